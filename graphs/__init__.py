@@ -1,0 +1,30 @@
+"""Layered weighted digraphs and their PageRanks on sparse linear algebra.
+
+>>> from graphs import LayeredGraph, weighted_pagerank
+>>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], inputs=[1, 1], activations=[[1, 1]])
+>>> weighted_pagerank(graph).converged
+True
+"""
+
+from graphs.errors import ConvergenceError, GraphError
+from graphs.io import load_graph, load_rank, save_graph, save_rank
+from graphs.layered import LayeredGraph
+from graphs.pagerank import modified_pagerank, pagerank, weighted_pagerank
+from graphs.result import RankResult
+from graphs.solvers import LayerSweep, PowerIteration
+
+__all__ = [
+    "ConvergenceError",
+    "GraphError",
+    "LayerSweep",
+    "LayeredGraph",
+    "PowerIteration",
+    "RankResult",
+    "load_graph",
+    "load_rank",
+    "modified_pagerank",
+    "pagerank",
+    "save_graph",
+    "save_rank",
+    "weighted_pagerank",
+]
