@@ -150,9 +150,14 @@ class DenseBlock:
     def edges(self) -> int:
         """Number of non-zero entries, counted at the first call by one pass."""
         total = 0
-        for band in self.bands(NUMPY_BUFFERS):
+        for band in self.bands(self._exact_buffers()):
             total += int(np.count_nonzero(band.matrix))
         return total
+
+    def _exact_buffers(self) -> NumpyBuffers:
+        """Buffers wide enough that no weight rounds to zero or to infinity."""
+        wide = any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
+        return NumpyBuffers(np.float64 if wide else np.float32)
 
     def bands(self, buffers: Buffers, elements: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the block band by band, as non-negative weights in the buffers' dtype and device.
@@ -199,8 +204,7 @@ class DenseBlock:
             csr = columns.T.tocsr()
             csr.sort_indices()
             return csr
-        wide = any(_is_float64(matrix) for matrix in self.matrices)
-        buffers = NumpyBuffers(np.float64 if wide else np.float32)
+        buffers = self._exact_buffers()
         counts = np.zeros(n_targets, dtype=np.int64)
         indices: list[npt.NDArray[np.integer[Any]]] = []
         values: list[FloatArray] = []
@@ -249,13 +253,6 @@ class NumpyBuffers:
         np.abs(target, out=target)
 
 
-NUMPY_BUFFERS = NumpyBuffers()
-
-
-def _is_float64(matrix: Any) -> bool:
-    return str(matrix.dtype).endswith("float64")
-
-
 def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
     """Validate one block of weights and wrap it.
 
@@ -272,7 +269,8 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
     Raises
     ------
     GraphError
-        Not two-dimensional, complex or not numeric, differing shapes in a tuple, NaN or Inf.
+        Not two-dimensional, a side of length zero, complex or not numeric, without data (meta
+        device), differing shapes in a tuple, NaN or Inf.
     """
     parts = value if isinstance(value, tuple) else (value,)
     if not parts:
@@ -280,22 +278,20 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
     if len(parts) == 1 and _is_sparse(parts[0]):
         return SparseBlock(_canonical(_to_scipy(parts[0]), name))
     if any(_is_sparse(part) for part in parts):
-        total = _canonical(_to_scipy(parts[0]), name)
-        for part in parts[1:]:
-            total = total + _canonical(_to_scipy(part), name)
+        canonical = [_canonical(_to_scipy(part), name) for part in parts]
+        total = canonical[0]
+        for addend in canonical[1:]:
+            _refuse_other_shape(addend, total, name)
+            total = total + addend
         return SparseBlock(_canonical(total, name))
-    matrices = tuple(part.detach() if is_torch(part) else np.asarray(part) for part in parts)
+    matrices = tuple(part.detach() if is_torch(part) else _as_array(part, name) for part in parts)
     for matrix in matrices:
-        if matrix.ndim != 2:
+        if matrix.ndim != 2 or 0 in matrix.shape:
             raise GraphError(
-                f"{name}: expected a matrix of shape (targets, sources), got {matrix.ndim} dimensions "
+                f"{name}: expected a matrix of shape (targets, sources), both at least 1, got {matrix.ndim} dimensions "
                 f"with shape {tuple(matrix.shape)}"
             )
-        if tuple(matrix.shape) != tuple(matrices[0].shape):
-            raise GraphError(
-                f"{name}: parallel edges need matrices of one shape, got {tuple(matrices[0].shape)} "
-                f"and {tuple(matrix.shape)}"
-            )
+        _refuse_other_shape(matrix, matrices[0], name)
     matrices = tuple(_floating(matrix, name) for matrix in matrices)
     if check_finite:
         for matrix in matrices:
@@ -308,7 +304,8 @@ def refuse_nonfinite(matrix: Any, name: str) -> None:
 
     NaN and Inf survive a sum, so the sum is read first and the entries only where it is not finite.
     """
-    total = float(matrix.double().sum() if is_torch(matrix) and matrix.itemsize < 4 else matrix.sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(matrix.double().sum() if is_torch(matrix) and matrix.itemsize < 4 else matrix.sum())
     if np.isfinite(total):
         return
     array = as_numpy(matrix)
@@ -321,16 +318,33 @@ def refuse_nonfinite(matrix: Any, name: str) -> None:
         )
 
 
+def _as_array(value: Any, name: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise GraphError(f"{name}: expected a matrix with rows of one length, got {error}") from error
+
+
+def _refuse_other_shape(matrix: Any, first: Any, name: str) -> None:
+    if tuple(matrix.shape) != tuple(first.shape):
+        raise GraphError(
+            f"{name}: parallel edges need matrices of one shape, got {tuple(first.shape)} and {tuple(matrix.shape)}"
+        )
+
+
 def _floating(matrix: Any, name: str) -> Any:
     if is_torch(matrix):
+        if matrix.is_meta:
+            raise GraphError(f"{name}: the weights lie on the meta device and have no numbers; load the model first")
         if matrix.is_complex() or matrix.is_quantized:
             raise GraphError(f"{name}: expected real floating-point weights, got {matrix.dtype}; dequantise them first")
         return matrix if matrix.is_floating_point() else matrix.float()
     if matrix.dtype.kind not in "biuf":
         raise GraphError(f"{name}: expected real numbers, got dtype {matrix.dtype}")
-    if matrix.dtype.kind != "f":
-        return matrix.astype(np.float64)
-    return matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix
+    if matrix.dtype == np.float16:
+        return matrix.astype(np.float32)
+    # Other byte orders and long doubles as well as integers: torch can view none of them.
+    return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float64)
 
 
 def _is_sparse(value: Any) -> bool:
@@ -344,6 +358,8 @@ def _to_scipy(value: Any) -> sparse.csr_array:
         return sparse.csr_array(value)
     if not _is_sparse(value):
         return sparse.csr_array(as_numpy(value))
+    if value.is_meta:
+        raise GraphError("sparse weights on the meta device have no numbers; load the model first")
     tensor = value.detach().to_sparse_csr()
     return sparse.csr_array(
         (as_numpy(tensor.values()), as_numpy(tensor.col_indices()), as_numpy(tensor.crow_indices())),
@@ -353,8 +369,10 @@ def _to_scipy(value: Any) -> sparse.csr_array:
 
 def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
     """A copy with absolute float values, sorted, without duplicates or zeros, int32 where it fits."""
-    if csr.ndim != 2:
-        raise GraphError(f"{name}: expected a sparse matrix of shape (targets, sources), got shape {csr.shape}")
+    if csr.ndim != 2 or 0 in csr.shape:
+        raise GraphError(
+            f"{name}: expected a sparse matrix of shape (targets, sources), both at least 1, got shape {csr.shape}"
+        )
     if csr.dtype.kind not in "biuf":
         raise GraphError(f"{name}: expected real numbers, got dtype {csr.dtype}")
     kind = csr.dtype if csr.dtype in (np.float32, np.float64) else np.dtype(np.float64)

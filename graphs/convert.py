@@ -78,7 +78,7 @@ def to_torch(graph: LayeredGraph, device: str | torch.device = "cpu", dtype: str
     Raises
     ------
     GraphError
-        The device is not there.
+        The device is not there, or the dtype is another one.
     """
     return TorchArithmetic(device, dtype).csr(to_scipy(graph))
 

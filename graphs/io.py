@@ -2,7 +2,7 @@
 
 A graph file holds, for every block l, ``block.l.data``, ``block.l.indices`` and ``block.l.indptr``
 (CSR) and for every layer ``activation.l``; a rank file ``score.l`` and ``residuals``. The header's
-``meta`` entry is JSON.
+``meta`` entry is JSON, its ``crc32`` entry a checksum over that text and all tensors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,10 @@ PLAIN_FIELDS = (
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file beside `path` that takes its place on success and vanishes on failure."""
     target = Path(path)
+    if not target.parent.is_dir():
+        raise GraphError(f"cannot write {target}: there is no directory {target.parent}; create it first")
+    if target.is_dir():
+        raise GraphError(f"cannot write {target}: it is a directory; expected the path of a file")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
     os.close(handle)
     partial = Path(name)
@@ -59,8 +64,24 @@ def _umask() -> int:
 
 
 def _write(path: str | os.PathLike[str], tensors: dict[str, Any], meta: dict[str, Any]) -> None:
+    text = json.dumps(meta)
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with replacing(path) as partial:
-        save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, partial, {"meta": json.dumps(meta)})
+        try:
+            save_file(contiguous, partial, {"meta": text, "crc32": _checksum(text, contiguous)})
+        except SafetensorError as error:
+            # The library wraps what the system said (disk full, say); a caller expects an OSError.
+            raise OSError(f"cannot write {path}: {error}") from error
+
+
+def _checksum(text: str, tensors: dict[str, Any]) -> str:
+    """CRC-32 of the metadata and of every tensor's name, dtype, shape and bytes, in order of names."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype.str} {tensor.shape}".encode(), crc)
+        crc = zlib.crc32(tensor, crc)
+    return f"{crc:08x}"
 
 
 def _read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -69,7 +90,9 @@ def _read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict
         raise GraphError(f"no {kind} file at {path}")
     try:
         with safe_open(path, framework="numpy") as file:
-            meta = json.loads((file.metadata() or {}).get("meta", "null"))
+            header = file.metadata() or {}
+            text = header.get("meta", "null")
+            meta = json.loads(text)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError, OSError) as error:
         raise GraphError(f"{path} cannot be read ({error}); {advice}") from error
@@ -80,6 +103,8 @@ def _read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict
             f"{path} has format version {meta.get('version')}, this package reads {VERSION}; "
             "upgrade the package, or write the file again"
         )
+    if header.get("crc32") != _checksum(text, tensors):
+        raise GraphError(f"{path} is damaged (its checksum differs); {advice}")
     return meta, tensors
 
 
@@ -91,6 +116,13 @@ def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     graph : LayeredGraph
     path : path-like
         Replaced whole on success, untouched on failure. Memory: the whole graph in CSR form.
+
+    Raises
+    ------
+    GraphError
+        The directory is not there, or the path is one.
+    OSError
+        The disk is full or refuses.
     """
     tensors: dict[str, Any] = {}
     shapes = []
@@ -136,6 +168,11 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
     result : RankResult
     path : path-like
         Replaced whole on success, untouched on failure.
+
+    Raises
+    ------
+    GraphError, OSError
+        As :func:`save_graph`.
     """
     plain = {name: getattr(result, name) for name in PLAIN_FIELDS}
     meta = {

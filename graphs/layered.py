@@ -181,7 +181,10 @@ class LayeredGraph:
 def _activation(vector: Any, size: int, layer: int) -> FloatArray:
     where = "inputs" if layer == 0 else f"activations of layer {layer}"
     try:
-        array = np.array(as_numpy(vector), dtype=np.float64)
+        given = as_numpy(vector)
+        if given.dtype.kind == "c":
+            raise TypeError(f"dtype {given.dtype}")
+        array = np.array(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise GraphError(f"{where}: expected {size} real numbers, got {type(vector).__name__}: {error}") from error
     if array.shape != (size,):

@@ -34,6 +34,7 @@ __all__ = [
     "TorchArithmetic",
     "TorchCSROperator",
     "Vector",
+    "check_dtype",
     "make_backend",
 ]
 
@@ -148,15 +149,16 @@ class TorchArithmetic:
         self._torch = torch
         try:
             self.device = torch.device(device)
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
+            # The meta device makes tensors, but they hold no numbers to add up.
+            torch.zeros(1, device=self.device).sum().item()
+        except (RuntimeError, AssertionError, TypeError) as error:
             first = str(error).splitlines()[0]
             raise GraphError(
                 f"device {str(device)!r} cannot be used here ({first}); expected 'cpu', or 'cuda' / 'cuda:N' on a "
                 "machine with that GPU and a CUDA build of torch"
             ) from error
-        self.dtype = dtype
-        self.torch_dtype: torch.dtype = getattr(torch, dtype)
+        self.dtype = check_dtype(dtype)
+        self.torch_dtype: torch.dtype = getattr(torch, self.dtype)
 
     def vector(self, values: FloatArray) -> torch.Tensor:
         """A copy on the device."""
@@ -192,7 +194,8 @@ class TorchArithmetic:
 
         int32 matters: on the CPU torch hands it to MKL as it is, and converts int64 at every product.
         """
-        torch = self._torch
+        import torch
+
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             tensor: torch.Tensor = torch.sparse_csr_tensor(
@@ -230,7 +233,8 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
     with warnings.catch_warnings():
         # The graph only reads: a read-only array (a memory map, say) is fine to view.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(matrix)
+        # torch knows no negative strides: a reversed view is the one case that is copied.
+        return torch.from_numpy(matrix if min(matrix.strides) >= 0 else np.ascontiguousarray(matrix))
 
 
 class CSROperator:
@@ -425,6 +429,14 @@ def _dense_is_cheaper(block: Block, products: int) -> bool:
     return saved > CSR_TO_DENSE_COST
 
 
+def check_dtype(dtype: Any) -> str:
+    """``float64`` or ``float32`` by its name, else a GraphError; torch's own names are taken too."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise GraphError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    return name
+
+
 def make_backend(
     name: str, device: str | torch.device | None, dtype: str, graph: LayeredGraph | None = None
 ) -> Backend:
@@ -448,9 +460,7 @@ def make_backend(
     """
     if name not in BACKENDS:
         raise GraphError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
-    if str(dtype).removeprefix("torch.") not in DTYPES:
-        raise GraphError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
-    dtype = str(dtype).removeprefix("torch.")
+    dtype = check_dtype(dtype)
     if name == "scipy" and device is not None and str(device) != "cpu":
         raise GraphError(f"backend 'scipy' computes on the CPU only, got device {str(device)!r}; use backend='torch'")
     tensors = [

@@ -170,7 +170,7 @@ class _LayerMap:
         self.n_layers = len(graph.activations)
         self.dtype = backend.arithmetic.dtype
         self.degenerate: dict[int, str] = {}
-        self._activations = [backend.arithmetic.vector(vector) for vector in graph.activations]
+        self._activations = [backend.arithmetic.vector(_near_one(vector)) for vector in graph.activations]
         self._operators: dict[int, BlockOperator] = {}
 
     def initial(self) -> Vector:
@@ -199,6 +199,16 @@ class _LayerMap:
             self.degenerate[layer] = f"{zero}; {result.fallback} scores stand in"
 
 
+def _near_one(vector: FloatArray) -> FloatArray:
+    """`vector` times the power of two that brings its maximum just below 1.
+
+    Ranks do not depend on the scale of a layer's activations. This one keeps sums and float32 from
+    overflowing and small activations from vanishing, without rounding.
+    """
+    scaled: FloatArray = np.ldexp(vector, -np.frexp(vector.max())[1])
+    return scaled
+
+
 class _WeightedMap(_LayerMap):
     def __init__(self, graph: LayeredGraph, backend: Backend, gamma: float, theta: float) -> None:
         super().__init__(graph, backend)
@@ -210,6 +220,8 @@ class _WeightedMap(_LayerMap):
 
     def step(self, layer: int, previous: Vector, products: int) -> Vector:
         operator = self._operator(layer, products)
+        # Only the last visit speaks of the result: an early iterate may be degenerate alone.
+        self.degenerate.pop(layer, None)
         try:
             if layer not in self._transitions:
                 self._transitions[layer] = Transition(operator, self.theta, self.backend.arithmetic)
@@ -235,6 +247,7 @@ class _ModifiedMap(_LayerMap):
         count = int(self.zero_lowest * len(previous))
         if count:
             previous = self.backend.arithmetic.with_lowest_zeroed(previous, count)
+        self.degenerate.pop(layer, None)
         activation = self._activations[layer]
         if float(activation.sum()) == 0.0:
             self.degenerate[layer] = "the activations sum to zero; uniform ones stand in"
@@ -261,6 +274,9 @@ def _rank(
     layers = make_map(backend)
     setup = perf_counter() - start
     solution = chosen.solve(layers)
+    if solution.stop_reason == "max_iter":
+        last = solution.residuals[-1] if solution.residuals else float("inf")
+        warn_unconverged(solution.iterations, last, solution.tolerance, frames=3)
     scores = tuple(backend.arithmetic.to_numpy(vector) for vector in solution.vectors)
     return RankResult(
         scores=scores,
@@ -282,33 +298,36 @@ def _rank(
     )
 
 
-def _check_iteration(tol: float, max_iter: int) -> None:
-    if not (isinstance(tol, (int, float)) and tol >= 0.0):
+def _check_iteration(tol: Any, max_iter: Any) -> tuple[float, int]:
+    if not (isinstance(tol, (int, float, np.floating)) and tol >= 0.0):
         raise GraphError(f"tol must be a number >= 0 (absolute L1 residual), got {tol!r}")
-    if not (isinstance(max_iter, int) and max_iter >= 1):
+    if not (isinstance(max_iter, (int, np.integer)) and max_iter >= 1):
         raise GraphError(f"max_iter must be an integer >= 1, got {max_iter!r}")
+    return float(tol), int(max_iter)
 
 
 def _layered_solver(graph: LayeredGraph, solver: str | Solver, backend: Backend, tol: float, max_iter: int) -> Solver:
-    _check_iteration(tol, max_iter)
-    if solver == "sweep":
+    tol, max_iter = _check_iteration(tol, max_iter)
+    if isinstance(solver, str) and solver == "sweep":
         return LayerSweep()
-    if solver == "power":
+    if isinstance(solver, str) and solver == "power":
         return PowerIteration(tol=tol, max_iter=max_iter)
-    if isinstance(solver, str):
+    if isinstance(solver, str) or not hasattr(solver, "solve"):
         raise GraphError(f"unknown solver {solver!r}; expected 'sweep', 'power' or a Solver object")
-    if isinstance(solver, PowerIteration) and solver.start is not None:
-        return replace(solver, start=_start(graph, solver.start, backend))
+    if isinstance(solver, PowerIteration):
+        tol, max_iter = _check_iteration(solver.tol, solver.max_iter)
+        start = None if solver.start is None else _start(graph, solver.start, backend)
+        return replace(solver, tol=tol, max_iter=max_iter, start=start)
     return solver
 
 
 def _start(graph: LayeredGraph, start: Any, backend: Backend) -> list[Vector]:
     """A user's first iterate, validated and normalised layer by layer."""
     vectors = [np.asarray(as_numpy(vector), dtype=np.float64) for vector in start]
-    if [len(vector) for vector in vectors] != list(graph.layers):
+    if [vector.shape for vector in vectors] != [(size,) for size in graph.layers]:
         raise GraphError(
-            f"start: expected {len(graph.layers)} vectors of sizes {graph.layers}, got sizes "
-            f"{tuple(len(vector) for vector in vectors)}"
+            f"start: expected {len(graph.layers)} vectors of sizes {graph.layers}, got shapes "
+            f"{tuple(vector.shape for vector in vectors)}"
         )
     for layer, vector in enumerate(vectors):
         if not np.isfinite(vector).all() or (vector < 0).any() or vector.sum() <= 0:
@@ -379,7 +398,7 @@ def pagerank(
     """
     start = perf_counter()
     gamma = check_share("gamma", gamma, below_one=True)
-    _check_iteration(tol, max_iter)
+    tol, max_iter = _check_iteration(tol, max_iter)
     if backend not in ("scipy", "torch"):
         raise GraphError(f"unknown backend {backend!r} for a general digraph; expected 'scipy' or 'torch'")
     digraph = _digraph(graph, weight)
@@ -407,7 +426,7 @@ def pagerank(
             reason = "tolerance"
             break
     else:
-        warn_unconverged(max_iter, residuals[-1], held)
+        warn_unconverged(max_iter, residuals[-1], held, frames=2)
     return RankResult(
         scores=(arithmetic.to_numpy(rank / rank.sum()),),
         names=("digraph",),
@@ -439,7 +458,11 @@ def _digraph(graph: Any, weight: str | None) -> _Digraph:
         labels = tuple(graph)
         if not labels:
             raise GraphError("expected a graph with at least one node, got an empty one")
-        csr = networkx.to_scipy_sparse_array(graph, weight=weight, dtype=np.float64, format="csr").T.tocsr()
+        try:
+            adjacency = networkx.to_scipy_sparse_array(graph, weight=weight, dtype=np.float64, format="csr")
+        except (TypeError, ValueError) as error:
+            raise GraphError(f"edge attribute {weight!r}: expected real numbers ({error})") from error
+        csr = adjacency.T.tocsr()
     elif sparse.issparse(graph):
         csr = sparse.csr_array(graph)
         if csr.ndim != 2 or csr.shape[0] != csr.shape[1] or csr.shape[0] == 0:
@@ -459,15 +482,15 @@ def _teleport(teleport: Any, labels: tuple[Hashable, ...]) -> FloatArray:
     if teleport is None:
         return np.full(len(labels), 1.0 / len(labels))
     if isinstance(teleport, Mapping):
-        position = {label: k for k, label in enumerate(labels)}
-        unknown = [label for label in teleport if label not in position]
+        known = set(labels)
+        unknown = [label for label in teleport if label not in known]
         if unknown:
             raise GraphError(f"teleport names nodes that are not in the graph: {unknown[:5]}")
-        vector = np.zeros(len(labels))
-        for label, value in teleport.items():
-            vector[position[label]] = float(value)
-    else:
+        teleport = [teleport.get(label, 0.0) for label in labels]
+    try:
         vector = np.asarray(as_numpy(teleport), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise GraphError(f"teleport: expected real numbers, got {error}") from error
     if vector.shape != (len(labels),):
         raise GraphError(f"teleport: expected shape ({len(labels)},), one number per node, got {vector.shape}")
     if not np.isfinite(vector).all() or (vector < 0).any() or vector.sum() <= 0:

@@ -105,7 +105,7 @@ class PowerIteration:
     tol : float
         Absolute L1 tolerance.
     max_iter : int
-        Steps at the most; if they run out the last iterate comes back unconverged, with a warning.
+        Steps at the most; if they run out the last iterate comes back, and the ranks warn.
     start : sequence of L+1 arrays, optional
         First iterate, of positive mass in every layer; uniform by default. Layer 0 is ignored.
     """
@@ -147,18 +147,16 @@ class PowerIteration:
         bound = 0.0 if exact or not residuals else contraction_bound(residuals[-1], layers.contraction)
         if not residuals:
             bound = math.inf
-        if reason == "max_iter":
-            warn_unconverged(len(residuals), residuals[-1] if residuals else math.inf, tol)
         return Solution(
             current, len(residuals), residuals, reason, bound, tol, depth * len(residuals), perf_counter() - begin
         )
 
 
-def warn_unconverged(iterations: int, residual: float, tol: float) -> None:
-    """Say that the iterations ran out."""
+def warn_unconverged(iterations: int, residual: float, tol: float, frames: int) -> None:
+    """Say that the iterations ran out, `frames` calls above this one (the caller of a public door)."""
     warnings.warn(
         f"power iteration stopped after max_iter={iterations} steps with residual {residual:.1e} above the "
         f"tolerance {tol:.1e}; the result is the last iterate (converged=False): raise max_iter or tol",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=frames + 1,
     )
