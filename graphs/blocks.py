@@ -302,11 +302,16 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
 def refuse_nonfinite(matrix: Any, name: str) -> None:
     """Raise a GraphError that locates the first NaN or Inf of a dense matrix. Cost: one read.
 
-    NaN and Inf survive a sum, so the sum is read first and the entries only where it is not finite.
+    NaN and Inf survive sums and extremes, so these are read first and the entries only where they are not finite.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = float(matrix.double().sum() if is_torch(matrix) and matrix.itemsize < 4 else matrix.sum())
-    if np.isfinite(total):
+    if is_torch(matrix) and matrix.itemsize < 4:
+        # A half sum overflows, a wider one copies the matrix; the extremes do neither. 8 bits know no extremes.
+        extremes = (matrix.float() if matrix.itemsize == 1 else matrix).aminmax()
+        finite = bool(np.isfinite(float(extremes.min)) and np.isfinite(float(extremes.max)))
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = bool(np.isfinite(float(matrix.sum())))
+    if finite:
         return
     array = as_numpy(matrix)
     bad = np.argwhere(~np.isfinite(array))
