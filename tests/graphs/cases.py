@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -55,9 +56,7 @@ class Case:
 def random_case(seed: int, sizes: Sequence[int], density: float = 1.0) -> Case:
     """A generic case (no ties) whose every column has an edge."""
     rng = np.random.default_rng(seed)
-    weights = [
-        rng.standard_normal((n, m)) * (rng.random((n, m)) < density) for m, n in zip(sizes, sizes[1:], strict=False)
-    ]
+    weights = [rng.standard_normal((n, m)) * (rng.random((n, m)) < density) for m, n in itertools.pairwise(sizes)]
     activations = [rng.random(size) + 0.1 for size in sizes]
     return Case(weights, activations[0], activations[1:]).without_dangling()
 
@@ -75,8 +74,7 @@ def cases(draw: st.DrawFn, max_blocks: int = 4, max_size: int = 5, min_blocks: i
     n_layers = draw(st.integers(min_blocks, max_blocks)) + 1
     sizes = [draw(st.integers(1, max_size)) for _ in range(n_layers)]
     weights = [
-        draw(arrays(np.float64, (n, m), elements=SIGNED, fill=st.nothing()))
-        for m, n in zip(sizes, sizes[1:], strict=False)
+        draw(arrays(np.float64, (n, m), elements=SIGNED, fill=st.nothing())) for m, n in itertools.pairwise(sizes)
     ]
     activations = [draw(arrays(np.float64, size, elements=MAGNITUDES, fill=st.nothing())) for size in sizes]
     return Case(weights, activations[0], activations[1:])

@@ -6,6 +6,7 @@ Nothing here knows numpy or the package under test. With `Fraction` inputs the l
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -94,7 +95,7 @@ def make_case(seed: int, sizes: Sequence[int], zero_share: int) -> dict[str, Any
             ]
             for _ in range(n_targets)
         ]
-        for n_sources, n_targets in zip(sizes, sizes[1:], strict=False)
+        for n_sources, n_targets in itertools.pairwise(sizes)
     ]
     activations = [[Fraction(next(numbers) % 400 + 1, 4) for _ in range(size)] for size in sizes]
     return {"weights": weights, "inputs": activations[0], "activations": activations[1:]}
