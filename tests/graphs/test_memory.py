@@ -1,0 +1,75 @@
+"""Large graphs: weights are referred to, and a rank works on one block at a time."""
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphs import LayeredGraph, modified_pagerank, weighted_pagerank
+from tests.graphs.cases import torch_not_imported
+
+SIZE, BLOCKS = 384, 24
+BLOCK_BYTES = SIZE * SIZE * 8
+
+
+def peak(action: Callable[[], Any]) -> int:
+    """Bytes that numpy held at the most during `action`, above what it held before."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def weights() -> list[Any]:
+    rng = np.random.default_rng(1)
+    return [rng.standard_normal((SIZE, SIZE)) for _ in range(BLOCKS)]
+
+
+@pytest.fixture(scope="module")
+def chain() -> LayeredGraph:
+    return LayeredGraph.from_weights(weights(), np.ones(SIZE), [np.ones(SIZE)] * BLOCKS)
+
+
+def test_building_a_graph_copies_no_weights() -> None:
+    given = weights()
+    used = peak(lambda: LayeredGraph.from_weights(given, np.ones(SIZE), [np.ones(SIZE)] * BLOCKS))
+    assert used < BLOCK_BYTES / 4
+
+
+@pytest.mark.parametrize(
+    ("backend", "blocks"),
+    # CSR: values and indices in parts and joined, about four times the dense float64. Bands: one buffer.
+    [("scipy", 5), ("dense", 1.5), ("auto", 1.5)],
+)
+@pytest.mark.parametrize(
+    "rank",
+    [
+        lambda graph, **options: weighted_pagerank(graph, 0.5, 0.5, **options),
+        lambda graph, **options: modified_pagerank(graph, **options),
+    ],
+    ids=["weighted", "modified"],
+)
+def test_a_sweep_holds_one_block_at_a_time(chain: LayeredGraph, rank: Any, backend: str, blocks: float) -> None:
+    with torch_not_imported():
+        assert peak(lambda: rank(chain, backend=backend)) < blocks * BLOCK_BYTES
+
+
+@pytest.mark.parametrize(("backend", "blocks"), [("scipy", 5), ("dense", 1.5)])
+@pytest.mark.filterwarnings("ignore:power iteration stopped after max_iter=2:RuntimeWarning")
+def test_power_iteration_on_a_named_backend_holds_one_block_too(
+    chain: LayeredGraph, backend: Any, blocks: float
+) -> None:
+    with torch_not_imported():
+        used = peak(lambda: weighted_pagerank(chain, solver="power", backend=backend, max_iter=2))
+    assert used < blocks * BLOCK_BYTES
+
+
+def test_parallel_edges_need_one_more_buffer(chain: LayeredGraph) -> None:
+    pairs = [(w, w) for w in weights()]
+    with torch_not_imported():
+        graph = LayeredGraph.from_weights(pairs, np.ones(SIZE), [np.ones(SIZE)] * BLOCKS)
+        assert peak(lambda: weighted_pagerank(graph, backend="dense")) < 2.5 * BLOCK_BYTES
