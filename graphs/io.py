@@ -94,7 +94,7 @@ def _read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict
             text = header.get("meta", "null")
             meta = json.loads(text)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise GraphError(f"{path} cannot be read ({error}); {advice}") from error
     if not isinstance(meta, dict) or meta.get("kind") != kind:
         raise GraphError(f"{path} is not a {kind} file; {advice}")
@@ -153,10 +153,12 @@ def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
                 tuple(tensors[f"block.{position}.{part}"] for part in ("data", "indices", "indptr")), shape=tuple(shape)
             )
             csr.check_format(full_check=True)
+            if csr.nnz != len(tensors[f"block.{position}.data"]):
+                raise ValueError(f"block {position} has values that belong to no row")
             weights.append(as_block(csr, f"block {position}").to_csr())
         activations = [tensors[f"activation.{layer}"] for layer in range(len(weights) + 1)]
         return LayeredGraph.from_weights(weights, activations[0], activations[1:], meta["names"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise GraphError(f"{path} is not a consistent graph file: {error}; write it again") from error
 
 
