@@ -1,0 +1,396 @@
+"""Files: bit-exact round trips, and refusal of everything damaged, foreign or half-written."""
+
+import errno
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import networkx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from graphs import (
+    GraphError,
+    LayeredGraph,
+    RankResult,
+    load_graph,
+    load_rank,
+    modified_pagerank,
+    pagerank,
+    save_graph,
+    save_rank,
+    weighted_pagerank,
+)
+from graphs.io import _write, replacing
+from tests.graphs.cases import SHARES, Case, cases, random_case
+
+GRAPH = random_case(1, (3, 4, 3), density=0.7).graph()
+RANK = weighted_pagerank(GRAPH, 0.6, 0.9, "power")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place to overwrite again and again: hypothesis takes no fixture that changes with the test."""
+    return tmp_path_factory.mktemp("io") / "file.safetensors"
+
+
+def same_array(one: Any, other: Any) -> bool:
+    """Bit for bit, so that -0.0 is not 0.0."""
+    return bool(one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes())
+
+
+def same_graph(one: LayeredGraph, other: LayeredGraph) -> bool:
+    pairs = [
+        (getattr(one.block(layer), part), getattr(other.block(layer), part))
+        for layer in range(1, len(one.layers))
+        for part in ("data", "indices", "indptr")
+    ]
+    pairs += list(zip(one.activations, other.activations, strict=True))
+    return one.names == other.names and one.layers == other.layers and all(same_array(*pair) for pair in pairs)
+
+
+def same_rank(one: RankResult, other: RankResult) -> bool:
+    arrays = list(zip((*one.scores, one.residuals), (*other.scores, other.residuals), strict=True))
+    plain = [field.name for field in fields(RankResult) if field.name not in ("scores", "residuals")]
+    return all(same_array(*pair) for pair in arrays) and all(getattr(one, n) == getattr(other, n) for n in plain)
+
+
+# --- round trips
+
+
+@given(cases(), st.sampled_from([np.float32, np.float64]))
+def test_a_graph_comes_back_bit_for_bit(path: Path, case: Case, dtype: Any) -> None:
+    weights = [w.astype(dtype) for w in case.weights]
+    names = [f"größe {layer}" for layer in range(len(case.sizes))]
+    graph = LayeredGraph.from_weights(weights, case.inputs, case.activations, names)
+    save_graph(graph, path)
+    loaded = load_graph(path)
+    assert same_graph(loaded, graph)
+    assert all(block.stored for block in loaded.blocks)
+    assert not any(activation.flags.writeable for activation in loaded.activations)
+
+
+@given(cases(), SHARES, SHARES, st.sampled_from(["sweep", "power"]), st.sampled_from(["float32", "float64"]))
+def test_a_rank_comes_back_bit_for_bit(
+    path: Path, case: Case, gamma: float, theta: float, solver: Any, dtype: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        results = [
+            weighted_pagerank(case.graph(), gamma, theta, solver, dtype=dtype, max_iter=2),
+            modified_pagerank(case.graph(), solver, dtype=dtype, max_iter=2, zero_lowest=theta),
+        ]
+    for result in results:
+        save_rank(result, path)
+        assert same_rank(load_rank(path), result)
+
+
+def test_an_infinite_bound_comes_back(path: Path) -> None:
+    with pytest.warns(RuntimeWarning):
+        result = modified_pagerank(GRAPH, "power", max_iter=1)
+    assert result.error_bound == math.inf
+    save_rank(result, path)
+    assert load_rank(path).error_bound == math.inf
+
+
+def test_labels_come_back_as_text(path: Path) -> None:
+    result = pagerank(networkx.DiGraph([("a", 1), (1, "a")]))
+    save_rank(result, path)
+    assert load_rank(path).labels == ("a", "1")
+
+
+def test_loaded_graphs_rank_alike(path: Path) -> None:
+    save_graph(GRAPH, path)
+    for one, other in zip(weighted_pagerank(load_graph(path)).scores, weighted_pagerank(GRAPH).scores, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-14)
+
+
+def test_paths_are_path_like_or_text(tmp_path: Path) -> None:
+    save_graph(GRAPH, str(tmp_path / "graph"))
+    assert same_graph(load_graph(str(tmp_path / "graph")), GRAPH)
+
+
+def test_files_hold_no_pickle_and_open_with_plain_safetensors(path: Path) -> None:
+    save_graph(GRAPH, path)
+    header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
+    assert set(header) == {
+        "__metadata__",
+        *(f"block.{k}.{part}" for k in (1, 2) for part in ("data", "indices", "indptr")),
+        *(f"activation.{layer}" for layer in range(3)),
+    }
+    assert json.loads(header["__metadata__"]["meta"])["version"] == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    save_graph(GRAPH, tmp_path / "graph")
+    (tmp_path / "plain").touch()
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("graph", "plain")}
+    assert len(modes) == 1
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("kind", ["graph", "rank"])
+def test_truncated_files_are_refused_at_every_length(path: Path, kind: str) -> None:
+    whole = written(path, kind)
+    for length in (*range(16), *range(16, len(whole) - 8, 5), *range(len(whole) - 8, len(whole))):
+        path.write_bytes(whole[:length])
+        with pytest.raises(GraphError, match=r"cannot be read .*write it again"):
+            load(path, kind)
+
+
+@pytest.mark.parametrize("kind", ["graph", "rank"])
+def test_appended_bytes_are_refused(path: Path, kind: str) -> None:
+    path.write_bytes(written(path, kind) + b"\0")
+    with pytest.raises(GraphError, match="cannot be read"):
+        load(path, kind)
+
+
+@pytest.mark.parametrize("kind", ["graph", "rank"])
+@settings(max_examples=400)
+@given(data=st.data())
+def test_flipped_bytes_are_refused_or_change_nothing(path: Path, kind: str, data: st.DataObject) -> None:
+    damaged = bytearray(written(path, kind))
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(damaged)
+    try:
+        loaded = load(path, kind)
+    except GraphError:
+        return
+    assert same_graph(loaded, GRAPH) if kind == "graph" else same_rank(loaded, RANK)
+
+
+def test_every_single_flipped_bit_of_the_numbers_is_noticed(path: Path) -> None:
+    whole = written(path, "graph")
+    first = 8 + int.from_bytes(whole[:8], "little")
+    for position in range(first, len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(GraphError, match="damaged"):
+            load_graph(path)
+
+
+def written(path: Path, kind: str) -> bytes:
+    if kind == "graph":
+        save_graph(GRAPH, path)
+    else:
+        save_rank(RANK, path)
+    return path.read_bytes()
+
+
+def load(path: Path, kind: str) -> Any:
+    return load_graph(path) if kind == "graph" else load_rank(path)
+
+
+# --- foreign files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"hello, this is a text file and no tensors are in it", "cannot be read"),
+        (b"PK\x03\x04" + b"\0" * 200, "cannot be read"),
+        (b"\xff" * 100, "cannot be read"),
+        ((2).to_bytes(8, "little") + b"{}", "is not a graph file"),
+        ((9).to_bytes(8, "little") + b"{" * 9, "cannot be read"),
+    ],
+)
+def test_foreign_files_are_refused(path: Path, content: bytes, message: str) -> None:
+    path.write_bytes(content)
+    with pytest.raises(GraphError, match=message):
+        load_graph(path)
+
+
+@pytest.mark.parametrize("meta", [None, "[1, 2]", "no json", '{"kind": "model"}', '{"kind": 5}', "[" * 100_000])
+def test_safetensors_of_other_origin_are_refused(path: Path, meta: str | None) -> None:
+    save_file({"weight": np.ones(3)}, path, None if meta is None else {"meta": meta})
+    with pytest.raises(GraphError, match=r"is not a graph file|cannot be read"):
+        load_graph(path)
+
+
+def test_the_kinds_are_not_mixed_up(path: Path) -> None:
+    save_rank(RANK, path)
+    with pytest.raises(GraphError, match="is not a graph file"):
+        load_graph(path)
+    save_graph(GRAPH, path)
+    with pytest.raises(GraphError, match="is not a rank file"):
+        load_rank(path)
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_other_versions_are_refused_with_advice(path: Path, version: Any) -> None:
+    _write(path, {}, {"kind": "graph", "version": version})
+    message = f"has format version {version}, this package reads 1; upgrade the package, or write the file again"
+    with pytest.raises(GraphError, match=message):
+        load_graph(path)
+
+
+def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
+    for missing in (tmp_path / "none", tmp_path):
+        with pytest.raises(GraphError, match="no graph file at"):
+            load_graph(missing)
+        with pytest.raises(GraphError, match="no rank file at"):
+            load_rank(missing)
+
+
+# --- files of the right kind, with a valid checksum, that are no graph
+
+
+def graph_parts() -> tuple[dict[str, Any], dict[str, Any]]:
+    tensors: dict[str, Any] = {f"activation.{layer}": vector for layer, vector in enumerate(GRAPH.activations)}
+    for layer in (1, 2):
+        csr = GRAPH.block(layer)
+        tensors |= {f"block.{layer}.{part}": getattr(csr, part).copy() for part in ("data", "indices", "indptr")}
+    meta = {"kind": "graph", "version": 1, "names": list(GRAPH.names), "shapes": [[4, 3], [3, 4]]}
+    return tensors, meta
+
+
+def test_the_parts_alone_make_a_graph(path: Path) -> None:
+    _write(path, *graph_parts())
+    assert same_graph(load_graph(path), GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shapes", None),
+        ("shapes", []),
+        ("shapes", 5),
+        ("shapes", [[4, 3]]),
+        ("shapes", [[4, 2], [3, 4]]),
+        ("shapes", [[5, 3], [3, 4]]),
+        ("shapes", [[-4, 3], [3, 4]]),
+        ("shapes", [["a", 3], [3, 4]]),
+        ("shapes", [[4], [3, 4]]),
+        ("names", ["a"]),
+        ("names", 5),
+        ("names", ["a", "a", "b"]),
+        ("block.1.data", np.full(3, 1.0)),
+        ("block.1.data", np.full(99, 1.0)),
+        ("block.1.indptr", np.zeros(0, np.int32)),
+        ("block.1.data", "nan"),
+        ("block.1.indices", "out of range"),
+        ("block.1.indices", "negative"),
+        ("block.1.indptr", np.zeros(5, np.int32)),
+        ("block.1.indptr", "decreasing"),
+        ("block.2.data", "missing"),
+        ("activation.1", "missing"),
+        ("activation.1", np.ones(9)),
+        ("activation.1", -np.ones(4)),
+        ("activation.1", np.full(4, np.inf)),
+    ],
+)
+def test_inconsistent_graph_files_are_refused(path: Path, name: str, value: Any) -> None:
+    tensors, meta = graph_parts()
+    if name in meta:
+        meta[name] = value
+    elif isinstance(value, str):
+        if value == "missing":
+            del tensors[name]
+        elif value == "nan":
+            tensors[name][0] = np.nan
+        elif value == "decreasing":
+            tensors[name][1:3] = tensors[name][1:3][::-1]
+        else:
+            tensors[name][0] = 1000 if value == "out of range" else -1
+    else:
+        tensors[name] = value
+    _write(path, tensors, meta)
+    with pytest.raises(GraphError, match=r"is not a consistent graph file: .*write it again"):
+        load_graph(path)
+
+
+@pytest.mark.parametrize("name", ["names", "error_bound", "degenerate", "labels", "iterations", "score.1", "residuals"])
+def test_rank_files_with_a_part_missing_are_refused(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(target: Any, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
+        _write(target, {k: v for k, v in tensors.items() if k != name}, {k: v for k, v in meta.items() if k != name})
+
+    monkeypatch.setattr("graphs.io._write", without)
+    save_rank(RANK, path)
+    with pytest.raises(GraphError, match="is not a consistent rank file"):
+        load_rank(path)
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("before", [True, False], ids=["over an old file", "anew"])
+def test_a_failed_write_leaves_the_old_file_and_no_partial_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, before: bool
+) -> None:
+    target = tmp_path / "graph.safetensors"
+    if before:
+        save_graph(GRAPH, target)
+
+    def fail(_: Any, file: Path, *__: Any) -> None:
+        file.write_bytes(b"half of it")
+        raise failure
+
+    monkeypatch.setattr("graphs.io.save_file", fail)
+    with pytest.raises(type(failure)):
+        save_graph(random_case(2, (2, 2)).graph(), target)
+    assert list(tmp_path.iterdir()) == ([target] if before else [])
+    if before:
+        assert same_graph(load_graph(target), GRAPH)
+
+
+def test_a_write_replaces_the_old_file_whole(tmp_path: Path) -> None:
+    target = tmp_path / "graph.safetensors"
+    save_graph(random_case(2, (30, 30)).graph(), target)
+    save_graph(GRAPH, target)
+    assert same_graph(load_graph(target), GRAPH)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_nothing_of_the_new_is_seen_before_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with replacing(target) as partial:
+        partial.write_text("new")
+        assert target.read_text() == "old"
+        assert partial.parent == target.parent
+    assert target.read_text() == "new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")
+def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
+    # A limit on file sizes stands in for the disk: the library under the package meets a real write error.
+    code = f"""
+        import resource, signal, numpy
+        from graphs import LayeredGraph, save_graph
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        graph = LayeredGraph.from_weights([numpy.ones((200, 200))], numpy.ones(200), [numpy.ones(200)])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            save_graph(graph, {str(tmp_path / "graph")!r})
+        except OSError as error:
+            print(error)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(f"cannot write {tmp_path / 'graph'}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match=r"there is no directory .*absent; create it first"):
+        save_graph(GRAPH, tmp_path / "absent" / "graph.safetensors")
+    with pytest.raises(GraphError, match="it is a directory; expected the path of a file"):
+        save_rank(RANK, tmp_path)
+    assert list(tmp_path.iterdir()) == []
