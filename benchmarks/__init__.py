@@ -1,0 +1,1 @@
+"""Studies of speed and quality; results are kept beside them with their provenance."""

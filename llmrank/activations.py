@@ -1,0 +1,250 @@
+"""Forward hooks -> streaming statistics of what flows through the node layers of the FFNs.
+
+Only sums are kept: of the values and of their squares, in float64, over all tokens that are not
+padding. The activations themselves are never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.adapters import FFN
+from llmrank.calibration import TokenSequences
+from llmrank.errors import CalibrationError
+
+__all__ = ["FFNStatistics", "LayerStatistics", "collect", "model_inputs"]
+
+Progress = Callable[[Sequence[Any], str], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """What the calibration tokens did at one node layer.
+
+    Attributes
+    ----------
+    norm : (n,) float64 tensor
+        sqrt(sum over tokens of x^2): the activation of the nodes.
+    mean : (n,) float64 tensor
+        Over tokens.
+    variance : (n,) float64 tensor
+        Population variance over tokens.
+    count : int
+        Tokens.
+    read_norm : (n,) float64 tensor
+        Norm of what the maps that leave this layer read; equal to `norm` except in the explicit
+        form, where `norm` is that of the Linear's own output.
+    """
+
+    norm: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
+    count: int
+    read_norm: torch.Tensor
+
+
+@dataclass(frozen=True)
+class FFNStatistics:
+    """Statistics of the k+1 node layers of one FFN, inputs first."""
+
+    layers: tuple[LayerStatistics, ...]
+
+
+class _Accumulator:
+    """Streaming sums over tokens."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        # MPS has no float64.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.total = torch.zeros(size, dtype=wide, device=device)
+        self.squares = torch.zeros(size, dtype=wide, device=device)
+        self.count = 0
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        values = values.detach()
+        if mask is not None:
+            values = values[mask.to(values.device)]
+        values = values.reshape(-1, values.shape[-1])
+        values = values.float() if values.itemsize < 4 else values
+        self.total += values.sum(0).to(self.total)
+        self.squares += values.square().sum(0).to(self.total)
+        self.count += len(values)
+
+    def finish(self, where: str) -> LayerStatistics:
+        if self.count == 0:
+            raise CalibrationError(
+                f"no calibration token passed through {where}: the module was never called in a forward pass; remove it "
+                "from the model, or name the Linears to prune with structure_dict="
+            )
+        total, squares = self.total.double().cpu(), self.squares.double().cpu()
+        if not bool(torch.isfinite(squares).all()):
+            bad = int((~torch.isfinite(squares)).nonzero()[0])
+            raise CalibrationError(
+                f"the activations of {where} are not finite, first at neuron {bad}: the weights hold NaN or Inf, or the "
+                "dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
+            )
+        mean = total / self.count
+        norm = squares.sqrt()
+        return LayerStatistics(norm, mean, (squares / self.count - mean.square()).clamp_min(0), self.count, norm)
+
+
+def collect(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    sequences: TokenSequences,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> tuple[FFNStatistics, ...]:
+    """Run the calibration sequences and gather the statistics of every node layer.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left in the mode (training or evaluation) it came in; runs without gradients. A transformers
+        model, or a module that takes the ids alone.
+    ffns : sequence of FFN
+    sequences : TokenSequences
+    batch_size : int
+        Sequences at once; the result does not depend on it beyond round-off.
+    progress : callable, optional
+        ``progress(items, description)`` returns an iterable over the items.
+
+    Returns
+    -------
+    tuple of FFNStatistics
+        In the order of `ffns`.
+
+    Raises
+    ------
+    CalibrationError
+        Non-finite activations (the message names the layer), or an FFN that no token reached.
+
+    Notes
+    -----
+    Cost: one forward pass without the prediction head where the model has a separate body. Memory:
+    three float64 numbers a node, and what the forward pass takes.
+    """
+    device = next(model.parameters()).device
+    masks: dict[str, torch.Tensor | None] = {"input": None, "decoder": None}
+    readers: list[list[_Accumulator]] = []
+    writers: list[dict[int, _Accumulator]] = []
+    body = _body(model, ffns)
+    with ExitStack() as hooks, torch.no_grad(), _evaluating(model):
+        for ffn in ffns:
+            side = "decoder" if _is_decoder(model, ffn) else "input"
+            reads, writes = [], {}
+            for layer, stage in enumerate(ffn.stages):
+                reads.append(_Accumulator(stage[0].in_features, stage[0].weight.device))
+                _watch(hooks, stage[0].module, reads[-1], masks, side, output=False)
+                if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
+                    writes[layer + 1] = _Accumulator(stage[0].size, stage[0].weight.device)
+                    _watch(hooks, stage[0].module, writes[layer + 1], masks, side, output=True)
+            readers.append(reads)
+            writers.append(writes)
+        batches = list(sequences.batches(batch_size))
+        for ids, mask in progress(batches, "Calibrating") if progress else batches:
+            inputs, masks["input"], masks["decoder"] = model_inputs(model, ids, mask, device)
+            body(**inputs) if hasattr(model, "config") else body(inputs["input_ids"])
+    return tuple(
+        FFNStatistics(_finish(ffn, reads, writes)) for ffn, reads, writes in zip(ffns, readers, writers, strict=True)
+    )
+
+
+def model_inputs(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, device: torch.device
+) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
+    """Keyword inputs of a forward pass, and the token masks of the input and the decoder side.
+
+    Encoder-decoder models are run as prefix language models: the encoder reads the first half of a
+    sequence, the decoder (teacher forcing) the second, shifted by its start token.
+    """
+    ids, mask = ids.to(device), mask.to(device)
+    config = getattr(model, "config", None)
+    full = bool(mask.all())
+    if not getattr(config, "is_encoder_decoder", False):
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if config is not None:
+            inputs["attention_mask"] = mask.long()
+            if getattr(config, "use_cache", False):
+                inputs["use_cache"] = False
+        return inputs, None if full else mask, None
+    half = ids.shape[1] // 2
+    start = getattr(config, "decoder_start_token_id", None)
+    targets = ids[:, half:]
+    shifted = torch.cat([torch.full_like(targets[:, :1], 0 if start is None else start), targets[:, :-1]], dim=1)
+    inputs = {
+        "input_ids": ids[:, :half],
+        "attention_mask": mask[:, :half].long(),
+        "decoder_input_ids": shifted,
+        "decoder_attention_mask": mask[:, half:].long(),
+        "use_cache": False,
+    }
+    return inputs, None if full else mask[:, :half], None if full else mask[:, half:]
+
+
+def _is_decoder(model: nn.Module, ffn: FFN) -> bool:
+    config = getattr(model, "config", None)
+    return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in ffn.stack
+
+
+def _body(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
+    """The model without its prediction head, where that holds every FFN: the logits are not needed."""
+    body = getattr(model, "base_model", model)
+    inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) else set()
+    if all(id(projection.module) in inside for ffn in ffns for stage in ffn.stages for projection in stage):
+        return body
+    return model
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout), and every module back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _watch(
+    hooks: ExitStack,
+    module: nn.Module,
+    accumulator: _Accumulator,
+    masks: dict[str, torch.Tensor | None],
+    side: str,
+    *,
+    output: bool,
+) -> None:
+    def add(values: torch.Tensor) -> None:
+        mask = masks[side]
+        if mask is not None and values.shape[:-1] != mask.shape:
+            mask = mask.reshape(-1) if values.shape[:-1] == (mask.numel(),) else None
+        accumulator.add(values, mask)
+
+    if output:
+        handle = module.register_forward_hook(lambda _module, _inputs, result: add(result))
+    else:
+        handle = module.register_forward_pre_hook(lambda _module, inputs: add(inputs[0]))
+    hooks.callback(handle.remove)
+
+
+def _finish(ffn: FFN, reads: list[_Accumulator], writes: dict[int, _Accumulator]) -> tuple[LayerStatistics, ...]:
+    read = [acc.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})") for k, acc in enumerate(reads)]
+    written = {
+        layer: acc.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})") for layer, acc in writes.items()
+    }
+    if ffn.kind == "explicit":
+        inner = [
+            replace(written[layer], read_norm=read[layer].norm) if layer < len(read) else written[layer]
+            for layer in range(1, len(read) + 1)
+        ]
+        return (read[0], *inner)
+    return (*read, written[len(read)])

@@ -1,0 +1,260 @@
+"""Find the FFNs of a model by the shapes of its linear maps, not by the model's name.
+
+Inside a module, the linear maps that do not belong to attention are an FFN when they are exactly
+d -> f, f -> d (plain), two d -> f and one f -> d (gated), or d -> 2f, f -> d (fused). An
+``nn.Sequential`` of Linears with pointwise functions between them is a sequential one. What was found
+is probed: silencing neuron j before the activation must change input j of the output map alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from llmrank.adapters.ffn import FFN, Projection, in_features, out_features
+from llmrank.errors import UnsupportedModelError
+
+__all__ = ["find_ffns"]
+
+# Between the Linears of a sequential FFN: functions that act on every neuron by itself.
+POINTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink),
+    *(nn.Dropout, nn.AlphaDropout, nn.Identity),
+)
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
+    """Find every FFN of a model, in the order of its modules.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A transformers model or any torch module.
+
+    Returns
+    -------
+    tuple of FFN
+        Each module once, also where it is shared.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Mixture of experts, quantised weights, weights shared between different FFNs, or nothing that
+        has the geometry of an FFN; the message lists what was found.
+
+    Examples
+    --------
+    >>> [ffn.kind for ffn in find_ffns(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))]
+    ['sequential']
+    """
+    refuse_experts(model)
+    linears = {name: module for name, module in model.named_modules() if is_linear(module)}
+    refuse_quantised(model, linears)
+    attention = tuple(f"{name}." for name, module in model.named_modules() if name and is_attention(name, module))
+    free = {name: module for name, module in linears.items() if not f"{name}.".startswith(attention)}
+    claimed: set[str] = set()
+    found: dict[str, FFN] = {}
+    modules = dict(model.named_modules())
+    # Deepest first: the smallest module that holds the whole FFN names it.
+    for name in sorted(modules, key=lambda path: -path.count(".") - bool(path)):
+        module = modules[name]
+        inside = [path for path in free if path not in claimed and (not name or path.startswith(f"{name}."))]
+        if len(inside) < 2:
+            continue
+        ffn = _sequential(name, module, free) or _block(name, module, [(path, free[path]) for path in inside])
+        if ffn is not None:
+            found[name] = ffn
+            claimed.update(projection.name for stage in ffn.stages for projection in stage)
+    ffns = [found[name] for name in modules if name in found]
+    stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
+    # Where there is a repeating stack, look-alikes outside it (prediction heads) are not FFNs.
+    ffns = [ffn for ffn in (stacked or ffns) if _is_separable(ffn)]
+    if not ffns:
+        raise UnsupportedModelError(
+            f"found no feed-forward network in {type(model).__name__}; expected linear maps d -> f and f -> d (plain), "
+            f"two d -> f and f -> d (gated), d -> 2f and f -> d (fused) inside one module, or an nn.Sequential of "
+            f"Linears. {_inventory(linears)} Name the Linears explicitly with structure_dict="
+        )
+    refuse_tied(ffns)
+    probed: set[tuple[type[nn.Module], str]] = set()
+    for ffn in ffns:
+        kind = (type(ffn.module), ffn.kind)
+        if kind not in probed:
+            probed.add(kind)
+            _probe(ffn)
+    return tuple(ffns)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map with a two-dimensional weight, quantised or not."""
+    weight = getattr(module, "weight", None)
+    known = isinstance(module, (nn.Linear, Conv1D)) or type(module).__name__.lower().startswith("linear")
+    return known and isinstance(weight, torch.Tensor)
+
+
+def is_attention(name: str, module: nn.Module) -> bool:
+    """Whether a module belongs to attention, by its own name or its class's."""
+    last = name.rsplit(".", 1)[-1].lower()
+    return "attn" in last or "attention" in last or "attention" in type(module).__name__.lower()
+
+
+def refuse_experts(model: nn.Module) -> None:
+    """Raise for mixture-of-experts models."""
+    config = getattr(model, "config", None)
+    counts = [name for name in EXPERT_COUNTS if (getattr(config, name, None) or 0) > 1]
+    modules = [
+        f"{path} ({type(module).__name__})"
+        for path, module in model.named_modules()
+        if path.rsplit(".", 1)[-1] in ("experts", "block_sparse_moe") or "experts" in type(module).__name__.lower()
+    ]
+    if modules or (counts and any("moe" in type(module).__name__.lower() for module in model.modules())):
+        what = modules[0] if modules else f"config.{counts[0]}"
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is a mixture-of-experts model ({what}); expert FFNs cannot be pruned yet: "
+            "choose a dense model, or name its dense Linears with structure_dict="
+        )
+
+
+def refuse_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
+    """Raise if a linear map holds packed or integer weights, which cannot be cut row by row."""
+    for name, module in linears.items():
+        dtype = next(iter(module.parameters()), torch.empty(0, dtype=torch.int8)).dtype
+        if not dtype.is_floating_point or dtype.itemsize < 2 or not isinstance(module, (nn.Linear, Conv1D)):
+            raise UnsupportedModelError(
+                f"{name} of {type(model).__name__} holds quantised weights ({type(module).__name__}, {dtype}); they "
+                "cannot be pruned in place: load the model in float32, float16 or bfloat16 (dequantised), and "
+                "quantise the pruned one"
+            )
+
+
+def refuse_tied(ffns: Iterable[FFN]) -> None:
+    """Raise if two different linear maps of the FFNs share one weight."""
+    owner: dict[int, Projection] = {}
+    for ffn in ffns:
+        for stage in ffn.stages:
+            for projection in stage:
+                first = owner.setdefault(id(projection.module.weight), projection)
+                if first.module is not projection.module:
+                    raise UnsupportedModelError(
+                        f"{first.name} and {projection.name} share one weight; pruning one would change the other: "
+                        "untie them (copy the parameter) first"
+                    )
+
+
+def stack_of(name: str) -> str:
+    """Path of the repeating stack: everything before the first index; the name itself without one."""
+    parts = name.split(".")
+    for position, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[:position])
+    return name
+
+
+def _block(name: str, module: nn.Module, linears: list[tuple[str, nn.Module]]) -> FFN | None:
+    """The plain, gated or fused FFN that these linear maps are, or None."""
+    if len(linears) not in (2, 3) or isinstance(module, nn.Sequential):
+        return None
+    *ups, (down_name, down) = linears
+    width, d_model = in_features(down), out_features(down)
+    if any(in_features(up) != d_model for _, up in ups):
+        return None
+    widths = [out_features(up) for _, up in ups]
+    output = (Projection.whole(down_name, down),)
+    if widths in ([width], [width, width]):
+        stage = tuple(Projection.whole(path, up) for path, up in ups)
+        return FFN(name, "plain" if len(ups) == 1 else "gated", (stage, output), stack_of(name), module)
+    if widths == [2 * width]:
+        path, up = ups[0]
+        halves = (Projection(path, up, 0, width), Projection(path, up, width, width))
+        return FFN(name, "fused", (halves, output), stack_of(name), module)
+    return None
+
+
+def _sequential(name: str, module: nn.Module, free: dict[str, nn.Module]) -> FFN | None:
+    """The FFN that an nn.Sequential of Linears and pointwise functions is, or None."""
+    if not isinstance(module, nn.Sequential):
+        return None
+    stages: list[tuple[Projection, ...]] = []
+    for child_name, child in module.named_children():
+        path = f"{name}.{child_name}" if name else child_name
+        if path in free:
+            if stages and stages[-1][0].size != in_features(child):
+                return None
+            stages.append((Projection.whole(path, child),))
+        elif not isinstance(child, (*POINTWISE, nn.Flatten)) or (stages and isinstance(child, nn.Flatten)):
+            return None
+    return FFN(name, "sequential", tuple(stages), stack_of(name), module) if len(stages) >= 2 else None
+
+
+def _is_separable(ffn: FFN) -> bool:
+    """No other parameter lives on the hidden neurons (a norm between the maps would couple them)."""
+    own = {id(p) for stage in ffn.stages for projection in stage for p in projection.module.parameters()}
+    inner = set(ffn.sizes[1:-1]) - {ffn.sizes[0], ffn.sizes[-1]}
+    attention = [f"{name}." for name, module in ffn.module.named_modules() if name and is_attention(name, module)]
+    return not any(
+        id(parameter) not in own and inner & set(parameter.shape) and not name.startswith(tuple(attention))
+        for name, parameter in ffn.module.named_parameters()
+    )
+
+
+def _probe(ffn: FFN) -> None:
+    """Silence one neuron in its producers and see that only its own input of the consumer changes."""
+    device = ffn.stages[0][0].weight.device
+    if ffn.kind == "explicit" or device.type == "meta":
+        return
+    neuron = 1 if ffn.sizes[1] > 1 else 0
+    producers, consumer = ffn.stages[0], ffn.stages[1][0].module
+    seen: list[torch.Tensor] = []
+
+    def silence(projection: Projection):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+            output = output.clone()
+            output[..., projection.start + neuron] += 3.0
+            return output
+
+        return hook
+
+    handles = [consumer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().float()))]
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(1, 2, ffn.sizes[0], generator=generator).to(device, ffn.stages[0][0].weight.dtype)
+    training = ffn.module.training
+    try:
+        ffn.module.eval()
+        with torch.no_grad():
+            ffn.module(probe)
+            handles += [projection.module.register_forward_hook(silence(projection)) for projection in producers]
+            ffn.module(probe)
+    except Exception:  # a decoder layer needs more than one tensor: its FFN is plain, and geometry is enough
+        return
+    finally:
+        ffn.module.train(training)
+        for handle in handles:
+            handle.remove()
+    if len(seen) != 2 or seen[0].shape != seen[1].shape or seen[0].shape[-1] != ffn.sizes[1]:
+        return
+    changed = (seen[0] != seen[1]).reshape(-1, ffn.sizes[1]).any(0)
+    changed[neuron] = False
+    if changed.any():
+        other = int(changed.nonzero()[0])
+        raise UnsupportedModelError(
+            f"{ffn.name} ({type(ffn.module).__name__}) has the shapes of a {ffn.kind} FFN, but its hidden neurons "
+            f"{neuron} and {other} are not separate (a norm or an interleaved layout between the maps): it cannot be "
+            "pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
+        )
+
+
+def _inventory(linears: dict[str, nn.Module]) -> str:
+    shapes: dict[str, int] = {}
+    for name, module in linears.items():
+        pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        key = f"{pattern} {in_features(module)} -> {out_features(module)}"
+        shapes[key] = shapes.get(key, 0) + 1
+    if not shapes:
+        return "The model has no linear maps."
+    listed = ", ".join(f"{count} x {key}" for key, count in list(shapes.items())[:20])
+    return f"Linear maps found: {listed}."

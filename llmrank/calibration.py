@@ -1,0 +1,301 @@
+"""Text in any form -> token sequences, for calibration and for evaluation alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmrank.errors import CalibrationError
+
+__all__ = ["TokenSequences", "builtin_texts", "overlap", "read_text", "tokenise"]
+
+BUILTIN = "built-in: the Python language reference (pydoc_data.topics)"
+DATASET_PREFIX = "dataset:"
+# Every fourth topic of the built-in text is kept for evaluation.
+EVALUATION_STRIDE = 4
+# Texts share a passage when this many consecutive tokens agree.
+SHARED_WINDOW = 32
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequences:
+    """Token sequences of one length, and where they came from.
+
+    Attributes
+    ----------
+    ids : (n, length) int64 tensor
+    mask : (n, length) bool tensor
+        False at padding.
+    source : str
+        Where the text came from, in words.
+    digest : str
+        sha256 of the token ids and the mask.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    source: str
+    digest: str
+
+    @classmethod
+    def of(cls, ids: torch.Tensor, mask: torch.Tensor, source: str) -> TokenSequences:
+        """Compute the digest."""
+        content = ids.numpy().tobytes() + mask.numpy().tobytes()
+        return cls(ids, mask, source, hashlib.sha256(content).hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def length(self) -> int:
+        """Tokens in a sequence, padding included."""
+        return int(self.ids.shape[1])
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.mask.sum())
+
+    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (ids, mask) of up to `batch_size` sequences (features: of at least 256 rows)."""
+        batch_size = max(batch_size, 256) if self.ids.is_floating_point() else batch_size
+        for start in range(0, len(self.ids), batch_size):
+            yield self.ids[start : start + batch_size], self.mask[start : start + batch_size]
+
+    def provenance(self) -> dict[str, Any]:
+        """What a report states about the data."""
+        return {
+            "source": self.source,
+            "sequences": len(self),
+            "sequence_length": self.length,
+            "tokens": self.n_tokens,
+            "sha256_of_tokens": self.digest,
+        }
+
+
+def builtin_texts() -> tuple[str, str]:
+    """The built-in text, split into (calibration, evaluation) without a paragraph in common.
+
+    Every CPython carries the language reference in ``pydoc_data.topics``. Topics repeat each other's
+    paragraphs, so a paragraph counts only where it appears first.
+    """
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    parts: tuple[list[str], list[str]] = ([], [])
+    for position, name in enumerate(sorted(topics)):
+        side = parts[1 if position % EVALUATION_STRIDE == EVALUATION_STRIDE - 1 else 0]
+        for paragraph in topics[name].split("\n\n"):
+            key = " ".join(paragraph.split())
+            if key and key not in seen:
+                seen.add(key)
+                side.append(paragraph.strip("\n"))
+    return "\n\n".join(parts[0]), "\n\n".join(parts[1])
+
+
+def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str = "calibration") -> tuple[Any, str]:
+    """Resolve what a user named as text.
+
+    Parameters
+    ----------
+    source : None, path, text, list of texts, or ``dataset:NAME[,CONFIG[,SPLIT]]``
+        None is the built-in text's part for `role`. A string is a path if such a file exists, a
+        dataset with the prefix, else the text itself.
+    role : {"calibration", "evaluation"}
+
+    Returns
+    -------
+    text : str or list of str
+    description : str
+
+    Raises
+    ------
+    CalibrationError
+        A path that is not there, an empty text, a dataset that cannot be loaded.
+    """
+    text: str | list[str]
+    if source is None:
+        text = builtin_texts()[0 if role == "calibration" else 1]
+        return text, f"{BUILTIN}, {role} part"
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and _looks_like_path(source)):
+        path = Path(source)
+        if not path.is_file():
+            raise CalibrationError(
+                f"no {role} text at {path}; expected a text file (UTF-8), a text, or a list of texts"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CalibrationError(f"cannot read {path} as UTF-8 text ({error}); convert it to UTF-8") from error
+        description = f"file {path.name}"
+    elif isinstance(source, str):
+        if source.startswith(DATASET_PREFIX):
+            return _read_dataset(source.removeprefix(DATASET_PREFIX)), source
+        text, description = source, "text given by the caller"
+    elif isinstance(source, Sequence) and all(isinstance(item, str) for item in source):
+        text, description = [item for item in source if item.strip()], f"list of {len(source)} texts"
+    else:
+        raise CalibrationError(
+            f"cannot read {role} data of type {type(source).__name__}; expected a path, a text, a list of texts, or a "
+            "(n, length) tensor of token ids"
+        )
+    if not text or (isinstance(text, str) and not text.strip()):
+        raise CalibrationError(f"the {role} text ({description}) is empty; give a text of some thousand words")
+    return text, description
+
+
+def _looks_like_path(source: str) -> bool:
+    if source.startswith(DATASET_PREFIX) or "\n" in source or len(source) > 1024:
+        return False
+    return Path(source).is_file() or (" " not in source.strip() and (os.sep in source or source.endswith(".txt")))
+
+
+def _read_dataset(name: str) -> list[str]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise CalibrationError(
+            f"dataset:{name} needs the datasets package; pip install 'llmrank[datasets]', or pass a text file"
+        ) from error
+    parts = name.split(",")
+    split = parts[2] if len(parts) > 2 else "train"
+    try:
+        rows = datasets.load_dataset(parts[0], parts[1] if len(parts) > 1 and parts[1] else None, split=split)
+    except Exception as error:
+        raise CalibrationError(
+            f"cannot load dataset {parts[0]!r}, split {split!r}: {str(error).splitlines()[0] if str(error) else error}; "
+            "expected dataset:NAME[,CONFIG[,SPLIT]], or pass a text file"
+        ) from error
+    column = next((c for c in ("text", "content", "document") if c in rows.column_names), None)
+    if column is None:
+        raise CalibrationError(
+            f"dataset {parts[0]!r} has no column text, content or document, but {rows.column_names}; save the text you "
+            "want to a file and pass that"
+        )
+    return ["".join(rows[column])]
+
+
+def tokenise(
+    source: Any,
+    tokenizer: Any,
+    samples: int,
+    sequence_length: int,
+    role: str = "calibration",
+) -> TokenSequences:
+    """Token sequences of a text.
+
+    Parameters
+    ----------
+    source : see :func:`read_text`, or (n, length) integer tensor
+        A text is cut into consecutive sequences without padding. A list of texts gives one sequence
+        a text, truncated and padded. A tensor is taken as it is.
+    tokenizer : transformers tokenizer or None
+        Not needed for a tensor.
+    samples : int
+        Sequences at the most; from the beginning of the text.
+    sequence_length : int
+        Tokens in a sequence, special tokens included: where the tokenizer adds some to a text (BOS,
+        CLS and SEP), every sequence carries them.
+    role : {"calibration", "evaluation"}
+
+    Raises
+    ------
+    CalibrationError
+        Empty, or shorter than one sequence; no tokenizer for a text; bad numbers.
+    """
+    if samples < 1 or sequence_length < 2:
+        raise CalibrationError(
+            f"expected at least 1 sample and a sequence length of at least 2, got {samples} and {sequence_length}"
+        )
+    if isinstance(source, TokenSequences):
+        return source
+    if isinstance(source, (torch.Tensor, np.ndarray)):
+        return _given(torch.as_tensor(source), samples, sequence_length, role)
+    text, description = read_text(source, role)
+    if tokenizer is None:
+        raise CalibrationError(
+            f"the {role} text needs a tokenizer, and this model came without one; pass a (n, length) tensor of token ids"
+        )
+    prefix, suffix = _special_tokens(tokenizer)
+    room = sequence_length - len(prefix) - len(suffix)
+    if room < 1:
+        raise CalibrationError(f"sequence length {sequence_length} leaves no room beside the special tokens")
+    if isinstance(text, list) and len(text) > 1:
+        return _padded(text, tokenizer, samples, room, prefix, suffix, description)
+    joined = text if isinstance(text, str) else text[0]
+    # Long texts are read no further than needed: a token has at most some tens of characters.
+    ids = _plain_ids(tokenizer, joined[: (samples + 1) * sequence_length * 32])
+    count = min(samples, len(ids) // room)
+    if count == 0:
+        raise CalibrationError(
+            f"the {role} text ({description}) is too short: {len(ids)} tokens, and one sequence takes {room}; give "
+            "more text or a smaller sequence length"
+        )
+    rows = torch.tensor(ids[: count * room], dtype=torch.long).reshape(count, room)
+    ends = [torch.tensor(end, dtype=torch.long).expand(count, -1) for end in (prefix, suffix)]
+    rows = torch.cat([ends[0], rows, ends[1]], dim=1)
+    return TokenSequences.of(rows, torch.ones_like(rows, dtype=torch.bool), description)
+
+
+def _given(ids: torch.Tensor, samples: int, sequence_length: int, role: str) -> TokenSequences:
+    if ids.is_floating_point() and ids.ndim >= 2 and len(ids):
+        # Features of a plain module: every row is one example, and all of them are used.
+        features = ids.to("cpu").contiguous()
+        return TokenSequences.of(features, torch.ones(len(features), dtype=torch.bool), "features given by the caller")
+    if ids.ndim != 2 or ids.numel() == 0 or ids.shape[1] < 2:
+        raise CalibrationError(
+            f"{role} tokens: expected an integer tensor of shape (n, length) with length >= 2, got {ids.dtype} of shape "
+            f"{tuple(ids.shape)}"
+        )
+    ids = ids[:samples, :sequence_length].to("cpu", torch.long).contiguous()
+    return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), "token tensor given by the caller")
+
+
+def _padded(
+    texts: list[str], tokenizer: Any, samples: int, room: int, prefix: list[int], suffix: list[int], description: str
+) -> TokenSequences:
+    rows = [prefix + _plain_ids(tokenizer, text)[:room] + suffix for text in texts[:samples]]
+    length = max(len(row) for row in rows)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids = torch.full((len(rows), length), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for k, row in enumerate(rows):
+        ids[k, : len(row)] = torch.tensor(row)
+        mask[k, : len(row)] = True
+    return TokenSequences.of(ids, mask, description)
+
+
+def _plain_ids(tokenizer: Any, text: str) -> list[int]:
+    # verbose=False: a long text is cut into sequences here, so its length is no reason to warn.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text."""
+    plain = _plain_ids(tokenizer, "a")
+    full = list(tokenizer("a")["input_ids"])
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start], full[start + len(plain) :]
+    return [], []
+
+
+def overlap(first: TokenSequences, second: TokenSequences) -> float:
+    """Share of `second`'s windows of 32 tokens (every 32nd position) that occur in `first`, 0..1."""
+
+    def windows(sequences: TokenSequences, step: int) -> set[bytes]:
+        result = set()
+        for row, mask in zip(sequences.ids.numpy(), sequences.mask.numpy(), strict=True):
+            tokens = row[mask]
+            result |= {tokens[k : k + SHARED_WINDOW].tobytes() for k in range(0, len(tokens) - SHARED_WINDOW + 1, step)}
+        return result
+
+    wanted = windows(second, SHARED_WINDOW)
+    return len(wanted & windows(first, 1)) / len(wanted) if wanted else 0.0

@@ -1,0 +1,184 @@
+"""Checkpoints: written whole or not at all, in transformers' own formats.
+
+Uniform widths load in stock transformers. Widths that differ by layer are listed in the
+configuration under ``llmrank_widths``, and :func:`load` rebuilds them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.adapters import find_ffns
+from llmrank.adapters.ffn import is_transposed
+from llmrank.errors import CheckpointError
+from llmrank.hub import LoadedModel, load_pretrained
+from llmrank.masks import Masks
+from llmrank.surgery import WIDTHS_KEY, cuts, extents
+
+__all__ = ["check_output", "load", "save"]
+
+MASKS_FILE = "masks.safetensors"
+REPORT_FILE = "report.json"
+
+
+def check_output(directory: str | os.PathLike[str]) -> Path:
+    """Raise unless a checkpoint can be written there: absent or empty, in a writable place.
+
+    Raises
+    ------
+    CheckpointError
+        The directory exists and is not empty, is a file, or its parent cannot be written.
+    """
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file; expected a directory that does not exist yet")
+    if path.is_dir() and any(path.iterdir()):
+        raise CheckpointError(f"{path} exists and is not empty; choose another --output, or remove it first")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise CheckpointError(f"{parent} is not writable; choose another --output")
+    return path
+
+
+def save(
+    directory: str | os.PathLike[str],
+    model: Any,
+    tokenizer: Any = None,
+    masks: Masks | None = None,
+    report: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint: model, tokenizer, masks and report.
+
+    Everything goes into a directory beside the target, which is renamed at the end: a full disk or a
+    kill leaves no half-written checkpoint under the target's name.
+
+    Parameters
+    ----------
+    directory : path-like
+        Absent or empty.
+    model : transformers.PreTrainedModel
+    tokenizer : transformers tokenizer, optional
+    masks : Masks, optional
+        ``masks.safetensors``.
+    report : mapping, optional
+        ``report.json``.
+
+    Raises
+    ------
+    CheckpointError
+        See :func:`check_output`; the disk is full; the model is no transformers model.
+    """
+    target = check_output(directory)
+    if not hasattr(model, "save_pretrained"):
+        raise CheckpointError(
+            f"{type(model).__name__} is no transformers model; save its state_dict with torch, and its masks with "
+            "Masks.save"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        if masks is not None:
+            masks.save(partial / MASKS_FILE)
+        if report is not None:
+            (partial / REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.chmod(0o755)
+        if target.is_dir():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the checkpoint {target}: {error}; nothing was left there: free some space or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def load(
+    source: str | os.PathLike[str], dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+) -> LoadedModel:
+    """Load any model: a pruned checkpoint of this package, or whatever :func:`llmrank.hub.load_pretrained` takes.
+
+    Parameters
+    ----------
+    source, dtype, device
+        See :func:`llmrank.hub.load_pretrained`.
+
+    Raises
+    ------
+    ModelSourceError, CheckpointError
+        Nothing there, unreadable, or widths that do not fit the model.
+    """
+    widths = _widths(Path(source))
+    if widths is None:
+        return load_pretrained(source, dtype, device)
+    return load_pretrained(source, dtype, device, subclass=lambda base: _with_widths(base, widths))
+
+
+def _widths(directory: Path) -> dict[str, int] | None:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # load_pretrained says what is wrong
+    widths = config.get(WIDTHS_KEY) or config.get("text_config", {}).get(WIDTHS_KEY)
+    if widths is None:
+        return None
+    if not isinstance(widths, dict) or not all(isinstance(width, int) and width > 0 for width in widths.values()):
+        raise CheckpointError(f"{directory}/config.json: {WIDTHS_KEY} must map layer names to positive integers")
+    return widths
+
+
+def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
+    """A subclass of a model class whose layers have the given widths from construction on.
+
+    Everything else (shards, dtypes, tied weights, device maps) stays with from_pretrained.
+    """
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        base.__init__(self, config, *args, **kwargs)
+        resize(self, widths)
+
+    return type(base.__name__, (base,), {"__init__": __init__, "__module__": base.__module__, "__doc__": base.__doc__})
+
+
+def resize(model: nn.Module, widths: Mapping[str, int]) -> None:
+    """Give every prunable layer its width, with uninitialised weights to be loaded.
+
+    Raises
+    ------
+    CheckpointError
+        Names that the model does not have, or a width above the layer's.
+    """
+    ffns = find_ffns(model)
+    layers = {layer.name: layer for ffn in ffns for layer in ffn.prunable.values()}
+    bad = [name for name, width in widths.items() if name not in layers or width > layers[name].size]
+    if bad or set(layers) - set(widths):
+        raise CheckpointError(
+            f"{WIDTHS_KEY} does not fit {type(model).__name__}: {len(bad)} unknown or too wide, "
+            f"{len(set(layers) - set(widths))} missing; the configuration belongs to another model"
+        )
+    first = Masks({name: torch.arange(layer.size) < widths[name] for name, layer in layers.items()})
+    for cut in cuts(ffns, first):
+        module: Any = cut.module
+        n_rows, n_columns = int(cut.rows.sum()), int(cut.columns.sum())
+        shape = (n_columns, n_rows) if is_transposed(module) else (n_rows, n_columns)
+        old = module.weight
+        module.weight = nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad)
+        if getattr(module, "bias", None) is not None:
+            module.bias = nn.Parameter(module.bias.new_empty(n_rows), requires_grad=module.bias.requires_grad)
+        for name, value in extents(module, n_rows, n_columns).items():
+            setattr(module, name, value)

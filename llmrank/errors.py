@@ -1,0 +1,46 @@
+"""The errors of the model side. Every message says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "LLMRankError",
+    "MaskError",
+    "ModelSourceError",
+    "OptionError",
+    "StructureError",
+    "UnsupportedModelError",
+]
+
+
+class LLMRankError(ValueError):
+    """Base of all errors that this package raises on purpose."""
+
+
+class OptionError(LLMRankError):
+    """An option or parameter is out of range, or names something unknown."""
+
+
+class ModelSourceError(LLMRankError):
+    """A model cannot be found, fetched or read."""
+
+
+class UnsupportedModelError(LLMRankError):
+    """A model has no FFN that can be pruned here: unknown geometry, mixture of experts, quantised weights."""
+
+
+class StructureError(LLMRankError):
+    """A `structure_dict` does not fit the model."""
+
+
+class CalibrationError(LLMRankError):
+    """Calibration or evaluation data are empty, too short, or gave non-finite activations."""
+
+
+class MaskError(LLMRankError):
+    """Masks do not fit the model, or a mask file is damaged."""
+
+
+class CheckpointError(LLMRankError):
+    """A checkpoint cannot be written or read as asked."""

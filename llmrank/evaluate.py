@@ -1,0 +1,149 @@
+"""What a model is worth and what it weighs: perplexity with its protocol, size, and a completion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.activations import Progress, model_inputs
+from llmrank.adapters import FFN
+from llmrank.calibration import TokenSequences
+from llmrank.errors import UnsupportedModelError
+
+__all__ = ["Perplexity", "Size", "complete", "has_perplexity", "perplexity", "size", "unigram_perplexity"]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean negative log-likelihood of the predicted tokens.
+
+    Attributes
+    ----------
+    value : float
+        inf where the model gave NaN or overflowed.
+    tokens : int
+        Tokens predicted: in every sequence all but the first (for encoder-decoder models the second
+        half, given the first); padding does not count.
+    """
+
+    value: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters and bytes, shared tensors counted once.
+
+    Attributes
+    ----------
+    parameters, bytes : int
+        Of the whole model.
+    ffn_parameters, ffn_bytes : int
+        Of the linear maps of its FFNs.
+    """
+
+    parameters: int
+    bytes: int
+    ffn_parameters: int
+    ffn_bytes: int
+
+
+def has_perplexity(model: nn.Module) -> bool:
+    """Whether the model predicts a token from those before it: a decoder with a prediction head."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "get_output_embeddings"):
+        return False
+    name = type(model).__name__
+    return "CausalLM" in name or "LMHead" in name or "ForConditionalGeneration" in name
+
+
+@torch.no_grad()
+def perplexity(
+    model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
+) -> Perplexity:
+    """Perplexity on token sequences, each by itself.
+
+    Parameters
+    ----------
+    model : transformers causal or encoder-decoder language model
+    sequences : TokenSequences
+    batch_size : int
+        Sequences at once; the logits of a batch take batch * length * vocabulary * 4 bytes.
+    progress : callable, optional
+        See :func:`llmrank.activations.collect`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model has no next-token prediction (an encoder, a plain module).
+    """
+    if not has_perplexity(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} predicts no next token, so it has no perplexity; expected a causal or "
+            "encoder-decoder language model"
+        )
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    try:
+        batches = list(sequences.batches(batch_size))
+        for ids, mask in progress(batches, "Evaluating") if progress else batches:
+            inputs, _, _ = model_inputs(model, ids, mask, device)
+            logits = model(**inputs).logits
+            if "decoder_input_ids" in inputs:
+                half = ids.shape[1] // 2
+                targets, valid = ids[:, half:].to(device), mask[:, half:].to(device)
+            else:
+                logits = logits[:, :-1]
+                targets, valid = ids[:, 1:].to(device), mask[:, 1:].to(device)
+            losses = nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), targets.flatten().to(logits.device), reduction="none"
+            )
+            total += float(losses.double()[valid.flatten().to(losses.device)].sum())
+            count += int(valid.sum())
+    finally:
+        model.train(training)
+    mean = total / count if count else math.nan
+    return Perplexity(math.exp(mean) if math.isfinite(mean) and mean < 700 else math.inf, count)
+
+
+def unigram_perplexity(sequences: TokenSequences) -> float:
+    """Perplexity of the text under its own token frequencies: what a model blind to context can reach."""
+    counts = torch.bincount(sequences.ids[sequences.mask].flatten()).double()
+    shares = counts[counts > 0] / counts.sum()
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def size(model: nn.Module, ffns: Sequence[FFN] = ()) -> Size:
+    """Count parameters and bytes."""
+    whole = {id(p): p for p in model.parameters()}
+    inside = {
+        id(p): p for ffn in ffns for stage in ffn.stages for projection in stage for p in projection.module.parameters()
+    }
+    return Size(
+        sum(p.numel() for p in whole.values()),
+        sum(p.numel() * p.element_size() for p in whole.values()),
+        sum(p.numel() for p in inside.values()),
+        sum(p.numel() * p.element_size() for p in inside.values()),
+    )
+
+
+@torch.no_grad()
+def complete(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 24) -> str:
+    """Continue a prompt greedily; returns the continuation alone."""
+    inputs = tokenizer(prompt, return_tensors="pt")
+    ids = inputs["input_ids"].to(next(model.parameters()).device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))

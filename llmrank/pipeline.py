@@ -1,0 +1,289 @@
+"""Pipelines: the whole way from a model to a smaller one, one stage after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from time import perf_counter
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from graphs import LayeredGraph, RankResult
+from llmrank.activations import FFNStatistics, Progress, collect
+from llmrank.adapters import FFN, explicit_ffns, find_ffns
+from llmrank.calibration import TokenSequences, tokenise
+from llmrank.errors import OptionError
+from llmrank.evaluate import size
+from llmrank.hub import parse_device
+from llmrank.masks import Masks
+from llmrank.model_graph import ModelGraph, Topology, build_graphs, edge_weights
+from llmrank.prune import BasePruner, LayerRecord, LocalPruner
+from llmrank.report import Report
+from llmrank.score import BaseScorer, WeightedPageRankScorer
+from llmrank.surgery import FORMS, Align, Application, Form, apply_masks
+
+__all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline"]
+
+DEFAULT_SAMPLES = 16
+DEFAULT_LENGTH = 1024
+
+
+class BasePipeline:
+    """Find FFNs, calibrate, draw the graphs, rank, choose, cut.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place by :meth:`run`.
+    tokenizer : transformers tokenizer or None
+        None where `calibration` is a tensor.
+    structure_dict : mapping, optional
+        None finds the FFNs. A mapping names Linears (``path_to_layers``, ``path_to_modules``) whose
+        rows are pruned, which reproduces the paper's method.
+    scorer : BaseScorer, optional
+        :class:`WeightedPageRankScorer` by default.
+    pruner : BasePruner, optional
+        :class:`LocalPruner` of 30 % by default.
+    device : str or torch.device, optional
+        Where the model is moved to; by default it stays.
+    calibration : path, text, list of texts, "dataset:NAME", or tensor; optional
+        See :func:`llmrank.calibration.tokenise`; the built-in text by default. A float tensor feeds
+        a plain module (no language model) its features, row by row.
+    samples, sequence_length : int
+        Calibration sequences and their length; the length is capped at what the model takes.
+    batch_size : int
+        Sequences in a forward pass.
+    form : {"compact", "zero", "mask"}, optional
+        Compact by default; zero with a `structure_dict`, where compact is refused.
+    align : {"none", "pad"}
+        Pad compact layers with zeros to one width.
+    progress : callable, optional
+        Such as ``rich.progress.track``; quiet by default.
+
+    Attributes
+    ----------
+    report, masks, graph, rank : after :meth:`run`
+        What was done, what was kept, and the graph(s) with their rank(s): one of each, or tuples
+        where there are several. The graphs refer to the weights as they were, and so keep them in
+        memory as long as the pipeline lives.
+    """
+
+    topology: ClassVar[Topology]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        structure_dict: Mapping[str, Any] | None = None,
+        scorer: BaseScorer | None = None,
+        pruner: BasePruner | None = None,
+        device: str | torch.device | None = None,
+        *,
+        calibration: Any = None,
+        samples: int = DEFAULT_SAMPLES,
+        sequence_length: int = DEFAULT_LENGTH,
+        batch_size: int = 1,
+        form: Form | None = None,
+        align: Align = "none",
+        progress: Progress | None = None,
+    ) -> None:
+        for name, value, base in (("scorer", scorer, BaseScorer), ("pruner", pruner, BasePruner)):
+            if value is not None and not isinstance(value, base):
+                raise OptionError(
+                    f"{name} must be an instance of {base.__name__}, got {value!r}; by name they are made by "
+                    f"llmrank.config.make_{name}"
+                )
+        if form is not None and form not in FORMS:
+            raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
+        if structure_dict is not None and form == "compact":
+            raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.structure_dict = structure_dict
+        self.scorer = scorer if scorer is not None else WeightedPageRankScorer()
+        self.pruner = pruner if pruner is not None else LocalPruner()
+        self.device = None if device is None else parse_device(device)
+        self.calibration = calibration
+        self.samples = samples
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
+        self.align: Align = align
+        self.progress = progress
+        self.report: Report | None = None
+        self.masks: Masks | None = None
+        self.application: Application | None = None
+        self.model_graphs: tuple[ModelGraph, ...] = ()
+        self.ranks: tuple[RankResult, ...] = ()
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> nn.Module:
+        """Prune the model and return it.
+
+        Raises
+        ------
+        LLMRankError, graphs.GraphError
+            Bad options, data or models; the model is untouched then.
+        """
+        with self._timed("find"):
+            ffns = self.find()
+        with self._timed("calibrate"):
+            sequences = self.sequences()
+            statistics = self.calibrate(ffns, sequences)
+        with self._timed("rank"):
+            self.model_graphs = self.draw(ffns, statistics)
+            self.ranks = self.score(self.model_graphs)
+        with self._timed("prune"):
+            self.masks = self.choose(self.model_graphs, self.ranks)
+        before = size(self.model, ffns)
+        with self._timed("apply"):
+            self.application = apply_masks(self.model, ffns, self.masks, self.form, self.align)
+        self.report = self._report(ffns, sequences, before)
+        return self.model
+
+    def find(self) -> tuple[FFN, ...]:
+        """The FFNs of the model, moved to the device."""
+        structure = self.structure_dict
+        ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
+        if self.device is not None:
+            self.model.to(self.device)
+        return ffns
+
+    def sequences(self) -> TokenSequences:
+        """The calibration sequences."""
+        config = getattr(self.model, "config", None)
+        longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        length = min(self.sequence_length, longest) if isinstance(longest, int) else self.sequence_length
+        return tokenise(self.calibration, self.tokenizer, self.samples, length)
+
+    def calibrate(self, ffns: Sequence[FFN], sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
+        """Activation statistics of every node layer."""
+        return collect(self.model, ffns, sequences, self.batch_size, self.progress)
+
+    def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+        """The graphs, in the topology of the pipeline."""
+        return build_graphs(ffns, statistics, self.topology)
+
+    def score(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
+        """The rank of every graph."""
+        steps = self.progress(graphs, "Ranking") if self.progress else graphs
+        return tuple(self.scorer.rank(entry.graph, entry.statistics) for entry in steps)
+
+    def choose(self, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> Masks:
+        """The keep masks of all prunable layers."""
+        records = [_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
+        if self.structure_dict is None or self.topology == "chained":
+            return self.pruner.prune([record for group in records for record in group])
+        # The paper's isolated form prunes each FFN's Linears by themselves.
+        keep: dict[str, torch.Tensor] = {}
+        for group in records:
+            keep.update(self.pruner.prune(group))
+        return Masks(keep)
+
+    def undo(self) -> nn.Module:
+        """Restore the model as it was before :meth:`run`, bit for bit."""
+        if self.application is None:
+            raise OptionError("there is nothing to undo: run() has not pruned this model")
+        self.application.undo()
+        self.application = None
+        return self.model
+
+    @property
+    def graph(self) -> LayeredGraph | tuple[LayeredGraph, ...]:
+        """The graph, or all of them where there are several."""
+        graphs = tuple(entry.graph for entry in self.model_graphs)
+        return graphs[0] if len(graphs) == 1 else graphs
+
+    @property
+    def rank(self) -> RankResult | tuple[RankResult, ...]:
+        """The rank of :attr:`graph`, or all of them."""
+        return self.ranks[0] if len(self.ranks) == 1 else self.ranks
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self._seconds[stage] = perf_counter() - start
+
+    def _report(self, ffns: Sequence[FFN], sequences: TokenSequences, before: Any) -> Report:
+        masks, application = self.masks, self.application
+        if masks is None or application is None:
+            raise OptionError("there is nothing to report: run() has not pruned this model")
+        first = next(self.model.parameters())
+        notes = [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
+        return Report(
+            model={
+                "source": str(getattr(self.model, "name_or_path", "") or type(self.model).__name__),
+                "class": type(self.model).__name__,
+                "ffns": len(ffns),
+                "kinds": sorted({ffn.kind for ffn in ffns}),
+                "device": str(first.device),
+                "dtype": str(first.dtype).removeprefix("torch."),
+            },
+            method={
+                "pipeline": self.topology,
+                "scorer": {"name": type(self.scorer).__name__, **self.scorer.parameters()},
+                "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
+                "form": self.form,
+                "align": self.align,
+                "structure_dict": self.structure_dict,
+            },
+            calibration=sequences.provenance(),
+            graph={
+                "graphs": len(self.model_graphs),
+                "layers": sum(len(entry.graph.layers) for entry in self.model_graphs),
+                "nodes": sum(entry.graph.nodes for entry in self.model_graphs),
+                "edges_at_most": sum(entry.graph.capacity for entry in self.model_graphs),
+                "solver": self.ranks[0].solver,
+                "backend": self.ranks[0].backend,
+                "iterations": max(rank.iterations for rank in self.ranks),
+                "converged": all(rank.converged for rank in self.ranks),
+                "error_bound": max(rank.error_bound for rank in self.ranks),
+            },
+            neurons={
+                "before": masks.size,
+                "removed": masks.size - masks.kept,
+                "share_asked": self.pruner.amount,
+                "share_reached": masks.removed_share,
+                "widths": masks.widths,
+                "widths_with_padding": application.widths,
+            },
+            before=before,
+            after=size(self.model, ffns),
+            seconds=dict(self._seconds),
+            notes=notes,
+        )
+
+
+class IsolatedFFNPipeline(BasePipeline):
+    """Every FFN is a graph of its own. See :class:`BasePipeline`."""
+
+    topology: ClassVar[Topology] = "isolated"
+
+
+class ChainedFFNPipeline(BasePipeline):
+    """The FFNs of a stack are one graph: the output layer of one is the input layer of the next.
+
+    See :class:`BasePipeline`.
+    """
+
+    topology: ClassVar[Topology] = "chained"
+
+
+def _records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
+    importance = entry.importance(rank)
+    return [
+        LayerRecord(
+            layer.name,
+            importance[layer.name],
+            in_activation=entry.statistics[position - 1].read_norm,
+            out_activation=entry.statistics[position].norm,
+            weight=partial(edge_weights, entry.graph, position),
+            in_features=entry.graph.layers[position - 1],
+            explicit=not layer.consumers,
+        )
+        for position, layer in entry.prunable.items()
+    ]

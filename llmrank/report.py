@@ -1,0 +1,182 @@
+"""Report: what was done, with which protocol, and what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from graphs.io import replacing
+from llmrank.evaluate import Perplexity, Size
+
+__all__ = ["Evaluation", "Report", "environment"]
+
+FORMAT = 1
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, as far as they can change a number."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "scipy", "safetensors")}
+    try:
+        versions["llmrank"] = metadata.version("llmrank")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        versions["llmrank"] = "unknown"
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+@dataclass
+class Evaluation:
+    """Perplexity before and after on one text.
+
+    Attributes
+    ----------
+    protocol : dict
+        Provenance of the text, and the dtype.
+    before, after : Perplexity or None
+    unigram : float
+        Perplexity of a unigram model of the same text: above it a model has collapsed.
+    calibration_overlap : float
+        Share of the text's passages that were calibrated on.
+    """
+
+    protocol: dict[str, Any]
+    before: Perplexity | None = None
+    after: Perplexity | None = None
+    unigram: float = float("nan")
+    calibration_overlap: float = 0.0
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the pruned model is no better than token frequencies."""
+        return self.after is not None and not self.after.value < self.unigram
+
+    def warnings(self) -> list[str]:
+        """Sentences that a reader must not miss."""
+        found = []
+        if self.calibration_overlap > 0:
+            found.append(
+                f"{self.calibration_overlap:.1%} of the evaluation passages occur in the calibration text: the "
+                "perplexity flatters; evaluate on other text"
+            )
+        if self.collapsed and self.after is not None:
+            found.append(
+                f"the pruned model has collapsed: its perplexity {self.after.value:.4g} is not below that of token "
+                f"frequencies alone ({self.unigram:.4g}); prune less"
+            )
+        return found
+
+
+@dataclass
+class Report:
+    """Everything a reader needs to trust and repeat a run.
+
+    Attributes
+    ----------
+    model : dict
+        Source, class, device, dtype.
+    method : dict
+        Pipeline, scorer, pruner, form and their parameters.
+    calibration : dict
+        Provenance of the tokens.
+    graph : dict
+        Nodes, layers, solver, iterations, error bound, seconds.
+    neurons : dict
+        Before, removed, the share asked for and reached, and the width of every layer.
+    before, after : Size
+    seconds : dict from str to float
+        Wall time of every stage.
+    evaluation : Evaluation, optional
+    environment : dict
+    notes : list of str
+    """
+
+    model: dict[str, Any]
+    method: dict[str, Any]
+    calibration: dict[str, Any]
+    graph: dict[str, Any]
+    neurons: dict[str, Any]
+    before: Size
+    after: Size
+    seconds: dict[str, float]
+    evaluation: Evaluation | None = None
+    environment: dict[str, str] = field(default_factory=environment)
+    notes: list[str] = field(default_factory=list)
+
+    def warnings(self) -> list[str]:
+        """Sentences that a reader must not miss."""
+        return self.notes + (self.evaluation.warnings() if self.evaluation else [])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; non-finite numbers become strings."""
+        plain = asdict(self)
+        if self.evaluation is not None:
+            plain["evaluation"]["collapsed"] = self.evaluation.collapsed
+        result = _finite({"format": FORMAT, **plain, "warnings": self.warnings()})
+        return dict(result)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``report.json``; replaced whole or not at all."""
+        with replacing(Path(path)) as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    def table(self) -> RenderableType:
+        """For a terminal, through rich."""
+        table = Table(title=f"{self.model['source']}: {self._headline()}", title_justify="left")
+        for heading in ("", "before", "after", "change"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        rows = [
+            ("FFN neurons", self.neurons["before"], self.neurons["before"] - self.neurons["removed"], "{:,}"),
+            ("FFN parameters", self.before.ffn_parameters, self.after.ffn_parameters, "{:,}"),
+            ("FFN bytes", self.before.ffn_bytes, self.after.ffn_bytes, "{:,}"),
+            ("model parameters", self.before.parameters, self.after.parameters, "{:,}"),
+            ("model bytes", self.before.bytes, self.after.bytes, "{:,}"),
+        ]
+        evaluation = self.evaluation
+        if evaluation and evaluation.before and evaluation.after:
+            rows.append(("perplexity", evaluation.before.value, evaluation.after.value, "{:,.2f}"))
+        for name, before, after, form in rows:
+            change = f"{after / before - 1.0:+.1%}" if before else ""
+            table.add_row(name, form.format(before), form.format(after), change)
+        parts: list[RenderableType] = [table]
+        widths = sorted(self.neurons["widths"].values())
+        spread = f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}"
+        parts.append(Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}"))
+        if evaluation:
+            parts.append(Text(f"perplexity on {self._tokens(evaluation.protocol)}"))
+        parts += [Text(f"Warning: {sentence}", style="bold yellow") for sentence in self.warnings()]
+        return Group(*parts)
+
+    def _headline(self) -> str:
+        method = self.method
+        return (
+            f"{self.neurons['share_reached']:.1%} of the hidden neurons removed "
+            f"({method['scorer']['name']}, {method['pipeline']}, {method['pruner']['name']})"
+        )
+
+    @staticmethod
+    def _tokens(data: dict[str, Any]) -> str:
+        return f"{data['sequences']} x {data['sequence_length']} tokens ({data['source']})"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value

@@ -1,0 +1,325 @@
+"""Apply masks to a model: zero, mask, or compact. The only module that writes to a model.
+
+Every application is a transaction: whatever is raised, the parameters are restored bit for bit, and a
+finished one can be undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from llmrank.adapters import FFN, PrunableLayer
+from llmrank.adapters.families import WIDTH_ATTRIBUTES
+from llmrank.adapters.ffn import in_features, is_transposed, out_features
+from llmrank.errors import MaskError, OptionError
+from llmrank.masks import Masks
+
+__all__ = ["FORMS", "Align", "Application", "Form", "apply_masks", "prunable_layers", "width_attributes"]
+
+Form: TypeAlias = Literal["compact", "zero", "mask"]
+Align: TypeAlias = Literal["none", "pad"]
+FORMS: tuple[Form, ...] = ("compact", "zero", "mask")
+WIDTHS_KEY = "llmrank_widths"
+
+
+@dataclass
+class Application:
+    """Masks applied to a model, and how to take them back.
+
+    Attributes
+    ----------
+    form : {"compact", "zero", "mask"}
+    masks : Masks
+        What was removed.
+    widths : dict from str to int
+        Neurons that every layer holds now, padding included.
+    """
+
+    form: Form
+    masks: Masks
+    widths: dict[str, int]
+    _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    def undo(self) -> None:
+        """Restore every parameter, attribute and configuration entry, bit for bit.
+
+        The original tensors are kept for this; drop the object to free them.
+        """
+        while self._undo:
+            self._undo.pop()()
+
+
+@dataclass
+class Cut:
+    """What is kept of one linear map: its rows (outputs) and columns (inputs)."""
+
+    name: str
+    module: nn.Module
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    def mask(self) -> torch.Tensor:
+        """(out, in) bool, in the module's own layout."""
+        mask = self.rows[:, None] & self.columns[None, :]
+        return mask.T if is_transposed(self.module) else mask
+
+
+def prunable_layers(ffns: Sequence[FFN]) -> dict[str, PrunableLayer]:
+    """All prunable layers of a model by name."""
+    return {layer.name: layer for ffn in ffns for layer in ffn.prunable.values()}
+
+
+def apply_masks(
+    model: nn.Module, ffns: Sequence[FFN], masks: Masks, form: Form = "compact", align: Align = "none"
+) -> Application:
+    """Remove neurons from a model.
+
+    A hidden neuron goes with its rows in the producing maps, their biases, and its columns in the
+    consuming map. In the explicit form only rows (and biases) of the named Linears go.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place.
+    ffns : sequence of FFN
+        Of this model.
+    masks : Masks
+        One for each prunable layer.
+    form : {"compact", "zero", "mask"}
+        Smaller matrices (and configuration); zeros in matrices of the same size; or
+        ``torch.nn.utils.prune`` masks (``weight_orig``, ``weight_mask``).
+    align : {"none", "pad"}
+        With "pad" compact layers are all as wide as the widest, filled up with zeros, so that stock
+        loaders take them; where the configuration has no width, as wide as the original.
+
+    Raises
+    ------
+    MaskError
+        Masks of another model. Nothing has been changed then.
+    OptionError
+        Unknown form; compact of the explicit form; a model that carries masks already.
+    """
+    layers = prunable_layers(ffns)
+    _check(ffns, masks, layers, form, align)
+    application = Application(form, masks, masks.widths if form == "compact" else {n: len(m) for n, m in masks.items()})
+    undo = application._undo
+    try:
+        if form == "mask":
+            for cut in cuts(ffns, masks):
+                _mask(cut, undo)
+        elif form == "zero":
+            for cut in cuts(ffns, masks):
+                _zero(cut, undo)
+        else:
+            held = masks
+            if align == "pad":
+                held = _padded(model, masks)
+                for cut in cuts(ffns, masks):
+                    _zero(cut, undo)
+            application.widths = held.widths
+            for cut in cuts(ffns, held):
+                _compact(cut, undo)
+            _set_widths(model, ffns, layers, held.widths, undo)
+    except BaseException:
+        application.undo()
+        raise
+    return application
+
+
+def _check(ffns: Sequence[FFN], masks: Masks, layers: Mapping[str, PrunableLayer], form: str, align: str) -> None:
+    if form not in FORMS:
+        raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
+    if align not in ("none", "pad"):
+        raise OptionError(f"unknown align {align!r}; expected none or pad")
+    if form == "compact" and any(ffn.kind == "explicit" for ffn in ffns):
+        raise OptionError(
+            "form 'compact' is refused with structure_dict: only rows of the named Linears go, so the maps that read them "
+            "would no longer fit; use form='zero' or 'mask', or let the FFNs be found (structure_dict=None)"
+        )
+    masks.check(layers)
+    for ffn in ffns:
+        for stage in ffn.stages:
+            for projection in stage:
+                if "weight" not in projection.module._parameters:
+                    raise OptionError(
+                        f"{projection.name} carries a torch.nn.utils.prune mask already; call prune.remove on it, or undo "
+                        "the earlier application, before pruning again"
+                    )
+                if projection.module.weight.is_meta:
+                    raise OptionError(
+                        f"{projection.name} has no data here (offloaded or on the meta device); load the model whole"
+                    )
+
+
+def cuts(ffns: Sequence[FFN], masks: Masks) -> list[Cut]:
+    """One cut a module: a fused map is cut in two bands, a sequential one in rows and in columns."""
+    found: dict[int, Cut] = {}
+
+    def cut_of(name: str, module: nn.Module) -> Cut:
+        whole = (
+            torch.ones(out_features(module), dtype=torch.bool),
+            torch.ones(in_features(module), dtype=torch.bool),
+        )
+        return found.setdefault(id(module), Cut(name, module, *whole))
+
+    for ffn in ffns:
+        for layer in ffn.prunable.values():
+            for producer in layer.producers:
+                cut = cut_of(producer.name, producer.module)
+                cut.rows[producer.start : producer.start + producer.size] &= masks[layer.name]
+            for consumer in layer.consumers:
+                cut_of(consumer.name, consumer.module).columns.logical_and_(masks[layer.name])
+    return list(found.values())
+
+
+def _zero(cut: Cut, undo: list[Callable[[], None]]) -> None:
+    # Out of place: views of the old weights, such as those of a graph, keep their numbers.
+    for parameter, mask in _parameters(cut):
+        old = parameter.data
+        undo.append(lambda parameter=parameter, old=old: setattr(parameter, "data", old))  # type: ignore[misc]
+        parameter.data = torch.where(mask.to(old.device), old, torch.zeros_like(old))
+
+
+def _parameters(cut: Cut) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    module: Any = cut.module
+    pairs = [(module.weight, cut.mask())]
+    if getattr(module, "bias", None) is not None:
+        pairs.append((module.bias, cut.rows))
+    return pairs
+
+
+def _mask(cut: Cut, undo: list[Callable[[], None]]) -> None:
+    module: Any = cut.module
+    names = ["weight"] + (["bias"] if getattr(module, "bias", None) is not None else [])
+    for name, mask in zip(names, (cut.mask(), cut.rows), strict=False):
+        parameter = module._parameters[name]
+        before = dict(module._forward_pre_hooks)
+        undo.append(lambda module=module, name=name, p=parameter, h=before: _unmask(module, name, p, h))  # type: ignore[misc]
+        torch_prune.custom_from_mask(module, name, mask.to(parameter.device))  # type: ignore[no-untyped-call]
+
+
+def _unmask(module: Any, name: str, parameter: nn.Parameter, hooks: Mapping[int, Any]) -> None:
+    for key in [key for key in module._forward_pre_hooks if key not in hooks]:
+        del module._forward_pre_hooks[key]
+    module._buffers.pop(f"{name}_mask", None)
+    module._parameters.pop(f"{name}_orig", None)
+    module.__dict__.pop(name, None)
+    module._parameters[name] = parameter
+
+
+def _compact(cut: Cut, undo: list[Callable[[], None]]) -> None:
+    module: Any = cut.module
+    rows, columns = cut.rows.nonzero().flatten(), cut.columns.nonzero().flatten()
+    outer, inner = (columns, rows) if is_transposed(module) else (rows, columns)
+    old = module.weight
+    index = (outer.to(old.device), inner.to(old.device))
+    # index_select copies: the result is contiguous and owns its storage, as saving needs.
+    weight = old.data.index_select(0, index[0]).index_select(1, index[1])
+    _replace(module, "weight", weight, undo)
+    bias = getattr(module, "bias", None)
+    if bias is not None and len(rows) < len(cut.rows):
+        _replace(module, "bias", bias.data.index_select(0, rows.to(bias.device)), undo)
+    for name, value in extents(module, len(rows), len(columns)).items():
+        _set(module, name, value, undo)
+
+
+def extents(module: nn.Module, n_rows: int, n_columns: int) -> dict[str, int]:
+    """The attributes in which a module repeats the shape of its weight."""
+    if is_transposed(module):
+        return {name: value for name, value in (("nf", n_rows), ("nx", n_columns)) if hasattr(module, name)}
+    return {"out_features": n_rows, "in_features": n_columns}
+
+
+def _replace(module: Any, name: str, value: torch.Tensor, undo: list[Callable[[], None]]) -> None:
+    old = module._parameters[name]
+    undo.append(lambda: module._parameters.__setitem__(name, old))
+    module._parameters[name] = nn.Parameter(value, requires_grad=old.requires_grad)
+
+
+def _set(target: Any, name: str, value: Any, undo: list[Callable[[], None]]) -> None:
+    absent = object()
+    old = getattr(target, name, absent)
+
+    def restore() -> None:
+        if old is absent:
+            delattr(target, name)
+        else:
+            setattr(target, name, old)
+
+    undo.append(restore)
+    setattr(target, name, value)
+
+
+def width_attributes(model: nn.Module, width: int) -> list[str]:
+    """The attributes of the model's configuration that hold the FFN width `width`."""
+    config = _text_config(model)
+    if config is None:
+        return []
+    names = [name for name in WIDTH_ATTRIBUTES if getattr(config, name, None) == width]
+    # GPT-2's n_inner is None while the width is four times the hidden size.
+    if not names and getattr(config, "n_inner", width) is None:
+        names = ["n_inner"]
+    return names
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _padded(model: nn.Module, masks: Masks) -> Masks:
+    """Masks of one width: each keeps some removed neurons (zeroed elsewhere) up to the widest."""
+    originals = {len(mask) for mask in masks.values()}
+    if len(originals) > 1:
+        raise MaskError(
+            f"align='pad' needs layers of one original width, these have {sorted(originals)}; use align='none' and llmrank's "
+            "loader"
+        )
+    (original,) = originals
+    width = max(masks.widths.values()) if width_attributes(model, original) else original
+    padded = {}
+    for name, mask in masks.items():
+        filled = mask.clone()
+        removed = (~mask).nonzero().flatten()
+        filled[removed[: width - int(mask.sum())]] = True
+        padded[name] = filled
+    return Masks(padded)
+
+
+def _set_widths(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    layers: Mapping[str, PrunableLayer],
+    widths: Mapping[str, int],
+    undo: list[Callable[[], None]],
+) -> None:
+    """Bring modules and configuration in line with the new shapes."""
+    for ffn in ffns:
+        for layer in ffn.prunable.values():
+            for name in WIDTH_ATTRIBUTES:
+                if getattr(ffn.module, name, None) == layer.size and isinstance(getattr(ffn.module, name), int):
+                    _set(ffn.module, name, widths[layer.name], undo)
+    config = _text_config(model)
+    if config is None:
+        return
+    originals = {layer.size for layer in layers.values()}
+    names = width_attributes(model, next(iter(originals))) if len(originals) == 1 else []
+    if len(set(widths.values())) == 1 and names:
+        for name in names:
+            _set(config, name, next(iter(widths.values())), undo)
+        if hasattr(config, WIDTHS_KEY):
+            _drop(config, WIDTHS_KEY, undo)
+    elif any(widths[name] != layer.size for name, layer in layers.items()) or hasattr(config, WIDTHS_KEY):
+        _set(config, WIDTHS_KEY, dict(widths), undo)
+
+
+def _drop(target: Any, name: str, undo: list[Callable[[], None]]) -> None:
+    old = getattr(target, name)
+    undo.append(lambda: setattr(target, name, old))
+    delattr(target, name)
