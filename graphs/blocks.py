@@ -9,6 +9,7 @@ and builds the CSR, or a band of rows, only when somebody reads it.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -275,6 +276,8 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
     parts = value if isinstance(value, tuple) else (value,)
     if not parts:
         raise GraphError(f"{name}: expected at least one matrix in the tuple of parallel edges, got an empty tuple")
+    if any(is_torch(part) and part.is_meta for part in parts):
+        raise GraphError(f"{name}: the weights lie on the meta device and have no numbers; load the model first")
     if len(parts) == 1 and _is_sparse(parts[0]):
         return SparseBlock(_canonical(_to_scipy(parts[0]), name))
     if any(_is_sparse(part) for part in parts):
@@ -339,8 +342,6 @@ def _refuse_other_shape(matrix: Any, first: Any, name: str) -> None:
 
 def _floating(matrix: Any, name: str) -> Any:
     if is_torch(matrix):
-        if matrix.is_meta:
-            raise GraphError(f"{name}: the weights lie on the meta device and have no numbers; load the model first")
         if matrix.is_complex() or matrix.is_quantized:
             raise GraphError(f"{name}: expected real floating-point weights, got {matrix.dtype}; dequantise them first")
         return matrix if matrix.is_floating_point() else matrix.float()
@@ -363,9 +364,9 @@ def _to_scipy(value: Any) -> sparse.csr_array:
         return sparse.csr_array(value)
     if not _is_sparse(value):
         return sparse.csr_array(as_numpy(value))
-    if value.is_meta:
-        raise GraphError("sparse weights on the meta device have no numbers; load the model first")
-    tensor = value.detach().to_sparse_csr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        tensor = value.detach().to_sparse_csr()
     return sparse.csr_array(
         (as_numpy(tensor.values()), as_numpy(tensor.col_indices()), as_numpy(tensor.crow_indices())),
         shape=tuple(tensor.shape),

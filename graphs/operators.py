@@ -417,8 +417,6 @@ class Backend:
 
 def _dense_is_cheaper(block: Block, products: int) -> bool:
     size = block.shape[0] * block.shape[1]
-    if size == 0:
-        return False
     if isinstance(block, DenseBlock):
         # Below this many products no density, however low, pays for the conversion.
         if products <= DENSE_TO_CSR_COST:
