@@ -170,6 +170,10 @@ NOT_FINITE = np.array([[1.0, 2.0], [3.0, np.nan]])
         (np.array([["a"]]), "it: expected real numbers, got dtype <U1"),
         (sparse.csr_array([[1j]]), "it: expected real numbers, got dtype complex128"),
         (torch.ones(2, 2) * 1j, "it: expected real floating-point weights, got torch.complex64"),
+        (
+            torch.sparse_coo_tensor(size=(2, 2), device="meta", check_invariants=False),
+            "it: the weights lie on the meta device",
+        ),
         (torch.ones(2, 2, device="meta"), "it: the weights lie on the meta device .*load the model first"),
         ((np.ones((2, 2)), np.ones((2, 3))), r"it: parallel edges need .* one shape, got \(2, 2\) and \(2, 3\)"),
         ((sparse.eye_array(2), np.ones((2, 3))), r"it: parallel edges need .* one shape, got \(2, 2\) and \(2, 3\)"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -26,6 +27,21 @@ def test_importing_graphs_loads_none_of_the_heavy_libraries(statements: str) -> 
     loaded = modules_after(statements)
     assert "graphs" in loaded
     assert not loaded & {"torch", "networkx", "matplotlib", "transformers", "llmrank", "pandas"}
+
+
+def test_torch_sparse_tensors_raise_no_warning() -> None:
+    # torch warns once a process about its CSR tensors, so only a fresh one can tell.
+    statements = """
+        import torch, warnings
+        from graphs import LayeredGraph, weighted_pagerank
+        weight = torch.eye(2).to_sparse()
+        warnings.simplefilter("error")
+        graph = LayeredGraph.from_weights([weight], [1, 1], [[1, 1]])
+        for backend in ("scipy", "torch", "dense"):
+            weighted_pagerank(graph, theta=0.5, backend=backend)
+        graph.to_torch()
+    """
+    assert "torch" in modules_after(textwrap.dedent(statements))
 
 
 def test_the_public_names_are_there() -> None:

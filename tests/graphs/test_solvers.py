@@ -119,6 +119,14 @@ def test_the_tolerance_stops_a_deep_chain_early() -> None:
     assert 0 < distance(result.scores, weighted_pagerank(graph, 0.2).scores) <= result.error_bound + 1e-15
 
 
+@pytest.mark.parametrize("solver", [LayerSweep(), PowerIteration(), PowerIteration(tol=0.0, max_iter=3)])
+def test_a_solver_object_stands_for_its_name(solver: Any) -> None:
+    graph = random_case(3, (4, 5, 4, 5)).graph()
+    result = weighted_pagerank(graph, solver=solver)
+    assert result.solver == solver.name
+    assert_layers_equal(result.scores, weighted_pagerank(graph).scores)
+
+
 # --- the certificate
 
 
