@@ -18,7 +18,7 @@ from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError
 
-__all__ = ["FFNStatistics", "LayerStatistics", "collect", "model_inputs"]
+__all__ = ["FFNStatistics", "LayerStatistics", "collect", "evaluating", "longest_input", "model_inputs"]
 
 Progress = Callable[[Sequence[Any], str], Any]
 
@@ -135,7 +135,7 @@ def collect(
     readers: list[list[_Accumulator]] = []
     writers: list[dict[int, _Accumulator]] = []
     body = _body(model, ffns)
-    with ExitStack() as hooks, torch.no_grad(), _evaluating(model):
+    with ExitStack() as hooks, torch.no_grad(), evaluating(model):
         for ffn in ffns:
             side = "decoder" if _is_decoder(model, ffn) else "input"
             reads, writes = [], {}
@@ -163,9 +163,18 @@ def model_inputs(
 
     Encoder-decoder models are run as prefix language models: the encoder reads the first half of a
     sequence, the decoder (teacher forcing) the second, shifted by its start token.
+
+    Raises
+    ------
+    CalibrationError
+        Token ids outside the model's vocabulary, or features for a language model.
     """
-    ids, mask = ids.to(device), mask.to(device)
     config = getattr(model, "config", None)
+    if config is not None:
+        _check_ids(model, ids)
+    elif ids.is_floating_point():
+        ids = ids.to(next(model.parameters()).dtype)
+    ids, mask = ids.to(device), mask.to(device)
     full = bool(mask.all())
     if not getattr(config, "is_encoder_decoder", False):
         inputs: dict[str, Any] = {"input_ids": ids}
@@ -188,6 +197,38 @@ def model_inputs(
     return inputs, None if full else mask[:, :half], None if full else mask[:, half:]
 
 
+def longest_input(model: nn.Module) -> int | None:
+    """Tokens that a model with learnt positions can take, None where nothing limits them."""
+    config = getattr(model, "config", None)
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if not isinstance(longest, int):
+        return None
+    lookup: Any = getattr(model, "get_input_embeddings", None)
+    tokens = lookup() if callable(lookup) else None
+    for module in model.modules():
+        # RoBERTa counts positions from behind its padding index.
+        if isinstance(module, nn.Embedding) and module is not tokens and module.num_embeddings == longest:
+            return longest - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return longest
+
+
+def _check_ids(model: nn.Module, ids: torch.Tensor) -> None:
+    # Before the ids reach a GPU, where a bad one kills the whole context.
+    if ids.is_floating_point():
+        raise CalibrationError(
+            f"{type(model).__name__} reads token ids, and the calibration tensor holds {ids.dtype}; expected an integer "
+            "tensor of shape (n, length)"
+        )
+    lookup: Any = getattr(model, "get_input_embeddings", None)
+    embeddings = lookup() if callable(lookup) else None
+    size = getattr(embeddings, "num_embeddings", None)
+    if isinstance(size, int) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise CalibrationError(
+            f"token ids run from {int(ids.min())} to {int(ids.max())}, but {type(model).__name__} has {size} tokens; the "
+            "tokens belong to another tokenizer"
+        )
+
+
 def _is_decoder(model: nn.Module, ffn: FFN) -> bool:
     config = getattr(model, "config", None)
     return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in ffn.stack
@@ -203,7 +244,7 @@ def _body(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout), and every module back in its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

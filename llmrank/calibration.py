@@ -20,6 +20,7 @@ BUILTIN = "built-in: the Python language reference (pydoc_data.topics)"
 DATASET_PREFIX = "dataset:"
 # Every fourth topic of the built-in text is kept for evaluation.
 EVALUATION_STRIDE = 4
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # Texts share a passage when this many consecutive tokens agree.
 SHARED_WINDOW = 32
 
@@ -154,7 +155,11 @@ def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str =
 def _looks_like_path(source: str) -> bool:
     if source.startswith(DATASET_PREFIX) or "\n" in source or len(source) > 1024:
         return False
-    return Path(source).is_file() or (" " not in source.strip() and (os.sep in source or source.endswith(".txt")))
+    try:
+        exists = Path(source).is_file()
+    except OSError:  # longer than a file name can be
+        exists = False
+    return exists or (" " not in source.strip() and (os.sep in source or source.endswith(".txt")))
 
 
 def _read_dataset(name: str) -> list[str]:
@@ -249,7 +254,7 @@ def _given(ids: torch.Tensor, samples: int, sequence_length: int, role: str) -> 
         # Features of a plain module: every row is one example, and all of them are used.
         features = ids.to("cpu").contiguous()
         return TokenSequences.of(features, torch.ones(len(features), dtype=torch.bool), "features given by the caller")
-    if ids.ndim != 2 or ids.numel() == 0 or ids.shape[1] < 2:
+    if ids.ndim != 2 or ids.numel() == 0 or ids.shape[1] < 2 or ids.dtype not in INTEGERS:
         raise CalibrationError(
             f"{role} tokens: expected an integer tensor of shape (n, length) with length >= 2, got {ids.dtype} of shape "
             f"{tuple(ids.shape)}"
@@ -263,6 +268,8 @@ def _padded(
 ) -> TokenSequences:
     rows = [prefix + _plain_ids(tokenizer, text)[:room] + suffix for text in texts[:samples]]
     length = max(len(row) for row in rows)
+    if length < 2:
+        raise CalibrationError(f"every text of the {description} has less than 2 tokens; give longer texts")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     ids = torch.full((len(rows), length), pad, dtype=torch.long)
     mask = torch.zeros((len(rows), length), dtype=torch.bool)

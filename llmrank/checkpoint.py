@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from llmrank.adapters import find_ffns
@@ -46,6 +47,8 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise CheckpointError(f"{parent} is a file, so nothing can be written below it; choose another --output")
     if not os.access(parent, os.W_OK):
         raise CheckpointError(f"{parent} is not writable; choose another --output")
     return path
@@ -85,9 +88,10 @@ def save(
             f"{type(model).__name__} is no transformers model; save its state_dict with torch, and its masks with "
             "Masks.save"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    partial: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         model.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -99,12 +103,13 @@ def save(
         if target.is_dir():
             target.rmdir()
         partial.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the system said (disk full, say)
         raise CheckpointError(
             f"cannot write the checkpoint {target}: {error}; nothing was left there: free some space or choose another place"
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -134,7 +139,10 @@ def _widths(directory: Path) -> dict[str, int] | None:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # load_pretrained says what is wrong
-    widths = config.get(WIDTHS_KEY) or config.get("text_config", {}).get(WIDTHS_KEY)
+    if not isinstance(config, dict):
+        return None
+    text_config = config.get("text_config")
+    widths = config.get(WIDTHS_KEY) or (text_config.get(WIDTHS_KEY) if isinstance(text_config, dict) else None)
     if widths is None:
         return None
     if not isinstance(widths, dict) or not all(isinstance(width, int) and width > 0 for width in widths.values()):

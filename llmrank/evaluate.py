@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.activations import Progress, model_inputs
+from llmrank.activations import Progress, evaluating, model_inputs
 from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 from llmrank.errors import UnsupportedModelError
@@ -88,10 +88,8 @@ def perplexity(
             "encoder-decoder language model"
         )
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     total, count = 0.0, 0
-    try:
+    with evaluating(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Evaluating") if progress else batches:
             inputs, _, _ = model_inputs(model, ids, mask, device)
@@ -107,8 +105,6 @@ def perplexity(
             )
             total += float(losses.double()[valid.flatten().to(losses.device)].sum())
             count += int(valid.sum())
-    finally:
-        model.train(training)
     mean = total / count if count else math.nan
     return Perplexity(math.exp(mean) if math.isfinite(mean) and mean < 700 else math.inf, count)
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
-from llmrank.errors import ModelSourceError, OptionError
+from llmrank.errors import LLMRankError, ModelSourceError, OptionError
 
 __all__ = ["DEMO_NAME", "LoadedModel", "demo_model", "load_pretrained", "parse_device", "parse_dtype"]
 
@@ -129,7 +130,9 @@ def load_pretrained(
         if subclass is not None:
             model_class = subclass(model_class)
         model = model_class.from_pretrained(name, config=config, dtype=torch_dtype, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except LLMRankError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelSourceError(
             f"transformers cannot load {os.fspath(source)}: {_first_line(error)}; check the path or name, or download "
             "the model on a machine with network access and pass its directory"

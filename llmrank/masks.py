@@ -141,7 +141,11 @@ class Masks(Mapping[str, torch.Tensor]):
         """Write a safetensors file with one uint8 vector (1 = keep) a layer; replaced whole or not at all."""
         header = {"meta": json.dumps({"kind": "masks", "version": VERSION, "kept": self.kept, "size": self.size})}
         with replacing(path) as partial:
-            save_file({name: mask.to(torch.uint8) for name, mask in self.items()}, partial, header)
+            try:
+                save_file({name: mask.to(torch.uint8) for name, mask in self.items()}, partial, header)
+            except SafetensorError as error:
+                # The library wraps what the system said (disk full, say); a caller expects an OSError.
+                raise OSError(f"cannot write {path}: {error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -159,7 +163,7 @@ class Masks(Mapping[str, torch.Tensor]):
             with safe_open(path, framework="pt") as file:
                 meta = json.loads((file.metadata() or {}).get("meta", "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, ValueError, OSError) as error:
+        except (SafetensorError, ValueError, OSError, RecursionError) as error:
             raise MaskError(f"{path} cannot be read ({error}); {advice}") from error
         if not isinstance(meta, dict) or meta.get("kind") != "masks":
             raise MaskError(f"{path} is not a mask file; {advice}")

@@ -55,6 +55,10 @@ class LayerRecord:
         self.out_activation = out_activation
         self._weight = weight
         self.out_features = len(importance)
+        if in_features is None and in_activation is not None:
+            in_features = len(in_activation)
+        elif in_features is None and isinstance(weight, torch.Tensor):
+            in_features = weight.shape[1]
         self.in_features = in_features if in_features is not None else 0
         self.explicit = explicit
         self.pruning_mask: torch.Tensor | None = None

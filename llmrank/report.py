@@ -179,4 +179,5 @@ def _finite(value: Any) -> Any:
         return [_finite(entry) for entry in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
-    return value
+    # Scorers and pruners of third parties keep what they like in their attributes.
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

@@ -50,6 +50,13 @@ class BaseScorer:
     array([0.75, 0.25])
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # A child of a scorer with a rank of its own that overrides score alone means the walk with its score.
+        super().__init_subclass__(**kwargs)
+        nearest = next(base for base in cls.__mro__ if "rank" in vars(base) or "score" in vars(base))
+        if "rank" not in vars(nearest):
+            cls.rank = BaseScorer.rank  # type: ignore[method-assign]
+
     def score(
         self,
         prev_importance: torch.Tensor,
@@ -164,6 +171,22 @@ def _unit_interval(name: str, value: float) -> None:
         raise OptionError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
+def _norm_order(p: float) -> None:
+    if not (isinstance(p, (int, float)) and p >= 1.0):
+        raise OptionError(f"p must be a number >= 1, got {p!r}")
+
+
+def _computation(solver: str, backend: str, dtype: str) -> None:
+    """Refuse unknown names at construction: the rank comes only after the calibration."""
+    for name, value, known in (
+        ("solver", solver, ("sweep", "power")),
+        ("backend", backend, ("auto", "scipy", "torch", "dense")),
+        ("dtype", dtype, ("float32", "float64")),
+    ):
+        if value not in known:
+            raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
+
+
 @dataclass
 class NormScorer(BaseScorer):
     """p-norm of the edge weights into a node: ``(sum_k |W_jk|^p)^(1/p)``.
@@ -177,8 +200,7 @@ class NormScorer(BaseScorer):
     p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.p >= 1.0:
-            raise OptionError(f"p must be a number >= 1, got {self.p!r}")
+        _norm_order(self.p)
 
     def score(
         self,
@@ -228,6 +250,8 @@ class RandomScorer(BaseScorer):
     _stream: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise OptionError(f"seed must be an integer >= 0, got {self.seed!r}")
         self._stream = torch.Generator().manual_seed(self.seed)
 
     def score(
@@ -297,6 +321,7 @@ class WeightedPageRankScorer(BaseScorer):
     def __post_init__(self) -> None:
         _unit_interval("gamma", self.gamma)
         _unit_interval("theta", self.theta)
+        _computation(self.solver, self.backend, self.dtype)
 
     def score(
         self,
@@ -339,6 +364,7 @@ class ModifiedPageRankScorer(BaseScorer):
 
     def __post_init__(self) -> None:
         _unit_interval("zero_lowest", self.zero_lowest)
+        _computation(self.solver, self.backend, self.dtype)
 
     def score(
         self,
@@ -369,8 +395,6 @@ def _dense_operator(weight: torch.Tensor) -> tuple[TorchArithmetic, Any]:
 
 class _OutgoingScorer(BaseScorer):
     """Scores of a node from its statistics and the weights that leave it."""
-
-    _needs = "activations"
 
     def _factor(self, outgoing: torch.Tensor) -> torch.Tensor:
         """(n,) from the (n_next, n) weights that leave the layer."""
@@ -414,6 +438,9 @@ class WandaSPScorer(_OutgoingScorer):
     """
 
     p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _norm_order(self.p)
 
     def _factor(self, outgoing: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.linalg.vector_norm(outgoing, ord=self.p, dim=0)

@@ -144,12 +144,18 @@ def _check(ffns: Sequence[FFN], masks: Masks, layers: Mapping[str, PrunableLayer
         )
     masks.check(layers)
     for ffn in ffns:
-        for stage in ffn.stages:
+        for n_inputs, stage in zip(ffn.sizes, ffn.stages, strict=False):
             for projection in stage:
                 if "weight" not in projection.module._parameters:
                     raise OptionError(
                         f"{projection.name} carries a torch.nn.utils.prune mask already; call prune.remove on it, or undo "
                         "the earlier application, before pruning again"
+                    )
+                rows = projection.start + projection.size
+                if rows > out_features(projection.module) or n_inputs != in_features(projection.module):
+                    raise MaskError(
+                        f"{projection.name} has other shapes than when it was found: the model has been compacted since; "
+                        "undo that, or find its FFNs and their masks again"
                     )
                 if projection.module.weight.is_meta:
                     raise OptionError(
@@ -199,18 +205,19 @@ def _mask(cut: Cut, undo: list[Callable[[], None]]) -> None:
     names = ["weight"] + (["bias"] if getattr(module, "bias", None) is not None else [])
     for name, mask in zip(names, (cut.mask(), cut.rows), strict=False):
         parameter = module._parameters[name]
-        before = dict(module._forward_pre_hooks)
-        undo.append(lambda module=module, name=name, p=parameter, h=before: _unmask(module, name, p, h))  # type: ignore[misc]
+        before, hooks = dict(module._parameters), dict(module._forward_pre_hooks)
+        undo.append(lambda module=module, name=name, p=before, h=hooks: _unmask(module, name, p, h))  # type: ignore[misc]
         torch_prune.custom_from_mask(module, name, mask.to(parameter.device))  # type: ignore[no-untyped-call]
 
 
-def _unmask(module: Any, name: str, parameter: nn.Parameter, hooks: Mapping[int, Any]) -> None:
+def _unmask(module: Any, name: str, parameters: Mapping[str, Any], hooks: Mapping[int, Any]) -> None:
     for key in [key for key in module._forward_pre_hooks if key not in hooks]:
         del module._forward_pre_hooks[key]
     module._buffers.pop(f"{name}_mask", None)
-    module._parameters.pop(f"{name}_orig", None)
     module.__dict__.pop(name, None)
-    module._parameters[name] = parameter
+    # In their old order too: optimisers and state dicts go by it.
+    module._parameters.clear()
+    module._parameters.update(parameters)
 
 
 def _compact(cut: Cut, undo: list[Callable[[], None]]) -> None:

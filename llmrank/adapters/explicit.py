@@ -70,7 +70,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
                     f"{after[0].in_features}; list Linears in the order of the data, each reading the one before"
                 )
         ffns.append(FFN(f"{prefix}.{position}", "explicit", tuple(stages), prefix, layer))
-    refuse_tied(ffns)
+    refuse_tied(model, ffns)
     return tuple(ffns)
 
 

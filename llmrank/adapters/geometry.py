@@ -80,7 +80,7 @@ def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
             f"two d -> f and f -> d (gated), d -> 2f and f -> d (fused) inside one module, or an nn.Sequential of "
             f"Linears. {_inventory(linears)} Name the Linears explicitly with structure_dict="
         )
-    refuse_tied(ffns)
+    refuse_tied(model, ffns)
     probed: set[tuple[type[nn.Module], str]] = set()
     for ffn in ffns:
         kind = (type(ffn.module), ffn.kind)
@@ -92,6 +92,8 @@ def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear map with a two-dimensional weight, quantised or not."""
+    if isinstance(getattr(module, "qweight", None), torch.Tensor):
+        return True
     weight = getattr(module, "weight", None)
     known = isinstance(module, (nn.Linear, Conv1D)) or type(module).__name__.lower().startswith("linear")
     return known and isinstance(weight, torch.Tensor)
@@ -121,29 +123,41 @@ def refuse_experts(model: nn.Module) -> None:
 
 
 def refuse_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
-    """Raise if a linear map holds packed or integer weights, which cannot be cut row by row."""
+    """Raise if a linear map holds packed, integer or wrapped weights, which cannot be cut row by row."""
     for name, module in linears.items():
-        dtype = next(iter(module.parameters()), torch.empty(0, dtype=torch.int8)).dtype
-        if not dtype.is_floating_point or dtype.itemsize < 2 or not isinstance(module, (nn.Linear, Conv1D)):
+        weight: object = getattr(module, "qweight", None)
+        packed = isinstance(weight, torch.Tensor)
+        if not packed:
+            weight = module.weight
+        # Quantisers and sharding hide behind tensor subclasses that report a float dtype.
+        plain = isinstance(module, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
+        dtype = weight.dtype if isinstance(weight, torch.Tensor) else None
+        if packed or not plain or dtype is None or not dtype.is_floating_point or dtype.itemsize < 2:
             raise UnsupportedModelError(
-                f"{name} of {type(model).__name__} holds quantised weights ({type(module).__name__}, {dtype}); they "
-                "cannot be pruned in place: load the model in float32, float16 or bfloat16 (dequantised), and "
-                "quantise the pruned one"
+                f"{name} of {type(model).__name__} holds quantised or wrapped weights ({type(module).__name__}, "
+                f"{type(weight).__name__} of {dtype}); they cannot be pruned in place: load the model in float32, "
+                "float16 or bfloat16 (dequantised, on one device), and quantise the pruned one"
             )
 
 
-def refuse_tied(ffns: Iterable[FFN]) -> None:
-    """Raise if two different linear maps of the FFNs share one weight."""
-    owner: dict[int, Projection] = {}
-    for ffn in ffns:
-        for stage in ffn.stages:
-            for projection in stage:
-                first = owner.setdefault(id(projection.module.weight), projection)
-                if first.module is not projection.module:
-                    raise UnsupportedModelError(
-                        f"{first.name} and {projection.name} share one weight; pruning one would change the other: "
-                        "untie them (copy the parameter) first"
-                    )
+def refuse_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
+    """Raise if a linear map of the FFNs shares a parameter with any other module of the model."""
+    inside = {id(p.module): p.name for ffn in ffns for stage in ffn.stages for p in stage}
+    owner: dict[int, str] = {}
+    ours: set[int] = set()
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is None:
+                continue
+            key = id(parameter)
+            if key in owner and (id(module) in inside or key in ours):
+                raise UnsupportedModelError(
+                    f"{owner[key]} and {name} share one weight; pruning one would change the other: untie them (copy "
+                    "the parameter) first"
+                )
+            owner.setdefault(key, name)
+            if id(module) in inside:
+                ours.add(key)
 
 
 def stack_of(name: str) -> str:
@@ -222,7 +236,7 @@ def _probe(ffn: FFN) -> None:
     handles = [consumer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().float()))]
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(1, 2, ffn.sizes[0], generator=generator).to(device, ffn.stages[0][0].weight.dtype)
-    training = ffn.module.training
+    modes = [(module, module.training) for module in ffn.module.modules()]
     try:
         ffn.module.eval()
         with torch.no_grad():
@@ -232,7 +246,8 @@ def _probe(ffn: FFN) -> None:
     except Exception:  # a decoder layer needs more than one tensor: its FFN is plain, and geometry is enough
         return
     finally:
-        ffn.module.train(training)
+        for module, mode in modes:
+            module.training = mode
         for handle in handles:
             handle.remove()
     if len(seen) != 2 or seen[0].shape != seen[1].shape or seen[0].shape[-1] != ffn.sizes[1]:
