@@ -95,7 +95,9 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2")
+    parser.add_argument(
+        "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
+    )
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amount", type=float, default=0.3)
     parser.add_argument("--samples", type=int, default=16, help="calibration sequences")
@@ -104,7 +106,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     options = parser.parse_args()
     if options.wikitext is None:
-        parser.error("--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt")
+        parser.error(
+            "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt"
+        )
     loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
     model, tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
     calibration = read(options.wikitext / "valid.txt", tokenizer, 0, options.samples, length)

@@ -119,7 +119,7 @@ def load_pretrained(
         raise ModelSourceError(
             f"{name} has no config.json; expected a directory written by save_pretrained, a .gguf file or a hub name"
         )
-    elif not path.exists() and name.count("/") != 1:
+    elif not path.exists() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise ModelSourceError(
             f"no model at {name}: there is no such directory, and a hub name has the form OWNER/NAME; expected a "
             "directory, a .gguf file or a hub name"

