@@ -179,8 +179,10 @@ def resize(model: nn.Module, widths: Mapping[str, int]) -> None:
             f"{WIDTHS_KEY} does not fit {type(model).__name__}: {len(bad)} unknown or too wide, "
             f"{len(set(layers) - set(widths))} missing; the configuration belongs to another model"
         )
-    first = Masks({name: torch.arange(layer.size) < widths[name] for name, layer in layers.items()})
-    for cut in cuts(ffns, first):
+    with torch.device("cpu"):  # from_pretrained builds models on the meta device, where masks hold nothing
+        first = Masks({name: torch.arange(layer.size) < widths[name] for name, layer in layers.items()})
+        found = cuts(ffns, first)
+    for cut in found:
         module: Any = cut.module
         n_rows, n_columns = int(cut.rows.sum()), int(cut.columns.sum())
         shape = (n_columns, n_rows) if is_transposed(module) else (n_rows, n_columns)

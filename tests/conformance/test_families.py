@@ -1,0 +1,171 @@
+"""Every model family that the package names, from finding its FFNs to loading the pruned checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import llmrank
+from llmrank.adapters import FAMILIES, Family, find_ffns
+from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
+from tests.llmrank.models import Snapshot, auto_class, family_model, logits, token_ids
+
+IDS = [family.name for family in FAMILIES]
+CALIBRATION = token_ids(3, 16)
+PROBE = token_ids(2, 12, seed=1)
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=IDS)
+
+
+def pipeline(
+    model: Any, pruner: BasePruner, topology: type[BasePipeline] = ChainedFFNPipeline, **options: Any
+) -> BasePipeline:
+    return topology(model, None, pruner=pruner, calibration=CALIBRATION, **options)
+
+
+def uneven_model(family: Family) -> Any:
+    """A model whose first FFN concentrates on a few neurons, so that a global budget gives unequal widths."""
+    model = family_model(family)
+    with torch.no_grad():
+        for producer in find_ffns(model)[0].stages[0]:
+            producer.weight[:6] *= 8.0
+    return model
+
+
+def loaded_quietly(family: Family, directory: Path) -> Any:
+    """What the stock loader makes of a directory."""
+    model, info = auto_class(family).from_pretrained(directory, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    return model
+
+
+@every_family
+def test_found_by_geometry(family: Family) -> None:
+    model = family_model(family)
+    ffns = find_ffns(model)
+    assert {ffn.kind for ffn in ffns} == {family.kind}
+    # Two layers; an encoder-decoder has two stacks of them.
+    assert len(ffns) == (4 if family.model_type == "t5" else 2)
+    assert len({ffn.stack for ffn in ffns}) == (2 if family.model_type == "t5" else 1)
+    assert {ffn.sizes for ffn in ffns} == {(16, 64 if family.model_type == "bloom" else 40, 16)}
+
+
+# Both topologies and both pruners see every family, but in two of the four pairs: the form of the cut does not
+# depend on how the scores came about.
+@every_family
+@pytest.mark.parametrize(
+    ("topology", "pruner"),
+    [(ChainedFFNPipeline, LocalPruner(0.3)), (IsolatedFFNPipeline, GlobalPruner(0.3))],
+    ids=["chained-local", "isolated-global"],
+)
+def test_three_forms_compute_the_same(family: Family, topology: type[BasePipeline], pruner: BasePruner) -> None:
+    model = family_model(family)
+    dense, snapshot = logits(model, PROBE), Snapshot(model)
+    outputs = {}
+    for form in ("zero", "mask", "compact"):
+        run = pipeline(model, pruner, topology, form=form)
+        assert run.run() is model
+        assert run.masks is not None
+        assert run.report is not None
+        outputs[form] = logits(model, PROBE)
+        neurons = run.report.neurons
+        n = run.masks.size
+        assert neurons["removed"] == n - run.masks.kept
+        if isinstance(pruner, LocalPruner):
+            assert all(len(mask) - int(mask.sum()) == round(0.3 * len(mask)) for mask in run.masks.values())
+        else:
+            assert neurons["removed"] == -(-3 * n // 10)
+        if form == "compact":
+            before, after = run.report.before, run.report.after
+            assert before.parameters - after.parameters == removed_parameters(run)
+            assert before.ffn_parameters - after.ffn_parameters == removed_parameters(run)
+            assert {ffn.name: ffn.sizes[1] for ffn in find_ffns(model)} == run.masks.widths
+        else:
+            assert run.report.after.parameters == run.report.before.parameters
+        run.undo()
+        snapshot.assert_restored()
+    torch.testing.assert_close(outputs["zero"], outputs["mask"], rtol=0, atol=0)
+    torch.testing.assert_close(outputs["compact"], outputs["zero"], rtol=1e-5, atol=1e-5)
+    assert (outputs["zero"] - dense).abs().max() > 1e-3
+
+
+def removed_parameters(run: BasePipeline) -> int:
+    """Rows of every producer with their biases, and columns of every consumer; the consumer's bias stays."""
+    assert run.masks is not None
+    total = 0
+    for entry in run.model_graphs:
+        for layer in entry.prunable.values():
+            removed = len(run.masks.removed(layer.name))
+            for producer in layer.producers:
+                bias = getattr(producer.module, "bias", None)
+                total += removed * (producer.in_features + (bias is not None))
+            for consumer in layer.consumers:
+                total += removed * consumer.size
+    return total
+
+
+@every_family
+def test_uniform_widths_load_in_stock_transformers(family: Family, tmp_path: Path) -> None:
+    model = family_model(family)
+    run = pipeline(model, LocalPruner(0.3))
+    run.run()
+    wanted = logits(model, PROBE)
+    llmrank.save(tmp_path / "out", model, masks=run.masks)
+    vectors = load_file(tmp_path / "out" / "masks.safetensors")
+    assert set(vectors) == {ffn.name for ffn in find_ffns(model)}
+    assert all(vector.dtype == torch.uint8 for vector in vectors.values())
+    assert llmrank.Masks(vectors) == run.masks
+    if family.width is None:
+        # The configuration cannot say this width, so only our loader can build the model.
+        with pytest.raises(RuntimeError, match="mismatched"):
+            auto_class(family).from_pretrained(tmp_path / "out")
+        again = llmrank.load(tmp_path / "out").model
+    else:
+        again = loaded_quietly(family, tmp_path / "out")
+        assert getattr(again.config, family.width) == 28
+    torch.testing.assert_close(logits(again, PROBE), wanted, rtol=1e-4, atol=1e-4)
+    if again.can_generate():
+        prompt = PROBE[:1, :4]
+        tokens = again.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
+        assert tokens.shape[1] > 1
+
+
+@every_family
+def test_widths_by_layer_load_here_and_are_refused_elsewhere(family: Family, tmp_path: Path) -> None:
+    model = uneven_model(family)
+    run = pipeline(model, GlobalPruner(0.25, normalize="none"))
+    run.run()
+    assert run.masks is not None
+    assert not run.masks.is_uniform
+    wanted = logits(model, PROBE)
+    llmrank.save(tmp_path / "out", model, masks=run.masks)
+    loaded = llmrank.load(tmp_path / "out")
+    assert type(loaded.model).__name__ == type(model).__name__
+    assert {ffn.name: ffn.sizes[1] for ffn in find_ffns(loaded.model)} == run.masks.widths
+    torch.testing.assert_close(logits(loaded.model, PROBE), wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="mismatched"):
+        auto_class(family).from_pretrained(tmp_path / "out")
+
+
+@every_family
+def test_padded_widths_load_in_stock_transformers(family: Family, tmp_path: Path) -> None:
+    model = uneven_model(family)
+    run = pipeline(model, GlobalPruner(0.25, normalize="none"), align="pad")
+    run.run()
+    assert run.masks is not None
+    assert run.application is not None
+    assert not run.masks.is_uniform
+    widest = max(run.masks.widths.values())
+    assert set(run.application.widths.values()) == {64 if family.width is None else widest}
+    wanted = logits(model, PROBE)
+    llmrank.save(tmp_path / "out", model, masks=run.masks)
+    torch.testing.assert_close(logits(loaded_quietly(family, tmp_path / "out"), PROBE), wanted, rtol=1e-4, atol=1e-4)
+    unpadded = uneven_model(family)
+    pipeline(unpadded, GlobalPruner(0.25, normalize="none")).run()
+    torch.testing.assert_close(logits(unpadded, PROBE), wanted, rtol=1e-5, atol=1e-5)

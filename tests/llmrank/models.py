@@ -1,0 +1,186 @@
+"""Tiny random models, tokens and a tokenizer for the tests; nothing here is downloaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+
+from llmrank.adapters import FAMILIES, Family
+
+VOCABULARY, HIDDEN, FFN, POSITIONS = 64, 16, 40, 64
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": FFN,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": POSITIONS,
+    **HEADS,
+    **SPECIAL,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 64},
+    "bloom": {"vocab_size": 64, "hidden_size": 16, "n_layer": 2, "n_head": 4},
+    "falcon": {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "ffn_hidden_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+    "opt": {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "ffn_dim": 40,
+        "word_embed_proj_dim": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    },
+    "t5": {
+        "vocab_size": 64,
+        "d_model": 16,
+        "d_ff": 40,
+        "d_kv": 4,
+        "num_layers": 2,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+    },
+}
+AUTOS = {
+    "t5": "AutoModelForSeq2SeqLM",
+    "bert": "AutoModelForMaskedLM",
+    "roberta": "AutoModelForMaskedLM",
+    "modernbert": "AutoModelForMaskedLM",
+}
+WORDS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *(f"w{k}" for k in range(4, VOCABULARY))]
+
+
+def family_config(family: Family, **changes: Any) -> Any:
+    options = {**SPECIAL, **CONFIGS.get(family.model_type, LLAMA), **changes}
+    if family.model_type == "t5" and family.kind == "gated":
+        options["feed_forward_proj"] = "gated-gelu"
+    if family.model_type == "modernbert":
+        options |= {"cls_token_id": 1, "sep_token_id": 2}
+    return transformers.CONFIG_MAPPING[family.model_type](**options)
+
+
+def auto_class(family: Family) -> Any:
+    return getattr(transformers, AUTOS.get(family.model_type, "AutoModelForCausalLM"))
+
+
+def family_model(family: Family, seed: int = 0, **changes: Any) -> Any:
+    """A model of a family whose biases are not zero: a fresh one's are, which would hide a bias left behind."""
+    torch.manual_seed(seed)
+    model = auto_class(family).from_config(family_config(family, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Wider than the usual initialisation, so that 1e-5 on the logits means something.
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.ndim == 1 else 0.0))
+    return model
+
+
+def named_family(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
+
+
+def tiny_llama(seed: int = 0, **changes: Any) -> Any:
+    return family_model(named_family("Llama, SmolLM2"), seed, **changes)
+
+
+def tiny_t5(seed: int = 0, **changes: Any) -> Any:
+    return family_model(named_family("T5"), seed, **changes)
+
+
+def token_ids(n: int = 4, length: int = 24, seed: int = 0) -> torch.Tensor:
+    """Random ids without the special ones."""
+    return torch.randint(4, VOCABULARY, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, seed: int = 0) -> nn.Sequential:
+    """Linears with activations between them."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for position in range(len(sizes) - 1):
+        layers += [activation()] if position else []
+        layers.append(nn.Linear(sizes[position], sizes[position + 1]))
+    return nn.Sequential(*layers)
+
+
+def features(n: int, size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, size, generator=torch.Generator().manual_seed(seed))
+
+
+def tokenizer(*, special: bool = True, pad: bool = True) -> Any:
+    """Words w4 .. w63; with `special` a text becomes [BOS] text [EOS]."""
+    backend = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if special:
+        backend.post_processor = processors.TemplateProcessing(
+            single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        pad_token="[PAD]" if pad else None,
+    )
+
+
+def text(n: int, seed: int = 0) -> str:
+    """`n` words, one token each."""
+    return " ".join(f"w{int(k)}" for k in token_ids(1, n, seed)[0])
+
+
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    model.eval()
+    if not hasattr(model, "config"):
+        result: torch.Tensor = model(ids)
+        return result
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    output: torch.Tensor = model(input_ids=ids, **more).logits
+    return output
+
+
+class Snapshot:
+    """All that a transaction must restore: parameters (bits, identity, order), buffers, hooks, modes, attributes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.parameters = [(name, parameter) for name, parameter in model.named_parameters()]
+        self.bits = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.order = list(model.state_dict())
+        self.attributes = {name: self._of(module) for name, module in model.named_modules()}
+        self.config = self._config()
+
+    @staticmethod
+    def _of(module: nn.Module) -> dict[str, Any]:
+        hooks = {name: len(value) for name, value in vars(module).items() if name.endswith("_hooks")}
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))}
+        return {**hooks, **plain, "all": sorted(vars(module))}
+
+    def _config(self) -> Mapping[str, Any] | None:
+        config = getattr(self.model, "config", None)
+        return None if config is None else copy.deepcopy(config.to_dict())
+
+    def assert_restored(self) -> None:
+        model = self.model
+        assert list(model.state_dict()) == self.order
+        for name, value in model.state_dict().items():
+            assert value.dtype == self.bits[name].dtype
+            assert torch.equal(value, self.bits[name]), f"{name} differs"
+        for (name, parameter), (old_name, old) in zip(model.named_parameters(), self.parameters, strict=True):
+            assert name == old_name
+            assert parameter is old, f"{name} is another Parameter"
+        for name, module in model.named_modules():
+            assert self._of(module) == self.attributes[name], name
+        assert self._config() == self.config
