@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -40,7 +40,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
     """
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
-    if not structure["path_to_modules"]:
+    if not isinstance(structure["path_to_modules"], Iterable) or not structure["path_to_modules"]:
         raise StructureError(f"structure_dict: path_to_modules lists no module; expected something like {EXAMPLE}")
     layers_path = _path(structure["path_to_layers"], "path_to_layers")
     layers = _follow(model, layers_path, type(model).__name__)
@@ -52,7 +52,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
     prefix = ".".join(layers_path)
     ffns = []
     for position, layer in enumerate(layers):
-        stages = []
+        stages: list[tuple[Projection, ...]] = []
         for path in structure["path_to_modules"]:
             parts = _path(path, "path_to_modules")
             name = ".".join((prefix, str(position), *parts))
@@ -61,6 +61,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
                 raise StructureError(
                     f"structure_dict: {name} is a {type(module).__name__}; expected a Linear (or Conv1D)"
                 )
+            if any(module is stage[0].module for stage in stages):
+                raise StructureError(f"structure_dict: path_to_modules lists {name} twice; list every Linear once")
             refuse_quantised(model, {name: module})
             stages.append((Projection.whole(name, module),))
         for before, after in pairwise(stages):
@@ -75,6 +77,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
 
 
 def _path(value: Any, key: str) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):
+        raise StructureError(f"structure_dict: {key} holds {value!r}; expected attribute names as in {EXAMPLE}")
     parts = tuple(value.split(".")) if isinstance(value, str) else tuple(str(part) for part in value)
     if not parts:
         raise StructureError(f"structure_dict: {key} holds an empty path; expected something like {EXAMPLE}")
