@@ -85,6 +85,13 @@ def test_a_sparse_block_is_a_copy_in_canonical_form() -> None:
     np.testing.assert_array_equal(given_matrix.indices, before.indices)
 
 
+def test_explicit_zeros_and_weights_that_cancel_are_no_edges() -> None:
+    matrix = sparse.coo_array(([0.0, 2.0, -2.0, 1.0], ([0, 1, 1, 1], [0, 0, 0, 1])), shape=(2, 2))
+    csr = as_block(matrix, "block").to_csr()
+    assert_canonical(csr)
+    assert csr.nnz == 1
+
+
 @pytest.mark.parametrize(("dtype", "kept"), [("f4", "f4"), ("f8", "f8"), ("i2", "f8"), ("?", "f8")])
 def test_the_csr_keeps_float32_and_widens_the_rest(dtype: str, kept: str) -> None:
     matrix = np.array([[1, 0], [1, 1]]).astype(dtype)

@@ -81,6 +81,24 @@ def test_the_bound_holds_at_every_stop(data: st.DataObject, matrix: Array, gamma
         assert np.abs(result.scores[0] - truth).sum() <= result.error_bound + 1e-13
 
 
+@given(matrices(), DAMPINGS, st.integers(1, 6))
+def test_an_early_stop_returns_the_iterate_and_its_residuals(matrix: Array, gamma: float, steps: int) -> None:
+    size = len(matrix)
+    strength = matrix.sum(axis=0)
+    transition = np.where(strength > 0, matrix / np.where(strength > 0, strength, 1), 1 / size)
+    iterates = [np.full(size, 1 / size)]
+    for _ in range(steps):
+        iterates.append(gamma * transition @ iterates[-1] + (1 - gamma) / size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = pagerank(sparse.csr_array(matrix), gamma, tol=0.0, max_iter=steps)
+    # A residual of exactly zero may stop it before.
+    taken = result.iterations
+    np.testing.assert_allclose(result.scores[0], iterates[taken], rtol=1e-12, atol=1e-15)
+    expected = np.abs(np.diff(iterates[: taken + 1], axis=0)).sum(axis=1)
+    np.testing.assert_allclose(result.residuals, expected, rtol=1e-9, atol=1e-14)
+
+
 @given(cases(), DAMPINGS)
 def test_a_layered_graph_ranks_as_its_networkx_form(case: Case, gamma: float) -> None:
     graph = case.graph()
