@@ -92,7 +92,7 @@ def save(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=_plain_state(model))
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         if masks is not None:
@@ -111,6 +111,21 @@ def save(
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """The state with masks of torch.nn.utils.prune multiplied in; None where there are none.
+
+    Loaders know ``weight`` alone: with ``weight_orig`` and ``weight_mask`` in the file they would start
+    from random weights.
+    """
+    state = model.state_dict()
+    masked = [name.removesuffix("_mask") for name in state if name.removesuffix("_mask") + "_orig" in state]
+    if not masked:
+        return None
+    for name in masked:
+        state[name] = state.pop(f"{name}_orig") * state.pop(f"{name}_mask")
+    return state
 
 
 def load(

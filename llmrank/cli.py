@@ -6,8 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +141,11 @@ def _amount(text: str) -> float | int:
         return float(text)
 
 
+def _progress(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """A bar on standard error, gone when done."""
+    return track(items, description, console=Console(stderr=True), transient=True)
+
+
 def _pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluation: Any) -> BasePipeline:
     return PIPELINES.find(options.pipeline)(
         loaded.model,
@@ -156,7 +160,7 @@ def _pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluation: A
         form=options.form,
         align=options.align,
         evaluation=evaluation,
-        progress=partial(track, transient=True),
+        progress=_progress,
     )
 
 
@@ -181,12 +185,12 @@ def _parts(options: argparse.Namespace) -> tuple[Any, Any]:
     return scorer, pruner
 
 
-def _load(options: argparse.Namespace, console: Console) -> LoadedModel:
+def _load(options: argparse.Namespace) -> LoadedModel:
     source = options.model
     if source is None:
-        with console.status(f"Fetching {DEMO_NAME} (93 MB, once)"):
+        with Console(stderr=True).status(f"Fetching {DEMO_NAME} (93 MB, once)"):
             source = demo_model()
-    with console.status(f"Loading {source}"):
+    with Console(stderr=True).status(f"Loading {source}"):
         return checkpoint.load(source, options.dtype, options.device)
 
 
@@ -194,7 +198,7 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
     """``llmrank demo``."""
     checkpoint.check_output(options.output)
     _parts(options)
-    loaded = _load(options, console)
+    loaded = _load(options)
     directory = demo.run(_pipeline(options, loaded, evaluation=True), options.output, console)
     console.print(f"Wrote {directory}: the checkpoint, report.json, masks.safetensors and {demo.FIGURE_FILE}.")
     _say_how_to_load(directory, loaded.model, console)
@@ -205,7 +209,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     """``llmrank prune``."""
     checkpoint.check_output(options.output)
     _parts(options)
-    loaded = _load(options, console)
+    loaded = _load(options)
     pipeline = _pipeline(options, loaded, evaluation=options.evaluate)
     model = pipeline.run()
     report = pipeline.report
@@ -244,7 +248,7 @@ def _say_how_to_load(directory: Path, model: Any, console: Console) -> None:
 def run_inspect(options: argparse.Namespace, console: Console) -> int:
     """``llmrank inspect``."""
     _parts(options)
-    loaded = _load(options, console)
+    loaded = _load(options)
     pipeline = _pipeline(options, loaded, evaluation=None)
     ffns = pipeline.find()
     graphs = pipeline.draw(ffns, pipeline.calibrate(ffns, pipeline.sequences()))
@@ -289,9 +293,9 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
 
 def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     """``llmrank evaluate``."""
-    loaded = _load(options, console)
+    loaded = _load(options)
     texts = tokenise(options.text, loaded.tokenizer, options.samples, options.sequence_length, "evaluation")
-    result = perplexity(loaded.model, texts, options.batch_size, partial(track, transient=True))
+    result = perplexity(loaded.model, texts, options.batch_size, _progress)
     weight = size(loaded.model)
     protocol = {**texts.provenance(), "dtype": str(loaded.model.dtype).removeprefix("torch."), **environment()}
     console.print(

@@ -23,7 +23,7 @@ from llmrank.model_graph import ModelGraph, Topology, build_graphs, edge_weights
 from llmrank.prune import BasePruner, LayerRecord, LocalPruner
 from llmrank.report import Evaluation, Report
 from llmrank.score import BaseScorer, WeightedPageRankScorer
-from llmrank.surgery import FORMS, Align, Application, Form, apply_masks
+from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks
 
 __all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline"]
 
@@ -104,6 +104,8 @@ class BasePipeline:
                 )
         if form is not None and form not in FORMS:
             raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
+        if align not in ALIGNMENTS:
+            raise OptionError(f"unknown align {align!r}; expected one of {', '.join(ALIGNMENTS)}")
         if structure_dict is not None and form == "compact":
             raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
         self.model = model

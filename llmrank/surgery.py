@@ -20,11 +20,12 @@ from llmrank.adapters.ffn import in_features, is_transposed, out_features
 from llmrank.errors import MaskError, OptionError
 from llmrank.masks import Masks
 
-__all__ = ["FORMS", "Align", "Application", "Form", "apply_masks", "prunable_layers", "width_attributes"]
+__all__ = ["ALIGNMENTS", "FORMS", "Align", "Application", "Form", "apply_masks", "prunable_layers", "width_attributes"]
 
 Form: TypeAlias = Literal["compact", "zero", "mask"]
 Align: TypeAlias = Literal["none", "pad"]
 FORMS: tuple[Form, ...] = ("compact", "zero", "mask")
+ALIGNMENTS: tuple[Align, ...] = ("none", "pad")
 WIDTHS_KEY = "llmrank_widths"
 
 
@@ -135,8 +136,8 @@ def apply_masks(
 def _check(ffns: Sequence[FFN], masks: Masks, layers: Mapping[str, PrunableLayer], form: str, align: str) -> None:
     if form not in FORMS:
         raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
-    if align not in ("none", "pad"):
-        raise OptionError(f"unknown align {align!r}; expected none or pad")
+    if align not in ALIGNMENTS:
+        raise OptionError(f"unknown align {align!r}; expected one of {', '.join(ALIGNMENTS)}")
     if form == "compact" and any(ffn.kind == "explicit" for ffn in ffns):
         raise OptionError(
             "form 'compact' is refused with structure_dict: only rows of the named Linears go, so the maps that read them "

@@ -1,0 +1,218 @@
+"""Time to rank, against one dense matrix-vector pass over the same matrices.
+
+Run it as ``python -m benchmarks.ranking``. Two cases: all FFNs of the demo model, and four plain FFNs
+of 2048 x 8192. Every case goes from weights and statistics to scores (building the graph included),
+in the chained topology; the dense pass multiplies every matrix (gate, up, down) with one float32
+vector. The two alternate; reported are medians and the median of the ratios of neighbours. Peak
+memory is the growth of the resident set above its size before ranking (Linux only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.provenance import provenance, write
+from graphs import modified_pagerank, weighted_pagerank
+from llmrank import checkpoint
+from llmrank.activations import FFNStatistics, LayerStatistics
+from llmrank.adapters import FFN, find_ffns
+from llmrank.hub import demo_model
+from llmrank.model_graph import build_graphs
+from llmrank.score import ModifiedPageRankScorer, WeightedPageRankScorer
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def plain_ffns(count: int, d_model: int, d_ff: int) -> nn.Module:
+    """A stack of plain FFNs with random weights."""
+    layers = nn.ModuleList()
+    for _ in range(count):
+        layer = nn.Module()
+        layer.fc1 = nn.Linear(d_model, d_ff, bias=False)
+        layer.fc2 = nn.Linear(d_ff, d_model, bias=False)
+        layers.append(layer)
+    model = nn.Module()
+    model.layers = layers
+    return model
+
+
+def statistics_for(ffns: Sequence[FFN], device: str) -> list[FFNStatistics]:
+    """Random statistics: the time does not depend on their values."""
+    generator = torch.Generator().manual_seed(0)
+    result = []
+    for ffn in ffns:
+        layers = []
+        for size in ffn.sizes:
+            norm = torch.rand(size, generator=generator, dtype=torch.float64) + 0.1
+            layers.append(LayerStatistics(norm, norm, norm, 1, norm))
+        result.append(FFNStatistics(tuple(layers)))
+    return result
+
+
+def peak_growth(action: Callable[[], Any]) -> int | None:
+    """Bytes by which the resident set peaks above its size before `action`."""
+    try:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = _status("VmRSS")
+        action()
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {key}")
+
+
+def study(name: str, model: nn.Module, repeats: int, csr: bool, device: str) -> dict[str, Any]:
+    """Measure one model."""
+    model.to(device)
+    ffns = find_ffns(model)
+    statistics = statistics_for(ffns, device)
+    matrices = [projection.weight for ffn in ffns for stage in ffn.stages for projection in stage]
+    vectors = [torch.rand(matrix.shape[1], device=device) for matrix in matrices]
+
+    def wait() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def dense_pass() -> None:
+        for matrix, vector in zip(matrices, vectors, strict=True):
+            torch.mv(matrix, vector)
+        wait()
+
+    def ranking(scorer: Any) -> Callable[[], None]:
+        def run() -> None:
+            for entry in build_graphs(ffns, statistics, "chained"):
+                scorer.rank(entry.graph, entry.statistics)
+            wait()
+
+        return run
+
+    contenders: dict[str, Callable[[], Any]] = {
+        "weighted, float32": ranking(WeightedPageRankScorer(dtype="float32")),
+        "weighted, float64": ranking(WeightedPageRankScorer(dtype="float64")),
+        "modified, float32": ranking(ModifiedPageRankScorer(dtype="float32")),
+        "modified, float64": ranking(ModifiedPageRankScorer(dtype="float64")),
+    }
+    times: dict[str, list[float]] = {key: [] for key in contenders}
+    ratios: dict[str, list[float]] = {key: [] for key in contenders}
+    passes: list[float] = []
+    for repeat in range(repeats + 1):
+        for key, action in contenders.items():
+            reference, spent = _time(dense_pass), _time(action)
+            if repeat:  # the first round warms up
+                passes.append(reference)
+                times[key].append(spent)
+                ratios[key].append(spent / reference)
+    largest = max(matrix.numel() * matrix.element_size() for matrix in matrices)
+    case: dict[str, Any] = {
+        "case": name,
+        "edges": sum(stage[0].weight.numel() for ffn in ffns for stage in ffn.stages),
+        "matrix_entries": sum(matrix.numel() for matrix in matrices),
+        "dense_pass_seconds": median(passes),
+        "dense_pass_gigabytes_per_second": sum(m.numel() * m.element_size() for m in matrices) / median(passes) / 1e9,
+        "largest_block_bytes": largest,
+        "ranks": {
+            key: {
+                "seconds": median(times[key]),
+                "ratio": median(ratios[key]),
+                "peak_growth_bytes": peak_growth(action) if device == "cpu" else None,
+            }
+            for key, action in contenders.items()
+        },
+    }
+    if csr:
+        case["csr"] = _csr(ffns, statistics, device)
+    return case
+
+
+def _csr(ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], device: str) -> dict[str, Any]:
+    """The explicit CSR path: building it, then ranking on it."""
+    start = perf_counter()
+    graphs = [entry.graph.with_csr() for entry in build_graphs(ffns, statistics, "chained")]
+    result: dict[str, Any] = {"build_seconds": perf_counter() - start, "edges": sum(graph.edges for graph in graphs)}
+    for backend in ("scipy", "torch"):
+        where = device if backend == "torch" else None
+        for method, rank in (("weighted", weighted_pagerank), ("modified", modified_pagerank)):
+            spent = [
+                _time(
+                    lambda rank=rank, backend=backend, where=where: [
+                        rank(g, backend=backend, device=where) for g in graphs
+                    ]
+                )  # type: ignore[misc]
+                for _ in range(3)
+            ]
+            result[f"{method}, {backend} CSR, float64, seconds"] = median(spent)
+    return result
+
+
+def _time(action: Callable[[], Any]) -> float:
+    start = perf_counter()
+    action()
+    return perf_counter() - start
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in markdown."""
+    lines = [
+        f"{results['provenance']['cpu']}, {results['provenance']['cores']} cores, device {results['device']}.",
+        "",
+        "| case | rank | seconds | dense passes | peak memory above the weights |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for case in results["cases"]:
+        head = f"{case['case']}, {case['edges'] / 1e6:.0f} M edges"
+        lines.append(f"| {head} | one dense pass | {case['dense_pass_seconds']:.4f} | 1 | |")
+        for key, row in case["ranks"].items():
+            peak = "" if row["peak_growth_bytes"] is None else f"{row['peak_growth_bytes'] / 1e6:.0f} MB"
+            lines.append(f"| | {key} | {row['seconds']:.4f} | {row['ratio']:.2f} | {peak} |")
+        for key, value in case.get("csr", {}).items():
+            if key != "edges":
+                lines.append(
+                    f"| | CSR: {key.removesuffix(', seconds')} | {value:.3f} | {value / case['dense_pass_seconds']:.1f} | |"
+                )
+        lines.append(f"| | largest single matrix | | | {case['largest_block_bytes'] / 1e6:.0f} MB |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="small random FFNs only, for continuous integration")
+    parser.add_argument("--output", type=Path, default=RESULTS / "ranking.json")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    if options.quick:
+        cases = [study("4 plain FFNs of 256 x 1024", plain_ffns(4, 256, 1024), 3, True, options.device)]
+    else:
+        loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
+        cases = [study(Path(loaded.source).name, loaded.model, options.repeats, True, options.device)]
+        del loaded
+        cases.append(
+            study("4 plain FFNs of 2048 x 8192", plain_ffns(4, 2048, 8192), options.repeats, True, options.device)
+        )
+    results = {"provenance": provenance(seed=0), "device": options.device, "cases": cases}
+    if not options.quick:
+        write(options.output, results)
+        write(options.output.with_suffix(".md"), table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The acceptance of the main job on a real LLM: what a user gets, checked from another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmrank import ChainedFFNPipeline, checkpoint
+from llmrank.adapters import find_ffns
+from llmrank.calibration import TokenSequences, tokenise
+from llmrank.config import DEFAULTS, PIPELINES, make_pruner, make_scorer
+from llmrank.evaluate import perplexity
+from llmrank.prune import GlobalPruner, LocalPruner
+from llmrank.surgery import apply_masks
+
+GGUF = os.environ.get("LLMRANK_REAL_MODEL", "")
+WIKITEXT = os.environ.get("LLMRANK_WIKITEXT", "")
+PROMPT = "The capital of France is"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path(GGUF).is_file(), reason="LLMRANK_REAL_MODEL does not name the demo model's GGUF file"),
+    # The GGUF reader of transformers copies read-only arrays; nothing of ours writes to them.
+    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable"),
+]
+
+STOCK = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer(sys.argv[2], return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    logits = model(ids).logits[0, -1]
+generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+assert "llmrank" not in sys.modules
+print(json.dumps({"logits": logits.tolist(), "tokens": generated.shape[1] - ids.shape[1],
+                  "ffn_bytes": sum(p.numel() * p.element_size() for n, p in model.named_parameters() if ".mlp." in n)}))
+"""
+OURS = STOCK.replace(
+    "AutoModelForCausalLM.from_pretrained(sys.argv[1])", "__import__('llmrank').load(sys.argv[1]).model"
+).replace('assert "llmrank" not in sys.modules', "")
+
+
+def in_another_process(script: str, directory: Path) -> dict[str, Any]:
+    outcome = subprocess.run(
+        [sys.executable, "-c", script, str(directory), PROMPT], capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    result: dict[str, Any] = json.loads(outcome.stdout.strip().splitlines()[-1])
+    return result
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return checkpoint.load(GGUF)
+
+
+@pytest.mark.parametrize(("case", "script"), [("local", STOCK), ("global", OURS), ("global padded", STOCK)])
+def test_checkpoint_computes_what_the_masked_model_does(loaded: Any, tmp_path: Path, case: str, script: str) -> None:
+    model, tokenizer = loaded.model, loaded.tokenizer
+    before = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if ".mlp." in n)
+    pipeline = ChainedFFNPipeline(
+        model,
+        tokenizer,
+        pruner=LocalPruner(0.3) if case == "local" else GlobalPruner(0.3),
+        samples=4,
+        sequence_length=128,
+        align="pad" if case == "global padded" else "none",
+    )
+    pipeline.run()
+    saved = checkpoint.save(tmp_path / "pruned", model, tokenizer, pipeline.masks)
+    pipeline.undo()
+    assert pipeline.masks is not None
+
+    found = in_another_process(script, saved)
+
+    masked = apply_masks(model, find_ffns(model), pipeline.masks, "mask")
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = model(ids).logits[0, -1]
+    masked.undo()
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=1e-4, rtol=1e-4)
+    assert found["tokens"] == 5
+    if case == "global padded":
+        widest = max(pipeline.masks.widths.values())
+        assert found["ffn_bytes"] == before * widest / 1536
+    else:
+        assert found["ffn_bytes"] == pytest.approx(before * 0.7, rel=1e-3)
+
+
+def test_two_commands_of_a_user(tmp_path: Path) -> None:
+    """Prune a .gguf file from the command line, then evaluate what it left."""
+    common = ["--samples", "2", "--sequence-length", "128"]
+    prune = [sys.executable, "-m", "llmrank", "prune", GGUF, "--output", str(tmp_path / "out"), "--evaluate", *common]
+    outcome = subprocess.run(prune, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    evaluate = [
+        sys.executable,
+        "-m",
+        "llmrank",
+        "evaluate",
+        str(tmp_path / "out"),
+        "--json",
+        str(tmp_path / "e.json"),
+        *common,
+    ]
+    assert subprocess.run(evaluate, capture_output=True, text=True, check=False).returncode == 0
+    again = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
+    assert again["perplexity"] == pytest.approx(report["evaluation"]["after"]["value"], rel=1e-4)
+    assert again["bytes"] == report["after"]["bytes"] < report["before"]["bytes"]
+
+
+@pytest.mark.skipif(
+    not Path(WIKITEXT, "valid.txt").is_file(), reason="LLMRANK_WIKITEXT does not name WikiText-2's directory"
+)
+def test_default_reaches_its_perplexity(loaded: Any) -> None:
+    """The default of the command line at 30 %, calibrated on valid, evaluated on test: at or below 36.5."""
+
+    def text(name: str) -> str:
+        return Path(WIKITEXT, name).read_text(encoding="utf-8").replace("<unk>", "unk")
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    test: TokenSequences = tokenise(text("test.txt"), tokenizer, 16, 1024, "evaluation")
+    pipeline = PIPELINES[DEFAULTS["pipeline"]](
+        model,
+        tokenizer,
+        scorer=make_scorer(DEFAULTS["scorer"]),
+        pruner=make_pruner(DEFAULTS["pruner"], amount=0.3),
+        calibration=text("valid.txt"),
+    )
+    pipeline.run()
+    after = perplexity(model, test).value
+    pipeline.undo()
+    assert 22.63 < after <= 36.5
