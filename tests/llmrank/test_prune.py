@@ -1,0 +1,324 @@
+"""Budgets against textbook sorting, and the contract of pruners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmrank.errors import LLMRankError, OptionError
+from llmrank.masks import Masks
+from llmrank.pipeline import IsolatedFFNPipeline
+from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
+from tests.llmrank.models import tiny_llama, token_ids
+
+# Few distinct values, so that ties are the rule.
+SCORES = st.lists(st.integers(0, 5).map(lambda k: k / 8), min_size=1, max_size=12)
+LAYERS = st.lists(SCORES, min_size=1, max_size=5)
+
+
+def records(layers: Sequence[Sequence[float]], *, explicit: bool = False) -> list[LayerRecord]:
+    return [
+        LayerRecord(f"layer {k}", torch.tensor(scores, dtype=torch.float64), explicit=explicit)
+        for k, scores in enumerate(layers)
+    ]
+
+
+def lists(masks: Masks) -> list[list[bool]]:
+    return [mask.tolist() for mask in masks.values()]
+
+
+def textbook_local(layers: Sequence[Sequence[float]], amount: float) -> list[list[bool]]:
+    result = []
+    for scores in layers:
+        count = amount if isinstance(amount, int) else round(amount * len(scores))
+        lowest = sorted(range(len(scores)), key=lambda k, s=scores: (s[k], k))[:count]
+        result.append([k not in lowest for k in range(len(scores))])
+    return result
+
+
+def textbook_global(layers: Sequence[Sequence[float]], count: int, min_keep: int) -> list[list[bool]]:
+    """Take the lowest of all one by one, passing over neurons of layers that are down to min_keep."""
+    keep = [[True] * len(scores) for scores in layers]
+    order = sorted((s, layer, k) for layer, scores in enumerate(layers) for k, s in enumerate(scores))
+    for _, layer, k in order:
+        if count and sum(keep[layer]) > min_keep:
+            keep[layer][k] = False
+            count -= 1
+    return keep
+
+
+@given(layers=LAYERS, amount=st.one_of(st.floats(0, 0.999), st.integers(0, 12)))
+def test_local_removes_the_lowest_share_of_every_layer(layers: list[list[float]], amount: float) -> None:
+    wanted = textbook_local(layers, amount)
+    pruner = LocalPruner(amount)
+    if all(any(mask) for mask in wanted):
+        assert lists(pruner.prune(records(layers))) == wanted
+    else:
+        with pytest.raises(OptionError, match="fewer than min_keep=1"):
+            pruner.prune(records(layers))
+
+
+@given(layers=LAYERS, share=st.floats(0, 0.999), min_keep=st.integers(1, 3))
+def test_global_removes_the_lowest_of_all_layers(layers: list[list[float]], share: float, min_keep: int) -> None:
+    layers = [scores + [0.25] * (min_keep - len(scores)) for scores in layers]
+    total = sum(map(len, layers))
+    count = math.ceil(share * total)
+    pruner = GlobalPruner(share, min_keep=min_keep, normalize="none")
+    if total - count < min_keep * len(layers):
+        with pytest.raises(OptionError, match="lower the amount"):
+            pruner.prune(records(layers))
+        return
+    masks = pruner.prune(records(layers))
+    assert masks.size - masks.kept == count
+    assert lists(masks) == textbook_global(layers, count, min_keep)
+    assert lists(GlobalPruner(count, min_keep=min_keep, normalize="none").prune(records(layers))) == lists(masks)
+
+
+@given(layers=LAYERS, share=st.floats(0, 0.8))
+def test_zscore_is_a_global_order_of_standardised_scores(layers: list[list[float]], share: float) -> None:
+    standardised = []
+    for scores in layers:
+        values = torch.tensor(scores, dtype=torch.float64)
+        deviation = (values - values.mean()).square().mean().sqrt()
+        standardised.append(((values - values.mean()) / deviation if deviation > 0 else values * 0).tolist())
+    count = math.ceil(share * sum(map(len, layers)))
+    if sum(map(len, layers)) - count < len(layers):
+        return
+    found = GlobalPruner(share, normalize="zscore").prune(records(layers))
+    assert GlobalPruner(share).prune(records(layers)) == found
+    scores_by_layer = [torch.tensor(values) for values in standardised]
+    removed = [float(v) for s, m in zip(scores_by_layer, found.values(), strict=True) for v in s[~m]]
+    assert len(removed) == count
+    # Up to neurons that min_keep protects, nothing kept is lower than anything removed.
+    kept = [float(v) for s, m in zip(scores_by_layer, found.values(), strict=True) if m.sum() > 1 for v in s[m]]
+    if removed and kept:
+        assert max(removed) <= min(kept) + 1e-6
+
+
+def test_normalisations_by_hand() -> None:
+    wide, narrow = [0.1, 0.1, 0.2, 0.6], [0.45, 0.55]
+    assert lists(GlobalPruner(2, normalize="none").prune(records([wide, narrow]))) == [
+        [False, False, True, True],
+        [True, True],
+    ]
+    # Times the width: 0.4 0.4 0.8 2.4 and 0.9 1.1.
+    assert lists(GlobalPruner(4, normalize="mean").prune(records([wide, narrow]))) == [
+        [False, False, False, True],
+        [False, True],
+    ]
+    # Standardised: -0.73 -0.73 -0.24 1.7 and -1 1.
+    assert lists(GlobalPruner(1, normalize="zscore").prune(records([wide, narrow]))) == [
+        [True, True, True, True],
+        [False, True],
+    ]
+    # Auto: zscore for found FFNs, none for a structure_dict.
+    assert lists(GlobalPruner(1).prune(records([wide, narrow])))[1] == [False, True]
+    assert lists(GlobalPruner(1).prune(records([wide, narrow], explicit=True)))[0] == [False, True, True, True]
+
+
+def test_constant_layer_counts_as_average() -> None:
+    # Zero deviation: its zscores are 0, above the lowest of the other layer and below its highest.
+    masks = GlobalPruner(0.5, normalize="zscore").prune(records([[0.25] * 4, [0.1, 0.2, 0.3, 0.4]]))
+    assert lists(masks) == [[False, False, True, True], [False, False, True, True]]
+
+
+def test_ties_fall_to_the_lower_index() -> None:
+    assert lists(LocalPruner(2).prune(records([[0.25] * 4]))) == [[False, False, True, True]]
+    assert lists(GlobalPruner(3, normalize="none").prune(records([[0.5] * 2, [0.5] * 4]))) == [
+        [False, True],
+        [False, False, True, True],
+    ]
+
+
+@pytest.mark.parametrize(("amount", "n", "removed"), [(0.5, 5, 2), (0.5, 7, 4), (0.3, 40, 12), (0.25, 2, 0), (3, 5, 3)])
+def test_local_counts_are_pythons_round(amount: float, n: int, removed: int) -> None:
+    masks = LocalPruner(amount).prune(records([[1 / n] * n]))
+    assert n - masks.kept == removed
+
+
+def test_amount_zero_keeps_everything() -> None:
+    for amount in (0, 0.0):
+        for pruner in (LocalPruner(amount), GlobalPruner(amount)):
+            assert pruner.prune(records([[0.1, 0.9], [1.0]])).removed_share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kept", "multiple", "width"),
+    [(13, 8, 16), (12, 8, 16), (11, 8, 8), (3, 8, 8), (1, 8, 8), (19, 8, 16), (20, 8, 16), (20, 64, 20)],
+)
+def test_widths_round_to_the_nearest_multiple(kept: int, multiple: int, width: int) -> None:
+    scores = [k / 190 for k in range(20)]
+    masks = LocalPruner(20 - kept, multiple_of=multiple).prune(records([scores]))
+    assert lists(masks) == [[False] * (20 - width) + [True] * width]
+    same = GlobalPruner(20 - kept, multiple_of=multiple).prune(records([scores]))
+    assert same == masks
+
+
+def test_rounding_respects_min_keep() -> None:
+    scores = [[k / 190 for k in range(20)]]
+    assert LocalPruner(15, min_keep=5, multiple_of=4).prune(records(scores)).kept == 8
+
+
+def test_global_passes_over_layers_down_to_min_keep() -> None:
+    masks = GlobalPruner(5, min_keep=2, normalize="none").prune(
+        records([[0.0, 0.1, 0.2], [0.5, 0.6, 0.7, 0.8, 0.9, 1]])
+    )
+    assert lists(masks) == [[False, True, True], [False] * 4 + [True] * 2]
+
+
+class ByRowNorm(BasePruner):
+    """Float (out, in) scores: rows of lowest L1 norm go."""
+
+    def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+        for layer in layer_list:
+            layer.pruning_mask = layer.weight * -1.0
+
+
+class ByDepth(BasePruner):
+    """An amount of its own for every layer: a share, then a count, then the pruner's."""
+
+    def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+        for layer, amount in zip(layer_list, (0.5, 1, None), strict=False):
+            layer.pruning_mask = layer.importance
+            layer.amount = amount
+
+
+class Keep(BasePruner):
+    """The keep mask itself, in the dtype of the test's choice."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__(0.9)
+        self.mask = mask
+
+    def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+        for layer in layer_list:
+            layer.pruning_mask = self.mask
+
+
+def test_matrix_scores_count_by_their_row_norm() -> None:
+    weight = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.5, 5.0], [0.0, 0.5]])
+    record = LayerRecord("mlp", torch.full((4,), 0.25), weight=weight)
+    assert record.in_features == 2
+    assert ByRowNorm(0.5).prune([record])["mlp"].tolist() == [True, False, True, False]
+    assert ByRowNorm(0.5).prune([LayerRecord("mlp", torch.full((4,), 0.25), weight=lambda: weight)]).kept == 2
+
+
+def test_each_layer_may_have_its_amount() -> None:
+    masks = ByDepth(0.75).prune(records([[0.1, 0.2, 0.3, 0.4]] * 3))
+    assert [len(masks.removed(name)) for name in masks] == [2, 1, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_keep_masks_are_taken_as_they_are(dtype: torch.dtype) -> None:
+    mask = torch.tensor([0, 1, 1, 0, 1], dtype=dtype)
+    assert Keep(mask).prune(records([[0.9, 0.025, 0.025, 0.025, 0.025]]))["layer 0"].tolist() == mask.bool().tolist()
+
+
+def test_earlier_masks_and_amounts_do_not_stay_on_the_records() -> None:
+    layer_list = records([[0.1, 0.2, 0.3, 0.4]])
+    ByDepth(0.5).prune(layer_list)
+    assert lists(LocalPruner(1).prune(layer_list)) == [[False, True, True, True]]
+
+
+def test_subclass_sees_what_it_needs_and_prunes_a_model() -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Sees(BasePruner):
+        def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+            for layer in layer_list:
+                assert tuple(layer.weight.shape) == (layer.out_features, layer.in_features)
+                assert bool((layer.weight >= 0).all())
+                assert layer.in_activation is not None
+                assert layer.out_activation is not None
+                assert len(layer.in_activation) == layer.in_features
+                assert len(layer.out_activation) == len(layer.importance) == layer.out_features
+                assert float(layer.importance.sum()) == pytest.approx(1.0)
+                seen.append({"name": layer.name})
+                layer.pruning_mask = layer.out_activation * layer.weight.sum(1)
+                layer.amount = 5
+
+    model = tiny_llama()
+    pipeline = IsolatedFFNPipeline(model, None, pruner=Sees(0.3), calibration=token_ids())
+    pipeline.run()
+    assert [entry["name"] for entry in seen] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    assert [layer.mlp.up_proj.out_features for layer in model.model.layers] == [35, 35]
+    assert not any(hasattr(module, "importance") for module in model.modules())
+
+
+@pytest.mark.parametrize("amount", [math.nan, math.inf, -math.inf, 1.0, 1.5, -0.1, -1, "0.3", True, None])
+@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner])
+def test_bad_amounts_are_refused_at_construction(amount: Any, pruner: type[BasePruner]) -> None:
+    with pytest.raises(OptionError, match="amount must"):
+        pruner(amount)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "8"])
+@pytest.mark.parametrize("name", ["min_keep", "multiple_of"])
+def test_bad_counts_are_refused_at_construction(name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"{name} must be an integer >= 1"):
+        LocalPruner(0.3, **{name: value})
+
+
+def test_unknown_normalisation_is_refused() -> None:
+    with pytest.raises(OptionError, match="expected auto, zscore, mean or none"):
+        GlobalPruner(0.3, normalize="max")  # type: ignore[arg-type]
+
+
+def test_too_few_neurons_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"layer 1 would keep 0 of 3 neurons, fewer than min_keep=1"):
+        LocalPruner(3).prune(records([[0.1] * 5, [0.2] * 3]))
+    with pytest.raises(OptionError, match=r"layer 0 would keep 4 of 5 neurons, fewer than min_keep=5"):
+        LocalPruner(0.2, min_keep=5).prune(records([[0.1] * 5]))
+    with pytest.raises(OptionError, match="removing 8 of 8 neurons"):
+        GlobalPruner(8).prune(records([[0.1] * 5, [0.2] * 3]))
+    with pytest.raises(OptionError, match="would keep 0 of 3"):
+        Keep(torch.zeros(3, dtype=torch.bool)).prune(records([[0.1] * 3]))
+
+
+class Returns(BasePruner):
+    """A pruning_mask of the test's choice."""
+
+    mask: Any = None
+    own: Any = None
+
+    def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+        for layer in layer_list:
+            layer.pruning_mask, layer.amount = self.mask, self.own
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (None, "gave layer 0 no pruning_mask"),
+        (torch.ones(4), "layer 0: expected float scores of shape"),
+        (torch.ones(3, 2, 2), "layer 0: expected float scores of shape"),
+        (torch.ones(3, dtype=torch.int64), "layer 0: expected float scores of shape"),
+        (torch.ones(3, 2, dtype=torch.bool), "layer 0: expected a keep mask of shape"),
+        (torch.tensor([1.0, math.nan, 1.0]), "layer 0: the scores of Returns are not finite"),
+    ],
+)
+def test_unusable_masks_are_refused_with_the_layer(mask: Any, message: str) -> None:
+    pruner = Returns(0.3)
+    pruner.mask = mask
+    with pytest.raises(LLMRankError, match=message):
+        pruner.prune(records([[0.2, 0.3, 0.5]]))
+
+
+def test_bad_amount_of_a_layer_is_refused() -> None:
+    pruner = Returns(0.3)
+    pruner.mask, pruner.own = torch.ones(3), 1.5
+    with pytest.raises(OptionError, match="amount must"):
+        pruner.prune(records([[0.2, 0.3, 0.5]]))
+
+
+def test_base_pruner_asks_for_the_override() -> None:
+    with pytest.raises(NotImplementedError, match="must override extract_scores"):
+        BasePruner(0.3).prune(records([[0.5, 0.5]]))
+    with pytest.raises(LLMRankError, match="carries no weight"):
+        _ = records([[1.0]])[0].weight
