@@ -1,0 +1,276 @@
+"""Applying masks is a transaction: finished and undoable, or not begun."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from llmrank import surgery
+from llmrank.adapters import find_ffns
+from llmrank.errors import MaskError, OptionError
+from llmrank.masks import Masks
+from llmrank.pipeline import ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.prune import LocalPruner
+from llmrank.surgery import FORMS, apply_masks, cuts
+from tests.llmrank.models import Snapshot, family_model, features, logits, mlp, named_family, tiny_llama, token_ids
+
+IDS = token_ids(2, 8, seed=5)
+MODELS = {
+    "gated": lambda: tiny_llama(mlp_bias=True),
+    "fused": lambda: family_model(named_family("Phi-3")),
+    "transposed": lambda: family_model(named_family("GPT-2")),
+    "sequential": lambda: mlp(6, 12, 10, 4),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+every_model = pytest.mark.parametrize("make", MODELS.values(), ids=list(MODELS))
+
+
+def some_masks(model: nn.Module, seed: int = 0) -> Masks:
+    """Different widths by layer."""
+    generator = torch.Generator().manual_seed(seed)
+    keep = {}
+    for position, (name, layer) in enumerate(surgery.prunable_layers(find_ffns(model)).items()):
+        mask = torch.ones(layer.size, dtype=torch.bool)
+        mask[torch.randperm(layer.size, generator=generator)[: 3 + position]] = False
+        keep[name] = mask
+    return Masks(keep)
+
+
+def run(model: Any) -> torch.Tensor:
+    return logits(model, IDS if hasattr(model, "config") else features(5, 6))
+
+
+@every_form
+@every_model
+def test_undo_restores_everything(make: Any, form: Any) -> None:
+    model = make()
+    dense = run(model)
+    snapshot = Snapshot(model)
+    application = apply_masks(model, find_ffns(model), some_masks(model), form)
+    assert not torch.equal(run(model), dense)
+    application.undo()
+    snapshot.assert_restored()
+    assert torch.equal(run(model), dense)
+    application.undo()
+    snapshot.assert_restored()
+
+
+class Interrupted(BaseException):
+    """Not an Exception: as KeyboardInterrupt and SystemExit are not."""
+
+
+@every_model
+@pytest.mark.parametrize(("form", "step"), [("mask", "_mask"), ("zero", "_zero"), ("compact", "_compact")])
+@pytest.mark.parametrize("failure", [RuntimeError, Interrupted, MemoryError])
+def test_failure_in_the_middle_restores_everything(
+    make: Any, form: Any, step: str, failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
+    honest, n_cuts = getattr(surgery, step), len(cuts(ffns, masks))
+    for last in range(n_cuts + 1):
+        done: list[Any] = []
+
+        def failing(cut: Any, undo: Any, last: int = last, done: list[Any] = done) -> None:
+            if len(done) == last:
+                raise failure("in the middle")
+            honest(cut, undo)
+            done.append(cut)
+
+        monkeypatch.setattr(surgery, step, failing)
+        if last == n_cuts:
+            apply_masks(model, ffns, masks, form).undo()
+        else:
+            with pytest.raises(failure, match="in the middle"):
+                apply_masks(model, ffns, masks, form)
+        assert len(done) == last
+        snapshot.assert_restored()
+        assert not any(torch_prune.is_pruned(module) for module in model.modules())
+
+
+@every_model
+def test_failure_at_any_single_write_of_compact_restores_everything(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
+    honest = {name: getattr(surgery, name) for name in ("_replace", "_set")}
+    total = 0
+    for allowed in range(1000):
+        count = 0
+
+        def writing(name: str) -> Any:
+            def write(*args: Any) -> None:
+                nonlocal count
+                if count == allowed:  # noqa: B023 (called within its own round)
+                    raise RuntimeError("no more writes")
+                count += 1
+                honest[name](*args)
+
+            return write
+
+        for name in honest:
+            monkeypatch.setattr(surgery, name, writing(name))
+        try:
+            apply_masks(model, ffns, masks, "compact").undo()
+        except RuntimeError:
+            snapshot.assert_restored()
+        else:
+            total = count
+            break
+    assert total > 4
+    snapshot.assert_restored()
+
+
+def test_failure_while_padding_restores_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("after zeroing and compacting")
+
+    monkeypatch.setattr(surgery, "_set_widths", failing)
+    with pytest.raises(RuntimeError, match="after zeroing"):
+        apply_masks(model, find_ffns(model), some_masks(model), "compact", "pad")
+    snapshot.assert_restored()
+
+
+@every_model
+def test_mask_form_is_not_applied_twice(make: Any) -> None:
+    model = make()
+    ffns, masks = find_ffns(model), some_masks(model)
+    application = apply_masks(model, ffns, masks, "mask")
+    masked = Snapshot(model)
+    for form in FORMS:
+        with pytest.raises(OptionError, match=r"carries a torch\.nn\.utils\.prune mask already"):
+            apply_masks(model, ffns, masks, form)
+        masked.assert_restored()
+    application.undo()
+
+
+@every_model
+@every_form
+def test_stale_ffns_are_refused_after_compacting(make: Any, form: Any) -> None:
+    model = make()
+    ffns, masks = find_ffns(model), some_masks(model)
+    apply_masks(model, ffns, masks, "compact")
+    compacted = Snapshot(model)
+    with pytest.raises(MaskError, match="has been compacted since"):
+        apply_masks(model, ffns, masks, form)
+    with pytest.raises(MaskError, match="compacted already"):
+        apply_masks(model, find_ffns(model), masks, form)
+    compacted.assert_restored()
+
+
+@every_form
+def test_pipeline_runs_once_until_undone(form: Any) -> None:
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+    pipeline = ChainedFFNPipeline(model, None, calibration=token_ids(), form=form)
+    pipeline.run()
+    pruned, masks = Snapshot(model), pipeline.masks
+    with pytest.raises(OptionError, match=r"call undo\(\) first"):
+        pipeline.run()
+    pruned.assert_restored()
+    assert pipeline.undo() is model
+    snapshot.assert_restored()
+    with pytest.raises(OptionError, match="nothing to undo"):
+        pipeline.undo()
+    pipeline.run()
+    assert pipeline.masks == masks
+
+
+def test_compact_prunes_again_and_undoes_in_order() -> None:
+    model = tiny_llama()
+    whole = Snapshot(model)
+    first = ChainedFFNPipeline(model, None, calibration=token_ids(), pruner=LocalPruner(0.25))
+    first.run()
+    once = Snapshot(model)
+    second = ChainedFFNPipeline(model, None, calibration=token_ids(), pruner=LocalPruner(10))
+    second.run()
+    assert model.config.intermediate_size == 20
+    assert {ffn.sizes[1] for ffn in find_ffns(model)} == {20}
+    second.undo()
+    once.assert_restored()
+    first.undo()
+    whole.assert_restored()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
+def test_graphs_keep_the_weights_they_were_drawn_from(topology: Any, form: Any) -> None:
+    pipeline = topology(tiny_llama(), None, calibration=token_ids(), form=form)
+    pipeline.run()
+    for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
+        again = pipeline.scorer.rank(entry.graph, entry.statistics)
+        for old, new in zip(rank.scores, again.scores, strict=True):
+            np.testing.assert_array_equal(old, new)
+    if topology is ChainedFFNPipeline:
+        assert pipeline.graph is pipeline.model_graphs[0].graph
+        assert pipeline.rank is pipeline.ranks[0]
+    else:
+        assert len(pipeline.graph) == len(pipeline.rank) == 2
+
+
+def test_compact_tensors_own_their_storage() -> None:
+    model = tiny_llama()
+    apply_masks(model, find_ffns(model), some_masks(model), "compact")
+    for ffn in find_ffns(model):
+        for stage in ffn.stages:
+            for projection in stage:
+                weight = projection.module.weight
+                assert weight.is_contiguous()
+                assert weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
+                assert (projection.module.out_features, projection.module.in_features) == tuple(weight.shape)
+
+
+@every_form
+def test_frozen_parameters_stay_frozen(form: Any) -> None:
+    model = tiny_llama()
+    model.model.layers[0].mlp.up_proj.weight.requires_grad = False
+    apply_masks(model, find_ffns(model), some_masks(model), form)
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    suffix = "weight_orig" if form == "mask" else "weight"
+    assert frozen == [f"model.layers.0.mlp.up_proj.{suffix}"]
+
+
+def test_gradients_do_not_revive_masked_neurons() -> None:
+    model = mlp(6, 12, 4)
+    masks = some_masks(model)
+    apply_masks(model, find_ffns(model), masks, "mask")
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(features(8, 6)).square().sum().backward()
+    optimiser.step()
+    model(features(8, 6))
+    removed = masks.removed("0")
+    assert not model[0].weight[removed].any()
+    assert not model[0].bias[removed].any()
+    assert not model[2].weight[:, removed].any()
+
+
+def test_padding_needs_one_original_width() -> None:
+    model = mlp(6, 12, 10, 4)
+    snapshot = Snapshot(model)
+    with pytest.raises(MaskError, match=r"one original width, these have \[10, 12\]"):
+        apply_masks(model, find_ffns(model), some_masks(model), "compact", "pad")
+    snapshot.assert_restored()
+
+
+def test_unknown_options_are_refused() -> None:
+    model = mlp(6, 12, 4)
+    snapshot = Snapshot(model)
+    with pytest.raises(OptionError, match="expected one of compact, zero, mask"):
+        apply_masks(model, find_ffns(model), some_masks(model), "sparse")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="expected one of none, pad"):
+        apply_masks(model, find_ffns(model), some_masks(model), "compact", "left")  # type: ignore[arg-type]
+    snapshot.assert_restored()
+
+
+def test_meta_weights_are_refused() -> None:
+    with torch.device("meta"):
+        model = mlp(6, 12, 4)
+    with pytest.raises(OptionError, match="has no data here"):
+        apply_masks(model, find_ffns(model), Masks({"0": [1] * 11 + [0]}), "zero")
