@@ -20,7 +20,7 @@ GRAPHS = {
     "sparse": random_case(3, (30, 40, 30), density=0.05),
     "single": random_case(4, (1, 1)),
     "narrow": random_case(5, (6, 1, 6)),
-    "deep": random_case(6, (4,) * 25, density=0.6),
+    "deep": random_case(6, (4,) * 12, density=0.6),
 }
 # A dangling column in the middle and a block of zeros.
 GRAPHS["dangling"] = random_case(7, (8, 9, 8))
