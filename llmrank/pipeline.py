@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -156,11 +157,15 @@ class BasePipeline:
         before = size(self.model, ffns)
         with self._timed("apply"):
             self.application = apply_masks(self.model, ffns, self.masks, self.form, self.align)
-        with self._timed("evaluate after"):
-            if evaluation is not None and texts is not None:
-                evaluation.after = perplexity(self.model, texts, self.batch_size, self.progress)
-                evaluation.calibration_overlap = overlap(sequences, texts)
-        self.report = self._report(ffns, sequences, before)
+        try:
+            with self._timed("evaluate after"):
+                if evaluation is not None and texts is not None:
+                    evaluation.after = perplexity(self.model, texts, self.batch_size, self.progress)
+                    evaluation.calibration_overlap = overlap(sequences, texts)
+            self.report = self._report(ffns, sequences, before)
+        except BaseException:
+            self.undo()
+            raise
         self.report.evaluation = evaluation
         return self.model
 
@@ -246,7 +251,7 @@ class BasePipeline:
         notes = [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
         return Report(
             model={
-                "source": str(getattr(self.model, "name_or_path", "") or type(self.model).__name__),
+                "source": _source(self.model),
                 "class": type(self.model).__name__,
                 "ffns": len(ffns),
                 "kinds": sorted({ffn.kind for ffn in ffns}),
@@ -301,6 +306,12 @@ class ChainedFFNPipeline(BasePipeline):
     """
 
     topology: ClassVar[Topology] = "chained"
+
+
+def _source(model: nn.Module) -> str:
+    """The hub name of a model, or the last part of its path: reports travel, directories do not."""
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return Path(name).name if Path(name).exists() else name
 
 
 def _records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
