@@ -56,10 +56,18 @@ def score_heatmap(scores: Sequence[FloatArray], keep: Sequence[Any], ax: Axes | 
     positive = image[np.isfinite(image) & (image > 0)]
     floor = float(positive.min()) if len(positive) else 1.0
     shown = np.log10(np.maximum(image, floor))
+    # A few nodes hold a hundred times the mean: the scale ends before them, or all others look alike.
+    low, high = np.nanpercentile(shown, [1, 99])
     picture = ax.imshow(
-        shown, aspect="auto", cmap="cividis", extent=(0, widest, len(scores) - 0.5, -0.5), interpolation="nearest"
+        shown,
+        aspect="auto",
+        cmap="cividis",
+        extent=(0, widest, len(scores) - 0.5, -0.5),
+        interpolation="nearest",
+        vmin=low,
+        vmax=high if high > low else low + 1.0,
     )
-    bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
+    bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, extend="both")
     bar.set_label("score / layer mean (log10)")
     kept = [int(np.sum(mask)) for mask in keep]
     ax.step(
@@ -98,9 +106,7 @@ def kept_by_layer(scores: Sequence[FloatArray], keep: Sequence[Any], ax: Axes | 
     lost = [float(v[~np.asarray(m, dtype=bool)].sum() / (v.sum() or 1.0)) for v, m in zip(scores, keep, strict=True)]
     layers = np.arange(len(scores))
     ax.bar(layers, kept, color=KEPT, width=0.85, label="nodes kept")
-    ax.bar(
-        layers, 1.0 - kept, bottom=kept, color=REMOVED, width=0.85, label="nodes removed", hatch="//", edgecolor="white"
-    )
+    ax.bar(layers, 1.0 - kept, bottom=kept, color=REMOVED, width=0.85, label="nodes removed")
     ax.plot(layers, lost, color=LOST, marker="o", markersize=3, linewidth=1, label="score removed")
     ax.set_xlabel("layer")
     ax.set_ylabel("share")

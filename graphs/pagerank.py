@@ -58,7 +58,8 @@ def weighted_pagerank(
     theta : float
         Share of the edge weights against the bare edges, 0..1.
     solver : {"sweep", "power"} or Solver
-        One exact pass in layer order, or power iteration. Both reach the same scores.
+        One exact pass in layer order, or power iteration. Both reach the same scores. A Solver object
+        brings its own tolerance and iterations.
     backend : {"auto", "scipy", "torch", "dense"}
         Explicit CSR on scipy or torch, dense bands, or the cheapest for each block.
     device : str or torch.device, optional
@@ -83,7 +84,14 @@ def weighted_pagerank(
     Notes
     -----
     Cost: two reads of every block for a sweep (strengths, product); L + 1 for power iteration at
-    theta = 1. Memory above the weights: O(nodes), and one block in CSR form (or one band of it).
+    theta = 1. Memory above the weights, for a sweep: O(nodes), and one block in CSR form (or one band of
+    it). Power iteration keeps what it converts of stored blocks (another dtype, another device); dense
+    blocks it converts anew at every step on the backends "scipy" and "torch": call
+    ``graph.with_csr()`` first where memory allows.
+
+    On "auto" and "dense", numpy arrays are multiplied by torch if it has been imported, else by numpy;
+    the scores agree to round-off.
+
     Source: LLM-Rank (arXiv 2410.13299), equation for weighted PageRank.
 
     Examples

@@ -138,6 +138,7 @@ def load_pretrained(
         ) from error
     if options:
         _forget_quantiser(model)
+        model.name_or_path = os.fspath(source)  # transformers names the directory of the file
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
     except Exception:  # as above; a model without a usable tokenizer can be pruned on token tensors
