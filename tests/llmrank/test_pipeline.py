@@ -1,0 +1,207 @@
+"""The pipelines' own contract: options, what stays untouched, evaluation."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import llmrank.pipeline
+from graphs import LayeredGraph, RankResult
+from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
+from llmrank.evaluate import perplexity, unigram_perplexity
+from llmrank.prune import LocalPruner
+from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
+from tests.llmrank.models import (
+    Snapshot,
+    family_model,
+    features,
+    mlp,
+    named_family,
+    text,
+    tiny_llama,
+    token_ids,
+    tokenizer,
+)
+
+topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
+
+
+def test_defaults() -> None:
+    pipeline = ChainedFFNPipeline(tiny_llama(), None, calibration=token_ids())
+    assert pipeline.scorer == WeightedPageRankScorer(gamma=0.5, theta=1.0)
+    assert isinstance(pipeline.pruner, LocalPruner)
+    assert (pipeline.pruner.amount, pipeline.form, pipeline.align) == (0.3, "compact", "none")
+    assert pipeline.report is pipeline.masks is None
+
+
+@topologies
+def test_two_runs_agree_bit_for_bit(topology: type[BasePipeline]) -> None:
+    first, second = tiny_llama(), tiny_llama()
+    for model in (first, second):
+        topology(model, tokenizer(), calibration=text(200), samples=4, sequence_length=32).run()
+    for (name, a), (_, b) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_topology_changes_the_rank_alone() -> None:
+    runs = [t(tiny_llama(), None, calibration=token_ids()) for t in (ChainedFFNPipeline, IsolatedFFNPipeline)]
+    for run in runs:
+        run.run()
+    chained, isolated = runs
+    assert isinstance(chained.graph, LayeredGraph)
+    assert isinstance(chained.rank, RankResult)
+    assert [g.layers for g in isolated.graph] == [(16, 40, 16)] * 2
+    assert chained.graph.layers == (16, 40, 16, 40, 16)
+    # The first FFN's hidden layer has the same past in both; the second has not.
+    names = list(isolated.masks or {})
+    both = [
+        {k: v for e, r in zip(run.model_graphs, run.ranks, strict=True) for k, v in e.importance(r).items()}
+        for run in runs
+    ]
+    assert torch.equal(both[0][names[0]], both[1][names[0]])
+    assert not torch.equal(both[0][names[1]], both[1][names[1]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scorer": "wpr"}, r"scorer must be an instance of BaseScorer, got 'wpr'.*make_scorer"),
+        ({"scorer": NormScorer}, "scorer must be an instance of BaseScorer"),
+        ({"pruner": 0.3}, r"pruner must be an instance of BasePruner, got 0\.3.*make_pruner"),
+        ({"form": "sparse"}, "unknown form 'sparse'; expected one of compact, zero, mask"),
+        ({"align": "left"}, "unknown align 'left'; expected one of none, pad"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+    ],
+)
+def test_bad_options_are_refused_at_construction(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        ChainedFFNPipeline(tiny_llama(), None, calibration=token_ids(), **options)
+
+
+class Fails(BaseScorer):
+    def score(self, prev_importance: Any, in_activations: Any, out_activations: Any, weight: Any) -> Any:
+        return torch.full((len(weight),), math.nan)
+
+
+@topologies
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"calibration": "too short"}, CalibrationError),
+        ({"calibration": "no/such.txt"}, CalibrationError),
+        ({"scorer": Fails()}, ValueError),
+        ({"pruner": LocalPruner(40)}, OptionError),
+    ],
+)
+def test_failures_leave_the_model_untouched(
+    topology: type[BasePipeline], options: dict[str, Any], error: type[Exception]
+) -> None:
+    model = tiny_llama()
+    model.train()
+    snapshot = Snapshot(model)
+    pipeline = topology(model, tokenizer(), **{"calibration": token_ids(), **options})
+    with pytest.raises(error):
+        pipeline.run()
+    snapshot.assert_restored()
+    with pytest.raises(OptionError, match="nothing to undo"):
+        pipeline.undo()
+
+
+def test_nan_in_the_last_map_names_its_output() -> None:
+    model = mlp(4, 6, 3)
+    with torch.no_grad():
+        model[2].weight[1, 2] = math.nan
+    with pytest.raises(CalibrationError, match=r"output of 2\) are not finite, first at neuron 1"):
+        ChainedFFNPipeline(model, None, calibration=features(20, 4)).run()
+
+
+def test_evaluation_measures_before_and_after() -> None:
+    model, tok = tiny_llama(), tokenizer(special=False)
+    dense = copy.deepcopy(model)
+    words = text(400)
+    pipeline = ChainedFFNPipeline(
+        model,
+        tok,
+        calibration=words,
+        samples=2,
+        sequence_length=50,
+        evaluation=" ".join(words.split()[50:350]),
+        evaluation_samples=3,
+    )
+    pipeline.run()
+    assert pipeline.report is not None
+    evaluation = pipeline.report.evaluation
+    assert evaluation is not None
+    _, sequences = pipeline.evaluate()
+    assert sequences is not None
+    assert len(sequences) == 3
+    assert evaluation.before == perplexity(dense, sequences)
+    assert evaluation.after == perplexity(model, sequences)
+    assert evaluation.unigram == unigram_perplexity(sequences)
+    # One window of 32 tokens a sequence; the first of three sequences was calibrated on.
+    assert evaluation.calibration_overlap == pytest.approx(1 / 3)
+    assert any("occur in the calibration text" in sentence for sentence in pipeline.report.warnings())
+    assert pipeline.report.to_dict()["evaluation"]["protocol"]["sequences"] == 3
+
+
+def test_failing_evaluation_after_the_cut_undoes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+    honest, calls = perplexity, []
+
+    def second_fails(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    monkeypatch.setattr(llmrank.pipeline, "perplexity", second_fails)
+    pipeline = ChainedFFNPipeline(model, None, calibration=token_ids(), evaluation=token_ids(2, 8, seed=3))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run()
+    assert len(calls) == 2
+    snapshot.assert_restored()
+
+
+def test_evaluation_of_an_encoder_is_refused_before_anything() -> None:
+    model = family_model(named_family("BERT"))
+    snapshot = Snapshot(model)
+    with pytest.raises(UnsupportedModelError, match="predicts no next token"):
+        ChainedFFNPipeline(model, None, calibration=token_ids(), evaluation=token_ids()).run()
+    snapshot.assert_restored()
+
+
+def test_progress_sees_every_batch_and_graph() -> None:
+    seen: dict[str, int] = {}
+
+    def progress(items: Any, description: str) -> Any:
+        seen[description] = len(items)
+        return items
+
+    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(4), batch_size=3, progress=progress)
+    pipeline.run()
+    assert seen == {"Calibrating": 2, "Ranking": 2}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@topologies
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+def test_gpu_keeps_the_same_neurons(topology: type[BasePipeline], form: Any) -> None:
+    here = topology(tiny_llama(), None, calibration=token_ids(), form=form)
+    there = topology(tiny_llama(), None, None, None, None, "cuda", calibration=token_ids(), form=form)
+    here.run()
+    there.run()
+    assert here.masks == there.masks
+    assert {p.device.type for p in there.model.parameters()} == {"cuda"}
+    ids = token_ids(2, 8, seed=4)
+    with torch.no_grad():
+        cpu = here.model(input_ids=ids).logits
+        gpu = there.model(input_ids=ids.cuda()).logits.cpu()
+    torch.testing.assert_close(gpu, cpu, rtol=1e-3, atol=1e-3)
+    there.undo()
