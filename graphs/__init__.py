@@ -6,10 +6,11 @@
 True
 """
 
+from graphs.digraph_pagerank import pagerank
 from graphs.errors import ConvergenceError, GraphError
 from graphs.io import load_graph, load_rank, save_graph, save_rank
 from graphs.layered import LayeredGraph
-from graphs.pagerank import modified_pagerank, pagerank, weighted_pagerank
+from graphs.layered_pagerank import modified_pagerank, weighted_pagerank
 from graphs.result import RankResult
 from graphs.solvers import LayerSweep, PowerIteration
 

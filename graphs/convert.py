@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from graphs.backends import TorchArithmetic
 from graphs.blocks import index_dtype
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
-from graphs.operators import TorchArithmetic
 
 if TYPE_CHECKING:
     import networkx

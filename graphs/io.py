@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy import sparse
 
-from graphs.blocks import as_block
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
 from graphs.result import Degenerate, RankResult
+from graphs.validation import as_block
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from graphs.blocks import Block, FloatArray, SparseBlock, as_block, as_numpy
+from graphs.blocks import Block, FloatArray, SparseBlock, as_numpy
 from graphs.errors import GraphError
+from graphs.validation import as_block
 
 if TYPE_CHECKING:
     import networkx

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from graphs.errors import GraphError
 from graphs.operators import Vector
 from graphs.result import StopReason
 
@@ -31,6 +32,15 @@ def contraction_bound(residual: float, contraction: float) -> float:
     if residual == 0.0:
         return 0.0
     return contraction / (1.0 - contraction) * residual if contraction < 1.0 else math.inf
+
+
+def check_iteration(tol: Any, max_iter: Any) -> tuple[float, int]:
+    """Both as plain numbers, or a GraphError that names the bad one."""
+    if not (isinstance(tol, (int, float, np.floating)) and tol >= 0.0):
+        raise GraphError(f"tol must be a number >= 0 (absolute L1 residual), got {tol!r}")
+    if not (isinstance(max_iter, (int, np.integer)) and max_iter >= 1):
+        raise GraphError(f"max_iter must be an integer >= 1, got {max_iter!r}")
+    return float(tol), int(max_iter)
 
 
 class LayerMap(Protocol):

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from graphs.backends import Arithmetic
 from graphs.errors import GraphError
-from graphs.operators import Arithmetic, BlockOperator, Vector
+from graphs.operators import BlockOperator, Vector
 
 __all__ = ["Normalised", "Transition", "modified_step", "normalise", "weighted_step"]
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from graphs import LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
+from graphs.backends import TorchArithmetic
 from graphs.blocks import DenseBlock
-from graphs.operators import TorchArithmetic
 from graphs.transition import Transition, modified_step, weighted_step
 from llmrank.activations import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError

@@ -12,18 +12,10 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, weighted_pagerank
-from graphs.blocks import Block, DenseBlock, NumpyBuffers, as_block
-from graphs.operators import (
-    Arithmetic,
-    BlockOperator,
-    CSROperator,
-    DenseOperator,
-    NumpyArithmetic,
-    TorchArithmetic,
-    TorchBuffers,
-    TorchCSROperator,
-    make_backend,
-)
+from graphs.backends import Arithmetic, NumpyArithmetic, TorchArithmetic, TorchBuffers, make_backend
+from graphs.blocks import Block, DenseBlock, NumpyBuffers
+from graphs.operators import BlockOperator, CSROperator, DenseOperator, TorchCSROperator
+from graphs.validation import as_block
 from tests.graphs.cases import Array, random_case, torch_not_imported
 from tests.graphs.test_blocks import MATRICES
 

@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from graphs import GraphError
-from graphs.operators import CSROperator, NumpyArithmetic
+from graphs.backends import NumpyArithmetic
+from graphs.operators import CSROperator
 from graphs.transition import Transition, check_share, modified_step, normalise, weighted_step
 from tests.graphs.cases import SHARES, Array, transition_matrix
 from tests.graphs.test_blocks import MATRICES

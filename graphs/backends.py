@@ -1,0 +1,306 @@
+"""Backends: numpy or torch arithmetic, and the rule that gives every block its operator.
+
+A vector is a one-dimensional numpy array or torch tensor; the few operations on it that differ
+between the two live in an :class:`Arithmetic`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from scipy import sparse
+
+from graphs.blocks import Block, DenseBlock, FloatArray, NumpyBuffers, is_torch
+from graphs.errors import GraphError
+from graphs.layered import LayeredGraph
+from graphs.operators import BlockOperator, CSROperator, DenseOperator, TorchCSROperator, Vector
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Arithmetic", "Backend", "BackendName", "NumpyArithmetic", "TorchArithmetic", "check_dtype", "make_backend"]
+
+BackendName: TypeAlias = Literal["scipy", "torch", "dense", "auto"]
+
+
+BACKENDS: tuple[BackendName, ...] = ("scipy", "torch", "dense", "auto")
+
+
+DTYPES = ("float64", "float32")
+
+
+# Costs in units of one product of a full dense block, measured on 2 CPU cores (benchmarks/README.md).
+DENSE_TO_CSR_COST = 20.0
+
+
+CSR_TO_DENSE_COST = 10.0
+
+
+# A CSR product costs about this many dense products, times the density.
+CSR_PRODUCT_COST = 3.0
+
+
+# Bands on a GPU: few launches matter more than the cache.
+GPU_BAND_ELEMENTS = 1 << 24
+
+
+class Arithmetic(Protocol):
+    """What differs between numpy and torch vectors."""
+
+    @property
+    def dtype(self) -> str:
+        """float64 or float32."""
+
+    def vector(self, values: FloatArray) -> Vector:
+        """A vector of the arithmetic's dtype and device; a copy."""
+
+    def to_numpy(self, vector: Vector) -> FloatArray:
+        """Back to numpy; a copy."""
+
+    def reciprocal(self, vector: Vector) -> Vector:
+        """1 / vector, with 1 / 0 = 0."""
+
+    def with_lowest_zeroed(self, vector: Vector, count: int) -> Vector:
+        """A copy whose `count` lowest entries are zero; ties fall to the lower index."""
+
+    def csr_operator(self, block: Block) -> BlockOperator:
+        """The CSR operator of a block."""
+
+    def dense_operator(self, block: DenseBlock) -> BlockOperator:
+        """The dense operator of a block."""
+
+
+@dataclass(frozen=True)
+class NumpyArithmetic:
+    """Vectors are numpy arrays, CSR products are scipy's."""
+
+    dtype: str = "float64"
+
+    def vector(self, values: FloatArray) -> FloatArray:
+        """A copy in the arithmetic's dtype."""
+        return np.array(values, dtype=self.dtype)
+
+    def to_numpy(self, vector: Vector) -> FloatArray:
+        """A copy."""
+        return np.array(vector)
+
+    def reciprocal(self, vector: Vector) -> FloatArray:
+        """1 / vector, with 1 / 0 = 0."""
+        result: FloatArray = np.divide(1.0, vector, out=np.zeros_like(vector), where=vector != 0)
+        return result
+
+    def with_lowest_zeroed(self, vector: Vector, count: int) -> FloatArray:
+        """A copy whose `count` lowest entries are zero."""
+        result = np.array(vector)
+        result[np.argsort(result, kind="stable")[:count]] = 0
+        return result
+
+    def csr_operator(self, block: Block) -> CSROperator:
+        """Scipy CSR."""
+        return CSROperator(block.to_csr().astype(self.dtype, copy=False))
+
+    def dense_operator(self, block: DenseBlock) -> DenseOperator:
+        """Bands in numpy."""
+        return DenseOperator(block, np, NumpyBuffers(np.dtype(self.dtype)))
+
+
+class TorchArithmetic:
+    """Vectors are torch tensors on a device; CSR products are torch's (MKL on the CPU, cuSPARSE on CUDA).
+
+    Parameters
+    ----------
+    device : str or torch.device
+        Where to compute.
+    dtype : str
+        float64 or float32.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu", dtype: str = "float64") -> None:
+        import torch
+
+        self._torch = torch
+        try:
+            self.device = torch.device(device)
+            # The meta device makes tensors, but they hold no numbers to add up.
+            torch.zeros(1, device=self.device).sum().item()
+        except (RuntimeError, AssertionError, TypeError) as error:
+            first = str(error).splitlines()[0]
+            raise GraphError(
+                f"device {str(device)!r} cannot be used here ({first}); expected 'cpu', or 'cuda' / 'cuda:N' on a "
+                "machine with that GPU and a CUDA build of torch"
+            ) from error
+        self.dtype = check_dtype(dtype)
+        self.torch_dtype: torch.dtype = getattr(torch, self.dtype)
+
+    def vector(self, values: FloatArray) -> torch.Tensor:
+        """A copy on the device."""
+        return self._torch.tensor(np.ascontiguousarray(values), dtype=self.torch_dtype, device=self.device)
+
+    def to_numpy(self, vector: Vector) -> FloatArray:
+        """A copy on the CPU."""
+        return np.array(vector.cpu().numpy())
+
+    def reciprocal(self, vector: Vector) -> torch.Tensor:
+        """1 / vector, with 1 / 0 = 0."""
+        return self._torch.where(vector != 0, 1.0 / vector, self._torch.zeros_like(vector))
+
+    def with_lowest_zeroed(self, vector: Vector, count: int) -> torch.Tensor:
+        """A copy whose `count` lowest entries are zero."""
+        result: torch.Tensor = vector.clone()
+        result[self._torch.argsort(result, stable=True)[:count]] = 0
+        return result
+
+    def csr_operator(self, block: Block) -> TorchCSROperator:
+        """Torch CSR on the device."""
+        return TorchCSROperator(self.csr(block.to_csr()))
+
+    def dense_operator(self, block: DenseBlock) -> DenseOperator:
+        """Bands in torch; numpy matrices are viewed as tensors, not copied."""
+        torch = self._torch
+        matrices = tuple(matrix if is_torch(matrix) else _as_tensor(matrix) for matrix in block.matrices)
+        elements = None if self.device.type == "cpu" else GPU_BAND_ELEMENTS
+        return DenseOperator(DenseBlock(matrices), torch, TorchBuffers(self.device, self.torch_dtype), elements)
+
+    def csr(self, matrix: sparse.csr_array) -> torch.Tensor:
+        """A torch CSR tensor of a scipy one, with its index dtype (int32 where it fits).
+
+        int32 matters: on the CPU torch hands it to MKL as it is, and converts int64 at every product.
+        """
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            tensor: torch.Tensor = torch.sparse_csr_tensor(
+                torch.from_numpy(matrix.indptr),
+                torch.from_numpy(matrix.indices),
+                torch.from_numpy(matrix.data).to(self.torch_dtype),
+                size=matrix.shape,
+                device=self.device,
+                check_invariants=False,
+            )
+        return tensor
+
+
+@dataclass(frozen=True)
+class TorchBuffers:
+    """Buffers in torch, on a device; sources may lie on another one."""
+
+    device: Any
+    dtype: Any
+
+    def empty(self, n_rows: int, n_columns: int) -> torch.Tensor:
+        """An uninitialised (n_rows, n_columns) tensor."""
+        import torch
+
+        return torch.empty((n_rows, n_columns), dtype=self.dtype, device=self.device)
+
+    def absolute(self, source: Any, target: Any) -> None:
+        """Write |source| into `target`."""
+        target.copy_(source).abs_()
+
+
+def _as_tensor(matrix: FloatArray) -> torch.Tensor:
+    import torch
+
+    with warnings.catch_warnings():
+        # The graph only reads: a read-only array (a memory map, say) is fine to view.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        # torch knows no negative strides: a reversed view is the one case that is copied.
+        return torch.from_numpy(matrix if min(matrix.strides) >= 0 else np.ascontiguousarray(matrix))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An arithmetic and the rule that gives every block its operator.
+
+    Attributes
+    ----------
+    name : str
+        What the result reports, e.g. ``torch (cpu, float64)``.
+    arithmetic : Arithmetic
+        Vectors and products.
+    form : {"csr", "dense", "auto"}
+        The operator of every block; auto picks the cheaper one for the number of products to come.
+    """
+
+    name: str
+    arithmetic: Arithmetic
+    form: Literal["csr", "dense", "auto"]
+
+    def operator(self, block: Block, products: int) -> BlockOperator:
+        """The operator of `block` when about `products` products will be taken."""
+        dense = self.form == "dense" or (self.form == "auto" and _dense_is_cheaper(block, products))
+        if not dense:
+            return self.arithmetic.csr_operator(block)
+        if not isinstance(block, DenseBlock):
+            block = DenseBlock((block.to_csr().toarray(),))
+        return self.arithmetic.dense_operator(block)
+
+
+def _dense_is_cheaper(block: Block, products: int) -> bool:
+    size = block.shape[0] * block.shape[1]
+    if isinstance(block, DenseBlock):
+        # Below this many products no density, however low, pays for the conversion.
+        if products <= DENSE_TO_CSR_COST:
+            return True
+        saved = products * (1.0 - CSR_PRODUCT_COST * block.edges / size)
+        return saved < DENSE_TO_CSR_COST
+    saved = products * (CSR_PRODUCT_COST * block.edges / size - 1.0)
+    return saved > CSR_TO_DENSE_COST
+
+
+def check_dtype(dtype: Any) -> str:
+    """``float64`` or ``float32`` by its name, else a GraphError; torch's own names are taken too."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise GraphError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    return name
+
+
+def make_backend(
+    name: str, device: str | torch.device | None, dtype: str, graph: LayeredGraph | None = None
+) -> Backend:
+    """Validate the choice of a user and build the backend.
+
+    Parameters
+    ----------
+    name : {"scipy", "torch", "dense", "auto"}
+        Explicit CSR on scipy or torch, dense bands, or the cheapest for each block.
+    device : str or torch.device, optional
+        For torch; by default the CPU, or where the graph's first torch matrix lies.
+    dtype : {"float64", "float32"}
+    graph : LayeredGraph, optional
+        What will be ranked.
+
+    Raises
+    ------
+    GraphError
+        Unknown name or dtype, a device that is not there, scipy with a device other than the CPU,
+        torch asked for and not installed.
+    """
+    if name not in BACKENDS:
+        raise GraphError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
+    dtype = check_dtype(dtype)
+    if name == "scipy" and device is not None and str(device) != "cpu":
+        raise GraphError(f"backend 'scipy' computes on the CPU only, got device {str(device)!r}; use backend='torch'")
+    tensors = [
+        matrix
+        for block in (graph.blocks if graph else ())
+        if isinstance(block, DenseBlock)
+        for matrix in block.matrices
+        if is_torch(matrix)
+    ]
+    wants_torch = name == "torch" or (name != "scipy" and (device is not None or tensors or "torch" in sys.modules))
+    if wants_torch and importlib.util.find_spec("torch") is None:
+        raise GraphError(f"backend {name!r} needs torch, which is not installed; pip install torch, or use 'scipy'")
+    form: Literal["csr", "dense", "auto"] = "auto" if name == "auto" else "dense" if name == "dense" else "csr"
+    if not wants_torch:
+        return Backend(f"numpy ({dtype}, {form})", NumpyArithmetic(dtype), form)
+    where = device if device is not None else (tensors[0].device if tensors else "cpu")
+    arithmetic = TorchArithmetic(where, dtype)
+    return Backend(f"torch ({arithmetic.device}, {dtype}, {form})", arithmetic, form)

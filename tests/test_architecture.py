@@ -1,0 +1,243 @@
+"""Which module may import which: read from the sources, so that a wrong arrow fails before it spreads."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A module imports only from those above it.
+GRAPHS = [
+    *("graphs.errors", "graphs.blocks", "graphs.validation", "graphs.layered", "graphs.operators", "graphs.backends"),
+    *("graphs.transition", "graphs.result", "graphs.solvers", "graphs.layer_maps", "graphs.layered_pagerank", "graphs.digraph_pagerank"),
+    *("graphs.convert", "graphs.io", "graphs.draw", "graphs"),
+]
+LLMRANK = [
+    *("llmrank.errors", "llmrank.hub", "llmrank.adapters.ffn", "llmrank.adapters.families"),
+    *("llmrank.adapters.geometry", "llmrank.adapters.explicit", "llmrank.adapters"),
+    *("llmrank.calibration", "llmrank.activations", "llmrank.model_graph", "llmrank.masks", "llmrank.score"),
+    *("llmrank.prune", "llmrank.surgery", "llmrank.checkpoint", "llmrank.evaluate", "llmrank.report"),
+    *("llmrank.pipeline", "llmrank.config", "llmrank"),
+]
+# The programs on top of the library; they may import its face.
+PROGRAMS = ["llmrank.demo", "llmrank.cli", "llmrank.__main__"]
+ORDER = [*GRAPHS, *LLMRANK, *PROGRAMS]
+
+# Arrows that point up, each only for type checkers (T) or inside a function (F).
+UPWARD = {
+    ("graphs.errors", "graphs.result", "T"),  # ConvergenceError carries a RankResult
+    ("graphs.layered", "graphs.convert", "F"),  # to_scipy and the like are methods for the reader's sake
+}
+
+# What llmrank knows of graphs, module by module. Neurons become nodes in model_graph and the scorers rank them;
+# the rest passes graphs and ranks on by type, or writes files as graphs does.
+MEETING = {
+    "llmrank.model_graph": {"graphs.LayeredGraph", "graphs.RankResult", "graphs.blocks.DenseBlock"},
+    "llmrank.score": {
+        *("graphs.LayeredGraph", "graphs.RankResult", "graphs.modified_pagerank", "graphs.weighted_pagerank"),
+        *("graphs.blocks.DenseBlock", "graphs.backends.TorchArithmetic"),
+        *("graphs.transition.Transition", "graphs.transition.modified_step", "graphs.transition.weighted_step"),
+    },
+    "llmrank.masks": {"graphs.io.replacing"},
+    "llmrank.report": {"graphs.io.replacing"},
+    "llmrank.pipeline": {"graphs.LayeredGraph", "graphs.RankResult"},
+    "llmrank.cli": {"graphs.GraphError"},
+    "llmrank.demo": {"graphs.draw"},
+}
+# Heavy or optional packages, and the only modules that import them at all.
+ELSEWHERE = {
+    "transformers": {"llmrank.hub", "llmrank.adapters.ffn", "llmrank.adapters.geometry", "llmrank.cli"},
+    "datasets": {"llmrank.calibration"},
+    "networkx": {"graphs.layered", "graphs.convert", "graphs.digraph_pagerank"},
+    "matplotlib": {"graphs.draw", "llmrank.demo"},
+}
+# Of these, what a library module imports only when asked for it.
+LAZY = {"torch", "networkx", "matplotlib"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name, and where: M at module level, F in a function, T for type checkers."""
+
+    module: str
+    name: str
+    where: str
+
+    @property
+    def target(self) -> str:
+        """The module imported from: a name of a package may itself be a module."""
+        full = f"{self.module}.{self.name}"
+        return full if full in ORDER or is_module(full) else self.module
+
+
+def path_of(module: str) -> Path:
+    base = ROOT.joinpath(*module.split("."))
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+
+def is_module(name: str) -> bool:
+    return name.split(".")[0] in ("graphs", "llmrank") and path_of(name).is_file()
+
+
+def modules() -> list[str]:
+    found = []
+    for package in ("graphs", "llmrank"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def walk(nodes: list[ast.stmt], where: str) -> Iterator[tuple[ast.stmt, str]]:
+    for node in nodes:
+        yield node, where
+        inner = where
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            inner = "F"
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            inner = "T"
+        for field in ("body", "orelse", "finalbody"):
+            yield from walk(getattr(node, field, []), where if field == "orelse" and inner == "T" else inner)
+        for handler in getattr(node, "handlers", []):
+            yield from walk(handler.body, inner)
+
+
+def imports(module: str) -> list[Import]:
+    tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
+    found = []
+    for node, where in walk(tree.body, "M"):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, "", where) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively, line {node.lineno}"
+            assert node.module is not None
+            found += [Import(node.module, alias.name, where) for alias in node.names]
+    return found
+
+
+MODULES = modules()
+every_module = pytest.mark.parametrize("module", MODULES)
+
+
+def test_order_names_every_module() -> None:
+    missing = set(MODULES) - set(ORDER)
+    assert not missing, f"new modules need a place in the order: {missing}"
+    assert len(ORDER) == len(set(ORDER))
+
+
+@every_module
+def test_imports_come_from_above(module: str) -> None:
+    place = ORDER.index(module)
+    for entry in imports(module):
+        target = entry.target
+        if target.split(".")[0] not in ("graphs", "llmrank"):
+            continue
+        assert target in ORDER, f"{module} imports {target}, which is not there"
+        upward = ORDER.index(target) >= place
+        if upward:
+            assert (module, target, entry.where) in UPWARD, f"{module} imports {target}, which stands below it"
+
+
+@every_module
+def test_graphs_know_nothing_of_models(module: str) -> None:
+    if module.split(".")[0] == "graphs":
+        roots = {entry.module.split(".")[0] for entry in imports(module)}
+        assert not roots & {"llmrank", "transformers", "tokenizers", "accelerate", "gguf"}
+
+
+@every_module
+def test_the_two_vocabularies_meet_where_agreed(module: str) -> None:
+    if module.split(".")[0] == "llmrank":
+        known = {f"{entry.module}.{entry.name}" for entry in imports(module) if entry.module.split(".")[0] == "graphs"}
+        extra = known - MEETING.get(module, set())
+        assert not extra, f"{module} imports {sorted(extra)} from graphs"
+
+
+def test_every_exception_is_in_use() -> None:
+    """An allowance that nobody needs any more is taken back."""
+    used = {(m, e.target, e.where) for m in MODULES for e in imports(m)}
+    assert used >= UPWARD
+    for module, names in MEETING.items():
+        assert names <= {f"{entry.module}.{entry.name}" for entry in imports(module)}, module
+
+
+@every_module
+def test_heavy_packages_stay_in_their_places(module: str) -> None:
+    for entry in imports(module):
+        root = entry.module.split(".")[0]
+        if root in ELSEWHERE:
+            assert module in ELSEWHERE[root], f"{module} imports {root}"
+        lazy = LAZY if module in GRAPHS else {"datasets"}
+        if root in lazy:
+            assert entry.where in "FT", f"{module} imports {root} at module level"
+
+
+@every_module
+def test_names_say_what_is_inside(module: str) -> None:
+    last = module.rsplit(".", 1)[-1]
+    assert last not in {"util", "utils", "helper", "helpers", "common", "misc", "core", "base", "manager"}
+
+
+@every_module
+def test_public_names_are_listed_and_exist(module: str) -> None:
+    if module == "llmrank.__main__":
+        return
+    loaded = importlib.import_module(module)
+    assert loaded.__doc__
+    listed = loaded.__all__
+    assert len(listed) == len(set(listed))
+    assert listed == sorted(listed, key=listed_order)
+    for name in listed:
+        assert hasattr(loaded, name), f"{module}.__all__ lists {name}"
+        assert not name.startswith("_")
+
+
+def listed_order(name: str) -> tuple[int, str]:
+    """Constants, then classes, then functions, as ruff sorts them."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+
+@pytest.mark.parametrize("package", ["graphs", "llmrank", "llmrank.adapters"])
+def test_package_faces_hold_no_logic(package: str) -> None:
+    tree = ast.parse(path_of(package).read_text(encoding="utf-8"))
+    docstring, *statements = tree.body
+    assert isinstance(docstring, ast.Expr)
+    for node in statements:
+        face = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        assert face or isinstance(node, (ast.ImportFrom, ast.Import)), ast.unparse(node)
+
+
+@pytest.mark.parametrize(
+    ("package", "absent"),
+    [
+        ("graphs", ["torch", "networkx", "matplotlib", "transformers", "llmrank"]),
+        ("llmrank", ["networkx", "matplotlib", "datasets"]),
+    ],
+)
+def test_importing_loads_no_more_than_needed(package: str, absent: list[str]) -> None:
+    code = f"import sys, {package}; print([name for name in {absent!r} if name in sys.modules])"
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
+    )
+    assert outcome.stdout.strip() == "[]"
+
+
+def test_importing_sets_up_nothing() -> None:
+    """No logging handlers, no change of torch's state, nothing printed."""
+    code = (
+        "import logging, torch; before = torch.get_num_threads(), torch.get_rng_state().tolist(), torch.is_grad_enabled(); "
+        "import llmrank, llmrank.config, graphs; "
+        "assert not logging.getLogger().handlers and not logging.getLogger('llmrank').handlers; "
+        "assert before == (torch.get_num_threads(), torch.get_rng_state().tolist(), torch.is_grad_enabled())"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout == ""
