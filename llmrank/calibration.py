@@ -48,7 +48,8 @@ class TokenSequences:
     @classmethod
     def of(cls, ids: torch.Tensor, mask: torch.Tensor, source: str) -> TokenSequences:
         """Compute the digest."""
-        content = ids.numpy().tobytes() + mask.numpy().tobytes()
+        # As bytes: numpy knows no bfloat16, which features may come in.
+        content = b"".join(tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in (ids, mask))
         return cls(ids, mask, source, hashlib.sha256(content).hexdigest())
 
     def __len__(self) -> int:

@@ -159,16 +159,15 @@ def test_features_of_a_plain_module_take_its_dtype() -> None:
             assert_statistics(entry.layers[layer], seen[key])
 
 
-def test_half_precision_sums_are_wide() -> None:
-    model = mlp(1, 1, 1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.fill_(1.0 if p.ndim == 2 else 0.0)
-    model = model.to(torch.bfloat16)
-    # 70,000 ones: bfloat16 would stop counting at 256, and float16 overflow.
-    (entry,) = collect(model, find_ffns(model), tokenise(torch.ones(70_000, 1), None, 1, 2))
-    assert float(entry.layers[1].norm) == pytest.approx(math.sqrt(70_000))
-    assert float(entry.layers[1].mean) == 1.0
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_are_wide(dtype: torch.dtype) -> None:
+    # Large enough that float16 squares overflow, and bfloat16 ones round at 1 %.
+    model, x = mlp(4, 6, 2).to(dtype), features(300, 4).to(dtype) * 300
+    seen = captured(model, lambda: model(x), ["0", "2"])
+    (entry,) = collect(model, find_ffns(model), tokenise(x, None, 1, 2))
+    for layer, key in enumerate(("0", "2", "2:out")):
+        wanted = seen[key].square().sum(0).sqrt()
+        torch.testing.assert_close(entry.layers[layer].norm, wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("training", [True, False])

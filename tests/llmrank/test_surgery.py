@@ -60,6 +60,28 @@ def test_undo_restores_everything(make: Any, form: Any) -> None:
     snapshot.assert_restored()
 
 
+@every_model
+def test_zeroed_neurons_are_zero_in_rows_biases_and_columns_and_nothing_else_is(make: Any) -> None:
+    model = make()
+    before, masks = Snapshot(model), some_masks(model)
+    ffns = find_ffns(model)
+    weights = {(p.name, p.start): p.weight.clone() for ffn in ffns for stage in ffn.stages for p in stage}
+    apply_masks(model, ffns, masks, "zero")
+    rows = {
+        (p.name, p.start): masks[layer.name] for ffn in ffns for layer in ffn.prunable.values() for p in layer.producers
+    }
+    columns = {p.name: masks[layer.name] for ffn in ffns for layer in ffn.prunable.values() for p in layer.consumers}
+    for ffn in ffns:
+        for projection in [p for stage in ffn.stages for p in stage]:
+            key, bias = (projection.name, projection.start), getattr(projection.module, "bias", None)
+            row = rows.get(key, torch.ones(projection.size, dtype=torch.bool))
+            column = columns.get(projection.name, torch.ones(projection.in_features, dtype=torch.bool))
+            assert torch.equal(projection.weight, weights[key] * row[:, None] * column)
+            if bias is not None:
+                part = slice(projection.start, projection.start + projection.size)
+                assert torch.equal(bias[part], before.bits[f"{projection.name}.bias"][part] * row)
+
+
 class Interrupted(BaseException):
     """Not an Exception: as KeyboardInterrupt and SystemExit are not."""
 
