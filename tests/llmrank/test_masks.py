@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +97,13 @@ def test_bad_masks_are_refused(value: Any) -> None:
 
 @given(three())
 def test_files_round_trip(masks: tuple[Masks, Masks, Masks]) -> None:
-    # tmp_path would be one for all examples; a name is enough.
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"llmrank-masks-{os.getpid()}.safetensors"
-    try:
+    # Hypothesis forbids tmp_path, which would be one directory for all examples.
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "masks.safetensors"
         masks[0].save(path)
         again = Masks.load(path)
         assert again == masks[0]
         assert {name: vector.dtype for name, vector in load_file(path).items()} == dict.fromkeys(masks[0], torch.uint8)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @pytest.fixture

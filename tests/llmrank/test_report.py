@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -34,10 +35,9 @@ def some_report(**options: Any) -> Report:
 
 
 def printed(report: Report) -> str:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 (rich closes nothing)
+    console = Console(width=200, file=io.StringIO())
     with console.capture() as captured:
         console.print(report.table())
-    console.file.close()
     # Titles and long sentences wrap where the table ends.
     return " ".join(captured.get().split())
 
