@@ -155,7 +155,7 @@ def test_a_teleport_mapping_leaves_the_unnamed_at_zero() -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_torch_gives_what_scipy_gives(dtype: str) -> None:
-    matrix = sparse.random_array((60, 60), density=0.1, rng=np.random.default_rng(1), format="csr")
+    matrix = sparse.random_array((60, 60), density=0.1, random_state=np.random.default_rng(1), format="csr")
     reference = pagerank(matrix).scores[0]
     found = pagerank(matrix, backend="torch", dtype=dtype)
     np.testing.assert_allclose(found.scores[0], reference, rtol=1e-10 if dtype == "float64" else 1e-4)

@@ -111,7 +111,7 @@ def test_dtypes_have_torch_names_too() -> None:
 
 
 def csr_block(density: float) -> Block:
-    return as_block(sparse.random_array((50, 50), density=density, rng=np.random.default_rng(1)), "block")
+    return as_block(sparse.random_array((50, 50), density=density, random_state=np.random.default_rng(1)), "block")
 
 
 def dense_block(density: float) -> Block:
