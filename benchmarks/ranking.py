@@ -45,7 +45,7 @@ def plain_ffns(count: int, d_model: int, d_ff: int) -> nn.Module:
     return model
 
 
-def statistics_for(ffns: Sequence[FFN], device: str) -> list[FFNStatistics]:
+def statistics_for(ffns: Sequence[FFN]) -> list[FFNStatistics]:
     """Random statistics: the time does not depend on their values."""
     generator = torch.Generator().manual_seed(0)
     result = []
@@ -77,11 +77,11 @@ def _status(key: str) -> int:
     raise OSError(f"no {key}")
 
 
-def study(name: str, model: nn.Module, repeats: int, csr: bool, device: str) -> dict[str, Any]:
+def study(name: str, model: nn.Module, repeats: int, device: str) -> dict[str, Any]:
     """Measure one model."""
     model.to(device)
     ffns = find_ffns(model)
-    statistics = statistics_for(ffns, device)
+    statistics = statistics_for(ffns)
     matrices = [projection.weight for ffn in ffns for stage in ffn.stages for projection in stage]
     vectors = [torch.rand(matrix.shape[1], device=device) for matrix in matrices]
 
@@ -134,9 +134,8 @@ def study(name: str, model: nn.Module, repeats: int, csr: bool, device: str) -> 
             }
             for key, action in contenders.items()
         },
+        "csr": _csr(ffns, statistics, device),
     }
-    if csr:
-        case["csr"] = _csr(ffns, statistics, device)
     return case
 
 
@@ -180,7 +179,7 @@ def table(results: dict[str, Any]) -> str:
         for key, row in case["ranks"].items():
             peak = "" if row["peak_growth_bytes"] is None else f"{row['peak_growth_bytes'] / 1e6:.0f} MB"
             lines.append(f"| | {key} | {row['seconds']:.4f} | {row['ratio']:.2f} | {peak} |")
-        for key, value in case.get("csr", {}).items():
+        for key, value in case["csr"].items():
             if key != "edges":
                 lines.append(
                     f"| | CSR: {key.removesuffix(', seconds')} | {value:.3f} | {value / case['dense_pass_seconds']:.1f} | |"
@@ -199,14 +198,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.quick:
-        cases = [study("4 plain FFNs of 256 x 1024", plain_ffns(4, 256, 1024), 3, True, options.device)]
+        cases = [study("4 plain FFNs of 256 x 1024", plain_ffns(4, 256, 1024), 3, options.device)]
     else:
         loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
-        cases = [study(Path(loaded.source).name, loaded.model, options.repeats, True, options.device)]
+        cases = [study(Path(loaded.source).name, loaded.model, options.repeats, options.device)]
         del loaded
-        cases.append(
-            study("4 plain FFNs of 2048 x 8192", plain_ffns(4, 2048, 8192), options.repeats, True, options.device)
-        )
+        cases.append(study("4 plain FFNs of 2048 x 8192", plain_ffns(4, 2048, 8192), options.repeats, options.device))
     results = {"provenance": provenance(seed=0), "device": options.device, "cases": cases}
     if not options.quick:
         write(options.output, results)

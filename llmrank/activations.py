@@ -267,7 +267,12 @@ def _watch(
     def add(values: torch.Tensor) -> None:
         mask = masks[side]
         if mask is not None and values.shape[:-1] != mask.shape:
-            mask = mask.reshape(-1) if values.shape[:-1] == (mask.numel(),) else None
+            if values.shape[:-1] != (mask.numel(),):
+                raise CalibrationError(
+                    f"cannot tell padding from text: an FFN reads {tuple(values.shape)}, the tokens are "
+                    f"{tuple(mask.shape)}; calibrate on one text (sequences without padding) instead of a list of texts"
+                )
+            mask = mask.reshape(-1)
         accumulator.add(values, mask)
 
     if output:

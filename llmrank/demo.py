@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from graphs import draw
 from llmrank import checkpoint
 from llmrank.evaluate import complete, has_perplexity
 from llmrank.pipeline import BasePipeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_figure", "run"]
 
@@ -65,6 +67,8 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
 
 def draw_figure(pipeline: BasePipeline) -> Figure:
     """What went where: scores of every layer with the cut, and the shares kept and removed."""
+    from matplotlib.figure import Figure
+
     masks: Mapping[str, torch.Tensor] = pipeline.masks or {}
     scores: dict[str, Any] = {}
     for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from graphs.io import replacing
+from graphs import GraphError
+from graphs.files import read_tensors, write_tensors
 from llmrank.adapters import PrunableLayer
 from llmrank.errors import MaskError
 
 __all__ = ["Masks"]
-
-VERSION = 1
 
 
 class Masks(Mapping[str, torch.Tensor]):
@@ -47,7 +42,7 @@ class Masks(Mapping[str, torch.Tensor]):
         self._keep = MappingProxyType({name: _as_mask(name, value) for name, value in keep.items()})
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._keep[name]
+        return self._keep[name].clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keep)
@@ -138,14 +133,20 @@ class Masks(Mapping[str, torch.Tensor]):
                 raise MaskError(f"the mask of {name} keeps no neuron; keep at least one")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with one uint8 vector (1 = keep) a layer; replaced whole or not at all."""
-        header = {"meta": json.dumps({"kind": "masks", "version": VERSION, "kept": self.kept, "size": self.size})}
-        with replacing(path) as partial:
-            try:
-                save_file({name: mask.to(torch.uint8) for name, mask in self.items()}, partial, header)
-            except SafetensorError as error:
-                # The library wraps what the system said (disk full, say); a caller expects an OSError.
-                raise OSError(f"cannot write {path}: {error}") from error
+        """Write a safetensors file with one uint8 vector (1 = keep) a layer; replaced whole or not at all.
+
+        Raises
+        ------
+        MaskError
+            The directory is not there, or the path is one.
+        OSError
+            The disk is full or refuses.
+        """
+        tensors = {name: mask.to(torch.uint8).numpy() for name, mask in self.items()}
+        try:
+            write_tensors(path, tensors, {}, "mask")
+        except GraphError as error:
+            raise MaskError(str(error)) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -156,27 +157,11 @@ class Masks(Mapping[str, torch.Tensor]):
         MaskError
             Missing, truncated, corrupted, of another kind or version.
         """
-        if not Path(path).is_file():
-            raise MaskError(f"no mask file at {path}")
-        advice = "expected a mask file written by llmrank; it is damaged or something else: write it again"
         try:
-            with safe_open(path, framework="pt") as file:
-                meta = json.loads((file.metadata() or {}).get("meta", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, ValueError, OSError, RecursionError) as error:
-            raise MaskError(f"{path} cannot be read ({error}); {advice}") from error
-        if not isinstance(meta, dict) or meta.get("kind") != "masks":
-            raise MaskError(f"{path} is not a mask file; {advice}")
-        if meta.get("version") != VERSION:
-            raise MaskError(
-                f"{path} has format version {meta.get('version')}, this package reads {VERSION}; upgrade it"
-            )
-        masks = cls(tensors)
-        if (masks.kept, masks.size) != (meta.get("kept"), meta.get("size")):
-            raise MaskError(
-                f"{path} does not add up ({masks.kept} of {masks.size} kept, header says otherwise); {advice}"
-            )
-        return masks
+            _, tensors = read_tensors(path, "mask")
+        except GraphError as error:
+            raise MaskError(str(error)) from error
+        return cls(tensors)
 
 
 def _as_mask(name: str, value: object) -> torch.Tensor:

@@ -152,7 +152,8 @@ class BasePruner:
         kept = int(keep.sum())
         if kept < self.min_keep:
             raise OptionError(
-                f"{layer.name} would keep {kept} of {n} neurons, fewer than min_keep={self.min_keep}; lower the amount"
+                f"{layer.name} would keep {kept} of {n} neurons, fewer than min_keep={self.min_keep}; lower the amount or "
+                "min_keep"
             )
         if self.multiple_of > 1:
             keep = keep_highest(scores, round_width(kept, n, self.multiple_of, self.min_keep))

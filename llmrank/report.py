@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphs.io import replacing
+from graphs.files import replacing
 from llmrank.evaluate import Perplexity, Size
 
 __all__ = ["Evaluation", "Report", "environment"]

@@ -32,7 +32,7 @@ from graphs import (
     save_rank,
     weighted_pagerank,
 )
-from graphs.io import _write, replacing
+from graphs.files import replacing, write_tensors
 from tests.graphs.cases import SHARES, Case, cases, random_case
 
 GRAPH = random_case(1, (3, 4, 3), density=0.7).graph()
@@ -234,8 +234,10 @@ def test_the_kinds_are_not_mixed_up(path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2, None, "1"])
-def test_other_versions_are_refused_with_advice(path: Path, version: Any) -> None:
-    _write(path, {}, {"kind": "graph", "version": version})
+def test_other_versions_are_refused_with_advice(path: Path, version: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as other:
+        other.setattr("graphs.files.VERSION", version)
+        write_tensors(path, {}, {}, "graph")
     message = f"has format version {version}, this package reads 1; upgrade the package, or write the file again"
     with pytest.raises(GraphError, match=message):
         load_graph(path)
@@ -257,12 +259,12 @@ def graph_parts() -> tuple[dict[str, Any], dict[str, Any]]:
     for layer in (1, 2):
         csr = GRAPH.block(layer)
         tensors |= {f"block.{layer}.{part}": getattr(csr, part).copy() for part in ("data", "indices", "indptr")}
-    meta = {"kind": "graph", "version": 1, "names": list(GRAPH.names), "shapes": [[4, 3], [3, 4]]}
+    meta = {"names": list(GRAPH.names), "shapes": [[4, 3], [3, 4]]}
     return tensors, meta
 
 
 def test_the_parts_alone_make_a_graph(path: Path) -> None:
-    _write(path, *graph_parts())
+    write_tensors(path, *graph_parts(), "graph")
     assert same_graph(load_graph(path), GRAPH)
 
 
@@ -311,17 +313,18 @@ def test_inconsistent_graph_files_are_refused(path: Path, name: str, value: Any)
             tensors[name][0] = 1000 if value == "out of range" else -1
     else:
         tensors[name] = value
-    _write(path, tensors, meta)
+    write_tensors(path, tensors, meta, "graph")
     with pytest.raises(GraphError, match=r"is not a consistent graph file: .*write it again"):
         load_graph(path)
 
 
 @pytest.mark.parametrize("name", ["names", "error_bound", "degenerate", "labels", "iterations", "score.1", "residuals"])
 def test_rank_files_with_a_part_missing_are_refused(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(target: Any, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
-        _write(target, {k: v for k, v in tensors.items() if k != name}, {k: v for k, v in meta.items() if k != name})
+    def without(target: Any, tensors: dict[str, Any], meta: dict[str, Any], kind: str) -> None:
+        tensors, meta = ({k: v for k, v in entries.items() if k != name} for entries in (tensors, meta))
+        write_tensors(target, tensors, meta, kind)
 
-    monkeypatch.setattr("graphs.io._write", without)
+    monkeypatch.setattr("graphs.io.write_tensors", without)
     save_rank(RANK, path)
     with pytest.raises(GraphError, match="is not a consistent rank file"):
         load_rank(path)
@@ -343,7 +346,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(
         file.write_bytes(b"half of it")
         raise failure
 
-    monkeypatch.setattr("graphs.io.save_file", fail)
+    monkeypatch.setattr("graphs.files.save_file", fail)
     with pytest.raises(type(failure)):
         save_graph(random_case(2, (2, 2)).graph(), target)
     assert list(tmp_path.iterdir()) == ([target] if before else [])
