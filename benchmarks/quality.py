@@ -122,6 +122,7 @@ def main() -> None:
         "calibration": calibration.provenance(),
         "evaluation": {name: text.provenance() for name, text in texts.items()},
         "repair": "none",
+        "scorers": {name: [registered, knobs] for name, (registered, knobs) in SCORERS.items()},
     }
     results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol, "dense": {}, "rows": {}}
     if options.output.is_file():

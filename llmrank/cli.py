@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--model", help=f"a model directory, hub name or .gguf file instead of {DEMO_NAME} from PyPI")
     command.add_argument("--output", type=Path, default=Path("llmrank-demo"), help="directory to write (%(default)s)")
     _method_options(command)
-    command.set_defaults(run=run_demo, evaluate=True)
+    command.set_defaults(run=run_demo, evaluate=True, pipeline="chained")
 
     command = commands.add_parser("prune", help="prune a model and write a checkpoint")
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
@@ -109,7 +109,9 @@ def _model_options(command: argparse.ArgumentParser) -> None:
 
 def _method_options(command: argparse.ArgumentParser) -> None:
     graph = command.add_argument_group("graph and rank")
-    graph.add_argument("--pipeline", default=DEFAULTS["pipeline"], help=f"{' or '.join(PIPELINES)} (%(default)s)")
+    graph.add_argument(
+        "--pipeline", default=DEFAULTS["pipeline"], help=f"{' or '.join(PIPELINES)} (%(default)s; demo: chained)"
+    )
     graph.add_argument("--scorer", default=DEFAULTS["scorer"], help=f"{', '.join(SCORERS)} (%(default)s)")
     graph.add_argument("--gamma", type=float, help="wpr: share of a score that comes through the graph (0.5)")
     graph.add_argument("--theta", type=float, help="wpr: share of edge weights against bare edges (1)")

@@ -114,8 +114,9 @@ PRUNERS: Registry[BasePruner] = Registry("pruner", BasePruner, {"local": LocalPr
 PIPELINES: Registry[BasePipeline] = Registry(
     "pipeline", BasePipeline, {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline}
 )
-# What the command line does when nothing is said.
-DEFAULTS = {"scorer": "wpr", "pruner": "local", "pipeline": "chained"}
+# What `llmrank prune` does when nothing is said: what measured best on held-out text among the graph
+# ranks whose checkpoints stock transformers loads (benchmarks/results/quality.md, benchmarks/LOG.md).
+DEFAULTS = {"scorer": "wpr", "pruner": "local", "pipeline": "isolated"}
 
 
 def make_scorer(name: str, **options: Any) -> BaseScorer:
