@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from graphs.errors import GraphError
 
-__all__ = ["read_tensors", "replacing", "write_tensors"]
+__all__ = ["current_umask", "read_tensors", "replacing", "write_tensors"]
 
 VERSION = 1
 
@@ -39,13 +39,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        partial.chmod(0o666 & ~_umask())
+        partial.chmod(0o666 & ~current_umask())
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def current_umask() -> int:
+    """The permissions that new files shall not have; mkstemp and mkdtemp ignore it and make private ones."""
     current = os.umask(0)
     os.umask(current)
     return current

@@ -71,9 +71,9 @@ class _Accumulator:
         if mask is not None:
             values = values[mask.to(values.device)]
         values = values.reshape(-1, values.shape[-1])
-        values = values.float() if values.itemsize < 4 else values
-        self.total += values.sum(0).to(self.total)
-        self.squares += values.square().sum(0).to(self.total)
+        values = values.to(self.total)
+        self.total += values.sum(0)
+        self.squares += values.square().sum(0)
         self.count += len(values)
 
     def finish(self, where: str) -> LayerStatistics:

@@ -18,12 +18,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from graphs.files import current_umask
 from llmrank.adapters import find_ffns
 from llmrank.adapters.ffn import is_transposed
 from llmrank.errors import CheckpointError
 from llmrank.hub import LoadedModel, load_pretrained
 from llmrank.masks import Masks
-from llmrank.surgery import WIDTHS_KEY, cuts, extents
+from llmrank.surgery import WIDTHS_KEY, cuts, extents, module_widths
 
 __all__ = ["check_output", "load", "save"]
 
@@ -99,7 +100,7 @@ def save(
             masks.save(partial / MASKS_FILE)
         if report is not None:
             (partial / REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
+        partial.chmod(0o777 & ~current_umask())
         if target.is_dir():
             target.rmdir()
         partial.rename(target)
@@ -197,6 +198,8 @@ def resize(model: nn.Module, widths: Mapping[str, int]) -> None:
     with torch.device("cpu"):  # from_pretrained builds models on the meta device, where masks hold nothing
         first = Masks({name: torch.arange(layer.size) < widths[name] for name, layer in layers.items()})
         found = cuts(ffns, first)
+    for owner, name, width in module_widths(ffns, widths):
+        setattr(owner, name, width)
     for cut in found:
         module: Any = cut.module
         n_rows, n_columns = int(cut.rows.sum()), int(cut.columns.sum())

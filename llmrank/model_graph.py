@@ -39,7 +39,10 @@ class ModelGraph:
 
     def importance(self, result: RankResult) -> dict[str, torch.Tensor]:
         """Scores of the prunable layers by name, float64."""
-        return {layer.name: torch.from_numpy(result.scores[position]) for position, layer in self.prunable.items()}
+        return {
+            layer.name: torch.from_numpy(result.scores[position].astype(np.float64))
+            for position, layer in self.prunable.items()
+        }
 
 
 def build_graphs(

@@ -16,6 +16,7 @@ from graphs import LayeredGraph, RankResult
 from llmrank.activations import FFNStatistics, Progress, collect, longest_input
 from llmrank.adapters import FFN, explicit_ffns, find_ffns
 from llmrank.calibration import TokenSequences, overlap, tokenise
+from llmrank.equivalence import check_equivalence, masked_outputs
 from llmrank.errors import OptionError
 from llmrank.evaluate import perplexity, size, unigram_perplexity
 from llmrank.hub import parse_device
@@ -24,12 +25,14 @@ from llmrank.model_graph import ModelGraph, Topology, build_graphs, edge_weights
 from llmrank.prune import BasePruner, LayerRecord, LocalPruner
 from llmrank.report import Evaluation, Report
 from llmrank.score import BaseScorer, WeightedPageRankScorer
-from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks
+from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable
 
 __all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline"]
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
+# The share reached may miss the share asked for by this much without a word.
+NOTABLE_SHORTFALL = 0.02
 
 
 class BasePipeline:
@@ -107,6 +110,16 @@ class BasePipeline:
             raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
         if align not in ALIGNMENTS:
             raise OptionError(f"unknown align {align!r}; expected one of {', '.join(ALIGNMENTS)}")
+        if align == "pad" and form not in (None, "compact"):
+            raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
+        for name, number in (
+            ("samples", samples),
+            ("sequence_length", sequence_length),
+            ("batch_size", batch_size),
+            ("evaluation_samples", evaluation_samples),
+        ):
+            if not isinstance(number, int) or number < 1:
+                raise OptionError(f"{name} must be an integer >= 1, got {number!r}")
         if structure_dict is not None and form == "compact":
             raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
         self.model = model
@@ -156,8 +169,14 @@ class BasePipeline:
             self.masks = self.choose(self.model_graphs, self.ranks)
         before = size(self.model, ffns)
         with self._timed("apply"):
+            expected = None
+            if self.form == "compact":
+                expected = masked_outputs(self.model, ffns, self.masks, sequences)
             self.application = apply_masks(self.model, ffns, self.masks, self.form, self.align)
         try:
+            if expected is not None:
+                with self._timed("check"):
+                    check_equivalence(self.model, expected, sequences)
             with self._timed("evaluate after"):
                 if evaluation is not None and texts is not None:
                     evaluation.after = perplexity(self.model, texts, self.batch_size, self.progress)
@@ -173,6 +192,7 @@ class BasePipeline:
         """The FFNs of the model, moved to the device."""
         structure = self.structure_dict
         ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
+        check_writable(ffns)  # before hours of calibration, not after
         if self.device is not None:
             self.model.to(self.device)
         return ffns
@@ -188,7 +208,9 @@ class BasePipeline:
         source = None if self.evaluation is True else self.evaluation
         texts = tokenise(source, self.tokenizer, self.evaluation_samples, self._length(), "evaluation")
         before = perplexity(self.model, texts, self.batch_size, self.progress)
-        return Evaluation(texts.provenance(), before, unigram=unigram_perplexity(texts)), texts
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        protocol = {**texts.provenance(), "dtype": dtype, "torch_seed": torch.initial_seed()}
+        return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
 
     def _length(self) -> int:
         longest = longest_input(self.model)
@@ -243,12 +265,22 @@ class BasePipeline:
         yield
         self._seconds[stage] = perf_counter() - start
 
+    def _shortfall(self, masks: Masks) -> list[str]:
+        """Say so where rounding or protection kept the share from what was asked for."""
+        asked = self.pruner.amount
+        if not isinstance(asked, float) or abs(masks.removed_share - asked) <= NOTABLE_SHORTFALL:
+            return []
+        return [
+            f"{masks.removed_share:.1%} was removed where {asked:.1%} was asked for: widths are rounded or protected"
+        ]
+
     def _report(self, ffns: Sequence[FFN], sequences: TokenSequences, before: Any) -> Report:
         masks, application = self.masks, self.application
         if masks is None or application is None:
             raise OptionError("there is nothing to report: run() has not pruned this model")
         first = next(self.model.parameters())
-        notes = [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
+        notes = self._shortfall(masks)
+        notes += [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
         return Report(
             model={
                 "source": _source(self.model),
@@ -279,6 +311,7 @@ class BasePipeline:
                 "error_bound": max(rank.error_bound for rank in self.ranks),
             },
             neurons={
+                "unit": "hidden neurons" if self.structure_dict is None else "rows of the listed Linears",
                 "before": masks.size,
                 "removed": masks.size - masks.kept,
                 "share_asked": self.pruner.amount,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -78,7 +79,8 @@ class BasePruner:
     Parameters
     ----------
     amount : float or int
-        Share (float, [0, 1)) or number (int) of neurons to remove.
+        Share (float, [0, 1)) or number (int) of neurons to remove: of each layer (local pruning), or of all
+        layers together (global).
     min_keep : int
         Neurons that every layer keeps at least.
     multiple_of : int
@@ -200,7 +202,7 @@ class GlobalPruner(BasePruner):
         """One order over all layers; every record gets its keep mask."""
         sizes = [layer.out_features for layer in layer_list]
         total = sum(sizes)
-        remove = self.amount if isinstance(self.amount, int) else math.ceil(self.amount * total)
+        remove = self.amount if isinstance(self.amount, int) else share_of(self.amount, total)
         if total - remove < self.min_keep * len(sizes):
             raise OptionError(
                 f"removing {remove} of {total} neurons leaves fewer than min_keep={self.min_keep} in each of {len(sizes)} "
@@ -225,8 +227,10 @@ class GlobalPruner(BasePruner):
         if normalize == "auto":
             normalize = "none" if layer.explicit else "zscore"
         if normalize == "zscore":
-            deviation = values.std(correction=0)
-            return (values - values.mean()) / deviation if deviation > 0 else torch.zeros_like(values)
+            # A constant layer has no order: round-off must not make one up.
+            if float(values.max() - values.min()) <= 1e-9 * float(values.abs().max()):
+                return torch.zeros_like(values)
+            return (values - values.mean()) / values.std(correction=0)
         if normalize == "mean":
             mean = values.mean()
             return values / mean if mean > 0 else values
@@ -244,6 +248,11 @@ def check_amount(amount: float | int) -> float | int:
     if not (math.isfinite(amount) and 0.0 <= amount < 1.0):
         raise OptionError(f"amount must be a share in [0, 1) (0.3 removes 30 % of the neurons), got {amount!r}")
     return amount
+
+
+def share_of(amount: float, total: int) -> int:
+    """``ceil(amount * total)`` with the share as it is written: 0.07 of 100 is 7, though 0.07 * 100 > 7 in floats."""
+    return math.ceil(Fraction(repr(float(amount))) * total)
 
 
 def keep_highest(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -45,7 +45,7 @@ class Evaluation:
     Attributes
     ----------
     protocol : dict
-        Provenance of the text, and the dtype.
+        Provenance of the text, the dtype, and torch's seed.
     before, after : Perplexity or None
     unigram : float
         Perplexity of a unigram model of the same text: above it a model has collapsed.
@@ -135,11 +135,11 @@ class Report:
 
     def table(self) -> RenderableType:
         """For a terminal, through rich."""
-        table = Table(title=f"{self.model['source']}: {self._headline()}", title_justify="left")
+        table = Table(title=Text(f"{self.model['source']}: {self._headline()}"), title_justify="left")
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="left" if not heading else "right")
         rows = [
-            ("FFN neurons", self.neurons["before"], self.neurons["before"] - self.neurons["removed"], "{:,}"),
+            (self.neurons["unit"], self.neurons["before"], self.neurons["before"] - self.neurons["removed"], "{:,}"),
             ("FFN parameters", self.before.ffn_parameters, self.after.ffn_parameters, "{:,}"),
             ("FFN bytes", self.before.ffn_bytes, self.after.ffn_bytes, "{:,}"),
             ("model parameters", self.before.parameters, self.after.parameters, "{:,}"),
@@ -163,7 +163,7 @@ class Report:
     def _headline(self) -> str:
         method = self.method
         return (
-            f"{self.neurons['share_reached']:.1%} of the hidden neurons removed "
+            f"{self.neurons['share_reached']:.1%} of the {self.neurons['unit']} removed "
             f"({method['scorer']['name']}, {method['pipeline']}, {method['pruner']['name']})"
         )
 

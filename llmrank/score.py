@@ -19,6 +19,7 @@ import torch
 from graphs import LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
 from graphs.backends import TorchArithmetic
 from graphs.blocks import DenseBlock
+from graphs.result import Degenerate
 from graphs.transition import Transition, modified_step, weighted_step
 from llmrank.activations import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
@@ -111,7 +112,14 @@ class BaseScorer:
         reads = [torch.from_numpy(np.array(vector)) for vector in graph.activations]
         if statistics:
             reads = [entry.read_norm for entry in statistics]
-        scores = [_share(torch.from_numpy(np.array(graph.activations[0])))]
+        degenerate: list[Degenerate] = []
+
+        def share(vector: torch.Tensor, layer: int) -> torch.Tensor:
+            if not bool(vector.sum() > 0):
+                degenerate.append(Degenerate(layer, "the scores sum to zero; uniform ones stand in"))
+            return _share(vector)
+
+        scores = [share(torch.from_numpy(np.array(graph.activations[0])), 0)]
         for layer in range(1, len(graph.layers)):
             weight = edge_weights(graph, layer)
             value = self.score(
@@ -120,8 +128,9 @@ class BaseScorer:
                 torch.from_numpy(np.array(graph.activations[layer])).to(weight),
                 weight,
             )
-            scores.append(_share(self._checked(value, graph.names[layer], graph.layers[layer])))
-        return self._result(graph, [vector.numpy() for vector in scores], perf_counter() - start)
+            scores.append(share(self._checked(value, graph.names[layer], graph.layers[layer]), layer))
+        seconds = perf_counter() - start
+        return self._result(graph, [vector.numpy() for vector in scores], seconds, degenerate)
 
     def _checked(self, value: Any, name: str, size: int) -> torch.Tensor:
         vector = torch.as_tensor(value).detach().double().cpu()
@@ -137,7 +146,9 @@ class BaseScorer:
             )
         return vector
 
-    def _result(self, graph: LayeredGraph, scores: Sequence[Any], seconds: float) -> RankResult:
+    def _result(
+        self, graph: LayeredGraph, scores: Sequence[Any], seconds: float, degenerate: Sequence[Degenerate] = ()
+    ) -> RankResult:
         return RankResult(
             scores=tuple(scores),
             names=graph.names,
@@ -153,6 +164,7 @@ class BaseScorer:
             parameters=self.parameters(),
             block_products=len(graph.blocks),
             solve_seconds=seconds,
+            degenerate=tuple(degenerate),
         )
 
     def parameters(self) -> dict[str, Any]:

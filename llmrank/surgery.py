@@ -46,12 +46,27 @@ class Application:
     masks: Masks
     widths: dict[str, int]
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    _current: list[Callable[[], bool]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
         """Restore every parameter, attribute and configuration entry, bit for bit.
 
         The original tensors are kept for this; drop the object to free them.
+
+        Raises
+        ------
+        MaskError
+            The model has been changed since, by a later application for example, so that the restored
+            parts would not fit together. Nothing is restored then.
         """
+        if not all(is_current() for is_current in self._current):
+            raise MaskError(
+                "the model's parameters were replaced after these masks were applied; undo the later application first"
+            )
+        self._current.clear()
+        self._roll_back()
+
+    def _roll_back(self) -> None:
         while self._undo:
             self._undo.pop()()
 
@@ -127,10 +142,22 @@ def apply_masks(
             for cut in cuts(ffns, held):
                 _compact(cut, undo)
             _set_widths(model, ffns, layers, held.widths, undo)
+        modules = {id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}
+        application._current += [_unchanged(module) for module in modules.values()]
     except BaseException:
-        application.undo()
+        application._roll_back()
         raise
     return application
+
+
+def _unchanged(module: nn.Module) -> Callable[[], bool]:
+    """A function that tells whether the module still holds the tensors it holds now."""
+
+    def tensors() -> list[tuple[str, int, int]]:
+        return [(name, id(p), p.data_ptr()) for name, p in module._parameters.items() if p is not None]
+
+    now = tensors()
+    return lambda: tensors() == now
 
 
 def _check(ffns: Sequence[FFN], masks: Masks, layers: Mapping[str, PrunableLayer], form: str, align: str) -> None:
@@ -143,14 +170,30 @@ def _check(ffns: Sequence[FFN], masks: Masks, layers: Mapping[str, PrunableLayer
             "form 'compact' is refused with structure_dict: only rows of the named Linears go, so the maps that read them "
             "would no longer fit; use form='zero' or 'mask', or let the FFNs be found (structure_dict=None)"
         )
+    if align == "pad" and form != "compact":
+        raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
     masks.check(layers)
+    check_writable(ffns)
+
+
+def check_writable(ffns: Sequence[FFN]) -> None:
+    """Raise unless every linear map of the FFNs can be cut as it stands.
+
+    Raises
+    ------
+    OptionError
+        A map is reparametrised (masked already, weight norm), or holds no data here.
+    MaskError
+        A map has other shapes than when it was found.
+    """
     for ffn in ffns:
         for n_inputs, stage in zip(ffn.sizes, ffn.stages, strict=False):
             for projection in stage:
                 if "weight" not in projection.module._parameters:
                     raise OptionError(
-                        f"{projection.name} carries a torch.nn.utils.prune mask already; call prune.remove on it, or undo "
-                        "the earlier application, before pruning again"
+                        f"{projection.name} has no weight of its own: it carries a torch.nn.utils.prune mask already, or "
+                        "is reparametrised (weight norm); undo the earlier application, call prune.remove or "
+                        "remove_parametrizations on it first"
                     )
                 rows = projection.start + projection.size
                 if rows > out_features(projection.module) or n_inputs != in_features(projection.module):
@@ -308,11 +351,8 @@ def _set_widths(
     undo: list[Callable[[], None]],
 ) -> None:
     """Bring modules and configuration in line with the new shapes."""
-    for ffn in ffns:
-        for layer in ffn.prunable.values():
-            for name in WIDTH_ATTRIBUTES:
-                if getattr(ffn.module, name, None) == layer.size and isinstance(getattr(ffn.module, name), int):
-                    _set(ffn.module, name, widths[layer.name], undo)
+    for module, name, width in module_widths(ffns, widths):
+        _set(module, name, width, undo)
     config = _text_config(model)
     if config is None:
         return
@@ -325,6 +365,17 @@ def _set_widths(
             _drop(config, WIDTHS_KEY, undo)
     elif any(widths[name] != layer.size for name, layer in layers.items()) or hasattr(config, WIDTHS_KEY):
         _set(config, WIDTHS_KEY, dict(widths), undo)
+
+
+def module_widths(ffns: Sequence[FFN], widths: Mapping[str, int]) -> list[tuple[nn.Module, str, int]]:
+    """(module, attribute, new value) for every FFN module that repeats its width in an attribute."""
+    return [
+        (ffn.module, name, widths[layer.name])
+        for ffn in ffns
+        for layer in ffn.prunable.values()
+        for name in WIDTH_ATTRIBUTES
+        if isinstance(getattr(ffn.module, name, None), int) and getattr(ffn.module, name) == layer.size
+    ]
 
 
 def _drop(target: Any, name: str, undo: list[Callable[[], None]]) -> None:

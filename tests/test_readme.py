@@ -31,6 +31,7 @@ def test_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Monkey
     finally:
         SCORERS.pop("in-strength", None)
         PRUNERS.pop("protect-ends", None)
+    assert "@@" not in README
     assert len(blocks) >= 7
     assert names["result"].stop_reason == "exact"
     assert (names["result"].iterations, names["result"].error_bound) == (2, 0.0)

@@ -22,7 +22,7 @@ from llmrank.surgery import apply_masks
 
 GGUF = os.environ.get("LLMRANK_REAL_MODEL", "")
 WIKITEXT = os.environ.get("LLMRANK_WIKITEXT", "")
-PROMPT = "The capital of France is"
+PROMPT = "The capital of France is Paris. It lies on the Seine, and its river banks are"
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,7 +38,7 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 ids = tokenizer(sys.argv[2], return_tensors="pt")["input_ids"]
 with torch.no_grad():
-    logits = model(ids).logits[0, -1]
+    logits = model(ids).logits[0]
 generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
 assert "llmrank" not in sys.modules
 print(json.dumps({"logits": logits.tolist(), "tokens": generated.shape[1] - ids.shape[1],
@@ -85,9 +85,9 @@ def test_checkpoint_computes_what_the_masked_model_does(loaded: Any, tmp_path: P
     masked = apply_masks(model, find_ffns(model), pipeline.masks, "mask")
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        expected = model(ids).logits[0, -1]
+        expected = model(ids).logits[0]
     masked.undo()
-    torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=1e-4, rtol=0)
     assert found["tokens"] == 5
     if case == "global padded":
         widest = max(pipeline.masks.widths.values())

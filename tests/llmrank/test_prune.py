@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_local_removes_the_lowest_share_of_every_layer(layers: list[list[float]]
 def test_global_removes_the_lowest_of_all_layers(layers: list[list[float]], share: float, min_keep: int) -> None:
     layers = [scores + [0.25] * (min_keep - len(scores)) for scores in layers]
     total = sum(map(len, layers))
-    count = math.ceil(share * total)
+    count = math.ceil(Fraction(repr(share)) * total)
     pruner = GlobalPruner(share, min_keep=min_keep, normalize="none")
     if total - count < min_keep * len(layers):
         with pytest.raises(OptionError, match="lower the amount"):
@@ -87,7 +88,7 @@ def test_zscore_is_a_global_order_of_standardised_scores(layers: list[list[float
         values = torch.tensor(scores, dtype=torch.float64)
         deviation = (values - values.mean()).square().mean().sqrt()
         standardised.append(((values - values.mean()) / deviation if deviation > 0 else values * 0).tolist())
-    count = math.ceil(share * sum(map(len, layers)))
+    count = math.ceil(Fraction(repr(share)) * sum(map(len, layers)))
     if sum(map(len, layers)) - count < len(layers):
         return
     found = GlobalPruner(share, normalize="zscore").prune(records(layers))
@@ -126,6 +127,19 @@ def test_constant_layer_counts_as_average() -> None:
     # Zero deviation: its zscores are 0, above the lowest of the other layer and below its highest.
     masks = GlobalPruner(0.5, normalize="zscore").prune(records([[0.25] * 4, [0.1, 0.2, 0.3, 0.4]]))
     assert lists(masks) == [[False, False, True, True], [False, False, True, True]]
+
+
+@pytest.mark.parametrize("n", [7, 13, 23, 1075])
+def test_constant_layer_stays_average_despite_round_off(n: int) -> None:
+    layers = [[1.0 / n] * n, [float(k) for k in range(n)]]
+    widths = GlobalPruner(0.5, normalize="zscore").prune(records(layers)).widths
+    # All of the constant layer stands at 0, in the middle of the other: half of all goes from both.
+    assert 0 < widths["layer 1"] < n
+    assert 0 < widths["layer 0"] < n
+
+
+def test_shares_count_as_they_are_written() -> None:
+    assert GlobalPruner(0.07, normalize="none").prune(records([[float(k) for k in range(100)]])).kept == 93
 
 
 def test_ties_fall_to_the_lower_index() -> None:

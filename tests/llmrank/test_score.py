@@ -397,3 +397,10 @@ def test_scorer_of_ones_own_prunes_a_model_by_subclassing_alone() -> None:
     kept = model[0].weight.detach()[:7].clone()
     ChainedFFNPipeline(model, None, scorer=LastOnes(), calibration=torch.randn(20, 4)).run()
     assert torch.equal(model[0].weight, kept)
+
+
+def test_a_layer_without_score_is_uniform_and_said_so() -> None:
+    graph = LayeredGraph.from_weights([np.zeros((3, 2)), np.ones((2, 3))], np.ones(2), [np.ones(3), np.ones(2)])
+    result = WandaScorer().rank(graph, ())
+    assert result.scores[1].tolist() == pytest.approx([1 / 3] * 3)
+    assert [entry.layer for entry in result.degenerate] == [1]

@@ -16,7 +16,7 @@ from llmrank.errors import MaskError, OptionError
 from llmrank.masks import Masks
 from llmrank.pipeline import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
-from llmrank.surgery import FORMS, apply_masks, cuts
+from llmrank.surgery import FORMS, apply_masks, cuts, prunable_layers
 from tests.llmrank.models import Snapshot, family_model, features, logits, mlp, named_family, tiny_llama, token_ids
 
 IDS = token_ids(2, 8, seed=5)
@@ -296,3 +296,32 @@ def test_meta_weights_are_refused() -> None:
         model = mlp(6, 12, 4)
     with pytest.raises(OptionError, match="has no data here"):
         apply_masks(model, find_ffns(model), Masks({"0": [1] * 11 + [0]}), "zero")
+
+
+@pytest.mark.parametrize("first", FORMS)
+@pytest.mark.parametrize("second", FORMS)
+def test_undo_in_the_wrong_order_is_refused(first: Any, second: Any) -> None:
+    """Two applications undone first in, first out would leave a model that neither of them knows."""
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+    ffns = find_ffns(model)
+    sizes = {layer.name: layer.size for ffn in ffns for layer in ffn.prunable.values()}
+    earlier = apply_masks(model, ffns, Masks({n: torch.arange(s) > 3 for n, s in sizes.items()}), first)
+    if first == "mask":
+        return  # a masked model is not pruned again, see above
+    ffns = find_ffns(model)
+    sizes = {layer.name: layer.size for ffn in ffns for layer in ffn.prunable.values()}
+    later = apply_masks(model, ffns, Masks({n: torch.arange(s) % 2 > 0 for n, s in sizes.items()}), second)
+    with pytest.raises(MaskError, match="undo the later application first"):
+        earlier.undo()
+    later.undo()
+    earlier.undo()
+    snapshot.assert_restored()
+
+
+@pytest.mark.parametrize("form", ["zero", "mask"])
+def test_padding_of_uncut_forms_is_refused(form: Any) -> None:
+    model = tiny_llama()
+    ffns = find_ffns(model)
+    with pytest.raises(OptionError, match="for the compact form"):
+        apply_masks(model, ffns, Masks.full(dict.fromkeys(prunable_layers(ffns), 40)), form, "pad")

@@ -1,0 +1,108 @@
+"""The last net under the surgery: a compact model must compute what the masked one does.
+
+Geometry can mistake something else for an FFN, or miss that its hidden neurons are coupled. One short
+forward pass with the removed neurons silenced, and one of the compact model, tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.activations import evaluating, model_inputs
+from llmrank.adapters import FFN
+from llmrank.calibration import TokenSequences
+from llmrank.errors import UnsupportedModelError
+from llmrank.masks import Masks
+
+__all__ = ["check_equivalence", "masked_outputs"]
+
+# What is run: a few tokens of a few sequences are enough, every neuron takes part in each.
+N_SEQUENCES, N_TOKENS = 2, 32
+# Relative to the largest output: summation order differs, nothing else may.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+COARSE_TOLERANCE = 5e-2
+
+
+def masked_outputs(model: nn.Module, ffns: Sequence[FFN], masks: Masks, sequences: TokenSequences) -> torch.Tensor:
+    """Outputs of the model with the removed neurons silenced where the consuming maps read them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed.
+    ffns : sequence of FFN
+        Found ones (not explicit).
+    masks : Masks
+    sequences : TokenSequences
+        Their first tokens are used.
+
+    Returns
+    -------
+    tensor
+        The model's first output.
+    """
+    with ExitStack() as hooks:
+        for ffn in ffns:
+            for layer in ffn.prunable.values():
+                for consumer in layer.consumers:
+                    keep = masks[layer.name].to(consumer.weight.device)
+                    hooks.callback(consumer.module.register_forward_pre_hook(_silence(keep)).remove)
+        return _outputs(model, sequences)
+
+
+def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: TokenSequences) -> None:
+    """Raise unless the compact model gives the expected outputs.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Compact.
+    expected : tensor
+        From :func:`masked_outputs`, on the same sequences.
+    sequences : TokenSequences
+
+    Raises
+    ------
+    UnsupportedModelError
+        It gives others, or none at all.
+    """
+    advice = (
+        f"{type(model).__name__} has parts with the shapes of an FFN that do not behave like one (neurons that are "
+        "coupled, or read elsewhere), so it cannot be pruned by hidden neuron; name Linears with structure_dict= instead"
+    )
+    try:
+        found = _outputs(model, sequences)
+    except Exception as error:  # whatever a module says about shapes it did not expect
+        raise UnsupportedModelError(f"the compact model does not run ({error}): {advice}") from error
+    scale = float(expected.abs().max()) or 1.0
+    difference = float((found - expected).abs().max()) / scale if found.shape == expected.shape else float("inf")
+    if not difference <= TOLERANCE.get(next(model.parameters()).dtype, COARSE_TOLERANCE):
+        raise UnsupportedModelError(
+            f"the compact model computes something else than the masked one (outputs differ by {difference:.1e} of "
+            f"their largest): {advice}"
+        )
+
+
+def _silence(keep: torch.Tensor) -> Any:
+    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (torch.where(keep, inputs[0], torch.zeros_like(inputs[0])), *inputs[1:])
+
+    return hook
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, sequences: TokenSequences) -> torch.Tensor:
+    ids, mask = sequences.ids[:N_SEQUENCES], sequences.mask[:N_SEQUENCES]
+    if not ids.is_floating_point():
+        ids, mask = ids[:, :N_TOKENS], mask[:, :N_TOKENS]
+    device = next(model.parameters()).device
+    inputs, _, _ = model_inputs(model, ids, mask, device)
+    with evaluating(model):
+        result: Any = model(**inputs) if hasattr(model, "config") else model(inputs["input_ids"])
+    output: torch.Tensor = (result if isinstance(result, torch.Tensor) else result[0]).detach().double().cpu()
+    return output
