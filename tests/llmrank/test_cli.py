@@ -137,7 +137,7 @@ def test_a_download_with_another_checksum_is_refused(monkeypatch: Any, tmp_path:
 def test_inspect_prints_one_row_a_layer(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     assert run("inspect", checkpoint, "--calibration", corpus, *SHORT) == 0
     shown = capsys.readouterr().out
-    assert "1 graph(s)" in shown
+    assert "2 graph(s)" in shown  # isolated, the default
     assert f"{LLAMA['hidden_size'] * FFN:,}" in shown  # edges into the hidden layer
 
 
