@@ -144,26 +144,20 @@ def load(
     ModelSourceError, CheckpointError
         Nothing there, unreadable, or widths that do not fit the model.
     """
-    widths = _widths(Path(source))
-    if widths is None:
-        return load_pretrained(source, dtype, device)
-    return load_pretrained(source, dtype, device, subclass=lambda base: _with_widths(base, widths))
+    return load_pretrained(source, dtype, device, subclass=_subclass)
 
 
-def _widths(directory: Path) -> dict[str, int] | None:
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # load_pretrained says what is wrong
-    if not isinstance(config, dict):
-        return None
-    text_config = config.get("text_config")
-    widths = config.get(WIDTHS_KEY) or (text_config.get(WIDTHS_KEY) if isinstance(text_config, dict) else None)
+def _subclass(base: Any, config: Any) -> Any:
+    """The model class itself, or for a configuration with widths one that builds layers of those."""
+    text_config = config.get_text_config()
+    widths = getattr(text_config, WIDTHS_KEY, None) or getattr(config, WIDTHS_KEY, None)
     if widths is None:
-        return None
+        return base
     if not isinstance(widths, dict) or not all(isinstance(width, int) and width > 0 for width in widths.values()):
-        raise CheckpointError(f"{directory}/config.json: {WIDTHS_KEY} must map layer names to positive integers")
-    return widths
+        raise CheckpointError(
+            f"config.json: {WIDTHS_KEY} must map layer names to positive integers, got {widths!r:.200}"
+        )
+    return _with_widths(base, widths)
 
 
 def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:

@@ -92,7 +92,7 @@ def load_pretrained(
         The checkpoint's own by default (float32 for GGUF).
     device : str or torch.device, optional
     subclass : callable, optional
-        Maps the model class to the one to instantiate (checkpoints whose widths differ by layer).
+        Maps (model class, configuration) to the class to instantiate (widths that differ by layer).
 
     Returns
     -------
@@ -127,7 +127,7 @@ def load_pretrained(
         config = transformers.AutoConfig.from_pretrained(name, **options)
         model_class = model_class_of(config)
         if subclass is not None:
-            model_class = subclass(model_class)
+            model_class = subclass(model_class, config)
         model = model_class.from_pretrained(name, config=config, dtype=torch_dtype, **options)
     except LLMRankError:
         raise
