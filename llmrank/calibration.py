@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from llmrank.errors import CalibrationError
@@ -21,7 +22,7 @@ DATASET_PREFIX = "dataset:"
 # Every fourth topic of the built-in text is kept for evaluation.
 EVALUATION_STRIDE = 4
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# Texts share a passage when this many consecutive tokens agree.
+# Texts share a passage when this many consecutive tokens agree (fewer where sequences are shorter).
 SHARED_WINDOW = 32
 
 
@@ -130,7 +131,7 @@ def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str =
         path = Path(source)
         if not path.is_file():
             raise CalibrationError(
-                f"no {role} text at {path}; expected a text file (UTF-8), a text, or a list of texts"
+                f"no {role} text at {path}; expected the path of a text file (UTF-8), or {DATASET_PREFIX}NAME for a dataset"
             )
         try:
             text = path.read_text(encoding="utf-8")
@@ -200,15 +201,18 @@ def tokenise(
     Parameters
     ----------
     source : see :func:`read_text`, or (n, length) integer tensor
-        A text is cut into consecutive sequences without padding. A list of texts gives one sequence
-        a text, truncated and padded. A tensor is taken as it is.
+        A text (or a list of one) is cut into consecutive sequences without padding. A list of several
+        texts gives one sequence a text, all of them, truncated and padded. A tensor is taken as it
+        is: all rows at their full length.
     tokenizer : transformers tokenizer or None
         Not needed for a tensor.
     samples : int
-        Sequences at the most; from the beginning of the text.
+        Sequences cut from a text at the most, from its beginning; lists of texts and tensors are
+        used whole.
     sequence_length : int
-        Tokens in a sequence, special tokens included: where the tokenizer adds some to a text (BOS,
-        CLS and SEP), every sequence carries them.
+        Tokens in a sequence of a text, special tokens included: where the tokenizer adds some to a
+        text (BOS, CLS and SEP), every sequence carries them. Texts of a list are truncated to it;
+        a tensor is not.
     role : {"calibration", "evaluation"}
 
     Raises
@@ -223,7 +227,7 @@ def tokenise(
     if isinstance(source, TokenSequences):
         return source
     if isinstance(source, (torch.Tensor, np.ndarray)):
-        return _given(torch.as_tensor(source), samples, sequence_length, role)
+        return _given(torch.as_tensor(source), role)
     text, description = read_text(source, role)
     if tokenizer is None:
         raise CalibrationError(
@@ -234,7 +238,7 @@ def tokenise(
     if room < 1:
         raise CalibrationError(f"sequence length {sequence_length} leaves no room beside the special tokens")
     if isinstance(text, list) and len(text) > 1:
-        return _padded(text, tokenizer, samples, room, prefix, suffix, description)
+        return _padded(text, tokenizer, room, prefix, suffix, description)
     joined = text if isinstance(text, str) else text[0]
     # Long texts are read no further than needed: a token has at most some tens of characters.
     ids = _plain_ids(tokenizer, joined[: (samples + 1) * sequence_length * 32])
@@ -250,7 +254,7 @@ def tokenise(
     return TokenSequences.of(rows, torch.ones_like(rows, dtype=torch.bool), description)
 
 
-def _given(ids: torch.Tensor, samples: int, sequence_length: int, role: str) -> TokenSequences:
+def _given(ids: torch.Tensor, role: str) -> TokenSequences:
     if ids.is_floating_point() and ids.ndim >= 2 and len(ids):
         # Features of a plain module: every row is one example, and all of them are used.
         features = ids.to("cpu").contiguous()
@@ -260,14 +264,14 @@ def _given(ids: torch.Tensor, samples: int, sequence_length: int, role: str) -> 
             f"{role} tokens: expected an integer tensor of shape (n, length) with length >= 2, got {ids.dtype} of shape "
             f"{tuple(ids.shape)}"
         )
-    ids = ids[:samples, :sequence_length].to("cpu", torch.long).contiguous()
+    ids = ids.to("cpu", torch.long).contiguous()
     return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), "token tensor given by the caller")
 
 
 def _padded(
-    texts: list[str], tokenizer: Any, samples: int, room: int, prefix: list[int], suffix: list[int], description: str
+    texts: list[str], tokenizer: Any, room: int, prefix: list[int], suffix: list[int], description: str
 ) -> TokenSequences:
-    rows = [prefix + _plain_ids(tokenizer, text)[:room] + suffix for text in texts[:samples]]
+    rows = [prefix + _plain_ids(tokenizer, text)[:room] + suffix for text in texts]
     length = max(len(row) for row in rows)
     if length < 2:
         raise CalibrationError(f"every text of the {description} has less than 2 tokens; give longer texts")
@@ -296,14 +300,32 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def overlap(first: TokenSequences, second: TokenSequences) -> float:
-    """Share of `second`'s windows of 32 tokens (every 32nd position) that occur in `first`, 0..1."""
+    """Share of `second`'s passages that occur in `first`, 0..1.
 
-    def windows(sequences: TokenSequences, step: int) -> set[bytes]:
-        result = set()
-        for row, mask in zip(sequences.ids.numpy(), sequences.mask.numpy(), strict=True):
-            tokens = row[mask]
-            result |= {tokens[k : k + SHARED_WINDOW].tobytes() for k in range(0, len(tokens) - SHARED_WINDOW + 1, step)}
-        return result
+    A passage is a window of 32 consecutive tokens, side by side in a sequence of `second` and anywhere
+    in one of `first`. A sequence of `second` that is shorter is one passage, and where all sequences of
+    `first` are shorter, passages are as long as its longest.
+    """
+    known, asked = _rows(first), _rows(second)
+    if not known or not asked:
+        return 0.0
+    longest = min(SHARED_WINDOW, max(len(row) for row in known))
+    wanted: dict[int, set[bytes]] = {}
+    for row in asked:
+        window = min(longest, len(row))
+        wanted.setdefault(window, set()).update(_windows(row, window, window))
+    found = sum(
+        len(passages & {passage for row in known for passage in _windows(row, window, 1)})
+        for window, passages in wanted.items()
+    )
+    return found / sum(len(passages) for passages in wanted.values())
 
-    wanted = windows(second, SHARED_WINDOW)
-    return len(wanted & windows(first, 1)) / len(wanted) if wanted else 0.0
+
+def _rows(sequences: TokenSequences) -> list[npt.NDArray[np.int64]]:
+    """The tokens of every sequence without padding; sequences of nothing else are left out."""
+    rows = [row[mask] for row, mask in zip(sequences.ids.numpy(), sequences.mask.numpy(), strict=True)]
+    return [row for row in rows if len(row)]
+
+
+def _windows(row: npt.NDArray[np.int64], window: int, step: int) -> Iterator[bytes]:
+    return (row[start : start + window].tobytes() for start in range(0, len(row) - window + 1, step))

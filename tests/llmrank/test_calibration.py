@@ -164,11 +164,12 @@ def test_special_tokens_are_in_every_sequence() -> None:
 
 
 def test_list_gives_one_padded_sequence_a_text() -> None:
+    # All texts, whatever the number of samples, which is for texts that are cut.
     data = tokenise([text(3), text(30), text(5)], tokenizer(), 2, 12)
-    assert data.ids.shape == (2, 12)
-    assert data.mask.sum(1).tolist() == [5, 12]
+    assert data.ids.shape == (3, 12)
+    assert data.mask.sum(1).tolist() == [5, 12, 7]
     assert data.ids[0, 5:].tolist() == [0] * 7
-    assert data.ids[:, 0].tolist() == [1, 1]
+    assert data.ids[:, 0].tolist() == [1, 1, 1]
     assert [int(data.ids[0, 4]), int(data.ids[1, 11])] == [2, 2]
     assert tokenise([text(3), text(5)], tokenizer(pad=False), 2, 12).mask.sum() == 12
 
@@ -198,7 +199,7 @@ def test_token_tensors_are_taken_as_they_are() -> None:
     ids = token_ids(4, 20)
     for given in (ids, ids.int(), ids.numpy(), ids.to(torch.uint8)):
         data = tokenise(given, None, 3, 16)
-        assert torch.equal(data.ids, ids[:3, :16])
+        assert torch.equal(data.ids, ids)
         assert data.ids.dtype == torch.int64
     again = tokenise(tokenise(ids, None, 4, 20), None, 1, 2)
     assert torch.equal(again.ids, ids)
@@ -223,11 +224,11 @@ def test_tensors_of_another_form_are_refused(ids: Any) -> None:
 
 
 def test_provenance_identifies_the_tokens() -> None:
-    data = tokenise(token_ids(), None, 2, 10)
+    data = tokenise(token_ids(), None, 4, 24)
     facts = data.provenance()
     content = data.ids.numpy().tobytes() + data.mask.numpy().tobytes()
     assert facts["sha256_of_tokens"] == hashlib.sha256(content).hexdigest()
-    assert (facts["sequences"], facts["sequence_length"], facts["tokens"]) == (2, 10, 20)
+    assert (facts["sequences"], facts["sequence_length"], facts["tokens"]) == (4, 24, 96)
     masked = TokenSequences.of(data.ids, torch.zeros_like(data.mask), "other")
     assert masked.digest != data.digest
 
@@ -251,9 +252,23 @@ def test_overlap_of_texts() -> None:
     assert overlap(tokens(list(range(7, 107)), list(range(500, 600))), tokens(list(range(17, 81)))) == 1.0
     half = list(range(100, 164)) + list(range(9000, 9064))
     assert overlap(first, tokens(half)) == 0.5
-    # Nothing to compare in sequences shorter than a window.
-    assert overlap(first, tokens(list(range(20)))) == 0.0
-    assert overlap(tokens(list(range(31))), first) == 0.0
+
+
+def test_overlap_of_short_sequences() -> None:
+    """Passages are as long as the sequences allow: the same short text is the same text."""
+    short = tokens(list(range(20)), list(range(100, 120)))
+    assert overlap(short, short) == 1.0
+    assert overlap(short, tokens(list(range(20)), list(range(200, 220)))) == 0.5
+    assert overlap(short, tokens(list(range(1, 21)))) == 0.0
+    whole = tokens(list(range(1000)))
+    assert overlap(whole, tokens(list(range(20)))) == 1.0
+    assert overlap(tokens(list(range(31))), whole) == 1 / 32
+    # One short text does not make passages short for all.
+    mixed = TokenSequences.of(torch.arange(80).reshape(2, 40), torch.ones(2, 40, dtype=torch.bool), "")
+    mixed.mask[0, 2:] = False
+    assert overlap(mixed, tokens(list(range(40, 72)))) == 1.0
+    assert overlap(mixed, tokens([0, 1, *range(500, 530)])) == 0.0
+    assert overlap(mixed, TokenSequences.of(mixed.ids, torch.zeros_like(mixed.mask), "")) == 0.0
 
 
 def test_overlap_ignores_padding() -> None:
