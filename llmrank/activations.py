@@ -200,8 +200,10 @@ def model_inputs(
 def longest_input(model: nn.Module) -> int | None:
     """Tokens that a model with learnt positions can take, None where nothing limits them."""
     config = getattr(model, "config", None)
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if not isinstance(longest, int):
+    stated = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    # XLNet says -1 where it means no limit.
+    longest = next((value for value in stated if isinstance(value, int) and value > 0), None)
+    if longest is None:
         return None
     lookup: Any = getattr(model, "get_input_embeddings", None)
     tokens = lookup() if callable(lookup) else None
