@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from graphs import draw
 from llmrank import checkpoint
@@ -24,7 +25,10 @@ FIGURE_FILE = "what_went_where.png"
 
 
 def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PROMPT) -> Path:
-    """Run a pipeline, show what it cost, and write checkpoint, report and figure.
+    """Run a pipeline, write checkpoint and report, show what it cost, and write the figure.
+
+    The checkpoint comes first: what can still fail after it is no reason to lose it. A figure that
+    cannot be written is a warning.
 
     Parameters
     ----------
@@ -55,13 +59,24 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
-    console.print(report.table())
-    for name, text in said.items():
-        console.print(f"{name:>7}: {prompt}[bold]{text}[/bold]", highlight=False)
     directory = checkpoint.save(
         output, model, pipeline.tokenizer, pipeline.masks, {**report.to_dict(), "completions": said}
     )
-    draw_figure(pipeline).savefig(directory / FIGURE_FILE, dpi=150)
+    console.print(report.table())
+    for name, text in said.items():
+        # As Text: what a model says may look like markup.
+        console.print(Text.assemble(f"{name:>7}: {prompt}", (text, "bold")), highlight=False)
+    figure = directory / FIGURE_FILE
+    try:
+        draw_figure(pipeline).savefig(figure, dpi=150)
+    except OSError as error:
+        figure.unlink(missing_ok=True)
+        console.print(
+            Text(
+                f"Warning: {FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it",
+                style="bold yellow",
+            )
+        )
     return directory
 
 

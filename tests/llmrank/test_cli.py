@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 import transformers
 
 import llmrank
-from llmrank import Masks, cli, hub
+from llmrank import Masks, cli, demo, hub
+from llmrank.activations import longest_input
 from llmrank.adapters import FAMILIES
-from tests.llmrank.models import FFN, LLAMA, logits, text, tiny_llama, token_ids, tokenizer
+from tests.llmrank.models import FFN, LLAMA, family_model, logits, named_family, text, tiny_llama, token_ids, tokenizer
 
 SHORT = ["--samples", "2", "--sequence-length", "16"]
 
@@ -85,7 +87,7 @@ def test_evaluation_lands_in_the_report(checkpoint: Path, corpus: Path, tmp_path
     prune = ("prune", checkpoint, "--output", output, "--calibration", corpus, "--evaluate", corpus)
     assert run(*prune, *SHORT) == 0
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    assert report["evaluation"]["calibration_overlap"] == 0.0  # 16 tokens are shorter than a passage
+    assert report["evaluation"]["calibration_overlap"] == pytest.approx(2 / 14)  # the first 2 of 14 sequences
     assert run("evaluate", output, "--text", corpus, "--json", result, "--samples", 16, "--sequence-length", 16) == 0
     again = json.loads(result.read_text(encoding="utf-8"))
     assert again["protocol"]["source"] == "file corpus.txt"
@@ -110,6 +112,47 @@ def test_demo_runs_on_a_local_model(checkpoint: Path, corpus: Path, tmp_path: Pa
     }
     assert set(json.loads((output / "report.json").read_text(encoding="utf-8"))["completions"]) == {"dense", "pruned"}
     assert "perplexity" in capsys.readouterr().out
+
+
+def test_a_demo_shows_what_models_say_as_they_say_it(
+    checkpoint: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Rich must not read markup into model output, nor may what comes after the checkpoint lose it."""
+
+    def full(_figure: Any, path: Path, **_options: Any) -> None:
+        path.write_bytes(b"half a figure")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(demo, "complete", lambda *_: " Rome [/INST] [red]")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    output = tmp_path / "demo[bold]"
+    assert run("demo", "--model", checkpoint, "--output", output, *SHORT) == 0
+    shown = capsys.readouterr().out
+    assert "dense: The capital of France is Paris. The capital of Italy is Rome [/INST] [red]" in shown
+    assert f"{demo.FIGURE_FILE} could not be written" in shown
+    assert f"Wrote {output}: the checkpoint, report.json and masks.safetensors." in shown
+    assert not (output / demo.FIGURE_FILE).exists()
+
+
+def test_a_demo_saves_before_it_prints(checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(*_: Any) -> None:
+        assert (tmp_path / "demo" / "report.json").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmrank.report.Report.table", refuse)
+    assert run("demo", "--model", checkpoint, "--output", tmp_path / "demo", *SHORT) == 130
+    assert (tmp_path / "demo" / "model.safetensors").is_file()
+
+
+def test_brackets_in_paths_are_no_markup(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "out[bold]"
+    assert run("prune", checkpoint, "--output", output, "--calibration", corpus, *SHORT) == 0
+    shown = capsys.readouterr().out
+    assert f"Wrote {output}: the checkpoint, report.json and masks.safetensors." in shown
+    assert f'from_pretrained("{output}")' in shown
+    for command in (("inspect", output, "--calibration", corpus), ("evaluate", output, "--text", corpus)):
+        assert run(*command, *SHORT) == 0
+        assert "out[bold]" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_demo_without_network_says_what_to_do(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
@@ -165,8 +208,12 @@ def test_families_lists_the_table(capsys: Any) -> None:
         (("--form", "thin"), "unknown form"),
         (("--align", "left"), "unknown align"),
         (("--calibration", "missing.txt"), "no calibration text at missing.txt"),
-        (("--sequence-length", 60, "--calibration", "w4 w5"), "too short"),
+        (("--calibration", "corpus"), "no calibration text at corpus"),
         (("--evaluate", "missing.txt"), "no evaluation text at missing.txt"),
+        (("--evaluate=corpus",), "no evaluation text at corpus"),
+        (("--samples", 0), "--samples must be at least 1, got 0"),
+        (("--sequence-length", 1), "--sequence-length must be at least 2, got 1"),
+        (("--batch-size", -1), "--batch-size must be at least 1, got -1"),
     ],
 )
 def test_bad_options_are_refused_and_leave_nothing(
@@ -196,4 +243,104 @@ def test_interruption_is_quiet(monkeypatch: Any, checkpoint: Path, tmp_path: Pat
 
     monkeypatch.setattr(cli.checkpoint, "load", interrupt)
     assert run("prune", checkpoint, "--output", tmp_path / "out") == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("llmrank: interrupted; a checkpoint directory is only there if")
+
+
+def test_a_system_that_refuses_is_no_traceback(monkeypatch: Any, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise PermissionError(13, "Permission denied", "weights")
+
+    monkeypatch.setattr(cli.checkpoint, "load", refuse)
+    message = refused(capsys, "prune", checkpoint, "--output", tmp_path / "out")
+    assert message == "llmrank: error: [Errno 13] Permission denied: 'weights'"
+
+
+def test_too_short_a_text_is_refused(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("w4 w5", encoding="utf-8")
+    assert "too short" in refused(capsys, "prune", checkpoint, "--output", tmp_path / "out", "--calibration", path)
+    assert "too short" in refused(capsys, "evaluate", checkpoint, "--text", path)
+
+
+def test_numbers_are_refused_before_the_model_is_loaded(capsys: Any) -> None:
+    for option in ("--samples", "--sequence-length", "--batch-size"):
+        assert f"{option} must be at least" in refused(capsys, "evaluate", "./nowhere", option, 0)
+    assert "no model at" in refused(capsys, "evaluate", "./nowhere")
+
+
+def test_a_result_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: Any) -> None:
+    message = refused(capsys, "evaluate", "./nowhere", "--json", tmp_path / "nodir" / "x.json")
+    assert f"there is no directory {tmp_path / 'nodir'}" in message
+    assert "is a directory" in refused(capsys, "evaluate", "./nowhere", "--json", tmp_path)
+
+
+def test_evaluate_takes_no_text_but_a_file(checkpoint: Path, capsys: Any) -> None:
+    assert "no evaluation text at corpus" in refused(capsys, "evaluate", checkpoint, "--text", "corpus")
+
+
+def test_evaluate_caps_sequences_at_what_the_model_takes(tmp_path: Path, corpus: Path, capsys: Any) -> None:
+    source = llmrank.save(tmp_path / "gpt2", family_model(named_family("GPT-2")), tokenizer())
+    assert run("evaluate", source, "--text", corpus, "--samples", 2) == 0
+    assert "(2 x 64, file corpus.txt)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("stated", "longest"),
+    [
+        ({"max_position_embeddings": -1}, None),
+        ({"max_position_embeddings": 0}, None),
+        ({"max_position_embeddings": -1, "n_positions": 8}, 8),
+        ({"max_position_embeddings": None}, None),
+        ({"max_position_embeddings": 8}, 8),
+    ],
+)
+def test_no_limit_has_several_spellings(stated: dict[str, Any], longest: int | None) -> None:
+    model = torch.nn.Linear(2, 2)
+    model.config = types.SimpleNamespace(**stated)
+    assert longest_input(model) == longest
+
+
+def test_the_look_at_a_pruned_model_never_costs_the_checkpoint(
+    checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    asked = []
+
+    def short(_source: Any, _tokenizer: Any, _samples: int, length: int, _role: str) -> None:
+        asked.append(length)
+        raise llmrank.errors.CalibrationError("the text is too short")
+
+    monkeypatch.setattr(cli, "tokenise", short)
+    monkeypatch.setattr(cli, "CHECK_LENGTH", 20)
+    for length in (16, 60):
+        output = tmp_path / f"out{length}"
+        common = ("prune", checkpoint, "--output", output, "--calibration", corpus, "--samples", 2)
+        assert run(*common, "--sequence-length", length) == 0
+        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+        assert any("was not checked: the text is too short" in note for note in report["warnings"])
+    assert asked == [16, 20]
+
+
+def test_how_to_load_tells_unequal_widths_from_unsayable_ones(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    bloom = llmrank.save(tmp_path / "bloom", family_model(named_family("BLOOM")), tokenizer())
+    common = ("--calibration", corpus, *SHORT, "--amount", 0.5)
+    assert run("prune", bloom, "--output", tmp_path / "a", "--pruner", "local", *common) == 0
+    shown = capsys.readouterr().out
+    assert "all 32 wide, which its configuration cannot say: load it with llmrank.load" in shown
+    assert "differ in width" not in shown
+    assert run("prune", checkpoint, "--output", tmp_path / "b", "--pruner", "global", *common) == 0
+    assert "differ in width" in capsys.readouterr().out
+
+
+def test_help_says_what_surprises(capsys: Any) -> None:
+    def shown(command: str) -> str:
+        with pytest.raises(SystemExit):
+            run(command, "--help")
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "--evaluate=TEXT" in shown("prune")
+    assert "local removes that many of each layer, global of all layers together" in shown("prune")
+    assert "--form" in shown("prune")
+    assert "--form" not in shown("inspect")
+    assert "--align" not in shown("inspect")
