@@ -19,7 +19,9 @@ def provenance(**more: Any) -> dict[str, Any]:
     """Machine, versions, date and command line."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_without_directory, sys.argv[1:])]),
+        "command": " ".join(
+            ["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_without_directory, sys.argv[1:])]
+        ),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
