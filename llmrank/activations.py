@@ -221,6 +221,12 @@ def _check_ids(model: nn.Module, ids: torch.Tensor) -> None:
             f"{type(model).__name__} reads token ids, and the calibration tensor holds {ids.dtype}; expected an integer "
             "tensor of shape (n, length)"
         )
+    longest = longest_input(model)
+    if longest is not None and ids.shape[1] > longest:
+        raise CalibrationError(
+            f"the sequences are {ids.shape[1]} tokens long, and {type(model).__name__} takes {longest}; cut the tensor to "
+            "that length"
+        )
     lookup: Any = getattr(model, "get_input_embeddings", None)
     embeddings = lookup() if callable(lookup) else None
     size = getattr(embeddings, "num_embeddings", None)

@@ -57,7 +57,8 @@ class BasePipeline:
         See :func:`llmrank.calibration.tokenise`; the built-in text by default. A float tensor feeds
         a plain module (no language model) its features, row by row.
     samples, sequence_length : int
-        Calibration sequences and their length; the length is capped at what the model takes.
+        Sequences cut from a calibration text and their length, capped at what the model takes. Tensors are
+        used whole, lists of texts one sequence a text.
     batch_size : int
         Sequences in a forward pass.
     form : {"compact", "zero", "mask"}, optional

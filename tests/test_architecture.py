@@ -80,7 +80,7 @@ MEETING = {
     "llmrank.report": {"graphs.files.replacing"},
     "llmrank.checkpoint": {"graphs.files.current_umask"},
     "llmrank.pipeline": {"graphs.LayeredGraph", "graphs.RankResult"},
-    "llmrank.cli": {"graphs.GraphError"},
+    "llmrank.cli": {"graphs.GraphError", "graphs.files.replacing"},
     "llmrank.demo": {"graphs.draw"},
 }
 # Heavy or optional packages, and the only modules that import them at all.

@@ -257,7 +257,10 @@ def test_foreign_token_ids_are_refused(ids: list[list[int]], message: str) -> No
 def test_sequences_are_capped_at_what_the_model_takes(name: str, options: dict[str, int], longest: int | None) -> None:
     model = family_model(named_family(name), **options)
     assert longest_input(model) == longest
-    pipeline = ChainedFFNPipeline(model, None, calibration=token_ids(2, 100))
+    pipeline = ChainedFFNPipeline(model, tokenizer(), calibration=text(300), sequence_length=100)
     pipeline.run()
     assert pipeline.report is not None
     assert pipeline.report.calibration["sequence_length"] == (longest or 100)
+    if longest is not None:
+        with pytest.raises(CalibrationError, match=f"100 tokens long, and .* takes {longest}"):
+            ChainedFFNPipeline(family_model(named_family(name), **options), None, calibration=token_ids(2, 100)).run()
