@@ -46,6 +46,10 @@ LLMRANK = [
     "llmrank.activations",
     "llmrank.model_graph",
     "llmrank.masks",
+    "llmrank.score.walk",
+    "llmrank.score.pagerank",
+    "llmrank.score.incoming",
+    "llmrank.score.outgoing",
     "llmrank.score",
     "llmrank.prune",
     "llmrank.surgery",
@@ -71,11 +75,14 @@ UPWARD = {
 # the rest passes graphs and ranks on by type, or writes files as graphs does.
 MEETING = {
     "llmrank.model_graph": {"graphs.LayeredGraph", "graphs.RankResult", "graphs.blocks.DenseBlock"},
-    "llmrank.score": {
+    "llmrank.score.walk": {"graphs.LayeredGraph", "graphs.RankResult", "graphs.result.Degenerate"},
+    "llmrank.score.pagerank": {
         *("graphs.LayeredGraph", "graphs.RankResult", "graphs.modified_pagerank", "graphs.weighted_pagerank"),
-        *("graphs.blocks.DenseBlock", "graphs.backends.TorchArithmetic", "graphs.result.Degenerate"),
+        *("graphs.blocks.DenseBlock", "graphs.backends.TorchArithmetic"),
         *("graphs.transition.Transition", "graphs.transition.modified_step", "graphs.transition.weighted_step"),
     },
+    "llmrank.score.incoming": {"graphs.LayeredGraph", "graphs.RankResult"},
+    "llmrank.score.outgoing": {"graphs.LayeredGraph", "graphs.RankResult"},
     "llmrank.masks": {"graphs.GraphError", "graphs.files.read_tensors", "graphs.files.write_tensors"},
     "llmrank.report": {"graphs.files.replacing"},
     "llmrank.checkpoint": {"graphs.files.current_umask"},

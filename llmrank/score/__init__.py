@@ -1,0 +1,23 @@
+"""Scorers: the importance of every node of a graph.
+
+A scorer of your own overrides :meth:`BaseScorer.score`, which sees one layer at a time; the walk over
+the layers is done for it. The PageRank scorers hand the whole graph to ``graphs`` and share the step
+with their ``score``.
+"""
+
+from llmrank.score.incoming import ActivationScorer, NormScorer, RandomScorer, WandaScorer
+from llmrank.score.outgoing import FLAPScorer, WandaSPScorer
+from llmrank.score.pagerank import ModifiedPageRankScorer, WeightedPageRankScorer
+from llmrank.score.walk import BaseScorer
+
+__all__ = [
+    "ActivationScorer",
+    "BaseScorer",
+    "FLAPScorer",
+    "ModifiedPageRankScorer",
+    "NormScorer",
+    "RandomScorer",
+    "WandaSPScorer",
+    "WandaScorer",
+    "WeightedPageRankScorer",
+]
