@@ -97,24 +97,18 @@ def test_checkpoint_computes_what_the_masked_model_does(loaded: Any, tmp_path: P
 
 
 def test_two_commands_of_a_user(tmp_path: Path) -> None:
-    """Prune a .gguf file from the command line, then evaluate what it left."""
-    common = ["--samples", "2", "--sequence-length", "128"]
-    prune = [sys.executable, "-m", "llmrank", "prune", GGUF, "--output", str(tmp_path / "out"), "--evaluate", *common]
-    outcome = subprocess.run(prune, capture_output=True, text=True, check=False)
-    assert outcome.returncode == 0, outcome.stderr
+    """Prune a .gguf file from the command line, then evaluate what it left on the same (built-in) text."""
+
+    def llmrank(*arguments: object) -> None:
+        command = [sys.executable, "-m", "llmrank", *map(str, arguments), "--sequence-length", "128"]
+        outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert outcome.returncode == 0, outcome.stderr
+
+    llmrank("prune", GGUF, "--output", tmp_path / "out", "--samples", 2, "--evaluate")
+    # --samples of prune are calibration sequences; both commands evaluate on as many as they do by default.
+    llmrank("evaluate", tmp_path / "out", "--json", tmp_path / "again.json")
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    evaluate = [
-        sys.executable,
-        "-m",
-        "llmrank",
-        "evaluate",
-        str(tmp_path / "out"),
-        "--json",
-        str(tmp_path / "e.json"),
-        *common,
-    ]
-    assert subprocess.run(evaluate, capture_output=True, text=True, check=False).returncode == 0
-    again = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
+    again = json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))
     assert again["perplexity"] == pytest.approx(report["evaluation"]["after"]["value"], rel=1e-4)
     assert again["bytes"] == report["after"]["bytes"] < report["before"]["bytes"]
 
