@@ -18,7 +18,15 @@ from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError
 
-__all__ = ["FFNStatistics", "LayerStatistics", "collect", "evaluating", "longest_input", "model_inputs"]
+__all__ = [
+    "FFNStatistics",
+    "LayerStatistics",
+    "collect",
+    "evaluating",
+    "fitting_length",
+    "longest_input",
+    "model_inputs",
+]
 
 Progress = Callable[[Sequence[Any], str], Any]
 
@@ -212,6 +220,12 @@ def longest_input(model: nn.Module) -> int | None:
         if isinstance(module, nn.Embedding) and module is not tokens and module.num_embeddings == longest:
             return longest - (0 if module.padding_idx is None else module.padding_idx + 1)
     return longest
+
+
+def fitting_length(model: nn.Module, length: int) -> int:
+    """`length`, capped at the tokens that the model can take."""
+    longest = longest_input(model)
+    return length if longest is None else min(length, longest)
 
 
 def _check_ids(model: nn.Module, ids: torch.Tensor) -> None:

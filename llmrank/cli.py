@@ -21,7 +21,7 @@ from rich.table import Table
 from graphs import GraphError
 from graphs.files import replacing
 from llmrank import checkpoint, demo
-from llmrank.activations import longest_input
+from llmrank.activations import fitting_length
 from llmrank.adapters import FAMILIES
 from llmrank.calibration import DATASET_PREFIX, tokenise
 from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, SCORERS, make_pruner, make_scorer
@@ -268,7 +268,7 @@ def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
     """A look at a few sequences; nobody should find out from users that a model talks nonsense."""
     if pipeline.tokenizer is None or not has_perplexity(pipeline.model):
         return
-    length = min(_fitting(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
+    length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
         texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, length, "evaluation")
         after = perplexity(pipeline.model, texts)
@@ -277,12 +277,6 @@ def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
         return
     evaluation = Evaluation(texts.provenance(), None, after, unigram_perplexity(texts))
     report.notes += evaluation.warnings()
-
-
-def _fitting(model: Any, length: int) -> int:
-    """The sequence length, capped at what the model takes."""
-    longest = longest_input(model)
-    return length if longest is None else min(length, longest)
 
 
 def _say_written(directory: Path, names: Sequence[str], console: Console) -> None:
@@ -361,7 +355,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     """``llmrank evaluate``."""
     _check_file(options.json)
     loaded = _load(options)
-    length = _fitting(loaded.model, options.sequence_length)
+    length = fitting_length(loaded.model, options.sequence_length)
     texts = tokenise(options.text, loaded.tokenizer, options.samples, length, "evaluation")
     result = perplexity(loaded.model, texts, options.batch_size, _progress)
     weight = size(loaded.model)

@@ -164,9 +164,7 @@ def _forget_quantiser(model: Any) -> None:
     for attribute in ("is_quantized", "quantization_method"):
         if hasattr(model, attribute):
             delattr(model, attribute)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for attribute in ("_pre_quantization_dtype",):
+    for attribute in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, attribute):
             delattr(model.config, attribute)
 

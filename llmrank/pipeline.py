@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from graphs import LayeredGraph, RankResult
-from llmrank.activations import FFNStatistics, Progress, collect, longest_input
+from llmrank.activations import FFNStatistics, Progress, collect, fitting_length
 from llmrank.adapters import FFN, explicit_ffns, find_ffns
 from llmrank.calibration import TokenSequences, overlap, tokenise
 from llmrank.equivalence import check_equivalence, masked_outputs
@@ -214,8 +214,7 @@ class BasePipeline:
         return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
 
     def _length(self) -> int:
-        longest = longest_input(self.model)
-        return self.sequence_length if longest is None else min(self.sequence_length, longest)
+        return fitting_length(self.model, self.sequence_length)
 
     def calibrate(self, ffns: Sequence[FFN], sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
         """Activation statistics of every node layer."""
