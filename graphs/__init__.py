@@ -6,26 +6,33 @@
 True
 """
 
+from graphs.certificate import Certificate, KeepHighest
+from graphs.digraph import BlockDigraph, bidirectional_graph, residual_graph
 from graphs.digraph_pagerank import pagerank
 from graphs.errors import ConvergenceError, GraphError
 from graphs.io import load_graph, load_rank, save_graph, save_rank
 from graphs.layered import LayeredGraph
 from graphs.layered_pagerank import modified_pagerank, weighted_pagerank
 from graphs.result import RankResult
-from graphs.solvers import LayerSweep, PowerIteration
+from graphs.thinning import Thinning, thin
 
 __all__ = [
+    "BlockDigraph",
+    "Certificate",
     "ConvergenceError",
     "GraphError",
-    "LayerSweep",
+    "KeepHighest",
     "LayeredGraph",
-    "PowerIteration",
     "RankResult",
+    "Thinning",
+    "bidirectional_graph",
     "load_graph",
     "load_rank",
     "modified_pagerank",
     "pagerank",
+    "residual_graph",
     "save_graph",
     "save_rank",
+    "thin",
     "weighted_pagerank",
 ]

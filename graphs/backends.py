@@ -7,18 +7,26 @@ between the two live in an :class:`Arithmetic`.
 from __future__ import annotations
 
 import importlib.util
-import sys
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from scipy import sparse
 
-from graphs.blocks import Block, DenseBlock, FloatArray, NumpyBuffers, is_torch
+from graphs.blocks import Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy, is_torch
+from graphs.costs import COSTS, Costs
 from graphs.errors import GraphError
-from graphs.layered import LayeredGraph
-from graphs.operators import BlockOperator, CSROperator, DenseOperator, TorchCSROperator, Vector
+from graphs.operators import (
+    BlockOperator,
+    CSRKernelOperator,
+    CSROperator,
+    DenseOperator,
+    KernelOperator,
+    TorchCSROperator,
+    Vector,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +42,8 @@ BACKENDS: tuple[BackendName, ...] = ("scipy", "torch", "dense", "auto")
 DTYPES = ("float64", "float32")
 
 
-# Costs in units of one product of a full dense block, measured on 2 CPU cores (benchmarks/README.md).
-DENSE_TO_CSR_COST = 20.0
-
-
-CSR_TO_DENSE_COST = 10.0
-
-
-# A CSR product costs about this many dense products, times the density.
-CSR_PRODUCT_COST = 3.0
+# Blocks from this size on pay for loading the compiled kernels (half a second, once in a process).
+KERNEL_ENTRIES = 1 << 18
 
 
 # Bands on a GPU: few launches matter more than the cache.
@@ -77,9 +78,18 @@ class Arithmetic(Protocol):
 
 @dataclass(frozen=True)
 class NumpyArithmetic:
-    """Vectors are numpy arrays, CSR products are scipy's."""
+    """Vectors are numpy arrays; CSR products are scipy's, or compiled ones on all cores.
+
+    Parameters
+    ----------
+    dtype : str
+        float64 or float32.
+    compiled : bool
+        Whether large blocks are multiplied by :mod:`graphs.kernels`.
+    """
 
     dtype: str = "float64"
+    compiled: bool = False
 
     def vector(self, values: FloatArray) -> FloatArray:
         """A copy in the arithmetic's dtype."""
@@ -101,11 +111,16 @@ class NumpyArithmetic:
         return result
 
     def csr_operator(self, block: Block) -> CSROperator:
-        """Scipy CSR."""
-        return CSROperator(block.to_csr().astype(self.dtype, copy=False))
+        """Scipy CSR, multiplied by compiled kernels where it is large and `compiled` allows."""
+        csr = block.to_csr().astype(self.dtype, copy=False)
+        return CSRKernelOperator(csr) if self.compiled and csr.nnz >= KERNEL_ENTRIES else CSROperator(csr)
 
-    def dense_operator(self, block: DenseBlock) -> DenseOperator:
-        """Bands in numpy."""
+    def dense_operator(self, block: DenseBlock) -> BlockOperator:
+        """Compiled kernels where the block is large and its memory order allows, else bands in numpy."""
+        if self.compiled and block.shape[0] * block.shape[1] >= KERNEL_ENTRIES:
+            matrices = _kernel_matrices(block)
+            if matrices:
+                return KernelOperator(matrices, block.column_major, block, self.dtype)
         return DenseOperator(block, np, NumpyBuffers(np.dtype(self.dtype)))
 
 
@@ -214,6 +229,31 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
         return torch.from_numpy(matrix if min(matrix.strides) >= 0 else np.ascontiguousarray(matrix))
 
 
+def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
+    """The block's matrices as the kernels read them, without a copy; empty if they cannot."""
+    found: list[Any] = []
+    for matrix in block.matrices:
+        array = matrix
+        if is_torch(matrix):
+            if matrix.device.type != "cpu":
+                return ()
+            array = _bits(matrix) if str(matrix.dtype) == "torch.bfloat16" else as_numpy(matrix)
+        if array.dtype not in (np.float32, np.float64, np.uint16):
+            return ()
+        array = array.T if block.column_major else array
+        if not array.flags.c_contiguous:
+            return ()
+        found.append(array)
+    # The kernels know one matrix, or two of a kind.
+    return tuple(found) if len(found) <= 2 and len({array.dtype for array in found}) == 1 else ()
+
+
+def _bits(matrix: torch.Tensor) -> Any:
+    import torch
+
+    return matrix.view(torch.int16).numpy().view(np.uint16)
+
+
 @dataclass(frozen=True)
 class Backend:
     """An arithmetic and the rule that gives every block its operator.
@@ -226,32 +266,33 @@ class Backend:
         Vectors and products.
     form : {"csr", "dense", "auto"}
         The operator of every block; auto picks the cheaper one for the number of products to come.
+    engine : str
+        Whose costs decide, a key of :data:`graphs.costs.COSTS`.
     """
 
     name: str
     arithmetic: Arithmetic
     form: Literal["csr", "dense", "auto"]
+    engine: str
 
     def operator(self, block: Block, products: int) -> BlockOperator:
         """The operator of `block` when about `products` products will be taken."""
-        dense = self.form == "dense" or (self.form == "auto" and _dense_is_cheaper(block, products))
+        dense = self.form == "dense" or (self.form == "auto" and self._dense_is_cheaper(block, products))
         if not dense:
             return self.arithmetic.csr_operator(block)
         if not isinstance(block, DenseBlock):
             block = DenseBlock((block.to_csr().toarray(),))
         return self.arithmetic.dense_operator(block)
 
-
-def _dense_is_cheaper(block: Block, products: int) -> bool:
-    size = block.shape[0] * block.shape[1]
-    if isinstance(block, DenseBlock):
-        # Below this many products no density, however low, pays for the conversion.
-        if products <= DENSE_TO_CSR_COST:
-            return True
-        saved = products * (1.0 - CSR_PRODUCT_COST * block.edges / size)
-        return saved < DENSE_TO_CSR_COST
-    saved = products * (CSR_PRODUCT_COST * block.edges / size - 1.0)
-    return saved > CSR_TO_DENSE_COST
+    def _dense_is_cheaper(self, block: Block, products: int) -> bool:
+        costs: Costs = COSTS[self.engine]
+        size = block.shape[0] * block.shape[1]
+        if isinstance(block, DenseBlock):
+            # Below this many products no density, however low, pays for the conversion.
+            if products <= costs.dense_to_csr:
+                return True
+            return products * (1.0 - costs.csr_product * block.edges / size) < costs.dense_to_csr
+        return products * (costs.csr_product * block.edges / size - 1.0) > costs.csr_to_dense
 
 
 def check_dtype(dtype: Any) -> str:
@@ -262,20 +303,19 @@ def check_dtype(dtype: Any) -> str:
     return name
 
 
-def make_backend(
-    name: str, device: str | torch.device | None, dtype: str, graph: LayeredGraph | None = None
-) -> Backend:
+def make_backend(name: str, device: str | torch.device | None, dtype: str, blocks: Iterable[Block] = ()) -> Backend:
     """Validate the choice of a user and build the backend.
 
     Parameters
     ----------
     name : {"scipy", "torch", "dense", "auto"}
-        Explicit CSR on scipy or torch, dense bands, or the cheapest for each block.
+        Explicit CSR on scipy or torch, dense weights, or the cheapest for each block. On the CPU "dense" and
+        "auto" compute in numpy and compiled kernels, on a GPU in torch.
     device : str or torch.device, optional
-        For torch; by default the CPU, or where the graph's first torch matrix lies.
+        By default where the graph's first torch matrix lies, else the CPU.
     dtype : {"float64", "float32"}
-    graph : LayeredGraph, optional
-        What will be ranked.
+    blocks : iterable of blocks
+        What will be multiplied.
 
     Raises
     ------
@@ -288,19 +328,23 @@ def make_backend(
     dtype = check_dtype(dtype)
     if name == "scipy" and device is not None and str(device) != "cpu":
         raise GraphError(f"backend 'scipy' computes on the CPU only, got device {str(device)!r}; use backend='torch'")
-    tensors = [
-        matrix
-        for block in (graph.blocks if graph else ())
-        if isinstance(block, DenseBlock)
-        for matrix in block.matrices
-        if is_torch(matrix)
-    ]
-    wants_torch = name == "torch" or (name != "scipy" and (device is not None or tensors or "torch" in sys.modules))
+    where = device if device is not None else _device_of(blocks)
+    wants_torch = name == "torch" or (name != "scipy" and str(where).split(":")[0] != "cpu")
     if wants_torch and importlib.util.find_spec("torch") is None:
         raise GraphError(f"backend {name!r} needs torch, which is not installed; pip install torch, or use 'scipy'")
     form: Literal["csr", "dense", "auto"] = "auto" if name == "auto" else "dense" if name == "dense" else "csr"
     if not wants_torch:
-        return Backend(f"numpy ({dtype}, {form})", NumpyArithmetic(dtype), form)
-    where = device if device is not None else (tensors[0].device if tensors else "cpu")
+        compiled = name != "scipy"
+        engine = "compiled" if compiled else "scipy"
+        return Backend(f"{engine} ({dtype}, {form})", NumpyArithmetic(dtype, compiled), form, engine)
     arithmetic = TorchArithmetic(where, dtype)
-    return Backend(f"torch ({arithmetic.device}, {dtype}, {form})", arithmetic, form)
+    return Backend(f"torch ({arithmetic.device}, {dtype}, {form})", arithmetic, form, arithmetic.device.type)
+
+
+def _device_of(blocks: Iterable[Block]) -> Any:
+    """Where the first torch matrix lies, else the CPU."""
+    for block in blocks:
+        for matrix in block.matrices if isinstance(block, DenseBlock) else ():
+            if is_torch(matrix):
+                return matrix.device
+    return "cpu"

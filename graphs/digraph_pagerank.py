@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy import sparse
 
 from graphs.backends import make_backend
-from graphs.blocks import FloatArray, SparseBlock, as_numpy
+from graphs.blocks import FloatArray
+from graphs.certificate import KeepHighest
+from graphs.digraph import BlockDigraph, as_digraph, teleport_vector
+from graphs.digraph_map import DigraphMap
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
-from graphs.result import RankResult, StopReason
-from graphs.solvers import check_iteration, contraction_bound, held_tolerance, warn_unconverged
-from graphs.transition import Transition, check_share, normalise
-from graphs.validation import as_block
+from graphs.ranking import first_state, rank
+from graphs.result import RankResult
+from graphs.solvers import LayerSweep, Progress, Solver, SparseLU, check_limits, named
+from graphs.transition import check_share
 
 if TYPE_CHECKING:
     import networkx
     import torch
+    from scipy import sparse
 
 __all__ = ["pagerank"]
 
+# Block products that a graph with cycles is guessed to take, when a block's form is chosen.
+GUESSED_PRODUCTS = 30
+
 
 def pagerank(
-    graph: networkx.DiGraph | sparse.csr_array | LayeredGraph | Any,
+    graph: networkx.DiGraph | sparse.csr_array | LayeredGraph | BlockDigraph | Any,
     gamma: float = 0.85,
     teleport: Mapping[Hashable, float] | FloatArray | None = None,
     weight: str | None = "weight",
-    backend: Literal["scipy", "torch"] = "scipy",
+    solver: str | Solver = "auto",
+    backend: Literal["scipy", "torch", "dense", "auto"] = "auto",
     device: str | torch.device | None = None,
     dtype: str = "float64",
     tol: float = 1e-12,
     max_iter: int = 1000,
+    *,
+    start: RankResult | Sequence[Any] | None = None,
+    callback: Callable[[Progress], Any] | None = None,
+    keep: KeepHighest | None = None,
 ) -> RankResult:
     """PageRank of any digraph, with cycles or dangling nodes.
 
@@ -44,36 +54,51 @@ def pagerank(
 
     Parameters
     ----------
-    graph : networkx graph, scipy sparse matrix (n, n), or LayeredGraph
+    graph : networkx graph, scipy sparse matrix (n, n), LayeredGraph or BlockDigraph
         In a matrix **row = target, column = source** as everywhere in this package: pass the
         transpose of a source-by-target adjacency matrix. Weights must be non-negative; undirected
-        networkx graphs count every edge in both directions.
+        networkx graphs count every edge in both directions. :func:`graphs.residual_graph` and
+        :func:`graphs.bidirectional_graph` make graphs with cycles from a layered one.
     gamma : float
         Damping, in [0, 1).
-    teleport : mapping from node to weight, or (n,) array, optional
-        Scaled to sum 1; nodes left out of a mapping get 0; uniform by default.
+    teleport : mapping from node to weight, (n,) array, or (n, k) array, optional
+        Scaled to sum 1; nodes left out of a mapping get 0. By default the graph's activations, every
+        layer's scaled to the same mass; uniform where a graph has none. k columns are k ranks (personalised PageRank), found
+        together: every step reads the edges once for all of them.
     weight : str or None
         networkx edge attribute; None counts every edge as 1.
-    backend : {"scipy", "torch"}
-        Whose CSR product.
+    solver : str or Solver
+        "auto" looks at the structure: without cycles one sweep is exact, else Gauss-Seidel in layer or node
+        order; the result says what was picked, and why. By name: "sweep", "power", "gauss-seidel", "aitken",
+        "quadratic", "anderson", "gmres", "bicgstab", "lu"; see :mod:`graphs.solvers`.
+    backend : {"auto", "scipy", "torch", "dense"}
+        How blocks are multiplied, see :func:`graphs.weighted_pagerank`. Edges within a layer (a general
+        matrix) are CSR: compiled ("auto"), of scipy, or of torch; torch takes no passes in node order.
     device, dtype
-        As for :func:`weighted_pagerank`.
+        As for :func:`graphs.weighted_pagerank`.
     tol : float
         Absolute L1 residual of the unit-mass vector. networkx multiplies its `tol` by the number of
         nodes: ``networkx.pagerank(G, tol=t)`` corresponds to ``tol = n * t`` here.
     max_iter : int
-        Steps at the most.
+        Steps at the most; if they run out the last iterate comes back, with a warning.
+    start : RankResult or sequence of arrays, optional
+        First iterate, one array a layer: a warm start. Uniform by default.
+    callback : callable, optional
+        Takes a :class:`graphs.solvers.Progress` after every step; stops the iteration by returning True.
+    keep : KeepHighest, optional
+        Stop as soon as the set of these nodes is certain, and return the certificate. Not for k columns.
 
     Returns
     -------
     RankResult
-        One score vector; ``as_dict()`` keys it by node. The error bound
-        ``gamma / (1 - gamma) * residual`` always holds.
+        Scores by layer, of sum 1 over all layers; ``as_dict()`` keys them by node. The error bound always holds:
+        P with its dangling mass given to v is a contraction by gamma in the L1 norm, so an r with
+        residual ``||F(r) - r||`` is off by at most ``residual / (1 - gamma)``, and F(r) by gamma times that.
 
     Raises
     ------
     GraphError
-        Empty graph, negative or non-finite weights, a teleport vector that does not fit.
+        Empty graph, negative or non-finite weights, a teleport vector that does not fit, a solver that is not for this graph.
 
     Examples
     --------
@@ -81,109 +106,32 @@ def pagerank(
     >>> round(pagerank(nx.DiGraph([("a", "b"), ("b", "a"), ("c", "a")])).as_dict()["c"], 3)
     0.05
     """
-    start = perf_counter()
+    begun = perf_counter()
     gamma = check_share("gamma", gamma, below_one=True)
-    tol, max_iter = check_iteration(tol, max_iter)
-    if backend not in ("scipy", "torch"):
-        raise GraphError(f"unknown backend {backend!r} for a general digraph; expected 'scipy' or 'torch'")
-    digraph = _digraph(graph, weight)
-    n_nodes = len(digraph.labels)
-    engine = make_backend(backend, device, dtype)
-    arithmetic = engine.arithmetic
-    vector = arithmetic.vector(_teleport(teleport, digraph.labels))
-    operator = arithmetic.csr_operator(SparseBlock(digraph.csr))
-    transition = Transition(operator, 1.0, arithmetic)
-    held = held_tolerance(tol, arithmetic.dtype)
-    setup = perf_counter() - start
-
-    start = perf_counter()
-    rank = normalise(vector * 0.0).vector
-    residuals: list[float] = []
-    reason: StopReason = "max_iter"
-    while len(residuals) < max_iter:
-        passed = transition.apply(operator, rank)
-        # What did not pass is the mass of the dangling nodes; it teleports with the jump.
-        following = passed * gamma
-        following = following + vector * (1.0 - following.sum())
-        residuals.append(float(abs(following - rank).sum()))
-        rank = following
-        if residuals[-1] <= held:
-            reason = "tolerance"
-            break
-    else:
-        warn_unconverged(max_iter, residuals[-1], held, frames=2)
-    return RankResult(
-        scores=(arithmetic.to_numpy(rank / rank.sum()),),
-        names=("digraph",),
-        iterations=len(residuals),
-        residuals=np.asarray(residuals),
-        converged=reason != "max_iter",
-        stop_reason=reason,
-        error_bound=contraction_bound(residuals[-1], gamma),
-        tolerance=held,
-        solver="power",
-        backend=engine.name,
+    limits, chosen = check_limits(tol, max_iter, callback), named(solver)
+    digraph = as_digraph(graph, weight)
+    jump = teleport_vector(digraph, teleport)
+    if keep is not None:
+        keep.check(digraph.layers)
+        if jump.ndim == 2:
+            raise GraphError(f"keep: expected one teleport vector, got {jump.shape[1]}; rank them one at a time")
+    inner = any(edges.source == edges.target for edges in digraph.edges)
+    if inner and backend == "dense":
+        raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
+    engine = make_backend(backend, device, dtype, digraph.blocks)
+    once = isinstance(chosen, (LayerSweep, SparseLU)) or (chosen is None and digraph.topological[1])
+    problem = DigraphMap(digraph, engine, gamma, jump, 1 if once else GUESSED_PRODUCTS)
+    first = None if start is None else first_state(start, digraph.layers, problem.columns, each_layer=False)
+    return rank(
+        problem,
+        chosen,
+        None if first is None else problem.split(np.concatenate(first)),
+        limits,
+        keep,
+        engine,
+        perf_counter() - begun,
+        names=digraph.names,
         method="pagerank",
-        parameters={"gamma": gamma, "nodes": n_nodes},
-        block_products=len(residuals),
-        setup_seconds=setup,
-        solve_seconds=perf_counter() - start,
+        parameters={"gamma": gamma, "nodes": digraph.nodes},
         labels=digraph.labels,
     )
-
-
-@dataclass(frozen=True)
-class _Digraph:
-    csr: sparse.csr_array
-    labels: tuple[Hashable, ...]
-
-
-def _digraph(graph: Any, weight: str | None) -> _Digraph:
-    labels: tuple[Hashable, ...]
-    if isinstance(graph, LayeredGraph):
-        csr = graph.to_scipy()
-        labels = tuple((layer, k) for layer, size in enumerate(graph.layers) for k in range(size))
-    elif hasattr(graph, "adj") and hasattr(graph, "is_directed"):
-        import networkx
-
-        labels = tuple(graph)
-        if not labels:
-            raise GraphError("expected a graph with at least one node, got an empty one")
-        try:
-            adjacency = networkx.to_scipy_sparse_array(graph, weight=weight, dtype=np.float64, format="csr")
-        except (TypeError, ValueError) as error:
-            raise GraphError(f"edge attribute {weight!r}: expected real numbers ({error})") from error
-        csr = adjacency.T.tocsr()
-    elif sparse.issparse(graph):
-        csr = sparse.csr_array(graph)
-        if csr.ndim != 2 or csr.shape[0] != csr.shape[1] or csr.shape[0] == 0:
-            raise GraphError(f"expected a square matrix (n, n) with n > 0, got shape {csr.shape}")
-        labels = tuple(range(csr.shape[0]))
-    else:
-        raise GraphError(
-            "expected a networkx graph, a scipy sparse matrix (row = target) or a LayeredGraph, "
-            f"got {type(graph).__name__}"
-        )
-    if csr.nnz and (csr.data < 0).any():
-        raise GraphError("edge weights must be non-negative, got negative ones; take absolute values if that is meant")
-    return _Digraph(as_block(csr, "graph").to_csr(), labels)
-
-
-def _teleport(teleport: Any, labels: tuple[Hashable, ...]) -> FloatArray:
-    if teleport is None:
-        return np.full(len(labels), 1.0 / len(labels))
-    if isinstance(teleport, Mapping):
-        known = set(labels)
-        unknown = [label for label in teleport if label not in known]
-        if unknown:
-            raise GraphError(f"teleport names nodes that are not in the graph: {unknown[:5]}")
-        teleport = [teleport.get(label, 0.0) for label in labels]
-    try:
-        vector = np.asarray(as_numpy(teleport), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise GraphError(f"teleport: expected real numbers, got {error}") from error
-    if vector.shape != (len(labels),):
-        raise GraphError(f"teleport: expected shape ({len(labels)},), one number per node, got {vector.shape}")
-    if not np.isfinite(vector).all() or (vector < 0).any() or vector.sum() <= 0:
-        raise GraphError("teleport: expected finite, non-negative numbers with a positive sum")
-    return np.asarray(vector / vector.sum())

@@ -23,7 +23,7 @@ from graphs.errors import GraphError
 
 __all__ = ["current_umask", "read_tensors", "replacing", "write_tensors"]
 
-VERSION = 1
+VERSION = 2
 
 
 @contextlib.contextmanager

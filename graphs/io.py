@@ -1,18 +1,20 @@
 """Save and load graphs and ranks.
 
 A graph file holds, for every block l, ``block.l.data``, ``block.l.indices`` and ``block.l.indptr``
-(CSR) and for every layer ``activation.l``; a rank file ``score.l`` and ``residuals``.
+(CSR) and for every layer ``activation.l``; a rank file ``score.l``, the trace of the steps, and ``keep.l`` where the set
+of nodes to keep was certified.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from scipy import sparse
 
+from graphs.certificate import Certificate
 from graphs.errors import GraphError
 from graphs.files import read_tensors, write_tensors
 from graphs.layered import LayeredGraph
@@ -20,11 +22,9 @@ from graphs.result import Degenerate, RankResult
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
-# The fields of a RankResult that JSON takes as they are.
-PLAIN_FIELDS = (
-    *("iterations", "converged", "stop_reason", "tolerance", "solver", "backend", "method", "parameters"),
-    *("block_products", "setup_seconds", "solve_seconds"),
-)
+# The fields of a RankResult that JSON takes as they are, and those that are arrays.
+PLAIN_FIELDS = ("stop_reason", "tolerance", "solver", "backend", "method", "choice", "parameters", "setup_seconds")
+ARRAY_FIELDS = ("residuals", "layer_residuals", "error_bounds", "step_products", "step_seconds")
 
 
 def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
@@ -95,17 +95,24 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
     GraphError, OSError
         As :func:`save_graph`.
     """
-    plain = {name: getattr(result, name) for name in PLAIN_FIELDS}
-    meta = {
+    certificate = result.certificate
+    meta: dict[str, Any] = {
         "names": list(result.names),
-        # JSON has no infinity.
-        "error_bound": result.error_bound if math.isfinite(result.error_bound) else None,
         "degenerate": [asdict(entry) for entry in result.degenerate],
         "labels": None if result.labels is None else [str(label) for label in result.labels],
-        **plain,
+        "certified": None if certificate is None else certificate.certified,
+        **{name: getattr(result, name) for name in PLAIN_FIELDS},
     }
-    tensors = {f"score.{layer}": scores for layer, scores in enumerate(result.scores)}
-    write_tensors(path, {**tensors, "residuals": result.residuals}, meta, "rank")
+    tensors: dict[str, Any] = {f"score.{layer}": scores for layer, scores in enumerate(result.scores)}
+    tensors |= {name: getattr(result, name) for name in ARRAY_FIELDS}
+    # Bounds may be infinite, which JSON has no word for.
+    tensors["layer_bounds"] = np.asarray(result.layer_bounds, dtype=np.float64)
+    if certificate is not None:
+        tensors |= {f"keep.{layer}": mask.astype(np.uint8) for layer, mask in certificate.keep.items()}
+        for name in ("gaps", "bounds"):
+            entries = sorted(getattr(certificate, name).items())
+            tensors[f"certificate.{name}"] = np.array(entries, dtype=np.float64)
+    write_tensors(path, tensors, meta, "rank")
 
 
 def load_rank(path: str | os.PathLike[str]) -> RankResult:
@@ -119,10 +126,26 @@ def load_rank(path: str | os.PathLike[str]) -> RankResult:
     meta, tensors = read_tensors(path, "rank")
     try:
         meta["names"] = tuple(meta["names"])
-        meta["error_bound"] = math.inf if meta["error_bound"] is None else meta["error_bound"]
         meta["degenerate"] = tuple(Degenerate(**entry) for entry in meta["degenerate"])
         meta["labels"] = None if meta["labels"] is None else tuple(meta["labels"])
-        scores = tuple(tensors[f"score.{layer}"] for layer in range(len(meta["names"])))
-        return RankResult(scores=scores, residuals=tensors["residuals"], **meta)
+        certified = meta.pop("certified")
+        certificate = None if certified is None else _certificate(tensors, certified)
+        layers = sum(name.startswith("score.") for name in tensors)
+        arrays: dict[str, Any] = {name: tensors[name] for name in ARRAY_FIELDS}
+        return RankResult(
+            scores=tuple(tensors[f"score.{layer}"] for layer in range(layers)),
+            layer_bounds=tuple(tensors["layer_bounds"].tolist()),
+            certificate=certificate,
+            **arrays,
+            **meta,
+        )
     except (KeyError, TypeError) as error:
         raise GraphError(f"{path} is not a consistent rank file: {error}; write it again") from error
+
+
+def _certificate(tensors: dict[str, Any], certified: bool) -> Certificate:
+    keep = {int(name.split(".")[1]): mask != 0 for name, mask in tensors.items() if name.startswith("keep.")}
+    gaps, bounds = (
+        {int(layer): float(value) for layer, value in tensors[f"certificate.{name}"]} for name in ("gaps", "bounds")
+    )
+    return Certificate(keep, certified, gaps, bounds)

@@ -1,7 +1,7 @@
-"""Operators: how a block multiplies a vector.
+"""Operators: how a block multiplies a vector, or several at once.
 
-One protocol, :class:`BlockOperator`, with three implementations: scipy CSR, torch CSR (CPU, CUDA),
-and dense bands. Solvers see the protocol only.
+One protocol, :class:`BlockOperator`, implemented by scipy CSR, torch CSR (CPU, CUDA), dense bands,
+and compiled kernels over CSR and over dense weights. Solvers see the protocol only.
 """
 
 from __future__ import annotations
@@ -12,30 +12,48 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from scipy import sparse
 
-from graphs.blocks import Band, DenseBlock, FloatArray
+from graphs.blocks import Band, DenseBlock, FloatArray, NumpyBuffers
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BlockOperator", "CSROperator", "DenseOperator", "TorchCSROperator", "Vector"]
+__all__ = [
+    "BlockOperator",
+    "CSRKernelOperator",
+    "CSROperator",
+    "DenseOperator",
+    "KernelOperator",
+    "TorchCSROperator",
+    "Vector",
+]
 
 # A numpy array or a torch tensor: solvers use only what the two share (+, *, sum, abs, slicing).
 Vector: TypeAlias = Any
 
 
 class BlockOperator(Protocol):
-    """A block W (n_targets x n_sources) that multiplies vectors, and its twin 1[W != 0]."""
+    """A block W (n_targets x n_sources) that multiplies vectors, and its twin 1[W != 0].
+
+    Where a method takes (n,) it takes (n, k) too and treats the columns apart, in one read of the
+    block, except for `mixed_matvec`.
+    """
 
     shape: tuple[int, int]
 
     def out_strength(self) -> Vector:
         """Column sums of W, (n_sources,)."""
 
+    def in_strength(self) -> Vector:
+        """Row sums of W, (n_targets,)."""
+
     def out_degree(self) -> Vector:
         """Number of non-zero entries of every column, (n_sources,)."""
 
     def matvec(self, x: Vector) -> Vector:
         """W @ x, (n_targets,)."""
+
+    def rmatvec(self, y: Vector) -> Vector:
+        """W.T @ y, (n_sources,): the product along the reversed edges."""
 
     def mixed_matvec(self, x: Vector, y: Vector) -> Vector:
         """W @ x + 1[W != 0] @ y, (n_targets,), in one pass over the block."""
@@ -59,6 +77,10 @@ class CSROperator:
         sums = np.bincount(self.csr.indices, weights=self.csr.data, minlength=self.shape[1])
         return sums.astype(self.csr.dtype)
 
+    def in_strength(self) -> FloatArray:
+        """Row sums."""
+        return self.matvec(np.ones(self.shape[1], dtype=self.csr.dtype))
+
     def out_degree(self) -> FloatArray:
         """Entries per column."""
         return np.bincount(self.csr.indices, minlength=self.shape[1]).astype(self.csr.dtype)
@@ -67,10 +89,42 @@ class CSROperator:
         """W @ x."""
         return np.asarray(self.csr @ x)
 
+    def rmatvec(self, y: Vector) -> FloatArray:
+        """W.T @ y; scipy reads the same arrays as CSC."""
+        return np.asarray(self.csr.T @ y)
+
     def mixed_matvec(self, x: Vector, y: Vector) -> FloatArray:
         """W @ x + 1[W != 0] @ y."""
         pattern = sparse.csr_array((np.ones_like(self.csr.data), self.csr.indices, self.csr.indptr), shape=self.shape)
         return np.asarray(self.csr @ x + pattern @ y)
+
+
+class CSRKernelOperator(CSROperator):
+    """A large scipy CSR block, multiplied by :mod:`graphs.kernels` on all cores; sums in float64."""
+
+    def matvec(self, x: Vector) -> FloatArray:
+        """W @ x."""
+        from graphs import kernels
+
+        if x.ndim > 1:
+            return super().matvec(x)
+        csr = self.csr
+        result: FloatArray = kernels.csr_products(csr.indptr, csr.indices, csr.data, x)
+        return result.astype(csr.dtype, copy=False)
+
+    def rmatvec(self, y: Vector) -> FloatArray:
+        """W.T @ y."""
+        from graphs import kernels
+
+        if y.ndim > 1:
+            return super().rmatvec(y)
+        csr = self.csr
+        result: FloatArray = kernels.csr_column_products(csr.indptr, csr.indices, csr.data, y, self.shape[1])
+        return result.astype(csr.dtype, copy=False)
+
+    def out_strength(self) -> FloatArray:
+        """Column sums."""
+        return self.rmatvec(np.ones(self.shape[0]))
 
 
 class TorchCSROperator:
@@ -85,6 +139,7 @@ class TorchCSROperator:
         n_targets, n_sources = matrix.shape
         self.shape: tuple[int, int] = (int(n_targets), int(n_sources))
         self._matrix = matrix
+        self._transposed: torch.Tensor | None = None
 
     def _scatter(self, values: torch.Tensor) -> torch.Tensor:
         sums = values.new_zeros(self.shape[1])
@@ -94,6 +149,10 @@ class TorchCSROperator:
         """Column sums."""
         return self._scatter(self._matrix.values())
 
+    def in_strength(self) -> torch.Tensor:
+        """Row sums."""
+        return self.matvec(self._matrix.values().new_ones(self.shape[1]))
+
     def out_degree(self) -> torch.Tensor:
         """Entries per column."""
         return self._scatter(self._matrix.values().new_ones(self._matrix.values().shape))
@@ -101,6 +160,13 @@ class TorchCSROperator:
     def matvec(self, x: Vector) -> torch.Tensor:
         """W @ x."""
         result: torch.Tensor = self._matrix @ x
+        return result
+
+    def rmatvec(self, y: Vector) -> torch.Tensor:
+        """W.T @ y; the first call builds the CSR of W.T and keeps it: torch would convert at every product."""
+        if self._transposed is None:
+            self._transposed = _transposed(self._matrix)
+        result: torch.Tensor = self._transposed @ y
         return result
 
     def mixed_matvec(self, x: Vector, y: Vector) -> torch.Tensor:
@@ -119,6 +185,24 @@ class TorchCSROperator:
             )
         result: torch.Tensor = matrix @ x + pattern @ y
         return result
+
+
+def _transposed(matrix: torch.Tensor) -> torch.Tensor:
+    """The CSR of the transpose, with int32 indices as long as they fit."""
+    import torch
+
+    rows = torch.repeat_interleave(
+        torch.arange(matrix.shape[0], device=matrix.device, dtype=matrix.col_indices().dtype),
+        matrix.crow_indices().diff(),
+    )
+    order = torch.argsort(matrix.col_indices(), stable=True)
+    counts = torch.bincount(matrix.col_indices(), minlength=matrix.shape[1])
+    crow = torch.cat((counts.new_zeros(1), counts.cumsum(0))).to(matrix.crow_indices().dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            crow, rows[order], matrix.values()[order], size=(matrix.shape[1], matrix.shape[0]), check_invariants=False
+        )
 
 
 class DenseOperator:
@@ -149,10 +233,11 @@ class DenseOperator:
             else self._block.bands(self._buffers, self._elements)
         )
 
-    def _zeros(self, size: int) -> Vector:
-        vector = self._buffers.empty(1, size)[0]
-        vector[:] = 0
-        return vector
+    def _zeros(self, size: int, like: Vector = None) -> Vector:
+        width = 1 if like is None or like.ndim == 1 else like.shape[1]
+        matrix = self._buffers.empty(size, width)
+        matrix[:] = 0
+        return matrix[:, 0] if like is None or like.ndim == 1 else matrix
 
     def _add_column_sums(self, total: Vector, band: Band) -> None:
         total[band.columns] += band.matrix.sum(0)
@@ -162,6 +247,13 @@ class DenseOperator:
         total = self._zeros(self.shape[1])
         for band in self._bands():
             self._add_column_sums(total, band)
+        return total
+
+    def in_strength(self) -> Vector:
+        """Row sums."""
+        total = self._zeros(self.shape[0])
+        for band in self._bands():
+            total[band.rows] += band.matrix.sum(1)
         return total
 
     def out_degree(self) -> Vector:
@@ -174,9 +266,16 @@ class DenseOperator:
 
     def matvec(self, x: Vector) -> Vector:
         """W @ x."""
-        result = self._zeros(self.shape[0])
+        result = self._zeros(self.shape[0], x)
         for band in self._bands():
             result[band.rows] += band.matrix @ x[band.columns]
+        return result
+
+    def rmatvec(self, y: Vector) -> Vector:
+        """W.T @ y."""
+        result = self._zeros(self.shape[1], y)
+        for band in self._bands():
+            result[band.columns] += band.matrix.T @ y[band.rows]
         return result
 
     def mixed_matvec(self, x: Vector, y: Vector) -> Vector:
@@ -186,4 +285,68 @@ class DenseOperator:
             result[band.rows] += band.matrix @ x[band.columns]
             self._xp.sign(band.matrix, out=band.matrix)
             result[band.rows] += band.matrix @ y[band.columns]
+        return result
+
+
+class KernelOperator:
+    """Dense weights on the CPU, read where they lie by :mod:`graphs.kernels`: one read a product, sums in float64.
+
+    Parameters
+    ----------
+    matrices : tuple of one or two C-contiguous arrays
+        float32, float64, or uint16 for the bits of bfloat16; absolute values add up.
+    transposed : bool
+        Whether the block is the transpose of the matrices (column-major weights).
+    block : DenseBlock
+        The same weights, for products with several vectors, which are matrix products of bands.
+    dtype : str
+        Of the vectors.
+    """
+
+    def __init__(self, matrices: tuple[FloatArray, ...], transposed: bool, block: DenseBlock, dtype: str) -> None:
+        self.shape = block.shape
+        self._matrices = matrices
+        self._is_transposed = transposed
+        self._dtype = np.dtype(dtype)
+        self._bands = DenseOperator(block, np, NumpyBuffers(self._dtype))
+
+    def _product(self, x: Vector, transpose: bool) -> FloatArray:
+        from graphs import kernels
+
+        kernel = kernels.column_products if transpose != self._is_transposed else kernels.row_products
+        result: FloatArray = kernel(self._matrices, np.ascontiguousarray(x)).astype(self._dtype, copy=False)
+        return result
+
+    def out_strength(self) -> FloatArray:
+        """Column sums."""
+        return self._product(np.ones(self.shape[0]), transpose=True)
+
+    def in_strength(self) -> FloatArray:
+        """Row sums."""
+        return self._product(np.ones(self.shape[1]), transpose=False)
+
+    def out_degree(self) -> FloatArray:
+        """Non-zero entries per column."""
+        from graphs import kernels
+
+        if self._is_transposed:
+            return np.asarray(self._bands.out_degree())
+        counts: FloatArray = kernels.column_counts(self._matrices).astype(self._dtype, copy=False)
+        return counts
+
+    def matvec(self, x: Vector) -> FloatArray:
+        """W @ x."""
+        return self._product(x, transpose=False) if x.ndim == 1 else np.asarray(self._bands.matvec(x))
+
+    def rmatvec(self, y: Vector) -> FloatArray:
+        """W.T @ y."""
+        return self._product(y, transpose=True) if y.ndim == 1 else np.asarray(self._bands.rmatvec(y))
+
+    def mixed_matvec(self, x: Vector, y: Vector) -> FloatArray:
+        """W @ x + 1[W != 0] @ y."""
+        from graphs import kernels
+
+        if self._is_transposed:
+            return np.asarray(self._bands.mixed_matvec(x, y))
+        result: FloatArray = kernels.row_products_mixed(self._matrices, x, y).astype(self._dtype, copy=False)
         return result

@@ -132,18 +132,18 @@ class BaseScorer:
         return RankResult(
             scores=tuple(scores),
             names=graph.names,
-            iterations=1,
             residuals=np.zeros(1),
-            converged=True,
+            layer_residuals=np.zeros((1, len(scores))),
+            error_bounds=np.zeros(1),
+            layer_bounds=(0.0,) * len(scores),
             stop_reason="exact",
-            error_bound=0.0,
             tolerance=0.0,
             solver="walk",
             backend="torch",
             method=type(self).__name__,
             parameters=self.parameters(),
-            block_products=len(graph.blocks),
-            solve_seconds=seconds,
+            step_products=np.array([len(graph.blocks)]),
+            step_seconds=np.array([seconds]),
             degenerate=tuple(degenerate),
         )
 

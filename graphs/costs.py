@@ -1,0 +1,38 @@
+"""The costs by which the backend "auto" chooses between dense and CSR products, in one table.
+
+``python -m benchmarks.crossover`` measures the table anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["COSTS", "Costs"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of an engine, in products of the full dense block.
+
+    Attributes
+    ----------
+    csr_product : float
+        A product of the full block's CSR; that of a thinner one costs this times its density.
+    dense_to_csr : float
+        Building the CSR from a dense block.
+    csr_to_dense : float
+        Building the dense block from CSR.
+    """
+
+    csr_product: float
+    dense_to_csr: float
+    csr_to_dense: float
+
+
+COSTS: Mapping[str, Costs] = {
+    "scipy": Costs(csr_product=5.0, dense_to_csr=20.0, csr_to_dense=10.0),
+    "compiled": Costs(csr_product=5.0, dense_to_csr=60.0, csr_to_dense=30.0),
+    "cpu": Costs(csr_product=3.0, dense_to_csr=20.0, csr_to_dense=10.0),
+    "cuda": Costs(csr_product=3.0, dense_to_csr=20.0, csr_to_dense=10.0),
+}

@@ -1,0 +1,48 @@
+"""Solvers behind one protocol: frozen knobs and a step.
+
+============================ ============================= ==========================================
+name                         class                         converges
+============================ ============================= ==========================================
+``power``                    :class:`PowerIteration`       like gamma**k at the least; layered: exact
+                                                           after L steps
+``sweep``                    :class:`LayerSweep`           exact in one pass; acyclic graphs only
+``gauss-seidel``             :class:`GaussSeidel`          by what leads back, layers' masses at once
+``aitken``, ``quadratic``    :class:`Extrapolation`        power iteration less one or two slow modes
+``anderson``                 :class:`AndersonMixing`       like a Krylov method, on any map
+``gmres``, ``bicgstab``      :class:`Krylov`               few steps where few modes are slow
+``lu``                       :class:`SparseLU`             the oracle
+============================ ============================= ==========================================
+"""
+
+from graphs.solvers.accelerated import AndersonMixing, Extrapolation
+from graphs.solvers.choice import SOLVERS, choose, named
+from graphs.solvers.direct import SparseLU
+from graphs.solvers.iteration import Limits, Progress, Solution, check_limits, held_tolerance, solve, warn_unconverged
+from graphs.solvers.krylov import Krylov
+from graphs.solvers.problem import LinearProblem, Problem, Relaxed, Solver, Step
+from graphs.solvers.stationary import GaussSeidel, LayerSweep, PowerIteration
+
+__all__ = [
+    "SOLVERS",
+    "AndersonMixing",
+    "Extrapolation",
+    "GaussSeidel",
+    "Krylov",
+    "LayerSweep",
+    "Limits",
+    "LinearProblem",
+    "PowerIteration",
+    "Problem",
+    "Progress",
+    "Relaxed",
+    "Solution",
+    "Solver",
+    "SparseLU",
+    "Step",
+    "check_limits",
+    "choose",
+    "held_tolerance",
+    "named",
+    "solve",
+    "warn_unconverged",
+]
