@@ -26,19 +26,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import combinations
 from math import ceil, log, sqrt
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import linalg
 
-__all__ = ["CORRECT", "PEERS", "Peer", "agreement", "available", "diagnose", "faults", "missing", "versions"]
+__all__ = ["CORRECT", "PEERS", "Peer", "Probe", "agreement", "available", "diagnose", "faults", "missing", "versions"]
 
 FloatArray = NDArray[np.float64]
 Settings = dict[str, Any]
@@ -186,6 +187,10 @@ def _build_scaled(csr: sparse.csr_array, _v: FloatArray) -> tuple[sparse.csr_arr
     return _int32(sparse.csr_array(csr)), _strength_shares(csr)
 
 
+def _build_scaled_columns(csr: sparse.csr_array, _v: FloatArray) -> tuple[sparse.csc_array, FloatArray]:
+    return _int32(sparse.csc_array(csr)), _strength_shares(csr)
+
+
 def _int32(csr: Any) -> Any:
     """Indices of 32 bits where they fit: a third less to read at every product."""
     if csr.indices.dtype == np.int32 or max(csr.nnz, *csr.shape) > np.iinfo(np.int32).max:
@@ -195,7 +200,7 @@ def _int32(csr: Any) -> Any:
 
 
 def _solve_power(
-    graph: tuple[sparse.csr_array, FloatArray], gamma: float, v: FloatArray, tol: float, max_iter: int
+    graph: tuple[sparse.sparray, FloatArray], gamma: float, v: FloatArray, tol: float, max_iter: int
 ) -> FloatArray:
     matrix, shares = graph
     shares = gamma * shares
@@ -400,6 +405,16 @@ PEERS: tuple[Peer, ...] = (
         notes="Ours, the textbook's ten lines. tol: absolute L1 residual.",
     ),
     Peer(
+        name="scipy power iteration, CSC",
+        method="power iteration on scipy's CSC product",
+        library="scipy",
+        build=_build_scaled_columns,
+        solve=_solve_power,
+        settings=_l1_settings,
+        notes="Ours, the same lines. scipy's CSC product adds to many sums at a time where CSR waits for one: a third "
+        "faster where columns are long and the vectors fit the cache, no faster on a large sparse graph.",
+    ),
+    Peer(
         name="scipy GMRES",
         method="GMRES(20) on (I - gamma P) x = v, scaled to mass 1",
         library="scipy",
@@ -502,8 +517,9 @@ PEERS: tuple[Peer, ...] = (
         "diteration",
         "asynchronous diffusion in float32",
         _diteration_settings,
-        "The definition, loosely: float32, about 1e-7 of L1 error at best on one thread. With several, threads add to "
-        "and clear the same entries without atomics, and mass is lost: 1e-4 to 1e-2, another at every run.",
+        "The definition, loosely: float32, an L1 error of 1e-7 at best, on one thread. On several, which is the default, a "
+        "bug: threads add to and clear the same entries without atomics and mass is lost, another at every run. On 2 "
+        "threads errors of 1e-6 to 1e-2 on a layered graph of 2 M edges, 0.003 to 0.3 on cyclic ones of 150 nodes.",
         threads=_OPENMP,
     ),
     _sknetwork(
@@ -581,7 +597,8 @@ def agreement(
     Returns
     -------
     list of dict
-        A row for each peer: ``l1_error`` and ``largest_relative_error`` against `reference`;
+        A row for each peer: ``l1_error`` and ``largest_relative_error`` against `reference`, the worst of
+        five solves where threads may race, and ``between_runs``, the largest L1 distance between these;
         ``uniform_l1_error``, for a peer without teleport vector its error against the scores of a uniform
         one; ``honours_teleport``, ``honours_dangling`` and ``honours_weights`` as :func:`diagnose` measures
         them on small graphs; ``verdict``: "correct" (L1 error up to :data:`CORRECT`), "loose (...)" (the right
@@ -597,31 +614,42 @@ def agreement(
     }
     rows = []
     for peer in available() if peers is None else peers:
-        lacks = faults(diagnose(peer))
+        lacks = _lacks(peer)
         row: dict[str, Any] = {
             "name": peer.name,
             "library": peer.library,
             **{f"honours_{need}": need not in lacks for need in needs},
             "notes": peer.notes,
         }
-        start = perf_counter()
-        graph = peer.build(csr, v)
-        row["build_seconds"] = perf_counter() - start
-        start = perf_counter()
+        settings = peer.settings(_TIGHT, n_nodes, gamma)
         try:
-            scores = peer.solve(graph, gamma, v, **peer.settings(_TIGHT, n_nodes, gamma))
+            start = perf_counter()
+            graph = peer.build(csr, v)
+            row["build_seconds"] = perf_counter() - start
+            start = perf_counter()
+            solved = [peer.solve(graph, gamma, v, **settings)]
+            row["solve_seconds"] = perf_counter() - start
+            if peer.threads != "1":
+                solved += [peer.solve(graph, gamma, v, **settings) for _ in range(_TRIES - 1)]
         except Exception as error:  # what a library raises is its own affair; that it fails is the result
             rows.append({**row, "l1_error": np.nan, "verdict": f"wrong (raises {type(error).__name__}: {error})"})
             continue
-        row["solve_seconds"] = perf_counter() - start
-        row["l1_error"] = float(np.abs(scores - reference).sum())
+        scores = max(solved, key=lambda vector: _l1(vector, reference))
+        row["l1_error"] = _l1(scores, reference)
+        row["between_runs"] = _scatter(solved)
         row["largest_relative_error"] = _largest_relative(scores, reference)
         if not peer.takes_teleport:
             plain = _solve_power(_build_scaled(csr, uniform), gamma, uniform, **_l1_settings(_TIGHT, n_nodes, gamma))
-            row["uniform_l1_error"] = float(np.abs(scores - plain).sum())
-        row["verdict"] = _verdict(row, [need for need, needed in needs.items() if needed and need in lacks])
+            row["uniform_l1_error"] = _l1(scores, plain)
+        row["verdict"] = _verdict(row, [lack for lack in lacks if needs.get(lack, True)])
         rows.append(row)
     return rows
+
+
+@cache
+def _lacks(peer: Peer) -> tuple[str, ...]:
+    """What a peer does not honour: asked once, for it depends on no graph."""
+    return faults(diagnose(peer))
 
 
 def _largest_relative(scores: FloatArray, reference: FloatArray) -> float:
@@ -633,22 +661,33 @@ def _verdict(row: dict[str, Any], unmet: list[str]) -> str:
     if row["l1_error"] <= CORRECT:
         return "correct"
     if not unmet:
-        return f"loose (L1 error {row['l1_error']:.0e})"
+        unsteady = ", another at every run" if row["between_runs"] > CORRECT else ""
+        return f"loose (L1 error {row['l1_error']:.0e}{unsteady})"
+    if "plain" in unmet:
+        return "wrong (on every graph, see the notes)"
     if unmet == ["teleport"] and row.get("uniform_l1_error", np.inf) <= CORRECT:
         return f"wrong (takes no teleport vector; correct for a uniform one, L1 error {row['uniform_l1_error']:.0e})"
     return f"wrong (does not honour {', '.join(unmet)})"
 
 
 _SEMANTIC = 0.02  # L1 error above which a library solves another problem, rather than this one badly
+_TRIES = 5
 
 
-def diagnose(peer: Peer, gamma: float = 0.85, n: int = 150, tries: int = 5) -> dict[str, float]:
-    """L1 error on small random graphs with cycles and self-loops, one difficulty at a time.
+class Probe(NamedTuple):
+    """L1 error of a peer on a small graph, and the largest L1 distance between repeated solves."""
+
+    l1_error: float
+    between_runs: float
+
+
+def diagnose(peer: Peer, gamma: float = 0.85, n: int = 150) -> dict[str, Probe]:
+    """Solve small random graphs with cycles and self-loops, one difficulty at a time.
 
     Keys: "plain" (unit weights, no dangling nodes, uniform teleport), then the same with "dangling"
     nodes, with unequal "weights", with an unequal "teleport" vector, and with "all" three. The oracle is
-    a dense solve. Infinite where the library raises. A large error is tried again, up to `tries` times, and the
-    least counts: a data race between threads is no other definition.
+    a dense solve. A large error is repeated, to tell a data race between threads from another definition;
+    the least counts. Infinite where the library raises.
     """
     cases = {
         "plain": frozenset[str](),
@@ -657,31 +696,42 @@ def diagnose(peer: Peer, gamma: float = 0.85, n: int = 150, tries: int = 5) -> d
         "teleport": frozenset({"teleport"}),
         "all": frozenset({"dangling", "weights", "teleport"}),
     }
-    errors = {}
-    for case, difficulties in cases.items():
-        csr, v = _probe(difficulties, n)
-        right = _dense(csr, gamma, v)
-        errors[case] = np.inf
-        for _ in range(tries):
-            errors[case] = min(errors[case], _error(peer, csr, gamma, v, right))
-            if errors[case] <= _SEMANTIC:
-                break
-    return errors
+    return {case: _solve_probe(peer, gamma, *_probe(difficulties, n)) for case, difficulties in cases.items()}
 
 
-def _error(peer: Peer, csr: sparse.csr_array, gamma: float, v: FloatArray, right: FloatArray) -> float:
+def _solve_probe(peer: Peer, gamma: float, csr: sparse.csr_array, v: FloatArray) -> Probe:
+    right = _dense(csr, gamma, v)
+    settings = peer.settings(_TIGHT, len(v), gamma)
+    solved: list[FloatArray] = []
     try:
-        scores = peer.solve(peer.build(csr, v), gamma, v, **peer.settings(_TIGHT, len(v), gamma))
+        graph = peer.build(csr, v)
+        while len(solved) < _TRIES and (not solved or _l1(solved[-1], right) > _SEMANTIC):
+            solved.append(peer.solve(graph, gamma, v, **settings))
     except Exception:  # as in agreement
-        return np.inf
-    return float(np.abs(scores - right).sum())
+        return Probe(np.inf, 0.0)
+    return Probe(min(_l1(scores, right) for scores in solved), _scatter(solved))
 
 
-def faults(errors: dict[str, float]) -> tuple[str, ...]:
-    """What a peer does not honour, of "dangling", "weights" and "teleport", from :func:`diagnose`."""
-    if errors["plain"] > _SEMANTIC:
-        return ("dangling", "weights", "teleport")
-    return tuple(case for case in ("dangling", "weights", "teleport") if errors[case] > _SEMANTIC)
+def faults(probes: dict[str, Probe]) -> tuple[str, ...]:
+    """What a peer does not honour, of "dangling", "weights" and "teleport", from :func:`diagnose`.
+
+    "plain" and all of these where it fails without any of them. An error counts where it stands out from
+    the differences between runs.
+    """
+    lacking = [
+        case for case, (error, scatter) in probes.items() if error > _SEMANTIC and (scatter == 0 or error > 3 * scatter)
+    ]
+    if "plain" in lacking:
+        return ("plain", "dangling", "weights", "teleport")
+    return tuple(case for case in lacking if case != "all")
+
+
+def _l1(one: FloatArray, other: FloatArray) -> float:
+    return float(np.abs(one - other).sum())
+
+
+def _scatter(solved: list[FloatArray]) -> float:
+    return max((_l1(one, other) for one, other in combinations(solved, 2)), default=0.0)
 
 
 def _probe(difficulties: frozenset[str], n: int) -> tuple[sparse.csr_array, FloatArray]:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from graphs.blocks import Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy, is_torch
-from graphs.costs import COSTS, Costs
+from graphs.costs import COSTS
 from graphs.errors import GraphError
 from graphs.operators import (
     BlockOperator,
@@ -267,7 +267,7 @@ class Backend:
     form : {"csr", "dense", "auto"}
         The operator of every block; auto picks the cheaper one for the number of products to come.
     engine : str
-        Whose costs decide, a key of :data:`graphs.costs.COSTS`.
+        Whose costs decide: a key of :data:`graphs.costs.COSTS`, or another device type.
     """
 
     name: str
@@ -285,7 +285,7 @@ class Backend:
         return self.arithmetic.dense_operator(block)
 
     def _dense_is_cheaper(self, block: Block, products: int) -> bool:
-        costs: Costs = COSTS[self.engine]
+        costs = COSTS.get(self.engine, COSTS["cuda"])
         size = block.shape[0] * block.shape[1]
         if isinstance(block, DenseBlock):
             # Below this many products no density, however low, pays for the conversion.

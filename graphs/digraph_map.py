@@ -119,6 +119,31 @@ class DigraphMap:
         """L1 error of any r of mass 1 with this ||F(r) - r||_1, for every layer."""
         return [residual / (1.0 - self.gamma)] * self.layers
 
+    def caps(self) -> list[FloatArray]:
+        """max_j P_ij of every node, dangling sources included, by layer: no entry of P z exceeds it times |z|_1."""
+        arithmetic = self.backend.arithmetic
+        found: list[FloatArray] = [np.zeros(size) for size in self.digraph.layers]
+        for passage in self._passages:
+            edges = passage.edges
+            maxima = passage.operator.column_maxima if edges.transposed else passage.operator.row_maxima
+            found[edges.target] = np.maximum(found[edges.target], arithmetic.to_numpy(maxima(passage.scale)))
+        sent: list[FloatArray] = [np.zeros(size) for size in self.digraph.layers]
+        for passage in self._passages:
+            sent[passage.edges.source] = sent[passage.edges.source] + arithmetic.to_numpy(passage.share)
+        if any(bool((layer < 0.5).any()) for layer in sent):
+            teleports = [arithmetic.to_numpy(v) for v in self.teleport]
+            found = [np.maximum(cap, v) for cap, v in zip(found, teleports, strict=True)]
+        return found
+
+    @property
+    def roundoff(self) -> float:
+        """Relative error of a score by rounding, at the worst.
+
+        Sums have as many terms as a layer has nodes, and follow one another along the paths that matter.
+        """
+        epsilon = float(np.finfo(self.dtype).eps)
+        return epsilon * (max(self.digraph.layers) + 16) * (self.layers + 2.0 / (1.0 - self.gamma))
+
     # --- passes in layer order
 
     @property
@@ -175,10 +200,9 @@ class DigraphMap:
         """`state` with the layers' masses set to those of the small chain of layers that it implies.
 
         Within a layer proportions stay; between layers the flows that they cause are solved exactly. Costs no
-        product: what leaves a layer is known from the shares alone.
+        product: what leaves a layer is known from the shares alone. With one layer it sets the mass against the jump, which
+        passes alone would bring in line by no more than gamma a pass.
         """
-        if self.layers == 1:
-            return state
         to_numpy = self.backend.arithmetic.to_numpy
         held = np.stack([np.atleast_1d(to_numpy(vector.sum(0))) for vector in state])  # (layers, columns)
         flow = np.zeros((held.shape[1], self.layers, self.layers))
@@ -310,6 +334,14 @@ class _Within:
             )
             columns.append(x)
         return np.stack(columns, axis=1).astype(before.dtype) if before.ndim == 2 else columns[0].astype(before.dtype)
+
+
+def _may_be_acyclic(csr: sparse.csr_array) -> bool:
+    """Whether some node has no edge into it and some node none out of it, loops aside, as any acyclic graph has."""
+    loops = csr.diagonal() != 0
+    rows = np.diff(csr.indptr) - loops
+    columns = np.bincount(csr.indices, minlength=csr.shape[1]) - loops
+    return bool((rows == 0).any() and (columns == 0).any())
 
 
 def _topological_order(component: Any, targets: Any, sources: Any) -> Any:

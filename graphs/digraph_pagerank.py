@@ -68,9 +68,10 @@ def pagerank(
     weight : str or None
         networkx edge attribute; None counts every edge as 1.
     solver : str or Solver
-        "auto" looks at the structure: without cycles one sweep is exact, else Gauss-Seidel in layer or node
-        order; the result says what was picked, and why. By name: "sweep", "power", "gauss-seidel", "aitken",
-        "quadratic", "anderson", "gmres", "bicgstab", "lu"; see :mod:`graphs.solvers`.
+        "auto" looks at the structure: without cycles one sweep is exact, else Gauss-Seidel in layer order, or
+        power iteration with quadratic extrapolation where there are no layers; the result says what was picked, and why.
+        By name: "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson", "gmres", "bicgstab", "lu";
+        see :mod:`graphs.solvers`.
     backend : {"auto", "scipy", "torch", "dense"}
         How blocks are multiplied, see :func:`graphs.weighted_pagerank`. Edges within a layer (a general
         matrix) are CSR: compiled ("auto"), of scipy, or of torch; torch takes no passes in node order.

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from graphs.blocks import FloatArray
 from graphs.errors import GraphError
+from graphs.result import RankResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["kept_by_layer", "score_heatmap"]
+__all__ = ["convergence", "kept_by_layer", "score_heatmap"]
 
 # Columns of the heat map: more are averaged, so that any width fits a page.
 MAX_COLUMNS = 400
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 KEPT, REMOVED, LOST = "#0072B2", "#D55E00", "#000000"
+LINES = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 
 
 def score_heatmap(scores: Sequence[FloatArray], keep: Sequence[Any], ax: Axes | None = None) -> Axes:
@@ -113,6 +115,60 @@ def kept_by_layer(scores: Sequence[FloatArray], keep: Sequence[Any], ax: Axes | 
     ax.set_ylim(0, 1)
     ax.margins(x=0.01)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    return ax
+
+
+def convergence(
+    results: Sequence[RankResult],
+    against: Literal["steps", "products", "seconds"] = "products",
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Error bound (line) and residual (dots) of every step, on logarithmic axes.
+
+    Parameters
+    ----------
+    results : sequence of RankResult
+    against : {"steps", "products", "seconds"}
+        What the steps are laid out by; block products make solvers comparable.
+    labels : sequence of str, optional
+        By default the solvers' names.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    GraphError
+        Nothing to draw, an unknown measure, or another number of labels.
+    """
+    if not results or against not in ("steps", "products", "seconds"):
+        raise GraphError(
+            f"expected results, and against steps, products or seconds; got {len(results)} and {against!r}"
+        )
+    names = [result.solver for result in results] if labels is None else list(labels)
+    if len(names) != len(results):
+        raise GraphError(f"expected {len(results)} labels, one a result, got {len(names)}")
+    ax = _axes(ax)
+    for position, (result, name) in enumerate(zip(results, names, strict=True)):
+        across = {
+            "steps": np.arange(1, result.iterations + 1),
+            "products": result.step_products,
+            "seconds": result.step_seconds,
+        }[against]
+        colour = LINES[position % len(LINES)]
+        # An exact step has nothing left to show on a logarithmic axis, and an unknown bound nothing to show at all.
+        bounds = np.where((result.error_bounds > 0) & np.isfinite(result.error_bounds), result.error_bounds, np.nan)
+        residuals = np.where(result.residuals > 0, result.residuals, np.nan)
+        ax.plot(across, bounds, color=colour, linewidth=1.4, label=name)
+        ax.plot(across, residuals, color=colour, linestyle="none", marker=".", markersize=3)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel({"steps": "steps", "products": "block products", "seconds": "seconds"}[against])
+    ax.set_ylabel("L1: bound on the error (line), residual (dots)")
+    ax.legend(frameon=False)
     return ax
 
 

@@ -83,6 +83,15 @@ class GraphMap:
             found.append(self._contraction(layer) * before if before else 0.0)
         return found
 
+    def caps(self) -> list[FloatArray] | None:
+        """max_j P_ij of every node by layer, or None where no bound needs it."""
+        return None
+
+    @property
+    def roundoff(self) -> float:
+        """Relative error of a score by rounding, at the worst: sums of as many terms as a layer has nodes, layer by layer."""
+        return float(np.finfo(self.dtype).eps) * (max(self.graph.layers) + 16) * self.layers
+
     def step(self, layer: int, previous: Vector) -> Vector:
         """r_layer from r_{layer-1}."""
         raise NotImplementedError
@@ -133,6 +142,12 @@ class WeightedMap(GraphMap):
         self.damping = gamma
         self.theta = theta
         self._transitions: dict[int, Transition] = {}
+
+    def caps(self) -> list[FloatArray]:
+        """max_j P_ij of every node by layer; 1 in layer 0, which is given."""
+        to_numpy = self.backend.arithmetic.to_numpy
+        steps = (self._transitions[layer].row_maxima(self._operator(layer)) for layer in range(1, self.layers))
+        return [np.ones(self.graph.layers[0]), *map(to_numpy, steps)]
 
     def _contraction(self, layer: int) -> float:
         # A dangling source makes N non-linear.

@@ -58,6 +58,12 @@ class BlockOperator(Protocol):
     def mixed_matvec(self, x: Vector, y: Vector) -> Vector:
         """W @ x + 1[W != 0] @ y, (n_targets,), in one pass over the block."""
 
+    def row_maxima(self, x: Vector) -> Vector:
+        """max_j W_ij x_j for a non-negative x (n_sources,), (n_targets,)."""
+
+    def column_maxima(self, y: Vector) -> Vector:
+        """max_i W_ij y_i for a non-negative y (n_targets,), (n_sources,)."""
+
 
 class CSROperator:
     """A scipy CSR block; its pattern shares the index arrays.
@@ -97,6 +103,20 @@ class CSROperator:
         """W @ x + 1[W != 0] @ y."""
         pattern = sparse.csr_array((np.ones_like(self.csr.data), self.csr.indices, self.csr.indptr), shape=self.shape)
         return np.asarray(self.csr @ x + pattern @ y)
+
+    def row_maxima(self, x: Vector) -> FloatArray:
+        """max_j W_ij x_j."""
+        found = np.zeros(self.shape[0], dtype=self.csr.dtype)
+        rows = np.flatnonzero(np.diff(self.csr.indptr))
+        if len(rows):
+            found[rows] = np.maximum.reduceat(self.csr.data * x[self.csr.indices], self.csr.indptr[rows])
+        return found
+
+    def column_maxima(self, y: Vector) -> FloatArray:
+        """max_i W_ij y_i."""
+        found = np.zeros(self.shape[1], dtype=self.csr.dtype)
+        np.maximum.at(found, self.csr.indices, self.csr.data * np.repeat(y, np.diff(self.csr.indptr)))
+        return found
 
 
 class CSRKernelOperator(CSROperator):
@@ -185,6 +205,26 @@ class TorchCSROperator:
             )
         result: torch.Tensor = matrix @ x + pattern @ y
         return result
+
+    def _rows(self) -> torch.Tensor:
+        import torch
+
+        return torch.repeat_interleave(
+            torch.arange(self.shape[0], device=self._matrix.device), self._matrix.crow_indices().diff()
+        )
+
+    def row_maxima(self, x: Vector) -> torch.Tensor:
+        """max_j W_ij x_j."""
+        values = self._matrix.values()
+        products = values * x[self._matrix.col_indices().long()]
+        return values.new_zeros(self.shape[0]).scatter_reduce_(0, self._rows(), products, "amax")
+
+    def column_maxima(self, y: Vector) -> torch.Tensor:
+        """max_i W_ij y_i."""
+        values = self._matrix.values()
+        products = values * y[self._rows()]
+        columns = self._matrix.col_indices().long()
+        return values.new_zeros(self.shape[1]).scatter_reduce_(0, columns, products, "amax")
 
 
 def _transposed(matrix: torch.Tensor) -> torch.Tensor:
@@ -287,6 +327,22 @@ class DenseOperator:
             result[band.rows] += band.matrix @ y[band.columns]
         return result
 
+    def row_maxima(self, x: Vector) -> Vector:
+        """max_j W_ij x_j."""
+        result = self._zeros(self.shape[0])
+        for band in self._bands():
+            products = band.matrix * x[band.columns]
+            result[band.rows] = self._xp.maximum(result[band.rows], self._xp.amax(products, 1))
+        return result
+
+    def column_maxima(self, y: Vector) -> Vector:
+        """max_i W_ij y_i."""
+        result = self._zeros(self.shape[1])
+        for band in self._bands():
+            products = band.matrix * y[band.rows][:, None]
+            result[band.columns] = self._xp.maximum(result[band.columns], self._xp.amax(products, 0))
+        return result
+
 
 class KernelOperator:
     """Dense weights on the CPU, read where they lie by :mod:`graphs.kernels`: one read a product, sums in float64.
@@ -350,3 +406,11 @@ class KernelOperator:
             return np.asarray(self._bands.mixed_matvec(x, y))
         result: FloatArray = kernels.row_products_mixed(self._matrices, x, y).astype(self._dtype, copy=False)
         return result
+
+    def row_maxima(self, x: Vector) -> FloatArray:
+        """max_j W_ij x_j."""
+        return np.asarray(self._bands.row_maxima(x))
+
+    def column_maxima(self, y: Vector) -> FloatArray:
+        """max_i W_ij y_i."""
+        return np.asarray(self._bands.column_maxima(y))

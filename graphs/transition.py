@@ -100,6 +100,11 @@ class Transition:
             return operator.matvec(weighted) + bare.sum()
         return operator.mixed_matvec(weighted, bare)
 
+    def row_maxima(self, operator: BlockOperator) -> Vector:
+        """At least max_j P_ij, (n_targets,)."""
+        maxima = operator.row_maxima(self._by_strength) * self.theta
+        return maxima if self._by_degree is None else maxima + self._by_degree.max() * (1.0 - self.theta)
+
 
 def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalised:
     """r_l = N(gamma P r_{l-1} + (1 - gamma) a_l / sum(a_l)).

@@ -46,6 +46,7 @@ GRAPHS = [
     "graphs.gallery",
     "graphs.convert",
     "graphs.files",
+    "graphs.shards",
     "graphs.io",
     "graphs.draw",
     "graphs",

@@ -49,14 +49,9 @@ def choose(problem: Problem) -> tuple[Solver, str]:
     """The solver for a problem, and why."""
     if problem.acyclic:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
-    if not getattr(problem, "sweepable", True):
-        return (
-            AndersonMixing(),
-            "there are cycles, and edges within a layer that this backend cannot take in node order",
-        )
-    if problem.layers > 1:
+    if problem.layers > 1 and getattr(problem, "sweepable", True):
         return (
             GaussSeidel(),
             "there are cycles, but most edges lead on: passes in layer order, masses by layer aggregated",
         )
-    return GaussSeidel(), "there are cycles; passes in node order, components in topological order"
+    return Extrapolation(degree=2), "there are cycles and no layers: power iteration, extrapolated"

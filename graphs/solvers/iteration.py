@@ -65,13 +65,13 @@ class Limits:
     callback : callable, optional
         Takes a :class:`Progress`; stops the iteration by returning True.
     certify : callable, optional
-        Maps scores by layer and their error bounds to a Certificate; the iteration stops once it is certified.
+        As :meth:`graphs.certificate.KeepHighest.certificate`; the iteration stops once it is certified.
     """
 
     tol: float = 1e-12
     max_iter: int = 1000
     callback: Callable[[Progress], Any] | None = None
-    certify: Callable[[tuple[FloatArray, ...], list[float]], Certificate] | None = None
+    certify: Callable[..., Certificate] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def solve(
     products: list[int] = []
     seconds: list[float] = []
     certificate: Certificate | None = None
+    caps: list[FloatArray] | None = None
     reason: StopReason = "max_iter"
     while len(residuals) < limits.max_iter:
         # NaN and Inf are looked for where masses are taken; numpy's own warnings would only come before.
@@ -149,7 +150,9 @@ def solve(
         elif step.residual <= tol:
             reason = "tolerance"
         if limits.certify is not None:
-            certificate = limits.certify(to_scores(state), step.bounds)
+            if step.image and caps is None:
+                caps = problem.caps()
+            certificate = limits.certify(to_scores(state), step.bounds, caps if step.image else None, problem.roundoff)
             if certificate.certified and reason == "max_iter":
                 reason = "certified"
         if limits.callback is not None:

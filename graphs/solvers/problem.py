@@ -84,6 +84,13 @@ class Problem(Protocol):
         `steps` tells how many times in a row F was applied, the last one included.
         """
 
+    def caps(self) -> list[FloatArray] | None:
+        """max_j P_ij of every node, by layer; None where the map is no P."""
+
+    @property
+    def roundoff(self) -> float:
+        """Relative error of a score by rounding, at the worst."""
+
 
 class LinearProblem(Problem, Protocol):
     """A problem that is also x = gamma P x + jump * v."""
@@ -135,6 +142,8 @@ class Step:
         What the solver's next step needs.
     exact : bool
         Whether the answer is the fixed point up to round-off.
+    image : bool
+        Whether the answer is F of something, and the bounds those of :meth:`Problem.bounds`.
     """
 
     state: State
@@ -144,6 +153,7 @@ class Step:
     products: int
     memory: Any
     exact: bool = False
+    image: bool = True
 
 
 class Solver(Protocol):

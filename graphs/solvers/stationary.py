@@ -62,7 +62,7 @@ class LayerSweep:
         """The pass."""
         relaxed = problem.relax(memory, masses(memory))
         zeros = [0.0] * problem.layers
-        return Step(relaxed.state, zeros, 0.0, zeros, problem.block_count, relaxed.state, exact=True)
+        return Step(relaxed.state, zeros, 0.0, zeros, problem.block_count, relaxed.state, exact=True, image=False)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class GaussSeidel:
         state, jump = memory
         if problem.acyclic:
             swept = LayerSweep().step(problem, state)
-            return Step(swept.state, swept.changes, 0.0, swept.bounds, swept.products, memory, exact=True)
+            return Step(swept.state, swept.changes, 0.0, swept.bounds, swept.products, memory, exact=True, image=False)
         begun = problem.aggregated(state, jump) if self.aggregation else state
         relaxed = problem.relax(begun, jump)
         return Step(
@@ -106,4 +106,5 @@ class GaussSeidel:
             problem.residual_bounds(relaxed.residual),
             problem.block_count,
             (relaxed.state, relaxed.jump),
+            image=False,
         )

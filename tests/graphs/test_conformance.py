@@ -1,7 +1,6 @@
 """Every storage x backend x solver gives the same ranks; tests marked gpu do so on CUDA."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,16 @@ import pytest
 import torch
 from scipy import sparse
 
-from graphs import LayeredGraph, modified_pagerank, weighted_pagerank
+from graphs import LayeredGraph, bidirectional_graph, modified_pagerank, pagerank, weighted_pagerank
+from graphs.backends import NumpyArithmetic
+from graphs.operators import CSRKernelOperator, KernelOperator
 from tests.graphs.cases import Array, assert_layers_equal, random_case, torch_not_imported
 from tests.graphs.make_golden import textbook_modified, textbook_weighted
 
 BACKENDS = ["scipy", "torch", "dense", "auto"]
+# However small the graph: these two meet compiled kernels where blocks are large.
+COMPILED = ["dense in kernels", "auto in kernels"]
+every_backend = pytest.mark.parametrize("backend", [*BACKENDS, *COMPILED], indirect=True)
 GRAPHS = {
     "full": random_case(1, (9, 14, 9, 14, 9)),
     "half": random_case(2, (9, 14, 9, 14, 9), density=0.5),
@@ -70,6 +74,15 @@ TORCH_STORAGES: dict[str, Callable[[Array], Any]] = {
 }
 
 
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a backend; the kernels of "dense in kernels" take blocks of every size."""
+    name, _, kernels = str(request.param).partition(" in ")
+    if kernels:
+        monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    return name
+
+
 def ranks(graph: LayeredGraph, **options: Any) -> list[Any]:
     return [
         weighted_pagerank(graph, 0.6, **options),
@@ -87,20 +100,59 @@ def assert_ranks(graph: LayeredGraph, name: str, rtol: float, **options: Any) ->
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("solver", ["sweep", "power"])
-@pytest.mark.parametrize("backend", [*BACKENDS, "dense in numpy", "auto in numpy"])
+@every_backend
 def test_every_backend_and_solver(name: str, solver: str, backend: str) -> None:
-    backend, _, library = backend.partition(" in ")
     case = GRAPHS[name]
-    with torch_not_imported() if library else nullcontext():
-        for graph in (case.graph(), case.graph().with_csr()):
-            assert_ranks(graph, name, 1e-10, solver=solver, backend=backend)
-        if library:
-            assert weighted_pagerank(case.graph(), backend=backend).backend.startswith("numpy")
+    for graph in (case.graph(), case.graph().with_csr()):
+        assert_ranks(graph, name, 1e-10, solver=solver, backend=backend)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("theta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("backend", COMPILED, indirect=True)
+def test_kernels_at_every_gamma_and_theta(name: str, gamma: float, theta: float, backend: str) -> None:
+    case = GRAPHS[name]
+    expected = textbook_weighted(*case.lists(), gamma, theta)
+    column_major = [np.asfortranarray(w) for w in case.weights]
+    for graph in (case.graph(), case.graph(column_major), case.graph().with_csr()):
+        assert_layers_equal(weighted_pagerank(graph, gamma, theta, backend=backend).scores, expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", COMPILED, indirect=True)
+def test_the_kernels_are_what_these_tests_met(backend: str) -> None:
+    case = GRAPHS["half"]
+    result = weighted_pagerank(case.graph(), backend=backend)  # type: ignore[arg-type]
+    assert result.backend == f"compiled (float64, {backend})"
+    arithmetic = NumpyArithmetic(compiled=True)
+    block: Any = case.graph().blocks[0]
+    assert isinstance(arithmetic.dense_operator(block), KernelOperator)
+    assert isinstance(arithmetic.csr_operator(block), CSRKernelOperator)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("solver", ["auto", "power"])
+@every_backend
+def test_every_backend_ranks_general_graphs_alike(name: str, solver: str, backend: str) -> None:
+    graph = GRAPHS[name].graph()
+    teleport = np.random.default_rng(1).random((graph.nodes, 3))
+    for digraph in (graph, graph.with_csr(), bidirectional_graph(graph)):
+        reference = pagerank(digraph, 0.7, solver="lu", backend="scipy")
+        found = pagerank(digraph, 0.7, solver=solver, backend=backend)  # type: ignore[arg-type]
+        assert_layers_equal(found.scores, reference.scores)
+        together = pagerank(digraph, 0.7, teleport, solver=solver, backend=backend)  # type: ignore[arg-type]
+        for column in range(3):
+            alone = pagerank(digraph, 0.7, teleport[:, column], solver="lu", backend="scipy").stacked
+            np.testing.assert_allclose(together.stacked[:, column], alone, rtol=1e-9, atol=1e-12)
+        if backend != "dense" and (backend, solver) != ("torch", "auto"):
+            # As one matrix, whose edges run within its only layer.
+            single: Any = pagerank(digraph.to_scipy(), 0.7, teleport, solver=solver, backend=backend)  # type: ignore[arg-type]
+            np.testing.assert_allclose(single.scores[0], together.stacked, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("storage", [*NUMPY_STORAGES, *TORCH_STORAGES])
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_every_storage(storage: str, backend: str) -> None:
     store = (NUMPY_STORAGES | TORCH_STORAGES)[storage]
     for name in ("half", "dangling", "zero block"):
@@ -109,28 +161,27 @@ def test_every_storage(storage: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("storage", NUMPY_STORAGES)
-def test_every_numpy_storage_without_torch(storage: str) -> None:
+@pytest.mark.parametrize("backend", ["scipy", "dense", "auto", *COMPILED], indirect=True)
+def test_every_numpy_storage_without_torch(storage: str, backend: str) -> None:
     case = GRAPHS["half"]
     with torch_not_imported():
         graph = case.graph([NUMPY_STORAGES[storage](w) for w in case.weights])
-        assert_ranks(graph, "half", 1e-10, backend="dense")
+        assert_ranks(graph, "half", 1e-10, backend=backend)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("solver", ["sweep", "power"])
-@pytest.mark.parametrize("backend", [*BACKENDS, "dense in numpy"])
+@every_backend
 def test_float32_agrees_within_its_resolution(name: str, solver: str, backend: str) -> None:
-    backend, _, library = backend.partition(" in ")
     case = GRAPHS[name]
-    with torch_not_imported() if library else nullcontext():
-        for graph in (case.graph(), case.graph().with_csr()):
-            assert_ranks(graph, name, 1e-4, solver=solver, backend=backend, dtype="float32")
+    for graph in (case.graph(), case.graph().with_csr()):
+        assert_ranks(graph, name, 1e-4, solver=solver, backend=backend, dtype="float32")
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=lambda d: str(d)[6:]
 )
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_narrow_weights_rank_as_their_widened_values(dtype: torch.dtype, backend: str) -> None:
     case = GRAPHS["half"]
     narrow = [torch.tensor(w).to(dtype) for w in case.weights]
@@ -140,18 +191,18 @@ def test_narrow_weights_rank_as_their_widened_values(dtype: torch.dtype, backend
         assert_layers_equal(found.scores, expected.scores, 1e-10)
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int8, np.int64, np.bool_])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int8, np.uint16, np.int64, np.bool_])
+@every_backend
 def test_other_numpy_numbers_rank_as_their_widened_values(kind: Any, backend: str) -> None:
     case = random_case(9, (6, 7, 6))
-    narrow = [(w * 10).astype(kind) for w in case.weights]
+    narrow = [(np.abs(w * 10) if kind is np.uint16 else w * 10).astype(kind) for w in case.weights]
     wide = [w.astype(np.float64) for w in narrow]
     reference = ranks(case.graph(wide), backend="scipy")
     for found, expected in zip(ranks(case.graph(narrow), backend=backend), reference, strict=True):
         assert_layers_equal(found.scores, expected.scores, 1e-10)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_read_only_weights_are_enough(backend: str) -> None:
     case = GRAPHS["half"]
     for weight in (frozen := [w.copy() for w in case.weights]):
@@ -159,7 +210,7 @@ def test_read_only_weights_are_enough(backend: str) -> None:
     assert_ranks(case.graph(frozen), "half", 1e-10, backend=backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_mixed_storages_in_one_graph(backend: str) -> None:
     case = GRAPHS["half"]
     stores: list[Callable[[Array], Any]] = [torch.tensor, sparse.csc_array, np.asfortranarray, lambda w: w]
@@ -167,8 +218,10 @@ def test_mixed_storages_in_one_graph(backend: str) -> None:
     assert_ranks(graph, "half", 1e-10, backend=backend)
 
 
-@pytest.mark.parametrize("parts", ["dense", "sparse", "sparse and dense", "three", "mixed orders"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "parts", ["dense", "sparse", "sparse and dense", "three", "mixed orders", "fused", "fused bfloat16"]
+)
+@every_backend
 def test_every_kind_of_parallel_edges(parts: str, backend: str) -> None:
     case, other = GRAPHS["half"], random_case(12, GRAPHS["half"].sizes, density=0.5)
     split: Callable[[Array, Array], tuple[Any, ...]] = {
@@ -177,8 +230,12 @@ def test_every_kind_of_parallel_edges(parts: str, backend: str) -> None:
         "sparse and dense": lambda u, g: (sparse.csr_array(u), torch.tensor(g)),
         "three": lambda u, g: (u, g / 2, -g / 2),
         "mixed orders": lambda u, g: (np.asfortranarray(u), np.ascontiguousarray(g)),
+        "fused": lambda u, g: tuple(np.split(np.concatenate((u, g)), 2)),
+        "fused bfloat16": lambda u, g: torch.tensor(np.concatenate((u, g))).bfloat16().chunk(2),
     }[parts]
     pairs = list(zip(case.weights, other.weights, strict=True))
+    if parts == "fused bfloat16":
+        pairs = [tuple(torch.tensor(w).bfloat16().double().numpy() for w in pair) for pair in pairs]  # type: ignore[misc]
     reference = ranks(case.graph([np.abs(u) + np.abs(g) for u, g in pairs]), backend="scipy")
     for found, expected in zip(ranks(case.graph([split(*p) for p in pairs]), backend=backend), reference, strict=True):
         assert_layers_equal(found.scores, expected.scores, 1e-10)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
-from graphs import GraphError, pagerank, weighted_pagerank
-from tests.graphs.cases import DAMPINGS, MAGNITUDES, Array, Case, cases, random_case
+from graphs import BlockDigraph, GraphError, pagerank, weighted_pagerank
+from graphs.digraph import as_digraph
+from tests.graphs.cases import DAMPINGS, MAGNITUDES, Array, Case, cases, random_case, unit
 
 
 @st.composite
@@ -77,8 +78,11 @@ def test_the_bound_holds_at_every_stop(data: st.DataObject, matrix: Array, gamma
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             result = pagerank(sparse.csr_array(matrix), gamma, teleport, tol=0.0, max_iter=steps)
-        assert result.error_bound == pytest.approx(gamma / (1 - gamma) * result.residuals[-1], rel=1e-12)
-        assert np.abs(result.scores[0] - truth).sum() <= result.error_bound + 1e-13
+            plain = pagerank(sparse.csr_array(matrix), gamma, teleport, solver="power", tol=0.0, max_iter=steps)
+        # Of F(r), one step further than the r that the residual was taken of.
+        assert plain.error_bound == pytest.approx(gamma / (1 - gamma) * plain.residuals[-1], rel=1e-12)
+        for found in (result, plain):
+            assert np.abs(found.scores[0] - truth).sum() <= found.error_bound + 1e-13
 
 
 @given(matrices(), DAMPINGS, st.integers(1, 6))
@@ -91,19 +95,55 @@ def test_an_early_stop_returns_the_iterate_and_its_residuals(matrix: Array, gamm
         iterates.append(gamma * transition @ iterates[-1] + (1 - gamma) / size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        result = pagerank(sparse.csr_array(matrix), gamma, tol=0.0, max_iter=steps)
+        result = pagerank(sparse.csr_array(matrix), gamma, solver="power", tol=0.0, max_iter=steps)
     # A residual of exactly zero may stop it before.
     taken = result.iterations
     np.testing.assert_allclose(result.scores[0], iterates[taken], rtol=1e-12, atol=1e-15)
     expected = np.abs(np.diff(iterates[: taken + 1], axis=0)).sum(axis=1)
     np.testing.assert_allclose(result.residuals, expected, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(result.layer_residuals[:, 0], expected, rtol=1e-9, atol=1e-14)
 
 
 @given(cases(), DAMPINGS)
 def test_a_layered_graph_ranks_as_its_networkx_form(case: Case, gamma: float) -> None:
     graph = case.graph()
+    uniform = np.full(graph.nodes, 1 / graph.nodes)
     expected = networkx.pagerank(graph.to_networkx(), gamma, tol=1e-14, max_iter=2000)
-    assert pagerank(graph, gamma).as_dict() == pytest.approx(expected, abs=1e-10)
+    assert pagerank(graph, gamma, uniform).as_dict() == pytest.approx(expected, abs=1e-10)
+
+
+@given(cases(), DAMPINGS)
+def test_the_teleport_of_a_layered_graph_is_its_activations(case: Case, gamma: float) -> None:
+    # Every layer gets the same mass, whatever the scale of its activations; silent layers are uniform.
+    graph = case.graph()
+    mass = {
+        (layer, k): share / len(case.sizes)
+        for layer, activation in enumerate((case.inputs, *case.activations))
+        for k, share in enumerate(unit(activation))
+    }
+    expected = networkx.pagerank(graph.to_networkx(), gamma, mass, tol=1e-14, max_iter=2000)
+    result = pagerank(graph, gamma)
+    assert result.as_dict() == pytest.approx(expected, abs=1e-10)
+    assert [scores.shape for scores in result.scores] == [(size,) for size in case.sizes]
+    assert result.stacked.sum() == pytest.approx(1.0, abs=1e-14)
+
+
+def test_a_graph_without_activations_teleports_uniformly() -> None:
+    graph = random_case(2, (4, 5, 3)).graph()
+    bare = BlockDigraph(graph.layers, as_digraph(graph).edges, graph.names)
+    uniform = np.full(graph.nodes, 1 / graph.nodes)
+    np.testing.assert_allclose(pagerank(bare).stacked, pagerank(graph, teleport=uniform).stacked, rtol=1e-14)
+    assert np.abs(pagerank(graph).stacked - pagerank(bare).stacked).sum() > 1e-3
+
+
+@given(st.data(), matrices(), DAMPINGS)
+def test_columns_of_a_teleport_are_ranks_of_their_own(data: st.DataObject, matrix: Array, gamma: float) -> None:
+    vectors = [data.draw(teleports(len(matrix))) for _ in range(3)]
+    columns = np.column_stack([np.ones(len(matrix)) if vector is None else vector for vector in vectors])
+    result = pagerank(sparse.csr_array(matrix), gamma, columns, tol=1e-14)
+    assert result.scores[0].shape == columns.shape
+    for k, vector in enumerate(vectors):
+        np.testing.assert_allclose(result.scores[0][:, k], exact(matrix, gamma, vector), rtol=1e-9, atol=1e-12)
 
 
 def test_a_layered_graph_ranks_as_its_own_layered_rank() -> None:
@@ -111,8 +151,7 @@ def test_a_layered_graph_ranks_as_its_own_layered_rank() -> None:
     case, gamma = random_case(1, (5, 6, 4)), 0.6
     activations = (case.inputs, *case.activations)
     teleport = [a / a.sum() * (1.0 if layer == 0 else 1 - gamma) for layer, a in enumerate(activations)]
-    stacked = pagerank(case.graph(), gamma, np.concatenate(teleport), tol=1e-15).scores[0]
-    layers = np.split(stacked, case.graph().offsets[1:-1])
+    layers = pagerank(case.graph(), gamma, np.concatenate(teleport), tol=1e-15).scores
     for part, expected in zip(layers, weighted_pagerank(case.graph(), gamma).scores, strict=True):
         np.testing.assert_allclose(part / part.sum(), expected, rtol=1e-10)
 
@@ -157,8 +196,9 @@ def test_a_teleport_mapping_leaves_the_unnamed_at_zero() -> None:
 def test_torch_gives_what_scipy_gives(dtype: str) -> None:
     matrix = sparse.random_array((60, 60), density=0.1, random_state=np.random.default_rng(1), format="csr")
     reference = pagerank(matrix).scores[0]
-    found = pagerank(matrix, backend="torch", dtype=dtype)
+    found = pagerank(matrix, backend="torch", dtype=dtype, solver="power")
     np.testing.assert_allclose(found.scores[0], reference, rtol=1e-10 if dtype == "float64" else 1e-4)
+    assert found.backend == f"torch (cpu, {dtype}, csr)"
     assert found.tolerance == (1e-12 if dtype == "float64" else 8 * np.finfo(np.float32).eps)
 
 
@@ -212,13 +252,22 @@ PAIR = networkx.DiGraph([(0, 1)])
         (PAIR, {"gamma": -0.1}, "gamma must be a number"),
         (PAIR, {"tol": -1.0}, "tol must be a number >= 0"),
         (PAIR, {"max_iter": 0}, "max_iter must be an integer >= 1"),
-        (PAIR, {"backend": "dense"}, "unknown backend 'dense' for a general digraph; expected 'scipy' or 'torch'"),
+        (PAIR, {"backend": "dense"}, "'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'"),
+        (PAIR, {"backend": "cupy"}, "unknown backend 'cupy'; expected one of scipy, torch, dense, auto"),
+        (PAIR, {"solver": "jacobi"}, "unknown solver 'jacobi'"),
+        (PAIR, {"solver": 5}, "unknown solver 5"),
         (PAIR, {"backend": "torch", "dtype": "int8"}, "unknown dtype 'int8'"),
-        (PAIR, {"device": "cuda"}, "computes on the CPU only"),
+        (PAIR, {"backend": "scipy", "device": "cuda"}, "computes on the CPU only"),
         (PAIR, {"teleport": {7: 1.0}}, r"nodes that are not in the graph: \[7\]"),
         (PAIR, {"teleport": {0: "x"}}, "teleport: expected real numbers"),
         (PAIR, {"teleport": {}}, "teleport: .* positive sum"),
-        (PAIR, {"teleport": [1.0]}, r"teleport: expected shape \(2,\), one number per node, got \(1,\)"),
+        (PAIR, {"teleport": [1.0]}, r"teleport: expected shape \(2,\), one number per node, .* got \(1,\)"),
+        (PAIR, {"teleport": np.ones((2, 0))}, r"teleport: expected .* \(2, k\) for k vectors at once, got \(2, 0\)"),
+        (PAIR, {"teleport": np.ones((1, 2, 2))}, r"teleport: expected .* got \(1, 2, 2\)"),
+        (PAIR, {"teleport": [[1.0, 0.0], [1.0, 0.0]]}, "teleport: .* positive sum"),
+        (PAIR, {"start": [[1.0, 1.0], [1.0, 1.0]]}, r"start: expected 1 vectors of sizes \(2,\)"),
+        (PAIR, {"start": [[1.0, -1.0]]}, "start: layer 0 needs finite, non-negative numbers"),
+        (PAIR, {"start": [[0.0, 0.0]]}, "start: expected a positive sum"),
         (PAIR, {"teleport": [0.0, 0.0]}, "teleport: .* positive sum"),
         (PAIR, {"teleport": [1.0, -1.0]}, "teleport: .* non-negative"),
         (PAIR, {"teleport": [1.0, np.inf]}, "teleport: .* finite"),

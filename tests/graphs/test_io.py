@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from graphs import (
+    Certificate,
     GraphError,
+    KeepHighest,
     LayeredGraph,
     RankResult,
+    bidirectional_graph,
     load_graph,
     load_rank,
     modified_pagerank,
@@ -37,6 +40,7 @@ from tests.graphs.cases import SHARES, Case, cases, random_case
 
 GRAPH = random_case(1, (3, 4, 3), density=0.7).graph()
 RANK = weighted_pagerank(GRAPH, 0.6, 0.9, "power")
+CERTIFIED = weighted_pagerank(GRAPH, 0.6, 0.9, "power", keep=KeepHighest({1: 2, 2: 1}))
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +64,56 @@ def same_graph(one: LayeredGraph, other: LayeredGraph) -> bool:
     return one.names == other.names and one.layers == other.layers and all(same_array(*pair) for pair in pairs)
 
 
+def same_certificate(one: Certificate | None, other: Certificate | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (
+        one.keep.keys() == other.keep.keys()
+        and all(same_array(one.keep[layer], other.keep[layer]) for layer in one.keep)
+        and (one.certified, dict(one.gaps), dict(one.bounds)) == (other.certified, dict(other.gaps), dict(other.bounds))
+    )
+
+
 def same_rank(one: RankResult, other: RankResult) -> bool:
-    arrays = list(zip((*one.scores, one.residuals), (*other.scores, other.residuals), strict=True))
-    plain = [field.name for field in fields(RankResult) if field.name not in ("scores", "residuals")]
-    return all(same_array(*pair) for pair in arrays) and all(getattr(one, n) == getattr(other, n) for n in plain)
+    for field in fields(RankResult):
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        if field.name == "certificate":
+            same = same_certificate(mine, theirs)
+        elif field.name == "scores":
+            same = len(mine) == len(theirs) and all(map(same_array, mine, theirs))
+        elif isinstance(mine, np.ndarray):
+            same = same_array(mine, theirs)
+        else:
+            same = type(mine) is type(theirs) and mine == theirs
+        if not same:
+            return False
+    return True
+
+
+def test_same_rank_sees_every_field() -> None:
+    result = CERTIFIED
+    assert same_rank(result, replace(result))
+    others: dict[str, Any] = {
+        field.name: (getattr(result, field.name) + 1.0)
+        for field in fields(RankResult)
+        if isinstance(getattr(result, field.name), np.ndarray | float)
+    }
+    others |= dict.fromkeys(("solver", "backend", "method", "choice", "stop_reason"), "other")
+    others |= dict.fromkeys(("names", "layer_bounds", "degenerate", "labels"), ("other",))
+    others["scores"] = (*result.scores[:-1], -result.scores[-1])
+    others["parameters"] = {}
+    certificate = result.certificate
+    assert certificate is not None
+    assert set(others) == {field.name for field in fields(RankResult)} - {"certificate"}
+    assert not any(same_rank(result, replace(result, **{name: value})) for name, value in others.items())
+    for changed in (
+        None,
+        replace(certificate, certified=not certificate.certified),
+        replace(certificate, gaps={}),
+        replace(certificate, bounds={}),
+        replace(certificate, keep={layer: ~mask for layer, mask in certificate.keep.items()}),
+    ):
+        assert not same_rank(result, replace(result, certificate=changed))
 
 
 # --- round trips
@@ -101,7 +151,81 @@ def test_an_infinite_bound_comes_back(path: Path) -> None:
         result = modified_pagerank(GRAPH, "power", max_iter=1)
     assert result.error_bound == math.inf
     save_rank(result, path)
-    assert load_rank(path).error_bound == math.inf
+    loaded = load_rank(path)
+    assert loaded.error_bound == math.inf
+    assert list(loaded.error_bounds) == [math.inf]
+    assert loaded.layer_bounds == result.layer_bounds == (0.0, 0.0, math.inf)
+
+
+@given(
+    cases(),
+    st.floats(0.0, 0.95),
+    st.sampled_from(["auto", "power", "anderson"]),
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_a_general_rank_comes_back_bit_for_bit(
+    path: Path, case: Case, gamma: float, solver: str, columns: int | None, dtype: str
+) -> None:
+    graph = bidirectional_graph(case.graph())
+    teleport = None if columns is None else np.random.default_rng(1).random((graph.nodes, columns))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = pagerank(graph, gamma, teleport, solver=solver, dtype=dtype, max_iter=4)
+    save_rank(result, path)
+    loaded = load_rank(path)
+    assert same_rank(loaded, result)
+    assert [s.shape[1:] for s in loaded.scores] == [() if columns is None else (columns,)] * len(case.sizes)
+    for name in ("iterations", "converged", "error_bound", "block_products", "solve_seconds"):
+        assert getattr(loaded, name) == getattr(result, name)
+    assert repr(loaded) == repr(result)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        KeepHighest({1: 2}),
+        KeepHighest({2: 1, 0: 3, 1: 0}),
+        KeepHighest(pooled=(2, 1), count=3),
+        KeepHighest({0: 1}, pooled=(1, 2), count=5, weights=(4.0, 3.0)),
+    ],
+    ids=["one", "all and none", "pooled", "both"],
+)
+@pytest.mark.parametrize("solver", ["sweep", "power"])
+@pytest.mark.parametrize("max_iter", [1, 9])
+@pytest.mark.filterwarnings("ignore:power iteration stopped after max_iter=1:RuntimeWarning")
+def test_a_certificate_comes_back(path: Path, keep: KeepHighest, solver: Any, max_iter: int) -> None:
+    for result in (
+        weighted_pagerank(GRAPH, 0.6, solver=solver, max_iter=max_iter, keep=keep),
+        modified_pagerank(GRAPH, solver=solver, max_iter=max_iter, keep=keep),
+        pagerank(GRAPH, solver=solver, tol=1e-6, keep=keep),
+    ):
+        assert result.certificate is not None
+        save_rank(result, path)
+        loaded = load_rank(path)
+        assert same_rank(loaded, result)
+        assert loaded.certificate is not None
+        assert all(mask.dtype == bool for mask in loaded.certificate.keep.values())
+        assert all(type(layer) is int for layer in (*loaded.certificate.keep, *loaded.certificate.gaps))
+
+
+def test_more_than_ten_layers_come_back_in_order(path: Path) -> None:
+    result = weighted_pagerank(random_case(4, (2,) * 13).graph(), keep=KeepHighest(dict.fromkeys(range(13), 1)))
+    save_rank(result, path)
+    assert same_rank(load_rank(path), result)
+
+
+def test_a_failed_certificate_is_not_a_missing_one(path: Path) -> None:
+    with pytest.warns(RuntimeWarning):
+        result = modified_pagerank(GRAPH, "power", max_iter=1, keep=KeepHighest({2: 1}))
+    assert result.certificate is not None
+    assert not result.certificate.certified
+    assert result.certificate.bounds[2] == math.inf
+    save_rank(result, path)
+    loaded = load_rank(path).certificate
+    assert loaded is not None
+    assert not loaded.certified
+    assert loaded.bounds[2] == math.inf
 
 
 def test_labels_come_back_as_text(path: Path) -> None:
@@ -129,7 +253,7 @@ def test_files_hold_no_pickle_and_open_with_plain_safetensors(path: Path) -> Non
         *(f"block.{k}.{part}" for k in (1, 2) for part in ("data", "indices", "indptr")),
         *(f"activation.{layer}" for layer in range(3)),
     }
-    assert json.loads(header["__metadata__"]["meta"])["version"] == 1
+    assert json.loads(header["__metadata__"]["meta"])["version"] == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
@@ -171,7 +295,7 @@ def test_flipped_bytes_are_refused_or_change_nothing(path: Path, kind: str, data
         loaded = load(path, kind)
     except GraphError:
         return
-    assert same_graph(loaded, GRAPH) if kind == "graph" else same_rank(loaded, RANK)
+    assert same_graph(loaded, GRAPH) if kind == "graph" else same_rank(loaded, CERTIFIED)
 
 
 def test_every_single_flipped_bit_of_the_numbers_is_noticed(path: Path) -> None:
@@ -189,7 +313,7 @@ def written(path: Path, kind: str) -> bytes:
     if kind == "graph":
         save_graph(GRAPH, path)
     else:
-        save_rank(RANK, path)
+        save_rank(CERTIFIED, path)
     return path.read_bytes()
 
 
@@ -233,12 +357,12 @@ def test_the_kinds_are_not_mixed_up(path: Path) -> None:
         load_rank(path)
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
 def test_other_versions_are_refused_with_advice(path: Path, version: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as other:
         other.setattr("graphs.files.VERSION", version)
         write_tensors(path, {}, {}, "graph")
-    message = f"has format version {version}, this package reads 1; upgrade the package, or write the file again"
+    message = f"has format version {version}, this package reads 2; upgrade the package, or write the file again"
     with pytest.raises(GraphError, match=message):
         load_graph(path)
 
@@ -318,14 +442,69 @@ def test_inconsistent_graph_files_are_refused(path: Path, name: str, value: Any)
         load_graph(path)
 
 
-@pytest.mark.parametrize("name", ["names", "error_bound", "degenerate", "labels", "iterations", "score.1", "residuals"])
-def test_rank_files_with_a_part_missing_are_refused(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(target: Any, tensors: dict[str, Any], meta: dict[str, Any], kind: str) -> None:
-        tensors, meta = ({k: v for k, v in entries.items() if k != name} for entries in (tensors, meta))
-        write_tensors(target, tensors, meta, kind)
+# Every part of a rank file, tensors and metadata.
+RANK_TENSORS = [
+    *(f"score.{layer}" for layer in range(3)),
+    *("residuals", "layer_residuals", "error_bounds", "step_products", "step_seconds", "layer_bounds"),
+    *("keep.1", "keep.2", "certificate.gaps", "certificate.bounds"),
+]
+RANK_META = [
+    *("names", "degenerate", "labels", "certified"),
+    *("stop_reason", "tolerance", "solver", "backend", "method", "choice", "parameters", "setup_seconds"),
+]
 
-    monkeypatch.setattr("graphs.io.write_tensors", without)
-    save_rank(RANK, path)
+
+def write_rank(path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    """The rank file of CERTIFIED, with parts changed, or left out where the change is None."""
+
+    def changed(target: Any, tensors: dict[str, Any], meta: dict[str, Any], kind: str) -> None:
+        assert (sorted(tensors), sorted(meta)) == (sorted(RANK_TENSORS), sorted(RANK_META))
+        given = [
+            {k: changes.get(k, v) for k, v in entries.items() if changes.get(k, v) is not None or k not in changes}
+            for entries in (tensors, meta)
+        ]
+        write_tensors(target, given[0], given[1], kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("graphs.io.write_tensors", changed)
+        save_rank(CERTIFIED, path)
+
+
+def test_the_parts_alone_make_a_rank(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rank(path, monkeypatch, {})
+    assert same_rank(load_rank(path), CERTIFIED)
+
+
+@pytest.mark.parametrize("name", [*RANK_TENSORS, *RANK_META])
+def test_rank_files_with_a_part_missing_are_refused(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rank(path, monkeypatch, {name: None})
+    with pytest.raises(GraphError, match="is not a consistent rank file"):
+        load_rank(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("names", 5),
+        ("names", ["one", "two"]),
+        ("degenerate", [{"layer": 1}]),
+        ("degenerate", 5),
+        ("labels", 5),
+        ("layer_bounds", np.zeros(2)),
+        ("layer_residuals", np.zeros((1, 2))),
+        ("error_bounds", np.zeros(7)),
+        ("step_products", np.zeros(7, dtype=np.int64)),
+        ("stop_reason", "boredom"),
+        ("certificate.gaps", np.zeros(2)),
+        ("certificate.gaps", np.zeros((2, 3))),
+        ("certificate.bounds", np.zeros((0, 2))),
+        ("keep.1", np.ones(9, dtype=np.uint8)),
+    ],
+)
+def test_inconsistent_rank_files_are_refused(
+    path: Path, name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rank(path, monkeypatch, {name: value})
     with pytest.raises(GraphError, match="is not a consistent rank file"):
         load_rank(path)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphs import LayeredGraph, modified_pagerank, weighted_pagerank
+from graphs import LayeredGraph, bidirectional_graph, modified_pagerank, pagerank, weighted_pagerank
 from tests.graphs.cases import torch_not_imported
 
 SIZE, BLOCKS = 384, 24
@@ -58,14 +58,49 @@ def test_a_sweep_holds_one_block_at_a_time(chain: LayeredGraph, rank: Any, backe
         assert peak(lambda: rank(chain, backend=backend)) < blocks * BLOCK_BYTES
 
 
-@pytest.mark.parametrize(("backend", "blocks"), [("scipy", 5), ("dense", 1.5)])
+@pytest.mark.parametrize(
+    ("backend", "blocks"),
+    # Iterations keep what they convert: of CSR, with its int32 indices, one and a half times every block.
+    [("scipy", 1.5 * BLOCKS + 4), ("dense", 1.5), ("auto", 1.5)],
+)
 @pytest.mark.filterwarnings("ignore:power iteration stopped after max_iter=2:RuntimeWarning")
-def test_power_iteration_on_a_named_backend_holds_one_block_too(
-    chain: LayeredGraph, backend: Any, blocks: float
-) -> None:
+def test_power_iteration_holds_what_it_converted(chain: LayeredGraph, backend: Any, blocks: float) -> None:
     with torch_not_imported():
         used = peak(lambda: weighted_pagerank(chain, solver="power", backend=backend, max_iter=2))
     assert used < blocks * BLOCK_BYTES
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("solver", ["sweep", "power"])
+@pytest.mark.filterwarnings("ignore:power iteration stopped after max_iter=2:RuntimeWarning")
+def test_kernels_read_weights_where_they_lie(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, order: Any, solver: Any
+) -> None:
+    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    given = [np.asarray(w, dtype=dtype, order=order) for w in weights()[:4]]
+    graph = LayeredGraph.from_weights(given, np.ones(SIZE), [np.ones(SIZE)] * 4)
+
+    def rank() -> Any:
+        weighted_pagerank(graph, solver=solver, max_iter=2)
+        return modified_pagerank(graph, solver=solver, max_iter=2)
+
+    rank()  # compiles
+    assert peak(rank) < 0.1 * BLOCK_BYTES
+
+
+@pytest.mark.parametrize("solver", ["power", "gauss-seidel"])
+@pytest.mark.filterwarnings("ignore:.* iteration stopped after max_iter=3:RuntimeWarning")
+def test_general_ranks_read_weights_where_they_lie(monkeypatch: pytest.MonkeyPatch, solver: str) -> None:
+    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    given = [w.astype(np.float32) for w in weights()[:4]]
+    graph = bidirectional_graph(LayeredGraph.from_weights(given, np.ones(SIZE), [np.ones(SIZE)] * 4))
+
+    def rank() -> Any:
+        return pagerank(graph, solver=solver, tol=0.0, max_iter=3)
+
+    rank()
+    assert peak(rank) < 0.3 * BLOCK_BYTES
 
 
 def test_parallel_edges_need_one_more_buffer(chain: LayeredGraph) -> None:

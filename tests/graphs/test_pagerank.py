@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
+from graphs import GraphError, KeepHighest, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
 from tests.graphs.cases import (
     DAMPINGS,
     SHARES,
@@ -269,10 +269,39 @@ def test_a_sweep_reports_one_exact_pass() -> None:
     result = weighted_pagerank(random_case(1, (4, 5, 4, 3)).graph(), 0.3, 0.9)
     assert (result.iterations, result.stop_reason, result.error_bound, result.converged) == (1, "exact", 0.0, True)
     assert (result.solver, result.block_products, list(result.residuals)) == ("sweep", 3, [0.0])
+    assert (result.choice, result.certificate, result.labels) == ("", None, None)
+    assert result.layer_bounds == (0.0,) * 4
+    np.testing.assert_array_equal(result.layer_residuals, np.zeros((1, 4)))
+    np.testing.assert_array_equal(result.error_bounds, [0.0])
+    np.testing.assert_array_equal(result.step_products, [3])
+    assert list(result.step_seconds) == [result.solve_seconds]
     assert result.parameters == {"gamma": 0.3, "theta": 0.9}
     assert result.names == ("layer 0", "layer 1", "layer 2", "layer 3")
     assert result.setup_seconds >= 0
     assert result.solve_seconds > 0
+
+
+def test_power_iteration_reports_every_step_of_every_layer() -> None:
+    case = random_case(1, (4, 5, 4, 3))
+    graph, gamma = case.graph(), 0.3
+    exact = weighted_pagerank(graph, gamma).scores
+    result = weighted_pagerank(graph, gamma, solver="power", tol=0.0)
+    # Layer l is exact from step l on, and the last step shows it.
+    assert (result.iterations, result.stop_reason, result.error_bound, result.block_products) == (3, "exact", 0.0, 9)
+    np.testing.assert_array_equal(result.step_products, [3, 6, 9])
+    assert (np.diff(result.step_seconds) >= 0).all()
+    assert result.layer_residuals.shape == (3, 4)
+    np.testing.assert_array_equal(result.residuals, result.layer_residuals.max(axis=1))
+    np.testing.assert_array_equal(result.layer_residuals > 0, np.triu(np.ones((3, 4)), 1))
+    for steps in (1, 2):
+        with pytest.warns(RuntimeWarning, match=f"stopped after max_iter={steps}"):
+            stopped = weighted_pagerank(graph, gamma, solver="power", tol=0.0, max_iter=steps)
+        np.testing.assert_allclose(stopped.residuals, result.residuals[:steps], rtol=1e-12)
+        np.testing.assert_allclose(stopped.error_bounds, result.error_bounds[:steps], rtol=1e-12)
+        assert stopped.error_bound == max(stopped.layer_bounds) > 0.0
+        for layer, (found, wanted) in enumerate(zip(stopped.scores, exact, strict=True)):
+            assert np.abs(found - wanted).sum() <= stopped.layer_bounds[layer] + 1e-14
+            assert (stopped.layer_bounds[layer] == 0.0) == (layer <= steps)
 
 
 # --- refusals
@@ -289,8 +318,21 @@ GRAPH = LayeredGraph.from_weights([np.eye(2)], [1, 1], [[1, 1]])
         ({"gamma": "high"}, "gamma must be a number .* got 'high'"),
         ({"gamma": None}, "gamma must be a number .* got None"),
         ({"theta": 2}, "theta must be a number .* got 2"),
-        ({"solver": "jacobi"}, "unknown solver 'jacobi'; expected 'sweep', 'power' or a Solver"),
+        ({"solver": "jacobi"}, "unknown solver 'jacobi'; expected 'auto', 'power', 'sweep', .*, or a Solver object"),
         ({"solver": 5}, "unknown solver 5"),
+        ({"solver": None}, "unknown solver None"),
+        ({"solver": "gmres"}, "'gmres' needs a linear system, which layered ranks .*; use 'sweep'"),
+        ({"solver": "lu"}, "'lu' needs a linear system"),
+        ({"callback": 3}, "callback must be callable with a Progress, got 3"),
+        (
+            {"keep": KeepHighest({2: 1})},
+            r"keep: expected layers of 0..1 and counts up to their sizes, got 1 of layer 2",
+        ),
+        ({"keep": KeepHighest({1: 3})}, "keep: expected .* got 3 of layer 1"),
+        ({"keep": KeepHighest()}, "keep: expected counts for some layers, or pooled layers, got neither"),
+        ({"start": [[1.0, 1.0]]}, "start: expected 2 vectors of sizes"),
+        ({"start": [[1.0, 1.0], [0.0, 0.0]]}, "start: layer 1 needs finite, non-negative numbers with a positive sum"),
+        ({"start": [[1.0, 1.0], [np.nan, 0.0]]}, "start: layer 1 needs finite"),
         ({"backend": "cupy"}, "unknown backend 'cupy'; expected one of scipy, torch, dense, auto"),
         ({"dtype": "float16"}, "unknown dtype 'float16'; expected one of float64, float32"),
         ({"tol": -1.0}, "tol must be a number >= 0 .* got -1.0"),

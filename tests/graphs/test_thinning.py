@@ -366,11 +366,13 @@ def test_the_general_rank_keeps_its_bound(case: Case, rule: dict[str, Any], gamm
     found = thin(case.graph(), **rule)
     rng = np.random.default_rng(seed)
     teleport = rng.exponential(size=found.graph.nodes) ** 4
-    for vector in (None, teleport):
+    uniform = np.full(found.graph.nodes, 1.0 / found.graph.nodes)
+    for vector in (None, uniform, teleport):
         before, after = (
-            pagerank(graph, gamma, vector, tol=1e-14, max_iter=10_000).scores for graph in (case.graph(), found.graph)
+            pagerank(graph, gamma, vector, tol=1e-14, max_iter=10_000).stacked for graph in (case.graph(), found.graph)
         )
-        assert distance(before, after) <= found.pagerank_bound(gamma) + 1e-10
+        # Over all layers together: the rank has one mass, not one a layer.
+        assert distance([before], [after]) <= found.pagerank_bound(gamma) + 1e-10
     assert found.pagerank_bound(gamma) <= gamma / (1 - gamma) * 2 * max(found.dropped_weight) + ROUND_OFF
 
 
@@ -385,8 +387,8 @@ def test_the_bound_of_the_general_rank_is_nearly_attained(gamma: float) -> None:
     )
     found = thin(case.graph(), top_k=1)
     home = np.eye(1, found.graph.nodes)[0]
-    before, after = (pagerank(graph, gamma, home, tol=1e-13).scores for graph in (case.graph(), found.graph))
-    truth = distance(before, after)
+    before, after = (pagerank(graph, gamma, home, tol=1e-13).stacked for graph in (case.graph(), found.graph))
+    truth = distance([before], [after])
     assert 0.97 * found.pagerank_bound(gamma) <= truth <= found.pagerank_bound(gamma) + 1e-10
 
 

@@ -1,0 +1,77 @@
+"""The graphs of the studies: chains of real FFNs, random controls of the same size, graphs with cycles, the gallery."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, gallery, residual_graph
+from llmrank import checkpoint
+from llmrank.activations import collect
+from llmrank.adapters import find_ffns
+from llmrank.calibration import builtin_texts, tokenise
+from llmrank.hub import demo_model
+from llmrank.model_graph import build_graphs
+
+__all__ = ["CYCLIC", "gallery_graphs", "model_chains", "random_control", "shuffled_control", "small_chain"]
+
+CYCLIC: Mapping[str, Callable[[LayeredGraph], BlockDigraph]] = {
+    "residual": residual_graph,
+    "bidirectional": bidirectional_graph,
+}
+
+
+def model_chains(source: str | os.PathLike[str] | None, depths: list[int]) -> dict[int, LayeredGraph]:
+    """Chains of the first FFNs of a model, by their number; its float32 weights are viewed, not copied.
+
+    Activations are norms over four sequences of 256 tokens of the built-in text.
+    """
+    loaded = checkpoint.load(source or demo_model(), dtype="float32")
+    ffns = find_ffns(loaded.model)
+    sequences = tokenise(builtin_texts()[0], loaded.tokenizer, samples=4, sequence_length=256)
+    statistics = collect(loaded.model, ffns, sequences)
+    return {
+        depth: build_graphs(ffns[:depth], statistics[:depth], "chained")[0].graph
+        for depth in depths
+        if depth <= len(ffns)
+    }
+
+
+def small_chain(n_ffns: int, seed: int = 0) -> LayeredGraph:
+    """A chain of small random FFNs: for smoke runs."""
+    return gallery.layered([48, *[128, 48] * n_ffns], seed=seed)
+
+
+def random_control(graph: LayeredGraph, seed: int) -> LayeredGraph:
+    """A chain of the same sizes whose weights are Gaussian and whose activations are those of `graph`, shuffled."""
+    rng = np.random.default_rng(seed)
+    weights = [
+        tuple(rng.standard_normal(block.shape, dtype=np.float32) for _ in getattr(block, "matrices", (0,)))
+        for block in graph.blocks
+    ]
+    activations = [rng.permutation(vector) for vector in graph.activations]
+    return LayeredGraph.from_weights(weights, activations[0], activations[1:], graph.names)
+
+
+def shuffled_control(graph: LayeredGraph, seed: int) -> LayeredGraph:
+    """The same chain with the entries of every weight matrix permuted: its distribution without its structure."""
+    rng = np.random.default_rng(seed)
+    weights = []
+    for layer, block in enumerate(graph.blocks, start=1):
+        matrices: Any = getattr(block, "matrices", None) or (graph.block(layer).toarray(),)
+        weights.append(tuple(rng.permutation(np.abs(np.asarray(m)).ravel()).reshape(m.shape) for m in matrices))
+    return LayeredGraph.from_weights(weights, graph.activations[0], graph.activations[1:], graph.names)
+
+
+def gallery_graphs(scale: int, seed: int) -> dict[str, sparse.csr_array]:
+    """The four seeded graphs in the manner of the GAP suite, of about 2**scale nodes."""
+    return {
+        "kronecker": gallery.kronecker(scale, seed=seed),
+        "uniform": gallery.uniform(scale, seed=seed),
+        "road": gallery.road(round(2 ** (scale / 2)), seed=seed),
+        "power law": gallery.power_law(2**scale, seed=seed),
+    }

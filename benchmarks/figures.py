@@ -1,0 +1,270 @@
+"""The figures of the studies, drawn from their JSON: ``python -m benchmarks.figures`` draws them anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+
+__all__ = ["convergence", "scale", "speed"]
+
+# Okabe and Ito's colours; every solver keeps its own through all figures.
+COLOURS = {
+    "power": "#000000",
+    "gauss-seidel": "#D55E00",
+    "aitken": "#999999",
+    "quadratic": "#56B4E9",
+    "anderson": "#009E73",
+    "gmres": "#0072B2",
+    "bicgstab": "#CC79A7",
+    "sweep": "#E69F00",
+}
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
+def _shown(values: Iterable[float]) -> Any:
+    """Zeros, which a logarithmic axis has no place for, at its lower end."""
+    return np.maximum(np.asarray(list(values), dtype=float), 1e-17)
+
+
+def convergence(results: dict[str, Any], folder: Path) -> list[Path]:
+    """All figures of the convergence study."""
+    with mpl.rc_context(STYLE):
+        return [
+            _solvers(results, folder / "convergence_solvers.png"),
+            _axes_of_one(results, folder / "convergence_axes.png"),
+            _shapes(results, folder / "convergence_shapes.png"),
+            _ranks(results, folder / "convergence_ranks.png"),
+            _exactness(results, folder / "convergence_layered.png"),
+            _floors(results, folder / "convergence_float32.png"),
+            _thinning(results, folder / "convergence_thinning.png"),
+        ]
+
+
+def _solvers(results: dict[str, Any], path: Path) -> Path:
+    graphs = list(dict.fromkeys(row["graph"] for row in results["solvers"]))
+    gammas = sorted({row["gamma"] for row in results["solvers"]})
+    figure, grid = plt.subplots(
+        len(graphs), len(gammas), figsize=(3.6 * len(gammas), 3.0 * len(graphs)), sharey=True, squeeze=False
+    )
+    for row in results["solvers"]:
+        ax = grid[graphs.index(row["graph"])][gammas.index(row["gamma"])]
+        colour = COLOURS[row["solver"]]
+        ax.loglog(row["products"], _shown(row["error"]), "-o", ms=2.5, lw=1.2, color=colour, label=row["solver"])
+        if row["solver"] in ("power", "gauss-seidel"):
+            ax.loglog(row["products"], _shown(row["bound"]), ":", lw=1.0, color=colour)
+    for i, graph in enumerate(graphs):
+        for j, gamma in enumerate(gammas):
+            grid[i][j].set(title=f"{graph} graph, $\\gamma$ = {gamma}", ylim=(1e-16, 5))
+            grid[i][j].set_xlabel("block products" if i == len(graphs) - 1 else "")
+        grid[i][0].set_ylabel("true L1 error")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), bbox_to_anchor=(0.5, -0.04))
+    figure.suptitle("Solid: true error. Dotted: the proven bound that the solver reports.", fontsize=9)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def _axes_of_one(results: dict[str, Any], path: Path) -> Path:
+    rows = [row for row in results["solvers"] if row["graph"] == "residual" and row["gamma"] == 0.85]
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.1), sharey=True)
+    for row in rows:
+        colour = COLOURS[row["solver"]]
+        across = (range(1, len(row["error"]) + 1), row["products"], [1e3 * s for s in row["seconds"]])
+        for ax, x in zip(axes, across, strict=True):
+            ax.semilogy(x, _shown(row["error"]), "-", lw=1.3, color=colour, label=row["solver"])
+    for ax, label in zip(axes, ("steps", "block products", "milliseconds, setting up included"), strict=True):
+        ax.set(xlabel=label, xscale="log", ylim=(1e-16, 5))
+    axes[0].set_ylabel("true L1 error")
+    axes[0].legend(fontsize=7)
+    figure.suptitle("The residual graph at $\\gamma$ = 0.85 against three measures of work", fontsize=9)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def _shapes(results: dict[str, Any], path: Path) -> Path:
+    shapes = results["shapes"]
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.2))
+    styles = {"residual": "-", "bidirectional": "--"}
+    for ax, kind, key in ((axes[0], "depth", "ffns"), (axes[1], "density", "density")):
+        for graph, style in styles.items():
+            for solver in ("power", "gauss-seidel", "gmres"):
+                rows = [r for r in shapes[kind] if r["graph"] == graph and r["solver"] == solver and r["products"]]
+                blocks = [r["products"] / r["steps"] for r in rows]
+                steps = [
+                    r["products"] / b if solver == "gmres" else r["steps"] for r, b in zip(rows, blocks, strict=True)
+                ]
+                ax.plot([r[key] for r in rows], steps, style, marker="o", ms=3, color=COLOURS[solver])
+        ax.set(xscale="log", yscale="log", ylabel="steps to 1e-10")
+    axes[0].set_xlabel("FFNs in the chain")
+    axes[1].set_xlabel("density of the blocks (thinned by mass)")
+    groups = [(weights, graph) for weights in ("real", "Gaussian", "shuffled") for graph in styles]
+    for solver in ("power", "gauss-seidel", "gmres"):
+        heights = [
+            [r["steps"] for r in shapes["controls"] if (r["weights"], r["graph"]) == group and r["solver"] == solver]
+            for group in groups
+        ]
+        for x, values in enumerate(heights):
+            axes[2].plot([x] * len(values), values, "o", ms=4, color=COLOURS[solver])
+    axes[2].set_xticks(range(len(groups)), [f"{w}\n{g[:5]}." for w, g in groups], fontsize=7)
+    axes[2].set(yscale="log", ylabel="steps to 1e-10", xlabel="weights, graph")
+    marks = [
+        plt.Line2D([], [], color=COLOURS[s], marker="o", ms=3, label=s) for s in ("power", "gauss-seidel", "gmres")
+    ]
+    marks += [plt.Line2D([], [], color="grey", ls=style, label=graph) for graph, style in styles.items()]
+    figure.legend(handles=marks, loc="lower center", ncols=5, bbox_to_anchor=(0.5, -0.07))
+    figure.suptitle("Steps to a true L1 error of 1e-10 at $\\gamma$ = 0.85 (gmres: cycles)", fontsize=9)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def _ranks(results: dict[str, Any], path: Path) -> Path:
+    rows = results["ranks"]
+    columns = (len(rows) + 1) // 2
+    figure, grid = plt.subplots(2, columns, figsize=(3.5 * columns, 5.2), squeeze=False, sharey=True)
+    for row, ax in zip(rows, grid.T.ravel(), strict=False):
+        steps = range(1, len(row["error"]) + 1)
+        ax.semilogy(steps, _shown(1 - np.asarray(row["overlap"])), color="#0072B2", label="share of the set wrong")
+        ax.semilogy(steps, _shown((1 - np.asarray(row["tau"])) / 2), color="#009E73", label="pairs out of order")
+        ax.semilogy(steps, _shown(row["error"]), color="#000000", lw=1, label="true L1 error")
+        ax.axvline(row["steps_until_set_is_final"], color="#0072B2", ls=":", lw=1.2, label="set final")
+        if row["steps_until_certified"]:
+            ax.axvline(row["steps_until_certified"], color="#D55E00", ls="--", lw=1.2, label="set certified")
+        ax.set(title=f"{row['graph']}, {row['solver']}", ylim=(1e-14, 3), xlabel="steps")
+    for ax in grid.T.ravel()[len(rows) :]:
+        ax.set_visible(False)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=5, bbox_to_anchor=(0.5, -0.05))
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def _exactness(results: dict[str, Any], path: Path) -> Path:
+    figure, ax = plt.subplots(figsize=(5.2, 3.2))
+    for row, colour in zip(results["exactness"], ("#0072B2", "#D55E00", "#009E73"), strict=True):
+        steps = range(1, len(row["error"]) + 1)
+        ax.semilogy(steps, _shown(row["error"]), color=colour, label=f"$\\gamma$ = {row['gamma']}, true error")
+        ax.semilogy(steps, _shown(np.minimum(row["bound"], 2.0)), ":", color=colour, label="bound")
+    ax.axvline(results["exactness"][0]["blocks"], color="grey", lw=1)
+    ax.set(
+        xlabel="steps of power iteration",
+        ylabel="L1 error, worst layer",
+        ylim=(1e-17, 5),
+        title=f"Layered rank, {results['exactness'][0]['blocks']} blocks: exact at the grey line;\none sweep does it in a step",
+    )
+    ax.legend(fontsize=7)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def _floors(results: dict[str, Any], path: Path) -> Path:
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
+    graphs = list(dict.fromkeys(row["graph"] for row in results["floors"]))
+    for row in results["floors"]:
+        ax = axes[graphs.index(row["graph"])]
+        style = "-" if row["dtype"] == "float64" else "--"
+        label = f"{row['solver']}, {row['dtype']}"
+        steps = range(1, len(row["error"]) + 1)
+        ax.loglog(steps, _shown(row["error"]), style, color=COLOURS[row["solver"]], label=label)
+    for ax, graph in zip(axes, graphs, strict=True):
+        ax.set(title=f"{graph} graph, $\\gamma$ = 0.85", xlabel="steps", ylim=(1e-16, 5))
+    axes[0].set_ylabel("true L1 error")
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def _thinning(results: dict[str, Any], path: Path) -> Path:
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2))
+    for by, colour in (("mass", "#0072B2"), ("top_k", "#D55E00"), ("threshold", "#009E73")):
+        rows = sorted((r for r in results["thinning"] if r["by"] == by), key=lambda r: r["kept"])
+        kept = [100 * r["kept"] for r in rows]
+        axes[0].loglog(kept, _shown(r["error"] for r in rows), "-o", ms=3, color=colour, label=f"{by}: true error")
+        axes[0].loglog(kept, _shown(r["bound"] for r in rows), ":", color=colour, label="bound")
+        axes[1].semilogx(kept, [100 * r["same_neurons_go"] for r in rows], "-o", ms=3, color=colour, label=by)
+    axes[0].set(xlabel="edges kept, %", ylabel="L1 error, worst layer", ylim=(1e-5, 3))
+    axes[1].set(xlabel="edges kept, %", ylabel="of the neurons that should go, % that do", ylim=(0, 102))
+    axes[0].legend(fontsize=7)
+    axes[1].legend(fontsize=7)
+    figure.suptitle(
+        "Thinning the graph: layered weighted rank, $\\gamma$ = 0.5, 30 % of the hidden neurons to go", fontsize=9
+    )
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def speed(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Time to a true error of 1e-12, ours and the peers'."""
+    with mpl.rc_context(STYLE):
+        cases = results["cases"]
+        figure, axes = plt.subplots(1, len(cases), figsize=(3.7 * len(cases), 4.2), squeeze=False)
+        for case, ax in zip(cases, axes[0], strict=True):
+            rows = [row for row in case["rows"] if row["target"] == case["shown_target"] and row["reached"]]
+            rows.sort(key=lambda row: row["build_seconds"] + row["solve_seconds"], reverse=True)
+            for y, row in enumerate(rows):
+                ours = row["library"] == "llmrank"
+                colour = "#D55E00" if ours else "#0072B2"
+                total = row["build_seconds"] + row["solve_seconds"]
+                ax.barh(y, total, color=colour, alpha=0.35)
+                ax.barh(y, row["solve_seconds"], color=colour, height=0.5)
+            ax.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
+            ax.set(xscale="log", xlabel="seconds", title=f"{case['name']}, to {case['shown_target']:.0e}")
+        figure.suptitle("Dark: solving. Light: building the graph and solving. Orange: llmrank.", fontsize=9)
+        figure.tight_layout()
+        return [_save(figure, folder / "speed.png")]
+
+
+def scale(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Seconds and memory against edges."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(8.0, 3.1))
+        for dtype, colour in (("float32", "#0072B2"), ("bfloat16", "#D55E00")):
+            rows = [row for row in results["rows"] if row["dtype"] == dtype]
+            edges = [row["edges"] for row in rows]
+            axes[0].loglog(
+                edges, [row["warm_seconds"] for row in rows], "-o", ms=4, color=colour, label=f"{dtype}, warm"
+            )
+            axes[0].loglog(edges, [row["cold_seconds"] for row in rows], ":o", ms=3, color=colour, label="cold")
+            own = [row["resident_beyond_page_cache"] / 1e9 for row in rows]
+            axes[1].loglog(edges, own, "-o", ms=4, color=colour, label=f"{dtype}: process's own")
+            axes[1].loglog(edges, [row["file_bytes"] / 1e9 for row in rows], ":", color=colour, label="weights on disk")
+        axes[0].set(xlabel="edges", ylabel="seconds, weights to ranks")
+        axes[1].set(xlabel="edges", ylabel="GB")
+        axes[1].axhline(4, color="grey", lw=1)
+        for ax in axes:
+            ax.legend(fontsize=7)
+        figure.tight_layout()
+        return [_save(figure, folder / "scale.png")]
+
+
+def main() -> None:
+    for name, draw in (("convergence", convergence), ("speed", speed), ("scale", scale)):
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            for figure in draw(json.loads(path.read_text(encoding="utf-8")), RESULTS):
+                print(f"wrote {figure}")
+
+
+if __name__ == "__main__":
+    main()

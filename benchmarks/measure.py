@@ -1,0 +1,107 @@
+"""How the studies measure: alternated medians, true errors along the way, the machine's read bandwidth."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from graphs import pagerank
+from graphs.solvers import Krylov
+
+__all__ = ["alternated", "clock", "peak_read_bandwidth", "reference_scores", "trace"]
+
+
+def clock(action: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a call, and what it returned."""
+    gc.collect()
+    begun = time.perf_counter()
+    outcome = action()
+    return time.perf_counter() - begun, outcome
+
+
+def alternated(contenders: Mapping[str, Callable[[], Any]], repeats: int, budget: float) -> dict[str, list[float]]:
+    """Seconds of every contender, one after the other in rounds; the slow ones sit out once over `budget` seconds."""
+    spent: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, action in contenders.items():
+            if len(spent[name]) < 2 or sum(spent[name]) < budget:
+                spent[name].append(clock(action)[0])
+    return spent
+
+
+def peak_read_bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
+    """Bytes a second that all cores read of an array far larger than the caches, summing it (median)."""
+    import numba
+
+    @numba.njit(parallel=True, fastmath=True)
+    def total(values: Any) -> float:
+        result = 0.0
+        for k in numba.prange(len(values)):
+            result += values[k]
+        return result
+
+    values = np.ones(megabytes * 1024 * 1024 // 8)
+    total(values)
+    return values.nbytes / median(clock(lambda: total(values))[0] for _ in range(repeats))
+
+
+def reference_scores(graph: Any, gamma: float, teleport: Any = None) -> tuple[np.ndarray[Any, Any], dict[str, float]]:
+    """Scores to compare with, (nodes,), and how far two unrelated ways to them are apart.
+
+    The reference is BiCGSTAB run far past the tolerance; the check is plain power iteration on one scipy CSR of
+    the whole graph, until its residual stops falling. On acyclic graphs the sweep stands for BiCGSTAB.
+    """
+    best = pagerank(graph, gamma, teleport, solver="auto", tol=1e-15, max_iter=200)
+    if best.stop_reason != "exact":
+        oracle = Krylov("bicgstab", inner=60)
+        best = pagerank(graph, gamma, teleport, solver=oracle, tol=2e-16, max_iter=6, start=best)
+    csr = sparse.csr_array(graph.to_scipy() if hasattr(graph, "to_scipy") else graph).astype(np.float64)
+    strength = np.bincount(csr.indices, weights=csr.data, minlength=csr.shape[1])
+    scale = np.divide(1.0, strength, out=np.zeros_like(strength), where=strength > 0)
+    v = (
+        np.concatenate([a / a.sum() for a in graph.activations]) / len(graph.activations)
+        if hasattr(graph, "activations")
+        else np.full(csr.shape[0], 1.0 / csr.shape[0])
+    )
+    if teleport is not None:
+        v = teleport
+    r = v.copy()
+    last = np.inf
+    for _ in range(20000):
+        following = gamma * (csr @ (r * scale))
+        following += (1.0 - following.sum()) * v
+        change = np.abs(following - r).sum()
+        r = following
+        if change < 1e-15 or (change < 1e-13 and change >= last):
+            break
+        last = change
+    return best.stacked, {"L1 between bicgstab or sweep and scipy power": float(np.abs(best.stacked - r).sum())}
+
+
+def trace(graph: Any, gamma: float, solver: str, reference: Any, tol: float, **options: Any) -> dict[str, Any]:
+    """One solver's way to the reference: true error, bound, products and seconds after every step.
+
+    Errors are taken in a run of their own, so that looking costs no time.
+    """
+    errors: list[float] = []
+
+    def look(progress: Any) -> None:
+        errors.append(float(np.abs(np.concatenate(progress.scores()) - reference).sum()))
+
+    pagerank(graph, gamma, solver=solver, tol=tol, callback=look, **options)
+    result = pagerank(graph, gamma, solver=solver, tol=tol, **options)
+    return {
+        "solver": result.solver,
+        "gamma": gamma,
+        "error": errors,
+        "bound": result.error_bounds.tolist(),
+        "products": result.step_products.tolist(),
+        "seconds": (result.step_seconds + result.setup_seconds).tolist(),
+        "stop": result.stop_reason,
+    }

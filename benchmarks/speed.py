@@ -1,0 +1,336 @@
+"""Time to a PageRank of a stated true error, against the libraries people use.
+
+Run it as ``python -m benchmarks.speed`` (``pip install -e ".[benchmarks]"`` brings the peers). On the chain of a model's FFNs,
+on its residual and bidirectional graphs, and on general digraphs: first whether each library computes this definition at
+all, then seconds to a true L1 error of 1e-4, 1e-8 and 1e-12, building the graph and solving apart, contenders alternated in
+rounds, medians; cold starts in a process of their own; and the share of the memory bandwidth that the sweep reaches. Run it
+on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from benchmarks import figures, peers
+from benchmarks.cases import CYCLIC, gallery_graphs, model_chains, small_chain
+from benchmarks.measure import alternated, peak_read_bandwidth, reference_scores
+from benchmarks.provenance import provenance, write
+from graphs import LayeredGraph, pagerank
+from graphs.digraph import as_digraph, teleport_vector
+
+RESULTS = Path(__file__).parent / "results"
+TARGETS = (1e-4, 1e-8, 1e-12)
+GAMMA = 0.85
+
+# Libraries that take hundreds of bytes an edge sit out above this many,
+EDGES_AT_MOST = {"networkx": 8_000_000, "rustworkx": 8_000_000}
+# and factorisations where there are cycles among many nodes: they fill up.
+DIRECT = {"scipy spsolve", "fast-pagerank exact"}
+NODES_AT_MOST = 4_000
+
+
+def ours(build: Callable[[], Any], device: str | None) -> dict[str, Any]:
+    """This library as a contender; `solve` reads the strengths too, and picks its solver."""
+
+    def solve(graph: Any, target: float) -> Any:
+        # The bound is residual / (1 - gamma) at the most: this tolerance keeps it at the target.
+        return pagerank(graph, GAMMA, tol=target * (1.0 - GAMMA), device=device).stacked
+
+    return {"name": "llmrank", "library": "llmrank", "build": build, "solve": solve}
+
+
+def theirs(peer: Any, assemble: Callable[[], sparse.csr_array], v: Any) -> dict[str, Any]:
+    """A peer as a contender: from the weights to one CSR, to its own graph."""
+
+    def solve(graph: Any, target: float) -> Any:
+        return peer.solve(graph, GAMMA, v, **peer.settings(target, len(v), GAMMA))
+
+    return {"name": peer.name, "library": peer.library, "build": lambda: peer.build(assemble(), v), "solve": solve}
+
+
+def study(
+    name: str,
+    build: Callable[[], Any],
+    assemble: Callable[[], sparse.csr_array],
+    repeats: int,
+    budget: float,
+    device: str | None,
+) -> dict[str, Any]:
+    """One graph: agreement, then times."""
+    graph = build()
+    v = teleport_vector(as_digraph(graph))
+    reference, check = reference_scores(graph, GAMMA)
+    csr = assemble()
+    edges = int(csr.nnz)
+    chosen = [
+        peer
+        for peer in peers.available()
+        if edges <= EDGES_AT_MOST.get(peer.library, edges)
+        and (name == "chain" or peer.name not in DIRECT or csr.shape[0] <= NODES_AT_MOST)
+    ]
+    judged = peers.agreement(csr, GAMMA, v, reference, chosen)
+    for row in judged:
+        print(f"{name}: {row['name']}: {row['verdict']}, L1 error {row['l1_error']:.1e}", flush=True)
+    correct = {row["name"] for row in judged if row["verdict"].startswith(("correct", "loose"))}
+    contenders = [ours(build, device), *(theirs(p, assemble, v) for p in chosen if p.name in correct)]
+    graphs = {c["name"]: c["build"]() for c in contenders}
+    builds = alternated({c["name"]: c["build"] for c in contenders}, repeats, budget)
+    rows = []
+    for target in TARGETS:
+        solves = alternated(
+            {c["name"]: lambda c=c, target=target: c["solve"](graphs[c["name"]], target) for c in contenders},  # type: ignore[misc]
+            repeats,
+            budget,
+        )
+        for contender in contenders:
+            key = contender["name"]
+            error = float(np.abs(contender["solve"](graphs[key], target) - reference).sum())
+            rows.append(
+                {
+                    "name": key,
+                    "library": contender["library"],
+                    "target": target,
+                    "true_error": error,
+                    "reached": error <= target,
+                    "build_seconds": median(builds[key]),
+                    "solve_seconds": median(solves[key]),
+                    "solve_spread": [min(solves[key]), max(solves[key])],
+                    "repeats": len(solves[key]),
+                }
+            )
+    print("\n".join(times({"name": name, "rows": rows})), flush=True)
+    return {
+        "name": name,
+        "nodes": csr.shape[0],
+        "edges": edges,
+        "gamma": GAMMA,
+        "reference_check": check,
+        "sat_out": [p.name for p in peers.available() if p not in chosen],
+        "agreement": judged,
+        "rows": rows,
+        "shown_target": 1e-12 if name == "chain" else 1e-8,
+        "solver": pagerank(graph, GAMMA, device=device).solver,
+    }
+
+
+def bandwidth(chain: LayeredGraph, repeats: int) -> dict[str, float]:
+    """Bytes of weights over seconds for the sweep, against plain reading in the same run."""
+    size = sum(m.nbytes for block in chain.blocks for m in getattr(block, "matrices", ()))
+    peak = peak_read_bandwidth()
+    pagerank(chain, GAMMA)
+    results = [pagerank(chain, GAMMA) for _ in range(max(5, repeats))]
+    products = median(r.solve_seconds for r in results)
+    return {
+        "weight_bytes": size,
+        "peak_bytes_per_second": peak,
+        "products_seconds": products,
+        "strengths_seconds": median(r.setup_seconds for r in results),
+        "share_of_peak_in_products": size / products / peak,
+    }
+
+
+# --- cold starts
+
+
+COLD = """
+import sys, time
+begun = time.perf_counter()
+import numpy as np
+from scipy import sparse
+data = np.load(sys.argv[1])
+loaded = time.perf_counter()
+if sys.argv[2] == "llmrank":
+    from graphs import LayeredGraph, pagerank
+    count = int(data["count"])
+    weights = [tuple(data[f"w{l}.{k}"] for k in range(int(data["parts"][l]))) for l in range(count)]
+    activations = [data[f"a{l}"] for l in range(count + 1)]
+    waited = time.perf_counter()
+    graph = LayeredGraph.from_weights(weights, activations[0], activations[1:])
+    pagerank(graph, float(data["gamma"]))
+else:
+    from benchmarks import peers
+    peer = next(p for p in peers.PEERS if p.name == sys.argv[2])
+    csr = sparse.csr_array((data["data"], data["indices"], data["indptr"]))
+    v, gamma = data["v"], float(data["gamma"])
+    waited = time.perf_counter()
+    graph = peer.build(csr, v)
+    peer.solve(graph, gamma, v, **peer.settings(1e-12, len(v), gamma))
+print((loaded - begun) * 0 + time.perf_counter() - waited)
+"""
+
+
+def cold(chain: LayeredGraph, names: list[str], repeats: int) -> list[dict[str, Any]]:
+    """Build and solve once in a fresh process: what was not imported or compiled before is paid here."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        csr = chain.to_scipy().astype(np.float64)
+        peers_file, own_file = Path(folder, "csr.npz"), Path(folder, "weights.npz")
+        v = teleport_vector(as_digraph(chain))
+        np.savez(peers_file, data=csr.data, indices=csr.indices, indptr=csr.indptr, v=v, gamma=GAMMA)
+        parts = [getattr(block, "matrices", ()) for block in chain.blocks]
+        weights = {f"w{k}.{p}": np.asarray(m) for k, matrices in enumerate(parts) for p, m in enumerate(matrices)}
+        vectors = {f"a{k}": vector for k, vector in enumerate(chain.activations)}
+        counts = {"count": len(parts), "parts": [len(m) for m in parts], "gamma": GAMMA}
+        np.savez(own_file, **weights, **vectors, **counts)  # type: ignore[arg-type]
+        for name in names:
+            spent = []
+            for _ in range(repeats):
+                file = own_file if name == "llmrank" else peers_file
+                outcome = subprocess.run(
+                    [sys.executable, "-W", "ignore", "-c", COLD, str(file), name],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    cwd=Path(__file__).parents[1],
+                    env=dict(os.environ),
+                )
+                spent.append(float(outcome.stdout.split()[-1]))
+            rows.append({"name": name, "seconds": median(spent)})
+            print(f"cold: {name} {median(spent):.3f} s", flush=True)
+    return rows
+
+
+# --- the report
+
+
+def fastest(case: dict[str, Any], target: float, key: Callable[[dict[str, Any]], float]) -> dict[str, Any] | None:
+    """The quickest peer that reached the target."""
+    rows = [r for r in case["rows"] if r["target"] == target and r["library"] != "llmrank" and r["reached"]]
+    return min(rows, key=key) if rows else None
+
+
+def times(case: dict[str, Any]) -> list[str]:
+    """The times of one graph in markdown."""
+    lines = ["| library | target | true L1 error | build s | solve s |", "| --- | ---: | ---: | ---: | ---: |"]
+    for row in sorted(case["rows"], key=lambda r: (r["target"], r["solve_seconds"])):
+        mark = "" if row["reached"] else " (missed)"
+        lines.append(
+            f"| {row['name']} | {row['target']:.0e} | {row['true_error']:.1e}{mark} | {row['build_seconds']:.4f} | "
+            f"{row['solve_seconds']:.4f} |"
+        )
+    return lines
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The results in markdown."""
+    where = results["provenance"]
+    lines = [
+        f"{where['cpu']}, {where['cores']} cores, gamma {GAMMA}; {results['graph']}; device {results['device']}.",
+        "",
+        "## How many times as long the fastest correct peer takes",
+        "",
+        "| graph | edges | target | fastest peer, solving | times | fastest peer, building and solving | times |",
+        "| --- | ---: | ---: | --- | ---: | --- | ---: |",
+    ]
+    for case in results["cases"]:
+        for target in TARGETS:
+            own = next(r for r in case["rows"] if r["library"] == "llmrank" and r["target"] == target)
+            solve = fastest(case, target, lambda r: r["solve_seconds"])
+            both = fastest(case, target, lambda r: r["build_seconds"] + r["solve_seconds"])
+            if solve is None or both is None:
+                lines.append(f"| {case['name']} | {case['edges']:,} | {target:.0e} | none reached it | | | |")
+                continue
+            alone = solve["solve_seconds"] / own["solve_seconds"]
+            together = (both["build_seconds"] + both["solve_seconds"]) / (own["build_seconds"] + own["solve_seconds"])
+            lines.append(
+                f"| {case['name']} | {case['edges']:,} | {target:.0e} | {solve['name']} | {alone:.1f} | {both['name']} | "
+                f"{together:.1f} |"
+            )
+    width = results["bandwidth"]
+    lines += [
+        "",
+        (
+            f"The products of the sweep read the chain's weights at {100 * width['share_of_peak_in_products']:.0f} % of the "
+            f"{width['peak_bytes_per_second'] / 1e9:.1f} GB/s that all cores read of a large array (more than 100 % where "
+            "weights stay in the cache)."
+        ),
+    ]
+    if results["cold"]:
+        lines += [
+            "",
+            "## Cold: the first build and solve of a process, chain, 1e-12",
+            "",
+            "| library | s |",
+            "| --- | ---: |",
+        ]
+        lines += [f"| {row['name']} | {row['seconds']:.3f} |" for row in results["cold"]]
+    for case in results["cases"]:
+        lines += ["", f"## {case['name']}: {case['nodes']:,} nodes, {case['edges']:,} edges ({case['solver']})", ""]
+        if case["sat_out"]:
+            lines += [f"Sat out: {', '.join(case['sat_out'])}.", ""]
+        lines += ["| library | verdict | L1 error at its tightest |", "| --- | --- | ---: |"]
+        lines += [f"| {r['name']} | {r['verdict']} | {r['l1_error']:.1e} |" for r in case["agreement"]]
+        lines += ["", *times(case)]
+    lines += ["", "## Notes on the peers", ""]
+    lines += [f"- {peer.name}: {peer.notes}" for peer in peers.available()]
+    if peers.missing():
+        lines += ["", f"Not installed: {', '.join(peers.missing())}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds a contender may spend on one measurement")
+    parser.add_argument("--device", help="where this library computes, e.g. cuda; default the CPU")
+    parser.add_argument("--quick", action="store_true", help="small random FFNs only, for continuous integration")
+    parser.add_argument("--output", type=Path, default=RESULTS / "speed.json")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*iteration stopped after max_iter")
+    quick = options.quick
+    chain = small_chain(2, options.seed) if quick else model_chains(options.model, [4])[4]
+    weights = [tuple(getattr(block, "matrices", ())) for block in chain.blocks]
+
+    def build_chain() -> LayeredGraph:
+        return LayeredGraph.from_weights(weights, chain.activations[0], chain.activations[1:], chain.names)
+
+    repeats = 2 if quick else options.repeats
+    common: Any = {"repeats": repeats, "budget": options.budget, "device": options.device}
+    cases = [study("chain", build_chain, lambda: build_chain().to_scipy().astype(np.float64), **common)]
+    for name, make in CYCLIC.items():
+        cases.append(
+            study(
+                name,
+                lambda make=make: make(build_chain()),  # type: ignore[misc]
+                lambda make=make: make(build_chain()).to_scipy().astype(np.float64),  # type: ignore[misc]
+                **common,
+            )
+        )
+    for name, csr in gallery_graphs(8 if quick else 17, options.seed).items():
+        cases.append(study(name, lambda csr=csr: csr, lambda csr=csr: csr, **common))  # type: ignore[misc]
+    correct = [row["name"] for row in cases[0]["agreement"] if row["verdict"] == "correct"]
+    results = {
+        "provenance": provenance(seed=options.seed, peers=peers.versions(), repeats=repeats),
+        "graph": "small random FFNs"
+        if quick
+        else "the first 4 FFNs of " + Path(options.model or "SmolLM2-135M-Instruct").name,
+        "device": options.device or "cpu",
+        "bandwidth": bandwidth(chain, repeats),
+        "cold": cold(chain, ["llmrank", *([] if quick else correct)], 1 if quick else 3),
+        "cases": cases,
+    }
+    if quick:
+        print(tables(results))
+        return
+    write(options.output, results)
+    write(options.output.with_suffix(".md"), tables(results))
+    for figure in figures.speed(results, options.output.parent):
+        print(f"wrote {figure}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,403 @@
+"""Compiled kernels against plain numpy, exact sums and plain loops."""
+
+import concurrent.futures
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from graphs import LayeredGraph, kernels, weighted_pagerank
+from tests.graphs.cases import Array
+
+# One row or column, fewer rows than threads, odd, and no multiple of anything.
+SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 33), (17, 5), (31, 64), (64, 31), (101, 67)]
+KINDS = ["float32", "float64", "bfloat16"]
+
+
+@pytest.fixture(params=[1, 2, 3, 8])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Pieces that the work is cut into, whatever this machine has: some get no row."""
+    monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)
+    return int(request.param)
+
+
+def stored(weight: Array, kind: str) -> Array:
+    """As it lies in memory: uint16 are the bits of bfloat16."""
+    if kind == "bfloat16":
+        return torch.tensor(weight).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    return np.ascontiguousarray(weight.astype(kind))
+
+
+def magnitudes(matrix: Array) -> Array:
+    """|w| in float64, widened by torch and not by the kernel's own trick."""
+    if matrix.dtype == np.uint16:
+        tensor = torch.from_numpy(matrix.view(np.int16)).view(torch.bfloat16)
+        return np.abs(tensor.double().numpy())
+    return np.abs(matrix.astype(np.float64))
+
+
+def random_matrices(shape: tuple[int, int], kind: str, count: int, seed: int = 0) -> tuple[Array, ...]:
+    rng = np.random.default_rng(seed)
+    found = [rng.standard_normal(shape) * (rng.random(shape) < 0.6) for _ in range(count)]
+    return tuple(stored(weight, kind) for weight in found)
+
+
+def summed(matrices: tuple[Array, ...]) -> Array:
+    return np.asarray(np.sum([magnitudes(matrix) for matrix in matrices], axis=0))
+
+
+# --- dense weights
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.usefixtures("threads")
+def test_dense_kernels_equal_numpy(shape: tuple[int, int], kind: str, count: int) -> None:
+    matrices = random_matrices(shape, kind, count)
+    before = [matrix.copy() for matrix in matrices]
+    weight, rng = summed(matrices), np.random.default_rng(1)
+    pattern = (weight != 0).astype(float)
+    x, y, z = rng.random(shape[1]), rng.random(shape[1]), rng.random(shape[0])
+    found = {
+        "row": (kernels.row_products(matrices, x), weight @ x),
+        "column": (kernels.column_products(matrices, z), weight.T @ z),
+        "mixed": (kernels.row_products_mixed(matrices, x, y), weight @ x + pattern @ y),
+        "counts": (kernels.column_counts(matrices), pattern.sum(axis=0)),
+    }
+    for name, (result, expected) in found.items():
+        assert result.dtype == np.float64, name
+        np.testing.assert_allclose(result, expected, rtol=1e-14, err_msg=name)
+    for matrix, copy in zip(matrices, before, strict=True):
+        np.testing.assert_array_equal(matrix, copy)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_signs_of_vectors_are_kept(kind: str) -> None:
+    # Weights lose their sign and vectors do not: accelerated solvers multiply differences.
+    matrices = random_matrices((9, 7), kind, 1)
+    x, z = np.random.default_rng(1).standard_normal((2, 9))
+    np.testing.assert_allclose(kernels.row_products(matrices, x[:7]), summed(matrices) @ x[:7], rtol=1e-12)
+    np.testing.assert_allclose(kernels.column_products(matrices, z), summed(matrices).T @ z, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("count", [1, 2])
+def test_nan_and_inf_pass_through(kind: str, bad: float, count: int) -> None:
+    weight = np.random.default_rng(0).random((5, 6)) + 0.1
+    spoilt = weight.copy()
+    spoilt[3, 2] = bad
+    # Of two matrices the second one is bad.
+    matrices = (stored(weight, kind), stored(spoilt, kind))[-count:]
+    expected = abs(bad)
+    ones, row = np.ones(6), np.ones(5)
+    for result, place in (
+        (kernels.row_products(matrices, ones), 3),
+        (kernels.column_products(matrices, row), 2),
+        (kernels.row_products_mixed(matrices, ones, ones), 3),
+    ):
+        assert result[place] == expected or (math.isnan(expected) and math.isnan(result[place]))
+        assert np.isfinite(np.delete(result, place)).all()
+    # An infinite or undefined weight is no zero.
+    np.testing.assert_array_equal(kernels.column_counts(matrices), np.full(6, 5.0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_inf_in_the_vector_pass_through(bad: float) -> None:
+    matrices = (np.ones((3, 4)),)
+    x = np.array([1.0, bad, 1.0, 1.0])
+    assert not np.isfinite(kernels.row_products(matrices, x)).any()
+    assert not np.isfinite(kernels.row_products_mixed(matrices, np.ones(4), x)).any()
+    assert not np.isfinite(kernels.column_products(matrices, x[:3])).any()
+    # Inf times a weight of zero is undefined, as in numpy.
+    assert np.isnan(kernels.row_products((np.zeros((2, 4)),), np.array([1.0, np.inf, 1.0, 1.0]))).all()
+
+
+def test_the_pattern_multiplies_no_zero_by_infinity() -> None:
+    # 1[w != 0] @ y leaves out what has no edge, whatever y holds there.
+    matrices = (np.array([[1.0, 0.0]]),)
+    np.testing.assert_array_equal(kernels.row_products_mixed(matrices, np.ones(2), np.array([2.0, np.inf])), [3.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "smallest"),
+    [("float32", 2.0**-149), ("float64", 5e-324), ("bfloat16", 2.0**-133)],
+)
+def test_denormal_weights_are_weights(kind: str, smallest: float) -> None:
+    values = np.array([[smallest, -3 * smallest], [0.0, -0.0]])
+    matrices = (stored(values, kind),)
+    np.testing.assert_array_equal(magnitudes(matrices[0]), np.abs(values))
+    np.testing.assert_array_equal(kernels.row_products(matrices, np.ones(2)), [4 * smallest, 0.0])
+    np.testing.assert_array_equal(kernels.column_products(matrices, np.ones(2)), [smallest, 3 * smallest])
+    np.testing.assert_array_equal(kernels.column_counts(matrices), [1.0, 1.0])
+    np.testing.assert_array_equal(kernels.row_products_mixed(matrices, np.zeros(2), np.ones(2)), [2.0, 0.0])
+
+
+def test_every_bfloat16_is_read_right() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(-1, 1)
+    found, expected = kernels.row_products((bits,), np.ones(1)), magnitudes(bits)[:, 0]
+    np.testing.assert_array_equal(found, expected)
+    assert np.isnan(expected).sum() == 2 * 127
+    assert np.isinf(expected).sum() == 2
+    np.testing.assert_array_equal(kernels.column_counts((bits.reshape(1, -1),)), expected != 0)
+
+
+def test_the_largest_float32_do_not_overflow() -> None:
+    top = np.finfo(np.float32).max
+    matrices = (np.full((2, 3), top, dtype=np.float32),) * 2
+    np.testing.assert_allclose(kernels.row_products(matrices, np.ones(3)), 6 * float(top), rtol=1e-15)
+    np.testing.assert_allclose(kernels.column_products(matrices, np.ones(2)), 4 * float(top), rtol=1e-15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_are_float64_whatever_the_width(kind: str) -> None:
+    matrices = random_matrices((300, 401), kind, 1)
+    weight = magnitudes(matrices[0])
+    x = np.random.default_rng(2).random(401).astype(np.float32).astype(np.float64)
+    exact = np.array([math.fsum(a * b for a, b in zip(row, x, strict=True)) for row in weight.tolist()])
+    np.testing.assert_allclose(kernels.row_products(matrices, x), exact, rtol=5e-15)
+    # float32 vectors are widened before they are multiplied.
+    np.testing.assert_allclose(kernels.row_products(matrices, x.astype(np.float32)), exact, rtol=5e-15)
+    sums = np.array([math.fsum(column) for column in weight.T.tolist()])
+    np.testing.assert_allclose(kernels.column_products(matrices, np.ones(300)), sums, rtol=5e-15)
+
+
+# --- CSR
+
+
+def random_csr(shape: tuple[int, int], density: float, index: Any, seed: int = 0, dtype: Any = np.float64) -> Any:
+    rng = np.random.default_rng(seed)
+    csr = sparse.csr_array(np.where(rng.random(shape) < density, rng.random(shape), 0.0).astype(dtype))
+    return csr.indptr.astype(index), csr.indices.astype(index), csr.data, csr
+
+
+def uneven_csr(counts: list[int], n_columns: int, index: Any) -> Any:
+    rng = np.random.default_rng(4)
+    indptr = np.concatenate(([0], np.cumsum(counts))).astype(index)
+    pieces = [np.sort(rng.choice(n_columns, count, replace=False)) for count in counts]
+    indices, data = np.concatenate(pieces).astype(index), rng.random(int(indptr[-1]))
+    return indptr, indices, data, sparse.csr_array((data, indices, indptr), shape=(len(counts), n_columns))
+
+
+def assert_csr(indptr: Array, indices: Array, data: Array, csr: Any, rtol: float = 1e-14) -> None:
+    rng = np.random.default_rng(5)
+    dense = csr.toarray().astype(np.float64)
+    x, y = rng.random(dense.shape[1]), rng.random(dense.shape[0])
+    found = kernels.csr_products(indptr, indices, data, x)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, dense @ x, rtol=rtol, atol=0.0)
+    found = kernels.csr_column_products(indptr, indices, data, y, dense.shape[1])
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, dense.T @ y, rtol=rtol, atol=0.0)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.usefixtures("threads")
+def test_csr_kernels_equal_numpy(shape: tuple[int, int], density: float, index: Any) -> None:
+    assert_csr(*random_csr(shape, density, index))
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [0, 0, 0, 5],
+        [5, 0, 0, 0],
+        [0, 400, 0],
+        [400] + [0] * 100,
+        [0] * 100 + [400],
+        [400] + [1] * 200,
+        [1] * 200 + [400] + [1] * 3,
+        [0, 400, 0, 400, 0, 1],
+        [1] * 7,
+        [400],
+    ],
+    ids=lambda c: f"{len(c)} rows, {sum(c)} entries",
+)
+@pytest.mark.usefixtures("threads")
+def test_csr_kernels_on_uneven_and_empty_rows(counts: list[int], index: Any) -> None:
+    assert_csr(*uneven_csr(counts, 450, index))
+
+
+def test_csr_kernels_on_float32_sum_in_float64() -> None:
+    indptr, indices, data, csr = random_csr((1, 20_000), 1.0, np.int32, dtype=np.float32)
+    # A float32 sum of as many numbers is off by 1e-7 at the least.
+    exact = math.fsum(data.tolist())
+    assert kernels.csr_products(indptr, indices, data, np.ones(20_000))[0] == pytest.approx(exact, rel=1e-13)
+    ones = np.ones(20_000, dtype=np.float32)
+    assert kernels.csr_products(indptr, indices, data, ones)[0] == pytest.approx(exact, rel=1e-13)
+    assert_csr(indptr, indices, data, csr)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_inf_pass_through_csr(bad: float) -> None:
+    indptr, indices, data, _ = random_csr((6, 5), 1.0, np.int32)
+    data[7] = bad
+    for result, place in (
+        (kernels.csr_products(indptr, indices, data, np.ones(5)), 1),
+        (kernels.csr_column_products(indptr, indices, data, np.ones(6), 5), 2),
+    ):
+        np.testing.assert_array_equal(np.flatnonzero(~np.isfinite(result)), [place])
+        assert math.isnan(result[place]) == math.isnan(bad)
+
+
+# --- Gauss-Seidel
+
+
+def plain_gauss_seidel(weight: Array, scale: Array, order: Any, gamma: float, jump: Array, x: Array) -> Array:
+    """Solve every node's equation for itself, the others as they are."""
+    x = x.copy()
+    for i in order:
+        matrix = gamma * weight * scale
+        others = sum(matrix[i, j] * x[j] for j in range(len(x)) if j != i)
+        x[i] = (jump[i] + others) / (1.0 - matrix[i, i])
+    return x
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("loops", [True, False], ids=["self loops", "no self loops"])
+@pytest.mark.parametrize("size", [1, 2, 7, 12])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.99])
+def test_gauss_seidel_equals_a_plain_loop(index: Any, loops: bool, size: int, gamma: float) -> None:
+    rng = np.random.default_rng(size)
+    weight = np.where(rng.random((size, size)) < 0.6, rng.random((size, size)), 0.0)
+    np.fill_diagonal(weight, 2.0 if loops else 0.0)
+    strength = weight.sum(axis=0)
+    scale = np.divide(1.0, strength, out=np.zeros(size), where=strength > 0)
+    order, jump, x = rng.permutation(size), rng.random(size), rng.random(size)
+    csr = sparse.csr_array(weight)
+    expected = plain_gauss_seidel(weight, scale, order, gamma, jump, x)
+    indptr, indices = csr.indptr.astype(index), csr.indices.astype(index)
+    kernels.gauss_seidel(indptr, indices, csr.data, scale, order, gamma, jump, x)
+    np.testing.assert_allclose(x, expected, rtol=1e-13)
+
+
+def test_gauss_seidel_meets_its_equation_on_an_acyclic_graph_in_one_pass() -> None:
+    rng = np.random.default_rng(8)
+    names = rng.permutation(30)
+    weight = np.zeros((30, 30))
+    weight[np.ix_(names, names)] = np.tril(rng.random((30, 30)))
+    scale, jump, x = 1.0 / weight.sum(axis=0), rng.random(30), rng.random(30)
+    csr = sparse.csr_array(weight)
+    kernels.gauss_seidel(csr.indptr, csr.indices, csr.data, scale, names, 0.9, jump, x)
+    # Self loops, on the diagonal of this one, are solved with their node.
+    np.testing.assert_allclose(x, np.linalg.solve(np.eye(30) - 0.9 * weight * scale, jump), rtol=1e-12)
+
+
+def test_gauss_seidel_on_float32_weights() -> None:
+    rng = np.random.default_rng(9)
+    weight = rng.random((6, 6)).astype(np.float32)
+    scale, jump, x = (1.0 / weight.sum(axis=0)).astype(np.float64), rng.random(6), rng.random(6)
+    expected = plain_gauss_seidel(weight.astype(np.float64), scale, range(6), 0.8, jump, x)
+    csr = sparse.csr_array(weight)
+    kernels.gauss_seidel(csr.indptr, csr.indices, csr.data, scale, np.arange(6), 0.8, jump, x)
+    np.testing.assert_allclose(x, expected, rtol=1e-13)
+
+
+# --- several Python threads at once
+
+
+def test_concurrent_calls_do_not_mix() -> None:
+    matrices = [random_matrices((40, 50), kind, 2, seed) for seed, kind in enumerate(KINDS * 2)]
+    csrs = [random_csr((60, 45), 0.5, np.int32, seed) for seed in range(4)]
+    x, z, u = np.random.default_rng(1).random(50), np.random.default_rng(2).random(40), np.random.default_rng(3)
+    v, w = u.random(45), u.random(60)
+    jobs: list[tuple[Callable[[], Array], Array]] = []
+    for pair in matrices:
+        dense = summed(pair)
+        jobs += [
+            (lambda p=pair: kernels.row_products(p, x), dense @ x),  # type: ignore[misc]
+            (lambda p=pair: kernels.column_products(p, z), dense.T @ z),  # type: ignore[misc]
+            (lambda p=pair: kernels.row_products_mixed(p, x, x), dense @ x + (dense != 0) @ x),  # type: ignore[misc]
+            (lambda p=pair: kernels.column_counts(p), (dense != 0).sum(axis=0)),  # type: ignore[misc]
+        ]
+    for indptr, indices, data, csr in csrs:
+        parts = (indptr, indices, data)
+        jobs += [
+            (lambda p=parts: kernels.csr_products(*p, v), csr @ v),  # type: ignore[misc]
+            (lambda p=parts: kernels.csr_column_products(*p, w, 45), csr.T @ w),  # type: ignore[misc]
+        ]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = [(pool.submit(job), expected) for _ in range(20) for job, expected in jobs]
+        for future, expected in found:
+            np.testing.assert_allclose(future.result(timeout=60), expected, rtol=1e-13)
+
+
+def test_concurrent_ranks_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    rng = np.random.default_rng(1)
+    graphs = [
+        LayeredGraph.from_weights(
+            [rng.standard_normal((30, 20)), rng.standard_normal((25, 30))],
+            rng.random(20),
+            [rng.random(30), rng.random(25)],
+        )
+        for _ in range(6)
+    ]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda graph: weighted_pagerank(graph, 0.7, 0.4).stacked, graphs * 8))
+    for result, graph in zip(found, graphs * 8, strict=True):
+        np.testing.assert_allclose(result, weighted_pagerank(graph, 0.7, 0.4, backend="scipy").stacked, rtol=1e-12)
+
+
+# --- accuracy of a rank
+
+
+def exact_weighted(weights: list[Array], activations: list[Array], gamma: float, theta: float) -> list[Array]:
+    """The formula with exactly rounded sums, divisions in extended precision."""
+
+    def total(terms: Any) -> np.longdouble:
+        # Splitting off float64 heads keeps the tails of the products that fsum would round.
+        values = np.asarray(terms, dtype=np.longdouble)
+        heads = values.astype(np.float64)
+        return np.longdouble(math.fsum(heads.tolist())) + np.longdouble(math.fsum((values - heads).astype(np.float64)))
+
+    wide = [np.abs(weight.astype(np.longdouble)) for weight in weights]
+    jumps = [a.astype(np.longdouble) / total(a) for a in activations]
+    ranks = [jumps[0]]
+    for weight, jump in zip(wide, jumps[1:], strict=True):
+        strength = np.array([total(column) for column in weight.T])
+        degree = (weight != 0).sum(axis=0)
+        shares = theta * weight / strength + (1 - np.longdouble(theta)) * (weight != 0) / degree
+        passed = np.array([total(row) for row in shares * ranks[-1]])
+        mixed = gamma * passed + (1 - np.longdouble(gamma)) * jump
+        ranks.append(mixed / total(mixed))
+    return ranks
+
+
+@pytest.mark.parametrize("kind", ["float32", "float32 tensor", "bfloat16 tensor", "column-major", "csr"])
+@pytest.mark.parametrize(("gamma", "theta"), [(0.5, 1.0), (0.9, 1.0), (0.75, 0.5), (1.0, 1.0)])
+def test_a_float64_rank_of_narrow_weights_is_exact_to_1e_14(
+    monkeypatch: pytest.MonkeyPatch, kind: str, gamma: float, theta: float
+) -> None:
+    if np.finfo(np.longdouble).eps >= np.finfo(np.float64).eps:
+        pytest.skip("no extended precision here")
+    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    rng = np.random.default_rng(11)
+    sizes = (211, 307, 190)
+    weights = [
+        torch.tensor(rng.standard_normal((n, m)) / 30).to(torch.bfloat16 if "bfloat16" in kind else torch.float32)
+        for m, n in itertools.pairwise(sizes)
+    ]
+    wide = [weight.double().numpy() for weight in weights]
+    activations = [rng.random(size) for size in sizes]
+    store: Callable[[Any], Any] = {
+        "float32": lambda w: w.numpy(),
+        "column-major": lambda w: np.asfortranarray(w.numpy()),
+        "csr": lambda w: sparse.csr_array(w.numpy()),
+    }.get(kind, lambda w: w)
+    graph = LayeredGraph.from_weights([store(weight) for weight in weights], activations[0], activations[1:])
+    expected = exact_weighted(wide, activations, gamma, theta)
+    found = weighted_pagerank(graph, gamma, theta)
+    for scores, wanted in zip(found.scores, expected, strict=True):
+        assert scores.dtype == np.float64
+        assert float(np.abs(scores / wanted - 1).max()) < 1e-14
