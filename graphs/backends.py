@@ -226,7 +226,7 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
         # The graph only reads: a read-only array (a memory map, say) is fine to view.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         # torch knows no negative strides: a reversed view is the one case that is copied.
-        return torch.from_numpy(matrix if min(matrix.strides) >= 0 else np.ascontiguousarray(matrix))
+        return torch.from_numpy(matrix if min(matrix.strides) >= 0 else matrix.copy())
 
 
 def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
@@ -237,7 +237,10 @@ def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
         if is_torch(matrix):
             if matrix.device.type != "cpu":
                 return ()
-            array = _bits(matrix) if str(matrix.dtype) == "torch.bfloat16" else as_numpy(matrix)
+            kind = str(matrix.dtype)
+            if kind not in ("torch.float32", "torch.float64", "torch.bfloat16"):
+                return ()
+            array = _bits(matrix) if kind == "torch.bfloat16" else as_numpy(matrix)
         if array.dtype not in (np.float32, np.float64, np.uint16):
             return ()
         array = array.T if block.column_major else array

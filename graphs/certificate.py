@@ -128,6 +128,7 @@ class KeepHighest:
         gaps: dict[int, float] = {}
         needed: dict[int, float] = {}
         sure = True
+        groups: list[tuple[tuple[int, ...], int, tuple[float, ...]]]
         groups = [((layer,), count, (1.0,)) for layer, count in (self.counts or {}).items()]
         if self.pooled:
             weights = tuple(self.weights) if self.weights is not None else (1.0,) * len(self.pooled)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from scipy import sparse
@@ -18,7 +18,7 @@ from graphs.certificate import Certificate
 from graphs.errors import GraphError
 from graphs.files import read_tensors, write_tensors
 from graphs.layered import LayeredGraph
-from graphs.result import Degenerate, RankResult
+from graphs.result import Degenerate, RankResult, StopReason
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
@@ -101,6 +101,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
         "degenerate": [asdict(entry) for entry in result.degenerate],
         "labels": None if result.labels is None else [str(label) for label in result.labels],
         "certified": None if certificate is None else certificate.certified,
+        "certified_layers": [] if certificate is None else sorted(certificate.keep),
         **{name: getattr(result, name) for name in PLAIN_FIELDS},
     }
     tensors: dict[str, Any] = {f"score.{layer}": scores for layer, scores in enumerate(result.scores)}
@@ -125,27 +126,54 @@ def load_rank(path: str | os.PathLike[str]) -> RankResult:
     """
     meta, tensors = read_tensors(path, "rank")
     try:
-        meta["names"] = tuple(meta["names"])
-        meta["degenerate"] = tuple(Degenerate(**entry) for entry in meta["degenerate"])
-        meta["labels"] = None if meta["labels"] is None else tuple(meta["labels"])
-        certified = meta.pop("certified")
-        certificate = None if certified is None else _certificate(tensors, certified)
-        layers = sum(name.startswith("score.") for name in tensors)
         arrays: dict[str, Any] = {name: tensors[name] for name in ARRAY_FIELDS}
-        return RankResult(
-            scores=tuple(tensors[f"score.{layer}"] for layer in range(layers)),
+        plain: dict[str, Any] = {name: meta[name] for name in PLAIN_FIELDS}
+        result = RankResult(
+            scores=tuple(tensors[f"score.{layer}"] for layer in range(len(meta["names"]))),
+            names=tuple(meta["names"]),
             layer_bounds=tuple(tensors["layer_bounds"].tolist()),
-            certificate=certificate,
+            certificate=_certificate(tensors, meta["certified"], meta["certified_layers"]),
+            degenerate=tuple(Degenerate(**entry) for entry in meta["degenerate"]),
+            labels=None if meta["labels"] is None else tuple(meta["labels"]),
             **arrays,
-            **meta,
+            **plain,
         )
-    except (KeyError, TypeError) as error:
+        _refuse_inconsistent(result)
+        return result
+    except (KeyError, TypeError, ValueError) as error:
         raise GraphError(f"{path} is not a consistent rank file: {error}; write it again") from error
 
 
-def _certificate(tensors: dict[str, Any], certified: bool) -> Certificate:
-    keep = {int(name.split(".")[1]): mask != 0 for name, mask in tensors.items() if name.startswith("keep.")}
+def _certificate(tensors: dict[str, Any], certified: bool | None, layers: list[int]) -> Certificate | None:
+    if certified is None:
+        return None
+    keep = {layer: tensors[f"keep.{layer}"] != 0 for layer in layers}
     gaps, bounds = (
         {int(layer): float(value) for layer, value in tensors[f"certificate.{name}"]} for name in ("gaps", "bounds")
     )
     return Certificate(keep, certified, gaps, bounds)
+
+
+def _refuse_inconsistent(result: RankResult) -> None:
+    """Raise a ValueError that names what does not fit."""
+    steps, layers = len(result.residuals), len(result.scores)
+    for name, shape in (
+        ("layer_residuals", (steps, layers)),
+        ("error_bounds", (steps,)),
+        ("step_products", (steps,)),
+        ("step_seconds", (steps,)),
+    ):
+        found = getattr(result, name).shape
+        if found != shape:
+            raise ValueError(f"{name} has shape {found}, expected {shape}")
+    if len(result.layer_bounds) != layers:
+        raise ValueError(f"{len(result.layer_bounds)} layer_bounds for {layers} layers")
+    if result.stop_reason not in get_args(StopReason):
+        raise ValueError(f"unknown stop_reason {result.stop_reason!r}")
+    certificate = result.certificate
+    if certificate is not None:
+        sizes = {layer: mask.shape for layer, mask in certificate.keep.items()}
+        if sizes != {layer: (len(result.scores[layer]),) for layer in sizes}:
+            raise ValueError(f"keep masks of shapes {sizes} do not fit the scores")
+        if not certificate.gaps or certificate.gaps.keys() != certificate.bounds.keys():
+            raise ValueError("a certificate's gaps and bounds are of different layers")

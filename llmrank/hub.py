@@ -97,7 +97,8 @@ def load_pretrained(
     Returns
     -------
     LoadedModel
-        The model in evaluation mode; the tokenizer is None where the checkpoint has none.
+        The model in evaluation mode; the tokenizer is None where the checkpoint has none. On the CPU the weights of a
+        safetensors checkpoint in its own dtype stay on disk, mapped: a model larger than memory can be ranked.
 
     Raises
     ------

@@ -449,7 +449,7 @@ RANK_TENSORS = [
     *("keep.1", "keep.2", "certificate.gaps", "certificate.bounds"),
 ]
 RANK_META = [
-    *("names", "degenerate", "labels", "certified"),
+    *("names", "degenerate", "labels", "certified", "certified_layers"),
     *("stop_reason", "tolerance", "solver", "backend", "method", "choice", "parameters", "setup_seconds"),
 ]
 

@@ -23,7 +23,7 @@ from graphs import (
     residual_graph,
     weighted_pagerank,
 )
-from graphs.gallery import layered
+from graphs.gallery import layered, uniform
 from graphs.layer_maps import WeightedMap
 from graphs.solvers import (
     SOLVERS,
@@ -43,6 +43,7 @@ from graphs.solvers import (
     named,
     solve,
 )
+from graphs.states import clipped, masses
 from tests.graphs.cases import DAMPINGS, SHARES, Array, Case, assert_layers_equal, cases, distance, random_case
 from tests.graphs.make_golden import modified_step, textbook_modified, textbook_weighted, weighted_step
 
@@ -653,6 +654,13 @@ def test_float32_holds_no_tolerance_below_its_resolution() -> None:
     assert all(scores.dtype == np.float32 for scores in result.scores)
 
 
+def test_clipping_keeps_the_mass_of_every_column() -> None:
+    state = [np.array([[0.5, -0.25], [-0.1, 0.25]]), np.array([[0.6, 1.0]])]
+    found = clipped(state)
+    assert min(vector.min() for vector in found) == 0.0
+    np.testing.assert_allclose(masses(found), [1.0, 1.0], rtol=1e-14)
+
+
 # --- acceleration earns its name
 
 
@@ -665,6 +673,25 @@ def test_acceleration_needs_fewer_products_where_one_mode_is_slow() -> None:
     }
     for solver in ("aitken", "quadratic", "anderson", "gmres", "bicgstab"):
         assert spent[solver] < spent["power"] / 4, spent
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [uniform(scale=8, edge_factor=8), residual_graph(layered([16, 48, 16, 48, 16], seed=6)), CYCLIC],
+    ids=["uniform", "residual", "bidirectional"],
+)
+def test_aggregation_takes_the_slow_part_out_of_gauss_seidel(graph: Any) -> None:
+    # Without it the mass of a layer against the jump comes right by no more than gamma a cycle.
+    passes = {flag: pagerank(graph, 0.99, solver=GaussSeidel(flag), max_iter=5000).iterations for flag in (True, False)}
+    assert passes[True] < passes[False] / 4, passes
+
+
+def test_gauss_seidel_begins_with_the_jump_of_its_start() -> None:
+    # No node dangles: the jump is 1 - gamma of the mass, and a start at the fixed point stays there.
+    exact = pagerank(CYCLIC, 0.9, solver="lu")
+    for aggregation in (True, False):
+        result = pagerank(CYCLIC, 0.9, solver=GaussSeidel(aggregation), start=exact)
+        assert (result.iterations, result.stop_reason) == (1, "tolerance")
 
 
 def two_blocks() -> tuple[list[Array], Array, list[Array]]:

@@ -284,3 +284,20 @@ def test_dense_checkpoints_load_the_same_either_way(tmp_path: Path) -> None:
         assert torch.equal(logits(loaded.model, IDS), logits(model, IDS))
         assert loaded.tokenizer is None
     assert llmrank.load is load
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_weights_of_a_checkpoint_stay_on_disk(tmp_path: Path) -> None:
+    """Loaded in its own dtype on the CPU, a model's FFNs are views of the file: its graph takes no memory for edges."""
+    llmrank.save(tmp_path / "model", tiny_llama(), tokenizer())
+    ffns = find_ffns(llmrank.load(tmp_path / "model").model)
+    regions = [
+        tuple(int(end, 16) for end in line.split()[0].split("-"))
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith("model.safetensors")
+    ]
+    for ffn in ffns:
+        for stage in ffn.stages:
+            for projection in stage:
+                address = projection.weight.data_ptr()
+                assert any(start <= address < stop for start, stop in regions), ffn.name
