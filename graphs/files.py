@@ -23,8 +23,6 @@ from graphs.errors import GraphError
 
 __all__ = ["current_umask", "read_tensors", "replacing", "write_tensors"]
 
-VERSION = 2
-
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -53,7 +51,11 @@ def current_umask() -> int:
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any], kind: str
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    meta: Mapping[str, Any],
+    kind: str,
+    version: int = 1,
 ) -> None:
     """Write arrays and their metadata as one safetensors file.
 
@@ -66,6 +68,8 @@ def write_tensors(
         Plain values for JSON.
     kind : str
         What the file holds, in a word; readers ask for it.
+    version : int
+        Of that kind's format.
 
     Raises
     ------
@@ -74,7 +78,7 @@ def write_tensors(
     OSError
         The disk is full or refuses.
     """
-    text = json.dumps({**meta, "kind": kind, "version": VERSION})
+    text = json.dumps({**meta, "kind": kind, "version": version})
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with replacing(path) as partial:
         try:
@@ -94,7 +98,9 @@ def _checksum(text: str, tensors: dict[str, Any]) -> str:
     return f"{crc:08x}"
 
 
-def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+def read_tensors(
+    path: str | os.PathLike[str], kind: str, version: int = 1
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Metadata and arrays of a file written by :func:`write_tensors`.
 
     Raises
@@ -115,9 +121,9 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any
         raise GraphError(f"{path} cannot be read ({error}); {advice}") from error
     if not isinstance(meta, dict) or meta.get("kind") != kind:
         raise GraphError(f"{path} is not a {kind} file; {advice}")
-    if meta.get("version") != VERSION:
+    if meta.get("version") != version:
         raise GraphError(
-            f"{path} has format version {meta.get('version')}, this package reads {VERSION}; "
+            f"{path} has format version {meta.get('version')}, this package reads {version}; "
             "upgrade the package, or write the file again"
         )
     if header.get("crc32") != _checksum(text, tensors):

@@ -22,6 +22,10 @@ from graphs.result import Degenerate, RankResult, StopReason
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
+# Since 2: the trace of the steps.
+RANK_VERSION = 2
+
+
 # The fields of a RankResult that JSON takes as they are, and those that are arrays.
 PLAIN_FIELDS = ("stop_reason", "tolerance", "solver", "backend", "method", "choice", "parameters", "setup_seconds")
 ARRAY_FIELDS = ("residuals", "layer_residuals", "error_bounds", "step_products", "step_seconds")
@@ -113,7 +117,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
         for name in ("gaps", "bounds"):
             entries = sorted(getattr(certificate, name).items())
             tensors[f"certificate.{name}"] = np.array(entries, dtype=np.float64)
-    write_tensors(path, tensors, meta, "rank")
+    write_tensors(path, tensors, meta, "rank", RANK_VERSION)
 
 
 def load_rank(path: str | os.PathLike[str]) -> RankResult:
@@ -124,7 +128,7 @@ def load_rank(path: str | os.PathLike[str]) -> RankResult:
     GraphError
         As :func:`load_graph`.
     """
-    meta, tensors = read_tensors(path, "rank")
+    meta, tensors = read_tensors(path, "rank", RANK_VERSION)
     try:
         arrays: dict[str, Any] = {name: tensors[name] for name in ARRAY_FIELDS}
         plain: dict[str, Any] = {name: meta[name] for name in PLAIN_FIELDS}

@@ -38,7 +38,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Only sums may be reordered (that is what lets them vectorise): NaN and Inf keep their meaning.
 REORDER = {"reassoc", "contract", "nsz"}
 
-# numba's portable threading layer must not be entered twice at once.
+# numba's OpenMP layer sets the number of threads of the whole process, torch's too, and leaves its own spinning
+# between calls. Where no thread was started yet, its own pool comes before it.
+_CONFIG: Any = numba.config
+if _CONFIG.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]:
+    _CONFIG.THREADING_LAYER_PRIORITY = ["tbb", "workqueue", "omp"]
+
+# That pool must not be entered twice at once.
 _LOCK = threading.Lock()
 
 
@@ -181,14 +187,19 @@ def _gauss_seidel(
         x[i] = total / (1.0 - own)
 
 
+def _vector(x: Array) -> Array:
+    """As the kernels take it: every other type or layout would compile them once more."""
+    return np.ascontiguousarray(x, dtype=np.float64)
+
+
 def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
     """Sum_j w_ij x_j, (n_rows,) float64, with w the sum of the matrices' magnitudes. One read."""
     out = np.empty(matrices[0].shape[0])
     with _LOCK:
         if len(matrices) == 1:
-            _row_products_1(matrices[0], x, out)
+            _row_products_1(matrices[0], _vector(x), out)
         else:
-            _row_products_2(matrices[0], matrices[1], x, out)
+            _row_products_2(matrices[0], matrices[1], _vector(x), out)
     return out
 
 
@@ -197,9 +208,9 @@ def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
     partial = np.zeros((numba.get_num_threads(), matrices[0].shape[1]))
     with _LOCK:
         if len(matrices) == 1:
-            _column_products_1(matrices[0], y, partial)
+            _column_products_1(matrices[0], _vector(y), partial)
         else:
-            _column_products_2(matrices[0], matrices[1], y, partial)
+            _column_products_2(matrices[0], matrices[1], _vector(y), partial)
     total: Array = partial.sum(axis=0)
     return total
 
@@ -209,9 +220,9 @@ def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array
     out = np.empty(matrices[0].shape[0])
     with _LOCK:
         if len(matrices) == 1:
-            _row_products_mixed_1(matrices[0], x, y, out)
+            _row_products_mixed_1(matrices[0], _vector(x), _vector(y), out)
         else:
-            _row_products_mixed_2(matrices[0], matrices[1], x, y, out)
+            _row_products_mixed_2(matrices[0], matrices[1], _vector(x), _vector(y), out)
     return out
 
 
@@ -237,7 +248,7 @@ def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
     out = np.empty(len(indptr) - 1)
     with _LOCK:
         # More pieces than threads: rows of few entries cost more than their share.
-        _csr_products(indptr, indices, data, x, _cuts(indptr, 8 * numba.get_num_threads()), out)
+        _csr_products(indptr, indices, data, _vector(x), _cuts(indptr, 8 * numba.get_num_threads()), out)
     return out
 
 
@@ -246,7 +257,7 @@ def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_
     parts = numba.get_num_threads()
     partial = np.zeros((parts, n_columns))
     with _LOCK:
-        _csr_column_products(indptr, indices, data, y, _cuts(indptr, parts), partial)
+        _csr_column_products(indptr, indices, data, _vector(y), _cuts(indptr, parts), partial)
     total: Array = partial.sum(axis=0)
     return total
 
@@ -266,4 +277,4 @@ def gauss_seidel(
     gamma : float
     jump, x : (n,) float64
     """
-    _gauss_seidel(indptr, indices, data, scale, order, gamma, jump, x)
+    _gauss_seidel(indptr, indices, data, _vector(scale), order, gamma, _vector(jump), x)

@@ -370,7 +370,7 @@ class KernelOperator:
         from graphs import kernels
 
         kernel = kernels.column_products if transpose != self._is_transposed else kernels.row_products
-        result: FloatArray = kernel(self._matrices, np.ascontiguousarray(x)).astype(self._dtype, copy=False)
+        result: FloatArray = kernel(self._matrices, x).astype(self._dtype, copy=False)
         return result
 
     def out_strength(self) -> FloatArray:

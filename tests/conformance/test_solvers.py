@@ -14,13 +14,15 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 
 from graphs import BlockDigraph, GraphError, RankResult, bidirectional_graph, pagerank, residual_graph
+from graphs.backends import make_backend
 from graphs.digraph import as_digraph
-from graphs.digraph_map import DigraphMap
+from graphs.digraph_map import DigraphMap, _Passage
 from graphs.gallery import SEEDED, TINY, layered
-from graphs.solvers import SOLVERS, AndersonMixing, Extrapolation, GaussSeidel, Krylov, Progress, SparseLU
+from graphs.solvers import SOLVERS, AndersonMixing, Extrapolation, GaussSeidel, Krylov, Progress, SparseLU, named
 from tests.graphs.cases import Array
 
 GAMMAS = (0.5, 0.85, 0.99)
+PASSES = ("sweep", "gauss-seidel")
 # Sums of several hundred float64 terms in another order, blown up by 1 / (1 - gamma).
 ROUND_OFF = 1e-12
 
@@ -173,6 +175,9 @@ def test_a_solver_gives_the_scores_of_a_direct_solve(solver: str, name: str) -> 
             assert result.residuals[-1] <= 1e-12
         if solver != "gauss-seidel":
             np.testing.assert_allclose(result.residuals, result.layer_residuals.sum(axis=1), rtol=1e-12)
+        if solver not in PASSES:
+            # The answer is F of something, also that of the direct solve.
+            np.testing.assert_allclose(result.error_bounds, gamma / (1 - gamma) * result.residuals, rtol=1e-9)
 
 
 def test_the_gallery_has_both_kinds_of_graphs() -> None:
@@ -245,6 +250,42 @@ def test_bounds_hold_from_any_start(solver: str, name: str) -> None:
         followed(
             digraph, solved(name, 0.85, "uneven"), teleport=teleport_of(name, "uneven"), solver=solver, start=start
         )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("columns", [None, 2])
+def test_products_are_counted_as_they_are_taken(
+    monkeypatch: pytest.MonkeyPatch, solver: str, columns: int | None
+) -> None:
+    taken = 0
+    right = _Passage.__call__
+
+    def count(self: _Passage, vector: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        return right(self, vector)
+
+    monkeypatch.setattr(_Passage, "__call__", count)
+    for name in ("residual, sparse", "bidirectional, dense", "chain"):
+        if solver != "sweep" or name in ACYCLIC:
+            taken = 0
+            n_nodes = as_digraph(graph_of(name)).nodes
+            teleport = np.random.default_rng(1).random(n_nodes if columns is None else (n_nodes, columns))
+            result = pagerank(graph_of(name), 0.95, teleport, solver=solver)
+            assert result.block_products == taken, name
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_step_tells_whether_its_answer_is_an_image(solver: str) -> None:
+    # The slacks of a certificate may be cut by max_j P_ij only where the answer is F of something.
+    digraph = graph_of("chain" if solver == "sweep" else "residual, dense")
+    digraph = as_digraph(digraph)
+    jump = default_teleport(digraph)
+    found = DigraphMap(digraph, make_backend("scipy", None, "float64", digraph.blocks), 0.9, jump, 5)
+    knobs = named(solver)
+    assert knobs is not None
+    step = knobs.step(found, knobs.begin(found, found.start(), 1e-12))
+    assert step.image == (solver not in PASSES)
 
 
 # --- "auto"
@@ -342,8 +383,6 @@ def test_one_column_is_a_matrix_of_scores() -> None:
 
 
 # --- backends
-
-PASSES = ("sweep", "gauss-seidel")
 
 
 @pytest.mark.parametrize("backend", ["scipy", "torch", "auto", "dense"])

@@ -169,6 +169,7 @@ def test_small_graphs_load_no_compiler() -> None:
             graphs.modified_pagerank(graph, backend=backend)
             graphs.pagerank(graph, backend=backend)
             graphs.pagerank(graphs.bidirectional_graph(graph), backend=backend)
+        graphs.pagerank(graphs.bidirectional_graph(graph).to_scipy())
     """)
     assert "graphs.layered_pagerank" in loaded
     assert not loaded & {"numba", "llvmlite", "graphs.kernels", "torch"}

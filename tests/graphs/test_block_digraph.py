@@ -393,6 +393,28 @@ def problems(draw: st.DrawFn) -> tuple[DigraphMap, Array]:
     return found, gamma * (matrix + np.outer(jump, dangling)) + (1 - gamma) * np.outer(jump, np.ones(len(jump)))
 
 
+@given(problems())
+def test_caps_are_the_largest_entries_of_every_row(drawn: tuple[DigraphMap, Array]) -> None:
+    found, _ = drawn
+    matrix = column_stochastic(found.digraph.to_scipy().toarray())
+    dangling = ~matrix.any(axis=0)
+    matrix += np.outer(found.stacked(found.teleport), dangling)
+    caps = found.caps()
+    assert [len(cap) for cap in caps] == list(found.digraph.layers)
+    np.testing.assert_allclose(np.concatenate(caps), matrix.max(axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["scipy", "torch", "dense", "auto"])
+def test_caps_of_parallel_blocks_hold_for_their_sum(backend: str) -> None:
+    case = random_case(3, (4, 4, 4))
+    for digraph in (
+        residual_graph(case.graph(), 0.5, stream=(0, 1, 2)),
+        BlockDigraph((2, 1), (Edges(0, 1, block([[1.0, 2.0]])), Edges(0, 1, block([[1.0, 2.0]]))), ("a", "b")),
+    ):
+        matrix, found = transition(digraph, backend), problem(digraph, 0.5, backend=backend)
+        assert (np.concatenate(found.caps()) >= matrix.max(axis=1) * (1 - 1e-12)).all()
+
+
 def fixed_point(matrix: Array) -> Array:
     """The vector of sum 1 that a column-stochastic matrix leaves alone."""
     n_nodes = len(matrix)

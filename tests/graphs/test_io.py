@@ -253,7 +253,7 @@ def test_files_hold_no_pickle_and_open_with_plain_safetensors(path: Path) -> Non
         *(f"block.{k}.{part}" for k in (1, 2) for part in ("data", "indices", "indptr")),
         *(f"activation.{layer}" for layer in range(3)),
     }
-    assert json.loads(header["__metadata__"]["meta"])["version"] == 2
+    assert json.loads(header["__metadata__"]["meta"])["version"] == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
@@ -357,14 +357,13 @@ def test_the_kinds_are_not_mixed_up(path: Path) -> None:
         load_rank(path)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
-def test_other_versions_are_refused_with_advice(path: Path, version: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as other:
-        other.setattr("graphs.files.VERSION", version)
-        write_tensors(path, {}, {}, "graph")
-    message = f"has format version {version}, this package reads 2; upgrade the package, or write the file again"
+@pytest.mark.parametrize(("kind", "known", "load"), [("graph", 1, load_graph), ("rank", 2, load_rank)])
+@pytest.mark.parametrize("version", [0, 3, None, "1", "2"])
+def test_other_versions_are_refused_with_advice(path: Path, version: Any, kind: str, known: int, load: Any) -> None:
+    write_tensors(path, {}, {}, kind, version)
+    message = f"has format version {version}, this package reads {known}; upgrade the package, or write the file again"
     with pytest.raises(GraphError, match=message):
-        load_graph(path)
+        load(path)
 
 
 def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
@@ -457,13 +456,13 @@ RANK_META = [
 def write_rank(path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
     """The rank file of CERTIFIED, with parts changed, or left out where the change is None."""
 
-    def changed(target: Any, tensors: dict[str, Any], meta: dict[str, Any], kind: str) -> None:
+    def changed(target: Any, tensors: dict[str, Any], meta: dict[str, Any], kind: str, version: int) -> None:
         assert (sorted(tensors), sorted(meta)) == (sorted(RANK_TENSORS), sorted(RANK_META))
         given = [
             {k: changes.get(k, v) for k, v in entries.items() if changes.get(k, v) is not None or k not in changes}
             for entries in (tensors, meta)
         ]
-        write_tensors(target, given[0], given[1], kind)
+        write_tensors(target, given[0], given[1], kind, version)
 
     with monkeypatch.context() as patch:
         patch.setattr("graphs.io.write_tensors", changed)

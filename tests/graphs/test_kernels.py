@@ -3,6 +3,10 @@
 import concurrent.futures
 import itertools
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -347,6 +351,34 @@ def test_concurrent_ranks_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
         found = list(pool.map(lambda graph: weighted_pagerank(graph, 0.7, 0.4).stacked, graphs * 8))
     for result, graph in zip(found, graphs * 8, strict=True):
         np.testing.assert_allclose(result, weighted_pagerank(graph, 0.7, 0.4, backend="scipy").stacked, rtol=1e-12)
+
+
+def test_kernels_leave_the_threads_of_torch_alone() -> None:
+    # numba's OpenMP layer sets the count of the process: torch would follow, and pay for threads at each small product.
+    code = """
+        import numpy, torch
+        from graphs import kernels
+        torch.set_num_threads(1)
+        print(torch.get_num_threads())
+        kernels.row_products((numpy.ones((64, 64)),), numpy.ones(64))
+        print(torch.get_num_threads())
+    """
+    # As on a machine with several cores.
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"NUMBA_NUM_THREADS": "2"},
+    )
+    assert run.stdout == "1\n1\n"
+
+
+def test_kernels_may_reorder_sums_and_nothing_else() -> None:
+    compiled = [value for value in vars(kernels).values() if hasattr(value, "targetoptions")]
+    assert len(compiled) >= 10
+    for kernel in compiled:
+        assert set(kernel.targetoptions["fastmath"]) <= {"reassoc", "contract", "nsz"}, kernel
 
 
 # --- accuracy of a rank

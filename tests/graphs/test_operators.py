@@ -86,6 +86,8 @@ def assert_operator(
         np.testing.assert_allclose(back(operator.rmatvec(vector(many_z))), dense.T @ many_z, rtol=rtol)
         mixed = back(operator.mixed_matvec(vector(x), vector(y)))
         np.testing.assert_allclose(mixed, dense @ x + pattern @ y, rtol=rtol)
+        np.testing.assert_allclose(back(operator.row_maxima(vector(x))), (dense * x).max(axis=1), rtol=rtol)
+        np.testing.assert_allclose(back(operator.column_maxima(vector(z))), (dense.T * z).max(axis=1), rtol=rtol)
         results = (operator.matvec(vector(x)), operator.rmatvec(vector(z)), operator.out_strength())
         assert {str(result.dtype).removeprefix("torch.") for result in results} == {arithmetic.dtype}
 
