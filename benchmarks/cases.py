@@ -17,7 +17,15 @@ from llmrank.calibration import builtin_texts, tokenise
 from llmrank.hub import demo_model
 from llmrank.model_graph import build_graphs
 
-__all__ = ["CYCLIC", "gallery_graphs", "model_chains", "random_control", "shuffled_control", "small_chain"]
+__all__ = [
+    "CYCLIC",
+    "gallery_graphs",
+    "model_chains",
+    "random_control",
+    "scipy_matrix",
+    "shuffled_control",
+    "small_chain",
+]
 
 CYCLIC: Mapping[str, Callable[[LayeredGraph], BlockDigraph]] = {
     "residual": residual_graph,
@@ -65,6 +73,18 @@ def shuffled_control(graph: LayeredGraph, seed: int) -> LayeredGraph:
         matrices: Any = getattr(block, "matrices", None) or (graph.block(layer).toarray(),)
         weights.append(tuple(rng.permutation(np.abs(np.asarray(m)).ravel()).reshape(m.shape) for m in matrices))
     return LayeredGraph.from_weights(weights, graph.activations[0], graph.activations[1:], graph.names)
+
+
+def scipy_matrix(weights: list[tuple[Any, ...]]) -> sparse.csr_array:
+    """The chain's matrix (row = target, float64) as a user of scipy alone would put it together from the weights."""
+    sizes = [weights[0][0].shape[1], *(matrices[0].shape[0] for matrices in weights)]
+    blocks: list[list[Any]] = [[None] * len(sizes) for _ in sizes]
+    for layer, size in enumerate(sizes):
+        blocks[layer][layer] = sparse.csr_array((size, size))
+    for layer, matrices in enumerate(weights):
+        total = sum(np.abs(np.asarray(matrix)).astype(np.float64) for matrix in matrices)
+        blocks[layer + 1][layer] = sparse.csr_array(total)
+    return sparse.block_array(blocks, format="csr")
 
 
 def gallery_graphs(scale: int, seed: int) -> dict[str, sparse.csr_array]:

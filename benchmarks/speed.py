@@ -24,7 +24,7 @@ import numpy as np
 from scipy import sparse
 
 from benchmarks import figures, peers
-from benchmarks.cases import CYCLIC, gallery_graphs, model_chains, small_chain
+from benchmarks.cases import CYCLIC, gallery_graphs, model_chains, scipy_matrix, small_chain
 from benchmarks.measure import alternated, peak_read_bandwidth, reference_scores
 from benchmarks.provenance import provenance, write
 from graphs import LayeredGraph, pagerank
@@ -284,8 +284,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds a contender may spend on one measurement")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--budget", type=float, default=3.0, help="seconds after which a contender is measured no more")
     parser.add_argument("--device", help="where this library computes, e.g. cuda; default the CPU")
     parser.add_argument("--quick", action="store_true", help="small random FFNs only, for continuous integration")
     parser.add_argument("--output", type=Path, default=RESULTS / "speed.json")
@@ -296,11 +296,13 @@ def main() -> None:
     weights = [tuple(getattr(block, "matrices", ())) for block in chain.blocks]
 
     def build_chain() -> LayeredGraph:
-        return LayeredGraph.from_weights(weights, chain.activations[0], chain.activations[1:], chain.names)
+        # As the pipelines of this project build it: the rank refuses NaN, and no pass of its own is spent on that.
+        vectors = chain.activations
+        return LayeredGraph.from_weights(weights, vectors[0], vectors[1:], chain.names, check_finite=False)
 
     repeats = 2 if quick else options.repeats
     common: Any = {"repeats": repeats, "budget": options.budget, "device": options.device}
-    cases = [study("chain", build_chain, lambda: build_chain().to_scipy().astype(np.float64), **common)]
+    cases = [study("chain", build_chain, lambda: scipy_matrix(weights), **common)]
     for name, make in CYCLIC.items():
         cases.append(
             study(
@@ -310,7 +312,7 @@ def main() -> None:
                 **common,
             )
         )
-    for name, csr in gallery_graphs(8 if quick else 17, options.seed).items():
+    for name, csr in gallery_graphs(8 if quick else 16, options.seed).items():
         cases.append(study(name, lambda csr=csr: csr, lambda csr=csr: csr, **common))  # type: ignore[misc]
     correct = [row["name"] for row in cases[0]["agreement"] if row["verdict"] == "correct"]
     results = {

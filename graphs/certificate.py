@@ -86,13 +86,14 @@ class KeepHighest:
                     f"keep: expected layers of 0..{len(layers) - 1} and counts up to their sizes, got {count} of layer {layer}"
                 )
         sizes = [layers[layer] for layer in self.pooled if 0 <= layer < len(layers)]
-        if len(sizes) < len(self.pooled) or not 0 <= self.count <= sum(sizes) or set(self.pooled) & set(counts):
+        distinct = len(set(self.pooled)) == len(self.pooled) == len(sizes)
+        if not distinct or not 0 <= self.count <= sum(sizes) or set(self.pooled) & set(counts):
             raise GraphError(
-                f"keep: expected pooled layers of 0..{len(layers) - 1} that have no count of their own and a count up to "
-                f"their {sum(sizes)} nodes, got {self.count} of layers {tuple(self.pooled)}"
+                f"keep: expected distinct pooled layers of 0..{len(layers) - 1} that have no count of their own and a count "
+                f"up to their {sum(sizes)} nodes, got {self.count} of layers {tuple(self.pooled)}"
             )
         weights = self.weights if self.weights is not None else [1.0] * len(self.pooled)
-        if len(weights) != len(self.pooled) or not all(weight > 0 for weight in weights):
+        if len(weights) != len(self.pooled) or not all(0 < weight < np.inf for weight in weights):
             raise GraphError(f"keep: expected one positive weight a pooled layer, got {weights}")
         if not counts and not self.pooled:
             raise GraphError("keep: expected counts for some layers, or pooled layers, got neither")

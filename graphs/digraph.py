@@ -271,8 +271,8 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
     """The chain with its residual stream: skip connections, and the last layer feeds the first.
 
     Node j of a layer of the stream passes a share `beta` of its mass to node j of the next layer of the
-    stream and ``1 - beta`` into the FFN; node j of the last one passes all of it to node j of the first. A node without
-    an edge into the FFN passes everything on.
+    stream and ``1 - beta`` into the FFN; node j of the last one passes all of it to node j of the first. For beta > 0 a
+    node without an edge into the FFN passes everything on.
 
     Parameters
     ----------

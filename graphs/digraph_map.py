@@ -122,11 +122,17 @@ class DigraphMap:
     def caps(self) -> list[FloatArray]:
         """max_j P_ij of every node, dangling sources included, by layer: no entry of P z exceeds it times |z|_1."""
         arithmetic = self.backend.arithmetic
-        found: list[FloatArray] = [np.zeros(size) for size in self.digraph.layers]
+        pairs: dict[tuple[int, int], FloatArray] = {}
         for passage in self._passages:
             edges = passage.edges
             maxima = passage.operator.column_maxima if edges.transposed else passage.operator.row_maxima
-            found[edges.target] = np.maximum(found[edges.target], arithmetic.to_numpy(maxima(passage.scale)))
+            # Parallel blocks add up; nodes of another source layer are other nodes.
+            pairs[edges.source, edges.target] = arithmetic.to_numpy(maxima(passage.scale)) + pairs.get(
+                (edges.source, edges.target), np.zeros(self.digraph.layers[edges.target])
+            )
+        found: list[FloatArray] = [np.zeros(size) for size in self.digraph.layers]
+        for (_, target), cap in pairs.items():
+            found[target] = np.maximum(found[target], cap)
         sent: list[FloatArray] = [np.zeros(size) for size in self.digraph.layers]
         for passage in self._passages:
             sent[passage.edges.source] = sent[passage.edges.source] + arithmetic.to_numpy(passage.share)
@@ -172,7 +178,7 @@ class DigraphMap:
     def relax(self, state: State, jump: Vector) -> Relaxed:
         """One Gauss-Seidel pass over x = gamma P x + jump * v in layer order. One product a block."""
         current = list(state)
-        back = jump * 0.0
+        back, signed = jump * 0.0, jump * 0.0
         for layer in self._order:
             inner = [p for p in self._into[layer] if self._is_inner(p)]
             total = self.teleport[layer] * jump
@@ -182,18 +188,20 @@ class DigraphMap:
             if inner:
                 before = current[layer]
                 current[layer] = self._split(layer).solve(before, total)
-                back = back + rows_scaled(abs(current[layer] - before), self._split(layer).back).sum(0)
+                change = rows_scaled(current[layer] - before, self.backend.arithmetic.vector(self._split(layer).back))
+                back, signed = back + abs(change).sum(0), signed + change.sum(0)
             else:
                 current[layer] = total
         for passage in self._passages:
             # Mass that ran against the order was taken from the old state: that, and nothing else, is not yet solved.
             if not self._is_inner(passage) and self._against(passage.edges):
                 source = passage.edges.source
-                back = back + rows_scaled(abs(current[source] - state[source]), passage.share).sum(0)
+                change = rows_scaled(current[source] - state[source], passage.share)
+                back, signed = back + abs(change).sum(0), signed + change.sum(0)
         mass = masses(current)
         self._refuse_nonfinite(mass)
-        # x misses its equation by gamma * back at most; scaled to mass 1 and with the jump that F takes, by twice that.
-        residual = float((2.0 * self.gamma * back / mass).max())
+        # x misses its equation by e of norm gamma * back at most; scaled to mass 1, F(x) - x is e - sum(e) v.
+        residual = float((self.gamma * (back + abs(signed)) / mass).max())
         return Relaxed([vector / mass for vector in current], jump / mass, residual)
 
     def aggregated(self, state: State, jump: Vector) -> State:

@@ -8,13 +8,18 @@ numba compiles a kernel at its first call and keeps the result on disk; import t
 
 Weights come as one or two C-contiguous matrices (parallel edges add up) of float32, float64, or of uint16, which
 stands for the bits of bfloat16.
+
+Kernels work on a range of rows and hold no lock of the interpreter; the ranges go to threads of our own. numba's
+parallel loops would set the number of threads of the whole process (torch's too) or may not be entered twice at once.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -28,6 +33,7 @@ __all__ = [
     "csr_column_products",
     "csr_products",
     "gauss_seidel",
+    "n_threads",
     "row_products",
     "row_products_mixed",
 ]
@@ -38,26 +44,97 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Only sums may be reordered (that is what lets them vectorise): NaN and Inf keep their meaning.
 REORDER = {"reassoc", "contract", "nsz"}
 
-# numba's OpenMP layer sets the number of threads of the whole process, torch's too, and leaves its own spinning
-# between calls. Where no thread was started yet, its own pool comes before it.
-_CONFIG: Any = numba.config
-if _CONFIG.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]:
-    _CONFIG.THREADING_LAYER_PRIORITY = ["tbb", "workqueue", "omp"]
 
-# That pool must not be entered twice at once.
-_LOCK = threading.Lock()
+def _compiled(function: Function) -> Function:
+    """Njit without the interpreter's lock, and with a cache on disk where there is a place for one."""
+    options: dict[str, Any] = {"nogil": True, "fastmath": REORDER}
+    compiled: Any
+    try:
+        compiled = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no writable directory for the cache
+        compiled = numba.njit(**options)(function)
+    return cast(Function, compiled)
 
 
-def _compiled(**options: Any) -> Callable[[Function], Function]:
-    """Njit with a cache on disk where there is a place for one."""
+def n_threads() -> int:
+    """Threads of a product: the cores this process may use, at most OMP_NUM_THREADS where that is set."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, int(wanted))) if wanted.isdigit() else cores
 
-    def decorate(function: Function) -> Function:
+
+class _Helper:
+    """A thread that waits for a task, runs it and says so; bare locks wake it in a fraction of what queues take."""
+
+    def __init__(self) -> None:
+        self._go, self._done = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._done.acquire()
+        self._task: Callable[[], None] = lambda: None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._work, name="graphs-kernels", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            self._go.acquire()
+            try:
+                self._task()
+            except BaseException as error:  # raised where the caller waits
+                self._error = error
+            self._done.release()
+
+    def start(self, task: Callable[[], None]) -> None:
+        self._task = task
+        self._go.release()
+
+    def wait(self) -> BaseException | None:
+        self._done.acquire()
+        error, self._error, self._task = self._error, None, lambda: None
+        return error
+
+
+class _Threads:
+    """The threads that help the calling one; started when first needed."""
+
+    def __init__(self) -> None:
+        self.forget()
+        # Threads do not survive a fork.
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forget)
+
+    def forget(self) -> None:
+        self.count = n_threads()
+        self._helpers: list[_Helper] = []
+        self._busy = threading.Lock()
+
+    def run(self, kernel: Callable[[int, int, int], None], cuts: Sequence[int]) -> None:
+        """kernel(start, stop, part) for each of the ranges between `cuts`.
+
+        The last range is this thread's own. While the helpers work for another caller it does all of them.
+        """
+        *others, last = [(int(cuts[k]), int(cuts[k + 1]), k) for k in range(len(cuts) - 1)]
+        if not others or not self._busy.acquire(blocking=False):
+            for part in (*others, last):
+                kernel(*part)
+            return
         try:
-            return numba.njit(cache=True, fastmath=REORDER, **options)(function)  # type: ignore[no-any-return]
-        except RuntimeError:  # no writable directory for the cache
-            return numba.njit(fastmath=REORDER, **options)(function)  # type: ignore[no-any-return]
+            while len(self._helpers) < len(others):
+                self._helpers.append(_Helper())
+            used = self._helpers[: len(others)]
+            for helper, part in zip(used, others, strict=True):
+                helper.start(partial(kernel, *part))
+            try:
+                kernel(*last)
+            finally:
+                errors = [helper.wait() for helper in used]
+            for error in errors:
+                if error is not None:
+                    raise error
+        finally:
+            self._busy.release()
 
-    return decorate
+
+_THREADS = _Threads()
 
 
 def _magnitude(value: Any) -> Any:
@@ -73,65 +150,48 @@ def _magnitude_of(value: Any) -> Any:
     return lambda value: np.float64(abs(value))
 
 
-@_compiled(parallel=True)
-def _row_products_1(first: Array, x: Array, out: Array) -> None:
-    n_rows, n_columns = first.shape
-    for i in numba.prange(n_rows):
+@_compiled
+def _row_products_1(first: Array, x: Array, out: Array, start: int, stop: int) -> None:
+    n_columns = first.shape[1]
+    for i in range(start, stop):
         total = 0.0
         for j in range(n_columns):
             total += _magnitude(first[i, j]) * x[j]
         out[i] = total
 
 
-@_compiled(parallel=True)
-def _row_products_2(first: Array, second: Array, x: Array, out: Array) -> None:
-    n_rows, n_columns = first.shape
-    for i in numba.prange(n_rows):
+@_compiled
+def _row_products_2(first: Array, second: Array, x: Array, out: Array, start: int, stop: int) -> None:
+    n_columns = first.shape[1]
+    for i in range(start, stop):
         total = 0.0
         for j in range(n_columns):
             total += (_magnitude(first[i, j]) + _magnitude(second[i, j])) * x[j]
         out[i] = total
 
 
-@_compiled(parallel=True)
-def _column_products_1(first: Array, y: Array, partial: Array) -> None:
-    n_rows, n_columns = first.shape
-    n_parts = partial.shape[0]
-    for part in numba.prange(n_parts):
-        total = partial[part]
-        for i in range(n_rows * part // n_parts, n_rows * (part + 1) // n_parts):
-            factor = y[i]
-            for j in range(n_columns):
-                total[j] += _magnitude(first[i, j]) * factor
-
-
-@_compiled(parallel=True)
-def _column_products_2(first: Array, second: Array, y: Array, partial: Array) -> None:
-    n_rows, n_columns = first.shape
-    n_parts = partial.shape[0]
-    for part in numba.prange(n_parts):
-        total = partial[part]
-        for i in range(n_rows * part // n_parts, n_rows * (part + 1) // n_parts):
-            factor = y[i]
-            for j in range(n_columns):
-                total[j] += (_magnitude(first[i, j]) + _magnitude(second[i, j])) * factor
-
-
-@_compiled(parallel=True)
-def _row_products_mixed_2(first: Array, second: Array, x: Array, y: Array, out: Array) -> None:
-    n_rows, n_columns = first.shape
-    for i in numba.prange(n_rows):
-        total = 0.0
+@_compiled
+def _column_products_1(first: Array, y: Array, total: Array, start: int, stop: int) -> None:
+    n_columns = first.shape[1]
+    for i in range(start, stop):
+        factor = y[i]
         for j in range(n_columns):
-            weight = _magnitude(first[i, j]) + _magnitude(second[i, j])
-            total += weight * x[j] + (y[j] if weight != 0.0 else 0.0)
-        out[i] = total
+            total[j] += _magnitude(first[i, j]) * factor
 
 
-@_compiled(parallel=True)
-def _row_products_mixed_1(first: Array, x: Array, y: Array, out: Array) -> None:
-    n_rows, n_columns = first.shape
-    for i in numba.prange(n_rows):
+@_compiled
+def _column_products_2(first: Array, second: Array, y: Array, total: Array, start: int, stop: int) -> None:
+    n_columns = first.shape[1]
+    for i in range(start, stop):
+        factor = y[i]
+        for j in range(n_columns):
+            total[j] += (_magnitude(first[i, j]) + _magnitude(second[i, j])) * factor
+
+
+@_compiled
+def _row_products_mixed_1(first: Array, x: Array, y: Array, out: Array, start: int, stop: int) -> None:
+    n_columns = first.shape[1]
+    for i in range(start, stop):
         total = 0.0
         for j in range(n_columns):
             weight = _magnitude(first[i, j])
@@ -139,38 +199,45 @@ def _row_products_mixed_1(first: Array, x: Array, y: Array, out: Array) -> None:
         out[i] = total
 
 
-@_compiled(parallel=True)
-def _column_counts(first: Array, second: Array, partial: Array) -> None:
-    n_rows, n_columns = first.shape
-    n_parts = partial.shape[0]
-    for part in numba.prange(n_parts):
-        total = partial[part]
-        for i in range(n_rows * part // n_parts, n_rows * (part + 1) // n_parts):
-            for j in range(n_columns):
-                total[j] += 1.0 if _magnitude(first[i, j]) + _magnitude(second[i, j]) != 0.0 else 0.0
+@_compiled
+def _row_products_mixed_2(first: Array, second: Array, x: Array, y: Array, out: Array, start: int, stop: int) -> None:
+    n_columns = first.shape[1]
+    for i in range(start, stop):
+        total = 0.0
+        for j in range(n_columns):
+            weight = _magnitude(first[i, j]) + _magnitude(second[i, j])
+            total += weight * x[j] + (y[j] if weight != 0.0 else 0.0)
+        out[i] = total
 
 
-@_compiled(parallel=True)
-def _csr_products(indptr: Array, indices: Array, data: Array, x: Array, cuts: Array, out: Array) -> None:
-    for part in numba.prange(len(cuts) - 1):
-        for i in range(cuts[part], cuts[part + 1]):
-            total = 0.0
-            for place in range(indptr[i], indptr[i + 1]):
-                total += data[place] * x[indices[place]]
-            out[i] = total
+@_compiled
+def _column_counts(first: Array, second: Array, total: Array, start: int, stop: int) -> None:
+    n_columns = first.shape[1]
+    for i in range(start, stop):
+        for j in range(n_columns):
+            total[j] += 1.0 if _magnitude(first[i, j]) + _magnitude(second[i, j]) != 0.0 else 0.0
 
 
-@_compiled(parallel=True)
-def _csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, cuts: Array, partial: Array) -> None:
-    for part in numba.prange(len(cuts) - 1):
-        total = partial[part]
-        for i in range(cuts[part], cuts[part + 1]):
-            factor = y[i]
-            for place in range(indptr[i], indptr[i + 1]):
-                total[indices[place]] += data[place] * factor
+@_compiled
+def _csr_products(indptr: Array, indices: Array, data: Array, x: Array, out: Array, start: int, stop: int) -> None:
+    for i in range(start, stop):
+        total = 0.0
+        for place in range(indptr[i], indptr[i + 1]):
+            total += data[place] * x[indices[place]]
+        out[i] = total
 
 
-@_compiled()
+@_compiled
+def _csr_column_products(
+    indptr: Array, indices: Array, data: Array, y: Array, total: Array, start: int, stop: int
+) -> None:
+    for i in range(start, stop):
+        factor = y[i]
+        for place in range(indptr[i], indptr[i + 1]):
+            total[indices[place]] += data[place] * factor
+
+
+@_compiled
 def _gauss_seidel(
     indptr: Array, indices: Array, data: Array, scale: Array, order: Array, gamma: float, jump: Array, x: Array
 ) -> None:
@@ -187,6 +254,12 @@ def _gauss_seidel(
         x[i] = total / (1.0 - own)
 
 
+def _even_cuts(n_rows: int) -> list[int]:
+    """Rows at which as many ranges begin as there are threads, and the end."""
+    parts = max(1, min(_THREADS.count, n_rows))
+    return [n_rows * k // parts for k in range(parts + 1)]
+
+
 def _vector(x: Array) -> Array:
     """As the kernels take it: every other type or layout would compile them once more."""
     return np.ascontiguousarray(x, dtype=np.float64)
@@ -194,71 +267,66 @@ def _vector(x: Array) -> Array:
 
 def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
     """Sum_j w_ij x_j, (n_rows,) float64, with w the sum of the matrices' magnitudes. One read."""
-    out = np.empty(matrices[0].shape[0])
-    with _LOCK:
-        if len(matrices) == 1:
-            _row_products_1(matrices[0], _vector(x), out)
-        else:
-            _row_products_2(matrices[0], matrices[1], _vector(x), out)
+    kernel: Any = _row_products_1 if len(matrices) == 1 else _row_products_2
+    out, vector = np.empty(matrices[0].shape[0]), _vector(x)
+    _THREADS.run(lambda start, stop, _: kernel(*matrices, vector, out, start, stop), _even_cuts(len(out)))
     return out
 
 
 def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
     """Sum_i w_ij y_i, (n_columns,) float64. One read; one accumulator a thread."""
-    partial = np.zeros((numba.get_num_threads(), matrices[0].shape[1]))
-    with _LOCK:
-        if len(matrices) == 1:
-            _column_products_1(matrices[0], _vector(y), partial)
-        else:
-            _column_products_2(matrices[0], matrices[1], _vector(y), partial)
-    total: Array = partial.sum(axis=0)
+    kernel: Any = _column_products_1 if len(matrices) == 1 else _column_products_2
+    cuts, vector = _even_cuts(matrices[0].shape[0]), _vector(y)
+    parts = np.zeros((len(cuts) - 1, matrices[0].shape[1]))
+    _THREADS.run(lambda start, stop, part: kernel(*matrices, vector, parts[part], start, stop), cuts)
+    total: Array = parts.sum(axis=0)
     return total
 
 
 def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array:
     """Sum_j w_ij x_j + 1[w_ij != 0] y_j, (n_rows,) float64. One read."""
-    out = np.empty(matrices[0].shape[0])
-    with _LOCK:
-        if len(matrices) == 1:
-            _row_products_mixed_1(matrices[0], _vector(x), _vector(y), out)
-        else:
-            _row_products_mixed_2(matrices[0], matrices[1], _vector(x), _vector(y), out)
+    kernel: Any = _row_products_mixed_1 if len(matrices) == 1 else _row_products_mixed_2
+    out, first, second = np.empty(matrices[0].shape[0]), _vector(x), _vector(y)
+    _THREADS.run(lambda start, stop, _: kernel(*matrices, first, second, out, start, stop), _even_cuts(len(out)))
     return out
 
 
 def column_counts(matrices: tuple[Array, ...]) -> Array:
     """Non-zero weights of every column, (n_columns,) float64. One read."""
-    partial = np.zeros((numba.get_num_threads(), matrices[0].shape[1]))
-    with _LOCK:
-        _column_counts(matrices[0], matrices[-1], partial)
-    total: Array = partial.sum(axis=0)
+    first, last = matrices[0], matrices[-1]
+    cuts = _even_cuts(first.shape[0])
+    parts = np.zeros((len(cuts) - 1, first.shape[1]))
+    _THREADS.run(lambda start, stop, part: _column_counts(first, last, parts[part], start, stop), cuts)
+    total: Array = parts.sum(axis=0)
     return total
 
 
-def _cuts(indptr: Array, parts: int) -> Array:
-    """Rows at which `parts` pieces of about as many entries begin, and the end."""
-    wanted = np.linspace(0, int(indptr[-1]), parts + 1)
+def _entry_cuts(indptr: Array) -> list[int]:
+    """Rows at which ranges of about as many entries begin, one a thread, and the end."""
+    n_rows = len(indptr) - 1
+    wanted = np.linspace(0, int(indptr[-1]), max(1, min(_THREADS.count, n_rows)) + 1)
     cuts = np.searchsorted(indptr, wanted)
-    cuts[0], cuts[-1] = 0, len(indptr) - 1
-    return cuts
+    cuts[0], cuts[-1] = 0, n_rows
+    return [int(cut) for cut in cuts]
 
 
 def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
     """W @ x of a CSR matrix, (n_rows,) float64, on all threads."""
-    out = np.empty(len(indptr) - 1)
-    with _LOCK:
-        # More pieces than threads: rows of few entries cost more than their share.
-        _csr_products(indptr, indices, data, _vector(x), _cuts(indptr, 8 * numba.get_num_threads()), out)
+    out, vector = np.empty(len(indptr) - 1), _vector(x)
+    _THREADS.run(
+        lambda start, stop, _: _csr_products(indptr, indices, data, vector, out, start, stop), _entry_cuts(indptr)
+    )
     return out
 
 
 def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_columns: int) -> Array:
     """W.T @ y of a CSR matrix, (n_columns,) float64, on all threads; one accumulator a thread."""
-    parts = numba.get_num_threads()
-    partial = np.zeros((parts, n_columns))
-    with _LOCK:
-        _csr_column_products(indptr, indices, data, _vector(y), _cuts(indptr, parts), partial)
-    total: Array = partial.sum(axis=0)
+    cuts, vector = _entry_cuts(indptr), _vector(y)
+    parts = np.zeros((len(cuts) - 1, n_columns))
+    _THREADS.run(
+        lambda start, stop, part: _csr_column_products(indptr, indices, data, vector, parts[part], start, stop), cuts
+    )
+    total: Array = parts.sum(axis=0)
     return total
 
 

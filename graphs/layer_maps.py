@@ -47,8 +47,8 @@ class GraphMap:
         self._operators: dict[int, BlockOperator] = {}
 
     def split(self, layers: Sequence[FloatArray]) -> State:
-        """Numpy arrays by layer as a state."""
-        return [self.backend.arithmetic.vector(vector) for vector in layers]
+        """Numpy arrays by layer as a state; layer 0 is given."""
+        return [self._first(), *(self.backend.arithmetic.vector(vector) for vector in layers[1:])]
 
     def start(self) -> State:
         """r_0 and uniform layers."""
@@ -79,8 +79,9 @@ class GraphMap:
         found = [0.0]
         for layer in range(1, self.layers):
             before = found[-1] + changes[layer - 1] if layer > steps else 0.0
-            # From an exact layer follows an exact one, whatever the map.
-            found.append(self._contraction(layer) * before if before else 0.0)
+            factor = self._contraction(layer)
+            # From an exact layer follows an exact one, whatever the map; and nothing follows from any where gamma is 0.
+            found.append(factor * before if before and factor else 0.0)
         return found
 
     def caps(self) -> list[FloatArray] | None:

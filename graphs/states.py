@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from graphs.operators import Vector
 
-__all__ = ["State", "clipped", "combine", "distances", "dot", "masses", "rows_scaled", "subtract"]
+__all__ = ["State", "combine", "distances", "dot", "masses", "normalised", "rows_scaled", "subtract"]
 
 State: TypeAlias = list[Vector]
 
@@ -46,11 +46,12 @@ def combine(weights: Sequence[float], states: Sequence[State]) -> State:
     return result
 
 
-def clipped(state: State) -> State:
-    """Negative entries set to zero, every column scaled back to the mass it had."""
-    positive = [vector.clip(0.0) for vector in state]
-    factor = masses(state) / masses(positive)
-    return [vector * factor for vector in positive]
+def normalised(state: State, each_layer: bool) -> State:
+    """Every column scaled to mass 1, over all layers or in each."""
+    if each_layer:
+        return [vector / vector.sum(0) for vector in state]
+    total = masses(state)
+    return [vector / total for vector in state]
 
 
 def rows_scaled(vector: Vector, factors: Vector) -> Vector:

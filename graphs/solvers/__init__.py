@@ -12,6 +12,8 @@ name                         class                         converges
 ``gmres``, ``bicgstab``      :class:`Krylov`               few steps where few modes are slow
 ``lu``                       :class:`SparseLU`             the oracle
 ============================ ============================= ==========================================
+
+Stopped early, the mixing and Krylov methods may return scores a little below zero; their bounds hold all the same.
 """
 
 from graphs.solvers.accelerated import AndersonMixing, Extrapolation

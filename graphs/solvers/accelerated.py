@@ -9,7 +9,7 @@ import numpy as np
 
 from graphs.errors import GraphError
 from graphs.solvers.problem import Problem, Step
-from graphs.states import State, clipped, combine, distances, dot, subtract
+from graphs.states import State, combine, distances, dot, normalised, subtract
 
 __all__ = ["AndersonMixing", "Extrapolation"]
 
@@ -53,7 +53,7 @@ class Extrapolation:
         iterates, steps, before = memory
         products = 0
         if steps and steps % self.period == 0 and len(iterates) == self.degree + 2:
-            jumped = self._extrapolated(iterates)
+            jumped = self._extrapolated(iterates, each_layer=not problem.linear)
             following = problem.apply(jumped)
             changes = distances(following, jumped)
             products += problem.block_count
@@ -70,7 +70,7 @@ class Extrapolation:
         memory = (iterates, steps + 1, residual)
         return Step(iterates[-1], changes, residual, problem.bounds(changes, 1), products, memory)
 
-    def _extrapolated(self, iterates: tuple[State, ...]) -> State:
+    def _extrapolated(self, iterates: tuple[State, ...], *, each_layer: bool) -> State:
         first, *rest = iterates
         differences = [subtract(state, first) for state in rest]
         *basis, last = differences
@@ -80,7 +80,8 @@ class Extrapolation:
         weights = np.cumsum(coefficients[::-1])[::-1]
         if not np.isfinite(weights).all() or abs(weights.sum()) < 1e-12:
             return iterates[-1]
-        return clipped(combine((weights / weights.sum()).tolist(), rest))
+        jumped = combine((weights / weights.sum()).tolist(), rest)
+        return normalised([vector.clip(0.0) for vector in jumped], each_layer)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ class AndersonMixing:
             # Mixing led astray, which a contraction cannot: forget, and go on from a plain step.
             history = ()
         history = (*history, (image, subtract(image, point)))[-(self.window + 1) :]
-        memory = (self._mixed(history), history, min(best, residual))
+        # Sums of large terms of either sign lose mass by rounding, and the bound is one for mass 1.
+        point = normalised(self._mixed(history), each_layer=not problem.linear)
+        memory = (point, history, min(best, residual))
         return Step(image, changes, residual, problem.bounds(changes, 1), problem.block_count, memory)
 
     def _mixed(self, history: Any) -> State:

@@ -40,7 +40,7 @@ def named(solver: Any) -> Solver | None:
             return None
         if solver in SOLVERS:
             return SOLVERS[solver]()
-    elif hasattr(solver, "begin") and hasattr(solver, "step"):
+    elif not isinstance(solver, type) and hasattr(solver, "begin") and hasattr(solver, "step"):
         return solver  # type: ignore[no-any-return]
     raise GraphError(f"unknown solver {solver!r}; expected 'auto', {', '.join(map(repr, SOLVERS))}, or a Solver object")
 
@@ -54,4 +54,5 @@ def choose(problem: Problem) -> tuple[Solver, str]:
             GaussSeidel(),
             "there are cycles, but most edges lead on: passes in layer order, masses by layer aggregated",
         )
-    return Extrapolation(degree=2), "there are cycles and no layers: power iteration, extrapolated"
+    why = "no layers" if problem.layers == 1 else "edges within a layer that this backend cannot take in node order"
+    return Extrapolation(degree=2), f"there are cycles, and {why}: power iteration, extrapolated"

@@ -52,11 +52,11 @@ class Krylov:
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
         """The start, scaled as the solution is scaled when no node dangles."""
         require_linear(problem, self.name)
-        return problem.stacked(start) / (1.0 - problem.gamma), tol
+        return problem.stacked(start) / (1.0 - problem.gamma), tol, None
 
     def step(self, problem: LinearProblem, memory: Any) -> Step:
         """One cycle a column, and one application of F."""
-        x, tol = memory
+        x, tol, last = memory
         right = problem.stacked(problem.teleport)
         products = 0
         solution = np.empty_like(x)
@@ -67,13 +67,21 @@ class Krylov:
         state = problem.split(solution / solution.sum(axis=0))
         image = problem.apply(state)
         changes = distances(image, state)
+        scale = solution.sum(axis=0)
+        if last is not None and not problem.total(changes) <= last[1]:
+            # A cycle that made it worse is taken back, for a plain step, which cannot.
+            state, scale = last[0], last[2]
+            image = problem.apply(state)
+            changes = distances(image, state)
+            products += 1
+        residual = problem.total(changes)
         return Step(
             image,
             changes,
-            problem.total(changes),
+            residual,
             problem.bounds(changes, 1),
             (products + 1) * problem.block_count,
-            (problem.stacked(image) * solution.sum(axis=0), tol),
+            (problem.stacked(image) * scale, tol, (image, residual, scale)),
         )
 
     def _cycle(

@@ -51,6 +51,11 @@ class LayerSweep:
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
         """Refuse a graph with cycles."""
+        if not getattr(problem, "sweepable", True):
+            raise GraphError(
+                "solver 'sweep' takes edges within a layer in node order, which needs them as scipy CSR; use "
+                "backend='scipy' or 'auto'"
+            )
         if not problem.acyclic:
             raise GraphError(
                 "solver 'sweep' is one pass along the edges, and this graph has cycles; use solver='gauss-seidel' (repeated "

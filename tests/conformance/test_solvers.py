@@ -303,7 +303,7 @@ def test_auto_sweeps_exactly_the_acyclic(name: str) -> None:
             one_layer = len(result.scores) == 1
             assert (result.solver, result.stop_reason) == ("quadratic" if one_layer else "gauss-seidel", "tolerance")
             assert result.choice.startswith(
-                "there are cycles and no layers" if one_layer else "there are cycles, but most"
+                "there are cycles, and no layers" if one_layer else "there are cycles, but most"
             )
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,10 @@ def test_certified_sets_of_layered_ranks_are_those_of_the_exact_scores(pooled: b
         graph, exact, gamma, theta = chain
         keep = data.draw(keeps(graph.layers, pooled))
         watched: Any = Watched(keep, exact)
-        result = weighted_pagerank(graph, gamma, theta, solver, tol=0.0, max_iter=60, keep=watched)
+        with warnings.catch_warnings():
+            # Mixing may hover above any tolerance that rounding leaves within reach.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            result = weighted_pagerank(graph, gamma, theta, solver, tol=1e-15, max_iter=60, keep=watched)
         early.append(watched.check_result(result))
 
     check()
@@ -417,7 +421,7 @@ DOORS: dict[str, Callable[..., RankResult]] = {
         (KeepHighest({-1: 1}), "got 1 of layer -1"),
         (KeepHighest({1: 4}), "got 4 of layer 1"),
         (KeepHighest({1: -1}), "got -1 of layer 1"),
-        (KeepHighest(pooled=(0, 3)), r"keep: expected pooled layers of 0\.\.2 .*got 0 of layers \(0, 3\)"),
+        (KeepHighest(pooled=(0, 3)), r"keep: expected distinct pooled layers of 0\.\.2 .*got 0 of layers \(0, 3\)"),
         (KeepHighest(pooled=(0, -1)), r"got 0 of layers \(0, -1\)"),
         (KeepHighest(pooled=(0, 1), count=6), r"a count up to their 5 nodes, got 6 of layers \(0, 1\)"),
         (KeepHighest(pooled=(0, 1), count=-1), r"got -1 of layers"),
