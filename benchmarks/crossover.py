@@ -66,7 +66,9 @@ def study(engine: str, size: int, repeats: int) -> dict[str, Any]:
         for action in contenders.values():
             action()
         spent = alternated(contenders, repeats, budget=30.0)
-        rows.append({"density": density, **{name: median(values) for name, values in spent.items()}})
+        rows.append(
+            {"density": density, **{name: median(seconds for seconds, _ in calls) for name, calls in spent.items()}}
+        )
     base = rows[0]["dense product"]
     return {
         "engine": engine,

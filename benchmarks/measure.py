@@ -30,19 +30,20 @@ def clock(action: Callable[[], Any]) -> tuple[float, Any]:
             gc.enable()
 
 
-def alternated(contenders: Mapping[str, Callable[[], Any]], repeats: int, budget: float) -> dict[str, list[float]]:
-    """Seconds of every contender, one after the other in rounds; each is measured until it has used `budget` seconds.
+def alternated(
+    contenders: Mapping[str, Callable[[], Any]], repeats: int, budget: float
+) -> dict[str, list[tuple[float, Any]]]:
+    """Seconds and outcome of every contender's calls, one after the other in rounds, until it has used `budget` seconds.
 
-    A quick one is called once before the call that counts: the threads of the contender before it may still spin, and
+    A quick one is called once before each call that counts: threads of the contender before it may still spin, and
     the caches hold what that one used.
     """
-    spent: dict[str, list[float]] = {name: [] for name in contenders}
+    spent: dict[str, list[tuple[float, Any]]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, action in contenders.items():
-            if sum(spent[name]) < budget:
-                if not spent[name] or spent[name][-1] < 0.5:
-                    action()
-                spent[name].append(clock(action)[0])
+            if sum(seconds for seconds, _ in spent[name]) < budget:
+                first = clock(action)
+                spent[name].append(clock(action) if first[0] < 0.5 else first)
     return spent
 
 
