@@ -7,7 +7,7 @@ True
 """
 
 from graphs.certificate import Certificate, KeepHighest
-from graphs.digraph import BlockDigraph, bidirectional_graph, residual_graph
+from graphs.digraph import BlockDigraph, Edges, bidirectional_graph, residual_graph
 from graphs.digraph_pagerank import pagerank
 from graphs.errors import ConvergenceError, GraphError
 from graphs.io import load_graph, load_rank, save_graph, save_rank
@@ -20,6 +20,7 @@ __all__ = [
     "BlockDigraph",
     "Certificate",
     "ConvergenceError",
+    "Edges",
     "GraphError",
     "KeepHighest",
     "LayeredGraph",

@@ -139,18 +139,18 @@ class TorchArithmetic:
         import torch
 
         self._torch = torch
+        self.dtype = check_dtype(dtype)
+        self.torch_dtype: torch.dtype = getattr(torch, self.dtype)
         try:
             self.device = torch.device(device)
-            # The meta device makes tensors, but they hold no numbers to add up.
-            torch.zeros(1, device=self.device).sum().item()
+            # The meta device makes tensors, but they hold no numbers to add up; some devices know no float64.
+            torch.zeros(1, device=self.device, dtype=self.torch_dtype).sum().item()
         except (RuntimeError, AssertionError, TypeError) as error:
             first = str(error).splitlines()[0]
             raise GraphError(
                 f"device {str(device)!r} cannot be used here ({first}); expected 'cpu', or 'cuda' / 'cuda:N' on a "
                 "machine with that GPU and a CUDA build of torch"
             ) from error
-        self.dtype = check_dtype(dtype)
-        self.torch_dtype: torch.dtype = getattr(torch, self.dtype)
 
     def vector(self, values: FloatArray) -> torch.Tensor:
         """A copy on the device."""
@@ -241,7 +241,7 @@ def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
             if kind not in ("torch.float32", "torch.float64", "torch.bfloat16"):
                 return ()
             array = _bits(matrix) if kind == "torch.bfloat16" else as_numpy(matrix)
-        if array.dtype not in (np.float32, np.float64, np.uint16):
+        elif array.dtype not in (np.float32, np.float64):
             return ()
         array = array.T if block.column_major else array
         if not array.flags.c_contiguous:

@@ -161,6 +161,11 @@ class DenseBlock:
     @cached_property
     def edges(self) -> int:
         """Number of non-zero entries, counted at the first call by one pass."""
+        if all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
+            present = self.matrices[0] != 0
+            for matrix in self.matrices[1:]:
+                present |= matrix != 0
+            return int(present.sum())
         total = 0
         for band in self.bands(self._exact_buffers()):
             total += int(np.count_nonzero(band.matrix))

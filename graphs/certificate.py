@@ -80,6 +80,11 @@ class KeepHighest:
     def check(self, layers: Sequence[int]) -> KeepHighest:
         """Self, or a GraphError where layers or counts do not fit a graph of these sizes."""
         counts = self.counts or {}
+        for layer, count in (*counts.items(), *((layer, self.count) for layer in self.pooled)):
+            if not isinstance(layer, (int, np.integer)) or not isinstance(count, (int, np.integer)):
+                raise GraphError(
+                    f"keep: expected whole numbers as layers and counts, got layer {layer!r} and count {count!r}"
+                )
         for layer, count in counts.items():
             if not 0 <= layer < len(layers) or not 0 <= count <= layers[layer]:
                 raise GraphError(

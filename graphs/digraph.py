@@ -83,6 +83,27 @@ class BlockDigraph:
 
     def __post_init__(self) -> None:
         """Check that blocks fit their layers and shares their layer."""
+        n_layers = len(self.layers)
+        if n_layers == 0 or min(self.layers) < 1:
+            raise GraphError(f"expected at least one layer, each of at least one node, got sizes {self.layers}")
+        if len(self.names) != n_layers or (self.labels is not None and len(self.labels) != self.nodes):
+            raise GraphError(
+                f"expected {n_layers} names and (if any) {self.nodes} labels, got {len(self.names)} and "
+                f"{None if self.labels is None else len(self.labels)}"
+            )
+        if self.activations is not None:
+            sizes = tuple(np.shape(vector) for vector in self.activations)
+            if sizes != tuple((size,) for size in self.layers):
+                raise GraphError(
+                    f"activations: expected one vector a layer, of sizes {self.layers}, got shapes {sizes}"
+                )
+            if not all(np.isfinite(vector).all() and (np.asarray(vector) >= 0).all() for vector in self.activations):
+                raise GraphError("activations: expected finite, non-negative numbers")
+        for edges in self.edges:
+            if not (0 <= edges.source < n_layers and 0 <= edges.target < n_layers):
+                raise GraphError(
+                    f"edges from layer {edges.source} to layer {edges.target}: expected layers of 0..{n_layers - 1}"
+                )
         shares: defaultdict[int, list[float | None]] = defaultdict(list)
         for edges in self.edges:
             wanted = (self.layers[edges.target], self.layers[edges.source])
@@ -95,7 +116,8 @@ class BlockDigraph:
             shares[edges.source].append(edges.share)
         for source, given in shares.items():
             numbers = [share for share in given if share is not None]
-            if numbers and (len(numbers) < len(given) or min(numbers) < 0.0 or abs(sum(numbers) - 1.0) > 1e-9):
+            fits = len(numbers) == len(given) and all(s >= 0.0 for s in numbers) and abs(sum(numbers) - 1.0) <= 1e-9
+            if numbers and not fits:
                 raise GraphError(
                     f"shares out of layer {source}: expected one for all its edges, non-negative and of sum 1, got {given}"
                 )
@@ -137,8 +159,9 @@ class BlockDigraph:
         """The default teleport vector, (nodes,), of sum 1."""
         if self.activations is None:
             return np.full(self.nodes, 1.0 / self.nodes)
-        parts = [a / a.sum() if a.sum() > 0 else np.full(len(a), 1.0 / len(a)) for a in self.activations]
-        return np.concatenate(parts) / len(parts)
+        # Over the maximum first: sums of huge activations would overflow.
+        scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in self.activations]
+        return np.concatenate([a / a.sum() for a in scaled]) / len(scaled)
 
     def node_labels(self) -> tuple[Hashable, ...]:
         """Labels of the nodes in the order of the stacked vector."""
@@ -355,6 +378,7 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
             f"teleport: expected shape ({n_nodes},), one number per node, or ({n_nodes}, k) for k vectors at once, "
             f"got {vector.shape}"
         )
-    if not np.isfinite(vector).all() or (vector < 0).any() or (vector.sum(axis=0) <= 0).any():
+    if not np.isfinite(vector).all() or (vector < 0).any() or (vector.max(axis=0) <= 0).any():
         raise GraphError("teleport: expected finite, non-negative numbers with a positive sum")
-    return np.asarray(vector / vector.sum(axis=0))
+    scaled = vector / vector.max(axis=0)
+    return np.asarray(scaled / scaled.sum(axis=0))

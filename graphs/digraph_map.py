@@ -17,7 +17,7 @@ from graphs.digraph import BlockDigraph, Edges
 from graphs.errors import GraphError
 from graphs.operators import BlockOperator, CSROperator, Vector
 from graphs.solvers.problem import Relaxed
-from graphs.states import State, masses, rows_scaled
+from graphs.states import State, column_sums, masses, rows_scaled, times
 
 __all__ = ["DigraphMap"]
 
@@ -64,7 +64,6 @@ class DigraphMap:
         self.backend = backend
         self.gamma = gamma
         self.dtype = backend.arithmetic.dtype
-        self.contraction = gamma
         self.layers = len(digraph.layers)
         self.block_count = len(digraph.edges)
         self.columns: int | None = None if teleport.ndim == 1 else teleport.shape[1]
@@ -101,7 +100,7 @@ class DigraphMap:
         # What did not pass is the mass of the dangling nodes; it teleports with the jump.
         jump = 1.0 - masses(following)
         self._refuse_nonfinite(jump)
-        return [vector + v * jump for vector, v in zip(following, self.teleport, strict=True)]
+        return [vector + times(v, jump) for vector, v in zip(following, self.teleport, strict=True)]
 
     def transition(self, state: State) -> State:
         """P: the mass that arrives along the edges, that of dangling nodes lost. One product a block."""
@@ -143,7 +142,7 @@ class DigraphMap:
 
     @property
     def roundoff(self) -> float:
-        """Relative error of a score by rounding, at the worst.
+        """Relative error of a score by rounding: an allowance, ample against what was ever measured.
 
         Sums have as many terms as a layer has nodes, and follow one another along the paths that matter.
         """
@@ -169,11 +168,11 @@ class DigraphMap:
             return False
         if any(p.edges.source != p.edges.target and self._against(p.edges) for p in self._passages):
             return False
-        return all(
-            self._split(layer).acyclic
-            for layer in range(self.layers)
-            if any(self._is_inner(p) for p in self._into[layer])
-        )
+        inner = [p for p in self._passages if self._is_inner(p)]
+        # Finding the components costs some ten products, and most graphs with cycles show them at a glance.
+        if any(isinstance(p.operator, CSROperator) and not _may_be_acyclic(p.operator.csr) for p in inner):
+            return False
+        return all(self._split(p.edges.target).acyclic for p in inner)
 
     def relax(self, state: State, jump: Vector) -> Relaxed:
         """One Gauss-Seidel pass over x = gamma P x + jump * v in layer order. One product a block."""
@@ -181,7 +180,7 @@ class DigraphMap:
         back, signed = jump * 0.0, jump * 0.0
         for layer in self._order:
             inner = [p for p in self._into[layer] if self._is_inner(p)]
-            total = self.teleport[layer] * jump
+            total = times(self.teleport[layer], jump)
             for passage in self._into[layer]:
                 if not self._is_inner(passage):
                     total = total + passage(current[passage.edges.source]) * self.gamma
@@ -189,7 +188,7 @@ class DigraphMap:
                 before = current[layer]
                 current[layer] = self._split(layer).solve(before, total)
                 change = rows_scaled(current[layer] - before, self.backend.arithmetic.vector(self._split(layer).back))
-                back, signed = back + abs(change).sum(0), signed + change.sum(0)
+                back, signed = back + column_sums(abs(change)), signed + column_sums(change)
             else:
                 current[layer] = total
         for passage in self._passages:
@@ -197,12 +196,12 @@ class DigraphMap:
             if not self._is_inner(passage) and self._against(passage.edges):
                 source = passage.edges.source
                 change = rows_scaled(current[source] - state[source], passage.share)
-                back, signed = back + abs(change).sum(0), signed + change.sum(0)
+                back, signed = back + column_sums(abs(change)), signed + column_sums(change)
         mass = masses(current)
         self._refuse_nonfinite(mass)
         # x misses its equation by e of norm gamma * back at most; scaled to mass 1, F(x) - x is e - sum(e) v.
         residual = float((self.gamma * (back + abs(signed)) / mass).max())
-        return Relaxed([vector / mass for vector in current], jump / mass, residual)
+        return Relaxed([times(vector, 1.0 / mass) for vector in current], jump / mass, residual)
 
     def aggregated(self, state: State, jump: Vector) -> State:
         """`state` with the layers' masses set to those of the small chain of layers that it implies.
@@ -212,13 +211,13 @@ class DigraphMap:
         passes alone would bring in line by no more than gamma a pass.
         """
         to_numpy = self.backend.arithmetic.to_numpy
-        held = np.stack([np.atleast_1d(to_numpy(vector.sum(0))) for vector in state])  # (layers, columns)
+        held = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)
         flow = np.zeros((held.shape[1], self.layers, self.layers))
         for passage in self._passages:
             source, target = passage.edges.source, passage.edges.target
-            sent = np.atleast_1d(to_numpy(rows_scaled(state[source], passage.share).sum(0)))
+            sent = np.atleast_1d(to_numpy(column_sums(rows_scaled(state[source], passage.share))))
             flow[:, target, source] += np.divide(sent, held[source], out=np.zeros_like(sent), where=held[source] > 0)
-        arriving = np.stack([np.atleast_1d(to_numpy((v * jump).sum(0))) for v in self.teleport])
+        arriving = np.stack([np.atleast_1d(to_numpy(column_sums(v) * jump)) for v in self.teleport])
         system = np.eye(self.layers) - self.gamma * flow.astype(np.float64)
         wanted = np.linalg.solve(system, arriving.T[:, :, None])[:, :, 0].T
         factors = np.divide(wanted, held, out=np.ones_like(wanted), where=held > 0)
@@ -228,6 +227,11 @@ class DigraphMap:
         return [vector * vector_of(factor) for vector, factor in zip(state, factors, strict=True)]
 
     # --- the matrix
+
+    @property
+    def edges(self) -> int:
+        """Number of edges, parallel ones counted apart."""
+        return sum(block.edges for block in self.digraph.blocks)
 
     def matrix(self) -> sparse.csc_array:
         """P as one CSC matrix, (nodes, nodes) float64: for direct solvers."""
@@ -242,13 +246,14 @@ class DigraphMap:
         arithmetic = self.backend.arithmetic
         operators: dict[int, BlockOperator] = {}
         strengths: list[Vector] = []
+        # Passes in node order need the rows of edges within a layer.
+        inner = {id(edges.block) for edges in self.digraph.edges if edges.source == edges.target}
         for edges in self.digraph.edges:
             key = id(edges.block)
             if key not in operators:
-                # Passes in node order need the rows of edges within a layer.
-                inner = edges.source == edges.target and self.backend.form == "auto"
+                as_csr = key in inner and self.backend.form == "auto"
                 make = self.backend.arithmetic.csr_operator
-                operators[key] = make(edges.block) if inner else self.backend.operator(edges.block, products)
+                operators[key] = make(edges.block) if as_csr else self.backend.operator(edges.block, products)
             operator = operators[key]
             with np.errstate(over="ignore", invalid="ignore"):
                 strength = operator.in_strength() if edges.transposed else operator.out_strength()
@@ -275,7 +280,7 @@ class DigraphMap:
         return passages
 
     def _passed(self, layer: int, state: State) -> Vector:
-        total = self.teleport[layer] * 0.0
+        total = state[layer] * 0.0
         for passage in self._into[layer]:
             total = total + passage(state[passage.edges.source])
         return total

@@ -64,7 +64,7 @@ def pagerank(
     teleport : mapping from node to weight, (n,) array, or (n, k) array, optional
         Scaled to sum 1; nodes left out of a mapping get 0. By default the graph's activations, every
         layer's scaled to the same mass; uniform where a graph has none. k columns are k ranks (personalised PageRank), found
-        together: every step reads the edges once for all of them.
+        together: a step reads the edges once for all of them (but gmres and bicgstab take one column after the other).
     weight : str or None
         networkx edge attribute; None counts every edge as 1.
     solver : str or Solver
@@ -92,7 +92,7 @@ def pagerank(
     Returns
     -------
     RankResult
-        Scores by layer, of sum 1 over all layers; ``as_dict()`` keys them by node. The error bound always holds:
+        Scores by layer, of sum 1 over all layers; ``as_dict()`` keys them by node. The error bound holds up to round-off:
         P with its dangling mass given to v is a contraction by gamma in the L1 norm, so an r with
         residual ``||F(r) - r||`` is off by at most ``residual / (1 - gamma)``, and F(r) by gamma times that.
 

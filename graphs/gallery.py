@@ -325,7 +325,8 @@ def _dense_block(rng: np.random.Generator, n_targets: int, n_sources: int) -> Fl
     weights = rng.standard_normal((n_targets, n_sources), dtype=np.float32)
     np.abs(weights, out=weights)
     # float32 draws zero once in some ten million, which would be a missing edge.
-    return np.maximum(weights, np.finfo(np.float32).tiny, out=weights)
+    np.maximum(weights, np.finfo(np.float32).tiny, out=weights)
+    return weights
 
 
 def _sparse_block(rng: np.random.Generator, n_targets: int, n_sources: int, density: float) -> sparse.csr_array:

@@ -15,6 +15,7 @@ parallel loops would set the number of threads of the whole process (torch's too
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -72,11 +73,14 @@ class _Helper:
         self._done.acquire()
         self._task: Callable[[], None] = lambda: None
         self._error: BaseException | None = None
+        self._retired = threading.Event()
         threading.Thread(target=self._work, name="graphs-kernels", daemon=True).start()
 
     def _work(self) -> None:
-        while True:
+        while not self._retired.is_set():
             self._go.acquire()
+            if self._retired.is_set():
+                return
             try:
                 self._task()
             except BaseException as error:  # raised where the caller waits
@@ -86,6 +90,12 @@ class _Helper:
     def start(self, task: Callable[[], None]) -> None:
         self._task = task
         self._go.release()
+
+    def retire(self) -> None:
+        """End the thread, at once or after its task."""
+        self._retired.set()
+        with contextlib.suppress(RuntimeError):  # it has not taken its task yet, and looks again after it
+            self._go.release()
 
     def wait(self) -> BaseException | None:
         self._done.acquire()
@@ -118,18 +128,24 @@ class _Threads:
                 kernel(*part)
             return
         try:
-            while len(self._helpers) < len(others):
-                self._helpers.append(_Helper())
+            with contextlib.suppress(RuntimeError):  # no thread to be had: those that there are do
+                while len(self._helpers) < len(others):
+                    self._helpers.append(_Helper())
             used = self._helpers[: len(others)]
-            for helper, part in zip(used, others, strict=True):
+            for helper, part in zip(used, others, strict=False):
                 helper.start(partial(kernel, *part))
-            try:
-                kernel(*last)
-            finally:
-                errors = [helper.wait() for helper in used]
+            for part in (*others[len(used) :], last):
+                kernel(*part)
+            errors = [helper.wait() for helper in used]
             for error in errors:
                 if error is not None:
                     raise error
+        except BaseException:
+            # An interrupt may come while helpers work. They end with their task, and others take their place.
+            for helper in self._helpers:
+                helper.retire()
+            self._helpers = []
+            raise
         finally:
             self._busy.release()
 
@@ -304,7 +320,9 @@ def column_counts(matrices: tuple[Array, ...]) -> Array:
 def _entry_cuts(indptr: Array) -> list[int]:
     """Rows at which ranges of about as many entries begin, one a thread, and the end."""
     n_rows = len(indptr) - 1
-    wanted = np.linspace(0, int(indptr[-1]), max(1, min(_THREADS.count, n_rows)) + 1)
+    parts = max(1, min(_THREADS.count, n_rows))
+    # Of the index type itself: another one would convert the whole array.
+    wanted = np.array([int(indptr[-1]) * k // parts for k in range(parts + 1)], dtype=indptr.dtype)
     cuts = np.searchsorted(indptr, wanted)
     cuts[0], cuts[-1] = 0, n_rows
     return [int(cut) for cut in cuts]

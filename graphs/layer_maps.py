@@ -67,7 +67,7 @@ class GraphMap:
 
     def total(self, changes: Sequence[float]) -> float:
         """The largest over the layers, each of mass 1."""
-        return max(changes)
+        return float(np.max(changes))
 
     def bounds(self, changes: Sequence[float], steps: int) -> list[float]:
         """L1 error of F(r) in every layer.
@@ -90,7 +90,7 @@ class GraphMap:
 
     @property
     def roundoff(self) -> float:
-        """Relative error of a score by rounding, at the worst: sums of as many terms as a layer has nodes, layer by layer."""
+        """Relative error of a score by rounding: an allowance, for sums of as many terms as a layer has nodes."""
         return float(np.finfo(self.dtype).eps) * (max(self.graph.layers) + 16) * self.layers
 
     def step(self, layer: int, previous: Vector) -> Vector:

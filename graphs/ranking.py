@@ -101,6 +101,9 @@ def first_state(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
     """
     given = start.scores if isinstance(start, RankResult) else start
     vectors = [np.asarray(as_numpy(vector), dtype=np.float64) for vector in given]
+    if isinstance(start, RankResult):
+        # Mixing and Krylov methods stopped early may leave scores a little below zero.
+        vectors = [np.maximum(vector, 0.0) for vector in vectors]
     shapes = [(size,) for size in sizes], [(size, columns) for size in sizes]
     if [vector.shape for vector in vectors] not in shapes:
         raise GraphError(

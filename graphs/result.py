@@ -139,7 +139,7 @@ class RankResult:
     def as_dict(self) -> dict[Hashable, Any]:
         """Score by node: label for a general digraph, else ``(layer, index)``; k scores a node as a list."""
         if self.labels is not None:
-            return dict(zip(self.labels, self.scores[0].tolist(), strict=True))
+            return dict(zip(self.labels, self.stacked.tolist(), strict=True))
         return {(layer, k): s for layer, scores in enumerate(self.scores) for k, s in enumerate(scores.tolist())}
 
     def top(self, layer: int, count: int = 10) -> list[tuple[int, float]]:

@@ -5,27 +5,55 @@ A layer's vector is (n,), or (n, k) for k ranks at once; it belongs to numpy or 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 from graphs.operators import Vector
 
-__all__ = ["State", "combine", "distances", "dot", "masses", "normalised", "rows_scaled", "subtract"]
+__all__ = [
+    "State",
+    "column_sums",
+    "combine",
+    "distances",
+    "dot",
+    "masses",
+    "normalised",
+    "rows_scaled",
+    "subtract",
+    "times",
+]
 
 State: TypeAlias = list[Vector]
 
 
+def column_sums(vector: Vector) -> Vector:
+    """The sum of every column, () or (k,), in float64: numpy adds the rows of a float32 matrix one by one."""
+    if isinstance(vector, np.ndarray):
+        return np.asarray(vector.sum(axis=0, dtype=np.float64))
+    return vector.sum(0, dtype=sys.modules["torch"].float64)
+
+
+def times(vector: Vector, factor: Vector) -> Vector:
+    """`vector` with every column times its factor, () or (k,), in the vector's own dtype."""
+    if isinstance(vector, np.ndarray):
+        return vector * np.asarray(factor, dtype=vector.dtype)
+    return vector * factor.to(vector.dtype)
+
+
 def masses(state: State) -> Vector:
-    """The sum of every column over all layers: a number, or (k,)."""
-    total = state[0].sum(0)
+    """The sum of every column over all layers, () or (k,), in float64."""
+    total = column_sums(state[0])
     for vector in state[1:]:
-        total = total + vector.sum(0)
+        total = total + column_sums(vector)
     return total
 
 
 def distances(state: State, other: State) -> list[float]:
     """L1 distance layer by layer; of several columns the largest."""
-    return [float(abs(a - b).sum(0).max()) for a, b in zip(state, other, strict=True)]
+    return [float(column_sums(abs(a - b)).max()) for a, b in zip(state, other, strict=True)]
 
 
 def subtract(state: State, other: State) -> State:
@@ -49,9 +77,9 @@ def combine(weights: Sequence[float], states: Sequence[State]) -> State:
 def normalised(state: State, each_layer: bool) -> State:
     """Every column scaled to mass 1, over all layers or in each."""
     if each_layer:
-        return [vector / vector.sum(0) for vector in state]
-    total = masses(state)
-    return [vector / total for vector in state]
+        return [times(vector, 1.0 / column_sums(vector)) for vector in state]
+    factor = 1.0 / masses(state)
+    return [times(vector, factor) for vector in state]
 
 
 def rows_scaled(vector: Vector, factors: Vector) -> Vector:

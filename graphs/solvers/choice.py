@@ -40,7 +40,7 @@ def named(solver: Any) -> Solver | None:
             return None
         if solver in SOLVERS:
             return SOLVERS[solver]()
-    elif not isinstance(solver, type) and hasattr(solver, "begin") and hasattr(solver, "step"):
+    elif not isinstance(solver, type) and all(hasattr(solver, a) for a in ("name", "begin", "step")):
         return solver  # type: ignore[no-any-return]
     raise GraphError(f"unknown solver {solver!r}; expected 'auto', {', '.join(map(repr, SOLVERS))}, or a Solver object")
 

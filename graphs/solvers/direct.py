@@ -30,17 +30,18 @@ class SparseLU:
     name: str = "lu"
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
-        """Refuse what is not linear."""
+        """Refuse what is not linear, or too large to be put together."""
         require_linear(problem, self.name)
+        n_edges = problem.edges
+        if n_edges > self.max_edges:
+            raise GraphError(
+                f"solver 'lu' is for up to {self.max_edges:,} edges, the graph has {n_edges:,}; use solver='auto', or "
+                "SparseLU(max_edges=...)"
+            )
 
     def step(self, problem: LinearProblem, memory: Any) -> Step:
         """Factorise, solve, and apply F once, whose change gives residual and bound."""
         matrix = problem.matrix()
-        if matrix.nnz > self.max_edges:
-            raise GraphError(
-                f"solver 'lu' is for up to {self.max_edges:,} edges, the graph has {matrix.nnz:,}; use solver='auto', or "
-                "SparseLU(max_edges=...)"
-            )
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
         solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stacked(problem.teleport)))
         state = problem.split(solution / solution.sum(axis=0))

@@ -142,7 +142,7 @@ def solve(
         memory, state = step.memory, step.state
         residuals.append(step.residual)
         layer_residuals.append(step.changes)
-        bounds.append(max(step.bounds))
+        bounds.append(float(np.max(step.bounds)))
         products.append(step.products + (products[-1] if products else 0))
         seconds.append(perf_counter() - begun)
         if step.exact:

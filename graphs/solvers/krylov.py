@@ -92,10 +92,9 @@ class Krylov:
         def residual_operator(vector: FloatArray) -> FloatArray:
             nonlocal spent
             spent += 1
-            full = np.zeros_like(x)
-            full[at] = vector.ravel()
-            result: FloatArray = (full - problem.gamma * problem.stacked(problem.transition(problem.split(full))))[at]
-            return result
+            # One column by itself, whatever their number.
+            column = vector.ravel()
+            return column - problem.gamma * problem.stacked(problem.transition(problem.split(column)))
 
         n_nodes = len(x)
         system = linalg.LinearOperator((n_nodes, n_nodes), matvec=residual_operator, dtype=np.float64)

@@ -89,7 +89,7 @@ class Problem(Protocol):
 
     @property
     def roundoff(self) -> float:
-        """Relative error of a score by rounding, at the worst."""
+        """Relative error of a score that rounding is allowed."""
 
 
 class LinearProblem(Problem, Protocol):
@@ -117,6 +117,10 @@ class LinearProblem(Problem, Protocol):
 
     def stacked(self, state: State) -> FloatArray:
         """The stacked float64 array of a state."""
+
+    @property
+    def edges(self) -> int:
+        """Number of edges of P."""
 
     def matrix(self) -> sparse.csc_array:
         """P as one matrix."""
