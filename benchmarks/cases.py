@@ -22,7 +22,9 @@ __all__ = [
     "gallery_graphs",
     "model_chains",
     "random_control",
+    "scipy_bidirectional",
     "scipy_matrix",
+    "scipy_residual",
     "shuffled_control",
     "small_chain",
 ]
@@ -84,6 +86,26 @@ def scipy_matrix(weights: list[tuple[Any, ...]]) -> sparse.csr_array:
     for layer, matrices in enumerate(weights):
         total = sum(np.abs(np.asarray(matrix)).astype(np.float64) for matrix in matrices)
         blocks[layer + 1][layer] = sparse.csr_array(total)
+    return sparse.block_array(blocks, format="csr")
+
+
+def scipy_bidirectional(weights: list[tuple[Any, ...]]) -> sparse.csr_array:
+    """The bidirectional graph's matrix by plain scipy."""
+    forward = scipy_matrix(weights)
+    return sparse.csr_array(forward + forward.T)
+
+
+def scipy_residual(weights: list[tuple[Any, ...]], beta: float = 0.5) -> sparse.csr_array:
+    """The residual graph's matrix by plain scipy: shares as weights, for chains of two-matrix FFNs without dangling nodes."""
+    sizes = [weights[0][0].shape[1], *(matrices[0].shape[0] for matrices in weights)]
+    blocks: list[list[Any]] = [[None] * len(sizes) for _ in sizes]
+    for layer, matrices in enumerate(weights):
+        total = sum(np.abs(np.asarray(matrix)).astype(np.float64) for matrix in matrices)
+        share = (1.0 - beta) if layer % 2 == 0 else 1.0
+        blocks[layer + 1][layer] = sparse.csr_array(total * (share / total.sum(axis=0)))
+    for layer in range(0, len(weights), 2):
+        blocks[layer + 2][layer] = beta * sparse.eye_array(sizes[layer], format="csr")
+    blocks[0][len(weights)] = sparse.eye_array(sizes[0], format="csr")
     return sparse.block_array(blocks, format="csr")
 
 

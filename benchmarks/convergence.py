@@ -9,6 +9,7 @@ neurons to keep is final, and when it is certified; where float32 stops; what th
 from __future__ import annotations
 
 import argparse
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,7 @@ def tables(results: dict[str, Any]) -> str:
     """The results in markdown."""
     where = results["provenance"]
     lines = [
-        f"{where['cpu']}, {where['cores']} cores, seed {where['seed']}; {results['graph']}.",
+        f"{where['cpu']}, {where['cores']} cores, seed {where['seed']}; {results['graph']}, where nothing else is said.",
         "",
         "## Layered: exact without iterating",
         "",
@@ -395,6 +396,8 @@ def main() -> None:
     }
     if options.quick:
         print(tables(results))
+        with tempfile.TemporaryDirectory() as folder:
+            figures.convergence(results, Path(folder))
         return
     write(options.output, results)
     write(options.output.with_suffix(".md"), tables(results))

@@ -244,6 +244,8 @@ def main() -> None:
     results = {"provenance": provenance(seed=0), "device": options.device or "cpu", "rows": rows}
     if options.quick:
         print(tables(results))
+        with tempfile.TemporaryDirectory() as folder:
+            figures.scale(results, Path(folder))
         return
     write(options.output, results)
     write(options.output.with_suffix(".md"), tables(results))
