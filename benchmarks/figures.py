@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 __all__ = ["convergence", "scale", "speed"]
 
@@ -78,6 +79,7 @@ def _solvers(results: dict[str, Any], path: Path) -> Path:
         for j, gamma in enumerate(gammas):
             grid[i][j].set(title=f"{graph} graph, $\\gamma$ = {gamma}", ylim=(1e-16, 5))
             grid[i][j].set_xlabel("block products" if i == len(graphs) - 1 else "")
+            grid[i][j].xaxis.set_minor_formatter(NullFormatter())
         grid[i][0].set_ylabel("true L1 error")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), bbox_to_anchor=(0.5, -0.04))
@@ -114,6 +116,7 @@ def _shapes(results: dict[str, Any], path: Path) -> Path:
                 values = [r["products"] for r in rows]
                 ax.plot([r[key] for r in rows], values, style, marker="o", ms=3, color=COLOURS[solver])
         ax.set(xscale="log", yscale="log", ylabel="block products to 1e-10")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_xlabel("FFNs in the chain")
     axes[1].set_xlabel("density of the blocks (thinned by mass)")
     groups = [(weights, graph) for weights in ("real", "Gaussian", "shuffled") for graph in styles]
@@ -201,7 +204,7 @@ def _thinning(results: dict[str, Any], path: Path) -> Path:
         axes[0].loglog(kept, _shown(r["bound"] for r in rows), ":", color=colour, label="bound")
         axes[1].semilogx(kept, [100 * r["same_neurons_go"] for r in rows], "-o", ms=3, color=colour, label=by)
     axes[0].set(xlabel="edges kept, %", ylabel="L1 error, worst layer", ylim=(1e-5, 3))
-    axes[1].set(xlabel="edges kept, %", ylabel="of the neurons that should go, % that do", ylim=(0, 102))
+    axes[1].set(xlabel="edges kept, %", ylabel="neurons to go that do go, %", ylim=(0, 102))
     axes[0].legend(fontsize=7)
     axes[1].legend(fontsize=7)
     figure.suptitle(

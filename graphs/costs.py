@@ -30,8 +30,9 @@ class Costs:
     csr_to_dense: float
 
 
-# "compiled" is the CPU; any other key a torch device type. Devices that are not listed go by "cuda".
+# "compiled" is the CPU (two cores of an AMD EPYC); any other key a torch device type. Devices that are not listed go by
+# "cuda", which is a guess from CPU timings of torch: no GPU was at hand.
 COSTS: Mapping[str, Costs] = {
-    "compiled": Costs(csr_product=6.0, dense_to_csr=60.0, csr_to_dense=30.0),
+    "compiled": Costs(csr_product=7.0, dense_to_csr=39.0, csr_to_dense=3.0),
     "cuda": Costs(csr_product=3.0, dense_to_csr=20.0, csr_to_dense=10.0),
 }
