@@ -20,6 +20,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -46,14 +47,23 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 REORDER = {"reassoc", "contract", "nsz"}
 
 
+# numba would keep its files in the package itself, where they outlive an uninstall as a directory that still imports.
+_CONFIG: Any = numba.config
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "graphs-kernels"
+
+
 def _compiled(function: Function) -> Function:
-    """Njit without the interpreter's lock, and with a cache on disk where there is a place for one."""
+    """Njit without the interpreter's lock, and with a cache on disk (NUMBA_CACHE_DIR, or the user's) where there can be one."""
     options: dict[str, Any] = {"nogil": True, "fastmath": REORDER}
     compiled: Any
+    before = _CONFIG.CACHE_DIR
+    _CONFIG.CACHE_DIR = before or str(CACHE)
     try:
         compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no writable directory for the cache
         compiled = numba.njit(**options)(function)
+    finally:
+        _CONFIG.CACHE_DIR = before
     return cast(Function, compiled)
 
 
