@@ -74,7 +74,6 @@ class DigraphMap:
         for passage in self._passages:
             self._into[passage.edges.target].append(passage)
         self._within: dict[int, _Within] = {}
-        self.degenerate: dict[int, str] = {}
 
     # --- vectors
 

@@ -95,26 +95,24 @@ class GaussSeidel:
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
         """The start, with the jump it would have if no node dangled."""
         gamma = getattr(problem, "gamma", 0.0)
-        return start, masses(start) * (1.0 - gamma), math.inf
+        return start, masses(start) * (1.0 - gamma), math.inf, self.aggregation
 
     def step(self, problem: LinearProblem, memory: Any) -> Step:
         """Aggregate, then one pass."""
-        state, jump, before = memory
+        state, jump, before, aggregate = memory
         if problem.acyclic:
             swept = LayerSweep().step(problem, state)
             return Step(swept.state, swept.changes, 0.0, swept.bounds, swept.products, memory, exact=True, image=False)
-        # Aggregation converges only near the solution; where it did worse than a power step the next pass goes without.
-        trusted = self.aggregation and before >= 0.0
-        begun = problem.aggregated(state, jump) if trusted else state
+        begun = problem.aggregated(state, jump) if aggregate else state
         relaxed = problem.relax(begun, jump)
-        failed = trusted and relaxed.residual > problem.gamma * before
+        # Aggregation converges only near the solution: after one that did worse than a power step comes a plain pass.
+        failed = aggregate and relaxed.residual > problem.gamma * before
         return Step(
             relaxed.state,
             distances(relaxed.state, state),
             relaxed.residual,
             problem.residual_bounds(relaxed.residual),
             problem.block_count,
-            # A residual below zero marks that failure: the pass after it stands alone, and the one after that may try.
-            (relaxed.state, relaxed.jump, -relaxed.residual if failed else relaxed.residual),
+            (relaxed.state, relaxed.jump, relaxed.residual, self.aggregation and not failed),
             image=False,
         )
