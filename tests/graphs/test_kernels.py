@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -433,3 +435,36 @@ def test_a_float64_rank_of_narrow_weights_is_exact_to_1e_14(
     for scores, wanted in zip(found.scores, expected, strict=True):
         assert scores.dtype == np.float64
         assert float(np.abs(scores / wanted - 1).max()) < 1e-14
+
+
+@pytest.mark.parametrize("looks", [0, 1, kernels.LOOKS])
+def test_products_do_not_depend_on_watching(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The locks alone carry the tasks: a thread that sleeps at once, or wakes late, changes nothing but the time.
+    monkeypatch.setattr(kernels, "LOOKS", looks)
+    monkeypatch.setattr(kernels, "LOOKS_MORE", looks // 10)
+    threads = kernels._Threads()
+    threads.count = 3
+    done: list[tuple[int, int, int]] = []
+    for turn in range(200):
+        if turn % 50 == 49:
+            time.sleep(0.005)  # long enough for every watch to have ended
+        threads.run(lambda start, stop, part: done.append((start, stop, part)), [turn, turn + 1, turn + 2, turn + 3])
+        assert sorted(done) == [(turn + k, turn + k + 1, k) for k in range(3)]
+        done.clear()
+
+
+def test_watching_ends_when_the_flag_is_up() -> None:
+    flags = np.zeros(2, dtype=np.int64)
+    kernels._watch(flags, 1, 0, 1, 0)  # compiled
+
+    def raise_flag() -> None:
+        time.sleep(0.05)
+        flags[1] = 7
+
+    thread = threading.Thread(target=raise_flag)
+    begun = time.perf_counter()
+    thread.start()
+    kernels._watch(flags, 1, 7, 2**62, 0)  # would look for a century: it returns only because it sees the write
+    thread.join()
+    assert time.perf_counter() - begun < 30
+    kernels._watch(flags, 0, 1, 10, 0)  # and not at all: it gives up
