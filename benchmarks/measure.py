@@ -14,7 +14,10 @@ from scipy import sparse
 from graphs import pagerank
 from graphs.solvers import Krylov
 
-__all__ = ["alternated", "clock", "peak_read_bandwidth", "reference_scores", "trace"]
+__all__ = ["QUICK", "WARM", "alternated", "clock", "peak_read_bandwidth", "reference_scores", "trace"]
+
+# Seconds: below QUICK a call is warmed up for WARM.
+QUICK, WARM = 0.5, 0.2
 
 
 def clock(action: Callable[[], Any]) -> tuple[float, Any]:
@@ -31,19 +34,32 @@ def clock(action: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def alternated(
-    contenders: Mapping[str, Callable[[], Any]], repeats: int, budget: float
+    contenders: Mapping[str, Callable[[], Any]], repeats: int, budget: float, *, warm: float = WARM, keep: bool = True
 ) -> dict[str, list[tuple[float, Any]]]:
     """Seconds and outcome of every contender's calls, one after the other in rounds, until it has used `budget` seconds.
 
-    A quick one is called once before each call that counts: threads of the contender before it may still spin, and
-    the caches hold what that one used.
+    Without `keep` only the outcome of the last call is held: graphs of many contenders would fill the memory. A quick
+    contender is called for `warm` seconds before the three calls that count: threads of the one before it may still
+    spin, the caches hold what that one used, and a core that has slept takes some time to its full speed.
     """
     spent: dict[str, list[tuple[float, Any]]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, action in contenders.items():
-            if sum(seconds for seconds, _ in spent[name]) < budget:
-                first = clock(action)
-                spent[name].append(clock(action) if first[0] < 0.5 else first)
+            if sum(seconds for seconds, _ in spent[name]) >= budget:
+                continue
+            counted = [clock(action)]
+            if counted[0][0] < QUICK:
+                warm_until = time.perf_counter() + warm
+                while time.perf_counter() < warm_until:
+                    clock(action)
+                counted.clear()
+                for _ in range(3):
+                    counted.append(clock(action))
+                    if not keep:
+                        counted[:-1] = [(seconds, None) for seconds, _ in counted[:-1]]
+            if not keep:
+                spent[name] = [(seconds, None) for seconds, _ in spent[name]]
+            spent[name] += counted
     return spent
 
 

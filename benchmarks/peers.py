@@ -24,6 +24,7 @@ the number. Libraries are imported where they are used; those not installed are 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -267,6 +268,9 @@ def _solve_networkx(graph: Any, gamma: float, v: FloatArray, tol: float, max_ite
     return np.fromiter(scores.values(), dtype=np.float64, count=len(scores))
 
 
+ARPACK_ATTEMPTS = 10
+
+
 def _build_igraph(csr: sparse.csr_array, _v: FloatArray) -> tuple[Any, list[float]]:
     import igraph
 
@@ -286,10 +290,19 @@ def _solve_igraph_arpack(graph: tuple[Any, list[float]], gamma: float, v: FloatA
     digraph, weights = graph
     options = igraph.ARPACKOptions()
     options.tol = tol
-    scores = digraph.personalized_pagerank(
-        damping=gamma, reset=v.tolist(), weights=weights, implementation="arpack", arpack_options=options
+    solve = partial(
+        digraph.personalized_pagerank,
+        damping=gamma,
+        reset=v.tolist(),
+        weights=weights,
+        implementation="arpack",
+        arpack_options=options,
     )
-    return np.array(scores)
+    # It starts from a random vector, and from some LAPACK gives up; a user would call it once more.
+    for _ in range(ARPACK_ATTEMPTS - 1):
+        with contextlib.suppress(igraph.InternalError):
+            return np.array(solve())
+    return np.array(solve())
 
 
 def _build_rustworkx(csr: sparse.csr_array, _v: FloatArray) -> Any:

@@ -3,8 +3,8 @@
 Run it as ``python -m benchmarks.speed`` (``pip install -e ".[benchmarks]"`` brings the peers). On the chain of a model's FFNs,
 on its residual and bidirectional graphs, and on general digraphs: first whether each library computes this definition at
 all, then seconds to a true L1 error of 1e-4, 1e-8 and 1e-12, building the graph and solving apart, contenders alternated in
-rounds, medians; cold starts in a process of their own; and the share of the memory bandwidth that the sweep reaches. Run it
-on an idle machine.
+rounds, each warmed up, medians; cold starts in a process of their own; and the share of the memory bandwidth that the sweep
+reaches. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmarks.cases import (
     scipy_residual,
     small_chain,
 )
-from benchmarks.measure import alternated, peak_read_bandwidth, reference_scores
+from benchmarks.measure import WARM, alternated, peak_read_bandwidth, reference_scores
 from benchmarks.provenance import provenance, write
 from graphs import LayeredGraph, pagerank
 from graphs.digraph import as_digraph, teleport_vector
@@ -105,6 +105,7 @@ def study(
     assemble: Callable[[], sparse.csr_array],
     repeats: int,
     budget: float,
+    warm: float,
     device: str | None,
     weights: list[tuple[Any, ...]] | None = None,
 ) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def study(
     correct = {row["name"] for row in judged if row["verdict"].startswith(("correct", "loose"))}
     contenders = [ours(build, device), *(theirs(p, assemble, v) for p in chosen if p.name in correct)]
     contenders += [dense_sweep(weights, v)] if weights is not None else []
-    builds = alternated({c["name"]: c["build"] for c in contenders}, repeats, budget)
+    builds = alternated({c["name"]: c["build"] for c in contenders}, repeats, budget, warm=warm, keep=False)
     graphs = {key: calls[-1][1] for key, calls in builds.items()}
     building = {key: median(seconds for seconds, _ in calls) for key, calls in builds.items()}
     del builds
@@ -138,6 +139,7 @@ def study(
             {c["name"]: lambda c=c, target=target: c["solve"](graphs[c["name"]], target) for c in running},  # type: ignore[misc]
             repeats,
             budget,
+            warm=warm,
         )
         for contender in contenders:
             key = contender["name"]
@@ -221,8 +223,8 @@ if sys.argv[2] == "llmrank":
 else:
     from benchmarks import peers
     peer = next(p for p in peers.PEERS if p.name == sys.argv[2])
-    csr = sparse.csr_array((data["data"], data["indices"], data["indptr"]))
     v, gamma = data["v"], float(data["gamma"])
+    csr = sparse.csr_array((data["data"], data["indices"], data["indptr"]), shape=(len(v), len(v)))
     graph = peer.build(csr, v)
     peer.solve(graph, gamma, v, **peer.settings(1e-12, len(v), gamma))
 print(time.perf_counter() - waited)
@@ -352,7 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds after which a contender is measured no more")
     parser.add_argument("--device", help="where this library computes, e.g. cuda; default the CPU")
     parser.add_argument("--quick", action="store_true", help="small random FFNs only, for continuous integration")
@@ -369,22 +371,25 @@ def main() -> None:
         return LayeredGraph.from_weights(weights, vectors[0], vectors[1:], chain.names, check_finite=False)
 
     repeats = 2 if quick else options.repeats
-    common: Any = {"repeats": repeats, "budget": options.budget, "device": options.device}
-    cases = [study("chain", build_chain, lambda: scipy_matrix(weights), weights=weights, **common)]
+    common: Any = {
+        "repeats": repeats,
+        "budget": options.budget,
+        "warm": 0.01 if quick else WARM,
+        "device": options.device,
+    }
     plain = {"residual": scipy_residual, "bidirectional": scipy_bidirectional}
-    for name, make in CYCLIC.items():
-        cases.append(
-            study(
-                name,
-                lambda make=make: make(build_chain()),  # type: ignore[misc]
-                lambda name=name: plain[name](weights),  # type: ignore[misc]
-                **common,
-            )
-        )
-    for name, csr in gallery_graphs(8 if quick else 16, options.seed).items():
-        cases.append(study(name, lambda csr=csr: csr, lambda csr=csr: csr, **common))  # type: ignore[misc]
-    correct = [row["name"] for row in cases[0]["agreement"] if row["verdict"] == "correct"]
-    results = {
+    graphs: dict[str, tuple[Callable[[], Any], Callable[[], sparse.csr_array]]] = {
+        "chain": (build_chain, lambda: scipy_matrix(weights)),
+        **{
+            name: (lambda make=make: make(build_chain()), lambda name=name: plain[name](weights))  # type: ignore[misc]
+            for name, make in CYCLIC.items()
+        },
+        **{
+            name: (lambda csr=csr: csr, lambda csr=csr: csr)  # type: ignore[misc]
+            for name, csr in gallery_graphs(8 if quick else 16, options.seed).items()
+        },
+    }
+    results: dict[str, Any] = {
         "provenance": provenance(
             seed=options.seed,
             peers=peers.versions(),
@@ -397,15 +402,23 @@ def main() -> None:
         else "the first 4 FFNs of " + Path(options.model or "SmolLM2-135M-Instruct").name,
         "device": options.device or "cpu",
         "bandwidth": bandwidth(chain, repeats),
-        "cold": cold(chain, ["llmrank", *([] if quick else correct)], 1 if quick else 3),
-        "cases": cases,
+        "cases": [],
     }
+    # What was measured outlives a failure further on.
+    unfinished = options.output.with_suffix(".unfinished.json")
+    for name, (build, assemble) in graphs.items():
+        results["cases"].append(study(name, build, assemble, weights=weights if name == "chain" else None, **common))
+        if not quick:
+            write(unfinished, results)
+    correct = [row["name"] for row in results["cases"][0]["agreement"] if row["verdict"] == "correct"]
+    results["cold"] = cold(chain, ["llmrank", *(correct[:1] if quick else correct)], 1 if quick else 3)
     if quick:
         print(tables(results))
         with tempfile.TemporaryDirectory() as folder:
             figures.speed(results, Path(folder))
         return
     write(options.output, results)
+    unfinished.unlink()
     write(options.output.with_suffix(".md"), tables(results))
     for figure in figures.speed(results, options.output.parent):
         print(f"wrote {figure}")

@@ -1,0 +1,49 @@
+"""The pictures of the README, drawn from the demo model: ``python -m benchmarks.pictures``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import llmrank
+from llmrank import ChainedFFNPipeline
+from llmrank.config import SCORERS
+from llmrank.figures import DPI, concentration, layer_view, what_went_where
+from llmrank.hub import demo_model
+from llmrank.inspection import inspect_model
+from llmrank.prune import GlobalPruner
+
+RESULTS = Path(__file__).parent / "results"
+COMPARED = ("wpr", "activation")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--sequence-length", type=int, default=1024)
+    options = parser.parse_args()
+    loaded = llmrank.load(options.model or demo_model(), dtype="float32")
+    pipeline = ChainedFFNPipeline(
+        loaded.model,
+        loaded.tokenizer,
+        pruner=GlobalPruner(0.3),
+        samples=options.samples,
+        sequence_length=options.sequence_length,
+    )
+    inspection = inspect_model(pipeline, {name: SCORERS.make(name) for name in COMPARED}, "wpr", "global")
+    middle = list(inspection.places())[len(inspection.places()) // 2]
+    pictures = {
+        "inspect_what_goes": what_went_where(inspection.main.importance, inspection.main.masks["global"], "global"),
+        "inspect_layer": layer_view(inspection, middle, top=16),
+        "inspect_concentration": concentration(inspection),
+    }
+    for stem, figure in pictures.items():
+        path = options.output / f"{stem}.png"
+        figure.savefig(path, dpi=DPI)
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
