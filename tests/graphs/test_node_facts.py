@@ -1,0 +1,443 @@
+"""Node facts, strongest edges and strongest paths against enumeration and networkx."""
+
+import dataclasses
+import itertools
+import math
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import networkx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+
+from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, node_facts, weighted_pagerank
+from graphs.blocks import DenseBlock
+from graphs.node_facts import EdgeFact, NodeFacts, Path, strongest_edges, strongest_paths
+from graphs.summary import percentiles, positions, strengths
+from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix, unit
+from tests.graphs.test_summary import as_modified, as_scores, every_form, formed
+
+facts_of = node_facts.node_facts
+
+
+def tied_case(seed: int, sizes: tuple[int, ...]) -> Case:
+    """Small integer weights, many of them zero or equal, and equal activations."""
+    rng = np.random.default_rng(seed)
+    weights = [rng.integers(-2, 3, (n, m)).astype(np.float64) for m, n in itertools.pairwise(sizes)]
+    return Case(weights, np.ones(sizes[0]), [np.ones(size) for size in sizes[1:]])
+
+
+def strongest(masses: Array, top: int) -> list[int]:
+    """The nodes of most mass; of equal ones the lower first; none without mass."""
+    return sorted((k for k in range(len(masses)) if masses[k] > 0), key=lambda k: (-masses[k], k))[:top]
+
+
+# --- one node
+
+
+@every_form
+@given(case=cases(max_blocks=3), theta=SHARES, gamma=SHARES, top=st.integers(0, 6))
+def test_facts_by_their_definition(case: Case, theta: float, gamma: float, top: int, form: str) -> None:
+    graph, seen = formed(case, form)
+    rank = weighted_pagerank(graph, gamma, theta)
+    activations = [case.inputs, *case.activations]
+    for layer, size in enumerate(graph.layers):
+        for node in range(size):
+            found = facts_of(graph, rank, layer, node, top)
+            assert (found.layer, found.node, found.name) == (layer, node, graph.names[layer])
+            assert found.score == rank.scores[layer][node]
+            assert found.percentile == percentiles(rank.scores[layer])[node]
+            assert found.position == positions(rank.scores[layer])[node]
+            assert found.activation == activations[layer][node]
+            into, out = strengths(graph, layer)
+            assert (found.in_strength, found.out_strength) == pytest.approx((into[node], out[node]))
+            assert len(found.in_edges) <= top
+            assert len(found.out_edges) <= top
+            if layer:
+                weight = seen.weights[layer - 1]
+                assert found.in_degree == np.count_nonzero(weight[node])
+                matrix = transition_matrix(weight, theta)
+                masses = matrix[node] * rank.scores[layer - 1]
+                check_edges(found.in_edges, weight[node], matrix[node], masses / (masses.sum() or 1.0))
+                carried = [edge.carried for edge in found.in_edges]
+                assert carried == pytest.approx(sorted(masses / (masses.sum() or 1.0), reverse=True)[: len(carried)])
+                assert len(carried) == min(top, np.count_nonzero(masses))
+                assert sum(carried) <= 1 + 1e-12
+                through = gamma * masses.sum()
+                total = through + (1 - gamma) * unit(activations[layer])[node]
+                assert found.through_graph == pytest.approx(through / total if total else 0.0)
+            else:
+                assert (found.in_degree, found.in_edges, found.through_graph) == (0, (), None)
+            if layer < len(graph.blocks):
+                weight = seen.weights[layer]
+                column = transition_matrix(weight, theta)[:, node]
+                assert found.out_degree == np.count_nonzero(weight[:, node])
+                check_edges(found.out_edges, weight[:, node], column, column)
+                heaviest = sorted(weight[:, node], reverse=True)[: len(found.out_edges)]
+                assert [edge.weight for edge in found.out_edges] == pytest.approx(heaviest)
+                assert len(found.out_edges) == min(top, found.out_degree)
+            else:
+                assert (found.out_degree, found.out_edges) == (0, ())
+
+
+def check_edges(edges: tuple[EdgeFact, ...], weights: Array, chances: Array, carried: Array) -> None:
+    assert len({edge.node for edge in edges}) == len(edges)
+    for edge in edges:
+        expected = (weights[edge.node], chances[edge.node], carried[edge.node])
+        assert (edge.weight, edge.probability, edge.carried) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("form", ["csr", "float64", "bfloat16"])
+def test_facts_are_networkxs(form: str) -> None:
+    graph, _ = formed(random_case(5, (6, 9, 4, 7), density=0.5), form)
+    digraph = graph.to_networkx()
+    walk = networkx.stochastic_graph(digraph)
+    # gamma = 1: the score of a node is all that arrives, so what an edge carries is a share of its score.
+    rank = weighted_pagerank(graph, gamma=1.0)
+    for layer, size in enumerate(graph.layers):
+        for node in range(size):
+            here = (layer, node)
+            found = facts_of(graph, rank, layer, node, top=20)
+            assert found.in_strength == pytest.approx(digraph.in_degree(here, weight="weight"))
+            assert found.out_strength == pytest.approx(digraph.out_degree(here, weight="weight"))
+            assert (found.in_degree, found.out_degree) == (digraph.in_degree(here), digraph.out_degree(here))
+            for edge in found.out_edges:
+                assert edge.weight == digraph.edges[here, (layer + 1, edge.node)]["weight"]
+                assert edge.probability == pytest.approx(walk.edges[here, (layer + 1, edge.node)]["weight"])
+            assert {edge.node for edge in found.in_edges} == {k for _, k in digraph.predecessors(here)}
+            for edge in found.in_edges:
+                share = walk.edges[(layer - 1, edge.node), here]["weight"]
+                assert edge.probability == pytest.approx(share)
+                mass = share * rank.scores[layer - 1][edge.node]
+                total = sum(
+                    walk.edges[b, here]["weight"] * rank.scores[layer - 1][b[1]] for b in digraph.predecessors(here)
+                )
+                assert edge.carried == pytest.approx(mass / total)
+
+
+@pytest.mark.parametrize("zero_lowest", [0.0, 0.4])
+def test_along_edges_of_the_modified_rank_travels_weight_times_score(zero_lowest: float) -> None:
+    case = random_case(6, (5, 7, 4))
+    graph = case.graph()
+    rank = modified_pagerank(graph, zero_lowest=zero_lowest)
+    for layer, weight in enumerate(case.weights, start=1):
+        before = rank.scores[layer - 1].copy()
+        before[np.argsort(before)[: int(zero_lowest * len(before))]] = 0
+        masses = np.abs(weight) * before
+        np.testing.assert_allclose(unit(masses.sum(axis=1) * case.activations[layer - 1]), rank.scores[layer])
+        edges = strongest_edges(graph, rank, layer, top=5)
+        for node, row in enumerate(masses):
+            facts = facts_of(graph, rank, layer, node)
+            expected = strongest(row, 5)
+            assert [edge.node for edge in facts.in_edges] == expected
+            assert [edge.carried for edge in facts.in_edges] == pytest.approx(row[expected] / row.sum())
+            assert edges.in_nodes[node][: len(expected)].tolist() == expected
+            assert edges.in_shares[node][: len(expected)] == pytest.approx(row[expected] / row.sum())
+            assert facts.through_graph is None
+
+
+def test_of_equal_edges_the_lower_node_comes_first_and_idle_ones_are_left_out() -> None:
+    weight = np.array([[2.0, 1.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]])
+    graph = LayeredGraph.from_weights([weight], [1, 2, 2, 0], [[1, 1]])
+    rank = weighted_pagerank(graph)
+    # Node 0 gets 1/5 from 0 and half of 2/5 from 1; source 3 has nothing to give.
+    found = facts_of(graph, rank, 1, 0)
+    assert [(edge.node, edge.carried) for edge in found.in_edges] == [(0, 0.5), (1, 0.5)]
+    assert found.in_degree == 3
+    assert [edge.node for edge in facts_of(graph, rank, 0, 1).out_edges] == [0, 1]
+    edges = strongest_edges(graph, rank, 1, top=3)
+    assert edges.in_nodes.tolist() == [[0, 1, -1], [2, 1, -1]]
+    assert strongest_edges(graph, rank, 0, top=2).out_nodes.tolist() == [[0, -1], [0, 1], [1, -1], [0, 1]]
+
+
+def test_facts_of_layers_of_one_node_and_of_zeros() -> None:
+    graph = LayeredGraph.from_weights([[[0.0, 0.0]], [[3.0], [0.0]]], [0, 0], [[0], [0, 0]])
+    rank = weighted_pagerank(graph, gamma=1.0)
+    found = facts_of(graph, rank, 1, 0)
+    assert found == NodeFacts(1, 0, "layer 1", 1.0, 0.5, 0, 0.0, 0.0, 3.0, 0, 1, 0.0, (), (EdgeFact(0, 3.0, 1.0, 1.0),))
+    silent = as_scores(rank, scores=(np.zeros(2), np.zeros(1), np.zeros(2)))
+    assert facts_of(graph, silent, 2, 0).in_edges == ()
+    assert strongest_edges(graph, silent, 2).in_nodes.tolist() == [[-1] * 3] * 2
+    assert strongest_edges(graph, silent, 1, top=1).out_nodes.tolist() == [[0]]
+
+
+# --- all nodes of a layer
+
+
+def assert_edges_are_those_of_the_facts(graph: LayeredGraph, rank: RankResult, top: int, theta: float | None) -> None:
+    for layer, size in enumerate(graph.layers):
+        found = strongest_edges(graph, rank, layer, top, theta=theta)
+        assert all(part.shape == (size, top) for part in found)
+        for node in range(size):
+            facts = facts_of(graph, rank, layer, node, top, theta=theta)
+            for edges, nodes, shares in (
+                (facts.in_edges, found.in_nodes[node], found.in_shares[node]),
+                (facts.out_edges, found.out_nodes[node], found.out_shares[node]),
+            ):
+                missing = top - len(edges)
+                assert nodes.tolist() == [edge.node for edge in edges] + [-1] * missing
+                assert shares == pytest.approx([edge.carried for edge in edges] + [0.0] * missing)
+
+
+@every_form
+@given(case=cases(), theta=SHARES, top=st.integers(1, 6))
+def test_strongest_edges_are_those_of_every_node(case: Case, theta: float, top: int, form: str) -> None:
+    graph, _ = formed(case, form)
+    rank = weighted_pagerank(graph, 0.8, theta)
+    assert_edges_are_those_of_the_facts(graph, rank, top, None)
+    assert_edges_are_those_of_the_facts(graph, as_scores(rank), top, 0.5)
+
+
+@every_form
+@pytest.mark.parametrize("elements", [1, 13, 64])
+def test_bands_do_not_show_even_where_edges_tie(form: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
+    monkeypatch.setattr(node_facts, "BAND_ELEMENTS", elements)
+    graph, seen = formed(tied_case(1, (9, 12, 1, 7)), form)
+    rank = weighted_pagerank(graph)
+    assert_edges_are_those_of_the_facts(graph, rank, 3, None)
+    assert_edges_are_those_of_the_facts(graph, as_modified(rank), 4, None)
+    for layer in (1, 2, 3):
+        expected = [strongest(column, 3) for column in seen.weights[layer - 1].T]
+        found = strongest_edges(graph, rank, layer - 1).out_nodes
+        assert [[node for node in row if node >= 0] for row in found.tolist()] == expected
+
+
+@pytest.mark.parametrize("form", ["csr", "bfloat16", "column-major"])
+def test_large_layers(form: str) -> None:
+    graph, seen = formed(random_case(8, (700, 900, 50), density=0.9), form)
+    rank = weighted_pagerank(graph)
+    found = strongest_edges(graph, rank, 1, top=4)
+    masses = transition_matrix(seen.weights[0], 1.0) * rank.scores[0]
+    np.testing.assert_array_equal(found.in_nodes, np.argsort(-masses, axis=1, kind="stable")[:, :4])
+    np.testing.assert_allclose(found.in_shares, -np.sort(-masses, axis=1)[:, :4] / masses.sum(axis=1)[:, None])
+    np.testing.assert_array_equal(found.out_nodes, np.argsort(-seen.weights[1].T, axis=1, kind="stable")[:, :4])
+    shares = seen.weights[1] / seen.weights[1].sum(axis=0)
+    np.testing.assert_allclose(found.out_shares, -np.sort(-shares.T, axis=1)[:, :4])
+
+
+def test_edges_that_fall_between_a_few_hubs() -> None:
+    # A dense row and a dense column among sparse ones: padding must stay small, and nothing may be lost.
+    weight = sparse.random_array((400, 300), density=0.01, rng=np.random.default_rng(0), format="lil")
+    weight[7], weight[:, 9] = 0.5, 0.25
+    graph = LayeredGraph.from_weights([weight.tocsr()], np.ones(300), [np.ones(400)])
+    rank = weighted_pagerank(graph)
+    dense = weight.toarray()
+    masses = transition_matrix(dense, 1.0) * rank.scores[0]
+    found = strongest_edges(graph, rank, 1, top=2).in_nodes
+    assert [[node for node in row if node >= 0] for row in found.tolist()] == [strongest(row, 2) for row in masses]
+    found = strongest_edges(graph, rank, 0, top=2).out_nodes
+    assert [[node for node in row if node >= 0] for row in found.tolist()] == [strongest(row, 2) for row in dense.T]
+
+
+def test_strongest_edges_and_paths_take_the_memory_of_bands() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(3000, 2000, generator=generator).bfloat16() for _ in range(2)]
+    down = torch.randn(2000, 3000, generator=generator).bfloat16()
+    graph = LayeredGraph.from_weights(
+        [tuple(weights), down, tuple(weights)], torch.ones(2000), [torch.ones(n) for n in (3000, 2000, 3000)]
+    )
+    rank = weighted_pagerank(graph)
+    strongest_edges(graph, rank, 0)  # whatever loads once
+    tracemalloc.start()
+    strongest_edges(graph, rank, 1)
+    _, edges = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    strongest_paths(graph, 1, 0, before=1, after=2)
+    _, paths = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # One block in float64 takes 48 MB, a band 4 MB.
+    assert edges < 30e6
+    assert paths < 30e6
+
+
+# --- paths
+
+
+def all_paths(matrices: list[Array], layer: int, node: int, before: int, after: int) -> list[Path]:
+    """Every path through the node, best first; products are taken from the last edge to the first."""
+    layers = range(layer - before, layer + after + 1)
+    sizes = [matrices[0].shape[1], *(len(matrix) for matrix in matrices)]
+    found = []
+    for nodes in itertools.product(*([node] if k == layer else range(sizes[k]) for k in layers)):
+        product = 1.0
+        for step in reversed(range(len(nodes) - 1)):
+            product = matrices[layers[step]][nodes[step + 1], nodes[step]] * product
+        if product > 0:
+            found.append(Path(tuple(zip(layers, nodes, strict=True)), float(product)))
+    return sorted(found, key=lambda path: (-path.probability, path.nodes))
+
+
+@every_form
+@given(case=cases(min_blocks=2, max_size=4), theta=SHARES, k=st.integers(1, 12), data=st.data())
+def test_paths_are_the_best_of_all(case: Case, theta: float, k: int, data: st.DataObject, form: str) -> None:
+    graph, seen = formed(case, form)
+    layer = data.draw(st.integers(0, len(graph.blocks)))
+    node = data.draw(st.integers(0, graph.layers[layer] - 1))
+    before = data.draw(st.integers(0, layer))
+    after = data.draw(st.integers(0, len(graph.blocks) - layer))
+    matrices = [transition_matrix(weight, theta) for weight in seen.weights]
+    expected = all_paths(matrices, layer, node, before, after)
+    found = strongest_paths(graph, layer, node, k, before, after, theta)
+    assert len(found) == min(k, len(expected))
+    assert len(set(found)) == len(found)
+    by_nodes = {path.nodes: path.probability for path in expected}
+    for path, wanted in zip(found, expected, strict=False):
+        assert path.probability == pytest.approx(wanted.probability, rel=1e-12)
+        assert path.probability == pytest.approx(by_nodes[path.nodes], rel=1e-12)
+
+
+def dyadic_case(seed: int, sizes: tuple[int, ...]) -> Case:
+    """Columns whose entries are 1, 2 or 4 and sum to 4, or 0: every product is exact, and many are equal."""
+    rng = np.random.default_rng(seed)
+    patterns = [[4], [2, 2], [2, 1, 1], [1, 1, 1, 1], []]
+    weights = []
+    for m, n in itertools.pairwise(sizes):
+        weight = np.zeros((n, m))
+        for j in range(m):
+            entries = patterns[rng.integers(len(patterns))]
+            weight[rng.choice(n, len(entries), replace=False), j] = entries
+        weights.append(weight)
+    return Case(weights, np.ones(sizes[0]), [np.ones(size) for size in sizes[1:]])
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("elements", [5, 1 << 19])
+@pytest.mark.parametrize("form", ["csr", "float32", "column-major"])
+def test_of_equal_paths_the_lower_nodes_come_first(
+    seed: int, elements: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
+    monkeypatch.setattr(node_facts, "BAND_ELEMENTS", elements)
+    case = dyadic_case(seed, (5, 6, 4, 7, 5))
+    graph, seen = formed(case, form)
+    matrices = [transition_matrix(weight, 1.0) for weight in seen.weights]
+    for layer, before, after in [(0, 0, 4), (2, 2, 2), (4, 4, 0), (1, 1, 3), (3, 0, 1), (2, 0, 0)]:
+        for node in range(graph.layers[layer]):
+            expected = all_paths(matrices, layer, node, before, after)
+            for k in (1, 2, 3, 7, 1000):
+                assert strongest_paths(graph, layer, node, k, before, after) == tuple(expected[:k])
+
+
+@pytest.mark.parametrize("theta", [1.0, 0.3])
+def test_paths_are_networkxs_shortest_simple_paths(theta: float) -> None:
+    case = random_case(9, (6, 8, 5, 7), density=0.7)
+    graph, layer, node = case.graph(), 1, 3
+    digraph = networkx.DiGraph()
+    for position, weight in enumerate(case.weights):
+        matrix = transition_matrix(weight, theta)
+        for i, j in zip(*np.nonzero(matrix), strict=True):
+            digraph.add_edge((position, int(j)), (position + 1, int(i)), length=-math.log(matrix[i, j]))
+    digraph.remove_nodes_from([(1, k) for k in range(8) if k != node])
+    digraph.add_edges_from((("start", (0, k)) for k in range(6)), length=0.0)
+    digraph.add_edges_from((((3, k), "end") for k in range(7)), length=0.0)
+    shortest = networkx.shortest_simple_paths(digraph, "start", "end", weight="length")
+    found = strongest_paths(graph, layer, node, k=15, before=1, after=2, theta=theta)
+    assert len(found) == 15
+    for path, nodes in zip(found, shortest, strict=False):
+        assert path.nodes == tuple(nodes[1:-1])
+        length = sum(digraph.edges[edge]["length"] for edge in itertools.pairwise(nodes))
+        assert path.probability == pytest.approx(math.exp(-length))
+
+
+@given(cases(min_blocks=2, max_size=3).map(Case.without_dangling), SHARES)
+def test_all_paths_from_a_node_share_its_mass(case: Case, theta: float) -> None:
+    graph = case.graph()
+    paths = strongest_paths(graph, 0, 0, k=200, before=0, after=len(graph.blocks), theta=theta)
+    assert sum(path.probability for path in paths) == pytest.approx(1.0)
+
+
+def test_a_node_itself_is_a_path_and_dead_ends_have_none() -> None:
+    graph = LayeredGraph.from_weights([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0]]], [1, 1], [[1, 1], [1]])
+    assert strongest_paths(graph, 1, 1, before=0, after=0) == (Path(((1, 1),), 1.0),)
+    assert strongest_paths(graph, 1, 0) == ()
+    assert strongest_paths(graph, 1, 1) == ()
+    assert strongest_paths(graph, 1, 0, after=0) == (Path(((0, 0), (1, 0)), 1.0),)
+    assert strongest_paths(graph, 0, 1, before=0) == ()
+
+
+def test_long_paths_do_not_underflow() -> None:
+    # A thousandth at every second step, over 120 of them: below the smallest float64.
+    wide, narrow = sparse.csr_array(np.ones((1024, 1))), sparse.csr_array(np.ones((1, 1024)))
+    blocks = [wide, narrow] * 120
+    graph = LayeredGraph.from_weights(blocks, [1], [np.ones(block.shape[0]) for block in blocks])
+    first, second = strongest_paths(graph, 1, 5, k=2, before=1, after=239)
+    assert first.probability == second.probability == 0.0
+    assert first.nodes == tuple((layer, 5 if layer == 1 else 0) for layer in range(241))
+    assert second.nodes[-2] == (239, 1)
+    (short,) = strongest_paths(graph, 1, 5, k=1, before=1, after=99)
+    assert short.probability == 2.0**-500
+
+
+# --- doors
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda graph, rank: facts_of(graph, rank, 3, 0), "expected a layer from 0 to 2, got 3"),
+        (lambda graph, rank: facts_of(graph, rank, 1, 4), "expected a node of layer 1 from 0 to 3, got 4"),
+        (lambda graph, rank: facts_of(graph, rank, 1, -1), "expected a node of layer 1"),
+        (lambda graph, rank: facts_of(graph, rank, 1, np.True_), "expected a node of layer 1"),
+        (lambda graph, rank: facts_of(graph, rank, 1, 0, -1), "top: expected an integer >= 0"),
+        (lambda graph, rank: facts_of(graph, rank, 1, 0, theta=2), "theta must be"),
+        (lambda graph, rank: strongest_edges(graph, rank, -1), "expected a layer from 0 to 2, got -1"),
+        (lambda graph, rank: strongest_edges(graph, rank, 1, 0), "top: expected an integer >= 1, got 0"),
+        (lambda graph, rank: strongest_edges(graph, rank, 1, theta=-1), "theta must be"),
+        (lambda graph, rank: strongest_paths(graph, 5, 0), "expected a layer from 0 to 2"),
+        (lambda graph, rank: strongest_paths(graph, 1, 1.0), "expected a node of layer 1"),
+        (lambda graph, rank: strongest_paths(graph, 1, 0, k=0), "k: expected an integer >= 1"),
+        (lambda graph, rank: strongest_paths(graph, 1, 0, before=-1), "before: expected an integer >= 0"),
+        (lambda graph, rank: strongest_paths(graph, 1, 0, after=1.5), "after: expected an integer >= 0"),
+        (lambda graph, rank: strongest_paths(graph, 0, 0), r"from layer -1 to 1 .* before <= 0 and after <= 2"),
+        (lambda graph, rank: strongest_paths(graph, 2, 0), r"from layer 1 to 3 .* before <= 2 and after <= 0"),
+        (lambda graph, rank: strongest_paths(graph, 1, 0, theta=math.nan), "theta must be"),
+    ],
+)
+def test_questions_that_have_no_answer(ask: Callable[[LayeredGraph, RankResult], Any], message: str) -> None:
+    graph = random_case(0, (3, 4, 2)).graph()
+    with pytest.raises(GraphError, match=message):
+        ask(graph, weighted_pagerank(graph))
+
+
+def test_a_rank_of_another_graph_is_refused() -> None:
+    graph, rank = random_case(0, (3, 4)).graph(), weighted_pagerank(random_case(0, (4, 3)).graph())
+    with pytest.raises(GraphError, match="expected a rank of this graph"):
+        facts_of(graph, rank, 1, 0)
+    with pytest.raises(GraphError, match="expected a rank of this graph"):
+        strongest_edges(graph, rank, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_numbers_are_refused(bad: float) -> None:
+    weight, rest = np.ones((3, 2), dtype=np.float32), np.ones((2, 3), dtype=np.float32)
+    rank = weighted_pagerank(LayeredGraph.from_weights([weight, rest], [1, 1], [[1, 1, 1], [1, 1]]))
+    for spoiled, asks in (
+        (weight, [lambda g: facts_of(g, rank, 1, 1), lambda g: strongest_edges(g, rank, 1)]),
+        (rest, [lambda g: facts_of(g, rank, 1, 1), lambda g: strongest_edges(g, rank, 1)]),
+        (rest, [lambda g: strongest_paths(g, 1, 1), lambda g: strongest_paths(g, 0, 0, before=0, after=2)]),
+    ):
+        spoiled[1, 1] = bad
+        graph = LayeredGraph.from_weights([weight, rest], [1, 1], [[1, 1, 1], [1, 1]], check_finite=False)
+        for ask in asks:
+            with pytest.raises(GraphError, match="not finite"):
+                ask(graph)
+        spoiled[1, 1] = 1.0
+
+
+def test_the_values_are_plain_and_frozen() -> None:
+    graph = random_case(0, (3, 4, 2)).graph()
+    found = facts_of(graph, weighted_pagerank(graph), 1, np.int64(2))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.score = 0.0  # type: ignore[misc]
+    kinds = {type(value) for value in dataclasses.asdict(found).values()}
+    assert kinds <= {int, float, str, tuple}
+    assert {type(value) for edge in found.in_edges for value in dataclasses.astuple(edge)} == {int, float}
+    (path, *_) = strongest_paths(graph, 1, 2)
+    assert {type(value) for step in path.nodes for value in step} == {int}
+    assert type(path.probability) is float
