@@ -24,10 +24,14 @@ RULES: list[dict[str, Any]] = [
     *({"threshold": t} for t in (0.0, 0.1, 0.3, 0.6, 1.0)),
     *({"mass": m} for m in (0.0, 0.4, 0.7, 0.95)),
 ]
+# What a source keeps by these depends on its own edges alone.
+BY_SOURCE = RULES.copy()
+RULES += [{"significance": s} for s in (0.0, 0.05, 0.3, 1.0)]
 rules = st.one_of(
     st.fixed_dictionaries({"top_k": st.integers(1, 6)}),
     st.fixed_dictionaries({"threshold": st.floats(0.0, 1.0)}),
     st.fixed_dictionaries({"mass": st.floats(0.0, 1.0)}),
+    st.fixed_dictionaries({"significance": st.floats(0.0, 1.0)}),
 )
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 
@@ -86,7 +90,7 @@ def test_the_edges_kept_are_those_of_the_definition(weight: Array, rule: tuple[s
     np.testing.assert_array_equal(found, np.transpose(expected))
 
 
-@every_rule
+@pytest.mark.parametrize("rule", BY_SOURCE, ids=str)
 @pytest.mark.parametrize("elements", [1, 7, 1 << 19])
 def test_groups_of_columns_do_not_show(rule: dict[str, Any], elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Degrees from 0 to 40, so that groups are padded; one column a group is the reference.
@@ -130,6 +134,7 @@ def test_thinning_less_keeps_a_superset(case: Case, k: int, l: int, low: float, 
         ({"top_k": min(k, l)}, {"top_k": max(k, l)}),
         ({"threshold": high}, {"threshold": low}),
         ({"mass": low}, {"mass": high}),
+        ({"significance": low}, {"significance": high}),
     ]
     for few, many in pairs:
         fewer, more = thin(case.graph(), **few), thin(case.graph(), **many)
@@ -144,7 +149,7 @@ def test_thinning_less_keeps_a_superset(case: Case, k: int, l: int, low: float, 
 def test_a_second_thinning_by_the_same_count_or_threshold_drops_nothing(case: Case, rule: dict[str, Any]) -> None:
     once = thin(case.graph(), **rule)
     twice = thin(once.graph, **rule)
-    if "mass" not in rule or rule["mass"] == 1.0:
+    if "significance" not in rule and rule.get("mass", 1.0) == 1.0:
         assert twice.kept == 1.0
         assert twice.graph.blocks == once.graph.blocks
 
@@ -407,8 +412,11 @@ def test_bounds_of_large_graphs_hold() -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({}, "expected exactly one of top_k, threshold and mass, got none"),
-        ({"top_k": 2, "mass": 0.5}, "expected exactly one of top_k, threshold and mass, got top_k=2, mass=0.5"),
+        ({}, "expected exactly one of top_k, threshold, mass and significance, got none"),
+        (
+            {"top_k": 2, "mass": 0.5},
+            "expected exactly one of top_k, threshold, mass and significance, got top_k=2, mass=0.5",
+        ),
         ({"top_k": 0}, "top_k must be an integer >= 1, got 0"),
         ({"top_k": 2.0}, "top_k must be an integer >= 1, got 2.0"),
         ({"top_k": True}, "top_k must be an integer >= 1, got True"),
@@ -416,6 +424,8 @@ def test_bounds_of_large_graphs_hold() -> None:
         ({"threshold": -0.1}, r"threshold must be a number in \[0, 1\], got -0.1"),
         ({"threshold": float("nan")}, r"threshold must be a number in \[0, 1\], got nan"),
         ({"mass": 1.5}, r"mass must be a number in \[0, 1\], got 1.5"),
+        ({"significance": 1.5}, r"significance must be a number in \[0, 1\], got 1.5"),
+        ({"significance": 0.5, "mass": 0.5}, r"got mass=0.5, significance=0.5"),
         ({"mass": "most"}, r"mass must be a number in \[0, 1\], got 'most'"),
     ],
 )
