@@ -1,15 +1,132 @@
-"""Figures show what the results hold."""
+"""Figures show what the results hold: convergence, and what all figures share."""
 
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from graphs import GraphError, pagerank, residual_graph, weighted_pagerank
+from graphs import GraphError, LayeredGraph, RankResult, draw, pagerank, residual_graph, weighted_pagerank
 from graphs.draw import convergence
+from graphs.draw.axes import (
+    LONGEST,
+    SMALL,
+    label_layers,
+    line_look,
+    log_colour_bar,
+    log_colours,
+    new_axes,
+    percent,
+    plain,
+    short_names,
+)
+from graphs.subgraphs import top_subgraph
 from tests.graphs.cases import random_case
 
 CYCLIC = residual_graph(random_case(1, (6, 9, 6, 9, 6)).graph())
+GRAPH = random_case(2, (7, 12, 5)).graph()
+RANK = weighted_pagerank(GRAPH)
+KEEP = [np.arange(size) % 2 == 0 for size in GRAPH.layers]
+FIGURES: dict[str, Callable[[Any], Any]] = {
+    "convergence": lambda ax: draw.convergence([pagerank(CYCLIC)], ax=ax),
+    "score_heatmap": lambda ax: draw.score_heatmap(RANK.scores, KEEP, ax),
+    "kept_by_layer": lambda ax: draw.kept_by_layer(RANK.scores, KEEP, ax),
+    "score_distribution": lambda ax: draw.score_distribution(RANK.scores, ax=ax),
+    "lorenz_curves": lambda ax: draw.lorenz_curves(RANK.scores, ax=ax),
+    "compare_rankings": lambda ax: draw.compare_rankings(RANK.scores[1], GRAPH.activations[1], keep=0.5, ax=ax),
+    "node_link": lambda ax: draw.node_link(top_subgraph(GRAPH, RANK, nodes=3), ax),
+    "adjacency_heatmap": lambda ax: draw.adjacency_heatmap(GRAPH, 1, RANK, ax=ax),
+    "layer_flow": lambda ax: draw.layer_flow(GRAPH, RANK, ax=ax),
+}
+every_figure = pytest.mark.parametrize("name", list(FIGURES))
+
+
+def rank_of(graph: LayeredGraph, scores: Any) -> RankResult:
+    """A weighted rank of `graph` with scores of our own."""
+    return replace(RANK, scores=tuple(np.asarray(part, dtype=np.float64) for part in scores), names=graph.names)
+
+
+def legible(ax: Any) -> Any:
+    """Draw for print, and check that no text is small, cut off or, along the x axis, written over another."""
+    figure = ax.figure
+    figure.set_dpi(150)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    unseen = {text for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for text in outside(axis)}
+    for text in figure.findobj(Text):
+        if not text.get_text().strip() or not text.get_visible() or text in unseen:
+            continue
+        box, page = text.get_window_extent(), figure.bbox
+        assert text.get_fontsize() >= SMALL, text
+        assert page.x0 - 1 <= box.x0, text
+        assert page.y0 - 1 <= box.y0, text
+        assert box.x1 <= page.x1 + 1, text
+        assert box.y1 <= page.y1 + 1, text
+    level = [
+        text for text in ax.get_xticklabels() if text.get_text() and not text.get_rotation() and text not in unseen
+    ]
+    boxes = sorted((text.get_window_extent() for text in level), key=lambda box: float(box.x0))
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
+    return ax
+
+
+def outside(axis: Any) -> list[Text]:
+    """Labels of ticks beyond the limits of an axis: they exist, but are not drawn."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    beyond = [
+        tick for tick in ticks if tick.get_loc() < low - 1e-9 * abs(low) or tick.get_loc() > high + 1e-9 * abs(high)
+    ]
+    return [label for tick in beyond for label in (tick.label1, tick.label2)]
+
+
+def test_every_figure_of_the_package_is_listed_here() -> None:
+    assert set(FIGURES) == set(draw.__all__)
+
+
+@every_figure
+def test_axes_are_passed_through_or_new(name: str) -> None:
+    own = Figure(figsize=(6, 4), layout="constrained").subplots()
+    assert FIGURES[name](own) is own
+    first, second = FIGURES[name](None), FIGURES[name](None)
+    assert first.figure is not second.figure
+    assert first.figure.get_size_inches().tolist() == [8.0, 4.0]
+
+
+@every_figure
+def test_figures_are_legible_in_print(name: str) -> None:
+    legible(FIGURES[name](None))
+
+
+@every_figure
+def test_figures_fit_a_panel_of_two(name: str) -> None:
+    panels = Figure(figsize=(10, 8), layout="constrained").subplots(2, 1)
+    legible(FIGURES[name](panels[0]))
+
+
+def test_drawing_leaves_no_global_state() -> None:
+    code = (
+        "import sys, numpy as np; from graphs import draw; assert 'matplotlib' not in sys.modules; "
+        "draw.lorenz_curves([np.ones(3)]); draw.score_heatmap([np.ones(3)]); import matplotlib as m; "
+        "assert 'matplotlib.pyplot' not in sys.modules; assert m.rcParams == m.rcParamsDefault or m.rcParams['backend']"
+    )
+    root = Path(__file__).parents[2]
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root, timeout=120
+    )
+    assert outcome.returncode == 0, outcome.stderr
 
 
 @pytest.mark.parametrize(
@@ -43,3 +160,88 @@ def test_refusals() -> None:
         convergence([result], "miles")  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="expected 1 labels"):
         convergence([result], labels=["a", "b"])
+
+
+def test_eight_lines_differ_in_colour_dashes_and_marker() -> None:
+    looks = [line_look(position) for position in range(8)]
+    for part in ("color", "linestyle", "marker"):
+        assert len({look[part] for look in looks}) == 8
+
+
+@given(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=6, unique=True))
+def test_short_names_stay_distinct(names: list[str]) -> None:
+    short = short_names(names)
+    assert len(set(short)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["model.layers.11.mlp", "model.layers.11.mlp:output"], ("11 mlp", "11 mlp output")),
+        (["transformer.h.0.mlp"], ("0 mlp",)),
+        (["encoder.block.0", "encoder.block.1"], ("block 0", "block 1")),
+        (["fc1", "net.fc2"], ("fc1", "net fc2")),
+        (["a.0.x", "b.0.x"], ("a.0.x", "b.0.x")),
+        (["..."], ("...",)),
+        (["7"], ("7",)),
+    ],
+)
+def test_short_names_keep_what_tells_layers_apart(names: list[str], expected: tuple[str, ...]) -> None:
+    assert short_names(names) == expected
+
+
+def test_long_names_lose_their_middle() -> None:
+    (short,) = short_names(["layers.3.an_uncommonly_long_name_of_a_projection"])
+    assert len(short) <= LONGEST + 1
+    assert "…" in short
+    assert short.startswith("3 an_unc")
+    assert short.endswith("projection")
+
+
+@pytest.mark.parametrize("text", ["$a$", "$x", r"\$5", "_hidden", "a_b^c"])
+def test_text_is_shown_as_it_is(text: str) -> None:
+    ax = new_axes(None)
+    ax.plot([0, 1], [0, 1], label=plain(text))
+    ax.set_title(plain(text))
+    ax.legend()
+    legible(ax)
+    assert len(ax.get_legend().get_texts()) == 1
+
+
+@given(st.floats(0.0, 1.0))
+def test_percentages_claim_neither_all_nor_nothing_wrongly(share: float) -> None:
+    text = percent(share)
+    assert (text == "100 %") == (1.0 - share < 1e-11)
+    assert (text == "0 %") == (share == 0.0)
+    if text[0].isdigit():
+        assert abs(float(text.split()[0]) - 100.0 * share) <= (0.05 if share < 0.0995 else 0.5) + 1e-9
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 30, 200])
+def test_layer_names_never_overlap(count: int) -> None:
+    ax = new_axes(None)
+    ax.set_xlim(-0.5, count - 0.5)
+    label_layers(ax, [f"model.layers.{k}.mlp:output" for k in range(count)])
+    legible(ax)
+    boxes = [text.get_window_extent() for text in ax.get_xticklabels()]
+    starts = sorted(box.x1 for box in boxes)
+    # Slanted ones end side by side, at least a line apart.
+    assert all(right - left >= 0.13 * 150 for left, right in itertools.pairwise(starts))
+
+
+@given(st.floats(1e-12, 1e12), st.floats(1.0001, 1e12))
+def test_a_colour_bar_has_numbers_and_not_too_many(low: float, factor: float) -> None:
+    cells = np.ma.array([[low, low * factor, 0.0]])
+    norm = log_colours(cells)
+    assert (norm.vmin, norm.vmax) == (low, low * factor)
+    ax = new_axes(None)
+    log_colour_bar(ax, ax.pcolormesh(cells, norm=norm), "weight")
+    ticks = ax.figure.axes[1].get_yticks()
+    assert 3 <= len(ticks) <= 9
+    assert (ticks >= low * (1 - 1e-12)).all()
+    assert (ticks <= low * factor * (1 + 1e-12)).all()
+
+
+def test_a_colour_scale_of_one_value_is_around_it() -> None:
+    assert (log_colours(np.ma.array([3.0, 3.0])).vmin, log_colours(np.ma.array([3.0])).vmax) == (1.5, 6.0)
+    assert log_colours(np.ma.array([0.0])).vmin == 0.5

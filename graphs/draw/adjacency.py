@@ -1,0 +1,138 @@
+"""The edges of one block as a heat map: nodes ordered by score, weights averaged in buckets of nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphs.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, SparseBlock
+from graphs.draw.axes import COLOUR_MAP, IntArray, hatch_missing, log_colour_bar, log_colours, new_axes, short_names
+from graphs.errors import GraphError
+from graphs.layered import LayeredGraph
+from graphs.result import RankResult
+from graphs.summary import check_layer, layer_scores, not_finite, positions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["MAX_BUCKETS", "adjacency_heatmap"]
+
+# Cells a side; a page resolves no more.
+MAX_BUCKETS = 400
+
+
+def adjacency_heatmap(
+    graph: LayeredGraph, layer: int, rank: RankResult, buckets: int = 64, ax: Axes | None = None
+) -> Axes:
+    """Mean weight of the edges into a layer, by buckets of nodes ordered by score.
+
+    Targets run down and sources to the right, the highest score first. A missing edge counts as a weight of zero, and a
+    cell without any edge is hatched. The colours are logarithmic.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+    layer : int
+        1..L: the block between it and the layer before.
+    rank : RankResult
+        Of this graph.
+    buckets : int
+        Buckets of (nearly) equal numbers of nodes on both sides, 1 to `MAX_BUCKETS`; of a layer with fewer nodes, one a
+        node.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+        The mesh's array is the (targets, sources) matrix of means, masked where there is no edge.
+
+    Raises
+    ------
+    GraphError
+        No such layer, a rank of another graph, a number of buckets out of range, weights that are not finite.
+
+    Notes
+    -----
+    Bucket k of n nodes in b buckets starts at node ``k * n // b``. Cost: one pass over the block, band by band, in
+    float64: about a second for 4096 x 11008. Extra memory: three bands, however large the block.
+
+    Examples
+    --------
+    >>> from graphs import weighted_pagerank
+    >>> graph = LayeredGraph.from_weights([[[1.0, 2.0], [0.0, 8.0]]], [1, 3], [[1, 1]])
+    >>> ax = adjacency_heatmap(graph, 1, weighted_pagerank(graph))
+    >>> ax.collections[0].get_array().filled(0.0)
+    array([[8., 0.],
+           [2., 1.]])
+    """
+    scores = layer_scores(graph, rank)
+    layer = check_layer(graph, layer, first=1)
+    if isinstance(buckets, bool) or not isinstance(buckets, (int, np.integer)) or not 1 <= buckets <= MAX_BUCKETS:
+        raise GraphError(f"expected 1 to {MAX_BUCKETS} buckets, got {buckets!r}; a page shows no more cells a side")
+    targets, sources = (_bounds(len(scores[k]), int(buckets)) for k in (layer, layer - 1))
+    sums = _bucket_sums(
+        graph.blocks[layer - 1], _bucket_of(scores[layer], targets), _bucket_of(scores[layer - 1], sources)
+    )
+    if not np.isfinite(sums).all():
+        raise not_finite(layer)
+    means = np.ma.masked_equal(sums / np.outer(np.diff(targets), np.diff(sources)), 0.0)
+    ax = new_axes(ax)
+    hatch_missing(ax)
+    mesh = ax.pcolormesh(sources, targets, means, cmap=COLOUR_MAP, norm=log_colours(means), rasterized=True)
+    log_colour_bar(ax, mesh, "mean weight of a pair of nodes")
+    source, target = short_names(graph.names)[layer - 1 : layer + 1]
+    ax.set_xlim(0, sources[-1])
+    ax.set_ylim(targets[-1], 0)
+    ax.set_xlabel(f"nodes of {source}, highest score first")
+    ax.set_ylabel(f"nodes of {target}, highest score first")
+    cells = f"{len(targets) - 1} x {len(sources) - 1} cells of {targets[-1]:,} x {sources[-1]:,} nodes"
+    title = "no edges" if not means.count() else "mean weight"
+    ax.set_title(f"Edges {source} to {target}: {title}, {cells}", fontsize=10)
+    return ax
+
+
+def _bounds(count: int, buckets: int) -> IntArray:
+    """Where the buckets of `count` nodes start, and where the last one ends; none is empty."""
+    buckets = min(buckets, count)
+    return np.arange(buckets + 1, dtype=np.int64) * count // buckets
+
+
+def _bucket_of(scores: FloatArray, bounds: IntArray) -> IntArray:
+    """The bucket of every node, 0 the highest scores."""
+    return np.asarray(np.searchsorted(bounds, positions(scores), side="right") - 1)
+
+
+def _bucket_sums(block: Block, targets: IntArray, sources: IntArray) -> FloatArray:
+    """Sum of the weights of every pair of a target bucket (row) and a source bucket (column)."""
+    total = np.zeros((int(targets.max()) + 1, int(sources.max()) + 1))
+    if isinstance(block, DenseBlock):
+        for band in block.bands(NumpyBuffers(np.float64)):
+            # Along what is contiguous.
+            if block.column_major:
+                _add_sums(total.T, band.matrix.T, sources[band.columns], targets)
+            else:
+                _add_sums(total, band.matrix, targets[band.rows], sources)
+        return total
+    csr = (block if isinstance(block, SparseBlock) else SparseBlock(block.to_csr())).csr
+    start = 0
+    while start < csr.shape[0]:
+        # As many rows as fit a band, one at least.
+        stop = int(np.searchsorted(csr.indptr, int(csr.indptr[start]) + BAND_ELEMENTS, side="right")) - 1
+        stop = min(max(stop, start + 1), csr.shape[0])
+        part = slice(int(csr.indptr[start]), int(csr.indptr[stop]))
+        rows = np.repeat(targets[start:stop], np.diff(csr.indptr[start : stop + 1]))
+        cells = rows * total.shape[1] + sources[csr.indices[part]]
+        total += np.bincount(cells, weights=csr.data[part], minlength=total.size).reshape(total.shape)
+        start = stop
+    return total
+
+
+def _add_sums(total: FloatArray, matrix: FloatArray, rows: IntArray, columns: IntArray) -> None:
+    """Add the entries of `matrix` to the cells of their row's and column's buckets."""
+    order = np.argsort(columns, kind="stable")
+    sorted_columns = columns[order]
+    starts = np.flatnonzero(np.append(True, sorted_columns[1:] != sorted_columns[:-1]))
+    sums = np.zeros((total.shape[0], len(starts)))
+    np.add.at(sums, rows, np.add.reduceat(matrix[:, order], starts, axis=1))
+    total[:, sorted_columns[starts]] += sums
