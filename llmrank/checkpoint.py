@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,41 +16,18 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from graphs.files import current_umask
 from llmrank.adapters import find_ffns
 from llmrank.adapters.ffn import is_transposed
 from llmrank.errors import CheckpointError
 from llmrank.hub import LoadedModel, load_pretrained
 from llmrank.masks import Masks
+from llmrank.output import check_output, whole_directory
 from llmrank.surgery import WIDTHS_KEY, cuts, extents, module_widths
 
-__all__ = ["check_output", "load", "save"]
+__all__ = ["load", "save"]
 
 MASKS_FILE = "masks.safetensors"
 REPORT_FILE = "report.json"
-
-
-def check_output(directory: str | os.PathLike[str]) -> Path:
-    """Raise unless a checkpoint can be written there: absent or empty, in a writable place.
-
-    Raises
-    ------
-    CheckpointError
-        The directory exists and is not empty, is a file, or its parent cannot be written.
-    """
-    path = Path(directory)
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path} is a file; expected a directory that does not exist yet")
-    if path.is_dir() and any(path.iterdir()):
-        raise CheckpointError(f"{path} exists and is not empty; choose another --output, or remove it first")
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise CheckpointError(f"{parent} is a file, so nothing can be written below it; choose another --output")
-    if not os.access(parent, os.W_OK):
-        raise CheckpointError(f"{parent} is not writable; choose another --output")
-    return path
 
 
 def save(
@@ -81,37 +56,30 @@ def save(
     Raises
     ------
     CheckpointError
-        See :func:`check_output`; the disk is full; the model is no transformers model.
+        See :func:`llmrank.output.check_output`; the disk is full; the model is no transformers model.
     """
-    target = check_output(directory)
+    check_output(directory)
     if not hasattr(model, "save_pretrained"):
         raise CheckpointError(
             f"{type(model).__name__} is no transformers model; save its state_dict with torch, and its masks with "
             "Masks.save"
         )
-    partial: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        model.save_pretrained(partial, state_dict=_plain_state(model))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        if masks is not None:
-            masks.save(partial / MASKS_FILE)
-        if report is not None:
-            (partial / REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.chmod(0o777 & ~current_umask())
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
+        with whole_directory(directory) as partial:
+            model.save_pretrained(partial, state_dict=_plain_state(model))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial)
+            if masks is not None:
+                masks.save(partial / MASKS_FILE)
+            if report is not None:
+                text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+                (partial / REPORT_FILE).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:  # safetensors wraps what the system said (disk full, say)
         raise CheckpointError(
-            f"cannot write the checkpoint {target}: {error}; nothing was left there: free some space or choose another place"
+            f"cannot write the checkpoint {directory}: {error}; nothing was left there: free some space or choose another "
+            "place"
         ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-    return target
+    return Path(directory)
 
 
 def _plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
-from graphs import draw
 from llmrank import checkpoint
 from llmrank.evaluate import complete, has_perplexity
+from llmrank.figures import what_went_where
+from llmrank.output import check_output
 from llmrank.pipeline import BasePipeline
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     LLMRankError
         As the pipeline and :func:`llmrank.checkpoint.save`.
     """
-    checkpoint.check_output(output)
+    check_output(output)
     talks = pipeline.tokenizer is not None and has_perplexity(pipeline.model)
     said = {"dense": complete(pipeline.model, pipeline.tokenizer, prompt)} if talks else {}
     model = pipeline.run()
@@ -81,19 +80,8 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
 
 
 def draw_figure(pipeline: BasePipeline) -> Figure:
-    """What went where: scores of every layer with the cut, and the shares kept and removed."""
-    from matplotlib.figure import Figure
-
-    masks: Mapping[str, torch.Tensor] = pipeline.masks or {}
+    """What went where, see :func:`llmrank.figures.what_went_where`; of a pipeline that has run."""
     scores: dict[str, Any] = {}
     for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
         scores.update({name: values.numpy() for name, values in entry.importance(rank).items()})
-    keep = [masks[name].numpy() for name in scores]
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    upper, lower = figure.subplots(2, 1)
-    draw.score_heatmap(list(scores.values()), keep, upper)
-    draw.kept_by_layer(list(scores.values()), keep, lower)
-    upper.set_title(f"{len(scores)} layers of hidden neurons: score, and what goes (right of the white line)")
-    for axes in (upper, lower):
-        axes.set_xlabel(axes.get_xlabel().replace("node", "neuron"))
-    return figure
+    return what_went_where(scores, pipeline.masks or {})

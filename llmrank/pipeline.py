@@ -27,7 +27,7 @@ from llmrank.report import Evaluation, Report
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable
 
-__all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline"]
+__all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline", "layer_records", "model_source"]
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
@@ -231,7 +231,7 @@ class BasePipeline:
 
     def choose(self, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> Masks:
         """The keep masks of all prunable layers."""
-        records = [_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
+        records = [layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
         if self.structure_dict is None or self.topology == "chained":
             return self.pruner.prune([record for group in records for record in group])
         # The paper's isolated form prunes each FFN's Linears by themselves.
@@ -283,7 +283,7 @@ class BasePipeline:
         notes += [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
         return Report(
             model={
-                "source": _source(self.model),
+                "source": model_source(self.model),
                 "class": type(self.model).__name__,
                 "ffns": len(ffns),
                 "kinds": sorted({ffn.kind for ffn in ffns}),
@@ -341,13 +341,14 @@ class ChainedFFNPipeline(BasePipeline):
     topology: ClassVar[Topology] = "chained"
 
 
-def _source(model: nn.Module) -> str:
+def model_source(model: nn.Module) -> str:
     """The hub name of a model, or the last part of its path: reports travel, directories do not."""
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     return Path(name).name if Path(name).exists() else name
 
 
-def _records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
+def layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
+    """The prunable layers of a ranked graph as pruners see them."""
     importance = entry.importance(rank)
     return [
         LayerRecord(

@@ -42,17 +42,39 @@ GRAPHS = [
     "graphs.digraph",
     "graphs.digraph_map",
     "graphs.digraph_pagerank",
+    "graphs.backbone",
     "graphs.thinning",
+    "graphs.summary",
+    "graphs.node_facts",
+    "graphs.excerpts",
+    "graphs.subgraphs",
     "graphs.gallery",
+    "graphs.layering",
     "graphs.convert",
     "graphs.files",
     "graphs.shards",
     "graphs.io",
+    "graphs.exchange.archive",
+    "graphs.exchange.markup",
+    "graphs.exchange.rows",
+    "graphs.exchange.csv_files",
+    "graphs.exchange.parquet_files",
+    "graphs.exchange.assembly",
+    "graphs.exchange.tables",
+    "graphs.exchange",
+    "graphs.draw.axes",
+    "graphs.draw.convergence",
+    "graphs.draw.scores",
+    "graphs.draw.concentration",
+    "graphs.draw.nodelink",
+    "graphs.draw.adjacency",
+    "graphs.draw.flow",
     "graphs.draw",
     "graphs",
 ]
 LLMRANK = [
     "llmrank.errors",
+    "llmrank.output",
     "llmrank.hub",
     "llmrank.adapters.ffn",
     "llmrank.adapters.families",
@@ -75,11 +97,24 @@ LLMRANK = [
     "llmrank.evaluate",
     "llmrank.report",
     "llmrank.pipeline",
+    "llmrank.inspection",
+    "llmrank.findings",
     "llmrank.config",
     "llmrank",
 ]
 # The programs on top of the library; they may import its face.
-PROGRAMS = ["llmrank.demo", "llmrank.cli", "llmrank.__main__"]
+PROGRAMS = [
+    "llmrank.figures",
+    "llmrank.page_data",
+    "llmrank.page",
+    "llmrank.demo",
+    "llmrank.cli.options",
+    "llmrank.cli.prune",
+    "llmrank.cli.inspect",
+    "llmrank.cli.evaluate",
+    "llmrank.cli",
+    "llmrank.__main__",
+]
 ORDER = [*GRAPHS, *LLMRANK, *PROGRAMS]
 
 # Arrows that point up, each only for type checkers (T) or inside a function (F).
@@ -102,18 +137,43 @@ MEETING = {
     "llmrank.score.outgoing": {"graphs.LayeredGraph", "graphs.RankResult"},
     "llmrank.masks": {"graphs.GraphError", "graphs.files.read_tensors", "graphs.files.write_tensors"},
     "llmrank.report": {"graphs.files.replacing"},
-    "llmrank.checkpoint": {"graphs.files.current_umask"},
+    "llmrank.output": {"graphs.files.current_umask"},
     "llmrank.pipeline": {"graphs.LayeredGraph", "graphs.RankResult"},
-    "llmrank.cli": {"graphs.GraphError", "graphs.files.replacing"},
-    "llmrank.demo": {"graphs.draw"},
+    "llmrank.inspection": {"graphs.RankResult", "graphs.blocks.FloatArray"},
+    "llmrank.cli": {"graphs.GraphError"},
+    "llmrank.cli.evaluate": {"graphs.files.replacing"},
+    "llmrank.findings": {
+        *("graphs.node_facts.NodeFacts", "graphs.node_facts.Path", "graphs.node_facts.node_facts"),
+        *("graphs.node_facts.strongest_paths", "graphs.summary.LayerSummary", "graphs.summary.kept_overlap"),
+        *("graphs.summary.rank_correlation", "graphs.summary.summarise"),
+    },
+    "llmrank.page_data": {
+        *("graphs.node_facts.strongest_edges", "graphs.summary.gini", "graphs.summary.effective_number"),
+        *("graphs.summary.top_share", "graphs.summary.strengths"),
+    },
+    "llmrank.page": {"graphs.files.replacing"},
+    "llmrank.figures": {
+        *("graphs.draw", "graphs.blocks.FloatArray", "graphs.subgraphs.top_subgraph", "graphs.summary.percentiles"),
+    },
+    "llmrank.cli.inspect": {
+        *("graphs.save_graph", "graphs.save_rank", "graphs.subgraphs.top_subgraph"),
+        *(f"graphs.exchange.{name}" for name in ("write_gexf", "write_graphml", "write_npz", "write_tables")),
+    },
 }
 # Heavy or optional packages, and the only modules that import them at all.
 ELSEWHERE = {
     "transformers": {"llmrank.hub", "llmrank.adapters.ffn", "llmrank.adapters.geometry", "llmrank.cli"},
     "datasets": {"llmrank.calibration"},
-    "networkx": {"graphs.layered", "graphs.convert", "graphs.digraph", "graphs.digraph_pagerank"},
+    "networkx": {
+        *("graphs.layered", "graphs.convert", "graphs.layering", "graphs.exchange.markup"),
+        *("graphs.digraph", "graphs.digraph_pagerank"),
+    },
     "numba": {"graphs.kernels"},
-    "matplotlib": {"graphs.draw", "llmrank.demo"},
+    "matplotlib": {
+        *("graphs.draw.axes", "graphs.draw.scores", "graphs.draw.concentration", "graphs.draw.nodelink"),
+        *("graphs.draw.adjacency", "graphs.draw.flow", "graphs.draw.convergence", "llmrank.figures", "llmrank.demo"),
+    },
+    "plotly": {"llmrank.page"},
 }
 # Of these, what a library module imports only when asked for it.
 LAZY = {"torch", "networkx", "matplotlib"}

@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 
 import llmrank
 from llmrank.adapters import find_ffns
-from llmrank.checkpoint import check_output, load, save
+from llmrank.checkpoint import load, save
 from llmrank.errors import CheckpointError, ModelSourceError, OptionError
 from llmrank.hub import load_pretrained, parse_device, parse_dtype
 from llmrank.masks import Masks
+from llmrank.output import check_output
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.surgery import apply_masks

@@ -1,0 +1,155 @@
+"""Options that commands share, and what is made of them: model, scorer, pruner, pipeline."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from llmrank import checkpoint
+from llmrank.calibration import DATASET_PREFIX
+from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, SCORERS, make_pruner, make_scorer
+from llmrank.errors import OptionError
+from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
+from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
+from llmrank.surgery import FORMS
+
+__all__ = [
+    "check_numbers",
+    "load",
+    "make_parts",
+    "make_pipeline",
+    "method_options",
+    "model_options",
+    "progress",
+    "text_source",
+]
+
+# The smallest number that makes sense; a sequence of one token predicts nothing.
+LEAST = {"samples": 1, "sequence_length": 2, "batch_size": 1, "top": 1}
+
+
+def model_options(command: argparse.ArgumentParser) -> None:
+    """Where and how the model computes."""
+    command.add_argument("--device", help="cpu, cuda, cuda:N (cpu)")
+    command.add_argument("--dtype", help="auto, float32, bfloat16, float16 (auto: the checkpoint's own)")
+    command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
+
+
+def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> None:
+    """Options of the pipeline; `cuts` adds those that say how a model is cut."""
+    graph = command.add_argument_group("graph and rank")
+    graph.add_argument(
+        "--pipeline", default=DEFAULTS["pipeline"], help=f"{' or '.join(PIPELINES)} (%(default)s; demo: chained)"
+    )
+    graph.add_argument("--scorer", default=DEFAULTS["scorer"], help=f"{', '.join(SCORERS)} (%(default)s)")
+    graph.add_argument("--gamma", type=float, help="wpr: share of a score that comes through the graph (0.5)")
+    graph.add_argument("--theta", type=float, help="wpr: share of edge weights against bare edges (1)")
+    graph.add_argument("--zero-lowest", type=float, help="mpr: share of lowest scores that count as zero in a step (0)")
+    graph.add_argument("--p", type=float, help="norm, wanda-sp: which norm (1)")
+    graph.add_argument("--seed", type=int, default=0, help="of the random scorer and of torch (%(default)s)")
+    budget = command.add_argument_group("budget")
+    budget.add_argument(
+        "--amount",
+        type=_amount,
+        default=0.3,
+        help="share (0.3) or number (500) to remove; local removes that many of each layer, global of all layers "
+        "together (%(default)s)",
+    )
+    budget.add_argument("--pruner", default=DEFAULTS["pruner"], help=f"{' or '.join(PRUNERS)} (%(default)s)")
+    budget.add_argument("--normalize", help="global: auto, zscore, mean or none (auto)")
+    budget.add_argument("--min-keep", type=int, help="neurons that every layer keeps at least (1)")
+    budget.add_argument("--multiple-of", type=int, help="round kept widths to a multiple, such as 64 (1)")
+    if cuts:
+        budget.add_argument("--form", default="compact", help=f"{', '.join(FORMS)} (%(default)s)")
+        budget.add_argument(
+            "--align", default="none", help="none, or pad: fill up to one width so that stock loaders work"
+        )
+    data = command.add_argument_group("calibration")
+    data.add_argument(
+        "--calibration", type=text_source, help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text"
+    )
+    data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="sequences (%(default)s)")
+    data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
+    model_options(command)
+
+
+def _amount(text: str) -> float | int:
+    """A count if written as an integer, else a share; out of range is left to the pruner's message."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def text_source(value: str) -> str | Path:
+    """A path unless it names a dataset: a mistyped path must not pass for a text."""
+    return value if value.startswith(DATASET_PREFIX) else Path(value)
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Refuse counts that are too small before anything is loaded."""
+    for name, least in LEAST.items():
+        number = getattr(options, name, least)
+        if number < least:
+            raise OptionError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
+
+
+def progress(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """A bar on standard error, gone when done."""
+    return track(items, description, console=Console(stderr=True), transient=True)
+
+
+def make_pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluation: Any) -> BasePipeline:
+    """The pipeline of a loaded model."""
+    return PIPELINES.find(options.pipeline)(
+        loaded.model,
+        loaded.tokenizer,
+        None,
+        *make_parts(options),
+        options.device,
+        calibration=options.calibration,
+        samples=options.samples,
+        sequence_length=options.sequence_length,
+        batch_size=options.batch_size,
+        form=options.form,
+        align=options.align,
+        evaluation=evaluation,
+        progress=progress,
+    )
+
+
+def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Scorer and pruner; built before the model is loaded, so that bad options cost nothing."""
+    PIPELINES.find(options.pipeline)
+    scorer = make_scorer(
+        options.scorer,
+        gamma=options.gamma,
+        theta=options.theta,
+        zero_lowest=options.zero_lowest,
+        p=options.p,
+        seed=options.seed if options.scorer == "random" else None,
+    )
+    pruner = make_pruner(
+        options.pruner,
+        amount=options.amount,
+        normalize=options.normalize,
+        min_keep=options.min_keep,
+        multiple_of=options.multiple_of,
+    )
+    return scorer, pruner
+
+
+def load(options: argparse.Namespace) -> LoadedModel:
+    """The model named, or the demo model."""
+    source = options.model
+    if source is None:
+        with Console(stderr=True).status(f"Fetching {DEMO_NAME} (93 MB, once)"):
+            source = demo_model()
+    with Console(stderr=True).status(escape(f"Loading {source}")):
+        return checkpoint.load(source, options.dtype, options.device)

@@ -1,0 +1,96 @@
+"""``llmrank demo`` and ``llmrank prune``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llmrank import checkpoint, demo
+from llmrank.activations import fitting_length
+from llmrank.calibration import tokenise
+from llmrank.cli.options import load, make_parts, make_pipeline
+from llmrank.errors import CalibrationError
+from llmrank.evaluate import has_perplexity, perplexity, unigram_perplexity
+from llmrank.output import check_output
+from llmrank.pipeline import BasePipeline
+from llmrank.report import Evaluation, Report
+from llmrank.surgery import WIDTHS_KEY
+
+__all__ = ["run_demo", "run_prune"]
+
+# Without --evaluate a pruned model is still looked at: this many sequences tell whether it collapsed.
+CHECK_SAMPLES = 2
+CHECK_LENGTH = 1024
+
+
+def run_demo(options: argparse.Namespace, console: Console) -> int:
+    """``llmrank demo``."""
+    check_output(options.output)
+    make_parts(options)
+    loaded = load(options)
+    directory = demo.run(make_pipeline(options, loaded, evaluation=True), options.output, console)
+    _say_written(directory, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
+    _say_how_to_load(directory, loaded.model, console)
+    return 0
+
+
+def run_prune(options: argparse.Namespace, console: Console) -> int:
+    """``llmrank prune``."""
+    check_output(options.output)
+    make_parts(options)
+    loaded = load(options)
+    pipeline = make_pipeline(options, loaded, evaluation=options.evaluate)
+    model = pipeline.run()
+    report = pipeline.report
+    if report is None:
+        raise RuntimeError("the pipeline ran without leaving a report")
+    if options.evaluate is None:
+        _check_collapse(pipeline, report)
+    console.print(report.table())
+    directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
+    _say_written(directory, ["report.json", "masks.safetensors"], console)
+    _say_how_to_load(directory, model, console)
+    return 0
+
+
+def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
+    """A look at a few sequences; nobody should find out from users that a model talks nonsense."""
+    if pipeline.tokenizer is None or not has_perplexity(pipeline.model):
+        return
+    length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
+    try:
+        texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, length, "evaluation")
+        after = perplexity(pipeline.model, texts)
+    except CalibrationError as error:
+        report.notes.append(f"whether the pruned model has collapsed was not checked: {error}")
+        return
+    evaluation = Evaluation(texts.provenance(), None, after, unigram_perplexity(texts))
+    report.notes += evaluation.warnings()
+
+
+def _say_written(directory: Path, names: Sequence[str], console: Console) -> None:
+    parts = ["the checkpoint", *(name for name in names if (directory / name).is_file())]
+    console.print(f"Wrote {directory}: {', '.join(parts[:-1])} and {parts[-1]}.", markup=False)
+
+
+def _say_how_to_load(directory: Path, model: Any, console: Console) -> None:
+    widths = set((getattr(model.config.get_text_config(), WIDTHS_KEY, None) or {}).values())
+    if len(widths) > 1:
+        console.print(
+            "Its layers differ in width: load it with llmrank.load, or prune with --align pad for stock loaders."
+        )
+        return
+    if widths:
+        console.print(
+            f"Its layers are all {widths.pop()} wide, which its configuration cannot say: load it with llmrank.load. "
+            "(--align pad would fill it up to the original width, and save nothing.)",
+            markup=False,
+        )
+        return
+    loader = type(model).__name__
+    auto = "AutoModelForCausalLM" if "CausalLM" in loader or "LMHead" in loader else loader
+    console.print(f'Load it with transformers.{auto}.from_pretrained("{directory}").', markup=False)

@@ -1,0 +1,343 @@
+"""What the page of an inspection holds: numbers for people to look at, and the exact orders of removal.
+
+Sets of neurons are exact: the orders in which the pruners remove neurons are computed here by the pruners' own rules, and
+the page only compares positions in them with counts. Scores are there to be looked at, in float32.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from graphs.node_facts import strongest_edges
+from graphs.summary import effective_number, gini, strengths, top_share
+from llmrank.errors import OptionError
+from llmrank.inspection import Inspection, Scored
+from llmrank.prune import GlobalPruner, LayerRecord, Normalize, share_of
+from llmrank.report import environment
+
+__all__ = ["DATA_LIMIT", "payload", "removal_positions"]
+
+FORMAT = 1
+# Bytes of base64. A model of 46,080 neurons with eight scorers needs 9 MB.
+DATA_LIMIT = 30_000_000
+# Neurons of every layer whose edges come before other scorers where not all fits.
+EDGES_AT_LEAST = 64
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+
+def payload(
+    inspection: Inspection,
+    *,
+    normalize: Normalize = "auto",
+    min_keep: int = 1,
+    top_edges: int = 3,
+    data_limit: int = DATA_LIMIT,
+) -> dict[str, Any]:
+    """What the page holds, ready for JSON.
+
+    Parameters
+    ----------
+    inspection : Inspection
+    normalize, min_keep
+        Of the global and local pruning shown; see :class:`llmrank.prune.GlobalPruner`.
+    top_edges : int
+        Edges to show on either side of a neuron, at least 1.
+    data_limit : int
+        Bytes of the arrays. What does not fit is left out and said so, in this order: edges of all but the highest
+        neurons, the other topology, the other scorers from the last. The scorer asked for is always there.
+
+    Returns
+    -------
+    dict
+        Numbers, strings, and arrays as ``{"dtype", "data"}`` with base64 of little-endian bytes. Arrays run over all
+        prunable neurons, layer after layer: for every scorer float32 ``scores``, uint16 or uint32 ``local`` and uint32
+        ``global`` positions (see :func:`removal_positions`), and ``ties``: packed bits, by local position, whether the
+        score equals the one before.
+
+    Raises
+    ------
+    OptionError
+        An option out of range.
+    GraphError
+        NaN or Inf in the weights.
+
+    Notes
+    -----
+    Cost: a few reads of every block beside a prunable layer; memory of the arrays and a few bands of a block.
+
+    Examples
+    --------
+    >>> from llmrank.inspection import inspect_model
+    >>> from llmrank.pipeline import IsolatedFFNPipeline
+    >>> from llmrank.score import ActivationScorer
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> pipeline = IsolatedFFNPipeline(model, None, calibration=torch.rand(8, 4))
+    >>> content = payload(inspect_model(pipeline, {"activation": ActivationScorer()}, "activation"))
+    >>> content["layers"][0]["size"], content["asked"]["percent"], content["scorers"]["activation"]["local"]["dtype"]
+    (6, 30, 'uint16')
+    """
+    for name, number, least in (("top_edges", top_edges, 1), ("data_limit", data_limit, 0)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise OptionError(f"{name} must be an integer >= {least}, got {number!r}")
+    layers = _layers(inspection)
+    sizes = [layer["size"] for layer in layers]
+    entries = {inspection.scorer: inspection.main, **inspection.scored}
+    other = "isolated" if inspection.topology == "chained" else "chained"
+    entries[f"{inspection.scorer}, {other}"] = inspection.elsewhere
+    edge_bytes = np.dtype(_neighbours(inspection)).itemsize + 4
+    chosen, edges_held = _fitting(list(entries), sizes, 2 * top_edges * edge_bytes, data_limit)
+    notes = []
+    if len(chosen) < len(entries):
+        missing = ", ".join(name for name in entries if name not in chosen)
+        notes.append(f"To keep the page small these scorers were left out: {missing}.")
+    if edges_held < max(sizes):
+        notes.append(
+            f"To keep the page small only the {edges_held:,} highest neurons of a layer come with their edges."
+        )
+    orders = {}
+    for name in chosen:
+        records = _records(inspection, entries[name])
+        local, global_ = removal_positions(records, normalize, min_keep)
+        orders[name] = (local, global_)
+    asked = _asked(inspection, sizes)
+    if not all(_reproduced(entries[name], layers, orders[name], asked) for name in chosen):
+        notes.append(
+            f"The inspection's own masks are not those of plain local and global pruning by {asked['label']}, which this "
+            "page shows: it rounded widths, kept other neurons at least, or compared layers otherwise."
+        )
+    return {
+        "format": FORMAT,
+        "source": inspection.source,
+        "topology": inspection.topology,
+        "scorer": inspection.scorer,
+        "pruner": inspection.pruner,
+        "normalize": normalize,
+        "min_keep": min_keep,
+        "asked": asked,
+        "calibration": _calibration(inspection.calibration),
+        "versions": environment(),
+        "graph": {
+            "nodes": sum(entry.graph.nodes for entry in inspection.graphs),
+            "edges": sum(entry.graph.edges for entry in inspection.graphs),
+        },
+        "notes": notes,
+        "layers": layers,
+        "scorers": {name: _scorer(entries[name], layers, *orders[name]) for name in chosen},
+        "facts": _facts(inspection),
+        "edges": _edges(inspection, edges_held, top_edges),
+    }
+
+
+def removal_positions(
+    layer_list: Sequence[LayerRecord], normalize: Normalize = "auto", min_keep: int = 1
+) -> tuple[list[IntArray], list[IntArray]]:
+    """When pruning comes to a neuron: how many others go before it.
+
+    :class:`LocalPruner` removes the neurons of a layer whose local position is below ``round(amount * n)``,
+    :class:`GlobalPruner` those whose global position is below ``ceil(amount * N)``.
+
+    Parameters
+    ----------
+    layer_list : sequence of LayerRecord
+        With their importance.
+    normalize, min_keep
+        As for :class:`llmrank.prune.GlobalPruner`.
+
+    Returns
+    -------
+    local, global : lists of (n,) int64 arrays, one a layer
+        Permutations of 0..n-1, and together of 0..N-1. The min_keep highest neurons of every layer come last in the
+        global order, where no permitted amount reaches.
+
+    Raises
+    ------
+    OptionError
+        An option out of range.
+
+    Notes
+    -----
+    Cost: sorts, and a pass over all neurons a layer.
+
+    Examples
+    --------
+    >>> records = [LayerRecord("a", torch.tensor([0.1, 0.7, 0.2])), LayerRecord("b", torch.tensor([0.6, 0.4]))]
+    >>> local, together = removal_positions(records, normalize="none")
+    >>> [positions.tolist() for positions in local], [positions.tolist() for positions in together]
+    ([[0, 2, 1], [1, 0]], [[0, 4, 1], [3, 2]])
+    """
+    pruner = GlobalPruner(0.0, min_keep, normalize=normalize)
+    local = [_inverse(torch.argsort(layer.importance.double().cpu(), stable=True)) for layer in layer_list]
+    sizes = [layer.out_features for layer in layer_list]
+    order = torch.argsort(torch.cat([pruner._normalised(layer) for layer in layer_list]), stable=True)
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
+    protected = torch.zeros(len(order), dtype=torch.bool)
+    for position in range(len(sizes)):
+        own = order[owner[order] == position]
+        protected[own[max(len(own) - min_keep, 0) :]] = True
+    last = protected[order]
+    together = _inverse(torch.cat([order[~last], order[last]]))
+    return local, np.split(together, np.cumsum(sizes)[:-1])
+
+
+# --- parts of the payload
+
+
+def _layers(inspection: Inspection) -> list[dict[str, Any]]:
+    """Prunable layers and their neighbours in the graph."""
+    layers = []
+    for name, (position, node_layer) in inspection.places().items():
+        graph = inspection.graphs[position].graph
+        near: dict[str, Any] = {}
+        for side, neighbour in (("in", node_layer - 1), ("out", node_layer + 1)):
+            inside = 0 <= neighbour < len(graph.layers)
+            near[side] = {"name": graph.names[neighbour], "size": graph.layers[neighbour]} if inside else None
+        layers.append({"name": name, "size": graph.layers[node_layer], **near})
+    return layers
+
+
+def _records(inspection: Inspection, scored: Scored) -> list[LayerRecord]:
+    """What pruners need of the layers: no more than importance, so the other topology's graphs are not missed."""
+    prunable = [layer for entry in inspection.graphs for layer in entry.prunable.values()]
+    return [
+        LayerRecord(layer.name, torch.from_numpy(scored.importance[layer.name]), explicit=not layer.consumers)
+        for layer in prunable
+    ]
+
+
+def _asked(inspection: Inspection, sizes: Sequence[int]) -> dict[str, Any]:
+    """The amount of the inspection: how it is called, and the counts it means, in float products as pruners take them."""
+    amount, total = inspection.amount, sum(sizes)
+    if isinstance(amount, int):
+        each, together = [amount] * len(sizes), amount
+        percent, label, share = None, f"{amount:,} neurons", min(amount / max(total, 1), 0.9)
+    else:
+        each, together, share = [round(amount * size) for size in sizes], share_of(amount, total), amount
+        whole = round(100 * amount)
+        percent = whole if whole / 100 == amount and whole <= 90 else None
+        label = f"{100 * amount:.6g} %"
+    return {"percent": percent, "label": label, "share": share, "local": each, "global": together}
+
+
+def _reproduced(
+    scored: Scored,
+    layers: Sequence[Mapping[str, Any]],
+    orders: tuple[list[IntArray], list[IntArray]],
+    asked: Mapping[str, Any],
+) -> bool:
+    """Whether positions and counts give the masks that the inspection's pruners gave."""
+    limits = {"local": asked["local"], "global": [asked["global"]] * len(layers)}
+    return all(
+        np.array_equal(scored.masks[budget][layer["name"]].numpy(), positions >= limit)
+        for budget, order in zip(("local", "global"), orders, strict=True)
+        for layer, positions, limit in zip(layers, order, limits[budget], strict=True)
+    )
+
+
+def _scorer(
+    scored: Scored, layers: Sequence[Mapping[str, Any]], local: list[IntArray], together: list[IntArray]
+) -> dict[str, Any]:
+    scores = [scored.importance[layer["name"]] for layer in layers]
+    ties = []
+    for values, positions in zip(scores, local, strict=True):
+        ascending = np.empty_like(values)
+        ascending[positions] = values
+        ties.append(np.diff(ascending, prepend=np.nan) == 0)
+    return {
+        "scores": _array(np.concatenate(scores), np.float32),
+        "local": _array(np.concatenate(local), _index(max(map(len, local)))),
+        "global": _array(np.concatenate(together), np.uint32),
+        "ties": _array(np.packbits(np.concatenate(ties), bitorder="little"), np.uint8),
+        "effective": [effective_number(values) for values in scores],
+        "gini": [gini(values) for values in scores],
+        "top": [top_share(values) for values in scores],
+    }
+
+
+def _facts(inspection: Inspection) -> dict[str, Any]:
+    activations, into, out = [], [], []
+    for position, node_layer in inspection.places().values():
+        graph = inspection.graphs[position].graph
+        activations.append(graph.activations[node_layer])
+        arriving, leaving = strengths(graph, node_layer)
+        into.append(arriving)
+        out.append(leaving)
+    return {
+        "activation": _array(np.concatenate(activations), np.float32),
+        "in_strength": _array(np.concatenate(into), np.float32),
+        "out_strength": _array(np.concatenate(out), np.float32),
+    }
+
+
+def _edges(inspection: Inspection, held: int, top: int) -> dict[str, Any]:
+    """Strongest edges of the `held` highest neurons of every layer, by the rank of the scorer asked for."""
+    chosen: list[npt.NDArray[np.intp]] = []
+    parts: dict[str, list[npt.NDArray[Any]]] = {"in_nodes": [], "in_shares": [], "out_nodes": [], "out_shares": []}
+    index = _neighbours(inspection)
+    everything = True
+    for name, (position, node_layer) in inspection.places().items():
+        graph, rank = inspection.graphs[position].graph, inspection.main.ranks[position]
+        scores = inspection.main.importance[name]
+        everything = everything and len(scores) <= held
+        chosen.append(np.sort(np.argsort(-scores, kind="stable")[:held]))
+        found = strongest_edges(graph, rank, node_layer, top=top)
+        for key, values in found._asdict().items():
+            # A share of 0 says that there is no such edge.
+            parts[key].append(values[chosen[-1]].clip(min=0))
+    return {
+        "top": top,
+        "held": [len(neurons) for neurons in chosen],
+        "neurons": None if everything else _array(np.concatenate(chosen), np.uint32),
+        **{
+            key: _array(np.concatenate(values), index if key.endswith("nodes") else np.float32)
+            for key, values in parts.items()
+        },
+    }
+
+
+def _neighbours(inspection: Inspection) -> type[np.uint16] | type[np.uint32]:
+    """The type of an index into any layer of the graphs."""
+    return _index(max(size for entry in inspection.graphs for size in entry.graph.layers))
+
+
+def _fitting(names: Sequence[str], sizes: Sequence[int], edge_bytes: int, limit: int) -> tuple[list[str], int]:
+    """Which scorers fit, the first in any case, and of how many neurons a layer the edges (bytes a neuron) do."""
+    total = sum(sizes)
+    # Base64 takes four bytes for three. A scorer: score, local and global position, a bit for ties; facts: three floats.
+    scorer = (8 + np.dtype(_index(max(sizes))).itemsize + 1 / 8) * total * 4 / 3
+    edges = edge_bytes * 4 / 3
+    left = limit - scorer - 12 * total * 4 / 3
+    least = sum(min(size, EDGES_AT_LEAST) for size in sizes) * edges
+    more = int(np.clip((left - least) // scorer, 0, len(names) - 1))
+    left -= more * scorer
+    if left >= total * edges:
+        return list(names[: 1 + more]), max(sizes)
+    held = max(EDGES_AT_LEAST, int(left // (edges * len(sizes))))
+    return list(names[: 1 + more]), min(held, max(sizes))
+
+
+def _calibration(provenance: Mapping[str, Any]) -> str:
+    source = str(provenance.get("source", "unknown"))
+    sizes = [f"{provenance[key]:,} {key}" for key in ("sequences", "tokens") if isinstance(provenance.get(key), int)]
+    return f"{source} ({', '.join(sizes)})" if sizes else source
+
+
+def _inverse(order: torch.Tensor) -> IntArray:
+    positions = np.empty(len(order), dtype=np.int64)
+    positions[order.numpy()] = np.arange(len(order))
+    return positions
+
+
+def _index(size: int) -> type[np.uint16] | type[np.uint32]:
+    return np.uint16 if size <= 1 << 16 else np.uint32
+
+
+def _array(values: npt.NDArray[Any], dtype: type[np.generic]) -> dict[str, str]:
+    little = np.dtype(dtype).newbyteorder("<")
+    return {"dtype": np.dtype(dtype).name, "data": base64.b64encode(values.astype(little).tobytes()).decode("ascii")}
