@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphs.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, SparseBlock
-from graphs.draw.axes import COLOUR_MAP, IntArray, hatch_missing, log_colour_bar, log_colours, new_axes, short_names
+from graphs.draw.axes import (
+    COLOUR_MAP,
+    IntArray,
+    fitted,
+    hatch_missing,
+    log_colour_bar,
+    log_colours,
+    new_axes,
+    short_names,
+)
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
 from graphs.result import RankResult
@@ -88,7 +97,7 @@ def adjacency_heatmap(
     ax.set_ylabel(f"nodes of {target}, highest score first")
     cells = f"{len(targets) - 1} x {len(sources) - 1} cells of {targets[-1]:,} x {sources[-1]:,} nodes"
     title = "no edges" if not means.count() else "mean weight"
-    ax.set_title(f"Edges {source} to {target}: {title}, {cells}", fontsize=10)
+    ax.set_title(fitted(ax, f"Edges {source} to {target}: {title}, {cells}", 10.0), fontsize=10)
     return ax
 
 

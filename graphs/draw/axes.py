@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,6 +25,7 @@ __all__ = [
     "LOST",
     "REMOVED",
     "SMALL",
+    "fitted",
     "hatch_missing",
     "label_layers",
     "layer_labels",
@@ -82,6 +84,30 @@ def room(ax: Axes) -> tuple[float, float]:
     box = ax.get_window_extent()
     dpi = ax.figure.dpi
     return float(box.width / dpi), float(box.height / dpi)
+
+
+def fitted(ax: Axes, text: str, size: float, beside: float = 0.0) -> str:
+    """`text` in `size` points, broken into lines that are no longer than the axes are wide.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    text : str
+    size : float
+    beside : float
+        Inches of the width that a legend beside the axes takes.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> narrow = Figure(figsize=(4, 3)).subplots()
+    >>> fitted(narrow, "Edges of the first layer to those of the second: mean weight, 12 %", 10.0).splitlines()
+    ['Edges of the first layer to those of the second:', 'mean weight, 12 %']
+    """
+    letters = max(20, int((room(ax)[0] - beside) * 1.1 / (LETTER / SMALL * 0.86 * size)))
+    # A number stays with its unit.
+    lines = [textwrap.wrap(line, letters) for line in text.replace(" %", "\N{NO-BREAK SPACE}%").split("\n")]
+    return "\n".join(part for line in lines for part in line).replace("\N{NO-BREAK SPACE}%", " %")
 
 
 def line_look(position: int) -> dict[str, Any]:
@@ -173,7 +199,7 @@ def _tail(name: str) -> str:
     return " ".join(parts[max(first, 0) :])
 
 
-def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = None) -> float:
+def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = None, beside: float = 0.0) -> float:
     """Write the short names of layers under the x axis: slanted or only every so many where they would overlap.
 
     Parameters
@@ -183,6 +209,8 @@ def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = 
     names : sequence of n str
     positions : (n,) array, optional
         Where on the axis; 0, 1, ... by default.
+    beside : float
+        Inches of the width that a legend beside the axes takes.
 
     Returns
     -------
@@ -202,7 +230,7 @@ def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = 
     places = np.arange(len(names), dtype=float) if positions is None else positions
     labels = short_names(names)
     low, high = ax.get_xlim()
-    pitch = room(ax)[0] / max(abs(high - low), 1e-9)
+    pitch = max(room(ax)[0] - beside, LINE) / max(abs(high - low), 1e-9)
     if len(places) > 1:
         pitch *= float(np.diff(places).min())
     longest = LETTER * max(map(len, labels))

@@ -13,6 +13,7 @@ from graphs.draw.axes import (
     COLOUR_MAP,
     SMALL,
     IntArray,
+    fitted,
     hatch_missing,
     label_layers,
     log_colour_bar,
@@ -37,6 +38,8 @@ MAX_LAYERS = 12
 MAX_BUCKETS = 8
 # Half the width of a bar, the flat part of it, and what lies between two bars of a stack.
 HALF, FLAT, GAP = 0.09, 0.03, 0.025
+# Inches that the legend takes beside the axes.
+LEGEND = 1.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,16 +134,15 @@ def layer_flow(
     tallest = max(max(part.sum() for part in (stack.arrives, stack.holds, stack.leaves)) for stack in stacks)
     ax.set_xlim(-0.5, len(chosen) - 0.5)
     ax.set_ylim(_top(len(shares)) - max(tallest, 1.0) - GAP * len(shares), _top(len(shares)) + GAP)
-    label_layers(ax, names)
+    label_layers(ax, names, beside=LEGEND)
     ax.set_yticks([])
     ax.set_ylabel("rank of the layer, highest scores on top")
-    ax.set_xlabel(
-        "layer (bar: score; its edges: what arrives, what leaves; ribbon: in the colour of its source)", fontsize=9
-    )
+    key = "layer (bar: score; its edges: what arrives, what leaves; ribbon: in the colour of its source)"
+    ax.set_xlabel(fitted(ax, key, 9.0, LEGEND), fontsize=9)
     for side in ("top", "right", "left", "bottom"):
         ax.spines[side].set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL + 0.5)
-    ax.set_title("Rank that flows between nodes of high and low score", fontsize=10)
+    ax.set_title(fitted(ax, "Rank that flows between nodes of high and low score", 10.0, LEGEND), fontsize=10)
     return ax
 
 
@@ -260,9 +262,6 @@ def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[fl
     ax.set_yticks(range(len(shares)), [_legend_entry(name) for name in _bucket_names(shares)], fontsize=SMALL)
     ax.set_xlabel("block into layer")
     first, last = short_names(names)[:: len(names) - 1]
-    ax.set_title(
-        f"{len(names)} layers ({first} to {last}), too many for ribbons (up to {MAX_LAYERS}):\nhow much rank stays among "
-        "nodes of like score",
-        fontsize=10,
-    )
+    many = f"{len(names)} layers ({first} to {last}), too many for ribbons (up to {MAX_LAYERS}):"
+    ax.set_title(fitted(ax, f"{many}\nhow much rank stays among nodes of like score", 10.0), fontsize=10)
     return ax

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphs.blocks import FloatArray
-from graphs.draw.axes import KEPT, LETTER, LINE, SMALL, IntArray, label_layers, new_axes, percent, room
+from graphs.draw.axes import KEPT, LETTER, LINE, SMALL, IntArray, fitted, label_layers, new_axes, percent, room
 from graphs.errors import GraphError
 from graphs.subgraphs import Subgraph
 from graphs.summary import positions
@@ -105,13 +105,11 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
     _draw_others(ax, subgraph)
     ax.set_yticks([])
     ax.set_ylabel("highest score on top" if subgraph.scores is not None else "nodes by index")
-    ax.set_xlabel(
-        "layer (width of a line: weight over the heaviest of its block; box: all other nodes and their score)",
-        fontsize=9,
-    )
+    key = "layer (width of a line: weight over the heaviest of its block; box: all other nodes and their score)"
+    ax.set_xlabel(fitted(ax, key, 9.0), fontsize=9)
     for side in ("top", "right", "left", "bottom"):
         ax.spines[side].set_visible(False)
-    ax.set_title(_title(subgraph, lines), fontsize=9.5)
+    ax.set_title(fitted(ax, _title(subgraph, lines), 9.5), fontsize=9.5)
     return ax
 
 
@@ -192,7 +190,7 @@ def _label(ax: Axes, layer: int, heights: FloatArray, nodes: IntArray, radii: Fl
         ax.annotate(
             str(node),
             (layer, y),
-            xytext=(side * (radius + 2.0), 0),
+            xytext=(side * (radius + 3.0), 0),
             textcoords="offset points",
             ha="right" if side < 0 else "left",
             va="center",

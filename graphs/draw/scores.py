@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.blocks import FloatArray, as_numpy
-from graphs.draw.axes import COLOUR_MAP, KEPT, LOST, REMOVED, new_axes, percent, plain, score_vectors
+from graphs.draw.axes import COLOUR_MAP, KEPT, LOST, REMOVED, fitted, new_axes, percent, plain, score_vectors
 from graphs.errors import GraphError
 from graphs.summary import kept_overlap, percentiles, positions, rank_correlation
 
@@ -94,7 +94,8 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
             linewidth=1.5,
             label="removed to the right",
         )
-    ax.set_xlabel(f"node, highest score first{'' if masks is None else '; removed: right of the white line'}")
+    cut = "" if masks is None else "; removed: right of the white line"
+    ax.set_xlabel(fitted(ax, f"node, highest score first{cut}", 10.0))
     ax.set_ylabel("layer")
     ax.set_ylim(len(layers) - 0.5, -0.5)
     return ax
@@ -216,7 +217,7 @@ def compare_rankings(
         ax.axhline(cuts[1], color=REMOVED, linewidth=1.4, linestyle="--")
         title += f"; of the nodes that {names[0]} keeps ({percent(float(masks[0].mean()))}), {names[1]} keeps "
         title += percent(kept_overlap(*masks)) if masks[0].any() else "none"
-    ax.set_title(title, fontsize=10)
+    ax.set_title(fitted(ax, title, 10.0), fontsize=10)
     return ax
 
 

@@ -58,6 +58,10 @@ def test_an_edge_exactly_at_the_level_goes() -> None:
     weight = np.array([[3.0], [3.0]])
     assert thin(graph_of(weight), significance=0.5).edges_after == 1
     assert thin(graph_of(weight), significance=0.500001).edges_after == 2
+    # And from their target, where the sources' heaviest lead elsewhere.
+    weight = np.array([[3.0, 3.0], [5.0, 5.0]])
+    np.testing.assert_array_equal(thin(graph_of(weight), significance=0.5).graph.block(1).toarray(), [[0, 0], [5, 5]])
+    assert thin(graph_of(weight), significance=0.500001).edges_after == 4
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2])

@@ -111,9 +111,18 @@ def test_figures_are_legible_in_print(name: str) -> None:
 
 
 @every_figure
-def test_figures_fit_a_panel_of_two(name: str) -> None:
-    panels = Figure(figsize=(10, 8), layout="constrained").subplots(2, 1)
-    legible(FIGURES[name](panels[0]))
+@pytest.mark.parametrize(("size", "rows", "columns"), [((10, 8), 2, 1), ((10, 4), 1, 2)])
+def test_figures_share_a_page(name: str, size: tuple[float, float], rows: int, columns: int) -> None:
+    one, other = Figure(figsize=size, layout="constrained").subplots(rows, columns)
+    for panel in (one, other):
+        FIGURES[name](panel)
+    legible(one)
+    legible(other)
+    first, second = (
+        [text.get_window_extent() for text in (panel.title, panel.xaxis.label, panel.yaxis.label, *panel.texts)]
+        for panel in (one, other)
+    )
+    assert not any(box.overlaps(rival) for box in first for rival in second if box.width and rival.width)
 
 
 def test_drawing_leaves_no_global_state() -> None:

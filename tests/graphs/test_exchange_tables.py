@@ -1,6 +1,7 @@
 """Tables in CSV and Parquet: round trips, other readers, and refusal of what is damaged."""
 
 import csv
+import importlib.util
 import json
 import sys
 import tracemalloc
@@ -21,11 +22,9 @@ from graphs.subgraphs import top_subgraph
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.test_io import same_graph
 
-pyarrow = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
-
-FORMATS: list[Any] = ["csv", "parquet"]
-every_form = pytest.mark.parametrize("form", FORMATS)
+needs_pyarrow = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow")
+every_form = pytest.mark.parametrize("form", ["csv", pytest.param("parquet", marks=needs_pyarrow)])
+FORMATS: tuple[Any, ...] = ("csv", "parquet")
 
 CASE = random_case(1, (3, 4, 3), density=0.7)
 GRAPH = LayeredGraph.from_weights(CASE.weights, CASE.inputs, CASE.activations, names=("in", 'a,"b"\r\n;\'ü', "out"))
@@ -128,6 +127,7 @@ def test_a_directory_or_a_stem(form: Any, tmp_path: Path) -> None:
     assert same_graph(read_tables(tmp_path)[0], read_tables(stem)[0])
 
 
+@needs_pyarrow
 def test_two_formats_side_by_side_must_be_told_apart(tmp_path: Path) -> None:
     for form in FORMATS:
         write_tables(GRAPH, tmp_path, format=form)
@@ -160,7 +160,10 @@ def test_the_csv_is_plain(tmp_path: Path) -> None:
     }
 
 
+@needs_pyarrow
 def test_the_parquet_is_typed(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
     narrow = CASE.graph([weight.astype(np.float32) for weight in CASE.weights])
     nodes, edges = write_tables(narrow, tmp_path, RANK, "parquet")
     found = parquet.read_table(nodes)
@@ -215,7 +218,11 @@ def test_tables_of_other_programs_are_read(tmp_path: Path) -> None:
     assert same_graph(read_tables(tmp_path)[0], graph)
 
 
+@needs_pyarrow
 def test_parquet_of_other_types_is_read(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
     nodes = pyarrow.table({"layer": pyarrow.array([0, 0, 1], "uint8"), "index": [0, 1, 0], "activation": [1, 2, 3]})
     edges = pyarrow.table(
         {
@@ -231,6 +238,7 @@ def test_parquet_of_other_types_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_tables(tmp_path)[0].block(1).toarray(), [[3.0, 2.0]])
 
 
+@needs_pyarrow
 @pytest.mark.parametrize("rows", [1, 3, 1 << 20])
 def test_chunks_of_lines_do_not_show(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for form in FORMATS:
@@ -331,6 +339,7 @@ def test_names_must_be_those_of_layers(tmp_path: Path) -> None:
         read_tables(tmp_path)
 
 
+@needs_pyarrow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -343,6 +352,9 @@ def test_names_must_be_those_of_layers(tmp_path: Path) -> None:
     ],
 )
 def test_parquet_of_unfit_columns_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
     write_tables(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]), tmp_path, format="parquet")
     (tmp_path / "manifest.parquet.json").unlink()
     columns = parquet.read_table(tmp_path / "edges.parquet").to_pydict() | changes
@@ -497,6 +509,7 @@ def test_a_failed_write_leaves_the_old_files(form: Any, tmp_path: Path, monkeypa
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@needs_pyarrow
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tables(GRAPH, tmp_path, format="parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
