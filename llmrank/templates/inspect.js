@@ -223,6 +223,8 @@ function listen() {
   byId("theme").addEventListener("click", () => setTheme(!isDark()));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => setTheme(event.matches));
   addEventListener("hashchange", followFragment);
+  // Plots fit themselves to their boxes, but a narrow one shows less.
+  addEventListener("resize", schedulePlots);
 }
 
 /** Clicks on the plots; they are a second way, everything they do the tables do too. */

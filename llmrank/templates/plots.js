@@ -303,22 +303,22 @@ function drawDistribution(div, model, scorer, plans, state) {
 
 // --- one layer: its strongest part
 
-/** The highest neurons (and the one looked at) with their strongest edges; null where the page holds none. */
+/** The highest neurons (and the one looked at) with their strongest edges, and the shares that are shown. */
 function strongestPart(model, scorer, layer, size, neuron) {
   const highest = Array.from(model.order(scorer, layer).subarray(0, size));
   const shown = neuron === null || highest.includes(neuron) ? highest : [...highest, neuron];
   const edges = { in: [], out: [] };
-  let unknown = 0;
+  let known = 0;
   for (const target of shown) {
+    if (model.edges.of(layer, target, "in") === null) continue;
+    known += 1;
     for (const side of ["in", "out"]) {
-      const found = model.edges.of(layer, target, side);
-      if (found === null) unknown += 1;
-      else edges[side].push(...found.map((edge) => ({ ...edge, neuron: target })));
+      edges[side].push(...model.edges.of(layer, target, side).map((edge) => ({ ...edge, neuron: target })));
     }
   }
   const held = highest.reduce((sum, k) => sum + scorer.scores[layer.start + k], 0);
-  const carried = (side) => edges[side].reduce((sum, { share }) => sum + share, 0) / shown.length;
-  return { shown, highest, edges, held, carriedIn: carried("in"), carriedOut: carried("out"), unknown };
+  const carried = (side) => edges[side].reduce((sum, { share }) => sum + share, 0) / Math.max(known, 1);
+  return { shown, highest, edges, held, carriedIn: carried("in"), carriedOut: carried("out"), unknown: shown.length - known };
 }
 
 /** Places of the nodes of one side: in the order of what they are tied to, which leaves few crossings. */

@@ -88,6 +88,36 @@ def test_plots_draw_what_there_is(visit: Open, path: Path, inspection: Inspectio
     assert held == pytest.approx(100 * np.sort(scores)[-8:].sum(), abs=0.06)
 
 
+POINT = """([id, x, y]) => {
+  const plot = document.getElementById(id);
+  const { xaxis, yaxis } = plot._fullLayout;
+  const box = plot.getBoundingClientRect();
+  return [box.left + xaxis._offset + xaxis.l2p(x), box.top + yaxis._offset + yaxis.l2p(y)];
+}"""
+
+
+def test_clicks_on_the_plots_open_and_choose(visit: Open, path: Path, inspection: Inspection) -> None:
+    opened = visit(path, viewport={"width": 1280, "height": 1600})
+    page = opened.page
+
+    def click(plot: str, x: float, y: float) -> None:
+        opened.settle()
+        page.mouse.move(5, 5)
+        opened.until(f"!document.querySelector('#{plot} .hovertext')")
+        page.mouse.move(*page.evaluate(POINT, [plot, x, y]))
+        # A plot knows what is clicked from what is hovered.
+        opened.until(f"document.querySelector('#{plot} .hovertext')")
+        page.mouse.down()
+        page.mouse.up()
+
+    for layer, x in ((7, 20), (3, 95)):  # among the kept, and under the veil of the removed
+        click("overview-plot", x, layer)
+        opened.until(f"document.getElementById('layer-choice').value === '{layer}'")
+    second = np.argsort(-list(inspection.main.importance.values())[3], kind="stable")[1]
+    click("subgraph-plot", 1, 1 - 1 / 7)
+    opened.until(f"document.getElementById('neuron-heading').textContent === 'Neuron 3:{second}'")
+
+
 # --- budgets
 
 
