@@ -12,7 +12,7 @@ from graphs.blocks import FloatArray
 from llmrank.errors import OptionError
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
-from llmrank.pipeline import BasePipeline, layer_records, model_source
+from llmrank.pipeline import BasePipeline, choose_masks, model_source, prunes_jointly
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from llmrank.score import BaseScorer
 
@@ -138,9 +138,11 @@ def inspect_model(
     lap("calibrate")
     graphs = pipeline.draw(ffns, statistics)
     budgets = _budgets(pipeline.pruner)
-    scored = {name: _score(graphs, entry, budgets) for name, entry in scorers.items()}
+    jointly = prunes_jointly(pipeline.structure_dict, pipeline.topology)
+    scored = {name: _score(graphs, entry, budgets, jointly=jointly) for name, entry in scorers.items()}
     other: Topology = "isolated" if pipeline.topology == "chained" else "chained"
-    elsewhere = _score(build_graphs(ffns, statistics, other), scorers[scorer], budgets)
+    jointly = prunes_jointly(pipeline.structure_dict, other)
+    elsewhere = _score(build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly)
     lap("rank")
     return Inspection(
         source=model_source(pipeline.model),
@@ -162,10 +164,12 @@ def _budgets(pruner: BasePruner) -> dict[str, BasePruner]:
     return {"local": LocalPruner(*limits), "global": GlobalPruner(*limits, normalize)}
 
 
-def _score(graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Mapping[str, BasePruner]) -> Scored:
+def _score(
+    graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Mapping[str, BasePruner], *, jointly: bool
+) -> Scored:
     ranks = tuple(scorer.rank(entry.graph, entry.statistics) for entry in graphs)
     importance: dict[str, FloatArray] = {}
     for entry, rank in zip(graphs, ranks, strict=True):
         importance.update({name: values.numpy() for name, values in entry.importance(rank).items()})
-    records = [record for entry, rank in zip(graphs, ranks, strict=True) for record in layer_records(entry, rank)]
-    return Scored(ranks, importance, {name: budget.prune(records) for name, budget in budgets.items()})
+    masks = {name: choose_masks(budget, graphs, ranks, jointly=jointly) for name, budget in budgets.items()}
+    return Scored(ranks, importance, masks)

@@ -27,7 +27,15 @@ from llmrank.report import Evaluation, Report
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable
 
-__all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline", "layer_records", "model_source"]
+__all__ = [
+    "BasePipeline",
+    "ChainedFFNPipeline",
+    "IsolatedFFNPipeline",
+    "choose_masks",
+    "layer_records",
+    "model_source",
+    "prunes_jointly",
+]
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
@@ -231,14 +239,7 @@ class BasePipeline:
 
     def choose(self, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> Masks:
         """The keep masks of all prunable layers."""
-        records = [layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
-        if self.structure_dict is None or self.topology == "chained":
-            return self.pruner.prune([record for group in records for record in group])
-        # The paper's isolated form prunes each FFN's Linears by themselves.
-        keep: dict[str, torch.Tensor] = {}
-        for group in records:
-            keep.update(self.pruner.prune(group))
-        return Masks(keep)
+        return choose_masks(self.pruner, graphs, ranks, jointly=prunes_jointly(self.structure_dict, self.topology))
 
     def undo(self) -> nn.Module:
         """Restore the model as it was before :meth:`run`, bit for bit."""
@@ -345,6 +346,24 @@ def model_source(model: nn.Module) -> str:
     """The hub name of a model, or the last part of its path: reports travel, directories do not."""
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     return Path(name).name if Path(name).exists() else name
+
+
+def prunes_jointly(structure_dict: Mapping[str, Any] | None, topology: Topology) -> bool:
+    """Whether one budget covers all layers; the paper's isolated form prunes each FFN's Linears by themselves."""
+    return structure_dict is None or topology == "chained"
+
+
+def choose_masks(
+    pruner: BasePruner, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult], *, jointly: bool
+) -> Masks:
+    """The keep masks of ranked graphs: under one budget, or under one for each graph."""
+    records = [layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
+    if jointly:
+        return pruner.prune([record for group in records for record in group])
+    keep: dict[str, torch.Tensor] = {}
+    for group in records:
+        keep.update(pruner.prune(group))
+    return Masks(keep)
 
 
 def layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:

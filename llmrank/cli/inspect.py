@@ -210,7 +210,7 @@ def _write(
     if pictures:
         write_figures(inspection, directory, pictures, options.top, list(findings.layers) if selected else None)
     if "html" in formats:
-        write_page(inspection, directory / PAGE)
+        write_page(inspection, directory / PAGE, normalize=options.normalize or "auto", min_keep=options.min_keep or 1)
     _write_graphs(directory, inspection, formats, options.top)
 
 

@@ -223,8 +223,20 @@ function listen() {
   byId("theme").addEventListener("click", () => setTheme(!isDark()));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => setTheme(event.matches));
   addEventListener("hashchange", followFragment);
-  // Plots fit themselves to their boxes, but a narrow one shows less.
-  addEventListener("resize", schedulePlots);
+}
+
+/** Plots are drawn for the width of their boxes, and again where that changes; heights follow from what is shown. */
+function watchWidths() {
+  const widths = new Map();
+  const observer = new ResizeObserver((entries) => {
+    const changed = entries.filter(({ target, contentRect }) => widths.get(target) !== contentRect.width);
+    for (const { target, contentRect } of changed) widths.set(target, contentRect.width);
+    if (changed.length) schedulePlots();
+  });
+  for (const box of document.querySelectorAll(".plot")) {
+    widths.set(box, box.clientWidth);
+    observer.observe(box);
+  }
 }
 
 /** Clicks on the plots; they are a second way, everything they do the tables do too. */
@@ -303,6 +315,7 @@ function start() {
     drawPlots();
     showAgreement();
     listenToPlots();
+    watchWidths();
     performance.mark("interactive");
   });
 }

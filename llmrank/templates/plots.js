@@ -3,7 +3,6 @@
 const BUCKETS = 100;
 const BINS = 48;
 const CONFIG = {
-  responsive: true,
   displaylogo: false,
   modeBarButtons: [["toImage"]],
   toImageButtonOptions: { format: "svg" },
@@ -41,7 +40,7 @@ function palette() {
   };
 }
 
-function layout(colours, own) {
+function layout(colours, div, own) {
   const axis = {
     fixedrange: true,
     zeroline: false,
@@ -64,6 +63,7 @@ function layout(colours, own) {
     },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.rule, activecolor: colours.ink },
     showlegend: false,
+    width: div.clientWidth,
     dragmode: false,
     xaxis: { ...axis, ...xaxis },
     yaxis: { ...axis, ...yaxis },
@@ -179,7 +179,7 @@ function drawOverview(div, model, scorer, plans, state) {
     });
   }
   const open = state.layer.number;
-  const own = layout(colours, {
+  const own = layout(colours, div, {
     height: 106 + Math.max(160, layers * (layers > 48 ? 9 : 13)),
     margin: { l: 40, r: 8, t: 58, b: 40 },
     bargap: 0.35,
@@ -281,7 +281,7 @@ function drawDistribution(div, model, scorer, plans, state) {
       font: { size: 11, color: chosen ? colours.ink : colours.muted },
     });
   });
-  const own = layout(colours, {
+  const own = layout(colours, div, {
     height: 300,
     margin: { l: 44, r: 10, t: 46, b: 40 },
     barmode: "stack",
@@ -453,7 +453,7 @@ function drawSubgraph(div, model, scorer, plans, state, part) {
     { x: 2, text: layer.out ? short(brief(model, layer.out.name)) : "" },
   ];
   const most = Math.max(...nodes.map((trace) => trace.x.length), 2 * part.shown.length, 0);
-  const own = layout(colours, {
+  const own = layout(colours, div, {
     height: 300 + Math.max(0, most - 17) * 11,
     margin: { l: 6, r: 6, t: 30, b: 6 },
     hovermode: "closest",

@@ -522,6 +522,25 @@ def test_nothing_sticks_out_sideways(visit: Open, path: Path, width: int) -> Non
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_plots_keep_to_their_boxes_when_the_window_changes(visit: Open, path: Path) -> None:
+    opened = visit(path)
+    page = opened.page
+    boxes = (
+        "() => [...document.querySelectorAll('.plot')].map(box => "
+        "[box.clientWidth, box.querySelector('.main-svg').clientWidth, box.querySelector('.main-svg').clientHeight])"
+    )
+    before = page.evaluate(boxes)
+    assert page.evaluate("document.getElementById('overview-plot').data.length") == 5
+    page.set_viewport_size({"width": 400, "height": 700})
+    fits = "Math.abs(box.clientWidth - box.querySelector('.main-svg').clientWidth) <= 1"
+    opened.until(f"[...document.querySelectorAll('.plot')].every(box => {fits})")
+    narrow = page.evaluate(boxes)
+    assert all(one[0] != other[0] for one, other in zip(before, narrow, strict=True))
+    # Heights follow from the content, not from the window; and a narrow overview leaves out its bars.
+    assert [height for _, _, height in narrow] == [height for _, _, height in before]
+    assert page.evaluate("document.getElementById('overview-plot').data.length") == 4
+
+
 def test_motion_is_only_for_those_who_want_it(visit: Open, path: Path) -> None:
     page = visit(path, reduced_motion="reduce").page
     moving = (

@@ -242,7 +242,7 @@ def test_inspect_refuses(
 def test_inspect_leaves_nothing_half_written(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr("llmrank.cli.inspect.write_page", full)

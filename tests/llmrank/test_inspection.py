@@ -135,3 +135,14 @@ def test_unknown_names_are_refused_before_the_calibration() -> None:
         inspect_model(pipeline, SCORERS, "pagerank")
     with pytest.raises(OptionError, match="'thirds'"):
         inspect_model(pipeline, SCORERS, "wpr", "thirds")
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_named_linears_are_pruned_as_the_pipeline_prunes_them(topology: str) -> None:
+    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
+    pipeline = TOPOLOGIES[topology](
+        tiny_llama(), None, structure, SCORERS["wpr"], GlobalPruner(0.4), calibration=token_ids()
+    )
+    inspection = inspect_model(pipeline, SCORERS, "wpr", "global")
+    pipeline.run()
+    assert inspection.main.masks["global"] == pipeline.masks
