@@ -338,11 +338,11 @@ def strongest_paths(
     Exact. A path that continues one of the k best from a node j on is at least as probable as one that continues a
     worse one, so k paths for every node suffice, found layer by layer from the end (Bellman's principle; for k paths
     Hoffman and Pavley, 1959). At most k edges of a node can begin its k best. Products are taken from the last edge to
-    the first, and of equal ones the path with the lower nodes, first layer first, comes first.
+    the first; of equal ones the path with the lower nodes, first layer first, comes first (round-off aside).
 
     Cost: one read of every block before `layer` for the out-strengths; of a block that does not touch the node a second
-    one, with k scans of every band in the cache. Memory: O(k) numbers a node of the layers between, O(k**2) a node
-    of the layer at work, and a few bands. A probability below the smallest float64 reads 0, its path is found still.
+    one, with k scans of every band in the cache. Memory: O(k) numbers a node of the
+    layers between, and a few bands. A probability below the smallest float64 reads 0, its path is found still.
 
     Examples
     --------
@@ -377,8 +377,7 @@ def strongest_paths(
         beams.append(beam)
     values = beams[-1].values.ravel()
     best = [int(start) for start in np.argsort(-values, kind="stable")[:k] if values[start] > 0]
-    paths = [Path(_trace(beams[::-1], first, start), math.ldexp(float(values[start]), exponent)) for start in best]
-    return tuple(sorted(paths, key=lambda path: (-path.probability, path.nodes)))
+    return tuple(Path(_trace(beams[::-1], first, start), math.ldexp(float(values[start]), exponent)) for start in best)
 
 
 @dataclass(frozen=True)
@@ -515,8 +514,9 @@ class _Leaders:
         nodes = fan.nodes[rows]
         picks, found = _highest(keys[rows], self.keys.shape[1])
         known = np.concatenate((self.keys[nodes], found), axis=1)
-        ends = np.concatenate((self.ends[nodes], np.where(found > 0, fan.ends_at(rows, picks), -1)), axis=1)
-        # Stable: fans come in the order of their ends, so of equals the lower end stays in front.
+        ends = np.concatenate((self.ends[nodes], fan.ends_at(rows, picks)), axis=1)
+        # Stable: fans come in the order of their ends, so of equals the lower end stays in front, and empty places
+        # stay in front of edges of key 0.
         order = np.argsort(-known, axis=1, kind="stable")[:, : self.keys.shape[1]]
         self.keys[nodes] = np.take_along_axis(known, order, axis=1)
         self.ends[nodes] = np.take_along_axis(ends, order, axis=1)
@@ -545,23 +545,27 @@ class _Beam:
 
     def admit(self, fan: _Fan, ahead: _Beam) -> None:
         """Let the paths that begin with the edges of a fan (its weights being P) compete with those found so far."""
-        k = self.values.shape[1]
         keys = fan.weights * ahead.values[fan.ends, 0]
-        rows = np.flatnonzero(keys.max(axis=1) > self.values[fan.nodes, -1])
-        nodes = fan.nodes[rows]
-        picks, _ = _highest(keys[rows], k)
-        picks.sort(axis=1)  # of equal products the lower end is to come first
-        ends = fan.ends_at(rows, picks)
-        products = fan.weights[rows[:, None], picks][:, :, None] * ahead.values[ends]
-        candidates = (
-            (self.values, products.reshape(len(rows), ends.shape[1] * k)),
-            (self.ends, np.repeat(ends, k, axis=1)),
-            (self.turns, np.tile(np.arange(k), ends.shape)),
-        )
-        values, *_ = both = [np.concatenate((known[nodes], new), axis=1) for known, new in candidates]
-        order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-        for (known, _), contenders in zip(candidates, both, strict=True):
-            known[nodes] = np.take_along_axis(contenders, order, axis=1)
+        better = np.flatnonzero(keys.max(axis=1) > self.values[fan.nodes, -1])
+        k = self.values.shape[1]
+        width = min(k, keys.shape[1])
+        # A band of candidates at a time, for k of them begin with each of the best edges.
+        step = max(1, BAND_ELEMENTS // (width * k))
+        for rows in (better[start : start + step] for start in range(0, len(better), step)):
+            nodes = fan.nodes[rows]
+            picks, _ = _highest(keys[rows], width)
+            picks.sort(axis=1)  # of equal products the lower end is to come first
+            ends = fan.ends_at(rows, picks)
+            products = fan.weights[rows[:, None], picks][:, :, None] * ahead.values[ends]
+            candidates = (
+                (self.values, products.reshape(len(rows), width * k)),
+                (self.ends, np.repeat(ends, k, axis=1)),
+                (self.turns, np.tile(np.arange(k), (len(rows), width))),
+            )
+            values, *_ = both = [np.concatenate((known[nodes], new), axis=1) for known, new in candidates]
+            order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+            for (known, _), contenders in zip(candidates, both, strict=True):
+                known[nodes] = np.take_along_axis(contenders, order, axis=1)
 
 
 def _trace(beams: list[_Beam], first: int, start: int) -> tuple[tuple[int, int], ...]:

@@ -1,24 +1,35 @@
-"""The numbers a person asks of a ranked graph: concentration, agreement, strengths, and the flow between layers.
+"""The numbers a person asks of a ranked graph: what there is to say of its layers, and the flow between them.
 
-Scores are the non-negative numbers of one layer, of any scale; a layer of zeros counts as uniform, as it does in the
-ranks. Nodes are ordered as pruning removes them: by score, and among equals the lower index goes first.
+The measures of one layer's scores are those of :mod:`graphs.concentration`, which this module offers too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from graphs.backends import Backend, make_backend
-from graphs.blocks import FloatArray, as_numpy
+from graphs.blocks import FloatArray
+from graphs.concentration import (
+    Spread,
+    as_masses,
+    as_vector,
+    bucket_ends,
+    effective_number,
+    gini,
+    kept_overlap,
+    lorenz,
+    percentiles,
+    positions,
+    rank_correlation,
+    score_buckets,
+    top_share,
+)
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
 from graphs.operators import BlockOperator, Vector
@@ -43,308 +54,6 @@ __all__ = [
     "to_columns",
     "top_share",
 ]
-
-IntArray: TypeAlias = npt.NDArray[np.int64]
-
-
-def gini(scores: Any) -> float:
-    """Gini coefficient: 0 where all scores are equal, towards 1 where one node holds everything.
-
-    Parameters
-    ----------
-    scores : (n,) array-like
-        Non-negative.
-
-    Returns
-    -------
-    float
-        In [0, 1 - 1/n]: half the mean absolute difference of two nodes over the mean score. Twice the area between
-        the diagonal and :func:`lorenz`.
-
-    Raises
-    ------
-    GraphError
-        Not one-dimensional, empty, negative or not finite.
-
-    Notes
-    -----
-    Cost: a sort. Source: C. Gini, Variabilità e mutabilità, 1912.
-
-    Examples
-    --------
-    >>> gini([1, 1, 1, 1]), gini([0, 0, 0, 1])
-    (0.0, 0.75)
-    """
-    ascending = np.sort(_masses(scores))
-    size = len(ascending)
-    half = size // 2
-    # Pairs from both ends: no term is negative, so nothing cancels, and equal scores give exactly 0.
-    gaps = ascending[::-1][:half] - ascending[:half]
-    return float((size - 1.0 - 2.0 * np.arange(half)) @ gaps / (size * ascending.sum()))
-
-
-def effective_number(scores: Any) -> float:
-    """How many equal nodes would be as concentrated: ``1 / sum(p**2)`` of the shares p.
-
-    Parameters
-    ----------
-    scores : (n,) array-like
-        Non-negative.
-
-    Returns
-    -------
-    float
-        In [1, n]: the inverse Simpson (Herfindahl) index.
-
-    Raises
-    ------
-    GraphError
-        Not one-dimensional, empty, negative or not finite.
-
-    Notes
-    -----
-    Cost: one pass. Source: E. H. Simpson, Measurement of diversity, Nature 163, 1949.
-
-    Examples
-    --------
-    >>> effective_number([1, 1, 0, 0]), effective_number([0, 0, 5])
-    (2.0, 1.0)
-    """
-    masses = _masses(scores)
-    return float(np.clip(masses.sum() ** 2 / (masses @ masses), 1.0, len(masses)))
-
-
-def top_share(scores: Any, share: float = 0.01) -> float:
-    """The share of all score that the highest ``ceil(share * n)`` nodes hold.
-
-    Parameters
-    ----------
-    scores : (n,) array-like
-        Non-negative.
-    share : float
-        Share of the nodes, 0..1; read as it is written, so that 0.07 of 100 nodes are 7.
-
-    Returns
-    -------
-    float
-        In [0, 1].
-
-    Raises
-    ------
-    GraphError
-        Scores as for :func:`gini`, or `share` out of range.
-
-    Notes
-    -----
-    Cost: a partition of the scores, O(n).
-
-    Examples
-    --------
-    >>> top_share([1, 1, 6, 0, 0], share=0.2)
-    0.75
-    """
-    masses = _masses(scores)
-    count = math.ceil(Fraction(repr(check_share("share", share))) * len(masses))
-    if count in (0, len(masses)):
-        return float(count > 0)
-    highest = np.partition(masses, len(masses) - count)[-count:]
-    return min(1.0, float(highest.sum() / masses.sum()))
-
-
-def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
-    """The Lorenz curve: which share of the score the lowest x of the nodes hold.
-
-    Parameters
-    ----------
-    scores : (n,) array-like
-        Non-negative.
-
-    Returns
-    -------
-    x, y : (n + 1,) float64 arrays
-        From (0, 0) to (1, 1), convex, never above the diagonal but for round-off.
-
-    Raises
-    ------
-    GraphError
-        Not one-dimensional, empty, negative or not finite.
-
-    Notes
-    -----
-    Cost: a sort. Source: M. O. Lorenz, Methods of measuring the concentration of wealth, 1905.
-
-    Examples
-    --------
-    >>> x, y = lorenz([3, 1, 0, 0])
-    >>> y
-    array([0.  , 0.  , 0.  , 0.25, 1.  ])
-    """
-    masses = _masses(scores)
-    held = np.concatenate(([0.0], np.cumsum(np.sort(masses))))
-    return np.arange(len(held)) / len(masses), held / held[-1]
-
-
-def rank_correlation(a: Any, b: Any) -> float:
-    """Spearman's rank correlation of two scores of the same nodes; ties get their average rank.
-
-    Parameters
-    ----------
-    a, b : (n,) array-like
-        Finite; they may be negative.
-
-    Returns
-    -------
-    float
-        In [-1, 1]; nan where one of them is constant, since then there is no order to agree with.
-
-    Raises
-    ------
-    GraphError
-        Not one-dimensional, empty, not finite, or of different lengths.
-
-    Notes
-    -----
-    Cost: two sorts. Source: C. Spearman, The proof and measurement of association between two things, 1904.
-
-    Examples
-    --------
-    >>> rank_correlation([1, 2, 3], [10, 100, 1000]), rank_correlation([1, 2, 3], [3, 2, 1])
-    (1.0, -1.0)
-    """
-    first, second = _vector(a, "a"), _vector(b, "b")
-    if len(first) != len(second):
-        raise GraphError(f"expected two scores of the same nodes, got {len(first)} and {len(second)} numbers")
-    middle = (len(first) + 1) / 2.0
-    first, second = _average_ranks(first) - middle, _average_ranks(second) - middle
-    spread = math.sqrt(float((first @ first) * (second @ second)))
-    return float(np.clip(first @ second / spread, -1.0, 1.0)) if spread else math.nan
-
-
-def kept_overlap(a: Any, b: Any) -> float:
-    """The share of the nodes that `a` keeps which `b` keeps too.
-
-    Parameters
-    ----------
-    a, b : (n,) bool array-like
-        Keep masks of the same nodes.
-
-    Returns
-    -------
-    float
-        In [0, 1]; nan where `a` keeps nothing. Symmetric where both keep as many.
-
-    Raises
-    ------
-    GraphError
-        Not boolean, not one-dimensional, or of different lengths.
-
-    Examples
-    --------
-    >>> kept_overlap([True, True, False], [True, False, True])
-    0.5
-    """
-    first, second = as_numpy(a), as_numpy(b)
-    for name, mask in (("a", first), ("b", second)):
-        if mask.dtype != np.bool_ or mask.ndim != 1:
-            raise GraphError(f"{name}: expected a bool keep mask (n,), got {mask.dtype} of shape {mask.shape}")
-    if len(first) != len(second):
-        raise GraphError(f"expected keep masks of the same nodes, got {len(first)} and {len(second)} entries")
-    kept = int(first.sum())
-    return int((first & second).sum()) / kept if kept else math.nan
-
-
-def positions(scores: Any) -> IntArray:
-    """The place of every node in its layer: 0 is the highest, n - 1 the first that pruning removes.
-
-    Parameters
-    ----------
-    scores : (n,) array-like
-        Finite.
-
-    Returns
-    -------
-    (n,) int64 array
-        A permutation of 0..n-1. Among equals the lower index is removed first, so it has the larger position.
-
-    Raises
-    ------
-    GraphError
-        Not one-dimensional, empty or not finite.
-
-    Notes
-    -----
-    Cost: a stable sort.
-
-    Examples
-    --------
-    >>> positions([0.2, 0.5, 0.2, 0.1])
-    array([2, 0, 1, 3])
-    """
-    values = _vector(scores, "scores")
-    found = np.empty(len(values), dtype=np.int64)
-    found[np.argsort(values, kind="stable")] = np.arange(len(values))[::-1]
-    return found
-
-
-def percentiles(scores: Any) -> FloatArray:
-    """The share of the layer's nodes with a lower score, those with the same score (itself too) counted half.
-
-    Parameters
-    ----------
-    scores : (n,) array-like
-        Finite.
-
-    Returns
-    -------
-    (n,) float64 array
-        In (0, 1), of mean 1/2; equal for equal scores. The percentile rank of the "mean" kind.
-
-    Raises
-    ------
-    GraphError
-        Not one-dimensional, empty or not finite.
-
-    Notes
-    -----
-    Cost: a sort.
-
-    Examples
-    --------
-    >>> percentiles([5, 1, 5, 9])
-    array([0.5  , 0.125, 0.5  , 0.875])
-    """
-    values = _vector(scores, "scores")
-    return (_average_ranks(values) - 0.5) / len(values)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Five numbers and the mean of a layer's values; quartiles interpolate linearly."""
-
-    minimum: float
-    lower_quartile: float
-    median: float
-    upper_quartile: float
-    maximum: float
-    mean: float
-
-    @classmethod
-    def of(cls, values: Any) -> Spread:
-        """The spread of (n,) finite numbers.
-
-        Raises
-        ------
-        GraphError
-            Not one-dimensional, empty or not finite.
-
-        Examples
-        --------
-        >>> Spread.of([1, 2, 3, 10]).median
-        2.5
-        """
-        array = _vector(values, "values")
-        lowest, lower, median, upper, highest = np.quantile(array, [0.0, 0.25, 0.5, 0.75, 1.0]).tolist()
-        return cls(lowest, lower, median, upper, highest, float(array.mean()))
 
 
 @dataclass(frozen=True)
@@ -490,11 +199,11 @@ def summarise(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummary, ...]
     for layer, (name, activation) in enumerate(zip(graph.names, graph.activations, strict=True)):
         arriving, leaving, before = into[layer], out[layer], out[layer - 1]
         block_in = graph.blocks[layer - 1] if layer else None
-        masses = _masses(scores[layer])
+        masses = as_masses(scores[layer])
         highest = int(np.argmin(positions(masses)))
         through = None
         if layer and before is not None and gamma is not None:
-            sources = _masses(scores[layer - 1])
+            sources = as_masses(scores[layer - 1])
             through = share_through_graph(gamma, float(sources[before > 0].sum() / sources.sum()), 1.0)
         found.append(
             LayerSummary(
@@ -553,37 +262,6 @@ def to_columns(summaries: Sequence[LayerSummary]) -> dict[str, list[Any]]:
     return columns
 
 
-def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
-    """The bucket of every node when nodes are ordered by score, highest first.
-
-    Parameters
-    ----------
-    scores : (n,) array-like
-        Finite.
-    buckets : int or sequence of float
-        How many buckets of equal size; or the share of the nodes in each, of sum 1, such as ``(0.01, 0.09, 0.9)``.
-        Higher buckets round up, so bucket 0 is never empty; the last ones may be, in a layer of few nodes.
-
-    Returns
-    -------
-    (n,) int64 array
-        0 for the highest scores; order and ties as in :func:`positions`.
-
-    Raises
-    ------
-    GraphError
-        Scores as for :func:`positions`; no bucket, or shares that are not positive or do not sum to 1.
-
-    Examples
-    --------
-    >>> score_buckets([0.1, 0.4, 0.3, 0.2], 2), score_buckets([0.1, 0.4, 0.3, 0.2], (0.1, 0.9))
-    (array([1, 0, 0, 1]), array([1, 0, 1, 1]))
-    """
-    places = positions(scores)
-    ends = [math.ceil(end * len(places)) for end in _bucket_ends(buckets)]
-    return np.searchsorted(ends, places, side="right").astype(np.int64)
-
-
 def flow(
     graph: LayeredGraph,
     rank: RankResult,
@@ -638,7 +316,7 @@ def flow(
     """
     scores = layer_scores(graph, rank)
     layer = check_layer(graph, layer, first=1)
-    _bucket_ends(buckets)
+    bucket_ends(buckets)
     return _flow(graph, rank, scores, layer, buckets, theta_of(rank, theta), engine_of(graph))
 
 
@@ -673,7 +351,7 @@ def layer_flows(
     [[[1.0]], [[1.0]]]
     """
     scores = layer_scores(graph, rank)
-    _bucket_ends(buckets)
+    bucket_ends(buckets)
     engine, share = engine_of(graph), theta_of(rank, theta)
     return tuple(_flow(graph, rank, scores, layer, buckets, share, engine) for layer in range(1, len(graph.layers)))
 
@@ -688,7 +366,7 @@ def _flow(
     engine: Backend,
 ) -> FloatArray:
     sources, targets = (score_buckets(scores[k], buckets) for k in (layer - 1, layer))
-    count = len(_bucket_ends(buckets))
+    count = len(bucket_ends(buckets))
     masses = departing(rank, scores[layer - 1])
     columns = np.zeros((len(masses), count))
     columns[np.arange(len(masses)), sources] = masses
@@ -715,20 +393,6 @@ def _flow(
     return found
 
 
-def _bucket_ends(buckets: int | Sequence[float]) -> list[Fraction]:
-    """Where every bucket ends, as an exact share of the nodes; the last is 1."""
-    given: Any = buckets
-    if isinstance(given, (int, np.integer)) and not isinstance(given, bool) and given >= 1:
-        return [Fraction(k, int(given)) for k in range(1, int(given) + 1)]
-    try:
-        shares = [Fraction(repr(float(share))) for share in given]
-    except (TypeError, ValueError):
-        shares = []
-    if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1.0, rel_tol=1e-9):
-        raise GraphError(f"buckets: expected an integer >= 1, or positive shares of sum 1, got {buckets!r}")
-    return [*itertools.accumulate(shares[:-1]), Fraction(1)]
-
-
 def layer_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...]:
     """The scores of `rank` by layer in float64, after a check that they are those of `graph`."""
     shapes = [np.shape(scores) for scores in rank.scores]
@@ -737,7 +401,7 @@ def layer_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...
             f"expected a rank of this graph, one score a node in layers of {list(graph.layers)}, got scores of shapes "
             f"{shapes}; rank this graph, or pick one column of several"
         )
-    return tuple(_vector(scores, f"scores of layer {layer}") for layer, scores in enumerate(rank.scores))
+    return tuple(as_vector(scores, f"scores of layer {layer}") for layer, scores in enumerate(rank.scores))
 
 
 def check_layer(graph: LayeredGraph, layer: Any, first: int = 0) -> int:
@@ -808,37 +472,3 @@ def not_finite(layer: int) -> GraphError:
         f"block {layer}: the strengths are not finite: the edge weights hold NaN or Inf, or overflow float64; "
         "check the weights"
     )
-
-
-def _vector(values: Any, name: str) -> FloatArray:
-    try:
-        given = as_numpy(values)
-        if given.dtype.kind not in "biuf":
-            raise TypeError(f"dtype {given.dtype}")
-    except (TypeError, ValueError) as error:
-        raise GraphError(f"{name}: expected real numbers (n,), got {type(values).__name__}: {error}") from error
-    if given.ndim != 1 or not len(given):
-        raise GraphError(f"{name}: expected one number a node, shape (n,) with n >= 1, got shape {given.shape}")
-    array: FloatArray = given.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(array))
-    if len(bad):
-        raise GraphError(f"{name}: expected finite numbers, got {array[bad[0]]} at node {bad[0]}")
-    return array
-
-
-def _masses(scores: Any) -> FloatArray:
-    """Scores as non-negative numbers of maximum near 1, so that no sum or square overflows or vanishes."""
-    array = _vector(scores, "scores")
-    if (array < 0).any():
-        node = int(np.flatnonzero(array < 0)[0])
-        raise GraphError(f"scores: expected non-negative numbers, got {array[node]} at node {node}")
-    highest = float(array.max())
-    # A power of two rounds nothing.
-    return np.ldexp(array, -math.frexp(highest)[1]) if highest > 0.0 else np.ones_like(array)
-
-
-def _average_ranks(values: FloatArray) -> FloatArray:
-    """Ranks from 1, lowest first; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    found: FloatArray = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
-    return found

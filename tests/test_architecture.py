@@ -44,6 +44,7 @@ GRAPHS = [
     "graphs.digraph_pagerank",
     "graphs.backbone",
     "graphs.thinning",
+    "graphs.concentration",
     "graphs.summary",
     "graphs.node_facts",
     "graphs.excerpts",

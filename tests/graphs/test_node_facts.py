@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, node_facts, weighted_pagerank
+from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, node_facts, summary, weighted_pagerank
+from graphs.backends import make_backend
 from graphs.blocks import DenseBlock
 from graphs.node_facts import EdgeFact, NodeFacts, Path, strongest_edges, strongest_paths
-from graphs.summary import percentiles, positions, strengths
+from graphs.summary import layer_flows, percentiles, positions, strengths, summarise
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix, unit
 from tests.graphs.test_summary import as_modified, as_scores, every_form, formed
 
@@ -219,6 +220,42 @@ def test_large_layers(form: str) -> None:
     np.testing.assert_array_equal(found.out_nodes, np.argsort(-seen.weights[1].T, axis=1, kind="stable")[:, :4])
     shares = seen.weights[1] / seen.weights[1].sum(axis=0)
     np.testing.assert_allclose(found.out_shares, -np.sort(-shares.T, axis=1)[:, :4])
+
+
+@pytest.mark.parametrize("form", ["csr", "bfloat16"])
+@pytest.mark.parametrize("theta", [1.0, 0.4])
+def test_operators_of_torch_give_the_same(form: str, theta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a graph on a GPU takes, here on the CPU.
+    graph, _ = formed(random_case(10, (6, 9, 5), density=0.6), form)
+    rank = weighted_pagerank(graph, 0.7, theta)
+
+    def answers() -> list[Any]:
+        edges = [part for layer in range(3) for part in strongest_edges(graph, rank, layer)]
+        return [
+            *(part.tolist() for part in (*edges, *layer_flows(graph, rank, 3), *strengths(graph, 1))),
+            *(dataclasses.astuple(facts_of(graph, rank, layer, 2)) for layer in range(3)),
+            *(layer.to_dict() for layer in summarise(graph, rank)),
+            strongest_paths(graph, 1, 2, theta=theta),
+        ]
+
+    expected = answers()
+    for module in (summary, node_facts):
+        monkeypatch.setattr(module, "engine_of", lambda graph: make_backend("torch", "cpu", "float64", graph.blocks))
+    assert_close(answers(), expected)
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    """Equal but for round-off, however deep the numbers lie."""
+    if isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+    elif isinstance(expected, dict):
+        assert_close([*found.items()], [*expected.items()])
+    elif isinstance(expected, Path):
+        assert_close(dataclasses.astuple(found), dataclasses.astuple(expected))
+    else:
+        assert found == (pytest.approx(expected) if isinstance(expected, float) else expected)
 
 
 def test_edges_that_fall_between_a_few_hubs() -> None:
