@@ -124,10 +124,7 @@ class KeepHighest:
             Relative error of a score by rounding.
         """
         slacks = [
-            bound / 2.0 * (np.minimum(caps[layer], 1.0) if caps is not None else 1.0)
-            + roundoff * vector.astype(np.float64)
-            if bound < np.inf
-            else np.full(len(vector), np.inf)
+            _slack(vector.astype(np.float64), bound, None if caps is None else caps[layer], roundoff)
             for layer, (vector, bound) in enumerate(zip(scores, bounds, strict=True))
         ]
         keep: dict[int, BoolArray] = {}
@@ -155,3 +152,15 @@ class KeepHighest:
                 gaps[layers[0]] = gap
                 needed[layers[0]] = gap - float(lowest - highest) if np.isfinite(lowest) else np.inf
         return Certificate(keep, sure, gaps, needed)
+
+
+def _slack(scores: FloatArray, bound: float, caps: FloatArray | None, roundoff: float) -> FloatArray:
+    """How far every score of a layer may be off."""
+    if bound == 0.0:
+        return roundoff * scores
+    if bound == np.inf:
+        return np.full(len(scores), np.inf)
+    # Half of the L1 error at a node at most, since both vectors have the same mass; but for rounding, which mixtures of
+    # iterates suffer on the scale of the layer, not of the score: a node of score 0 may come out at 1e-17.
+    spread = bound / 2.0 * (1.0 if caps is None else np.minimum(caps, 1.0))
+    return spread + roundoff * (scores + float(scores.mean()))
