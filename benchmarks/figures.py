@@ -224,8 +224,12 @@ def speed(results: dict[str, Any], folder: Path) -> list[Path]:
     """Time to the true error that a case shows, ours and the peers'."""
     with mpl.rc_context(STYLE):
         cases = results["cases"]
-        figure, axes = plt.subplots(1, len(cases), figsize=(3.7 * len(cases), 4.2), squeeze=False)
-        for case, ax in zip(cases, axes[0], strict=True):
+        columns = min(4, len(cases))
+        rows_of_axes = -(-len(cases) // columns)
+        figure, axes = plt.subplots(rows_of_axes, columns, figsize=(3.6 * columns, 3.7 * rows_of_axes), squeeze=False)
+        for ax in axes.flat[len(cases) :]:
+            ax.set_axis_off()
+        for case, ax in zip(cases, axes.flat, strict=False):
             rows = [row for row in case["rows"] if row["target"] == case["shown_target"] and row["reached"]]
             rows.sort(key=lambda row: row["build_seconds"] + row["solve_seconds"], reverse=True)
             for y, row in enumerate(rows):
