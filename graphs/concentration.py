@@ -17,11 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.blocks import FloatArray, as_numpy
+from graphs.checks import as_vector, check_share
 from graphs.errors import GraphError
-from graphs.transition import check_share
 
 __all__ = [
     "Spread",
+    "as_masses",
+    "bucket_ends",
+    "count_of_share",
     "effective_number",
     "gini",
     "kept_overlap",
@@ -133,7 +136,7 @@ def top_share(scores: Any, share: float = 0.01) -> float:
     0.75
     """
     masses = as_masses(scores)
-    count = math.ceil(Fraction(repr(check_share("share", share))) * len(masses))
+    count = count_of_share(check_share("share", share), len(masses))
     if count in (0, len(masses)):
         return float(count > 0)
     highest = np.partition(masses, len(masses) - count)[-count:]
@@ -367,44 +370,98 @@ class Spread:
         return cls(lowest, lower, median, upper, highest, float(array.mean()))
 
 
+def count_of_share(share: float, total: int) -> int:
+    """How many of `total` nodes a share of them is, rounded up: ``ceil(share * total)``.
+
+    Parameters
+    ----------
+    share : float
+        0..1; read as it is written: 0.07 of 100 is 7, though ``0.07 * 100 > 7`` in floats.
+    total : int
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> count_of_share(0.07, 100), count_of_share(0.071, 100)
+    (7, 8)
+    """
+    return math.ceil(_as_written(share) * total)
+
+
+def _as_written(share: float) -> Fraction:
+    """The decimal number that a share is written as, exactly."""
+    return Fraction(repr(float(share)))
+
+
 def bucket_ends(buckets: int | Sequence[float]) -> list[Fraction]:
-    """Where every bucket ends, as an exact share of the nodes; the last is 1."""
+    """Where every bucket ends, as an exact share of the nodes.
+
+    Parameters
+    ----------
+    buckets : int or sequence of float
+        As for :func:`score_buckets`.
+
+    Returns
+    -------
+    list of Fraction
+        Ascending; the last is 1.
+
+    Raises
+    ------
+    GraphError
+        No bucket, or shares that are not positive or do not sum to 1.
+
+    Examples
+    --------
+    >>> [str(end) for end in bucket_ends((0.07, 0.93))]
+    ['7/100', '1']
+    """
     given: Any = buckets
     if isinstance(given, (int, np.integer)) and not isinstance(given, bool) and given >= 1:
         return [Fraction(k, int(given)) for k in range(1, int(given) + 1)]
     try:
-        shares = [Fraction(repr(float(share))) for share in given]
+        shares = [_as_written(share) for share in given]
     except (TypeError, ValueError):
         shares = []
     if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1.0, rel_tol=1e-9):
         raise GraphError(f"buckets: expected an integer >= 1, or positive shares of sum 1, got {buckets!r}")
-    return [*itertools.accumulate(shares[:-1]), Fraction(1)]
-
-
-def as_vector(values: Any, name: str) -> FloatArray:
-    try:
-        given = as_numpy(values)
-        if given.dtype.kind not in "biuf":
-            raise TypeError(f"dtype {given.dtype}")
-    except (TypeError, ValueError) as error:
-        raise GraphError(f"{name}: expected real numbers (n,), got {type(values).__name__}: {error}") from error
-    if given.ndim != 1 or not len(given):
-        raise GraphError(f"{name}: expected one number a node, shape (n,) with n >= 1, got shape {given.shape}")
-    array: FloatArray = given.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(array))
-    if len(bad):
-        raise GraphError(f"{name}: expected finite numbers, got {array[bad[0]]} at node {bad[0]}")
-    return array
+    # Shares may sum to a little over 1.
+    return [*(min(end, Fraction(1)) for end in itertools.accumulate(shares[:-1])), Fraction(1)]
 
 
 def as_masses(scores: Any) -> FloatArray:
-    """Scores as non-negative numbers of maximum near 1, so that no sum or square overflows or vanishes."""
+    """Scores to add up: of maximum near 1, so that no sum or square overflows or vanishes.
+
+    Parameters
+    ----------
+    scores : (n,) array-like
+        Non-negative.
+
+    Returns
+    -------
+    (n,) float64 array
+        The scores times one power of two, exactly as they relate; ones where all are zero.
+
+    Raises
+    ------
+    GraphError
+        Not one-dimensional, empty, negative or not finite.
+
+    Examples
+    --------
+    >>> as_masses([3.0, 0.0, 6.0])
+    array([0.375, 0.   , 0.75 ])
+    >>> as_masses([0, 0])
+    array([1., 1.])
+    """
     array = as_vector(scores, "scores")
     if (array < 0).any():
         node = int(np.flatnonzero(array < 0)[0])
         raise GraphError(f"scores: expected non-negative numbers, got {array[node]} at node {node}")
     highest = float(array.max())
-    # A power of two rounds nothing.
     return np.ldexp(array, -math.frexp(highest)[1]) if highest > 0.0 else np.ones_like(array)
 
 

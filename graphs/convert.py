@@ -10,11 +10,12 @@ from scipy import sparse
 
 from graphs.backends import TorchArithmetic
 from graphs.blocks import FloatArray, index_dtype
+from graphs.checks import scores_of
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
 from graphs.layering import as_number, found_layers, given_layers, ordered_by
 from graphs.result import RankResult
-from graphs.subgraphs import Subgraph, scores_of
+from graphs.subgraphs import Subgraph
 
 if TYPE_CHECKING:
     import networkx
@@ -83,6 +84,12 @@ def to_torch(graph: LayeredGraph, device: str | torch.device = "cpu", dtype: str
     ------
     GraphError
         The device is not there, or the dtype is another one.
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
+    >>> to_torch(graph).to_dense().tolist()[2:]
+    [[1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
     """
     return TorchArithmetic(device, dtype).csr(to_scipy(graph))
 

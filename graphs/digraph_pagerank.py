@@ -11,6 +11,7 @@ import numpy as np
 from graphs.backends import make_backend
 from graphs.blocks import FloatArray
 from graphs.certificate import KeepHighest
+from graphs.checks import check_share
 from graphs.digraph import BlockDigraph, as_digraph, teleport_vector
 from graphs.digraph_map import DigraphMap
 from graphs.errors import GraphError
@@ -18,7 +19,6 @@ from graphs.layered import LayeredGraph
 from graphs.ranking import first_state, rank
 from graphs.result import RankResult
 from graphs.solvers import LayerSweep, Progress, Solver, SparseLU, check_limits, named
-from graphs.transition import check_share
 
 if TYPE_CHECKING:
     import networkx

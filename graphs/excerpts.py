@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from graphs.backends import make_backend
 from graphs.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, SparseBlock, as_numpy, index_dtype, is_torch
-from graphs.errors import GraphError
 
-__all__ = ["EdgeList", "csr_of", "edges_at", "edges_by_flow", "out_strengths", "row_chunks"]
+__all__ = ["EdgeList", "csr_of", "edges_at", "edges_by_flow", "row_chunks"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
@@ -224,39 +222,3 @@ def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray | None, shape:
     kind = index_dtype(*shape, len(data))
     places = rows.astype(kind, copy=False), columns.astype(kind, copy=False)
     return sparse.csr_array(sparse.coo_array((data, places), shape=shape))
-
-
-def out_strengths(block: Block, name: str) -> FloatArray:
-    """The sum of every source's edge weights.
-
-    Parameters
-    ----------
-    block : Block, (n_targets, n_sources)
-    name : str
-        How messages call the block.
-
-    Returns
-    -------
-    (n_sources,) float64 array
-        Cost: one pass over the block.
-
-    Raises
-    ------
-    GraphError
-        NaN or Inf in the weights, or sums beyond float64.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> out_strengths(DenseBlock((np.array([[1.0, -2.0], [3.0, 4.0]]),)), "block 1")
-    array([4., 6.])
-    """
-    backend = make_backend("auto", None, "float64", [block])
-    with np.errstate(over="ignore", invalid="ignore"):
-        strengths = backend.arithmetic.to_numpy(backend.operator(block, 1).out_strength())
-        total = float(strengths.sum())
-    if not np.isfinite(total):
-        raise GraphError(
-            f"{name}: the edge weights hold NaN or Inf, or their sum overflows; expected finite numbers: repair or reload them"
-        )
-    return strengths

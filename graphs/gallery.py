@@ -24,9 +24,9 @@ import numpy.typing as npt
 from scipy import sparse
 
 from graphs.blocks import FloatArray, index_dtype
+from graphs.checks import check_share
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
-from graphs.transition import check_share
 
 __all__ = ["SEEDED", "TINY", "Tiny", "kronecker", "layered", "power_law", "road", "uniform"]
 

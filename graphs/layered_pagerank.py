@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graphs.backends import make_backend
 from graphs.certificate import KeepHighest
+from graphs.checks import check_share
 from graphs.layer_maps import ModifiedMap, WeightedMap
 from graphs.layered import LayeredGraph
 from graphs.ranking import first_state, rank
 from graphs.result import RankResult
 from graphs.solvers import LayerSweep, Progress, Solver, check_limits, named
-from graphs.transition import check_share
 
 if TYPE_CHECKING:
     import torch

@@ -15,13 +15,14 @@ import numpy.typing as npt
 from scipy import sparse
 
 from graphs.blocks import FloatArray, SparseBlock
+from graphs.checks import check_count, check_layer, check_node, check_share, layer_scores, refuse_other_sizes, scores_of
 from graphs.errors import GraphError
-from graphs.excerpts import EdgeList, csr_of, edges_at, edges_by_flow, out_strengths, row_chunks
+from graphs.excerpts import EdgeList, csr_of, edges_at, edges_by_flow, row_chunks
 from graphs.layered import LayeredGraph
 from graphs.result import RankResult
-from graphs.transition import check_share
+from graphs.strengths import engine_of, out_strength
 
-__all__ = ["Subgraph", "between", "ego", "scores_of", "top_subgraph"]
+__all__ = ["Subgraph", "between", "ego", "top_subgraph"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
@@ -78,8 +79,8 @@ class Subgraph:
             raise GraphError(
                 f"rank: expected a RankResult of the original graph with a layer {self.layers[-1]}, got {rank!r}"
             )
-        shapes = tuple(np.shape(rank.scores[layer]) for layer in self.layers)
-        _refuse_other_sizes(shapes, self.total_nodes)
+        shapes = [np.shape(rank.scores[layer]) for layer in self.layers]
+        refuse_other_sizes(shapes, self.total_nodes, self.layers[0])
         return tuple(rank.scores[layer][at] for layer, at in zip(self.layers, self.nodes, strict=True))
 
 
@@ -120,7 +121,7 @@ def top_subgraph(
     ------
     GraphError
         `nodes` and `mass` together, a parameter out of range, layers that are not consecutive, a rank of another graph,
-        NaN or Inf in the weights, or more than `max_edges` edges.
+        NaN or Inf in the scores or weights, or more than `max_edges` edges.
 
     Notes
     -----
@@ -138,19 +139,19 @@ def top_subgraph(
     (array([[4., 1.],
            [0., 2.]]), (0.7777777777777778,))
     """
-    scores = scores_of(graph, rank)
+    scores, masses = scores_of(graph, rank), layer_scores(graph, rank)
     if nodes is not None and mass is not None:
         raise GraphError(f"expected nodes or mass, got both: nodes={nodes!r}, mass={mass!r}")
     chosen = _consecutive(graph, range(len(graph.layers)) if layers is None else layers)
-    _check_count("max_edges", max_edges)
+    check_count("max_edges", max_edges)
     if edges is not None:
-        edges = _check_count("edges", edges)
+        edges = check_count("edges", edges)
     if mass is None:
-        count = _check_count("nodes", 20 if nodes is None else nodes)
-        picked = [_highest(scores[layer], count) for layer in chosen]
+        count = check_count("nodes", 20 if nodes is None else nodes)
+        picked = [_highest(masses[layer], count) for layer in chosen]
     else:
         share = check_share("mass", mass)
-        picked = [_highest(scores[layer], _count_of_mass(scores[layer], share)) for layer in chosen]
+        picked = [_highest(masses[layer], _count_of_mass(masses[layer], share)) for layer in chosen]
     return _induced(graph, chosen, picked, scores, edges, max_edges)
 
 
@@ -196,21 +197,22 @@ def between(
     >>> between(graph, 1, 3).graph
     LayeredGraph(3 layers: 1 -> 1 -> 2 nodes, 4 nodes, 3 edges, density 1)
     """
-    first, last = _check_layer(graph, "layer_a", layer_a), _check_layer(graph, "layer_b", layer_b)
+    first, last = check_layer(graph, layer_a, name="layer_a"), check_layer(graph, layer_b, name="layer_b")
     if first >= last:
         raise GraphError(
             f"expected layer_a below layer_b, got {first} and {last}; a block of edges lies between two layers"
         )
-    _check_count("max_edges", max_edges)
+    check_count("max_edges", max_edges)
     scores = None if rank is None else scores_of(graph, rank)
     chosen = tuple(range(first, last + 1))
     if nodes is None:
         picked: list[IntArray] = [np.arange(graph.layers[layer]) for layer in chosen]
-    elif scores is None:
+    elif rank is None:
         raise GraphError(f"nodes={nodes!r} keeps the highest-scored nodes and needs their scores; pass rank=")
     else:
-        count = _check_count("nodes", nodes)
-        picked = [_highest(scores[layer], count) for layer in chosen]
+        count = check_count("nodes", nodes)
+        masses = layer_scores(graph, rank)
+        picked = [_highest(masses[layer], count) for layer in chosen]
     return _induced(graph, chosen, picked, scores, None, max_edges)
 
 
@@ -264,11 +266,10 @@ def ego(
     >>> ego(graph, 2, 0, hops=2, top=1).weight_shares
     (0.5, 0.8333333333333334)
     """
-    layer = _check_layer(graph, "layer", layer)
-    if not _is_integer(node) or not 0 <= node < graph.layers[layer]:
-        raise GraphError(f"node must be an integer from 0 to {graph.layers[layer] - 1} in layer {layer}, got {node!r}")
-    hops, max_edges = _check_count("hops", hops), _check_count("max_edges", max_edges)
-    top = None if top is None else _check_count("top", top)
+    layer = check_layer(graph, layer)
+    node = check_node(graph, layer, node)
+    hops, max_edges = check_count("hops", hops), check_count("max_edges", max_edges)
+    top = None if top is None else check_count("top", top)
     scores = None if rank is None else scores_of(graph, rank)
     walked: dict[int, EdgeList] = {}
     held = 0
@@ -311,48 +312,9 @@ def ego(
         )
         for into, sources, targets in zip(chosen[1:], nodes[:-1], nodes[1:], strict=True)
     ]
-    strengths = [out_strengths(graph.blocks[into - 1], f"block {into}") for into in chosen[1:]]
+    engine = engine_of(graph)
+    strengths = [out_strength(engine, engine.operator(graph.blocks[into - 1], 1), into) for into in chosen[1:]]
     return _subgraph(graph, chosen, nodes, csrs, strengths, scores)
-
-
-def scores_of(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...]:
-    """The scores of a rank, once it is known to be one of this graph.
-
-    Parameters
-    ----------
-    graph : LayeredGraph
-    rank : RankResult
-
-    Returns
-    -------
-    tuple of L+1 arrays, each (n_l,)
-        The rank's own, not copies.
-
-    Raises
-    ------
-    GraphError
-        Not a rank, several scores a node, or other layers.
-
-    Examples
-    --------
-    >>> from graphs import weighted_pagerank
-    >>> graph = LayeredGraph.from_weights([[[1.0, 1.0]]], [1, 3], [[1]])
-    >>> scores_of(graph, weighted_pagerank(graph))[0]
-    array([0.25, 0.75])
-    """
-    if not isinstance(rank, RankResult):
-        raise GraphError(f"rank: expected a RankResult, as weighted_pagerank returns, got {type(rank).__name__}")
-    _refuse_other_sizes(tuple(np.shape(scores) for scores in rank.scores), graph.layers)
-    return rank.scores
-
-
-def _refuse_other_sizes(shapes: tuple[tuple[int, ...], ...], layers: tuple[int, ...]) -> None:
-    expected = tuple((size,) for size in layers)
-    if shapes != expected:
-        raise GraphError(
-            f"rank: expected one score a node, in layers of {_sizes(expected)}, got {_sizes(shapes)}; rank this graph, and "
-            "of several ranks pick a column"
-        )
 
 
 def _induced(
@@ -366,10 +328,11 @@ def _induced(
     """The subgraph of all edges among the nodes, or of every block's `edges` that carry most."""
     csrs: list[sparse.csr_array] = []
     strengths = []
+    engine = engine_of(graph)
     held = 0
     for into, sources, targets in zip(layers[1:], nodes[:-1], nodes[1:], strict=True):
         block = graph.blocks[into - 1]
-        strength = out_strengths(block, f"block {into}")
+        strength = out_strength(engine, engine.operator(block, 1), into)
         strengths.append(strength)
         if edges is not None and scores is not None:
             csrs.append(edges_by_flow(block, targets, sources, scores[into - 1][sources], strength[sources], edges))
@@ -393,7 +356,7 @@ def _subgraph(
     strengths: list[FloatArray],
     scores: tuple[FloatArray, ...] | None,
 ) -> Subgraph:
-    held = [float(csr.data.sum(dtype=np.float64)) for csr in csrs]
+    held = [_sum(csr.data) for csr in csrs]
     shown = None if scores is None else tuple(scores[k][at] for k, at in zip(layers, nodes, strict=True))
     activations = tuple(graph.activations[layer][at] for layer, at in zip(layers, nodes, strict=True))
     nodes = [at.astype(np.int64) for at in nodes]
@@ -406,10 +369,14 @@ def _subgraph(
         scores=shown,
         score_shares=None
         if scores is None or shown is None
-        else tuple(_share(float(part.sum()), float(scores[k].sum())) for k, part in zip(layers, shown, strict=True)),
-        weight_shares=tuple(_share(part, float(s.sum())) for part, s in zip(held, strengths, strict=True)),
+        else tuple(_share(_sum(part), _sum(scores[k])) for k, part in zip(layers, shown, strict=True)),
+        weight_shares=tuple(_share(part, _sum(s)) for part, s in zip(held, strengths, strict=True)),
         total_nodes=tuple(graph.layers[layer] for layer in layers),
     )
+
+
+def _sum(values: FloatArray) -> float:
+    return float(values.sum(dtype=np.float64))
 
 
 def _share(part: float, whole: float) -> float:
@@ -423,7 +390,7 @@ def _highest(scores: FloatArray, count: int) -> IntArray:
 
 
 def _count_of_mass(scores: FloatArray, share: float) -> int:
-    running = np.cumsum(-np.sort(-scores.astype(np.float64)))
+    running = np.cumsum(-np.sort(-scores))
     if running[-1] <= 0.0:
         return 1
     return min(len(running), int((running / running[-1] < share).sum()) + 1)
@@ -435,30 +402,9 @@ def _refuse_more(held: int, limit: int, advice: str) -> None:
 
 
 def _consecutive(graph: LayeredGraph, layers: Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(layers)
-    if len(chosen) < 2 or not all(map(_is_integer, chosen)) or list(chosen) != list(range(chosen[0], chosen[-1] + 1)):
+    chosen = tuple(check_layer(graph, layer, name="layers") for layer in layers)
+    if len(chosen) < 2 or list(chosen) != list(range(chosen[0], chosen[-1] + 1)):
         raise GraphError(
             f"layers: expected two or more consecutive ones, ascending, such as range(1, 4); got {list(chosen)}"
         )
-    return tuple(_check_layer(graph, "layers", layer) for layer in chosen)
-
-
-def _check_layer(graph: LayeredGraph, name: str, layer: Any) -> int:
-    if not _is_integer(layer) or not 0 <= layer < len(graph.layers):
-        raise GraphError(f"{name}: expected an integer from 0 to {len(graph.layers) - 1}, got {layer!r}")
-    return int(layer)
-
-
-def _check_count(name: str, value: Any) -> int:
-    if not _is_integer(value) or value < 1:
-        raise GraphError(f"{name} must be an integer >= 1, got {value!r}")
-    return int(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _sizes(shapes: tuple[tuple[int, ...], ...]) -> str:
-    shown = [" x ".join(map(str, shape)) for shape in shapes]
-    return ", ".join(shown if len(shown) <= 6 else (*shown[:3], "...", *shown[-2:]))
+    return chosen

@@ -19,9 +19,9 @@ from scipy import sparse
 
 from graphs.backbone import disparity, significant_in_edges
 from graphs.blocks import BAND_ELEMENTS, Block, FloatArray, SparseBlock, index_dtype
+from graphs.checks import check_count, check_share
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
-from graphs.transition import check_share
 
 __all__ = ["Thinning", "thin"]
 
@@ -272,9 +272,7 @@ def _rule(top_k: int | None, threshold: float | None, mass: float | None, signif
             f"expected exactly one of top_k, threshold, mass and significance, got {', '.join(named) or 'none'}"
         )
     if top_k is not None:
-        if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
-            raise GraphError(f"top_k must be an integer >= 1, got {top_k!r}")
-        return _first(int(top_k))
+        return _first(check_count("top_k", top_k))
     # Quotients below, not products with the share: 9 / 10 rounds to the 0.9 asked for, 0.55 * 100 is above 55. And
     # running sums, which no cut tail can raise: a second thinning by the same threshold finds no smaller share.
     if threshold is not None:

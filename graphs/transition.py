@@ -8,7 +8,6 @@ graphs, and scorers of single layers apply them to one matrix.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from graphs.backends import Arithmetic
 from graphs.errors import GraphError
@@ -128,14 +127,3 @@ def modified_step(product: Vector, activation: Vector) -> Normalised:
     if float(activation.sum()) > 0.0:
         return normalise(product * activation, activation)
     return normalise(product, activation)
-
-
-def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
-    """`value` as a float in [0, 1] (or [0, 1)), else a GraphError that names it."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not 0.0 <= number <= 1.0 or (below_one and number == 1.0):
-        raise GraphError(f"{name} must be a number in [0, 1{')' if below_one else ']'}, got {value!r}")
-    return number

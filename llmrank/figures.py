@@ -11,8 +11,8 @@ import numpy as np
 
 from graphs import draw
 from graphs.blocks import FloatArray
+from graphs.concentration import percentiles
 from graphs.subgraphs import top_subgraph
-from graphs.summary import percentiles
 from llmrank.inspection import Inspection, Scored
 
 if TYPE_CHECKING:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from graphs.node_facts import NodeFacts, Path, node_facts, strongest_paths
-from graphs.summary import LayerSummary, kept_overlap, rank_correlation, summarise
+from graphs.concentration import kept_overlap, rank_correlation
+from graphs.node_facts import NodeFacts, node_facts
+from graphs.paths import Path, strongest_paths
+from graphs.summary import LayerSummary, summarise
 from llmrank.errors import OptionError
 from llmrank.inspection import Inspection, Scored
 from llmrank.report import environment
@@ -205,7 +207,7 @@ def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) 
         layer,
         node_facts(graph, rank, node_layer, neuron, top=top),
         verdicts,
-        strongest_paths(graph, node_layer, neuron, k=top, before=1, after=after),
+        strongest_paths(graph, rank, node_layer, neuron, k=top, before=1, after=after),
     )
 
 

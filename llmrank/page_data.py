@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from graphs.concentration import effective_number, gini, top_share
 from graphs.node_facts import strongest_edges
-from graphs.summary import effective_number, gini, strengths, top_share
+from graphs.strengths import strengths
 from llmrank.errors import OptionError
 from llmrank.inspection import Inspection, Scored
 from llmrank.prune import GlobalPruner, LayerRecord, Normalize, share_of

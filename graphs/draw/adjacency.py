@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphs.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, SparseBlock
+from graphs.checks import check_layer, layer_scores
+from graphs.concentration import positions
 from graphs.draw.axes import (
     COLOUR_MAP,
     IntArray,
@@ -20,7 +22,7 @@ from graphs.draw.axes import (
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
 from graphs.result import RankResult
-from graphs.summary import check_layer, layer_scores, not_finite, positions
+from graphs.strengths import not_finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

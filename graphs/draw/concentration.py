@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from graphs.blocks import FloatArray
+from graphs.concentration import gini, lorenz
 from graphs.draw.axes import LINES, SMALL, layer_labels, line_look, new_axes, percent, score_vectors, short_names
-from graphs.summary import gini, lorenz
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,8 +111,8 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
 
     Notes
     -----
-    Curves and coefficients are those of :func:`graphs.summary.lorenz` and :func:`graphs.summary.gini`. Of a line with
-    more than `MAX_POINTS` points so many are drawn. Cost: a sort of every layer.
+    Curves and coefficients are those of :func:`graphs.concentration.lorenz` and :func:`graphs.concentration.gini`. Of a line
+    with more than `MAX_POINTS` points so many are drawn. Cost: a sort of every layer.
 
     Examples
     --------

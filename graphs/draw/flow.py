@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphs.blocks import FloatArray
+from graphs.checks import check_layer, layer_scores
+from graphs.concentration import score_buckets
 from graphs.draw.axes import (
     COLOUR_MAP,
     SMALL,
@@ -23,9 +25,9 @@ from graphs.draw.axes import (
     short_names,
 )
 from graphs.errors import GraphError
+from graphs.flow import flow, is_modified
 from graphs.layered import LayeredGraph
 from graphs.result import RankResult
-from graphs.summary import check_layer, flow, is_modified, layer_scores, score_buckets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +65,7 @@ def layer_flow(
     A layer is a stack of bars, the nodes of the highest scores on top. The middle of a bar is as high as the score
     that its nodes hold, its left edge as what reaches them over edges, its right edge as what leaves them: where the
     edges differ from the middle, a node's own activation (or a node without out-edges) made the difference. The width
-    of a ribbon is :func:`graphs.summary.flow`, and its colour that of the bucket it comes from.
+    of a ribbon is :func:`graphs.flow.flow`, and its colour that of the bucket it comes from.
 
     Parameters
     ----------
@@ -93,7 +95,7 @@ def layer_flow(
     Notes
     -----
     Cost: two reads of each block between the layers, and its product with one vector a bucket: some 0.5 s for a block
-    of 4096 x 11008. Extra memory: that of :func:`graphs.summary.flow`.
+    of 4096 x 11008. Extra memory: that of :func:`graphs.flow.flow`.
 
     Examples
     --------

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphs.blocks import FloatArray
+from graphs.concentration import positions
 from graphs.draw.axes import KEPT, LETTER, LINE, SMALL, IntArray, fitted, label_layers, new_axes, percent, room
 from graphs.errors import GraphError
 from graphs.subgraphs import Subgraph
-from graphs.summary import positions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.blocks import FloatArray, as_numpy
+from graphs.concentration import kept_overlap, percentiles, positions, rank_correlation
 from graphs.draw.axes import COLOUR_MAP, KEPT, LOST, REMOVED, fitted, new_axes, percent, plain, score_vectors
 from graphs.errors import GraphError
-from graphs.summary import kept_overlap, percentiles, positions, rank_correlation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from graphs.concentration import kept_overlap
 from graphs.node_facts import node_facts
-from graphs.summary import kept_overlap
 from llmrank import ChainedFFNPipeline
 from llmrank.findings import neuron_facts
 from llmrank.inspection import Inspection, inspect_model

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from graphs import GraphError, excerpts
+from graphs import excerpts
 from graphs.blocks import Block, DenseBlock
-from graphs.excerpts import edges_at, edges_by_flow, out_strengths, row_chunks
+from graphs.excerpts import edges_at, edges_by_flow, row_chunks
 from graphs.validation import as_block
 from tests.graphs.cases import Array, Case, cases
 
@@ -123,15 +123,6 @@ def test_edges_by_flow_are_the_first_of_a_sorted_list(
         assert found.dtype == dense.dtype
 
 
-@every_form
-def test_out_strengths_are_column_sums(form: str) -> None:
-    block = block_of(form)
-    expected = block.to_csr().toarray().astype(np.float64).sum(axis=0)
-    found = out_strengths(block, "block")
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
 @given(cases(max_blocks=1), st.data())
 def test_excerpts_of_any_block(case: Case, data: st.DataObject) -> None:
     block = case.graph().blocks[0]
@@ -139,13 +130,6 @@ def test_excerpts_of_any_block(case: Case, data: st.DataObject) -> None:
     np.testing.assert_array_equal(
         assembled(block, rows, columns).toarray(), np.abs(case.weights[0])[np.ix_(rows, columns)]
     )
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e308])
-def test_sums_that_are_not_finite_are_refused(bad: float) -> None:
-    block = DenseBlock((np.array([[bad, 1.0], [bad, 1.0]]),))
-    with pytest.raises(GraphError, match="block 7: the edge weights hold NaN or Inf, or their sum overflows"):
-        out_strengths(block, "block 7")
 
 
 def test_an_excerpt_of_a_large_block_takes_little_memory() -> None:

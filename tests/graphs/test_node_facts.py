@@ -1,8 +1,7 @@
-"""Node facts, strongest edges and strongest paths against enumeration and networkx."""
+"""Node facts and strongest edges against their definitions and networkx."""
 
 import dataclasses
 import itertools
-import math
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, node_facts, summary, weighted_pagerank
+from graphs import GraphError, LayeredGraph, RankResult, fans, modified_pagerank, node_facts, weighted_pagerank
 from graphs.backends import make_backend
 from graphs.blocks import DenseBlock
-from graphs.node_facts import EdgeFact, NodeFacts, Path, strongest_edges, strongest_paths
-from graphs.summary import layer_flows, percentiles, positions, strengths, summarise
+from graphs.concentration import percentiles, positions
+from graphs.flow import layer_flows
+from graphs.node_facts import EdgeFact, NodeFacts, strongest_edges
+from graphs.paths import Path, strongest_paths
+from graphs.strengths import strengths
+from graphs.subgraphs import top_subgraph
+from graphs.summary import summarise
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix, unit
-from tests.graphs.test_summary import as_modified, as_scores, every_form, formed
+from tests.graphs.forms import as_modified, as_scores, every_form, formed
 
 facts_of = node_facts.node_facts
 
@@ -198,7 +202,7 @@ def test_strongest_edges_are_those_of_every_node(case: Case, theta: float, top: 
 @pytest.mark.parametrize("elements", [1, 13, 64])
 def test_bands_do_not_show_even_where_edges_tie(form: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
-    monkeypatch.setattr(node_facts, "BAND_ELEMENTS", elements)
+    monkeypatch.setattr(fans, "BAND_ELEMENTS", elements)
     graph, seen = formed(tied_case(1, (9, 12, 1, 7)), form)
     rank = weighted_pagerank(graph)
     assert_edges_are_those_of_the_facts(graph, rank, 3, None)
@@ -235,12 +239,15 @@ def test_operators_of_torch_give_the_same(form: str, theta: float, monkeypatch: 
             *(part.tolist() for part in (*edges, *layer_flows(graph, rank, 3), *strengths(graph, 1))),
             *(dataclasses.astuple(facts_of(graph, rank, layer, 2)) for layer in range(3)),
             *(layer.to_dict() for layer in summarise(graph, rank)),
-            strongest_paths(graph, 1, 2, theta=theta),
+            strongest_paths(graph, rank, 1, 2),
+            *top_subgraph(graph, rank, 3).weight_shares,
         ]
 
     expected = answers()
-    for module in (summary, node_facts):
-        monkeypatch.setattr(module, "engine_of", lambda graph: make_backend("torch", "cpu", "float64", graph.blocks))
+    for module in ("strengths", "flow", "summary", "node_facts", "paths", "subgraphs"):
+        monkeypatch.setattr(
+            f"graphs.{module}.engine_of", lambda graph: make_backend("torch", "cpu", "float64", graph.blocks)
+        )
     assert_close(answers(), expected)
 
 
@@ -272,7 +279,7 @@ def test_edges_that_fall_between_a_few_hubs() -> None:
     assert [[node for node in row if node >= 0] for row in found.tolist()] == [strongest(row, 2) for row in dense.T]
 
 
-def test_strongest_edges_and_paths_take_the_memory_of_bands() -> None:
+def test_strongest_edges_take_the_memory_of_bands() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(3000, 2000, generator=generator).bfloat16() for _ in range(2)]
     down = torch.randn(2000, 3000, generator=generator).bfloat16()
@@ -283,132 +290,10 @@ def test_strongest_edges_and_paths_take_the_memory_of_bands() -> None:
     strongest_edges(graph, rank, 0)  # whatever loads once
     tracemalloc.start()
     strongest_edges(graph, rank, 1)
-    _, edges = tracemalloc.get_traced_memory()
-    tracemalloc.reset_peak()
-    strongest_paths(graph, 1, 0, before=1, after=2)
-    _, paths = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # One block in float64 takes 48 MB, a band 4 MB.
-    assert edges < 30e6
-    assert paths < 30e6
-
-
-# --- paths
-
-
-def all_paths(matrices: list[Array], layer: int, node: int, before: int, after: int) -> list[Path]:
-    """Every path through the node, best first; products are taken from the last edge to the first."""
-    layers = range(layer - before, layer + after + 1)
-    sizes = [matrices[0].shape[1], *(len(matrix) for matrix in matrices)]
-    found = []
-    for nodes in itertools.product(*([node] if k == layer else range(sizes[k]) for k in layers)):
-        product = 1.0
-        for step in reversed(range(len(nodes) - 1)):
-            product = matrices[layers[step]][nodes[step + 1], nodes[step]] * product
-        if product > 0:
-            found.append(Path(tuple(zip(layers, nodes, strict=True)), float(product)))
-    return sorted(found, key=lambda path: (-path.probability, path.nodes))
-
-
-@every_form
-@given(case=cases(min_blocks=2, max_size=4), theta=SHARES, k=st.integers(1, 12), data=st.data())
-def test_paths_are_the_best_of_all(case: Case, theta: float, k: int, data: st.DataObject, form: str) -> None:
-    graph, seen = formed(case, form)
-    layer = data.draw(st.integers(0, len(graph.blocks)))
-    node = data.draw(st.integers(0, graph.layers[layer] - 1))
-    before = data.draw(st.integers(0, layer))
-    after = data.draw(st.integers(0, len(graph.blocks) - layer))
-    matrices = [transition_matrix(weight, theta) for weight in seen.weights]
-    expected = all_paths(matrices, layer, node, before, after)
-    found = strongest_paths(graph, layer, node, k, before, after, theta)
-    assert len(found) == min(k, len(expected))
-    assert len(set(found)) == len(found)
-    by_nodes = {path.nodes: path.probability for path in expected}
-    for path, wanted in zip(found, expected, strict=False):
-        assert path.probability == pytest.approx(wanted.probability, rel=1e-12)
-        assert path.probability == pytest.approx(by_nodes[path.nodes], rel=1e-12)
-
-
-def dyadic_case(seed: int, sizes: tuple[int, ...]) -> Case:
-    """Columns whose entries are 1, 2 or 4 and sum to 4, or 0: every product is exact, and many are equal."""
-    rng = np.random.default_rng(seed)
-    patterns = [[4], [2, 2], [2, 1, 1], [1, 1, 1, 1], []]
-    weights = []
-    for m, n in itertools.pairwise(sizes):
-        weight = np.zeros((n, m))
-        for j in range(m):
-            entries = patterns[rng.integers(len(patterns))]
-            weight[rng.choice(n, len(entries), replace=False), j] = entries
-        weights.append(weight)
-    return Case(weights, np.ones(sizes[0]), [np.ones(size) for size in sizes[1:]])
-
-
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("elements", [5, 1 << 19])
-@pytest.mark.parametrize("form", ["csr", "float32", "column-major"])
-def test_of_equal_paths_the_lower_nodes_come_first(
-    seed: int, elements: int, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
-    monkeypatch.setattr(node_facts, "BAND_ELEMENTS", elements)
-    case = dyadic_case(seed, (5, 6, 4, 7, 5))
-    graph, seen = formed(case, form)
-    matrices = [transition_matrix(weight, 1.0) for weight in seen.weights]
-    for layer, before, after in [(0, 0, 4), (2, 2, 2), (4, 4, 0), (1, 1, 3), (3, 0, 1), (2, 0, 0)]:
-        for node in range(graph.layers[layer]):
-            expected = all_paths(matrices, layer, node, before, after)
-            for k in (1, 2, 3, 7, 1000):
-                assert strongest_paths(graph, layer, node, k, before, after) == tuple(expected[:k])
-
-
-@pytest.mark.parametrize("theta", [1.0, 0.3])
-def test_paths_are_networkxs_shortest_simple_paths(theta: float) -> None:
-    case = random_case(9, (6, 8, 5, 7), density=0.7)
-    graph, layer, node = case.graph(), 1, 3
-    digraph = networkx.DiGraph()
-    for position, weight in enumerate(case.weights):
-        matrix = transition_matrix(weight, theta)
-        for i, j in zip(*np.nonzero(matrix), strict=True):
-            digraph.add_edge((position, int(j)), (position + 1, int(i)), length=-math.log(matrix[i, j]))
-    digraph.remove_nodes_from([(1, k) for k in range(8) if k != node])
-    digraph.add_edges_from((("start", (0, k)) for k in range(6)), length=0.0)
-    digraph.add_edges_from((((3, k), "end") for k in range(7)), length=0.0)
-    shortest = networkx.shortest_simple_paths(digraph, "start", "end", weight="length")
-    found = strongest_paths(graph, layer, node, k=15, before=1, after=2, theta=theta)
-    assert len(found) == 15
-    for path, nodes in zip(found, shortest, strict=False):
-        assert path.nodes == tuple(nodes[1:-1])
-        length = sum(digraph.edges[edge]["length"] for edge in itertools.pairwise(nodes))
-        assert path.probability == pytest.approx(math.exp(-length))
-
-
-@given(cases(min_blocks=2, max_size=3).map(Case.without_dangling), SHARES)
-def test_all_paths_from_a_node_share_its_mass(case: Case, theta: float) -> None:
-    graph = case.graph()
-    paths = strongest_paths(graph, 0, 0, k=200, before=0, after=len(graph.blocks), theta=theta)
-    assert sum(path.probability for path in paths) == pytest.approx(1.0)
-
-
-def test_a_node_itself_is_a_path_and_dead_ends_have_none() -> None:
-    graph = LayeredGraph.from_weights([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0]]], [1, 1], [[1, 1], [1]])
-    assert strongest_paths(graph, 1, 1, before=0, after=0) == (Path(((1, 1),), 1.0),)
-    assert strongest_paths(graph, 1, 0) == ()
-    assert strongest_paths(graph, 1, 1) == ()
-    assert strongest_paths(graph, 1, 0, after=0) == (Path(((0, 0), (1, 0)), 1.0),)
-    assert strongest_paths(graph, 0, 1, before=0) == ()
-
-
-def test_long_paths_do_not_underflow() -> None:
-    # A thousandth at every second step, over 120 of them: below the smallest float64.
-    wide, narrow = sparse.csr_array(np.ones((1024, 1))), sparse.csr_array(np.ones((1, 1024)))
-    blocks = [wide, narrow] * 120
-    graph = LayeredGraph.from_weights(blocks, [1], [np.ones(block.shape[0]) for block in blocks])
-    first, second = strongest_paths(graph, 1, 5, k=2, before=1, after=239)
-    assert first.probability == second.probability == 0.0
-    assert first.nodes == tuple((layer, 5 if layer == 1 else 0) for layer in range(241))
-    assert second.nodes[-2] == (239, 1)
-    (short,) = strongest_paths(graph, 1, 5, k=1, before=1, after=99)
-    assert short.probability == 2.0**-500
+    assert peak < 30e6
 
 
 # --- doors
@@ -421,19 +306,11 @@ def test_long_paths_do_not_underflow() -> None:
         (lambda graph, rank: facts_of(graph, rank, 1, 4), "expected a node of layer 1 from 0 to 3, got 4"),
         (lambda graph, rank: facts_of(graph, rank, 1, -1), "expected a node of layer 1"),
         (lambda graph, rank: facts_of(graph, rank, 1, np.True_), "expected a node of layer 1"),
-        (lambda graph, rank: facts_of(graph, rank, 1, 0, -1), "top: expected an integer >= 0"),
+        (lambda graph, rank: facts_of(graph, rank, 1, 0, -1), "top must be an integer >= 0"),
         (lambda graph, rank: facts_of(graph, rank, 1, 0, theta=2), "theta must be"),
         (lambda graph, rank: strongest_edges(graph, rank, -1), "expected a layer from 0 to 2, got -1"),
-        (lambda graph, rank: strongest_edges(graph, rank, 1, 0), "top: expected an integer >= 1, got 0"),
+        (lambda graph, rank: strongest_edges(graph, rank, 1, 0), "top must be an integer >= 1, got 0"),
         (lambda graph, rank: strongest_edges(graph, rank, 1, theta=-1), "theta must be"),
-        (lambda graph, rank: strongest_paths(graph, 5, 0), "expected a layer from 0 to 2"),
-        (lambda graph, rank: strongest_paths(graph, 1, 1.0), "expected a node of layer 1"),
-        (lambda graph, rank: strongest_paths(graph, 1, 0, k=0), "k: expected an integer >= 1"),
-        (lambda graph, rank: strongest_paths(graph, 1, 0, before=-1), "before: expected an integer >= 0"),
-        (lambda graph, rank: strongest_paths(graph, 1, 0, after=1.5), "after: expected an integer >= 0"),
-        (lambda graph, rank: strongest_paths(graph, 0, 0), r"from layer -1 to 1 .* before <= 0 and after <= 2"),
-        (lambda graph, rank: strongest_paths(graph, 2, 0), r"from layer 1 to 3 .* before <= 2 and after <= 0"),
-        (lambda graph, rank: strongest_paths(graph, 1, 0, theta=math.nan), "theta must be"),
     ],
 )
 def test_questions_that_have_no_answer(ask: Callable[[LayeredGraph, RankResult], Any], message: str) -> None:
@@ -457,7 +334,6 @@ def test_weights_that_are_not_numbers_are_refused(bad: float) -> None:
     for spoiled, asks in (
         (weight, [lambda g: facts_of(g, rank, 1, 1), lambda g: strongest_edges(g, rank, 1)]),
         (rest, [lambda g: facts_of(g, rank, 1, 1), lambda g: strongest_edges(g, rank, 1)]),
-        (rest, [lambda g: strongest_paths(g, 1, 1), lambda g: strongest_paths(g, 0, 0, before=0, after=2)]),
     ):
         spoiled[1, 1] = bad
         graph = LayeredGraph.from_weights([weight, rest], [1, 1], [[1, 1, 1], [1, 1]], check_finite=False)
@@ -475,6 +351,3 @@ def test_the_values_are_plain_and_frozen() -> None:
     kinds = {type(value) for value in dataclasses.asdict(found).values()}
     assert kinds <= {int, float, str, tuple}
     assert {type(value) for edge in found.in_edges for value in dataclasses.astuple(edge)} == {int, float}
-    (path, *_) = strongest_paths(graph, 1, 2)
-    assert {type(value) for step in path.nodes for value in step} == {int}
-    assert type(path.probability) is float

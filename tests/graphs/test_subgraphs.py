@@ -1,5 +1,6 @@
 """Subgraphs against loops over the dense matrices and against networkx."""
 
+import dataclasses
 import tracemalloc
 from typing import Any
 
@@ -14,7 +15,7 @@ from scipy import sparse
 from graphs import GraphError, LayeredGraph, RankResult, pagerank, weighted_pagerank
 from graphs.blocks import DenseBlock, SparseBlock
 from graphs.convert import to_networkx
-from graphs.subgraphs import Subgraph, between, ego, scores_of, top_subgraph
+from graphs.subgraphs import Subgraph, between, ego, top_subgraph
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case
 
 CASE = random_case(3, (7, 9, 5, 8), density=0.6)
@@ -359,9 +360,9 @@ def test_scores_of_another_rank_of_the_original() -> None:
         ({"layers": []}, r"two or more consecutive ones, .* got \[\]"),
         ({"layers": [0, 2]}, r"got \[0, 2\]"),
         ({"layers": [2, 1]}, r"got \[2, 1\]"),
-        ({"layers": [2, 3, 4]}, "layers: expected an integer from 0 to 3, got 4"),
-        ({"layers": [-1, 0]}, "layers: expected an integer from 0 to 3, got -1"),
-        ({"layers": [0.0, 1.0]}, "consecutive"),
+        ({"layers": [2, 3, 4]}, "layers: expected a layer from 0 to 3, got 4"),
+        ({"layers": [-1, 0]}, "layers: expected a layer from 0 to 3, got -1"),
+        ({"layers": [0.0, 1.0]}, "layers: expected a layer from 0 to 3, got 0.0"),
         (
             {"nodes": 9, "max_edges": 20},
             r"more than max_edges=20 edges; choose fewer nodes or layers, or raise max_edges",
@@ -377,11 +378,11 @@ def test_what_makes_no_top_subgraph(arguments: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((4, 0), "layer: expected an integer from 0 to 3, got 4"),
-        ((-1, 0), "layer: expected an integer from 0 to 3, got -1"),
-        ((1, 9), "node must be an integer from 0 to 8 in layer 1, got 9"),
-        ((1, -1), "node must be an integer from 0 to 8 in layer 1, got -1"),
-        ((1, 1.0), "node must be an integer"),
+        ((4, 0), "layer: expected a layer from 0 to 3, got 4"),
+        ((-1, 0), "layer: expected a layer from 0 to 3, got -1"),
+        ((1, 9), "node: expected a node of layer 1 from 0 to 8, got 9"),
+        ((1, -1), "node: expected a node of layer 1 from 0 to 8, got -1"),
+        ((1, 1.0), "node: expected a node of layer 1"),
         ((1, 1, 0), "hops must be an integer >= 1, got 0"),
         ((1, 1, 1, 0), "top must be an integer >= 1, got 0"),
     ],
@@ -396,8 +397,8 @@ def test_what_makes_no_ego(arguments: Any, message: str) -> None:
     [
         ((2, 2), "expected layer_a below layer_b, got 2 and 2"),
         ((3, 1), "expected layer_a below layer_b, got 3 and 1"),
-        ((0, 4), "layer_b: expected an integer from 0 to 3, got 4"),
-        (("0", 1), "layer_a: expected an integer from 0 to 3, got '0'"),
+        ((0, 4), "layer_b: expected a layer from 0 to 3, got 4"),
+        (("0", 1), "layer_a: expected a layer from 0 to 3, got '0'"),
         ((0, 1, None, 3), "nodes=3 keeps the highest-scored nodes and needs their scores; pass rank="),
         ((0, 1, None, None, 5), "more than max_edges=5 edges"),
     ],
@@ -408,13 +409,19 @@ def test_what_lies_not_between(arguments: Any, message: str) -> None:
 
 
 def test_ranks_that_are_not_of_the_graph_are_refused() -> None:
-    with pytest.raises(GraphError, match="expected a RankResult, as weighted_pagerank returns, got list"):
-        scores_of(GRAPH, list(RANK.scores))  # type: ignore[arg-type]
-    with pytest.raises(GraphError, match="in layers of 7, 9, 5, 8, got 2, 3, 2"):
-        scores_of(GRAPH, weighted_pagerank(TIED.graph()))
-    two = pagerank(GRAPH, 0.5, np.ones((29, 2)) / 29)
-    with pytest.raises(GraphError, match=r"got 7 x 2, 9 x 2, 5 x 2, 8 x 2; .* pick a column"):
-        scores_of(GRAPH, two)
+    other = weighted_pagerank(TIED.graph())
+    spoiled = dataclasses.replace(RANK, scores=(np.full(7, np.nan), *RANK.scores[1:]))
+    for subgraph in (
+        lambda rank: top_subgraph(GRAPH, rank),
+        lambda rank: between(GRAPH, 0, 2, rank),
+        lambda rank: between(GRAPH, 0, 2, rank, 3),
+        lambda rank: ego(GRAPH, 1, 0, rank=rank),
+    ):
+        with pytest.raises(GraphError, match="in layers of 7, 9, 5, 8, got 2, 3, 2"):
+            subgraph(other)
+    for subgraph in (lambda rank: top_subgraph(GRAPH, rank), lambda rank: between(GRAPH, 0, 2, rank, 3)):
+        with pytest.raises(GraphError, match="scores of layer 0: expected finite numbers"):
+            subgraph(spoiled)
 
 
 def test_unchecked_weights_that_are_not_finite_are_found() -> None:

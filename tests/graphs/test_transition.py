@@ -1,7 +1,5 @@
 """The steps across one block against the explicitly formed matrices."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +10,7 @@ from scipy import sparse
 from graphs import GraphError
 from graphs.backends import NumpyArithmetic
 from graphs.operators import CSROperator
-from graphs.transition import Transition, check_share, modified_step, normalise, weighted_step
+from graphs.transition import Transition, modified_step, normalise, weighted_step
 from tests.graphs.cases import SHARES, Array, transition_matrix
 from tests.graphs.test_blocks import MATRICES
 
@@ -81,19 +79,3 @@ def test_steps_by_hand() -> None:
     # A silent layer counts as uniform.
     np.testing.assert_allclose(modified_step(passed, np.zeros(2)).vector, [2 / 3, 1 / 3])
     np.testing.assert_allclose(weighted_step(passed, np.zeros(2), 0.0).vector, [0.5, 0.5])
-
-
-@pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.25)])
-def test_shares_are_floats(value: Any) -> None:
-    assert check_share("theta", value) == float(value)
-
-
-@pytest.mark.parametrize("value", [-1e-9, 1 + 1e-9, float("nan"), float("inf"), None, "x", [0.5, 0.5]])
-def test_what_is_no_share_is_refused_by_name(value: Any) -> None:
-    with pytest.raises(GraphError, match=r"theta must be a number in \[0, 1\], got"):
-        check_share("theta", value)
-
-
-def test_a_share_below_one() -> None:
-    with pytest.raises(GraphError, match=r"gamma must be a number in \[0, 1\), got 1"):
-        check_share("gamma", 1, below_one=True)

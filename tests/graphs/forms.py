@@ -1,0 +1,45 @@
+"""The forms in which weights come, and ranks that say other things of themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from graphs import LayeredGraph, RankResult
+from tests.graphs.cases import Array, Case
+
+# What a user may hand over -> what the library is given, and the weights it is to see.
+FORMS: dict[str, Callable[[Array], tuple[Any, Array]]] = {
+    "csr": lambda w: (sparse.csr_array(w), np.abs(w)),
+    "float64": lambda w: (w, np.abs(w)),
+    "float32": lambda w: (w.astype(np.float32), np.abs(w.astype(np.float32)).astype(np.float64)),
+    "column-major": lambda w: (np.asfortranarray(w), np.abs(w)),
+    "bfloat16": lambda w: (torch.tensor(w).bfloat16(), torch.tensor(w).bfloat16().double().abs().numpy()),
+    "parallel": lambda w: ((w, 2 * w[:, ::-1]), np.abs(w) + 2 * np.abs(w[:, ::-1])),
+    "three": lambda w: (
+        (torch.tensor(w), torch.tensor(w[::-1].copy()), torch.tensor(w)),
+        2 * np.abs(w) + np.abs(w[::-1]),
+    ),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def formed(case: Case, form: str) -> tuple[LayeredGraph, Case]:
+    """The graph in a form of weights, and the case whose weights are those of the graph."""
+    pairs = [FORMS[form](weight) for weight in case.weights]
+    return case.graph([given for given, _ in pairs]), dataclasses.replace(case, weights=[seen for _, seen in pairs])
+
+
+def as_scores(rank: RankResult, **changes: Any) -> RankResult:
+    """The same scores, as a scorer that knows no graph gives them."""
+    return dataclasses.replace(rank, method="NormScorer", parameters={}, **changes)
+
+
+def as_modified(rank: RankResult) -> RankResult:
+    return dataclasses.replace(rank, method="modified pagerank", parameters={"zero_lowest": 0.0})

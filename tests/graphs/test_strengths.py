@@ -1,0 +1,74 @@
+"""Strengths against loops over the dense matrices and networkx."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from graphs import GraphError, LayeredGraph
+from graphs.blocks import DenseBlock
+from graphs.strengths import engine_of, in_strength, out_strength, strengths
+from tests.graphs.cases import Case, cases, random_case
+from tests.graphs.forms import every_form, formed
+
+
+@every_form
+@given(case=cases())
+def test_strengths_are_sums_of_weights(case: Case, form: str) -> None:
+    graph, seen = formed(case, form)
+    for layer, size in enumerate(graph.layers):
+        into = [sum(seen.weights[layer - 1][i].tolist()) for i in range(size)] if layer else [0.0] * size
+        out = (
+            [sum(seen.weights[layer][:, j].tolist()) for j in range(size)]
+            if layer < len(graph.blocks)
+            else [0.0] * size
+        )
+        found = strengths(graph, layer)
+        np.testing.assert_allclose(found[0], into, rtol=1e-12)
+        np.testing.assert_allclose(found[1], out, rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["csr", "float64", "column-major", "bfloat16"])
+def test_strengths_are_networkxs(form: str) -> None:
+    case = random_case(3, (5, 9, 6, 1, 4), density=0.4)
+    case.weights[1][:, 2] = 0
+    case.weights[2][0] = 0
+    graph, _ = formed(case, form)
+    digraph = graph.to_networkx()
+    for layer, size in enumerate(graph.layers):
+        nodes = [(layer, k) for k in range(size)]
+        into, out = strengths(graph, layer)
+        np.testing.assert_allclose(into, [digraph.in_degree(node, weight="weight") for node in nodes])
+        np.testing.assert_allclose(out, [digraph.out_degree(node, weight="weight") for node in nodes])
+
+
+@pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
+def test_large_blocks_take_the_compiled_way_to_the_same_numbers(form: str) -> None:
+    # From 2**18 entries on.
+    graph, seen = formed(random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9), form)
+    np.testing.assert_allclose(strengths(graph, 1)[0], seen.weights[0].sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(strengths(graph, 0)[1], seen.weights[0].sum(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [-1, 2, True, 1.0, "1", None])
+def test_layers_that_are_none(layer: Any) -> None:
+    with pytest.raises(GraphError, match="expected a layer from 0 to 1"):
+        strengths(random_case(0, (3, 4)).graph(), layer)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1.7e308])
+def test_sums_that_are_not_finite_are_refused(bad: float) -> None:
+    # Two of the last overflow.
+    weight = np.array([[bad, bad], [bad, 1.0]])
+    graph = LayeredGraph.from_weights([np.eye(2), weight], [1, 1], [[1, 1], [1, 1]], check_finite=False)
+    assert isinstance(graph.blocks[1], DenseBlock)
+    engine = engine_of(graph)
+    message = "block 2: the edge weights hold NaN or Inf, or their sum overflows"
+    for sums in (in_strength, out_strength):
+        with pytest.raises(GraphError, match=message):
+            sums(engine, engine.operator(graph.blocks[1], 1), 2)
+    for layer in (1, 2):
+        with pytest.raises(GraphError, match=message):
+            strengths(graph, layer)
+    assert strengths(graph, 0)[1].tolist() == [1.0, 1.0]
