@@ -299,7 +299,13 @@ class Backend:
 
 
 def check_dtype(dtype: Any) -> str:
-    """``float64`` or ``float32`` by its name, else a GraphError; torch's own names are taken too."""
+    """``float64`` or ``float32`` by its name, else a GraphError; torch's own names are taken too.
+
+    Examples
+    --------
+    >>> check_dtype("torch.float32")
+    'float32'
+    """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise GraphError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -325,6 +331,11 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     GraphError
         Unknown name or dtype, a device that is not there, scipy with a device other than the CPU,
         torch asked for and not installed.
+
+    Examples
+    --------
+    >>> make_backend("scipy", None, "float64").name, make_backend("auto", None, "float32").name
+    ('scipy (float64, csr)', 'compiled (float32, auto)')
     """
     if name not in BACKENDS:
         raise GraphError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")

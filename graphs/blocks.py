@@ -43,13 +43,26 @@ BAND_ELEMENTS = 1 << 19
 
 
 def is_torch(value: object) -> bool:
-    """Whether `value` is a torch tensor, asked without importing torch."""
+    """Whether `value` is a torch tensor, asked without importing torch.
+
+    Examples
+    --------
+    >>> is_torch(np.ones(2))
+    False
+    """
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def as_numpy(value: Any) -> npt.NDArray[Any]:
-    """A numpy array of `value` (array-like or torch tensor of any device; half types widen to float32)."""
+    """A numpy array of `value` (array-like or torch tensor of any device; half types widen to float32).
+
+    Examples
+    --------
+    >>> import torch
+    >>> as_numpy(torch.tensor([1.0, 2.0]).bfloat16())
+    array([1., 2.], dtype=float32)
+    """
     if is_torch(value):
         tensor = value.detach()
         if tensor.is_floating_point() and tensor.itemsize < 4:
@@ -87,7 +100,13 @@ class Block(Protocol):
 
 
 def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
-    """int32 where every one of `extents` fits in it, else int64 (one type serves indptr and indices)."""
+    """int32 where every one of `extents` fits in it, else int64 (one type serves indptr and indices).
+
+    Examples
+    --------
+    >>> index_dtype(4096, 10**9).__name__, index_dtype(4096, 4 * 10**9).__name__
+    ('int32', 'int64')
+    """
     return np.int32 if max(extents, default=0) <= INT32_MAX else np.int64
 
 

@@ -226,6 +226,12 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
     ------
     GraphError
         An empty graph, negative or non-finite weights, another type.
+
+    Examples
+    --------
+    >>> as_digraph(sparse.csr_array([[0.0, 1.0], [2.0, 0.0]])).to_scipy().toarray()
+    array([[0., 1.],
+           [2., 0.]])
     """
     if isinstance(graph, BlockDigraph):
         return graph
@@ -358,6 +364,12 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
     ------
     GraphError
         Unknown nodes, another shape, negative or non-finite numbers, a column that sums to zero.
+
+    Examples
+    --------
+    >>> digraph = as_digraph(sparse.csr_array([[0.0, 1.0], [2.0, 0.0]]))
+    >>> teleport_vector(digraph), teleport_vector(digraph, {1: 5.0})
+    (array([0.5, 0.5]), array([0., 1.]))
     """
     if teleport is None:
         return digraph.teleport()

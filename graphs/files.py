@@ -26,7 +26,16 @@ __all__ = ["current_umask", "read_tensors", "replacing", "write_tensors"]
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary file beside `path` that takes its place on success and vanishes on failure."""
+    """Yield a temporary file beside `path` that takes its place on success and vanishes on failure.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(f"{folder}/note.txt") as partial:
+    ...         _ = partial.write_text("whole")
+    ...     print([path.name for path in Path(folder).iterdir()])
+    ['note.txt']
+    """
     target = Path(path)
     if not target.parent.is_dir():
         raise GraphError(f"cannot write {target}: there is no directory {target.parent}; create it first")
@@ -44,7 +53,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def current_umask() -> int:
-    """The permissions that new files shall not have; mkstemp and mkdtemp ignore it and make private ones."""
+    """The permissions that new files shall not have; mkstemp and mkdtemp ignore it and make private ones.
+
+    Examples
+    --------
+    >>> 0 <= current_umask() <= 0o777
+    True
+    """
     current = os.umask(0)
     os.umask(current)
     return current
@@ -77,6 +92,13 @@ def write_tensors(
         The directory is not there, or the path is one.
     OSError
         The disk is full or refuses.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_tensors(f"{folder}/it.safetensors", {"x": np.arange(3)}, {"made": "by hand"}, kind="toy")
+    ...     print(read_tensors(f"{folder}/it.safetensors", kind="toy"))
+    ({'made': 'by hand'}, {'x': array([0, 1, 2])})
     """
     text = json.dumps({**meta, "kind": kind, "version": version})
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
@@ -107,6 +129,15 @@ def read_tensors(
     ------
     GraphError
         Missing, truncated, corrupted, of another kind or version.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_tensors(f"{folder}/it.safetensors", {"x": np.arange(3)}, {}, kind="toy")
+    ...     read_tensors(f"{folder}/it.safetensors", kind="graph")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: ...it.safetensors is not a graph file; ...
     """
     advice = f"expected a {kind} file written by this package; the file is damaged or something else: write it again"
     if not Path(path).is_file():

@@ -158,6 +158,12 @@ def uniform(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr
     Notes
     -----
     Cost: one sort of the edges. Source: Beamer, Asanovic and Patterson 2015, arXiv 1508.03619.
+
+    Examples
+    --------
+    >>> graph = uniform(scale=8)
+    >>> graph.shape, bool((graph.diagonal() == 0).all())
+    ((256, 256), True)
     """
     n_nodes = 2 ** _check_count("scale", scale, 1, MAX_SCALE)
     n_edges = n_nodes * _check_count("edge_factor", edge_factor, 1)

@@ -46,6 +46,15 @@ def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
         The directory is not there, or the path is one.
     OSError
         The disk is full or refuses.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_graph(graph, f"{folder}/graph.safetensors")
+    ...     print(load_graph(f"{folder}/graph.safetensors"))
+    LayeredGraph(2 layers: 2 -> 1 nodes, 3 nodes, 2 edges, density 1)
     """
     tensors: dict[str, Any] = {}
     shapes = []
@@ -67,6 +76,13 @@ def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
     ------
     GraphError
         Missing, truncated, corrupted, of another kind or version, or inconsistent.
+
+    Examples
+    --------
+    >>> load_graph("nowhere.safetensors")
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: no graph file at nowhere.safetensors
     """
     meta, tensors = read_tensors(path, "graph")
     try:
@@ -98,6 +114,16 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
     ------
     GraphError, OSError
         As :func:`save_graph`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from graphs import weighted_pagerank
+    >>> rank = weighted_pagerank(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_rank(rank, f"{folder}/rank.safetensors")
+    ...     print(load_rank(f"{folder}/rank.safetensors").scores[0])
+    [0.25 0.75]
     """
     certificate = result.certificate
     meta: dict[str, Any] = {
@@ -127,6 +153,13 @@ def load_rank(path: str | os.PathLike[str]) -> RankResult:
     ------
     GraphError
         As :func:`load_graph`.
+
+    Examples
+    --------
+    >>> load_rank("nowhere.safetensors")
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: no rank file at nowhere.safetensors
     """
     meta, tensors = read_tensors(path, "rank", RANK_VERSION)
     try:

@@ -69,7 +69,13 @@ def _compiled(function: Function) -> Function:
 
 
 def n_threads() -> int:
-    """Threads of a product: the cores this process may use, at most OMP_NUM_THREADS where that is set."""
+    """Threads of a product: the cores this process may use, at most OMP_NUM_THREADS where that is set.
+
+    Examples
+    --------
+    >>> n_threads() >= 1
+    True
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(cores, int(wanted))) if wanted.isdigit() else cores
@@ -342,7 +348,13 @@ def _vector(x: Array) -> Array:
 
 
 def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
-    """Sum_j w_ij x_j, (n_rows,) float64, with w the sum of the matrices' magnitudes. One read."""
+    """Sum_j w_ij x_j, (n_rows,) float64, with w the sum of the matrices' magnitudes. One read.
+
+    Examples
+    --------
+    >>> row_products((np.array([[1.0, -2.0], [0.0, 3.0]]),), np.array([1.0, 10.0]))
+    array([21., 30.])
+    """
     kernel: Any = _row_products_1 if len(matrices) == 1 else _row_products_2
     out, vector = np.empty(matrices[0].shape[0]), _vector(x)
     _THREADS.run(lambda start, stop, _: kernel(*matrices, vector, out, start, stop), _even_cuts(len(out)))
@@ -350,7 +362,13 @@ def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
 
 
 def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
-    """Sum_i w_ij y_i, (n_columns,) float64. One read; one accumulator a thread."""
+    """Sum_i w_ij y_i, (n_columns,) float64. One read; one accumulator a thread.
+
+    Examples
+    --------
+    >>> column_products((np.array([[1.0, -2.0], [0.0, 3.0]]),), np.array([1.0, 10.0]))
+    array([ 1., 32.])
+    """
     kernel: Any = _column_products_1 if len(matrices) == 1 else _column_products_2
     cuts, vector = _even_cuts(matrices[0].shape[0]), _vector(y)
     parts = np.zeros((len(cuts) - 1, matrices[0].shape[1]))
@@ -360,7 +378,13 @@ def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
 
 
 def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array:
-    """Sum_j w_ij x_j + 1[w_ij != 0] y_j, (n_rows,) float64. One read."""
+    """Sum_j w_ij x_j + 1[w_ij != 0] y_j, (n_rows,) float64. One read.
+
+    Examples
+    --------
+    >>> row_products_mixed((np.array([[1.0, -2.0], [0.0, 3.0]]),), np.array([1.0, 10.0]), np.array([0.25, 0.5]))
+    array([21.75, 30.5 ])
+    """
     kernel: Any = _row_products_mixed_1 if len(matrices) == 1 else _row_products_mixed_2
     out, first, second = np.empty(matrices[0].shape[0]), _vector(x), _vector(y)
     _THREADS.run(lambda start, stop, _: kernel(*matrices, first, second, out, start, stop), _even_cuts(len(out)))
@@ -368,7 +392,13 @@ def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array
 
 
 def column_counts(matrices: tuple[Array, ...]) -> Array:
-    """Non-zero weights of every column, (n_columns,) float64. One read."""
+    """Non-zero weights of every column, (n_columns,) float64. One read.
+
+    Examples
+    --------
+    >>> column_counts((np.array([[1.0, -2.0], [0.0, 3.0]]),))
+    array([1., 2.])
+    """
     first, last = matrices[0], matrices[-1]
     cuts = _even_cuts(first.shape[0])
     parts = np.zeros((len(cuts) - 1, first.shape[1]))
@@ -389,7 +419,15 @@ def _entry_cuts(indptr: Array) -> list[int]:
 
 
 def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
-    """W @ x of a CSR matrix, (n_rows,) float64, on all threads."""
+    """W @ x of a CSR matrix, (n_rows,) float64, on all threads.
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> csr = sparse.csr_array([[1.0, 2.0], [0.0, 3.0]])
+    >>> csr_products(csr.indptr, csr.indices, csr.data, np.array([1.0, 10.0]))
+    array([21., 30.])
+    """
     out, vector = np.empty(len(indptr) - 1), _vector(x)
     _THREADS.run(
         lambda start, stop, _: _csr_products(indptr, indices, data, vector, out, start, stop), _entry_cuts(indptr)
@@ -398,7 +436,15 @@ def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
 
 
 def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_columns: int) -> Array:
-    """W.T @ y of a CSR matrix, (n_columns,) float64, on all threads; one accumulator a thread."""
+    """W.T @ y of a CSR matrix, (n_columns,) float64, on all threads; one accumulator a thread.
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> csr = sparse.csr_array([[1.0, 2.0], [0.0, 3.0]])
+    >>> csr_column_products(csr.indptr, csr.indices, csr.data, np.array([1.0, 10.0]), n_columns=2)
+    array([ 1., 32.])
+    """
     cuts, vector = _entry_cuts(indptr), _vector(y)
     parts = np.zeros((len(cuts) - 1, n_columns))
     _THREADS.run(
@@ -422,5 +468,14 @@ def gauss_seidel(
         Which node after which.
     gamma : float
     jump, x : (n,) float64
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> csr = sparse.csr_array([[0.0, 0.0], [2.0, 0.0]])  # one edge, from node 0 to node 1
+    >>> x = np.zeros(2)
+    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, np.array([0.5, 0.0]), np.array([0, 1]), 0.5, np.array([1.0, 1.0]), x)
+    >>> x
+    array([1. , 1.5])
     """
     _gauss_seidel(indptr, indices, data, _vector(scale), order, gamma, _vector(jump), x)

@@ -45,6 +45,17 @@ def rank(
     setup_seconds : float
     **described
         The rest of the result: names, method, parameters, labels.
+
+    Examples
+    --------
+    >>> from graphs.backends import make_backend
+    >>> from graphs.layer_maps import WeightedMap
+    >>> from graphs.layered import LayeredGraph
+    >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
+    >>> backend = make_backend("auto", None, "float64", graph.blocks)
+    >>> problem = WeightedMap(graph, backend, products=1, gamma=0.5, theta=1.0)
+    >>> rank(problem, None, None, Limits(), None, backend, 0.0, names=graph.names, method="by hand").choice
+    'no edge leads back, so one pass in layer order is exact'
     """
     choice = ""
     if solver is None:
@@ -98,6 +109,11 @@ def first_state(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
     ------
     GraphError
         Other shapes, negative or non-finite numbers, nothing but zeros.
+
+    Examples
+    --------
+    >>> first_state([[1, 1], [3]], (2, 1), columns=None, each_layer=True)
+    [array([0.5, 0.5]), array([1.])]
     """
     given = start.scores if isinstance(start, RankResult) else start
     vectors = [np.asarray(as_numpy(vector), dtype=np.float64) for vector in given]

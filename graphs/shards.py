@@ -41,6 +41,17 @@ def open_tensors(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str
     -----
     Build graphs from them with ``check_finite=False``: the ranks refuse NaN at the first product, and a check
     of its own would read the whole disk once more. Files must not be changed while a graph refers to them.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_file({"up": torch.eye(2)}, f"{folder}/model-00001-of-00002.safetensors")
+    ...     save_file({"down": torch.ones(2, 2)}, f"{folder}/model-00002-of-00002.safetensors")
+    ...     print(sorted(open_tensors(folder)))
+    ['down', 'up']
     """
     tensors: dict[str, Any] = {}
     owner: dict[str, Path] = {}

@@ -39,6 +39,14 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
     ------
     GraphError
         The sum is not finite: NaN or Inf entered through the weights, or the dtype overflowed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> normalise(np.array([1.0, 3.0]))
+    Normalised(vector=array([0.25, 0.75]), fallback='')
+    >>> normalise(np.zeros(2), np.array([1.0, 3.0]))
+    Normalised(vector=array([0.25, 0.75]), fallback='activation')
     """
     mass = float(vector.sum())
     if mass - mass != 0.0:
@@ -116,6 +124,12 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
         a_l, non-negative; of zero sum it counts as uniform.
     gamma : float
         Damping, 0..1: the share that comes through the graph.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weighted_step(np.array([0.0, 1.0]), np.array([3.0, 1.0]), gamma=0.5).vector
+    array([0.375, 0.625])
     """
     teleport = normalise(activation)
     mixed = passed * gamma + teleport.vector * (1.0 - gamma)
@@ -123,7 +137,14 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
 
 
 def modified_step(product: Vector, activation: Vector) -> Normalised:
-    """r_l = N((W r_{l-1}) * a_l), elementwise; of zero sum the activation counts as uniform."""
+    """r_l = N((W r_{l-1}) * a_l), elementwise; of zero sum the activation counts as uniform.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> modified_step(np.array([1.0, 1.0]), np.array([3.0, 1.0])).vector
+    array([0.75, 0.25])
+    """
     if float(activation.sum()) > 0.0:
         return normalise(product * activation, activation)
     return normalise(product, activation)

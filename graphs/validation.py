@@ -33,6 +33,16 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
     GraphError
         Not two-dimensional, a side of length zero, complex or not numeric, without data (meta
         device), differing shapes in a tuple, NaN or Inf.
+
+    Examples
+    --------
+    >>> as_block([[1, -2], [0, 3]], "block 1").to_csr().toarray()  # doctest: +ELLIPSIS
+    array([[1., 2.],
+           [0., 3.]])
+    >>> as_block([[1.0, float("nan")]], "block 1")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: block 1: 1 weight(s) are not finite, the first at row 0, column 1 (nan); expected finite ...
     """
     parts = value if isinstance(value, tuple) else (value,)
     if not parts:

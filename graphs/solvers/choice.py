@@ -34,6 +34,11 @@ def named(solver: Any) -> Solver | None:
     ------
     GraphError
         Another name, or an object without the methods of a solver.
+
+    Examples
+    --------
+    >>> named("gauss-seidel").name, named("auto")
+    ('gauss-seidel', None)
     """
     if isinstance(solver, str):
         if solver == "auto":
@@ -46,7 +51,18 @@ def named(solver: Any) -> Solver | None:
 
 
 def choose(problem: Problem) -> tuple[Solver, str]:
-    """The solver for a problem, and why."""
+    """The solver for a problem, and why.
+
+    Examples
+    --------
+    >>> from graphs.backends import make_backend
+    >>> from graphs.layer_maps import WeightedMap
+    >>> from graphs.layered import LayeredGraph
+    >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
+    >>> problem = WeightedMap(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
+    >>> choose(problem)
+    (LayerSweep(name='sweep'), 'no edge leads back, so one pass in layer order is exact')
+    """
     if problem.acyclic:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
     if problem.layers > 1 and getattr(problem, "sweepable", True):

@@ -91,12 +91,24 @@ class Solution:
 
 
 def held_tolerance(tol: float, dtype: str) -> float:
-    """The tolerance that a unit-mass vector of this dtype can hold: at least 8 eps in float32."""
+    """The tolerance that a unit-mass vector of this dtype can hold: at least 8 eps in float32.
+
+    Examples
+    --------
+    >>> held_tolerance(1e-12, "float64"), held_tolerance(1e-12, "float32") > 1e-7
+    (1e-12, True)
+    """
     return max(tol, 8.0 * float(np.finfo(np.float32).eps)) if dtype == "float32" else tol
 
 
 def check_limits(tol: Any, max_iter: Any, callback: Any) -> Limits:
-    """All as they should be, or a GraphError that names the bad one."""
+    """All as they should be, or a GraphError that names the bad one.
+
+    Examples
+    --------
+    >>> check_limits(1e-9, 50, None)
+    Limits(tol=1e-09, max_iter=50, callback=None, certify=None)
+    """
     if not (isinstance(tol, (int, float, np.floating)) and tol >= 0.0):
         raise GraphError(f"tol must be a number >= 0 (absolute L1 residual), got {tol!r}")
     if not (isinstance(max_iter, (int, np.integer)) and max_iter >= 1):
@@ -123,6 +135,17 @@ def solve(
     limits : Limits
     to_scores : callable
         A state as numpy arrays.
+
+    Examples
+    --------
+    >>> from graphs.backends import make_backend
+    >>> from graphs.layer_maps import WeightedMap
+    >>> from graphs.layered import LayeredGraph
+    >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
+    >>> problem = WeightedMap(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
+    >>> from graphs.solvers.stationary import PowerIteration
+    >>> solve(problem, PowerIteration(), problem.start(), Limits(), tuple).stop_reason
+    'exact'
     """
     tol = held_tolerance(limits.tol, problem.dtype)
     memory = solver.begin(problem, start, tol)
@@ -187,7 +210,16 @@ def solve(
 
 
 def warn_unconverged(solver: str, iterations: int, residual: float, tol: float, frames: int) -> None:
-    """Say that the iterations ran out, `frames` calls above this one (the caller of a public door)."""
+    """Say that the iterations ran out, `frames` calls above this one (the caller of a public door).
+
+    Examples
+    --------
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     warn_unconverged("power", iterations=5, residual=1e-3, tol=1e-9, frames=0)
+    >>> str(caught[0].message)[:46]
+    'power iteration stopped after max_iter=5 steps'
+    """
     warnings.warn(
         f"{solver} iteration stopped after max_iter={iterations} steps with residual {residual:.1e} above the "
         f"tolerance {tol:.1e}; the result is the last iterate (converged=False): raise max_iter or tol",

@@ -175,7 +175,20 @@ class Solver(Protocol):
 
 
 def require_linear(problem: Problem, solver: str) -> None:
-    """Refuse a problem that is not linear."""
+    """Refuse a problem that is not linear.
+
+    Examples
+    --------
+    >>> from graphs.backends import make_backend
+    >>> from graphs.layer_maps import WeightedMap
+    >>> from graphs.layered import LayeredGraph
+    >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
+    >>> problem = WeightedMap(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
+    >>> require_linear(problem, "lu")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: solver 'lu' needs a linear system, which layered ranks normalise away layer by layer; ...
+    """
     if not problem.linear:
         raise GraphError(
             f"solver {solver!r} needs a linear system, which layered ranks normalise away layer by layer; use 'sweep' (exact) "
