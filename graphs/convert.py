@@ -153,7 +153,16 @@ def to_networkx(
 
 
 def graph_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Of every layer, the (layer, index) of its nodes; of a subgraph, those of the original.
+    """The names of all nodes.
+
+    Parameters
+    ----------
+    graph : LayeredGraph or Subgraph
+
+    Returns
+    -------
+    tuple, one entry a layer, of tuples of (layer, index)
+        Of a subgraph, layers and indices are those of the original.
 
     Examples
     --------
@@ -166,7 +175,18 @@ def graph_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int],
 
 
 def shown_scores(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> tuple[FloatArray, ...] | None:
-    """The scores to write with a graph: those of `rank`, or those a subgraph holds; None without any.
+    """The scores to write with a graph.
+
+    Parameters
+    ----------
+    graph : LayeredGraph or Subgraph
+    rank : RankResult or None
+        Of the graph, or of the subgraph's original.
+
+    Returns
+    -------
+    tuple of arrays, one a layer, each (n_l,), or None
+        Those of `rank`, else those a subgraph holds; None without any.
 
     Raises
     ------

@@ -211,6 +211,11 @@ def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray | None, shape:
         None for no entries at all, as float64.
     shape : tuple of int
 
+    Returns
+    -------
+    csr_array
+        Of that shape, in the dtype of the weights.
+
     Examples
     --------
     >>> import numpy as np

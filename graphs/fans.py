@@ -75,7 +75,29 @@ class Sources:
         return cls(np.array([strength or 1.0]), None if theta == 1.0 else np.array([degree or 1.0]), theta)
 
     def chances(self, weights: FloatArray, at: Any = ...) -> FloatArray:
-        """P_ij of `weights` whose sources, by the index `at`, broadcast against them."""
+        """The probabilities of some edges.
+
+        Parameters
+        ----------
+        weights : float64 array
+            W_ij; 0 where there is no edge.
+        at : index, optional
+            By it the sources broadcast against the weights; all sources in order by default.
+
+        Returns
+        -------
+        float64 array, as `weights`
+            P_ij.
+
+        Examples
+        --------
+        >>> sources = Sources(np.array([4.0, 2.0]), None, 1.0)
+        >>> sources.chances(np.array([[1.0, 1.0], [3.0, 1.0]]))
+        array([[0.25, 0.5 ],
+               [0.75, 0.5 ]])
+        >>> sources.chances(np.array([1.0, 3.0]), 0)
+        array([0.25, 0.75])
+        """
         found: FloatArray = weights / self.strength[at]
         if self.degree is not None:
             found = self.theta * found + (1.0 - self.theta) * ((weights > 0) / self.degree[at])
@@ -100,7 +122,14 @@ class Fan:
     weights: FloatArray
 
     def ends_at(self, rows: IntArray, picks: IntArray) -> IntArray:
-        """The ends of the columns `picks` (r, c) of the rows `rows` (r,)."""
+        """The ends of the columns `picks` (r, c) of the rows `rows` (r,).
+
+        Examples
+        --------
+        >>> fan = Fan(np.array([4, 7]), np.array([[0, 2], [1, 3]]), np.ones((2, 2)))
+        >>> fan.ends_at(np.array([1]), np.array([[1, 0]]))
+        array([[3, 1]])
+        """
         return self.ends[picks] if self.ends.ndim == 1 else self.ends[rows[:, None], picks]
 
 

@@ -159,6 +159,14 @@ def _flow(
 def is_modified(rank: RankResult) -> bool:
     """Whether score passes an edge as ``W_ij r_j``, not as ``P_ij r_j``.
 
+    Parameters
+    ----------
+    rank : RankResult
+
+    Returns
+    -------
+    bool
+
     Examples
     --------
     >>> from graphs import modified_pagerank, weighted_pagerank
@@ -171,6 +179,15 @@ def is_modified(rank: RankResult) -> bool:
 
 def damping_of(rank: RankResult) -> float | None:
     """Gamma of a weighted PageRank of layers; other scores have no part that came through the graph.
+
+    Parameters
+    ----------
+    rank : RankResult
+
+    Returns
+    -------
+    float or None
+        None for other scores, and for a rank that does not say.
 
     Examples
     --------

@@ -121,6 +121,11 @@ def ordered_by(digraph: networkx.DiGraph, members: list[list[Hashable]], attribu
     attribute : str
         An integer; where a node has none, the nodes are left in their order.
 
+    Returns
+    -------
+    list of lists of nodes
+        By layer.
+
     Raises
     ------
     GraphError
@@ -152,12 +157,23 @@ def ordered_by(digraph: networkx.DiGraph, members: list[list[Hashable]], attribu
 
 
 def as_number(value: object, what: str) -> float:
-    """A finite float, of any real number but a bool, which is a mistake here.
+    """A finite float.
+
+    Parameters
+    ----------
+    value : object
+        Any real number but a bool, which is a mistake here.
+    what : str
+        How the message calls it.
+
+    Returns
+    -------
+    float
 
     Raises
     ------
     GraphError
-        Something else; `what` names it.
+        Something else.
 
     Examples
     --------
@@ -175,12 +191,23 @@ def as_number(value: object, what: str) -> float:
 
 
 def as_integer(value: object, what: str) -> int:
-    """An int, of an integer or of a float without fraction: some formats know no integers, and write 3.0.
+    """An int.
+
+    Parameters
+    ----------
+    value : object
+        An integer, or a float without fraction: some formats know no integers, and write 3.0.
+    what : str
+        How the message calls it.
+
+    Returns
+    -------
+    int
 
     Raises
     ------
     GraphError
-        Something else; `what` names it.
+        Something else.
 
     Examples
     --------

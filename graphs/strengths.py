@@ -143,7 +143,17 @@ def _finite(engine: Backend, sums: Callable[[], Vector], layer: int) -> FloatArr
 
 
 def not_finite(layer: int) -> GraphError:
-    """The error for weights of the block into `layer` that do not add up to a number.
+    """The error for weights that do not add up to a number.
+
+    Parameters
+    ----------
+    layer : int
+        That their block leads into.
+
+    Returns
+    -------
+    GraphError
+        To be raised.
 
     Examples
     --------

@@ -70,10 +70,27 @@ class Subgraph:
     def scores_from(self, rank: RankResult) -> tuple[FloatArray, ...]:
         """The scores of the nodes shown in another rank of the original graph.
 
+        Parameters
+        ----------
+        rank : RankResult
+            One score a node of the original.
+
+        Returns
+        -------
+        tuple of arrays, one a layer, each (nodes shown,)
+
         Raises
         ------
         GraphError
             Not a rank of the original: a layer missing, or of another size.
+
+        Examples
+        --------
+        >>> from graphs import weighted_pagerank
+        >>> graph = LayeredGraph.from_weights([[[4.0, 1.0], [1.0, 1.0]]], [3, 1], [[1, 1]])
+        >>> shown = top_subgraph(graph, weighted_pagerank(graph), nodes=1)
+        >>> [scores.round(3).tolist() for scores in shown.scores_from(weighted_pagerank(graph, gamma=1.0))]
+        [[0.75], [0.725]]
         """
         if not isinstance(rank, RankResult) or self.layers[-1] >= len(rank.scores):
             raise GraphError(

@@ -76,7 +76,15 @@ class LayerSummary:
     through_graph: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values for JSON: no NaN, no infinity; what does not apply is None."""
+        """Plain Python values for JSON: no NaN, no infinity; what does not apply is None.
+
+        Examples
+        --------
+        >>> from graphs import weighted_pagerank
+        >>> graph = LayeredGraph.from_weights([[[1.0, 3.0]]], [1, 1], [[1]])
+        >>> summarise(graph, weighted_pagerank(graph))[1].to_dict()["in_strength"]["mean"]
+        4.0
+        """
         return dataclasses.asdict(self)
 
 

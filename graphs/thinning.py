@@ -138,6 +138,12 @@ class Thinning:
         ------
         GraphError
             gamma or theta out of range.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([[[3.0, 1.0], [1.0, 1.0]]], [1, 1], [[1, 1]])
+        >>> thin(graph, top_k=1).error_bound(gamma=0.5)
+        0.5
         """
         return max(self.layer_bounds(gamma, theta))
 
@@ -165,6 +171,12 @@ class Thinning:
         Notes
         -----
         Proof: as in :meth:`layer_bounds`, ``e <= gamma (e + (1 - e/2) * 2 eps)`` for the two fixed points; solve for e.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([[[3.0, 1.0], [1.0, 1.0]]], [1, 1], [[1, 1]])
+        >>> round(thin(graph, top_k=1).pagerank_bound(gamma=0.5), 4)
+        0.6667
         """
         gamma = check_share("gamma", gamma, below_one=True)
         share = max(self.dropped_weight)
