@@ -240,6 +240,8 @@ def speed(results: dict[str, Any], folder: Path) -> list[Path]:
                 ax.barh(y, row["solve_seconds"], color=colour, height=0.5)
             ax.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
             ax.set(xscale="log", xlabel="seconds", title=f"{case['name']}, to {case['shown_target']:.0e}")
+            # One scale for all: bars of a logarithmic axis are only as long as its left end says.
+            ax.set_xlim(1e-3, 30)
         figure.suptitle("Dark: solving. Light: building the graph and solving. Orange: llmrank.", fontsize=9)
         figure.tight_layout()
         return [_save(figure, folder / "speed.png")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ class DigraphMap:
             {p.edges.target for p in inner}
         )
 
-    @property
+    @cached_property
     def acyclic(self) -> bool:
         """Whether one pass in layer order (and in node order within a layer) is exact."""
         if self._layers_acyclic:
@@ -167,11 +168,7 @@ class DigraphMap:
             return False
         if any(p.edges.source != p.edges.target and self._against(p.edges) for p in self._passages):
             return False
-        inner = [p for p in self._passages if self._is_inner(p)]
-        # Finding the components costs some ten products, and most graphs with cycles show them at a glance.
-        if any(isinstance(p.operator, CSROperator) and not _may_be_acyclic(p.operator.csr) for p in inner):
-            return False
-        return all(self._split(p.edges.target).acyclic for p in inner)
+        return all(_is_acyclic(p.operator) for p in self._passages if self._is_inner(p))
 
     def relax(self, state: State, jump: Vector) -> Relaxed:
         """One Gauss-Seidel pass over x = gamma P x + jump * v in layer order. One product a block."""
@@ -322,8 +319,6 @@ class _Within:
         position = np.empty(len(self.order), dtype=np.int64)
         position[self.order] = np.arange(len(self.order))
         against = position[csr.indices] > position[rows]
-        # A self loop is solved with its node.
-        self.acyclic = not against.any()
         weights = csr.data * self._scale[csr.indices]
         self.back: Any = np.bincount(csr.indices, weights=weights * against, minlength=csr.shape[1])
 
@@ -348,12 +343,11 @@ class _Within:
         return np.stack(columns, axis=1).astype(before.dtype) if before.ndim == 2 else columns[0].astype(before.dtype)
 
 
-def _may_be_acyclic(csr: sparse.csr_array) -> bool:
-    """Whether some node has no edge into it and some node none out of it, loops aside, as any acyclic graph has."""
-    loops = csr.diagonal() != 0
-    rows = np.diff(csr.indptr) - loops
-    columns = np.bincount(csr.indices, minlength=csr.shape[1]) - loops
-    return bool((rows == 0).any() and (columns == 0).any())
+def _is_acyclic(operator: BlockOperator) -> bool:
+    """Whether the edges of a layer with itself have no cycle, loops aside: a loop is solved with its node."""
+    from graphs import kernels
+
+    return isinstance(operator, CSROperator) and kernels.is_acyclic(operator.csr.indptr, operator.csr.indices)
 
 
 def _topological_order(component: Any, targets: Any, sources: Any) -> Any:

@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import networkx as nx
 import numba
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs import LayeredGraph, kernels, weighted_pagerank
@@ -468,3 +471,19 @@ def test_watching_ends_when_the_flag_is_up() -> None:
     thread.join()
     assert time.perf_counter() - begun < 30
     kernels._watch(flags, 0, 1, 10, 0)  # and not at all: it gives up
+
+
+@given(st.integers(1, 12), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([np.int32, np.int64]))
+def test_acyclic_is_what_networkx_says_without_loops(n: int, seed: int, forward: bool, kind: type) -> None:
+    random = np.random.default_rng(seed)
+    dense = (random.random((n, n)) < 1.5 / n).astype(float)
+    if forward:  # edges to later nodes only, and loops, in a shuffled order
+        dense = np.tril(dense)
+        order = random.permutation(n)
+        dense = dense[np.ix_(order, order)]
+    csr = sparse.csr_array(dense)
+    graph = nx.from_scipy_sparse_array(csr.T, create_using=nx.DiGraph)
+    graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+    found = kernels.is_acyclic(csr.indptr.astype(kind), csr.indices.astype(kind))
+    assert found == nx.is_directed_acyclic_graph(graph)
+    assert found or not forward
