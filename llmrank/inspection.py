@@ -7,16 +7,42 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from graphs import RankResult
 from graphs.blocks import FloatArray
+from llmrank.adapters import FFN
 from llmrank.errors import OptionError
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.pipeline import BasePipeline, choose_masks, model_source, prunes_jointly
-from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
+from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import BaseScorer
 
-__all__ = ["Inspection", "Scored", "inspect_model"]
+__all__ = ["Budgets", "Inspection", "Scored", "inspect_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Budgets:
+    """The two budgets that an inspection compares, at one amount.
+
+    Attributes
+    ----------
+    local : LocalPruner
+    global_ : GlobalPruner
+    refusals : mapping from str to str
+        Why a budget (``local`` or ``global``) refuses the amount for this model; empty where neither does. A number of
+        neurons that is little for all layers together can be more than one layer has.
+    """
+
+    local: LocalPruner
+    global_: GlobalPruner
+    refusals: Mapping[str, str]
+
+    def possible(self) -> dict[str, BasePruner]:
+        """The budgets that do not refuse, by name."""
+        both: dict[str, BasePruner] = {"local": self.local, "global": self.global_}
+        return {name: pruner for name, pruner in both.items() if name not in self.refusals}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +56,7 @@ class Scored:
     importance : mapping from str to (n,) float64 array
         Scores of every prunable layer by its name, each of sum 1.
     masks : mapping from str to Masks
-        What ``local`` and ``global`` pruning would keep at the inspection's amount.
+        What ``local`` and ``global`` pruning would keep at the inspection's amount, of those that do not refuse it.
     """
 
     ranks: tuple[RankResult, ...]
@@ -47,8 +73,8 @@ class Inspection:
     source : str
         The model's name.
     topology : {"isolated", "chained"}
-    amount : float or int
-        Share or number of neurons that pruning would take.
+    budgets : Budgets
+        With the amount, min_keep, multiple_of and normalisation of what pruning would take.
     graphs : tuple of ModelGraph
         One an FFN, or one a stack.
     scored : mapping from str to Scored
@@ -66,7 +92,7 @@ class Inspection:
 
     source: str
     topology: Topology
-    amount: float | int
+    budgets: Budgets
     graphs: tuple[ModelGraph, ...]
     scored: Mapping[str, Scored]
     scorer: str
@@ -76,9 +102,19 @@ class Inspection:
     seconds: Mapping[str, float]
 
     @property
+    def amount(self) -> float | int:
+        """Share or number of neurons that pruning would take."""
+        return self.budgets.local.amount
+
+    @property
     def main(self) -> Scored:
         """What the scorer asked for says."""
         return self.scored[self.scorer]
+
+    @property
+    def other_topology(self) -> Topology:
+        """The topology of :attr:`elsewhere`."""
+        return "isolated" if self.topology == "chained" else "chained"
 
     def places(self) -> dict[str, tuple[int, int]]:
         """(graph, node layer) of every prunable layer by name, in the order of the model."""
@@ -87,6 +123,19 @@ class Inspection:
             for position, entry in enumerate(self.graphs)
             for node_layer, layer in entry.prunable.items()
         }
+
+    def place(self, name: str) -> tuple[int, int]:
+        """(graph, node layer) of a prunable layer.
+
+        Raises
+        ------
+        OptionError
+            No such layer; the message lists them.
+        """
+        places = self.places()
+        if name not in places:
+            raise OptionError(f"no prunable layer {name!r}; expected one of {', '.join(places)}")
+        return places[name]
 
 
 def inspect_model(
@@ -97,8 +146,8 @@ def inspect_model(
     Parameters
     ----------
     pipeline : BasePipeline
-        Says the model, the calibration, the topology and (through its pruner) amount, min_keep and
-        multiple_of; its own scorer is not used.
+        Says the model, the calibration, the topology and (through its pruner) amount, min_keep,
+        multiple_of and normalisation; its own scorer is not used.
     scorers : mapping from str to BaseScorer
     scorer : str
         Which of them was asked for.
@@ -112,13 +161,24 @@ def inspect_model(
     Raises
     ------
     OptionError
-        A name that is not there.
+        A name that is not there, or an amount that the budget asked for refuses.
     LLMRankError, graphs.GraphError
         As :meth:`BasePipeline.run`.
 
     Notes
     -----
     Cost: the forward passes of the calibration, and some reads of the FFN weights a scorer.
+
+    Examples
+    --------
+    >>> from llmrank.pipeline import IsolatedFFNPipeline
+    >>> from llmrank.score import ActivationScorer, WeightedPageRankScorer
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> pipeline = IsolatedFFNPipeline(model, None, pruner=LocalPruner(0.5), calibration=torch.rand(8, 4))
+    >>> scorers = {"wpr": WeightedPageRankScorer(), "activation": ActivationScorer()}
+    >>> inspection = inspect_model(pipeline, scorers, "wpr")
+    >>> inspection.main.importance["0"].shape, inspection.main.masks["local"].kept, inspection.elsewhere.masks["local"].kept
+    ((6,), 3, 3)
     """
     if scorer not in scorers or pruner not in ("local", "global"):
         raise OptionError(
@@ -132,22 +192,24 @@ def inspect_model(
         now = perf_counter()
         seconds[stage], begun = now - begun, now
 
+    topology: Topology = pipeline.topology
+    other: Topology = "isolated" if topology == "chained" else "chained"
+    jointly = {each: prunes_jointly(pipeline.structure_dict, each) for each in (topology, other)}
     ffns = pipeline.find()
+    budgets = _budgets(pipeline.pruner, ffns, jointly=all(jointly.values()))
+    if pruner in budgets.refusals:
+        raise OptionError(budgets.refusals[pruner])
     sequences = pipeline.sequences()
     statistics = pipeline.calibrate(ffns, sequences)
     lap("calibrate")
     graphs = pipeline.draw(ffns, statistics)
-    budgets = _budgets(pipeline.pruner)
-    jointly = prunes_jointly(pipeline.structure_dict, pipeline.topology)
-    scored = {name: _score(graphs, entry, budgets, jointly=jointly) for name, entry in scorers.items()}
-    other: Topology = "isolated" if pipeline.topology == "chained" else "chained"
-    jointly = prunes_jointly(pipeline.structure_dict, other)
-    elsewhere = _score(build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly)
+    scored = {name: _score(graphs, entry, budgets, jointly=jointly[topology]) for name, entry in scorers.items()}
+    elsewhere = _score(build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly[other])
     lap("rank")
     return Inspection(
         source=model_source(pipeline.model),
-        topology=pipeline.topology,
-        amount=pipeline.pruner.amount,
+        topology=topology,
+        budgets=budgets,
         graphs=graphs,
         scored=scored,
         scorer=scorer,
@@ -158,18 +220,33 @@ def inspect_model(
     )
 
 
-def _budgets(pruner: BasePruner) -> dict[str, BasePruner]:
+def _budgets(pruner: BasePruner, ffns: Sequence[FFN], *, jointly: bool) -> Budgets:
     limits = (pruner.amount, pruner.min_keep, pruner.multiple_of)
-    normalize = pruner.normalize if isinstance(pruner, GlobalPruner) else "auto"
-    return {"local": LocalPruner(*limits), "global": GlobalPruner(*limits, normalize)}
+    local = LocalPruner(*limits)
+    global_ = GlobalPruner(*limits, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
+    # Whether an amount can be depends on sizes alone: there is no need to calibrate first.
+    alone = [[LayerRecord(layer.name, torch.ones(layer.size)) for layer in ffn.prunable.values()] for ffn in ffns]
+    together = [record for group in alone for record in group]
+    groups = [together] if jointly else [together, *alone]
+    both: dict[str, BasePruner] = {"local": local, "global": global_}
+    refusals = {name: _refusal(budget, groups) for name, budget in both.items()}
+    return Budgets(local, global_, {name: reason for name, reason in refusals.items() if reason})
 
 
-def _score(
-    graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Mapping[str, BasePruner], *, jointly: bool
-) -> Scored:
+def _refusal(budget: BasePruner, groups: Sequence[Sequence[LayerRecord]]) -> str:
+    """Why a budget cannot be, or an empty string."""
+    try:
+        for group in groups:
+            budget.prune(group)
+    except OptionError as error:
+        return str(error)
+    return ""
+
+
+def _score(graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Budgets, *, jointly: bool) -> Scored:
     ranks = tuple(scorer.rank(entry.graph, entry.statistics) for entry in graphs)
     importance: dict[str, FloatArray] = {}
     for entry, rank in zip(graphs, ranks, strict=True):
         importance.update({name: values.numpy() for name, values in entry.importance(rank).items()})
-    masks = {name: choose_masks(budget, graphs, ranks, jointly=jointly) for name, budget in budgets.items()}
+    masks = {name: choose_masks(budget, graphs, ranks, jointly=jointly) for name, budget in budgets.possible().items()}
     return Scored(ranks, importance, masks)

@@ -21,7 +21,6 @@ from graphs.files import replacing
 from llmrank.errors import LLMRankError
 from llmrank.inspection import Inspection
 from llmrank.page_data import DATA_LIMIT, payload
-from llmrank.prune import Normalize
 
 __all__ = ["render", "write_page"]
 
@@ -33,8 +32,6 @@ def write_page(
     inspection: Inspection,
     path: str | os.PathLike[str],
     *,
-    normalize: Normalize = "auto",
-    min_keep: int = 1,
     top_edges: int = 3,
     data_limit: int = DATA_LIMIT,
 ) -> Path:
@@ -45,7 +42,7 @@ def write_page(
     inspection : Inspection
     path : path-like
         File to write; replaced whole on success, untouched on failure.
-    normalize, min_keep, top_edges, data_limit
+    top_edges, data_limit
         As for :func:`llmrank.page_data.payload`.
 
     Returns
@@ -79,9 +76,7 @@ def write_page(
     # Before the minutes that the edges of a large model can take.
     _plotly()
     with replacing(target) as partial:
-        content = payload(
-            inspection, normalize=normalize, min_keep=min_keep, top_edges=top_edges, data_limit=data_limit
-        )
+        content = payload(inspection, top_edges=top_edges, data_limit=data_limit)
         partial.write_text(render(content), encoding="utf-8", newline="\n")
     return target
 

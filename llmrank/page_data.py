@@ -1,7 +1,7 @@
 """What the page of an inspection holds: numbers for people to look at, and the exact orders of removal.
 
-Sets of neurons are exact: the orders in which the pruners remove neurons are computed here by the pruners' own rules, and
-the page only compares positions in them with counts. Scores are there to be looked at, in float32.
+Sets of neurons are exact: the page holds the orders in which the pruners remove neurons, and only compares positions in
+them with counts. Scores are there to be looked at, in float32.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from graphs.node_facts import strongest_edges
 from graphs.strengths import strengths
 from llmrank.errors import OptionError
 from llmrank.inspection import Inspection, Scored
-from llmrank.prune import GlobalPruner, LayerRecord, Normalize, share_of
+from llmrank.prune import LayerRecord, global_count, local_count, round_width
 from llmrank.report import environment
 
-__all__ = ["DATA_LIMIT", "payload", "removal_positions"]
+__all__ = ["DATA_LIMIT", "payload"]
 
 FORMAT = 1
 # Bytes of base64. A model of 46,080 neurons with eight scorers needs 9 MB.
 DATA_LIMIT = 30_000_000
+# The slider of the page ends there, in per cent.
+SLIDER_END = 90
 # Neurons of every layer whose edges come before other scorers where not all fits.
 EDGES_AT_LEAST = 64
 
@@ -36,8 +38,6 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 def payload(
     inspection: Inspection,
     *,
-    normalize: Normalize = "auto",
-    min_keep: int = 1,
     top_edges: int = 3,
     data_limit: int = DATA_LIMIT,
 ) -> dict[str, Any]:
@@ -46,8 +46,6 @@ def payload(
     Parameters
     ----------
     inspection : Inspection
-    normalize, min_keep
-        Of the global and local pruning shown; see :class:`llmrank.prune.GlobalPruner`.
     top_edges : int
         Edges to show on either side of a neuron, at least 1.
     data_limit : int
@@ -59,8 +57,8 @@ def payload(
     dict
         Numbers, strings, and arrays as ``{"dtype", "data"}`` with base64 of little-endian bytes. Arrays run over all
         prunable neurons, layer after layer: for every scorer float32 ``scores``, uint16 or uint32 ``local`` and uint32
-        ``global`` positions (see :func:`removal_positions`), and ``ties``: packed bits, by local position, whether the
-        score equals the one before.
+        ``global`` positions (the pruners' ``removal_positions``), and ``ties``: packed bits, by local position, whether
+        the score equals the one before.
 
     Raises
     ------
@@ -90,8 +88,7 @@ def payload(
     layers = _layers(inspection)
     sizes = [layer["size"] for layer in layers]
     entries = {inspection.scorer: inspection.main, **inspection.scored}
-    other = "isolated" if inspection.topology == "chained" else "chained"
-    entries[f"{inspection.scorer}, {other}"] = inspection.elsewhere
+    entries[f"{inspection.scorer}, {inspection.other_topology}"] = inspection.elsewhere
     edge_bytes = np.dtype(_neighbours(inspection)).itemsize + 4
     chosen, edges_held = _fitting(list(entries), sizes, 2 * top_edges * edge_bytes, data_limit)
     notes = []
@@ -102,16 +99,12 @@ def payload(
         notes.append(
             f"To keep the page small only the {edges_held:,} highest neurons of a layer come with their edges."
         )
-    orders = {}
-    for name in chosen:
-        records = _records(inspection, entries[name])
-        local, global_ = removal_positions(records, normalize, min_keep)
-        orders[name] = (local, global_)
+    orders = {name: _orders(inspection, entries[name]) for name in chosen}
     asked = _asked(inspection, sizes)
-    if not all(_reproduced(entries[name], layers, orders[name], asked) for name in chosen):
+    if not all(_reproduced(inspection, entries[name], orders[name], asked) for name in chosen):
         notes.append(
-            f"The inspection's own masks are not those of plain local and global pruning by {asked['label']}, which this "
-            "page shows: it rounded widths, kept other neurons at least, or compared layers otherwise."
+            f"By {asked['label']} the inspection itself keeps other neurons than this page shows: it compared layers otherwise, "
+            "graph by graph."
         )
     return {
         "format": FORMAT,
@@ -119,8 +112,10 @@ def payload(
         "topology": inspection.topology,
         "scorer": inspection.scorer,
         "pruner": inspection.pruner,
-        "normalize": normalize,
-        "min_keep": min_keep,
+        "normalize": inspection.budgets.global_.normalize,
+        "min_keep": inspection.budgets.local.min_keep,
+        "multiple_of": inspection.budgets.local.multiple_of,
+        "slider_end": SLIDER_END,
         "asked": asked,
         "calibration": _calibration(inspection.calibration),
         "versions": environment(),
@@ -134,57 +129,6 @@ def payload(
         "facts": _facts(inspection),
         "edges": _edges(inspection, edges_held, top_edges),
     }
-
-
-def removal_positions(
-    layer_list: Sequence[LayerRecord], normalize: Normalize = "auto", min_keep: int = 1
-) -> tuple[list[IntArray], list[IntArray]]:
-    """When pruning comes to a neuron: how many others go before it.
-
-    :class:`LocalPruner` removes the neurons of a layer whose local position is below ``round(amount * n)``,
-    :class:`GlobalPruner` those whose global position is below ``ceil(amount * N)``.
-
-    Parameters
-    ----------
-    layer_list : sequence of LayerRecord
-        With their importance.
-    normalize, min_keep
-        As for :class:`llmrank.prune.GlobalPruner`.
-
-    Returns
-    -------
-    local, global : lists of (n,) int64 arrays, one a layer
-        Permutations of 0..n-1, and together of 0..N-1. The min_keep highest neurons of every layer come last in the
-        global order, where no permitted amount reaches.
-
-    Raises
-    ------
-    OptionError
-        An option out of range.
-
-    Notes
-    -----
-    Cost: sorts, and a pass over all neurons a layer.
-
-    Examples
-    --------
-    >>> records = [LayerRecord("a", torch.tensor([0.1, 0.7, 0.2])), LayerRecord("b", torch.tensor([0.6, 0.4]))]
-    >>> local, together = removal_positions(records, normalize="none")
-    >>> [positions.tolist() for positions in local], [positions.tolist() for positions in together]
-    ([[0, 2, 1], [1, 0]], [[0, 4, 1], [3, 2]])
-    """
-    pruner = GlobalPruner(0.0, min_keep, normalize=normalize)
-    local = [_inverse(torch.argsort(layer.importance.double().cpu(), stable=True)) for layer in layer_list]
-    sizes = [layer.out_features for layer in layer_list]
-    order = torch.argsort(torch.cat([pruner._normalised(layer) for layer in layer_list]), stable=True)
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
-    protected = torch.zeros(len(order), dtype=torch.bool)
-    for position in range(len(sizes)):
-        own = order[owner[order] == position]
-        protected[own[max(len(own) - min_keep, 0) :]] = True
-    last = protected[order]
-    together = _inverse(torch.cat([order[~last], order[last]]))
-    return local, np.split(together, np.cumsum(sizes)[:-1])
 
 
 # --- parts of the payload
@@ -203,41 +147,57 @@ def _layers(inspection: Inspection) -> list[dict[str, Any]]:
     return layers
 
 
-def _records(inspection: Inspection, scored: Scored) -> list[LayerRecord]:
-    """What pruners need of the layers: no more than importance, so the other topology's graphs are not missed."""
+def _orders(inspection: Inspection, scored: Scored) -> tuple[list[IntArray], list[IntArray]]:
+    """Positions in the removal orders of both budgets, layer by layer."""
     prunable = [layer for entry in inspection.graphs for layer in entry.prunable.values()]
-    return [
+    # Importance is all that pruners need: the graphs of the other topology are not missed.
+    records = [
         LayerRecord(layer.name, torch.from_numpy(scored.importance[layer.name]), explicit=not layer.consumers)
         for layer in prunable
     ]
+    budgets = inspection.budgets
+    local, together = (pruner.removal_positions(records) for pruner in (budgets.local, budgets.global_))
+    return [positions.numpy() for positions in local], [positions.numpy() for positions in together]
 
 
 def _asked(inspection: Inspection, sizes: Sequence[int]) -> dict[str, Any]:
-    """The amount of the inspection: how it is called, and the counts it means, in float products as pruners take them."""
+    """The amount of the inspection: how it is called, and the counts it means."""
     amount, total = inspection.amount, sum(sizes)
     if isinstance(amount, int):
-        each, together = [amount] * len(sizes), amount
-        percent, label, share = None, f"{amount:,} neurons", min(amount / max(total, 1), 0.9)
+        percent, label, share = None, f"{amount:,} neurons", min(amount / max(total, 1), SLIDER_END / 100)
     else:
-        each, together, share = [round(amount * size) for size in sizes], share_of(amount, total), amount
         whole = round(100 * amount)
-        percent = whole if whole / 100 == amount and whole <= 90 else None
-        label = f"{100 * amount:.6g} %"
-    return {"percent": percent, "label": label, "share": share, "local": each, "global": together}
+        percent = whole if whole / 100 == amount and whole <= SLIDER_END else None
+        label, share = f"{100 * amount:.6g} %", amount
+    return {
+        "percent": percent,
+        "label": label,
+        "share": share,
+        "local": [local_count(amount, size) for size in sizes],
+        "global": global_count(amount, total),
+    }
 
 
 def _reproduced(
-    scored: Scored,
-    layers: Sequence[Mapping[str, Any]],
-    orders: tuple[list[IntArray], list[IntArray]],
-    asked: Mapping[str, Any],
+    inspection: Inspection, scored: Scored, orders: tuple[list[IntArray], list[IntArray]], asked: Mapping[str, Any]
 ) -> bool:
-    """Whether positions and counts give the masks that the inspection's pruners gave."""
-    limits = {"local": asked["local"], "global": [asked["global"]] * len(layers)}
+    """Whether positions and counts give the masks that the inspection's pruners gave, as the page takes them."""
+    local, together = orders
+    removed = {
+        "local": asked["local"],
+        "global": [int((positions < asked["global"]).sum()) for positions in together],
+    }
+    budget = inspection.budgets.local
+
+    def width(size: int, gone: int) -> int:
+        if budget.multiple_of == 1:
+            return size - gone
+        return round_width(size - gone, size, budget.multiple_of, budget.min_keep)
+
     return all(
-        np.array_equal(scored.masks[budget][layer["name"]].numpy(), positions >= limit)
-        for budget, order in zip(("local", "global"), orders, strict=True)
-        for layer, positions, limit in zip(layers, order, limits[budget], strict=True)
+        np.array_equal(masks[layer].numpy(), positions >= len(positions) - width(len(positions), gone))
+        for name, masks in scored.masks.items()
+        for layer, positions, gone in zip(inspection.places(), local, removed[name], strict=True)
     )
 
 
@@ -327,12 +287,6 @@ def _calibration(provenance: Mapping[str, Any]) -> str:
     source = str(provenance.get("source", "unknown"))
     sizes = [f"{provenance[key]:,} {key}" for key in ("sequences", "tokens") if isinstance(provenance.get(key), int)]
     return f"{source} ({', '.join(sizes)})" if sizes else source
-
-
-def _inverse(order: torch.Tensor) -> IntArray:
-    positions = np.empty(len(order), dtype=np.int64)
-    positions[order.numpy()] = np.arange(len(order))
-    return positions
 
 
 def _index(size: int) -> type[np.uint16] | type[np.uint32]:

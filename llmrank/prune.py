@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Literal
 
 import torch
 
+from graphs.concentration import count_of_share
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.masks import Masks
 
@@ -29,7 +29,7 @@ class LayerRecord:
     in_activation, out_activation : (in,) and (out,) tensors
         Norms of what the layer reads, and of its own nodes.
     importance : (out,) float64 tensor
-        From the scorer, of sum 1.
+        From the scorer: non-negative, of sum 1.
     pruning_mask : tensor or None
         For the pruner to set. Float: scores, (out,) or (out, in); the rows of lowest L1 norm go. Bool
         or uint8, (out,): the keep mask itself.
@@ -38,6 +38,12 @@ class LayerRecord:
         None takes the pruner's own.
     explicit : bool
         Whether the layer was named by a `structure_dict`.
+
+    Examples
+    --------
+    >>> record = LayerRecord("mlp", torch.tensor([0.25, 0.75]), weight=torch.ones(2, 3))
+    >>> record.in_features, record.out_features, record.pruning_mask is None
+    (3, 2, True)
     """
 
     def __init__(
@@ -84,7 +90,8 @@ class BasePruner:
     min_keep : int
         Neurons that every layer keeps at least.
     multiple_of : int
-        Kept widths are rounded to the nearest multiple (up where that leaves none), for hardware.
+        Kept widths are rounded to the nearest multiple (halfway to the even one, up where that leaves fewer than
+        `min_keep`), for hardware; see :func:`round_width`.
 
     Raises
     ------
@@ -116,6 +123,16 @@ class BasePruner:
     def prune(self, layer_list: Sequence[LayerRecord]) -> Masks:
         """Keep masks of all records.
 
+        Parameters
+        ----------
+        layer_list : sequence of LayerRecord
+            Their masks and amounts are set anew.
+
+        Returns
+        -------
+        Masks
+            A (n,) bool tensor a layer, True = kept, by the name of its record.
+
         Raises
         ------
         OptionError
@@ -138,7 +155,7 @@ class BasePruner:
             if mask.shape != (n,):
                 raise LLMRankError(f"{layer.name}: expected a keep mask of shape ({n},), got {tuple(mask.shape)}")
             keep = mask.bool()
-            scores = layer.importance.double().cpu() + keep.double()
+            scores = layer.importance.double().cpu()
         else:
             if mask.shape[:1] != (n,) or mask.ndim > 2 or not mask.is_floating_point():
                 raise LLMRankError(
@@ -150,7 +167,7 @@ class BasePruner:
             if not bool(torch.isfinite(scores).all()):
                 raise LLMRankError(f"{layer.name}: the scores of {type(self).__name__} are not finite")
             amount = check_amount(self.amount if layer.amount is None else layer.amount)
-            keep = keep_highest(scores, n - (amount if isinstance(amount, int) else round(amount * n)))
+            keep = keep_highest(scores, n - local_count(amount, n))
         kept = int(keep.sum())
         if kept < self.min_keep:
             raise OptionError(
@@ -158,7 +175,9 @@ class BasePruner:
                 "min_keep"
             )
         if self.multiple_of > 1:
-            keep = keep_highest(scores, round_width(kept, n, self.multiple_of, self.min_keep))
+            # What goes anyway is lower than all that stays.
+            order = ascending_positions(scores) + n * keep.long()
+            keep = keep_highest(order, round_width(kept, n, self.multiple_of, self.min_keep))
         return keep
 
 
@@ -169,12 +188,45 @@ class LocalPruner(BasePruner):
     ----------
     amount, min_keep, multiple_of
         As for :class:`BasePruner`.
+
+    Examples
+    --------
+    >>> layers = [LayerRecord("a", torch.tensor([0.1, 0.7, 0.2])), LayerRecord("b", torch.tensor([0.6, 0.4]))]
+    >>> {name: keep.tolist() for name, keep in LocalPruner(0.5).prune(layers).items()}
+    {'a': [False, True, False], 'b': [True, False]}
     """
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         """The importance of each layer is its score."""
         for layer in layer_list:
             layer.pruning_mask = layer.importance
+
+    def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
+        """When pruning comes to a neuron: how many of its layer go before it.
+
+        Those of a position below :func:`local_count` of the amount go; `multiple_of` moves that limit.
+
+        Parameters
+        ----------
+        layer_list : sequence of LayerRecord
+
+        Returns
+        -------
+        list of (n,) int64 tensors
+            One a layer, a permutation of 0..n-1, whatever the amount.
+
+        Raises
+        ------
+        LLMRankError
+            Importance that is not finite.
+
+        Examples
+        --------
+        >>> layers = [LayerRecord("a", torch.tensor([0.1, 0.7, 0.2])), LayerRecord("b", torch.tensor([0.6, 0.4]))]
+        >>> [positions.tolist() for positions in LocalPruner().removal_positions(layers)]
+        [[0, 2, 1], [1, 0]]
+        """
+        return [ascending_positions(_importance(layer)) for layer in layer_list]
 
 
 class GlobalPruner(BasePruner):
@@ -188,6 +240,17 @@ class GlobalPruner(BasePruner):
         How scores of layers of different width are made comparable: standardised by the population
         deviation, scaled to mean 1, or not at all (the paper's). Auto is zscore, and none for layers
         named by a `structure_dict`.
+
+    Raises
+    ------
+    OptionError
+        An unknown normalisation, or as for :class:`BasePruner`.
+
+    Examples
+    --------
+    >>> layers = [LayerRecord("a", torch.tensor([0.1, 0.7, 0.2])), LayerRecord("b", torch.tensor([0.6, 0.4]))]
+    >>> {name: keep.tolist() for name, keep in GlobalPruner(2, normalize="none").prune(layers).items()}
+    {'a': [False, True, False], 'b': [True, True]}
     """
 
     def __init__(
@@ -200,34 +263,66 @@ class GlobalPruner(BasePruner):
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         """One order over all layers; every record gets its keep mask."""
-        sizes = [layer.out_features for layer in layer_list]
-        total = sum(sizes)
-        remove = self.amount if isinstance(self.amount, int) else share_of(self.amount, total)
-        if total - remove < self.min_keep * len(sizes):
+        total = sum(layer.out_features for layer in layer_list)
+        remove = global_count(self.amount, total)
+        if total - remove < self.min_keep * len(layer_list):
             raise OptionError(
-                f"removing {remove} of {total} neurons leaves fewer than min_keep={self.min_keep} in each of {len(sizes)} "
-                "layers; lower the amount"
+                f"removing {remove} of {total} neurons leaves fewer than min_keep={self.min_keep} in each of "
+                f"{len(layer_list)} layers; lower the amount"
             )
-        scores = torch.cat([self._normalised(layer) for layer in layer_list])
-        owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
-        order = torch.argsort(scores, stable=True)
-        # The min_keep highest of every layer are protected: they are the last of it in this order.
-        protected = torch.zeros(total, dtype=torch.bool)
-        for position in range(len(sizes)):
-            own = order[owner[order] == position]
-            protected[own[len(own) - min(self.min_keep, len(own)) :]] = True
-        keep = torch.ones(total, dtype=torch.bool)
-        keep[order[~protected[order]][:remove]] = False
-        for layer, mask in zip(layer_list, torch.split(keep, sizes), strict=True):
-            layer.pruning_mask = mask
+        for layer, positions in zip(layer_list, self.removal_positions(layer_list), strict=True):
+            layer.pruning_mask = positions >= remove
+
+    def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
+        """When pruning comes to a neuron: how many of all layers go before it.
+
+        Those of a position below :func:`global_count` of the amount go; `multiple_of` then moves the limit within each
+        layer. There the order is that of :class:`LocalPruner`, so the two differ in where they cut, not in what is lower.
+
+        Parameters
+        ----------
+        layer_list : sequence of LayerRecord
+
+        Returns
+        -------
+        list of (n,) int64 tensors
+            One a layer, together a permutation of 0..N-1, whatever the amount. The `min_keep` highest of every layer
+            come last, where no permitted amount reaches.
+
+        Raises
+        ------
+        LLMRankError
+            Importance that is not finite.
+
+        Notes
+        -----
+        Cost: two sorts.
+
+        Examples
+        --------
+        >>> layers = [LayerRecord("a", torch.tensor([0.1, 0.7, 0.2])), LayerRecord("b", torch.tensor([0.6, 0.4]))]
+        >>> [positions.tolist() for positions in GlobalPruner(normalize="none").removal_positions(layers)]
+        [[0, 4, 1], [3, 2]]
+        """
+        own = [ascending_positions(_importance(layer)) for layer in layer_list]
+        # Every layer in its own order: a stable sort leaves it so where two scores differ by less than their
+        # normalised values can say.
+        standing = torch.cat(
+            [self._normalised(layer)[torch.argsort(p)] for layer, p in zip(layer_list, own, strict=True)]
+        )
+        protected = torch.cat([torch.arange(len(p)) >= len(p) - self.min_keep for p in own])
+        order = torch.argsort(standing, stable=True)
+        order = torch.cat([order[~protected[order]], order[protected[order]]])
+        together = torch.split(torch.argsort(order), [len(p) for p in own])
+        return [positions[p] for positions, p in zip(together, own, strict=True)]
 
     def _normalised(self, layer: LayerRecord) -> torch.Tensor:
-        values = layer.importance.double().cpu()
+        values = _importance(layer)
         normalize = self.normalize
         if normalize == "auto":
             normalize = "none" if layer.explicit else "zscore"
         if normalize == "zscore":
-            # A constant layer has no order: round-off must not make one up.
+            # A constant layer has no standing among others: round-off must not make one up.
             if float(values.max() - values.min()) <= 1e-9 * float(values.abs().max()):
                 return torch.zeros_like(values)
             return (values - values.mean()) / values.std(correction=0)
@@ -235,6 +330,16 @@ class GlobalPruner(BasePruner):
             mean = values.mean()
             return values / mean if mean > 0 else values
         return values
+
+
+def _importance(layer: LayerRecord) -> torch.Tensor:
+    """The importance as pruners compare it: float64 on the CPU, finite."""
+    values = layer.importance.double().cpu()
+    if not bool(torch.isfinite(values).all()):
+        raise LLMRankError(
+            f"{layer.name}: the importance is not finite; look at what the scorer returns for this layer"
+        )
+    return values
 
 
 def check_amount(amount: float | int) -> float | int:
@@ -250,20 +355,64 @@ def check_amount(amount: float | int) -> float | int:
     return amount
 
 
-def share_of(amount: float, total: int) -> int:
-    """``ceil(amount * total)`` with the share as it is written: 0.07 of 100 is 7, though 0.07 * 100 > 7 in floats."""
-    return math.ceil(Fraction(repr(float(amount))) * total)
+def local_count(amount: float | int, n: int) -> int:
+    """How many of a layer's `n` neurons an amount removes: a share rounded, halves to the even number.
+
+    >>> local_count(0.3, 1536), local_count(0.5, 5), local_count(7, 5)
+    (461, 2, 7)
+    """
+    return amount if isinstance(amount, int) else round(amount * n)
+
+
+def global_count(amount: float | int, total: int) -> int:
+    """How many of all `total` neurons an amount removes: a share rounded up, as it is written.
+
+    0.07 of 100 is 7, though 0.07 * 100 > 7 in floats.
+
+    >>> global_count(0.07, 100), global_count(0.3, 46080), global_count(7, 5)
+    (7, 13824, 7)
+    """
+    return amount if isinstance(amount, int) else count_of_share(amount, total)
+
+
+def ascending_positions(scores: torch.Tensor) -> torch.Tensor:
+    """How many scores are lower than each; among equals the lower index counts as lower.
+
+    Parameters
+    ----------
+    scores : (n,) tensor
+        On the CPU.
+
+    Returns
+    -------
+    (n,) int64 tensor
+        A permutation of 0..n-1.
+
+    Examples
+    --------
+    >>> ascending_positions(torch.tensor([0.5, 0.1, 0.5])).tolist()
+    [1, 0, 2]
+    """
+    return torch.argsort(torch.argsort(scores, stable=True))
 
 
 def keep_highest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Keep the `count` highest; among equals the lower index goes first."""
-    keep = torch.ones(len(scores), dtype=torch.bool)
-    keep[torch.argsort(scores, stable=True)[: max(len(scores) - count, 0)]] = False
-    return keep
+    """Keep the `count` highest; among equals the lower index goes first.
+
+    >>> keep_highest(torch.tensor([0.5, 0.1, 0.5]), 1).tolist()
+    [False, False, True]
+    """
+    return ascending_positions(scores) >= len(scores) - count
 
 
 def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
-    """`kept` rounded to the nearest multiple, at least min_keep, at most the layer itself."""
+    """`kept` rounded to the nearest multiple, at least min_keep, at most the layer itself.
+
+    Halfway it is the even multiple.
+
+    >>> round_width(1075, 1536, 64, 1), round_width(12, 20, 8, 1), round_width(20, 28, 8, 1), round_width(3, 20, 8, 1)
+    (1088, 16, 16, 8)
+    """
     rounded = int(multiple * round(kept / multiple))
     if rounded < max(min_keep, 1):
         rounded = multiple * math.ceil(max(min_keep, 1) / multiple)

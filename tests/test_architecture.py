@@ -142,6 +142,7 @@ MEETING = {
     "llmrank.score.incoming": {"graphs.LayeredGraph", "graphs.RankResult"},
     "llmrank.score.outgoing": {"graphs.LayeredGraph", "graphs.RankResult"},
     "llmrank.masks": {"graphs.GraphError", "graphs.files.read_tensors", "graphs.files.write_tensors"},
+    "llmrank.prune": {"graphs.concentration.count_of_share"},
     "llmrank.report": {"graphs.files.replacing"},
     "llmrank.output": {"graphs.files.current_umask"},
     "llmrank.pipeline": {"graphs.LayeredGraph", "graphs.RankResult"},

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -20,16 +24,17 @@ from graphs.subgraphs import top_subgraph
 from llmrank.cli.options import load, make_parts, make_pipeline
 from llmrank.config import SCORERS
 from llmrank.errors import OptionError
+from llmrank.figures import FORMATS as FIGURES
 from llmrank.figures import write_figures
-from llmrank.findings import Findings, NeuronFacts, find, neuron_facts, parse_neuron
+from llmrank.findings import Findings, NeuronFacts, Verdict, find, neuron_facts, parse_neuron, split_neuron
 from llmrank.inspection import Inspection, inspect_model
 from llmrank.output import check_output, whole_directory
 from llmrank.page import write_page
 from llmrank.score import BaseScorer
+from llmrank.surgery import prunable_layers
 
 __all__ = ["inspect_options", "run_inspect"]
 
-FIGURES = ("png", "svg")
 # Subgraphs of the highest-ranked nodes, for other programs;
 SUBGRAPHS = ("graphml", "gexf")
 # and whole graphs.
@@ -37,6 +42,8 @@ WHOLE = ("safetensors", "npz", "csv", "parquet")
 DEFAULT_FORMATS = "png,svg,html"
 PAGE = "index.html"
 SUMMARY = "summary.json"
+# Columns of a table that is printed whole, whatever the terminal.
+WIDEST = 1000
 
 
 def inspect_options(command: argparse.ArgumentParser) -> None:
@@ -72,26 +79,33 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     formats = _formats(options)
     if options.output is not None:
         check_output(options.output)
-    scorers = _scorers(options)
+    ranges = _ranges(options.layers)
+    for text in options.neuron:
+        split_neuron(text)
+    # Both budgets are shown: their options count whichever was asked for, and the global pruner takes them all.
+    settings = argparse.Namespace(**{**vars(options), "pruner": "global"})
+    scorers = _scorers(settings, options.pruner)
     loaded = load(options)
-    pipeline = make_pipeline(options, loaded, evaluation=None)
+    pipeline = make_pipeline(settings, loaded, evaluation=None)
+    layers = {name: layer.size for name, layer in prunable_layers(pipeline.find()).items()}
+    shown = _chosen(list(layers), ranges, options.layers)
+    neurons = [parse_neuron(layers, text) for text in options.neuron]
     inspection = inspect_model(pipeline, scorers, options.scorer, options.pruner)
-    names = list(inspection.places())
-    shown = [names[k] for k in _numbers(options.layers, len(names))]
-    neurons = [neuron_facts(inspection, *parse_neuron(inspection, text)) for text in options.neuron]
     findings = find(inspection, shown)
     _print_table(findings, console)
-    for entry in neurons:
-        _print_neuron(entry, console)
+    for layer, neuron in neurons:
+        _print_neuron(neuron_facts(inspection, layer, neuron), list(layers).index(layer), console)
     if options.output is None:
+        console.print("Nothing was written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
     with Console(stderr=True).status(escape(f"Writing {options.output}")), whole_directory(options.output) as partial:
         _write(partial, findings, formats, options, selected=options.layers is not None)
-    console.print(
-        f"Wrote {options.output}: {', '.join(sorted(p.name for p in options.output.iterdir()))}.", markup=False
-    )
-    if options.open and "html" in formats:
-        webbrowser.open((options.output / PAGE).absolute().as_uri())
+    names = sorted(path.name for path in options.output.iterdir())
+    console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
+    if PAGE in names:
+        page = (options.output / PAGE).absolute()
+        if not options.open or not webbrowser.open(page.as_uri()):
+            console.print(f"Open {page} in a browser to explore the model; no network is needed.", markup=False)
     return 0
 
 
@@ -104,35 +118,46 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
     unknown = [name for name in asked if name not in known]
     if unknown:
         raise OptionError(f"unknown format {', '.join(unknown)}; expected some of {', '.join(known)}")
+    # Now, and not after the minutes that the model takes.
+    if "parquet" in asked and find_spec("pyarrow") is None:
+        raise OptionError('the format parquet needs pyarrow, which is not installed; pip install "llmrank[tables]"')
+    if options.output is None and options.format != DEFAULT_FORMATS:
+        raise OptionError("--format says what to write, so it needs --output")
     if options.open and (options.output is None or "html" not in asked):
         raise OptionError("--open needs --output and the format html")
     return asked
 
 
-def _scorers(options: argparse.Namespace) -> dict[str, BaseScorer]:
+def _scorers(settings: argparse.Namespace, pruner: str) -> dict[str, BaseScorer]:
     """The scorer asked for with its settings, and those to compare with at their defaults."""
-    scorer, _ = make_parts(options)
-    if options.pruner not in ("local", "global"):
-        raise OptionError(f"inspect shows what local and global pruning take; got --pruner {options.pruner!r}")
-    names = list(SCORERS) if options.compare is None else [name.strip() for name in options.compare.split(",")]
+    if pruner not in ("local", "global"):
+        raise OptionError(f"inspect shows what local and global pruning take; got --pruner {pruner!r}")
+    scorer, _ = make_parts(settings)
+    names = list(SCORERS) if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
-    return {options.scorer: scorer, **{n: SCORERS.make(n) for n in names if n != options.scorer}}
+    return {settings.scorer: scorer, **{n: SCORERS.make(n) for n in names if n != settings.scorer}}
 
 
-def _numbers(text: str | None, count: int) -> list[int]:
-    """``0-3,29`` as numbers below `count`; all where nothing was said."""
+def _ranges(text: str | None) -> list[tuple[int, int]] | None:
+    """``0-3,29`` as first and last numbers; None where nothing was said."""
     if text is None:
-        return list(range(count))
-    found: set[int] = set()
+        return None
+    found = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise OptionError(f"--layers expects numbers and ranges such as 0-3,29, got {text!r}")
-        found.update(range(int(first), int(last if dash else first) + 1))
-    beyond = sorted(number for number in found if number >= count)
-    if beyond or not found:
-        raise OptionError(f"--layers: the model has prunable layers 0 to {count - 1}, got {text!r}")
-    return sorted(found)
+        found.append((int(first), int(last or first)))
+    return found
+
+
+def _chosen(names: Sequence[str], ranges: Sequence[tuple[int, int]] | None, text: str | None) -> list[str]:
+    """The layers of these numbers, in the order of the model; all where nothing was said."""
+    if ranges is None:
+        return list(names)
+    if any(last >= len(names) for _, last in ranges):
+        raise OptionError(f"--layers: the model has prunable layers 0 to {len(names) - 1}, got {text!r}")
+    return [name for k, name in enumerate(names) if any(first <= k <= last for first, last in ranges)]
 
 
 # --- the terminal
@@ -140,61 +165,154 @@ def _numbers(text: str | None, count: int) -> list[int]:
 
 def _print_table(findings: Findings, console: Console) -> None:
     inspection = findings.inspection
-    edges = sum(entry.graph.edges for entry in inspection.graphs)
-    nodes = sum(entry.graph.nodes for entry in inspection.graphs)
-    title = (
-        f"{inspection.source}: {len(inspection.places())} prunable layers, {len(inspection.graphs)} {inspection.topology} "
-        f"graph(s), {nodes:,} nodes, {edges:,} edges; scored by {inspection.scorer}"
+    numbers = {name: number for number, name in enumerate(inspection.places())}
+    graphs = inspection.graphs
+    counted = "1 graph" if len(graphs) == 1 else f"{len(graphs)} graphs"
+    console.print(
+        f"{inspection.source}: {sum(map(len, inspection.main.importance.values())):,} hidden neurons in {len(numbers)} "
+        f"layers\n{inspection.topology}, {counted}: {sum(e.graph.nodes for e in graphs):,} nodes, "
+        f"{sum(e.graph.edges for e in graphs):,} edges; scored by {inspection.scorer}\n",
+        markup=False,
+        highlight=False,
     )
-    table = Table(title=escape(title), title_justify="left")
-    headings = ("layer", "neurons", "edges in", "density", "effective", "top 1 % hold", "Gini", "highest")
-    for heading in (*headings, f"local keeps ({inspection.amount})", f"global keeps ({inspection.amount})"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
-    for name, layer in findings.layers.items():
+    layers = findings.layers.values()
+    kept = {budget: findings.kept.get(budget) for budget in ("local", "global")}
+    totals = {budget: f"{sum(counts.values()):,}" if counts else "" for budget, counts in kept.items()}
+    labels = _brief(findings.layers, numbers)
+    # The numbers that --layers and --neuron take, unless the names say them already.
+    told = all(label.split(".")[0] == str(numbers[name]) for name, label in zip(findings.layers, labels, strict=True))
+    table = _compact(show_footer=True)
+    for heading, footer in (
+        *([] if told else [("", "")]),
+        ("layer", "all" if len(layers) == len(numbers) else "these"),
+        ("neurons", f"{sum(layer.nodes for layer in layers):,}"),
+        ("edges in", ""),
+        ("dead", f"{sum(layer.dead for layer in layers):,}"),
+        *((heading, "") for heading in ("effective", "top\n1 %", "Gini", "highest")),
+        ("local\nkeeps", totals["local"]),
+        ("global\nkeeps", totals["global"]),
+    ):
+        table.add_column(heading, footer, justify="left" if heading == "layer" else "right", no_wrap=True)
+    for (name, layer), label in zip(findings.layers.items(), labels, strict=True):
         table.add_row(
-            escape(name),
+            *([] if told else [str(numbers[name])]),
+            escape(label),
             f"{layer.nodes:,}",
             f"{layer.edges_in:,}",
-            f"{layer.density:.3f}",
+            f"{layer.dead:,}",
             f"{layer.effective:,.0f}",
             f"{layer.top_share:.1%}",
             f"{layer.gini:.2f}",
             str(layer.highest),
-            f"{findings.kept['local'][name]:,}",
-            f"{findings.kept['global'][name]:,}",
+            *(f"{counts[name]:,}" if counts else "refused" for counts in kept.values()),
         )
-    console.print(table)
-    console.print("effective: 1 / sum of squared scores, the number of equal neurons with the same concentration.")
+    _print_whole(table, console)
+    for budget, reason in inspection.budgets.refusals.items():
+        console.print(f"{budget} pruning refuses this amount: {reason}.", markup=False, highlight=False)
+    console.print(_legend(inspection), markup=False, highlight=False)
     if findings.agreement:
-        against = Table(
-            title=f"Agreement with {escape(inspection.scorer)}, {inspection.topology}", title_justify="left"
-        )
-        for heading in ("", "Spearman", "kept alike, local", "kept alike, global"):
-            against.add_column(heading, justify="right" if heading else "left")
-        for name, entry in findings.agreement.items():
-            against.add_row(escape(name), f"{entry.correlation:.3f}", f"{entry.local:.1%}", f"{entry.global_:.1%}")
-        console.print(against)
+        _print_agreement(findings, console)
 
 
-def _print_neuron(neuron: NeuronFacts, console: Console) -> None:
-    facts = neuron.facts
-    console.print(Text(f"\n{neuron.layer}, neuron {facts.node}", style="bold"))
-    console.print(
-        f"score {facts.score:.4g} (above {facts.percentile:.1%} of its layer), activation {facts.activation:.4g}, "
-        f"strength in {facts.in_strength:.4g}, out {facts.out_strength:.4g}",
-        markup=False,
+def _compact(**options: Any) -> Table:
+    """A table that leaves the room to the numbers: a model's layers should fit a terminal of 80 columns."""
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """A table in the width it needs: numbers broken over two lines cannot be read anywhere, a pipe included."""
+    usual = console.width
+    console.width = max(usual, Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum)
+    console.print(table)
+    console.width = usual
+
+
+def _brief(names: Iterable[str], among: Iterable[str]) -> list[str]:
+    """Names without the dotted parts that all begin with; one part stays at least."""
+    split = [name.split(".") for name in among]
+    same = 0
+    while all(len(parts) > same + 1 for parts in split) and len({parts[same] for parts in split}) == 1:
+        same += 1
+    return [".".join(name.split(".")[same:]) for name in names]
+
+
+def _legend(inspection: Inspection) -> str:
+    """What the columns mean, for those who see them for the first time."""
+    amount = inspection.amount
+    asked = f"{amount:,} neurons" if isinstance(amount, int) else f"{100 * amount:.6g} %"
+    return (
+        "\ndead: silent on the whole calibration text. highest: the neuron of the highest score.\n"
+        "effective: as many neurons of equal score would be as concentrated as these.\n"
+        "top 1 %: what the highest 1 % of neurons hold of the layer's score.\n"
+        "Gini: 0 where all score alike, near 1 where one has everything.\n"
+        f"keeps: what stays if pruning removes {asked} of every layer (local), or of all\n"
+        "layers together (global)."
     )
-    for budget, verdict in neuron.verdicts.items():
-        state = "kept" if verdict.kept else "removed"
-        console.print(f"{budget}: {state}, {verdict.ratio:.2f} times the score at the cut", markup=False)
-    for title, edges, share in (
-        ("strongest in", facts.in_edges, "of what arrives"),
-        ("strongest out", facts.out_edges, "of what leaves"),
+
+
+def _print_agreement(findings: Findings, console: Console) -> None:
+    inspection = findings.inspection
+    console.print(
+        f"\nDo others keep the same neurons as {inspection.scorer}, {inspection.topology}?\n",
+        markup=False,
+        highlight=False,
+    )
+    table = _compact()
+    for heading in ("scorer", "Spearman", "local", "global"):
+        table.add_column(heading, justify="left" if heading == "scorer" else "right", no_wrap=True)
+
+    def share(value: float) -> str:
+        return f"{value:.1%}" if isfinite(value) else "-"
+
+    for name, entry in findings.agreement.items():
+        label = f"{inspection.scorer}, {name}" if name == inspection.other_topology else name
+        correlation = f"{entry.correlation:.3f}" if isfinite(entry.correlation) else "-"
+        table.add_row(escape(label), correlation, share(entry.local), share(entry.global_))
+    _print_whole(table, console)
+    console.print(
+        "\nSpearman: correlation of the orders, 1 for the same, 0 for none.\n"
+        f"local, global: of the neurons that {inspection.scorer} keeps, the share that the other keeps.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _print_neuron(neuron: NeuronFacts, number: int, console: Console) -> None:
+    facts = neuron.facts
+    console.print(Text(f"\nNeuron {number}:{facts.node} ({neuron.layer})", style="bold"))
+    stands = f"score {facts.score:.4g}, above {facts.percentile:.1%} of its layer"
+    lines = [
+        f"{stands}; activation {facts.activation:.4g}; strength in {facts.in_strength:.4g}, out {facts.out_strength:.4g}",
+        *(f"{budget}: {_verdict(verdict, facts.score)}" for budget, verdict in neuron.verdicts.items()),
+    ]
+    for edges, title in (
+        (facts.in_edges, f"from nodes of {neuron.before} (share of what arrives)"),
+        (facts.out_edges, f"to nodes of {neuron.after} (share of what leaves)"),
     ):
-        listed = ", ".join(f"{edge.node} ({edge.carried:.2%})" for edge in edges)
-        console.print(f"{title} ({share}): {listed or 'none'}", markup=False)
-    for path in neuron.paths:
-        console.print(f"path {' -> '.join(str(node) for _, node in path.nodes)}: {path.probability:.3g}", markup=False)
+        if edges:
+            lines.append(f"{title}: {', '.join(f'{edge.node} ({edge.carried:.2%})' for edge in edges)}")
+    if neuron.paths:
+        paths = ", ".join(
+            f"{' > '.join(str(node) for _, node in path.nodes)} ({path.probability:.2g})" for path in neuron.paths
+        )
+        lines.append(f"strongest paths through it (transition probability): {paths}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _verdict(verdict: Verdict, score: float) -> str:
+    """In words, whatever the margin."""
+    state = "kept" if verdict.kept else "removed"
+    beyond = "highest removed score" if verdict.kept else "lowest kept score"
+    if isnan(verdict.ratio):
+        return (
+            f"{state}; nothing of its layer is removed"
+            if score > 0
+            else f"{state}; there is no score to compare it with"
+        )
+    if not isfinite(verdict.ratio):
+        return f"{state}; the {beyond} is 0"
+    return f"{state}, {verdict.ratio:.3g} times the {beyond} of its layer"
 
 
 # --- the files
@@ -210,7 +328,7 @@ def _write(
     if pictures:
         write_figures(inspection, directory, pictures, options.top, list(findings.layers) if selected else None)
     if "html" in formats:
-        write_page(inspection, directory / PAGE, normalize=options.normalize or "auto", min_keep=options.min_keep or 1)
+        write_page(inspection, directory / PAGE)
     _write_graphs(directory, inspection, formats, options.top)
 
 

@@ -54,6 +54,7 @@ class Model {
         global: decode(entry.global),
         ties: decode(entry.ties),
         orders: new Map(),
+        ascending: new Map(),
       });
     }
     return this.#scorers.get(name);
@@ -67,6 +68,16 @@ class Model {
       scorer.orders.set(layer.number, order);
     }
     return scorer.orders.get(layer.number);
+  }
+
+  /** Global positions of the neurons of a layer, lowest score first: ascending. */
+  globally(scorer, layer) {
+    if (!scorer.ascending.has(layer.number)) {
+      const ascending = new Uint32Array(layer.size);
+      for (let k = 0; k < layer.size; k += 1) ascending[scorer.local[layer.start + k]] = scorer.global[layer.start + k];
+      scorer.ascending.set(layer.number, ascending);
+    }
+    return scorer.ascending.get(layer.number);
   }
 
   /** Share of the layer's score, relative to an equal share: 1 is the mean. */
@@ -112,6 +123,7 @@ class Edges {
 }
 
 // An amount is {percent} from the slider, or "asked": what the inspection was asked for, whatever it was.
+// A budget is {name: "local" or "global", multiple}: kept widths are rounded to that multiple.
 
 function localCount(model, amount, layer) {
   if (amount === "asked") return model.asked.local[layer.number];
@@ -123,11 +135,40 @@ function globalCount(model, amount) {
   return Math.floor((amount.percent * model.total + 99) / 100);
 }
 
+/** A width to keep, rounded as the library rounds it. */
+function roundWidth(kept, total, multiple, minKeep) {
+  let rounded = multiple * roundHalfEven(kept / multiple);
+  if (rounded < minKeep) rounded = multiple * Math.ceil(minKeep / multiple);
+  return Math.min(rounded, total);
+}
+
+/** How many values of an ascending array are below a limit. */
+function below(ascending, limit) {
+  let low = 0;
+  let high = ascending.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ascending[middle] < limit) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+/** How many neurons of a layer a budget removes, refusals aside. */
+function removedCount(model, scorer, amount, budget, layer) {
+  const gone =
+    budget.name === "local"
+      ? localCount(model, amount, layer)
+      : below(model.globally(scorer, layer), globalCount(model, amount));
+  if (budget.multiple === 1) return gone;
+  return layer.size - roundWidth(layer.size - gone, layer.size, budget.multiple, model.minKeep);
+}
+
 /** Why the library refuses an amount, or "": every layer keeps some neurons. */
 function refusal(model, amount, budget) {
   const narrow = model.layers.find((layer) => layer.size < model.minKeep);
   if (narrow) return `${narrow.name} has only ${narrow.size} neurons`;
-  if (budget === "local") {
+  if (budget.name === "local") {
     const kept = (layer) => layer.size - localCount(model, amount, layer);
     const short = model.layers.find((layer) => kept(layer) < model.minKeep);
     return short ? `${short.name} would keep ${Math.max(kept(short), 0)} of ${short.size} neurons` : "";
@@ -139,33 +180,27 @@ function refusal(model, amount, budget) {
 
 /**
  * What a budget removes: {counts by layer, total, refusal, removes(layer, neuron)}.
- * Where the library refuses the amount so does the plan: nothing goes.
+ * Within a layer the lowest go, whatever the budget. Where the library refuses the amount so does the plan: nothing goes.
  */
 function prune(model, scorer, amount, budget) {
   const refused = refusal(model, amount, budget);
-  const positions = scorer[budget];
-  let counts = model.layers.map(() => 0);
-  let removes = () => false;
-  if (!refused && budget === "local") {
-    counts = model.layers.map((layer) => localCount(model, amount, layer));
-    removes = (layer, neuron) => positions[layer.start + neuron] < counts[layer.number];
-  } else if (!refused) {
-    const limit = globalCount(model, amount);
-    for (const { number, start, size } of model.layers) {
-      for (let k = start; k < start + size; k += 1) if (positions[k] < limit) counts[number] += 1;
-    }
-    removes = (layer, neuron) => positions[layer.start + neuron] < limit;
-  }
-  return { counts, total: counts.reduce((sum, n) => sum + n, 0), refusal: refused, removes };
+  const counts = model.layers.map((layer) => (refused ? 0 : removedCount(model, scorer, amount, budget, layer)));
+  return {
+    counts,
+    total: counts.reduce((sum, n) => sum + n, 0),
+    refusal: refused,
+    removes: (layer, neuron) => scorer.local[layer.start + neuron] < counts[layer.number],
+  };
 }
 
 /** The smallest whole percentage at which a budget removes a neuron; null up to the end of the slider. */
 function goesAt(model, scorer, layer, neuron, budget, last) {
-  const position = scorer[budget][layer.start + neuron];
+  const position = scorer.local[layer.start + neuron];
   for (let percent = 0; percent <= last; percent += 1) {
     const amount = { percent };
-    const count = budget === "local" ? localCount(model, amount, layer) : globalCount(model, amount);
-    if (count > position) return refusal(model, amount, budget) ? null : percent;
+    if (removedCount(model, scorer, amount, budget, layer) > position) {
+      return refusal(model, amount, budget) ? null : percent;
+    }
   }
   return null;
 }
@@ -183,16 +218,19 @@ function percentile(scorer, layer, neuron) {
   return (low + (high - low + 1) / 2) / layer.size;
 }
 
-/** Scores on either side of the cut in one layer: {removed: highest that goes, kept: lowest that stays}. */
+/** Scores on either side of the cut in one layer: {removed: highest that goes, kept: lowest that stays}, or null. */
 function cut(model, scorer, layer, plan) {
-  let removed = null;
-  let kept = null;
-  for (let neuron = 0; neuron < layer.size; neuron += 1) {
-    const score = scorer.scores[layer.start + neuron];
-    if (plan.removes(layer, neuron)) removed = removed === null ? score : Math.max(removed, score);
-    else kept = kept === null ? score : Math.min(kept, score);
-  }
-  return { removed, kept };
+  const order = model.order(scorer, layer);
+  const width = layer.size - plan.counts[layer.number];
+  const score = (place) => (place >= 0 && place < layer.size ? scorer.scores[layer.start + order[place]] : null);
+  return { removed: score(width), kept: score(width - 1) };
+}
+
+/** A neuron's score over the score at the cut, as the library's margin: NaN where nothing lies beyond the cut. */
+function margin(model, scorer, layer, neuron, plan) {
+  const { removed, kept } = cut(model, scorer, layer, plan);
+  const beyond = plan.removes(layer, neuron) ? kept : removed;
+  return beyond === null ? NaN : scorer.scores[layer.start + neuron] / beyond;
 }
 
 /** Share of the neurons that one plan keeps which the other keeps too, over some layers. */

@@ -128,6 +128,10 @@ function listen() {
     state.scorer = event.target.value;
     refresh();
   });
+  byId("multiple").addEventListener("change", (event) => {
+    state.multiple = Number(event.target.value);
+    refresh();
+  });
   for (const radio of document.querySelectorAll("[name=budget]")) {
     radio.addEventListener("change", () => {
       state.budget = radio.value;
@@ -220,8 +224,14 @@ function listen() {
     download(byId("download-what").value, byId("download-scope").value);
   });
 
-  byId("theme").addEventListener("click", () => setTheme(!isDark()));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => setTheme(event.matches));
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const follow = (event) => setTheme(event.matches);
+  system.addEventListener("change", follow);
+  byId("theme").addEventListener("click", () => {
+    // What was chosen by hand stays.
+    system.removeEventListener("change", follow);
+    setTheme(!isDark());
+  });
   addEventListener("hashchange", followFragment);
 }
 
@@ -280,7 +290,8 @@ function download(what, scope) {
   const { text, rows: written } = csv(what, scope === "layer" ? [state.layer] : model.layers);
   const amount = amountText().replace(" %", "pct");
   const where = scope === "layer" ? `layer-${state.layer.number}` : "all-layers";
-  const parts = [data.source, state.scorer, state.budget, amount, where, what];
+  const widths = state.multiple === 1 ? [] : [`multiples-of-${state.multiple}`];
+  const parts = [data.source, state.scorer, state.budget, amount, ...widths, where, what];
   const name = `${parts.map((part) => part.replace(/[^\p{L}\p{N}.-]+/gu, "-")).join("_")}.csv`;
   const url = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
   element("a", { href: url, download: name }).click();
@@ -304,6 +315,7 @@ function start() {
   setTheme(isDark());
   showProvenance();
   byId("scorer").value = state.scorer;
+  byId("multiple").value = state.multiple;
   document.querySelector(`[name=budget][value=${state.budget}]`).checked = true;
   byId("amount").max = SLIDER_END;
   listen();

@@ -27,10 +27,15 @@ function scorer() {
   return model.scorer(state.scorer);
 }
 
+/** A budget with the widths that the page was told to round to. */
+function rounded(name) {
+  return { name, multiple: state.multiple };
+}
+
 /** What a budget removes by the scores of any scorer at the present amount. */
 function planOf(name, budget) {
   const key = `${budget} ${name}`;
-  if (!planned.has(key)) planned.set(key, prune(model, model.scorer(name), state.amount, budget));
+  if (!planned.has(key)) planned.set(key, prune(model, model.scorer(name), state.amount, rounded(budget)));
   return planned.get(key);
 }
 
@@ -61,11 +66,13 @@ function showProvenance() {
   byId("notes").hidden = data.notes.length === 0;
   byId("notes").textContent = data.notes.join(" ");
   byId("scorer").append(...model.names.map((name) => element("option", { value: name }, name)));
+  const multiples = [...new Set([1, 8, 64, 128, data.multiple_of])].sort((a, b) => a - b);
+  byId("multiple").append(...multiples.map((n) => element("option", { value: n }, n === 1 ? "any width" : `multiples of ${n}`)));
   byId("layer-choice").append(
     ...model.layers.map((layer) => element("option", { value: layer.number }, `${layer.number} · ${layer.name}`)),
   );
   byId("as-asked").textContent = `back to ${model.asked.label}`;
-  byId("query").placeholder = `${Math.min(3, model.layers.length - 1)}:17 or ${model.layers[0].name} 17`;
+  byId("query").placeholder = `such as ${Math.min(3, model.layers.length - 1)}:17`;
   byId("normalize").textContent = data.normalize;
   byId("min-keep").textContent = plural(data.min_keep, "neuron");
   byId("edge-scorer").textContent = data.scorer;
@@ -252,12 +259,11 @@ function verdicts(layer, neuron) {
     for (const budget of BUDGETS) {
       const plan = planOf(name, budget);
       const gone = plan.removes(layer, neuron);
-      const { removed, kept } = cut(model, theirs, layer, plan);
-      const against = gone ? kept : removed;
-      const when = goesAt(model, theirs, layer, neuron, budget, SLIDER_END);
+      const ratio = margin(model, theirs, layer, neuron, plan);
+      const when = goesAt(model, theirs, layer, neuron, rounded(budget), SLIDER_END);
       cells.push(
         verdict(gone),
-        against > 0 ? significant(theirs.scores[at] / against) : "–",
+        ratio === Infinity ? "∞" : Number.isNaN(ratio) ? "–" : significant(ratio),
         when === null ? `> ${SLIDER_END} %` : `${when} %`,
       );
     }

@@ -2,6 +2,8 @@
 
 const BUCKETS = 100;
 const BINS = 48;
+// More nodes on a side of a drawing than this go without their numbers.
+const LABELLED = 28;
 const CONFIG = {
   displaylogo: false,
   modeBarButtons: [["toImage"]],
@@ -282,7 +284,7 @@ function drawDistribution(div, model, scorer, plans, state) {
     });
   });
   const own = layout(colours, div, {
-    height: 300,
+    height: 340,
     margin: { l: 44, r: 10, t: 46, b: 40 },
     barmode: "stack",
     bargap: 0,
@@ -381,7 +383,7 @@ function drawSubgraph(div, model, scorer, plans, state, part) {
     const names = ends.map(({ node }) => String(node));
     nodes.push({
       type: "scatter",
-      mode: ends.length > 28 ? "markers" : "markers+text",
+      mode: ends.length > LABELLED ? "markers" : "markers+text",
       x: ends.map(() => x),
       y: ends.map(({ node }) => places.get(node)),
       text: names,
@@ -452,9 +454,11 @@ function drawSubgraph(div, model, scorer, plans, state, part) {
     { x: 0, text: layer.in ? short(brief(model, layer.in.name)) : "" },
     { x: 2, text: layer.out ? short(brief(model, layer.out.name)) : "" },
   ];
-  const most = Math.max(...nodes.map((trace) => trace.x.length), 2 * part.shown.length, 0);
+  // Room for the labels: over the neurons, and beside the nodes while those have some.
+  const ends = Math.max(...nodes.map((trace) => trace.x.length), 0);
+  const room = Math.max(31 * (part.shown.length - 1), (ends > LABELLED ? 7 : 12) * (ends - 1));
   const own = layout(colours, div, {
-    height: 300 + Math.max(0, most - 17) * 11,
+    height: Math.max(340, Math.round(36 + 1.47 * room)),
     margin: { l: 6, r: 6, t: 30, b: 6 },
     hovermode: "closest",
     xaxis: { range: narrow ? [-0.55, 2.55] : [-0.4, 2.4], visible: false },

@@ -1,14 +1,15 @@
 // What the page holds (the inspection), and where in it one looks.
 
-const SLIDER_END = 90;
 const BUDGETS = ["local", "global"];
 
 const data = JSON.parse(document.getElementById("data").textContent);
+const SLIDER_END = data.slider_end;
 const model = new Model(data);
 
 const state = {
   scorer: data.scorer,
   budget: data.pruner,
+  multiple: data.multiple_of,
   amount: data.asked.percent === null ? "asked" : { percent: data.asked.percent },
   layer: model.layers[0],
   neuron: null,

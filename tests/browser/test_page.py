@@ -17,7 +17,7 @@ import torch
 from graphs.concentration import kept_overlap
 from graphs.node_facts import node_facts
 from llmrank import ChainedFFNPipeline
-from llmrank.findings import neuron_facts
+from llmrank.findings import margin, neuron_facts
 from llmrank.inspection import Inspection, inspect_model
 from llmrank.masks import Masks
 from llmrank.page import write_page
@@ -42,10 +42,10 @@ def path(inspection: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return write_page(inspection, tmp_path_factory.mktemp("page") / "index.html")
 
 
-def masks(inspection: Inspection, scorer: str, budget: str, percent: int) -> Masks:
+def masks(inspection: Inspection, scorer: str, budget: str, percent: int, multiple: int = 1) -> Masks:
     layers = [LayerRecord(name, torch.from_numpy(v)) for name, v in inspection.scored[scorer].importance.items()]
-    pruner = LocalPruner(percent / 100) if budget == "local" else GlobalPruner(percent / 100)
-    return pruner.prune(layers)
+    budgets = {"local": LocalPruner, "global": GlobalPruner}
+    return budgets[budget](percent / 100, multiple_of=multiple).prune(layers)
 
 
 def removed(mask: torch.Tensor) -> list[int]:
@@ -56,6 +56,17 @@ def rows(page: Any, table: str = "neurons") -> list[list[str]]:
     return page.eval_on_selector_all(
         f"#{table} tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
     )
+
+
+def listed_as(page: Any, state: str) -> list[int]:
+    """All neurons of the open layer that a filter of the table leaves, from every page of it."""
+    page.select_option("#filter", state)
+    listed = [int(row[0]) for row in rows(page)]
+    while page.is_enabled("#page-next"):
+        page.click("#page-next")
+        listed += [int(row[0]) for row in rows(page)]
+    page.select_option("#filter", "all")
+    return sorted(listed)
 
 
 # --- it opens
@@ -142,15 +153,7 @@ def test_the_slider_shows_what_the_library_computes(
             shown = [int(row[column].replace("\N{MINUS SIGN}", "").replace(",", "")) for row in rows(page, "layers")]
             assert shown == [len(mask) - int(mask.sum()) for mask in expected.values()]
         # Which neurons of the open layer go, not only how many.
-        page.select_option("#filter", "removed")
-        wanted = removed(masks(inspection, scorer, budget, percent)[name])
-        listed: list[int] = []
-        listed += [int(row[0]) for row in rows(page)]
-        while page.is_enabled("#page-next"):
-            page.click("#page-next")
-            listed += [int(row[0]) for row in rows(page)]
-        assert sorted(listed) == wanted
-        page.select_option("#filter", "all")
+        assert listed_as(page, "removed") == removed(masks(inspection, scorer, budget, percent)[name])
 
 
 def test_the_answer_comes_at_once(visit: Open, path: Path) -> None:
@@ -198,6 +201,63 @@ def test_what_the_library_refuses_the_page_refuses(visit: Open, tmp_path: Path) 
     assert "refused: 0 would keep 0 of 3 neurons" in opened.page.inner_text("#count-local")
     assert "refused" in opened.page.inner_text("#count-global")
     assert opened.number("#layers tbody td:nth-child(3)") == 0
+
+
+@pytest.mark.parametrize("multiple", [8, 64, 128])
+def test_widths_are_rounded_as_the_library_rounds_them(
+    visit: Open, path: Path, inspection: Inspection, multiple: int
+) -> None:
+    opened = visit(path)
+    page = opened.page
+    page.select_option("#multiple", str(multiple))
+    page.select_option("#layer-choice", "5")
+    name = list(inspection.places())[5]
+    importance = inspection.main.importance[name]
+    for budget in ("local", "global"):
+        page.check(f"[name=budget][value={budget}]")
+        for percent in (0, 3, 30, 52, 90):
+            opened.amount(percent)
+            for each in ("local", "global"):
+                expected = masks(inspection, "wpr", each, percent, multiple)
+                assert opened.number(f"#count-{each} .removed") == expected.size - expected.kept
+                column = 2 if each == "local" else 3
+                shown = [
+                    int(row[column].replace("\N{MINUS SIGN}", "").replace(",", "")) for row in rows(page, "layers")
+                ]
+                assert shown == [len(mask) - int(mask.sum()) for mask in expected.values()]
+            assert listed_as(page, "removed") == removed(masks(inspection, "wpr", budget, percent, multiple)[name])
+    # The facts of a neuron are rounded too.
+    opened.amount(30)
+    neuron = int(importance.argmin())
+    page.fill("#query", f"5:{neuron}")
+    page.press("#query", "Enter")
+    cells = page.locator("#neuron .verdicts tbody tr").first.locator("td").all_inner_texts()
+    for budget, (state, ratio, at) in {"local": cells[2:5], "global": cells[5:8]}.items():
+        keep = masks(inspection, "wpr", budget, 30, multiple)[name].numpy()
+        assert state == ("kept" if keep[neuron] else "removed")
+        wanted = margin(importance, keep, neuron)
+        assert ratio == "\N{EN DASH}" if math.isnan(wanted) else float(ratio) == pytest.approx(wanted, rel=1e-3)
+        goes = [p for p in range(91) if not masks(inspection, "wpr", budget, p, multiple)[name][neuron]]
+        assert at == (f"{goes[0]} %" if goes else "> 90 %")
+
+
+def test_the_settings_asked_for_are_the_start(visit: Open, tmp_path: Path) -> None:
+    pruner = GlobalPruner(0.4, min_keep=5, multiple_of=6, normalize="mean")
+    pipeline = ChainedFFNPipeline(tiny_llama(), None, pruner=pruner, calibration=token_ids())
+    seen = inspect_model(pipeline, {"wpr": WeightedPageRankScorer()}, "wpr", "global")
+    opened = visit(write_page(seen, tmp_path / "index.html"))
+    page = opened.page
+    assert page.locator("#multiple option:checked").inner_text() == "multiples of 6"
+    assert page.locator("#notes").is_hidden()
+    name = next(iter(seen.places()))
+    for budget, kept in seen.main.masks.items():
+        page.check(f"[name=budget][value={budget}]")
+        assert opened.number(f"#count-{budget} .kept") == kept.kept
+        assert listed_as(page, "removed") == removed(kept[name])
+    page.select_option("#multiple", "1")
+    records = [LayerRecord(layer, torch.from_numpy(values)) for layer, values in seen.main.importance.items()]
+    plain = GlobalPruner(0.4, min_keep=5, normalize="mean").prune(records)
+    assert opened.number("#count-global .kept") == plain.kept
 
 
 def test_the_arithmetic_is_pythons(chromium: Any) -> None:
@@ -302,9 +362,9 @@ def test_the_facts_of_a_neuron(visit: Open, path: Path, inspection: Inspection, 
         assert words == [w for edge in edges for w in (f"node {edge.node}", f"{100 * edge.carried:.2f} %")]
     verdicts = neuron_facts(inspection, name, neuron).verdicts
     cells = page.locator("#neuron .verdicts tbody tr").first.locator("td").all_inner_texts()
-    for budget, (state, margin) in {"local": cells[2:4], "global": cells[5:7]}.items():
+    for budget, (state, ratio) in {"local": cells[2:4], "global": cells[5:7]}.items():
         assert state == ("kept" if verdicts[budget].kept else "removed")
-        assert float(margin) == pytest.approx(verdicts[budget].ratio, rel=1e-3)
+        assert float(ratio) == pytest.approx(verdicts[budget].ratio, rel=1e-3)
     for budget, at in {"local": cells[4], "global": cells[7]}.items():
         goes = [p for p in range(91) if not masks(inspection, "wpr", budget, p)[name][neuron]]
         assert at == (f"{goes[0]} %" if goes else "> 90 %")

@@ -9,18 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import networkx
 import pytest
 import torch
 import transformers
 
 import llmrank
-from graphs import load_graph, load_rank
 from llmrank import Masks, cli, config, demo, hub
 from llmrank.activations import longest_input
 from llmrank.adapters import FAMILIES
 from llmrank.cli import prune as cli_prune
-from tests.llmrank.models import FFN, LLAMA, family_model, logits, named_family, text, tiny_llama, token_ids, tokenizer
+from tests.llmrank.models import FFN, family_model, logits, named_family, text, tiny_llama, token_ids, tokenizer
 
 SHORT = ["--samples", "2", "--sequence-length", "16"]
 
@@ -178,78 +176,6 @@ def test_a_download_with_another_checksum_is_refused(monkeypatch: Any, tmp_path:
     with pytest.raises(llmrank.LLMRankError, match="sha256"):
         hub.demo_model(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_inspect_prints_one_row_a_layer(checkpoint: Path, corpus: Path, capsys: Any) -> None:
-    assert run("inspect", checkpoint, "--calibration", corpus, *SHORT) == 0
-    shown = capsys.readouterr().out
-    assert "2 isolated graph(s)" in shown  # the default
-    assert f"{LLAMA['hidden_size'] * FFN:,}" in shown  # edges into the hidden layer
-    assert "Agreement with wpr" in shown
-    for name in ("mpr", "norm", "activation", "random", "wanda", "wanda-sp", "flap", "chained"):
-        assert name in shown
-
-
-def test_inspect_writes_what_it_found(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
-    output = tmp_path / "seen"
-    options = ("--calibration", corpus, *SHORT, "--layers", "1", "--top", "5", "--pipeline", "chained")
-    formats = "png,svg,html,graphml,gexf,safetensors,npz,csv"
-    assert run("inspect", checkpoint, *options, "--output", output, "--format", formats, "--neuron", "1:3") == 0
-    shown = capsys.readouterr().out
-    assert "neuron 3" in shown
-    figures = {
-        f"{stem}.{kind}"
-        for stem in ("what_went_where", "concentration", "agreement", "layer-1")
-        for kind in ("png", "svg")
-    }
-    graphs = {"graph-top.graphml", "graph-top.gexf", "graph.safetensors", "graph-rank.safetensors", "graph.npz"}
-    found = {path.name for path in output.iterdir()}
-    assert figures | graphs | {"summary.json", "index.html"} <= found
-    assert any("edges" in name and name.endswith(".csv") for name in {p.name for p in output.rglob("*.csv")})
-    summary = json.loads((output / "summary.json").read_text())
-    assert list(summary["layers"]) == ["model.layers.1.mlp"]
-    graph, rank = load_graph(output / "graph.safetensors"), load_rank(output / "graph-rank.safetensors")
-    assert graph.layers == tuple(map(len, rank.scores)) == (16, FFN, 16, FFN, 16)
-    drawn = networkx.read_graphml(output / "graph-top.graphml")
-    assert len(drawn) == 5 * 5
-    # The same model and text give the same figures.
-    again = tmp_path / "again"
-    assert run("inspect", checkpoint, *options, "--output", again, "--format", "png,svg") == 0
-    for name in figures:
-        assert (output / name).read_bytes() == (again / name).read_bytes(), name
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--format", "pdf"), "unknown format pdf; expected some of png, svg, html"),
-        (("--open",), "--open needs --output"),
-        (("--layers", "7"), "layers 0 to 1, got '7'"),
-        (("--layers", "a-b"), "0-3,29"),
-        (("--neuron", "1:400"), "neurons 0 to 39, got 400"),
-        (("--compare", "pagerank"), "unknown scorer 'pagerank'"),
-        (("--top", 0), "--top must be at least 1"),
-    ],
-)
-def test_inspect_refuses(
-    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, arguments: tuple[Any, ...], message: str
-) -> None:
-    output = [] if "--open" in arguments else ["--output", tmp_path / "out"]
-    assert message in refused(capsys, "inspect", checkpoint, "--calibration", corpus, *SHORT, *output, *arguments)
-    assert list(tmp_path.glob("*out*")) == []
-
-
-def test_inspect_leaves_nothing_half_written(
-    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("llmrank.cli.inspect.write_page", full)
-    message = run("inspect", checkpoint, "--calibration", corpus, *SHORT, "--output", tmp_path / "out")
-    assert message == 2
-    assert "No space left" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt"]
 
 
 def test_families_lists_the_table(capsys: Any) -> None:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
-from llmrank.findings import find, neuron_facts, parse_neuron
+from llmrank.findings import find, margin, neuron_facts, parse_neuron, split_neuron
 from llmrank.inspection import Inspection, inspect_model
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
@@ -102,6 +102,64 @@ def test_verdicts_say_kept_and_by_what_margin(budget: str) -> None:
                 assert verdict.ratio == pytest.approx(scores[neuron] / cut)
 
 
+def test_margins_by_hand() -> None:
+    scores, keep = np.array([0.1, 0.2, 0.4, 0.0]), np.array([False, True, True, False])
+    assert [margin(scores, keep, k) for k in range(4)] == pytest.approx([0.5, 2.0, 4.0, 0.0])
+    everything = np.ones(4, dtype=bool)
+    assert np.isnan(margin(scores, everything, 0))
+    assert np.isnan(margin(scores, ~everything, 0))
+    # Beyond the cut there is only a zero.
+    assert margin(scores, np.array([True, True, True, False]), 1) == np.inf
+    assert np.isnan(margin(np.zeros(2), np.array([True, False]), 0))
+
+
+def test_an_amount_is_refused_before_the_calibration() -> None:
+    for pruner in (LocalPruner(40), GlobalPruner(0.3, min_keep=41)):
+        pipeline = ChainedFFNPipeline(tiny_llama(), None, pruner=pruner, calibration="no/such/file")
+        with pytest.raises(OptionError, match=r"model\.layers\.0\.mlp would keep .* of 40 neurons"):
+            inspect_model(pipeline, SCORERS, "wpr")
+
+
+def test_a_number_that_only_the_global_budget_has_is_no_reason_to_refuse() -> None:
+    """50 of 80 neurons are there, 50 of every layer's 40 are not."""
+    inspection = inspected("chained", GlobalPruner(50), pruner="global")
+    assert inspection.budgets.refusals == {
+        "local": "model.layers.0.mlp would keep 0 of 40 neurons, fewer than min_keep=1; lower the amount or min_keep"
+    }
+    assert inspection.main.masks["global"].kept == 30
+    assert set(inspection.main.masks) == set(inspection.elsewhere.masks) == {"global"}
+    content = json.loads(json.dumps(find(inspection).to_dict(), allow_nan=False))
+    assert content["refusals"] == inspection.budgets.refusals
+    assert content["agreement"]["activation"]["local"] is None
+    assert 0 < content["agreement"]["activation"]["global"] <= 1
+    assert {name: set(layer["kept"]) for name, layer in content["layers"].items()} == {
+        name: {"global"} for name in inspection.places()
+    }
+    name = next(iter(inspection.places()))
+    assert set(neuron_facts(inspection, name, 0).verdicts) == {"global"}
+    with pytest.raises(OptionError, match="would keep 0 of 40"):
+        inspected("chained", GlobalPruner(50), pruner="local")
+
+
+def test_settings_of_the_pruner_are_those_of_both_budgets() -> None:
+    pruner = GlobalPruner(0.4, min_keep=3, multiple_of=8, normalize="mean")
+    inspection = inspected("chained", pruner, pruner="global")
+    pipeline = ChainedFFNPipeline(
+        tiny_llama(), None, scorer=SCORERS["wpr"], pruner=pruner, calibration=token_ids(), form="zero"
+    )
+    pipeline.run()
+    assert inspection.main.masks["global"] == pipeline.masks
+    assert {width % 8 for width in inspection.main.masks["local"].widths.values()} == {0}
+    settings = {"amount": 0.4, "min_keep": 3, "multiple_of": 8, "normalize": "mean"}
+    assert {key: find(inspection).to_dict()[key] for key in settings} == settings
+
+
+def test_unknown_layers_are_named_with_those_there_are() -> None:
+    inspection = inspected()
+    with pytest.raises(OptionError, match=r"no prunable layer 'mlp'; expected one of model\.layers\.0\.mlp, model"):
+        find(inspection, ["mlp"])
+
+
 def test_facts_of_a_neuron_of_an_isolated_graph() -> None:
     inspection = inspected("isolated")
     name = list(inspection.places())[1]
@@ -118,11 +176,23 @@ def test_facts_of_a_neuron_of_an_isolated_graph() -> None:
 def test_neurons_are_named_by_number_or_name() -> None:
     inspection = inspected()
     names = list(inspection.places())
-    assert parse_neuron(inspection, "1:17") == (names[1], 17)
-    assert parse_neuron(inspection, f"{names[0]}:3") == (names[0], 3)
-    for wrong, message in (("17", "LAYER:NEURON"), ("9:1", "0 to 1"), ("mlp:1", "0 to 1"), ("1:x", "LAYER:NEURON")):
+    layers = dict.fromkeys(names, 40)
+    assert parse_neuron(layers, "1:17") == (names[1], 17)
+    assert parse_neuron(layers, f"{names[0]}:3") == (names[0], 3)
+    assert parse_neuron(layers, " 1 : 3 ") == (names[1], 3)
+    for wrong, message in (
+        ("17", "LAYER:NEURON"),
+        ("9:1", "0 to 1"),
+        ("mlp:1", "0 to 1"),
+        ("1:x", "LAYER:NEURON"),
+        (":3", "LAYER:NEURON"),
+        ("1:\N{SUPERSCRIPT TWO}", "LAYER:NEURON"),
+        ("1:40", "neurons 0 to 39, got 40"),
+    ):
         with pytest.raises(OptionError, match=message):
-            parse_neuron(inspection, wrong)
+            parse_neuron(layers, wrong)
+    with pytest.raises(OptionError, match="LAYER:NEURON"):
+        split_neuron("17")
     with pytest.raises(OptionError, match="neurons 0 to 39, got 40"):
         neuron_facts(inspection, names[0], 40)
     with pytest.raises(OptionError, match="no prunable layer 'mlp'"):

@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from graphs import GraphError
@@ -27,22 +25,21 @@ from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.inspection import Inspection, inspect_model
 from llmrank.page import SCRIPTS, render, write_page
-from llmrank.page_data import payload, removal_positions
+from llmrank.page_data import payload
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.models import features, tiny_llama, tiny_t5, token_ids
 
 TOPOLOGIES = {"chained": ChainedFFNPipeline, "isolated": IsolatedFFNPipeline}
 AMOUNTS = [percent / 100 for percent in range(91)]
-# Few distinct values, so that ties are the rule.
-SCORES = st.lists(st.integers(0, 5).map(lambda k: k / 8), min_size=1, max_size=12)
-LAYERS = st.lists(SCORES, min_size=1, max_size=5)
 
 
-def inspected(topology: str = "chained", pruner: BasePruner | None = None, model: Any = None) -> Inspection:
+def inspected(
+    topology: str = "chained", pruner: BasePruner | None = None, model: Any = None, budget: str = "local"
+) -> Inspection:
     scorers = {"wpr": WeightedPageRankScorer(), "activation": ActivationScorer(), "random": RandomScorer(seed=1)}
     pipeline = TOPOLOGIES[topology](model or tiny_llama(), None, pruner=pruner, calibration=token_ids())
-    return inspect_model(pipeline, scorers, "wpr")
+    return inspect_model(pipeline, scorers, "wpr", budget)
 
 
 def array(entry: dict[str, str]) -> np.ndarray:
@@ -65,43 +62,7 @@ def records(importance: dict[str, Any], *, explicit: bool = False) -> list[Layer
     ]
 
 
-def refused(pruner: BasePruner, layers: list[LayerRecord]) -> bool:
-    try:
-        pruner.prune(layers)
-    except OptionError:
-        return True
-    return False
-
-
 # --- orders
-
-
-@given(
-    layers=LAYERS,
-    amount=st.one_of(st.sampled_from(AMOUNTS), st.floats(0, 0.999), st.integers(0, 12)),
-    normalize=st.sampled_from(["auto", "zscore", "mean", "none"]),
-    min_keep=st.integers(1, 3),
-    explicit=st.booleans(),
-)
-def test_positions_below_a_count_are_what_pruners_remove(
-    layers: list[list[float]], amount: float, normalize: Any, min_keep: int, explicit: bool
-) -> None:
-    entries = records({str(k): values for k, values in enumerate(layers)}, explicit=explicit)
-    local, together = removal_positions(entries, normalize, min_keep)
-    sizes = [len(values) for values in layers]
-    assert [sorted(positions.tolist()) for positions in local] == [list(range(size)) for size in sizes]
-    assert sorted(np.concatenate(together).tolist()) == list(range(sum(sizes)))
-    pruner: BasePruner = LocalPruner(amount, min_keep)
-    if not refused(pruner, entries):
-        for values, mask in zip(local, pruner.prune(entries).values(), strict=True):
-            count = amount if isinstance(amount, int) else round(amount * len(values))
-            assert (values >= count).tolist() == mask.tolist()
-    pruner = GlobalPruner(amount, min_keep, normalize=normalize)
-    if not refused(pruner, entries):
-        masks = list(pruner.prune(entries).values())
-        removed = sum(sizes) - sum(int(mask.sum()) for mask in masks)
-        for values, mask in zip(together, masks, strict=True):
-            assert (values >= removed).tolist() == mask.tolist()
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -126,7 +87,7 @@ def test_the_page_holds_the_masks_of_every_amount(topology: str) -> None:
 
 def test_wrong_options_are_refused() -> None:
     inspection = inspected()
-    for options in ({"top_edges": 0}, {"data_limit": -1}, {"min_keep": 0}, {"normalize": "median"}):
+    for options in ({"top_edges": 0}, {"data_limit": -1}):
         with pytest.raises(OptionError, match=next(iter(options))):
             payload(inspection, **options)
 
@@ -215,11 +176,26 @@ def test_the_amount_asked_for(amount: float, percent: int | None, label: str) ->
     assert 80 - asked["global"] == inspection.main.masks["global"].kept
 
 
-def test_it_says_where_its_sets_are_not_the_inspections() -> None:
-    rounded = payload(inspected(pruner=LocalPruner(0.3, multiple_of=16)))
-    assert [note for note in rounded["notes"] if "rounded widths" in note]
-    by_mean = inspected(pruner=GlobalPruner(0.3, normalize="mean"))
-    assert not payload(by_mean, normalize="mean")["notes"]
+def test_its_sets_are_the_inspections_whatever_the_settings() -> None:
+    for pruner in (
+        LocalPruner(0.3, multiple_of=16),
+        GlobalPruner(0.3, multiple_of=16),
+        GlobalPruner(0.3, normalize="mean"),
+        GlobalPruner(0.9, min_keep=4),
+    ):
+        content = payload(inspected(pruner=pruner))
+        assert not content["notes"]
+        assert content["multiple_of"] == pruner.multiple_of
+        assert content["min_keep"] == pruner.min_keep
+        assert content["normalize"] == getattr(pruner, "normalize", "auto")
+
+
+def test_an_amount_that_only_one_budget_permits() -> None:
+    inspection = inspected(pruner=GlobalPruner(60), budget="global")
+    content = payload(inspection)
+    assert not content["notes"]
+    assert content["asked"]["local"] == [60, 60]
+    assert content["asked"]["global"] == 60
 
 
 # --- size

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.masks import Masks
 from llmrank.pipeline import IsolatedFFNPipeline
-from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
+from llmrank.prune import (
+    BasePruner,
+    GlobalPruner,
+    LayerRecord,
+    LocalPruner,
+    ascending_positions,
+    global_count,
+    local_count,
+    round_width,
+)
 from tests.llmrank.models import tiny_llama, token_ids
 
 # Few distinct values, so that ties are the rule.
@@ -293,6 +302,65 @@ def test_too_few_neurons_are_refused() -> None:
         GlobalPruner(8).prune(records([[0.1] * 5, [0.2] * 3]))
     with pytest.raises(OptionError, match="would keep 0 of 3"):
         Keep(torch.zeros(3, dtype=torch.bool)).prune(records([[0.1] * 3]))
+
+
+@given(
+    layers=LAYERS,
+    amount=st.one_of(st.integers(0, 90).map(lambda p: p / 100), st.floats(0, 0.999), st.integers(0, 12)),
+    normalize=st.sampled_from(["auto", "zscore", "mean", "none"]),
+    min_keep=st.integers(1, 3),
+    multiple_of=st.sampled_from([1, 2, 3, 8]),
+    explicit=st.booleans(),
+)
+def test_positions_below_a_count_are_what_pruners_remove(
+    layers: list[list[float]], amount: float, normalize: Any, min_keep: int, multiple_of: int, explicit: bool
+) -> None:
+    entries = records(layers, explicit=explicit)
+    sizes = [len(values) for values in layers]
+    local = LocalPruner(amount, min_keep, multiple_of)
+    together = GlobalPruner(amount, min_keep, multiple_of, normalize=normalize)
+    own, all_of_them = local.removal_positions(entries), together.removal_positions(entries)
+    assert [sorted(positions.tolist()) for positions in own] == [list(range(size)) for size in sizes]
+    assert sorted(torch.cat(all_of_them).tolist()) == list(range(sum(sizes)))
+    for positions, among_all in zip(own, all_of_them, strict=True):
+        # Within a layer both budgets remove in the same order.
+        assert torch.equal(ascending_positions(among_all), positions)
+    counts = {
+        local: [local_count(amount, size) for size in sizes],
+        together: [int((places < global_count(amount, sum(sizes))).sum()) for places in all_of_them],
+    }
+    for pruner, removed in counts.items():
+        try:
+            masks = list(pruner.prune(entries).values())
+        except OptionError:
+            continue
+        for positions, mask, count in zip(own, masks, removed, strict=True):
+            size = len(positions)
+            width = size - count if multiple_of == 1 else round_width(size - count, size, multiple_of, min_keep)
+            assert (positions >= size - width).tolist() == mask.tolist()
+
+
+def test_a_layer_of_round_off_keeps_the_order_of_its_importance() -> None:
+    """Its standing among the layers is that of a constant one; which of its own go is no other question than locally."""
+    scores = [[0.25 + k * 1e-15 for k in (3, 1, 2, 0)], [0.1, 0.2, 0.3, 0.4]]
+    own = LocalPruner().removal_positions(records(scores))
+    among_all = GlobalPruner(normalize="zscore").removal_positions(records(scores))
+    assert [ascending_positions(positions).tolist() for positions in among_all] == [p.tolist() for p in own]
+    assert own[0].tolist() == [3, 1, 2, 0]
+
+
+def test_rounding_down_takes_the_lowest_of_what_was_kept_however_small() -> None:
+    """Scores far below one do not drown in a keep mask of ones."""
+    scores = [3e-20, 1e-20, 2e-20, 0.0, 0.4, 0.6]
+    mask = Keep(torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.bool))
+    mask.multiple_of = 4
+    assert lists(mask.prune(records([scores]))) == [[True, False, True, False, True, True]]
+
+
+@pytest.mark.parametrize("pruner", [LocalPruner(), GlobalPruner()])
+def test_importance_that_is_not_finite_has_no_order(pruner: LocalPruner | GlobalPruner) -> None:
+    with pytest.raises(LLMRankError, match="layer 1: the importance is not finite"):
+        pruner.removal_positions(records([[0.5, 0.5], [math.nan, 1.0]]))
 
 
 class Returns(BasePruner):
