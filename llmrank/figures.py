@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from graphs import draw
 from graphs.blocks import FloatArray
 from graphs.concentration import percentiles
 from graphs.subgraphs import top_subgraph
+from llmrank.errors import OptionError
 from llmrank.inspection import Inspection, Scored
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["agreement", "concentration", "layer_view", "what_went_where", "write_figures"]
 
 DPI = 150
+FORMATS = ("png", "svg")
 # Of a model with many layers these are drawn one by one where nothing else is asked for.
 DRAWN = 3
 
@@ -34,7 +37,7 @@ def write_figures(
     ----------
     inspection : Inspection
     directory : Path
-        Is there.
+        Exists.
     formats : sequence of {"png", "svg"}
     top : int
         Neurons a layer in drawings of subgraphs.
@@ -44,8 +47,39 @@ def write_figures(
     Returns
     -------
     list of Path
-        ``what_went_where``, ``concentration``, ``agreement`` (with something to compare), and ``layer-K``.
+        ``what_went_where``, ``concentration``, ``agreement`` and, K counting the prunable layers from 0, ``layer-K``; each
+        in every format. The same inspection gives the same bytes.
+
+    Raises
+    ------
+    OptionError
+        No such layer, or a format that figures do not have.
+    OSError
+        The directory is not there, or the disk is full.
+
+    Notes
+    -----
+    Cost: some seconds a figure of a layer, and two reads of the blocks beside it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from llmrank.inspection import inspect_model
+    >>> from llmrank.pipeline import IsolatedFFNPipeline
+    >>> from llmrank.score import ActivationScorer
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> pipeline = IsolatedFFNPipeline(model, None, calibration=torch.rand(8, 4))
+    >>> inspection = inspect_model(pipeline, {"activation": ActivationScorer()}, "activation")
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     [path.name for path in write_figures(inspection, Path(directory), ["png"])]
+    ['what_went_where.png', 'concentration.png', 'agreement.png', 'layer-0.png']
     """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise OptionError(f"figures are written as {', '.join(FORMATS)}, got {', '.join(unknown)}")
+    for name in names or ():
+        inspection.place(name)
     everything = list(inspection.places())
     chosen = _spread(everything) if names is None else names
     pictures = {
@@ -74,6 +108,23 @@ def what_went_where(importance: Mapping[str, Any], masks: Mapping[str, Any], bud
         True = kept.
     budget : str
         Named in the title.
+
+    Returns
+    -------
+    matplotlib Figure
+        Two axes: a heat map of scores with the cut, and bars.
+
+    Raises
+    ------
+    GraphError
+        Nothing to draw, or masks of other sizes than the scores.
+
+    Examples
+    --------
+    >>> import torch
+    >>> figure = what_went_where({"a": [0.1, 0.7, 0.2]}, {"a": torch.tensor([False, True, True])}, "local")
+    >>> figure.axes[0].get_title()
+    '1 layer of hidden neurons: score, and what goes (local): right of the white line'
     """
     figure = _figure(10, 8)
     upper, lower = figure.subplots(2, 1)
@@ -82,33 +133,50 @@ def what_went_where(importance: Mapping[str, Any], masks: Mapping[str, Any], bud
     draw.score_heatmap(scores, keep, upper)
     draw.kept_by_layer(scores, keep, lower)
     how = f" ({budget})" if budget else ""
-    upper.set_title(f"{len(scores)} layers of hidden neurons: score, and what goes{how}: right of the white line")
-    for axes in (upper, lower):
-        axes.set_xlabel(axes.get_xlabel().replace("node", "neuron"))
-    return figure
+    layers = "1 layer" if len(scores) == 1 else f"{len(scores)} layers"
+    upper.set_title(f"{layers} of hidden neurons: score, and what goes{how}: right of the white line")
+    return _of_neurons(figure)
 
 
 def concentration(inspection: Inspection) -> Figure:
-    """How scores are distributed within the layers: the tail, and Lorenz curves."""
+    """How scores are distributed within the layers: the tail, and Lorenz curves.
+
+    Parameters
+    ----------
+    inspection : Inspection
+
+    Returns
+    -------
+    matplotlib Figure
+        Two axes.
+    """
     figure = _figure(11, 4.5)
     left, right = figure.subplots(1, 2)
     names, scores = list(inspection.main.importance), list(inspection.main.importance.values())
     draw.score_distribution(scores, names, ax=left)
     draw.lorenz_curves(scores, names, ax=right)
     figure.suptitle(f"{inspection.source}: scores by {inspection.scorer}, {inspection.topology}")
-    return figure
+    return _of_neurons(figure)
 
 
 def agreement(inspection: Inspection) -> Figure:
     """The scorer asked for against another one, and against itself in the other topology; all layers together.
 
     The other one is the activation (a node's own part of the rank) where it was compared, else the first compared.
+
+    Parameters
+    ----------
+    inspection : Inspection
+
+    Returns
+    -------
+    matplotlib Figure
+        An axes a comparison: percentiles of all neurons within their layers, and the share that both keep.
     """
     others = [name for name in inspection.scored if name != inspection.scorer]
     rivals = [name for name in ("activation", *others) if name in others][:1]
-    topology = "isolated" if inspection.topology == "chained" else "chained"
     pairs = [(name, inspection.scored[name]) for name in rivals]
-    pairs.append((f"{inspection.scorer}, {topology}", inspection.elsewhere))
+    pairs.append((f"{inspection.scorer}, {inspection.other_topology}", inspection.elsewhere))
     figure = _figure(5.5 * len(pairs), 5)
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     main = inspection.main
@@ -126,12 +194,37 @@ def agreement(inspection: Inspection) -> Figure:
         axes.set_title(_wrapped(axes.get_title()), fontsize=9)
         axes.set_xlabel(f"percentile in its layer by {inspection.scorer}, {inspection.topology}")
         axes.set_ylabel(f"percentile in its layer by {name}")
-    return figure
+    return _of_neurons(figure)
 
 
 def layer_view(inspection: Inspection, name: str, top: int = 20) -> Figure:
-    """One prunable layer: its highest-ranked neighbourhood, the edges into it by score, and the flow through it."""
-    position, layer = inspection.places()[name]
+    """One prunable layer: its highest-ranked neighbourhood, the edges into it by score, and the flow through it.
+
+    Parameters
+    ----------
+    inspection : Inspection
+    name : str
+        Of a prunable layer.
+    top : int
+        Neurons a layer in the drawing of the neighbourhood.
+
+    Returns
+    -------
+    matplotlib Figure
+        Two subfigures: the node-link drawing, and below it edges and flow.
+
+    Raises
+    ------
+    OptionError
+        No such layer.
+    GraphError
+        `top` below 1, or more nodes than can be drawn.
+
+    Notes
+    -----
+    Cost: two reads of the blocks beside the layer.
+    """
+    position, layer = inspection.place(name)
     graph, rank = inspection.graphs[position].graph, inspection.main.ranks[position]
     around = range(layer - 1, min(layer + 1, len(graph.layers) - 1) + 1)
     figure = _figure(13, 9)
@@ -151,8 +244,19 @@ def _percentiles(scored: Scored, order: Iterable[str] | None = None) -> FloatArr
     return np.concatenate([percentiles(scored.importance[name]) for name in names])
 
 
+def _of_neurons(figure: Figure) -> Figure:
+    """The figure in the words of models: where all nodes are neurons, they are called so."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        words = re.sub(r"\bnode(s?)\b", r"neuron\1", text.get_text())
+        if words != text.get_text():
+            text.set_text(words)
+    return figure
+
+
 def _wrapped(text: str) -> str:
-    held_together = text.replace("nodes", "neurons").replace(" %", "\N{NO-BREAK SPACE}%")
+    held_together = text.replace(" %", "\N{NO-BREAK SPACE}%")
     return "\n".join(textwrap.wrap(held_together, 60))
 
 
