@@ -17,6 +17,7 @@ from scipy import stats
 from graphs import GraphError
 from graphs.concentration import (
     Spread,
+    bucket_ends,
     count_of_share,
     effective_number,
     gini,
@@ -194,6 +195,7 @@ def test_buckets_by_shares() -> None:
     assert score_buckets([2.0], (0.5, 0.5)).tolist() == [0]
     assert np.bincount(score_buckets(scores, [1 / 3] * 3)).tolist() == [334, 333, 333]
     # Shares that sum to a little over 1.
+    assert [float(end) for end in bucket_ends([0.5, 0.5 + 1e-10, 1e-11])] == [0.5, 1.0, 1.0]
     assert np.bincount(score_buckets(scores, [0.5, 0.5 + 1e-10, 1e-11]), minlength=3).tolist() == [500, 500, 0]
 
 

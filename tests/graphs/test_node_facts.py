@@ -24,7 +24,7 @@ from graphs.paths import Path, strongest_paths
 from graphs.strengths import strengths
 from graphs.subgraphs import top_subgraph
 from graphs.summary import summarise
-from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix, unit
+from tests.graphs.cases import SHARES, Array, Case, cases, networkx_layers, random_case, transition_matrix, unit
 from tests.graphs.forms import as_modified, as_scores, every_form, formed
 
 facts_of = node_facts.node_facts
@@ -123,6 +123,24 @@ def test_facts_are_networkxs(form: str) -> None:
                     walk.edges[b, here]["weight"] * rank.scores[layer - 1][b[1]] for b in digraph.predecessors(here)
                 )
                 assert edge.carried == pytest.approx(mass / total)
+
+
+@pytest.mark.parametrize("theta", [1.0, 0.4])
+def test_scores_and_places_are_those_of_networkxs_pagerank(theta: float) -> None:
+    case = random_case(11, (6, 9, 4, 7), density=0.6)
+    graph, gamma = case.graph(), 0.7
+    rank = weighted_pagerank(graph, gamma, theta)
+    for layer, expected in enumerate(networkx_layers(case, gamma, theta)):
+        falling = sorted(range(len(expected)), key=lambda node: -expected[node])
+        for node, score in enumerate(expected):
+            found = facts_of(graph, rank, layer, node)
+            assert found.score == pytest.approx(score, rel=1e-9)
+            assert found.position == falling.index(node)
+            assert found.percentile == pytest.approx(1 - (falling.index(node) + 0.5) / len(expected))
+            if layer:
+                # What the activation gave, in the units of the layer before normalising: no source dangles here.
+                own = (1 - gamma) * unit(case.activations[layer - 1])[node]
+                assert found.through_graph == pytest.approx(1 - own / score, rel=1e-8)
 
 
 @pytest.mark.parametrize("zero_lowest", [0.0, 0.4])

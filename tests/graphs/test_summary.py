@@ -13,7 +13,7 @@ from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, weight
 from graphs.concentration import Spread
 from graphs.flow import layer_flows
 from graphs.summary import LayerSummary, summarise, to_columns
-from tests.graphs.cases import SHARES, Case, cases, random_case, transition_matrix, unit
+from tests.graphs.cases import SHARES, Case, cases, networkx_layers, random_case, transition_matrix, unit
 from tests.graphs.forms import as_scores, every_form, formed
 from tests.graphs.test_concentration import gini_by_pairs
 
@@ -33,6 +33,18 @@ def test_counts_are_networkxs(form: str) -> None:
         assert found.unreached == (None if layer == 0 else sum(digraph.in_degree(node) == 0 for node in nodes))
         assert found.dangling == (None if layer == 4 else sum(digraph.out_degree(node) == 0 for node in nodes))
     assert (summaries[1].dangling or 0) >= 1
+
+
+def test_what_is_highest_follows_from_networkxs_pagerank() -> None:
+    case = random_case(12, (6, 150, 8, 120), density=0.6)
+    found = summarise(case.graph(), weighted_pagerank(case.graph(), gamma=0.7, theta=0.4))
+    for summary, scores in zip(found, networkx_layers(case, 0.7, 0.4), strict=True):
+        falling = sorted(scores, reverse=True)
+        assert summary.highest == list(scores).index(falling[0])
+        assert summary.highest_share == pytest.approx(falling[0])
+        assert summary.top_share == pytest.approx(sum(falling[: -(-len(scores) // 100)]))
+        assert summary.effective == pytest.approx(1 / sum(score * score for score in scores))
+        assert summary.through_graph == (None if summary.layer == 0 else pytest.approx(0.7))
 
 
 @every_form
