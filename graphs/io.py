@@ -1,8 +1,7 @@
 """Save and load graphs and ranks.
 
-A graph file holds, for every block l, ``block.l.data``, ``block.l.indices`` and ``block.l.indptr``
-(CSR) and for every layer ``activation.l``; a rank file ``score.l``, the trace of the steps, and ``keep.l`` where the set
-of nodes to keep was certified.
+A graph file holds the arrays of :mod:`graphs.arrays`; a rank file ``score.l``, the trace of the steps, and ``keep.l`` where
+the set of nodes to keep was certified.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
-from scipy import sparse
 
+from graphs.arrays import graph_arrays, graph_facts, graph_of_arrays
 from graphs.certificate import Certificate
 from graphs.errors import GraphError
 from graphs.files import read_tensors, write_tensors
@@ -26,8 +25,12 @@ __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 RANK_VERSION = 2
 
 
-# The fields of a RankResult that JSON takes as they are, and those that are arrays.
-PLAIN_FIELDS = ("stop_reason", "tolerance", "solver", "backend", "method", "choice", "parameters", "setup_seconds")
+# The fields of a RankResult that JSON takes as they are, with their types, and those that are arrays.
+PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("stop_reason", "solver", "backend", "method", "choice"), (str,)),
+    **dict.fromkeys(("tolerance", "setup_seconds"), (int, float)),
+    "parameters": (dict,),
+}
 ARRAY_FIELDS = ("residuals", "layer_residuals", "error_bounds", "step_products", "step_seconds")
 
 
@@ -43,34 +46,34 @@ def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     GraphError
-        The directory is not there, or the path is one.
+        NaN or Inf in the weights, no such directory, or a path that is none of a file.
     OSError
         The disk is full or refuses.
 
     Examples
     --------
     >>> import tempfile
-    >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]])
+    >>> from pathlib import Path
+    >>> graph = LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]])
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_graph(graph, f"{folder}/graph.safetensors")
-    ...     print(load_graph(f"{folder}/graph.safetensors"))
+    ...     save_graph(graph, Path(folder, "graph.safetensors"))
+    ...     load_graph(Path(folder, "graph.safetensors"))
     LayeredGraph(2 layers: 2 -> 1 nodes, 3 nodes, 2 edges, density 1)
     """
-    tensors: dict[str, Any] = {}
-    shapes = []
-    for position, block in enumerate(graph.blocks, start=1):
-        csr = block.to_csr()
-        shapes.append([int(extent) for extent in csr.shape])
-        tensors[f"block.{position}.data"] = csr.data
-        tensors[f"block.{position}.indices"] = csr.indices
-        tensors[f"block.{position}.indptr"] = csr.indptr
-    for layer, vector in enumerate(graph.activations):
-        tensors[f"activation.{layer}"] = vector
-    write_tensors(path, tensors, {"names": list(graph.names), "shapes": shapes}, "graph")
+    write_tensors(path, dict(graph_arrays(graph)), graph_facts(graph), "graph")
 
 
 def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
     """Read a graph written by :func:`save_graph`, bit for bit.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    LayeredGraph
+        Stored CSR blocks, in the dtype in which they were written. Memory: the size of the file.
 
     Raises
     ------
@@ -79,25 +82,15 @@ def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
 
     Examples
     --------
-    >>> load_graph("nowhere.safetensors")
+    >>> load_graph("absent.safetensors")
     Traceback (most recent call last):
-        ...
-    graphs.errors.GraphError: no graph file at nowhere.safetensors
+    ...
+    graphs.errors.GraphError: no graph file at absent.safetensors
     """
-    meta, tensors = read_tensors(path, "graph")
+    facts, arrays = read_tensors(path, "graph")
     try:
-        weights = []
-        for position, shape in enumerate(meta["shapes"], start=1):
-            csr = sparse.csr_array(
-                tuple(tensors[f"block.{position}.{part}"] for part in ("data", "indices", "indptr")), shape=tuple(shape)
-            )
-            csr.check_format(full_check=True)
-            if csr.nnz != len(tensors[f"block.{position}.data"]):
-                raise ValueError(f"block {position} has values that belong to no row")
-            weights.append(csr)
-        activations = [tensors[f"activation.{layer}"] for layer in range(len(weights) + 1)]
-        return LayeredGraph.from_weights(weights, activations[0], activations[1:], meta["names"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return graph_of_arrays(arrays, facts)
+    except GraphError as error:
         raise GraphError(f"{path} is not a consistent graph file: {error}; write it again") from error
 
 
@@ -118,12 +111,13 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from graphs import weighted_pagerank
-    >>> rank = weighted_pagerank(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]]))
+    >>> result = weighted_pagerank(LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 3], [[1]]))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_rank(rank, f"{folder}/rank.safetensors")
-    ...     print(load_rank(f"{folder}/rank.safetensors").scores[0])
-    [0.25 0.75]
+    ...     save_rank(result, Path(folder, "rank.safetensors"))
+    ...     load_rank(Path(folder, "rank.safetensors")).scores[0]
+    array([0.25, 0.75])
     """
     certificate = result.certificate
     meta: dict[str, Any] = {
@@ -147,7 +141,15 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
 
 
 def load_rank(path: str | os.PathLike[str]) -> RankResult:
-    """Read a rank written by :func:`save_rank`.
+    """Read a rank written by :func:`save_rank`, bit for bit but for labels, which come back as text.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    RankResult
 
     Raises
     ------
@@ -156,10 +158,10 @@ def load_rank(path: str | os.PathLike[str]) -> RankResult:
 
     Examples
     --------
-    >>> load_rank("nowhere.safetensors")
+    >>> load_rank("absent.safetensors")
     Traceback (most recent call last):
-        ...
-    graphs.errors.GraphError: no rank file at nowhere.safetensors
+    ...
+    graphs.errors.GraphError: no rank file at absent.safetensors
     """
     meta, tensors = read_tensors(path, "rank", RANK_VERSION)
     try:
@@ -177,7 +179,7 @@ def load_rank(path: str | os.PathLike[str]) -> RankResult:
         )
         _refuse_inconsistent(result)
         return result
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise GraphError(f"{path} is not a consistent rank file: {error}; write it again") from error
 
 
@@ -194,23 +196,39 @@ def _certificate(tensors: dict[str, Any], certified: bool | None, layers: list[i
 def _refuse_inconsistent(result: RankResult) -> None:
     """Raise a ValueError that names what does not fit."""
     steps, layers = len(result.residuals), len(result.scores)
+    columns = {scores.shape[1:] for scores in result.scores}
+    if len(columns) != 1 or len(next(iter(columns))) > 1 or any(scores.dtype.kind != "f" for scores in result.scores):
+        found = ", ".join(f"{scores.shape} of {scores.dtype}" for scores in result.scores[:8])
+        raise ValueError(f"expected the scores of every layer, one or several a node, got shapes {found}")
     for name, shape in (
+        ("residuals", (steps,)),
         ("layer_residuals", (steps, layers)),
         ("error_bounds", (steps,)),
         ("step_products", (steps,)),
         ("step_seconds", (steps,)),
     ):
-        found = getattr(result, name).shape
-        if found != shape:
-            raise ValueError(f"{name} has shape {found}, expected {shape}")
+        array = getattr(result, name)
+        kind = "i" if name == "step_products" else "f"
+        if array.shape != shape or array.dtype.kind != kind:
+            raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected shape {shape}")
     if len(result.layer_bounds) != layers:
         raise ValueError(f"{len(result.layer_bounds)} layer_bounds for {layers} layers")
+    for name, types in PLAIN_FIELDS.items():
+        value = getattr(result, name)
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f"{name}: expected {types[-1].__name__}, got {value!r}")
     if result.stop_reason not in get_args(StopReason):
         raise ValueError(f"unknown stop_reason {result.stop_reason!r}")
+    texts = [*result.names, *(entry.reason for entry in result.degenerate), *(result.labels or ())]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("names, labels or reasons are not text")
+    nodes = sum(map(len, result.scores))
+    if result.labels is not None and len(result.labels) != nodes:
+        raise ValueError(f"{len(result.labels)} labels for {nodes} nodes")
     certificate = result.certificate
     if certificate is not None:
         sizes = {layer: mask.shape for layer, mask in certificate.keep.items()}
-        if sizes != {layer: (len(result.scores[layer]),) for layer in sizes}:
+        if sizes != {layer: (len(result.scores[layer]),) for layer in range(layers) if layer in sizes}:
             raise ValueError(f"keep masks of shapes {sizes} do not fit the scores")
         if not certificate.gaps or certificate.gaps.keys() != certificate.bounds.keys():
             raise ValueError("a certificate's gaps and bounds are of different layers")

@@ -1,7 +1,7 @@
 """npz: a whole graph as plain numpy arrays in an uncompressed zip, which numpy opens anywhere.
 
-It holds, for every block l, ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), for every layer
-``activation.l``, and ``meta``: JSON text as bytes, with the names, the shapes and the format's version. No pickle.
+It holds the arrays of :mod:`graphs.arrays`, and ``meta``: JSON text as bytes, with the names, the shapes and the format's
+version. No pickle.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
+from graphs.arrays import graph_arrays, graph_facts, graph_of_arrays
 from graphs.errors import GraphError
 from graphs.files import replacing
 from graphs.layered import LayeredGraph
@@ -42,7 +42,7 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     GraphError
-        NaN or Inf in the weights, no such directory, or a path that is one.
+        NaN or Inf in the weights, no such directory, or a path that is none of a file.
     OSError
         The disk is full or refuses.
 
@@ -60,20 +60,11 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     ...         arrays["block.1.data"]
     array([0.5, 2. ])
     """
-    shapes = [list(block.shape) for block in graph.blocks]
-    meta = json.dumps({"kind": "graph", "version": VERSION, "names": list(graph.names), "shapes": shapes})
+    meta = json.dumps({"kind": "graph", "version": VERSION, **graph_facts(graph)})
     with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, "meta", np.frombuffer(meta.encode("ascii"), dtype=np.uint8))
-        for layer, vector in enumerate(graph.activations):
-            _add(archive, f"activation.{layer}", vector)
-        for position, block in enumerate(graph.blocks, start=1):
-            csr = block.to_csr()
-            if not np.isfinite(csr.data).all():
-                raise GraphError(
-                    f"block {position}: the edge weights hold NaN or Inf; expected finite numbers: repair or reload them"
-                )
-            for part in ("data", "indices", "indptr"):
-                _add(archive, f"block.{position}.{part}", getattr(csr, part))
+        for name, array in graph_arrays(graph):
+            _add(archive, name, array)
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
@@ -94,13 +85,13 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
     Returns
     -------
     LayeredGraph
-        Stored CSR blocks.
+        Stored CSR blocks. Memory: the size of the file, whatever its headers claim.
 
     Raises
     ------
     GraphError
-        Missing, truncated, corrupted, compressed (which could expand without end), holding pickles, of another version,
-        or inconsistent.
+        Missing, truncated, corrupted, compressed or with members that overlap (either could expand without end), holding
+        pickles, of another version, or inconsistent.
 
     Examples
     --------
@@ -115,8 +106,9 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
         raise GraphError(f"no npz file at {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            size = Path(path).stat().st_size
-            arrays = {entry.filename.removesuffix(".npy"): _array(archive, entry, size) for entry in archive.infolist()}
+            entries = archive.infolist()
+            _refuse_more_than(Path(path).stat().st_size, entries)
+            arrays = {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
     except (
         *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, LookupError, ArithmeticError),
         *(NotImplementedError, RuntimeError, TypeError, ValueError, SyntaxError),
@@ -125,7 +117,7 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
     try:
         meta = json.loads(arrays["meta"].tobytes().decode("ascii"))
         if not isinstance(meta, dict) or meta.get("kind") != "graph":
-            raise ValueError(f"its meta is {meta!r}")
+            raise ValueError(f"its meta is {str(meta)[:80]}")
         version = meta.get("version")
     except (LookupError, ValueError, RecursionError) as error:
         raise GraphError(f"{path} is not a graph ({error}); {ADVICE}") from error
@@ -134,17 +126,27 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
             f"{path} has format version {version}, this package reads {VERSION}; upgrade the package, or write the file again"
         )
     try:
-        return _graph(arrays, meta)
-    except (LookupError, TypeError, ValueError) as error:
+        return graph_of_arrays(arrays, meta)
+    except GraphError as error:
         raise GraphError(f"{path} is not a consistent graph: {error}; write it again") from error
 
 
-def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int) -> npt.NDArray[Any]:
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{entry.filename} is compressed")
-    # Room for a member is made before it is read.
-    if not entry.file_size == entry.compress_size <= size:
-        raise ValueError(f"{entry.filename} claims {entry.file_size} bytes of {size}")
+def _refuse_more_than(size: int, entries: list[zipfile.ZipInfo]) -> None:
+    """Raise a ValueError where members are not as they lie there, one beside the other: room is made before they are read."""
+    names: set[str] = set()
+    total = 0
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{entry.filename} is compressed")
+        if entry.filename in names:
+            raise ValueError(f"{entry.filename} is there twice")
+        names.add(entry.filename)
+        total += entry.file_size
+        if entry.file_size != entry.compress_size or total > size:
+            raise ValueError(f"{entry.filename} claims {entry.file_size} bytes, with those before it {total} of {size}")
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
     # The whole member at once, so that its CRC is checked before any of it is believed.
     content = archive.read(entry)
     file = io.BytesIO(content)
@@ -158,20 +160,3 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int) -> npt.N
     if shape[0] < 0 or shape[0] * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"{entry.filename} claims {shape[0]} numbers of {dtype} in {len(content) - file.tell()} bytes")
     return np.frombuffer(content, dtype=dtype, offset=file.tell())
-
-
-def _graph(arrays: dict[str, Any], meta: dict[str, Any]) -> LayeredGraph:
-    weights = []
-    for position, shape in enumerate(meta["shapes"], start=1):
-        data, indices, indptr = (arrays[f"block.{position}.{part}"] for part in ("data", "indices", "indptr"))
-        if data.dtype not in (np.float32, np.float64) or indices.dtype.kind != "i" or indptr.dtype.kind != "i":
-            raise ValueError(f"block {position} has dtypes {data.dtype}, {indices.dtype} and {indptr.dtype}")
-        csr = sparse.csr_array((data, indices, indptr), shape=tuple(shape))
-        csr.check_format(full_check=True)
-        if csr.nnz != len(data) or csr.nnz != len(indices):
-            raise ValueError(f"block {position} has values that belong to no row")
-        if not csr.has_canonical_format or not (data > 0).all():
-            raise ValueError(f"block {position} has edges that are twice there, out of order or not positive")
-        weights.append(csr)
-    activations = [arrays[f"activation.{layer}"] for layer in range(len(weights) + 1)]
-    return LayeredGraph.from_weights(weights, activations[0], activations[1:], meta["names"])

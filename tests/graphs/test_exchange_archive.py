@@ -1,5 +1,6 @@
 """npz: bit-exact round trips, readable by numpy and scipy alone, and refusal of everything damaged."""
 
+import copy
 import io
 import json
 import pickle
@@ -177,6 +178,37 @@ def test_a_header_that_claims_more_than_is_there_is_refused_before_room_is_made(
         read_npz(path)
 
 
+def test_members_that_overlap_are_refused_before_they_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand names for the same bytes would be read as a thousand arrays."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(1000))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("activation.0.npy", file.getvalue())
+        first = archive.infolist()[0]
+        for k in range(1, 1000):
+            twin = copy.copy(first)
+            twin.filename = twin.orig_filename = f"activation.{k}.npy"
+            archive.filelist.append(twin)
+            archive.NameToInfo[twin.filename] = twin
+        archive._didModify = True
+    assert path.stat().st_size < 100_000
+
+    def fail(*_: Any) -> None:
+        pytest.fail("a member was read")
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", fail)
+    with pytest.raises(GraphError, match=r"cannot be read \(.* claims 8128 bytes, with those before it"):
+        read_npz(path)
+
+
+def test_two_members_of_one_name_are_refused(path: Path) -> None:
+    write_npz(GRAPH, path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("activation.0.npy", archive.read("activation.1.npy"))
+    with pytest.raises(GraphError, match=r"activation.0.npy is there twice"):
+        read_npz(path)
+
+
 def meta(**changes: Any) -> np.ndarray[Any, Any]:
     facts = {"kind": "graph", "version": 1, "names": list(GRAPH.names), "shapes": [[4, 3], [3, 4]], **changes}
     return np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
@@ -209,6 +241,11 @@ DATA, INDICES, INDPTR = (getattr(GRAPH.block(1), part) for part in ("data", "ind
         {"meta": meta(shapes=[[4, 3]])},
         {"meta": meta(shapes=[[4, 2], [3, 4]])},
         {"meta": meta(shapes=[[-4, 3], [3, 4]])},
+        {"meta": meta(shapes=[[4, 10**30], [3, 4]])},
+        {"meta": meta(shapes=[[4, 2**62], [3, 4]])},
+        {"meta": meta(shapes=[[10**12, 3], [3, 4]])},
+        {"meta": meta(names="abc")},
+        {"meta": meta(names=[1, 2, 3])},
         {"meta": meta(shapes=[["a", 3], [3, 4]])},
         {"meta": meta(shapes=[[4], [3, 4]])},
         {"meta": meta(names=["a"])},
@@ -235,6 +272,9 @@ DATA, INDICES, INDPTR = (getattr(GRAPH.block(1), part) for part in ("data", "ind
         {"activation.1": np.ones(9)},
         {"activation.1": -np.ones(4)},
         {"activation.1": np.full(4, np.inf)},
+        {"activation.1": np.full(4, "1")},
+        {"activation.1": np.zeros(4, "V1")},
+        {"activation.1": np.zeros(4, [("a", "f8")])},
     ],
 )
 def test_inconsistent_archives_are_refused(path: Path, changes: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from graphs import (
@@ -348,6 +349,69 @@ def test_safetensors_of_other_origin_are_refused(path: Path, meta: str | None) -
         load_graph(path)
 
 
+def raw(header: dict[str, Any], data: bytes = b"", meta: dict[str, Any] | None = None) -> bytes:
+    """A safetensors file by hand: what the library would not write."""
+    facts = {
+        "__metadata__": {"meta": json.dumps({"kind": "graph", "version": 1} if meta is None else meta), "crc32": "0"}
+    }
+    text = json.dumps({**facts, **header}).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *("BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "F32", "I32", "U32", "F64", "I64", "U64", "C64"),
+        *("F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F128"),
+    ],
+)
+def test_tensors_of_every_type_are_refused_and_never_crash(path: Path, dtype: str) -> None:
+    for size, shape in ((2, [1]), (8, [1]), (8, [4]), (0, [0]), (1, [1]), (6, [8])):
+        path.write_bytes(raw({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}, b"\1" * size))
+        with pytest.raises(GraphError, match=r"cannot be read|is damaged"):
+            load_graph(path)
+
+
+@pytest.mark.parametrize("shape", [[10**18], [2**62, 4], [2**63, 2**63], [10**30], [-1], [1.5], ["8"], None, [[8]]])
+def test_a_header_that_claims_more_than_is_there_is_refused_before_room_is_made(path: Path, shape: Any) -> None:
+    path.write_bytes(raw({"activation.0": {"dtype": "F64", "shape": shape, "data_offsets": [0, 8]}}, b"\0" * 8))
+    with pytest.raises(GraphError, match="cannot be read"):
+        load_graph(path)
+    # As long as a number can say, and longer than the file.
+    for length in (2**63, 2**64 - 1, 10**8, 1000):
+        path.write_bytes(length.to_bytes(8, "little") + b"{}")
+        with pytest.raises(GraphError, match="cannot be read"):
+            load_graph(path)
+
+
+def test_tensors_that_overlap_are_refused(path: Path) -> None:
+    entries = {str(k): {"dtype": "U8", "shape": [1000], "data_offsets": [0, 1000]} for k in range(1000)}
+    path.write_bytes(raw(entries, b"\0" * 1000))
+    with pytest.raises(GraphError, match="cannot be read"):
+        load_graph(path)
+
+
+def test_the_arrays_of_another_kind_are_not_even_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"weight": np.ones(3)}, path, {"format": "pt"})
+
+    class Watched:
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.inner = safe_open(*args, **options)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            return None
+
+        def metadata(self) -> Any:
+            return self.inner.metadata()
+
+    monkeypatch.setattr("graphs.files.safe_open", Watched)
+    with pytest.raises(GraphError, match="is not a graph file"):
+        load_graph(path)
+
+
 def test_the_kinds_are_not_mixed_up(path: Path) -> None:
     save_rank(RANK, path)
     with pytest.raises(GraphError, match="is not a graph file"):
@@ -401,6 +465,15 @@ def test_the_parts_alone_make_a_graph(path: Path) -> None:
         ("shapes", [[4, 2], [3, 4]]),
         ("shapes", [[5, 3], [3, 4]]),
         ("shapes", [[-4, 3], [3, 4]]),
+        ("shapes", [[0, 3], [3, 0]]),
+        ("shapes", [[4, 10**30], [3, 4]]),
+        ("shapes", [[4, 2**62], [3, 4]]),
+        ("shapes", [[10**12, 3], [3, 4]]),
+        ("shapes", "43"),
+        ("shapes", [True, 3]),
+        ("names", "abc"),
+        ("names", [1, 2, 3]),
+        ("names", None),
         ("shapes", [["a", 3], [3, 4]]),
         ("shapes", [[4], [3, 4]]),
         ("names", ["a"]),
@@ -410,6 +483,9 @@ def test_the_parts_alone_make_a_graph(path: Path) -> None:
         ("block.1.data", np.full(99, 1.0)),
         ("block.1.indptr", np.zeros(0, np.int32)),
         ("block.1.data", "nan"),
+        ("block.1.data", "negative weight"),
+        ("block.1.data", "no weight"),
+        ("block.1.indices", "twice"),
         ("block.1.indices", "out of range"),
         ("block.1.indices", "negative"),
         ("block.1.indptr", np.zeros(5, np.int32)),
@@ -428,8 +504,10 @@ def test_inconsistent_graph_files_are_refused(path: Path, name: str, value: Any)
     elif isinstance(value, str):
         if value == "missing":
             del tensors[name]
-        elif value == "nan":
-            tensors[name][0] = np.nan
+        elif value in ("nan", "negative weight", "no weight"):
+            tensors[name][0] = {"nan": np.nan, "negative weight": -1.0, "no weight": 0.0}[value]
+        elif value == "twice":
+            tensors[name][1] = tensors[name][0]
         elif value == "decreasing":
             tensors[name][1:3] = tensors[name][1:3][::-1]
         else:
@@ -489,6 +567,23 @@ def test_rank_files_with_a_part_missing_are_refused(path: Path, name: str, monke
         ("degenerate", [{"layer": 1}]),
         ("degenerate", 5),
         ("labels", 5),
+        ("labels", ["a", "b"]),
+        ("labels", list(range(10))),
+        ("names", [1, 2, 3]),
+        ("tolerance", "small"),
+        ("tolerance", True),
+        ("setup_seconds", []),
+        ("parameters", 5),
+        ("solver", 5),
+        ("degenerate", [{"layer": 1, "reason": 5}]),
+        ("certified_layers", [99]),
+        ("certified_layers", [-1, 1, 2]),
+        ("certified_layers", 5),
+        ("score.1", np.ones((4, 2))),
+        ("score.1", np.ones(4, dtype=np.int64)),
+        ("score.1", np.ones(())),
+        ("residuals", np.ones((2, 2))),
+        ("error_bounds", np.zeros(2, dtype=np.int64)),
         ("layer_bounds", np.zeros(2)),
         ("layer_residuals", np.zeros((1, 2))),
         ("error_bounds", np.zeros(7)),
@@ -497,6 +592,8 @@ def test_rank_files_with_a_part_missing_are_refused(path: Path, name: str, monke
         ("certificate.gaps", np.zeros(2)),
         ("certificate.gaps", np.zeros((2, 3))),
         ("certificate.bounds", np.zeros((0, 2))),
+        ("certificate.bounds", np.full((2, 2), np.inf)),
+        ("certificate.bounds", np.full((2, 2), np.nan)),
         ("keep.1", np.ones(9, dtype=np.uint8)),
     ],
 )
@@ -575,3 +672,54 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="it is a directory; expected the path of a file"):
         save_rank(RANK, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_would_be_refused_are_not_written(tmp_path: Path) -> None:
+    bad = LayeredGraph.from_weights([np.array([[np.inf, 1.0]])], [1, 1], [[1]], check_finite=False)
+    with pytest.raises(GraphError, match="block 1: the edge weights hold NaN or Inf"):
+        save_graph(bad, tmp_path / "graph")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX links, pipes and permissions")
+def test_links_stay_links_and_pipes_and_devices_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link, target = tmp_path / "link", tmp_path / "real" / "graph"
+    link.symlink_to(target)
+    save_graph(GRAPH, link)
+    assert link.is_symlink()
+    assert not target.is_symlink()
+    assert same_graph(load_graph(link), load_graph(target))
+    assert list((tmp_path / "real").iterdir()) == [target]
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(GraphError, match="it is a device or a pipe; expected the path of a file"):
+            save_graph(GRAPH, special)
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_an_old_file_leaves_its_permissions(tmp_path: Path) -> None:
+    target = tmp_path / "graph"
+    save_graph(GRAPH, target)
+    target.chmod(0o600)
+    save_graph(GRAPH, target)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_names_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    target = tmp_path / ("ü" * 120)
+    save_graph(GRAPH, target)
+    assert same_graph(load_graph(target), GRAPH)
+
+
+@pytest.mark.parametrize("layer", [99, 3, -1])
+def test_certificates_of_layers_that_are_not_there(path: Path, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def added(target: Any, tensors: dict[str, Any], meta: dict[str, Any], kind: str, version: int) -> None:
+        more = {**tensors, f"keep.{layer}": np.ones(3, dtype=np.uint8)}
+        write_tensors(target, more, {**meta, "certified_layers": [layer]}, kind, version)
+
+    monkeypatch.setattr("graphs.io.write_tensors", added)
+    save_rank(CERTIFIED, path)
+    with pytest.raises(GraphError, match=r"is not a consistent rank file: keep masks of shapes"):
+        load_rank(path)
