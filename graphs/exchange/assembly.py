@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +20,8 @@ __all__ = ["Labels", "layered_graph"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 Labels: TypeAlias = tuple[tuple[tuple[int, int], ...], ...]
+
+ONCE = "expected every pair of nodes once: add their weights up"
 
 
 def layered_graph(
@@ -75,7 +78,7 @@ def _layers(rows: NodeRows, path: Path, partial: bool) -> tuple[tuple[int, ...],
     if len(found) < 2:
         raise GraphError(f"{path}: expected nodes of at least two layers, got {len(found)}")
     first = int(found[0]) if partial else 0
-    if found[0] < 0 or found[0] != first or found[-1] - found[0] + 1 != len(found):
+    if found[0] < 0 or found[0] != first or int(found[-1]) - int(found[0]) + 1 != len(found):
         raise GraphError(
             f"{path}: expected consecutive layers from {first}, got {', '.join(map(str, found[:10]))}; a row is missing or "
             "wrong, or the tables are those of a subgraph: pass partial=True"
@@ -113,6 +116,7 @@ def _blocks(
     chunks: Iterable[EdgeRows], layers: tuple[int, ...], nodes: list[IntArray], path: Path
 ) -> list[sparse.csr_array]:
     parts: list[list[tuple[IntArray, IntArray, FloatArray]]] = [[] for _ in layers[1:]]
+    room = [len(targets) * len(sources) for sources, targets in itertools.pairwise(nodes)]
     kind: Any = np.float64
     for rows in chunks:
         kind = rows.weight.dtype
@@ -122,6 +126,10 @@ def _blocks(
         for layer in np.unique(rows.source_layer):
             among = np.flatnonzero(rows.source_layer == layer)
             position = int(layer) - layers[0]
+            room[position] -= len(among)
+            # Known before all are read: a small file can hold a row a billion times.
+            if room[position] < 0:
+                raise GraphError(f"{path}: more edges from layer {layer} to {layer + 1} than pairs of nodes; {ONCE}")
             ends = []
             for at, given in ((nodes[position + 1], rows.target[among]), (nodes[position], rows.source[among])):
                 places = np.searchsorted(at, given)
@@ -146,7 +154,7 @@ def _blocks(
         if csr.nnz != len(weights):
             raise GraphError(
                 f"{path}: {len(weights) - csr.nnz} edge(s) from layer {layers[len(blocks)]} to {layers[len(blocks) + 1]} "
-                "stand there more than once; expected every pair of nodes once: add their weights up"
+                "stand there more than once; {ONCE}"
             )
         blocks.append(csr)
     return blocks

@@ -1,4 +1,7 @@
-"""Rows as CSV: commas, a header, UTF-8, one line a row; floats with as many digits as it takes to read them back exactly."""
+"""Rows as CSV: commas, a header, UTF-8, one line a row; floats with as many digits as it takes to read them back exactly.
+
+What other programs write is read too: a byte order mark, quotes around anything, Windows line ends.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,18 @@ FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 def write_nodes(rows: NodeRows, path: Path) -> None:
     r"""Write a table of nodes, score last where there is one.
+
+    Parameters
+    ----------
+    rows : NodeRows
+        Layer names may hold anything but a null and lone surrogates.
+    path : Path
+        Overwritten.
+
+    Raises
+    ------
+    OSError
+        The system refuses.
 
     Examples
     --------
@@ -56,6 +71,18 @@ def write_nodes(rows: NodeRows, path: Path) -> None:
 def write_edges(chunks: Iterable[EdgeRows], path: Path) -> None:
     r"""Write a table of edges, chunk by chunk. Cost: about a microsecond an edge.
 
+    Parameters
+    ----------
+    chunks : iterable of EdgeRows
+        Read one after the other; no more than one is held.
+    path : Path
+        Overwritten.
+
+    Raises
+    ------
+    OSError
+        The system refuses.
+
     Examples
     --------
     >>> import tempfile
@@ -75,6 +102,15 @@ def write_edges(chunks: Iterable[EdgeRows], path: Path) -> None:
 def read_nodes(path: Path) -> NodeRows:
     r"""Read a table of nodes; a column ``name`` is taken where there is one, others are left.
 
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    NodeRows
+        int64 and float64, without scores.
+
     Raises
     ------
     GraphError
@@ -90,7 +126,7 @@ def read_nodes(path: Path) -> NodeRows:
     """
     _refuse_cut_off(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
             header = next(lines, [])
             places = column_places(header, ("layer", "index", "activation"), path)
@@ -114,7 +150,16 @@ def read_nodes(path: Path) -> NodeRows:
 
 
 def read_edges(path: Path) -> Iterator[EdgeRows]:
-    r"""Read a table of edges, chunk by chunk, as int64 and float64; other columns are left.
+    r"""Read a table of edges, chunk by chunk; other columns are left.
+
+    Parameters
+    ----------
+    path : Path
+
+    Yields
+    ------
+    EdgeRows
+        Up to `CHUNK` rows, int64 and float64.
 
     Raises
     ------
@@ -132,7 +177,7 @@ def read_edges(path: Path) -> Iterator[EdgeRows]:
     _refuse_cut_off(path)
     kinds = np.dtype([(name, np.float64 if name == "weight" else np.int64) for name in EDGE_COLUMNS])
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             header = next(csv.reader([file.readline()], strict=True), [])
             places = column_places(header, EDGE_COLUMNS, path)
             # With columns to pick, numpy does not mind how long a row is: none are picked where there are no others.
@@ -146,6 +191,7 @@ def read_edges(path: Path) -> Iterator[EdgeRows]:
                         kinds,
                         delimiter=",",
                         comments=None,
+                        quotechar='"',
                         usecols=picked,
                         max_rows=CHUNK,
                         ndmin=1,

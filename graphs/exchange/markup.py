@@ -18,12 +18,12 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from xml.etree.ElementTree import ParseError
-from xml.parsers import expat
 
 import numpy as np
 
 from graphs.convert import from_networkx, graph_labels, to_networkx
 from graphs.errors import GraphError
+from graphs.exchange.scan import scan
 from graphs.files import replacing
 from graphs.layered import LayeredGraph
 from graphs.result import RankResult
@@ -39,11 +39,11 @@ Labelled: TypeAlias = tuple[LayeredGraph, tuple[tuple[Hashable, ...], ...]]
 # What XML 1.0 cannot hold, and the carriage return, which its readers turn into a line feed.
 UNWRITABLE = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
+# The attributes that make a layered graph.
+MEANT = {"layer", "index", "name", "activation", "weight"}
+
 # Where the checksum stands, and what it is of.
 SEALED = re.compile(rb"\A(<\?xml[^>]*\?>\s*)<!-- crc32 of the lines below: ([0-9a-f]{8}) -->\n(.*)\Z", re.DOTALL)
-
-# The formats need six levels; what nests deeper is made to exhaust the reader.
-DEEPEST = 64
 
 
 def write_graphml(
@@ -125,8 +125,8 @@ def write_gexf(
 
     written = io.BytesIO()
     networkx.write_gexf(digraph, written)
-    # The day it was written is the one thing in the file that is not of the graph.
-    content = re.sub(rb' lastmodifieddate="[^"]*"', b"", written.getvalue(), count=1)
+    # The day it was written is not of the graph, and an empty name is not of the format.
+    content = re.sub(rb' lastmodifieddate="[^"]*"| name=""', b"", written.getvalue(), count=2)
     with replacing(path) as partial:
         partial.write_bytes(_sealed(content))
 
@@ -151,7 +151,8 @@ def read_graphml(path: str | os.PathLike[str], max_edges: int = 1_000_000) -> La
     ------
     GraphError
         Missing, truncated, damaged, not XML, not GraphML, a document type declaration (entities can be made to expand without
-        end), nested too deep, too many edges, or a graph that is not layered.
+        end), nested too deep, too many edges, several graphs, ids that are missing, twice there or of nothing, or a graph that
+        is not layered.
 
     Examples
     --------
@@ -226,6 +227,17 @@ def _sealed(content: bytes) -> bytes:
     return b"%b\n<!-- crc32 of the lines below: %08x -->\n%b" % (declaration, zlib.crc32(rest), rest)
 
 
+def _take_defaults(digraph: networkx.DiGraph) -> None:
+    """Give nodes and edges the values that the file says once for all of them: networkx keeps those apart."""
+    edges = (values for _, _, values in digraph.edges(data=True))
+    for kind, elements in (("node", (values for _, values in digraph.nodes(data=True))), ("edge", edges)):
+        defaults = {name: value for name, value in digraph.graph.get(f"{kind}_default", {}).items() if name in MEANT}
+        if defaults:
+            for values in elements:
+                for name, default in defaults.items():
+                    values.setdefault(name, default)
+
+
 def _read(
     path: str | os.PathLike[str], root: str, kind: str, read: Callable[[Any, io.BytesIO], Any], max_edges: int
 ) -> Labelled:
@@ -238,7 +250,7 @@ def _read(
             f"{path} is not as it was written (its checksum differs): it is damaged and must be written again, or was changed on "
             "purpose; then remove the comment with the checksum"
         )
-    _refuse_hostile(content, root, f"{path} is not a {kind} file that can be read", max_edges)
+    declared = scan(content, root, f"{path} is not a {kind} file that can be read", max_edges)
     import networkx
 
     try:
@@ -255,51 +267,15 @@ def _read(
             f"{path} is not a {kind} file that can be read ({type(error).__name__}: {error}); the file is damaged or something "
             "else: write it again"
         ) from error
+    built = len(digraph), digraph.number_of_edges()
+    if built != (declared.nodes, declared.edges):
+        raise GraphError(
+            f"{path}: {declared.nodes:,} nodes and {declared.edges:,} edges stand there, and {built[0]:,} and {built[1]:,} are "
+            "what they make; expected one graph, without graphs in it, whose nodes and parallel edges have ids of their own "
+            "and whose edges join its nodes: correct it, or write it again"
+        )
+    _take_defaults(digraph)
     try:
         return from_networkx(digraph)
     except GraphError as error:
         raise GraphError(f"{path}: {error}") from error
-
-
-def _refuse_hostile(content: bytes, root: str, complaint: str, max_edges: int) -> None:
-    """Parse without building anything, and refuse what would not be XML of this kind, or not end."""
-    depth = 0
-    n_edges = 0
-
-    def doctype(*_: Any) -> None:
-        raise GraphError(
-            f"{complaint}: it has a document type declaration, whose entities can expand without end; remove the <!DOCTYPE"
-        )
-
-    def start(name: str, _: Any) -> None:
-        nonlocal depth, n_edges
-        local = name.rpartition(":")[2]
-        if depth == 0 and local != root:
-            raise GraphError(
-                f"{complaint}: expected the root element <{root}>, got <{name}>; choose the reader of its format"
-            )
-        depth += 1
-        if depth > DEEPEST:
-            raise GraphError(f"{complaint}: its elements nest more than {DEEPEST} deep; expected a flat graph")
-        n_edges += local == "edge"
-        if n_edges > max_edges:
-            raise GraphError(
-                f"{complaint}: it has more than max_edges={max_edges:,} edges; read a smaller one, or raise max_edges"
-            )
-
-    def end(_: str) -> None:
-        nonlocal depth
-        depth -= 1
-
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = doctype
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    try:
-        parser.Parse(content, True)  # noqa: FBT003 (no keywords)
-    except GraphError:
-        raise
-    except (expat.ExpatError, LookupError, ValueError) as error:
-        raise GraphError(
-            f"{complaint}: {error}; expected well-formed XML: the file is truncated, damaged or something else"
-        ) from error

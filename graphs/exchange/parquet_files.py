@@ -1,4 +1,8 @@
-"""Rows as Parquet, through pyarrow, with a checksum of every page."""
+"""Rows as Parquet, through pyarrow, with a checksum of every page.
+
+Parquet compresses: a file may hold many times what it weighs. Of edges no more are taken than nodes can have between them;
+of nodes all that stand there.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,10 @@ CHUNK = 1 << 19
 def require_pyarrow() -> tuple[Any, Any]:
     """Import pyarrow and pyarrow.parquet, or say what to install.
 
+    Returns
+    -------
+    pyarrow, pyarrow.parquet : modules
+
     Raises
     ------
     GraphError
@@ -40,6 +48,19 @@ def require_pyarrow() -> tuple[Any, Any]:
 
 def write_nodes(rows: NodeRows, path: Path) -> None:
     """Write a table of nodes: layer int32, index int64, name string, activation and score double.
+
+    Parameters
+    ----------
+    rows : NodeRows
+    path : Path
+        Overwritten.
+
+    Raises
+    ------
+    GraphError
+        pyarrow is not installed.
+    OSError
+        The system refuses.
 
     Examples
     --------
@@ -74,6 +95,13 @@ def write_edges(chunks: Iterable[EdgeRows], path: Path, weights: Any = np.float6
     weights : float32 or float64
         The column's type; narrower weights widen.
 
+    Raises
+    ------
+    GraphError
+        pyarrow is not installed.
+    OSError
+        The system refuses.
+
     Examples
     --------
     >>> import tempfile
@@ -98,6 +126,15 @@ def write_edges(chunks: Iterable[EdgeRows], path: Path, weights: Any = np.float6
 def read_nodes(path: Path) -> NodeRows:
     """Read a table of nodes; a column ``name`` is taken where there is one, others are left.
 
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    NodeRows
+        int64 and float64, without scores.
+
     Raises
     ------
     GraphError
@@ -114,20 +151,29 @@ def read_nodes(path: Path) -> NodeRows:
     """
     wanted = ("layer", "index", "activation")
     parts = list(_batches(path, wanted, ("name",)))
-    columns = {name: [value for part in parts for value in part[name]] for name in (parts[0] if parts else wanted)}
-    names = columns.get("name")
+    named = bool(parts) and "name" in parts[0]
+    names = [name for part in parts for name in part["name"]] if named else None
     if names is not None and not all(isinstance(name, str) for name in names):
         raise GraphError(f"{path}: expected text in the column name, one a row")
     return NodeRows(
-        layer=np.array(columns["layer"], dtype=np.int64),
-        index=np.array(columns["index"], dtype=np.int64),
+        layer=_joined(parts, "layer", np.int64),
+        index=_joined(parts, "index", np.int64),
         names=names,
-        activation=np.array(columns["activation"], dtype=np.float64),
+        activation=_joined(parts, "activation", np.float64),
     )
 
 
 def read_edges(path: Path) -> Iterator[EdgeRows]:
     """Read a table of edges, chunk by chunk; other columns are left.
+
+    Parameters
+    ----------
+    path : Path
+
+    Yields
+    ------
+    EdgeRows
+        Up to `CHUNK` rows: int64, and weights in float32 where the column is, else float64.
 
     Raises
     ------
@@ -145,6 +191,10 @@ def read_edges(path: Path) -> Iterator[EdgeRows]:
     """
     for part in _batches(path, EDGE_COLUMNS, ()):
         yield EdgeRows(*(part[name] for name in EDGE_COLUMNS))
+
+
+def _joined(parts: list[dict[str, Any]], name: str, dtype: Any) -> Any:
+    return np.concatenate([np.zeros(0, dtype), *(part[name] for part in parts)]).astype(dtype, copy=False)
 
 
 def _batches(path: Path, wanted: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[dict[str, Any]]:

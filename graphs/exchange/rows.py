@@ -58,6 +58,17 @@ class EdgeRows:
 def column_places(found: list[str], wanted: tuple[str, ...], where: object) -> dict[str, int]:
     """The place of every column by its name.
 
+    Parameters
+    ----------
+    found, wanted : sequence of str
+        The columns that a table has, and those that it must have.
+    where : object
+        How messages call the table.
+
+    Returns
+    -------
+    dict from str to int
+
     Raises
     ------
     GraphError

@@ -133,6 +133,67 @@ def test_gexf_is_what_gephi_asks_for(path: Path) -> None:
     assert kinds == {"layer": "long", "index": "long", "name": "string", "activation": "double", "score": "double"}
 
 
+# What the schema of GEXF 1.2 allows of what we write: by element, its attributes (! = required) and children.
+GEXF_SCHEMA = {
+    "gexf": ({"!version", "variant"}, {"meta", "graph"}),
+    "meta": ({"lastmodifieddate"}, {"creator", "keywords", "description"}),
+    "creator": (set(), set()),
+    "graph": ({"defaultedgetype", "idtype", "mode", "timeformat", "start", "end"}, {"attributes", "nodes", "edges"}),
+    "attributes": ({"!class", "mode", "start", "end"}, {"attribute"}),
+    "attribute": ({"!id", "!title", "!type"}, {"default", "options"}),
+    "nodes": ({"count"}, {"node"}),
+    "node": ({"!id", "label", "pid", "start", "end"}, {"attvalues", "spells", "nodes", "edges", "parents"}),
+    "attvalues": (set(), {"attvalue"}),
+    "attvalue": ({"!for", "!value", "start", "end"}, set()),
+    "edges": ({"count"}, {"edge"}),
+    "edge": ({"!id", "!source", "!target", "label", "type", "weight", "start", "end"}, {"attvalues", "spells"}),
+}
+ONE_OF = {
+    ("gexf", "version"): {"1.2"},
+    ("graph", "defaultedgetype"): {"directed", "undirected", "mutual"},
+    ("graph", "mode"): {"static", "dynamic"},
+    ("attributes", "mode"): {"static", "dynamic"},
+    ("attributes", "class"): {"node", "edge"},
+    ("attribute", "type"): {"integer", "long", "double", "float", "boolean", "liststring", "string", "anyURI"},
+}
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+def test_gexf_keeps_to_the_schema(path: Path, ranked: bool) -> None:
+    """Rule by rule, since the standard library checks no schemas; Gephi asks for the same and for less."""
+    root = ElementTree.fromstring(written("gexf", path, rank=RANK if ranked else None))
+    space = "{http://www.gexf.net/1.2draft}"
+    assert root.tag == f"{space}gexf"
+    schema_location = "{http://www.w3.org/2001/XMLSchema-instance}schemaLocation"
+    for element in root.iter():
+        name = element.tag.removeprefix(space)
+        allowed, children = GEXF_SCHEMA[name]
+        given = set(element.attrib) - {schema_location}
+        assert given <= {attribute.removeprefix("!") for attribute in allowed}, name
+        assert given >= {attribute[1:] for attribute in allowed if attribute.startswith("!")}, name
+        assert {child.tag.removeprefix(space) for child in element} <= children
+        for attribute in given:
+            assert element.attrib[attribute] in ONE_OF.get((name, attribute), {element.attrib[attribute]})
+            # Gephi takes what is empty for what is missing.
+            assert element.attrib[attribute]
+    everything: dict[str, list[Any]] = {
+        name: list(root.iter(f"{space}{name}")) for name in ("node", "edge", "attribute", "attvalue", "graph")
+    }
+    assert len(everything["graph"]) == 1
+    ids = {name: [element.attrib["id"] for element in everything[name]] for name in ("node", "edge", "attribute")}
+    assert all(len(found) == len(set(found)) for found in ids.values())
+    for edge in everything["edge"]:
+        assert {edge.attrib["source"], edge.attrib["target"]} <= set(ids["node"])
+        assert re.fullmatch(r"[0-9.]+(e[-+]?[0-9]+)?", edge.attrib["weight"])
+    kinds = {element.attrib["id"]: element.attrib["type"] for element in everything["attribute"]}
+    parse: dict[str, Callable[[str], Any]] = {"long": int, "double": float, "string": str}
+    for value in everything["attvalue"]:
+        parse[kinds[value.attrib["for"]]](value.attrib["value"])
+    # Nodes and attributes are declared before they are referred to: Gephi reads from top to bottom, once.
+    order = [child.tag.removeprefix(space) for child in everything["graph"][0]]
+    assert order == ["attributes", "nodes", "edges"]
+
+
 @every_form
 def test_subgraphs_keep_the_names_of_the_original(form: str, path: Path) -> None:
     graph = random_case(2, (6, 5, 7, 4)).graph()
@@ -162,6 +223,65 @@ def test_files_of_other_programs_without_our_attributes(form: str, path: Path) -
     graph, labels = READERS[form](path)
     assert labels == (("a", "b"), ("x",), ("z",))
     np.testing.assert_array_equal(graph.block(1).toarray(), [[1.0, 1.0]])
+
+
+HEADS = {
+    "graphml": (
+        '<graphml xmlns="http://graphml.graphdrawing.org/xmlns">{keys}<graph edgedefault="directed">{body}</graph>'
+        "{tail}</graphml>"
+    ),
+    "gexf": (
+        '<gexf xmlns="http://www.gexf.net/1.2draft" version="1.2"><graph defaultedgetype="directed">{keys}{body}</graph>'
+        "{tail}</gexf>"
+    ),
+}
+
+
+def by_hand(form: str, nodes: str, edges: str, keys: str = "", tail: str = "") -> bytes:
+    body = nodes + edges if form == "graphml" else f"<nodes>{nodes}</nodes><edges>{edges}</edges>"
+    return HEADS[form].format(keys=keys, body=body, tail=tail).encode()
+
+
+DEFAULTS = {
+    "graphml": (
+        (
+            '<key id="w" for="edge" attr.name="weight" attr.type="double"><default>2.5</default></key>'
+            '<key id="a" for="node" attr.name="activation" attr.type="double"><default>0.5</default></key>'
+            '<key id="c" for="node" attr.name="colour" attr.type="string"><default>red</default></key>'
+        ),
+        '<node id="a"/><node id="b"><data key="a">4</data></node><node id="x"/>',
+        '<edge source="a" target="x"/><edge source="b" target="x"><data key="w">7</data></edge>',
+    ),
+    "gexf": (
+        (
+            '<attributes class="edge"><attribute id="w" title="weight" type="double"><default>2.5</default></attribute>'
+            "</attributes>"
+            '<attributes class="node"><attribute id="a" title="activation" type="double"><default>0.5</default></attribute>'
+            "</attributes>"
+        ),
+        '<node id="a"/><node id="b"><attvalues><attvalue for="a" value="4"/></attvalues></node><node id="x"/>',
+        '<edge id="0" source="a" target="x"/><edge id="1" source="b" target="x" weight="7"/>',
+    ),
+}
+
+
+@every_form
+def test_values_given_once_for_all_are_taken(form: str, path: Path) -> None:
+    """networkx leaves them beside the graph: every weight would be 1."""
+    keys, nodes, edges = DEFAULTS[form]
+    path.write_bytes(by_hand(form, nodes, edges, keys))
+    graph, labels = READERS[form](path)
+    assert labels == (("a", "b"), ("x",))
+    assert [values.tolist() for values in graph.activations] == [[0.5, 4.0], [0.5]]
+    np.testing.assert_array_equal(graph.block(1).toarray(), [[2.5, 7.0]])
+
+
+def test_parallel_edges_add_up(path: Path) -> None:
+    key = '<key id="w" for="edge" attr.name="weight" attr.type="double"/>'
+    edge = '<edge{} source="a" target="x"><data key="w">2</data></edge>'
+    for ids in (("", ""), (' id="0"', ' id="1"')):
+        path.write_bytes(by_hand("graphml", '<node id="a"/><node id="x"/>', "".join(map(edge.format, ids)), key))
+        np.testing.assert_array_equal(read_graphml(path)[0].block(1).toarray(), [[4.0]])
 
 
 # --- refusals on writing
@@ -302,6 +422,68 @@ def test_edits_that_leave_no_graph_are_refused(form: str, path: Path, old: bytes
     whole = unsealed(written(form, path, rank=RANK))
     assert old in whole
     assert outcome(form, path, whole.replace(old, new)) is None
+
+
+NODES = '<node id="a"/><node id="b"/><node id="x"/>'
+EDGES = '<edge id="0" source="a" target="x"/><edge id="1" source="b" target="x"/>'
+MORE = {
+    "graphml": '<graph edgedefault="directed"><node id="c"/></graph>',
+    "gexf": '<graph defaultedgetype="directed"><nodes><node id="c"/></nodes></graph>',
+}
+
+
+@every_form
+@pytest.mark.parametrize(
+    ("nodes", "edges"),
+    [
+        (NODES + '<node id="a"/>', EDGES),
+        (NODES, EDGES + '<edge id="2" source="a" target="y"/>'),
+        (NODES, EDGES + '<edge id="1" source="b" target="x" weight="3"/>'),
+        (NODES, EDGES + '<edge id="2" source="a"/>'),
+        (NODES, EDGES + '<edge id="2" target="x"/>'),
+        ('<node id="a">%(inner)s</node><node id="b"/><node id="x"/>', EDGES),
+        (NODES, EDGES + "%(inner)s"),
+    ],
+    ids=["node twice", "no such node", "edge twice", "no target", "no source", "graph in a node", "graph in a graph"],
+)
+def test_what_networkx_would_make_another_graph_of_is_refused(form: str, path: Path, nodes: str, edges: str) -> None:
+    inner = {"inner": MORE[form]}
+    path.write_bytes(by_hand(form, NODES, EDGES))
+    assert READERS[form](path)[1] == (("a", "b"), ("x",))
+    path.write_bytes(by_hand(form, nodes % inner, edges % inner))
+    with pytest.raises(GraphError, match=r"expected one graph|None cannot be a node"):
+        READERS[form](path)
+
+
+@every_form
+def test_several_graphs_are_refused(form: str, path: Path) -> None:
+    path.write_bytes(by_hand(form, NODES, EDGES, tail=MORE[form]))
+    with pytest.raises(GraphError, match=r"4 nodes and 2 edges stand there, and 3 and 2 are what they make"):
+        READERS[form](path)
+
+
+@every_form
+@pytest.mark.parametrize("node", ["<node/>", '<node id=""/>'])
+def test_nodes_without_an_id_are_refused(form: str, path: Path, node: str) -> None:
+    path.write_bytes(by_hand(form, NODES + node, EDGES))
+    with pytest.raises(GraphError, match="node number 4 has no id"):
+        READERS[form](path)
+
+
+@pytest.mark.parametrize("kind", ["", ' for="all"'])
+def test_defaults_of_nodes_and_edges_alike_are_refused(path: Path, kind: str) -> None:
+    key = f'<key id="w"{kind} attr.name="weight" attr.type="double"><default>2</default></key>'
+    path.write_bytes(by_hand("graphml", NODES, EDGES, key))
+    with pytest.raises(GraphError, match="for nodes and edges alike has a default value"):
+        read_graphml(path)
+
+
+def test_elements_of_other_namespaces_do_not_count(path: Path) -> None:
+    other = '<d0:node xmlns:d0="urn:other"><d0:edge/></d0:node>'
+    path.write_bytes(
+        by_hand("graphml", NODES, EDGES, f'<key id="d" for="node" attr.name="look" attr.type="string"/>{other}')
+    )
+    assert read_graphml(path)[0].layers == (2, 1)
 
 
 @every_form

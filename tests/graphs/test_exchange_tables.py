@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from graphs import GraphError, LayeredGraph, weighted_pagerank
 from graphs.convert import to_networkx
 from graphs.exchange import read_tables, write_tables
+from graphs.exchange.rows import EDGE_COLUMNS
 from graphs.subgraphs import top_subgraph
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.test_io import same_graph
@@ -216,6 +217,70 @@ def test_tables_of_other_programs_are_read(tmp_path: Path) -> None:
     other = 'colour,weight,"target",source,target_layer,source_layer\r\nred,2,0,1,1,0\r\nblue,1.5,0,0,1,0\r\n'
     (tmp_path / "edges.csv").write_bytes(other.encode())
     assert same_graph(read_tables(tmp_path)[0], graph)
+
+
+def test_csv_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    """A byte order mark, Windows line ends, everything quoted, and columns of text with commas and digits in it."""
+    nodes = '"index","layer","activation","remark"\r\n"0","0","1","x, ""y"", 0"\r\n"1","0","2.5",""\r\n"0","1","1e-3",","\r\n'
+    edges = (
+        "remark,source_layer,source,target_layer,target,weight\r\n"
+        '"x,0,1,1,0,99,y","0","1","1","0","2"\r\n"two\nlines",0,0,1,0,1.5\r\n'
+    )
+    for name, text in (("nodes", nodes), ("edges", edges)):
+        (tmp_path / f"{name}.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    graph, _ = read_tables(tmp_path)
+    assert (graph.activations[0].tolist(), graph.activations[1].tolist()) == ([1.0, 2.5], [0.001])
+    np.testing.assert_array_equal(graph.block(1).toarray(), [[1.5, 2.0]])
+
+
+@needs_pyarrow
+def test_a_small_file_of_a_row_a_million_times_is_refused_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    tables(tmp_path, NODES, EDGES)
+    write_tables(read_tables(tmp_path)[0], tmp_path, format="parquet")
+    for name in ("nodes.csv", "edges.csv", "manifest.parquet.json"):
+        (tmp_path / name).unlink()
+    count = 1_000_000
+    columns = {name: np.full(count, value) for name, value in zip(EDGE_COLUMNS, (0, 0, 1, 0, 1.0), strict=True)}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "edges.parquet")
+    assert (tmp_path / "edges.parquet").stat().st_size < 50_000
+    monkeypatch.setattr("graphs.exchange.parquet_files.CHUNK", 1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(GraphError, match="more edges from layer 0 to 1 than pairs of nodes; expected every pair"):
+            read_tables(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+@needs_pyarrow
+def test_numbers_at_the_ends_of_their_types_are_refused(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    tables(tmp_path, NODES, EDGES)
+    write_tables(read_tables(tmp_path)[0], tmp_path, format="parquet")
+    for name in ("nodes.csv", "edges.csv", "manifest.parquet.json"):
+        (tmp_path / name).unlink()
+    whole = {name: parquet.read_table(tmp_path / f"{name}.parquet") for name in ("nodes", "edges")}
+    for name, column in (("nodes", "layer"), ("nodes", "index"), *(("edges", c) for c in EDGE_COLUMNS[:4])):
+        for extreme, kind in ((2**63 - 1, "int64"), (-(2**63), "int64"), (2**64 - 1, "uint64"), (2**63, "uint64")):
+            values = [*whole[name][column].to_pylist()[:-1], extreme]
+            place = whole[name].schema.get_field_index(column)
+            try:
+                changed = whole[name].set_column(place, column, pyarrow.array(values, kind))
+            except (OverflowError, pyarrow.ArrowInvalid):
+                continue
+            for other in whole:
+                parquet.write_table(changed if other == name else whole[other], tmp_path / f"{other}.parquet")
+            for partial in (False, True):
+                with pytest.raises(GraphError):
+                    read_tables(tmp_path, partial=partial)
 
 
 @needs_pyarrow
