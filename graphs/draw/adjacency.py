@@ -9,16 +9,10 @@ import numpy as np
 from graphs.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, SparseBlock
 from graphs.checks import check_layer, layer_scores
 from graphs.concentration import positions
-from graphs.draw.axes import (
-    COLOUR_MAP,
-    IntArray,
-    fitted,
-    hatch_missing,
-    log_colour_bar,
-    log_colours,
-    new_axes,
-    short_names,
-)
+from graphs.draw.axes import fitted, new_axes, whole_ticks
+from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
+from graphs.draw.inputs import IntArray
+from graphs.draw.wording import short_names
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
 from graphs.result import RankResult
@@ -95,8 +89,9 @@ def adjacency_heatmap(
     source, target = short_names(graph.names)[layer - 1 : layer + 1]
     ax.set_xlim(0, sources[-1])
     ax.set_ylim(targets[-1], 0)
-    ax.set_xlabel(f"nodes of {source}, highest score first")
-    ax.set_ylabel(f"nodes of {target}, highest score first")
+    whole_ticks(ax.xaxis, ax.yaxis)
+    ax.set_xlabel(fitted(ax, f"nodes of {source}, highest score first", 10.0))
+    ax.set_ylabel(fitted(ax, f"nodes of {target}, highest score first", 10.0, upright=True))
     cells = f"{len(targets) - 1} x {len(sources) - 1} cells of {targets[-1]:,} x {sources[-1]:,} nodes"
     title = "no edges" if not means.count() else "mean weight"
     ax.set_title(fitted(ax, f"Edges {source} to {target}: {title}, {cells}", 10.0), fontsize=10)

@@ -9,7 +9,10 @@ import numpy as np
 
 from graphs.blocks import FloatArray
 from graphs.concentration import gini, lorenz
-from graphs.draw.axes import LINES, SMALL, layer_labels, line_look, new_axes, percent, score_vectors, short_names
+from graphs.draw.axes import SMALL, fitted, new_axes, number_logs
+from graphs.draw.colours import FAINT, LINES, line_look
+from graphs.draw.inputs import layer_labels, score_vectors
+from graphs.draw.wording import percent, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,12 +82,20 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
             ax.plot(np.where(middle > 0, middle, np.nan), shares, color=LINES[0], linewidth=1.6, label="median layer")
         for k, what, look in _extremes(layers):
             _exceedance_line(ax, *curves[k], f"{what}: {labels[k]}", look)
-    ax.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
+    ax.axvline(1.0, color=FAINT, linewidth=0.8, zorder=0)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    if any(values.any() for values in layers):
+        # Around a single point an axis of shares would reach to ten times all of it.
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.2))
+    else:
+        # Without a line a logarithmic axis has no limits.
+        ax.set_ylim(0.1, 1.2)
+    for axis in (ax.xaxis, ax.yaxis):
+        number_logs(axis, *axis.get_view_interval())
     ax.set_xlabel("score / layer mean")
-    ax.set_ylabel("share of nodes that score at least x")
-    _legend(ax, "upper right")
+    ax.set_ylabel(fitted(ax, "share of nodes that score at least x", 10.0, upright=True))
+    _legend(ax, _emptier(ax, ax.get_lines()[:-1]))
     return ax
 
 
@@ -123,7 +134,7 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
     layers = score_vectors(scores)
     labels = short_names(layer_labels(names, len(layers)))
     ax = new_axes(ax)
-    ax.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, label="equality")
+    ax.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, label="equality")
     if len(layers) <= MAX_LINES:
         for position, (values, label) in enumerate(zip(layers, labels, strict=True)):
             _lorenz_line(ax, values, f"{label}, {_gini(values)}", line_look(position))
@@ -140,7 +151,7 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
     ax.set_xlabel("share of nodes, lowest scores first")
-    ax.set_ylabel("share of the layer's score")
+    ax.set_ylabel(fitted(ax, "share of the layer's score", 10.0, upright=True))
     _legend(ax, "upper left")
     return ax
 
@@ -215,6 +226,15 @@ def _extremes(layers: Sequence[FloatArray]) -> list[tuple[int, str, dict[str, An
     ]
 
 
-def _legend(ax: Axes, location: Literal["upper left", "upper right"]) -> None:
+def _emptier(ax: Axes, lines: Sequence[Any]) -> Literal["upper right", "lower left"]:
+    """Of the two corners beside falling lines, the one with fewer of their points in it."""
+    points = np.concatenate([np.zeros((0, 2)), *(line.get_xydata() for line in lines)])
+    across = ax.transAxes.inverted().transform(ax.transData.transform(points[np.isfinite(points).all(axis=1)]))
+    above, below = (across > 0.5).all(axis=1), (across < 0.5).all(axis=1)
+    return "upper right" if above.sum() <= below.sum() else "lower left"
+
+
+def _legend(ax: Axes, location: Literal["upper left", "upper right", "lower left"]) -> None:
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc=location, frameon=False, fontsize=SMALL + 0.5, handlelength=3.5)
+        # Where lines pass behind it, it stays legible.
+        ax.legend(loc=location, framealpha=0.85, edgecolor="none", fontsize=SMALL + 0.5, handlelength=3.5)

@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from graphs.draw.axes import LINES, new_axes, plain
+from graphs.draw.axes import SMALL, fitted, new_axes
+from graphs.draw.colours import line_look
+from graphs.draw.inputs import IntArray
+from graphs.draw.wording import plain
 from graphs.errors import GraphError
 from graphs.result import RankResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["convergence"]
+__all__ = ["MAX_STEPS", "convergence"]
+
+# Steps drawn of a result: no printer shows more, and vector files stay small.
+MAX_STEPS = 1000
 
 
 def convergence(
@@ -23,7 +29,7 @@ def convergence(
     labels: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Error bound (line) and residual (dots) of every step, on logarithmic axes.
+    """Error bound (line) and residual (small markers) of every step, on logarithmic axes.
 
     Parameters
     ----------
@@ -37,11 +43,17 @@ def convergence(
     Returns
     -------
     matplotlib Axes
+        A large marker ends each line. What is exactly zero has no place on a logarithmic axis: the legend says so of a
+        result that ended exact.
 
     Raises
     ------
     GraphError
         Nothing to draw, an unknown measure, or another number of labels.
+
+    Notes
+    -----
+    Of more than `MAX_STEPS` steps so many are drawn, evenly spaced on the logarithmic axis.
 
     Examples
     --------
@@ -59,21 +71,48 @@ def convergence(
     if len(names) != len(results):
         raise GraphError(f"expected {len(results)} labels, one a result, got {len(names)}")
     ax = new_axes(ax)
+    seen = False
     for position, (result, name) in enumerate(zip(results, names, strict=True)):
+        at = _drawn(result.iterations)
         across = {
             "steps": np.arange(1, result.iterations + 1),
             "products": result.step_products,
             "seconds": result.step_seconds,
-        }[against]
-        colour = LINES[position % len(LINES)]
+        }[against][at]
         # An exact step has nothing left to show on a logarithmic axis, and an unknown bound nothing to show at all.
-        bounds = np.where((result.error_bounds > 0) & np.isfinite(result.error_bounds), result.error_bounds, np.nan)
-        residuals = np.where(result.residuals > 0, result.residuals, np.nan)
-        ax.plot(across, bounds, color=colour, linewidth=1.4, label=plain(name))
-        ax.plot(across, residuals, color=colour, linestyle="none", marker=".", markersize=3)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+        bounds, residuals = (
+            np.where((values > 0) & np.isfinite(values), values, np.nan)[at]
+            for values in (result.error_bounds, result.residuals)
+        )
+        look = line_look(position)
+        shown = np.flatnonzero(np.isfinite(bounds))
+        exact = f" (exact after {result.iterations:,})" if result.stop_reason == "exact" else ""
+        ax.plot(
+            across,
+            bounds,
+            linewidth=1.4,
+            markersize=6,
+            markevery=shown[-1:].tolist(),
+            label=plain(f"{name}{exact}"),
+            **look,
+        )
+        ax.plot(across, residuals, **{**look, "linestyle": "none"}, markersize=2.5)
+        seen = seen or bool(np.isfinite(bounds).any() or np.isfinite(residuals).any())
+    if seen:
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+    else:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.text(0.5, 0.5, "no step left an error", ha="center", va="center", transform=ax.transAxes)
     ax.set_xlabel({"steps": "steps", "products": "block products", "seconds": "seconds"}[against])
-    ax.set_ylabel("L1: bound on the error (line), residual (dots)")
-    ax.legend(frameon=False)
+    ax.set_ylabel(fitted(ax, "L1: bound on the error (line), residual (markers)", 10.0, upright=True))
+    ax.legend(frameon=False, fontsize=SMALL + 0.5, handlelength=3.5)
     return ax
+
+
+def _drawn(steps: int) -> IntArray:
+    """Which of so many steps are drawn, the first and the last among them."""
+    if steps <= MAX_STEPS:
+        return np.arange(steps)
+    return np.unique(np.geomspace(1, steps, MAX_STEPS).round().astype(np.int64)) - 1

@@ -11,19 +11,10 @@ import numpy as np
 from graphs.blocks import FloatArray
 from graphs.checks import check_layer, layer_scores
 from graphs.concentration import score_buckets
-from graphs.draw.axes import (
-    COLOUR_MAP,
-    SMALL,
-    IntArray,
-    fitted,
-    hatch_missing,
-    label_layers,
-    log_colour_bar,
-    log_colours,
-    new_axes,
-    percent,
-    short_names,
-)
+from graphs.draw.axes import SMALL, fitted, label_layers, new_axes
+from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
+from graphs.draw.inputs import IntArray
+from graphs.draw.wording import percent, short_names
 from graphs.errors import GraphError
 from graphs.flow import flow, is_modified
 from graphs.layered import LayeredGraph
@@ -136,9 +127,9 @@ def layer_flow(
     tallest = max(max(part.sum() for part in (stack.arrives, stack.holds, stack.leaves)) for stack in stacks)
     ax.set_xlim(-0.5, len(chosen) - 0.5)
     ax.set_ylim(_top(len(shares)) - max(tallest, 1.0) - GAP * len(shares), _top(len(shares)) + GAP)
-    label_layers(ax, names, beside=LEGEND)
+    taken = label_layers(ax, names, beside=LEGEND)
     ax.set_yticks([])
-    ax.set_ylabel("rank of the layer, highest scores on top")
+    ax.set_ylabel(fitted(ax, "rank of the layer, highest scores on top", 10.0, taken, upright=True))
     key = "layer (bar: score; its edges: what arrives, what leaves; ribbon: in the colour of its source)"
     ax.set_xlabel(fitted(ax, key, 9.0, LEGEND), fontsize=9)
     for side in ("top", "right", "left", "bottom"):
@@ -195,16 +186,18 @@ def _draw_bars(ax: Axes, stacks: Sequence[_Stack], shares: Sequence[float]) -> N
     from matplotlib.collections import PolyCollection
 
     for bucket, (name, colour) in enumerate(zip(_bucket_names(shares), _colours(len(shares)), strict=True)):
-        bars = []
+        bars, widths = [], []
         for layer, stack in enumerate(stacks):
             x = layer + np.array([-HALF, -FLAT, FLAT, HALF])
             parts = (stack.arrives, stack.holds, stack.holds, stack.leaves)
             upper = np.array([_tops(part)[bucket] for part in parts])
             lower = upper - np.array([part[bucket] for part in parts])
             bars.append(np.column_stack((np.append(x, x[::-1]), np.append(upper, lower[::-1]))))
+            # Of a bucket without rank no edge is left to see.
+            widths.append(0.4 if (upper > lower).any() else 0.0)
         ax.add_collection(
             PolyCollection(
-                bars, facecolors=[colour], edgecolors="#333333", linewidths=0.4, label=_legend_entry(name), zorder=2
+                bars, facecolors=[colour], edgecolors="#333333", linewidths=widths, label=_legend_entry(name), zorder=2
             ),
             autolim=False,
         )

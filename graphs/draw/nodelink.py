@@ -10,7 +10,10 @@ import numpy as np
 
 from graphs.blocks import FloatArray
 from graphs.concentration import positions
-from graphs.draw.axes import KEPT, LETTER, LINE, SMALL, IntArray, fitted, label_layers, new_axes, percent, room
+from graphs.draw.axes import LETTER, LINE, SMALL, fitted, label_layers, new_axes, room
+from graphs.draw.colours import KEPT
+from graphs.draw.inputs import IntArray
+from graphs.draw.wording import percent
 from graphs.errors import GraphError
 from graphs.subgraphs import Subgraph
 
@@ -27,6 +30,8 @@ MAX_EDGES = 4000
 TOP, BOTTOM, WIDEST_PITCH = 1.0, 0.0, 0.25
 # Where the node stands that stands for the others.
 OTHER = -0.17
+# Inches that the words below the boxes take, and those that title and key take beyond one line each.
+BELOW, TITLES = 0.5, 0.35
 # Points squared.
 SMALLEST, LARGEST = 8.0, 260.0
 # Points between two indices, whose digits have no descenders.
@@ -88,19 +93,23 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
         )
     counts = [len(nodes) for nodes in subgraph.nodes]
     if sum(counts) > max_nodes:
+        each = max_nodes // len(counts)
+        fewer = f"nodes={each}" if each else f"nodes=1, layers=range({max_nodes})"
         raise GraphError(
             f"node_link draws up to {max_nodes} nodes, got {sum(counts):,} in {len(counts)} layers; take fewer with "
-            f"top_subgraph(graph, rank, nodes={max(1, max_nodes // len(counts))}), or draw adjacency_heatmap or "
+            f"top_subgraph(graph, rank, {fewer}), or draw adjacency_heatmap or "
             "layer_flow of the whole graph"
         )
     ax = new_axes(ax)
     ax.set_xlim(-0.5, len(counts) - 0.5)
-    ax.set_ylim(OTHER - 0.22, TOP + 0.06)
+    taken = label_layers(ax, subgraph.graph.names)
+    # What stands below the boxes takes inches, however high the axes are.
+    below = BELOW / max(room(ax)[1] - taken - TITLES, 2 * BELOW)
+    ax.set_ylim(OTHER - max(0.22, (TOP + 0.06 - OTHER) * below / (1.0 - below)), TOP + 0.06)
     scores = _scores(subgraph)
     heights = [_heights(values) for values in scores]
     lines = _lines(subgraph, heights)
     _draw_edges(ax, lines)
-    taken = label_layers(ax, subgraph.graph.names)
     _draw_nodes(ax, subgraph, heights, scores, room(ax)[1] - taken)
     _draw_others(ax, subgraph)
     ax.set_yticks([])
@@ -183,14 +192,14 @@ def _draw_nodes(
 def _label(ax: Axes, layer: int, heights: FloatArray, nodes: IntArray, radii: FloatArray) -> None:
     from matplotlib.patheffects import withStroke
 
-    halo = [withStroke(linewidth=2.0, foreground="white")]
+    halo = [withStroke(linewidth=3.0, foreground="white")]
     for y, node, radius in zip(heights, nodes.tolist(), radii, strict=True):
-        # The first layer's go to the left, where no edge is.
+        # So close that no edge shows in between, like a minus; the first layer's go to the left, where no edge is.
         side = -1 if layer == 0 else 1
         ax.annotate(
             str(node),
             (layer, y),
-            xytext=(side * (radius + 3.0), 0),
+            xytext=(side * (radius + 1.5), 0),
             textcoords="offset points",
             ha="right" if side < 0 else "left",
             va="center",

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from graphs.blocks import FloatArray, as_numpy
+from graphs.blocks import FloatArray
 from graphs.concentration import kept_overlap, percentiles, positions, rank_correlation
-from graphs.draw.axes import COLOUR_MAP, KEPT, LOST, REMOVED, fitted, new_axes, percent, plain, score_vectors
+from graphs.draw.axes import SMALL, fitted, new_axes, number_logs, room, whole_ticks
+from graphs.draw.colours import COLOUR_MAP, KEPT, LOST, REMOVED, hatch_missing
+from graphs.draw.inputs import BoolArray, keep_masks, score_vectors
+from graphs.draw.wording import percent, plain
 from graphs.errors import GraphError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_rankings", "kept_by_layer", "score_heatmap"]
-
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 # Columns of the heat map: more are averaged, so that any width fits a page.
 MAX_COLUMNS = 400
@@ -57,7 +57,7 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     'layer'
     """
     layers = score_vectors(scores)
-    masks = None if keep is None else _masks(layers, keep)
+    masks = None if keep is None else keep_masks(layers, keep)
     widest = max(map(len, layers))
     columns = min(MAX_COLUMNS, widest)
     edges = np.linspace(0, widest, columns + 1).astype(int)
@@ -74,6 +74,8 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     shown = np.log10(np.maximum(image, floor))
     # A few nodes hold a hundred times the mean: the scale ends before them, or all others look alike.
     low, high = np.nanpercentile(shown, [1, 99])
+    if not low < high:
+        low, high = low - 0.5, high + 0.5
     picture = ax.imshow(
         shown,
         aspect="auto",
@@ -81,23 +83,30 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
         extent=(0, widest, len(layers) - 0.5, -0.5),
         interpolation="nearest",
         vmin=low,
-        vmax=high if high > low else low + 1.0,
+        vmax=high,
     )
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, extend="both")
-    bar.set_label("score / layer mean (log10)")
+    bar.set_label("score / layer mean")
+    number_logs(bar.ax.yaxis, 10.0**low, 10.0**high, logarithms=True)
+    hatch_missing(ax)
     if masks is not None:
+        from matplotlib.patheffects import withStroke
+
         kept = [int(mask.sum()) for mask in masks]
         ax.step(
             np.repeat(kept, 2),
             np.ravel([(row - 0.5, row + 0.5) for row in range(len(kept))]),
             color="white",
             linewidth=1.5,
+            # White alone would be lost on the brightest colours and beside the layers.
+            path_effects=[withStroke(linewidth=3.0, foreground="black")],
             label="removed to the right",
         )
     cut = "" if masks is None else "; removed: right of the white line"
     ax.set_xlabel(fitted(ax, f"node, highest score first{cut}", 10.0))
     ax.set_ylabel("layer")
     ax.set_ylim(len(layers) - 0.5, -0.5)
+    whole_ticks(ax.xaxis, ax.yaxis)
     return ax
 
 
@@ -128,7 +137,7 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     [0.25]
     """
     layers = score_vectors(scores)
-    masks = _masks(layers, keep)
+    masks = keep_masks(layers, keep)
     ax = new_axes(ax)
     kept = np.array([mask.mean() for mask in masks])
     lost = [float(values[~mask].sum() / (values.sum() or 1.0)) for values, mask in zip(layers, masks, strict=True)]
@@ -138,12 +147,14 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
         places, 1.0 - kept, bottom=kept, color=REMOVED, width=0.85, label="nodes removed", hatch="///", edgecolor="white",
         linewidth=0.0,
     )  # fmt: skip
-    ax.plot(places, lost, color=LOST, marker="o", markersize=3, linewidth=1, label="score removed")
+    ax.plot(places, lost, color=LOST, marker="o", markersize=3, linewidth=1, label="score removed", clip_on=False)
     ax.set_xlabel("layer")
     ax.set_ylabel("share")
     ax.set_ylim(0, 1)
     ax.margins(x=0.01)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    whole_ticks(ax.xaxis)
+    columns = 3 if room(ax)[0] > 3.8 else 2
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=SMALL + 0.5)
     return ax
 
 
@@ -204,11 +215,13 @@ def compare_rankings(
         cells = ax.hexbin(
             x, y, gridsize=(48, 24), extent=(0, 100, 0, 100), mincnt=1, bins="log", cmap=COLOUR_MAP, linewidths=0.1
         )
-        ax.figure.colorbar(cells, ax=ax, pad=0.02).set_label("nodes")
+        bar = ax.figure.colorbar(cells, ax=ax, pad=0.02)
+        bar.set_label("nodes")
+        number_logs(bar.ax.yaxis, *bar.ax.get_ylim())
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 100)
-    ax.set_xlabel(f"percentile by {names[0]}")
-    ax.set_ylabel(f"percentile by {names[1]}")
+    ax.set_xlabel(fitted(ax, f"percentile by {names[0]}", 10.0))
+    ax.set_ylabel(fitted(ax, f"percentile by {names[1]}", 10.0, upright=True))
     agreement = rank_correlation(first, second)
     title = f"Spearman {agreement:.2f}" if np.isfinite(agreement) else "Spearman undefined (equal scores)"
     if masks is not None:
@@ -221,19 +234,9 @@ def compare_rankings(
     return ax
 
 
-def _masks(layers: Sequence[FloatArray], keep: Sequence[Any]) -> list[BoolArray]:
-    masks = [as_numpy(mask) for mask in keep]
-    if [values.shape for values in layers] != [mask.shape for mask in masks]:
-        raise GraphError(
-            f"expected scores and keep masks of the same layers, got sizes {[len(v) for v in layers]} and "
-            f"{[mask.shape for mask in masks]}"
-        )
-    return [mask.astype(np.bool_) for mask in masks]
-
-
 def _kept_by_both(first: FloatArray, second: FloatArray, keep: Any) -> list[BoolArray]:
     if isinstance(keep, (tuple, list)):
-        return _masks([first, second], keep)
+        return keep_masks([first, second], keep)
     try:
         share = float(keep)
     except (TypeError, ValueError):

@@ -20,18 +20,20 @@ from matplotlib.text import Text
 
 from graphs import GraphError, LayeredGraph, RankResult, draw, pagerank, residual_graph, weighted_pagerank
 from graphs.draw import convergence
-from graphs.draw.axes import (
-    LONGEST,
-    SMALL,
-    label_layers,
+from graphs.draw.axes import SMALL, label_layers, log_ticks, new_axes
+from graphs.draw.colours import (
+    COLOUR_MAP,
+    FAINT,
+    KEPT,
+    LINES,
+    LOST,
+    REMOVED,
     line_look,
     log_colour_bar,
     log_colours,
-    new_axes,
-    percent,
-    plain,
-    short_names,
 )
+from graphs.draw.convergence import MAX_STEPS
+from graphs.draw.wording import LONGEST, percent, plain, short_names
 from graphs.subgraphs import top_subgraph
 from tests.graphs.cases import random_case
 
@@ -125,6 +127,66 @@ def test_figures_share_a_page(name: str, size: tuple[float, float], rows: int, c
     assert not any(box.overlaps(rival) for box in first for rival in second if box.width and rival.width)
 
 
+LONG = "transformer.encoder.blocks.{}.feed_forward_network.intermediate_dense_projection:hidden_activations"
+
+
+def unusual(kind: str) -> tuple[LayeredGraph, RankResult]:
+    """Graphs at the edge of what the figures are for, and their ranks."""
+    sizes = {"pair": (9, 7), "single node": (6, 1, 5), "three nodes": (1, 1, 1), "forty layers": (12,) * 40}
+    graph = random_case(3, sizes.get(kind, (8, 30, 8, 30))).graph()
+    if kind == "long names":
+        graph = LayeredGraph(graph.blocks, graph.activations, tuple(LONG.format(k) for k in range(len(graph.layers))))
+    rank = weighted_pagerank(graph)
+    if kind == "equal scores":
+        rank = rank_of(graph, [np.full(size, 1.0 / size) for size in graph.layers])
+    if kind == "zero scores":
+        rank = rank_of(graph, [np.zeros(size) for size in graph.layers])
+    if kind == "one scores all":
+        rank = rank_of(graph, [np.arange(size) == 0 for size in graph.layers])
+    return graph, rank
+
+
+UNUSUAL = (
+    *("pair", "single node", "three nodes", "forty layers"),
+    *("equal scores", "zero scores", "one scores all", "long names"),
+)
+
+
+def drawn(name: str, graph: LayeredGraph, rank: RankResult, ax: Any = None) -> Any:
+    keep = [np.arange(size) < max(1, 0.7 * size) for size in graph.layers]
+    figures: dict[str, Callable[[], Any]] = {
+        "convergence": lambda: draw.convergence([rank], ax=ax),
+        "score_heatmap": lambda: draw.score_heatmap(rank.scores, keep, ax),
+        "kept_by_layer": lambda: draw.kept_by_layer(rank.scores, keep, ax),
+        "score_distribution": lambda: draw.score_distribution(rank.scores, graph.names, ax),
+        "lorenz_curves": lambda: draw.lorenz_curves(rank.scores, graph.names, ax),
+        "compare_rankings": lambda: draw.compare_rankings(
+            rank.scores[-1], graph.activations[-1], ("a rank", "an activation"), keep=0.5, ax=ax
+        ),
+        "node_link": lambda: draw.node_link(top_subgraph(graph, rank, nodes=5), ax),
+        "adjacency_heatmap": lambda: draw.adjacency_heatmap(graph, 1, rank, ax=ax),
+        "layer_flow": lambda: draw.layer_flow(graph, rank, ax=ax),
+    }
+    assert figures.keys() == FIGURES.keys()
+    return figures[name]()
+
+
+@every_figure
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_graphs_are_legible(name: str, kind: str) -> None:
+    legible(drawn(name, *unusual(kind)))
+    # In a column of a journal.
+    legible(drawn(name, *unusual(kind), Figure(figsize=(4.5, 3.2), layout="constrained").subplots()))
+
+
+@every_figure
+def test_layers_and_nodes_are_counted_in_whole_numbers(name: str) -> None:
+    ax = legible(drawn(name, *unusual("three nodes")))
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_label().get_text().startswith(("layer", "node")):
+            assert all(float(place).is_integer() for place in axis.get_majorticklocs())
+
+
 def test_drawing_leaves_no_global_state() -> None:
     code = (
         "import sys, numpy as np; from graphs import draw; assert 'matplotlib' not in sys.modules; "
@@ -175,6 +237,56 @@ def test_eight_lines_differ_in_colour_dashes_and_marker() -> None:
     looks = [line_look(position) for position in range(8)]
     for part in ("color", "linestyle", "marker"):
         assert len({look[part] for look in looks}) == 8
+
+
+def linear(colour: Any) -> Any:
+    """Linear light of an sRGB colour."""
+    from matplotlib.colors import to_rgb
+
+    channels = np.array(to_rgb(colour))
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def luminance(colour: Any) -> float:
+    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+# Machado, Oliveira and Fernandes (2009): what those see who lack a kind of cones.
+BLINDNESS = {
+    "none": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(colour: Any, blindness: str) -> Any:
+    """CIE L*a*b* of a colour as seen."""
+    seen = np.clip(np.asarray(BLINDNESS[blindness]) @ linear(colour), 0.0, 1.0)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.maximum(np.asarray(to_xyz) @ seen / [0.9505, 1.0, 1.089], 1e-3))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("colour", [*LINES, KEPT, REMOVED, LOST, FAINT])
+def test_lines_stand_out_on_paper(colour: str) -> None:
+    """WCAG 2.1 asks 3 to 1 of what carries meaning."""
+    assert 1.05 / (luminance(colour) + 0.05) >= 3.0
+
+
+@pytest.mark.parametrize("blindness", list(BLINDNESS))
+def test_colours_differ_for_every_eye(blindness: str) -> None:
+    for one, other in itertools.combinations(LINES, 2):
+        assert np.linalg.norm(lab(one, blindness) - lab(other, blindness)) > 12.0, (one, other)
+    assert np.linalg.norm(lab(KEPT, blindness) - lab(REMOVED, blindness)) > 40.0
+
+
+@pytest.mark.parametrize("blindness", list(BLINDNESS))
+def test_the_colour_map_rises_in_lightness(blindness: str) -> None:
+    from matplotlib import colormaps
+
+    lightness = [lab(colormaps[COLOUR_MAP](value)[:3], blindness)[0] for value in np.linspace(0, 1, 24)]
+    assert (np.diff(lightness) > 0).all()
 
 
 @given(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=6, unique=True))
@@ -254,3 +366,52 @@ def test_a_colour_bar_has_numbers_and_not_too_many(low: float, factor: float) ->
 def test_a_colour_scale_of_one_value_is_around_it() -> None:
     assert (log_colours(np.ma.array([3.0, 3.0])).vmin, log_colours(np.ma.array([3.0])).vmax) == (1.5, 6.0)
     assert log_colours(np.ma.array([0.0])).vmin == 0.5
+
+
+@pytest.mark.parametrize("low", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
+@pytest.mark.parametrize("high", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
+def test_colour_scales_reach_as_far_as_floats(low: float, high: float) -> None:
+    norm = log_colours(np.ma.array([low, high]))
+    assert 0.0 < norm.vmin < norm.vmax < np.inf
+    ticks = log_ticks(norm.vmin, norm.vmax)
+    assert 3 <= len(ticks) <= 9
+    assert norm.vmin <= min(ticks) <= max(ticks) <= norm.vmax
+
+
+def test_long_runs_are_thinned_and_keep_their_ends() -> None:
+    steps = 50_000
+    result = replace(
+        pagerank(CYCLIC),
+        residuals=np.geomspace(1, 1e-9, steps),
+        error_bounds=np.geomspace(2, 1e-8, steps),
+        step_products=np.arange(1, steps + 1) * 4,
+        step_seconds=np.arange(1, steps + 1) * 1e-3,
+    )
+    bound, residual = convergence([result]).get_lines()
+    assert 0.5 * MAX_STEPS < len(bound.get_xdata()) <= MAX_STEPS
+    for line, values in ((bound, result.error_bounds), (residual, result.residuals)):
+        assert (line.get_xdata()[0], line.get_xdata()[-1]) == (4, 4 * steps)
+        np.testing.assert_array_equal(line.get_ydata(), values[line.get_xdata() // 4 - 1])
+
+
+def test_solvers_differ_by_more_than_colour_and_exact_ends_are_named() -> None:
+    exact = weighted_pagerank(GRAPH, solver="power")
+    assert exact.stop_reason == "exact"
+    ax = legible(convergence([pagerank(CYCLIC, solver="power"), pagerank(CYCLIC), exact], labels=["a", "b", "c"]))
+    bounds = ax.get_lines()[::2]
+    assert len({line.get_linestyle() for line in bounds}) == len({line.get_marker() for line in bounds}) == 3
+    entries = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert entries == ["a", "b", f"c (exact after {exact.iterations})"]
+    # The marker ends the line, where there is something to see.
+    assert bounds[2].get_markevery() == [exact.iterations - 2]
+
+
+def test_the_colour_bar_of_scores_bears_scores() -> None:
+    ax = draw.score_heatmap([np.geomspace(1, 1000, 50)])
+    legible(ax)
+    bar = ax.figure.axes[1]
+    shown = {float(text.get_text()): place for text, place in zip(bar.get_yticklabels(), bar.get_yticks(), strict=True)}
+    assert len(shown) >= 3
+    for value, place in shown.items():
+        assert value == pytest.approx(10.0**place, rel=1e-2)
+    assert bar.get_ylabel() == "score / layer mean"

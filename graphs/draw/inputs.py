@@ -1,0 +1,125 @@
+"""What figures accept: scores of layers, and names for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from graphs.blocks import FloatArray, as_numpy
+from graphs.errors import GraphError
+from graphs.result import RankResult
+
+__all__ = ["BoolArray", "IntArray", "keep_masks", "layer_labels", "score_vectors"]
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+
+
+def layer_labels(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """`names` in full, or "layer 0" and so on.
+
+    Parameters
+    ----------
+    names : sequence of str, optional
+    count : int
+        Layers.
+
+    Returns
+    -------
+    tuple of `count` str
+
+    Raises
+    ------
+    GraphError
+        Another number of names, or names that are not distinct.
+
+    Examples
+    --------
+    >>> layer_labels(None, 2)
+    ('layer 0', 'layer 1')
+    """
+    if names is None:
+        return tuple(f"layer {layer}" for layer in range(count))
+    labels = tuple(str(name) for name in names)
+    if len(labels) != count or len(set(labels)) != count:
+        raise GraphError(f"expected {count} distinct names, one a layer, got {len(labels)}: {', '.join(labels[:8])}")
+    return labels
+
+
+def score_vectors(scores: Sequence[Any]) -> list[FloatArray]:
+    """The scores of every layer as float64 vectors.
+
+    Parameters
+    ----------
+    scores : sequence of (n_l,) array-likes
+        Non-negative and finite; numpy or torch.
+
+    Returns
+    -------
+    list of (n_l,) float64 arrays
+
+    Raises
+    ------
+    GraphError
+        No layer, an empty one, several scores a node, negative or non-finite scores.
+
+    Examples
+    --------
+    >>> score_vectors([[1, 3]])
+    [array([1., 3.])]
+    """
+    if isinstance(scores, RankResult):
+        raise GraphError("expected the scores of every layer, got a RankResult; pass its `scores`")
+    vectors: list[FloatArray] = []
+    for layer, given in enumerate(scores):
+        array = as_numpy(given)
+        if array.ndim != 1 or not len(array) or array.dtype.kind not in "fiub":
+            raise GraphError(
+                f"scores of layer {layer}: expected a vector of numbers, one a node, got shape {array.shape} of dtype "
+                f"{array.dtype}; of several ranks pick a column"
+            )
+        vector = array.astype(np.float64)
+        if not (np.isfinite(vector).all() and vector.min() >= 0.0):
+            raise GraphError(
+                f"scores of layer {layer}: expected non-negative finite numbers, got {vector.min()} to {vector.max()}; "
+                "take absolute values or repair them first"
+            )
+        vectors.append(vector)
+    if not vectors:
+        raise GraphError("expected the scores of at least one layer, got none")
+    return vectors
+
+
+def keep_masks(scores: Sequence[FloatArray], keep: Sequence[Any]) -> list[BoolArray]:
+    """The keep masks of the layers of some scores.
+
+    Parameters
+    ----------
+    scores : sequence of (n_l,) arrays
+    keep : sequence of (n_l,) array-likes
+        True = kept; numpy or torch.
+
+    Returns
+    -------
+    list of (n_l,) bool arrays
+
+    Raises
+    ------
+    GraphError
+        Other layers than those of the scores.
+
+    Examples
+    --------
+    >>> keep_masks([np.array([1.0, 3.0])], [[0, 1]])
+    [array([False,  True])]
+    """
+    masks = [as_numpy(mask) for mask in keep]
+    if [values.shape for values in scores] != [mask.shape for mask in masks]:
+        raise GraphError(
+            f"expected scores and keep masks of the same layers, got sizes {[len(v) for v in scores]} and "
+            f"{[mask.shape for mask in masks]}"
+        )
+    return [mask.astype(np.bool_) for mask in masks]
