@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--sequence-length", type=int, default=1024)
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     loaded = llmrank.load(options.model or demo_model(), dtype="float32")
     pipeline = ChainedFFNPipeline(
         loaded.model,
