@@ -515,6 +515,13 @@ def is_acyclic(indptr: Array, indices: Array) -> bool:
     Parameters
     ----------
     indptr, indices : CSR of (n, n), row = target
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> chain, ring = sparse.csr_array([[0, 0], [1, 0]]), sparse.csr_array([[0, 1], [1, 0]])
+    >>> is_acyclic(chain.indptr, chain.indices), is_acyclic(ring.indptr, ring.indices)
+    (True, False)
     """
     n_nodes = len(indptr) - 1
     return int(_peel(indptr, indices, np.zeros(n_nodes, np.int64), np.empty(n_nodes, np.int64))) == n_nodes

@@ -1,4 +1,4 @@
-"""Every public function of files and figures says what it takes, gives and refuses, and shows itself in use."""
+"""Every public function shows itself in use; of summaries, files and figures it also says what it takes, gives and refuses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ import pytest
 import graphs.draw
 import graphs.exchange
 
+EVERY = [info.name for info in pkgutil.walk_packages(graphs.__path__, "graphs.")]
 MODULES = [
     *("graphs.arrays", "graphs.files", "graphs.io"),
+    *("graphs.checks", "graphs.backbone", "graphs.thinning", "graphs.concentration", "graphs.strengths", "graphs.flow"),
+    *("graphs.summary", "graphs.fans", "graphs.node_facts", "graphs.paths", "graphs.excerpts", "graphs.subgraphs"),
+    *("graphs.layering", "graphs.convert"),
     *(
         f"{package.__name__}.{info.name}"
         for package in (graphs.exchange, graphs.draw)
@@ -23,17 +27,17 @@ MODULES = [
 ]
 
 
-def functions() -> list[tuple[str, Any]]:
+def functions(modules: list[str]) -> list[tuple[str, Any]]:
     found = []
-    for module in map(importlib.import_module, MODULES):
+    for module in map(importlib.import_module, modules):
         for name in module.__all__:
             value = getattr(module, name)
-            if isinstance(value, FunctionType):
+            if isinstance(value, FunctionType) and value.__module__ == module.__name__:
                 found.append((f"{module.__name__}.{name}", value))
     return found
 
 
-@pytest.mark.parametrize(("name", "function"), functions(), ids=[name for name, _ in functions()])
+@pytest.mark.parametrize(("name", "function"), functions(MODULES), ids=[name for name, _ in functions(MODULES)])
 def test_it_is_documented(name: str, function: Any) -> None:
     text = inspect.getdoc(function)
     assert text
@@ -48,3 +52,8 @@ def test_it_is_documented(name: str, function: Any) -> None:
     source = inspect.getsource(function)
     assert "raise GraphError" not in source or "Raises\n------\n" in text
     assert "Examples\n--------\n>>> " in text
+
+
+@pytest.mark.parametrize(("name", "function"), functions(EVERY), ids=[name for name, _ in functions(EVERY)])
+def test_it_shows_itself_in_use(name: str, function: Any) -> None:
+    assert "Examples\n--------\n>>> " in (inspect.getdoc(function) or "")
