@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -21,11 +21,15 @@ from llmrank.errors import CalibrationError
 __all__ = [
     "FFNStatistics",
     "LayerStatistics",
+    "TokenMasks",
+    "body_of",
     "collect",
     "evaluating",
     "fitting_length",
     "longest_input",
     "model_inputs",
+    "run_body",
+    "watch",
 ]
 
 Progress = Callable[[Sequence[Any], str], Any]
@@ -64,6 +68,31 @@ class FFNStatistics:
     layers: tuple[LayerStatistics, ...]
 
 
+@dataclass
+class TokenMasks:
+    """Which tokens of the batch that passes are not padding; None means all.
+
+    Attributes
+    ----------
+    input, decoder : (batch, length) bool tensor or None
+        Of the model's input, and of the decoder side of an encoder-decoder model.
+    """
+
+    input: torch.Tensor | None = None
+    decoder: torch.Tensor | None = None
+
+    def take(self, other: TokenMasks) -> None:
+        """Become those of the next batch: hooks hold on to this object."""
+        self.input, self.decoder = other.input, other.decoder
+
+
+class Accumulator(Protocol):
+    """What takes the values that pass a module."""
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Values (..., n) of one batch, and which of their rows count."""
+
+
 class _Accumulator:
     """Streaming sums over tokens."""
 
@@ -75,11 +104,7 @@ class _Accumulator:
         self.count = 0
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        values = values.detach()
-        if mask is not None:
-            values = values[mask.to(values.device)]
-        values = values.reshape(-1, values.shape[-1])
-        values = values.to(self.total)
+        values = counted(values, mask).to(self.total)
         self.total += values.sum(0)
         self.squares += values.square().sum(0)
         self.count += len(values)
@@ -100,6 +125,14 @@ class _Accumulator:
         mean = total / self.count
         norm = squares.sqrt()
         return LayerStatistics(norm, mean, (squares / self.count - mean.square()).clamp_min(0), self.count, norm)
+
+
+def counted(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The rows (tokens, n) of values (..., n) that are not padding."""
+    values = values.detach()
+    if mask is not None:
+        values = values[mask.to(values.device)]
+    return values.reshape(-1, values.shape[-1])
 
 
 def collect(
@@ -139,26 +172,26 @@ def collect(
     three float64 numbers a node, and what the forward pass takes.
     """
     device = next(model.parameters()).device
-    masks: dict[str, torch.Tensor | None] = {"input": None, "decoder": None}
+    masks = TokenMasks()
     readers: list[list[_Accumulator]] = []
     writers: list[dict[int, _Accumulator]] = []
-    body = _body(model, ffns)
+    body = body_of(model, ffns)
     with ExitStack() as hooks, torch.no_grad(), evaluating(model):
         for ffn in ffns:
-            side = "decoder" if _is_decoder(model, ffn) else "input"
             reads, writes = [], {}
             for layer, stage in enumerate(ffn.stages):
                 reads.append(_Accumulator(stage[0].in_features, stage[0].weight.device))
-                _watch(hooks, stage[0].module, reads[-1], masks, side, output=False)
+                watch(hooks, model, ffn, stage[0].module, reads[-1], masks)
                 if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
                     writes[layer + 1] = _Accumulator(stage[0].size, stage[0].weight.device)
-                    _watch(hooks, stage[0].module, writes[layer + 1], masks, side, output=True)
+                    watch(hooks, model, ffn, stage[0].module, writes[layer + 1], masks, output=True)
             readers.append(reads)
             writers.append(writes)
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Calibrating") if progress else batches:
-            inputs, masks["input"], masks["decoder"] = model_inputs(model, ids, mask, device)
-            body(**inputs) if hasattr(model, "config") else body(inputs["input_ids"])
+            inputs, *of_batch = model_inputs(model, ids, mask, device)
+            masks.take(TokenMasks(*of_batch))
+            run_body(body, inputs)
     return tuple(
         FFNStatistics(_finish(ffn, reads, writes)) for ffn, reads, writes in zip(ffns, readers, writers, strict=True)
     )
@@ -256,7 +289,15 @@ def _is_decoder(model: nn.Module, ffn: FFN) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in ffn.stack
 
 
-def _body(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
+def run_body(body: nn.Module, inputs: dict[str, Any]) -> None:
+    """A forward pass for its hooks alone; a plain module takes the ids (or features) by themselves."""
+    if hasattr(body, "config"):
+        body(**inputs)
+    else:
+        body(inputs["input_ids"])
+
+
+def body_of(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
     """The model without its prediction head, where that holds every FFN: the logits are not needed."""
     body = getattr(model, "base_model", model)
     inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) else set()
@@ -277,17 +318,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _watch(
+def watch(
     hooks: ExitStack,
+    model: nn.Module,
+    ffn: FFN,
     module: nn.Module,
-    accumulator: _Accumulator,
-    masks: dict[str, torch.Tensor | None],
-    side: str,
+    accumulator: Accumulator,
+    masks: TokenMasks,
     *,
-    output: bool,
+    output: bool = False,
 ) -> None:
+    """Hand what a module of an FFN reads (or with `output` returns) to an accumulator, until `hooks` closes.
+
+    Parameters
+    ----------
+    hooks : ExitStack
+        Takes the hook away when it closes.
+    model : nn.Module
+    ffn : FFN
+    module : nn.Module
+        One of its linear maps.
+    accumulator : Accumulator
+    masks : TokenMasks
+        Of the batch that passes.
+    output : bool
+    """
+    side = "decoder" if _is_decoder(model, ffn) else "input"
+
     def add(values: torch.Tensor) -> None:
-        mask = masks[side]
+        mask: torch.Tensor | None = getattr(masks, side)
         if mask is not None and values.shape[:-1] != mask.shape:
             if values.shape[:-1] != (mask.numel(),):
                 raise CalibrationError(

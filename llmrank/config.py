@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from llmrank.errors import OptionError
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
+from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,
@@ -31,7 +32,17 @@ from llmrank.score import (
     WeightedPageRankScorer,
 )
 
-__all__ = ["DEFAULTS", "PIPELINES", "PRUNERS", "SCORERS", "Registry", "make_pruner", "make_scorer"]
+__all__ = [
+    "DEFAULTS",
+    "PIPELINES",
+    "PRUNERS",
+    "REPAIRS",
+    "SCORERS",
+    "Registry",
+    "make_pruner",
+    "make_repair",
+    "make_scorer",
+]
 
 T = TypeVar("T")
 
@@ -114,9 +125,10 @@ PRUNERS: Registry[BasePruner] = Registry("pruner", BasePruner, {"local": LocalPr
 PIPELINES: Registry[BasePipeline] = Registry(
     "pipeline", BasePipeline, {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline}
 )
+REPAIRS: Registry[BaseRepair] = Registry("repair", BaseRepair, {"bias": BiasRepair, "lstsq": LeastSquaresRepair})
 # What `llmrank prune` does when nothing is said: what measured best on held-out text among the graph
 # ranks whose checkpoints stock transformers loads (benchmarks/results/quality.md, benchmarks/LOG.md).
-DEFAULTS = {"scorer": "wpr", "pruner": "local", "pipeline": "isolated"}
+DEFAULTS = {"scorer": "wpr", "pruner": "local", "pipeline": "isolated", "repair": "none"}
 
 
 def make_scorer(name: str, **options: Any) -> BaseScorer:
@@ -127,3 +139,8 @@ def make_scorer(name: str, **options: Any) -> BaseScorer:
 def make_pruner(name: str, **options: Any) -> BasePruner:
     """A pruner by name; see :meth:`Registry.make`."""
     return PRUNERS.make(name, **options)
+
+
+def make_repair(name: str, **options: Any) -> BaseRepair | None:
+    """A repair by name, None for "none"; see :meth:`Registry.make`."""
+    return None if name == "none" else REPAIRS.make(name, **options)

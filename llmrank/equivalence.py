@@ -6,7 +6,7 @@ forward pass with the removed neurons silenced, and one of the compact model, te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +18,7 @@ from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 from llmrank.errors import UnsupportedModelError
 from llmrank.masks import Masks
+from llmrank.repair import RepairedMap, substitute
 
 __all__ = ["check_equivalence", "masked_outputs"]
 
@@ -28,8 +29,14 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE_TOLERANCE = 5e-2
 
 
-def masked_outputs(model: nn.Module, ffns: Sequence[FFN], masks: Masks, sequences: TokenSequences) -> torch.Tensor:
-    """Outputs of the model with the removed neurons silenced where the consuming maps read them.
+def masked_outputs(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    masks: Masks,
+    sequences: TokenSequences,
+    repaired: Mapping[str, RepairedMap] | None = None,
+) -> torch.Tensor:
+    """Outputs of the model with the removed neurons silenced where the consuming maps read them, and those maps repaired.
 
     Parameters
     ----------
@@ -40,6 +47,8 @@ def masked_outputs(model: nn.Module, ffns: Sequence[FFN], masks: Masks, sequence
     masks : Masks
     sequences : TokenSequences
         Their first tokens are used.
+    repaired : mapping from str to RepairedMap, optional
+        What stands in for the output maps.
 
     Returns
     -------
@@ -52,6 +61,8 @@ def masked_outputs(model: nn.Module, ffns: Sequence[FFN], masks: Masks, sequence
                 for consumer in layer.consumers:
                     keep = masks[layer.name].to(consumer.weight.device)
                     hooks.callback(consumer.module.register_forward_pre_hook(_silence(keep)).remove)
+                    if repaired and consumer.name in repaired:
+                        substitute(hooks, consumer.module, repaired[consumer.name])
         return _outputs(model, sequences)
 
 

@@ -23,8 +23,10 @@ from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs, edge_weights
 from llmrank.prune import BasePruner, LayerRecord, LocalPruner
+from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
 from llmrank.report import Evaluation, Report
 from llmrank.score import BaseScorer, WeightedPageRankScorer
+from llmrank.stream import Recording, open_stream, recording
 from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable
 
 __all__ = [
@@ -73,6 +75,8 @@ class BasePipeline:
         Compact by default; zero with a `structure_dict`, where compact is refused.
     align : {"none", "pad"}
         Pad compact layers with zeros to one width.
+    repair : BaseRepair, optional
+        What stands in for the removed neurons, see :mod:`llmrank.repair`; none by default. Not with a `structure_dict`.
     evaluation : as `calibration`, or True; optional
         Text for the perplexity before and after; True is the built-in text's other part. None skips it.
     evaluation_samples : int
@@ -105,6 +109,7 @@ class BasePipeline:
         batch_size: int = 1,
         form: Form | None = None,
         align: Align = "none",
+        repair: BaseRepair | None = None,
         evaluation: Any = None,
         evaluation_samples: int = DEFAULT_SAMPLES,
         progress: Progress | None = None,
@@ -129,6 +134,14 @@ class BasePipeline:
         ):
             if not isinstance(number, int) or number < 1:
                 raise OptionError(f"{name} must be an integer >= 1, got {number!r}")
+        if repair is not None and not isinstance(repair, BaseRepair):
+            raise OptionError(
+                f"repair must be an instance of BaseRepair, got {repair!r}; by name it is made by llmrank.config.make_repair"
+            )
+        if repair is not None and structure_dict is not None:
+            raise OptionError(
+                "repair needs whole FFNs, and structure_dict prunes rows of Linears; leave one of them out"
+            )
         if structure_dict is not None and form == "compact":
             raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
         self.model = model
@@ -143,6 +156,7 @@ class BasePipeline:
         self.batch_size = batch_size
         self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
         self.align: Align = align
+        self.repair = repair
         self.evaluation = evaluation
         self.evaluation_samples = evaluation_samples
         self.progress = progress
@@ -151,6 +165,7 @@ class BasePipeline:
         self.application: Application | None = None
         self.model_graphs: tuple[ModelGraph, ...] = ()
         self.ranks: tuple[RankResult, ...] = ()
+        self.repaired: dict[str, RepairedMap] = {}
         self._seconds: dict[str, float] = {}
 
     def run(self) -> nn.Module:
@@ -170,18 +185,22 @@ class BasePipeline:
             evaluation, texts = self.evaluate()
         with self._timed("calibrate"):
             sequences = self.sequences()
-            statistics = self.calibrate(ffns, sequences)
+            # Repair goes through the model block by block: how it calls them is seen on the way.
+            with recording(self.model, ffns if self.repair else ()) as record:
+                statistics = self.calibrate(ffns, sequences)
         with self._timed("rank"):
             self.model_graphs = self.draw(ffns, statistics)
             self.ranks = self.score(self.model_graphs)
         with self._timed("prune"):
             self.masks = self.choose(self.model_graphs, self.ranks)
+        with self._timed("repair"):
+            self.repaired = self.repairs(ffns, self.masks, sequences, record)
         before = size(self.model, ffns)
         with self._timed("apply"):
             expected = None
             if self.form == "compact":
-                expected = masked_outputs(self.model, ffns, self.masks, sequences)
-            self.application = apply_masks(self.model, ffns, self.masks, self.form, self.align)
+                expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
+            self.application = apply_masks(self.model, ffns, self.masks, self.form, self.align, self.repaired)
         try:
             if expected is not None:
                 with self._timed("check"):
@@ -241,6 +260,15 @@ class BasePipeline:
         """The keep masks of all prunable layers."""
         return choose_masks(self.pruner, graphs, ranks, jointly=prunes_jointly(self.structure_dict, self.topology))
 
+    def repairs(
+        self, ffns: Sequence[FFN], masks: Masks, sequences: TokenSequences, record: Recording
+    ) -> dict[str, RepairedMap]:
+        """What stands in for the output maps of the FFNs; empty without repair."""
+        if self.repair is None:
+            return {}
+        stream = open_stream(self.model, ffns, sequences, self.batch_size, record)
+        return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress)
+
     def undo(self) -> nn.Module:
         """Restore the model as it was before :meth:`run`, bit for bit."""
         if self.application is None:
@@ -297,6 +325,7 @@ class BasePipeline:
                 "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
                 "form": self.form,
                 "align": self.align,
+                "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
                 "structure_dict": self.structure_dict,
             },
             calibration=sequences.provenance(),
@@ -320,6 +349,7 @@ class BasePipeline:
                 "widths": masks.widths,
                 "widths_with_padding": application.widths,
             },
+            repaired=summary(self.repaired),
             before=before,
             after=size(self.model, ffns),
             seconds=dict(self._seconds),

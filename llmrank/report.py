@@ -99,6 +99,8 @@ class Report:
     before, after : Size
     seconds : dict from str to float
         Wall time of every stage.
+    repaired : dict
+        For each repaired map its damping, and the share of its calibration outputs missed before and after.
     evaluation : Evaluation, optional
     environment : dict
     notes : list of str
@@ -112,6 +114,7 @@ class Report:
     before: Size
     after: Size
     seconds: dict[str, float]
+    repaired: dict[str, Any] = field(default_factory=dict)
     evaluation: Evaluation | None = None
     environment: dict[str, str] = field(default_factory=environment)
     notes: list[str] = field(default_factory=list)

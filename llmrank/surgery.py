@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from llmrank.adapters import FFN, PrunableLayer
-from llmrank.adapters.families import WIDTH_ATTRIBUTES
+from llmrank.adapters.families import WIDTH_ATTRIBUTES, bias_attribute, text_config
 from llmrank.adapters.ffn import in_features, is_transposed, out_features
 from llmrank.errors import MaskError, OptionError
 from llmrank.masks import Masks
+from llmrank.repair import RepairedMap
 
 __all__ = ["ALIGNMENTS", "FORMS", "Align", "Application", "Form", "apply_masks", "prunable_layers", "width_attributes"]
 
@@ -92,7 +93,12 @@ def prunable_layers(ffns: Sequence[FFN]) -> dict[str, PrunableLayer]:
 
 
 def apply_masks(
-    model: nn.Module, ffns: Sequence[FFN], masks: Masks, form: Form = "compact", align: Align = "none"
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    masks: Masks,
+    form: Form = "compact",
+    align: Align = "none",
+    repaired: Mapping[str, RepairedMap] | None = None,
 ) -> Application:
     """Remove neurons from a model.
 
@@ -113,6 +119,8 @@ def apply_masks(
     align : {"none", "pad"}
         With "pad" compact layers are all as wide as the widest, filled up with zeros, so that stock
         loaders take them; where the configuration has no width, as wide as the original.
+    repaired : mapping from str to RepairedMap, optional
+        What stands in for the output maps, of the same masks; see :func:`llmrank.repair.repair_ffns`.
 
     Raises
     ------
@@ -126,6 +134,9 @@ def apply_masks(
     application = Application(form, masks, masks.widths if form == "compact" else {n: len(m) for n, m in masks.items()})
     undo = application._undo
     try:
+        for name, module in consumers(ffns).items():
+            if repaired and name in repaired:
+                _rewrite(model, ffns, module, repaired[name], undo)
         if form == "mask":
             for cut in cuts(ffns, masks):
                 _mask(cut, undo)
@@ -228,12 +239,53 @@ def cuts(ffns: Sequence[FFN], masks: Masks) -> list[Cut]:
     return list(found.values())
 
 
-def _zero(cut: Cut, undo: list[Callable[[], None]]) -> None:
+def consumers(ffns: Sequence[FFN]) -> dict[str, nn.Module]:
+    """The output maps by path."""
+    return {
+        consumer.name: consumer.module
+        for ffn in ffns
+        for layer in ffn.prunable.values()
+        for consumer in layer.consumers
+    }
+
+
+def _rewrite(
+    model: nn.Module, ffns: Sequence[FFN], module: nn.Module, repaired: RepairedMap, undo: list[Callable[[], None]]
+) -> None:
+    weight: Any = module.weight
+    _assign(weight, (repaired.weight.T if is_transposed(module) else repaired.weight).to(weight).contiguous(), undo)
+    if repaired.bias is None:
+        return
+    bias: Any = getattr(module, "bias", None)
+    if bias is None:
+        _add_biases(model, ffns, undo)
+        bias = module.bias
+    _assign(bias, repaired.bias.to(bias), undo)
+
+
+def _add_biases(model: nn.Module, ffns: Sequence[FFN], undo: list[Callable[[], None]]) -> None:
+    """Zero biases in every map of the FFNs, as the configuration then says."""
+    for ffn in ffns:
+        for stage in ffn.stages:
+            for projection in stage:
+                own: Any = projection.module
+                if own._parameters.get("bias") is None:
+                    undo.append(lambda own=own: own._parameters.__setitem__("bias", None))  # type: ignore[misc]
+                    own._parameters["bias"] = nn.Parameter(own.weight.new_zeros(out_features(own)))
+    _set(text_config(model), bias_attribute(model), value=True, undo=undo)
+
+
+def _assign(parameter: nn.Parameter, value: torch.Tensor, undo: list[Callable[[], None]]) -> None:
     # Out of place: views of the old weights, such as those of a graph, keep their numbers.
+    old = parameter.data
+    undo.append(lambda: setattr(parameter, "data", old))
+    parameter.data = value
+
+
+def _zero(cut: Cut, undo: list[Callable[[], None]]) -> None:
     for parameter, mask in _parameters(cut):
         old = parameter.data
-        undo.append(lambda parameter=parameter, old=old: setattr(parameter, "data", old))  # type: ignore[misc]
-        parameter.data = torch.where(mask.to(old.device), old, torch.zeros_like(old))
+        _assign(parameter, torch.where(mask.to(old.device), old, torch.zeros_like(old)), undo)
 
 
 def _parameters(cut: Cut) -> list[tuple[nn.Parameter, torch.Tensor]]:
@@ -309,7 +361,7 @@ def _set(target: Any, name: str, value: Any, undo: list[Callable[[], None]]) -> 
 
 def width_attributes(model: nn.Module, width: int) -> list[str]:
     """The attributes of the model's configuration that hold the FFN width `width`."""
-    config = _text_config(model)
+    config = text_config(model)
     if config is None:
         return []
     names = [name for name in WIDTH_ATTRIBUTES if getattr(config, name, None) == width]
@@ -317,11 +369,6 @@ def width_attributes(model: nn.Module, width: int) -> list[str]:
     if not names and getattr(config, "n_inner", width) is None:
         names = ["n_inner"]
     return names
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _padded(model: nn.Module, masks: Masks) -> Masks:
@@ -353,7 +400,7 @@ def _set_widths(
     """Bring modules and configuration in line with the new shapes."""
     for module, name, width in module_widths(ffns, widths):
         _set(module, name, width, undo)
-    config = _text_config(model)
+    config = text_config(model)
     if config is None:
         return
     originals = {layer.size for layer in layers.values()}

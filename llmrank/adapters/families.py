@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
 
 from llmrank.adapters.ffn import FFNKind
 
-__all__ = ["FAMILIES", "WIDTH_ATTRIBUTES", "Family"]
+__all__ = ["FAMILIES", "WIDTH_ATTRIBUTES", "Family", "bias_attribute", "text_config"]
 
-# Names under which configurations keep the width of the hidden layer.
+# Names under which configurations say whether all maps of the FFNs have biases,
+BIAS_ATTRIBUTES = ("mlp_bias",)
+# and keep the width of the hidden layer.
 WIDTH_ATTRIBUTES = ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size")
 
 
@@ -62,3 +67,15 @@ FAMILIES: tuple[Family, ...] = (
     Family("RoBERTa", "roberta", "plain"),
     Family("ModernBERT", "modernbert", "fused"),
 )
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, None for a plain module."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def bias_attribute(model: nn.Module) -> str:
+    """The attribute of the configuration that would give the FFN's maps biases; empty where they have them, or cannot."""
+    config = text_config(model)
+    return next((name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False), "")

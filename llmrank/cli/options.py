@@ -13,10 +13,11 @@ from rich.progress import track
 
 from llmrank import checkpoint
 from llmrank.calibration import DATASET_PREFIX
-from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, SCORERS, make_pruner, make_scorer
+from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.errors import OptionError
 from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
+from llmrank.repair import BaseRepair
 from llmrank.surgery import FORMS
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "method_options",
     "model_options",
     "progress",
+    "repair_of",
     "text_source",
 ]
 
@@ -66,6 +68,14 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
     budget.add_argument("--min-keep", type=int, help="neurons that every layer keeps at least (1)")
     budget.add_argument("--multiple-of", type=int, help="round kept widths to a multiple, such as 64 (1)")
     if cuts:
+        budget.add_argument(
+            "--repair",
+            default=DEFAULTS["repair"],
+            help=f"none, {', '.join(REPAIRS)}: what stands in for the removed neurons, without training (%(default)s)",
+        )
+        budget.add_argument(
+            "--damping", type=_damping, help="lstsq: of the least squares, or auto: chosen on held-out sequences (auto)"
+        )
         budget.add_argument("--form", default="compact", help=f"{', '.join(FORMS)} (%(default)s)")
         budget.add_argument(
             "--align", default="none", help="none, or pad: fill up to one width so that stock loaders work"
@@ -85,6 +95,14 @@ def _amount(text: str) -> float | int:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def _damping(text: str) -> float | str:
+    """A number, or a word that the repair knows (or refuses)."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def text_source(value: str) -> str | Path:
@@ -113,6 +131,7 @@ def make_pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluatio
         None,
         *make_parts(options),
         options.device,
+        repair=repair_of(options),
         calibration=options.calibration,
         samples=options.samples,
         sequence_length=options.sequence_length,
@@ -143,6 +162,11 @@ def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
         multiple_of=options.multiple_of,
     )
     return scorer, pruner
+
+
+def repair_of(options: argparse.Namespace) -> BaseRepair | None:
+    """The repair asked for; None for none."""
+    return make_repair(options.repair, damping=options.damping)
 
 
 def load(options: argparse.Namespace) -> LoadedModel:

@@ -12,7 +12,7 @@ from rich.console import Console
 from llmrank import checkpoint, demo
 from llmrank.activations import fitting_length
 from llmrank.calibration import tokenise
-from llmrank.cli.options import load, make_parts, make_pipeline
+from llmrank.cli.options import load, make_parts, make_pipeline, repair_of
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import has_perplexity, perplexity, unigram_perplexity
 from llmrank.output import check_output
@@ -31,6 +31,7 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
     """``llmrank demo``."""
     check_output(options.output)
     make_parts(options)
+    repair_of(options)
     loaded = load(options)
     directory = demo.run(make_pipeline(options, loaded, evaluation=True), options.output, console)
     _say_written(directory, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
@@ -42,6 +43,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     """``llmrank prune``."""
     check_output(options.output)
     make_parts(options)
+    repair_of(options)
     loaded = load(options)
     pipeline = make_pipeline(options, loaded, evaluation=options.evaluate)
     model = pipeline.run()

@@ -52,3 +52,40 @@ def modified(weight: Matrix, previous: Vector, activation: Vector, zero_lowest: 
     passed = [sum(abs(w) * previous[k] for k, w in enumerate(row) if k not in silent) for row in weight]
     product = [p * a for p, a in zip(passed, activation, strict=True)]
     return share(product) if sum(product) > 0 else share(activation)
+
+
+def least_squares(
+    x: Matrix, weight: Matrix, bias: Vector | None, keep: Sequence[bool], damping: float
+) -> tuple[list[list[float]], list[float] | None]:
+    """Weights and bias of the kept neurons that come nearest to the old outputs, by Gaussian elimination."""
+    tokens, n = len(x), len(keep)
+    mean = [sum(row[j] for row in x) / tokens if bias is not None else 0.0 for j in range(n)]
+    second = [[sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in x) / tokens for j in range(n)] for i in range(n)]
+    kept, removed = [j for j in range(n) if keep[j]], [j for j in range(n) if not keep[j]]
+    ridge = damping * sum(second[k][k] for k in kept) / len(kept)
+    new: list[list[float]] = []
+    for row in weight:
+        right = [sum(second[k][r] * row[r] for r in removed) for k in kept]
+        left = [[second[k][m] + (ridge if k == m else 0.0) for m in kept] for k in kept]
+        change = dict(zip(kept, eliminate(left, right), strict=True))
+        new.append([row[j] + change[j] if keep[j] else 0.0 for j in range(n)])
+    if bias is None:
+        return new, None
+    moved = [
+        b + sum((old[j] - now[j]) * mean[j] for j in range(n)) for b, old, now in zip(bias, weight, new, strict=True)
+    ]
+    return new, moved
+
+
+def eliminate(left: list[list[float]], right: list[float]) -> list[float]:
+    """Solve a square system, with partial pivoting."""
+    rows = [[*row, value] for row, value in zip(left, right, strict=True)]
+    size = len(rows)
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda k: abs(rows[k][column]))
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        for k in range(size):
+            if k != column:
+                factor = rows[k][column] / rows[column][column]
+                rows[k] = [a - factor * b for a, b in zip(rows[k], rows[column], strict=True)]
+    return [rows[k][size] / rows[k][k] for k in range(size)]

@@ -1,0 +1,402 @@
+"""Repair of what was removed, without training: a bias, or new output weights for the neurons that stay.
+
+Both look at one output map at a time, y = W x + b with x the hidden neurons, of which some are kept (K) and some
+removed (R), and at the first and second moments of x over the calibration tokens. FFNs are repaired in the order of
+the model, each with the moments that it sees once those before it are cut and repaired.
+
+Sources: the bias is FLAP's (An et al. 2023, arXiv 2312.11983); the least squares those of Optimal Brain Surgeon
+(Hassibi and Stork 1993) for a whole set of neurons at once, with a ridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.activations import counted, watch
+from llmrank.adapters import FFN
+from llmrank.adapters.families import bias_attribute
+from llmrank.errors import CalibrationError, OptionError
+from llmrank.masks import Masks
+from llmrank.stream import Stream
+
+__all__ = [
+    "BaseRepair",
+    "BiasRepair",
+    "LeastSquaresRepair",
+    "Moments",
+    "RepairedMap",
+    "repair_ffns",
+    "substitute",
+    "summary",
+]
+
+# Every so many batches one is kept out of the fit, to choose the damping by.
+HELD_OUT_EVERY = 4
+DAMPINGS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
+# Where there is nothing to choose it by.
+DAMPING = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over calibration tokens of what a map reads.
+
+    Attributes
+    ----------
+    count : int
+        Tokens.
+    total : (n,) float64 tensor
+        Sum of x.
+    second : (n, n) float64 tensor
+        Sum of x x^T.
+
+    Examples
+    --------
+    >>> moments = Moments.of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    >>> moments.count, moments.mean.tolist(), moments.second.tolist()
+    (2, [2.0, 1.0], [[10.0, 2.0], [2.0, 4.0]])
+    """
+
+    count: int
+    total: torch.Tensor
+    second: torch.Tensor
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> Moments:
+        """The moments of values (tokens, n)."""
+        sums = cls.none(values.shape[-1], values.device)
+        return sums.including(values)
+
+    @classmethod
+    def none(cls, size: int, device: torch.device) -> Moments:
+        """Of no token at all."""
+        wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        return cls(0, torch.zeros(size, **wide), torch.zeros(size, size, **wide))
+
+    def including(self, values: torch.Tensor) -> Moments:
+        """With more values (tokens, n), in place but for the count; products of what is narrower than float64 are float32's."""
+        wide = values if values.dtype == torch.float64 else values.float()
+        self.total.add_(wide.sum(0))
+        self.second.add_(wide.T @ wide)
+        return Moments(self.count + len(values), self.total, self.second)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.second + other.second)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(n,)."""
+        return self.total / self.count
+
+    def covariance(self, *, centred: bool) -> torch.Tensor:
+        """Mean of x x^T, (n, n), of x less its mean where `centred`."""
+        mean = self.mean
+        raw = self.second / self.count
+        return raw - mean[:, None] * mean[None, :] if centred else raw
+
+
+@dataclass(frozen=True, eq=False)
+class RepairedMap:
+    """What becomes of an output map.
+
+    Attributes
+    ----------
+    weight : (out, in) float64 tensor
+        Zero in the columns of removed neurons.
+    bias : (out,) float64 tensor or None
+        None where the map has none.
+    damping : float or None
+        Of the least squares, relative to the mean square of a kept neuron.
+    before, after : float
+        Mean square of what the calibration outputs miss, as a share of their mean square: cut, and repaired.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    damping: float | None
+    before: float
+    after: float
+
+
+class BaseRepair:
+    """Base of all repairs. Override :meth:`solve`.
+
+    Attributes
+    ----------
+    needs_bias : bool
+        Whether the output map must have a bias.
+    """
+
+    needs_bias = False
+
+    def solve(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        keep: torch.Tensor,
+        fit: Moments,
+        held_out: Moments | None,
+    ) -> RepairedMap:
+        """The map that stands in for ``weight @ x + bias`` when only the kept neurons are left.
+
+        Parameters
+        ----------
+        weight : (out, in) float64 tensor
+        bias : (out,) float64 tensor or None
+            None where the map has none, and can have none.
+        keep : (in,) bool tensor
+        fit, held_out : Moments
+            Of different tokens; `held_out` is None where there is but one batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override solve()")
+
+    def parameters(self) -> dict[str, Any]:
+        """The settings, for reports."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+class BiasRepair(BaseRepair):
+    """What the removed neurons gave on average goes into the bias: ``b + W_R mean_R``.
+
+    Examples
+    --------
+    >>> moments = Moments.of(torch.tensor([[1.0, 2.0], [1.0, 4.0]]))
+    >>> weight, keep = torch.tensor([[1.0, 1.0]]).double(), torch.tensor([True, False])
+    >>> BiasRepair().solve(weight, torch.zeros(1).double(), keep, moments, None).bias
+    tensor([3.], dtype=torch.float64)
+    """
+
+    needs_bias = True
+
+    def solve(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        keep: torch.Tensor,
+        fit: Moments,
+        held_out: Moments | None,
+    ) -> RepairedMap:
+        """See :meth:`BaseRepair.solve`."""
+        if bias is None:
+            raise OptionError(
+                "repair by bias needs output maps with a bias, and this model's have none nor can its configuration give them "
+                "one; use repair 'lstsq', which changes their weights"
+            )
+        moments = fit if held_out is None else fit + held_out
+        change = torch.zeros_like(weight[:, keep])
+        return _repaired(weight, bias, keep, change, moments, None)
+
+
+@dataclass
+class LeastSquaresRepair(BaseRepair):
+    """New weights of the kept neurons, which come as near to the old outputs as a linear map can.
+
+    ``W_K + W_R S_RK (S_KK + lambda I)^-1`` with S the second moments of x, centred where the map has a bias (which
+    then takes up the difference of the means), and lambda = damping * mean diagonal of S_KK. By Cholesky factorisation
+    in float64; where S_KK is singular and undamped, by its eigenvectors.
+
+    Parameters
+    ----------
+    damping : float or "auto"
+        "auto" takes for each map what does best on the batches held out (every fourth), then fits to all.
+
+    Examples
+    --------
+    Neuron 2 is the sum of 0 and 1, so that nothing is lost without it:
+
+    >>> x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    >>> moments = Moments.of(torch.cat([x, x.sum(1, keepdim=True)], dim=1))
+    >>> weight, keep = torch.tensor([[1.0, 2.0, 10.0]]).double(), torch.tensor([True, True, False])
+    >>> LeastSquaresRepair(damping=0.0).solve(weight, None, keep, moments, None).weight.round(decimals=9)
+    tensor([[11., 12.,  0.]], dtype=torch.float64)
+    """
+
+    damping: float | str = "auto"
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.damping, (int, float)) and not isinstance(self.damping, bool)
+        if self.damping != "auto" and not (number and 0.0 <= float(self.damping) < float("inf")):
+            raise OptionError(f"damping must be 'auto' or a finite number >= 0, got {self.damping!r}")
+
+    def solve(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        keep: torch.Tensor,
+        fit: Moments,
+        held_out: Moments | None,
+    ) -> RepairedMap:
+        """See :meth:`BaseRepair.solve`."""
+        centred = bias is not None
+        damping = DAMPING if self.damping == "auto" else float(self.damping)
+        if self.damping == "auto" and held_out is not None:
+            trials = {trial: _change(weight, keep, fit.covariance(centred=centred), trial) for trial in DAMPINGS}
+            other = held_out.covariance(centred=centred)
+            damping = min(trials, key=lambda trial: _missed(weight, keep, trials[trial], other))
+        moments = fit if held_out is None else fit + held_out
+        change = _change(weight, keep, moments.covariance(centred=centred), damping)
+        return _repaired(weight, bias, keep, change, moments, damping)
+
+
+def _change(weight: torch.Tensor, keep: torch.Tensor, covariance: torch.Tensor, damping: float) -> torch.Tensor:
+    """What is added to the kept columns, (out, kept)."""
+    inner, right = covariance[keep][:, keep], covariance[keep][:, ~keep] @ weight[:, ~keep].T
+    ridge = damping * inner.diagonal().mean()
+    factor, failed = torch.linalg.cholesky_ex(
+        inner + ridge * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
+    )
+    if not int(failed):
+        return torch.cholesky_solve(right, factor).T
+    values, vectors = torch.linalg.eigh(inner)
+    floor = values.max().clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
+    inverse = torch.where(values > floor, 1.0 / (values + ridge), torch.zeros_like(values))
+    return (vectors @ (inverse[:, None] * (vectors.T @ right))).T
+
+
+def _missed(weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, covariance: torch.Tensor) -> float:
+    """Mean square of W_R x_R - change x_K."""
+    lost = torch.empty_like(weight)
+    lost[:, keep], lost[:, ~keep] = -change, weight[:, ~keep]
+    return float(((lost @ covariance) * lost).sum())
+
+
+def _repaired(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    keep: torch.Tensor,
+    change: torch.Tensor,
+    moments: Moments,
+    damping: float | None,
+) -> RepairedMap:
+    new = torch.zeros_like(weight)
+    new[:, keep] = weight[:, keep] + change
+    raw = moments.covariance(centred=False)
+    whole = float(((weight @ raw) * weight).sum())
+    cut = _missed(weight, keep, torch.zeros_like(change), raw)
+    if bias is not None:
+        bias = bias + weight[:, ~keep] @ moments.mean[~keep] - change @ moments.mean[keep]
+    left = _missed(weight, keep, change, moments.covariance(centred=bias is not None))
+    return RepairedMap(new, bias, damping, cut / whole if whole else 0.0, left / whole if whole else 0.0)
+
+
+class _MomentSums:
+    """Moments of the batches that pass, some of them held out."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        # MPS has no float64.
+        device = torch.device("cpu") if device.type == "mps" else device
+        self._sums = [Moments.none(size, device), Moments.none(size, device)]
+        self._batches = 0
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        self._batches += 1
+        part = int(self._batches % HELD_OUT_EVERY == 0)
+        sums = self._sums[part]
+        self._sums[part] = sums.including(counted(values, mask).to(sums.second.device))
+
+    @property
+    def fit(self) -> Moments:
+        return self._sums[0]
+
+    @property
+    def held_out(self) -> Moments | None:
+        return self._sums[1] if self._sums[1].count else None
+
+
+def repair_ffns(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    masks: Masks,
+    method: BaseRepair,
+    stream: Stream,
+    progress: Callable[[Sequence[Any], str], Any] | None = None,
+) -> dict[str, RepairedMap]:
+    """Repair the output maps of all FFNs, in the model's order; nothing is written to the model.
+
+    Parameters
+    ----------
+    model : nn.Module
+    ffns : sequence of FFN
+        Found ones (not explicit).
+    masks : Masks
+    method : BaseRepair
+    stream : Stream
+        The calibration tokens, in front of the first FFN.
+    progress : callable, optional
+        See :func:`llmrank.activations.collect`.
+
+    Returns
+    -------
+    dict from str to RepairedMap
+        By the path of the output map's module; maps that lose no neuron are left out.
+
+    Raises
+    ------
+    OptionError
+        FFNs of the explicit form, whose removed rows nothing stands in for.
+    CalibrationError
+        Non-finite activations; the message names the map.
+
+    Notes
+    -----
+    Memory: moments of one map (two (n, n) float64 matrices, and as much again to solve) beside what the stream keeps.
+    """
+    if any(not layer.consumers for ffn in ffns for layer in ffn.prunable.values()):
+        raise OptionError("repair needs whole FFNs; with structure_dict only rows go, and nothing stands in for them")
+    may_add = method.needs_bias and bool(bias_attribute(model))
+    repaired: dict[str, RepairedMap] = {}
+    with ExitStack() as standing_in:
+        for ffn in progress(ffns, "Repairing") if progress else ffns:
+            for layer in ffn.prunable.values():
+                keep, (consumer,) = masks[layer.name], layer.consumers
+                if bool(keep.all()):
+                    continue
+                sums = _MomentSums(layer.size, consumer.weight.device)
+                with ExitStack() as hooks:
+                    watch(hooks, model, ffn, consumer.module, sums, stream.masks)
+                    stream.through(ffn)
+                if not sums.fit.count or not bool(torch.isfinite(sums.fit.second).all()):
+                    raise CalibrationError(
+                        f"what {consumer.name} reads is not finite once the FFNs before it are cut, or no token reached it; "
+                        "prune less, or load the model in float32"
+                    )
+                weight = consumer.weight.to(sums.fit.second)
+                bias = _bias(consumer.module, weight, may_add=may_add)
+                solved = method.solve(weight, bias, keep.to(weight.device), sums.fit, sums.held_out)
+                repaired[consumer.name] = solved
+                substitute(standing_in, consumer.module, solved)
+    return repaired
+
+
+def _bias(module: nn.Module, weight: torch.Tensor, *, may_add: bool) -> torch.Tensor | None:
+    """The bias of a map, (out,); zeros where it has none but can be given one."""
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, torch.Tensor):
+        return bias.detach().to(weight)
+    return weight.new_zeros(len(weight)) if may_add else None
+
+
+def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None:
+    """Let a repaired map answer in place of a module, until `hooks` closes."""
+    own: Any = module.weight
+    weight = solved.weight.to(own)
+    bias = None if solved.bias is None else solved.bias.to(own)
+
+    def answer(_module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> torch.Tensor:
+        return nn.functional.linear(inputs[0], weight, bias)
+
+    hooks.callback(module.register_forward_hook(answer).remove)
+
+
+def summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:
+    """What a report says of a repair: for each map the damping and the shares missed before and after."""
+    return {
+        name: {"damping": solved.damping, "missed_when_cut": solved.before, "missed_when_repaired": solved.after}
+        for name, solved in repaired.items()
+    }

@@ -1,0 +1,235 @@
+"""The calibration tokens on their way through a model, FFN by FFN, while earlier FFNs change.
+
+Repair has to know what reaches an FFN once those before it were cut. Running the model from its start for every
+FFN would cost its depth times a forward pass. Where the blocks of a stack follow one another directly, the hidden
+states between them are kept and each block is run by itself; elsewhere whole passes are all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from llmrank.activations import TokenMasks, body_of, evaluating, model_inputs, run_body
+from llmrank.adapters import FFN
+from llmrank.calibration import TokenSequences
+
+__all__ = ["BlockStream", "PassStream", "Recording", "Stream", "open_stream", "recording"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What a block was given beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Recording:
+    """How a model calls the blocks of its stack, batch by batch; filled while :func:`recording` is open.
+
+    Attributes
+    ----------
+    blocks : list of nn.Module
+        In the order of the stack; empty where the FFNs are not in one stack.
+    first : list of tensors
+        Hidden states in front of the first block, one (batch, length, hidden) tensor a batch.
+    calls : list of lists
+        Of every block, one a batch.
+    unbroken : bool
+        Whether every block was called once a batch, in order, on the very tensor that the one before returned.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self.blocks = list(blocks)
+        self.first: list[torch.Tensor] = []
+        self.calls: list[list[_Call]] = [[] for _ in blocks]
+        self.unbroken = bool(blocks)
+        self._next = 0
+        self._last: torch.Tensor | None = None
+
+    def before(self, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A block is called."""
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        follows = position == self._next and (position == 0 or hidden is self._last)
+        self.unbroken = self.unbroken and follows and isinstance(hidden, torch.Tensor)
+        if not self.unbroken or hidden is None:
+            self.first.clear()
+            return
+        if position == 0:
+            self.first.append(hidden.detach())
+        rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+        self.calls[position].append(_Call(args[1:], rest))
+
+    def after(self, position: int, output: Any) -> None:
+        """A block has returned."""
+        self._last = first_output(output)
+        self._next = (position + 1) % len(self.blocks)
+
+
+@contextmanager
+def recording(model: nn.Module, ffns: Sequence[FFN]) -> Iterator[Recording]:
+    """Record the calls of the blocks of a stack during the forward passes inside.
+
+    Parameters
+    ----------
+    model : nn.Module
+    ffns : sequence of FFN
+        Where they lie in more than one stack (encoder and decoder), or in none, nothing is recorded.
+    """
+    stacks = {ffn.stack for ffn in ffns}
+    names = {ffn.name for ffn in ffns}
+    blocks: list[nn.Module] = []
+    if len(stacks) == 1 and not stacks & names:
+        blocks = list(model.get_submodule(next(iter(stacks))).children())
+    record = Recording(blocks)
+    with ExitStack() as hooks:
+        for position, block in enumerate(blocks):
+            hooks.callback(
+                block.register_forward_pre_hook(
+                    lambda _block, args, kwargs, k=position: record.before(k, args, kwargs), with_kwargs=True
+                ).remove
+            )
+            hooks.callback(
+                block.register_forward_hook(lambda _block, _args, output, k=position: record.after(k, output)).remove
+            )
+        yield record
+
+
+def first_output(output: Any) -> Any:
+    """The hidden states among what a block returned."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+class Stream(Protocol):
+    """The calibration tokens in front of one FFN after the other.
+
+    Attributes
+    ----------
+    masks : TokenMasks
+        Of the batch that is passing: hooks on the FFN's modules tell padding by it.
+    """
+
+    masks: TokenMasks
+
+    def through(self, ffn: FFN) -> None:
+        """Run all tokens through an FFN; what hooks changed in earlier ones has its effect. In the model's order only."""
+
+
+class BlockStream:
+    """Hidden states kept between the blocks of a stack; each block runs by itself, to look at its FFN and to go past it.
+
+    Parameters
+    ----------
+    model : nn.Module
+    record : Recording
+        Unbroken.
+    masks : sequence of TokenMasks
+        One a batch.
+
+    Notes
+    -----
+    Cost: two forward passes for all FFNs together. Memory: the hidden states of all tokens, and what a block's forward pass
+    takes for one batch.
+    """
+
+    def __init__(self, model: nn.Module, record: Recording, masks: Sequence[TokenMasks]) -> None:
+        self.masks = TokenMasks()
+        self._model = model
+        self._record = record
+        self._states = list(record.first)
+        self._batch_masks = masks
+        self._passed = 0
+
+    def through(self, ffn: FFN) -> None:
+        """Go past the blocks before the FFN's, then look at that one."""
+        position = next(
+            k for k, block in enumerate(self._record.blocks) if any(m is ffn.module for m in block.modules())
+        )
+        for earlier in range(self._passed, position):
+            for k, output in enumerate(self._outputs(earlier)):
+                self._states[k] = output
+            # What the block was given is not needed again.
+            self._record.calls[earlier].clear()
+        self._passed = position
+        for _ in self._outputs(position):
+            pass
+
+    def _outputs(self, position: int) -> Iterator[torch.Tensor]:
+        block, calls = self._record.blocks[position], self._record.calls[position]
+        with torch.no_grad(), evaluating(self._model):
+            for state, call, masks in zip(self._states, calls, self._batch_masks, strict=True):
+                self.masks.take(masks)
+                yield first_output(block(state, *call.args, **call.kwargs))
+
+
+class _Reached(Exception):  # noqa: N818 -- no error: it ends a pass early
+    """The FFN has been passed; the rest of the model is not needed."""
+
+
+class PassStream:
+    """Forward passes from the start of the model up to the FFN.
+
+    Parameters
+    ----------
+    model : nn.Module
+    ffns : sequence of FFN
+    sequences : TokenSequences
+    batch_size : int
+
+    Notes
+    -----
+    Cost: half a forward pass for each FFN on average.
+    """
+
+    def __init__(self, model: nn.Module, ffns: Sequence[FFN], sequences: TokenSequences, batch_size: int) -> None:
+        self.masks = TokenMasks()
+        self._model = model
+        self._body = body_of(model, ffns)
+        self._sequences = sequences
+        self._batch_size = batch_size
+
+    def through(self, ffn: FFN) -> None:
+        """Run the model until the FFN's last map has returned."""
+
+        def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
+            raise _Reached
+
+        device = next(self._model.parameters()).device
+        handle = ffn.stages[-1][-1].module.register_forward_hook(stop)
+        try:
+            with torch.no_grad(), evaluating(self._model):
+                for ids, mask in self._sequences.batches(self._batch_size):
+                    inputs, *masks = model_inputs(self._model, ids, mask, device)
+                    self.masks.take(TokenMasks(*masks))
+                    with suppress(_Reached):
+                        run_body(self._body, inputs)
+        finally:
+            handle.remove()
+
+
+def open_stream(
+    model: nn.Module, ffns: Sequence[FFN], sequences: TokenSequences, batch_size: int, record: Recording
+) -> Stream:
+    """The cheaper stream that is right for this model.
+
+    Parameters
+    ----------
+    model : nn.Module
+    ffns : sequence of FFN
+    sequences : TokenSequences
+        Those that passed while `record` was open.
+    batch_size : int
+    record : Recording
+    """
+    batches = list(sequences.batches(batch_size))
+    if not record.unbroken or len(record.first) != len(batches):
+        return PassStream(model, ffns, sequences, batch_size)
+    device = next(model.parameters()).device
+    masks = [TokenMasks(*model_inputs(model, *batch, device)[1:]) for batch in batches]
+    return BlockStream(model, record, masks)

@@ -1,0 +1,266 @@
+"""Repair against textbook loops, and through whole pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+import llmrank
+from llmrank import IsolatedFFNPipeline, Masks
+from llmrank.activations import collect
+from llmrank.adapters import find_ffns
+from llmrank.calibration import tokenise
+from llmrank.config import make_repair
+from llmrank.errors import LLMRankError, OptionError
+from llmrank.prune import LocalPruner
+from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, repair_ffns
+from llmrank.stream import open_stream, recording
+from llmrank.surgery import apply_masks
+from tests.llmrank.models import (
+    Snapshot,
+    family_model,
+    features,
+    logits,
+    mlp,
+    named_family,
+    tiny_llama,
+    tiny_t5,
+    token_ids,
+)
+from tests.llmrank.textbook import least_squares
+
+
+def data(seed: int, tokens: int, n: int, n_out: int) -> tuple[Any, Any, Any]:
+    random = np.random.default_rng(seed)
+    mixing = random.normal(size=(n, n))
+    x = random.normal(size=(tokens, n)) @ mixing + random.normal(size=n)
+    keep = np.zeros(n, dtype=bool)
+    keep[random.permutation(n)[: max(1, n // 2)]] = True
+    return x, random.normal(size=(n_out, n)), keep
+
+
+def tensors(*arrays: Any) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.asarray(array)) for array in arrays]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 7), st.sampled_from([0.0, 1e-3, 0.5]), st.booleans())
+def test_least_squares_is_the_textbook_s(seed: int, n: int, damping: float, centred: bool) -> None:
+    x, weight, keep = data(seed, 40, n, 3)
+    bias = np.arange(3.0) if centred else None
+    found = LeastSquaresRepair(damping).solve(
+        tensors(weight)[0],
+        None if bias is None else tensors(bias)[0],
+        tensors(keep)[0],
+        Moments.of(tensors(x)[0]),
+        None,
+    )
+    start = None if bias is None else bias.tolist()
+    wanted_weight, wanted_bias = least_squares(x.tolist(), weight.tolist(), start, keep.tolist(), damping)
+    np.testing.assert_allclose(found.weight, wanted_weight, rtol=1e-6, atol=1e-8)
+    assert (found.bias is None) == (bias is None)
+    if found.bias is not None:
+        np.testing.assert_allclose(found.bias, wanted_bias, rtol=1e-6, atol=1e-8)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.sampled_from(["auto", 0.0, 1e-4, 10.0]), st.booleans())
+def test_what_is_missed_is_what_it_says_and_never_more_than_unrepaired(
+    seed: int, n: int, damping: float | str, centred: bool
+) -> None:
+    x, weight, keep = data(seed, 30, n, 2)
+    bias = torch.ones(2).double() if centred else None
+    inputs, matrix, kept = tensors(x, weight, keep)
+    found = LeastSquaresRepair(damping).solve(matrix, bias, kept, Moments.of(inputs[:20]), Moments.of(inputs[20:]))
+    dense = inputs @ matrix.T
+    cut = inputs[:, kept] @ matrix[:, kept].T
+    new = inputs @ found.weight.T + (0.0 if found.bias is None else found.bias - 1.0)
+    energy = dense.square().sum()
+    assert found.before == pytest.approx(float((dense - cut).square().sum() / energy), rel=1e-6, abs=1e-9)
+    assert found.after == pytest.approx(float((dense - new).square().sum() / energy), rel=1e-6, abs=1e-9)
+    assert found.after <= found.before * (1 + 1e-9) + 1e-9
+    assert not found.weight[:, ~kept].any()
+
+
+def test_bias_takes_up_the_means() -> None:
+    x, weight, keep = data(3, 25, 6, 4)
+    inputs, matrix, kept = tensors(x, weight, keep)
+    found = BiasRepair().solve(matrix, torch.ones(4).double(), kept, Moments.of(inputs), None)
+    for i in range(4):
+        lost = sum(float(weight[i, j]) * sum(x[:, j]) / len(x) for j in range(6) if not keep[j])
+        assert found.bias is not None
+        assert float(found.bias[i]) == pytest.approx(1.0 + lost)
+    assert torch.equal(found.weight[:, kept], matrix[:, kept])
+
+
+def test_the_damping_is_the_one_that_does_best_on_what_was_held_out() -> None:
+    x, weight, keep = data(5, 24, 10, 3)
+    inputs, matrix, kept = tensors(x, weight, keep)
+    fit, held_out = Moments.of(inputs[:12]), Moments.of(inputs[12:])
+    found = LeastSquaresRepair().solve(matrix, None, kept, fit, held_out)
+    missed = {}
+    for damping in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4):
+        trial = LeastSquaresRepair(damping).solve(matrix, None, kept, fit, None).weight
+        missed[damping] = float((inputs[12:] @ (matrix - trial).T).square().sum())
+    assert found.damping == min(missed, key=lambda damping: missed[damping])
+    assert len(set(missed.values())) == len(missed)
+
+
+def test_a_singular_system_without_damping_takes_the_smallest_solution() -> None:
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)).double()
+    inputs = torch.cat([x, x[:, :1], x.sum(1, keepdim=True)], dim=1)  # 2 is 0 again, 3 is 0 + 1
+    found = LeastSquaresRepair(0.0).solve(
+        torch.tensor([[1.0, 1.0, 1.0, 10.0]]).double(),
+        None,
+        torch.tensor([True, True, True, False]),
+        Moments.of(inputs),
+        None,
+    )
+    torch.testing.assert_close(found.weight, torch.tensor([[6.0, 11.0, 6.0, 0.0]]).double())
+
+
+def half_of_it_twice(model: Any) -> Masks:
+    """Every second hidden neuron becomes the double of the one before it; the masks remove them."""
+    keep = {}
+    for ffn in find_ffns(model):
+        for projection in ffn.stages[0]:
+            projection.module.weight.data[1::2] = projection.module.weight.data[0::2]
+            if getattr(projection.module, "bias", None) is not None:
+                projection.module.bias.data[1::2] = projection.module.bias.data[0::2]
+        (layer,) = ffn.prunable.values()
+        keep[layer.name] = torch.arange(layer.size) % 2 == 0
+    return Masks(keep)
+
+
+@pytest.mark.parametrize("family", ["Llama, SmolLM2", "Phi", "Gemma 2", "OPT", "BERT"])
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+def test_neurons_that_depend_on_kept_ones_cost_nothing(family: str, form: Any) -> None:
+    model = family_model(named_family(family)).double()
+    masks = half_of_it_twice(model)
+    ids = token_ids(5, 24)
+    expected = logits(model, ids[:2])
+    ffns = find_ffns(model)
+    sequences = tokenise(ids, None, 5, 24)
+    with recording(model, ffns) as record:
+        collect(model, ffns, sequences)
+    repaired = repair_ffns(model, ffns, masks, LeastSquaresRepair(0.0), open_stream(model, ffns, sequences, 1, record))
+    apply_masks(model, ffns, masks, form, repaired=repaired)
+    torch.testing.assert_close(logits(model, ids[:2]), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("repair", [LeastSquaresRepair(), BiasRepair()], ids=["lstsq", "bias"])
+@pytest.mark.parametrize("family", ["Llama, SmolLM2", "Phi", "GPT-2"])
+def test_all_forms_agree_and_are_undone_bit_for_bit(family: str, repair: BaseRepair) -> None:
+    ids, found = token_ids(6, 24), {}
+    for form in ("compact", "zero", "mask"):
+        model = family_model(named_family(family))
+        before = Snapshot(model)
+        pipeline = IsolatedFFNPipeline(model, None, calibration=ids, form=form, repair=repair)  # type: ignore[arg-type]
+        found[form] = logits(pipeline.run(), ids[:2])
+        assert pipeline.report is not None
+        for entry in pipeline.report.repaired.values():
+            assert 0 <= entry["missed_when_repaired"] <= entry["missed_when_cut"] * (1 + 1e-6)
+        pipeline.undo()
+        before.assert_restored()
+    torch.testing.assert_close(found["compact"], found["zero"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["mask"], found["zero"], rtol=1e-4, atol=1e-4)
+
+
+def test_repair_brings_a_model_nearer_to_what_it_was() -> None:
+    ids = token_ids(12, 32)
+    dense = logits(tiny_llama(), ids)
+    missed = []
+    for repair in (None, LeastSquaresRepair()):
+        model = IsolatedFFNPipeline(tiny_llama(), None, calibration=ids, repair=repair).run()
+        missed.append(float((logits(model, ids) - dense).square().mean()))
+    assert missed[1] < 0.8 * missed[0]
+
+
+def test_a_bias_given_to_a_llama_loads_in_stock_transformers(tmp_path: Any) -> None:
+    ids = token_ids(4, 24)
+    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=ids, repair=BiasRepair())
+    model = pipeline.run()
+    llmrank.save(tmp_path / "out", model)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.mlp_bias is True
+    torch.testing.assert_close(logits(loaded, ids), logits(model, ids))
+
+
+def test_moments_are_those_of_the_stream_that_is_already_cut() -> None:
+    """The second FFN must be fitted to what it reads after the first was cut, not to what it read before."""
+    model, ids = tiny_llama(), token_ids(4, 24)
+    ffns = find_ffns(model)
+    sequences = tokenise(ids, None, 4, 24)
+    seen: list[Moments] = []
+
+    class Look(BaseRepair):
+        def solve(self, weight: Any, bias: Any, keep: Any, fit: Moments, held_out: Moments | None) -> Any:
+            seen.append(fit if held_out is None else fit + held_out)
+            return LeastSquaresRepair(1e-2).solve(weight, bias, keep, fit, held_out)
+
+    masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
+    with recording(model, ffns) as record:
+        collect(model, ffns, sequences)
+    repaired = repair_ffns(model, ffns, masks, Look(), open_stream(model, ffns, sequences, 1, record))
+    apply_masks(model, ffns, masks, "zero", repaired=repaired)
+    read: list[torch.Tensor] = []
+    ffns[1].stages[1][0].module.register_forward_pre_hook(lambda _m, inputs: read.append(inputs[0].detach()))
+    masked_up = ffns[1].stages[0]
+    with torch.no_grad():  # the second FFN's own cut comes after what it reads: look at it whole
+        fresh = tiny_llama()
+        for projection, original in zip(masked_up, find_ffns(fresh)[1].stages[0], strict=True):
+            projection.module.weight.copy_(original.module.weight)
+        model(input_ids=ids)
+    values = read[0].reshape(-1, ffns[1].sizes[1])
+    torch.testing.assert_close(seen[1].second, (values.T @ values).double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [tiny_t5, lambda: mlp(6, 12, 10, 3)], ids=["t5", "mlp"])
+def test_models_without_one_stack_of_blocks_are_repaired_by_whole_passes(make: Any) -> None:
+    model = make()
+    calibration = token_ids(6, 24) if hasattr(model, "config") else features(300, 6)
+    expected = logits(model, calibration[:4])
+    before = Snapshot(model)
+    missed = {}
+    for name, repair in (("none", None), ("lstsq", LeastSquaresRepair(1e-3))):
+        pipeline = IsolatedFFNPipeline(model, None, calibration=calibration, repair=repair, pruner=LocalPruner(0.25))
+        missed[name] = float((logits(pipeline.run(), calibration[:4]) - expected).square().mean())
+        pipeline.undo()
+        before.assert_restored()
+    assert missed["lstsq"] < missed["none"]
+
+
+def test_refusals() -> None:
+    model = tiny_llama()
+    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"),)}
+    with pytest.raises(OptionError, match="structure_dict prunes rows"):
+        IsolatedFFNPipeline(model, None, structure, repair=LeastSquaresRepair())
+    with pytest.raises(OptionError, match="instance of BaseRepair"):
+        IsolatedFFNPipeline(model, None, repair="lstsq")  # type: ignore[arg-type]
+    for damping in (-1.0, float("nan"), "much", True):
+        with pytest.raises(OptionError, match="damping"):
+            LeastSquaresRepair(damping)
+    with pytest.raises(OptionError, match="output maps with a bias"):
+        IsolatedFFNPipeline(
+            family_model(named_family("Qwen2")), None, calibration=token_ids(2, 16), repair=BiasRepair()
+        ).run()
+    with pytest.raises(OptionError, match="unknown repair 'glue'"):
+        make_repair("glue")
+    assert make_repair("none") is None
+    assert isinstance(make_repair("lstsq", damping=0.1), LeastSquaresRepair)
+
+
+def test_a_failure_on_the_way_leaves_the_model_as_it_was() -> None:
+    class Broken(BaseRepair):
+        def solve(self, *_: Any, **__: Any) -> Any:
+            raise LLMRankError("no")
+
+    model = tiny_llama()
+    before = Snapshot(model)
+    with pytest.raises(LLMRankError, match="no"):
+        IsolatedFFNPipeline(model, None, calibration=token_ids(3, 16), repair=Broken()).run()
+    before.assert_restored()

@@ -1,0 +1,124 @@
+"""The stream block by block is the stream of whole passes, for every family."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from llmrank.activations import TokenMasks, collect, watch
+from llmrank.adapters import FAMILIES, Family, find_ffns
+from llmrank.calibration import TokenSequences, tokenise
+from llmrank.stream import BlockStream, PassStream, Recording, Stream, open_stream, recording
+from tests.llmrank.models import family_model, features, mlp, text, tiny_llama, token_ids, tokenizer
+
+
+class Taken:
+    """Every batch that passed, padding left out."""
+
+    def __init__(self) -> None:
+        self.batches: list[torch.Tensor] = []
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        self.batches.append(values.detach() if mask is None else values.detach()[mask])
+
+
+def read(model: nn.Module, stream: Stream) -> list[torch.Tensor]:
+    """What every output map reads while those before it return the half of what they should."""
+    found = []
+    with ExitStack() as halved:
+        for ffn in find_ffns(model):
+            taken, module = Taken(), ffn.stages[-1][0].module
+            with ExitStack() as hooks:
+                watch(hooks, model, ffn, module, taken, stream.masks)
+                stream.through(ffn)
+            found.append(torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in taken.batches]))
+            halved.callback(module.register_forward_hook(lambda _m, _i, output: output / 2).remove)
+    return found
+
+
+def recorded(model: nn.Module, sequences: TokenSequences, batch_size: int = 2) -> Recording:
+    ffns = find_ffns(model)
+    with recording(model, ffns) as record:
+        collect(model, ffns, sequences, batch_size)
+    return record
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_both_streams_carry_the_same(family: Family) -> None:
+    model = family_model(family)
+    ffns, sequences = find_ffns(model), tokenise(token_ids(5, 20), None, 5, 20)
+    stream = open_stream(model, ffns, sequences, 2, recorded(model, sequences))
+    # An encoder and a decoder are two stacks, and the decoder reads what the encoder has become.
+    assert isinstance(stream, PassStream if family.model_type == "t5" else BlockStream)
+    expected = read(model, PassStream(model, ffns, sequences, 2))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_is_told_batch_by_batch() -> None:
+    model = tiny_llama()
+    texts = [text(5, 1), text(17, 2), text(11, 3)]
+    sequences = tokenise(texts, tokenizer(), 3, 20)
+    assert not bool(sequences.mask.all())
+    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    found = read(model, stream)
+    expected = read(model, PassStream(model, find_ffns(model), sequences, 2))
+    assert len(found[0]) == sequences.n_tokens
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+class BetweenBlocks(nn.Module):
+    """Something happens to the hidden states between the blocks: they cannot be run by themselves."""
+
+    def __init__(self, *, between: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([mlp(6, 12, 6, seed=k) for k in range(3)])
+        self.between = between
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x) + (1.0 if self.between else 0.0) if self.between else block(x)
+        return x
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_blocks_are_run_by_themselves_only_where_they_follow_one_another(between: bool) -> None:
+    model = BetweenBlocks(between=between)
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1))
+    assert isinstance(stream, PassStream if between else BlockStream)
+    expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_block_that_is_called_twice_breaks_the_record() -> None:
+    class Twice(BetweenBlocks):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(super().forward(x))
+
+    model = Twice(between=False)
+    record = recorded(model, tokenise(features(300, 6), None, 1, 2))
+    # Two rounds a pass look like two batches, which the number of batches gives away.
+    stream = open_stream(model, find_ffns(model), tokenise(features(300, 6), None, 1, 2), 1, record)
+    assert isinstance(stream, PassStream)
+
+
+def test_records_of_blocks_out_of_order_are_broken() -> None:
+    record = Recording([nn.Identity(), nn.Identity()])
+    hidden: Any = torch.ones(1, 2)
+    record.before(1, (hidden,), {})
+    assert not record.unbroken
+    assert record.first == []
+
+
+def test_masks_become_those_of_the_next_batch() -> None:
+    masks, mask = TokenMasks(), torch.tensor([[True, False]])
+    masks.take(TokenMasks(mask))
+    assert masks.input is mask
+    assert masks.decoder is None
