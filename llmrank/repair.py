@@ -256,7 +256,8 @@ def _change(weight: torch.Tensor, keep: torch.Tensor, covariance: torch.Tensor, 
     values, vectors = torch.linalg.eigh(inner)
     floor = values.max().clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
     inverse = torch.where(values > floor, 1.0 / (values + ridge), torch.zeros_like(values))
-    return (vectors @ (inverse[:, None] * (vectors.T @ right))).T
+    change: torch.Tensor = (vectors @ (inverse[:, None] * (vectors.T @ right))).T
+    return change
 
 
 def _missed(weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, covariance: torch.Tensor) -> float:
