@@ -16,7 +16,7 @@ from graphs.backends import Backend
 from graphs.blocks import FloatArray
 from graphs.digraph import BlockDigraph, Edges
 from graphs.errors import GraphError
-from graphs.operators import BlockOperator, CSROperator, Vector
+from graphs.operators import BlockOperator, CSRKernelOperator, CSROperator, Vector
 from graphs.solvers.problem import Relaxed
 from graphs.states import State, column_sums, masses, rows_scaled, times
 
@@ -345,9 +345,15 @@ class _Within:
 
 def _is_acyclic(operator: BlockOperator) -> bool:
     """Whether the edges of a layer with itself have no cycle, loops aside: a loop is solved with its node."""
-    from graphs import kernels
+    if isinstance(operator, CSRKernelOperator):
+        # Strong components cost some ten products, and where there are cycles this ends early.
+        from graphs import kernels
 
-    return isinstance(operator, CSROperator) and kernels.is_acyclic(operator.csr.indptr, operator.csr.indices)
+        return kernels.is_acyclic(operator.csr.indptr, operator.csr.indices)
+    if not isinstance(operator, CSROperator):
+        return False
+    components, _ = csgraph.connected_components(operator.csr, directed=True, connection="strong")
+    return int(components) == operator.shape[0]
 
 
 def _topological_order(component: Any, targets: Any, sources: Any) -> Any:
