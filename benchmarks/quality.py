@@ -1,35 +1,42 @@
-"""Perplexity after pruning: every scorer x topology x pruner, on one model and one text.
+"""Perplexity after pruning: scorers, topologies, budgets, amounts and repairs, and other pruning libraries, on one text.
 
-Run it as ``python -m benchmarks.quality --wikitext DIR`` (DIR holds valid.txt and test.txt of
-WikiText-2). Calibration: the first sequences of valid. Settings are compared on the sequences of
-valid that follow; the numbers to report are those on test. Masks that two settings share are
-evaluated once. The run resumes from its own result file.
+Run it as ``python -m benchmarks.quality --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2;
+``pip install -e ".[benchmarks]"`` brings the peers). Calibration: the first sequences of valid. Settings are compared on
+other sequences of valid, its last ones; the numbers to report are those on test. The same masks with the same repair are
+evaluated once. A run resumes from its own result file, so that it may be stopped, and extended with other amounts.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 
+from benchmarks import pruning_peers
 from benchmarks.provenance import provenance, write
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, checkpoint
+from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks, checkpoint
 from llmrank.activations import collect
 from llmrank.adapters import explicit_ffns, find_ffns
 from llmrank.calibration import TokenSequences, tokenise
-from llmrank.config import PIPELINES, make_pruner, make_scorer
+from llmrank.config import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity
 from llmrank.hub import demo_model
+from llmrank.repair import repair_ffns
+from llmrank.stream import open_stream, recording
 from llmrank.surgery import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
+# Longer than any text that is cut here: the end of valid is found by it.
+ALL = 1_000_000
 SCORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {"seed": 0}),
     "norm (L1)": ("norm", {"p": 1.0}),
@@ -51,45 +58,109 @@ class Setting:
     scorer: str
     topology: str
     pruner: str
+    amount: float
+    repair: str
 
     @property
     def key(self) -> str:
-        return f"{self.graph} | {self.scorer} | {self.topology} | {self.pruner}"
+        return " | ".join(map(str, asdict(self).values()))
 
 
-def settings() -> Iterator[Setting]:
-    """All rows: the FFN's own graph, then the paper's (rows of up and down)."""
-    for graph, scorers in (("ffn", list(SCORERS)), ("paper", ["activation", "weighted pagerank", "modified pagerank"])):
-        for scorer in scorers:
+def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setting]:
+    """All rows: the FFN's own graph, other libraries, then the paper's graph (rows of up and down), which has no repair."""
+    for amount in amounts:
+        for repair in repairs:
+            for scorer in SCORERS:
+                for topology in PIPELINES:
+                    for pruner in ("local", "global"):
+                        yield Setting("ffn", scorer, topology, pruner, amount, repair)
+            for peer in pruning_peers.PEERS:
+                if peer.installed:
+                    yield Setting("peer", peer.name, "", peer.budget, amount, repair)
+        for scorer in ("activation", "weighted pagerank", "modified pagerank"):
             for topology in PIPELINES:
                 for pruner in ("local", "global"):
-                    yield Setting(graph, scorer, topology, pruner)
+                    yield Setting("paper", scorer, topology, pruner, amount, "none")
 
 
-def read(path: Path, tokenizer: Any, first: int, count: int, length: int) -> TokenSequences:
-    """Sequences first .. first + count of a WikiText file, with ``<unk>`` read as ``unk``."""
+def read(path: Path, tokenizer: Any, count: int, length: int, *, last: bool = False) -> TokenSequences:
+    """The first (or last) sequences of a WikiText file, with ``<unk>`` read as ``unk``."""
     text = path.read_text(encoding="utf-8").replace("<unk>", "unk")
-    whole = tokenise(text, tokenizer, first + count, length)
+    whole = tokenise(text, tokenizer, ALL if last else count, length)
+    first = len(whole) - count if last else 0
     return TokenSequences.of(
         whole.ids[first:], whole.mask[first:], f"WikiText-2 {path.name}, sequences {first} to {first + count - 1}"
     )
 
 
+class Study:
+    """A model, its calibration, and what is the same for all rows."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, calibration: TokenSequences, texts: dict[str, TokenSequences]
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.calibration, self.texts = calibration, texts
+        self.ffns = {"ffn": find_ffns(model), "paper": explicit_ffns(model, PAPER)}
+        self.ffns["peer"] = self.ffns["ffn"]
+        with recording(model, self.ffns["ffn"]) as self.record:
+            self.statistics = {"ffn": collect(model, self.ffns["ffn"], calibration)}
+        self.statistics["paper"] = collect(model, self.ffns["paper"], calibration)
+
+    def masks(self, setting: Setting) -> Masks:
+        """What a setting keeps."""
+        if setting.graph == "peer":
+            peer = next(p for p in pruning_peers.PEERS if (p.name, p.budget) == (setting.scorer, setting.pruner))
+            return peer.masks(self.model, self.ffns["ffn"], self.calibration, setting.amount)
+        name, knobs = SCORERS[setting.scorer]
+        pipeline = (ChainedFFNPipeline if setting.topology == "chained" else IsolatedFFNPipeline)(
+            self.model,
+            self.tokenizer,
+            PAPER if setting.graph == "paper" else None,
+            make_scorer(name, **knobs),
+            make_pruner(setting.pruner, amount=setting.amount),
+        )
+        graphs = pipeline.draw(self.ffns[setting.graph], self.statistics[setting.graph])
+        return pipeline.choose(graphs, pipeline.score(graphs))
+
+    def row(self, setting: Setting, masks: Masks) -> dict[str, Any]:
+        """Cut, repair, evaluate, undo."""
+        ffns, begun = self.ffns[setting.graph], perf_counter()
+        repaired = {}
+        method = make_repair(setting.repair)
+        if method is not None:
+            stream = open_stream(self.model, ffns, self.calibration, 1, self.record)
+            repaired = repair_ffns(self.model, ffns, masks, method, stream)
+        seconds = perf_counter() - begun
+        application = apply_masks(
+            self.model, ffns, masks, "zero" if setting.graph == "paper" else "compact", "none", repaired
+        )
+        try:
+            row: dict[str, Any] = {name: perplexity(self.model, text).value for name, text in self.texts.items()}
+        finally:
+            application.undo()
+        return {**asdict(setting), **row, "removed": masks.removed_share, "repair_seconds": seconds}
+
+
 def table(results: dict[str, Any]) -> str:
-    """The results in markdown."""
-    lines = [
-        f"Dense: {results['dense']['test']:.2f} on test, {results['dense']['valid']:.2f} on valid.",
-        "",
-        "| graph | score | topology | pruner | test | valid |",
-        "| --- | --- | --- | --- | ---: | ---: |",
-    ]
-    for setting in settings():
-        row = results["rows"].get(setting.key)
-        if row:
-            lines.append(
-                f"| {setting.graph} | {setting.scorer} | {setting.topology} | {setting.pruner} "
-                f"| {row['test']:.2f} | {row['valid']:.2f} |"
-            )
+    """The results in markdown, an amount at a time, the best on valid first."""
+    dense = results["dense"]
+    lines = [f"Dense: {dense['test']:.2f} on test, {dense['valid']:.2f} on valid."]
+    rows = list(results["rows"].values())
+    for amount in sorted({row["amount"] for row in rows}):
+        lines += [
+            "",
+            f"## {amount:.0%} removed",
+            "",
+            "| graph | score | topology | budget | repair | test | valid |",
+            "| --- | --- | --- | --- | --- | ---: | ---: |",
+        ]
+        lines += [
+            f"| {row['graph']} | {row['scorer']} | {row['topology']} | {row['pruner']} | {row['repair']} | {row['test']:.2f} | "
+            f"{row['valid']:.2f} |"
+            for row in sorted(rows, key=lambda row: float(row["valid"]))
+            if row["amount"] == amount
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -99,8 +170,12 @@ def main() -> None:
         "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
     )
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
-    parser.add_argument("--amount", type=float, default=0.3)
-    parser.add_argument("--samples", type=int, default=16, help="calibration sequences")
+    parser.add_argument("--amounts", default="0.3", help="shares to remove, with commas (%(default)s)")
+    parser.add_argument("--repairs", default="none,lstsq", help="with commas (%(default)s)")
+    parser.add_argument(
+        "--only", action="append", help="pattern of the rows to run, such as '*pagerank*isolated*local*'"
+    )
+    parser.add_argument("--samples", type=int, default=64, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences, of test and of valid each")
     parser.add_argument("--sequence-length", type=int, default=1024)
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
@@ -111,18 +186,17 @@ def main() -> None:
         )
     loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
     model, tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
-    calibration = read(options.wikitext / "valid.txt", tokenizer, 0, options.samples, length)
+    calibration = read(options.wikitext / "valid.txt", tokenizer, options.samples, length)
     texts = {
-        "test": read(options.wikitext / "test.txt", tokenizer, 0, options.evaluate, length),
-        "valid": read(options.wikitext / "valid.txt", tokenizer, options.samples, options.evaluate, length),
+        "test": read(options.wikitext / "test.txt", tokenizer, options.evaluate, length),
+        "valid": read(options.wikitext / "valid.txt", tokenizer, options.evaluate, length, last=True),
     }
     protocol = {
         "model": Path(loaded.source).name,
-        "amount": options.amount,
         "calibration": calibration.provenance(),
         "evaluation": {name: text.provenance() for name, text in texts.items()},
-        "repair": "none",
         "scorers": {name: [registered, knobs] for name, (registered, knobs) in SCORERS.items()},
+        "peers": pruning_peers.versions(),
     }
     results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol, "dense": {}, "rows": {}}
     if options.output.is_file():
@@ -132,34 +206,22 @@ def main() -> None:
             print(f"resuming with {len(results['rows'])} rows")
     if not results["dense"]:
         results["dense"] = {name: perplexity(model, text).value for name, text in texts.items()}
-    print("dense", results["dense"])
-    ffns = {"ffn": find_ffns(model), "paper": explicit_ffns(model, PAPER)}
-    statistics = {name: collect(model, found, calibration) for name, found in ffns.items()}
-    known: dict[int, dict[str, float]] = {}
-    for setting in settings():
-        name, knobs = SCORERS[setting.scorer]
-        pipeline_class = ChainedFFNPipeline if setting.topology == "chained" else IsolatedFFNPipeline
-        pipeline = pipeline_class(
-            model,
-            tokenizer,
-            PAPER if setting.graph == "paper" else None,
-            make_scorer(name, **knobs),
-            make_pruner(setting.pruner, amount=options.amount),
-        )
-        graphs = pipeline.draw(ffns[setting.graph], statistics[setting.graph])
-        masks = pipeline.choose(graphs, pipeline.score(graphs))
-        row = results["rows"].get(setting.key) or known.get(hash(masks))
+    print("dense", results["dense"], flush=True)
+    study = Study(model, tokenizer, calibration, texts)
+    known: dict[tuple[int, str], dict[str, Any]] = {}
+    for setting in settings([float(a) for a in options.amounts.split(",")], options.repairs.split(",")):
+        if options.only and not any(fnmatch.fnmatch(setting.key, pattern) for pattern in options.only):
+            continue
+        row = results["rows"].get(setting.key)
         if row is None:
-            application = apply_masks(model, ffns[setting.graph], masks, pipeline.form)
-            row = {name: perplexity(model, text).value for name, text in texts.items()}
-            row["removed"] = masks.removed_share
-            application.undo()
-        known[hash(masks)] = row
-        results["rows"][setting.key] = row
-        print(setting.key, row, flush=True)
-        write(options.output, results)
-    write(options.output.with_suffix(".md"), table(results))
-    print(table(results))
+            masks = study.masks(setting)
+            same = known.get((hash(masks), setting.repair))
+            row = {**same, **asdict(setting)} if same else study.row(setting, masks)
+            known[hash(masks), setting.repair] = row
+            results["rows"][setting.key] = row
+            write(options.output, results)
+            write(options.output.with_suffix(".md"), table(results))
+        print(f"{setting.key}: test {row['test']:.2f}, valid {row['valid']:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -154,8 +154,6 @@ class BlockStream:
         for earlier in range(self._passed, position):
             for k, output in enumerate(self._outputs(earlier)):
                 self._states[k] = output
-            # What the block was given is not needed again.
-            self._record.calls[earlier].clear()
         self._passed = position
         for _ in self._outputs(position):
             pass
