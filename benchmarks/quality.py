@@ -105,13 +105,14 @@ class Study:
         self.ffns["peer"] = self.ffns["ffn"]
         with recording(model, self.ffns["ffn"]) as self.record:
             self.statistics = {"ffn": collect(model, self.ffns["ffn"], calibration)}
-        self.statistics["paper"] = collect(model, self.ffns["paper"], calibration)
 
     def masks(self, setting: Setting) -> Masks:
         """What a setting keeps."""
         if setting.graph == "peer":
             peer = next(p for p in pruning_peers.PEERS if (p.name, p.budget) == (setting.scorer, setting.pruner))
             return peer.masks(self.model, self.ffns["ffn"], self.calibration, setting.amount)
+        if setting.graph not in self.statistics:
+            self.statistics[setting.graph] = collect(self.model, self.ffns[setting.graph], self.calibration)
         name, knobs = SCORERS[setting.scorer]
         pipeline = (ChainedFFNPipeline if setting.topology == "chained" else IsolatedFFNPipeline)(
             self.model,

@@ -143,4 +143,11 @@ def make_pruner(name: str, **options: Any) -> BasePruner:
 
 def make_repair(name: str, **options: Any) -> BaseRepair | None:
     """A repair by name, None for "none"; see :meth:`Registry.make`."""
-    return None if name == "none" else REPAIRS.make(name, **options)
+    if name != "none":
+        return REPAIRS.make(name, **options)
+    given = [key for key, value in options.items() if value is not None]
+    if given:
+        raise OptionError(
+            f"repair 'none' does not take {', '.join(given)}; leave it out, or choose {', '.join(REPAIRS)}"
+        )
+    return None

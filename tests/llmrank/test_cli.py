@@ -83,6 +83,22 @@ def test_forms_and_padding_compute_the_same(checkpoint: Path, corpus: Path, tmp_
     )
 
 
+@pytest.mark.parametrize("repair", ["bias", "lstsq"])
+def test_a_repaired_checkpoint_loads_and_says_what_was_done(
+    checkpoint: Path, corpus: Path, tmp_path: Path, repair: str
+) -> None:
+    common = ("prune", checkpoint, "--calibration", corpus, "--samples", 5, "--sequence-length", 16)
+    assert run(*common, "--output", tmp_path / "plain", "--repair", "none") == 0
+    assert run(*common, "--output", tmp_path / repair, "--repair", repair) == 0
+    report = json.loads((tmp_path / repair / "report.json").read_text(encoding="utf-8"))
+    assert report["method"]["repair"]["name"] == {"bias": "BiasRepair", "lstsq": "LeastSquaresRepair"}[repair]
+    assert sorted(report["repaired"]) == [f"model.layers.{k}.mlp.down_proj" for k in range(2)]
+    models = [transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("plain", repair)]
+    assert not torch.allclose(*(logits(model, token_ids()) for model in models), atol=1e-3)
+    masks = [Masks.load(tmp_path / name / "masks.safetensors") for name in ("plain", repair)]
+    assert masks[0] == masks[1]
+
+
 def test_evaluation_lands_in_the_report(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     output, result = tmp_path / "out", tmp_path / "result.json"
     prune = ("prune", checkpoint, "--output", output, "--calibration", corpus, "--evaluate", corpus)
@@ -199,6 +215,10 @@ def test_families_lists_the_table(capsys: Any) -> None:
         (("--pipeline", "loose"), "unknown pipeline"),
         (("--device", "cuda:99"), "cannot be used here"),
         (("--dtype", "int8"), "unknown dtype"),
+        (("--repair", "glue"), "unknown repair 'glue'; expected one of bias, lstsq"),
+        (("--repair", "bias", "--damping", 0.1), "does not take damping"),
+        (("--repair", "none", "--damping", 0.1), "does not take damping"),
+        (("--repair", "lstsq", "--damping", "much"), "damping must be 'auto' or a finite number"),
         (("--form", "thin"), "unknown form"),
         (("--align", "left"), "unknown align"),
         (("--calibration", "missing.txt"), "no calibration text at missing.txt"),
