@@ -36,6 +36,8 @@ __all__ = [
     "summary",
 ]
 
+# Columns of the second moments that are added to at once.
+BAND = 256
 # Every so many batches one is kept out of the fit, to choose the damping by.
 HELD_OUT_EVERY = 4
 DAMPINGS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
@@ -70,21 +72,9 @@ class Moments:
     @classmethod
     def of(cls, values: torch.Tensor) -> Moments:
         """The moments of values (tokens, n)."""
-        sums = cls.none(values.shape[-1], values.device)
-        return sums.including(values)
-
-    @classmethod
-    def none(cls, size: int, device: torch.device) -> Moments:
-        """Of no token at all."""
-        wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
-        return cls(0, torch.zeros(size, **wide), torch.zeros(size, size, **wide))
-
-    def including(self, values: torch.Tensor) -> Moments:
-        """With more values (tokens, n), in place but for the count; products of what is narrower than float64 are float32's."""
-        wide = values if values.dtype == torch.float64 else values.float()
-        self.total.add_(wide.sum(0))
-        self.second.add_(wide.T @ wide)
-        return Moments(self.count + len(values), self.total, self.second)
+        sums = _Sums(values.shape[-1], values.device)
+        sums.add(values)
+        return sums.moments()
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.count + other.count, self.total + other.total, self.second + other.second)
@@ -286,28 +276,47 @@ def _repaired(
     return RepairedMap(new, bias, damping, cut / whole if whole else 0.0, left / whole if whole else 0.0)
 
 
+class _Sums:
+    """Moments that grow batch by batch."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.count = 0
+        self._total = torch.zeros(size, dtype=torch.float64, device=device)
+        self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
+
+    def add(self, values: torch.Tensor) -> None:
+        """Take values (tokens, n) in; products of what is narrower than float64 are float32's."""
+        wide = values if values.dtype == torch.float64 else values.float()
+        self.count += len(values)
+        self._total += wide.sum(0)
+        # The matrix is symmetric: bands of columns from the diagonal down are all that is computed.
+        for start in range(0, wide.shape[1], BAND):
+            band = slice(start, start + BAND)
+            self._lower[start:, band] += wide[:, start:].T @ wide[:, band]
+
+    def moments(self) -> Moments:
+        """As a value of its own."""
+        below = torch.tril(self._lower, -1)
+        return Moments(self.count, self._total.clone(), below + below.T + torch.diag(self._lower.diagonal()))
+
+
 class _MomentSums:
     """Moments of the batches that pass, some of them held out."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         # MPS has no float64.
-        device = torch.device("cpu") if device.type == "mps" else device
-        self._sums = [Moments.none(size, device), Moments.none(size, device)]
+        self._device = torch.device("cpu") if device.type == "mps" else device
+        self._parts = [_Sums(size, self._device), _Sums(size, self._device)]
         self._batches = 0
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
         self._batches += 1
-        part = int(self._batches % HELD_OUT_EVERY == 0)
-        sums = self._sums[part]
-        self._sums[part] = sums.including(counted(values, mask).to(sums.second.device))
+        self._parts[int(self._batches % HELD_OUT_EVERY == 0)].add(counted(values, mask).to(self._device))
 
-    @property
-    def fit(self) -> Moments:
-        return self._sums[0]
-
-    @property
-    def held_out(self) -> Moments | None:
-        return self._sums[1] if self._sums[1].count else None
+    def moments(self) -> tuple[Moments, Moments | None]:
+        """Of the batches to fit, and of those held out, if there are any."""
+        fit, held_out = self._parts
+        return fit.moments(), held_out.moments() if held_out.count else None
 
 
 def repair_ffns(
@@ -362,14 +371,15 @@ def repair_ffns(
                 with ExitStack() as hooks:
                     watch(hooks, model, ffn, consumer.module, sums, stream.masks)
                     stream.through(ffn)
-                if not sums.fit.count or not bool(torch.isfinite(sums.fit.second).all()):
+                fit, held_out = sums.moments()
+                if not fit.count or not bool(torch.isfinite(fit.second).all()):
                     raise CalibrationError(
                         f"what {consumer.name} reads is not finite once the FFNs before it are cut, or no token reached it; "
                         "prune less, or load the model in float32"
                     )
-                weight = consumer.weight.to(sums.fit.second)
+                weight = consumer.weight.to(fit.second)
                 bias = _bias(consumer.module, weight, may_add=may_add)
-                solved = method.solve(weight, bias, keep.to(weight.device), sums.fit, sums.held_out)
+                solved = method.solve(weight, bias, keep.to(weight.device), fit, held_out)
                 repaired[consumer.name] = solved
                 substitute(standing_in, consumer.module, solved)
     return repaired

@@ -123,6 +123,16 @@ def test_a_singular_system_without_damping_takes_the_smallest_solution() -> None
     torch.testing.assert_close(found.weight, torch.tensor([[6.0, 11.0, 6.0, 0.0]]).double())
 
 
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 600])
+def test_moments_are_whole_whatever_the_bands(n: int) -> None:
+    values = torch.randn(7, n, generator=torch.Generator().manual_seed(n)).double()
+    found = Moments.of(values)
+    assert found.count == 7
+    torch.testing.assert_close(found.second, values.T @ values)
+    torch.testing.assert_close(found.total, values.sum(0))
+    assert torch.equal(found.second, found.second.T)
+
+
 def half_of_it_twice(model: Any) -> Masks:
     """Every second hidden neuron becomes the double of the one before it; the masks remove them."""
     keep = {}
