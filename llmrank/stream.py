@@ -193,18 +193,23 @@ class PassStream:
         self._batch_size = batch_size
 
     def through(self, ffn: FFN) -> None:
-        """Run the model until the FFN's last map has returned."""
+        """Run the model until the FFN's last map has returned; for the last time, where the FFN is shared by several blocks."""
+        calls: list[int] = []
 
-        def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
-            raise _Reached
+        def count(_module: nn.Module, _args: Any, _output: Any) -> None:
+            calls[-1] += 1
+            if len(calls) > 1 and calls[-1] == calls[0]:
+                raise _Reached
 
         device = next(self._model.parameters()).device
-        handle = ffn.stages[-1][-1].module.register_forward_hook(stop)
+        handle = ffn.stages[-1][-1].module.register_forward_hook(count)
         try:
             with torch.no_grad(), evaluating(self._model):
                 for ids, mask in self._sequences.batches(self._batch_size):
                     inputs, *masks = model_inputs(self._model, ids, mask, device)
                     self.masks.take(TokenMasks(*masks))
+                    # The first batch goes all the way and tells how often the FFN is called.
+                    calls.append(0)
                     with suppress(_Reached):
                         run_body(self._body, inputs)
         finally:

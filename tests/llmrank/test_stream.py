@@ -107,6 +107,12 @@ def test_a_block_that_is_called_twice_breaks_the_record() -> None:
     # Two rounds a pass look like two batches, which the number of batches gives away.
     stream = open_stream(model, find_ffns(model), tokenise(features(300, 6), None, 1, 2), 1, record)
     assert isinstance(stream, PassStream)
+    taken, ffn = Taken(), find_ffns(model)[0]
+    with ExitStack() as hooks:
+        watch(hooks, model, ffn, ffn.stages[-1][0].module, taken, stream.masks)
+        stream.through(ffn)
+    # 300 rows of features are two batches, and every one passes the block twice.
+    assert [len(batch) for batch in taken.batches] == [256, 256, 44, 44]
 
 
 def test_records_of_blocks_out_of_order_are_broken() -> None:
