@@ -1,10 +1,15 @@
 """Fixtures of the tests that run models."""
 
+import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+
+import llmrank
+from tests.llmrank.models import text, tiny_llama, tokenizer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -17,3 +22,23 @@ def one_quiet_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
     if bars:
         transformers.utils.logging.enable_progress_bar()
+
+
+@pytest.fixture
+def transformers_log_as_it_was() -> Iterator[None]:
+    level = logging.getLogger("transformers").level
+    yield
+    logging.getLogger("transformers").setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    return llmrank.save(directory, tiny_llama(), tokenizer())
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text(text(200), encoding="utf-8")
+    return path

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +12,14 @@ import torch
 import transformers
 
 import llmrank
-from llmrank import Masks, cli, config, demo, hub
+from llmrank import Masks, config, demo, hub
 from llmrank.activations import longest_input
 from llmrank.adapters import FAMILIES
 from llmrank.cli import prune as cli_prune
-from tests.llmrank.models import FFN, family_model, logits, named_family, text, tiny_llama, token_ids, tokenizer
+from tests.llmrank.commands import SHORT, refused, run
+from tests.llmrank.models import FFN, family_model, logits, named_family, token_ids, tokenizer
 
-SHORT = ["--samples", "2", "--sequence-length", "16"]
-
-
-@pytest.fixture(autouse=True)
-def transformers_log_as_it_was() -> Iterator[None]:
-    level = logging.getLogger("transformers").level
-    yield
-    logging.getLogger("transformers").setLevel(level)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    return llmrank.save(directory, tiny_llama(), tokenizer())
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.txt"
-    path.write_text(text(200), encoding="utf-8")
-    return path
-
-
-def run(*arguments: Any) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """The one line on standard error of a refused command."""
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return " ".join(captured.err.split())
+pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
 
 
 def test_prune_writes_a_smaller_checkpoint_its_masks_and_a_report(

@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import networkx
 import pytest
 
-import llmrank
 from graphs import load_graph, load_rank
-from llmrank import cli
 from llmrank.cli import inspect as cli_inspect
-from tests.llmrank.models import FFN, LLAMA, text, tiny_llama, tokenizer
+from tests.llmrank import commands
+from tests.llmrank.commands import SHORT
+from tests.llmrank.models import FFN, LLAMA
 
-SHORT = ["--samples", "2", "--sequence-length", "16"]
-
-
-@pytest.fixture(autouse=True)
-def transformers_log_as_it_was() -> Iterator[None]:
-    level = logging.getLogger("transformers").level
-    yield
-    logging.getLogger("transformers").setLevel(level)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    return llmrank.save(directory, tiny_llama(), tokenizer())
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.txt"
-    path.write_text(text(200), encoding="utf-8")
-    return path
+pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
 
 
 def run(*arguments: Any) -> int:
-    return cli.main(["inspect", *(str(argument) for argument in arguments)])
+    return commands.run("inspect", *arguments)
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
@@ -51,11 +29,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """The one line on standard error of a refused command."""
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return " ".join(captured.err.split())
+    return commands.refused(capsys, "inspect", *arguments)
 
 
 def row(output: str, layer: str) -> list[str]:
