@@ -138,6 +138,7 @@ class Report:
 
     def table(self) -> RenderableType:
         """For a terminal, through rich."""
+        method = self.method
         table = Table(title=Text(f"{self.model['source']}: {self._headline()}"), title_justify="left")
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="left" if not heading else "right")
@@ -158,6 +159,17 @@ class Report:
         widths = sorted(self.neurons["widths"].values())
         spread = f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}"
         parts.append(Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}"))
+        if self.repaired:
+            missed = [
+                sum(entry[name] for entry in self.repaired.values()) / len(self.repaired)
+                for name in ("missed_when_cut", "missed_when_repaired")
+            ]
+            parts.append(
+                Text(
+                    f"repaired by {method['repair']['name']}: of what FFNs give on the calibration tokens {missed[0]:.1%} was "
+                    f"missing as cut, {missed[1]:.1%} is now (mean square)"
+                )
+            )
         if evaluation:
             parts.append(Text(f"perplexity on {self._tokens(evaluation.protocol)}"))
         parts += [Text(f"Warning: {sentence}", style="bold yellow") for sentence in self.warnings()]

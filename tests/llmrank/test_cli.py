@@ -52,11 +52,13 @@ def test_forms_and_padding_compute_the_same(checkpoint: Path, corpus: Path, tmp_
 
 @pytest.mark.parametrize("repair", ["bias", "lstsq"])
 def test_a_repaired_checkpoint_loads_and_says_what_was_done(
-    checkpoint: Path, corpus: Path, tmp_path: Path, repair: str
+    checkpoint: Path, corpus: Path, tmp_path: Path, repair: str, capsys: Any
 ) -> None:
     common = ("prune", checkpoint, "--calibration", corpus, "--samples", 5, "--sequence-length", 16)
     assert run(*common, "--output", tmp_path / "plain", "--repair", "none") == 0
+    assert "repaired by" not in capsys.readouterr().out
     assert run(*common, "--output", tmp_path / repair, "--repair", repair) == 0
+    assert "was missing as cut" in " ".join(capsys.readouterr().out.split())
     report = json.loads((tmp_path / repair / "report.json").read_text(encoding="utf-8"))
     assert report["method"]["repair"]["name"] == {"bias": "BiasRepair", "lstsq": "LeastSquaresRepair"}[repair]
     assert sorted(report["repaired"]) == [f"model.layers.{k}.mlp.down_proj" for k in range(2)]
