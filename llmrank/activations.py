@@ -19,11 +19,13 @@ from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError
 
 __all__ = [
+    "Accumulator",
     "FFNStatistics",
     "LayerStatistics",
     "TokenMasks",
     "body_of",
     "collect",
+    "counted",
     "evaluating",
     "fitting_length",
     "longest_input",

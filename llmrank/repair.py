@@ -142,7 +142,7 @@ class BaseRepair:
             None where the map has none, and can have none.
         keep : (in,) bool tensor
         fit, held_out : Moments
-            Of different tokens; `held_out` is None where there is but one batch.
+            Of different tokens; `held_out` is None where there are fewer than four batches.
         """
         raise NotImplementedError(f"{type(self).__name__} must override solve()")
 

@@ -125,18 +125,19 @@ def apply_masks(
     Raises
     ------
     MaskError
-        Masks of another model. Nothing has been changed then.
+        Masks or repairs of another model. Nothing has been changed then.
     OptionError
         Unknown form; compact of the explicit form; a model that carries masks already.
     """
     layers = prunable_layers(ffns)
     _check(ffns, masks, layers, form, align)
+    maps = consumers(ffns)
+    _check_repaired(maps, repaired or {})
     application = Application(form, masks, masks.widths if form == "compact" else {n: len(m) for n, m in masks.items()})
     undo = application._undo
     try:
-        for name, module in consumers(ffns).items():
-            if repaired and name in repaired:
-                _rewrite(model, ffns, module, repaired[name], undo)
+        for name, solved in (repaired or {}).items():
+            _rewrite(model, ffns, maps[name], solved, undo)
         if form == "mask":
             for cut in cuts(ffns, masks):
                 _mask(cut, undo)
@@ -185,6 +186,16 @@ def _check(ffns: Sequence[FFN], masks: Masks, layers: Mapping[str, PrunableLayer
         raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
     masks.check(layers)
     check_writable(ffns)
+
+
+def _check_repaired(maps: Mapping[str, nn.Module], repaired: Mapping[str, RepairedMap]) -> None:
+    for name, solved in repaired.items():
+        wanted = (out_features(maps[name]), in_features(maps[name])) if name in maps else None
+        if tuple(solved.weight.shape) != wanted:
+            raise MaskError(
+                f"the repair of {name} has shape {tuple(solved.weight.shape)}, the model's map {wanted or 'is not there'}; "
+                "repair this model, with these masks"
+            )
 
 
 def check_writable(ffns: Sequence[FFN]) -> None:

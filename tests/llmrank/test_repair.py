@@ -17,9 +17,9 @@ from llmrank.activations import collect
 from llmrank.adapters import find_ffns
 from llmrank.calibration import tokenise
 from llmrank.config import make_repair
-from llmrank.errors import LLMRankError, OptionError
+from llmrank.errors import LLMRankError, MaskError, OptionError
 from llmrank.prune import LocalPruner
-from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, repair_ffns
+from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
 from llmrank.stream import open_stream, recording
 from llmrank.surgery import apply_masks
 from tests.llmrank.models import (
@@ -274,3 +274,19 @@ def test_a_failure_on_the_way_leaves_the_model_as_it_was() -> None:
     with pytest.raises(LLMRankError, match="no"):
         IsolatedFFNPipeline(model, None, calibration=token_ids(3, 16), repair=Broken()).run()
     before.assert_restored()
+
+
+def test_repairs_of_another_model_are_refused() -> None:
+    model = tiny_llama()
+    before, ffns = Snapshot(model), find_ffns(model)
+    masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) > 3 for ffn in ffns})
+    fits = RepairedMap(torch.zeros(16, 40).double(), None, None, 0.0, 0.0)
+    other = RepairedMap(torch.zeros(16, 39).double(), None, None, 0.0, 0.0)
+    name = "model.layers.0.mlp.down_proj"
+    for repaired, message in (
+        ({name: other}, r"\(16, 39\), the model's map \(16, 40\)"),
+        ({"down": fits}, "is not there"),
+    ):
+        with pytest.raises(MaskError, match=message):
+            apply_masks(model, ffns, masks, repaired=repaired)
+        before.assert_restored()
