@@ -130,7 +130,7 @@ class Study:
         repaired = {}
         method = make_repair(setting.repair)
         if method is not None:
-            stream = open_stream(self.model, ffns, self.calibration, 1, self.record)
+            stream = open_stream(self.model, ffns, self.calibration, 1, self.record, follow=method.follows)
             repaired = repair_ffns(self.model, ffns, masks, method, stream)
         seconds = perf_counter() - begun
         application = apply_masks(

@@ -266,7 +266,7 @@ class BasePipeline:
         """What stands in for the output maps of the FFNs; empty without repair."""
         if self.repair is None:
             return {}
-        stream = open_stream(self.model, ffns, sequences, self.batch_size, record)
+        stream = open_stream(self.model, ffns, sequences, self.batch_size, record, follow=self.repair.follows)
         return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress)
 
     def undo(self) -> nn.Module:

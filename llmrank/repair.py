@@ -2,7 +2,8 @@
 
 Both look at one output map at a time, y = W x + b with x the hidden neurons, of which some are kept (K) and some
 removed (R), and at the first and second moments of x over the calibration tokens. FFNs are repaired in the order of
-the model, each with the moments that it sees once those before it are cut and repaired.
+the model, each with the moments that it sees once those before it are cut and repaired. What the residual stream
+still lacks behind the map, compared with the whole model, may be part of what the map is fitted to.
 
 Sources: the bias is FLAP's (An et al. 2023, arXiv 2312.11983); the least squares those of Optimal Brain Surgeon
 (Hassibi and Stork 1993) for a whole set of neurons at once, with a ridge.
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.activations import counted, watch
+from llmrank.activations import counted
 from llmrank.adapters import FFN
 from llmrank.adapters.families import bias_attribute
 from llmrank.errors import CalibrationError, OptionError
@@ -28,6 +29,7 @@ from llmrank.stream import Stream
 __all__ = [
     "BaseRepair",
     "BiasRepair",
+    "Lack",
     "LeastSquaresRepair",
     "Moments",
     "RepairedMap",
@@ -43,6 +45,29 @@ HELD_OUT_EVERY = 4
 DAMPINGS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 # Where there is nothing to choose it by.
 DAMPING = 1e-2
+TARGETS = ("stream", "output")
+
+
+@dataclass(frozen=True, eq=False)
+class Lack:
+    """Sums over calibration tokens of e, what the stream behind a map lacks.
+
+    Attributes
+    ----------
+    total : (out,) float64 tensor
+        Sum of e.
+    cross : (n, out) float64 tensor
+        Sum of x e^T.
+    square : float
+        Sum of ||e||^2.
+    """
+
+    total: torch.Tensor
+    cross: torch.Tensor
+    square: float
+
+    def __add__(self, other: Lack) -> Lack:
+        return Lack(self.total + other.total, self.cross + other.cross, self.square + other.square)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +82,8 @@ class Moments:
         Sum of x.
     second : (n, n) float64 tensor
         Sum of x x^T.
+    lack : Lack or None
+        None where the map is fitted to its own outputs.
 
     Examples
     --------
@@ -68,16 +95,18 @@ class Moments:
     count: int
     total: torch.Tensor
     second: torch.Tensor
+    lack: Lack | None = None
 
     @classmethod
-    def of(cls, values: torch.Tensor) -> Moments:
-        """The moments of values (tokens, n)."""
+    def of(cls, values: torch.Tensor, lack: torch.Tensor | None = None) -> Moments:
+        """The moments of values (tokens, n), and of what is lacking (tokens, out)."""
         sums = _Sums(values.shape[-1], values.device)
-        sums.add(values)
+        sums.add(values, lack)
         return sums.moments()
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.total + other.total, self.second + other.second)
+        lack = self.lack + other.lack if self.lack is not None and other.lack is not None else None
+        return Moments(self.count + other.count, self.total + other.total, self.second + other.second, lack)
 
     @property
     def mean(self) -> torch.Tensor:
@@ -89,6 +118,16 @@ class Moments:
         mean = self.mean
         raw = self.second / self.count
         return raw - mean[:, None] * mean[None, :] if centred else raw
+
+    def lacking(self, *, centred: bool) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """Mean of x e^T, (n, out), and mean of ||e||^2, of both less their means where `centred`; zeros without a lack."""
+        if self.lack is None:
+            return 0.0, 0.0
+        cross, square = self.lack.cross / self.count, self.lack.square / self.count
+        if not centred:
+            return cross, square
+        mean = self.lack.total / self.count
+        return cross - self.mean[:, None] * mean[None, :], square - mean.square().sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +143,8 @@ class RepairedMap:
     damping : float or None
         Of the least squares, relative to the mean square of a kept neuron.
     before, after : float
-        Mean square of what the calibration outputs miss, as a share of their mean square: cut, and repaired.
+        Mean square of what the calibration outputs miss, as a share of the mean square of ``W x``: cut, and repaired. To
+        be missed there is what the removed neurons gave, and what the stream lacked already.
     """
 
     weight: torch.Tensor
@@ -124,6 +164,11 @@ class BaseRepair:
     """
 
     needs_bias = False
+
+    @property
+    def follows(self) -> bool:
+        """Whether to follow the whole model, for the moments to know what the stream lacks."""
+        return False
 
     def solve(
         self,
@@ -187,14 +232,20 @@ class BiasRepair(BaseRepair):
 class LeastSquaresRepair(BaseRepair):
     """New weights of the kept neurons, which come as near to the old outputs as a linear map can.
 
-    ``W_K + W_R S_RK (S_KK + lambda I)^-1`` with S the second moments of x, centred where the map has a bias (which
-    then takes up the difference of the means), and lambda = damping * mean diagonal of S_KK. By Cholesky factorisation
-    in float64; where S_KK is singular and undamped, by its eigenvectors.
+    ``W_K + (W_R S_RK + C_K^T) (S_KK + lambda I)^-1`` with S the second moments of x and C those of x with what the stream
+    lacks, both centred where the map has a bias (which then takes up the difference of the means), and
+    lambda = damping * mean diagonal of S_KK. By Cholesky factorisation in float64; where S_KK is singular and undamped, by
+    its eigenvectors.
 
     Parameters
     ----------
     damping : float or "auto"
         "auto" takes for each map what does best on the batches held out (every fourth), then fits to all.
+    target : {"stream", "output"}
+        What the map is fitted to: to its old outputs for what it reads now ("output", C = 0), or to what takes the stream
+        behind it back to that of the whole model, and so makes up for what earlier layers lost ("stream"). The latter
+        costs a further pass, and holds where a block adds what its FFN returns to the stream as it is; elsewhere, as
+        with norms behind the FFN or in an encoder-decoder model, the former is done instead.
 
     Examples
     --------
@@ -208,11 +259,19 @@ class LeastSquaresRepair(BaseRepair):
     """
 
     damping: float | str = "auto"
+    target: str = "stream"
 
     def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise OptionError(f"unknown target {self.target!r}; expected one of {', '.join(TARGETS)}")
         number = isinstance(self.damping, (int, float)) and not isinstance(self.damping, bool)
         if self.damping != "auto" and not (number and 0.0 <= float(self.damping) < float("inf")):
             raise OptionError(f"damping must be 'auto' or a finite number >= 0, got {self.damping!r}")
+
+    @property
+    def follows(self) -> bool:
+        """See :class:`BaseRepair`."""
+        return self.target == "stream"
 
     def solve(
         self,
@@ -226,17 +285,22 @@ class LeastSquaresRepair(BaseRepair):
         centred = bias is not None
         damping = DAMPING if self.damping == "auto" else float(self.damping)
         if self.damping == "auto" and held_out is not None:
-            trials = {trial: _change(weight, keep, fit.covariance(centred=centred), trial) for trial in DAMPINGS}
-            other = held_out.covariance(centred=centred)
-            damping = min(trials, key=lambda trial: _missed(weight, keep, trials[trial], other))
+            trials = {trial: _change(weight, keep, fit, trial, centred=centred) for trial in DAMPINGS}
+            damping = min(trials, key=lambda trial: _missed(weight, keep, trials[trial], held_out, centred=centred))
         moments = fit if held_out is None else fit + held_out
-        change = _change(weight, keep, moments.covariance(centred=centred), damping)
+        change = _change(weight, keep, moments, damping, centred=centred)
         return _repaired(weight, bias, keep, change, moments, damping)
 
 
-def _change(weight: torch.Tensor, keep: torch.Tensor, covariance: torch.Tensor, damping: float) -> torch.Tensor:
+def _change(
+    weight: torch.Tensor, keep: torch.Tensor, moments: Moments, damping: float, *, centred: bool
+) -> torch.Tensor:
     """What is added to the kept columns, (out, kept)."""
+    covariance = moments.covariance(centred=centred)
+    cross, _ = moments.lacking(centred=centred)
     inner, right = covariance[keep][:, keep], covariance[keep][:, ~keep] @ weight[:, ~keep].T
+    if isinstance(cross, torch.Tensor):
+        right = right + cross[keep]
     ridge = damping * inner.diagonal().mean()
     factor, failed = torch.linalg.cholesky_ex(
         inner + ridge * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
@@ -250,11 +314,16 @@ def _change(weight: torch.Tensor, keep: torch.Tensor, covariance: torch.Tensor, 
     return change
 
 
-def _missed(weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, covariance: torch.Tensor) -> float:
-    """Mean square of W_R x_R - change x_K."""
+def _missed(
+    weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, *, centred: bool
+) -> float:
+    """Mean square of W_R x_R + e - change x_K."""
     lost = torch.empty_like(weight)
     lost[:, keep], lost[:, ~keep] = -change, weight[:, ~keep]
-    return float(((lost @ covariance) * lost).sum())
+    cross, square = moments.lacking(centred=centred)
+    own = ((lost @ moments.covariance(centred=centred)) * lost).sum()
+    mixed = (lost * cross.T).sum() if isinstance(cross, torch.Tensor) else 0.0
+    return float(own + 2.0 * mixed + square)
 
 
 def _repaired(
@@ -267,12 +336,13 @@ def _repaired(
 ) -> RepairedMap:
     new = torch.zeros_like(weight)
     new[:, keep] = weight[:, keep] + change
-    raw = moments.covariance(centred=False)
-    whole = float(((weight @ raw) * weight).sum())
-    cut = _missed(weight, keep, torch.zeros_like(change), raw)
+    whole = float(((weight @ moments.covariance(centred=False)) * weight).sum())
+    cut = _missed(weight, keep, torch.zeros_like(change), moments, centred=False)
+    left = _missed(weight, keep, change, moments, centred=bias is not None)
     if bias is not None:
         bias = bias + weight[:, ~keep] @ moments.mean[~keep] - change @ moments.mean[keep]
-    left = _missed(weight, keep, change, moments.covariance(centred=bias is not None))
+        if moments.lack is not None:
+            bias = bias + moments.lack.total / moments.count
     return RepairedMap(new, bias, damping, cut / whole if whole else 0.0, left / whole if whole else 0.0)
 
 
@@ -283,9 +353,13 @@ class _Sums:
         self.count = 0
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
         self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._lack: Lack | None = None
 
-    def add(self, values: torch.Tensor) -> None:
-        """Take values (tokens, n) in; products of what is narrower than float64 are float32's."""
+    def add(self, values: torch.Tensor, lack: torch.Tensor | None = None) -> None:
+        """Take values (tokens, n) and what is lacking (tokens, out) in.
+
+        Products of what is narrower than float64 are float32's.
+        """
         wide = values if values.dtype == torch.float64 else values.float()
         self.count += len(values)
         self._total += wide.sum(0)
@@ -293,11 +367,17 @@ class _Sums:
         for start in range(0, wide.shape[1], BAND):
             band = slice(start, start + BAND)
             self._lower[start:, band] += wide[:, start:].T @ wide[:, band]
+        if lack is not None:
+            lack = lack.to(wide)
+            wider = lack.double()
+            found = Lack(wider.sum(0), (wide.T @ lack).double(), float(wider.square().sum()))
+            self._lack = found if self._lack is None else self._lack + found
 
     def moments(self) -> Moments:
         """As a value of its own."""
         below = torch.tril(self._lower, -1)
-        return Moments(self.count, self._total.clone(), below + below.T + torch.diag(self._lower.diagonal()))
+        second = below + below.T + torch.diag(self._lower.diagonal())
+        return Moments(self.count, self._total.clone(), second, self._lack)
 
 
 class _MomentSums:
@@ -308,10 +388,21 @@ class _MomentSums:
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._parts = [_Sums(size, self._device), _Sums(size, self._device)]
         self._batches = 0
+        self._read: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        self._read.append((values, mask))
+
+    def end_batch(self, lack: torch.Tensor | None) -> None:
         self._batches += 1
-        self._parts[int(self._batches % HELD_OUT_EVERY == 0)].add(counted(values, mask).to(self._device))
+        part = self._parts[int(self._batches % HELD_OUT_EVERY == 0)]
+        for values, mask in self._read:
+            missing = None
+            if lack is not None:
+                # Some blocks hand their FFN the tokens of all sequences in one row.
+                missing = counted(lack.reshape(*values.shape[:-1], lack.shape[-1]), mask).to(self._device)
+            part.add(counted(values, mask).to(self._device), missing)
+        self._read.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:
         """Of the batches to fit, and of those held out, if there are any."""
@@ -368,9 +459,7 @@ def repair_ffns(
                 if bool(keep.all()):
                     continue
                 sums = _MomentSums(layer.size, consumer.weight.device)
-                with ExitStack() as hooks:
-                    watch(hooks, model, ffn, consumer.module, sums, stream.masks)
-                    stream.through(ffn)
+                stream.feed(ffn, consumer.module, sums)
                 fit, held_out = sums.moments()
                 if not fit.count or not bool(torch.isfinite(fit.second).all()):
                     raise CalibrationError(

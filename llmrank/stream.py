@@ -1,8 +1,9 @@
 """The calibration tokens on their way through a model, FFN by FFN, while earlier FFNs change.
 
-Repair has to know what reaches an FFN once those before it were cut. Running the model from its start for every
-FFN would cost its depth times a forward pass. Where the blocks of a stack follow one another directly, the hidden
-states between them are kept and each block is run by itself; elsewhere whole passes are all there is.
+Repair has to know what reaches an FFN once those before it were cut, and what the stream then lacks. Running the model
+from its start for every FFN would cost its depth times a forward pass. Where the blocks of a stack follow one another
+directly, the hidden states between them are kept and each block is run by itself; elsewhere whole passes are all there
+is.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from llmrank.activations import TokenMasks, body_of, evaluating, model_inputs, run_body
+from llmrank.activations import Accumulator, TokenMasks, body_of, evaluating, model_inputs, run_body, watch
 from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 
-__all__ = ["BlockStream", "PassStream", "Recording", "Stream", "open_stream", "recording"]
+__all__ = ["BlockStream", "PassStream", "Reader", "Recording", "Stream", "open_stream", "recording"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,19 +107,34 @@ def first_output(output: Any) -> Any:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
+class Reader(Accumulator, Protocol):
+    """What takes the values that a map reads, batch by batch."""
+
+    def end_batch(self, lack: torch.Tensor | None) -> None:
+        """All values of a batch were added.
+
+        Parameters
+        ----------
+        lack : (batch, length, out) tensor or None
+            What is to be added to the map's output for the stream behind it to be that of the whole model; None where
+            that is not known.
+        """
+
+
 class Stream(Protocol):
-    """The calibration tokens in front of one FFN after the other.
+    """The calibration tokens in front of one FFN after the other."""
 
-    Attributes
-    ----------
-    masks : TokenMasks
-        Of the batch that is passing: hooks on the FFN's modules tell padding by it.
-    """
+    def feed(self, ffn: FFN, module: nn.Module, reader: Reader) -> None:
+        """Hand what a map reads to a reader, from all tokens; what hooks changed in earlier maps has its effect.
 
-    masks: TokenMasks
-
-    def through(self, ffn: FFN) -> None:
-        """Run all tokens through an FFN; what hooks changed in earlier ones has its effect. In the model's order only."""
+        Parameters
+        ----------
+        ffn : FFN
+            In the model's order from call to call.
+        module : nn.Module
+            One of its output maps, itself as yet unchanged.
+        reader : Reader
+        """
 
 
 class BlockStream:
@@ -131,39 +147,77 @@ class BlockStream:
         Unbroken.
     masks : sequence of TokenMasks
         One a batch.
+    follow : bool
+        Keep the hidden states of the whole model beside those of the model that is being cut, and tell readers what the
+        stream lacks, wherever a block adds what its FFN returns to the stream as it is.
 
     Notes
     -----
-    Cost: two forward passes for all FFNs together. Memory: the hidden states of all tokens, and what a block's forward pass
-    takes for one batch.
+    Cost: two forward passes for all FFNs together, three to follow the whole model. Memory: the hidden states of all
+    tokens, twice to follow, and what a block's forward pass takes for one batch.
     """
 
-    def __init__(self, model: nn.Module, record: Recording, masks: Sequence[TokenMasks]) -> None:
-        self.masks = TokenMasks()
+    def __init__(
+        self, model: nn.Module, record: Recording, masks: Sequence[TokenMasks], *, follow: bool = False
+    ) -> None:
         self._model = model
         self._record = record
-        self._states = list(record.first)
+        self._masks = TokenMasks()
         self._batch_masks = masks
+        self._states = list(record.first)
         self._passed = 0
+        self._whole = list(record.first) if follow else []
+        self._whole_passed = 0
 
-    def through(self, ffn: FFN) -> None:
-        """Go past the blocks before the FFN's, then look at that one."""
+    def feed(self, ffn: FFN, module: nn.Module, reader: Reader) -> None:
+        """See :meth:`Stream.feed`."""
         position = next(
             k for k, block in enumerate(self._record.blocks) if any(m is ffn.module for m in block.modules())
         )
         for earlier in range(self._passed, position):
-            for k, output in enumerate(self._outputs(earlier)):
-                self._states[k] = output
+            self._go_past(earlier, self._states)
         self._passed = position
-        for _ in self._outputs(position):
-            pass
+        if self._whole:
+            # Before anything in the block is cut. Those before the first cut are gone past twice, to the same effect.
+            for earlier in range(self._whole_passed, position + 1):
+                self._go_past(earlier, self._whole)
+            self._whole_passed = position + 1
+        last = module is ffn.stages[-1][0].module
+        follows = bool(self._whole) and last and self._adds(position, module)
+        with ExitStack() as hooks:
+            watch(hooks, self._model, ffn, module, reader, self._masks)
+            for k, output in self._outputs(position, self._states):
+                reader.end_batch(self._whole[k] - output if follows else None)
 
-    def _outputs(self, position: int) -> Iterator[torch.Tensor]:
+    def _adds(self, position: int, module: nn.Module) -> bool:
+        """Whether the block's output moves by just what is added to the map's."""
+        _, output = next(self._outputs(position, self._states))
+        # As large as the stream itself, and different from token to token.
+        added = output.roll(1, dims=-1)
+        calls = []
+
+        def add(_module: nn.Module, _inputs: Any, given: torch.Tensor) -> torch.Tensor:
+            calls.append(given.numel() == added.numel())
+            return given + added.reshape(given.shape) if calls[-1] else given
+
+        handle = module.register_forward_hook(add)
+        try:
+            _, moved = next(self._outputs(position, self._states))
+        finally:
+            handle.remove()
+        rounding = 16 * torch.finfo(output.dtype).eps * float(output.abs().max())
+        return calls == [True] and float((moved - output - added).abs().max()) <= rounding
+
+    def _go_past(self, position: int, states: list[torch.Tensor]) -> None:
+        for k, output in self._outputs(position, states):
+            states[k] = output
+
+    def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         block, calls = self._record.blocks[position], self._record.calls[position]
         with torch.no_grad(), evaluating(self._model):
-            for state, call, masks in zip(self._states, calls, self._batch_masks, strict=True):
-                self.masks.take(masks)
-                yield first_output(block(state, *call.args, **call.kwargs))
+            for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=True)):
+                self._masks.take(masks)
+                yield k, first_output(block(state, *call.args, **call.kwargs))
 
 
 class _Reached(Exception):  # noqa: N818 -- no error: it ends a pass early
@@ -186,13 +240,12 @@ class PassStream:
     """
 
     def __init__(self, model: nn.Module, ffns: Sequence[FFN], sequences: TokenSequences, batch_size: int) -> None:
-        self.masks = TokenMasks()
         self._model = model
         self._body = body_of(model, ffns)
         self._sequences = sequences
         self._batch_size = batch_size
 
-    def through(self, ffn: FFN) -> None:
+    def feed(self, ffn: FFN, module: nn.Module, reader: Reader) -> None:
         """Run the model until the FFN's last map has returned; for the last time, where the FFN is shared by several blocks."""
         calls: list[int] = []
 
@@ -202,22 +255,28 @@ class PassStream:
                 raise _Reached
 
         device = next(self._model.parameters()).device
-        handle = ffn.stages[-1][-1].module.register_forward_hook(count)
-        try:
-            with torch.no_grad(), evaluating(self._model):
-                for ids, mask in self._sequences.batches(self._batch_size):
-                    inputs, *masks = model_inputs(self._model, ids, mask, device)
-                    self.masks.take(TokenMasks(*masks))
-                    # The first batch goes all the way and tells how often the FFN is called.
-                    calls.append(0)
-                    with suppress(_Reached):
-                        run_body(self._body, inputs)
-        finally:
-            handle.remove()
+        token_masks = TokenMasks()
+        with ExitStack() as hooks, torch.no_grad(), evaluating(self._model):
+            watch(hooks, self._model, ffn, module, reader, token_masks)
+            hooks.callback(ffn.stages[-1][-1].module.register_forward_hook(count).remove)
+            for ids, mask in self._sequences.batches(self._batch_size):
+                inputs, *masks = model_inputs(self._model, ids, mask, device)
+                token_masks.take(TokenMasks(*masks))
+                # The first batch goes all the way and tells how often the FFN is called.
+                calls.append(0)
+                with suppress(_Reached):
+                    run_body(self._body, inputs)
+                reader.end_batch(None)
 
 
 def open_stream(
-    model: nn.Module, ffns: Sequence[FFN], sequences: TokenSequences, batch_size: int, record: Recording
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    sequences: TokenSequences,
+    batch_size: int,
+    record: Recording,
+    *,
+    follow: bool = False,
 ) -> Stream:
     """The cheaper stream that is right for this model.
 
@@ -229,10 +288,12 @@ def open_stream(
         Those that passed while `record` was open.
     batch_size : int
     record : Recording
+    follow : bool
+        See :class:`BlockStream`; whole passes cannot tell what the stream lacks.
     """
     batches = list(sequences.batches(batch_size))
     if not record.unbroken or len(record.first) != len(batches):
         return PassStream(model, ffns, sequences, batch_size)
     device = next(model.parameters()).device
     masks = [TokenMasks(*model_inputs(model, *batch, device)[1:]) for batch in batches]
-    return BlockStream(model, record, masks)
+    return BlockStream(model, record, masks, follow=follow)

@@ -86,6 +86,58 @@ def test_what_is_missed_is_what_it_says_and_never_more_than_unrepaired(
     assert not found.weight[:, ~kept].any()
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(2, 7), st.sampled_from([0.0, 1e-3, 0.5]), st.booleans())
+def test_what_the_stream_lacks_is_fitted_as_well(seed: int, n: int, damping: float, centred: bool) -> None:
+    """Against a regression on the tokens themselves, the ridge as further rows."""
+    x, weight, keep = data(seed, 40, n, 3)
+    lack = np.random.default_rng(seed + 1).normal(size=(40, 3)) + x[:, :1] * [1.0, 0.0, 2.0] + 0.5
+    bias = np.arange(3.0) if centred else None
+    inputs, missing, matrix, kept = tensors(x, lack, weight, keep)
+    found = LeastSquaresRepair(damping).solve(
+        matrix,
+        None if bias is None else tensors(bias)[0],
+        kept,
+        Moments.of(inputs[:30], missing[:30]),
+        Moments.of(inputs[30:], missing[30:]),
+    )
+    target = x[:, ~keep] @ weight[:, ~keep].T + lack
+    regressors = x[:, keep]
+    if centred:
+        target, regressors = target - target.mean(0), regressors - regressors.mean(0)
+    ridge = np.sqrt(damping * np.square(regressors).mean(0).mean() * len(x)) * np.eye(keep.sum())
+    rows = np.concatenate([regressors, ridge])
+    change = np.linalg.lstsq(rows, np.concatenate([target, np.zeros((len(ridge), 3))]))[0].T
+    np.testing.assert_allclose(found.weight[:, kept], weight[:, keep] + change, rtol=1e-6, atol=1e-7)
+    wanted = inputs @ matrix.T + missing
+    new = inputs @ found.weight.T
+    if bias is not None:
+        assert found.bias is not None
+        new = new + found.bias - tensors(bias)[0]
+        np.testing.assert_allclose((wanted - new).mean(0), np.zeros(3), atol=1e-7)
+    energy = (inputs @ matrix.T).square().sum()
+    cut = wanted - inputs[:, kept] @ matrix[:, kept].T
+    assert found.before == pytest.approx(float(cut.square().sum() / energy), rel=1e-6, abs=1e-9)
+    assert found.after == pytest.approx(float((wanted - new).square().sum() / energy), rel=1e-6, abs=1e-9)
+    assert found.after <= found.before * (1 + 1e-9) + 1e-9
+
+
+def test_the_stream_as_target_brings_the_end_of_the_stream_nearer() -> None:
+    """Fitted on the very tokens that are looked at: each map then makes up for some of what those before it lost."""
+    ids = token_ids(8, 48)
+    ends = {}
+    for name, repair in (
+        ("none", None),
+        ("output", LeastSquaresRepair(1e-3, "output")),
+        ("stream", LeastSquaresRepair(1e-3)),
+    ):
+        model = tiny_llama()
+        with torch.no_grad():
+            whole = model.model(input_ids=ids)[0]
+            IsolatedFFNPipeline(model, None, calibration=ids, repair=repair, pruner=LocalPruner(0.5)).run()
+            ends[name] = float((model.model(input_ids=ids)[0] - whole).square().mean())
+    assert ends["stream"] < 0.98 * ends["output"] < 0.98 * ends["none"]
+
+
 def test_bias_takes_up_the_means() -> None:
     x, weight, keep = data(3, 25, 6, 4)
     inputs, matrix, kept = tensors(x, weight, keep)
@@ -254,6 +306,8 @@ def test_refusals() -> None:
     for damping in (-1.0, float("nan"), "much", True):
         with pytest.raises(OptionError, match="damping"):
             LeastSquaresRepair(damping)
+    with pytest.raises(OptionError, match="unknown target 'logits'; expected one of stream, output"):
+        LeastSquaresRepair(target="logits")
     with pytest.raises(OptionError, match="output maps with a bias"):
         IsolatedFFNPipeline(
             family_model(named_family("Qwen2")), None, calibration=token_ids(2, 16), repair=BiasRepair()

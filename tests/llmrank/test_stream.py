@@ -9,35 +9,43 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.activations import TokenMasks, collect, watch
+from llmrank.activations import TokenMasks, collect
 from llmrank.adapters import FAMILIES, Family, find_ffns
 from llmrank.calibration import TokenSequences, tokenise
-from llmrank.stream import BlockStream, PassStream, Recording, Stream, open_stream, recording
+from llmrank.stream import BlockStream, PassStream, Recording, Stream, first_output, open_stream, recording
 from tests.llmrank.models import family_model, features, mlp, text, tiny_llama, token_ids, tokenizer
 
 
 class Taken:
-    """Every batch that passed, padding left out."""
+    """Every batch that passed, padding left out, and what the stream lacked behind it."""
 
     def __init__(self) -> None:
         self.batches: list[torch.Tensor] = []
+        self.lacks: list[torch.Tensor | None] = []
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
         self.batches.append(values.detach() if mask is None else values.detach()[mask])
 
+    def end_batch(self, lack: torch.Tensor | None) -> None:
+        self.lacks.append(lack)
 
-def read(model: nn.Module, stream: Stream) -> list[torch.Tensor]:
+
+def taken(model: nn.Module, stream: Stream) -> list[Taken]:
     """What every output map reads while those before it return the half of what they should."""
     found = []
     with ExitStack() as halved:
         for ffn in find_ffns(model):
-            taken, module = Taken(), ffn.stages[-1][0].module
-            with ExitStack() as hooks:
-                watch(hooks, model, ffn, module, taken, stream.masks)
-                stream.through(ffn)
-            found.append(torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in taken.batches]))
+            reader, module = Taken(), ffn.stages[-1][0].module
+            stream.feed(ffn, module, reader)
+            found.append(reader)
             halved.callback(module.register_forward_hook(lambda _m, _i, output: output / 2).remove)
     return found
+
+
+def read(model: nn.Module, stream: Stream) -> list[torch.Tensor]:
+    return [
+        torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in reader.batches]) for reader in taken(model, stream)
+    ]
 
 
 def recorded(model: nn.Module, sequences: TokenSequences, batch_size: int = 2) -> Recording:
@@ -57,6 +65,42 @@ def test_both_streams_carry_the_same(family: Family) -> None:
     expected = read(model, PassStream(model, ffns, sequences, 2))
     for found, wanted in zip(read(model, stream), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+# They normalise what the FFN returns, or the stream once it has joined; T5 has two stacks.
+NOT_ADDED = {"BERT", "RoBERTa", "Gemma 2", "Gemma 3 (text)", "OLMo 2", "T5", "T5 v1.1, Flan-T5"}
+
+
+def behind_blocks(model: nn.Module, record: Recording, ids: torch.Tensor, halved: int) -> list[torch.Tensor]:
+    """Hidden states behind every block while the first so many output maps return the half of what they should."""
+    states: list[torch.Tensor] = []
+    with ExitStack() as hooks, torch.no_grad():
+        for ffn in find_ffns(model)[:halved]:
+            module = ffn.stages[-1][0].module
+            hooks.callback(module.register_forward_hook(lambda _m, _i, output: output / 2).remove)
+        for block in record.blocks:
+            hooks.callback(
+                block.register_forward_hook(lambda _b, _i, output: states.append(first_output(output))).remove
+            )
+        model.eval()
+        model(input_ids=ids, use_cache=False)
+    return states
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_what_the_stream_lacks_is_what_it_was_less_what_it_is(family: Family) -> None:
+    model, ids = family_model(family), token_ids(5, 20)
+    ffns, sequences = find_ffns(model), tokenise(ids, None, 5, 20)
+    record = recorded(model, sequences)
+    found = taken(model, open_stream(model, ffns, sequences, 2, record, follow=True))
+    follows = {lack is not None for reader in found for lack in reader.lacks}
+    assert follows == {family.name not in NOT_ADDED}
+    if follows == {True}:
+        whole = behind_blocks(model, record, ids, 0)
+        for position, reader in enumerate(found):
+            now = behind_blocks(model, record, ids, position)
+            lacks = torch.cat([lack for lack in reader.lacks if lack is not None])
+            torch.testing.assert_close(lacks, whole[position] - now[position], rtol=1e-4, atol=1e-4)
 
 
 def test_padding_is_told_batch_by_batch() -> None:
@@ -107,12 +151,11 @@ def test_a_block_that_is_called_twice_breaks_the_record() -> None:
     # Two rounds a pass look like two batches, which the number of batches gives away.
     stream = open_stream(model, find_ffns(model), tokenise(features(300, 6), None, 1, 2), 1, record)
     assert isinstance(stream, PassStream)
-    taken, ffn = Taken(), find_ffns(model)[0]
-    with ExitStack() as hooks:
-        watch(hooks, model, ffn, ffn.stages[-1][0].module, taken, stream.masks)
-        stream.through(ffn)
+    reader, ffn = Taken(), find_ffns(model)[0]
+    stream.feed(ffn, ffn.stages[-1][0].module, reader)
     # 300 rows of features are two batches, and every one passes the block twice.
-    assert [len(batch) for batch in taken.batches] == [256, 256, 44, 44]
+    assert [len(batch) for batch in reader.batches] == [256, 256, 44, 44]
+    assert reader.lacks == [None, None]
 
 
 def test_records_of_blocks_out_of_order_are_broken() -> None:
