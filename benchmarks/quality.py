@@ -30,6 +30,7 @@ from llmrank.config import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity
 from llmrank.hub import demo_model
 from llmrank.repair import repair_ffns
+from llmrank.reselection import Reselection
 from llmrank.stream import open_stream, recording
 from llmrank.surgery import apply_masks
 
@@ -47,6 +48,13 @@ SCORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "flap": ("flap", {}),
     "weighted pagerank": ("wpr", {"gamma": 0.5, "theta": 1.0}),
     "modified pagerank": ("mpr", {}),
+}
+REPAIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("none", {}),
+    "bias": ("bias", {}),
+    "lstsq": ("lstsq", {}),
+    "lstsq (output)": ("lstsq", {"target": "output"}),
+    "lstsq (reselect)": ("lstsq", {"reselect": True}),
 }
 
 
@@ -106,11 +114,11 @@ class Study:
         with recording(model, self.ffns["ffn"]) as self.record:
             self.statistics = {"ffn": collect(model, self.ffns["ffn"], calibration)}
 
-    def masks(self, setting: Setting) -> Masks:
-        """What a setting keeps."""
+    def masks(self, setting: Setting) -> tuple[Masks, Reselection | None]:
+        """What a setting keeps, and how it chooses anew; peers only choose once."""
         if setting.graph == "peer":
             peer = next(p for p in pruning_peers.PEERS if (p.name, p.budget) == (setting.scorer, setting.pruner))
-            return peer.masks(self.model, self.ffns["ffn"], self.calibration, setting.amount)
+            return peer.masks(self.model, self.ffns["ffn"], self.calibration, setting.amount), None
         if setting.graph not in self.statistics:
             self.statistics[setting.graph] = collect(self.model, self.ffns[setting.graph], self.calibration)
         name, knobs = SCORERS[setting.scorer]
@@ -122,16 +130,17 @@ class Study:
             make_pruner(setting.pruner, amount=setting.amount),
         )
         graphs = pipeline.draw(self.ffns[setting.graph], self.statistics[setting.graph])
-        return pipeline.choose(graphs, pipeline.score(graphs))
+        return pipeline.choose(graphs, pipeline.score(graphs)), Reselection(pipeline.scorer, graphs)
 
-    def row(self, setting: Setting, masks: Masks) -> dict[str, Any]:
+    def row(self, setting: Setting, masks: Masks, choose: Reselection | None) -> dict[str, Any]:
         """Cut, repair, evaluate, undo."""
         ffns, begun = self.ffns[setting.graph], perf_counter()
         repaired = {}
-        method = make_repair(setting.repair)
+        name, knobs = REPAIRS[setting.repair]
+        method = make_repair(name, **knobs)
         if method is not None:
             stream = open_stream(self.model, ffns, self.calibration, 1, self.record, follow=method.follows)
-            repaired = repair_ffns(self.model, ffns, masks, method, stream)
+            masks, repaired = repair_ffns(self.model, ffns, masks, method, stream, choose=choose)
         seconds = perf_counter() - begun
         application = apply_masks(
             self.model, ffns, masks, "zero" if setting.graph == "paper" else "compact", "none", repaired
@@ -172,7 +181,7 @@ def main() -> None:
     )
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amounts", default="0.3", help="shares to remove, with commas (%(default)s)")
-    parser.add_argument("--repairs", default="none,lstsq", help="with commas (%(default)s)")
+    parser.add_argument("--repairs", default="none,lstsq", help=f"of {', '.join(REPAIRS)}, with commas (%(default)s)")
     parser.add_argument(
         "--only", action="append", help="pattern of the rows to run, such as '*pagerank*isolated*local*'"
     )
@@ -197,6 +206,7 @@ def main() -> None:
         "calibration": calibration.provenance(),
         "evaluation": {name: text.provenance() for name, text in texts.items()},
         "scorers": {name: [registered, knobs] for name, (registered, knobs) in SCORERS.items()},
+        "repairs": {name: [registered, knobs] for name, (registered, knobs) in REPAIRS.items()},
         "peers": pruning_peers.versions(),
     }
     results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol, "dense": {}, "rows": {}}
@@ -215,9 +225,10 @@ def main() -> None:
             continue
         row = results["rows"].get(setting.key)
         if row is None:
-            masks = study.masks(setting)
-            same = known.get((hash(masks), setting.repair))
-            row = {**same, **asdict(setting)} if same else study.row(setting, masks)
+            masks, choose = study.masks(setting)
+            # The same masks are the same model, unless they are chosen anew.
+            same = None if "reselect" in setting.repair else known.get((hash(masks), setting.repair))
+            row = {**same, **asdict(setting)} if same else study.row(setting, masks, choose)
             known[hash(masks), setting.repair] = row
             results["rows"][setting.key] = row
             write(options.output, results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,6 +149,33 @@ class LayeredGraph:
     def with_csr(self) -> LayeredGraph:
         """The same graph with every block stored as CSR: more memory, but no conversion afterwards."""
         return LayeredGraph(tuple(SparseBlock(block.to_csr()) for block in self.blocks), self.activations, self.names)
+
+    def with_activations(self, layer: int, activations: Any) -> LayeredGraph:
+        """The same edges, with other activations of one layer.
+
+        Parameters
+        ----------
+        layer : int
+            0..L.
+        activations : (n_l,) array-like
+            Non-negative.
+
+        Raises
+        ------
+        GraphError
+            No such layer, a wrong shape, negative or non-finite numbers.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([[[1.0, -2.0]]], [1, 1], [[3]])
+        >>> graph.with_activations(0, [1, 5]).activations
+        (array([1., 5.]), array([3.]))
+        """
+        if not 0 <= layer < len(self.activations):
+            raise GraphError(f"expected a layer from 0 to {len(self.blocks)}, got {layer}")
+        vectors = list(self.activations)
+        vectors[layer] = _activation(activations, len(vectors[layer]), layer)
+        return replace(self, activations=tuple(vectors))
 
     def to_scipy(self) -> sparse.csr_array:
         """One CSR of the whole graph, shape (nodes, nodes), row = target; see :mod:`graphs.convert`."""

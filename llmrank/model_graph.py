@@ -44,6 +44,12 @@ class ModelGraph:
             for position, layer in self.prunable.items()
         }
 
+    def with_norms(self, position: int, norms: torch.Tensor) -> ModelGraph:
+        """The same graph with other activations (n,) of one node layer."""
+        layers = list(self.statistics)
+        layers[position] = replace(layers[position], norm=norms, read_norm=norms)
+        return replace(self, graph=self.graph.with_activations(position, norms), statistics=tuple(layers))
+
 
 def build_graphs(
     ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], topology: Topology

@@ -25,6 +25,7 @@ from llmrank.model_graph import ModelGraph, Topology, build_graphs, edge_weights
 from llmrank.prune import BasePruner, LayerRecord, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
 from llmrank.report import Evaluation, Report
+from llmrank.reselection import Reselection
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.stream import Recording, open_stream, recording
 from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable
@@ -194,7 +195,7 @@ class BasePipeline:
         with self._timed("prune"):
             self.masks = self.choose(self.model_graphs, self.ranks)
         with self._timed("repair"):
-            self.repaired = self.repairs(ffns, self.masks, sequences, record)
+            self.masks, self.repaired = self.repairs(ffns, self.masks, sequences, record)
         before = size(self.model, ffns)
         with self._timed("apply"):
             expected = None
@@ -262,12 +263,13 @@ class BasePipeline:
 
     def repairs(
         self, ffns: Sequence[FFN], masks: Masks, sequences: TokenSequences, record: Recording
-    ) -> dict[str, RepairedMap]:
-        """What stands in for the output maps of the FFNs; empty without repair."""
+    ) -> tuple[Masks, dict[str, RepairedMap]]:
+        """What stays, and what stands in for the output maps of the FFNs; nothing does without repair."""
         if self.repair is None:
-            return {}
+            return masks, {}
         stream = open_stream(self.model, ffns, sequences, self.batch_size, record, follow=self.repair.follows)
-        return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress)
+        choose = Reselection(self.scorer, self.model_graphs)
+        return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress, choose)
 
     def undo(self) -> nn.Module:
         """Restore the model as it was before :meth:`run`, bit for bit."""

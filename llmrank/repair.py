@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -119,6 +119,27 @@ class Moments:
         raw = self.second / self.count
         return raw - mean[:, None] * mean[None, :] if centred else raw
 
+    def unexplained(self) -> torch.Tensor:
+        """How much of each neuron the others do not explain, (n,) float64.
+
+        The square root of ``1 / ((S + lambda I)^-1)_jj``, with S the mean of x x^T and lambda 1 % of its mean diagonal: the
+        root mean square of what is left of x_j when the other neurons stand in for it as well as they linearly can. It is
+        what Optimal Brain Surgeon counts of a neuron beside its weights (Hassibi and Stork 1993).
+
+        Examples
+        --------
+        >>> x = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 2.0], [-1.0, -1.0, 1.0]])
+        >>> Moments.of(x).unexplained().round(decimals=2).tolist()
+        [0.16, 0.16, 1.25]
+        """
+        covariance = self.covariance(centred=False)
+        ridge = DAMPING * covariance.diagonal().mean()
+        if float(ridge) == 0.0:
+            return torch.zeros_like(self.total)
+        identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + ridge * identity))
+        return inverse.diagonal().rsqrt()
+
     def lacking(self, *, centred: bool) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         """Mean of x e^T, (n, out), and mean of ||e||^2, of both less their means where `centred`; zeros without a lack."""
         if self.lack is None:
@@ -168,6 +189,11 @@ class BaseRepair:
     @property
     def follows(self) -> bool:
         """Whether to follow the whole model, for the moments to know what the stream lacks."""
+        return False
+
+    @property
+    def reselects(self) -> bool:
+        """Whether to choose anew, once the moments are known, which neurons of a layer stay; as many as planned."""
         return False
 
     def solve(
@@ -246,6 +272,10 @@ class LeastSquaresRepair(BaseRepair):
         behind it back to that of the whole model, and so makes up for what earlier layers lost ("stream"). The latter
         costs a further pass, and holds where a block adds what its FFN returns to the stream as it is; elsewhere, as
         with norms behind the FFN or in an encoder-decoder model, the former is done instead.
+    reselect : bool
+        Choose anew which neurons stay, as many of each layer as the pruner left: by the same score, in which what of a
+        neuron's activation the others do not explain (:meth:`Moments.unexplained`) stands for its activation. A neuron
+        that others can stand in for is cheap to remove once they do.
 
     Examples
     --------
@@ -260,6 +290,7 @@ class LeastSquaresRepair(BaseRepair):
 
     damping: float | str = "auto"
     target: str = "stream"
+    reselect: bool = False
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -272,6 +303,11 @@ class LeastSquaresRepair(BaseRepair):
     def follows(self) -> bool:
         """See :class:`BaseRepair`."""
         return self.target == "stream"
+
+    @property
+    def reselects(self) -> bool:
+        """See :class:`BaseRepair`."""
+        return self.reselect
 
     def solve(
         self,
@@ -346,6 +382,9 @@ def _repaired(
     return RepairedMap(new, bias, damping, cut / whole if whole else 0.0, left / whole if whole else 0.0)
 
 
+Choose: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
 class _Sums:
     """Moments that grow batch by batch."""
 
@@ -417,7 +456,8 @@ def repair_ffns(
     method: BaseRepair,
     stream: Stream,
     progress: Callable[[Sequence[Any], str], Any] | None = None,
-) -> dict[str, RepairedMap]:
+    choose: Choose | None = None,
+) -> tuple[Masks, dict[str, RepairedMap]]:
     """Repair the output maps of all FFNs, in the model's order; nothing is written to the model.
 
     Parameters
@@ -431,9 +471,14 @@ def repair_ffns(
         The calibration tokens, in front of the first FFN.
     progress : callable, optional
         See :func:`llmrank.activations.collect`.
+    choose : callable, optional
+        ``choose(layer, keep, unexplained)`` returns the keep mask of as many neurons by which a method that reselects
+        replaces the planned one.
 
     Returns
     -------
+    Masks
+        What stays: `masks`, but for what was chosen anew.
     dict from str to RepairedMap
         By the path of the output map's module; maps that lose no neuron are left out.
 
@@ -452,6 +497,7 @@ def repair_ffns(
         raise OptionError("repair needs whole FFNs; with structure_dict only rows go, and nothing stands in for them")
     may_add = method.needs_bias and bool(bias_attribute(model))
     repaired: dict[str, RepairedMap] = {}
+    kept = dict(masks)
     with ExitStack() as standing_in:
         for ffn in progress(ffns, "Repairing") if progress else ffns:
             for layer in ffn.prunable.values():
@@ -466,12 +512,15 @@ def repair_ffns(
                         f"what {consumer.name} reads is not finite once the FFNs before it are cut, or no token reached it; "
                         "prune less, or load the model in float32"
                     )
+                if choose is not None and method.reselects:
+                    moments = fit if held_out is None else fit + held_out
+                    keep = kept[layer.name] = choose(layer.name, keep, moments.unexplained().cpu())
                 weight = consumer.weight.to(fit.second)
                 bias = _bias(consumer.module, weight, may_add=may_add)
                 solved = method.solve(weight, bias, keep.to(weight.device), fit, held_out)
                 repaired[consumer.name] = solved
                 substitute(standing_in, consumer.module, solved)
-    return repaired
+    return Masks(kept), repaired
 
 
 def _bias(module: nn.Module, weight: torch.Tensor, *, may_add: bool) -> torch.Tensor | None:

@@ -104,6 +104,7 @@ LLMRANK = [
     "llmrank.score",
     "llmrank.prune",
     "llmrank.repair",
+    "llmrank.reselection",
     "llmrank.surgery",
     "llmrank.checkpoint",
     "llmrank.equivalence",

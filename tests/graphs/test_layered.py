@@ -36,6 +36,21 @@ def test_a_block_is_the_csr_into_its_layer() -> None:
             graph.block(layer)
 
 
+def test_other_activations_of_one_layer_leave_the_rest_alone() -> None:
+    graph = LayeredGraph.from_weights([np.ones((3, 2)), np.ones((2, 3))], [1, 1], [[1, 2, 3], [1, 1]])
+    other = graph.with_activations(1, [4.0, 0.0, 6.0])
+    assert [vector.tolist() for vector in other.activations] == [[1, 1], [4, 0, 6], [1, 1]]
+    assert graph.activations[1].tolist() == [1, 2, 3]
+    assert other.blocks is graph.blocks
+    for layer, vector, message in (
+        (3, [1.0], "from 0 to 2"),
+        (1, [1.0], "shape"),
+        (1, [1.0, -1.0, 0.0], "non-negative"),
+    ):
+        with pytest.raises(GraphError, match=message):
+            graph.with_activations(layer, vector)
+
+
 def test_with_csr_stores_every_block_and_changes_no_number() -> None:
     graph = random_case(1, (5, 6, 4), density=0.5).graph()
     stored = graph.with_csr()

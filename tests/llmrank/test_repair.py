@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmrank
-from llmrank import IsolatedFFNPipeline, Masks
+from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks
 from llmrank.activations import collect
 from llmrank.adapters import find_ffns
 from llmrank.calibration import tokenise
@@ -20,6 +20,7 @@ from llmrank.config import make_repair
 from llmrank.errors import LLMRankError, MaskError, OptionError
 from llmrank.prune import LocalPruner
 from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
+from llmrank.score import WeightedPageRankScorer
 from llmrank.stream import open_stream, recording
 from llmrank.surgery import apply_masks
 from tests.llmrank.models import (
@@ -175,6 +176,51 @@ def test_a_singular_system_without_damping_takes_the_smallest_solution() -> None
     torch.testing.assert_close(found.weight, torch.tensor([[6.0, 11.0, 6.0, 0.0]]).double())
 
 
+def test_unexplained_is_what_a_regression_on_the_others_leaves() -> None:
+    x, _, _ = data(7, 30, 6, 1)
+    found = Moments.of(tensors(x)[0]).unexplained()
+    ridge = 0.01 * np.square(x).mean(0).mean()
+    for j in range(6):
+        others = np.delete(x, j, axis=1)
+        rows = np.concatenate([others, np.sqrt(ridge * len(x)) * np.eye(5)])
+        weights = np.linalg.lstsq(rows, np.concatenate([x[:, j], np.zeros(5)]))[0]
+        left = np.square(x[:, j] - others @ weights).mean() + ridge * (1 + np.square(weights).sum())
+        assert float(found[j]) == pytest.approx(np.sqrt(left))
+    assert Moments.of(torch.zeros(3, 4)).unexplained().tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("pipeline_class", [IsolatedFFNPipeline, ChainedFFNPipeline])
+def test_reselection_ranks_by_what_others_do_not_explain(pipeline_class: Any) -> None:
+    """By the activation alone (gamma 0): those that stay are those with most left, as many as were planned."""
+    seen: dict[int, torch.Tensor] = {}
+
+    class Look(LeastSquaresRepair):
+        def solve(self, weight: Any, bias: Any, keep: Any, fit: Moments, held_out: Moments | None) -> Any:
+            moments = fit if held_out is None else fit + held_out
+            unexplained = moments.unexplained()
+            seen[len(seen)] = unexplained
+            assert torch.equal(
+                keep.nonzero().flatten(), unexplained.argsort(descending=True)[: keep.sum()].sort().values
+            )
+            return super().solve(weight, bias, keep, fit, held_out)
+
+    model = tiny_llama()
+    scorer = WeightedPageRankScorer(gamma=0.0, dtype="float64")
+    first = pipeline_class(model, None, scorer=scorer, calibration=token_ids(8, 48), pruner=LocalPruner(0.5))
+    first.run()
+    planned = first.masks
+    first.undo()
+    pipeline = pipeline_class(
+        model, None, scorer=scorer, calibration=token_ids(8, 48), pruner=LocalPruner(0.5), repair=Look(reselect=True)
+    )
+    pipeline.run()
+    assert len(seen) == len(pipeline.masks)
+    assert pipeline.masks != planned
+    assert {name: int(keep.sum()) for name, keep in pipeline.masks.items()} == {
+        name: int(keep.sum()) for name, keep in planned.items()
+    }
+
+
 @pytest.mark.parametrize("n", [1, 255, 256, 257, 600])
 def test_moments_are_whole_whatever_the_bands(n: int) -> None:
     values = torch.randn(7, n, generator=torch.Generator().manual_seed(n)).double()
@@ -209,7 +255,9 @@ def test_neurons_that_depend_on_kept_ones_cost_nothing(family: str, form: Any) -
     sequences = tokenise(ids, None, 5, 24)
     with recording(model, ffns) as record:
         collect(model, ffns, sequences)
-    repaired = repair_ffns(model, ffns, masks, LeastSquaresRepair(0.0), open_stream(model, ffns, sequences, 1, record))
+    _, repaired = repair_ffns(
+        model, ffns, masks, LeastSquaresRepair(0.0), open_stream(model, ffns, sequences, 1, record)
+    )
     apply_masks(model, ffns, masks, form, repaired=repaired)
     torch.testing.assert_close(logits(model, ids[:2]), expected, rtol=1e-6, atol=1e-6)
 
@@ -267,7 +315,7 @@ def test_moments_are_those_of_the_stream_that_is_already_cut() -> None:
     masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
     with recording(model, ffns) as record:
         collect(model, ffns, sequences)
-    repaired = repair_ffns(model, ffns, masks, Look(), open_stream(model, ffns, sequences, 1, record))
+    _, repaired = repair_ffns(model, ffns, masks, Look(), open_stream(model, ffns, sequences, 1, record))
     apply_masks(model, ffns, masks, "zero", repaired=repaired)
     read: list[torch.Tensor] = []
     ffns[1].stages[1][0].module.register_forward_pre_hook(lambda _m, inputs: read.append(inputs[0].detach()))

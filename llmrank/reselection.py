@@ -1,0 +1,59 @@
+"""Which neurons stay, chosen anew once it is known what the others explain of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from llmrank.model_graph import ModelGraph
+from llmrank.prune import keep_highest
+from llmrank.score import BaseScorer
+
+__all__ = ["Reselection"]
+
+
+class Reselection:
+    """Ranks a layer's graph again, with other activations of that layer, and keeps as many neurons as were kept before.
+
+    Parameters
+    ----------
+    scorer : BaseScorer
+    graphs : sequence of ModelGraph
+        As they were ranked first.
+
+    Notes
+    -----
+    Cost: a rank of the graph that holds the layer; in a chain that is the whole chain, for every layer.
+    """
+
+    def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph]) -> None:
+        self._scorer = scorer
+        self._graphs = list(graphs)
+
+    def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
+        """The keep mask of a layer.
+
+        Parameters
+        ----------
+        layer : str
+            Its name.
+        keep : (n,) bool tensor
+            What was to stay.
+        activations : (n,) float64 tensor
+            What stands for those of its neurons, from now on.
+
+        Returns
+        -------
+        (n,) bool tensor
+            With as many kept.
+        """
+        index, position = next(
+            (index, position)
+            for index, entry in enumerate(self._graphs)
+            for position, prunable in entry.prunable.items()
+            if prunable.name == layer
+        )
+        entry = self._graphs[index] = self._graphs[index].with_norms(position, activations)
+        importance = entry.importance(self._scorer.rank(entry.graph, entry.statistics))
+        return keep_highest(importance[layer], int(keep.sum()))
