@@ -275,7 +275,8 @@ class LeastSquaresRepair(BaseRepair):
     reselect : bool
         Choose anew which neurons stay, as many of each layer as the pruner left: by the same score, in which what of a
         neuron's activation the others do not explain (:meth:`Moments.unexplained`) stands for its activation. A neuron
-        that others can stand in for is cheap to remove once they do.
+        that others can stand in for is cheap to remove once they do. With target "stream" by what the neurons do in the
+        whole model, else in the one that is being cut.
 
     Examples
     --------
@@ -448,6 +449,16 @@ class _MomentSums:
         fit, held_out = self._parts
         return fit.moments(), held_out.moments() if held_out.count else None
 
+    @property
+    def count(self) -> int:
+        """Tokens."""
+        return sum(part.count for part in self._parts)
+
+    def together(self) -> Moments:
+        """Of all batches."""
+        fit, held_out = self.moments()
+        return fit if held_out is None else fit + held_out
+
 
 def repair_ffns(
     model: nn.Module,
@@ -491,7 +502,8 @@ def repair_ffns(
 
     Notes
     -----
-    Memory: moments of one map (two (n, n) float64 matrices, and as much again to solve) beside what the stream keeps.
+    Memory: moments of one map (two (n, n) float64 matrices, four to reselect, and as much again to solve) beside what the
+    stream keeps.
     """
     if any(not layer.consumers for ffn in ffns for layer in ffn.prunable.values()):
         raise OptionError("repair needs whole FFNs; with structure_dict only rows go, and nothing stands in for them")
@@ -505,15 +517,17 @@ def repair_ffns(
                 if bool(keep.all()):
                     continue
                 sums = _MomentSums(layer.size, consumer.weight.device)
-                stream.feed(ffn, consumer.module, sums)
+                whole = _MomentSums(layer.size, consumer.weight.device) if choose and method.reselects else None
+                stream.feed(ffn, consumer.module, sums, whole)
                 fit, held_out = sums.moments()
                 if not fit.count or not bool(torch.isfinite(fit.second).all()):
                     raise CalibrationError(
                         f"what {consumer.name} reads is not finite once the FFNs before it are cut, or no token reached it; "
                         "prune less, or load the model in float32"
                     )
-                if choose is not None and method.reselects:
-                    moments = fit if held_out is None else fit + held_out
+                if choose is not None and whole is not None:
+                    # Where the whole model is not followed, the stream that is already cut has to do.
+                    moments = (whole if whole.count else sums).together()
                     keep = kept[layer.name] = choose(layer.name, keep, moments.unexplained().cpu())
                 weight = consumer.weight.to(fit.second)
                 bias = _bias(consumer.module, weight, may_add=may_add)

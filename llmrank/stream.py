@@ -124,7 +124,7 @@ class Reader(Accumulator, Protocol):
 class Stream(Protocol):
     """The calibration tokens in front of one FFN after the other."""
 
-    def feed(self, ffn: FFN, module: nn.Module, reader: Reader) -> None:
+    def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:
         """Hand what a map reads to a reader, from all tokens; what hooks changed in earlier maps has its effect.
 
         Parameters
@@ -134,6 +134,8 @@ class Stream(Protocol):
         module : nn.Module
             One of its output maps, itself as yet unchanged.
         reader : Reader
+        whole : Reader, optional
+            Takes what the map reads in the whole model, from a stream that follows that; from others nothing.
         """
 
 
@@ -169,7 +171,7 @@ class BlockStream:
         self._whole = list(record.first) if follow else []
         self._whole_passed = 0
 
-    def feed(self, ffn: FFN, module: nn.Module, reader: Reader) -> None:
+    def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:
         """See :meth:`Stream.feed`."""
         position = next(
             k for k, block in enumerate(self._record.blocks) if any(m is ffn.module for m in block.modules())
@@ -179,8 +181,16 @@ class BlockStream:
         self._passed = position
         if self._whole:
             # Before anything in the block is cut. Those before the first cut are gone past twice, to the same effect.
-            for earlier in range(self._whole_passed, position + 1):
+            for earlier in range(self._whole_passed, position):
                 self._go_past(earlier, self._whole)
+            if self._whole_passed <= position:
+                with ExitStack() as hooks:
+                    if whole is not None:
+                        watch(hooks, self._model, ffn, module, whole, self._masks)
+                    for k, output in self._outputs(position, self._whole):
+                        self._whole[k] = output
+                        if whole is not None:
+                            whole.end_batch(None)
             self._whole_passed = position + 1
         last = module is ffn.stages[-1][0].module
         follows = bool(self._whole) and last and self._adds(position, module)
@@ -245,7 +255,7 @@ class PassStream:
         self._sequences = sequences
         self._batch_size = batch_size
 
-    def feed(self, ffn: FFN, module: nn.Module, reader: Reader) -> None:
+    def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:  # noqa: ARG002 -- a stream of the whole model is not kept
         """Run the model until the FFN's last map has returned; for the last time, where the FFN is shared by several blocks."""
         calls: list[int] = []
 

@@ -189,36 +189,46 @@ def test_unexplained_is_what_a_regression_on_the_others_leaves() -> None:
     assert Moments.of(torch.zeros(3, 4)).unexplained().tolist() == [0.0] * 4
 
 
+@pytest.mark.parametrize("target", ["stream", "output"])
 @pytest.mark.parametrize("pipeline_class", [IsolatedFFNPipeline, ChainedFFNPipeline])
-def test_reselection_ranks_by_what_others_do_not_explain(pipeline_class: Any) -> None:
-    """By the activation alone (gamma 0): those that stay are those with most left, as many as were planned."""
-    seen: dict[int, torch.Tensor] = {}
+def test_reselection_ranks_by_what_others_do_not_explain(pipeline_class: Any, target: str) -> None:
+    """By the activation alone (gamma 0): those with most left stay, as many as were planned."""
+    model, ids = tiny_llama(), token_ids(8, 48)
+    whole: list[torch.Tensor] = []
+    for ffn in find_ffns(model):
+        down = ffn.stages[1][0].module
+        handle = down.register_forward_pre_hook(lambda _m, inputs: whole.append(inputs[0].detach().flatten(0, -2)))
+        logits(model, ids)
+        handle.remove()
+    expected = [Moments.of(values).unexplained() for values in whole]
+    chosen: list[torch.Tensor] = []
 
     class Look(LeastSquaresRepair):
         def solve(self, weight: Any, bias: Any, keep: Any, fit: Moments, held_out: Moments | None) -> Any:
-            moments = fit if held_out is None else fit + held_out
-            unexplained = moments.unexplained()
-            seen[len(seen)] = unexplained
-            assert torch.equal(
-                keep.nonzero().flatten(), unexplained.argsort(descending=True)[: keep.sum()].sort().values
-            )
+            own = (fit if held_out is None else fit + held_out).unexplained()
+            most_left = (expected[len(chosen)] if target == "stream" else own).argsort(descending=True)
+            assert set(keep.nonzero().flatten().tolist()) == set(most_left[: keep.sum()].tolist())
+            chosen.append(keep)
             return super().solve(weight, bias, keep, fit, held_out)
 
-    model = tiny_llama()
-    scorer = WeightedPageRankScorer(gamma=0.0, dtype="float64")
-    first = pipeline_class(model, None, scorer=scorer, calibration=token_ids(8, 48), pruner=LocalPruner(0.5))
-    first.run()
-    planned = first.masks
-    first.undo()
-    pipeline = pipeline_class(
-        model, None, scorer=scorer, calibration=token_ids(8, 48), pruner=LocalPruner(0.5), repair=Look(reselect=True)
-    )
-    pipeline.run()
-    assert len(seen) == len(pipeline.masks)
-    assert pipeline.masks != planned
-    assert {name: int(keep.sum()) for name, keep in pipeline.masks.items()} == {
-        name: int(keep.sum()) for name, keep in planned.items()
-    }
+    def run(repair: BaseRepair | None) -> Masks:
+        pipeline = pipeline_class(
+            model,
+            None,
+            scorer=WeightedPageRankScorer(gamma=0.0, dtype="float64"),
+            calibration=ids,
+            pruner=LocalPruner(0.5),
+            repair=repair,
+        )
+        pipeline.run()
+        pipeline.undo()
+        masks: Masks = pipeline.masks
+        return masks
+
+    planned, masks = run(None), run(Look("auto", target, reselect=True))
+    assert [keep.tolist() for keep in masks.values()] == [keep.tolist() for keep in chosen]
+    assert masks != planned
+    assert masks.kept == planned.kept
 
 
 @pytest.mark.parametrize("n", [1, 255, 256, 257, 600])
