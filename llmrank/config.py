@@ -128,7 +128,13 @@ PIPELINES: Registry[BasePipeline] = Registry(
 REPAIRS: Registry[BaseRepair] = Registry("repair", BaseRepair, {"bias": BiasRepair, "lstsq": LeastSquaresRepair})
 # What `llmrank prune` does when nothing is said: what measured best on held-out text among the graph
 # ranks whose checkpoints stock transformers loads (benchmarks/results/quality.md, benchmarks/LOG.md), repaired.
-DEFAULTS = {"scorer": "wpr", "pruner": "local", "pipeline": "isolated", "repair": "lstsq"}
+DEFAULTS: dict[str, Any] = {
+    "scorer": "wpr",
+    "pruner": "local",
+    "pipeline": "isolated",
+    "repair": "lstsq",
+    "reselect": True,
+}
 
 
 def make_scorer(name: str, **options: Any) -> BaseScorer:

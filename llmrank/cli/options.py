@@ -76,6 +76,11 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         budget.add_argument(
             "--damping", type=_damping, help="lstsq: of the least squares, or auto: chosen on held-out sequences (auto)"
         )
+        budget.add_argument(
+            "--reselect",
+            action=argparse.BooleanOptionalAction,
+            help="lstsq: choose anew which neurons of a layer stay, by what the others do not explain of them (on)",
+        )
         budget.add_argument("--form", default="compact", help=f"{', '.join(FORMS)} (%(default)s)")
         budget.add_argument(
             "--align", default="none", help="none, or pad: fill up to one width so that stock loaders work"
@@ -166,7 +171,8 @@ def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def repair_of(options: argparse.Namespace) -> BaseRepair | None:
     """The repair asked for; None for none."""
-    return make_repair(options.repair, damping=options.damping)
+    reselect = DEFAULTS["reselect"] if options.repair == "lstsq" and options.reselect is None else options.reselect
+    return make_repair(options.repair, damping=options.damping, reselect=reselect)
 
 
 def load(options: argparse.Namespace) -> LoadedModel:

@@ -188,6 +188,7 @@ def test_families_lists_the_table(capsys: Any) -> None:
         (("--repair", "bias", "--damping", 0.1), "does not take damping"),
         (("--repair", "none", "--damping", 0.1), "does not take damping"),
         (("--repair", "lstsq", "--damping", "much"), "damping must be 'auto' or a finite number"),
+        (("--repair", "bias", "--reselect"), "does not take reselect"),
         (("--form", "thin"), "unknown form"),
         (("--align", "left"), "unknown align"),
         (("--calibration", "missing.txt"), "no calibration text at missing.txt"),
