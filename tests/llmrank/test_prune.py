@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from statistics import median
 from typing import Any
 
 import pytest
@@ -20,10 +21,12 @@ from llmrank.prune import (
     GlobalPruner,
     LayerRecord,
     LocalPruner,
+    SensitivityPruner,
     ascending_positions,
     global_count,
     local_count,
     round_width,
+    sparing_counts,
 )
 from tests.llmrank.models import tiny_llama, token_ids
 
@@ -195,6 +198,157 @@ def test_global_passes_over_layers_down_to_min_keep() -> None:
     assert lists(masks) == [[False, True, True], [False] * 4 + [True] * 2]
 
 
+# Sizes and sensitivities; few distinct values again, and some layers far above the rest.
+BUDGETS = st.lists(
+    st.tuples(st.integers(1, 40), st.sampled_from([0.0, 0.01, 0.015, 0.02, 0.05, 0.3, 7.0])), min_size=1, max_size=8
+)
+AMOUNTS = st.one_of(st.integers(0, 95).map(lambda p: p / 100), st.integers(0, 20))
+
+
+def textbook_sparing(layers: Sequence[tuple[int, float]], amount: float, limit: float) -> list[float]:
+    """The formula, in floats and for layers that have all the room they need."""
+    sizes, costs = zip(*layers, strict=True)
+    bound = limit * median(costs)
+    shares = [amount / n if isinstance(amount, int) else amount for n in sizes]
+    spared = [bound > 0 and c > bound for c in costs]
+    given = [a * bound / c if s else a for a, c, s in zip(shares, costs, spared, strict=True)]
+    missing = sum((a - g) * n for a, g, n in zip(shares, given, sizes, strict=True))
+    others = sum(n for n, s in zip(sizes, spared, strict=True) if not s)
+    return [n * (g if s else g + missing / others) for n, g, s in zip(sizes, given, spared, strict=True)]
+
+
+@given(layers=BUDGETS, amount=AMOUNTS, min_keep=st.integers(1, 4), limit=st.sampled_from([0.5, 1.0, 2.0, 3.0]))
+def test_sparing_keeps_the_total_to_the_neuron(
+    layers: list[tuple[int, float]], amount: float, min_keep: int, limit: float
+) -> None:
+    sizes, costs = [n for n, _ in layers], [c for _, c in layers]
+    total = amount * len(sizes) if isinstance(amount, int) else round(amount * sum(sizes))
+    if total > sum(max(n - min_keep, 0) for n in sizes):
+        with pytest.raises(OptionError, match=f"leaves fewer than min_keep={min_keep}"):
+            sparing_counts(sizes, costs, amount, min_keep, limit)
+        return
+    counts = sparing_counts(sizes, costs, amount, min_keep, limit)
+    assert sum(counts) == total
+    assert all(0 <= count <= max(n - min_keep, 0) for count, n in zip(counts, sizes, strict=True))
+
+
+@given(layers=BUDGETS, amount=AMOUNTS, limit=st.sampled_from([1.0, 2.0, 3.0]))
+def test_sparing_is_the_textbook_formula_up_to_one_neuron(
+    layers: list[tuple[int, float]], amount: float, limit: float
+) -> None:
+    wanted = textbook_sparing(layers, amount, limit)
+    if any(count > n - 1 for count, (n, _) in zip(wanted, layers, strict=True)):
+        return
+    counts = sparing_counts([n for n, _ in layers], [c for _, c in layers], amount, 1, limit)
+    assert all(abs(count - part) < 1 for count, part in zip(counts, wanted, strict=True))
+
+
+@given(layers=BUDGETS, amount=AMOUNTS, data=st.data())
+def test_sparing_moves_with_the_layers(layers: list[tuple[int, float]], amount: float, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(layers))))
+    shuffled = [layers[k] for k in order]
+    try:
+        counts = sparing_counts([n for n, _ in layers], [c for _, c in layers], amount)
+    except OptionError:
+        with pytest.raises(OptionError):
+            sparing_counts([n for n, _ in shuffled], [c for _, c in shuffled], amount)
+        return
+    moved = sparing_counts([n for n, _ in shuffled], [c for _, c in shuffled], amount)
+    # Where remainders tie the place decides, by one neuron.
+    assert all(abs(count - counts[k]) <= 1 for count, k in zip(moved, order, strict=True))
+    assert sum(moved) == sum(counts)
+
+
+def test_sparing_moves_exactly_where_nothing_ties() -> None:
+    sizes, costs = [101, 211, 307, 401], [0.9, 0.02, 0.3, 0.01]
+    counts = sparing_counts(sizes, costs, 0.3)
+    for order in ([3, 1, 0, 2], [2, 3, 1, 0], [1, 0, 3, 2]):
+        assert sparing_counts([sizes[k] for k in order], [costs[k] for k in order], 0.3) == [counts[k] for k in order]
+
+
+@given(layers=BUDGETS, amount=AMOUNTS, scale=st.sampled_from([0.125, 2.0, 1024.0]))
+def test_the_unit_of_sensitivity_is_of_no_account(layers: list[tuple[int, float]], amount: float, scale: float) -> None:
+    sizes, costs = [n for n, _ in layers], [c for _, c in layers]
+    try:
+        counts = sparing_counts(sizes, costs, amount)
+    except OptionError:
+        return
+    assert sparing_counts(sizes, [c * scale for c in costs], amount) == counts
+
+
+@pytest.mark.parametrize(
+    ("sizes", "costs", "amount", "min_keep", "limit", "counts"),
+    [
+        # Ten times the median, twice are let pass: a fifth of 30, and 24 over three others.
+        ([100] * 4, [1.0, 0.1, 0.1, 0.1], 0.3, 1, 2.0, [6, 38, 38, 38]),
+        # As a number: the same.
+        ([100] * 4, [1.0, 0.1, 0.1, 0.1], 30, 1, 2.0, [6, 38, 38, 38]),
+        # Just at the limit nobody is spared.
+        ([100] * 3, [0.5, 0.25, 0.25], 0.3, 1, 2.0, [30, 30, 30]),
+        # No effect at the median, or none at all.
+        ([100] * 3, [0.5, 0.0, 0.0], 0.3, 1, 2.0, [30, 30, 30]),
+        ([10, 20], [0.0, 0.0], 0.0, 1, 2.0, [0, 0]),
+        # Remainders 0.5 each: two of four round up, the first.
+        ([5] * 4, [0.1] * 4, 0.5, 1, 2.0, [3, 3, 2, 2]),
+        # The others are full: what is left comes from the spared layer.
+        ([10] * 3, [1.0, 0.1, 0.1], 0.8, 1, 2.0, [6, 9, 9]),
+        # A narrow layer has no more to give, a wide one has.
+        ([100, 4, 100], [1.0, 0.1, 0.1], 0.5, 2, 2.0, [10, 2, 90]),
+        # All above half the median: nobody else is there to give more.
+        ([10] * 3, [0.1] * 3, 0.3, 1, 0.5, [3, 3, 3]),
+        ([], [], 0.3, 1, 2.0, []),
+    ],
+)
+def test_sparing_by_hand(
+    sizes: list[int], costs: list[float], amount: float, min_keep: int, limit: float, counts: list[int]
+) -> None:
+    assert sparing_counts(sizes, costs, amount, min_keep, limit) == counts
+
+
+def sensitive(layers: Sequence[Sequence[float]], costs: Sequence[float | None]) -> list[LayerRecord]:
+    entries = records(layers)
+    for entry, cost in zip(entries, costs, strict=True):
+        entry.sensitivity = cost
+    return entries
+
+
+@given(scores=SCORES, amount=st.floats(0, 0.999), cost=st.floats(0, 9))
+def test_a_layer_by_itself_is_cut_as_locally(scores: list[float], amount: float, cost: float) -> None:
+    if round(amount * len(scores)) < len(scores):
+        assert SensitivityPruner(amount).prune(sensitive([scores], [cost])) == LocalPruner(amount).prune(
+            records([scores])
+        )
+
+
+def test_sensitive_layers_lose_their_lowest_and_fewer() -> None:
+    entries = sensitive([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.4, 0.1, 0.3, 0.2]], [0.8, 0.1, 0.1])
+    masks = SensitivityPruner(0.5).prune(entries)
+    assert lists(masks) == [[True] * 4, [True, False, False, False], [True, False, False, False]]
+    assert [(type(entry.amount), entry.amount) for entry in entries] == [(int, 0), (int, 3), (int, 3)]
+    assert SensitivityPruner(0.5, limit=100.0).prune(entries) == LocalPruner(0.5).prune(entries)
+    assert list(SensitivityPruner(0.5, multiple_of=4).prune(entries).widths.values()) == [4, 4, 4]
+
+
+def test_only_the_sensitivity_pruner_asks_for_sensitivities() -> None:
+    assert SensitivityPruner.needs_sensitivity
+    assert not BasePruner.needs_sensitivity
+    assert not LocalPruner.needs_sensitivity
+
+
+@pytest.mark.parametrize("cost", [math.nan, math.inf, -0.1])
+def test_unusable_sensitivities_are_refused_with_the_layer(cost: float) -> None:
+    with pytest.raises(OptionError, match=r"layer 1 carries no sensitivity; run the pruner in a pipeline"):
+        SensitivityPruner(0.3).prune(sensitive([[0.5, 0.5]] * 2, [0.1, None]))
+    with pytest.raises(OptionError, match=r"layer 1: sensitivity must be a finite number >= 0"):
+        SensitivityPruner(0.3).prune(sensitive([[0.5, 0.5]] * 2, [0.1, cost]))
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, math.nan, math.inf, True, "2", None])
+def test_bad_limits_are_refused_at_construction(limit: Any) -> None:
+    with pytest.raises(OptionError, match="limit must be a finite number > 0"):
+        SensitivityPruner(0.3, limit=limit)
+
+
 class ByRowNorm(BasePruner):
     """Float (out, in) scores: rows of lowest L1 norm go."""
 
@@ -275,7 +429,7 @@ def test_subclass_sees_what_it_needs_and_prunes_a_model() -> None:
 
 
 @pytest.mark.parametrize("amount", [math.nan, math.inf, -math.inf, 1.0, 1.5, -0.1, -1, "0.3", True, None])
-@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner])
+@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner, SensitivityPruner])
 def test_bad_amounts_are_refused_at_construction(amount: Any, pruner: type[BasePruner]) -> None:
     with pytest.raises(OptionError, match="amount must"):
         pruner(amount)
