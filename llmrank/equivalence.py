@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from llmrank.activations import evaluating, model_inputs
-from llmrank.adapters import FFN
+from llmrank.adapters import FFN, PrunableLayer
 from llmrank.calibration import TokenSequences
 from llmrank.errors import UnsupportedModelError
 from llmrank.masks import Masks
 from llmrank.repair import RepairedMap, substitute
 
-__all__ = ["check_equivalence", "masked_outputs"]
+__all__ = ["check_equivalence", "masked_outputs", "silence"]
 
 # What is run: a few tokens of a few sequences are enough, every neuron takes part in each.
 N_SEQUENCES, N_TOKENS = 2, 32
@@ -58,9 +58,8 @@ def masked_outputs(
     with ExitStack() as hooks:
         for ffn in ffns:
             for layer in ffn.prunable.values():
+                silence(hooks, layer, masks[layer.name])
                 for consumer in layer.consumers:
-                    keep = masks[layer.name].to(consumer.weight.device)
-                    hooks.callback(consumer.module.register_forward_pre_hook(_silence(keep)).remove)
                     if repaired and consumer.name in repaired:
                         substitute(hooks, consumer.module, repaired[consumer.name])
         return _outputs(model, sequences)
@@ -99,7 +98,23 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
         )
 
 
-def _silence(keep: torch.Tensor) -> Any:
+def silence(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) -> None:
+    """Let the maps that read a layer read zeros of its removed neurons, until `hooks` closes.
+
+    Parameters
+    ----------
+    hooks : ExitStack
+        Takes the hooks away when it closes.
+    layer : PrunableLayer
+        With consumers (not explicit).
+    keep : (n,) bool tensor
+    """
+    for consumer in layer.consumers:
+        there = keep.to(consumer.weight.device)
+        hooks.callback(consumer.module.register_forward_pre_hook(_zeros_of_removed(there)).remove)
+
+
+def _zeros_of_removed(keep: torch.Tensor) -> Any:
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (torch.where(keep, inputs[0], torch.zeros_like(inputs[0])), *inputs[1:])
 

@@ -108,6 +108,7 @@ LLMRANK = [
     "llmrank.surgery",
     "llmrank.checkpoint",
     "llmrank.equivalence",
+    "llmrank.sensitivity",
     "llmrank.evaluate",
     "llmrank.report",
     "llmrank.pipeline",
