@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from llmrank.errors import OptionError
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
-from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
+from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from llmrank.score import (
     ActivationScorer,
@@ -121,7 +121,9 @@ SCORERS: Registry[BaseScorer] = Registry(
         "flap": FLAPScorer,
     },
 )
-PRUNERS: Registry[BasePruner] = Registry("pruner", BasePruner, {"local": LocalPruner, "global": GlobalPruner})
+PRUNERS: Registry[BasePruner] = Registry(
+    "pruner", BasePruner, {"local": LocalPruner, "global": GlobalPruner, "sensitivity": SensitivityPruner}
+)
 PIPELINES: Registry[BasePipeline] = Registry(
     "pipeline", BasePipeline, {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline}
 )

@@ -27,6 +27,7 @@ from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
 from llmrank.report import Evaluation, Report
 from llmrank.reselection import Reselection
 from llmrank.score import BaseScorer, WeightedPageRankScorer
+from llmrank.sensitivity import layer_sensitivities
 from llmrank.stream import Recording, open_stream, recording
 from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable
 
@@ -61,7 +62,8 @@ class BasePipeline:
     scorer : BaseScorer, optional
         :class:`WeightedPageRankScorer` by default.
     pruner : BasePruner, optional
-        :class:`LocalPruner` of 30 % by default.
+        :class:`LocalPruner` of 30 % by default. One that needs sensitivities has them measured, see :meth:`measure`; not
+        with a `structure_dict`.
     device : str or torch.device, optional
         Where the model is moved to; by default it stays.
     calibration : path, text, list of texts, "dataset:NAME", or tensor; optional
@@ -87,10 +89,10 @@ class BasePipeline:
 
     Attributes
     ----------
-    report, masks, graph, rank : after :meth:`run`
-        What was done, what was kept, and the graph(s) with their rank(s): one of each, or tuples
-        where there are several. The graphs refer to the weights as they were, and so keep them in
-        memory as long as the pipeline lives.
+    report, masks, sensitivities, graph, rank : after :meth:`run`
+        What was done, what was kept, what each layer's cut alone does to the output (an empty dict unless the pruner needs
+        it), and the graph(s) with their rank(s): one of each, or tuples where there are several. The graphs refer to the weights
+        as they were, and so keep them in memory as long as the pipeline lives.
     """
 
     topology: ClassVar[Topology]
@@ -143,6 +145,11 @@ class BasePipeline:
             raise OptionError(
                 "repair needs whole FFNs, and structure_dict prunes rows of Linears; leave one of them out"
             )
+        if structure_dict is not None and pruner is not None and pruner.needs_sensitivity:
+            raise OptionError(
+                f"{type(pruner).__name__} needs the sensitivities of whole FFNs, and structure_dict prunes rows of Linears; "
+                "use LocalPruner or GlobalPruner with it"
+            )
         if structure_dict is not None and form == "compact":
             raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
         self.model = model
@@ -163,6 +170,7 @@ class BasePipeline:
         self.progress = progress
         self.report: Report | None = None
         self.masks: Masks | None = None
+        self.sensitivities: dict[str, float] = {}
         self.application: Application | None = None
         self.model_graphs: tuple[ModelGraph, ...] = ()
         self.ranks: tuple[RankResult, ...] = ()
@@ -192,6 +200,8 @@ class BasePipeline:
         with self._timed("rank"):
             self.model_graphs = self.draw(ffns, statistics)
             self.ranks = self.score(self.model_graphs)
+        with self._timed("measure"):
+            self.sensitivities = self.measure(ffns, sequences)
         with self._timed("prune"):
             self.masks = self.choose(self.model_graphs, self.ranks)
         with self._timed("repair"):
@@ -257,9 +267,21 @@ class BasePipeline:
         steps = self.progress(graphs, "Ranking") if self.progress else graphs
         return tuple(self.scorer.rank(entry.graph, entry.statistics) for entry in steps)
 
+    def measure(self, ffns: Sequence[FFN], sequences: TokenSequences) -> dict[str, float]:
+        """The sensitivity of every prunable layer to the pruner's amount, local; empty where the pruner asks for none.
+
+        On the first calibration sequences, see :func:`llmrank.sensitivity.layer_sensitivities`.
+        """
+        if not self.pruner.needs_sensitivity:
+            return {}
+        trial = LocalPruner(self.pruner.amount, self.pruner.min_keep)
+        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True)
+        return layer_sensitivities(self.model, ffns, masks, sequences, self.batch_size, progress=self.progress)
+
     def choose(self, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> Masks:
         """The keep masks of all prunable layers."""
-        return choose_masks(self.pruner, graphs, ranks, jointly=prunes_jointly(self.structure_dict, self.topology))
+        jointly = prunes_jointly(self.structure_dict, self.topology)
+        return choose_masks(self.pruner, graphs, ranks, jointly=jointly, sensitivities=self.sensitivities)
 
     def repairs(
         self, ffns: Sequence[FFN], masks: Masks, sequences: TokenSequences, record: Recording
@@ -351,6 +373,7 @@ class BasePipeline:
                 "widths": masks.widths,
                 "widths_with_padding": application.widths,
             },
+            sensitivities=self.sensitivities,
             repaired=summary(self.repaired),
             before=before,
             after=size(self.model, ffns),
@@ -386,10 +409,21 @@ def prunes_jointly(structure_dict: Mapping[str, Any] | None, topology: Topology)
 
 
 def choose_masks(
-    pruner: BasePruner, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult], *, jointly: bool
+    pruner: BasePruner,
+    graphs: Sequence[ModelGraph],
+    ranks: Sequence[RankResult],
+    *,
+    jointly: bool,
+    sensitivities: Mapping[str, float] | None = None,
 ) -> Masks:
-    """The keep masks of ranked graphs: under one budget, or under one for each graph."""
+    """The keep masks of ranked graphs: under one budget, or under one for each graph.
+
+    Sensitivities, by the names of the layers, go to the records.
+    """
     records = [layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
+    for group in records:
+        for record in group:
+            record.sensitivity = (sensitivities or {}).get(record.name)
     if jointly:
         return pruner.prune([record for group in records for record in group])
     keep: dict[str, torch.Tensor] = {}

@@ -99,6 +99,9 @@ class Report:
     before, after : Size
     seconds : dict from str to float
         Wall time of every stage.
+    sensitivities : dict from str to float
+        For each prunable layer what its cut alone does to the output, see :mod:`llmrank.sensitivity`; empty where the pruner
+        did not ask for it.
     repaired : dict
         For each repaired map its damping, and the share of its calibration outputs missed before and after.
     evaluation : Evaluation, optional
@@ -114,6 +117,7 @@ class Report:
     before: Size
     after: Size
     seconds: dict[str, float]
+    sensitivities: dict[str, float] = field(default_factory=dict)
     repaired: dict[str, Any] = field(default_factory=dict)
     evaluation: Evaluation | None = None
     environment: dict[str, str] = field(default_factory=environment)

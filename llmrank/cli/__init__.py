@@ -78,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("model", metavar="MODEL", nargs="?", help=f"default: {DEMO_NAME}")
     inspect_options(command)
     method_options(command, cuts=False)
-    command.set_defaults(run=run_inspect, form="compact", align="none", repair="none", damping=None, reselect=None)
+    command.set_defaults(
+        run=run_inspect, form="compact", align="none", repair="none", damping=None, reselect=None, limit=None
+    )
 
     command = commands.add_parser("evaluate", help="perplexity and size of a model, pruned or not")
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")

@@ -61,13 +61,20 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         type=_amount,
         default=0.3,
         help="share (0.3) or number (500) to remove; local removes that many of each layer, global of all layers "
-        "together (%(default)s)",
+        "together, sensitivity of each on average (%(default)s)",
     )
-    budget.add_argument("--pruner", default=DEFAULTS["pruner"], help=f"{' or '.join(PRUNERS)} (%(default)s)")
+    # What inspection shows needs no pass through the model that prunes it.
+    pruners = [name for name, pruner in PRUNERS.items() if cuts or not pruner.needs_sensitivity]
+    budget.add_argument("--pruner", default=DEFAULTS["pruner"], help=f"{', '.join(pruners)} (%(default)s)")
     budget.add_argument("--normalize", help="global: auto, zscore, mean or none (auto)")
     budget.add_argument("--min-keep", type=int, help="neurons that every layer keeps at least (1)")
     budget.add_argument("--multiple-of", type=int, help="round kept widths to a multiple, such as 64 (1)")
     if cuts:
+        budget.add_argument(
+            "--limit",
+            type=float,
+            help="sensitivity: how many times the median a layer's cut alone may cost before the layer gives less (2)",
+        )
         budget.add_argument(
             "--repair",
             default=DEFAULTS["repair"],
@@ -165,6 +172,7 @@ def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
         normalize=options.normalize,
         min_keep=options.min_keep,
         multiple_of=options.multiple_of,
+        limit=options.limit,
     )
     return scorer, pruner
 

@@ -50,6 +50,18 @@ def test_forms_and_padding_compute_the_same(checkpoint: Path, corpus: Path, tmp_
     )
 
 
+def test_a_sensitive_layer_gives_less_and_the_report_says_why(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    common = ("prune", checkpoint, "--pruner", "sensitivity", "--amount", 0.25, "--calibration", corpus, *SHORT)
+    assert run(*common, "--output", tmp_path / "strict", "--limit", 0.5) == 0
+    assert run(*common, "--output", tmp_path / "mild", "--limit", 50) == 0
+    reports = {name: json.loads((tmp_path / name / "report.json").read_text("utf-8")) for name in ("strict", "mild")}
+    assert reports["strict"]["method"]["pruner"]["limit"] == 0.5
+    assert reports["mild"]["sensitivities"] == reports["strict"]["sensitivities"]
+    assert list(reports["mild"]["neurons"]["widths"].values()) == [30, 30]
+    assert reports["strict"]["neurons"]["removed"] == 20
+    llmrank.load(tmp_path / "strict")
+
+
 @pytest.mark.parametrize("repair", ["bias", "lstsq"])
 def test_a_repaired_checkpoint_loads_and_says_what_was_done(
     checkpoint: Path, corpus: Path, tmp_path: Path, repair: str, capsys: Any
@@ -181,6 +193,8 @@ def test_families_lists_the_table(capsys: Any) -> None:
         (("--gamma", 2), "gamma must be"),
         (("--pruner", "both"), "unknown pruner"),
         (("--normalize", "zscore"), "does not take normalize"),
+        (("--limit", 3), "does not take limit"),
+        (("--pruner", "sensitivity", "--limit", 0), "limit must be a finite number > 0"),
         (("--pipeline", "loose"), "unknown pipeline"),
         (("--device", "cuda:99"), "cannot be used here"),
         (("--dtype", "int8"), "unknown dtype"),

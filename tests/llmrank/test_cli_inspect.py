@@ -212,6 +212,7 @@ def test_it_refuses(
         (("--compare", "pagerank"), "unknown scorer"),
         (("--scorer", "pagerank"), "unknown scorer"),
         (("--pruner", "thirds"), "local and global pruning take; got --pruner 'thirds'"),
+        (("--pruner", "sensitivity"), "local and global pruning take; got --pruner 'sensitivity'"),
         (("--amount", "1.5"), "amount must be a share"),
         (("--gamma", "2"), "gamma"),
         (("--normalize", "median"), "expected auto, zscore, mean or none"),

@@ -15,7 +15,7 @@ from llmrank.score import BaseScorer, WeightedPageRankScorer
 
 def test_names() -> None:
     assert {"norm", "random", "activation", "wpr", "mpr", "wanda", "wanda-sp", "flap"} == set(SCORERS)
-    assert set(PRUNERS) == {"local", "global"}
+    assert set(PRUNERS) == {"local", "global", "sensitivity"}
     assert dict(PIPELINES) == {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline}
     assert DEFAULTS["scorer"] in SCORERS
     assert DEFAULTS["pruner"] in PRUNERS
@@ -42,6 +42,7 @@ def test_options_reach_the_class_and_none_is_left_to_it() -> None:
     pruner = make_pruner("global", normalize="mean", min_keep=None)
     assert isinstance(pruner, GlobalPruner)
     assert (pruner.normalize, pruner.min_keep) == ("mean", 1)
+    assert vars(make_pruner("sensitivity", limit=3.0))["limit"] == 3.0
     with pytest.raises(OptionError, match=r"gamma must be a number in \[0, 1\]"):
         make_scorer("wpr", gamma=2.0)
 
@@ -49,7 +50,7 @@ def test_options_reach_the_class_and_none_is_left_to_it() -> None:
 def test_unknown_names_are_answered_with_the_list() -> None:
     with pytest.raises(OptionError, match="unknown scorer 'pagerank'; expected one of activation, flap, mpr,"):
         make_scorer("pagerank")
-    with pytest.raises(OptionError, match="unknown pruner 'layer'; expected one of global, local"):
+    with pytest.raises(OptionError, match="unknown pruner 'layer'; expected one of global, local, sensitivity"):
         make_pruner("layer")
     with pytest.raises(OptionError, match="unknown pipeline 'full'; expected one of chained, isolated"):
         PIPELINES.find("full")
@@ -62,6 +63,8 @@ def test_foreign_options_are_answered_with_the_list() -> None:
         make_scorer("wanda", p=1)
     with pytest.raises(OptionError, match="pruner 'local' does not take normalize; it takes amount, min_keep,"):
         make_pruner("local", normalize="mean")
+    with pytest.raises(OptionError, match="pruner 'global' does not take limit; it takes amount, min_keep,"):
+        make_pruner("global", limit=3.0)
 
 
 def test_register() -> None:

@@ -14,8 +14,10 @@ from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluate import perplexity, unigram_perplexity
-from llmrank.prune import LocalPruner
+from llmrank.masks import Masks
+from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
+from llmrank.sensitivity import layer_sensitivities
 from tests.llmrank.models import (
     Snapshot,
     family_model,
@@ -24,6 +26,7 @@ from tests.llmrank.models import (
     named_family,
     text,
     tiny_llama,
+    tiny_t5,
     token_ids,
     tokenizer,
 )
@@ -186,6 +189,71 @@ def test_progress_sees_every_batch_and_graph() -> None:
     pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(4), batch_size=3, progress=progress)
     pipeline.run()
     assert seen == {"Calibrating": 2, "Ranking": 2}
+    IsolatedFFNPipeline(
+        tiny_llama(), None, pruner=SensitivityPruner(), calibration=token_ids(4), batch_size=2, progress=progress
+    ).run()
+    assert seen == {"Calibrating": 2, "Ranking": 2, "Measuring": 2}
+
+
+@topologies
+def test_sensitivities_are_those_of_the_even_cut_and_shift_the_budget(topology: type[BasePipeline]) -> None:
+    model = tiny_llama(num_hidden_layers=4)
+    with torch.no_grad():
+        for k in (0, 1, 3):
+            model.model.layers[k].mlp.down_proj.weight *= 0.1
+    snapshot = Snapshot(model)
+    calibration = token_ids(4, 16)
+    even = topology(model, None, calibration=calibration, pruner=LocalPruner(0.25))
+    even.run()
+    even.undo()
+    assert even.sensitivities == {}
+    assert even.masks is not None
+    pipeline = topology(model, None, calibration=calibration, pruner=SensitivityPruner(0.25))
+    pipeline.run()
+    masks = pipeline.masks
+    assert masks is not None
+    pipeline.undo()
+    snapshot.assert_restored()
+    expected = layer_sensitivities(model, pipeline.find(), even.masks, pipeline.sequences())
+    assert pipeline.sensitivities == expected
+    spared = max(expected, key=lambda name: expected[name])
+    assert spared == "model.layers.2.mlp"
+    assert masks.widths[spared] > 30
+    assert max(width for name, width in masks.widths.items() if name != spared) < 30
+    assert masks.size - masks.kept == 40
+    # Within a layer the same go first.
+    assert all(bool((masks[name] & ~even.masks[name] == 0).all()) for name in masks if name != spared)
+
+
+def test_choosing_may_be_overridden_and_finds_the_sensitivities() -> None:
+    class Halves(IsolatedFFNPipeline):
+        def choose(self, graphs: Any, ranks: Any) -> Masks:
+            assert set(self.sensitivities) == {"model.layers.0.mlp", "model.layers.1.mlp"}
+            return super().choose(graphs, ranks)
+
+        def measure(self, ffns: Any, sequences: Any) -> dict[str, float]:
+            return {name: float(k) for k, name in enumerate(super().measure(ffns, sequences))}
+
+    pipeline = Halves(tiny_llama(), None, calibration=token_ids(), pruner=SensitivityPruner(0.5, limit=0.5))
+    pipeline.run()
+    assert pipeline.masks is not None
+    # 1 is four times half the median of 0 and 1: a quarter of 20, and the rest from the other.
+    assert list(pipeline.masks.widths.values()) == [5, 35]
+
+
+def test_sensitivities_of_models_of_other_kinds() -> None:
+    for model, calibration in ((tiny_t5(), token_ids()), (mlp(4, 12, 3), features(300, 4))):
+        pipeline = ChainedFFNPipeline(model, None, calibration=calibration, pruner=SensitivityPruner(0.25))
+        pipeline.run()
+        assert pipeline.masks is not None
+        assert pipeline.masks.size - pipeline.masks.kept == pipeline.masks.size // 4
+        assert set(pipeline.sensitivities) == set(pipeline.masks)
+
+
+def test_sensitivities_of_listed_linears_are_refused_at_construction() -> None:
+    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
+    with pytest.raises(OptionError, match=r"SensitivityPruner needs the sensitivities of whole FFNs.*use LocalPruner"):
+        ChainedFFNPipeline(tiny_llama(), None, structure, pruner=SensitivityPruner(), calibration=token_ids())
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report
 from llmrank.evaluate import Perplexity
-from llmrank.prune import GlobalPruner, LocalPruner
+from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.report import Evaluation, environment
 from llmrank.score import BaseScorer
 from tests.llmrank.models import features, mlp, tiny_llama, token_ids
@@ -67,9 +67,27 @@ def test_report_says_what_was_done() -> None:
     assert plain["calibration"]["tokens"] == 96
     assert plain["before"]["ffn_parameters"] - plain["after"]["ffn_parameters"] == 3 * 16 * 20
     assert {"find", "calibrate", "rank", "prune", "apply"} <= set(plain["seconds"])
+    assert plain["sensitivities"] == {}
     assert plain["evaluation"] is None
     assert plain["warnings"] == []
     assert {"torch", "transformers", "python"} <= set(environment())
+
+
+def test_report_holds_what_the_budget_was_shifted_by(tmp_path: Path) -> None:
+    report = some_report(pruner=SensitivityPruner(0.25, limit=1.5))
+    report.save(tmp_path / "report.json")
+    plain = strict((tmp_path / "report.json").read_text())
+    assert plain["method"]["pruner"] == {
+        "name": "SensitivityPruner",
+        "amount": 0.25,
+        "min_keep": 1,
+        "multiple_of": 1,
+        "limit": 1.5,
+    }
+    assert list(plain["sensitivities"]) == list(plain["neurons"]["widths"])
+    assert all(value > 0 for value in plain["sensitivities"].values())
+    assert plain["neurons"]["removed"] == 20
+    assert plain["seconds"]["measure"] > 0
 
 
 def test_file_is_strict_json_and_round_trips(tmp_path: Path) -> None:
