@@ -26,7 +26,7 @@ from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks, checkpoint
 from llmrank.activations import collect
 from llmrank.adapters import explicit_ffns, find_ffns
 from llmrank.calibration import TokenSequences, tokenise
-from llmrank.config import PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.config import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity
 from llmrank.hub import demo_model
 from llmrank.repair import repair_ffns
@@ -80,7 +80,7 @@ def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setti
         for repair in repairs:
             for scorer in SCORERS:
                 for topology in PIPELINES:
-                    for pruner in ("local", "global"):
+                    for pruner in PRUNERS:
                         yield Setting("ffn", scorer, topology, pruner, amount, repair)
             for peer in pruning_peers.PEERS:
                 if peer.installed:
@@ -129,8 +129,11 @@ class Study:
             make_scorer(name, **knobs),
             make_pruner(setting.pruner, amount=setting.amount),
         )
-        graphs = pipeline.draw(self.ffns[setting.graph], self.statistics[setting.graph])
-        return pipeline.choose(graphs, pipeline.score(graphs)), Reselection(pipeline.scorer, graphs)
+        ffns = self.ffns[setting.graph]
+        pipeline.model_graphs = graphs = pipeline.draw(ffns, self.statistics[setting.graph])
+        pipeline.ranks = ranks = pipeline.score(graphs)
+        pipeline.sensitivities = pipeline.measure(ffns, self.calibration)
+        return pipeline.choose(graphs, ranks), Reselection(pipeline.scorer, graphs)
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection | None) -> dict[str, Any]:
         """Cut, repair, evaluate, undo."""
@@ -190,6 +193,9 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=1024)
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     options = parser.parse_args()
+    unknown = set(options.repairs.split(",")) - set(REPAIRS)
+    if unknown:
+        parser.error(f"unknown --repairs {', '.join(sorted(unknown))}; expected some of {', '.join(REPAIRS)}")
     if options.wikitext is None:
         parser.error(
             "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt"
