@@ -26,7 +26,7 @@ from llmrank.surgery import prunable_layers
 __all__ = ["layer_sensitivities"]
 
 # Tokens whose distributions are compared at once: vocabularies are wide.
-ROWS = 128
+ROWS = 64
 # Rows of features that count as one sequence, as for batches.
 FEATURE_ROWS = 256
 
