@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import llmrank
 from llmrank.adapters import FAMILIES, Family, find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
-from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
+from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from tests.llmrank.models import Snapshot, auto_class, family_model, logits, token_ids
 
 IDS = [family.name for family in FAMILIES]
@@ -56,13 +56,17 @@ def test_found_by_geometry(family: Family) -> None:
     assert {ffn.sizes for ffn in ffns} == {(16, 64 if family.model_type == "bloom" else 40, 16)}
 
 
-# Both topologies and both pruners see every family, but in two of the four pairs: the form of the cut does not
+# Both topologies and all pruners see every family, but in three of the six pairs: the form of the cut does not
 # depend on how the scores came about.
 @every_family
 @pytest.mark.parametrize(
     ("topology", "pruner"),
-    [(ChainedFFNPipeline, LocalPruner(0.3)), (IsolatedFFNPipeline, GlobalPruner(0.3))],
-    ids=["chained-local", "isolated-global"],
+    [
+        (ChainedFFNPipeline, LocalPruner(0.3)),
+        (IsolatedFFNPipeline, GlobalPruner(0.3)),
+        (IsolatedFFNPipeline, SensitivityPruner(0.3, limit=0.5)),
+    ],
+    ids=["chained-local", "isolated-global", "isolated-sensitivity"],
 )
 def test_three_forms_compute_the_same(family: Family, topology: type[BasePipeline], pruner: BasePruner) -> None:
     model = family_model(family)
@@ -79,8 +83,11 @@ def test_three_forms_compute_the_same(family: Family, topology: type[BasePipelin
         assert neurons["removed"] == n - run.masks.kept
         if isinstance(pruner, LocalPruner):
             assert all(len(mask) - int(mask.sum()) == round(0.3 * len(mask)) for mask in run.masks.values())
-        else:
+        elif isinstance(pruner, GlobalPruner):
             assert neurons["removed"] == -(-3 * n // 10)
+        else:
+            assert neurons["removed"] == round(0.3 * n)
+            assert all(value > 0 for value in run.report.sensitivities.values())
         if form == "compact":
             before, after = run.report.before, run.report.after
             assert before.parameters - after.parameters == removed_parameters(run)
