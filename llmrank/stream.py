@@ -170,6 +170,8 @@ class BlockStream:
         self._passed = 0
         self._whole = list(record.first) if follow else []
         self._whole_passed = 0
+        # The first batch in front of the block that the whole model's states were last taken through.
+        self._front: list[torch.Tensor] = []
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:
         """See :meth:`Stream.feed`."""
@@ -184,6 +186,7 @@ class BlockStream:
             for earlier in range(self._whole_passed, position):
                 self._go_past(earlier, self._whole)
             if self._whole_passed <= position:
+                self._front = self._whole[:1]
                 with ExitStack() as hooks:
                     if whole is not None:
                         watch(hooks, self._model, ffn, module, whole, self._masks)
@@ -200,8 +203,8 @@ class BlockStream:
                 reader.end_batch(self._whole[k] - output if follows else None)
 
     def _adds(self, position: int, module: nn.Module) -> bool:
-        """Whether the block's output moves by just what is added to the map's."""
-        _, output = next(self._outputs(position, self._states))
+        """Whether the block's output moves by just what is added to the map's: tried on the first batch of the whole model."""
+        output = self._whole[0]
         # As large as the stream itself, and different from token to token.
         added = output.roll(1, dims=-1)
         calls = []
@@ -212,7 +215,7 @@ class BlockStream:
 
         handle = module.register_forward_hook(add)
         try:
-            _, moved = next(self._outputs(position, self._states))
+            _, moved = next(self._outputs(position, self._front))
         finally:
             handle.remove()
         rounding = 16 * torch.finfo(output.dtype).eps * float(output.abs().max())
@@ -225,7 +228,7 @@ class BlockStream:
     def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         block, calls = self._record.blocks[position], self._record.calls[position]
         with torch.no_grad(), evaluating(self._model):
-            for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=True)):
+            for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
                 self._masks.take(masks)
                 yield k, first_output(block(state, *call.args, **call.kwargs))
 
