@@ -11,6 +11,7 @@ Sources: the bias is FLAP's (An et al. 2023, arXiv 2312.11983); the least square
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -112,6 +113,11 @@ class Moments:
     def mean(self) -> torch.Tensor:
         """(n,)."""
         return self.total / self.count
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value was NaN or Inf, nor overflowed."""
+        return bool(torch.isfinite(self.second).all()) and (self.lack is None or math.isfinite(self.lack.square))
 
     def covariance(self, *, centred: bool) -> torch.Tensor:
         """Mean of x x^T, (n, n), of x less its mean where `centred`."""
@@ -256,7 +262,7 @@ class BiasRepair(BaseRepair):
 
 @dataclass
 class LeastSquaresRepair(BaseRepair):
-    """New weights of the kept neurons, which come as near to the old outputs as a linear map can.
+    """New weights of the kept neurons, with which the map comes as near to its target as a linear map can.
 
     ``W_K + (W_R S_RK + C_K^T) (S_KK + lambda I)^-1`` with S the second moments of x and C those of x with what the stream
     lacks, both centred where the map has a bias (which then takes up the difference of the means), and
@@ -520,9 +526,10 @@ def repair_ffns(
                 whole = _MomentSums(layer.size, consumer.weight.device) if choose and method.reselects else None
                 stream.feed(ffn, consumer.module, sums, whole)
                 fit, held_out = sums.moments()
-                if not fit.count or not bool(torch.isfinite(fit.second).all()):
+                if not fit.count or not (fit if held_out is None else fit + held_out).finite:
                     raise CalibrationError(
-                        f"what {consumer.name} reads is not finite once the FFNs before it are cut, or no token reached it; "
+                        f"what {consumer.name} reads, or the stream behind it, is not finite once the FFNs before it are cut, or "
+                        "no token reached it; "
                         "prune less, or load the model in float32"
                     )
                 if choose is not None and whole is not None:

@@ -139,6 +139,13 @@ def test_the_stream_as_target_brings_the_end_of_the_stream_nearer() -> None:
     assert ends["stream"] < 0.98 * ends["output"] < 0.98 * ends["none"]
 
 
+def test_numbers_that_are_not_finite_are_seen_in_either() -> None:
+    values, lack = torch.ones(3, 2), torch.ones(3, 4)
+    assert Moments.of(values, lack).finite
+    assert not Moments.of(values * float("inf"), lack).finite
+    assert not Moments.of(values, lack * float("nan")).finite
+
+
 def test_bias_takes_up_the_means() -> None:
     x, weight, keep = data(3, 25, 6, 4)
     inputs, matrix, kept = tensors(x, weight, keep)
