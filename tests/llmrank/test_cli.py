@@ -62,14 +62,14 @@ def test_a_sensitive_layer_gives_less_and_the_report_says_why(checkpoint: Path, 
     llmrank.load(tmp_path / "strict")
 
 
-@pytest.mark.parametrize("repair", ["bias", "lstsq"])
+@pytest.mark.parametrize(("repair", "more"), [("bias", ()), ("lstsq", ()), ("lstsq", ("--no-reselect",))])
 def test_a_repaired_checkpoint_loads_and_says_what_was_done(
-    checkpoint: Path, corpus: Path, tmp_path: Path, repair: str, capsys: Any
+    checkpoint: Path, corpus: Path, tmp_path: Path, repair: str, more: tuple[str, ...], capsys: Any
 ) -> None:
     common = ("prune", checkpoint, "--calibration", corpus, "--samples", 5, "--sequence-length", 16)
     assert run(*common, "--output", tmp_path / "plain", "--repair", "none") == 0
     assert "repaired by" not in capsys.readouterr().out
-    assert run(*common, "--output", tmp_path / repair, "--repair", repair) == 0
+    assert run(*common, "--output", tmp_path / repair, "--repair", repair, *more) == 0
     assert "was missing as cut" in " ".join(capsys.readouterr().out.split())
     report = json.loads((tmp_path / repair / "report.json").read_text(encoding="utf-8"))
     assert report["method"]["repair"]["name"] == {"bias": "BiasRepair", "lstsq": "LeastSquaresRepair"}[repair]
@@ -77,7 +77,8 @@ def test_a_repaired_checkpoint_loads_and_says_what_was_done(
     models = [transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("plain", repair)]
     assert not torch.allclose(*(logits(model, token_ids()) for model in models), atol=1e-3)
     masks = [Masks.load(tmp_path / name / "masks.safetensors") for name in ("plain", repair)]
-    assert masks[0] == masks[1]
+    assert (masks[0] == masks[1]) is (repair == "bias" or "--no-reselect" in more)
+    assert masks[0].widths == masks[1].widths
 
 
 def test_evaluation_lands_in_the_report(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
