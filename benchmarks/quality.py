@@ -26,7 +26,7 @@ from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks, checkpoint
 from llmrank.activations import collect
 from llmrank.adapters import explicit_ffns, find_ffns
 from llmrank.calibration import TokenSequences, tokenise
-from llmrank.config import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
+from llmrank.config import PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity
 from llmrank.hub import demo_model
 from llmrank.repair import repair_ffns
@@ -56,6 +56,22 @@ REPAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstsq (output)": ("lstsq", {"target": "output"}),
     "lstsq (reselect)": ("lstsq", {"reselect": True}),
 }
+# Which budgets of a score are worth a repair. The bias is FLAP's own; choosing anew is for the rank.
+BOTH = ("local", "global")
+CONTENDERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "random": {"lstsq": ("local",)},
+    "norm (L1)": {"lstsq": ("local",)},
+    "activation": {"lstsq": BOTH},
+    "wanda-sp (L1)": {"lstsq": BOTH},
+    "flap": {"bias": BOTH, "lstsq": BOTH},
+    "modified pagerank": {"lstsq": ("local",)},
+    "weighted pagerank": {
+        "bias": ("local", "sensitivity"),
+        "lstsq": ("local", "global", "sensitivity"),
+        "lstsq (output)": ("local",),
+        "lstsq (reselect)": ("local", "sensitivity"),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -75,18 +91,22 @@ class Setting:
 
 
 def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setting]:
-    """All rows: the FFN's own graph, other libraries, then the paper's graph (rows of up and down), which has no repair."""
+    """All rows: the FFN's own graph and other libraries, by every repair; the paper's graph (rows of up and down) as cut.
+
+    As cut, everything is compared; a topology only where the score knows it. Repair takes minutes a row, so that it is for the
+    contenders: of each score the budgets that others publish, and of the graph's ranks those that are offered.
+    """
     for amount in amounts:
         for repair in repairs:
-            for scorer in SCORERS:
-                for topology in PIPELINES:
-                    for pruner in PRUNERS:
+            for scorer in SCORERS if repair == "none" else CONTENDERS:
+                for topology in ("isolated", "chained") if "pagerank" in scorer and repair == "none" else ("isolated",):
+                    for pruner in PRUNERS if repair == "none" else CONTENDERS[scorer].get(repair, ()):
                         yield Setting("ffn", scorer, topology, pruner, amount, repair)
-            for peer in pruning_peers.PEERS:
+            for peer in pruning_peers.PEERS if repair in ("none", "lstsq") else ():
                 if peer.installed:
                     yield Setting("peer", peer.name, "", peer.budget, amount, repair)
-        for scorer in ("activation", "weighted pagerank", "modified pagerank"):
-            for topology in PIPELINES:
+        for scorer in ("activation", "weighted pagerank", "modified pagerank") if "none" in repairs else ():
+            for topology in ("isolated", "chained"):
                 for pruner in ("local", "global"):
                     yield Setting("paper", scorer, topology, pruner, amount, "none")
 
@@ -184,7 +204,9 @@ def main() -> None:
     )
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amounts", default="0.3", help="shares to remove, with commas (%(default)s)")
-    parser.add_argument("--repairs", default="none,lstsq", help=f"of {', '.join(REPAIRS)}, with commas (%(default)s)")
+    parser.add_argument(
+        "--repairs", default=",".join(REPAIRS), help=f"of {', '.join(REPAIRS)}, with commas (%(default)s)"
+    )
     parser.add_argument(
         "--only", action="append", help="pattern of the rows to run, such as '*pagerank*isolated*local*'"
     )

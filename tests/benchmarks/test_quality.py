@@ -1,0 +1,43 @@
+"""Which rows the study of quality has."""
+
+from collections import Counter
+
+from benchmarks.quality import CONTENDERS, REPAIRS, SCORERS, settings, table
+from llmrank.config import PRUNERS
+from llmrank.config import REPAIRS as REGISTERED
+
+
+def test_every_row_is_there_once():
+    rows = Counter(setting.key for setting in settings([0.1, 0.3], list(REPAIRS)))
+    assert max(rows.values()) == 1
+    assert all(f"ffn | {scorer} | isolated | {pruner} | 0.3 | none" in rows for scorer in SCORERS for pruner in PRUNERS)
+
+
+def test_repairs_are_those_asked_for():
+    assert {setting.repair for setting in settings([0.3], ["lstsq"])} == {"lstsq"}
+    assert {setting.repair for setting in settings([0.3], list(REPAIRS))} == set(REPAIRS)
+
+
+def test_contenders_are_known():
+    assert set(CONTENDERS) <= set(SCORERS)
+    for repairs in CONTENDERS.values():
+        assert set(repairs) <= set(REPAIRS)
+        assert {pruner for pruners in repairs.values() for pruner in pruners} <= set(PRUNERS)
+    assert {name for name, _ in REPAIRS.values()} <= {"none", *REGISTERED}
+
+
+def test_the_table_has_the_best_on_valid_first():
+    rows = {
+        name: {
+            "graph": "ffn",
+            "scorer": name,
+            "topology": "isolated",
+            "pruner": "local",
+            "amount": 0.3,
+            "repair": "none",
+        }
+        | {"test": 30.0, "valid": valid}
+        for name, valid in (("worse", 50.0), ("better", 40.0))
+    }
+    text = table({"dense": {"test": 20.0, "valid": 25.0}, "rows": rows})
+    assert text.index("better") < text.index("worse")
