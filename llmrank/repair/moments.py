@@ -1,0 +1,210 @@
+"""First and second moments of what a map reads, gathered batch by batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from llmrank.activations import counted
+
+__all__ = ["Lack", "MomentSums", "Moments"]
+
+# Columns of the second moments that are added to at once.
+BAND = 256
+# Every so many batches one is kept out of the fit, to choose the damping by.
+HELD_OUT_EVERY = 4
+# What a linear stand-in for a neuron is damped by, as a share of the mean square of a neuron.
+DAMPING = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Lack:
+    """Sums over calibration tokens of e, what the stream behind a map lacks.
+
+    Attributes
+    ----------
+    total : (out,) float64 tensor
+        Sum of e.
+    cross : (n, out) float64 tensor
+        Sum of x e^T.
+    square : float
+        Sum of ||e||^2.
+    """
+
+    total: torch.Tensor
+    cross: torch.Tensor
+    square: float
+
+    def __add__(self, other: Lack) -> Lack:
+        return Lack(self.total + other.total, self.cross + other.cross, self.square + other.square)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over calibration tokens of what a map reads.
+
+    Attributes
+    ----------
+    count : int
+        Tokens.
+    total : (n,) float64 tensor
+        Sum of x.
+    second : (n, n) float64 tensor
+        Sum of x x^T.
+    lack : Lack or None
+        None where the map is fitted to its own outputs.
+
+    Examples
+    --------
+    >>> moments = Moments.of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    >>> moments.count, moments.mean.tolist(), moments.second.tolist()
+    (2, [2.0, 1.0], [[10.0, 2.0], [2.0, 4.0]])
+    """
+
+    count: int
+    total: torch.Tensor
+    second: torch.Tensor
+    lack: Lack | None = None
+
+    @classmethod
+    def of(cls, values: torch.Tensor, lack: torch.Tensor | None = None) -> Moments:
+        """The moments of values (tokens, n), and of what is lacking (tokens, out)."""
+        sums = _Sums(values.shape[-1], values.device)
+        sums.add(values, lack)
+        return sums.moments()
+
+    def __add__(self, other: Moments) -> Moments:
+        lack = self.lack + other.lack if self.lack is not None and other.lack is not None else None
+        return Moments(self.count + other.count, self.total + other.total, self.second + other.second, lack)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(n,)."""
+        return self.total / self.count
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value was NaN or Inf, nor overflowed."""
+        return bool(torch.isfinite(self.second).all()) and (self.lack is None or math.isfinite(self.lack.square))
+
+    def covariance(self, *, centred: bool) -> torch.Tensor:
+        """Mean of x x^T, (n, n), of x less its mean where `centred`."""
+        mean = self.mean
+        raw = self.second / self.count
+        return raw - mean[:, None] * mean[None, :] if centred else raw
+
+    def unexplained(self) -> torch.Tensor:
+        """How much of each neuron the others do not explain, (n,) float64.
+
+        The square root of ``1 / ((S + lambda I)^-1)_jj``, with S the mean of x x^T and lambda 1 % of its mean diagonal: the
+        root mean square of what is left of x_j when the other neurons stand in for it as well as they linearly can. It is
+        what Optimal Brain Surgeon counts of a neuron beside its weights (Hassibi and Stork 1993).
+
+        Examples
+        --------
+        >>> x = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 2.0], [-1.0, -1.0, 1.0]])
+        >>> Moments.of(x).unexplained().round(decimals=2).tolist()
+        [0.16, 0.16, 1.25]
+        """
+        covariance = self.covariance(centred=False)
+        ridge = DAMPING * covariance.diagonal().mean()
+        if float(ridge) == 0.0:
+            return torch.zeros_like(self.total)
+        identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + ridge * identity))
+        return inverse.diagonal().rsqrt()
+
+    def lacking(self, *, centred: bool) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """Mean of x e^T, (n, out), and mean of ||e||^2, of both less their means where `centred`; zeros without a lack."""
+        if self.lack is None:
+            return 0.0, 0.0
+        cross, square = self.lack.cross / self.count, self.lack.square / self.count
+        if not centred:
+            return cross, square
+        mean = self.lack.total / self.count
+        return cross - self.mean[:, None] * mean[None, :], square - mean.square().sum()
+
+
+class _Sums:
+    """Moments that grow batch by batch."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.count = 0
+        self._total = torch.zeros(size, dtype=torch.float64, device=device)
+        self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._lack: Lack | None = None
+
+    def add(self, values: torch.Tensor, lack: torch.Tensor | None = None) -> None:
+        """Take values (tokens, n) and what is lacking (tokens, out) in.
+
+        Products of what is narrower than float64 are float32's.
+        """
+        wide = values if values.dtype == torch.float64 else values.float()
+        self.count += len(values)
+        self._total += wide.sum(0)
+        # The matrix is symmetric: bands of columns from the diagonal down are all that is computed.
+        for start in range(0, wide.shape[1], BAND):
+            band = slice(start, start + BAND)
+            self._lower[start:, band] += wide[:, start:].T @ wide[:, band]
+        if lack is not None:
+            lack = lack.to(wide)
+            wider = lack.double()
+            found = Lack(wider.sum(0), (wide.T @ lack).double(), float(wider.square().sum()))
+            self._lack = found if self._lack is None else self._lack + found
+
+    def moments(self) -> Moments:
+        """As a value of its own."""
+        below = torch.tril(self._lower, -1)
+        second = below + below.T + torch.diag(self._lower.diagonal())
+        return Moments(self.count, self._total.clone(), second, self._lack)
+
+
+class MomentSums:
+    """Moments of the batches that pass, every fourth of them held out; a :class:`llmrank.stream.Reader`.
+
+    Parameters
+    ----------
+    size : int
+        Neurons.
+    device : torch.device
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        # MPS has no float64.
+        self._device = torch.device("cpu") if device.type == "mps" else device
+        self._parts = [_Sums(size, self._device), _Sums(size, self._device)]
+        self._batches = 0
+        self._read: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """See :class:`llmrank.activations.Accumulator`."""
+        self._read.append((values, mask))
+
+    def end_batch(self, lack: torch.Tensor | None) -> None:
+        """See :class:`llmrank.stream.Reader`."""
+        self._batches += 1
+        part = self._parts[int(self._batches % HELD_OUT_EVERY == 0)]
+        for values, mask in self._read:
+            missing = None
+            if lack is not None:
+                # Some blocks hand their FFN the tokens of all sequences in one row.
+                missing = counted(lack.reshape(*values.shape[:-1], lack.shape[-1]), mask).to(self._device)
+            part.add(counted(values, mask).to(self._device), missing)
+        self._read.clear()
+
+    def moments(self) -> tuple[Moments, Moments | None]:
+        """Of the batches to fit, and of those held out, if there are any."""
+        fit, held_out = self._parts
+        return fit.moments(), held_out.moments() if held_out.count else None
+
+    @property
+    def count(self) -> int:
+        """Tokens."""
+        return sum(part.count for part in self._parts)
+
+    def together(self) -> Moments:
+        """Of all batches."""
+        fit, held_out = self.moments()
+        return fit if held_out is None else fit + held_out

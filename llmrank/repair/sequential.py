@@ -1,0 +1,128 @@
+"""Repair of all FFNs, in the order of the model: each with what it sees once those before it are cut and repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from llmrank.adapters import FFN
+from llmrank.adapters.families import bias_attribute
+from llmrank.errors import CalibrationError, OptionError
+from llmrank.masks import Masks
+from llmrank.repair.methods import BaseRepair, RepairedMap
+from llmrank.repair.moments import MomentSums
+from llmrank.stream import Stream
+
+__all__ = ["Choose", "repair_ffns", "substitute", "summary"]
+
+Choose: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def repair_ffns(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    masks: Masks,
+    method: BaseRepair,
+    stream: Stream,
+    progress: Callable[[Sequence[Any], str], Any] | None = None,
+    choose: Choose | None = None,
+) -> tuple[Masks, dict[str, RepairedMap]]:
+    """Repair the output maps of all FFNs, in the model's order; nothing is written to the model.
+
+    Parameters
+    ----------
+    model : nn.Module
+    ffns : sequence of FFN
+        Found ones (not explicit).
+    masks : Masks
+    method : BaseRepair
+    stream : Stream
+        The calibration tokens, in front of the first FFN.
+    progress : callable, optional
+        See :func:`llmrank.activations.collect`.
+    choose : callable, optional
+        ``choose(layer, keep, unexplained)`` returns the keep mask of as many neurons by which a method that reselects
+        replaces the planned one.
+
+    Returns
+    -------
+    Masks
+        What stays: `masks`, but for what was chosen anew.
+    dict from str to RepairedMap
+        By the path of the output map's module; maps that lose no neuron are left out.
+
+    Raises
+    ------
+    OptionError
+        FFNs of the explicit form, whose removed rows nothing stands in for.
+    CalibrationError
+        Non-finite activations; the message names the map.
+
+    Notes
+    -----
+    Memory: moments of one map (two (n, n) float64 matrices, four to reselect, and as much again to solve) beside what the
+    stream keeps.
+    """
+    if any(not layer.consumers for ffn in ffns for layer in ffn.prunable.values()):
+        raise OptionError("repair needs whole FFNs; with structure_dict only rows go, and nothing stands in for them")
+    may_add = method.needs_bias and bool(bias_attribute(model))
+    repaired: dict[str, RepairedMap] = {}
+    kept = dict(masks)
+    with ExitStack() as standing_in:
+        for ffn in progress(ffns, "Repairing") if progress else ffns:
+            for layer in ffn.prunable.values():
+                keep, (consumer,) = masks[layer.name], layer.consumers
+                if bool(keep.all()):
+                    continue
+                sums = MomentSums(layer.size, consumer.weight.device)
+                whole = MomentSums(layer.size, consumer.weight.device) if choose and method.reselects else None
+                stream.feed(ffn, consumer.module, sums, whole)
+                fit, held_out = sums.moments()
+                if not fit.count or not (fit if held_out is None else fit + held_out).finite:
+                    raise CalibrationError(
+                        f"what {consumer.name} reads, or the stream behind it, is not finite once the FFNs before it are cut, or "
+                        "no token reached it; "
+                        "prune less, or load the model in float32"
+                    )
+                if choose is not None and whole is not None:
+                    # Where the whole model is not followed, the stream that is already cut has to do.
+                    moments = (whole if whole.count else sums).together()
+                    keep = kept[layer.name] = choose(layer.name, keep, moments.unexplained().cpu())
+                weight = consumer.weight.to(fit.second)
+                bias = _bias(consumer.module, weight, may_add=may_add)
+                solved = method.solve(weight, bias, keep.to(weight.device), fit, held_out)
+                repaired[consumer.name] = solved
+                substitute(standing_in, consumer.module, solved)
+    return Masks(kept), repaired
+
+
+def _bias(module: nn.Module, weight: torch.Tensor, *, may_add: bool) -> torch.Tensor | None:
+    """The bias of a map, (out,); zeros where it has none but can be given one."""
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, torch.Tensor):
+        return bias.detach().to(weight)
+    return weight.new_zeros(len(weight)) if may_add else None
+
+
+def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None:
+    """Let a repaired map answer in place of a module, until `hooks` closes."""
+    own: Any = module.weight
+    weight = solved.weight.to(own)
+    bias = None if solved.bias is None else solved.bias.to(own)
+
+    def answer(_module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> torch.Tensor:
+        return nn.functional.linear(inputs[0], weight, bias)
+
+    hooks.callback(module.register_forward_hook(answer).remove)
+
+
+def summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:
+    """What a report says of a repair: for each map the damping and the shares missed before and after."""
+    return {
+        name: {"damping": solved.damping, "missed_when_cut": solved.before, "missed_when_repaired": solved.after}
+        for name, solved in repaired.items()
+    }
