@@ -12,7 +12,7 @@ import argparse
 import fnmatch
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -23,15 +23,15 @@ import torch
 from benchmarks import pruning_peers
 from benchmarks.provenance import provenance, write
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks, checkpoint
-from llmrank.activations import collect
+from llmrank.activations import FFNStatistics, collect
 from llmrank.adapters import explicit_ffns, find_ffns
 from llmrank.calibration import TokenSequences, tokenise
 from llmrank.config import PRUNERS, make_pruner, make_repair, make_scorer
-from llmrank.evaluate import perplexity
-from llmrank.hub import demo_model
+from llmrank.evaluate import perplexity, size
+from llmrank.hub import LoadedModel, demo_model
 from llmrank.repair import repair_ffns
 from llmrank.reselection import Reselection
-from llmrank.stream import open_stream, recording
+from llmrank.stream import Recording, open_stream, recording
 from llmrank.surgery import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,6 +63,8 @@ CONTENDERS: dict[str, dict[str, tuple[str, ...]]] = {
     "norm (L1)": {"lstsq": ("local",)},
     "activation": {"lstsq": BOTH},
     "wanda-sp (L1)": {"lstsq": BOTH},
+    # Chosen anew it is Optimal Brain Surgeon's order: ||W_:j|| / sqrt((S^-1)_jj).
+    "wanda-sp (L2)": {"lstsq (reselect)": ("local",)},
     "flap": {"bias": BOTH, "lstsq": BOTH},
     "modified pagerank": {"lstsq": ("local",)},
     "weighted pagerank": {
@@ -111,6 +113,22 @@ def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setti
                     yield Setting("paper", scorer, topology, pruner, amount, "none")
 
 
+def add_wikitext(parser: argparse.ArgumentParser) -> None:
+    """The option that names the text."""
+    parser.add_argument(
+        "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
+    )
+
+
+def check_wikitext(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse to go on without the text."""
+    if options.wikitext is None or not (options.wikitext / "valid.txt").is_file():
+        parser.error(
+            "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt, got "
+            f"{options.wikitext}"
+        )
+
+
 def read(path: Path, tokenizer: Any, count: int, length: int, *, last: bool = False) -> TokenSequences:
     """The first (or last) sequences of a WikiText file, with ``<unk>`` read as ``unk``."""
     text = path.read_text(encoding="utf-8").replace("<unk>", "unk")
@@ -124,15 +142,53 @@ def read(path: Path, tokenizer: Any, count: int, length: int, *, last: bool = Fa
 class Study:
     """A model, its calibration, and what is the same for all rows."""
 
-    def __init__(
-        self, model: Any, tokenizer: Any, calibration: TokenSequences, texts: dict[str, TokenSequences]
-    ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, loaded: LoadedModel, calibration: TokenSequences, texts: dict[str, TokenSequences]) -> None:
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.name = Path(loaded.source).name
         self.calibration, self.texts = calibration, texts
-        self.ffns = {"ffn": find_ffns(model), "paper": explicit_ffns(model, PAPER)}
+        self.ffns = {"ffn": find_ffns(self.model), "paper": explicit_ffns(self.model, PAPER)}
         self.ffns["peer"] = self.ffns["ffn"]
-        with recording(model, self.ffns["ffn"]) as self.record:
-            self.statistics = {"ffn": collect(model, self.ffns["ffn"], calibration)}
+        self.statistics: dict[str, tuple[FFNStatistics, ...]] = {}
+        self.record: Recording | None = None
+
+    def protocol(self) -> dict[str, Any]:
+        """All that the rows depend on and do not say themselves."""
+        return {
+            "model": self.name,
+            "calibration": self.calibration.provenance(),
+            "evaluation": {name: text.provenance() for name, text in self.texts.items()},
+            "scorers": {name: [registered, knobs] for name, (registered, knobs) in SCORERS.items()},
+            "repairs": {name: [registered, knobs] for name, (registered, knobs) in REPAIRS.items()},
+            "peers": pruning_peers.versions(),
+        }
+
+    def calibrate(self) -> None:
+        """See the calibration tokens, once for all rows."""
+        with recording(self.model, self.ffns["ffn"]) as self.record:
+            self.statistics["ffn"] = collect(self.model, self.ffns["ffn"], self.calibration)
+
+    def fill(self, results: dict[str, Any], wanted: Sequence[Setting], save: Callable[[], None]) -> None:
+        """Add the rows that are missing, and save after each."""
+        if "dense" not in results:
+            results["dense"] = {name: perplexity(self.model, text).value for name, text in self.texts.items()}
+        results.setdefault("size", asdict(size(self.model, self.ffns["ffn"])))
+        print("dense", results["dense"], flush=True)
+        rows = results.setdefault("rows", {})
+        known: dict[tuple[int, str], dict[str, Any]] = {}
+        for setting in wanted:
+            row = rows.get(setting.key)
+            if row is None:
+                if self.record is None:
+                    self.calibrate()
+                masks, choose = self.masks(setting)
+                # The same masks are the same model, unless they are chosen anew.
+                same = None if "reselect" in setting.repair else known.get((hash(masks), setting.repair))
+                row = {**same, **asdict(setting)} if same else self.row(setting, masks, choose)
+                known[hash(masks), setting.repair] = row
+                rows[setting.key] = row
+                save()
+            found = ", ".join(f"{name} {row[name]:.2f}" for name in self.texts)
+            print(f"{setting.key}: {found}", flush=True)
 
     def masks(self, setting: Setting) -> tuple[Masks, Reselection | None]:
         """What a setting keeps, and how it chooses anew; peers only choose once."""
@@ -175,6 +231,19 @@ class Study:
         return {**asdict(setting), **row, "removed": masks.removed_share, "repair_seconds": seconds}
 
 
+def opened(output: Path, protocol: dict[str, Any]) -> dict[str, Any]:
+    """What a result file holds already, if it has the same protocol; and this run's command and machine beside the others."""
+    results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol}
+    if output.is_file():
+        earlier: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+        if earlier.get("protocol") == protocol:
+            earlier.setdefault("resumed", []).append(results["provenance"])
+            print(f"resuming with {len(earlier['rows'])} rows")
+            return earlier
+        print(f"{output.name} has another protocol and is begun anew")
+    return results
+
+
 def table(results: dict[str, Any]) -> str:
     """The results in markdown, an amount at a time, the best on valid first."""
     dense = results["dense"]
@@ -199,9 +268,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
-    )
+    add_wikitext(parser)
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amounts", default="0.3", help="shares to remove, with commas (%(default)s)")
     parser.add_argument(
@@ -218,50 +285,29 @@ def main() -> None:
     unknown = set(options.repairs.split(",")) - set(REPAIRS)
     if unknown:
         parser.error(f"unknown --repairs {', '.join(sorted(unknown))}; expected some of {', '.join(REPAIRS)}")
-    if options.wikitext is None:
-        parser.error(
-            "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt"
-        )
+    check_wikitext(parser, options)
     loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
-    model, tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
-    calibration = read(options.wikitext / "valid.txt", tokenizer, options.samples, length)
-    texts = {
-        "test": read(options.wikitext / "test.txt", tokenizer, options.evaluate, length),
-        "valid": read(options.wikitext / "valid.txt", tokenizer, options.evaluate, length, last=True),
-    }
-    protocol = {
-        "model": Path(loaded.source).name,
-        "calibration": calibration.provenance(),
-        "evaluation": {name: text.provenance() for name, text in texts.items()},
-        "scorers": {name: [registered, knobs] for name, (registered, knobs) in SCORERS.items()},
-        "repairs": {name: [registered, knobs] for name, (registered, knobs) in REPAIRS.items()},
-        "peers": pruning_peers.versions(),
-    }
-    results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol, "dense": {}, "rows": {}}
-    if options.output.is_file():
-        earlier = json.loads(options.output.read_text(encoding="utf-8"))
-        if earlier["protocol"] == protocol:
-            results = earlier
-            print(f"resuming with {len(results['rows'])} rows")
-    if not results["dense"]:
-        results["dense"] = {name: perplexity(model, text).value for name, text in texts.items()}
-    print("dense", results["dense"], flush=True)
-    study = Study(model, tokenizer, calibration, texts)
-    known: dict[tuple[int, str], dict[str, Any]] = {}
-    for setting in settings([float(a) for a in options.amounts.split(",")], options.repairs.split(",")):
-        if options.only and not any(fnmatch.fnmatch(setting.key, pattern) for pattern in options.only):
-            continue
-        row = results["rows"].get(setting.key)
-        if row is None:
-            masks, choose = study.masks(setting)
-            # The same masks are the same model, unless they are chosen anew.
-            same = None if "reselect" in setting.repair else known.get((hash(masks), setting.repair))
-            row = {**same, **asdict(setting)} if same else study.row(setting, masks, choose)
-            known[hash(masks), setting.repair] = row
-            results["rows"][setting.key] = row
-            write(options.output, results)
-            write(options.output.with_suffix(".md"), table(results))
-        print(f"{setting.key}: test {row['test']:.2f}, valid {row['valid']:.2f}", flush=True)
+    tokenizer, length = loaded.tokenizer, options.sequence_length
+    study = Study(
+        loaded,
+        read(options.wikitext / "valid.txt", tokenizer, options.samples, length),
+        {
+            "test": read(options.wikitext / "test.txt", tokenizer, options.evaluate, length),
+            "valid": read(options.wikitext / "valid.txt", tokenizer, options.evaluate, length, last=True),
+        },
+    )
+    results = opened(options.output, study.protocol())
+    wanted = [
+        setting
+        for setting in settings([float(a) for a in options.amounts.split(",")], options.repairs.split(","))
+        if not options.only or any(fnmatch.fnmatch(setting.key, pattern) for pattern in options.only)
+    ]
+
+    def save() -> None:
+        write(options.output, results)
+        write(options.output.with_suffix(".md"), table(results))
+
+    study.fill(results, wanted, save)
 
 
 if __name__ == "__main__":
