@@ -12,7 +12,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 
-__all__ = ["convergence", "scale", "speed"]
+from graphs.draw.colours import line_look
+
+__all__ = ["convergence", "quality", "scale", "speed"]
 
 # Okabe and Ito's colours; every solver keeps its own through all figures.
 COLOURS = {
@@ -270,8 +272,63 @@ def scale(results: dict[str, Any], folder: Path) -> list[Path]:
         return [_save(figure, folder / "scale.png")]
 
 
+# What of the study of quality is drawn: whose masks, and how they are called.
+CURVES = {
+    "as cut": {
+        "ffn | weighted pagerank | isolated | sensitivity | {amount} | none": "llmrank, sensitivity budget",
+        "ffn | weighted pagerank | isolated | local | {amount} | none": "llmrank, local budget",
+        "peer | optipfair, MAW with data |  | local | {amount} | none": "optipfair, with data",
+        "peer | Torch-Pruning, Taylor |  | local | {amount} | none": "Torch-Pruning, Taylor",
+        "ffn | wanda-sp (L1) | isolated | local | {amount} | none": "Wanda-sp",
+        "ffn | flap | isolated | global | {amount} | none": "FLAP without its bias",
+        "ffn | activation | isolated | local | {amount} | none": "activation alone",
+    },
+    "repaired": {
+        "ffn | weighted pagerank | isolated | sensitivity | {amount} | lstsq (reselect)": "llmrank, sensitivity budget",
+        "ffn | weighted pagerank | isolated | local | {amount} | lstsq (reselect)": "llmrank, default",
+        "peer | optipfair, MAW with data |  | local | {amount} | lstsq": "optipfair, with our least squares",
+        "peer | Torch-Pruning, Taylor |  | local | {amount} | lstsq": "Torch-Pruning, with our least squares",
+        "ffn | wanda-sp (L1) | isolated | global | {amount} | lstsq": "Wanda-sp, with our budget and least squares",
+        "ffn | flap | isolated | global | {amount} | bias": "FLAP, with its bias",
+    },
+}
+
+
+def quality(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Perplexity against the share removed, and the parameters left: as cut, and repaired."""
+    dense, rows = results["dense"]["test"], results["rows"]
+    size = results["size"]
+    amounts = sorted({row["amount"] for row in rows.values()})
+
+    def parameters(share: Any) -> Any:
+        # Every hidden neuron of a gated FFN without biases has the same number of them.
+        return (size["parameters"] - np.asarray(share) * size["ffn_parameters"]) / 1e6
+
+    def share(millions: Any) -> Any:
+        return (size["parameters"] - np.asarray(millions) * 1e6) / size["ffn_parameters"]
+
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.4), sharey=True)
+        for ax, (title, curves) in zip(axes, CURVES.items(), strict=True):
+            for position, (key, label) in enumerate(curves.items()):
+                known = [amount for amount in amounts if key.format(amount=amount) in rows]
+                values = [rows[key.format(amount=amount)]["test"] / dense for amount in known]
+                ax.plot([0.0, *known], [1.0, *values], lw=1.3, ms=4, label=label, **line_look(position))
+            ax.set(yscale="log", xlabel="share of hidden neurons removed", title=title)
+            ax.set_xticks([0.0, *amounts], [f"{amount:.0%}" for amount in (0.0, *amounts)])
+            ax.set_yticks([1, 1.25, 1.5, 2, 3, 5, 10], ["1", "1.25", "1.5", "2", "3", "5", "10"])
+            ax.set_ylim(0.97, 12)
+            ax.yaxis.set_minor_formatter(NullFormatter())
+            ax.legend(fontsize=7)
+            top = ax.secondary_xaxis("top", functions=(parameters, share))
+            top.set_xlabel("parameters of the model, millions")
+        axes[0].set_ylabel("perplexity / dense perplexity, test")
+        figure.tight_layout()
+        return [_save(figure, folder / "quality.png")]
+
+
 def main() -> None:
-    for name, draw in (("convergence", convergence), ("speed", speed), ("scale", scale)):
+    for name, draw in (("convergence", convergence), ("speed", speed), ("scale", scale), ("quality", quality)):
         path = RESULTS / f"{name}.json"
         if path.is_file():
             for figure in draw(json.loads(path.read_text(encoding="utf-8")), RESULTS):
