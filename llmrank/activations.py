@@ -24,6 +24,7 @@ __all__ = [
     "LayerStatistics",
     "TokenMasks",
     "body_of",
+    "check_ids",
     "collect",
     "counted",
     "evaluating",
@@ -214,7 +215,7 @@ def model_inputs(
     """
     config = getattr(model, "config", None)
     if config is not None:
-        _check_ids(model, ids)
+        check_ids(model, ids)
     elif ids.is_floating_point():
         ids = ids.to(next(model.parameters()).dtype)
     ids, mask = ids.to(device), mask.to(device)
@@ -263,8 +264,19 @@ def fitting_length(model: nn.Module, length: int) -> int:
     return length if longest is None else min(length, longest)
 
 
-def _check_ids(model: nn.Module, ids: torch.Tensor) -> None:
-    # Before the ids reach a GPU, where a bad one kills the whole context.
+def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
+    """Raise unless a language model can read these ids; before they reach a GPU, where a bad one kills the whole context.
+
+    Parameters
+    ----------
+    model : transformers model
+    ids : (n, length) tensor
+
+    Raises
+    ------
+    CalibrationError
+        No integers, outside the model's vocabulary, or longer than it takes.
+    """
     if ids.is_floating_point():
         raise CalibrationError(
             f"{type(model).__name__} reads token ids, and the calibration tensor holds {ids.dtype}; expected an integer "

@@ -15,7 +15,15 @@ import torch
 
 from llmrank.errors import CalibrationError
 
-__all__ = ["TokenSequences", "builtin_texts", "overlap", "read_text", "tokenise"]
+__all__ = [
+    "TokenSequences",
+    "builtin_texts",
+    "overlap",
+    "plain_ids",
+    "read_text",
+    "special_tokens",
+    "tokenise",
+]
 
 BUILTIN = "built-in: the Python language reference (pydoc_data.topics)"
 DATASET_PREFIX = "dataset:"
@@ -233,7 +241,7 @@ def tokenise(
         raise CalibrationError(
             f"the {role} text needs a tokenizer, and this model came without one; pass a (n, length) tensor of token ids"
         )
-    prefix, suffix = _special_tokens(tokenizer)
+    prefix, suffix = special_tokens(tokenizer)
     room = sequence_length - len(prefix) - len(suffix)
     if room < 1:
         raise CalibrationError(f"sequence length {sequence_length} leaves no room beside the special tokens")
@@ -241,7 +249,7 @@ def tokenise(
         return _padded(text, tokenizer, room, prefix, suffix, description)
     joined = text if isinstance(text, str) else text[0]
     # Long texts are read no further than needed: a token has at most some tens of characters.
-    ids = _plain_ids(tokenizer, joined[: (samples + 1) * sequence_length * 32])
+    ids = plain_ids(tokenizer, joined[: (samples + 1) * sequence_length * 32])
     count = min(samples, len(ids) // room)
     if count == 0:
         raise CalibrationError(
@@ -271,7 +279,7 @@ def _given(ids: torch.Tensor, role: str) -> TokenSequences:
 def _padded(
     texts: list[str], tokenizer: Any, room: int, prefix: list[int], suffix: list[int], description: str
 ) -> TokenSequences:
-    rows = [prefix + _plain_ids(tokenizer, text)[:room] + suffix for text in texts]
+    rows = [prefix + plain_ids(tokenizer, text)[:room] + suffix for text in texts]
     length = max(len(row) for row in rows)
     if length < 2:
         raise CalibrationError(f"every text of the {description} has less than 2 tokens; give longer texts")
@@ -284,14 +292,15 @@ def _padded(
     return TokenSequences.of(ids, mask, description)
 
 
-def _plain_ids(tokenizer: Any, text: str) -> list[int]:
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text, without what the tokenizer puts before and after it."""
     # verbose=False: a long text is cut into sequences here, so its length is no reason to warn.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text."""
-    plain = _plain_ids(tokenizer, "a")
+    plain = plain_ids(tokenizer, "a")
     full = list(tokenizer("a")["input_ids"])
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:

@@ -15,7 +15,17 @@ from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 from llmrank.errors import UnsupportedModelError
 
-__all__ = ["Perplexity", "Size", "complete", "has_perplexity", "perplexity", "size", "unigram_perplexity"]
+__all__ = [
+    "Perplexity",
+    "Size",
+    "check_predicts",
+    "complete",
+    "has_perplexity",
+    "perplexity",
+    "predicted",
+    "size",
+    "unigram_perplexity",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,60 @@ def has_perplexity(model: nn.Module) -> bool:
     return "CausalLM" in name or "LMHead" in name or "ForConditionalGeneration" in name
 
 
+def check_predicts(model: nn.Module, metric: str) -> None:
+    """Raise unless the model predicts tokens.
+
+    Parameters
+    ----------
+    model : nn.Module
+    metric : str
+        What it has none of otherwise, for the message.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model has no next-token prediction (an encoder, a plain module).
+    """
+    if not has_perplexity(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} predicts no next token, so it has no {metric}; expected a causal or "
+            "encoder-decoder language model"
+        )
+
+
+def predicted(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a model says of the tokens of a batch, each given those before it.
+
+    Parameters
+    ----------
+    model : transformers causal or encoder-decoder language model
+    ids : (batch, length) int64 tensor
+    mask : (batch, length) bool tensor
+        False at padding.
+
+    Returns
+    -------
+    logits : (batch, steps, vocabulary) tensor
+        All but the first token of a sequence are predicted; by an encoder-decoder the second half, given the first.
+    targets : (batch, steps) int64 tensor
+    valid : (batch, steps) bool tensor
+        False where the target is padding. All three on the device of the logits.
+
+    Raises
+    ------
+    CalibrationError
+        See :func:`llmrank.activations.model_inputs`.
+    """
+    inputs, _, _ = model_inputs(model, ids, mask, next(model.parameters()).device)
+    logits = model(**inputs).logits
+    first = 1
+    if "decoder_input_ids" in inputs:
+        first = ids.shape[1] // 2
+    else:
+        logits = logits[:, :-1]
+    return logits, ids[:, first:].to(logits.device), mask[:, first:].to(logits.device)
+
+
 @torch.no_grad()
 def perplexity(
     model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
@@ -82,28 +146,14 @@ def perplexity(
     UnsupportedModelError
         The model has no next-token prediction (an encoder, a plain module).
     """
-    if not has_perplexity(model):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} predicts no next token, so it has no perplexity; expected a causal or "
-            "encoder-decoder language model"
-        )
-    device = next(model.parameters()).device
+    check_predicts(model, "perplexity")
     total, count = 0.0, 0
     with evaluating(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Evaluating") if progress else batches:
-            inputs, _, _ = model_inputs(model, ids, mask, device)
-            logits = model(**inputs).logits
-            if "decoder_input_ids" in inputs:
-                half = ids.shape[1] // 2
-                targets, valid = ids[:, half:].to(device), mask[:, half:].to(device)
-            else:
-                logits = logits[:, :-1]
-                targets, valid = ids[:, 1:].to(device), mask[:, 1:].to(device)
-            losses = nn.functional.cross_entropy(
-                logits.flatten(0, 1).float(), targets.flatten().to(logits.device), reduction="none"
-            )
-            total += float(losses.double()[valid.flatten().to(losses.device)].sum())
+            logits, targets, valid = predicted(model, ids, mask)
+            losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+            total += float(losses.double()[valid.flatten()].sum())
             count += int(valid.sum())
     mean = total / count if count else math.nan
     return Perplexity(math.exp(mean) if math.isfinite(mean) and mean < 700 else math.inf, count)

@@ -18,7 +18,7 @@ from rich.text import Text
 from graphs.files import replacing
 from llmrank.evaluate import Perplexity, Size
 
-__all__ = ["Evaluation", "Report", "environment"]
+__all__ = ["Evaluation", "Report", "environment", "finite"]
 
 FORMAT = 1
 
@@ -132,7 +132,7 @@ class Report:
         plain = asdict(self)
         if self.evaluation is not None:
             plain["evaluation"]["collapsed"] = self.evaluation.collapsed
-        result = _finite({"format": FORMAT, **plain, "warnings": self.warnings()})
+        result = finite({"format": FORMAT, **plain, "warnings": self.warnings()})
         return dict(result)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -191,11 +191,28 @@ class Report:
         return f"{data['sequences']} x {data['sequence_length']} tokens ({data['source']})"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value as strict JSON can hold it.
+
+    Parameters
+    ----------
+    value : any
+        Mappings, lists and tuples are gone through.
+
+    Returns
+    -------
+    any
+        Numbers that are not finite, and whatever JSON has no form for, become strings.
+
+    Examples
+    --------
+    >>> finite({"perplexity": float("inf"), "widths": (3, 4)})
+    {'perplexity': 'inf', 'widths': [3, 4]}
+    """
     if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
+        return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     # Scorers and pruners of third parties keep what they like in their attributes.

@@ -19,14 +19,13 @@ from llmrank.adapters import FFN, PrunableLayer
 from llmrank.calibration import TokenSequences
 from llmrank.equivalence import silence
 from llmrank.errors import CalibrationError, OptionError
+from llmrank.fidelity import divergences
 from llmrank.masks import Masks
 from llmrank.stream import first_output, recording
 from llmrank.surgery import prunable_layers
 
 __all__ = ["layer_sensitivities"]
 
-# Tokens whose distributions are compared at once: vocabularies are wide.
-ROWS = 64
 # Rows of features that count as one sequence, as for batches.
 FEATURE_ROWS = 256
 
@@ -166,7 +165,9 @@ class _Dense:
             for block, returned in zip(self._before(layer), self._returned, strict=False):
                 _stand_in(hooks, block, lambda *_args, answer=returned, **_kwargs: answer)
             output, _ = self._run()
-        return _divergence(self._output, output) if self._predicts else _relative_change(self._output, output)
+        if self._predicts:
+            return float(divergences(self._output, output).sum())
+        return _relative_change(self._output, output)
 
     def _remember(self, ffns: Sequence[FFN]) -> tuple[torch.Tensor, bool]:
         """The dense pass; afterwards the blocks are known, and what they returned, where that can stand in for them."""
@@ -229,18 +230,6 @@ def _stand_in(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) 
     else:
         hooks.callback(own.__delitem__, "forward")
     own["forward"] = forward
-
-
-def _divergence(dense: torch.Tensor, logits: torch.Tensor) -> float:
-    """Sum over rows of KL(p || q), from log p and the logits of q, both (rows, n)."""
-    total = 0.0
-    for start in range(0, len(dense), ROWS):
-        log_p = dense[start : start + ROWS]
-        terms = log_p.exp() * (log_p - logits[start : start + ROWS].log_softmax(-1))
-        # What cannot come adds nothing, though the difference of two infinities is no number.
-        terms = torch.where(log_p == -torch.inf, torch.zeros_like(terms), terms)
-        total += float(terms.sum(-1).cpu().double().sum())
-    return total
 
 
 def _relative_change(dense: torch.Tensor, output: torch.Tensor) -> float:

@@ -111,8 +111,11 @@ LLMRANK = [
     "llmrank.surgery",
     "llmrank.checkpoint",
     "llmrank.equivalence",
-    "llmrank.sensitivity",
+    "llmrank.estimate",
     "llmrank.evaluate",
+    "llmrank.fidelity",
+    "llmrank.last_word",
+    "llmrank.sensitivity",
     "llmrank.report",
     "llmrank.pipeline",
     "llmrank.inspection",
@@ -183,7 +186,9 @@ MEETING = {
 }
 # Heavy or optional packages, and the only modules that import them at all.
 ELSEWHERE = {
-    "transformers": {"llmrank.hub", "llmrank.adapters.ffn", "llmrank.adapters.geometry", "llmrank.cli"},
+    "transformers": {
+        *("llmrank.hub", "llmrank.adapters.ffn", "llmrank.adapters.geometry", "llmrank.fidelity", "llmrank.cli"),
+    },
     "datasets": {"llmrank.calibration"},
     "networkx": {
         *("graphs.layered", "graphs.convert", "graphs.layering", "graphs.exchange.markup"),

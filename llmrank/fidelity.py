@@ -1,0 +1,312 @@
+"""How closely a model still follows the one it was cut from: next-token distributions and greedy continuations.
+
+Perplexity asks how well a model predicts a text. A pruned model can predict it as well as before and yet say other things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from llmrank.activations import Progress, check_ids, evaluating, longest_input
+from llmrank.calibration import TokenSequences
+from llmrank.errors import CalibrationError, OptionError
+from llmrank.estimate import Estimate
+from llmrank.evaluate import check_predicts, predicted
+
+__all__ = ["Continuations", "Fidelity", "continuations", "divergences", "fidelity"]
+
+# Tokens whose distributions are compared at once: vocabularies are wide.
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How a model's next-token distributions differ from another's; errors over sequences.
+
+    Attributes
+    ----------
+    divergence : Estimate
+        KL(p || q) in nats, p what the dense model predicts, q what the model does. Never negative but for round-off, 0 where
+        they agree.
+    agreement : Estimate
+        Share of tokens for which both hold the same token for the likeliest, 0..1.
+    """
+
+    divergence: Estimate
+    agreement: Estimate
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """How alike two models continue the same prompts, each on its own; errors over prompts.
+
+    A continuation is as long as was asked for, or ends with an end-of-text token. Shares are of the longer one of a pair.
+
+    Attributes
+    ----------
+    prefix : Estimate
+        Share up to the first difference.
+    equal : Estimate
+        Share of places with the same token in both.
+    exact : Estimate
+        Share of prompts that both continue in the same way to the end.
+    """
+
+    prefix: Estimate
+    equal: Estimate
+    exact: Estimate
+
+
+@torch.no_grad()
+def fidelity(
+    dense: Any, model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
+) -> Fidelity:
+    """Mean divergence of a model's next-token distributions from the dense model's, and how often the likeliest token agrees.
+
+    Parameters
+    ----------
+    dense, model : transformers causal or encoder-decoder language models
+        Of one vocabulary; each may be on a device of its own.
+    sequences : TokenSequences
+        The means are over the tokens that :func:`llmrank.evaluate.perplexity` predicts.
+    batch_size : int
+        Sequences at once; the result does not depend on it beyond round-off.
+    progress : callable, optional
+        See :func:`llmrank.activations.collect`.
+
+    Returns
+    -------
+    Fidelity
+
+    Raises
+    ------
+    UnsupportedModelError
+        One of the models has no next-token prediction.
+    OptionError
+        Vocabularies of different sizes.
+    CalibrationError
+        Predictions that are not numbers, or no token to predict.
+
+    Notes
+    -----
+    Cost: a forward pass of each model. Memory: the logits of one batch from both, batch * length * vocabulary * 4 bytes
+    each; the distributions are compared 64 tokens at a time.
+    """
+    for one in (dense, model):
+        check_predicts(one, "divergence")
+    diverged: list[float] = []
+    agreed: list[int] = []
+    counts: list[int] = []
+    with evaluating(dense), evaluating(model):
+        batches = list(sequences.batches(batch_size))
+        for ids, mask in progress(batches, "Comparing") if progress else batches:
+            wanted, _, valid = predicted(dense, ids, mask)
+            found = predicted(model, ids, mask)[0].to(wanted.device)
+            if wanted.shape != found.shape:
+                raise OptionError(
+                    f"the dense model predicts {wanted.shape[-1]} tokens and the other one {found.shape[-1]}; their "
+                    "distributions can only be compared over one vocabulary: pass the model it was cut from"
+                )
+            for p, q, counted in zip(wanted, found, valid, strict=True):
+                total, same = _compare(p, q, counted)
+                diverged.append(total)
+                agreed.append(same)
+                counts.append(int(counted.sum()))
+    if sum(counts) == 0:
+        raise CalibrationError("no token of the evaluation sequences is predicted from another; give longer texts")
+    return Fidelity(Estimate.of(diverged, counts), Estimate.of(agreed, counts))
+
+
+def _compare(dense: torch.Tensor, logits: torch.Tensor, counted: torch.Tensor) -> tuple[float, int]:
+    """Over those rows of one sequence (tokens, n) that count: the sum of divergences, and how many agree on the likeliest."""
+    total, same = 0.0, 0
+    for start in range(0, len(dense), ROWS):
+        band = slice(start, start + ROWS)
+        p, q = (_wide(values[band][counted[band]]) for values in (dense, logits))
+        total += float(divergences(p.log_softmax(-1), q).sum())
+        same += int((p.argmax(-1) == q.argmax(-1)).sum())
+    if total != total:
+        raise CalibrationError(
+            "the models' predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load both models in "
+            "float32 or bfloat16 and check their perplexity"
+        )
+    return total, same
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def divergences(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) of every row, in nats.
+
+    Parameters
+    ----------
+    dense : (rows, n) tensor
+        log p, of the dense model.
+    logits : (rows, n) tensor
+        Of q, up to a constant a row.
+
+    Returns
+    -------
+    (rows,) float64 tensor on the CPU
+        ``sum_i p_i (log p_i - log q_i)``; what has no chance under p adds nothing. May be below zero by round-off.
+
+    Notes
+    -----
+    Memory beside the arguments: 64 rows.
+
+    Examples
+    --------
+    >>> even, skewed = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    >>> divergences(even, skewed + 3.0)  # 0.5 ln 2 + 0.5 ln 2/3
+    tensor([0.1438], dtype=torch.float64)
+    """
+    found = []
+    for start in range(0, len(dense), ROWS):
+        log_p = dense[start : start + ROWS]
+        terms = log_p.exp() * (log_p - logits[start : start + ROWS].log_softmax(-1))
+        # What cannot come adds nothing, though the difference of two infinities is no number.
+        terms = torch.where(log_p == -torch.inf, torch.zeros_like(terms), terms)
+        found.append(terms.sum(-1).cpu().double())
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+
+@torch.no_grad()
+def continuations(
+    dense: Any,
+    model: Any,
+    sequences: TokenSequences,
+    prompts: int = 16,
+    prompt_length: int = 64,
+    new_tokens: int = 32,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+) -> Continuations:
+    """Let two models continue the same prompts greedily, and say how alike they do.
+
+    Each reads what it wrote itself: after a first difference they may go different ways, however alike their predictions are.
+
+    Parameters
+    ----------
+    dense, model : transformers causal or encoder-decoder language models
+        Of one vocabulary. Encoder-decoders read the prompt with the encoder.
+    sequences : TokenSequences
+        The prompts are the beginnings of the first ones that have no padding there.
+    prompts : int
+        How many at the most.
+    prompt_length, new_tokens : int
+        Tokens of a prompt, and of a continuation at the most. What a model's generation settings say of sampling,
+        penalties and the like is left aside.
+    batch_tokens : int
+        Tokens at once, prompts and continuations together; the result does not depend on it beyond round-off.
+    progress : callable, optional
+        See :func:`llmrank.activations.collect`.
+
+    Returns
+    -------
+    Continuations
+
+    Raises
+    ------
+    UnsupportedModelError
+        One of the models has no next-token prediction.
+    OptionError
+        Numbers below 1, or more tokens than a model can take.
+    CalibrationError
+        No sequence is as long as a prompt, or its tokens are not the models'.
+
+    Notes
+    -----
+    Cost: for each model a pass over the prompts and `new_tokens` steps of one token.
+    """
+    for one in (dense, model):
+        check_predicts(one, "continuation")
+    for one in (dense, model):
+        _check_room(one, prompts, prompt_length, new_tokens)
+    heads = sequences.ids[:, :prompt_length][sequences.mask[:, :prompt_length].all(1)][:prompts]
+    if heads.shape[1] < prompt_length or not len(heads):
+        raise CalibrationError(
+            f"no evaluation sequence has {prompt_length} tokens to begin with; give longer texts or a smaller prompt length"
+        )
+    for one in (dense, model):
+        check_ids(one, heads)
+    rows = max(1, batch_tokens // (prompt_length + new_tokens))
+    batches = [heads[start : start + rows] for start in range(0, len(heads), rows)]
+    prefix, equal, exact = [], [], []
+    with ExitStack() as settings:
+        for one in {id(dense): dense, id(model): model}.values():
+            settings.enter_context(evaluating(one))
+            settings.enter_context(_plain_settings(one, new_tokens))
+        for batch in progress(batches, "Continuing") if progress else batches:
+            for wanted, found in zip(_continue(dense, batch), _continue(model, batch), strict=True):
+                same = [a == b for a, b in zip(wanted, found, strict=False)]
+                longer = max(len(wanted), len(found))
+                prefix.append((same.index(False) if False in same else len(same)) / longer)
+                equal.append(sum(same) / longer)
+                exact.append(float(wanted == found))
+    return Continuations(*(Estimate.of(shares) for shares in (prefix, equal, exact)))
+
+
+def _check_room(model: nn.Module, prompts: int, prompt_length: int, new_tokens: int) -> None:
+    for name, value in (("prompts", prompts), ("prompt_length", prompt_length), ("new_tokens", new_tokens)):
+        if value < 1:
+            raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
+    longest = longest_input(model)
+    if longest is not None and prompt_length + new_tokens > longest:
+        raise OptionError(
+            f"a prompt of {prompt_length} tokens and {new_tokens} new ones are more than the {longest} that "
+            f"{type(model).__name__} takes; make one of them smaller"
+        )
+
+
+def _special(model: Any, name: str) -> Any:
+    """A token id (or list of them) as the generation settings have it, else the configuration; None for none."""
+    stated = (getattr(source, name, None) for source in (model.generation_config, model.config))
+    return next((value for value in stated if value is not None), None)
+
+
+def _ends(model: Any) -> list[int]:
+    """The tokens that end a text."""
+    end = _special(model, "eos_token_id")
+    return [] if end is None else [end] if isinstance(end, int) else list(end)
+
+
+@contextmanager
+def _plain_settings(model: Any, new_tokens: int) -> Iterator[None]:
+    """Generation settings that say greedy and nothing else: `generate` fills up what it is not told from the model's own."""
+    own, ends = model.generation_config, _ends(model)
+    padding = _special(model, "pad_token_id")
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        bos_token_id=_special(model, "bos_token_id"),
+        eos_token_id=ends or None,
+        pad_token_id=padding if padding is not None else ends[0] if ends else 0,
+        decoder_start_token_id=_special(model, "decoder_start_token_id"),
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _continue(model: Any, prompts: torch.Tensor) -> list[list[int]]:
+    """The greedy continuation of every prompt, up to and with its first end-of-text token."""
+    ids = prompts.to(next(model.parameters()).device)
+    output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+    # The decoder of an encoder-decoder begins with its start token, and does not repeat the prompt.
+    begun = 1 if model.config.is_encoder_decoder else ids.shape[1]
+    ends = set(_ends(model))
+    found = []
+    for row in output[:, begun:].tolist():
+        length = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
+        found.append(row[:length])
+    return found
