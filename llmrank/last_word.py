@@ -21,7 +21,7 @@ from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.estimate import Estimate
 from llmrank.evaluate import check_predicts
 
-__all__ = ["LastWord", "Passage", "cut_passages", "last_word"]
+__all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
 
 CONTEXT_WORDS = 50
 # Shorter words at the end of what looks like a sentence are mostly abbreviations and initials.
@@ -123,6 +123,26 @@ def _of_block(block: str, context_words: int) -> Iterator[Passage]:
                 begin = end
 
 
+def check_continues(model: Any) -> None:
+    """Raise unless the model continues the text it reads.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Raises
+    ------
+    UnsupportedModelError
+        An encoder, an encoder-decoder, a plain module.
+    """
+    check_predicts(model, "last-word accuracy")
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is an encoder-decoder, which does not continue the text it reads; last-word accuracy "
+            "needs a causal language model"
+        )
+
+
 @torch.no_grad()
 def last_word(
     model: Any,
@@ -165,19 +185,14 @@ def last_word(
     Cost: a forward pass over the passages. Memory: logits of the places where words of a batch stand, where the model can
     leave out the others.
     """
-    check_predicts(model, "last-word accuracy")
-    if model.config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is an encoder-decoder, which does not continue the text it reads; last-word accuracy "
-            "needs a causal language model"
-        )
+    check_continues(model)
     if tokenizer is None:
         raise CalibrationError("passages need a tokenizer, and this model came without one")
     asked = _encode(tokenizer, passages, longest_input(model))
     if not asked:
         raise CalibrationError(
-            f"no passage to ask the last word of ({len(passages)} cut from the text, none of them usable); give a text of "
-            f"some thousand words in paragraphs of more than {CONTEXT_WORDS}"
+            f"no passage to ask the last word of ({len(passages)} given, none of them usable); give a text of some thousand "
+            f"words, in paragraphs of more than {CONTEXT_WORDS}"
         )
     partial = "logits_to_keep" in inspect.signature(model.forward).parameters
     right = 0

@@ -115,6 +115,7 @@ LLMRANK = [
     "llmrank.evaluate",
     "llmrank.fidelity",
     "llmrank.last_word",
+    "llmrank.harness",
     "llmrank.sensitivity",
     "llmrank.report",
     "llmrank.pipeline",
@@ -189,7 +190,8 @@ ELSEWHERE = {
     "transformers": {
         *("llmrank.hub", "llmrank.adapters.ffn", "llmrank.adapters.geometry", "llmrank.fidelity", "llmrank.cli"),
     },
-    "datasets": {"llmrank.calibration"},
+    "datasets": {"llmrank.calibration", "llmrank.harness"},
+    "lm_eval": {"llmrank.harness"},
     "networkx": {
         *("graphs.layered", "graphs.convert", "graphs.layering", "graphs.exchange.markup"),
         *("graphs.digraph", "graphs.digraph_pagerank"),
@@ -320,7 +322,7 @@ def test_heavy_packages_stay_in_their_places(module: str) -> None:
         root = entry.module.split(".")[0]
         if root in ELSEWHERE:
             assert module in ELSEWHERE[root], f"{module} imports {root}"
-        lazy = LAZY if module in GRAPHS else {"datasets"}
+        lazy = LAZY if module in GRAPHS else {"datasets", "lm_eval"}
         if root in lazy or entry.target in LAZY_MODULES:
             assert entry.where in "FT", f"{module} imports {entry.target} at module level"
 
@@ -364,7 +366,7 @@ def test_package_faces_hold_no_logic(package: str) -> None:
     ("package", "absent"),
     [
         ("graphs", ["torch", "numba", "networkx", "matplotlib", "transformers", "llmrank"]),
-        ("llmrank", ["numba", "networkx", "matplotlib", "datasets"]),
+        ("llmrank", ["numba", "networkx", "matplotlib", "datasets", "lm_eval"]),
     ],
 )
 def test_importing_loads_no_more_than_needed(package: str, absent: list[str]) -> None:

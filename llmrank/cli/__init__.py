@@ -13,13 +13,12 @@ import transformers
 from rich.console import Console
 
 from graphs import GraphError
-from llmrank.cli.evaluate import run_evaluate, run_families
+from llmrank.cli.evaluate import evaluate_options, run_evaluate, run_families
 from llmrank.cli.inspect import inspect_options, run_inspect
 from llmrank.cli.options import check_numbers, method_options, model_options, text_source
 from llmrank.cli.prune import run_demo, run_prune
 from llmrank.errors import LLMRankError
 from llmrank.hub import DEMO_NAME
-from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
 from llmrank.report import environment
 
 __all__ = ["main"]
@@ -30,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     console = Console(soft_wrap=not sys.stdout.isatty())
     # The library's own log and bars would interleave with ours; its errors arrive as exceptions.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for library in ("transformers", "lm_eval"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(getattr(options, "seed", 0))
     errors = Console(stderr=True, soft_wrap=True)
@@ -82,19 +82,8 @@ def parser() -> argparse.ArgumentParser:
         run=run_inspect, form="compact", align="none", repair="none", damping=None, reselect=None, limit=None
     )
 
-    command = commands.add_parser("evaluate", help="perplexity and size of a model, pruned or not")
-    command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
-    command.add_argument(
-        "--text", type=text_source, help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text"
-    )
-    command.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="sequences (%(default)s)")
-    command.add_argument(
-        "--sequence-length",
-        type=int,
-        default=DEFAULT_LENGTH,
-        help="tokens in a sequence, at most what the model takes (%(default)s)",
-    )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    command = commands.add_parser("evaluate", help="how good a model is, pruned or not, and how close to another")
+    evaluate_options(command)
     model_options(command)
     command.set_defaults(run=run_evaluate)
 

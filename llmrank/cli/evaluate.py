@@ -5,49 +5,221 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from graphs.files import replacing
 from llmrank.activations import fitting_length
 from llmrank.adapters import FAMILIES
-from llmrank.calibration import tokenise
-from llmrank.cli.options import load, progress
-from llmrank.errors import CheckpointError
+from llmrank.calibration import TokenSequences, read_text, tokenise
+from llmrank.cli.options import load, progress, text_source
+from llmrank.errors import CalibrationError, CheckpointError, OptionError
+from llmrank.estimate import Estimate
 from llmrank.evaluate import perplexity, size
-from llmrank.report import environment
+from llmrank.fidelity import continuations, fidelity
+from llmrank.harness import HarnessTasks, find_tasks
+from llmrank.hub import LoadedModel
+from llmrank.last_word import CONTEXT_WORDS, Passage, check_continues, cut_passages, last_word
+from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
+from llmrank.report import environment, finite
 
-__all__ = ["run_evaluate", "run_families"]
+__all__ = ["evaluate_options", "run_evaluate", "run_families"]
+
+# How its rows read on the screen, and whether they are shares.
+NAMES = {
+    ("divergence", ""): ("KL(dense || model) of the next token, nats", False),
+    ("top1", ""): ("same likeliest next token", True),
+    ("continuations", "prefix"): ("greedy continuations: up to the first difference", True),
+    ("continuations", "equal"): ("greedy continuations: equal tokens", True),
+    ("continuations", "exact"): ("greedy continuations: equal to the end", True),
+    ("last_word", "accuracy"): ("last word of a passage found", True),
+}
+
+
+def evaluate_options(command: argparse.ArgumentParser) -> None:
+    """The options of ``llmrank evaluate``."""
+    command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
+    command.add_argument(
+        "--text", type=text_source, help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text"
+    )
+    command.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="sequences (%(default)s)")
+    command.add_argument(
+        "--sequence-length",
+        type=int,
+        default=DEFAULT_LENGTH,
+        help="tokens in a sequence, at most what the model takes (%(default)s)",
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    dense = command.add_argument_group("against the dense model")
+    dense.add_argument(
+        "--against",
+        metavar="DENSE",
+        help="the model that MODEL was cut from: divergence of the next-token distributions, how often the likeliest token is "
+        "the same, and how alike both continue the beginnings of the sequences",
+    )
+    dense.add_argument("--prompts", type=int, default=16, help="to continue, at most; 0 for none (%(default)s)")
+    dense.add_argument(
+        "--prompt-length", type=int, default=64, help="tokens of a prompt, at most what there is room for (%(default)s)"
+    )
+    dense.add_argument("--new-tokens", type=int, default=32, help="tokens to continue by (%(default)s)")
+    words = command.add_argument_group("last words")
+    words.add_argument(
+        "--last-word",
+        action="store_true",
+        help="share of passages cut from the text whose last word the model writes, in the manner of LAMBADA",
+    )
+    words.add_argument("--passages", type=int, default=500, help="at most, spread over the text (%(default)s)")
+    tasks = command.add_argument_group("lm-eval (pip install 'llmrank[eval]')")
+    tasks.add_argument(
+        "--tasks",
+        metavar="NAME[,NAME]",
+        help="tasks of lm-eval; llmrank_last_word and llmrank_perplexity read --text and need no network",
+    )
+    tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="further tasks, in lm-eval's YAML format")
+    tasks.add_argument("--documents", type=int, help="of each task, the first ones (all)")
 
 
 def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     """``llmrank evaluate``."""
     _check_file(options.json)
+    tasks = _tasks(options)
     loaded = load(options)
-    length = fitting_length(loaded.model, options.sequence_length)
-    texts = tokenise(options.text, loaded.tokenizer, options.samples, length, "evaluation")
-    result = perplexity(loaded.model, texts, options.batch_size, progress)
-    weight = size(loaded.model)
-    protocol = {**texts.provenance(), "dtype": str(loaded.model.dtype).removeprefix("torch."), **environment()}
+    dense = None if options.against is None else load(argparse.Namespace(**{**vars(options), "model": options.against}))
+    model, tokenizer = loaded.model, loaded.tokenizer
+    length = fitting_length(model, options.sequence_length)
+    texts = tokenise(options.text, tokenizer, options.samples, length, "evaluation")
+    if dense is not None:
+        _check_tokenizers(loaded, dense, texts, options)
+    passages = _passages(model, options) if options.last_word else None
+    result = perplexity(model, texts, options.batch_size, progress)
+    weight = size(model)
+    content: dict[str, Any] = {
+        "model": loaded.source,
+        "perplexity": result.value,
+        "tokens": result.tokens,
+        "parameters": weight.parameters,
+        "bytes": weight.bytes,
+    }
     console.print(
         f"{loaded.source}: perplexity {result.value:.3f} over {result.tokens:,} tokens "
         f"({len(texts)} x {texts.length}, {texts.source}); {weight.parameters:,} parameters, {weight.bytes:,} bytes",
         markup=False,
     )
+    batch_tokens = options.batch_size * length
+    if dense is not None:
+        content["against"] = dense.source
+        content |= _against(dense.model, model, texts, options, batch_tokens)
+    if passages is not None:
+        found = last_word(model, tokenizer, passages, batch_tokens, progress)
+        content["last_word"] = {"accuracy": found.accuracy, "skipped": found.skipped}
+    if tasks is not None:
+        content["tasks"] = tasks.run(model, tokenizer, options.documents, options.batch_size)
+    rows = _rows(content)
+    if rows:
+        console.print(_table(rows))
+    dtype = str(model.dtype).removeprefix("torch.")
+    content["protocol"] = {**texts.provenance(), "dtype": dtype, **environment()}
     if options.json is not None:
-        content = {
-            "model": loaded.source,
-            "perplexity": result.value if np.isfinite(result.value) else str(result.value),
-            "tokens": result.tokens,
-            "parameters": weight.parameters,
-            "bytes": weight.bytes,
-            "protocol": protocol,
-        }
         with replacing(options.json) as partial:
-            partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            text = json.dumps(finite(_plain(content)), indent=2, allow_nan=False)
+            partial.write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def _tasks(options: argparse.Namespace) -> HarnessTasks | None:
+    """The tasks asked for: found before a model is loaded."""
+    if options.tasks is None:
+        if options.task_dir is not None or options.documents is not None:
+            raise OptionError("--task-dir and --documents are for lm-eval's tasks; name some with --tasks NAME[,NAME]")
+        return None
+    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    return find_tasks(names, options.text, options.passages, options.task_dir)
+
+
+def _passages(model: Any, options: argparse.Namespace) -> list[Passage]:
+    """The passages of the text, before anything is computed."""
+    check_continues(model)
+    text, description = read_text(options.text, "evaluation")
+    passages = cut_passages(text, options.passages)
+    if not passages:
+        raise CalibrationError(
+            f"no passage to ask the last word of in the {description}; give a text with paragraphs of more than "
+            f"{CONTEXT_WORDS} words"
+        )
+    return passages
+
+
+def _check_tokenizers(
+    loaded: LoadedModel, dense: LoadedModel, texts: TokenSequences, options: argparse.Namespace
+) -> None:
+    """Raise unless the tokens of both models mean the same."""
+    own, other = loaded.tokenizer, dense.tokenizer
+    reason = None
+    if other is None:
+        reason = f"{dense.source} came without a tokenizer"
+    elif own.get_vocab() != other.get_vocab():
+        differ = len(set(own.get_vocab().items()) ^ set(other.get_vocab().items()))
+        reason = f"{differ} entries of their vocabularies differ"
+    elif tokenise(options.text, other, options.samples, texts.length, "evaluation").digest != texts.digest:
+        reason = "they cut the text into different tokens"
+    if reason is not None:
+        raise OptionError(
+            f"the tokenizers of {loaded.source} and {dense.source} are not the same ({reason}); distributions can only be "
+            "compared over one vocabulary: pass to --against the model that MODEL was cut from"
+        )
+
+
+def _against(
+    dense: Any, model: Any, texts: TokenSequences, options: argparse.Namespace, batch_tokens: int
+) -> dict[str, Any]:
+    """What comparing with the dense model gives."""
+    compared = fidelity(dense, model, texts, options.batch_size, progress)
+    found: dict[str, Any] = {"divergence": compared.divergence, "top1": compared.agreement}
+    if options.prompts:
+        room = fitting_length(model, options.prompt_length + options.new_tokens) - options.new_tokens
+        protocol = {
+            "prompt_length": max(1, min(options.prompt_length, texts.length, room)),
+            "new_tokens": options.new_tokens,
+        }
+        said = continuations(
+            dense, model, texts, options.prompts, **protocol, batch_tokens=batch_tokens, progress=progress
+        )
+        found["continuations"] = {**vars(said), **protocol}
+    return found
+
+
+def _rows(content: dict[str, Any]) -> list[tuple[str, Estimate, bool]]:
+    """Name, estimate, and whether it is a share, of everything that has an error."""
+    rows = []
+    for (metric, part), (name, share) in NAMES.items():
+        value = content.get(metric)
+        estimate = value[part] if value and part else value
+        if estimate is not None:
+            rows.append((name, estimate, share))
+    for task, metrics in content.get("tasks", {}).items():
+        rows += [(f"{task}: {metric}", estimate, False) for metric, estimate in metrics.items()]
+    return rows
+
+
+def _table(rows: list[tuple[str, Estimate, bool]]) -> Table:
+    table = Table()
+    for heading in ("", "value", "standard error", "over"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, estimate, share in rows:
+        form = "{:.1%}" if share else "{:,.4f}"
+        error = "" if estimate.error is None else form.format(estimate.error)
+        table.add_row(escape(name), form.format(estimate.value), error, f"{estimate.count:,}")
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """Estimates as dicts."""
+    if isinstance(value, Estimate):
+        return vars(value)
+    return {key: _plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _check_file(path: Path | None) -> None:

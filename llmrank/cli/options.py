@@ -33,7 +33,17 @@ __all__ = [
 ]
 
 # The smallest number that makes sense; a sequence of one token predicts nothing.
-LEAST = {"samples": 1, "sequence_length": 2, "batch_size": 1, "top": 1}
+LEAST = {
+    "samples": 1,
+    "sequence_length": 2,
+    "batch_size": 1,
+    "top": 1,
+    "prompts": 0,
+    "prompt_length": 1,
+    "new_tokens": 1,
+    "passages": 1,
+    "documents": 1,
+}
 
 
 def model_options(command: argparse.ArgumentParser) -> None:
@@ -125,8 +135,8 @@ def text_source(value: str) -> str | Path:
 def check_numbers(options: argparse.Namespace) -> None:
     """Refuse counts that are too small before anything is loaded."""
     for name, least in LEAST.items():
-        number = getattr(options, name, least)
-        if number < least:
+        number = getattr(options, name, None)
+        if number is not None and number < least:
             raise OptionError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
 
 

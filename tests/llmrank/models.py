@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
 from llmrank.adapters import FAMILIES, Family
@@ -60,6 +60,7 @@ AUTOS = {
     "roberta": "AutoModelForMaskedLM",
     "modernbert": "AutoModelForMaskedLM",
 }
+TALE = "the cat sat on a mat and saw another one bark at night while stars went over hills"
 WORDS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *(f"w{k}" for k in range(4, VOCABULARY))]
 
 
@@ -85,6 +86,16 @@ def family_model(family: Family, seed: int = 0, **changes: Any) -> Any:
             # Wider than the usual initialisation, so that 1e-5 on the logits means something.
             parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.ndim == 1 else 0.0))
     return model
+
+
+def disturbed(model: Any, scale: float = 0.05) -> Any:
+    """A copy that computes something else, but not altogether."""
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return twin
 
 
 def named_family(name: str) -> Family:
@@ -132,6 +143,25 @@ def tokenizer(*, special: bool = True, pad: bool = True) -> Any:
         bos_token="[BOS]",
         eos_token="[EOS]",
         pad_token="[PAD]" if pad else None,
+    )
+
+
+def spelling_tokenizer(*, across: bool = False, front: bool = False, back: bool = False) -> Any:
+    """Byte pairs of few words: short ones are one token, others several; `across` merges over spaces too."""
+    backend = Tokenizer(models.BPE(unk_token="[UNK]"))
+    # An alphabet without pre-tokenisation would be that of the text.
+    backend.pre_tokenizer = None if across else pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
+    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(["the cat sat on the mat", "the cat sat on a mat", TALE] * 3, trainer)
+    if front or back:
+        pattern = f"{'[BOS] ' if front else ''}$A{' [EOS]' if back else ''}"
+        backend.post_processor = processors.TemplateProcessing(
+            single=pattern, special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
     )
 
 

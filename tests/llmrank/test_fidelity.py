@@ -14,7 +14,7 @@ import llmrank.fidelity
 from llmrank.calibration import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.fidelity import continuations, divergences, fidelity
-from tests.llmrank.models import Snapshot, family_model, mlp, named_family, tiny_llama, tiny_t5, token_ids
+from tests.llmrank.models import Snapshot, disturbed, family_model, mlp, named_family, tiny_llama, tiny_t5, token_ids
 
 NAMES = ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM"]
 
@@ -24,16 +24,6 @@ def some_sequences() -> TokenSequences:
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, 8:] = mask[3, 5:] = False
     return TokenSequences.of(torch.where(mask, ids, 0), mask, "test")
-
-
-def disturbed(model: Any, scale: float = 0.05) -> Any:
-    """A copy that computes something else, but not altogether."""
-    twin = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
-    return twin
 
 
 @torch.no_grad()

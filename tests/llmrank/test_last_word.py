@@ -10,36 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.last_word import Passage, cut_passages, last_word
-from tests.llmrank.models import Snapshot, family_model, mlp, named_family, tiny_llama, tiny_t5
+from tests.llmrank.models import (
+    TALE,
+    Snapshot,
+    family_model,
+    mlp,
+    named_family,
+    spelling_tokenizer,
+    tiny_llama,
+    tiny_t5,
+)
 
-TALE = "the cat sat on a mat and saw another one bark at night while stars went over hills"
 WORDS = TALE.split()
-
-
-def spelling_tokenizer(*, across: bool = False, front: bool = False, back: bool = False) -> Any:
-    """Byte pairs of few words: short ones are one token, others several; `across` merges over spaces too."""
-    backend = Tokenizer(models.BPE(unk_token="[UNK]"))
-    # An alphabet without pre-tokenisation would be that of the text.
-    backend.pre_tokenizer = None if across else pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
-    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(["the cat sat on the mat", "the cat sat on a mat", TALE] * 3, trainer)
-    if front or back:
-        pattern = f"{'[BOS] ' if front else ''}$A{' [EOS]' if back else ''}"
-        backend.post_processor = processors.TemplateProcessing(
-            single=pattern, special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
-        )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
-    )
 
 
 def some_passages(n: int = 24, least: int = 3) -> list[Passage]:
@@ -169,12 +156,12 @@ def test_words_without_tokens_of_their_own_are_skipped() -> None:
     found = last_word(tiny_llama(), tokenizer, [joined, Passage("w", "hills")])
     assert (found.skipped, found.accuracy.count) == (1, 1)
     assert found.accuracy.error is None
-    with pytest.raises(CalibrationError, match=r"no passage .* \(1 cut from the text"):
+    with pytest.raises(CalibrationError, match=r"no passage .* \(1 given"):
         last_word(tiny_llama(), tokenizer, [joined])
 
 
 def test_no_passage_and_no_tokenizer_are_refused() -> None:
-    with pytest.raises(CalibrationError, match=r"no passage .* \(0 cut"):
+    with pytest.raises(CalibrationError, match=r"no passage .* \(0 given"):
         last_word(tiny_llama(), spelling_tokenizer(), [])
     with pytest.raises(CalibrationError, match="without one"):
         last_word(tiny_llama(), None, some_passages())
