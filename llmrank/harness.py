@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from llmrank.activations import evaluating
 from llmrank.calibration import DATASET_PREFIX, read_text
@@ -76,17 +81,13 @@ class HarnessTasks:
         from lm_eval.models.huggingface import HFLM
 
         try:
-            with evaluating(model):
-                # Without seeds lm-eval leaves this process's generators alone; few-shot examples have a seed of their own.
+            with evaluating(model), _generators_as_they_were(next(model.parameters()).device):
                 outcome = simple_evaluate(
                     model=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
                     tasks=list(self.names),
                     task_manager=self.manager,
                     limit=limit,
                     log_samples=False,
-                    random_seed=None,
-                    numpy_random_seed=None,
-                    torch_random_seed=None,
                 )
         except LLMRankError:
             raise
@@ -154,6 +155,18 @@ def find_tasks(
             f"of a directory of tasks, or {' or '.join(own)}"
         )
     return HarnessTasks(tuple(names), manager)
+
+
+@contextmanager
+def _generators_as_they_were(device: torch.device) -> Iterator[None]:
+    """lm-eval seeds all random generators of the process, which makes it repeatable; afterwards they go on as if it had not."""
+    plain, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def _own() -> list[str]:
