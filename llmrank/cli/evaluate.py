@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,12 @@ __all__ = ["evaluate_options", "run_evaluate", "run_families"]
 
 # How its rows read on the screen, and whether they are shares.
 NAMES = {
-    ("divergence", ""): ("KL(dense || model) of the next token, nats", False),
-    ("top1", ""): ("same likeliest next token", True),
-    ("continuations", "prefix"): ("greedy continuations: up to the first difference", True),
-    ("continuations", "equal"): ("greedy continuations: equal tokens", True),
-    ("continuations", "exact"): ("greedy continuations: equal to the end", True),
-    ("last_word", "accuracy"): ("last word of a passage found", True),
+    ("divergence", ""): ("KL(dense || model), nats a token", False),
+    ("top1", ""): ("same likeliest token", True),
+    ("continuations", "prefix"): ("continuations: common beginning", True),
+    ("continuations", "equal"): ("continuations: equal tokens", True),
+    ("continuations", "exact"): ("continuations: wholly equal", True),
+    ("last_word", "accuracy"): ("last word found", True),
 }
 
 
@@ -116,7 +118,8 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
         found = last_word(model, tokenizer, passages, batch_tokens, progress)
         content["last_word"] = {"accuracy": found.accuracy, "skipped": found.skipped}
     if tasks is not None:
-        content["tasks"] = tasks.run(model, tokenizer, options.documents, options.batch_size)
+        with redirect_stdout(sys.stderr):  # lm-eval says there what it is doing
+            content["tasks"] = tasks.run(model, tokenizer, options.documents, options.batch_size)
     rows = _rows(content)
     if rows:
         console.print(_table(rows))
