@@ -4,6 +4,7 @@ Run it as ``python -m benchmarks.quality --wikitext DIR`` (DIR holds valid.txt a
 ``pip install -e ".[benchmarks]"`` brings the peers). Calibration: the first sequences of valid. Settings are compared on
 other sequences of valid, its last ones; the numbers to report are those on test. The same masks with the same repair are
 evaluated once. A run resumes from its own result file, so that it may be stopped, and extended with other amounts.
+``--metrics`` also compares with the dense model on test; rows that lack this are then measured anew.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import pruning_peers
+from benchmarks.closeness import COLUMNS, Closeness, cells, columns
 from benchmarks.provenance import provenance, write
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks, checkpoint
 from llmrank.activations import FFNStatistics, collect
@@ -29,6 +31,7 @@ from llmrank.calibration import TokenSequences, tokenise
 from llmrank.config import PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity, size
 from llmrank.hub import LoadedModel, demo_model
+from llmrank.last_word import cut_passages
 from llmrank.repair import repair_ffns
 from llmrank.reselection import Reselection
 from llmrank.stream import Recording, open_stream, recording
@@ -150,6 +153,7 @@ class Study:
         self.ffns["peer"] = self.ffns["ffn"]
         self.statistics: dict[str, tuple[FFNStatistics, ...]] = {}
         self.record: Recording | None = None
+        self.closeness: Closeness | None = None
 
     def protocol(self) -> dict[str, Any]:
         """All that the rows depend on and do not say themselves."""
@@ -177,7 +181,7 @@ class Study:
         known: dict[tuple[int, str], dict[str, Any]] = {}
         for setting in wanted:
             row = rows.get(setting.key)
-            if row is None:
+            if row is None or (self.closeness is not None and not COLUMNS.keys() <= row.keys()):
                 if self.record is None:
                     self.calibrate()
                 masks, choose = self.masks(setting)
@@ -226,6 +230,8 @@ class Study:
         )
         try:
             row: dict[str, Any] = {name: perplexity(self.model, text).value for name, text in self.texts.items()}
+            if self.closeness is not None:
+                row |= self.closeness.of(self.model)
         finally:
             application.undo()
         return {**asdict(setting), **row, "removed": masks.removed_share, "repair_seconds": seconds}
@@ -248,21 +254,34 @@ def table(results: dict[str, Any]) -> str:
     """The results in markdown, an amount at a time, the best on valid first."""
     dense = results["dense"]
     lines = [f"Dense: {dense['test']:.2f} on test, {dense['valid']:.2f} on valid."]
+    if "dense_last_word" in results:
+        (said,) = cells({"last_word": results["dense_last_word"]}, ["last_word"])
+        lines.append(f"Last words found by it: {said}. What follows a ± is a standard error.")
     rows = list(results["rows"].values())
     for amount in sorted({row["amount"] for row in rows}):
+        these = sorted((row for row in rows if row["amount"] == amount), key=lambda row: float(row["valid"]))
+        more = columns(these)
+        headings = [
+            "graph",
+            "score",
+            "topology",
+            "budget",
+            "repair",
+            "test",
+            "valid",
+            *(COLUMNS[name][0] for name in more),
+        ]
         lines += [
             "",
             f"## {amount:.0%} removed",
             "",
-            "| graph | score | topology | budget | repair | test | valid |",
-            "| --- | --- | --- | --- | --- | ---: | ---: |",
+            f"| {' | '.join(headings)} |",
+            f"| {' | '.join(['---'] * 5 + ['---:'] * (len(headings) - 5))} |",
         ]
-        lines += [
-            f"| {row['graph']} | {row['scorer']} | {row['topology']} | {row['pruner']} | {row['repair']} | {row['test']:.2f} | "
-            f"{row['valid']:.2f} |"
-            for row in sorted(rows, key=lambda row: float(row["valid"]))
-            if row["amount"] == amount
-        ]
+        for row in these:
+            entries = [row[name] for name in ("graph", "scorer", "topology", "pruner", "repair")]
+            entries += [f"{row['test']:.2f}", f"{row['valid']:.2f}", *cells(row, more)]
+            lines.append(f"| {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -277,6 +296,12 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", help="pattern of the rows to run, such as '*pagerank*isolated*local*'"
     )
+    parser.add_argument(
+        "--metrics",
+        action="store_true",
+        help="of the rows run: divergence from the dense model, same likeliest token, last words and greedy continuations too",
+    )
+    parser.add_argument("--passages", type=int, default=500, help="of --metrics' last words (%(default)s)")
     parser.add_argument("--samples", type=int, default=64, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences, of test and of valid each")
     parser.add_argument("--sequence-length", type=int, default=1024)
@@ -297,6 +322,13 @@ def main() -> None:
         },
     )
     results = opened(options.output, study.protocol())
+    if options.metrics:
+        text = (options.wikitext / "test.txt").read_text(encoding="utf-8").replace("<unk>", "unk")
+        study.closeness = Closeness(loaded, study.texts["test"], cut_passages(text, options.passages))
+        if results.setdefault("metrics", study.closeness.protocol()) != study.closeness.protocol():
+            parser.error(f"{options.output.name} has --metrics of another text or size; choose another --output")
+        if "dense_last_word" not in results:
+            results["dense_last_word"] = study.closeness.of_dense()
     wanted = [
         setting
         for setting in settings([float(a) for a in options.amounts.split(",")], options.repairs.split(","))

@@ -1,0 +1,78 @@
+"""How close a pruned model stays to the dense one: what ``python -m benchmarks.quality --metrics`` adds to its rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from llmrank.calibration import TokenSequences
+from llmrank.fidelity import continuations, fidelity
+from llmrank.hub import LoadedModel
+from llmrank.last_word import Passage, last_word
+
+# Entry of a row -> heading of its column, and whether it is a share.
+COLUMNS = {
+    "kl": ("KL, nats", False),
+    "top1": ("same top token", True),
+    "last_word": ("last word", True),
+    "greedy": ("common beginning", True),
+}
+PROMPTS, PROMPT_LENGTH, NEW_TOKENS = 16, 64, 32
+
+
+class Closeness:
+    """A copy of the dense model, made before anything is cut, and what others are compared with it on."""
+
+    def __init__(self, loaded: LoadedModel, text: TokenSequences, passages: Sequence[Passage]) -> None:
+        self.dense, self.tokenizer = copy.deepcopy(loaded.model), loaded.tokenizer
+        self.text, self.passages = text, passages
+
+    def protocol(self) -> dict[str, Any]:
+        """On what text, and with which numbers."""
+        return {
+            "text": self.text.provenance(),
+            "passages": len(self.passages),
+            "greedy": {
+                "share": "up to the first difference",
+                "prompts": PROMPTS,
+                "prompt_length": self._prompt(),
+                "new_tokens": NEW_TOKENS,
+            },
+        }
+
+    def of(self, model: Any) -> dict[str, Any]:
+        """The entries of a row, each with its standard error."""
+        compared = fidelity(self.dense, model, self.text)
+        said = continuations(self.dense, model, self.text, PROMPTS, self._prompt(), NEW_TOKENS)
+        found = {
+            "kl": compared.divergence,
+            "top1": compared.agreement,
+            "last_word": last_word(model, self.tokenizer, self.passages).accuracy,
+            "greedy": said.prefix,
+        }
+        return {name: asdict(estimate) for name, estimate in found.items()}
+
+    def of_dense(self) -> dict[str, Any]:
+        """The dense model's own last words, which are no comparison."""
+        return asdict(last_word(self.dense, self.tokenizer, self.passages).accuracy)
+
+    def _prompt(self) -> int:
+        return min(PROMPT_LENGTH, self.text.length)
+
+
+def columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The entries that at least one row has."""
+    return [name for name in COLUMNS if any(name in row for row in rows)]
+
+
+def cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Value and standard error; nothing where the row was not measured."""
+    found = []
+    for name in names:
+        entry = row.get(name)
+        form = "{:.1%}" if COLUMNS[name][1] else "{:.3f}"
+        values = [entry[part] for part in ("value", "error") if entry[part] is not None] if entry else []
+        found.append(" ± ".join(form.format(value) for value in values))
+    return found
