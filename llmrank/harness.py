@@ -74,7 +74,7 @@ class HarnessTasks:
         CalibrationError
             A task's data cannot be had, or there is no tokenizer.
         """
-        check_predicts(model, "lm-eval task")
+        check_predicts(model, "likelihood for lm-eval")
         if tokenizer is None:
             raise CalibrationError("lm-eval tasks need a tokenizer, and this model came without one")
         from lm_eval import simple_evaluate
@@ -146,7 +146,11 @@ def find_tasks(
     manager = TaskManager(
         include_path=[str(TASKS), *([] if directory is None else [str(directory)])],
         include_defaults=not set(names) <= set(own),
-        metadata={"text": None if text is None else os.fspath(text), "passages": passages},
+        # All tasks are handed these; the two of ours take them.
+        metadata={
+            **({} if text is None else {"text": os.fspath(text)}),
+            **({} if passages is None else {"passages": passages}),
+        },
     )
     unknown = sorted(set(names) - set(manager.all_tasks))
     if unknown or not names:

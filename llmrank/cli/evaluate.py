@@ -78,7 +78,7 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--tasks",
         metavar="NAME[,NAME]",
-        help="tasks of lm-eval; llmrank_last_word and llmrank_perplexity read --text and need no network",
+        help="tasks of lm-eval; llmrank_last_word (at most --passages) and llmrank_perplexity read --text and need no network",
     )
     tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="further tasks, in lm-eval's YAML format")
     tasks.add_argument("--documents", type=int, help="of each task, the first ones (all)")

@@ -192,7 +192,7 @@ class TestWithLMEval:
     def test_models_that_predict_nothing_are_refused(self) -> None:
         tasks = find_tasks(["llmrank_last_word"])
         for model in (family_model(named_family("BERT")), mlp(4, 6, 2)):
-            with pytest.raises(UnsupportedModelError, match="no lm-eval task"):
+            with pytest.raises(UnsupportedModelError, match="no likelihood for lm-eval"):
                 tasks.run(model, spelling_tokenizer())
         with pytest.raises(CalibrationError, match="without one"):
             tasks.run(tiny_llama(), None)
