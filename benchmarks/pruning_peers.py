@@ -11,7 +11,7 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -53,6 +53,17 @@ class Peer:
         return find_spec(self.module) is not None
 
 
+@lru_cache(maxsize=1)
+def _gradients(model: Any, sequences: TokenSequences) -> dict[str, torch.Tensor]:
+    """Of the loss on all sequences, by parameter: the same for every budget and amount."""
+    try:
+        for ids, _ in sequences.batches(1):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
 def _torch_pruning(
     model: Any, ffns: tuple[FFN, ...], sequences: TokenSequences, amount: float, *, taylor: bool, everywhere: bool
 ) -> Masks:
@@ -60,11 +71,10 @@ def _torch_pruning(
     import torch_pruning
 
     inside = {id(p.module) for ffn in ffns for stage in ffn.stages for p in stage}
-    parameters = [p.module.weight for ffn in ffns for stage in ffn.stages for p in stage]
     if taylor:
         # Its importance reads the gradients of the loss on the calibration data.
-        for ids, _ in sequences.batches(1):
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        for name, gradient in _gradients(model, sequences).items():
+            model.get_parameter(name).grad = gradient
         importance: Any = torch_pruning.importance.GroupTaylorImportance()
     else:
         importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
@@ -90,8 +100,6 @@ def _torch_pruning(
                     if name is not None and "out" in dependency.handler.__name__:
                         keep[name][torch.as_tensor(indices)] = False
     finally:
-        for parameter in parameters:
-            parameter.grad = None
         model.zero_grad(set_to_none=True)
     return Masks(keep)
 
