@@ -14,7 +14,7 @@ from matplotlib.ticker import NullFormatter
 
 from graphs.draw.colours import line_look
 
-__all__ = ["convergence", "quality", "scale", "speed"]
+__all__ = ["compact", "convergence", "quality", "scale", "speed"]
 
 # Okabe and Ito's colours; every solver keeps its own through all figures.
 COLOURS = {
@@ -27,6 +27,8 @@ COLOURS = {
     "bicgstab": "#CC79A7",
     "sweep": "#E69F00",
 }
+# By the number of tokens in a pass.
+TOKEN_COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7")
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -327,8 +329,51 @@ def quality(results: dict[str, Any], folder: Path) -> list[Path]:
         return [_save(figure, folder / "quality.png")]
 
 
+def compact(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Speed-up of compact models against the share removed, and what the multiply-adds promise."""
+    with mpl.rc_context(STYLE):
+        cases = results["cases"]
+        figure, axes = plt.subplots(len(cases), 3, figsize=(10.2, 3.4 * len(cases)), squeeze=False)
+        for case, line in zip(cases, axes, strict=True):
+            for ax, (what, title) in zip(
+                line, {"ffn": "FFNs alone", "forward": "whole model", "generation": "generation"}.items(), strict=True
+            ):
+                chosen = sorted(
+                    (row for row in case["rows"] if row["what"] == what), key=lambda row: float(row["removed"])
+                )
+                for tokens, colour in zip(dict.fromkeys(row["tokens"] for row in chosen), TOKEN_COLOURS, strict=False):
+                    even, odd = (
+                        [row for row in chosen if row["tokens"] == tokens and (row["multiple_of"] == 1) is apart]
+                        for apart in (False, True)
+                    )
+                    percent = [100 * row["removed"] for row in even]
+                    low, high = ([row["quartiles"][k] for row in even] for k in (0, 1))
+                    label = f"{tokens} tokens" if tokens > 1 else "1 token"
+                    ax.plot(percent, [row["speedup"] for row in even], "-o", ms=3.5, color=colour, label=label)
+                    ax.fill_between(percent, low, high, color=colour, alpha=0.15, lw=0)
+                    ax.plot([100 * r["removed"] for r in odd], [r["speedup"] for r in odd], "x", ms=5, color=colour)
+                    if what != "ffn" or tokens == chosen[0]["tokens"]:
+                        # One promise for the FFNs; the whole model's hangs on the length a little.
+                        promised = [
+                            (0.0, 1.0),
+                            *((100 * row["removed"], row["promised"]) for row in chosen if row["tokens"] == tokens),
+                        ]
+                        ax.plot(*zip(*promised, strict=True), ":", color="#000000" if what == "ffn" else colour, lw=1.2)
+                ax.axhline(1.0, color="grey", lw=0.8)
+                ax.set(title=f"{title}, {case['device']}, {case['dtype']}", xlabel="hidden neurons removed, %")
+                ax.legend(fontsize=7)
+            line[0].set_ylabel("dense time / compact time")
+        figure.suptitle(
+            "Dotted: promised by multiply-adds. Dots: widths of a multiple of 64, with quartiles; crosses: other widths.",
+            fontsize=9,
+        )
+        figure.tight_layout()
+        return [_save(figure, folder / "compact.png")]
+
+
 def main() -> None:
-    for name, draw in (("convergence", convergence), ("speed", speed), ("scale", scale), ("quality", quality)):
+    for draw in (convergence, speed, scale, compact, quality):
+        name = draw.__name__
         path = RESULTS / f"{name}.json"
         if path.is_file():
             for figure in draw(json.loads(path.read_text(encoding="utf-8")), RESULTS):

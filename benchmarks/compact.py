@@ -1,0 +1,496 @@
+"""How much faster a compact model is, against what its FLOPs promise: the FFNs alone, forward passes, generation.
+
+Run it as ``python -m benchmarks.compact``. The dense model and models that :class:`llmrank.IsolatedFFNPipeline` has cut (at
+random: only widths matter here) stand side by side in one process, share all weights but those of the FFNs, and take turns.
+A speed-up is the dense model's time over the compact one's, each the median of a round, and of the rounds' quotients the
+median. The FFNs alone run one after the other, each on what it reads in the dense model. What the FLOPs promise is
+the quotient of multiply-adds: of the FFNs for the FFNs; of all linear maps and attention for the whole model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from benchmarks import figures
+from benchmarks.measure import alternated
+from benchmarks.provenance import provenance, write
+from llmrank import IsolatedFFNPipeline, checkpoint
+from llmrank.adapters import FFN, find_ffns
+from llmrank.calibration import builtin_texts, tokenise
+from llmrank.hub import demo_model
+from llmrank.prune import LocalPruner
+from llmrank.score import RandomScorer
+
+RESULTS = Path(__file__).parent / "results"
+# Measured and promised agree when their quotient is within this of 1.
+TOLERANCE = 0.1
+MULTIPLE = 64
+# Tokens of the pass that prunes: its scorer looks at none of them.
+CALIBRATION = 16
+
+# Loads a checkpoint in a process of its own, reads all of it, and prints the peak of its memory in kB.
+LOADER = """
+import resource, sys, llmrank, torch
+model = llmrank.load(sys.argv[1]).model
+with torch.inference_mode():
+    model(torch.zeros((1, 2), dtype=torch.long))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A model as it is, or cut.
+
+    Attributes
+    ----------
+    amount : float
+        Share of the hidden neurons that was to go; 0 for the dense model.
+    multiple_of : int
+        To which widths were rounded.
+    model : nn.Module
+    ffns : tuple of FFN
+        Of this model.
+    """
+
+    amount: float
+    multiple_of: int
+    model: Any
+    ffns: tuple[FFN, ...]
+
+    @property
+    def width(self) -> int:
+        return self.ffns[0].sizes[1]
+
+    @property
+    def label(self) -> str:
+        return f"{self.amount:.0%}, width {self.width}"
+
+
+def multiply_adds(ffns: Sequence[FFN]) -> int:
+    """Multiply-adds of all linear maps of FFNs for one token; biases and activations, which are little, left out."""
+    return sum(p.size * p.in_features for ffn in ffns for stage in ffn.stages for p in stage)
+
+
+def model_multiply_adds(model: Any, contexts: Iterable[int], predictions: int) -> int:
+    """Multiply-adds of a causal language model.
+
+    Parameters
+    ----------
+    model : transformers model
+    contexts : iterable of int
+        For every token that passes through the model, how many tokens it attends to, itself included.
+    predictions : int
+        How many of them pass through the prediction head.
+    """
+    contexts = list(contexts)
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    body = sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head)
+    heads = config.num_attention_heads
+    attended = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) * config.num_hidden_layers
+    # Queries by keys, and their softmax by values.
+    return body * len(contexts) + 2 * attended * sum(contexts) + head.weight.numel() * predictions
+
+
+def cut(model: Any, ids: torch.Tensor, amount: float, multiple_of: int) -> Variant:
+    """The model as the pipeline leaves it, beside the model itself, which is left as it was.
+
+    Shares all tensors with it but those that were cut.
+    """
+    pruner = LocalPruner(amount, multiple_of=multiple_of)
+    pipeline = IsolatedFFNPipeline(model, None, None, RandomScorer(seed=0), pruner, calibration=ids)
+    pipeline.run()
+    try:
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        compact = copy.deepcopy(model, shared)
+    finally:
+        pipeline.undo()
+    return Variant(amount, multiple_of, compact, find_ffns(compact))
+
+
+def variants(model: Any, ids: torch.Tensor, amounts: Sequence[float], multiple: int) -> list[Variant]:
+    """The dense model, then the cut ones: of widths that are multiples, and where that differs as wide as the share says."""
+    found = [Variant(0.0, 1, model, find_ffns(model))]
+    widths = {found[0].width}
+    for multiple_of in (multiple, 1):
+        for amount in amounts:
+            variant = cut(model, ids[:1, :CALIBRATION], amount, multiple_of)
+            if variant.width not in widths:
+                widths.add(variant.width)
+                found.append(variant)
+    return found
+
+
+def ffn_inputs(model: Any, ffns: Sequence[FFN], ids: torch.Tensor) -> list[torch.Tensor]:
+    """What every FFN reads of the sequences, (batch, length, hidden) each."""
+    read: list[torch.Tensor] = []
+    handles = [
+        ffn.module.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].contiguous()))
+        for ffn in ffns
+    ]
+    try:
+        model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return read
+
+
+def batch_of(ids: torch.Tensor, tokens: int) -> torch.Tensor:
+    """So many tokens, (batch, length): the beginning of the sequence, or the sequence as often as it takes."""
+    length = ids.shape[1]
+    if tokens <= length:
+        return ids[:, :tokens]
+    if tokens % length:
+        raise ValueError(f"{tokens} tokens are no whole number of sequences of {length}")
+    return ids.expand(tokens // length, -1)
+
+
+class Stopwatch:
+    """Variants in turns.
+
+    Parameters
+    ----------
+    rounds : int
+    wait : callable
+        Returns when the device has done what it was given.
+    """
+
+    def __init__(self, rounds: int, wait: Callable[[], None]) -> None:
+        self.rounds = rounds
+        self.wait = wait
+
+    def __call__(self, actions: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
+        """Seconds of every action, the median of each round."""
+
+        def waited(action: Callable[[], Any]) -> Callable[[], None]:
+            def run() -> None:
+                action()
+                self.wait()
+
+            return run
+
+        timed = {name: waited(action) for name, action in actions.items()}
+        for action in timed.values():  # memory and kernels are found at the first call
+            action()
+        rounds = [alternated(timed, 1, float("inf"), keep=False) for _ in range(self.rounds)]
+        return {name: [median(seconds for seconds, _ in spent[name]) for spent in rounds] for name in actions}
+
+
+def rows(
+    what: str,
+    tokens: int,
+    found: Sequence[Variant],
+    seconds: Mapping[str, Sequence[float]],
+    work: Mapping[str, int],
+    bytes_read: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """One row a compact model: its speed-up, and the one that its multiply-adds promise."""
+    dense = found[0]
+    result = []
+    for variant in found[1:]:
+        quotients = [d / c for d, c in zip(seconds[dense.label], seconds[variant.label], strict=True)]
+        low, high = np.quantile(quotients, [0.25, 0.75])
+        speedup, promised = median(quotients), work[dense.label] / work[variant.label]
+        spent = {name: median(seconds[v.label]) for name, v in (("dense", dense), ("compact", variant))}
+        result.append(
+            {
+                "what": what,
+                "tokens": tokens,
+                "amount": variant.amount,
+                "multiple_of": variant.multiple_of,
+                "width": variant.width,
+                "removed": 1.0 - variant.width / dense.width,
+                "promised": promised,
+                "speedup": speedup,
+                "quartiles": [float(low), float(high)],
+                "kept_promise": bool(abs(speedup / promised - 1.0) <= TOLERANCE),
+                "seconds": spent,
+                "gflops_per_second": {
+                    name: 2e-9 * work[v.label] / spent[name] for name, v in (("dense", dense), ("compact", variant))
+                },
+                "gigabytes_per_second": {
+                    name: 1e-9 * bytes_read[v.label] / spent[name]
+                    for name, v in (("dense", dense), ("compact", variant))
+                },
+            }
+        )
+    return result
+
+
+def study(
+    model: Any,
+    ids: torch.Tensor,
+    amounts: Sequence[float],
+    token_counts: Sequence[int],
+    new_tokens: int,
+    rounds: int,
+    multiple: int = MULTIPLE,
+) -> dict[str, Any]:
+    """One device and dtype: those of the model.
+
+    Parameters
+    ----------
+    model : transformers causal language model with FFNs in modules of their own
+    ids : (1, length) tensor
+    amounts : sequence of float
+    token_counts : sequence of int
+    new_tokens : int
+        How many are generated, after as many.
+    rounds : int
+    multiple : int
+    """
+    device = next(model.parameters()).device
+    stopwatch = Stopwatch(rounds, lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
+    found = variants(model, ids, amounts, multiple)
+    ids = ids.to(device)
+    measured: list[dict[str, Any]] = []
+    of_ffns = {variant.label: multiply_adds(variant.ffns) for variant in found}
+    item = next(model.parameters()).element_size()
+    # A pass reads every weight once, however many tokens it is for.
+    ffn_bytes = {label: item * count for label, count in of_ffns.items()}
+    all_bytes = {variant.label: item * model_multiply_adds(variant.model, [0], 1) for variant in found}
+    with torch.inference_mode():
+        for tokens in token_counts:
+            batch = batch_of(ids, tokens)
+            read = ffn_inputs(model, found[0].ffns, batch)
+
+            def alone(variant: Variant, read: list[torch.Tensor] = read) -> None:
+                for ffn, states in zip(variant.ffns, read, strict=True):
+                    ffn.module(states)
+
+            work = {label: count * tokens for label, count in of_ffns.items()}
+            seconds = stopwatch({v.label: lambda v=v, alone=alone: alone(v) for v in found})
+            measured += rows("ffn", tokens, found, seconds, work, ffn_bytes)
+        for tokens in token_counts:
+            batch = batch_of(ids, tokens)
+            contexts = [*range(1, batch.shape[1] + 1)] * len(batch)
+            work = {v.label: model_multiply_adds(v.model, contexts, tokens) for v in found}
+            seconds = stopwatch({v.label: lambda v=v, b=batch: v.model(input_ids=b, use_cache=False) for v in found})
+            measured += rows("forward", tokens, found, seconds, work, all_bytes)
+        prompt = batch_of(ids, new_tokens)
+        # All but the last new token pass through the model again; of the prompt only the last is predicted from.
+        contexts = [*range(1, 2 * new_tokens)]
+        work = {v.label: model_multiply_adds(v.model, contexts, new_tokens) for v in found}
+        seconds = stopwatch({v.label: lambda v=v: generate(v.model, prompt) for v in found})
+        measured += rows(
+            "generation", new_tokens, found, seconds, work, {k: n * new_tokens for k, n in all_bytes.items()}
+        )
+    dtype = next(model.parameters()).dtype
+    return {
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "ffn_share_of_multiply_adds": {
+            str(tokens): multiply_adds(found[0].ffns)
+            * tokens
+            / model_multiply_adds(model, range(1, tokens + 1), tokens)
+            for tokens in token_counts
+            if tokens <= ids.shape[1]
+        },
+        "peak": peak(device, dtype),
+        "rows": measured,
+    }
+
+
+def generate(model: Any, prompt: torch.Tensor) -> torch.Tensor:
+    """Greedily as many tokens as the prompt has, with a cache."""
+    count = prompt.shape[1]
+    return model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        min_new_tokens=count,
+        max_new_tokens=count,
+        pad_token_id=0,
+    )
+
+
+def peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """What the device can do at its best: a large matrix product in GFLOP/s, reading a large array in GB/s."""
+    size = 2048 if device.type == "cpu" else 8192
+    square = torch.rand((size, size), device=device, dtype=dtype)
+    large = torch.ones(2**27 if device.type == "cpu" else 2**30, device=device)
+    stopwatch = Stopwatch(3, lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
+    with torch.inference_mode():
+        product, reading = (
+            median(spent)
+            for spent in stopwatch({"product": lambda: square @ square, "reading": lambda: large.sum()}).values()
+        )
+    return {"gflops_per_second": 2e-9 * size**3 / product, "gigabytes_per_second": 4e-9 * large.numel() / reading}
+
+
+def limit(row: Mapping[str, Any], best: Mapping[str, float]) -> str:
+    """What holds the compact model up: arithmetic or memory where it does half of the device's best, else neither."""
+    shares = {
+        name: row[key]["compact"] / best[key]
+        for name, key in (("arithmetic", "gflops_per_second"), ("memory", "gigabytes_per_second"))
+    }
+    name = max(shares, key=lambda name: shares[name])
+    return f"{name}, {shares[name]:.0%} of the best" if shares[name] >= 0.5 else "neither"
+
+
+def memory(model: Any, ids: torch.Tensor, amounts: Sequence[float], multiple: int = MULTIPLE) -> list[dict[str, Any]]:
+    """Size of the checkpoints, and the peak of the memory of a process that loads one and reads all of it."""
+    result = []
+    for variant in variants(model, ids, amounts, multiple):
+        if variant.multiple_of != multiple and variant.amount:
+            continue
+        with tempfile.TemporaryDirectory() as directory:
+            saved = checkpoint.save(Path(directory) / "saved", variant.model)
+            outcome = subprocess.run(
+                [sys.executable, "-c", LOADER, str(saved)], capture_output=True, text=True, check=True
+            )
+            size = sum(path.stat().st_size for path in saved.glob("*.safetensors"))
+        resident = 1024 * int(outcome.stdout.split()[-1])
+        result.append({"amount": variant.amount, "width": variant.width, "file_bytes": size, "peak_bytes": resident})
+    return result
+
+
+TITLES = {"ffn": "FFNs alone", "forward": "Forward pass of the whole model", "generation": "Generation"}
+COLUMNS = (
+    "tokens",
+    "removed",
+    "width",
+    "promised",
+    "speed-up",
+    "quartiles",
+    "of promise",
+    "dense, compact ms",
+    "dense, compact GFLOP/s",
+    "compact limited by",
+)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results in markdown."""
+    machine, protocol = results["provenance"], results["protocol"]
+    lines = [
+        f"{protocol['model']}. {machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread(s), GPU {machine['gpu']}.",
+        f"Speed-up: median of {protocol['rounds']} rounds, and their quartiles. Promised: by multiply-adds. What limits is said",
+        "where the compact model does half or more of what the device can do at its best.",
+    ]
+    for case in results["cases"]:
+        best = case["peak"]
+        peaks = f"{best['gflops_per_second']:,.0f} GFLOP/s, {best['gigabytes_per_second']:,.0f} GB/s"
+        lines += ["", f"# {case['device']}, {case['dtype']}: at best {peaks}"]
+        for what, title in TITLES.items():
+            chosen = sorted(
+                (row for row in case["rows"] if row["what"] == what), key=lambda row: (row["tokens"], row["removed"])
+            )
+            even = [row for row in chosen if row["multiple_of"] != 1]
+            kept = sum(row["kept_promise"] for row in even)
+            lines += [
+                "",
+                f"## {title}: {kept} of {len(even)} within {TOLERANCE:.0%} of the promise (multiples of {protocol['multiple']})",
+                "",
+                f"| {' | '.join(COLUMNS)} |",
+                f"| {' | '.join(['---:'] * (len(COLUMNS) - 1))} | --- |",
+                *(f"| {' | '.join(_cells(row, best))} |" for row in chosen),
+            ]
+    if results["memory"]:
+        lines += ["", "# Memory", "", "| removed | width | checkpoint MB | peak of a process that loads it MB |"]
+        lines += ["| ---: | ---: | ---: | ---: |"]
+        lines += [
+            f"| {row['amount']:.0%} | {row['width']} | {row['file_bytes'] / 1e6:.0f} | {row['peak_bytes'] / 1e6:.0f} |"
+            for row in results["memory"]
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Mapping[str, Any], best: Mapping[str, float]) -> list[str]:
+    missed = "" if row["kept_promise"] else "**"
+    seconds, rate = row["seconds"], row["gflops_per_second"]
+    return [
+        str(row["tokens"]),
+        f"{row['removed']:.1%}",
+        f"{row['width']}{' (no multiple)' if row['multiple_of'] == 1 else ''}",
+        f"{row['promised']:.2f}",
+        f"{row['speedup']:.2f}",
+        f"{row['quartiles'][0]:.2f} to {row['quartiles'][1]:.2f}",
+        f"{missed}{row['speedup'] / row['promised'] - 1:+.0%}{missed}",
+        f"{1e3 * seconds['dense']:.1f}, {1e3 * seconds['compact']:.1f}",
+        f"{rate['dense']:,.0f}, {rate['compact']:,.0f}",
+        limit(row, best),
+    ]
+
+
+def tiny_model() -> Any:
+    """A random model: for smoke runs."""
+    config = transformers.LlamaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--amounts", default="0.1,0.2,0.3,0.5", help="shares to remove, with commas (%(default)s)")
+    parser.add_argument("--tokens", default="1,16,128,1024", help="tokens in a pass, with commas (%(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="to generate, after as many (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="a tiny random model, for continuous integration")
+    parser.add_argument("--output", type=Path, default=RESULTS / "compact.json")
+    options = parser.parse_args(arguments)
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    amounts = [float(amount) for amount in options.amounts.split(",")]
+    counts, rounds = [int(count) for count in options.tokens.split(",")], options.rounds
+    new_tokens, multiple = options.new_tokens, MULTIPLE
+    if options.quick:
+        model, ids, name = tiny_model(), torch.arange(64)[None], "a tiny random model"
+        amounts, counts, rounds, new_tokens, multiple = [0.5], [1, 16], 2, 4, 32
+    else:
+        loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
+        model, name = loaded.model, Path(loaded.source).name
+        ids = tokenise(builtin_texts()[0], loaded.tokenizer, 1, 1024).ids
+    cases = [(torch.device("cpu"), torch.float32)]
+    if torch.cuda.is_available():
+        cases.append((torch.device("cuda"), torch.bfloat16))
+    results: dict[str, Any] = {
+        "provenance": provenance(seed=0),
+        "protocol": {
+            "model": name,
+            "amounts": amounts,
+            "multiple": multiple,
+            "tokens": counts,
+            "new_tokens": new_tokens,
+            "rounds": rounds,
+        },
+        "cases": [],
+        "memory": memory(model, ids, amounts, multiple),
+    }
+    for device, dtype in cases:
+        # A GPU is not busy with the tokens of one sequence.
+        passes = counts if device.type == "cpu" else [*counts, 16 * max(counts)]
+        results["cases"].append(study(model.to(device, dtype), ids, amounts, passes, new_tokens, rounds, multiple))
+    if not options.quick:
+        write(options.output, results)
+        write(options.output.with_suffix(".md"), table(results))
+        print(*(f"wrote {path}" for path in figures.compact(results, options.output.parent)))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""What pruning does to an encoder: sentence embeddings of a BERT before and after, and who their neighbours are.
+
+Run it as ``python -m benchmarks.encoder --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2). The model is
+all-MiniLM-L6-v2 from PyPI; an embedding is the mean of the last hidden state over a sentence's tokens, scaled to length 1.
+Calibration: sentences of valid; compared are embeddings of sentences of test, evenly spaced through the file, by
+
+- cosine: mean over the sentences of the similarity of a sentence's embedding before and after;
+- Spearman: correlation, over all pairs of sentences, of how similar the two are before and after;
+- neighbour: share of sentences whose most similar other sentence is the same before and after.
+
+All budgets are compared without repair, and the repairs under the local budget. A run resumes from its own result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from benchmarks.provenance import provenance, write
+from llmrank import Masks, checkpoint
+from llmrank.activations import collect, evaluating, model_inputs
+from llmrank.adapters import find_ffns
+from llmrank.calibration import TokenSequences, tokenise
+from llmrank.config import PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.hub import demo_encoder
+from llmrank.pipeline import choose_masks
+from llmrank.prune import LocalPruner
+from llmrank.repair import repair_ffns
+from llmrank.reselection import Reselection
+from llmrank.sensitivity import layer_sensitivities
+from llmrank.stream import open_stream, recording
+from llmrank.surgery import apply_masks
+
+RESULTS = Path(__file__).parent / "results"
+# Words of a sentence: shorter ones are mostly captions, longer ones mostly lists.
+WORDS = range(8, 41)
+# As the wordpiece tokenizer should see them: WikiText-2 splits numbers and compounds at these.
+JOINTS = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", "<unk>": "unk"}
+# More than a sentence of so many words can have.
+LENGTH = 256
+BATCH = 32
+# Sentences are short: some hundred tokens would say little of a layer.
+SENSITIVITY_SENTENCES = 64
+# Name in the table: scorer, its knobs, topology.
+SCORERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "weighted pagerank": ("wpr", {}, "isolated"),
+    "weighted pagerank, chained": ("wpr", {}, "chained"),
+    "modified pagerank": ("mpr", {}, "isolated"),
+    "activation": ("activation", {}, "isolated"),
+    "wanda-sp (L1)": ("wanda-sp", {"p": 1.0}, "isolated"),
+    "flap": ("flap", {}, "isolated"),
+    "norm (L1)": ("norm", {"p": 1.0}, "isolated"),
+    "random": ("random", {"seed": 0}, "isolated"),
+}
+BUDGETS = ("local", "global", "sensitivity")
+# Towards the FFN's own outputs: behind them BERT has a norm, so that the stream cannot be made up for.
+REPAIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("none", {}),
+    "bias": ("bias", {}),
+    "lstsq": ("lstsq", {"target": "output"}),
+    "lstsq (reselect)": ("lstsq", {"target": "output", "reselect": True}),
+}
+MEASURES = ("cosine", "spearman", "neighbour")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the results."""
+
+    scorer: str
+    budget: str
+    amount: float
+    repair: str
+
+    @property
+    def key(self) -> str:
+        return " | ".join(map(str, asdict(self).values()))
+
+
+def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setting]:
+    """All rows: every budget without repair, and the repairs where every layer gives the same share."""
+    for amount in amounts:
+        for repair in repairs:
+            for scorer in SCORERS:
+                for budget in BUDGETS if repair == "none" else BUDGETS[:1]:
+                    yield Setting(scorer, budget, amount, repair)
+
+
+def sentences(text: str, count: int) -> list[str]:
+    """Sentences of a WikiText file, evenly spaced: its lines without headings, cut at full stops; none twice."""
+    found: dict[str, None] = {}
+    for line in text.splitlines():
+        for mark, plain in JOINTS.items():
+            line = line.replace(mark, plain)
+        if line.strip().startswith("="):
+            continue
+        for part in line.strip().removesuffix(" .").split(" . "):
+            sentence = f"{part.strip()} ."
+            if len(sentence.split()) in WORDS:
+                found[sentence] = None
+    if len(found) < count:
+        raise ValueError(f"the text has {len(found)} sentences of {WORDS[0]} to {WORDS[-1]} words, expected {count}")
+    every = list(found)
+    return [every[k * len(every) // count] for k in range(count)]
+
+
+class Corpus:
+    """Sentences to embed: in batches of similar length, so that little is padding.
+
+    Parameters
+    ----------
+    texts : sequence of str
+    tokenizer : transformers tokenizer
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: Any) -> None:
+        by_length = np.argsort([len(text) for text in texts], kind="stable")
+        parts = np.array_split(by_length, max(1, len(texts) // BATCH))
+        self.order = torch.from_numpy(by_length)
+        self.batches = [
+            tokenise([texts[k] for k in part], tokenizer, len(part), LENGTH, "evaluation") for part in parts
+        ]
+
+    @torch.no_grad()
+    def embeddings(self, model: Any) -> torch.Tensor:
+        """(sentences, hidden) float64, of length 1 each, in the order the sentences came in."""
+        device = next(model.parameters()).device
+        found = []
+        with evaluating(model):
+            for batch in self.batches:
+                inputs, _, _ = model_inputs(model, batch.ids, batch.mask, device)
+                states = model(**inputs).last_hidden_state.double().cpu()
+                counted = batch.mask[..., None].double()
+                found.append((states * counted).sum(1) / counted.sum(1))
+        stacked = torch.cat(found)
+        result = torch.empty_like(stacked)
+        result[self.order] = stacked
+        return torch.nn.functional.normalize(result, dim=1)
+
+
+def agreement(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
+    """How much of the embeddings (n, hidden), of length 1 each, is left; see the module's description."""
+    rows, columns = np.triu_indices(len(before), k=1)
+    similarity = [(e @ e.T).numpy() for e in (before, after)]
+    neighbours = []
+    for values in similarity:
+        others = values.copy()
+        np.fill_diagonal(others, -np.inf)
+        neighbours.append(others.argmax(1))
+    return {
+        "cosine": float((before * after).sum(1).mean()),
+        "spearman": float(spearmanr(*(values[rows, columns] for values in similarity)).statistic),
+        "neighbour": float((neighbours[0] == neighbours[1]).mean()),
+    }
+
+
+class Study:
+    """An encoder, its calibration, and what its embeddings were."""
+
+    def __init__(self, model: Any, tokenizer: Any, calibration: TokenSequences, corpus: Corpus) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.calibration, self.corpus = calibration, corpus
+        self.ffns = find_ffns(model)
+        self.dense = corpus.embeddings(model)
+        with recording(model, self.ffns) as self.record:
+            self.statistics = collect(model, self.ffns, calibration, BATCH)
+
+    def masks(self, setting: Setting) -> tuple[Masks, Reselection]:
+        """What a setting keeps, and how it chooses anew."""
+        name, knobs, topology = SCORERS[setting.scorer]
+        pruner = make_pruner(setting.budget, amount=setting.amount)
+        pipeline = PIPELINES[topology](self.model, self.tokenizer, None, make_scorer(name, **knobs), pruner)
+        graphs = pipeline.draw(self.ffns, self.statistics)
+        ranks = pipeline.score(graphs)
+        sensitivities = {}
+        if pruner.needs_sensitivity:
+            trial = choose_masks(LocalPruner(setting.amount), graphs, ranks, jointly=True)
+            sensitivities = layer_sensitivities(
+                self.model, self.ffns, trial, self.calibration, BATCH, samples=SENSITIVITY_SENTENCES
+            )
+        masks = choose_masks(pruner, graphs, ranks, jointly=True, sensitivities=sensitivities)
+        return masks, Reselection(pipeline.scorer, graphs)
+
+    def row(self, setting: Setting, masks: Masks, choose: Reselection) -> dict[str, Any]:
+        """Cut, repair, embed, undo."""
+        begun, repaired = perf_counter(), {}
+        name, knobs = REPAIRS[setting.repair]
+        method = make_repair(name, **knobs)
+        if method is not None:
+            stream = open_stream(self.model, self.ffns, self.calibration, BATCH, self.record, follow=method.follows)
+            masks, repaired = repair_ffns(self.model, self.ffns, masks, method, stream, choose=choose)
+        seconds = perf_counter() - begun
+        application = apply_masks(self.model, self.ffns, masks, repaired=repaired)
+        try:
+            row: dict[str, Any] = agreement(self.dense, self.corpus.embeddings(self.model))
+        finally:
+            application.undo()
+        return {
+            **asdict(setting),
+            **row,
+            "removed": masks.removed_share,
+            "widths": list(masks.widths.values()),
+            "repair_seconds": seconds,
+        }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in markdown: an amount and a repair at a time, the best Spearman correlation first."""
+    protocol = results["protocol"]
+    head = (
+        f"{protocol['model']}: {protocol['sentences']} sentences of test, calibrated on {protocol['calibration']['sequences']} "
+        f"of valid ({protocol['calibration']['tokens']:,} tokens). Dense: 1 in every column."
+    )
+    lines = [head]
+    rows = list(results["rows"].values())
+    for amount in sorted({row["amount"] for row in rows}):
+        for repair in REPAIRS:
+            chosen = [row for row in rows if (row["amount"], row["repair"]) == (amount, repair)]
+            if not chosen:
+                continue
+            lines += [
+                "",
+                f"## {amount:.0%} removed, repair: {repair}",
+                "",
+                "| score | budget | cosine | Spearman | neighbour |",
+                "| --- | --- | ---: | ---: | ---: |",
+            ]
+            lines += [
+                f"| {row['scorer']} | {row['budget']} | {row['cosine']:.4f} | {row['spearman']:.4f} | {row['neighbour']:.1%} |"
+                for row in sorted(chosen, key=lambda row: -float(row["spearman"]))
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
+    )
+    parser.add_argument("--model", help="directory or hub name of an encoder; default all-MiniLM-L6-v2 from PyPI")
+    parser.add_argument("--amounts", default="0.1,0.2,0.3,0.5", help="shares to remove, with commas (%(default)s)")
+    parser.add_argument(
+        "--repairs", default="none,bias,lstsq", help=f"of {', '.join(REPAIRS)}, with commas (%(default)s)"
+    )
+    parser.add_argument("--only", action="append", help="pattern of the rows to run, such as '*pagerank*local*'")
+    parser.add_argument("--samples", type=int, default=256, help="calibration sentences (%(default)s)")
+    parser.add_argument("--sentences", type=int, default=400, help="sentences to embed (%(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "encoder.json")
+    options = parser.parse_args(arguments)
+    unknown = set(options.repairs.split(",")) - set(REPAIRS)
+    if unknown:
+        parser.error(f"unknown --repairs {', '.join(sorted(unknown))}; expected some of {', '.join(REPAIRS)}")
+    if options.wikitext is None:
+        parser.error(
+            "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt"
+        )
+    loaded = checkpoint.load(options.model or demo_encoder(), dtype="float32")
+    valid, test = (
+        sentences(Path(options.wikitext, f"{name}.txt").read_text(encoding="utf-8"), count)
+        for name, count in (("valid", options.samples), ("test", options.sentences))
+    )
+    calibration = tokenise(valid, loaded.tokenizer, len(valid), LENGTH)
+    corpus = Corpus(test, loaded.tokenizer)
+    protocol = {
+        "model": Path(loaded.source).name,
+        "calibration": {**calibration.provenance(), "source": f"WikiText-2 valid.txt, {len(valid)} sentences"},
+        "sentences": len(test),
+        "sha256_of_sentences": hashlib.sha256("\n".join(test).encode()).hexdigest(),
+        "scorers": {name: list(entry) for name, entry in SCORERS.items()},
+        "repairs": {name: list(entry) for name, entry in REPAIRS.items()},
+        "sensitivity_sentences": SENSITIVITY_SENTENCES,
+    }
+    results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol, "rows": {}}
+    if options.output.is_file():
+        earlier = json.loads(options.output.read_text(encoding="utf-8"))
+        if earlier["protocol"] == protocol:
+            results["rows"] = earlier["rows"]
+            print(f"resuming with {len(results['rows'])} rows")
+    study = Study(loaded.model, loaded.tokenizer, calibration, corpus)
+    asked = list(settings([float(a) for a in options.amounts.split(",")], options.repairs.split(",")))
+    if options.only:
+        asked = [s for s in asked if any(fnmatch.fnmatch(s.key, pattern) for pattern in options.only)]
+    for place, setting in enumerate(asked, start=1):
+        row = results["rows"].get(setting.key)
+        if row is None:
+            row = results["rows"][setting.key] = study.row(setting, *study.masks(setting))
+            write(options.output, results)
+        given = ", ".join(f"{measure} {row[measure]:.4f}" for measure in MEASURES)
+        print(f"{place} of {len(asked)}: {setting.key}: {given}", flush=True)
+    write(options.output, results)
+    write(options.output.with_suffix(".md"), table(results))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

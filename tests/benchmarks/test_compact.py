@@ -1,0 +1,171 @@
+"""What the FLOPs promise is what is counted elsewhere, and a speed-up is of the models it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import compact, figures
+from benchmarks.compact import (
+    Stopwatch,
+    batch_of,
+    cut,
+    ffn_inputs,
+    generate,
+    limit,
+    model_multiply_adds,
+    multiply_adds,
+    rows,
+    study,
+    table,
+    variants,
+)
+from llmrank.adapters import find_ffns
+from tests.llmrank.models import FFN, HIDDEN, Snapshot, family_model, logits, named_family, tiny_llama, token_ids
+
+
+@pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "Phi-3", "OPT"])
+def test_multiply_adds_of_the_ffns_are_half_of_torch_s_flops(name: str) -> None:
+    model = family_model(named_family(name))
+    ffns = find_ffns(model)
+    linear = {p.module for ffn in ffns for stage in ffn.stages for p in stage}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for module in linear:
+            width = module.weight.shape[0 if name == "GPT-2" else 1]
+            module(torch.zeros(3, width))
+    assert multiply_adds(ffns) * 3 * 2 == counter.get_total_flops()
+
+
+def test_multiply_adds_of_the_model_are_half_of_torch_s_flops() -> None:
+    model = tiny_llama(attn_implementation="eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=token_ids(2, 8), use_cache=False)
+    # It counts all pairs of tokens, masked or not.
+    assert model_multiply_adds(model, [8] * 16, 16) * 2 == counter.get_total_flops()
+
+
+def test_a_token_attends_to_those_before_it() -> None:
+    model = tiny_llama()
+    at_once = model_multiply_adds(model, range(1, 5), 1)
+    steps = (
+        model_multiply_adds(model, [1, 2], 0) + model_multiply_adds(model, [3], 0) + model_multiply_adds(model, [4], 1)
+    )
+    assert at_once == steps
+    # Two layers, four heads of four: a further position costs each of them its key and its value.
+    assert model_multiply_adds(model, [2], 0) - model_multiply_adds(model, [1], 0) == 2 * 2 * 16
+
+
+def test_a_cut_model_stands_beside_the_model() -> None:
+    model = tiny_llama()
+    before = Snapshot(model)
+    variant = cut(model, token_ids(1, 8), 0.3, 8)
+    before.assert_restored()
+    assert (variant.width, find_ffns(model)[0].sizes[1]) == (32, FFN)
+    own, shared = dict(variant.model.named_parameters()), dict(model.named_parameters())
+    assert own.keys() == shared.keys()
+    for name, parameter in own.items():
+        assert (parameter is shared[name]) == (".mlp." not in name)
+    assert multiply_adds(variant.ffns) == 2 * 3 * HIDDEN * 32
+    assert not torch.equal(logits(variant.model, token_ids(1, 8)), logits(model, token_ids(1, 8)))
+
+
+def test_widths_occur_once() -> None:
+    found = variants(tiny_llama(), token_ids(1, 8), [0.1, 0.2, 0.4], 8)
+    assert [(v.amount, v.multiple_of, v.width) for v in found] == [
+        (0.0, 1, 40),
+        (0.1, 8, 32),
+        (0.4, 8, 24),
+        (0.1, 1, 36),
+    ]
+
+
+def test_inputs_of_the_ffns_are_what_they_read() -> None:
+    model = tiny_llama()
+    expected: list[torch.Tensor] = []
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.register_forward_hook(lambda _m, _i, output: expected.append(output.clone()))
+    with torch.no_grad():
+        read = ffn_inputs(model, find_ffns(model), token_ids(2, 5))
+    assert len(read) == 2
+    assert all(torch.equal(a, b) for a, b in zip(read, expected, strict=True))
+    assert not any(ffn.module._forward_pre_hooks for ffn in find_ffns(model))
+
+
+def test_more_tokens_than_the_sequence_has_are_several_sequences() -> None:
+    ids = torch.arange(8)[None]
+    assert batch_of(ids, 3).tolist() == [[0, 1, 2]]
+    assert batch_of(ids, 16).tolist() == [[*range(8)], [*range(8)]]
+    with pytest.raises(ValueError, match="12 tokens"):
+        batch_of(ids, 12)
+
+
+def test_contenders_take_turns_and_are_waited_for(monkeypatch: Any) -> None:
+    monkeypatch.setattr("benchmarks.measure.QUICK", 0.0)  # one call counts
+    seen: list[str] = []
+    stopwatch = Stopwatch(3, lambda: seen.append("wait"))
+    spent = stopwatch({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")})
+    assert seen == ["a", "wait", "b", "wait"] * 4  # the first goes uncounted
+    assert [len(seconds) for seconds in spent.values()] == [3, 3]
+
+
+def test_a_speedup_is_the_median_of_the_rounds_quotients() -> None:
+    found = variants(tiny_llama(), token_ids(1, 8), [0.5], 4)
+    dense, half = (v.label for v in found)
+    (row,) = rows(
+        "ffn", 2, found, {dense: [6.0, 2.0, 4.0], half: [2.0, 1.0, 8.0]}, {dense: 400, half: 200}, {dense: 80, half: 40}
+    )
+    assert (row["speedup"], row["promised"], row["removed"]) == (2.0, 2.0, 0.5)
+    assert row["quartiles"] == [1.25, 2.5]
+    assert row["kept_promise"]
+    assert row["gflops_per_second"] == {"dense": pytest.approx(2e-7), "compact": pytest.approx(2e-7)}
+    assert row["gigabytes_per_second"] == {"dense": pytest.approx(2e-8), "compact": pytest.approx(2e-8)}
+    (late,) = rows("ffn", 2, found, {dense: [1.79], half: [1.0]}, {dense: 400, half: 200}, {dense: 80, half: 40})
+    assert not late["kept_promise"]
+
+
+def test_what_limits_is_what_half_of_the_best_is_reached_of() -> None:
+    best = {"gflops_per_second": 100.0, "gigabytes_per_second": 10.0}
+
+    def of(rate: float, reading: float) -> str:
+        return limit({"gflops_per_second": {"compact": rate}, "gigabytes_per_second": {"compact": reading}}, best)
+
+    assert of(80.0, 2.0) == "arithmetic, 80% of the best"
+    assert of(10.0, 6.0) == "memory, 60% of the best"
+    assert of(49.0, 4.9) == "neither"
+
+
+def test_as_much_is_generated_whatever_comes_out() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        assert generate(model, token_ids(1, 6)).shape == (1, 12)
+
+
+def test_the_whole_study_of_a_tiny_model(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("benchmarks.measure.QUICK", 0.0)
+    monkeypatch.setattr(compact, "peak", lambda *_: {"gflops_per_second": 1.0, "gigabytes_per_second": 1.0})
+    model = tiny_llama()
+    before = Snapshot(model)
+    case = study(model, token_ids(1, 32), [0.1, 0.5], [1, 16], 3, 2, 4)
+    before.assert_restored()
+    assert [(row["what"], row["tokens"], row["width"]) for row in case["rows"]] == [
+        (what, tokens, width)
+        for what, tokens in (("ffn", 1), ("ffn", 16), ("forward", 1), ("forward", 16), ("generation", 3))
+        for width in (36, 20)
+    ]
+    promised = {(row["what"], row["width"]): row["promised"] for row in case["rows"]}
+    assert promised["ffn", 20] == 2.0
+    assert promised["ffn", 36] == pytest.approx(10 / 9)
+    assert 1.0 < promised["generation", 20] < 2.0
+    assert set(case["ffn_share_of_multiply_adds"]) == {"1", "16"}
+    provenance = {"cpu": "a", "cores": 1, "threads": "1", "gpu": None}
+    protocol = {"model": "tiny", "rounds": 2, "multiple": 4}
+    results = {"provenance": provenance, "protocol": protocol, "cases": [case], "memory": []}
+    shown = table(results)
+    assert "## FFNs alone:" in shown
+    assert shown.count("\n| 16 |") == 4
+    (figure,) = figures.compact(results, tmp_path)
+    assert figure.stat().st_size > 0
