@@ -14,8 +14,9 @@ import copy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,11 +46,13 @@ CALIBRATION = 16
 
 # Loads a checkpoint in a process of its own, reads all of it, and prints the peak of its memory in kB.
 LOADER = """
-import resource, sys, llmrank, torch
+import pathlib, sys, llmrank, torch
 model = llmrank.load(sys.argv[1]).model
 with torch.inference_mode():
     model(torch.zeros((1, 2), dtype=torch.long))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage: its peak is that of the process that started this one, where that was larger.
+status = pathlib.Path("/proc/self/status").read_text()
+print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """
 
 
@@ -123,11 +126,11 @@ def cut(model: Any, ids: torch.Tensor, amount: float, multiple_of: int) -> Varia
     return Variant(amount, multiple_of, compact, find_ffns(compact))
 
 
-def variants(model: Any, ids: torch.Tensor, amounts: Sequence[float], multiple: int) -> list[Variant]:
-    """The dense model, then the cut ones: of widths that are multiples, and where that differs as wide as the share says."""
+def variants(model: Any, ids: torch.Tensor, amounts: Sequence[float], multiples: Sequence[int]) -> list[Variant]:
+    """The dense model, then the cut ones, of widths rounded to one multiple after the other; no width occurs twice."""
     found = [Variant(0.0, 1, model, find_ffns(model))]
     widths = {found[0].width}
-    for multiple_of in (multiple, 1):
+    for multiple_of in multiples:
         for amount in amounts:
             variant = cut(model, ids[:1, :CALIBRATION], amount, multiple_of)
             if variant.width not in widths:
@@ -192,26 +195,20 @@ class Stopwatch:
         return {name: [median(seconds for seconds, _ in spent[name]) for spent in rounds] for name in actions}
 
 
-def rows(
-    what: str,
-    tokens: int,
-    found: Sequence[Variant],
-    seconds: Mapping[str, Sequence[float]],
-    work: Mapping[str, int],
-    bytes_read: Mapping[str, int],
-) -> list[dict[str, Any]]:
+def rows(trial: Trial, found: Sequence[Variant], seconds: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     """One row a compact model: its speed-up, and the one that its multiply-adds promise."""
     dense = found[0]
     result = []
     for variant in found[1:]:
+        pair = {"dense": dense, "compact": variant}
         quotients = [d / c for d, c in zip(seconds[dense.label], seconds[variant.label], strict=True)]
         low, high = np.quantile(quotients, [0.25, 0.75])
-        speedup, promised = median(quotients), work[dense.label] / work[variant.label]
-        spent = {name: median(seconds[v.label]) for name, v in (("dense", dense), ("compact", variant))}
+        speedup, promised = median(quotients), trial.work(dense) / trial.work(variant)
+        spent = {name: median(seconds[v.label]) for name, v in pair.items()}
         result.append(
             {
-                "what": what,
-                "tokens": tokens,
+                "what": trial.what,
+                "tokens": trial.tokens,
                 "amount": variant.amount,
                 "multiple_of": variant.multiple_of,
                 "width": variant.width,
@@ -221,16 +218,90 @@ def rows(
                 "quartiles": [float(low), float(high)],
                 "kept_promise": bool(abs(speedup / promised - 1.0) <= TOLERANCE),
                 "seconds": spent,
-                "gflops_per_second": {
-                    name: 2e-9 * work[v.label] / spent[name] for name, v in (("dense", dense), ("compact", variant))
-                },
-                "gigabytes_per_second": {
-                    name: 1e-9 * bytes_read[v.label] / spent[name]
-                    for name, v in (("dense", dense), ("compact", variant))
-                },
+                "gflops_per_second": {name: 2e-9 * trial.work(v) / spent[name] for name, v in pair.items()},
+                "gigabytes_per_second": {name: 1e-9 * trial.bytes_read(v) / spent[name] for name, v in pair.items()},
             }
         )
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Something to do with every variant.
+
+    Attributes
+    ----------
+    what : {"ffn", "forward", "generation"}
+    tokens : int
+    run : callable
+        Does it, with a variant.
+    work : callable
+        Its multiply-adds.
+    bytes_read : callable
+        Of weights, which a pass reads once for all its tokens.
+    """
+
+    what: str
+    tokens: int
+    run: Callable[[Variant], Any]
+    work: Callable[[Variant], int]
+    bytes_read: Callable[[Variant], int]
+
+
+def trials(dense: Variant, ids: torch.Tensor, token_counts: Sequence[int], new_tokens: int) -> Iterator[Trial]:
+    """The FFNs alone and whole passes over so many tokens, and as many new tokens as the prompt has."""
+    for tokens in token_counts:
+        yield ffn_trial(ffn_inputs(dense.model, dense.ffns, batch_of(ids, tokens)), tokens)
+    for tokens in token_counts:
+        yield forward_trial(batch_of(ids, tokens))
+    yield generation_trial(batch_of(ids, new_tokens))
+
+
+def item_size(variant: Variant) -> int:
+    """Bytes of a number of its weights."""
+    return int(next(variant.model.parameters()).element_size())
+
+
+def ffn_trial(read: Sequence[torch.Tensor], tokens: int) -> Trial:
+    """All FFNs, each on its own inputs."""
+
+    def run(variant: Variant) -> None:
+        for ffn, states in zip(variant.ffns, read, strict=True):
+            ffn.module(states)
+
+    return Trial(
+        "ffn",
+        tokens,
+        run,
+        lambda variant: tokens * multiply_adds(variant.ffns),
+        lambda variant: item_size(variant) * multiply_adds(variant.ffns),
+    )
+
+
+def forward_trial(batch: torch.Tensor) -> Trial:
+    """A pass with the logits of every token."""
+    contexts = [*range(1, batch.shape[1] + 1)] * len(batch)
+    return Trial(
+        "forward",
+        batch.numel(),
+        lambda variant: variant.model(input_ids=batch, use_cache=False),
+        lambda variant: model_multiply_adds(variant.model, contexts, batch.numel()),
+        lambda variant: item_size(variant) * model_multiply_adds(variant.model, [0], 1),
+    )
+
+
+def generation_trial(prompt: torch.Tensor) -> Trial:
+    """As many new tokens as the prompt has: a pass over the prompt, and one for each new token but the last."""
+    count = prompt.shape[1]
+    # Of the prompt only the last token is predicted from.
+    contexts = range(1, 2 * count)
+    return Trial(
+        "generation",
+        count,
+        lambda variant: generate(variant.model, prompt),
+        lambda variant: model_multiply_adds(variant.model, contexts, count),
+        lambda variant: item_size(variant) * model_multiply_adds(variant.model, [0] * count, count),
+    )
 
 
 def study(
@@ -255,56 +326,38 @@ def study(
     rounds : int
     multiple : int
     """
-    device = next(model.parameters()).device
-    stopwatch = Stopwatch(rounds, lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
-    found = variants(model, ids, amounts, multiple)
-    ids = ids.to(device)
-    measured: list[dict[str, Any]] = []
-    of_ffns = {variant.label: multiply_adds(variant.ffns) for variant in found}
-    item = next(model.parameters()).element_size()
-    # A pass reads every weight once, however many tokens it is for.
-    ffn_bytes = {label: item * count for label, count in of_ffns.items()}
-    all_bytes = {variant.label: item * model_multiply_adds(variant.model, [0], 1) for variant in found}
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    found = variants(model, ids, amounts, (multiple, 1))
+    check_alone(found[0].ffns)
+    stopwatch = Stopwatch(rounds, waiting_for(device))
     with torch.inference_mode():
-        for tokens in token_counts:
-            batch = batch_of(ids, tokens)
-            read = ffn_inputs(model, found[0].ffns, batch)
-
-            def alone(variant: Variant, read: list[torch.Tensor] = read) -> None:
-                for ffn, states in zip(variant.ffns, read, strict=True):
-                    ffn.module(states)
-
-            work = {label: count * tokens for label, count in of_ffns.items()}
-            seconds = stopwatch({v.label: lambda v=v, alone=alone: alone(v) for v in found})
-            measured += rows("ffn", tokens, found, seconds, work, ffn_bytes)
-        for tokens in token_counts:
-            batch = batch_of(ids, tokens)
-            contexts = [*range(1, batch.shape[1] + 1)] * len(batch)
-            work = {v.label: model_multiply_adds(v.model, contexts, tokens) for v in found}
-            seconds = stopwatch({v.label: lambda v=v, b=batch: v.model(input_ids=b, use_cache=False) for v in found})
-            measured += rows("forward", tokens, found, seconds, work, all_bytes)
-        prompt = batch_of(ids, new_tokens)
-        # All but the last new token pass through the model again; of the prompt only the last is predicted from.
-        contexts = [*range(1, 2 * new_tokens)]
-        work = {v.label: model_multiply_adds(v.model, contexts, new_tokens) for v in found}
-        seconds = stopwatch({v.label: lambda v=v: generate(v.model, prompt) for v in found})
-        measured += rows(
-            "generation", new_tokens, found, seconds, work, {k: n * new_tokens for k, n in all_bytes.items()}
-        )
-    dtype = next(model.parameters()).dtype
+        measured = [
+            row
+            for trial in trials(found[0], ids.to(device), token_counts, new_tokens)
+            for row in rows(trial, found, stopwatch({v.label: partial(trial.run, v) for v in found}))
+        ]
     return {
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "ffn_share_of_multiply_adds": {
-            str(tokens): multiply_adds(found[0].ffns)
-            * tokens
-            / model_multiply_adds(model, range(1, tokens + 1), tokens)
-            for tokens in token_counts
-            if tokens <= ids.shape[1]
-        },
         "peak": peak(device, dtype),
         "rows": measured,
     }
+
+
+def check_alone(ffns: Sequence[FFN]) -> None:
+    """Raise where an FFN shares its module with attention, say: then it cannot be called by itself."""
+    for ffn in ffns:
+        own = {id(p.module) for stage in ffn.stages for p in stage}
+        if {id(m) for m in ffn.module.modules() if isinstance(m, (nn.Linear, Conv1D))} != own:
+            raise ValueError(
+                f"{ffn.name} holds more than its FFN, which cannot be timed by itself; expected a model whose FFNs are "
+                "modules of their own, such as Llama, Qwen, Gemma, Phi or GPT-2"
+            )
+
+
+def waiting_for(device: torch.device) -> Callable[[], None]:
+    """A function that returns when the device has done what it was given; a CPU has at once."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def generate(model: Any, prompt: torch.Tensor) -> torch.Tensor:
@@ -325,7 +378,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     size = 2048 if device.type == "cpu" else 8192
     square = torch.rand((size, size), device=device, dtype=dtype)
     large = torch.ones(2**27 if device.type == "cpu" else 2**30, device=device)
-    stopwatch = Stopwatch(3, lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
+    stopwatch = Stopwatch(3, waiting_for(device))
     with torch.inference_mode():
         product, reading = (
             median(spent)
@@ -345,11 +398,11 @@ def limit(row: Mapping[str, Any], best: Mapping[str, float]) -> str:
 
 
 def memory(model: Any, ids: torch.Tensor, amounts: Sequence[float], multiple: int = MULTIPLE) -> list[dict[str, Any]]:
-    """Size of the checkpoints, and the peak of the memory of a process that loads one and reads all of it."""
+    """Size of the checkpoints, and the peak of the memory of a process that loads one and reads all of it (Linux only)."""
+    if not Path("/proc/self/status").is_file():
+        return []
     result = []
-    for variant in variants(model, ids, amounts, multiple):
-        if variant.multiple_of != multiple and variant.amount:
-            continue
+    for variant in variants(model, ids, amounts, [multiple]):
         with tempfile.TemporaryDirectory() as directory:
             saved = checkpoint.save(Path(directory) / "saved", variant.model)
             outcome = subprocess.run(

@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import compact, figures
 from benchmarks.compact import (
     Stopwatch,
+    Trial,
     batch_of,
+    check_alone,
     cut,
     ffn_inputs,
     generate,
@@ -22,6 +24,7 @@ from benchmarks.compact import (
     rows,
     study,
     table,
+    trials,
     variants,
 )
 from llmrank.adapters import find_ffns
@@ -74,7 +77,7 @@ def test_a_cut_model_stands_beside_the_model() -> None:
 
 
 def test_widths_occur_once() -> None:
-    found = variants(tiny_llama(), token_ids(1, 8), [0.1, 0.2, 0.4], 8)
+    found = variants(tiny_llama(), token_ids(1, 8), [0.1, 0.2, 0.4], [8, 1])
     assert [(v.amount, v.multiple_of, v.width) for v in found] == [
         (0.0, 1, 40),
         (0.1, 8, 32),
@@ -113,18 +116,42 @@ def test_contenders_take_turns_and_are_waited_for(monkeypatch: Any) -> None:
 
 
 def test_a_speedup_is_the_median_of_the_rounds_quotients() -> None:
-    found = variants(tiny_llama(), token_ids(1, 8), [0.5], 4)
+    found = variants(tiny_llama(), token_ids(1, 8), [0.5], [4])
     dense, half = (v.label for v in found)
-    (row,) = rows(
-        "ffn", 2, found, {dense: [6.0, 2.0, 4.0], half: [2.0, 1.0, 8.0]}, {dense: 400, half: 200}, {dense: 80, half: 40}
-    )
+    trial = Trial("ffn", 2, lambda v: None, lambda v: 10 * v.width, lambda v: 2 * v.width)
+    (row,) = rows(trial, found, {dense: [6.0, 2.0, 4.0], half: [2.0, 1.0, 8.0]})
     assert (row["speedup"], row["promised"], row["removed"]) == (2.0, 2.0, 0.5)
     assert row["quartiles"] == [1.25, 2.5]
     assert row["kept_promise"]
     assert row["gflops_per_second"] == {"dense": pytest.approx(2e-7), "compact": pytest.approx(2e-7)}
     assert row["gigabytes_per_second"] == {"dense": pytest.approx(2e-8), "compact": pytest.approx(2e-8)}
-    (late,) = rows("ffn", 2, found, {dense: [1.79], half: [1.0]}, {dense: 400, half: 200}, {dense: 80, half: 40})
+    (late,) = rows(trial, found, {dense: [1.79], half: [1.0]})
     assert not late["kept_promise"]
+
+
+def test_trials_count_what_they_do() -> None:
+    """Against torch's counter, which counts all pairs of tokens where we count those that are not masked."""
+    (dense,) = variants(tiny_llama(attn_implementation="eager"), token_ids(1, 8), [], [1])
+    attended = 2 * 16  # a layer's queries by keys, and what they weigh
+    found = {(trial.what, trial.tokens): trial for trial in trials(dense, token_ids(1, 8), [4, 16], 5)}
+    masked = {("ffn", 4): 0, ("ffn", 16): 0, ("forward", 4): 6, ("forward", 16): 2 * 28, ("generation", 5): 10}
+    assert found.keys() == masked.keys()
+    for key, trial in found.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            trial.run(dense)
+        assert 2 * (trial.work(dense) + 2 * attended * masked[key]) == counter.get_total_flops(), key
+    weights = (
+        sum(p.numel() for n, p in dense.model.named_parameters() if "proj" in n) + dense.model.lm_head.weight.numel()
+    )
+    assert found["forward", 4].bytes_read(dense) == 4 * weights
+    assert found["generation", 5].bytes_read(dense) == 5 * 4 * weights
+    assert found["ffn", 16].bytes_read(dense) == 4 * 2 * 3 * HIDDEN * FFN
+
+
+def test_an_ffn_without_a_module_of_its_own_is_refused() -> None:
+    check_alone(find_ffns(family_model(named_family("GPT-2"))))
+    with pytest.raises(ValueError, match=r"layers\.0 holds more than its FFN"):
+        check_alone(find_ffns(family_model(named_family("OPT"))))
 
 
 def test_what_limits_is_what_half_of_the_best_is_reached_of() -> None:
@@ -144,10 +171,11 @@ def test_as_much_is_generated_whatever_comes_out() -> None:
         assert generate(model, token_ids(1, 6)).shape == (1, 12)
 
 
-def test_the_whole_study_of_a_tiny_model(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_whole_study_of_a_tiny_model(tmp_path: Path, monkeypatch: Any, dtype: torch.dtype) -> None:
     monkeypatch.setattr("benchmarks.measure.QUICK", 0.0)
     monkeypatch.setattr(compact, "peak", lambda *_: {"gflops_per_second": 1.0, "gigabytes_per_second": 1.0})
-    model = tiny_llama()
+    model = tiny_llama().to(dtype)
     before = Snapshot(model)
     case = study(model, token_ids(1, 32), [0.1, 0.5], [1, 16], 3, 2, 4)
     before.assert_restored()
@@ -160,7 +188,7 @@ def test_the_whole_study_of_a_tiny_model(tmp_path: Path, monkeypatch: Any) -> No
     assert promised["ffn", 20] == 2.0
     assert promised["ffn", 36] == pytest.approx(10 / 9)
     assert 1.0 < promised["generation", 20] < 2.0
-    assert set(case["ffn_share_of_multiply_adds"]) == {"1", "16"}
+    assert (case["device"], f"torch.{case['dtype']}") == ("cpu", str(dtype))
     provenance = {"cpu": "a", "cores": 1, "threads": "1", "gpu": None}
     protocol = {"model": "tiny", "rounds": 2, "multiple": 4}
     results = {"provenance": provenance, "protocol": protocol, "cases": [case], "memory": []}
