@@ -10,11 +10,10 @@ the quotient of multiply-adds: of the FFNs for the FFNs; of all linear maps and 
 from __future__ import annotations
 
 import argparse
-import copy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,19 +29,16 @@ from transformers.pytorch_utils import Conv1D
 from benchmarks import figures
 from benchmarks.measure import alternated
 from benchmarks.provenance import provenance, write
-from llmrank import IsolatedFFNPipeline, checkpoint
-from llmrank.adapters import FFN, find_ffns
+from benchmarks.variants import Variant, model_multiply_adds, multiply_adds, variants
+from llmrank import checkpoint
+from llmrank.adapters import FFN
 from llmrank.calibration import builtin_texts, tokenise
 from llmrank.hub import demo_model
-from llmrank.prune import LocalPruner
-from llmrank.score import RandomScorer
 
 RESULTS = Path(__file__).parent / "results"
 # Measured and promised agree when their quotient is within this of 1.
 TOLERANCE = 0.1
 MULTIPLE = 64
-# Tokens of the pass that prunes: its scorer looks at none of them.
-CALIBRATION = 16
 
 # Loads a checkpoint in a process of its own, reads all of it, and prints the peak of its memory in kB.
 LOADER = """
@@ -54,89 +50,6 @@ with torch.inference_mode():
 status = pathlib.Path("/proc/self/status").read_text()
 print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """
-
-
-@dataclass(frozen=True, eq=False)
-class Variant:
-    """A model as it is, or cut.
-
-    Attributes
-    ----------
-    amount : float
-        Share of the hidden neurons that was to go; 0 for the dense model.
-    multiple_of : int
-        To which widths were rounded.
-    model : nn.Module
-    ffns : tuple of FFN
-        Of this model.
-    """
-
-    amount: float
-    multiple_of: int
-    model: Any
-    ffns: tuple[FFN, ...]
-
-    @property
-    def width(self) -> int:
-        return self.ffns[0].sizes[1]
-
-    @property
-    def label(self) -> str:
-        return f"{self.amount:.0%}, width {self.width}"
-
-
-def multiply_adds(ffns: Sequence[FFN]) -> int:
-    """Multiply-adds of all linear maps of FFNs for one token; biases and activations, which are little, left out."""
-    return sum(p.size * p.in_features for ffn in ffns for stage in ffn.stages for p in stage)
-
-
-def model_multiply_adds(model: Any, contexts: Iterable[int], predictions: int) -> int:
-    """Multiply-adds of a causal language model.
-
-    Parameters
-    ----------
-    model : transformers model
-    contexts : iterable of int
-        For every token that passes through the model, how many tokens it attends to, itself included.
-    predictions : int
-        How many of them pass through the prediction head.
-    """
-    contexts = list(contexts)
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    body = sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head)
-    heads = config.num_attention_heads
-    attended = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) * config.num_hidden_layers
-    # Queries by keys, and their softmax by values.
-    return body * len(contexts) + 2 * attended * sum(contexts) + head.weight.numel() * predictions
-
-
-def cut(model: Any, ids: torch.Tensor, amount: float, multiple_of: int) -> Variant:
-    """The model as the pipeline leaves it, beside the model itself, which is left as it was.
-
-    Shares all tensors with it but those that were cut.
-    """
-    pruner = LocalPruner(amount, multiple_of=multiple_of)
-    pipeline = IsolatedFFNPipeline(model, None, None, RandomScorer(seed=0), pruner, calibration=ids)
-    pipeline.run()
-    try:
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        compact = copy.deepcopy(model, shared)
-    finally:
-        pipeline.undo()
-    return Variant(amount, multiple_of, compact, find_ffns(compact))
-
-
-def variants(model: Any, ids: torch.Tensor, amounts: Sequence[float], multiples: Sequence[int]) -> list[Variant]:
-    """The dense model, then the cut ones, of widths rounded to one multiple after the other; no width occurs twice."""
-    found = [Variant(0.0, 1, model, find_ffns(model))]
-    widths = {found[0].width}
-    for multiple_of in multiples:
-        for amount in amounts:
-            variant = cut(model, ids[:1, :CALIBRATION], amount, multiple_of)
-            if variant.width not in widths:
-                widths.add(variant.width)
-                found.append(variant)
-    return found
 
 
 def ffn_inputs(model: Any, ffns: Sequence[FFN], ids: torch.Tensor) -> list[torch.Tensor]:
