@@ -4,7 +4,8 @@ Run it as ``python -m benchmarks.compact``. The dense model and models that :cla
 random: only widths matter here) stand side by side in one process, share all weights but those of the FFNs, and take turns.
 A speed-up is the dense model's time over the compact one's, each the median of a round, and of the rounds' quotients the
 median. The FFNs alone run one after the other, each on what it reads in the dense model. What the FLOPs promise is
-the quotient of multiply-adds: of the FFNs for the FFNs; of all linear maps and attention for the whole model.
+the quotient of multiply-adds: of the FFNs for the FFNs; of all linear maps and attention for the whole model. Threads are
+as many as torch takes (``OMP_NUM_THREADS``).
 """
 
 from __future__ import annotations
@@ -290,7 +291,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """What the device can do at its best: a large matrix product in GFLOP/s, reading a large array in GB/s."""
     size = 2048 if device.type == "cpu" else 8192
     square = torch.rand((size, size), device=device, dtype=dtype)
-    large = torch.ones(2**27 if device.type == "cpu" else 2**30, device=device)
+    large = torch.ones(2**27 if device.type == "cpu" else 2**28, device=device)
     stopwatch = Stopwatch(3, waiting_for(device))
     with torch.inference_mode():
         product, reading = (

@@ -329,6 +329,14 @@ def quality(results: dict[str, Any], folder: Path) -> list[Path]:
         return [_save(figure, folder / "quality.png")]
 
 
+def _promise(rows: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """Percent removed, and the speed-up promised: Amdahl's law, with the share of the work that one row tells."""
+    row = max(rows, key=lambda row: float(row["removed"]))
+    share = (1.0 - 1.0 / row["promised"]) / row["removed"]
+    removed = np.linspace(0.0, row["removed"], 50)
+    return 100 * removed, 1.0 / (1.0 - share * removed)
+
+
 def compact(results: dict[str, Any], folder: Path) -> list[Path]:
     """Speed-up of compact models against the share removed, and what the multiply-adds promise."""
     with mpl.rc_context(STYLE):
@@ -354,11 +362,7 @@ def compact(results: dict[str, Any], folder: Path) -> list[Path]:
                     ax.plot([100 * r["removed"] for r in odd], [r["speedup"] for r in odd], "x", ms=5, color=colour)
                     if what != "ffn" or tokens == chosen[0]["tokens"]:
                         # One promise for the FFNs; the whole model's hangs on the length a little.
-                        promised = [
-                            (0.0, 1.0),
-                            *((100 * row["removed"], row["promised"]) for row in chosen if row["tokens"] == tokens),
-                        ]
-                        ax.plot(*zip(*promised, strict=True), ":", color="#000000" if what == "ffn" else colour, lw=1.2)
+                        ax.plot(*_promise([*even, *odd]), ":", color="#000000" if what == "ffn" else colour, lw=1.2)
                 ax.axhline(1.0, color="grey", lw=0.8)
                 ax.set(title=f"{title}, {case['device']}, {case['dtype']}", xlabel="hidden neurons removed, %")
                 ax.legend(fontsize=7)
