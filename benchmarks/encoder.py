@@ -21,7 +21,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -195,13 +194,12 @@ class Study:
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection) -> dict[str, Any]:
         """Cut, repair, embed, undo."""
-        begun, repaired = perf_counter(), {}
+        repaired = {}
         name, knobs = REPAIRS[setting.repair]
         method = make_repair(name, **knobs)
         if method is not None:
             stream = open_stream(self.model, self.ffns, self.calibration, BATCH, self.record, follow=method.follows)
             masks, repaired = repair_ffns(self.model, self.ffns, masks, method, stream, choose=choose)
-        seconds = perf_counter() - begun
         application = apply_masks(self.model, self.ffns, masks, repaired=repaired)
         try:
             row: dict[str, Any] = agreement(self.dense, self.corpus.embeddings(self.model))
@@ -212,7 +210,6 @@ class Study:
             **row,
             "removed": masks.removed_share,
             "widths": list(masks.widths.values()),
-            "repair_seconds": seconds,
         }
 
 
