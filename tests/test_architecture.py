@@ -103,6 +103,13 @@ LLMRANK = [
     "llmrank.score.incoming",
     "llmrank.score.outgoing",
     "llmrank.score",
+    "llmrank.prune.records",
+    "llmrank.prune.order",
+    "llmrank.prune.counts",
+    "llmrank.prune.pruner",
+    "llmrank.prune.local",
+    "llmrank.prune.together",
+    "llmrank.prune.sparing",
     "llmrank.prune",
     "llmrank.repair.moments",
     "llmrank.repair.methods",
@@ -159,7 +166,7 @@ MEETING = {
     "llmrank.score.incoming": {"graphs.LayeredGraph", "graphs.RankResult"},
     "llmrank.score.outgoing": {"graphs.LayeredGraph", "graphs.RankResult"},
     "llmrank.masks": {"graphs.GraphError", "graphs.files.read_tensors", "graphs.files.write_tensors"},
-    "llmrank.prune": {"graphs.concentration.count_of_share"},
+    "llmrank.prune.counts": {"graphs.concentration.count_of_share"},
     "llmrank.report": {"graphs.files.replacing"},
     "llmrank.output": {"graphs.files.current_umask"},
     "llmrank.pipeline": {"graphs.LayeredGraph", "graphs.RankResult"},
@@ -353,7 +360,7 @@ def listed_order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
-@pytest.mark.parametrize("package", ["graphs", "graphs.solvers", "llmrank", "llmrank.adapters"])
+@pytest.mark.parametrize("package", ["graphs", "graphs.solvers", "llmrank", "llmrank.adapters", "llmrank.prune"])
 def test_package_faces_hold_no_logic(package: str) -> None:
     tree = ast.parse(path_of(package).read_text(encoding="utf-8"))
     docstring, *statements = tree.body
