@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from graphs import RankResult
 from graphs.blocks import FloatArray
 from llmrank.adapters import FFN
@@ -16,7 +14,7 @@ from llmrank.errors import OptionError
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.pipeline import BasePipeline, choose_masks, model_source, prunes_jointly
-from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
+from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, bare
 from llmrank.score import BaseScorer
 
 __all__ = ["Budgets", "Inspection", "Scored", "inspect_model"]
@@ -221,11 +219,15 @@ def inspect_model(
 
 
 def _budgets(pruner: BasePruner, ffns: Sequence[FFN], *, jointly: bool) -> Budgets:
+    if pruner.protect or pruner.of != "neurons" or (isinstance(pruner, GlobalPruner) and pruner.per_cost):
+        raise OptionError(
+            "an inspection shows what goes of all layers by numbers of neurons; leave protect, of and per_cost to the pruning"
+        )
     limits = (pruner.amount, pruner.min_keep, pruner.multiple_of)
     local = LocalPruner(*limits)
     global_ = GlobalPruner(*limits, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
     # Whether an amount can be depends on sizes alone: there is no need to calibrate first.
-    alone = [[LayerRecord(layer.name, torch.ones(layer.size)) for layer in ffn.prunable.values()] for ffn in ffns]
+    alone = [[bare(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
     together = [record for group in alone for record in group]
     groups = [together] if jointly else [together, *alone]
     both: dict[str, BasePruner] = {"local": local, "global": global_}
@@ -237,7 +239,7 @@ def _refusal(budget: BasePruner, groups: Sequence[Sequence[LayerRecord]]) -> str
     """Why a budget cannot be, or an empty string."""
     try:
         for group in groups:
-            budget.prune(group)
+            budget.check(group)
     except OptionError as error:
         return str(error)
     return ""

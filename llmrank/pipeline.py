@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +16,9 @@ from torch import nn
 from graphs import LayeredGraph, RankResult
 from llmrank.activations import FFNStatistics, Progress, collect, fitting_length
 from llmrank.adapters import FFN, explicit_ffns, find_ffns
+from llmrank.budget import check_budget, reached_by, shortfall
 from llmrank.calibration import TokenSequences, overlap, tokenise
+from llmrank.costs import ModelCosts, neuron_cost, unit_name
 from llmrank.equivalence import check_equivalence, masked_outputs
 from llmrank.errors import OptionError
 from llmrank.evaluate import perplexity, size, unigram_perplexity
@@ -26,10 +29,11 @@ from llmrank.prune import BasePruner, LayerRecord, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
 from llmrank.report import Evaluation, Report
 from llmrank.reselection import Reselection
+from llmrank.schedule import Schedule, Step
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
 from llmrank.stream import Recording, open_stream, recording
-from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable
+from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable, trial_cut
 
 __all__ = [
     "BasePipeline",
@@ -43,8 +47,6 @@ __all__ = [
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
-# The share reached may miss the share asked for by this much without a word.
-NOTABLE_SHORTFALL = 0.02
 
 
 class BasePipeline:
@@ -80,6 +82,8 @@ class BasePipeline:
         Pad compact layers with zeros to one width.
     repair : BaseRepair, optional
         What stands in for the removed neurons, see :mod:`llmrank.repair`; none by default. Not with a `structure_dict`.
+    schedule : Schedule, optional
+        In how many steps neurons go, see :class:`llmrank.schedule.Schedule`; one shot by default.
     evaluation : as `calibration`, or True; optional
         Text for the perplexity before and after; True is the built-in text's other part. None skips it.
     evaluation_samples : int
@@ -92,7 +96,8 @@ class BasePipeline:
     report, masks, sensitivities, graph, rank : after :meth:`run`
         What was done, what was kept, what each layer's cut alone does to the output (an empty dict unless the pruner needs
         it), and the graph(s) with their rank(s): one of each, or tuples where there are several. The graphs refer to the weights
-        as they were, and so keep them in memory as long as the pipeline lives.
+        as they were, and so keep them in memory as long as the pipeline lives. With several steps sensitivities, graphs and
+        ranks are of the whole model, as the first step saw it; masks are of its neurons whatever the step.
     """
 
     topology: ClassVar[Topology]
@@ -113,6 +118,7 @@ class BasePipeline:
         form: Form | None = None,
         align: Align = "none",
         repair: BaseRepair | None = None,
+        schedule: Schedule | None = None,
         evaluation: Any = None,
         evaluation_samples: int = DEFAULT_SAMPLES,
         progress: Progress | None = None,
@@ -150,6 +156,13 @@ class BasePipeline:
                 f"{type(pruner).__name__} needs the sensitivities of whole FFNs, and structure_dict prunes rows of Linears; "
                 "use LocalPruner or GlobalPruner with it"
             )
+        if structure_dict is not None and pruner is not None and pruner.of != "neurons":
+            raise OptionError(
+                f"structure_dict zeroes rows of Linears, which makes nothing smaller: an amount of {unit_name(pruner.of)} means "
+                "nothing there; use of='neurons' with it"
+            )
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise OptionError(f"schedule must be a Schedule, got {schedule!r}; four steps are Schedule(4)")
         if structure_dict is not None and form == "compact":
             raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
         self.model = model
@@ -165,6 +178,8 @@ class BasePipeline:
         self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
         self.align: Align = align
         self.repair = repair
+        self.schedule = schedule if schedule is not None else Schedule()
+        self.schedule.amounts(self.pruner.amount)
         self.evaluation = evaluation
         self.evaluation_samples = evaluation_samples
         self.progress = progress
@@ -175,6 +190,8 @@ class BasePipeline:
         self.model_graphs: tuple[ModelGraph, ...] = ()
         self.ranks: tuple[RankResult, ...] = ()
         self.repaired: dict[str, RepairedMap] = {}
+        self.costs: ModelCosts | None = None
+        self.steps: list[Step] = []
         self._seconds: dict[str, float] = {}
 
     def run(self) -> nn.Module:
@@ -188,24 +205,15 @@ class BasePipeline:
         """
         if self.application is not None:
             raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
+        self._seconds = {}
         with self._timed("find"):
             ffns = self.find()
+            self.check(ffns)
         with self._timed("evaluate before"):
             evaluation, texts = self.evaluate()
         with self._timed("calibrate"):
             sequences = self.sequences()
-            # Repair goes through the model block by block: how it calls them is seen on the way.
-            with recording(self.model, ffns if self.repair else ()) as record:
-                statistics = self.calibrate(ffns, sequences)
-        with self._timed("rank"):
-            self.model_graphs = self.draw(ffns, statistics)
-            self.ranks = self.score(self.model_graphs)
-        with self._timed("measure"):
-            self.sensitivities = self.measure(ffns, sequences)
-        with self._timed("prune"):
-            self.masks = self.choose(self.model_graphs, self.ranks)
-        with self._timed("repair"):
-            self.masks, self.repaired = self.repairs(ffns, self.masks, sequences, record)
+        self.masks, self.repaired = self.select(ffns, sequences)
         before = size(self.model, ffns)
         with self._timed("apply"):
             expected = None
@@ -235,6 +243,50 @@ class BasePipeline:
         if self.device is not None:
             self.model.to(self.device)
         return ffns
+
+    def check(self, ffns: Sequence[FFN]) -> None:
+        """Find out what the model costs, and refuse an amount that cannot be, before anything is measured."""
+        self.costs = ModelCosts(self.model, ffns)
+        check_budget(self.pruner, ffns, self.costs, jointly=prunes_jointly(self.structure_dict, self.topology))
+
+    def select(self, ffns: Sequence[FFN], sequences: TokenSequences) -> tuple[Masks, dict[str, RepairedMap]]:
+        """Calibrate, rank, choose and repair, in the steps of the schedule; the model is whole again afterwards."""
+        self.steps = []
+        masks: Masks | None = None
+        repaired: dict[str, RepairedMap] = {}
+        record = Recording([])
+        for amount in self.schedule.amounts(self.pruner.amount):
+            first, last = masks is None, len(self.steps) + 1 == self.schedule.steps
+            repairs = self.repair is not None and (last or self.schedule.repair == "each")
+            earlier = dict(self._seconds)
+            with trial_cut(self.model, ffns, masks, repaired):
+                # Repair goes through the whole model block by block: how it calls them is seen on the way.
+                with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else ()) as seen:
+                    statistics = self.calibrate(ffns, sequences)
+                with self._timed("rank"):
+                    graphs = self.draw(ffns, statistics)
+                    ranks = self.score(graphs)
+                if first:
+                    record, self.model_graphs, self.ranks = seen, graphs, ranks
+                    with self._timed("measure"):
+                        self.sensitivities = self.measure(ffns, sequences)
+                with self._timed("prune"):
+                    if first and last:
+                        chosen = self.choose(graphs, ranks)
+                    else:
+                        pruner = self.pruner if last else self.pruner.towards(amount)
+                        chosen = self.choose(graphs, ranks, pruner, masks)
+            with self._timed("repair"):
+                if repairs:
+                    chosen, repaired = self.repairs(ffns, chosen, sequences, record, graphs, masks)
+            masks = chosen
+            seconds = {stage: spent - earlier.get(stage, 0.0) for stage, spent in self._seconds.items()}
+            self.steps.append(
+                Step(amount, masks.size - masks.kept, 1, repairs, {k: v for k, v in seconds.items() if v})
+            )
+        if masks is None:
+            raise OptionError("a schedule needs at least one step")
+        return masks, repaired
 
     def sequences(self) -> TokenSequences:
         """The calibration sequences."""
@@ -274,23 +326,43 @@ class BasePipeline:
         """
         if not self.pruner.needs_sensitivity:
             return {}
-        trial = LocalPruner(self.pruner.amount, self.pruner.min_keep)
-        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True)
+        pruner = self.pruner
+        trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, of=pruner.of)
+        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs)
         return layer_sensitivities(self.model, ffns, masks, sequences, self.batch_size, progress=self.progress)
 
-    def choose(self, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> Masks:
-        """The keep masks of all prunable layers."""
-        jointly = prunes_jointly(self.structure_dict, self.topology)
-        return choose_masks(self.pruner, graphs, ranks, jointly=jointly, sensitivities=self.sensitivities)
+    def choose(
+        self,
+        graphs: Sequence[ModelGraph],
+        ranks: Sequence[RankResult],
+        pruner: BasePruner | None = None,
+        present: Masks | None = None,
+    ) -> Masks:
+        """The keep masks of all prunable layers; on the way to the amount by another pruner, among the neurons still present."""
+        return choose_masks(
+            pruner or self.pruner,
+            graphs,
+            ranks,
+            jointly=prunes_jointly(self.structure_dict, self.topology),
+            sensitivities=self.sensitivities,
+            costs=self.costs,
+            present=present,
+        )
 
     def repairs(
-        self, ffns: Sequence[FFN], masks: Masks, sequences: TokenSequences, record: Recording
+        self,
+        ffns: Sequence[FFN],
+        masks: Masks,
+        sequences: TokenSequences,
+        record: Recording,
+        graphs: Sequence[ModelGraph],
+        present: Masks | None = None,
     ) -> tuple[Masks, dict[str, RepairedMap]]:
         """What stays, and what stands in for the output maps of the FFNs; nothing does without repair."""
         if self.repair is None:
             return masks, {}
         stream = open_stream(self.model, ffns, sequences, self.batch_size, record, follow=self.repair.follows)
-        choose = Reselection(self.scorer, self.model_graphs)
+        choose = Reselection(self.scorer, graphs, present)
         return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress, choose)
 
     def undo(self) -> nn.Module:
@@ -316,23 +388,15 @@ class BasePipeline:
     def _timed(self, stage: str) -> Iterator[None]:
         start = perf_counter()
         yield
-        self._seconds[stage] = perf_counter() - start
-
-    def _shortfall(self, masks: Masks) -> list[str]:
-        """Say so where rounding or protection kept the share from what was asked for."""
-        asked = self.pruner.amount
-        if not isinstance(asked, float) or abs(masks.removed_share - asked) <= NOTABLE_SHORTFALL:
-            return []
-        return [
-            f"{masks.removed_share:.1%} was removed where {asked:.1%} was asked for: widths are rounded or protected"
-        ]
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
     def _report(self, ffns: Sequence[FFN], sequences: TokenSequences, before: Any) -> Report:
-        masks, application = self.masks, self.application
-        if masks is None or application is None:
+        masks, application, costs = self.masks, self.application, self.costs
+        if masks is None or application is None or costs is None:
             raise OptionError("there is nothing to report: run() has not pruned this model")
         first = next(self.model.parameters())
-        notes = self._shortfall(masks)
+        reached = reached_by(masks, costs)
+        notes = shortfall(self.pruner, reached)
         notes += [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
         return Report(
             model={
@@ -349,6 +413,7 @@ class BasePipeline:
                 "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
                 "form": self.form,
                 "align": self.align,
+                "schedule": asdict(self.schedule),
                 "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
                 "structure_dict": self.structure_dict,
             },
@@ -369,10 +434,13 @@ class BasePipeline:
                 "before": masks.size,
                 "removed": masks.size - masks.kept,
                 "share_asked": self.pruner.amount,
+                "share_of": self.pruner.of,
                 "share_reached": masks.removed_share,
                 "widths": masks.widths,
                 "widths_with_padding": application.widths,
             },
+            reached={str(unit): found for unit, found in reached.items()},
+            steps=[asdict(step) for step in self.steps],
             sensitivities=self.sensitivities,
             repaired=summary(self.repaired),
             before=before,
@@ -415,20 +483,23 @@ def choose_masks(
     *,
     jointly: bool,
     sensitivities: Mapping[str, float] | None = None,
+    costs: ModelCosts | None = None,
+    present: Masks | None = None,
 ) -> Masks:
     """The keep masks of ranked graphs: under one budget, or under one for each graph.
 
-    Sensitivities, by the names of the layers, go to the records.
+    Sensitivities, by the names of the layers, and the neurons still present go to the records.
     """
-    records = [layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
-    for group in records:
-        for record in group:
-            record.sensitivity = (sensitivities or {}).get(record.name)
+    groups = [layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
+    together = [record for group in groups for record in group]
+    for record in together:
+        record.sensitivity = (sensitivities or {}).get(record.name)
+        record.present = None if present is None else present[record.name]
     if jointly:
-        return pruner.prune([record for group in records for record in group])
+        groups = [together]
     keep: dict[str, torch.Tensor] = {}
-    for group in records:
-        keep.update(pruner.prune(group))
+    for part, group in zip(pruner.apart(groups), groups, strict=True):
+        keep.update(part.prune(group) if costs is None else part.prune(group, costs))
     return Masks(keep)
 
 
@@ -444,6 +515,7 @@ def layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
             weight=partial(edge_weights, entry.graph, position),
             in_features=entry.graph.layers[position - 1],
             explicit=not layer.consumers,
+            cost=neuron_cost(layer),
         )
         for position, layer in entry.prunable.items()
     ]

@@ -16,11 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from graphs.files import replacing
+from llmrank.costs import Unit, unit_name
 from llmrank.evaluate import Perplexity, Size
 
 __all__ = ["Evaluation", "Report", "environment", "finite"]
 
 FORMAT = 1
+MODEL_UNITS: tuple[Unit, ...] = ("parameters", "bytes", "flops")
 
 
 def environment() -> dict[str, str]:
@@ -99,6 +101,11 @@ class Report:
     before, after : Size
     seconds : dict from str to float
         Wall time of every stage.
+    reached : dict from str to dict
+        For each unit that an amount can be of (see :data:`llmrank.costs.UNITS`) what there was ("before"), and what of it goes
+        with the removed neurons where a model is really made smaller ("removed", "share").
+    steps : list of dict
+        See :class:`llmrank.schedule.Step`; one in one shot.
     sensitivities : dict from str to float
         For each prunable layer what its cut alone does to the output, see :mod:`llmrank.sensitivity`; empty where the pruner
         did not ask for it.
@@ -117,6 +124,8 @@ class Report:
     before: Size
     after: Size
     seconds: dict[str, float]
+    reached: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
     sensitivities: dict[str, float] = field(default_factory=dict)
     repaired: dict[str, Any] = field(default_factory=dict)
     evaluation: Evaluation | None = None
@@ -163,6 +172,10 @@ class Report:
         widths = sorted(self.neurons["widths"].values())
         spread = f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}"
         parts.append(Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}"))
+        if self.reached:
+            parts.append(Text(f"with the removed neurons go {self._reached()}"))
+        if len(self.steps) > 1:
+            parts.append(Text(f"cut in {len(self.steps)} steps: {self._steps()}"))
         if self.repaired:
             missed = [
                 sum(entry[name] for entry in self.repaired.values()) / len(self.repaired)
@@ -178,6 +191,18 @@ class Report:
             parts.append(Text(f"perplexity on {self._tokens(evaluation.protocol)}"))
         parts += [Text(f"Warning: {sentence}", style="bold yellow") for sentence in self.warnings()]
         return Group(*parts)
+
+    def _reached(self) -> str:
+        """What the neurons were in the model's own units."""
+        shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]
+        return f"{', '.join(shares[:-1])} and {shares[-1]}"
+
+    def _steps(self) -> str:
+        passes = sum(step["calibration_passes"] for step in self.steps)
+        seconds = ", ".join(f"{sum(step['seconds'].values()):,.1f}" for step in self.steps)
+        repairs = sum(step["repaired"] for step in self.steps)
+        told = f" and {repairs} {'repair' if repairs == 1 else 'repairs'}" if repairs else ""
+        return f"{passes} passes of the calibration text to rank by{told}; {seconds} s"
 
     def _headline(self) -> str:
         method = self.method

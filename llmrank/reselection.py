@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph
 from llmrank.prune import keep_highest
 from llmrank.score import BaseScorer
@@ -21,14 +22,17 @@ class Reselection:
     scorer : BaseScorer
     graphs : sequence of ModelGraph
         As they were ranked first.
+    among : Masks, optional
+        What earlier steps have left there; nothing else is chosen.
 
     Notes
     -----
     Cost: a rank of the graph that holds the layer; in a chain that is the whole chain, for every layer.
     """
 
-    def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph]) -> None:
+    def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph], among: Masks | None = None) -> None:
         self._scorer = scorer
+        self._among = among
         self._graphs = list(graphs)
 
     def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
@@ -55,5 +59,7 @@ class Reselection:
             if prunable.name == layer
         )
         entry = self._graphs[index] = self._graphs[index].with_norms(position, activations)
-        importance = entry.importance(self._scorer.rank(entry.graph, entry.statistics))
-        return keep_highest(importance[layer], int(keep.sum()))
+        importance = entry.importance(self._scorer.rank(entry.graph, entry.statistics))[layer]
+        if self._among is not None:
+            importance = importance.where(self._among[layer], -torch.inf)
+        return keep_highest(importance, int(keep.sum()))

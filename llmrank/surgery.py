@@ -6,7 +6,8 @@ finished one can be undone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +22,17 @@ from llmrank.errors import MaskError, OptionError
 from llmrank.masks import Masks
 from llmrank.repair import RepairedMap
 
-__all__ = ["ALIGNMENTS", "FORMS", "Align", "Application", "Form", "apply_masks", "prunable_layers", "width_attributes"]
+__all__ = [
+    "ALIGNMENTS",
+    "FORMS",
+    "Align",
+    "Application",
+    "Form",
+    "apply_masks",
+    "prunable_layers",
+    "trial_cut",
+    "width_attributes",
+]
 
 Form: TypeAlias = Literal["compact", "zero", "mask"]
 Align: TypeAlias = Literal["none", "pad"]
@@ -160,6 +171,29 @@ def apply_masks(
         application._roll_back()
         raise
     return application
+
+
+@contextmanager
+def trial_cut(
+    model: nn.Module, ffns: Sequence[FFN], masks: Masks | None, repaired: Mapping[str, RepairedMap] | None = None
+) -> Iterator[None]:
+    """Cut a model for a while: as zeros, so that neurons keep their places; whatever is raised, it is whole afterwards.
+
+    Parameters
+    ----------
+    model, ffns, repaired
+        See :func:`apply_masks`.
+    masks : Masks or None
+        None leaves the model as it is.
+    """
+    if masks is None:
+        yield
+        return
+    application = apply_masks(model, ffns, masks, "zero", repaired=repaired)
+    try:
+        yield
+    finally:
+        application.undo()
 
 
 def _unchanged(module: nn.Module) -> Callable[[], bool]:

@@ -79,7 +79,19 @@ def parser() -> argparse.ArgumentParser:
     inspect_options(command)
     method_options(command, cuts=False)
     command.set_defaults(
-        run=run_inspect, form="compact", align="none", repair="none", damping=None, reselect=None, limit=None
+        run=run_inspect,
+        form="compact",
+        align="none",
+        repair="none",
+        damping=None,
+        reselect=None,
+        limit=None,
+        protect=None,
+        of=None,
+        per_cost=None,
+        steps=1,
+        growth="linear",
+        repair_steps=False,
     )
 
     command = commands.add_parser("evaluate", help="how good a model is, pruned or not, and how close to another")

@@ -14,10 +14,12 @@ from rich.progress import track
 from llmrank import checkpoint
 from llmrank.calibration import DATASET_PREFIX
 from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_pruner, make_repair, make_scorer
+from llmrank.costs import UNITS
 from llmrank.errors import OptionError
 from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
 from llmrank.repair import BaseRepair
+from llmrank.schedule import Schedule
 from llmrank.surgery import FORMS
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "model_options",
     "progress",
     "repair_of",
+    "schedule_of",
     "text_source",
 ]
 
@@ -76,10 +79,27 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
     # What inspection shows needs no pass through the model that prunes it.
     pruners = [name for name, pruner in PRUNERS.items() if cuts or not pruner.needs_sensitivity]
     budget.add_argument("--pruner", default=DEFAULTS["pruner"], help=f"{', '.join(pruners)} (%(default)s)")
-    budget.add_argument("--normalize", help="global: auto, zscore, mean or none (auto)")
+    budget.add_argument("--normalize", help="global: auto, zscore, robust, mean or none (auto)")
     budget.add_argument("--min-keep", type=int, help="neurons that every layer keeps at least (1)")
     budget.add_argument("--multiple-of", type=int, help="round kept widths to a multiple, such as 64 (1)")
     if cuts:
+        budget.add_argument(
+            "--of",
+            help=f"what the amount is of: {', '.join(UNITS)}; with ffn- of the FFNs, without of the whole model, and then always "
+            "a total (neurons)",
+        )
+        budget.add_argument(
+            "--protect",
+            type=_protect,
+            help="layers that keep everything, with commas: numbers (0,-1; write --protect=-1,0) or patterns "
+            "(model.layers.0,*.decoder.*)",
+        )
+        budget.add_argument(
+            "--per-cost",
+            action="store_const",
+            const=True,
+            help="global: compare what neurons are worth for their parameters (or what --of says)",
+        )
         budget.add_argument(
             "--limit",
             type=float,
@@ -97,6 +117,18 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
             "--reselect",
             action=argparse.BooleanOptionalAction,
             help="lstsq: choose anew which neurons of a layer stay, by what the others do not explain of them (on)",
+        )
+        budget.add_argument(
+            "--steps",
+            type=int,
+            default=1,
+            help="prune in so many steps, each with a pass of the text of its own (%(default)s)",
+        )
+        budget.add_argument(
+            "--growth", default="linear", help="of the amount from step to step: linear, or geometric (%(default)s)"
+        )
+        budget.add_argument(
+            "--repair-steps", action="store_true", help="repair after each step, not only after the last"
         )
         budget.add_argument("--form", default="compact", help=f"{', '.join(FORMS)} (%(default)s)")
         budget.add_argument(
@@ -117,6 +149,12 @@ def _amount(text: str) -> float | int:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def _protect(text: str) -> list[str | int]:
+    """Positions where they are integers, else patterns."""
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    return [int(entry) if entry.removeprefix("-").isdecimal() else entry for entry in entries]
 
 
 def _damping(text: str) -> float | str:
@@ -154,6 +192,7 @@ def make_pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluatio
         *make_parts(options),
         options.device,
         repair=repair_of(options),
+        schedule=schedule_of(options),
         calibration=options.calibration,
         samples=options.samples,
         sequence_length=options.sequence_length,
@@ -183,6 +222,9 @@ def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
         min_keep=options.min_keep,
         multiple_of=options.multiple_of,
         limit=options.limit,
+        protect=options.protect,
+        of=options.of,
+        per_cost=options.per_cost,
     )
     return scorer, pruner
 
@@ -191,6 +233,13 @@ def repair_of(options: argparse.Namespace) -> BaseRepair | None:
     """The repair asked for; None for none."""
     reselect = DEFAULTS["reselect"] if options.repair == "lstsq" and options.reselect is None else options.reselect
     return make_repair(options.repair, damping=options.damping, reselect=reselect)
+
+
+def schedule_of(options: argparse.Namespace) -> Schedule:
+    """The schedule asked for."""
+    schedule = Schedule(options.steps, options.growth, "each" if options.repair_steps else "last")
+    schedule.amounts(options.amount)
+    return schedule
 
 
 def load(options: argparse.Namespace) -> LoadedModel:

@@ -12,7 +12,7 @@ from rich.console import Console
 from llmrank import checkpoint, demo
 from llmrank.activations import fitting_length
 from llmrank.calibration import tokenise
-from llmrank.cli.options import load, make_parts, make_pipeline, repair_of
+from llmrank.cli.options import load, make_parts, make_pipeline, repair_of, schedule_of
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import has_perplexity, perplexity, unigram_perplexity
 from llmrank.output import check_output
@@ -31,7 +31,7 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
     """``llmrank demo``."""
     check_output(options.output)
     make_parts(options)
-    repair_of(options)
+    _say_steps(options, console)
     loaded = load(options)
     directory = demo.run(make_pipeline(options, loaded, evaluation=True), options.output, console)
     _say_written(directory, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
@@ -43,7 +43,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     """``llmrank prune``."""
     check_output(options.output)
     make_parts(options)
-    repair_of(options)
+    _say_steps(options, console)
     loaded = load(options)
     pipeline = make_pipeline(options, loaded, evaluation=options.evaluate)
     model = pipeline.run()
@@ -57,6 +57,13 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     _say_written(directory, ["report.json", "masks.safetensors"], console)
     _say_how_to_load(directory, model, console)
     return 0
+
+
+def _say_steps(options: argparse.Namespace, console: Console) -> None:
+    """What a schedule of several steps will cost, before it starts."""
+    schedule, repair = schedule_of(options), repair_of(options)
+    if schedule.steps > 1:
+        console.print(schedule.describe(options.amount, repairs=repair is not None), markup=False, highlight=False)
 
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> None:

@@ -3,8 +3,9 @@
 from llmrank.prune.counts import check_amount, global_count, local_count, round_width
 from llmrank.prune.local import LocalPruner
 from llmrank.prune.order import ascending_positions, keep_highest
+from llmrank.prune.protection import protected_names
 from llmrank.prune.pruner import BasePruner
-from llmrank.prune.records import LayerRecord
+from llmrank.prune.records import LayerRecord, bare
 from llmrank.prune.sparing import SensitivityPruner, sparing_counts
 from llmrank.prune.together import GlobalPruner
 
@@ -15,10 +16,12 @@ __all__ = [
     "LocalPruner",
     "SensitivityPruner",
     "ascending_positions",
+    "bare",
     "check_amount",
     "global_count",
     "keep_highest",
     "local_count",
+    "protected_names",
     "round_width",
     "sparing_counts",
 ]

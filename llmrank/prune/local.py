@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from llmrank.costs import ModelCosts
 from llmrank.prune.order import ascending_positions
 from llmrank.prune.pruner import BasePruner
-from llmrank.prune.records import LayerRecord, importance_of
+from llmrank.prune.records import LayerRecord, bare, importance_of
 
 __all__ = ["LocalPruner"]
 
@@ -18,8 +19,9 @@ class LocalPruner(BasePruner):
 
     Parameters
     ----------
-    amount, min_keep, multiple_of
-        As for :class:`BasePruner`.
+    amount, min_keep, multiple_of, protect, of
+        As for :class:`BasePruner`; of another unit than neurons `amount` is the total, to which every layer gives the same share
+        of its neurons.
 
     Examples
     --------
@@ -33,10 +35,16 @@ class LocalPruner(BasePruner):
         for layer in layer_list:
             layer.pruning_mask = layer.importance
 
+    def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
+        """See :meth:`BasePruner.check`; the counts follow from the sizes."""
+        plain = LocalPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
+        plain.prune([bare(layer.name, layer.out_features) for layer in layer_list], costs)
+
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """When pruning comes to a neuron: how many of its layer go before it.
 
-        Those of a position below :func:`local_count` of the amount go; `multiple_of` moves that limit.
+        Those of a position below :func:`local_count` of the amount go, but of protected layers; `multiple_of` moves that
+        limit.
 
         Parameters
         ----------

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+from llmrank.costs import Cost
 from llmrank.errors import LLMRankError
 
-__all__ = ["LayerRecord", "importance_of"]
+__all__ = ["LayerRecord", "bare", "importance_of"]
 
 
 class LayerRecord:
@@ -35,6 +36,13 @@ class LayerRecord:
     sensitivity : float or None
         What the model's output suffers when this layer alone is cut, >= 0, see
         :func:`llmrank.sensitivity.layer_sensitivities`; None where the pruner does not ask for it.
+    cost : Cost or None
+        Of one of its neurons.
+    present : (out,) bool tensor or None
+        Which neurons an earlier step of a schedule has left there; None is all. The others go in any case, and count as
+        removed.
+    protected : bool
+        Whether it keeps all its neurons, whatever the pruner says; set by :meth:`llmrank.prune.BasePruner.prune`.
 
     Examples
     --------
@@ -53,6 +61,8 @@ class LayerRecord:
         in_features: int | None = None,
         explicit: bool = False,
         sensitivity: float | None = None,
+        cost: Cost | None = None,
+        present: torch.Tensor | None = None,
     ) -> None:
         self.name = name
         self.importance = importance
@@ -67,6 +77,9 @@ class LayerRecord:
         self.in_features = in_features if in_features is not None else 0
         self.explicit = explicit
         self.sensitivity = sensitivity
+        self.cost = cost
+        self.present = present
+        self.protected = False
         self.pruning_mask: torch.Tensor | None = None
         self.amount: float | int | None = None
 
@@ -77,12 +90,31 @@ class LayerRecord:
             raise LLMRankError(f"the record of {self.name} carries no weight")
         return self._weight if isinstance(self._weight, torch.Tensor) else self._weight()
 
+    @property
+    def there(self) -> torch.Tensor:
+        """(out,) bool tensor: :attr:`present`, spelt out."""
+        return torch.ones(self.out_features, dtype=torch.bool) if self.present is None else self.present
+
+    @property
+    def gone(self) -> int:
+        """How many neurons earlier steps have removed."""
+        return self.out_features - int(self.there.sum())
+
+
+def bare(name: str, size: int, *, explicit: bool = False) -> LayerRecord:
+    """A record that says no more than the size: enough to find out whether an amount can be.
+
+    >>> bare("mlp", 4).out_features
+    4
+    """
+    return LayerRecord(name, torch.ones(size, dtype=torch.float64), explicit=explicit, sensitivity=0.0)
+
 
 def importance_of(layer: LayerRecord) -> torch.Tensor:
-    """The importance as pruners compare it: float64 on the CPU, finite."""
+    """The importance as pruners compare it: float64 on the CPU, finite; minus infinity where a neuron is gone."""
     values = layer.importance.double().cpu()
     if not bool(torch.isfinite(values).all()):
         raise LLMRankError(
             f"{layer.name}: the importance is not finite; look at what the scorer returns for this layer"
         )
-    return values
+    return values if layer.present is None else values.where(layer.present, -torch.inf)

@@ -8,9 +8,11 @@ from fractions import Fraction
 from statistics import median
 from typing import ClassVar
 
+from llmrank.costs import ModelCosts, Unit
 from llmrank.errors import OptionError
+from llmrank.prune.protection import Protect
 from llmrank.prune.pruner import BasePruner
-from llmrank.prune.records import LayerRecord
+from llmrank.prune.records import LayerRecord, bare
 
 __all__ = ["SensitivityPruner", "sparing_counts"]
 
@@ -29,8 +31,9 @@ class SensitivityPruner(BasePruner):
     ----------
     amount : float or int
         Share (float, [0, 1)) of all neurons, or number (int) of neurons a layer on average, to remove.
-    min_keep, multiple_of
-        As for :class:`BasePruner`; a layer down to `min_keep` leaves the rest to the others.
+    min_keep, multiple_of, protect, of
+        As for :class:`BasePruner`; a layer down to `min_keep` leaves the rest to the others, and so does a protected one, which
+        does not count for the median either.
     limit : float
         How many times the median a layer's sensitivity may be before it is spared; finite, > 0. Nobody is spared where it
         is large, nor where the median is 0.
@@ -53,8 +56,17 @@ class SensitivityPruner(BasePruner):
 
     needs_sensitivity: ClassVar[bool] = True
 
-    def __init__(self, amount: float | int = 0.3, min_keep: int = 1, multiple_of: int = 1, limit: float = 2.0) -> None:
-        super().__init__(amount, min_keep, multiple_of)
+    def __init__(
+        self,
+        amount: float | int = 0.3,
+        min_keep: int = 1,
+        multiple_of: int = 1,
+        limit: float = 2.0,
+        *,
+        protect: Protect = (),
+        of: Unit = "neurons",
+    ) -> None:
+        super().__init__(amount, min_keep, multiple_of, protect=protect, of=of)
         number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
         if not (number and math.isfinite(limit) and limit > 0):
             raise OptionError(f"limit must be a finite number > 0, got {limit!r}")
@@ -74,9 +86,16 @@ class SensitivityPruner(BasePruner):
             self.amount,
             self.min_keep,
             self.limit,
+            protected=[layer.protected for layer in layer_list],
+            gone=[layer.gone for layer in layer_list],
         )
         for layer, count in zip(layer_list, counts, strict=True):
             layer.pruning_mask, layer.amount = layer.importance, count
+
+    def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
+        """See :meth:`BasePruner.check`; how many can go follows from the sizes."""
+        plain = SensitivityPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
+        plain.prune([bare(layer.name, layer.out_features) for layer in layer_list], costs)
 
 
 def _sensitivity(layer: LayerRecord) -> float:
@@ -97,6 +116,9 @@ def sparing_counts(
     amount: float | int,
     min_keep: int = 1,
     limit: float = 2.0,
+    *,
+    protected: Sequence[bool] = (),
+    gone: Sequence[int] = (),
 ) -> list[int]:
     """How many neurons each layer loses when those that are too sensitive are spared.
 
@@ -114,12 +136,16 @@ def sparing_counts(
         Share of all neurons, or number a layer.
     min_keep : int
     limit : float
+    protected : sequence of bool, optional
+        Layers that give nothing, and do not count for the median.
+    gone : sequence of int, optional
+        Neurons that earlier steps have removed: no layer gives fewer.
 
     Returns
     -------
     list of int
-        Together ``round(amount * N)``, or ``amount`` times the layers. Parts are rounded down and the largest remainders
-        up, among equals the first.
+        Together ``round(amount * N)``, or ``amount`` times the layers; more only where that is gone already. Parts are rounded
+        down and the largest remainders up, among equals the first.
 
     Raises
     ------
@@ -138,14 +164,19 @@ def sparing_counts(
     [30, 30, 30, 30]
     """
     total = amount * len(sizes) if isinstance(amount, int) else round(amount * sum(sizes))
-    room = [max(n - min_keep, 0) for n in sizes]
+    closed = list(protected) or [False] * len(sizes)
+    room = [0 if shut else max(n - min_keep, 0) for n, shut in zip(sizes, closed, strict=True)]
+    if all(closed):
+        return [0] * len(sizes)
     if total > sum(room):
         raise OptionError(
-            f"removing {total} of {sum(sizes)} neurons leaves fewer than min_keep={min_keep} in each of {len(sizes)} layers; "
-            "lower the amount or min_keep"
+            f"removing {total} of {sum(sizes)} neurons leaves fewer than min_keep={min_keep} in each of "
+            f"{closed.count(False)} layers{' that are not protected' if any(closed) else ''}; lower the amount (at most "
+            f"{sum(room)} can go) or min_keep"
         )
     costs = [Fraction(value) for value in sensitivities]
-    bound = Fraction(limit) * median(costs) if costs else Fraction(0)
+    open_costs = [cost for cost, shut in zip(costs, closed, strict=True) if not shut]
+    bound = Fraction(limit) * median(open_costs) if open_costs else Fraction(0)
     even = [Fraction(amount) if isinstance(amount, int) else Fraction(repr(amount)) * n for n in sizes]
     spared = [0 < bound < cost for cost in costs]
     parts = [
@@ -155,9 +186,9 @@ def sparing_counts(
     rest = sum(even, Fraction(0)) - sum(parts, Fraction(0))
     for group in (False, True):
         rest = _pour(rest, parts, sizes, room, [k for k, spare in enumerate(spared) if spare is group])
-    counts = [math.floor(part) for part in parts]
+    counts = [max(math.floor(part), least) for part, least in zip(parts, gone or [0] * len(parts), strict=True)]
     largest = sorted(range(len(parts)), key=lambda k: (counts[k] - parts[k], k))
-    for k in largest[: total - sum(counts)]:
+    for k in largest[: max(total - sum(counts), 0)]:
         counts[k] += 1
     return counts
 

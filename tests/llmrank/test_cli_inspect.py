@@ -215,7 +215,7 @@ def test_it_refuses(
         (("--pruner", "sensitivity"), "local and global pruning take; got --pruner 'sensitivity'"),
         (("--amount", "1.5"), "amount must be a share"),
         (("--gamma", "2"), "gamma"),
-        (("--normalize", "median"), "expected auto, zscore, mean or none"),
+        (("--normalize", "median"), "expected auto, zscore, robust, mean or none"),
     ],
 )
 def test_slips_are_found_before_a_model_is_loaded(

@@ -124,7 +124,8 @@ def test_a_number_that_only_the_global_budget_has_is_no_reason_to_refuse() -> No
     """50 of 80 neurons are there, 50 of every layer's 40 are not."""
     inspection = inspected("chained", GlobalPruner(50), pruner="global")
     assert inspection.budgets.refusals == {
-        "local": "model.layers.0.mlp would keep 0 of 40 neurons, fewer than min_keep=1; lower the amount or min_keep"
+        "local": "model.layers.0.mlp would keep 0 of 40 neurons, fewer than min_keep=1; lower the amount (at most 39 "
+        "of them can go) or min_keep"
     }
     assert inspection.main.masks["global"].kept == 30
     assert set(inspection.main.masks) == set(inspection.elsewhere.masks) == {"global"}

@@ -83,6 +83,8 @@ def test_report_holds_what_the_budget_was_shifted_by(tmp_path: Path) -> None:
         "min_keep": 1,
         "multiple_of": 1,
         "limit": 1.5,
+        "protect": [],
+        "of": "neurons",
     }
     assert list(plain["sensitivities"]) == list(plain["neurons"]["widths"])
     assert all(value > 0 for value in plain["sensitivities"].values())
