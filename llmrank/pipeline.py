@@ -279,6 +279,8 @@ class BasePipeline:
             with self._timed("repair"):
                 if repairs:
                     chosen, repaired = self.repairs(ffns, chosen, sequences, record, graphs, masks)
+            # Graphs of a trial cut look at weights that nobody else needs any more.
+            del graphs, ranks
             masks = chosen
             seconds = {stage: spent - earlier.get(stage, 0.0) for stage, spent in self._seconds.items()}
             self.steps.append(

@@ -13,6 +13,8 @@ import llmrank
 from llmrank.adapters import FAMILIES, Family, find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
+from llmrank.schedule import Schedule
+from llmrank.surgery import apply_masks
 from tests.llmrank.models import Snapshot, auto_class, family_model, logits, token_ids
 
 IDS = [family.name for family in FAMILIES]
@@ -100,6 +102,21 @@ def test_three_forms_compute_the_same(family: Family, topology: type[BasePipelin
     torch.testing.assert_close(outputs["zero"], outputs["mask"], rtol=0, atol=0)
     torch.testing.assert_close(outputs["compact"], outputs["zero"], rtol=1e-5, atol=1e-5)
     assert (outputs["zero"] - dense).abs().max() > 1e-3
+
+
+@every_family
+def test_two_steps_leave_what_masks_say_and_undo(family: Family) -> None:
+    model = family_model(family)
+    snapshot = Snapshot(model)
+    run = pipeline(model, GlobalPruner(0.4), schedule=Schedule(2))
+    run.run()
+    assert run.masks is not None
+    assert run.masks.size - run.masks.kept == -(-4 * run.masks.size // 10)
+    cut = logits(model, PROBE)
+    run.undo()
+    snapshot.assert_restored()
+    apply_masks(model, find_ffns(model), run.masks, "zero")
+    torch.testing.assert_close(cut, logits(model, PROBE), rtol=1e-5, atol=1e-5)
 
 
 def removed_parameters(run: BasePipeline) -> int:

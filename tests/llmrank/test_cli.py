@@ -81,6 +81,55 @@ def test_a_repaired_checkpoint_loads_and_says_what_was_done(
     assert masks[0].widths == masks[1].widths
 
 
+def test_a_model_becomes_smaller_by_a_share_of_its_bytes(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    output = tmp_path / "out"
+    common = ("prune", checkpoint, "--calibration", corpus, *SHORT)
+    assert run(*common, "--output", output, "--amount", 0.2, "--of", "bytes", "--pruner", "global") == 0
+    assert "of the model bytes and" in " ".join(capsys.readouterr().out.split())
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    assert report["method"]["pruner"]["of"] == "bytes"
+    smaller = 1 - report["after"]["bytes"] / report["before"]["bytes"]
+    assert 0.2 <= smaller < 0.21
+    assert report["reached"]["bytes"]["share"] == pytest.approx(smaller)
+    weights = {
+        name: sum(p.numel() for p in llmrank.load(path).model.parameters())
+        for name, path in (("before", checkpoint), ("after", output))
+    }
+    assert 1 - weights["after"] / weights["before"] == pytest.approx(smaller)
+
+
+def test_protected_layers_are_named_or_numbered(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    common = ("prune", checkpoint, "--calibration", corpus, *SHORT, "--amount", 0.25)
+    for k, protect in enumerate(("--protect=-1", "--protect=model.layers.1", "--protect=*.1.*,1")):
+        assert run(*common, "--output", tmp_path / f"{k}", protect) == 0
+        assert list(Masks.load(tmp_path / f"{k}" / "masks.safetensors").widths.values()) == [30, 40]
+        llmrank.load(tmp_path / f"{k}")
+    report = json.loads((tmp_path / "2" / "report.json").read_text(encoding="utf-8"))
+    assert report["method"]["pruner"]["protect"] == ["*.1.*", 1]
+    assert any("12.5% was removed where 25.0% was asked for" in warning for warning in report["warnings"])
+
+
+@pytest.mark.parametrize("more", [(), ("--growth", "geometric", "--repair-steps")])
+def test_steps_are_announced_and_reported(
+    checkpoint: Path, corpus: Path, tmp_path: Path, more: tuple[str, ...], capsys: Any
+) -> None:
+    output = tmp_path / "out"
+    common = ("prune", checkpoint, "--calibration", corpus, *SHORT, "--amount", 0.5)
+    assert run(*common, "--output", output, "--steps", 2, *more) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    before, after = shown.split("hidden neurons removed")
+    assert "2 steps, to" in before
+    assert "2 passes of the calibration text to rank by, and a repair after" in before
+    assert f"cut in 2 steps: 2 passes of the calibration text to rank by and {2 if more else 1} repair" in after
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    assert [step["repaired"] for step in report["steps"]] == [bool(more), True]
+    assert report["steps"][0]["amount"] == pytest.approx(1 - 0.5**0.5 if more else 0.25)
+    assert Masks.load(output / "masks.safetensors").widths == {f"model.layers.{k}.mlp": 20 for k in range(2)}
+    assert transformers.AutoModelForCausalLM.from_pretrained(output).config.intermediate_size == 20
+
+
 def test_evaluation_lands_in_the_report(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     output, result = tmp_path / "out", tmp_path / "result.json"
     prune = ("prune", checkpoint, "--output", output, "--calibration", corpus, "--evaluate", corpus)
@@ -184,6 +233,15 @@ def test_families_lists_the_table(capsys: Any) -> None:
         (("--normalize", "zscore"), "does not take normalize"),
         (("--limit", 3), "does not take limit"),
         (("--pruner", "sensitivity", "--limit", 0), "limit must be a finite number > 0"),
+        (("--of", "tokens"), "unknown unit 'tokens' of an amount; expected one of neurons, ffn-parameters"),
+        (("--amount", 0.9, "--of", "bytes"), "90.0% of the model bytes cannot be removed: at most"),
+        (("--protect", "model.layers.2"), "'model.layers.2' means no prunable layer"),
+        (("--protect", "0,1"), "every prunable layer is protected"),
+        (("--per-cost",), "does not take per_cost"),
+        (("--pruner", "global", "--per-cost", "--normalize", "zscore"), "per_cost divides scores"),
+        (("--steps", 0), "steps must be an integer >= 1, got 0"),
+        (("--steps", 2, "--growth", "cubic"), "unknown growth 'cubic'"),
+        (("--steps", 2, "--growth", "geometric", "--amount", 3), "geometric growth"),
         (("--pipeline", "loose"), "unknown pipeline"),
         (("--device", "cuda:99"), "cannot be used here"),
         (("--dtype", "int8"), "unknown dtype"),
@@ -329,5 +387,7 @@ def test_help_says_what_surprises(capsys: Any) -> None:
     assert "--evaluate=TEXT" in shown("prune")
     assert "local removes that many of each layer, global of all layers together" in shown("prune")
     assert "--form" in shown("prune")
+    assert "--protect" in shown("prune")
     assert "--form " not in shown("inspect")
+    assert "--steps" not in shown("inspect")
     assert "--align" not in shown("inspect")

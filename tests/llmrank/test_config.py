@@ -43,6 +43,8 @@ def test_options_reach_the_class_and_none_is_left_to_it() -> None:
     assert isinstance(pruner, GlobalPruner)
     assert (pruner.normalize, pruner.min_keep) == ("mean", 1)
     assert vars(make_pruner("sensitivity", limit=3.0))["limit"] == 3.0
+    protecting = make_pruner("local", protect=[0, "*.1.*"], of="bytes", per_cost=None)
+    assert (protecting.protect, protecting.of) == ((0, "*.1.*"), "bytes")
     with pytest.raises(OptionError, match=r"gamma must be a number in \[0, 1\]"):
         make_scorer("wpr", gamma=2.0)
 

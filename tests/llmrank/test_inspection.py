@@ -120,6 +120,16 @@ def test_an_amount_is_refused_before_the_calibration() -> None:
             inspect_model(pipeline, SCORERS, "wpr")
 
 
+@pytest.mark.parametrize(
+    "pruner",
+    [LocalPruner(protect=0), GlobalPruner(of="bytes"), GlobalPruner(per_cost=True)],
+    ids=["protect", "of", "cost"],
+)
+def test_budgets_that_a_page_could_not_show_are_refused(pruner: BasePruner) -> None:
+    with pytest.raises(OptionError, match="leave protect, of and per_cost to the pruning"):
+        inspected("chained", pruner)
+
+
 def test_a_number_that_only_the_global_budget_has_is_no_reason_to_refuse() -> None:
     """50 of 80 neurons are there, 50 of every layer's 40 are not."""
     inspection = inspected("chained", GlobalPruner(50), pruner="global")

@@ -1,0 +1,138 @@
+"""Perplexity after pruning in one or several steps, and under budgets that compare layers differently.
+
+Run it as ``python -m benchmarks.schedules --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2). Calibration: the
+first sequences of valid; evaluation: its last ones, and with ``--test`` the first of test. Nothing is repaired but where a row
+says so. A run resumes from its own result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks.provenance import provenance, write
+from benchmarks.quality import RESULTS, read
+from llmrank import checkpoint
+from llmrank.calibration import TokenSequences
+from llmrank.config import PIPELINES, make_pruner, make_repair
+from llmrank.evaluate import perplexity
+from llmrank.hub import demo_model
+from llmrank.schedule import Schedule
+
+# Name -> pruner, its options, schedule, repair and its options; weighted PageRank of isolated graphs throughout.
+ROWS: dict[str, tuple[str, dict[str, Any], Schedule, str, dict[str, Any]]] = {
+    "local, 1 step": ("local", {}, Schedule(1), "none", {}),
+    "local, 2 steps": ("local", {}, Schedule(2), "none", {}),
+    "local, 4 steps": ("local", {}, Schedule(4), "none", {}),
+    "local, 4 steps, geometric": ("local", {}, Schedule(4, "geometric"), "none", {}),
+    "global zscore, 1 step": ("global", {"normalize": "zscore"}, Schedule(1), "none", {}),
+    "global robust, 1 step": ("global", {"normalize": "robust"}, Schedule(1), "none", {}),
+    "global zscore, 4 steps": ("global", {"normalize": "zscore"}, Schedule(4), "none", {}),
+    "local, 1 step, lstsq": ("local", {}, Schedule(1), "lstsq", {"reselect": True}),
+    "local, 2 steps, lstsq after each": ("local", {}, Schedule(2, repair="each"), "lstsq", {"reselect": True}),
+}
+
+
+def measure(model: Any, calibration: TokenSequences, texts: dict[str, TokenSequences], name: str, amount: float) -> Any:
+    """One row: prune, evaluate, undo."""
+    pruner, options, schedule, repair, knobs = ROWS[name]
+    pipeline = PIPELINES.find("isolated")(
+        model,
+        None,
+        pruner=make_pruner(pruner, amount=amount, **options),
+        calibration=calibration.ids,
+        schedule=schedule,
+        repair=make_repair(repair, **knobs),
+    )
+    begun = perf_counter()
+    pipeline.run()
+    seconds = perf_counter() - begun
+    try:
+        row: dict[str, Any] = {key: perplexity(model, text).value for key, text in texts.items()}
+        report = pipeline.report
+        if report is None:
+            raise RuntimeError("the pipeline ran without leaving a report")
+        widths = list(report.neurons["widths"].values())
+        steps = report.steps
+    finally:
+        pipeline.undo()
+    return {**row, "seconds": seconds, "steps": steps, "widths": widths}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in markdown."""
+    dense, rows = results["dense"], results["rows"]
+    lines = [
+        f"Perplexity, {results['protocol']['amount']:.0%} of the hidden neurons removed; dense: "
+        + ", ".join(f"{value:.2f} on {text}" for text, value in dense.items())
+        + ".",
+        "",
+        "| | " + " | ".join(dense) + " | passes to rank by | widths |",
+        "| --- | " + " | ".join("---:" for _ in dense) + " | ---: | ---: |",
+    ]
+    for name, row in rows.items():
+        passes = sum(step["calibration_passes"] for step in row["steps"])
+        low, high = min(row["widths"]), max(row["widths"])
+        spread = f"{low}" if low == high else f"{low} to {high}"
+        lines.append(f"| {name} | {' | '.join(f'{row[text]:.2f}' for text in dense)} | {passes} | {spread} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
+    )
+    parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--amount", type=float, default=0.3, help="share to remove (%(default)s)")
+    parser.add_argument("--only", action="append", help="pattern of the rows to run, such as 'local*'")
+    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
+    parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences of each text (%(default)s)")
+    parser.add_argument("--sequence-length", type=int, default=1024)
+    parser.add_argument("--test", action="store_true", help="evaluate on test too")
+    parser.add_argument("--output", type=Path, default=RESULTS / "schedules.json")
+    options = parser.parse_args()
+    if options.wikitext is None:
+        parser.error(
+            "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt"
+        )
+    loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
+    model, tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
+    calibration = read(options.wikitext / "valid.txt", tokenizer, options.samples, length)
+    texts = {"valid": read(options.wikitext / "valid.txt", tokenizer, options.evaluate, length, last=True)}
+    if options.test:
+        texts["test"] = read(options.wikitext / "test.txt", tokenizer, options.evaluate, length)
+    protocol = {
+        "model": Path(loaded.source).name,
+        "amount": options.amount,
+        "calibration": calibration.provenance(),
+        "evaluation": {name: text.provenance() for name, text in texts.items()},
+    }
+    results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol, "dense": {}, "rows": {}}
+    if options.output.is_file():
+        earlier = json.loads(options.output.read_text(encoding="utf-8"))
+        if earlier["protocol"] == protocol:
+            results = earlier
+            print(f"resuming with {len(results['rows'])} rows")
+    if not results["dense"]:
+        results["dense"] = {name: perplexity(model, text).value for name, text in texts.items()}
+    print("dense", results["dense"], flush=True)
+    for name in ROWS:
+        if name in results["rows"] or not any(fnmatch.fnmatch(name, only) for only in options.only or ["*"]):
+            continue
+        results["rows"][name] = row = measure(model, calibration, texts, name, options.amount)
+        write(options.output, results)
+        write(options.output.with_suffix(".md"), table(results))
+        print(f"{name}: " + ", ".join(f"{text} {row[text]:.2f}" for text in texts), flush=True)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
