@@ -9,7 +9,7 @@ from llmrank.adapters import FFN
 from llmrank.costs import UNITS, ModelCosts, Unit, unit_name
 from llmrank.errors import OptionError
 from llmrank.masks import Masks
-from llmrank.prune import BasePruner, bare, protected_names
+from llmrank.prune import BasePruner, bare_record, protected_names
 
 __all__ = ["Reached", "check_budget", "reached_by", "shortfall"]
 
@@ -38,7 +38,8 @@ def check_budget(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts, *, 
         See :meth:`llmrank.prune.BasePruner.check`, or every layer is protected.
     """
     groups = [
-        [bare(layer.name, layer.size, explicit=not layer.consumers) for layer in ffn.prunable.values()] for ffn in ffns
+        [bare_record(layer.name, layer.size, explicit=not layer.consumers) for layer in ffn.prunable.values()]
+        for ffn in ffns
     ]
     together = [record for group in groups for record in group]
     if len(protected_names(pruner.protect, [record.name for record in together])) == len(together):

@@ -14,7 +14,7 @@ from llmrank.errors import OptionError
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.pipeline import BasePipeline, choose_masks, model_source, prunes_jointly
-from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, bare
+from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, bare_record
 from llmrank.score import BaseScorer
 
 __all__ = ["Budgets", "Inspection", "Scored", "inspect_model"]
@@ -227,7 +227,7 @@ def _budgets(pruner: BasePruner, ffns: Sequence[FFN], *, jointly: bool) -> Budge
     local = LocalPruner(*limits)
     global_ = GlobalPruner(*limits, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
     # Whether an amount can be depends on sizes alone: there is no need to calibrate first.
-    alone = [[bare(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
+    alone = [[bare_record(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
     together = [record for group in alone for record in group]
     groups = [together] if jointly else [together, *alone]
     both: dict[str, BasePruner] = {"local": local, "global": global_}

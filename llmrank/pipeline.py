@@ -163,6 +163,8 @@ class BasePipeline:
             )
         if schedule is not None and not isinstance(schedule, Schedule):
             raise OptionError(f"schedule must be a Schedule, got {schedule!r}; four steps are Schedule(4)")
+        if schedule is not None and schedule.repair == "each" and repair is None:
+            raise OptionError("a schedule with repair='each' needs a repair; name one, or use repair='last'")
         if structure_dict is not None and form == "compact":
             raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
         self.model = model
@@ -252,14 +254,13 @@ class BasePipeline:
     def select(self, ffns: Sequence[FFN], sequences: TokenSequences) -> tuple[Masks, dict[str, RepairedMap]]:
         """Calibrate, rank, choose and repair, in the steps of the schedule; the model is whole again afterwards."""
         self.steps = []
-        masks: Masks | None = None
+        present: Masks | None = None
         repaired: dict[str, RepairedMap] = {}
         record = Recording([])
-        for amount in self.schedule.amounts(self.pruner.amount):
-            first, last = masks is None, len(self.steps) + 1 == self.schedule.steps
-            repairs = self.repair is not None and (last or self.schedule.repair == "each")
+        for number, amount in enumerate(self.schedule.amounts(self.pruner.amount), start=1):
+            first, last = number == 1, number == self.schedule.steps
             earlier = dict(self._seconds)
-            with trial_cut(self.model, ffns, masks, repaired):
+            with trial_cut(self.model, ffns, present, repaired):
                 # Repair goes through the whole model block by block: how it calls them is seen on the way.
                 with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else ()) as seen:
                     statistics = self.calibrate(ffns, sequences)
@@ -272,22 +273,21 @@ class BasePipeline:
                         self.sensitivities = self.measure(ffns, sequences)
                 with self._timed("prune"):
                     if first and last:
-                        chosen = self.choose(graphs, ranks)
+                        masks = self.choose(graphs, ranks)
                     else:
                         pruner = self.pruner if last else self.pruner.towards(amount)
-                        chosen = self.choose(graphs, ranks, pruner, masks)
-            with self._timed("repair"):
-                if repairs:
-                    chosen, repaired = self.repairs(ffns, chosen, sequences, record, graphs, masks)
+                        masks = self.choose(graphs, ranks, pruner, present)
+            repairs = self.repair is not None and (last or self.schedule.repair == "each")
+            if repairs:
+                with self._timed("repair"):
+                    masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present)
             # Graphs of a trial cut look at weights that nobody else needs any more.
             del graphs, ranks
-            masks = chosen
-            seconds = {stage: spent - earlier.get(stage, 0.0) for stage, spent in self._seconds.items()}
+            present = masks
+            spent = {stage: seconds - earlier.get(stage, 0.0) for stage, seconds in self._seconds.items()}
             self.steps.append(
-                Step(amount, masks.size - masks.kept, 1, repairs, {k: v for k, v in seconds.items() if v})
+                Step(amount, masks.size - masks.kept, repairs, {stage: more for stage, more in spent.items() if more})
             )
-        if masks is None:
-            raise OptionError("a schedule needs at least one step")
         return masks, repaired
 
     def sequences(self) -> TokenSequences:

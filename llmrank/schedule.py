@@ -99,16 +99,16 @@ class Step:
         Asked for up to here.
     removed : int
         Neurons gone after it.
-    calibration_passes : int
-        Of the calibration text through the model, to rank by.
     repaired : bool
         Whether a repair followed, which passes the text two or three times more, or takes half a pass for each FFN.
     seconds : dict from str to float
         Wall time of its stages.
+    calibration_passes : int
+        Of the calibration text through the model, to rank by.
     """
 
     amount: float | int
     removed: int
-    calibration_passes: int
     repaired: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    calibration_passes: int = 1

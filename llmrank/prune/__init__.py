@@ -5,7 +5,7 @@ from llmrank.prune.local import LocalPruner
 from llmrank.prune.order import ascending_positions, keep_highest
 from llmrank.prune.protection import protected_names
 from llmrank.prune.pruner import BasePruner
-from llmrank.prune.records import LayerRecord, bare
+from llmrank.prune.records import LayerRecord, bare_record
 from llmrank.prune.sparing import SensitivityPruner, sparing_counts
 from llmrank.prune.together import GlobalPruner
 
@@ -16,7 +16,7 @@ __all__ = [
     "LocalPruner",
     "SensitivityPruner",
     "ascending_positions",
-    "bare",
+    "bare_record",
     "check_amount",
     "global_count",
     "keep_highest",

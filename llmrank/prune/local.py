@@ -9,7 +9,7 @@ import torch
 from llmrank.costs import ModelCosts
 from llmrank.prune.order import ascending_positions
 from llmrank.prune.pruner import BasePruner
-from llmrank.prune.records import LayerRecord, bare, importance_of
+from llmrank.prune.records import LayerRecord, bare_record, importance_of
 
 __all__ = ["LocalPruner"]
 
@@ -38,7 +38,7 @@ class LocalPruner(BasePruner):
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; the counts follow from the sizes."""
         plain = LocalPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
-        plain.prune([bare(layer.name, layer.out_features) for layer in layer_list], costs)
+        plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """When pruning comes to a neuron: how many of its layer go before it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import glob
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -160,7 +159,7 @@ class BasePruner:
         pruners = []
         for group in groups:
             pruners.append(copy.copy(self))
-            pruners[-1].protect = tuple(glob.escape(layer.name) for layer in group if layer.name in protected)
+            pruners[-1].protect = tuple(k for k, layer in enumerate(group) if layer.name in protected)
         return pruners
 
     def towards(self, amount: float | int) -> BasePruner:
@@ -228,11 +227,11 @@ class BasePruner:
         return Masks({layer.name: self._resolve(layer) for layer in layer_list})
 
     def _resolve(self, layer: LayerRecord) -> torch.Tensor:
+        if layer.protected:
+            return torch.ones(layer.out_features, dtype=torch.bool)
         mask = layer.pruning_mask
         if mask is None:
             raise LLMRankError(f"{type(self).__name__}.extract_scores gave {layer.name} no pruning_mask")
-        if layer.protected:
-            return torch.ones(layer.out_features, dtype=torch.bool)
         mask = torch.as_tensor(mask).detach().cpu()
         n, gone = layer.out_features, layer.gone
         if mask.dtype in (torch.bool, torch.uint8):

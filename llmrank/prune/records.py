@@ -9,7 +9,7 @@ import torch
 from llmrank.costs import Cost
 from llmrank.errors import LLMRankError
 
-__all__ = ["LayerRecord", "bare", "importance_of"]
+__all__ = ["LayerRecord", "bare_record", "importance_of"]
 
 
 class LayerRecord:
@@ -101,10 +101,10 @@ class LayerRecord:
         return self.out_features - int(self.there.sum())
 
 
-def bare(name: str, size: int, *, explicit: bool = False) -> LayerRecord:
+def bare_record(name: str, size: int, *, explicit: bool = False) -> LayerRecord:
     """A record that says no more than the size: enough to find out whether an amount can be.
 
-    >>> bare("mlp", 4).out_features
+    >>> bare_record("mlp", 4).out_features
     4
     """
     return LayerRecord(name, torch.ones(size, dtype=torch.float64), explicit=explicit, sensitivity=0.0)

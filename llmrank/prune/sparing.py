@@ -12,7 +12,7 @@ from llmrank.costs import ModelCosts, Unit
 from llmrank.errors import OptionError
 from llmrank.prune.protection import Protect
 from llmrank.prune.pruner import BasePruner
-from llmrank.prune.records import LayerRecord, bare
+from llmrank.prune.records import LayerRecord, bare_record
 
 __all__ = ["SensitivityPruner", "sparing_counts"]
 
@@ -95,7 +95,7 @@ class SensitivityPruner(BasePruner):
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; how many can go follows from the sizes."""
         plain = SensitivityPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
-        plain.prune([bare(layer.name, layer.out_features) for layer in layer_list], costs)
+        plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
 
 
 def _sensitivity(layer: LayerRecord) -> float:

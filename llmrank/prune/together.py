@@ -13,7 +13,7 @@ from llmrank.prune.counts import global_count
 from llmrank.prune.order import ascending_positions
 from llmrank.prune.protection import Protect
 from llmrank.prune.pruner import BasePruner
-from llmrank.prune.records import LayerRecord, bare, importance_of
+from llmrank.prune.records import LayerRecord, bare_record, importance_of
 
 __all__ = ["GlobalPruner", "Normalize"]
 
@@ -88,7 +88,7 @@ class GlobalPruner(BasePruner):
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; how many can go follows from the sizes."""
         plain = GlobalPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
-        plain.prune([bare(layer.name, layer.out_features) for layer in layer_list], costs)
+        plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """When pruning comes to a neuron: how many of all layers go before it.

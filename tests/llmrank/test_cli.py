@@ -240,6 +240,7 @@ def test_families_lists_the_table(capsys: Any) -> None:
         (("--per-cost",), "does not take per_cost"),
         (("--pruner", "global", "--per-cost", "--normalize", "zscore"), "per_cost divides scores"),
         (("--steps", 0), "steps must be an integer >= 1, got 0"),
+        (("--steps", 2, "--repair-steps", "--repair", "none"), "needs a repair"),
         (("--steps", 2, "--growth", "cubic"), "unknown growth 'cubic'"),
         (("--steps", 2, "--growth", "geometric", "--amount", 3), "geometric growth"),
         (("--pipeline", "loose"), "unknown pipeline"),

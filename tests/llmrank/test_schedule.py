@@ -88,12 +88,14 @@ def test_bad_schedules_are_refused(arguments: tuple[Any, ...], message: str) -> 
         Schedule(*arguments)
 
 
-def test_a_number_has_no_share_to_grow_by() -> None:
+def test_schedules_that_do_not_fit_are_refused() -> None:
     with pytest.raises(
         OptionError, match="geometric growth takes the same share of what is left, and needs a share, got 7"
     ):
         IsolatedFFNPipeline(model_of(), None, pruner=LocalPruner(7), schedule=Schedule(2, "geometric"))
     assert Schedule(1, "geometric").amounts(7) == [7]
+    with pytest.raises(OptionError, match="a schedule with repair='each' needs a repair"):
+        IsolatedFFNPipeline(model_of(), None, schedule=Schedule(2, repair="each"))
     with pytest.raises(OptionError, match=r"schedule must be a Schedule, got 4; four steps are Schedule\(4\)"):
         IsolatedFFNPipeline(model_of(), None, schedule=4)  # type: ignore[arg-type]
 
@@ -253,9 +255,15 @@ def test_models_of_other_kinds_go_step_by_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "repair", [None, LeastSquaresRepair(reselect=True), BiasRepair()], ids=["none", "lstsq", "bias"]
+    ("repair", "when"),
+    [
+        (None, "last"),
+        (BiasRepair(), "last"),
+        (BiasRepair(), "each"),
+        (LeastSquaresRepair(reselect=True), "last"),
+        (LeastSquaresRepair(reselect=True), "each"),
+    ],
 )
-@pytest.mark.parametrize("when", ["last", "each"])
 def test_later_steps_calibrate_on_the_model_as_cut_so_far(repair: BaseRepair | None, when: Any) -> None:
     model = model_of()
     dense = copy.deepcopy(model)
