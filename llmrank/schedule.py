@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from llmrank.costs import Unit, unit_name
 from llmrank.errors import OptionError
 
 __all__ = ["GROWTHS", "REPAIR_TIMES", "Growth", "RepairTime", "Schedule", "Step"]
@@ -76,14 +77,15 @@ class Schedule:
             return [*(amount * part for part in parts), amount]
         return [*(1.0 - (1.0 - amount) ** part for part in parts), amount]
 
-    def describe(self, amount: float | int, *, repairs: bool) -> str:
+    def describe(self, amount: float | int, of: Unit, *, repairs: bool) -> str:
         """What it will do and cost, in a line.
 
-        >>> Schedule(2).describe(0.3, repairs=True)
-        '2 steps, to 15.0%, 30.0%: 2 passes of the calibration text to rank by, and a repair after the last'
+        >>> Schedule(2).describe(0.3, "bytes", repairs=False)
+        '2 steps, to 15.0%, 30.0% of the model bytes: 2 passes of the calibration text to rank by'
         """
         amounts = ", ".join(f"{a:,}" if isinstance(a, int) else f"{a:.1%}" for a in self.amounts(amount))
-        text = f"{self.steps} steps, to {amounts}: {self.steps} passes of the calibration text to rank by"
+        reach = f"{self.steps} steps, to {amounts} of the {unit_name(of)}"
+        text = f"{reach}: {self.steps} passes of the calibration text to rank by"
         if not repairs:
             return text
         return f"{text}, and a repair after {'the last' if self.repair == 'last' else 'each'}"

@@ -63,7 +63,8 @@ def _say_steps(options: argparse.Namespace, console: Console) -> None:
     """What a schedule of several steps will cost, before it starts."""
     schedule, repair = schedule_of(options), repair_of(options)
     if schedule.steps > 1:
-        console.print(schedule.describe(options.amount, repairs=repair is not None), markup=False, highlight=False)
+        told = schedule.describe(options.amount, options.of or "neurons", repairs=repair is not None)
+        console.print(told, markup=False, highlight=False)
 
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> None:

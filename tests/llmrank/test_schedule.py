@@ -101,8 +101,11 @@ def test_schedules_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_schedule_says_what_it_costs() -> None:
-    assert Schedule(2).describe(10, repairs=False) == "2 steps, to 5, 10: 2 passes of the calibration text to rank by"
-    assert Schedule(2, repair="each").describe(0.5, repairs=True).endswith("and a repair after each")
+    told = "2 steps, to 5, 10 of the hidden neurons: 2 passes of the calibration text to rank by"
+    assert Schedule(2).describe(10, "neurons", repairs=False) == told
+    for repair, end in (("last", "the last"), ("each", "each")):
+        schedule = Schedule(2, repair=repair)  # type: ignore[arg-type]
+        assert schedule.describe(10, "neurons", repairs=True) == f"{told}, and a repair after {end}"
 
 
 # --- what goes
