@@ -144,7 +144,7 @@ def sparing_counts(
     Returns
     -------
     list of int
-        Together ``round(amount * N)``, or ``amount`` times the layers; more only where that is gone already. Parts are rounded
+        Together ``round(amount * N)``, or ``amount`` times the layers; more only where more is gone already. Parts are rounded
         down and the largest remainders up, among equals the first.
 
     Raises
@@ -186,10 +186,14 @@ def sparing_counts(
     rest = sum(even, Fraction(0)) - sum(parts, Fraction(0))
     for group in (False, True):
         rest = _pour(rest, parts, sizes, room, [k for k, spare in enumerate(spared) if spare is group])
-    counts = [max(math.floor(part), least) for part, least in zip(parts, gone or [0] * len(parts), strict=True)]
+    least = list(gone) or [0] * len(parts)
+    counts = [max(math.floor(part), few) for part, few in zip(parts, least, strict=True)]
     largest = sorted(range(len(parts)), key=lambda k: (counts[k] - parts[k], k))
     for k in largest[: max(total - sum(counts), 0)]:
         counts[k] += 1
+    # What is gone may be a neuron more than a part: then those that can give one less do.
+    while sum(counts) > total and (able := [k for k in range(len(parts)) if counts[k] > least[k]]):
+        counts[max(able, key=lambda k: (counts[k] - parts[k], k))] -= 1
     return counts
 
 

@@ -305,6 +305,29 @@ def test_sparing_by_hand(
     assert sparing_counts(sizes, costs, amount, min_keep, limit) == counts
 
 
+@given(
+    layers=BUDGETS, steps=st.lists(st.integers(0, 95), min_size=1, max_size=6), limit=st.sampled_from([0.5, 1.0, 2.0])
+)
+def test_sparing_step_by_step_gives_nothing_back_and_keeps_the_total(
+    layers: list[tuple[int, float]], steps: list[int], limit: float
+) -> None:
+    sizes, costs = [n for n, _ in layers], [c for _, c in layers]
+    gone = [0] * len(layers)
+    for percent in sorted(steps):
+        try:
+            counts = sparing_counts(sizes, costs, percent / 100, limit=limit, gone=gone)
+        except OptionError:
+            return
+        assert sum(counts) == round(percent / 100 * sum(sizes))
+        assert all(now >= before for now, before in zip(counts, gone, strict=True))
+        gone = counts
+
+
+def test_sparing_what_is_gone_by_hand() -> None:
+    assert sparing_counts([10, 10], [0.1, 0.1], 0.5, gone=[6, 0]) == [6, 4]
+    assert sparing_counts([10, 10], [0.1, 0.1], 0.5, gone=[6, 5]) == [6, 5]
+
+
 def sensitive(layers: Sequence[Sequence[float]], costs: Sequence[float | None]) -> list[LayerRecord]:
     entries = records(layers)
     for entry, cost in zip(entries, costs, strict=True):
