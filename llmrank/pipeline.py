@@ -163,8 +163,6 @@ class BasePipeline:
             )
         if schedule is not None and not isinstance(schedule, Schedule):
             raise OptionError(f"schedule must be a Schedule, got {schedule!r}; four steps are Schedule(4)")
-        if schedule is not None and schedule.repair == "each" and repair is None:
-            raise OptionError("a schedule with repair='each' needs a repair; name one, or use repair='last'")
         if structure_dict is not None and form == "compact":
             raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
         self.model = model
@@ -181,7 +179,7 @@ class BasePipeline:
         self.align: Align = align
         self.repair = repair
         self.schedule = schedule if schedule is not None else Schedule()
-        self.schedule.amounts(self.pruner.amount)
+        self.schedule.check(self.pruner.amount, repairs=repair is not None)
         self.evaluation = evaluation
         self.evaluation_samples = evaluation_samples
         self.progress = progress

@@ -77,6 +77,17 @@ class Schedule:
             return [*(amount * part for part in parts), amount]
         return [*(1.0 - (1.0 - amount) ** part for part in parts), amount]
 
+    def check(self, amount: float | int, *, repairs: bool) -> None:
+        """Refuse an amount that it cannot grow to (see :meth:`amounts`), and repair after each step where there is none.
+
+        Raises
+        ------
+        OptionError
+        """
+        self.amounts(amount)
+        if self.repair == "each" and not repairs:
+            raise OptionError("a schedule with repair='each' needs a repair; name one, or use repair='last'")
+
     def describe(self, amount: float | int, of: Unit, *, repairs: bool) -> str:
         """What it will do and cost, in a line.
 

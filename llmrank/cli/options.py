@@ -236,9 +236,9 @@ def repair_of(options: argparse.Namespace) -> BaseRepair | None:
 
 
 def schedule_of(options: argparse.Namespace) -> Schedule:
-    """The schedule asked for."""
+    """The schedule asked for; it has to fit the amount and the repair."""
     schedule = Schedule(options.steps, options.growth, "each" if options.repair_steps else "last")
-    schedule.amounts(options.amount)
+    schedule.check(options.amount, repairs=repair_of(options) is not None)
     return schedule
 
 

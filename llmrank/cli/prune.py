@@ -12,7 +12,7 @@ from rich.console import Console
 from llmrank import checkpoint, demo
 from llmrank.activations import fitting_length
 from llmrank.calibration import tokenise
-from llmrank.cli.options import load, make_parts, make_pipeline, repair_of, schedule_of
+from llmrank.cli.options import load, make_parts, make_pipeline, schedule_of
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import has_perplexity, perplexity, unigram_perplexity
 from llmrank.output import check_output
@@ -31,9 +31,11 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
     """``llmrank demo``."""
     check_output(options.output)
     make_parts(options)
-    _say_steps(options, console)
+    schedule_of(options)
     loaded = load(options)
-    directory = demo.run(make_pipeline(options, loaded, evaluation=True), options.output, console)
+    pipeline = make_pipeline(options, loaded, evaluation=True)
+    _say_steps(pipeline, console)
+    directory = demo.run(pipeline, options.output, console)
     _say_written(directory, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
     _say_how_to_load(directory, loaded.model, console)
     return 0
@@ -43,9 +45,10 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     """``llmrank prune``."""
     check_output(options.output)
     make_parts(options)
-    _say_steps(options, console)
+    schedule_of(options)
     loaded = load(options)
     pipeline = make_pipeline(options, loaded, evaluation=options.evaluate)
+    _say_steps(pipeline, console)
     model = pipeline.run()
     report = pipeline.report
     if report is None:
@@ -59,11 +62,11 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _say_steps(options: argparse.Namespace, console: Console) -> None:
+def _say_steps(pipeline: BasePipeline, console: Console) -> None:
     """What a schedule of several steps will cost, before it starts."""
-    schedule, repair = schedule_of(options), repair_of(options)
+    schedule, pruner = pipeline.schedule, pipeline.pruner
     if schedule.steps > 1:
-        told = schedule.describe(options.amount, options.of or "neurons", repairs=repair is not None)
+        told = schedule.describe(pruner.amount, pruner.of, repairs=pipeline.repair is not None)
         console.print(told, markup=False, highlight=False)
 
 
