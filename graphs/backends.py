@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -179,7 +179,9 @@ class TorchArithmetic:
         torch = self._torch
         matrices = tuple(matrix if is_torch(matrix) else _as_tensor(matrix) for matrix in block.matrices)
         elements = None if self.device.type == "cpu" else GPU_BAND_ELEMENTS
-        return DenseOperator(DenseBlock(matrices), torch, TorchBuffers(self.device, self.torch_dtype), elements)
+        return DenseOperator(
+            replace(block, matrices=matrices), torch, TorchBuffers(self.device, self.torch_dtype), elements
+        )
 
     def csr(self, matrix: sparse.csr_array) -> torch.Tensor:
         """A torch CSR tensor of a scipy one, with its index dtype (int32 where it fits).
@@ -231,6 +233,9 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
 
 def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
     """The block's matrices as the kernels read them, without a copy; empty if they cannot."""
+    if block.exponent != 1:
+        # The kernels take magnitudes; squares are taken in bands.
+        return ()
     found: list[Any] = []
     for matrix in block.matrices:
         array = matrix

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
@@ -98,6 +98,12 @@ class Block(Protocol):
     def to_csr(self) -> sparse.csr_array:
         """The canonical form: sorted CSR, no explicit zeros, int32 indices where they fit."""
 
+    def transposed(self) -> Block:
+        """The same edges the other way round, (n_sources, n_targets)."""
+
+    def squared(self) -> Block:
+        """The same edges, their weights squared; parallel ones each by itself."""
+
 
 def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
     """int32 where every one of `extents` fits in it, else int64 (one type serves indptr and indices).
@@ -142,6 +148,23 @@ class SparseBlock:
         """The stored matrix itself, not a copy."""
         return self.csr
 
+    def transposed(self) -> SparseBlock:
+        """The CSR of the transpose: a copy."""
+        csr = self.csr.T.tocsr()
+        csr.sort_indices()
+        kind = index_dtype(csr.shape[1], csr.nnz)
+        indices, indptr = csr.indices.astype(kind, copy=False), csr.indptr.astype(kind, copy=False)
+        return SparseBlock(sparse.csr_array((csr.data, indices, indptr), shape=csr.shape))
+
+    def squared(self) -> SparseBlock:
+        """Float64 weights over the same index arrays; what is too small to have a square is no edge any more."""
+        data = np.square(self.csr.data, dtype=np.float64)
+        csr = sparse.csr_array((data, self.csr.indices, self.csr.indptr), shape=self.csr.shape)
+        if not data.all():
+            csr = csr.copy()
+            csr.eliminate_zeros()
+        return SparseBlock(csr)
+
 
 @dataclass(frozen=True, eq=False)
 class DenseBlock:
@@ -154,9 +177,12 @@ class DenseBlock:
     ----------
     matrices : tuple of numpy arrays or torch tensors, each (n_targets, n_sources)
         Any floating dtype and memory order, views included.
+    exponent : int
+        A power of two, to which weights are raised as they are read; parallel ones each by itself.
     """
 
     matrices: tuple[Any, ...]
+    exponent: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -177,23 +203,43 @@ class DenseBlock:
             return bool(matrix.stride(0) < matrix.stride(1))
         return bool(matrix.strides[0] < matrix.strides[1])
 
+    def transposed(self) -> DenseBlock:
+        """Views of the same matrices; nothing is copied."""
+        return replace(self, matrices=tuple(matrix.T for matrix in self.matrices))
+
+    def squared(self) -> DenseBlock:
+        """The same matrices, squared as they are read; nothing is copied."""
+        return replace(self, exponent=2 * self.exponent)
+
     @cached_property
     def edges(self) -> int:
         """Number of non-zero entries, counted at the first call by one pass."""
-        if all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
+        if self.exponent == 1 and all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
             present = self.matrices[0] != 0
             for matrix in self.matrices[1:]:
                 present |= matrix != 0
             return int(present.sum())
         total = 0
-        for band in self.bands(self._exact_buffers()):
+        for band in self.bands(NumpyBuffers(self.exact_dtype)):
             total += int(np.count_nonzero(band.matrix))
         return total
 
-    def _exact_buffers(self) -> NumpyBuffers:
-        """Buffers wide enough that no weight rounds to zero or to infinity."""
-        wide = any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
-        return NumpyBuffers(np.float64 if wide else np.float32)
+    @property
+    def exact_dtype(self) -> type[np.float32] | type[np.float64]:
+        """The narrowest dtype in which no weight rounds to zero or to infinity."""
+        wide = self.exponent > 1 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
+        return np.float64 if wide else np.float32
+
+    def weight(self, entries: Any) -> Any:
+        """The weights of edges whose entries in one of the matrices are these (an array or a tensor)."""
+        found = abs(entries)
+        for _ in range(self._squarings):
+            found = found * found
+        return found
+
+    @property
+    def _squarings(self) -> int:
+        return self.exponent.bit_length() - 1
 
     def bands(self, buffers: Buffers, elements: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the block band by band, as non-negative weights in the buffers' dtype and device.
@@ -218,11 +264,12 @@ class DenseBlock:
             band = total[: stop - start]
             for k, matrix in enumerate(self.matrices):
                 view = matrix.T if self.column_major else matrix
-                if k == 0:
-                    buffers.absolute(view[start:stop], band)
-                else:
-                    buffers.absolute(view[start:stop], addend[: stop - start])
-                    band += addend[: stop - start]
+                part = band if k == 0 else addend[: stop - start]
+                buffers.absolute(view[start:stop], part)
+                for _ in range(self._squarings):
+                    part *= part
+                if k > 0:
+                    band += part
             if self.column_major:
                 yield Band(slice(0, n_targets), slice(start, stop), band.T)
             else:
@@ -236,11 +283,10 @@ class DenseBlock:
         """
         n_targets, n_sources = self.shape
         if self.column_major:
-            columns = DenseBlock(tuple(matrix.T for matrix in self.matrices)).to_csr()
-            csr = columns.T.tocsr()
+            csr = self.transposed().to_csr().T.tocsr()
             csr.sort_indices()
             return csr
-        buffers = self._exact_buffers()
+        buffers = NumpyBuffers(self.exact_dtype)
         counts = np.zeros(n_targets, dtype=np.int64)
         indices: list[npt.NDArray[np.integer[Any]]] = []
         values: list[FloatArray] = []

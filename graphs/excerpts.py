@@ -73,14 +73,13 @@ def row_chunks(
             yield chunk, part
         return
     columns = np.arange(n_sources) if columns is None else columns
-    wide = any(str(matrix.dtype).endswith("float64") for matrix in block.matrices)
     height = max(1, BAND_ELEMENTS // max(1, len(columns)))
     for start in range(0, len(rows), height):
         chunk = rows[start : start + height]
         # Added up in the dtype and order of DenseBlock, so that the sums are the same bit for bit.
-        total = np.zeros((len(chunk), len(columns)), dtype=np.float64 if wide else np.float32)
+        total = np.zeros((len(chunk), len(columns)), dtype=block.exact_dtype)
         for matrix in block.matrices:
-            total += np.abs(as_numpy(_entries(matrix, chunk, columns)).astype(total.dtype, copy=False))
+            total += block.weight(as_numpy(_entries(matrix, chunk, columns)).astype(total.dtype, copy=False))
         yield chunk, sparse.csr_array(total)
 
 
@@ -131,7 +130,7 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     rows = nodes
     if not incoming:
         if isinstance(block, DenseBlock):
-            block = DenseBlock(tuple(matrix.T for matrix in block.matrices))
+            block = block.transposed()
         else:
             block = SparseBlock(sparse.csr_array(block.to_csr()[:, nodes].T))
             rows = np.arange(len(nodes))

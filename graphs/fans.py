@@ -233,7 +233,7 @@ def row_of(block: Block, target: int) -> FloatArray:
     array([1., 2.])
     """
     if isinstance(block, DenseBlock):
-        return _total([matrix[target] for matrix in block.matrices])
+        return _total(block, [matrix[target] for matrix in block.matrices])
     csr = block.to_csr()
     row = np.zeros(csr.shape[1])
     edges = slice(csr.indptr[target], csr.indptr[target + 1])
@@ -267,7 +267,7 @@ def column_of(block: Block, source: int, layer: int) -> FloatArray:
     array([1., 3.])
     """
     if isinstance(block, DenseBlock):
-        column = _total([matrix[:, source] for matrix in block.matrices])
+        column = _total(block, [matrix[:, source] for matrix in block.matrices])
     else:
         csr = block.to_csr()
         column = np.zeros(csr.shape[0])
@@ -280,7 +280,7 @@ def column_of(block: Block, source: int, layer: int) -> FloatArray:
     return column
 
 
-def _total(parts: list[Any]) -> FloatArray:
-    """Absolute values of parallel edges, added in float64."""
-    found: FloatArray = np.sum([np.abs(as_numpy(part).astype(np.float64)) for part in parts], axis=0)
+def _total(block: DenseBlock, parts: list[Any]) -> FloatArray:
+    """Weights of parallel edges, added in float64."""
+    found: FloatArray = np.sum([block.weight(as_numpy(part).astype(np.float64)) for part in parts], axis=0)
     return found

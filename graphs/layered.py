@@ -177,6 +177,48 @@ class LayeredGraph:
         vectors[layer] = _activation(activations, len(vectors[layer]), layer)
         return replace(self, activations=tuple(vectors))
 
+    def reversed(self) -> LayeredGraph:
+        """Every edge the other way round: the layers in opposite order, layer 0 the outputs.
+
+        A rank of it flows from what depends on a node to the node. Dense blocks are views of the same weights, which every
+        product reads where they lie, in one pass as the products of this graph do; stored CSR blocks are
+        converted, one copy of the edges.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0]], [[4.0, 5.0]]], [1, 2], [[3, 4], [5]])
+        >>> graph.reversed()
+        LayeredGraph(3 layers: 1 -> 2 -> 2 nodes, 5 nodes, 5 edges, density 0.833)
+        >>> graph.reversed().names, graph.reversed().block(2).toarray()
+        (('layer 2', 'layer 1', 'layer 0'), array([[1., 0.],
+               [2., 3.]]))
+        """
+        blocks = tuple(block.transposed() for block in self.blocks[::-1])
+        return LayeredGraph(blocks, self.activations[::-1], self.names[::-1])
+
+    def squared(self) -> LayeredGraph:
+        """The graph of energies: every edge's weight and every node's activation squared; parallel edges each by itself.
+
+        Where sources vary independently, the energy (sum of squares) of what arrives at a node is the sum over its
+        edges of squared weight times squared activation, so that shares of squares are shares of energy.
+        Dense blocks are squared as they are read, band by band, nothing is copied; stored CSR blocks give new ones.
+
+        Raises
+        ------
+        GraphError
+            An activation's square overflows.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([([[1.0, -2.0]], [[3.0, 0.0]])], [1, 2], [[3]])
+        >>> graph.squared().block(1).toarray(), graph.squared().activations
+        (array([[10.,  4.]]), (array([1., 4.]), array([9.])))
+        """
+        with np.errstate(over="ignore"):  # refused as not finite
+            squares = [np.square(vector) for vector in self.activations]
+        vectors = tuple(_activation(vector, len(vector), layer) for layer, vector in enumerate(squares))
+        return LayeredGraph(tuple(block.squared() for block in self.blocks), vectors, self.names)
+
     def to_scipy(self) -> sparse.csr_array:
         """One CSR of the whole graph, shape (nodes, nodes), row = target; see :mod:`graphs.convert`."""
         from graphs import convert

@@ -133,7 +133,7 @@ def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
     total: torch.Tensor | None = None
     for matrix in block.matrices:
         tensor = matrix if isinstance(matrix, torch.Tensor) else torch.from_numpy(np.asarray(matrix))
-        part = tensor.abs().float() if tensor.itemsize < 4 else tensor.abs()
+        part = block.weight(tensor.float() if tensor.itemsize < 4 else tensor)
         total = part if total is None else total + part.to(total.device)
     if total is None:
         raise OptionError(f"layer {layer} has no edges into it")

@@ -6,9 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
-from graphs import GraphError, LayeredGraph
-from tests.graphs.cases import random_case
+from graphs import GraphError, LayeredGraph, weighted_pagerank
+from graphs.backends import make_backend
+from graphs.blocks import DenseBlock
+from graphs.excerpts import row_chunks
+from graphs.fans import column_of, row_of
+from graphs.operators import KernelOperator
+from tests.graphs.cases import Case, assert_layers_equal, lu_layers, random_case
+from tests.graphs.forms import every_form, formed
 
 WEIGHTS = [np.array([[1.0, -2.0], [0.0, 3.0], [1.0, 0.0]]), np.array([[1.0, 1.0, 0.0]])]
 
@@ -62,6 +69,102 @@ def test_with_csr_stores_every_block_and_changes_no_number() -> None:
     assert stored.activations is graph.activations
     assert stored.names == graph.names
     assert (stored.edges, stored.layers) == (graph.edges, graph.layers)
+
+
+@every_form
+def test_the_reversed_graph_has_the_transposed_blocks_in_opposite_order(form: str) -> None:
+    graph, case = formed(random_case(2, (5, 6, 4, 3), density=0.6), form)
+    back = graph.reversed()
+    assert back.layers == (3, 4, 6, 5)
+    assert back.names == graph.names[::-1]
+    assert_layers_equal(back.activations, [*case.activations[::-1], case.inputs])
+    for layer, weight in enumerate(case.weights[::-1], start=1):
+        csr = back.block(layer)
+        assert csr.has_canonical_format
+        assert csr.indices.dtype == np.int32
+        np.testing.assert_allclose(csr.toarray(), weight.T, rtol=1e-6)
+    twice = back.reversed()
+    for layer in (1, 2, 3):
+        np.testing.assert_array_equal(twice.block(layer).toarray(), graph.block(layer).toarray())
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense", "scipy", "torch"])
+@every_form
+def test_ranks_of_the_reversed_graph_are_those_of_the_transposed_matrices(form: str, backend: Any) -> None:
+    graph, case = formed(random_case(3, (5, 6, 4), density=0.6), form)
+    layers = [case.inputs, *case.activations][::-1]
+    by_hand = Case([weight.T for weight in case.weights[::-1]], layers[0], layers[1:])
+    found = weighted_pagerank(graph.reversed(), 0.7, 0.4, backend=backend).scores
+    assert_layers_equal(found, lu_layers(by_hand, 0.7, 0.4), rtol=1e-6)
+
+
+def test_reversing_copies_no_dense_weight() -> None:
+    numbers, tensor = np.ones((3, 2), np.float32), torch.ones(2, 3)
+    graph = LayeredGraph.from_weights([(numbers, numbers), tensor], [1, 1], [[1, 1, 1], [1, 1]]).reversed()
+    second, first = graph.blocks
+    assert isinstance(first, DenseBlock)
+    assert isinstance(second, DenseBlock)
+    assert all(np.shares_memory(matrix, numbers) for matrix in first.matrices)
+    assert second.matrices[0].data_ptr() == tensor.data_ptr()
+
+
+def test_the_compiled_kernels_read_a_reversed_block_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    for form in (np.ascontiguousarray, np.asfortranarray, lambda w: torch.tensor(w).bfloat16()):
+        case = random_case(4, (7, 9))
+        block = case.graph([form(case.weights[0])]).reversed().blocks[0]
+        assert isinstance(make_backend("auto", None, "float64", [block]).operator(block, 1), KernelOperator)
+
+
+@every_form
+def test_the_squared_graph_has_squared_weights_and_activations(form: str) -> None:
+    case = random_case(5, (5, 6, 4), density=0.6)
+    graph, seen = formed(case, form)
+    # Parallel edges are squared one by one: their squares are those of each, added up.
+    squares = [weight**2 for weight in seen.weights]
+    if form == "parallel":
+        squares = [w**2 + (2 * w[:, ::-1]) ** 2 for w in case.weights]
+    elif form == "three":
+        squares = [2 * w**2 + w[::-1] ** 2 for w in case.weights]
+    energies = graph.squared()
+    assert_layers_equal(energies.activations, [case.inputs**2, *(a**2 for a in case.activations)])
+    assert energies.names == graph.names
+    for layer, wanted in enumerate(squares, start=1):
+        np.testing.assert_allclose(energies.block(layer).toarray(), wanted, rtol=1e-12)
+        assert energies.blocks[layer - 1].edges == np.count_nonzero(wanted)
+        row, column = row_of(energies.blocks[layer - 1], 1), column_of(energies.blocks[layer - 1], 1, layer)
+        np.testing.assert_allclose(row, wanted[1], rtol=1e-12)
+        np.testing.assert_allclose(column, wanted[:, 1], rtol=1e-12)
+        excerpt = [csr.toarray() for _, csr in row_chunks(energies.blocks[layer - 1], np.array([0, 2]))]
+        np.testing.assert_allclose(np.concatenate(excerpt), wanted[[0, 2]], rtol=1e-12)
+    by_hand = Case(squares, case.inputs**2, [a**2 for a in case.activations])
+    for backend in ("auto", "dense", "scipy", "torch"):
+        assert_layers_equal(
+            weighted_pagerank(energies, 0.7, 0.4, backend=backend).scores, lu_layers(by_hand, 0.7, 0.4), rtol=1e-9
+        )
+
+
+@every_form
+def test_squares_can_be_squared(form: str) -> None:
+    graph, _ = formed(random_case(5, (5, 6), density=0.6), form)
+    once, twice = (g.block(1).toarray() for g in (graph.squared(), graph.squared().squared()))
+    if form in ("parallel", "three"):
+        assert (twice[once > 0] < once[once > 0] ** 2).any()
+    else:
+        np.testing.assert_allclose(twice, once**2, rtol=1e-12)
+
+
+def test_squares_must_be_finite() -> None:
+    with pytest.raises(GraphError, match="activations of layer 2: 1 value"):
+        make(activations=[[1, 2, 3], [1e200]]).squared()
+
+
+def test_a_stored_weight_too_small_to_have_a_square_is_no_edge() -> None:
+    tiny = sparse.csr_array([[1e-200, 2.0]])
+    graph = LayeredGraph.from_weights([tiny], [1, 1], [[1]])
+    assert graph.edges == 2
+    assert graph.squared().edges == 1
+    assert graph.edges == 2
 
 
 def test_activations_are_read_only_copies() -> None:
