@@ -17,6 +17,7 @@ from torch import nn
 from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError
+from llmrank.explained import Explained, ExplainedSums
 
 __all__ = [
     "Accumulator",
@@ -55,6 +56,8 @@ class LayerStatistics:
     read_norm : (n,) float64 tensor
         Norm of what the maps that leave this layer read; equal to `norm` except in the explicit
         form, where `norm` is that of the Linear's own output.
+    explained : Explained, optional
+        What each node explains of what the map that reads it returns; of hidden layers, where it was asked for.
     """
 
     norm: torch.Tensor
@@ -62,6 +65,7 @@ class LayerStatistics:
     variance: torch.Tensor
     count: int
     read_norm: torch.Tensor
+    explained: Explained | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,16 @@ class Accumulator(Protocol):
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Values (..., n) of one batch, and which of their rows count."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """An accumulator for what takes (tokens, n) alone."""
+
+    take: Callable[[torch.Tensor], None]
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        self.take(counted(values, mask))
 
 
 class _Accumulator:
@@ -144,6 +158,8 @@ def collect(
     sequences: TokenSequences,
     batch_size: int = 1,
     progress: Progress | None = None,
+    *,
+    explained: bool = False,
 ) -> tuple[FFNStatistics, ...]:
     """Run the calibration sequences and gather the statistics of every node layer.
 
@@ -158,6 +174,9 @@ def collect(
         Sequences at once; the result does not depend on it beyond round-off.
     progress : callable, optional
         ``progress(items, description)`` returns an iterable over the items.
+    explained : bool
+        Whether to find out what hidden neurons explain of the outputs, see :mod:`llmrank.explained`: one product more with
+        every output map. Explicitly listed Linears have no hidden neurons.
 
     Returns
     -------
@@ -178,6 +197,7 @@ def collect(
     masks = TokenMasks()
     readers: list[list[_Accumulator]] = []
     writers: list[dict[int, _Accumulator]] = []
+    shares: list[dict[int, ExplainedSums]] = []
     body = body_of(model, ffns)
     with ExitStack() as hooks, torch.no_grad(), evaluating(model):
         for ffn in ffns:
@@ -188,15 +208,18 @@ def collect(
                 if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
                     writes[layer + 1] = _Accumulator(stage[0].size, stage[0].weight.device)
                     watch(hooks, model, ffn, stage[0].module, writes[layer + 1], masks, output=True)
+            sums = {layer: _explained(hooks, model, ffn, layer, masks) for layer in _hidden(ffn) if explained}
             readers.append(reads)
             writers.append(writes)
+            shares.append(sums)
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Calibrating") if progress else batches:
             inputs, *of_batch = model_inputs(model, ids, mask, device)
             masks.take(TokenMasks(*of_batch))
             run_body(body, inputs)
     return tuple(
-        FFNStatistics(_finish(ffn, reads, writes)) for ffn, reads, writes in zip(ffns, readers, writers, strict=True)
+        FFNStatistics(_finish(ffn, reads, writes, sums))
+        for ffn, reads, writes, sums in zip(ffns, readers, writers, shares, strict=True)
     )
 
 
@@ -377,7 +400,24 @@ def watch(
     hooks.callback(handle.remove)
 
 
-def _finish(ffn: FFN, reads: list[_Accumulator], writes: dict[int, _Accumulator]) -> tuple[LayerStatistics, ...]:
+def _hidden(ffn: FFN) -> tuple[int, ...]:
+    """The node layers between two maps of an FFN."""
+    return tuple(layer for layer, prunable in ffn.prunable.items() if prunable.consumers)
+
+
+def _explained(hooks: ExitStack, model: nn.Module, ffn: FFN, layer: int, masks: TokenMasks) -> ExplainedSums:
+    """The sums of a hidden layer's consumer, fed until `hooks` closes."""
+    (consumer,) = ffn.stages[layer]
+    bias = consumer.module.bias if isinstance(consumer.module.bias, torch.Tensor) else None
+    sums = ExplainedSums(consumer.weight, bias)
+    watch(hooks, model, ffn, consumer.module, _Rows(sums.read), masks)
+    watch(hooks, model, ffn, consumer.module, _Rows(sums.written), masks, output=True)
+    return sums
+
+
+def _finish(
+    ffn: FFN, reads: list[_Accumulator], writes: dict[int, _Accumulator], shares: dict[int, ExplainedSums]
+) -> tuple[LayerStatistics, ...]:
     read = [acc.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})") for k, acc in enumerate(reads)]
     written = {
         layer: acc.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})") for layer, acc in writes.items()
@@ -388,4 +428,5 @@ def _finish(ffn: FFN, reads: list[_Accumulator], writes: dict[int, _Accumulator]
             for layer in range(1, len(read) + 1)
         ]
         return (read[0], *inner)
-    return (*read, written[len(read)])
+    found = [replace(entry, explained=shares[k].finish()) if k in shares else entry for k, entry in enumerate(read)]
+    return (*found, written[len(read)])

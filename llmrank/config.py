@@ -23,7 +23,9 @@ from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,
+    ExplainedScorer,
     FLAPScorer,
+    ForwardBackwardScorer,
     ModifiedPageRankScorer,
     NormScorer,
     RandomScorer,
@@ -113,12 +115,14 @@ SCORERS: Registry[BaseScorer] = Registry(
     {
         "wpr": WeightedPageRankScorer,
         "mpr": ModifiedPageRankScorer,
+        "fbpr": ForwardBackwardScorer,
         "norm": NormScorer,
         "activation": ActivationScorer,
         "random": RandomScorer,
         "wanda": WandaScorer,
         "wanda-sp": WandaSPScorer,
         "flap": FLAPScorer,
+        "explained": ExplainedScorer,
     },
 )
 PRUNERS: Registry[BasePruner] = Registry(

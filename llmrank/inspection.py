@@ -198,7 +198,7 @@ def inspect_model(
     if pruner in budgets.refusals:
         raise OptionError(budgets.refusals[pruner])
     sequences = pipeline.sequences()
-    statistics = pipeline.calibrate(ffns, sequences)
+    statistics = pipeline.calibrate(ffns, sequences, list(scorers.values()))
     lap("calibrate")
     graphs = pipeline.draw(ffns, statistics)
     scored = {name: _score(graphs, entry, budgets, jointly=jointly[topology]) for name, entry in scorers.items()}

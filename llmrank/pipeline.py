@@ -163,6 +163,11 @@ class BasePipeline:
             )
         if schedule is not None and not isinstance(schedule, Schedule):
             raise OptionError(f"schedule must be a Schedule, got {schedule!r}; four steps are Schedule(4)")
+        if structure_dict is not None and scorer is not None and scorer.needs_explained:
+            raise OptionError(
+                f"{type(scorer).__name__} needs hidden neurons between two maps, and structure_dict prunes rows of Linears; "
+                "leave it out, or use another scorer"
+            )
         if structure_dict is not None and form == "compact":
             raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
         self.model = model
@@ -306,9 +311,12 @@ class BasePipeline:
     def _length(self) -> int:
         return fitting_length(self.model, self.sequence_length)
 
-    def calibrate(self, ffns: Sequence[FFN], sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
-        """Activation statistics of every node layer."""
-        return collect(self.model, ffns, sequences, self.batch_size, self.progress)
+    def calibrate(
+        self, ffns: Sequence[FFN], sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
+    ) -> tuple[FFNStatistics, ...]:
+        """Activation statistics of every node layer, with all that the pipeline's scorer and others need."""
+        explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
+        return collect(self.model, ffns, sequences, self.batch_size, self.progress, explained=explained)
 
     def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
         """The graphs, in the topology of the pipeline."""

@@ -63,8 +63,16 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         "--pipeline", default=DEFAULTS["pipeline"], help=f"{' or '.join(PIPELINES)} (%(default)s; demo: chained)"
     )
     graph.add_argument("--scorer", default=DEFAULTS["scorer"], help=f"{', '.join(SCORERS)} (%(default)s)")
-    graph.add_argument("--gamma", type=float, help="wpr: share of a score that comes through the graph (0.5)")
-    graph.add_argument("--theta", type=float, help="wpr: share of edge weights against bare edges (1)")
+    graph.add_argument("--gamma", type=float, help="wpr, fbpr: share of a score that comes through the graph (0.5)")
+    graph.add_argument("--theta", type=float, help="wpr, fbpr: share of edge weights against bare edges (1)")
+    graph.add_argument("--balance", type=float, help="fbpr: share of the forward rank against the backward one (0.5)")
+    graph.add_argument(
+        "--edges", help="wpr, mpr, fbpr: magnitude or energy, what an edge weighs: |w|, or w^2 (magnitude)"
+    )
+    graph.add_argument("--explains", help="explained: energy or variance of an FFN's output (energy)")
+    graph.add_argument(
+        "--signed", action="store_true", default=None, help="explained: what makes the output smaller goes first"
+    )
     graph.add_argument("--zero-lowest", type=float, help="mpr: share of lowest scores that count as zero in a step (0)")
     graph.add_argument("--p", type=float, help="norm, wanda-sp: which norm (1)")
     graph.add_argument("--seed", type=int, default=0, help="of the random scorer and of torch (%(default)s)")
@@ -211,6 +219,10 @@ def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
         options.scorer,
         gamma=options.gamma,
         theta=options.theta,
+        balance=options.balance,
+        edges=options.edges,
+        explains=options.explains,
+        signed=options.signed,
         zero_lowest=options.zero_lowest,
         p=options.p,
         seed=options.seed if options.scorer == "random" else None,

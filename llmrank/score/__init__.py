@@ -5,6 +5,8 @@ the layers is done for it. The PageRank scorers hand the whole graph to ``graphs
 with their ``score``.
 """
 
+from llmrank.score.both_ways import ForwardBackwardScorer
+from llmrank.score.explained import ExplainedScorer
 from llmrank.score.incoming import ActivationScorer, NormScorer, RandomScorer, WandaScorer
 from llmrank.score.outgoing import FLAPScorer, WandaSPScorer
 from llmrank.score.pagerank import ModifiedPageRankScorer, WeightedPageRankScorer
@@ -13,7 +15,9 @@ from llmrank.score.walk import BaseScorer
 __all__ = [
     "ActivationScorer",
     "BaseScorer",
+    "ExplainedScorer",
     "FLAPScorer",
+    "ForwardBackwardScorer",
     "ModifiedPageRankScorer",
     "NormScorer",
     "RandomScorer",

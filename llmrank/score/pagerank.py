@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -16,7 +16,15 @@ from llmrank.activations import LayerStatistics
 from llmrank.errors import OptionError
 from llmrank.score.walk import BaseScorer
 
-__all__ = ["ModifiedPageRankScorer", "WeightedPageRankScorer"]
+__all__ = ["Edges", "ModifiedPageRankScorer", "WeightedPageRankScorer", "check_computation", "drawn", "unit_interval"]
+
+Edges: TypeAlias = Literal["magnitude", "energy"]
+KNOWN: dict[str, tuple[str, ...]] = {
+    "solver": ("sweep", "power"),
+    "backend": ("auto", "scipy", "torch", "dense"),
+    "dtype": ("float32", "float64"),
+    "edges": ("magnitude", "energy"),
+}
 
 
 @dataclass
@@ -36,6 +44,10 @@ class WeightedPageRankScorer(BaseScorer):
     dtype : {"float32", "float64"}
         float32 reads float32 weights without widening them; both keep the same neurons but for ties
         within 1e-6.
+    edges : {"magnitude", "energy"}
+        What an edge weighs: ``|W_ij|``, or ``W_ij^2`` with squared activations beside it, see
+        :meth:`graphs.LayeredGraph.squared`. A step then hands on shares of energy. Squares are taken in bands, not by the
+        compiled kernels, which takes several times as long.
     """
 
     gamma: float = 0.5
@@ -44,11 +56,12 @@ class WeightedPageRankScorer(BaseScorer):
     backend: Literal["auto", "scipy", "torch", "dense"] = "auto"
     device: str | None = None
     dtype: Literal["float32", "float64"] = "float32"
+    edges: Edges = "magnitude"
 
     def __post_init__(self) -> None:
-        _unit_interval("gamma", self.gamma)
-        _unit_interval("theta", self.theta)
-        _computation(self.solver, self.backend, self.dtype)
+        unit_interval("gamma", self.gamma)
+        unit_interval("theta", self.theta)
+        check_computation(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def score(
         self,
@@ -57,7 +70,8 @@ class WeightedPageRankScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """One step of the rank across one block."""
+        """One step of the rank across one block; parallel edges, whose weights come added up, are squared as one."""
+        weight, out_activations = _step_energies(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         prev, own = prev_importance.to(weight), out_activations.to(weight)
         passed = Transition(operator, self.theta, arithmetic).apply(operator, prev)
@@ -66,9 +80,16 @@ class WeightedPageRankScorer(BaseScorer):
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """The rank of the whole graph."""
-        return weighted_pagerank(
-            graph, self.gamma, self.theta, self.solver, self.backend, device=self.device, dtype=self.dtype
+        result = weighted_pagerank(
+            drawn(graph, self.edges),
+            self.gamma,
+            self.theta,
+            self.solver,
+            self.backend,
+            device=self.device,
+            dtype=self.dtype,
         )
+        return _labelled(result, self.edges)
 
 
 @dataclass
@@ -79,7 +100,7 @@ class ModifiedPageRankScorer(BaseScorer):
     ----------
     zero_lowest : float
         Share of the previous layer's lowest scores that count as zero in a step, 0..1.
-    solver, backend, device, dtype
+    solver, backend, device, dtype, edges
         As for :class:`WeightedPageRankScorer`.
     """
 
@@ -88,10 +109,11 @@ class ModifiedPageRankScorer(BaseScorer):
     backend: Literal["auto", "scipy", "torch", "dense"] = "auto"
     device: str | None = None
     dtype: Literal["float32", "float64"] = "float32"
+    edges: Edges = "magnitude"
 
     def __post_init__(self) -> None:
-        _unit_interval("zero_lowest", self.zero_lowest)
-        _computation(self.solver, self.backend, self.dtype)
+        unit_interval("zero_lowest", self.zero_lowest)
+        check_computation(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def score(
         self,
@@ -100,7 +122,8 @@ class ModifiedPageRankScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """One step of the rank across one block."""
+        """One step of the rank across one block; parallel edges, whose weights come added up, are squared as one."""
+        weight, out_activations = _step_energies(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         count = int(self.zero_lowest * len(prev_importance))
         prev = arithmetic.with_lowest_zeroed(prev_importance.to(weight), count)
@@ -109,25 +132,42 @@ class ModifiedPageRankScorer(BaseScorer):
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """The rank of the whole graph."""
-        return modified_pagerank(
-            graph, self.solver, self.backend, device=self.device, dtype=self.dtype, zero_lowest=self.zero_lowest
+        result = modified_pagerank(
+            drawn(graph, self.edges),
+            self.solver,
+            self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            zero_lowest=self.zero_lowest,
         )
+        return _labelled(result, self.edges)
 
 
-def _unit_interval(name: str, value: float) -> None:
+def drawn(graph: LayeredGraph, edges: Edges) -> LayeredGraph:
+    """A graph with its edges and activations as a scorer weighs them; no dense weight is copied."""
+    return graph.squared() if edges == "energy" else graph
+
+
+def unit_interval(name: str, value: float) -> None:
+    """Refuse what is no share."""
     if not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
         raise OptionError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
-def _computation(solver: str, backend: str, dtype: str) -> None:
+def check_computation(**named: str) -> None:
     """Refuse unknown names at construction: the rank comes only after the calibration."""
-    for name, value, known in (
-        ("solver", solver, ("sweep", "power")),
-        ("backend", backend, ("auto", "scipy", "torch", "dense")),
-        ("dtype", dtype, ("float32", "float64")),
-    ):
-        if value not in known:
-            raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
+    for name, value in named.items():
+        if value not in KNOWN[name]:
+            raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(KNOWN[name])}")
+
+
+def _labelled(result: RankResult, edges: Edges) -> RankResult:
+    """A rank of energies does not travel along the graph's own weights: what asks for that goes by the name."""
+    return replace(result, method=f"{result.method} of energies") if edges == "energy" else result
+
+
+def _step_energies(edges: Edges, weight: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return (weight.square(), own.square()) if edges == "energy" else (weight, own)
 
 
 def _dense_operator(weight: torch.Tensor) -> tuple[TorchArithmetic, Any]:

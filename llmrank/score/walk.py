@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +29,15 @@ class BaseScorer:
     >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 1.0]]], [1, 1], [[1, 1]])
     >>> InStrength().rank(graph, ()).scores[1]
     array([0.75, 0.25])
+
+    Attributes
+    ----------
+    needs_explained : bool
+        Whether the statistics must say what hidden neurons explain of the outputs (:mod:`llmrank.explained`), which costs the
+        calibration more; a class's own. Pipelines see to it.
     """
+
+    needs_explained: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # A child of a scorer with a rank of its own that overrides score alone means the walk with its score.

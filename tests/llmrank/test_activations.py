@@ -15,6 +15,7 @@ from llmrank.adapters import find_ffns
 from llmrank.calibration import TokenSequences, tokenise
 from llmrank.errors import CalibrationError
 from llmrank.pipeline import ChainedFFNPipeline
+from tests.llmrank import textbook
 from tests.llmrank.models import (
     Snapshot,
     family_model,
@@ -80,6 +81,52 @@ def test_statistics_of_a_gated_ffn() -> None:
         # The product of gate and up is what down reads.
         assert_statistics(hidden, seen[f"model.layers.{k}.mlp.down_proj"])
         assert_statistics(output, seen[f"model.layers.{k}.mlp.down_proj:out"])
+
+
+@pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "Phi-3", "T5", "BERT"])
+def test_what_hidden_neurons_explain_of_the_output(name: str) -> None:
+    model, ids = family_model(named_family(name)), token_ids(3, 10)
+    ffns = find_ffns(model)
+    found = collect(model, ffns, sequences(ids), batch_size=2, explained=True)
+    assert_same(found, collect(model, ffns, sequences(ids)))
+    for ffn, entry in zip(ffns, found, strict=True):
+        down = ffn.stages[1][0]
+        seen = captured(model, lambda: collect(model, (), sequences(ids)), [down.name])[down.name]
+        for centred, shares in ((False, entry.layers[1].explained.energy), (True, entry.layers[1].explained.variance)):
+            wanted = textbook.explained(seen.tolist(), down.weight.double().tolist(), centred=centred)
+            assert float(shares.sum()) == pytest.approx(1.0)
+            torch.testing.assert_close(shares, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-5)
+        assert entry.layers[0].explained is entry.layers[2].explained is None
+
+
+def test_every_hidden_layer_of_a_sequential_ffn_explains_what_the_next_map_returns() -> None:
+    model, x = mlp(4, 6, 5, 3), features(12, 4)
+    entry = collect(model, find_ffns(model), sequences(x), batch_size=5, explained=True)[0]
+    seen = captured(model, lambda: model(x), ["2", "4"])
+    for layer, path in ((1, "2"), (2, "4")):
+        weight = model.get_submodule(path).weight.double().tolist()
+        torch.testing.assert_close(
+            entry.layers[layer].explained.energy,
+            torch.tensor(textbook.explained(seen[path].tolist(), weight), dtype=torch.float64),
+            rtol=1e-5,
+            atol=1e-7,
+        )
+
+
+def test_padding_explains_nothing() -> None:
+    model = tiny_llama()
+    padded = tokenise([text(20), text(7, seed=1)], tokenizer(), 2, 32)
+    assert not bool(padded.mask.all())
+    ffns = find_ffns(model)
+    found = collect(model, ffns, padded, batch_size=2, explained=True)[0].layers[1].explained
+    path = "model.layers.0.mlp.down_proj"
+    seen = captured(
+        model,
+        lambda: [model(input_ids=ids[None, mask]) for ids, mask in zip(padded.ids, padded.mask, strict=True)],
+        [path],
+    )
+    wanted = textbook.explained(seen[path].tolist(), ffns[0].stages[1][0].weight.double().tolist())
+    torch.testing.assert_close(found.energy, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-6)
 
 
 def test_residual_layers_of_a_chain_are_what_the_next_ffn_reads() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph
+from graphs.flow import damping_of
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.activations import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
+from llmrank.explained import Explained
 from llmrank.model_graph import build_graphs, edge_weights
 from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,
+    ExplainedScorer,
     FLAPScorer,
+    ForwardBackwardScorer,
     ModifiedPageRankScorer,
     NormScorer,
     RandomScorer,
@@ -36,6 +41,7 @@ FIRST = [[1.0, 0.0, -2.0], [0.5, 0.0, 0.0], [0.0, 0.0, 3.0], [-1.5, 0.0, 1.0]]
 SECOND = [[2.0, -1.0, 0.0, 0.5], [0.0, 1.0, 4.0, -0.5]]
 INPUTS, HIDDEN, OUTPUTS = [2.0, 1.0, 1.0], [1.0, 4.0, 2.0, 0.5], [3.0, 1.0]
 VARIANCE = [0.5, 0.25, 2.0, 0.125]
+ENERGY, SPREAD = [0.5, 0.7, -0.3, 0.1], [0.1, 0.2, 0.3, 0.4]
 
 
 def statistics(vector: list[float], variance: list[float] | None = None, read: list[float] | None = None) -> Any:
@@ -48,7 +54,38 @@ def small_graph() -> LayeredGraph:
     return LayeredGraph.from_weights([torch.tensor(FIRST), torch.tensor(SECOND)], INPUTS, [HIDDEN, OUTPUTS])
 
 
-LAYERS = (statistics(INPUTS), statistics(HIDDEN, VARIANCE), statistics(OUTPUTS))
+LAYERS = (
+    statistics(INPUTS),
+    replace(
+        statistics(HIDDEN, VARIANCE), explained=Explained(torch.tensor(ENERGY).double(), torch.tensor(SPREAD).double())
+    ),
+    statistics(OUTPUTS),
+)
+
+
+def both_ways(gamma: float, theta: float, balance: float, power: int = 1) -> list[list[float]]:
+    """Forward-backward scores of all three layers."""
+    first, second = ([[w**power for w in map(abs, row)] for row in weight] for weight in (FIRST, SECOND))
+    inputs, hidden, outputs = ([a**power for a in layer] for layer in (INPUTS, HIDDEN, OUTPUTS))
+    ahead = [textbook.share(inputs)]
+    ahead.append(textbook.weighted(first, ahead[0], hidden, gamma, theta))
+    ahead.append(textbook.weighted(second, ahead[1], outputs, gamma, theta))
+    last = textbook.share(outputs)
+    middle = textbook.backward(second, last, hidden, gamma, theta)
+    behind = [textbook.backward(first, middle, inputs, gamma, theta), middle, last]
+    return [
+        textbook.share([r**balance * b ** (1 - balance) for r, b in zip(*pair, strict=True)])
+        for pair in zip(ahead, behind, strict=True)
+    ]
+
+
+BOTH_WAYS = {
+    "fbpr": (0.5, 1.0, 0.5),
+    "fbpr-mixed": (0.8, 0.25, 0.7),
+    "fbpr-back": (0.9, 1.0, 0.0),
+    "fbpr-ahead": (0.5, 1.0, 1.0),
+    "fbpr-energy": (0.5, 1.0, 0.3, 2),
+}
 
 
 def expected(name: str) -> list[list[float]]:
@@ -69,6 +106,23 @@ def expected(name: str) -> list[list[float]]:
         return [textbook.share(textbook.wanda_sp(SECOND, HIDDEN, p)), textbook.share(OUTPUTS)]
     if name == "flap":
         return [textbook.share(textbook.flap(SECOND, VARIANCE)), textbook.share(OUTPUTS)]
+    if name.startswith("fbpr"):
+        return both_ways(*BOTH_WAYS[name])[1:]
+    if name == "explained":
+        return [textbook.share([0.5, 0.7, 0.3, 0.1]), textbook.share(OUTPUTS)]
+    if name == "explained-signed":
+        # Negative ones move the whole layer up.
+        return [textbook.share([0.8, 1.0, 0.0, 0.4]), textbook.share(OUTPUTS)]
+    if name == "explained-variance":
+        return [SPREAD, textbook.share(OUTPUTS)]
+    if name == "wpr-energy":
+        squares = [[[w * w for w in row] for row in weight] for weight in (FIRST, SECOND)]
+        hidden = textbook.weighted(squares[0], textbook.share([a * a for a in INPUTS]), [a * a for a in HIDDEN], 0.5, 1)
+        return [hidden, textbook.weighted(squares[1], hidden, [a * a for a in OUTPUTS], 0.5, 1)]
+    if name == "mpr-energy":
+        squares = [[[w * w for w in row] for row in weight] for weight in (FIRST, SECOND)]
+        hidden = textbook.modified(squares[0], textbook.share([a * a for a in INPUTS]), [a * a for a in HIDDEN])
+        return [hidden, textbook.modified(squares[1], hidden, [a * a for a in OUTPUTS])]
     if name.startswith("mpr"):
         zero = 0.5 if name.endswith("z") else 0.0
         hidden = textbook.modified(FIRST, first, HIDDEN, zero)
@@ -93,6 +147,15 @@ SCORERS: dict[str, BaseScorer] = {
     "wpr-none": WeightedPageRankScorer(0.0),
     "mpr": ModifiedPageRankScorer(),
     "mpr-z": ModifiedPageRankScorer(zero_lowest=0.5),
+    "wpr-energy": WeightedPageRankScorer(edges="energy"),
+    "mpr-energy": ModifiedPageRankScorer(edges="energy"),
+    **{
+        name: ForwardBackwardScorer(*knobs[:3], edges="energy" if len(knobs) > 3 else "magnitude")
+        for name, knobs in BOTH_WAYS.items()
+    },
+    "explained": ExplainedScorer(),
+    "explained-signed": ExplainedScorer(signed=True),
+    "explained-variance": ExplainedScorer("variance"),
 }
 
 
@@ -102,6 +165,10 @@ def test_rank_equals_the_textbook(name: str) -> None:
     # Outgoing scorers score the inputs too, by the edges that leave them; the variances there are zero.
     inputs = {"wanda-sp": textbook.wanda_sp(FIRST, INPUTS), "wanda-sp2": textbook.wanda_sp(FIRST, INPUTS, 2.0)}
     wanted = [0.0, 0.0, 0.0] if name == "flap" else inputs.get(name, INPUTS)
+    if name.startswith("fbpr"):
+        wanted = both_ways(*BOTH_WAYS[name])[0]
+    elif name.endswith("-energy"):
+        wanted = [a * a for a in INPUTS]
     np.testing.assert_allclose(result.scores[0], textbook.share(wanted), rtol=1e-6)
     for found, wanted in zip(result.scores[1:], expected(name), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-9)
@@ -330,6 +397,9 @@ def test_bad_shares_are_refused(value: Any) -> None:
     for option, make in (
         ("gamma", WeightedPageRankScorer),
         ("theta", WeightedPageRankScorer),
+        ("gamma", ForwardBackwardScorer),
+        ("theta", ForwardBackwardScorer),
+        ("balance", ForwardBackwardScorer),
         ("zero_lowest", ModifiedPageRankScorer),
     ):
         with pytest.raises(OptionError, match=rf"{option} must be a number in \[0, 1\]"):
@@ -337,10 +407,67 @@ def test_bad_shares_are_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [WeightedPageRankScorer, ModifiedPageRankScorer])
-@pytest.mark.parametrize("option", ["solver", "backend", "dtype"])
+@pytest.mark.parametrize("option", ["solver", "backend", "dtype", "edges"])
 def test_unknown_names_are_refused_at_construction(make: Any, option: str) -> None:
     with pytest.raises(OptionError, match=rf"unknown {option} 'jacobi'; expected one of"):
         make(**{option: "jacobi"})
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (ForwardBackwardScorer, {"backend": "jacobi"}, "unknown backend 'jacobi'"),
+        (ForwardBackwardScorer, {"edges": "signed"}, "unknown edges 'signed'; expected one of magnitude, energy"),
+        (ExplainedScorer, {"explains": "mass"}, "explains must be energy or variance, got 'mass'"),
+    ],
+)
+def test_unknown_options_are_refused(make: Any, options: dict[str, str], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        make(**options)
+
+
+@pytest.mark.parametrize("scorer", [WeightedPageRankScorer(edges="energy"), ModifiedPageRankScorer(edges="energy")])
+def test_energies_of_parallel_edges_are_squared_one_by_one(scorer: BaseScorer) -> None:
+    other = [[0.5, 1.0, 1.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.25], [1.0, 1.0, 1.0]]
+    graph = LayeredGraph.from_weights([(torch.tensor(FIRST), torch.tensor(other))], INPUTS, [HIDDEN])
+    squares = [[a * a + b * b for a, b in zip(*rows, strict=True)] for rows in zip(FIRST, other, strict=True)]
+    inputs, hidden = [a * a for a in INPUTS], [a * a for a in HIDDEN]
+    if isinstance(scorer, WeightedPageRankScorer):
+        wanted = textbook.weighted(squares, textbook.share(inputs), hidden, 0.5, 1.0)
+    else:
+        wanted = textbook.modified(squares, textbook.share(inputs), hidden)
+    np.testing.assert_allclose(scorer.rank(graph, ()).scores[1], wanted, rtol=1e-5)
+
+
+def test_a_rank_of_energies_does_not_claim_to_travel_along_the_weights() -> None:
+    assert WeightedPageRankScorer(edges="energy").rank(small_graph(), ()).method == "weighted pagerank of energies"
+    assert damping_of(WeightedPageRankScorer(edges="energy").rank(small_graph(), ())) is None
+    assert damping_of(ForwardBackwardScorer().rank(small_graph(), ())) is None
+
+
+def test_a_layer_whose_nodes_have_one_of_both_ranks_alone_is_uniform_and_said_so() -> None:
+    # What feeds node 0 and what depends on node 1 are other nodes.
+    graph = LayeredGraph.from_weights([[[1.0], [0.0]], [[0.0, 1.0]]], [1], [[1, 1], [1]])
+    result = ForwardBackwardScorer(gamma=1.0).rank(graph, ())
+    assert result.scores[1].tolist() == [0.5, 0.5]
+    # Nothing arrives at the end, nor, the other way, at the start.
+    assert [entry.layer for entry in result.degenerate] == [2, 0, 1]
+    assert "no node has both scores" in result.degenerate[-1].reason
+
+
+def test_layers_without_mass_are_named_as_the_graph_counts_them() -> None:
+    graph = LayeredGraph.from_weights(
+        [np.ones((3, 2)), np.ones((2, 3)), np.zeros((2, 2))], np.ones(2), [np.ones(3), np.ones(2), np.ones(2)]
+    )
+    result = ForwardBackwardScorer(gamma=1.0).rank(graph, ())
+    # Nothing arrives at layer 3, and, the other way, nothing at layer 2.
+    assert [entry.layer for entry in result.degenerate] == [3, 2]
+
+
+def test_what_neurons_explain_must_have_been_collected() -> None:
+    for layers in ((), (statistics(INPUTS), statistics(HIDDEN), statistics(OUTPUTS))):
+        with pytest.raises(OptionError, match="needs statistics of all 3 layers that say what hidden neurons explain"):
+            ExplainedScorer().rank(small_graph(), layers)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None])
@@ -357,6 +484,7 @@ def test_parameters_are_the_public_attributes() -> None:
         "backend": "auto",
         "device": None,
         "dtype": "float32",
+        "edges": "magnitude",
     }
     assert RandomScorer(4).parameters() == {"seed": 4}
     assert Records().parameters() == {}
@@ -369,7 +497,12 @@ def test_nan_in_a_weight_is_refused_by_every_scorer_that_reads_it() -> None:
     for scorer in (NormScorer(), WandaScorer()):
         with pytest.raises(LLMRankError, match="negative or non-finite"):
             scorer.rank(graph, LAYERS)
-    for scorer in (WeightedPageRankScorer(), ModifiedPageRankScorer()):
+    for scorer in (
+        WeightedPageRankScorer(),
+        ModifiedPageRankScorer(),
+        ForwardBackwardScorer(),
+        WeightedPageRankScorer(edges="energy"),
+    ):
         with pytest.raises(GraphError, match="NaN or Inf"):
             scorer.rank(graph, LAYERS)
 

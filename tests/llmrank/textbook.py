@@ -54,6 +54,32 @@ def modified(weight: Matrix, previous: Vector, activation: Vector, zero_lowest: 
     return share(product) if sum(product) > 0 else share(activation)
 
 
+def backward(weight: Matrix, following: Vector, activation: Vector, gamma: float, theta: float) -> list[float]:
+    """One step against the edges: every target gives its sources their share of what arrives at it."""
+    passed = [0.0] * len(activation)
+    for row, score in zip(weight, following, strict=True):
+        strength, degree = sum(map(abs, row)), sum(w != 0 for w in row)
+        for j, w in enumerate(row):
+            if w:
+                passed[j] += (theta * abs(w) / strength + (1 - theta) / degree) * score
+    mixed = [gamma * p + (1 - gamma) * a for p, a in zip(passed, share(activation), strict=True)]
+    return share(mixed) if sum(mixed) > 0 else share(activation)
+
+
+def explained(x: Matrix, weight: Matrix, *, centred: bool = False) -> list[float]:
+    """Shares of the output's energy: what each input adds to it, projected on it, token by token."""
+    n = len(x[0])
+    mean = [sum(row[j] for row in x) / len(x) if centred else 0.0 for j in range(n)]
+    found, total = [0.0] * n, 0.0
+    for token in x:
+        moved = [value - m for value, m in zip(token, mean, strict=True)]
+        y = [sum(w * value for w, value in zip(row, moved, strict=True)) for row in weight]
+        total += sum(value * value for value in y)
+        for j in range(n):
+            found[j] += sum(moved[j] * row[j] * value for row, value in zip(weight, y, strict=True))
+    return [value / total for value in found]
+
+
 def least_squares(
     x: Matrix, weight: Matrix, bias: Vector | None, keep: Sequence[bool], damping: float
 ) -> tuple[list[list[float]], list[float] | None]:
