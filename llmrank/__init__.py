@@ -3,7 +3,7 @@
 from llmrank.checkpoint import load, save
 from llmrank.errors import LLMRankError
 from llmrank.masks import Masks
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.report import Report
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "LLMRankError",
     "Masks",
     "Report",
+    "ResidualFFNPipeline",
     "load",
     "save",
 ]

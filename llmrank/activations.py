@@ -6,7 +6,7 @@ padding. The activations themselves are never stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,9 +18,11 @@ from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError
 from llmrank.explained import Explained, ExplainedSums
+from llmrank.skips import SkipSums, block_path, hidden_states
 
 __all__ = [
     "Accumulator",
+    "AttentionStatistics",
     "FFNStatistics",
     "LayerStatistics",
     "TokenMasks",
@@ -70,8 +72,36 @@ class LayerStatistics:
 
 @dataclass(frozen=True)
 class FFNStatistics:
-    """Statistics of the k+1 node layers of one FFN, inputs first."""
+    """Statistics of one FFN.
 
+    Attributes
+    ----------
+    layers : tuple of LayerStatistics
+        Of its k+1 node layers, inputs first.
+    skip : float, optional
+        Share of the residual stream that goes past its block, see :class:`llmrank.skips.SkipSums`; where it was asked for.
+    attention : AttentionStatistics, optional
+        Of the attention in front of it, where that was asked for.
+    """
+
+    layers: tuple[LayerStatistics, ...]
+    skip: float | None = None
+    attention: AttentionStatistics | None = None
+
+
+@dataclass(frozen=True)
+class AttentionStatistics:
+    """Statistics of one attention.
+
+    Attributes
+    ----------
+    attention : FFN
+        Of the kind attention.
+    layers : tuple of LayerStatistics
+        Of what its value map reads, of what its output map reads, and of what that returns.
+    """
+
+    attention: FFN
     layers: tuple[LayerStatistics, ...]
 
 
@@ -160,6 +190,8 @@ def collect(
     progress: Progress | None = None,
     *,
     explained: bool = False,
+    skips: bool = False,
+    attentions: Mapping[str, FFN] | None = None,
 ) -> tuple[FFNStatistics, ...]:
     """Run the calibration sequences and gather the statistics of every node layer.
 
@@ -177,6 +209,10 @@ def collect(
     explained : bool
         Whether to find out what hidden neurons explain of the outputs, see :mod:`llmrank.explained`: one product more with
         every output map. Explicitly listed Linears have no hidden neurons.
+    skips : bool
+        Whether to measure what share of the residual stream goes past every block.
+    attentions : mapping from str to FFN, optional
+        The attention in front of an FFN by its name, whose statistics are to be collected too, see :mod:`llmrank.attention`.
 
     Returns
     -------
@@ -187,6 +223,8 @@ def collect(
     ------
     CalibrationError
         Non-finite activations (the message names the layer), or an FFN that no token reached.
+    StructureError
+        Skips of FFNs without a residual stream.
 
     Notes
     -----
@@ -195,31 +233,30 @@ def collect(
     """
     device = next(model.parameters()).device
     masks = TokenMasks()
-    readers: list[list[_Accumulator]] = []
-    writers: list[dict[int, _Accumulator]] = []
-    shares: list[dict[int, ExplainedSums]] = []
-    body = body_of(model, ffns)
+    before = attentions or {}
+    units = [*ffns, *before.values()]
+    body = body_of(model, units)
+    blocks: dict[str, SkipSums] = {}
     with ExitStack() as hooks, torch.no_grad(), evaluating(model):
-        for ffn in ffns:
-            reads, writes = [], {}
-            for layer, stage in enumerate(ffn.stages):
-                reads.append(_Accumulator(stage[0].in_features, stage[0].weight.device))
-                watch(hooks, model, ffn, stage[0].module, reads[-1], masks)
-                if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
-                    writes[layer + 1] = _Accumulator(stage[0].size, stage[0].weight.device)
-                    watch(hooks, model, ffn, stage[0].module, writes[layer + 1], masks, output=True)
-            sums = {layer: _explained(hooks, model, ffn, layer, masks) for layer in _hidden(ffn) if explained}
-            readers.append(reads)
-            writers.append(writes)
-            shares.append(sums)
+        sums = [_Sums(hooks, model, unit, masks, explained=explained) for unit in units]
+        for ffn in ffns if skips else ():
+            path = block_path(ffn)
+            if path not in blocks:
+                blocks[path] = SkipSums(path)
+                _watch_block(hooks, model, ffn, model.get_submodule(path), blocks[path], masks)
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Calibrating") if progress else batches:
             inputs, *of_batch = model_inputs(model, ids, mask, device)
             masks.take(TokenMasks(*of_batch))
             run_body(body, inputs)
+    layers = {unit.name: entry.finish() for unit, entry in zip(units, sums, strict=True)}
     return tuple(
-        FFNStatistics(_finish(ffn, reads, writes, sums))
-        for ffn, reads, writes, sums in zip(ffns, readers, writers, shares, strict=True)
+        FFNStatistics(
+            layers[ffn.name],
+            blocks[block_path(ffn)].share() if skips else None,
+            AttentionStatistics(before[ffn.name], layers[before[ffn.name].name]) if ffn.name in before else None,
+        )
+        for ffn in ffns
     )
 
 
@@ -400,33 +437,60 @@ def watch(
     hooks.callback(handle.remove)
 
 
-def _hidden(ffn: FFN) -> tuple[int, ...]:
-    """The node layers between two maps of an FFN."""
-    return tuple(layer for layer, prunable in ffn.prunable.items() if prunable.consumers)
+def _watch_block(
+    hooks: ExitStack, model: nn.Module, ffn: FFN, block: nn.Module, sums: SkipSums, masks: TokenMasks
+) -> None:
+    """Hand the hidden states around a block to sums, until `hooks` closes."""
+    side = "decoder" if _is_decoder(model, ffn) else "input"
+
+    def add(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        mask: torch.Tensor | None = getattr(masks, side)
+        before, after = hidden_states(args, kwargs), output if isinstance(output, torch.Tensor) else output[0]
+        if mask is not None and before.shape[:-1] != mask.shape:
+            mask = mask.reshape(-1)
+        sums.add(counted(before, mask), counted(after, mask))
+
+    hooks.callback(block.register_forward_hook(add, with_kwargs=True).remove)
 
 
-def _explained(hooks: ExitStack, model: nn.Module, ffn: FFN, layer: int, masks: TokenMasks) -> ExplainedSums:
-    """The sums of a hidden layer's consumer, fed until `hooks` closes."""
-    (consumer,) = ffn.stages[layer]
-    bias = consumer.module.bias if isinstance(consumer.module.bias, torch.Tensor) else None
-    sums = ExplainedSums(consumer.weight, bias)
-    watch(hooks, model, ffn, consumer.module, _Rows(sums.read), masks)
-    watch(hooks, model, ffn, consumer.module, _Rows(sums.written), masks, output=True)
-    return sums
+class _Sums:
+    """All that streams of one FFN (or attention), fed until `hooks` closes."""
 
+    def __init__(self, hooks: ExitStack, model: nn.Module, ffn: FFN, masks: TokenMasks, *, explained: bool) -> None:
+        self._ffn = ffn
+        self._reads: list[_Accumulator] = []
+        self._writes: dict[int, _Accumulator] = {}
+        self._explained: dict[int, ExplainedSums] = {}
+        for layer, stage in enumerate(ffn.stages):
+            self._reads.append(_Accumulator(stage[0].in_features, stage[0].weight.device))
+            watch(hooks, model, ffn, stage[0].module, self._reads[-1], masks)
+            if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
+                self._writes[layer + 1] = _Accumulator(stage[0].size, stage[0].weight.device)
+                watch(hooks, model, ffn, stage[0].module, self._writes[layer + 1], masks, output=True)
+        for layer, prunable in ffn.prunable.items() if explained else ():
+            if prunable.consumers:
+                (consumer,) = prunable.consumers
+                bias = consumer.module.bias if isinstance(consumer.module.bias, torch.Tensor) else None
+                sums = self._explained[layer] = ExplainedSums(consumer.weight, bias)
+                watch(hooks, model, ffn, consumer.module, _Rows(sums.read), masks)
+                watch(hooks, model, ffn, consumer.module, _Rows(sums.written), masks, output=True)
 
-def _finish(
-    ffn: FFN, reads: list[_Accumulator], writes: dict[int, _Accumulator], shares: dict[int, ExplainedSums]
-) -> tuple[LayerStatistics, ...]:
-    read = [acc.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})") for k, acc in enumerate(reads)]
-    written = {
-        layer: acc.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})") for layer, acc in writes.items()
-    }
-    if ffn.kind == "explicit":
-        inner = [
-            replace(written[layer], read_norm=read[layer].norm) if layer < len(read) else written[layer]
-            for layer in range(1, len(read) + 1)
+    def finish(self) -> tuple[LayerStatistics, ...]:
+        """Of every node layer."""
+        ffn = self._ffn
+        read = [acc.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})") for k, acc in enumerate(self._reads)]
+        written = {
+            layer: acc.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})")
+            for layer, acc in self._writes.items()
+        }
+        if ffn.kind == "explicit":
+            inner = [
+                replace(written[layer], read_norm=read[layer].norm) if layer < len(read) else written[layer]
+                for layer in range(1, len(read) + 1)
+            ]
+            return (read[0], *inner)
+        found = [
+            replace(entry, explained=self._explained[k].finish()) if k in self._explained else entry
+            for k, entry in enumerate(read)
         ]
-        return (read[0], *inner)
-    found = [replace(entry, explained=shares[k].finish()) if k in shares else entry for k, entry in enumerate(read)]
-    return (*found, written[len(read)])
+        return (*found, written[len(read)])

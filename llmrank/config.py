@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from llmrank.errors import OptionError
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from llmrank.score import (
@@ -129,7 +129,9 @@ PRUNERS: Registry[BasePruner] = Registry(
     "pruner", BasePruner, {"local": LocalPruner, "global": GlobalPruner, "sensitivity": SensitivityPruner}
 )
 PIPELINES: Registry[BasePipeline] = Registry(
-    "pipeline", BasePipeline, {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline}
+    "pipeline",
+    BasePipeline,
+    {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline, "residual": ResidualFFNPipeline},
 )
 REPAIRS: Registry[BaseRepair] = Registry("repair", BaseRepair, {"bias": BiasRepair, "lstsq": LeastSquaresRepair})
 # What `llmrank prune` does when nothing is said: what measured best on held-out text among the graph

@@ -16,6 +16,7 @@ from llmrank.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.pipeline import BasePipeline, choose_masks, model_source, prunes_jointly
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, bare_record
 from llmrank.score import BaseScorer
+from llmrank.stream_rank import rank_graphs
 
 __all__ = ["Budgets", "Inspection", "Scored", "inspect_model"]
 
@@ -70,18 +71,18 @@ class Inspection:
     ----------
     source : str
         The model's name.
-    topology : {"isolated", "chained"}
+    topology : {"isolated", "chained", "residual"}
     budgets : Budgets
         With the amount, min_keep, multiple_of and normalisation of what pruning would take.
     graphs : tuple of ModelGraph
-        One an FFN, or one a stack.
+        One an FFN (and an attention), or one a stack.
     scored : mapping from str to Scored
         By the scorer's name; :attr:`scorer` is the one asked for, the others are there to compare.
     scorer : str
     pruner : str
         The budget asked for, ``local`` or ``global``.
     elsewhere : Scored
-        :attr:`scorer` in the other topology.
+        :attr:`scorer` in the other topology: isolated of a chain, else chained.
     calibration : mapping
         Provenance of the calibration text.
     seconds : mapping from str to float
@@ -246,7 +247,7 @@ def _refusal(budget: BasePruner, groups: Sequence[Sequence[LayerRecord]]) -> str
 
 
 def _score(graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Budgets, *, jointly: bool) -> Scored:
-    ranks = tuple(scorer.rank(entry.graph, entry.statistics) for entry in graphs)
+    ranks = rank_graphs(scorer, graphs)
     importance: dict[str, FloatArray] = {}
     for entry, rank in zip(graphs, ranks, strict=True):
         importance.update({name: values.numpy() for name, values in entry.importance(rank).items()})

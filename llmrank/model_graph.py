@@ -14,10 +14,12 @@ from graphs.blocks import DenseBlock
 from llmrank.activations import FFNStatistics, LayerStatistics
 from llmrank.adapters import FFN, PrunableLayer
 from llmrank.errors import OptionError, StructureError
+from llmrank.skips import block_path
 
-__all__ = ["ModelGraph", "Topology", "build_graphs", "edge_weights"]
+__all__ = ["TOPOLOGIES", "ModelGraph", "Topology", "build_graphs", "check_beta", "edge_weights"]
 
-Topology: TypeAlias = Literal["isolated", "chained"]
+Topology: TypeAlias = Literal["isolated", "chained", "residual"]
+TOPOLOGIES: tuple[Topology, ...] = ("isolated", "chained", "residual")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +33,18 @@ class ModelGraph:
     statistics : tuple of LayerStatistics
         Of every node layer.
     prunable : mapping from node layer to PrunableLayer
+    follows : bool
+        Whether its first layer is the last one of the graph before it, which a residual stream skips.
+    skip : float
+        Beta, the share of what reaches the first layer that skips the graph, 0..1; see
+        :func:`llmrank.stream_rank.rank_graphs`. Only what follows takes notice.
     """
 
     graph: LayeredGraph
     statistics: tuple[LayerStatistics, ...]
     prunable: Mapping[int, PrunableLayer]
+    follows: bool = False
+    skip: float = 0.0
 
     def importance(self, result: RankResult) -> dict[str, torch.Tensor]:
         """Scores of the prunable layers by name, float64."""
@@ -52,31 +61,41 @@ class ModelGraph:
 
 
 def build_graphs(
-    ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], topology: Topology
+    ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], topology: Topology, beta: float | None = None
 ) -> tuple[ModelGraph, ...]:
-    """The graphs of a model: one an FFN (isolated), or one a stack (chained).
+    """The graphs of a model: one an FFN (isolated), one a stack (chained), or one an FFN with skip edges past it (residual).
 
     In a chain the output layer of an FFN is the input layer of the next one; its activation is the
-    norm of what the next one reads (in the explicit form: of the Linear's own output).
+    norm of what the next one reads (in the explicit form: of the Linear's own output). In the residual form that layer is
+    the end of one graph and the start of the next, and the nodes of the stream have edges past the graph between
+    them. Where the statistics hold attentions, each is a graph of its own in front of its FFN: from the stream over
+    ``|V|`` (heads that share it each with its own copy) and over ``|O|`` back to the stream, without prunable layers.
 
     Parameters
     ----------
     ffns : sequence of FFN
     statistics : sequence of FFNStatistics
         Of the same FFNs.
-    topology : {"isolated", "chained"}
+    topology : {"isolated", "chained", "residual"}
+    beta : float, optional
+        Residual: the share that skips a graph, 0..1. By default it is what the statistics say of the block, so that what
+        skips all graphs of a block, one after the other, is that.
 
     Raises
     ------
     OptionError
-        Unknown topology.
+        Unknown topology, a beta out of range or without a topology that has it, or none and none measured.
     StructureError
-        Explicitly listed Linears of neighbouring layers do not chain.
+        Explicitly listed Linears of neighbouring layers do not chain, or have no residual stream.
     GraphError
         Negative or non-finite activations.
     """
-    if topology not in ("isolated", "chained"):
-        raise OptionError(f"unknown topology {topology!r}; expected 'isolated' or 'chained'")
+    if topology not in TOPOLOGIES:
+        raise OptionError(f"unknown topology {topology!r}; expected 'isolated', 'chained' or 'residual'")
+    if topology == "residual":
+        return _residual(ffns, statistics, beta)
+    if beta is not None:
+        raise OptionError(f"beta is the share of skip edges, which the {topology} topology has none of; leave it out")
     chains: list[list[tuple[FFN, FFNStatistics]]] = []
     for ffn, entry in zip(ffns, statistics, strict=True):
         previous = chains[-1][-1][0] if chains else None
@@ -93,6 +112,58 @@ def build_graphs(
         else:
             chains.append([(ffn, entry)])
     return tuple(_chain(chain) for chain in chains)
+
+
+def check_beta(beta: object) -> float:
+    """A share of skip edges.
+
+    Raises
+    ------
+    OptionError
+        No number in [0, 1].
+
+    Examples
+    --------
+    >>> check_beta(1)
+    1.0
+    """
+    number = isinstance(beta, (int, float)) and not isinstance(beta, bool)
+    if not number or not 0.0 <= beta <= 1.0:  # type: ignore[operator]
+        raise OptionError(f"beta must be a number in [0, 1], or measured, got {beta!r}")
+    return float(beta)  # type: ignore[arg-type]
+
+
+def _residual(ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], beta: float | None) -> tuple[ModelGraph, ...]:
+    """One graph an FFN and an attention, in the order of the stream."""
+    if any(ffn.kind == "explicit" for ffn in ffns):
+        raise StructureError(
+            "structure_dict lists Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or the "
+            "isolated pipeline"
+        )
+    blocks = [block_path(ffn) for ffn in ffns]
+    units: list[tuple[FFN, tuple[LayerStatistics, ...], float]] = []
+    for ffn, entry, block in zip(ffns, statistics, blocks, strict=True):
+        if beta is None and entry.skip is None:
+            raise OptionError("set beta, or collect statistics with skips=True, which measures it")
+        count = sum(1 + (s.attention is not None) for s, b in zip(statistics, blocks, strict=True) if b == block)
+        skip = check_beta(beta) if entry.skip is None or beta is not None else entry.skip ** (1.0 / count)
+        if entry.attention is not None:
+            units.append((entry.attention.attention, entry.attention.layers, skip))
+        units.append((ffn, entry.layers, skip))
+    graphs = []
+    for position, (unit, layers, skip) in enumerate(units):
+        following = units[position + 1] if position + 1 < len(units) else None
+        if following is not None and _joins(unit, following[0]):
+            # The node is that of the stream: what the next one reads of it.
+            layers = (*layers[:-1], following[1][0])
+        graph = _chain([(unit, FFNStatistics(layers))])
+        follows = position > 0 and _joins(units[position - 1][0], unit)
+        graphs.append(replace(graph, follows=follows, skip=skip))
+    return tuple(graphs)
+
+
+def _joins(before: FFN, after: FFN) -> bool:
+    return before.stack == after.stack and before.sizes[-1] == after.sizes[0] == before.sizes[0]
 
 
 def _chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
@@ -113,7 +184,8 @@ def _chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
         own = ffn.prunable
         for layer, stage in enumerate(ffn.stages, start=1):
             weights.append(tuple(projection.weight for projection in stage))
-            names.append(own[layer].name if layer in own else f"{ffn.name}:output")
+            last = layer == len(ffn.stages)
+            names.append(own[layer].name if layer in own else f"{ffn.name}:{'output' if last else 'heads'}")
             if layer in own:
                 prunable[first + layer] = own[layer]
     activations = [entry.norm for entry in layers]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch import nn
 from graphs import LayeredGraph, RankResult
 from llmrank.activations import FFNStatistics, Progress, collect, fitting_length
 from llmrank.adapters import FFN, explicit_ffns, find_ffns
+from llmrank.attention import find_attentions
 from llmrank.budget import check_budget, reached_by, shortfall
 from llmrank.calibration import TokenSequences, overlap, tokenise
 from llmrank.costs import ModelCosts, neuron_cost, unit_name
@@ -24,7 +25,7 @@ from llmrank.errors import OptionError
 from llmrank.evaluate import perplexity, size, unigram_perplexity
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
-from llmrank.model_graph import ModelGraph, Topology, build_graphs, edge_weights
+from llmrank.model_graph import ModelGraph, Topology, build_graphs, check_beta, edge_weights
 from llmrank.prune import BasePruner, LayerRecord, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
 from llmrank.report import Evaluation, Report
@@ -33,12 +34,14 @@ from llmrank.schedule import Schedule, Step
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
 from llmrank.stream import Recording, open_stream, recording
+from llmrank.stream_rank import rank_graphs
 from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable, trial_cut
 
 __all__ = [
     "BasePipeline",
     "ChainedFFNPipeline",
     "IsolatedFFNPipeline",
+    "ResidualFFNPipeline",
     "choose_masks",
     "layer_records",
     "model_source",
@@ -325,7 +328,7 @@ class BasePipeline:
     def score(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
         """The rank of every graph."""
         steps = self.progress(graphs, "Ranking") if self.progress else graphs
-        return tuple(self.scorer.rank(entry.graph, entry.statistics) for entry in steps)
+        return rank_graphs(self.scorer, steps)
 
     def measure(self, ffns: Sequence[FFN], sequences: TokenSequences) -> dict[str, float]:
         """The sensitivity of every prunable layer to the pruner's amount, local; empty where the pruner asks for none.
@@ -373,6 +376,10 @@ class BasePipeline:
         choose = Reselection(self.scorer, graphs, present)
         return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress, choose)
 
+    def parameters(self) -> dict[str, Any]:
+        """Settings of the topology, for reports."""
+        return {}
+
     def undo(self) -> nn.Module:
         """Restore the model as it was before :meth:`run`, bit for bit."""
         if self.application is None:
@@ -417,6 +424,7 @@ class BasePipeline:
             },
             method={
                 "pipeline": self.topology,
+                **self.parameters(),
                 "scorer": {"name": type(self.scorer).__name__, **self.scorer.parameters()},
                 "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
                 "form": self.form,
@@ -471,6 +479,63 @@ class ChainedFFNPipeline(BasePipeline):
     """
 
     topology: ClassVar[Topology] = "chained"
+
+
+class ResidualFFNPipeline(BasePipeline):
+    """Every FFN is a graph of its own, with the residual stream around it: skip edges lead past it to the next one.
+
+    The stream's node j passes a share beta of its importance to node j behind the FFN, and the FFN's own scores make up the
+    rest, see :func:`llmrank.stream_rank.rank_graphs`. Not with a `structure_dict`. See :class:`BasePipeline`.
+
+    Parameters
+    ----------
+    *args, **options
+        As for :class:`BasePipeline`.
+    beta : "measured" or float
+        Share of the skip edges, 0..1. Measured on the calibration tokens it is, block by block, the norm of the hidden states
+        that enter over that plus the norm of what the block adds (:class:`llmrank.skips.SkipSums`), shared out among
+        its graphs. 0 gives the ranks of the chain.
+    attention : bool
+        Whether the value and output maps of every attention are edges too, a graph in front of its FFN; see
+        :func:`llmrank.attention.find_attentions` for what models.
+    """
+
+    topology: ClassVar[Topology] = "residual"
+
+    def __init__(
+        self, *args: Any, beta: float | Literal["measured"] = "measured", attention: bool = False, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        if self.structure_dict is not None:
+            raise OptionError(
+                "structure_dict lists Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or the "
+                "isolated pipeline"
+            )
+        self.beta = None if beta == "measured" else check_beta(beta)
+        self.attention = attention
+
+    def calibrate(
+        self, ffns: Sequence[FFN], sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
+    ) -> tuple[FFNStatistics, ...]:
+        """As :meth:`BasePipeline.calibrate`, with what skips and attentions need."""
+        return collect(
+            self.model,
+            ffns,
+            sequences,
+            self.batch_size,
+            self.progress,
+            explained=any(scorer.needs_explained for scorer in (self.scorer, *scorers)),
+            skips=self.beta is None,
+            attentions=find_attentions(self.model, ffns) if self.attention else None,
+        )
+
+    def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+        """The graphs, in the order of the stream."""
+        return build_graphs(ffns, statistics, self.topology, self.beta)
+
+    def parameters(self) -> dict[str, Any]:
+        """Beta, of every graph, and whether attentions are among them."""
+        return {"beta": [entry.skip for entry in self.model_graphs], "attention": self.attention}
 
 
 def model_source(model: nn.Module) -> str:

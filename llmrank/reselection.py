@@ -10,6 +10,7 @@ from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph
 from llmrank.prune import keep_highest
 from llmrank.score import BaseScorer
+from llmrank.stream_rank import rank_graphs
 
 __all__ = ["Reselection"]
 
@@ -27,7 +28,8 @@ class Reselection:
 
     Notes
     -----
-    Cost: a rank of the graph that holds the layer; in a chain that is the whole chain, for every layer.
+    Cost: a rank of the graph that holds the layer, and of those that it follows; in a chain that is the whole chain, for every
+    layer.
     """
 
     def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph], among: Masks | None = None) -> None:
@@ -59,7 +61,10 @@ class Reselection:
             if prunable.name == layer
         )
         entry = self._graphs[index] = self._graphs[index].with_norms(position, activations)
-        importance = entry.importance(self._scorer.rank(entry.graph, entry.statistics))[layer]
+        start = index
+        while self._graphs[start].follows:
+            start -= 1
+        importance = entry.importance(rank_graphs(self._scorer, self._graphs[start : index + 1])[-1])[layer]
         if self._among is not None:
             importance = importance.where(self._among[layer], -torch.inf)
         return keep_highest(importance, int(keep.sum()))

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 __all__ = ["FFN", "FFNKind", "Projection", "PrunableLayer"]
 
-FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit"]
+FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit", "attention"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class FFN:
     ----------
     name : str
         Path of the module that holds it.
-    kind : {"plain", "gated", "fused", "sequential", "explicit"}
+    kind : {"plain", "gated", "fused", "sequential", "explicit", "attention"}
+        An attention's value and output maps are such stages too, of which nothing can be pruned.
     stages : tuple of tuples of Projection
         ``stages[l]`` leads from node layer l to l+1; projections of one stage are parallel edges.
     stack : str
@@ -127,6 +128,8 @@ class FFN:
     @property
     def prunable(self) -> dict[int, PrunableLayer]:
         """Node layer -> prunable layer: the hidden ones, or every target in the explicit form."""
+        if self.kind == "attention":
+            return {}
         if self.kind == "explicit":
             return {
                 layer: PrunableLayer(stage[0].name, stage[0].size, stage, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_
 from llmrank.costs import UNITS
 from llmrank.errors import OptionError
 from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
+from llmrank.model_graph import check_beta
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
 from llmrank.repair import BaseRepair
 from llmrank.schedule import Schedule
@@ -60,7 +62,18 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
     """Options of the pipeline; `cuts` adds those that say how a model is cut."""
     graph = command.add_argument_group("graph and rank")
     graph.add_argument(
-        "--pipeline", default=DEFAULTS["pipeline"], help=f"{' or '.join(PIPELINES)} (%(default)s; demo: chained)"
+        "--pipeline", default=DEFAULTS["pipeline"], help=f"{', '.join(PIPELINES)} (%(default)s; demo: chained)"
+    )
+    graph.add_argument(
+        "--beta",
+        type=_number_or_word,
+        help="residual: share of the stream that skips an FFN, 0..1, or measured (measured)",
+    )
+    graph.add_argument(
+        "--attention",
+        action="store_true",
+        default=None,
+        help="residual: value and output maps of attentions are edges too",
     )
     graph.add_argument("--scorer", default=DEFAULTS["scorer"], help=f"{', '.join(SCORERS)} (%(default)s)")
     graph.add_argument("--gamma", type=float, help="wpr, fbpr: share of a score that comes through the graph (0.5)")
@@ -119,7 +132,9 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
             help=f"none, {', '.join(REPAIRS)}: what stands in for the removed neurons, without training (%(default)s)",
         )
         budget.add_argument(
-            "--damping", type=_damping, help="lstsq: of the least squares, or auto: chosen on held-out sequences (auto)"
+            "--damping",
+            type=_number_or_word,
+            help="lstsq: of the least squares, or auto: chosen on held-out sequences (auto)",
         )
         budget.add_argument(
             "--reselect",
@@ -165,8 +180,8 @@ def _protect(text: str) -> list[str | int]:
     return [int(entry) if entry.removeprefix("-").isdecimal() else entry for entry in entries]
 
 
-def _damping(text: str) -> float | str:
-    """A number, or a word that the repair knows (or refuses)."""
+def _number_or_word(text: str) -> float | str:
+    """A number, or a word that what takes it knows (or refuses)."""
     try:
         return float(text)
     except ValueError:
@@ -199,6 +214,7 @@ def make_pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluatio
         None,
         *make_parts(options),
         options.device,
+        **_topology_options(options),
         repair=repair_of(options),
         schedule=schedule_of(options),
         calibration=options.calibration,
@@ -214,7 +230,7 @@ def make_pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluatio
 
 def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
     """Scorer and pruner; built before the model is loaded, so that bad options cost nothing."""
-    PIPELINES.find(options.pipeline)
+    _topology_options(options)
     scorer = make_scorer(
         options.scorer,
         gamma=options.gamma,
@@ -239,6 +255,20 @@ def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
         per_cost=options.per_cost,
     )
     return scorer, pruner
+
+
+def _topology_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What was set of the options that only some pipelines have."""
+    given = {name: getattr(options, name) for name in ("beta", "attention") if getattr(options, name) is not None}
+    accepted = inspect.signature(PIPELINES.find(options.pipeline)).parameters
+    foreign = [name for name in given if name not in accepted]
+    if foreign:
+        raise OptionError(
+            f"pipeline {options.pipeline!r} does not take {', '.join(foreign)}; it belongs to the residual pipeline"
+        )
+    if given.get("beta", "measured") != "measured":
+        check_beta(given["beta"])
+    return given
 
 
 def repair_of(options: argparse.Namespace) -> BaseRepair | None:

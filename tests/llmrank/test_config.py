@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, SCORERS, Registry, make_pruner, make_scorer
 from llmrank.errors import OptionError
 from llmrank.prune import BasePruner, GlobalPruner
@@ -14,9 +14,14 @@ from llmrank.score import BaseScorer, WeightedPageRankScorer
 
 
 def test_names() -> None:
-    assert {"norm", "random", "activation", "wpr", "mpr", "wanda", "wanda-sp", "flap"} == set(SCORERS)
+    graph, alone = {"wpr", "mpr", "fbpr"}, {"norm", "random", "activation", "wanda", "wanda-sp", "flap", "explained"}
+    assert set(SCORERS) == graph | alone
     assert set(PRUNERS) == {"local", "global", "sensitivity"}
-    assert dict(PIPELINES) == {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline}
+    assert dict(PIPELINES) == {
+        "isolated": IsolatedFFNPipeline,
+        "chained": ChainedFFNPipeline,
+        "residual": ResidualFFNPipeline,
+    }
     assert DEFAULTS["scorer"] in SCORERS
     assert DEFAULTS["pruner"] in PRUNERS
     assert DEFAULTS["pipeline"] in PIPELINES
@@ -50,11 +55,13 @@ def test_options_reach_the_class_and_none_is_left_to_it() -> None:
 
 
 def test_unknown_names_are_answered_with_the_list() -> None:
-    with pytest.raises(OptionError, match="unknown scorer 'pagerank'; expected one of activation, flap, mpr,"):
+    with pytest.raises(
+        OptionError, match="unknown scorer 'pagerank'; expected one of activation, explained, fbpr, flap, mpr,"
+    ):
         make_scorer("pagerank")
     with pytest.raises(OptionError, match="unknown pruner 'layer'; expected one of global, local, sensitivity"):
         make_pruner("layer")
-    with pytest.raises(OptionError, match="unknown pipeline 'full'; expected one of chained, isolated"):
+    with pytest.raises(OptionError, match="unknown pipeline 'full'; expected one of chained, isolated, residual"):
         PIPELINES.find("full")
 
 
