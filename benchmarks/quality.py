@@ -24,9 +24,10 @@ import torch
 from benchmarks import pruning_peers
 from benchmarks.closeness import COLUMNS, Closeness, cells, columns
 from benchmarks.provenance import provenance, write
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks, checkpoint
+from llmrank import Masks, checkpoint
 from llmrank.activations import FFNStatistics, collect
 from llmrank.adapters import explicit_ffns, find_ffns
+from llmrank.attention import find_attentions
 from llmrank.calibration import TokenSequences, tokenise
 from llmrank.config import PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity, size
@@ -51,7 +52,25 @@ SCORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "flap": ("flap", {}),
     "weighted pagerank": ("wpr", {"gamma": 0.5, "theta": 1.0}),
     "modified pagerank": ("mpr", {}),
+    "weighted pagerank of energies": ("wpr", {"edges": "energy"}),
+    "weighted pagerank, explained": ("wpr", {"explained": 0.5}),
+    "modified pagerank, explained": ("mpr", {"explained": 0.5}),
+    "forward and backward": ("fbpr", {"balance": 0.5}),
+    "forward and backward (0.8)": ("fbpr", {"balance": 0.8}),
+    "forward and backward, explained": ("fbpr", {"balance": 0.8, "explained": 0.5}),
+    "explained": ("explained", {}),
+    "explained, signed": ("explained", {"signed": True}),
+    "explained variance": ("explained", {"explains": "variance"}),
 }
+TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "isolated": ("isolated", {}),
+    "chained": ("chained", {}),
+    "residual": ("residual", {}),
+    "residual (beta 0.5)": ("residual", {"beta": 0.5}),
+    "residual, attention": ("residual", {"attention": True}),
+}
+# What the paper's lists of Linears have.
+PAPER_TOPOLOGIES = ("isolated", "chained")
 REPAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
     "bias": ("bias", {}),
@@ -76,7 +95,34 @@ CONTENDERS: dict[str, dict[str, tuple[str, ...]]] = {
         "lstsq (output)": ("local",),
         "lstsq (reselect)": ("local", "sensitivity"),
     },
+    "weighted pagerank, explained": {"lstsq (reselect)": ("local",)},
 }
+# What was tried for a better rank, against the one that is the default.
+TRIED = (
+    "weighted pagerank of energies",
+    "weighted pagerank, explained",
+    "modified pagerank, explained",
+    "forward and backward",
+    "forward and backward (0.8)",
+    "forward and backward, explained",
+    "explained",
+    "explained, signed",
+    "explained variance",
+)
+# Scorer, topology and budget of every row without repair: published scores and the ranks by every budget, what was tried by one.
+AS_CUT: tuple[tuple[str, str, str], ...] = (
+    *((scorer, "isolated", pruner) for scorer in SCORERS if scorer not in TRIED for pruner in PRUNERS),
+    *((scorer, "chained", pruner) for scorer in ("weighted pagerank", "modified pagerank") for pruner in PRUNERS),
+    *((scorer, "isolated", "local") for scorer in TRIED),
+    ("weighted pagerank, explained", "isolated", "sensitivity"),
+    *(("weighted pagerank", topology, "local") for topology in TOPOLOGIES if topology.startswith("residual")),
+)
+
+
+def _contenders(repair: str) -> Iterator[tuple[str, str, str]]:
+    for scorer, repairs in CONTENDERS.items():
+        for pruner in repairs.get(repair, ()):
+            yield scorer, "isolated", pruner
 
 
 @dataclass(frozen=True)
@@ -103,15 +149,13 @@ def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setti
     """
     for amount in amounts:
         for repair in repairs:
-            for scorer in SCORERS if repair == "none" else CONTENDERS:
-                for topology in ("isolated", "chained") if "pagerank" in scorer and repair == "none" else ("isolated",):
-                    for pruner in PRUNERS if repair == "none" else CONTENDERS[scorer].get(repair, ()):
-                        yield Setting("ffn", scorer, topology, pruner, amount, repair)
+            for scorer, topology, pruner in AS_CUT if repair == "none" else _contenders(repair):
+                yield Setting("ffn", scorer, topology, pruner, amount, repair)
             for peer in pruning_peers.PEERS if repair in ("none", "lstsq") else ():
                 if peer.installed:
                     yield Setting("peer", peer.name, "", peer.budget, amount, repair)
         for scorer in ("activation", "weighted pagerank", "modified pagerank") if "none" in repairs else ():
-            for topology in ("isolated", "chained"):
+            for topology in PAPER_TOPOLOGIES:
                 for pruner in ("local", "global"):
                     yield Setting("paper", scorer, topology, pruner, amount, "none")
 
@@ -162,6 +206,7 @@ class Study:
             "calibration": self.calibration.provenance(),
             "evaluation": {name: text.provenance() for name, text in self.texts.items()},
             "scorers": {name: [registered, knobs] for name, (registered, knobs) in SCORERS.items()},
+            "topologies": {name: [registered, knobs] for name, (registered, knobs) in TOPOLOGIES.items()},
             "repairs": {name: [registered, knobs] for name, (registered, knobs) in REPAIRS.items()},
             "peers": pruning_peers.versions(),
         }
@@ -169,7 +214,14 @@ class Study:
     def calibrate(self) -> None:
         """See the calibration tokens, once for all rows."""
         with recording(self.model, self.ffns["ffn"]) as self.record:
-            self.statistics["ffn"] = collect(self.model, self.ffns["ffn"], self.calibration)
+            self.statistics["ffn"] = collect(
+                self.model,
+                self.ffns["ffn"],
+                self.calibration,
+                explained=True,
+                skips=True,
+                attentions=find_attentions(self.model, self.ffns["ffn"]),
+            )
 
     def fill(self, results: dict[str, Any], wanted: Sequence[Setting], save: Callable[[], None]) -> None:
         """Add the rows that are missing, and save after each."""
@@ -202,12 +254,14 @@ class Study:
         if setting.graph not in self.statistics:
             self.statistics[setting.graph] = collect(self.model, self.ffns[setting.graph], self.calibration)
         name, knobs = SCORERS[setting.scorer]
-        pipeline = (ChainedFFNPipeline if setting.topology == "chained" else IsolatedFFNPipeline)(
+        topology, options = TOPOLOGIES[setting.topology]
+        pipeline = PIPELINES.find(topology)(
             self.model,
             self.tokenizer,
             PAPER if setting.graph == "paper" else None,
             make_scorer(name, **knobs),
             make_pruner(setting.pruner, amount=setting.amount),
+            **options,
         )
         ffns = self.ffns[setting.graph]
         pipeline.model_graphs = graphs = pipeline.draw(ffns, self.statistics[setting.graph])
@@ -237,12 +291,24 @@ class Study:
         return {**asdict(setting), **row, "removed": masks.removed_share, "repair_seconds": seconds}
 
 
+def _continues(earlier: Any, now: Any) -> bool:
+    """Whether the earlier protocol says the same of all it names, and the present one at most names more."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        return earlier.keys() <= now.keys() and all(_continues(value, now[name]) for name, value in earlier.items())
+    # Tuples come back from a file as lists.
+    return bool(json.loads(json.dumps(now)) == earlier)
+
+
 def opened(output: Path, protocol: dict[str, Any]) -> dict[str, Any]:
-    """What a result file holds already, if it has the same protocol; and this run's command and machine beside the others."""
+    """What a result file holds already, if it has the same protocol; and this run's command and machine beside the others.
+
+    What is known by name (scorers, topologies, repairs) may have become more since.
+    """
     results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol}
     if output.is_file():
         earlier: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-        if earlier.get("protocol") == protocol:
+        if "protocol" in earlier and _continues(earlier["protocol"], protocol):
+            earlier["protocol"] = protocol
             earlier.setdefault("resumed", []).append(results["provenance"])
             print(f"resuming with {len(earlier['rows'])} rows")
             return earlier

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -531,6 +531,8 @@ class ResidualFFNPipeline(BasePipeline):
 
     def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
         """The graphs, in the order of the stream."""
+        if not self.attention:
+            statistics = [replace(entry, attention=None) for entry in statistics]
         return build_graphs(ffns, statistics, self.topology, self.beta)
 
     def parameters(self) -> dict[str, Any]:

@@ -82,6 +82,11 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
     graph.add_argument(
         "--edges", help="wpr, mpr, fbpr: magnitude or energy, what an edge weighs: |w|, or w^2 (magnitude)"
     )
+    graph.add_argument(
+        "--explained",
+        type=float,
+        help="wpr, mpr, fbpr: how much what a neuron explains of its FFN's output counts in its activation, 0..1 (0)",
+    )
     graph.add_argument("--explains", help="explained: energy or variance of an FFN's output (energy)")
     graph.add_argument(
         "--signed", action="store_true", default=None, help="explained: what makes the output smaller goes first"
@@ -237,6 +242,7 @@ def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
         theta=options.theta,
         balance=options.balance,
         edges=options.edges,
+        explained=options.explained,
         explains=options.explains,
         signed=options.signed,
         zero_lowest=options.zero_lowest,

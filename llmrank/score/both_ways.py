@@ -11,14 +11,13 @@ import numpy as np
 from graphs import LayeredGraph, RankResult, weighted_pagerank
 from graphs.result import Degenerate
 from llmrank.activations import LayerStatistics
-from llmrank.score.pagerank import Edges, check_computation, drawn, unit_interval
-from llmrank.score.walk import BaseScorer
+from llmrank.score.pagerank import Edges, WeighingScorer, check_computation, drawn, labelled, unit_interval
 
 __all__ = ["ForwardBackwardScorer"]
 
 
 @dataclass
-class ForwardBackwardScorer(BaseScorer):
+class ForwardBackwardScorer(WeighingScorer):
     """Forward and backward weighted PageRank as one score: ``s_l = N(r_l^balance * b_l^(1 - balance))``.
 
     r is the weighted PageRank of the graph, b that of the graph with every edge reversed
@@ -39,7 +38,7 @@ class ForwardBackwardScorer(BaseScorer):
         Share of the edge weights against the bare edges, 0..1.
     balance : float
         Share of the forward rank, 0..1: 1 is the forward rank alone, 0 the backward one.
-    backend, device, dtype, edges
+    backend, device, dtype, edges, explained
         As for :class:`llmrank.score.WeightedPageRankScorer`.
 
     Notes
@@ -54,15 +53,16 @@ class ForwardBackwardScorer(BaseScorer):
     device: str | None = None
     dtype: Literal["float32", "float64"] = "float32"
     edges: Edges = "magnitude"
+    explained: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "theta", "balance"):
+        for name in ("gamma", "theta", "balance", "explained"):
             unit_interval(name, getattr(self, name))
         check_computation(backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Both ranks, and their weighted geometric mean."""
-        weighed = drawn(graph, self.edges)
+        weighed = drawn(self, graph, statistics)
         forward, backward = (
             weighted_pagerank(each, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
             for each in (weighed, weighed.reversed())
@@ -76,7 +76,7 @@ class ForwardBackwardScorer(BaseScorer):
             if not total > 0:
                 degenerate.append(Degenerate(layer, "no node has both scores; uniform ones stand in"))
             scores.append(mean / total if total > 0 else np.full(len(mean), 1.0 / len(mean)))
-        return replace(
+        result = replace(
             forward,
             scores=tuple(scores),
             method="forward-backward pagerank",
@@ -86,3 +86,4 @@ class ForwardBackwardScorer(BaseScorer):
             setup_seconds=forward.setup_seconds + backward.setup_seconds,
             degenerate=tuple(degenerate),
         )
+        return labelled(self, result)

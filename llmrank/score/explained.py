@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from graphs import LayeredGraph, RankResult
 from llmrank.activations import LayerStatistics
 from llmrank.errors import OptionError
-from llmrank.score.walk import BaseScorer, as_share
+from llmrank.score.walk import BaseScorer, as_share, refuse_unexplained
 
 __all__ = ["ExplainedScorer"]
 
@@ -35,13 +35,17 @@ class ExplainedScorer(BaseScorer):
         Whether the most negative go first, as they make the output smaller: ``s_j = e_j - min(e, 0)``.
     """
 
-    needs_explained: ClassVar[bool] = True
     explains: Literal["energy", "variance"] = "energy"
     signed: bool = False
 
     def __post_init__(self) -> None:
         if self.explains not in ("energy", "variance"):
             raise OptionError(f"explains must be energy or variance, got {self.explains!r}")
+
+    @property
+    def needs_explained(self) -> bool:
+        """Always."""
+        return True
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """The shares of every hidden layer, without reading a weight.
@@ -51,11 +55,7 @@ class ExplainedScorer(BaseScorer):
         OptionError
             Without statistics that say what neurons explain.
         """
-        if len(statistics) != len(graph.layers) or not any(entry.explained for entry in statistics):
-            raise OptionError(
-                f"{type(self).__name__} needs statistics of all {len(graph.layers)} layers that say what hidden neurons "
-                "explain: collect them with explained=True; explicitly listed Linears have none"
-            )
+        refuse_unexplained(self, graph, statistics)
         start = perf_counter()
         scores = []
         for layer, entry in enumerate(statistics):

@@ -14,9 +14,18 @@ from graphs.blocks import DenseBlock
 from graphs.transition import Transition, modified_step, weighted_step
 from llmrank.activations import LayerStatistics
 from llmrank.errors import OptionError
-from llmrank.score.walk import BaseScorer
+from llmrank.score.walk import BaseScorer, refuse_unexplained
 
-__all__ = ["Edges", "ModifiedPageRankScorer", "WeightedPageRankScorer", "check_computation", "drawn", "unit_interval"]
+__all__ = [
+    "Edges",
+    "ModifiedPageRankScorer",
+    "WeighingScorer",
+    "WeightedPageRankScorer",
+    "check_computation",
+    "drawn",
+    "labelled",
+    "unit_interval",
+]
 
 Edges: TypeAlias = Literal["magnitude", "energy"]
 KNOWN: dict[str, tuple[str, ...]] = {
@@ -27,8 +36,26 @@ KNOWN: dict[str, tuple[str, ...]] = {
 }
 
 
+class WeighingScorer(BaseScorer):
+    """What the scorers share that weigh edges and activations in a way of their own.
+
+    Attributes
+    ----------
+    edges : {"magnitude", "energy"}
+    explained : float
+    """
+
+    edges: Edges
+    explained: float
+
+    @property
+    def needs_explained(self) -> bool:
+        """Where it counts."""
+        return self.explained > 0.0
+
+
 @dataclass
-class WeightedPageRankScorer(BaseScorer):
+class WeightedPageRankScorer(WeighingScorer):
     """Weighted PageRank, see :func:`graphs.weighted_pagerank`.
 
     Parameters
@@ -48,6 +75,11 @@ class WeightedPageRankScorer(BaseScorer):
         What an edge weighs: ``|W_ij|``, or ``W_ij^2`` with squared activations beside it, see
         :meth:`graphs.LayeredGraph.squared`. A step then hands on shares of energy. Squares are taken in bands, not by the
         compiled kernels, which takes several times as long.
+    explained : float
+        How much what a hidden neuron explains of the output counts in its activation, 0..1:
+        ``a_j = ||x_j||^(1 - explained) * |e_j|^(explained / 2)`` with e_j the share of the output's energy, see
+        :class:`llmrank.score.ExplainedScorer`. 0 is the norm alone, 1/2 the geometric mean of both, in which the calibration
+        costs one product more with every output map.
     """
 
     gamma: float = 0.5
@@ -57,10 +89,11 @@ class WeightedPageRankScorer(BaseScorer):
     device: str | None = None
     dtype: Literal["float32", "float64"] = "float32"
     edges: Edges = "magnitude"
+    explained: float = 0.0
 
     def __post_init__(self) -> None:
-        unit_interval("gamma", self.gamma)
-        unit_interval("theta", self.theta)
+        for name in ("gamma", "theta", "explained"):
+            unit_interval(name, getattr(self, name))
         check_computation(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def score(
@@ -81,7 +114,7 @@ class WeightedPageRankScorer(BaseScorer):
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """The rank of the whole graph."""
         result = weighted_pagerank(
-            drawn(graph, self.edges),
+            drawn(self, graph, statistics),
             self.gamma,
             self.theta,
             self.solver,
@@ -89,18 +122,18 @@ class WeightedPageRankScorer(BaseScorer):
             device=self.device,
             dtype=self.dtype,
         )
-        return _labelled(result, self.edges)
+        return labelled(self, result)
 
 
 @dataclass
-class ModifiedPageRankScorer(BaseScorer):
+class ModifiedPageRankScorer(WeighingScorer):
     """Modified PageRank, see :func:`graphs.modified_pagerank`.
 
     Parameters
     ----------
     zero_lowest : float
         Share of the previous layer's lowest scores that count as zero in a step, 0..1.
-    solver, backend, device, dtype, edges
+    solver, backend, device, dtype, edges, explained
         As for :class:`WeightedPageRankScorer`.
     """
 
@@ -110,9 +143,11 @@ class ModifiedPageRankScorer(BaseScorer):
     device: str | None = None
     dtype: Literal["float32", "float64"] = "float32"
     edges: Edges = "magnitude"
+    explained: float = 0.0
 
     def __post_init__(self) -> None:
         unit_interval("zero_lowest", self.zero_lowest)
+        unit_interval("explained", self.explained)
         check_computation(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def score(
@@ -133,19 +168,46 @@ class ModifiedPageRankScorer(BaseScorer):
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """The rank of the whole graph."""
         result = modified_pagerank(
-            drawn(graph, self.edges),
+            drawn(self, graph, statistics),
             self.solver,
             self.backend,
             device=self.device,
             dtype=self.dtype,
             zero_lowest=self.zero_lowest,
         )
-        return _labelled(result, self.edges)
+        return labelled(self, result)
 
 
-def drawn(graph: LayeredGraph, edges: Edges) -> LayeredGraph:
-    """A graph with its edges and activations as a scorer weighs them; no dense weight is copied."""
-    return graph.squared() if edges == "energy" else graph
+def drawn(scorer: WeighingScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> LayeredGraph:
+    """A graph with its edges and activations as a scorer weighs them; no dense weight is copied.
+
+    Raises
+    ------
+    OptionError
+        The statistics do not say what neurons explain, and that counts.
+    """
+    if scorer.needs_explained:
+        refuse_unexplained(scorer, graph, statistics)
+        for layer, entry in enumerate(statistics):
+            if entry.explained is not None:
+                amplitude = entry.explained.energy.abs().sqrt().numpy()
+                own = graph.activations[layer] ** (1.0 - scorer.explained) * amplitude**scorer.explained
+                graph = graph.with_activations(layer, own)
+    return graph.squared() if scorer.edges == "energy" else graph
+
+
+def labelled(scorer: WeighingScorer, result: RankResult) -> RankResult:
+    """The rank under a name of its own where it was not drawn as the graph is.
+
+    What follows a rank along the graph's own weights and activations (the share that came through the graph, say) goes by
+    the name, and then takes it for scores from elsewhere.
+    """
+    named = result.method
+    if scorer.edges == "energy":
+        named += " of energies"
+    if scorer.needs_explained:
+        named += " with explained activations"
+    return replace(result, method=named)
 
 
 def unit_interval(name: str, value: float) -> None:
@@ -159,11 +221,6 @@ def check_computation(**named: str) -> None:
     for name, value in named.items():
         if value not in KNOWN[name]:
             raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(KNOWN[name])}")
-
-
-def _labelled(result: RankResult, edges: Edges) -> RankResult:
-    """A rank of energies does not travel along the graph's own weights: what asks for that goes by the name."""
-    return replace(result, method=f"{result.method} of energies") if edges == "energy" else result
 
 
 def _step_energies(edges: Edges, weight: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ import torch
 from graphs import LayeredGraph, RankResult
 from graphs.result import Degenerate
 from llmrank.activations import LayerStatistics
-from llmrank.errors import LLMRankError
+from llmrank.errors import LLMRankError, OptionError
 from llmrank.model_graph import edge_weights
 
-__all__ = ["BaseScorer", "as_share"]
+__all__ = ["BaseScorer", "as_share", "refuse_unexplained"]
 
 
 class BaseScorer:
@@ -29,15 +29,15 @@ class BaseScorer:
     >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 1.0]]], [1, 1], [[1, 1]])
     >>> InStrength().rank(graph, ()).scores[1]
     array([0.75, 0.25])
-
-    Attributes
-    ----------
-    needs_explained : bool
-        Whether the statistics must say what hidden neurons explain of the outputs (:mod:`llmrank.explained`), which costs the
-        calibration more; a class's own. Pipelines see to it.
     """
 
-    needs_explained: ClassVar[bool] = False
+    @property
+    def needs_explained(self) -> bool:
+        """Whether the statistics must say what hidden neurons explain of the outputs (:mod:`llmrank.explained`).
+
+        That costs the calibration more; pipelines see to it where the scorer asks.
+        """
+        return False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # A child of a scorer with a rank of its own that overrides score alone means the walk with its score.
@@ -158,6 +158,21 @@ class BaseScorer:
     def parameters(self) -> dict[str, Any]:
         """The scorer's settings, for reports: its public attributes."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+def refuse_unexplained(scorer: BaseScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> None:
+    """Refuse statistics that do not say what the hidden neurons of a graph explain.
+
+    Raises
+    ------
+    OptionError
+        Not one a layer, or none that says.
+    """
+    if len(statistics) != len(graph.layers) or not any(entry.explained for entry in statistics):
+        raise OptionError(
+            f"{type(scorer).__name__} needs statistics of all {len(graph.layers)} layers that say what hidden neurons "
+            "explain: collect them with explained=True; explicitly listed Linears have none"
+        )
 
 
 def as_share(vector: torch.Tensor) -> torch.Tensor:

@@ -63,10 +63,16 @@ LAYERS = (
 )
 
 
-def both_ways(gamma: float, theta: float, balance: float, power: int = 1) -> list[list[float]]:
+# Norms and explained amplitudes, mixed.
+MIXED = {share: [a ** (1 - share) * abs(e) ** (share / 2) for a, e in zip(HIDDEN, ENERGY, strict=True)] for share in
+         (0.5, 1.0)}  # fmt: skip
+
+
+def both_ways(gamma: float, theta: float, balance: float, power: int, explained: float) -> list[list[float]]:
     """Forward-backward scores of all three layers."""
     first, second = ([[w**power for w in map(abs, row)] for row in weight] for weight in (FIRST, SECOND))
-    inputs, hidden, outputs = ([a**power for a in layer] for layer in (INPUTS, HIDDEN, OUTPUTS))
+    middle = MIXED.get(explained, HIDDEN)
+    inputs, hidden, outputs = ([a**power for a in layer] for layer in (INPUTS, middle, OUTPUTS))
     ahead = [textbook.share(inputs)]
     ahead.append(textbook.weighted(first, ahead[0], hidden, gamma, theta))
     ahead.append(textbook.weighted(second, ahead[1], outputs, gamma, theta))
@@ -79,12 +85,15 @@ def both_ways(gamma: float, theta: float, balance: float, power: int = 1) -> lis
     ]
 
 
+# gamma, theta, balance, power of weights and activations, explained
 BOTH_WAYS = {
-    "fbpr": (0.5, 1.0, 0.5),
-    "fbpr-mixed": (0.8, 0.25, 0.7),
-    "fbpr-back": (0.9, 1.0, 0.0),
-    "fbpr-ahead": (0.5, 1.0, 1.0),
-    "fbpr-energy": (0.5, 1.0, 0.3, 2),
+    "fbpr": (0.5, 1.0, 0.5, 1, 0.0),
+    "fbpr-mixed": (0.8, 0.25, 0.7, 1, 0.0),
+    "fbpr-back": (0.9, 1.0, 0.0, 1, 0.0),
+    "fbpr-ahead": (0.5, 1.0, 1.0, 1, 0.0),
+    "fbpr-energy": (0.5, 1.0, 0.3, 2, 0.0),
+    "fbpr-explained": (0.5, 1.0, 0.5, 1, 0.5),
+    "fbpr-both": (0.5, 1.0, 0.5, 2, 1.0),
 }
 
 
@@ -123,6 +132,13 @@ def expected(name: str) -> list[list[float]]:
         squares = [[[w * w for w in row] for row in weight] for weight in (FIRST, SECOND)]
         hidden = textbook.modified(squares[0], textbook.share([a * a for a in INPUTS]), [a * a for a in HIDDEN])
         return [hidden, textbook.modified(squares[1], hidden, [a * a for a in OUTPUTS])]
+    if name.startswith("wpr-explained"):
+        own = MIXED[1.0 if name.endswith("alone") else 0.5]
+        hidden = textbook.weighted(FIRST, first, own, 0.5, 1)
+        return [hidden, textbook.weighted(SECOND, hidden, OUTPUTS, 0.5, 1)]
+    if name == "mpr-explained":
+        hidden = textbook.modified(FIRST, first, MIXED[0.5])
+        return [hidden, textbook.modified(SECOND, hidden, OUTPUTS)]
     if name.startswith("mpr"):
         zero = 0.5 if name.endswith("z") else 0.0
         hidden = textbook.modified(FIRST, first, HIDDEN, zero)
@@ -150,9 +166,14 @@ SCORERS: dict[str, BaseScorer] = {
     "wpr-energy": WeightedPageRankScorer(edges="energy"),
     "mpr-energy": ModifiedPageRankScorer(edges="energy"),
     **{
-        name: ForwardBackwardScorer(*knobs[:3], edges="energy" if len(knobs) > 3 else "magnitude")
-        for name, knobs in BOTH_WAYS.items()
+        name: ForwardBackwardScorer(
+            gamma, theta, balance, edges="energy" if power == 2 else "magnitude", explained=explained
+        )
+        for name, (gamma, theta, balance, power, explained) in BOTH_WAYS.items()
     },
+    "wpr-explained": WeightedPageRankScorer(explained=0.5),
+    "wpr-explained-alone": WeightedPageRankScorer(explained=1.0),
+    "mpr-explained": ModifiedPageRankScorer(explained=0.5),
     "explained": ExplainedScorer(),
     "explained-signed": ExplainedScorer(signed=True),
     "explained-variance": ExplainedScorer("variance"),
@@ -399,6 +420,9 @@ def test_bad_shares_are_refused(value: Any) -> None:
         ("theta", WeightedPageRankScorer),
         ("gamma", ForwardBackwardScorer),
         ("theta", ForwardBackwardScorer),
+        ("explained", WeightedPageRankScorer),
+        ("explained", ModifiedPageRankScorer),
+        ("explained", ForwardBackwardScorer),
         ("balance", ForwardBackwardScorer),
         ("zero_lowest", ModifiedPageRankScorer),
     ):
@@ -442,6 +466,9 @@ def test_energies_of_parallel_edges_are_squared_one_by_one(scorer: BaseScorer) -
 def test_a_rank_of_energies_does_not_claim_to_travel_along_the_weights() -> None:
     assert WeightedPageRankScorer(edges="energy").rank(small_graph(), ()).method == "weighted pagerank of energies"
     assert damping_of(WeightedPageRankScorer(edges="energy").rank(small_graph(), ())) is None
+    explained = WeightedPageRankScorer(explained=0.5).rank(small_graph(), LAYERS)
+    assert explained.method == "weighted pagerank with explained activations"
+    assert damping_of(explained) is None
     assert damping_of(ForwardBackwardScorer().rank(small_graph(), ())) is None
 
 
@@ -466,8 +493,13 @@ def test_layers_without_mass_are_named_as_the_graph_counts_them() -> None:
 
 def test_what_neurons_explain_must_have_been_collected() -> None:
     for layers in ((), (statistics(INPUTS), statistics(HIDDEN), statistics(OUTPUTS))):
-        with pytest.raises(OptionError, match="needs statistics of all 3 layers that say what hidden neurons explain"):
-            ExplainedScorer().rank(small_graph(), layers)
+        for scorer in (ExplainedScorer(), WeightedPageRankScorer(explained=0.1), ForwardBackwardScorer(explained=1)):
+            assert scorer.needs_explained
+            with pytest.raises(
+                OptionError, match=f"{type(scorer).__name__} needs statistics of all 3 layers that say what"
+            ):
+                scorer.rank(small_graph(), layers)
+    assert not WeightedPageRankScorer().needs_explained
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None])
@@ -485,6 +517,7 @@ def test_parameters_are_the_public_attributes() -> None:
         "device": None,
         "dtype": "float32",
         "edges": "magnitude",
+        "explained": 0.0,
     }
     assert RandomScorer(4).parameters() == {"seed": 4}
     assert Records().parameters() == {}
@@ -517,7 +550,7 @@ def test_edge_weights_are_wide_and_non_negative() -> None:
 
 
 def test_unknown_topology_is_refused() -> None:
-    with pytest.raises(OptionError, match="expected 'isolated' or 'chained'"):
+    with pytest.raises(OptionError, match="expected 'isolated', 'chained' or 'residual'"):
         build_graphs((), (), "star")  # type: ignore[arg-type]
 
 
