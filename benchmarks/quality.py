@@ -29,7 +29,7 @@ from llmrank.activations import FFNStatistics, collect
 from llmrank.adapters import explicit_ffns, find_ffns
 from llmrank.attention import find_attentions
 from llmrank.calibration import TokenSequences, tokenise
-from llmrank.config import PRUNERS, make_pruner, make_repair, make_scorer
+from llmrank.config import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity, size
 from llmrank.hub import LoadedModel, demo_model
 from llmrank.last_word import cut_passages

@@ -207,8 +207,8 @@ def collect(
     progress : callable, optional
         ``progress(items, description)`` returns an iterable over the items.
     explained : bool
-        Whether to find out what hidden neurons explain of the outputs, see :mod:`llmrank.explained`: one product more with
-        every output map. Explicitly listed Linears have no hidden neurons.
+        Whether to find out what hidden neurons (and the inputs of attentions' output maps) explain of the outputs, see
+        :mod:`llmrank.explained`: one product more with every such map. Explicitly listed Linears have no hidden neurons.
     skips : bool
         Whether to measure what share of the residual stream goes past every block.
     attentions : mapping from str to FFN, optional
@@ -467,13 +467,12 @@ class _Sums:
             if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
                 self._writes[layer + 1] = _Accumulator(stage[0].size, stage[0].weight.device)
                 watch(hooks, model, ffn, stage[0].module, self._writes[layer + 1], masks, output=True)
-        for layer, prunable in ffn.prunable.items() if explained else ():
-            if prunable.consumers:
-                (consumer,) = prunable.consumers
-                bias = consumer.module.bias if isinstance(consumer.module.bias, torch.Tensor) else None
-                sums = self._explained[layer] = ExplainedSums(consumer.weight, bias)
-                watch(hooks, model, ffn, consumer.module, _Rows(sums.read), masks)
-                watch(hooks, model, ffn, consumer.module, _Rows(sums.written), masks, output=True)
+        for layer in range(1, len(ffn.stages)) if explained and ffn.kind != "explicit" else ():
+            (reader,) = ffn.stages[layer]
+            bias = reader.module.bias if isinstance(reader.module.bias, torch.Tensor) else None
+            sums = self._explained[layer] = ExplainedSums(reader.weight, bias)
+            watch(hooks, model, ffn, reader.module, _Rows(sums.read), masks)
+            watch(hooks, model, ffn, reader.module, _Rows(sums.written), masks, output=True)
 
     def finish(self) -> tuple[LayerStatistics, ...]:
         """Of every node layer."""

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 import llmrank
 from llmrank.adapters import FAMILIES, Family, find_ffns
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.errors import UnsupportedModelError
+from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.schedule import Schedule
+from llmrank.score import BaseScorer, ExplainedScorer, ForwardBackwardScorer, WeightedPageRankScorer
 from llmrank.surgery import apply_masks
 from tests.llmrank.models import Snapshot, auto_class, family_model, logits, token_ids
 
@@ -132,6 +134,49 @@ def removed_parameters(run: BasePipeline) -> int:
             for consumer in layer.consumers:
                 total += removed * consumer.size
     return total
+
+
+@every_family
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        ForwardBackwardScorer(),
+        ExplainedScorer(),
+        WeightedPageRankScorer(edges="energy", explained=0.5),
+    ],
+    ids=["forward-backward", "explained", "energy"],
+)
+def test_every_scorer_ranks_hidden_neurons(family: Family, scorer: BaseScorer) -> None:
+    model = family_model(family)
+    run = pipeline(model, LocalPruner(0.3), scorer=scorer)
+    run.run()
+    assert run.masks is not None
+    assert set(run.masks) == {ffn.name for ffn in find_ffns(model)}
+    for entry, rank in zip(run.model_graphs, run.ranks, strict=True):
+        assert not rank.degenerate
+        for name, scores in entry.importance(rank).items():
+            assert float(scores.min()) >= 0
+            assert float(scores.sum()) == pytest.approx(1)
+            kept = scores[run.masks[name]]
+            assert float(kept.min()) >= float(scores[~run.masks[name]].max())
+
+
+@every_family
+def test_the_residual_stream_and_attentions_are_part_of_the_graph(family: Family) -> None:
+    model = family_model(family)
+    if family.model_type == "t5":
+        with pytest.raises(UnsupportedModelError, match="decoder attends to two streams"):
+            pipeline(model, LocalPruner(0.3), ResidualFFNPipeline, attention=True).run()
+        pipeline(model, LocalPruner(0.3), ResidualFFNPipeline).run()
+        return
+    run = pipeline(model, LocalPruner(0.3), ResidualFFNPipeline, attention=True)
+    run.run()
+    attentions, ffns = run.model_graphs[::2], run.model_graphs[1::2]
+    # Four heads of four, whether they share their values or not.
+    assert [entry.graph.layers for entry in attentions] == [(16, 16, 16)] * 2
+    assert [list(entry.prunable) for entry in (*attentions, *ffns)] == [[], [], [1], [1]]
+    assert [entry.follows for entry in run.model_graphs] == [False, True, True, True]
+    assert all(0 < entry.skip < 1 for entry in run.model_graphs)
 
 
 @every_family
