@@ -220,6 +220,33 @@ def test_families_lists_the_table(capsys: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "stated"),
+    [
+        (
+            ("--pipeline", "residual", "--beta", 0.25, "--attention"),
+            {"pipeline": "residual", "beta": [0.25] * 4, "attention": True},
+        ),
+        (("--scorer", "fbpr", "--balance", 0.7), {"scorer": {"name": "ForwardBackwardScorer", "balance": 0.7}}),
+        (("--edges", "energy", "--explained", 0.5), {"scorer": {"edges": "energy", "explained": 0.5}}),
+        (
+            ("--scorer", "explained", "--explains", "variance", "--signed"),
+            {"scorer": {"explains": "variance", "signed": True}},
+        ),
+    ],
+)
+def test_topologies_and_scorers_take_their_options(
+    arguments: tuple[Any, ...], stated: dict[str, Any], checkpoint: Path, corpus: Path, tmp_path: Path
+) -> None:
+    assert run("prune", checkpoint, "--output", tmp_path / "out", "--calibration", corpus, *SHORT, *arguments) == 0
+    method = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["method"]
+    for name, value in stated.items():
+        if name == "scorer":
+            assert value.items() <= method["scorer"].items()
+        else:
+            assert method[name] == value
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--amount", 1.5), "share in [0, 1)"),
@@ -244,6 +271,14 @@ def test_families_lists_the_table(capsys: Any) -> None:
         (("--steps", 2, "--growth", "cubic"), "unknown growth 'cubic'"),
         (("--steps", 2, "--growth", "geometric", "--amount", 3), "geometric growth"),
         (("--pipeline", "loose"), "unknown pipeline"),
+        (("--beta", 0.5), "pipeline 'isolated' does not take beta; it belongs to the residual pipeline"),
+        (("--pipeline", "chained", "--attention"), "does not take attention"),
+        (("--pipeline", "residual", "--beta", "much"), "beta must be a number in [0, 1], or measured"),
+        (("--edges", "signed"), "unknown edges 'signed'"),
+        (("--scorer", "fbpr", "--balance", 2), "balance must be a number in [0, 1]"),
+        (("--explained", -1), "explained must be a number in [0, 1]"),
+        (("--scorer", "explained", "--explains", "mass"), "explains must be energy or variance"),
+        (("--signed",), "does not take signed"),
         (("--device", "cuda:99"), "cannot be used here"),
         (("--dtype", "int8"), "unknown dtype"),
         (("--repair", "glue"), "unknown repair 'glue'; expected one of bias, lstsq"),

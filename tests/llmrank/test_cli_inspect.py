@@ -46,7 +46,18 @@ def test_it_prints_one_row_a_layer(checkpoint: Path, corpus: Path, capsys: Any) 
     assert "isolated, 2 graphs" in output  # the default
     assert f"{LLAMA['hidden_size'] * FFN:,}" in output  # edges into the hidden layer
     assert "same neurons as wpr, isolated" in output
-    for name in ("mpr", "norm", "activation", "random", "wanda", "wanda-sp", "flap", "wpr, chained"):
+    for name in (
+        "mpr",
+        "fbpr",
+        "norm",
+        "activation",
+        "random",
+        "wanda",
+        "wanda-sp",
+        "flap",
+        "explained",
+        "wpr, chained",
+    ):
         assert name in output
     for number in (0, 1):
         cells = row(output, f"{number}.mlp")
@@ -251,3 +262,27 @@ def test_parquet_without_pyarrow_is_refused_at_once(capsys: Any, monkeypatch: An
 
 def test_formats_without_a_place_to_write_are_refused(capsys: Any) -> None:
     assert "needs --output" in refused(capsys, "no/such/model", "--format", "gexf")
+
+
+# --- the residual stream
+
+
+def test_the_residual_graph_is_inspected_as_the_others_are(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    output = tmp_path / "seen"
+    printed = shown(
+        capsys,
+        checkpoint,
+        *("--pipeline", "residual", "--attention", "--scorer", "fbpr", "--explained", 0.5),
+        *("--calibration", corpus, "--output", output, "--format", "png,html,graphml,safetensors", "--neuron", "1:3"),
+        *SHORT,
+    )
+    assert "residual, 4 graphs" in printed  # two attentions, two FFNs
+    assert "fbpr, chained" in printed
+    assert row(printed, "1.mlp")[1] == str(FFN)
+    assert "Neuron 1:3" in printed
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    assert summary["topology"] == "residual"
+    assert list(summary["layers"]) == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    assert (output / "index.html").is_file()
