@@ -249,14 +249,15 @@ def collect(
             inputs, *of_batch = model_inputs(model, ids, mask, device)
             masks.take(TokenMasks(*of_batch))
             run_body(body, inputs)
-    layers = {unit.name: entry.finish() for unit, entry in zip(units, sums, strict=True)}
+    layers = [entry.finish() for entry in sums]
+    around = dict(zip(before, layers[len(ffns) :], strict=True))
     return tuple(
         FFNStatistics(
-            layers[ffn.name],
+            own,
             blocks[block_path(ffn)].share() if skips else None,
-            AttentionStatistics(before[ffn.name], layers[before[ffn.name].name]) if ffn.name in before else None,
+            AttentionStatistics(before[ffn.name], around[ffn.name]) if ffn.name in before else None,
         )
-        for ffn in ffns
+        for ffn, own in zip(ffns, layers[: len(ffns)], strict=True)
     )
 
 

@@ -43,7 +43,8 @@ class ForwardBackwardScorer(WeighingScorer):
 
     Notes
     -----
-    Cost: twice that of the weighted rank; both read the weights where they lie.
+    Cost: twice that of the weighted rank; both read the weights where they lie (bare edges, theta below 1, in bands on the way
+    back, which takes longer).
     """
 
     gamma: float = 0.5

@@ -26,7 +26,8 @@ class ExplainedScorer(BaseScorer):
     hidden neurons, its bias left out; for the variance about the means of x. The e_j of a layer sum to 1. Unlike the squared
     norm of what a neuron adds by itself, e_j counts what it has in common with the others. It may be negative: such a
     neuron takes back what others overdo, and without it the output is as much too large as it would be too
-    small without one of the opposite share. Layers that are not hidden keep their activations.
+    small without one of the opposite share. Layers that are not hidden keep their activations. Repair that chooses neurons
+    anew by other activations chooses the same ones again.
 
     Parameters
     ----------
