@@ -19,7 +19,7 @@ from torch import nn
 from llmrank.activations import body_of, counted, evaluating, model_inputs, run_body
 from llmrank.adapters import FFN, Projection
 from llmrank.adapters.geometry import is_linear
-from llmrank.errors import UnsupportedModelError
+from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.skips import block_path
 
 __all__ = ["SelectedRows", "find_attentions"]
@@ -71,6 +71,8 @@ def find_attentions(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, FFN]:
         that returns what another one reads, or with several.
     StructureError
         FFNs outside a stack of blocks.
+    CalibrationError
+        NaN or Inf on the way.
 
     Notes
     -----
@@ -135,6 +137,12 @@ def _passed(
             hooks.callback(hook.remove)
         inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool), device)
         run_body(body_of(model, ffns), inputs)
+    for name, pair in passed.items():
+        if not all(bool(torch.isfinite(values).all()) for values in pair):
+            raise CalibrationError(
+                f"what {name} reads or returns is not finite: the weights hold NaN or Inf, or the dtype overflows; load the "
+                "model in float32 or bfloat16 and check its perplexity"
+            )
     return passed
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from llmrank.adapters import FFN, find_ffns
 from llmrank.attention import find_attentions
-from llmrank.errors import StructureError, UnsupportedModelError
+from llmrank.errors import CalibrationError, StructureError, UnsupportedModelError
 from tests.llmrank.models import HEADS, Snapshot, family_model, mlp, named_family, tiny_llama, tiny_t5
 
 N_HEADS, N_GROUPS, WIDTH = HEADS["num_attention_heads"], HEADS["num_key_value_heads"], HEADS["head_dim"]
@@ -108,6 +108,14 @@ def test_refusals_say_what_was_not_found() -> None:
     stacked = nn.ModuleDict({"layers": nn.ModuleList([mlp(4, 6, 4)])})
     with pytest.raises(UnsupportedModelError, match="ModuleDict is no transformers model that reads token ids"):
         attention_of(stacked)
+
+
+def test_numbers_that_are_not_finite_are_refused_where_they_show() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.v_proj.weight[0, 0] = float("nan")
+    with pytest.raises(CalibrationError, match=r"layers\.1\.self_attn\..* is not finite"):
+        attention_of(model)
 
 
 class Halved(nn.Module):
