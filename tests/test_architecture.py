@@ -90,6 +90,7 @@ LLMRANK = [
     "llmrank.hub",
     "llmrank.adapters.ffn",
     "llmrank.adapters.families",
+    "llmrank.adapters.trial",
     "llmrank.adapters.geometry",
     "llmrank.adapters.explicit",
     "llmrank.adapters",

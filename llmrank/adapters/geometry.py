@@ -4,6 +4,9 @@ Inside a module, the linear maps that do not belong to attention are an FFN when
 d -> f, f -> d (plain), two d -> f and one f -> d (gated), or d -> 2f, f -> d (fused). An
 ``nn.Sequential`` of Linears with pointwise functions between them is a sequential one. What was found
 is probed: silencing neuron j before the activation must change input j of the output map alone.
+
+Where nothing was found, a module of any code may still be a chain of linear maps, a multilayer perceptron: a trial
+run shows it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from llmrank.adapters.ffn import FFN, Projection, in_features, out_features
+from llmrank.adapters.trial import linear_chain
 from llmrank.errors import UnsupportedModelError
 
 __all__ = ["find_ffns"]
@@ -49,8 +53,9 @@ def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
 
     Examples
     --------
-    >>> [ffn.kind for ffn in find_ffns(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))]
-    ['sequential']
+    >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    >>> [(ffn.kind, ffn.sizes, len(ffn.prunable)) for ffn in find_ffns(mlp)]
+    [('sequential', (4, 8, 6, 2), 2)]
     """
     refuse_experts(model)
     linears = {name: module for name, module in model.named_modules() if is_linear(module)}
@@ -73,12 +78,13 @@ def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
     ffns = [found[name] for name in modules if name in found]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
     # Where there is a repeating stack, look-alikes outside it (prediction heads) are not FFNs.
-    ffns = [ffn for ffn in (stacked or ffns) if _is_separable(ffn)]
+    ffns = [ffn for ffn in (stacked or ffns) if _is_separable(ffn)] or _chains(modules, linears, free)
     if not ffns:
         raise UnsupportedModelError(
             f"found no feed-forward network in {type(model).__name__}; expected linear maps d -> f and f -> d (plain), "
-            f"two d -> f and f -> d (gated), d -> 2f and f -> d (fused) inside one module, or an nn.Sequential of "
-            f"Linears. {_inventory(linears)} Name the Linears explicitly with structure_dict="
+            f"two d -> f and f -> d (gated), d -> 2f and f -> d (fused) inside one module, an nn.Sequential of Linears, or "
+            f"a module that takes features through one Linear after the other. {_inventory(linears)} Name the Linears "
+            "explicitly with structure_dict="
         )
     refuse_tied(model, ffns)
     probed: set[tuple[type[nn.Module], str]] = set()
@@ -203,6 +209,20 @@ def _sequential(name: str, module: nn.Module, free: dict[str, nn.Module]) -> FFN
         elif not isinstance(child, (*POINTWISE, nn.Flatten)) or (stages and isinstance(child, nn.Flatten)):
             return None
     return FFN(name, "sequential", tuple(stages), stack_of(name), module) if len(stages) >= 2 else None
+
+
+def _chains(modules: dict[str, nn.Module], linears: dict[str, nn.Module], free: dict[str, nn.Module]) -> list[FFN]:
+    """The modules that are chains of linear maps, the largest that run by themselves; none of them inside another."""
+    found: list[FFN] = []
+    for name, module in modules.items():
+        inside = {path: linear for path, linear in linears.items() if not name or path.startswith(f"{name}.")}
+        nested = any(not ffn.name or name.startswith(f"{ffn.name}.") for ffn in found)
+        order = None if nested or not set(inside) <= set(free) else linear_chain(module, inside)
+        if order is not None:
+            stages = tuple((Projection.whole(path, linears[path]),) for path in order)
+            ffn = FFN(name, "sequential", stages, stack_of(name), module)
+            found += [ffn] if _is_separable(ffn) else []
+    return found
 
 
 def _is_separable(ffn: FFN) -> bool:

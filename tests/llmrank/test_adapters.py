@@ -116,9 +116,7 @@ def test_sequential_that_couples_neurons_is_refused(between: nn.Module) -> None:
     assert "1 x * 10 -> 6" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "between", [nn.LayerNorm(10), nn.Softmax(dim=-1), nn.LayerNorm(10, elementwise_affine=False), nn.Linear(10, 10)]
-)
+@pytest.mark.parametrize("between", [nn.LayerNorm(10), nn.Softmax(dim=-1), nn.LayerNorm(10, elementwise_affine=False)])
 def test_mlp_that_couples_neurons_is_refused(between: nn.Module) -> None:
     with pytest.raises(UnsupportedModelError, match=r"not separate|no feed-forward network"):
         find_ffns(Separate(between))
@@ -133,6 +131,11 @@ def test_mlp_with_a_norm_on_as_many_hidden_neurons_as_inputs_is_refused() -> Non
 def test_separable_mlp_is_taken() -> None:
     (ffn,) = find_ffns(Separate(nn.Tanh()))
     assert (ffn.kind, ffn.sizes) == ("plain", (6, 10, 6))
+
+
+def test_mlp_with_a_linear_map_between_is_a_longer_one() -> None:
+    (ffn,) = find_ffns(Separate(nn.Linear(10, 10)))
+    assert (ffn.kind, ffn.sizes, list(ffn.prunable)) == ("sequential", (6, 10, 10, 6), [1, 2])
 
 
 def test_interleaved_gate_and_up_are_refused() -> None:
