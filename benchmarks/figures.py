@@ -14,7 +14,7 @@ from matplotlib.ticker import NullFormatter
 
 from graphs.draw.colours import line_look
 
-__all__ = ["compact", "convergence", "quality", "scale", "speed"]
+__all__ = ["compact", "convergence", "mlp", "quality", "scale", "speed"]
 
 # Okabe and Ito's colours; every solver keeps its own through all figures.
 COLOURS = {
@@ -38,6 +38,16 @@ STYLE = {
     "legend.frameon": False,
     "figure.dpi": 110,
     "savefig.bbox": "tight",
+}
+# The scores of the multilayer perceptrons that are drawn; the rest is in their table.
+SCORES = {
+    "random": "#999999",
+    "norm (L1)": "#000000",
+    "activation": "#56B4E9",
+    "wanda-sp (L1)": "#009E73",
+    "flap": "#CC79A7",
+    "weighted PageRank": "#E69F00",
+    "forward-backward PageRank, gamma 1": "#D55E00",
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -375,8 +385,37 @@ def compact(results: dict[str, Any], folder: Path) -> list[Path]:
         return [_save(figure, folder / "compact.png")]
 
 
+def mlp(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Test accuracy of multilayer perceptrons against the share of hidden neurons removed, without repair, locally."""
+    amounts = [0.0, *results["protocol"]["amounts"]]
+    data = list(dict.fromkeys(row["data"] for row in results["dense"]))
+    networks = list(dict.fromkeys(row["network"] for row in results["dense"]))
+    with mpl.rc_context(STYLE):
+        size = {"figsize": (2.9 * len(networks), 2.5 * len(data) + 0.5), "sharex": True, "squeeze": False}
+        figure, axes = plt.subplots(len(data), len(networks), **size)
+        for dense in results["dense"]:
+            ax = axes[data.index(dense["data"]), networks.index(dense["network"])]
+            for name, colour in SCORES.items():
+                row = next(
+                    row
+                    for row in results["rows"]
+                    if all(row[key] == dense[key] for key in ("data", "network"))
+                    and (row["scorer"], row["pruner"], row["repair"]) == (name, "local", "none")
+                )
+                ax.plot(amounts, [dense["test"], *row["test"]], "-o", ms=3, lw=1.2, color=colour, label=name)
+            ax.set(title=f"{dense['data']}, {dense['network']}")
+        for ax in axes[-1]:
+            ax.set(xlabel="share of hidden neurons removed")
+        for ax in axes[:, 0]:
+            ax.set(ylabel="test accuracy")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.tight_layout(rect=(0, 0.0, 1, 0.9))
+        figure.legend(handles, labels, loc="upper center", ncols=4, fontsize=8)
+        return [_save(figure, folder / "mlp.png")]
+
+
 def main() -> None:
-    for draw in (convergence, speed, scale, compact, quality):
+    for draw in (convergence, speed, scale, compact, quality, mlp):
         name = draw.__name__
         path = RESULTS / f"{name}.json"
         if path.is_file():

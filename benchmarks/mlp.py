@@ -1,0 +1,382 @@
+"""Accuracy that multilayer perceptrons keep when hidden neurons go, by every scorer: the case of MLP-Rank.
+
+Run it as ``python -m benchmarks.mlp``. Networks of two, three and six layers are trained on images (see
+:mod:`benchmarks.mlp_networks`) and pruned without training: 10 to 50 % of the hidden neurons, by the pipeline's own stages
+and in the compact form. Statistics are collected on training images, settings are chosen on validation images, and the
+numbers to report are those on test images. The published method prunes rows of the output layer too, which takes classes
+away whatever the score; here hidden neurons alone go.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from time import process_time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import figures
+from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, trained
+from benchmarks.provenance import provenance, write
+from graphs import LayeredGraph, RankResult, weighted_pagerank
+from llmrank import IsolatedFFNPipeline, Masks
+from llmrank.activations import LayerStatistics
+from llmrank.config import make_pruner, make_repair, make_scorer
+from llmrank.model_graph import edge_weights
+from llmrank.repair import repair_ffns
+from llmrank.score import BaseScorer
+from llmrank.stream import open_stream, recording
+from llmrank.surgery import apply_masks
+
+RESULTS = Path(__file__).parent / "results"
+AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5)
+PRUNERS = ("local", "global")
+CALIBRATION = 1024
+DRAWS = 3
+# What the paper averages, and compares with.
+COMPARED = ("random", "norm (L1)", "activation")
+PAPER = 6.09
+
+
+@dataclass
+class ForwardBackward(BaseScorer):
+    """Weighted PageRank along the edges times that against them: what feeds a neuron, and what depends on it.
+
+    The rank against the edges starts at the outputs, by their activations, and gives every source of a node its share of the
+    node's score. Taken to the powers `balance` and 1 - `balance`: at 0 it is the rank against the edges alone.
+    """
+
+    gamma: float = 1.0
+    balance: float = 0.5
+
+    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:  # noqa: ARG002 -- the graph says all
+        backward = LayeredGraph.from_weights(
+            [edge_weights(graph, layer).T for layer in range(len(graph.layers) - 1, 0, -1)],
+            graph.activations[-1],
+            graph.activations[-2::-1],
+        )
+        ahead = weighted_pagerank(graph, self.gamma).scores
+        behind = weighted_pagerank(backward, self.gamma).scores[::-1]
+        products = [a**self.balance * b ** (1.0 - self.balance) for a, b in zip(ahead, behind, strict=True)]
+        return self._result(graph, [product / product.sum() for product in products], 0.0)
+
+
+@dataclass
+class Centred(BaseScorer):
+    """Another scorer with standard deviations as activations: a neuron that always says the same says nothing."""
+
+    of: BaseScorer
+
+    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
+        deviations = [entry.variance.sqrt() for entry in statistics]
+        for layer, deviation in enumerate(deviations):
+            graph = graph.with_activations(layer, deviation)
+        centred = [
+            replace(entry, norm=d, read_norm=d, mean=torch.zeros_like(d))
+            for entry, d in zip(statistics, deviations, strict=True)
+        ]
+        return self.of.rank(graph, centred)
+
+
+# By name; random stands for the mean of several draws.
+BASELINES: dict[str, list[BaseScorer]] = {
+    "random": [make_scorer("random", seed=seed) for seed in range(DRAWS)],
+    "norm (L1)": [make_scorer("norm", p=1.0)],
+    "norm (L2)": [make_scorer("norm", p=2.0)],
+    "activation": [make_scorer("activation")],
+    "wanda": [make_scorer("wanda")],
+    "wanda-sp (L1)": [make_scorer("wanda-sp", p=1.0)],
+    "wanda-sp (L2)": [make_scorer("wanda-sp", p=2.0)],
+    "flap": [make_scorer("flap")],
+}
+FORWARD: dict[str, list[BaseScorer]] = {
+    "weighted PageRank": [make_scorer("wpr")],
+    "weighted PageRank, gamma 0.9, theta 0.5": [make_scorer("wpr", gamma=0.9, theta=0.5)],
+    "weighted PageRank, gamma 0.9": [make_scorer("wpr", gamma=0.9)],
+    "weighted PageRank, gamma 1": [make_scorer("wpr", gamma=1.0)],
+    "modified PageRank": [make_scorer("mpr")],
+    "centred weighted PageRank, gamma 0.9": [Centred(make_scorer("wpr", gamma=0.9))],
+}
+BOTH_WAYS: dict[str, list[BaseScorer]] = {
+    "forward-backward PageRank, gamma 0.5": [ForwardBackward(0.5)],
+    "forward-backward PageRank, gamma 0.9": [ForwardBackward(0.9)],
+    "forward-backward PageRank, gamma 1": [ForwardBackward(1.0)],
+    "backward PageRank, gamma 1": [ForwardBackward(1.0, 0.0)],
+    "centred forward-backward PageRank, gamma 0.9": [Centred(ForwardBackward(0.9))],
+    "centred forward-backward PageRank, gamma 1": [Centred(ForwardBackward(1.0))],
+}
+SCORERS = {**BASELINES, **FORWARD, **BOTH_WAYS}
+# What is repaired too, on one budget.
+REPAIRED = (*COMPARED, "flap", "weighted PageRank", "forward-backward PageRank, gamma 1")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A line of the results."""
+
+    scorer: str
+    pruner: str
+    repair: str = "none"
+
+
+def settings() -> Iterator[Setting]:
+    """All that is tried on a network."""
+    yield from (Setting(scorer, pruner) for scorer in SCORERS for pruner in PRUNERS)
+    yield from (Setting(scorer, "local", "lstsq") for scorer in REPAIRED)
+
+
+class Pruning:
+    """A trained network, its graph, and what it makes of images once cut."""
+
+    def __init__(self, model: nn.Module, images: Images) -> None:
+        self.model, self.images = model, images
+        self.dense = self.accuracies()
+        self.pipeline = IsolatedFFNPipeline(model, None, calibration=images.train.x[:CALIBRATION])
+        self.ffns, self.sequences = self.pipeline.find(), self.pipeline.sequences()
+        with recording(model, self.ffns) as self.record:
+            self.statistics = self.pipeline.calibrate(self.ffns, self.sequences)
+        self.graphs = self.pipeline.draw(self.ffns, self.statistics)
+        self._known: dict[tuple[int, str], tuple[float, float]] = {}
+
+    def accuracies(self) -> tuple[float, float]:
+        """On validation and on test images."""
+        return accuracy(self.model, self.images.valid), accuracy(self.model, self.images.test)
+
+    def masks(self, scorer: BaseScorer, pruner: str) -> list[Masks]:
+        """What stays, for every amount."""
+        self.pipeline.scorer = scorer
+        ranks = self.pipeline.score(self.graphs)
+        kept = []
+        for amount in AMOUNTS:
+            self.pipeline.pruner = make_pruner(pruner, amount=amount)
+            kept.append(self.pipeline.choose(self.graphs, ranks))
+        return kept
+
+    def cut(self, masks: Masks, repair: str) -> tuple[float, float]:
+        """Accuracies of the compact network; those of the same masks are taken once."""
+        key = (hash(masks), repair)
+        if key not in self._known:
+            method, repaired = make_repair(repair), {}
+            if method is not None:
+                stream = open_stream(self.model, self.ffns, self.sequences, 1, self.record)
+                masks, repaired = repair_ffns(self.model, self.ffns, masks, method, stream)
+            application = apply_masks(self.model, self.ffns, masks, "compact", "none", repaired)
+            try:
+                self._known[key] = self.accuracies()
+            finally:
+                application.undo()
+        return self._known[key]
+
+    def line(self, setting: Setting) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """(amounts, 2): accuracies on validation and on test images, means over draws."""
+        draws = [
+            [self.cut(masks, setting.repair) for masks in self.masks(scorer, setting.pruner)]
+            for scorer in SCORERS[setting.scorer]
+        ]
+        return np.array(draws).mean(0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network to train, cut and look at."""
+
+    data: str
+    network: str
+    seed: int
+    epochs: int
+
+
+def measure(task: Task) -> tuple[str, tuple[float, float], list[Any], float]:
+    """Source of the images, dense accuracies, a (amounts, 2) array for each setting, and seconds of one core."""
+    torch.set_num_threads(1)
+    begun, images = process_time(), DATA[task.data][0](task.seed)
+    model = trained(NETWORKS[task.network], images, task.epochs, task.seed)
+    pruning = Pruning(model, images)
+    lines = [pruning.line(setting) for setting in settings()]
+    seconds = process_time() - begun
+    print(f"{task.data}, {task.network}, seed {task.seed}: {seconds:.0f} s, dense {pruning.dense}", flush=True)
+    return images.source, pruning.dense, lines, seconds
+
+
+def study(tasks: Sequence[Task], jobs: int) -> dict[str, Any]:
+    """All tasks, `jobs` at a time, each on one thread; accuracies by seed are summed up as means and deviations."""
+    if jobs > 1:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            found = dict(zip(tasks, pool.map(measure, tasks), strict=True))
+    else:
+        found = {task: measure(task) for task in tasks}
+    dense, rows = [], []
+    for data, network in dict.fromkeys((task.data, task.network) for task in tasks):
+        here = {"data": data, "network": network}
+        same = [result for task, result in found.items() if (task.data, task.network) == (data, network)]
+        dense.append({**here, **_summed(np.array([[result[1]] for result in same]), one=True)})
+        for k, setting in enumerate(settings()):
+            rows.append({**here, **vars(setting), **_summed(np.array([result[2][k] for result in same]))})
+    sources = {task.data: result[0] for task, result in found.items()}
+    seconds = sum(result[3] for result in found.values())
+    return {"sources": sources, "core_seconds": round(seconds), "dense": dense, "rows": rows}
+
+
+def _summed(values: np.ndarray[Any, Any], *, one: bool = False) -> dict[str, Any]:
+    """Means over seeds and, of test, deviations, from (seeds, amounts, 2)."""
+    deviations = values[:, :, 1].std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+    found = {"valid": values[:, :, 0].mean(0), "test": values[:, :, 1].mean(0), "test_deviation": deviations}
+    return {
+        name: round(float(entry[0]), 5) if one else [round(float(value), 5) for value in entry]
+        for name, entry in found.items()
+    }
+
+
+class Summary:
+    """What the rows say, in percentage points of accuracy."""
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        self.amounts: list[float] = results["protocol"]["amounts"]
+        self.dense = {(row["data"], row["network"]): row for row in results["dense"]}
+        self.rows = {
+            (Setting(row["scorer"], row["pruner"], row["repair"]), row["data"], row["network"]): row
+            for row in results["rows"]
+        }
+        self.settings = list(dict.fromkeys(setting for setting, _, _ in self.rows))
+
+    def change(self, setting: Setting, part: str = "test") -> np.ndarray[Any, Any]:
+        """(networks, amounts): what is lost, as a negative number."""
+        return np.array(
+            [
+                100.0 * (np.array(self.rows[(setting, *network)][part]) - self.dense[network][part])
+                for network in self.dense
+            ]
+        )
+
+    def retained(self, setting: Setting) -> float:
+        """Mean share of the dense accuracy on test that is kept, in percent."""
+        return 100.0 * fmean(
+            value / self.dense[network]["test"]
+            for network in self.dense
+            for value in self.rows[(setting, *network)]["test"]
+        )
+
+    def chosen(self, scorers: Sequence[str]) -> Setting:
+        """The setting without repair of these scorers that does best on validation images, over all networks and amounts."""
+        tried = [setting for setting in self.settings if setting.repair == "none" and setting.scorer in scorers]
+        return max(tried, key=lambda setting: float(self.change(setting, "valid").mean()))
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in markdown."""
+    summary = Summary(results)
+    lines = [
+        f"Mean over {results['protocol']['seeds']} trained networks each; changes of test accuracy in percentage points.",
+        "",
+        "| | " + " | ".join(f"{data}, {network}" for data, network in summary.dense) + " |",
+        "| --- |" + " ---: |" * len(summary.dense),
+        "| dense test accuracy, % | "
+        + " | ".join(f"{100 * row['test']:.2f} ± {100 * row['test_deviation']:.2f}" for row in summary.dense.values())
+        + " |",
+    ]
+    for title, repair in (("Without repair", "none"), ("With least-squares repair", "lstsq")):
+        ordered = [setting for setting in summary.settings if setting.repair == repair]
+        ordered.sort(key=lambda setting: -summary.change(setting, "valid").mean())
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "Means over the amounts, then over the networks; the best on validation first.",
+            "",
+        ]
+        head = [*(f"{data}, {network[0]}" for data, network in summary.dense), *(f"{a:.0%}" for a in summary.amounts)]
+        lines += [
+            f"| score | budget | {' | '.join(head)} | all | retained, % | all, validation |",
+            "| --- | --- |" + " ---: |" * (len(head) + 3),
+        ]
+        for setting in ordered:
+            change = summary.change(setting)
+            cells = [*change.mean(1), *change.mean(0), change.mean()]
+            lines.append(
+                f"| {setting.scorer} | {setting.pruner} | {' | '.join(f'{cell:.2f}' for cell in cells)} | "
+                f"{summary.retained(setting):.1f} | {summary.change(setting, 'valid').mean():.2f} |"
+            )
+    for title, scorers in (
+        ("The best PageRank of all", [*FORWARD, *BOTH_WAYS]),
+        ("The best forward PageRank", [*FORWARD]),
+    ):
+        lines += ["", f"## {title} against what the paper compares with", "", *_comparison(summary, scorers)]
+    return "\n".join(lines) + "\n"
+
+
+def _comparison(summary: Summary, scorers: Sequence[str]) -> Iterator[str]:
+    """How far a rank is ahead of random, L1 norm and activation, and every cell where it is behind."""
+    ours = summary.chosen(scorers)
+    others = [summary.chosen([name]) for name in COMPARED]
+    own, theirs = summary.change(ours), {setting: summary.change(setting) for setting in others}
+    ahead = {setting: float((own - change).mean()) for setting, change in theirs.items()}
+    mean = fmean(ahead.values())
+    yield (
+        f"Chosen on validation: **{ours.scorer}, {ours.pruner}**, against each of the others with the budget that suits it "
+        f"best there. Ahead of their average by **{mean:.2f}** percentage points on test (the paper: {PAPER}); of "
+        + ", ".join(f"{setting.scorer} ({setting.pruner}) by {value:.2f}" for setting, value in ahead.items())
+        + "."
+    )
+    yield ""
+    cells = [
+        (
+            f"{data}, {network}, {summary.amounts[k]:.0%}",
+            own[n, k],
+            [float(change[n, k]) for change in theirs.values()],
+        )
+        for n, (data, network) in enumerate(summary.dense)
+        for k in range(len(summary.amounts))
+    ]
+    behind = [cell for cell in cells if max(cell[2]) > cell[1]]
+    yield f"Behind one of the three in {len(behind)} of {len(cells)} cells:"
+    yield ""
+    yield f"| | {ours.scorer} | " + " | ".join(setting.scorer for setting in others) + " |"
+    yield "| --- |" + " ---: |" * (1 + len(others))
+    for name, value, rest in behind:
+        shown = (f"**{other:.2f}**" if other > value else f"{other:.2f}" for other in rest)
+        yield f"| {name} | {value:.2f} | {' | '.join(shown)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=",".join(DATA), help="with commas (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="networks of each kind (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each on one thread (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one small network on digits, for a smoke test")
+    parser.add_argument("--output", type=Path, default=RESULTS / "mlp.json")
+    options = parser.parse_args()
+    names = ["digits"] if options.quick else options.data.split(",")
+    if unknown := set(names) - set(DATA):
+        parser.error(f"unknown --data {', '.join(sorted(unknown))}; expected some of {', '.join(DATA)}")
+    networks = ["2 layers"] if options.quick else list(NETWORKS)
+    epochs = {name: 3 if options.quick else DATA[name][1] for name in names}
+    seeds = 1 if options.quick else options.seeds
+    tasks = [Task(name, network, k, epochs[name]) for name in names for network in networks for k in range(seeds)]
+    protocol = {
+        "networks": {name: vars(NETWORKS[name]) for name in networks},
+        "epochs": epochs,
+        "batch": BATCH,
+        "seeds": seeds,
+        "random_draws": DRAWS,
+        "amounts": list(AMOUNTS),
+        "calibration": f"the first {CALIBRATION} training images",
+        "threads_per_network": 1,
+    }
+    results = {"provenance": provenance(), "protocol": protocol, **study(tasks, options.jobs)}
+    print(table(results))
+    if not options.quick:
+        write(options.output, results)
+        write(options.output.with_suffix(".md"), table(results))
+        print(f"wrote {figures.mlp(results, options.output.parent)[0]}")
+
+
+if __name__ == "__main__":
+    main()

