@@ -152,10 +152,11 @@ def test_the_largest_chain_that_runs_is_taken_whole() -> None:
         Between(lambda hidden, out: out.softmax(dim=-1)),
         Between(lambda hidden, out: functional.layer_norm(out, (8,))),
         Between(lambda hidden, out: out.flip(-1)),
+        Between(lambda hidden, out: out[..., [1, 0, *range(2, 8)]]),
         Between(lambda hidden, out: out * hidden.mean()),
         Twice(),
     ],
-    ids=["residual", "softmax", "layer norm", "flipped", "scaled by another layer", "called twice"],
+    ids=["residual", "softmax", "layer norm", "flipped", "two swapped", "scaled by another layer", "called twice"],
 )
 def test_hidden_layers_that_something_else_reads_are_refused(model: nn.Module) -> None:
     assert linear_chain(model, linears(model)) is None
