@@ -10,6 +10,7 @@ away whatever the score; here hidden neurons alone go.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -126,6 +127,10 @@ class Setting:
     pruner: str
     repair: str = "none"
 
+    @property
+    def key(self) -> str:
+        return " | ".join(vars(self).values())
+
 
 def settings() -> Iterator[Setting]:
     """All that is tried on a network."""
@@ -194,34 +199,53 @@ class Task:
     epochs: int
 
 
-def measure(task: Task) -> tuple[str, tuple[float, float], list[Any], float]:
-    """Source of the images, dense accuracies, a (amounts, 2) array for each setting, and seconds of one core."""
+@dataclass(frozen=True)
+class Measured:
+    """What a task gave: source of the images, dense accuracies, seconds of one core, and each setting's (amounts, 2)."""
+
+    source: str
+    dense: tuple[float, float]
+    seconds: float
+    lines: dict[str, list[list[float]]]
+
+
+def measure(task: Task, kept: Path | None = None) -> Measured:
+    """The task's result, from the folder `kept` if it is there with all settings, else into it."""
+    file = None if kept is None else kept / f"{'-'.join(map(str, vars(task).values()))}.json".replace(" ", "-")
+    if file is not None and file.is_file():
+        found = Measured(**json.loads(file.read_text(encoding="utf-8")))
+        if list(found.lines) == [setting.key for setting in settings()]:
+            return found
     torch.set_num_threads(1)
     begun, images = process_time(), DATA[task.data][0](task.seed)
     model = trained(NETWORKS[task.network], images, task.epochs, task.seed)
     pruning = Pruning(model, images)
-    lines = [pruning.line(setting) for setting in settings()]
-    seconds = process_time() - begun
-    print(f"{task.data}, {task.network}, seed {task.seed}: {seconds:.0f} s, dense {pruning.dense}", flush=True)
-    return images.source, pruning.dense, lines, seconds
+    lines = {setting.key: pruning.line(setting).tolist() for setting in settings()}
+    found = Measured(images.source, pruning.dense, process_time() - begun, lines)
+    print(f"{task.data}, {task.network}, seed {task.seed}: {found.seconds:.0f} s, dense {found.dense}", flush=True)
+    if file is not None:
+        write(file, vars(found))
+    return found
 
 
-def study(tasks: Sequence[Task], jobs: int) -> dict[str, Any]:
+def study(tasks: Sequence[Task], jobs: int, kept: Path | None = None) -> dict[str, Any]:
     """All tasks, `jobs` at a time, each on one thread; accuracies by seed are summed up as means and deviations."""
     if jobs > 1:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            found = dict(zip(tasks, pool.map(measure, tasks), strict=True))
+            results = list(pool.map(measure, tasks, [kept] * len(tasks)))
     else:
-        found = {task: measure(task) for task in tasks}
+        results = [measure(task, kept) for task in tasks]
+    found = dict(zip(tasks, results, strict=True))
     dense, rows = [], []
     for data, network in dict.fromkeys((task.data, task.network) for task in tasks):
         here = {"data": data, "network": network}
         same = [result for task, result in found.items() if (task.data, task.network) == (data, network)]
-        dense.append({**here, **_summed(np.array([[result[1]] for result in same]), one=True)})
-        for k, setting in enumerate(settings()):
-            rows.append({**here, **vars(setting), **_summed(np.array([result[2][k] for result in same]))})
-    sources = {task.data: result[0] for task, result in found.items()}
-    seconds = sum(result[3] for result in found.values())
+        dense.append({**here, **_summed(np.array([[result.dense] for result in same]), one=True)})
+        for setting in settings():
+            values = np.array([result.lines[setting.key] for result in same])
+            rows.append({**here, **vars(setting), **_summed(values)})
+    sources = {task.data: result.source for task, result in found.items()}
+    seconds = sum(result.seconds for result in results)
     return {"sources": sources, "core_seconds": round(seconds), "dense": dense, "rows": rows}
 
 
@@ -350,8 +374,12 @@ def main() -> None:
     parser.add_argument(
         "--data", default=",".join(DATA), help="with commas (%(default)s); what is not installed is left out"
     )
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="with commas (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="networks of each kind (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each on one thread (%(default)s)")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for what each network gave; what it has is not measured again"
+    )
     parser.add_argument("--quick", action="store_true", help="one small network on digits, for a smoke test")
     parser.add_argument("--output", type=Path, default=RESULTS / "mlp.json")
     options = parser.parse_args()
@@ -364,7 +392,9 @@ def main() -> None:
             names.remove(name)
     if not names:
         parser.error("none of the data sets is installed")
-    networks = ["2 layers"] if options.quick else list(NETWORKS)
+    networks = ["2 layers"] if options.quick else options.networks.split(",")
+    if unknown := set(networks) - set(NETWORKS):
+        parser.error(f"unknown --networks {', '.join(sorted(unknown))}; expected some of {', '.join(NETWORKS)}")
     epochs = {name: 3 if options.quick else DATA[name][1] for name in names}
     seeds = 1 if options.quick else options.seeds
     tasks = [Task(name, network, k, epochs[name]) for name in names for network in networks for k in range(seeds)]
@@ -378,7 +408,7 @@ def main() -> None:
         "calibration": f"the first {CALIBRATION} training images",
         "threads_per_network": 1,
     }
-    results = {"provenance": provenance(), "protocol": protocol, **study(tasks, options.jobs)}
+    results = {"provenance": provenance(), "protocol": protocol, **study(tasks, options.jobs, options.keep)}
     print(table(results))
     if not options.quick:
         write(options.output, results)
