@@ -27,11 +27,10 @@ from torch import nn
 from benchmarks import figures
 from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, missing, trained
 from benchmarks.provenance import provenance, write
-from graphs import LayeredGraph, RankResult, weighted_pagerank
+from graphs import LayeredGraph, RankResult
 from llmrank import IsolatedFFNPipeline, Masks
 from llmrank.activations import LayerStatistics
 from llmrank.config import make_pruner, make_repair, make_scorer
-from llmrank.model_graph import edge_weights
 from llmrank.repair import repair_ffns
 from llmrank.score import BaseScorer
 from llmrank.stream import open_stream, recording
@@ -45,29 +44,6 @@ DRAWS = 3
 # What the paper averages, and compares with.
 COMPARED = ("random", "norm (L1)", "activation")
 PAPER = 6.09
-
-
-@dataclass
-class ForwardBackward(BaseScorer):
-    """Weighted PageRank along the edges times that against them: what feeds a neuron, and what depends on it.
-
-    The rank against the edges starts at the outputs, by their activations, and gives every source of a node its share of the
-    node's score. Taken to the powers `balance` and 1 - `balance`: at 0 it is the rank against the edges alone.
-    """
-
-    gamma: float = 1.0
-    balance: float = 0.5
-
-    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:  # noqa: ARG002 -- the graph says all
-        backward = LayeredGraph.from_weights(
-            [edge_weights(graph, layer).T for layer in range(len(graph.layers) - 1, 0, -1)],
-            graph.activations[-1],
-            graph.activations[-2::-1],
-        )
-        ahead = weighted_pagerank(graph, self.gamma).scores
-        behind = weighted_pagerank(backward, self.gamma).scores[::-1]
-        products = [a**self.balance * b ** (1.0 - self.balance) for a, b in zip(ahead, behind, strict=True)]
-        return self._result(graph, [product / product.sum() for product in products], 0.0)
 
 
 @dataclass
@@ -107,12 +83,12 @@ FORWARD: dict[str, list[BaseScorer]] = {
     "centred weighted PageRank, gamma 0.9": [Centred(make_scorer("wpr", gamma=0.9))],
 }
 BOTH_WAYS: dict[str, list[BaseScorer]] = {
-    "forward-backward PageRank, gamma 0.5": [ForwardBackward(0.5)],
-    "forward-backward PageRank, gamma 0.9": [ForwardBackward(0.9)],
-    "forward-backward PageRank, gamma 1": [ForwardBackward(1.0)],
-    "backward PageRank, gamma 1": [ForwardBackward(1.0, 0.0)],
-    "centred forward-backward PageRank, gamma 0.9": [Centred(ForwardBackward(0.9))],
-    "centred forward-backward PageRank, gamma 1": [Centred(ForwardBackward(1.0))],
+    "forward-backward PageRank, gamma 0.5": [make_scorer("fbpr", gamma=0.5, dtype="float64")],
+    "forward-backward PageRank, gamma 0.9": [make_scorer("fbpr", gamma=0.9, dtype="float64")],
+    "forward-backward PageRank, gamma 1": [make_scorer("fbpr", gamma=1.0, dtype="float64")],
+    "backward PageRank, gamma 1": [make_scorer("fbpr", gamma=1.0, balance=0.0, dtype="float64")],
+    "centred forward-backward PageRank, gamma 0.9": [Centred(make_scorer("fbpr", gamma=0.9, dtype="float64"))],
+    "centred forward-backward PageRank, gamma 1": [Centred(make_scorer("fbpr", gamma=1.0, dtype="float64"))],
 }
 SCORERS = {**BASELINES, **FORWARD, **BOTH_WAYS}
 # What is repaired too, on one budget.
@@ -243,7 +219,8 @@ def study(tasks: Sequence[Task], jobs: int, kept: Path | None = None) -> dict[st
         dense.append({**here, **_summed(np.array([[result.dense] for result in same]), one=True)})
         for setting in settings():
             values = np.array([result.lines[setting.key] for result in same])
-            rows.append({**here, **vars(setting), **_summed(values)})
+            by_seed = [round(float(value), 5) for value in values[:, :, 1].mean(1)]
+            rows.append({**here, **vars(setting), **_summed(values), "test_by_seed": by_seed})
     sources = {task.data: result.source for task, result in found.items()}
     seconds = sum(result.seconds for result in results)
     return {"sources": sources, "core_seconds": round(seconds), "dense": dense, "rows": rows}
@@ -279,6 +256,16 @@ class Summary:
                 for network in self.dense
             ]
         )
+
+    def lead(self, setting: Setting, others: Sequence[Setting]) -> tuple[float, float]:
+        """How far a setting is ahead of the average of others on test, and the standard error over seeds (0 of one seed)."""
+
+        def by_seed(which: Setting) -> np.ndarray[Any, Any]:
+            return 100.0 * np.array([self.rows[(which, *network)]["test_by_seed"] for network in self.dense]).mean(0)
+
+        ahead = by_seed(setting) - np.mean([by_seed(other) for other in others], axis=0)
+        error = ahead.std(ddof=1) / np.sqrt(len(ahead)) if len(ahead) > 1 else 0.0
+        return float(ahead.mean()), float(error)
 
     def retained(self, setting: Setting) -> float:
         """Mean share of the dense accuracy on test that is kept, in percent."""
@@ -341,12 +328,15 @@ def _comparison(summary: Summary, scorers: Sequence[str]) -> Iterator[str]:
     ours = summary.chosen(scorers)
     others = [summary.chosen([name]) for name in COMPARED]
     own, theirs = summary.change(ours), {setting: summary.change(setting) for setting in others}
-    ahead = {setting: float((own - change).mean()) for setting, change in theirs.items()}
-    mean = fmean(ahead.values())
+    mean, error = summary.lead(ours, others)
+    each = ((setting, *summary.lead(ours, [setting])) for setting in others)
     yield (
         f"Chosen on validation: **{ours.scorer}, {ours.pruner}**, against each of the others with the budget that suits it "
-        f"best there. Ahead of their average by **{mean:.2f}** percentage points on test (the paper: {PAPER}); of "
-        + ", ".join(f"{setting.scorer} ({setting.pruner}) by {value:.2f}" for setting, value in ahead.items())
+        f"best there. Ahead of their average by **{mean:.2f}** ± {error:.2f} percentage points on test (the paper: {PAPER}; "
+        "± is the standard error over seeds, of pairs); of "
+        + ", ".join(
+            f"{setting.scorer} ({setting.pruner}) by {value:.2f} ± {width:.2f}" for setting, value, width in each
+        )
         + "."
     )
     yield ""

@@ -39,31 +39,6 @@ def graph(seed: int = 0) -> tuple[LayeredGraph, list[np.ndarray], list[np.ndarra
     return LayeredGraph.from_weights(weights, activations[0], activations[1:]), weights, activations
 
 
-def by_hand(weights: list[np.ndarray], activations: list[np.ndarray], gamma: float) -> list[np.ndarray]:
-    """Weighted PageRank, node by node."""
-    rank = [activations[0] / activations[0].sum()]
-    for weight, own in zip([np.abs(w) for w in weights], activations[1:], strict=True):
-        step = np.zeros(len(own))
-        for i in range(weight.shape[0]):
-            for j in range(weight.shape[1]):
-                step[i] += gamma * weight[i, j] / weight[:, j].sum() * rank[-1][j]
-            step[i] += (1 - gamma) * own[i] / own.sum()
-        rank.append(step / step.sum())
-    return rank
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("balance", [0.0, 0.5])
-def test_forward_backward_is_the_product_of_both_ranks(gamma: float, balance: float) -> None:
-    layered, weights, activations = graph()
-    found = mlp.ForwardBackward(gamma, balance).rank(layered, ()).scores
-    ahead = by_hand(weights, activations, gamma)
-    behind = by_hand([w.T for w in weights[::-1]], activations[::-1], gamma)[::-1]
-    for score, a, b in zip(found, ahead, behind, strict=True):
-        mean = a**balance * b ** (1 - balance)
-        np.testing.assert_allclose(score, mean / mean.sum(), rtol=1e-10)
-
-
 def test_centred_takes_deviations_for_activations() -> None:
     layered, _, activations = graph()
     variances = [torch.from_numpy(np.arange(1.0, len(a) + 1)) for a in activations]
@@ -122,7 +97,15 @@ def results() -> dict[str, Any]:
             for pruner in mlp.PRUNERS:
                 valid = base - loss - (0.01 if pruner == "global" else 0.0)
                 row = {"data": "digits", "network": network, "scorer": scorer, "pruner": pruner, "repair": "none"}
-                rows.append(row | {"valid": [valid] * 5, "test": [test] * 5, "test_deviation": [0.0] * 5})
+                rows.append(
+                    row
+                    | {
+                        "valid": [valid] * 5,
+                        "test": [test] * 5,
+                        "test_deviation": [0.0] * 5,
+                        "test_by_seed": [test, test],
+                    }
+                )
     dense = [
         {"data": "digits", "network": network, "valid": base, "test": base, "test_deviation": 0.0}
         for network, base in (("2 layers", 0.9), ("3 layers", 0.8))
@@ -138,11 +121,20 @@ def test_settings_are_chosen_on_validation_images(results: dict[str, Any]) -> No
     assert summary.retained(chosen) == pytest.approx(100 * (0.7 / 0.9 + 0.6 / 0.8) / 2)
 
 
+def test_the_lead_is_one_of_pairs(results: dict[str, Any]) -> None:
+    ours, other = mlp.Setting("flap", "local"), mlp.Setting("activation", "local")
+    for row in results["rows"]:
+        if row["scorer"] in ("flap", "activation"):
+            row["test_by_seed"] = [0.8, 0.6, 0.7] if row["scorer"] == "flap" else [0.7, 0.5, 0.57]
+    value, error = mlp.Summary(results).lead(ours, [other])
+    assert (value, error) == (pytest.approx(11.0), pytest.approx(np.std([10, 10, 13], ddof=1) / np.sqrt(3)))
+
+
 def test_every_loss_is_shown(results: dict[str, Any]) -> None:
     text = mlp.table(results)
     best = text[text.index("## The best PageRank of all") :]
     assert "**modified PageRank, local**" in best
-    assert "by **-10.00** percentage points" in best
+    assert "by **-10.00** ± 0.00 percentage points" in best
     assert "Behind one of the three in 10 of 10 cells" in best
     assert best.count("| digits, 3 layers, 50% | -20.00 | **-10.00** | **-10.00** | **-10.00** |") == 2
 
