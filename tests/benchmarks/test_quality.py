@@ -1,8 +1,9 @@
 """Which rows the study of quality has."""
 
+import json
 from collections import Counter
 
-from benchmarks.quality import CONTENDERS, REPAIRS, SCORERS, settings, table
+from benchmarks.quality import CONTENDERS, REPAIRS, SCORERS, TOPOLOGIES, opened, settings, table
 from llmrank.config import PRUNERS
 from llmrank.config import REPAIRS as REGISTERED
 
@@ -10,7 +11,9 @@ from llmrank.config import REPAIRS as REGISTERED
 def test_every_row_is_there_once():
     rows = Counter(setting.key for setting in settings([0.1, 0.3], list(REPAIRS)))
     assert max(rows.values()) == 1
-    assert all(f"ffn | {scorer} | isolated | {pruner} | 0.3 | none" in rows for scorer in SCORERS for pruner in PRUNERS)
+    assert all(f"ffn | {scorer} | isolated | local | 0.3 | none" in rows for scorer in SCORERS)
+    assert all(f"ffn | weighted pagerank | isolated | {pruner} | 0.3 | none" in rows for pruner in PRUNERS)
+    assert all(f"ffn | weighted pagerank | {topology} | local | 0.3 | none" in rows for topology in TOPOLOGIES)
 
 
 def test_repairs_are_those_asked_for():
@@ -24,6 +27,15 @@ def test_contenders_are_known():
         assert set(repairs) <= set(REPAIRS)
         assert {pruner for pruners in repairs.values() for pruner in pruners} <= set(PRUNERS)
     assert {name for name, _ in REPAIRS.values()} <= {"none", *REGISTERED}
+
+
+def test_a_file_goes_on_where_the_protocol_has_become_more(tmp_path):
+    path = tmp_path / "quality.json"
+    path.write_text(json.dumps({"protocol": {"text": "a", "scorers": {"x": ["x", {"p": 1}]}}, "rows": {"key": {}}}))
+    more = {"text": "a", "scorers": {"x": ("x", {"p": 1}), "y": ("y", {})}}
+    assert opened(path, more)["rows"] == {"key": {}}
+    assert "rows" not in opened(path, {**more, "text": "b"})
+    assert "rows" not in opened(path, {**more, "scorers": {"x": ("x", {"p": 2})}})
 
 
 def test_the_table_has_the_best_on_valid_first():
