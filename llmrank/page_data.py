@@ -25,7 +25,7 @@ from llmrank.report import environment
 __all__ = ["DATA_LIMIT", "payload"]
 
 FORMAT = 1
-# Bytes of base64. A model of 46,080 neurons with eight scorers needs 9 MB.
+# Bytes of base64. A model of 46,080 neurons with ten scorers needs 10 MB.
 DATA_LIMIT = 30_000_000
 # The slider of the page ends there, in per cent.
 SLIDER_END = 90
