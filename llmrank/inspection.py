@@ -171,6 +171,7 @@ def inspect_model(
     Examples
     --------
     >>> from llmrank.pipeline import IsolatedFFNPipeline
+    >>> import torch
     >>> from llmrank.score import ActivationScorer, WeightedPageRankScorer
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     >>> pipeline = IsolatedFFNPipeline(model, None, pruner=LocalPruner(0.5), calibration=torch.rand(8, 4))
