@@ -11,7 +11,7 @@ Sources: the bias is FLAP's (An et al. 2023, arXiv 2312.11983); the least square
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -39,6 +39,8 @@ class RepairedMap:
     before, after : float
         Mean square of what the calibration outputs miss, as a share of the mean square of ``W x``: cut, and repaired. To
         be missed there is what the removed neurons gave, and what the stream lacked already.
+    target : {"output", "stream"}
+        What it was fitted to: the map's own outputs, or what takes the stream behind it back to that of the whole model.
     """
 
     weight: torch.Tensor
@@ -46,6 +48,7 @@ class RepairedMap:
     damping: float | None
     before: float
     after: float
+    target: Literal["output", "stream"] = "output"
 
 
 class BaseRepair:
@@ -253,4 +256,5 @@ def _repaired(
         bias = bias + weight[:, ~keep] @ moments.mean[~keep] - change @ moments.mean[keep]
         if moments.lack is not None:
             bias = bias + moments.lack.total / moments.count
-    return RepairedMap(new, bias, damping, cut / whole if whole else 0.0, left / whole if whole else 0.0)
+    target: Literal["output", "stream"] = "output" if moments.lack is None else "stream"
+    return RepairedMap(new, bias, damping, cut / whole if whole else 0.0, left / whole if whole else 0.0, target)

@@ -121,8 +121,13 @@ def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None
 
 
 def summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:
-    """What a report says of a repair: for each map the damping and the shares missed before and after."""
+    """What a report says of a repair: for each map the target, the damping and the shares missed before and after."""
     return {
-        name: {"damping": solved.damping, "missed_when_cut": solved.before, "missed_when_repaired": solved.after}
+        name: {
+            "target": solved.target,
+            "damping": solved.damping,
+            "missed_when_cut": solved.before,
+            "missed_when_repaired": solved.after,
+        }
         for name, solved in repaired.items()
     }

@@ -297,6 +297,24 @@ def test_all_forms_agree_and_are_undone_bit_for_bit(family: str, repair: BaseRep
     torch.testing.assert_close(found["mask"], found["zero"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("family", "repair", "target"),
+    [
+        ("Llama, SmolLM2", LeastSquaresRepair(), "stream"),
+        ("Llama, SmolLM2", LeastSquaresRepair(target="output"), "output"),
+        ("Gemma 2", LeastSquaresRepair(), "output"),
+        ("BERT", LeastSquaresRepair(), "output"),
+    ],
+)
+def test_reports_say_what_maps_were_fitted_to(family: str, repair: BaseRepair, target: str) -> None:
+    pipeline = IsolatedFFNPipeline(
+        family_model(named_family(family)), None, calibration=token_ids(6, 24), repair=repair
+    )
+    pipeline.run()
+    assert pipeline.report is not None
+    assert {entry["target"] for entry in pipeline.report.repaired.values()} == {target}
+
+
 def test_repair_brings_a_model_nearer_to_what_it_was() -> None:
     ids = token_ids(12, 32)
     dense = logits(tiny_llama(), ids)
