@@ -28,6 +28,8 @@ __all__ = ["layer_sensitivities"]
 
 # Rows of features that count as one sequence, as for batches.
 FEATURE_ROWS = 256
+# What two sequences of the usual length hold.
+TOKENS = 2048
 
 
 @torch.no_grad()
@@ -37,7 +39,7 @@ def layer_sensitivities(
     masks: Masks,
     sequences: TokenSequences,
     batch_size: int = 1,
-    samples: int = 2,
+    samples: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """How far the model's output moves when each layer by itself loses the neurons that its mask removes.
@@ -58,8 +60,9 @@ def layer_sensitivities(
     sequences : TokenSequences
     batch_size : int
         Sequences at once; the result does not depend on it beyond round-off.
-    samples : int
-        How many of the first sequences are used; of features, 256 rows count as one.
+    samples : int, optional
+        How many of the first sequences are used; of features, 256 rows count as one. By default two, or as many as it takes
+        to 2,048 tokens where sequences are short.
     progress : callable, optional
         See :func:`llmrank.activations.collect`; called once, over batches times layers.
 
@@ -101,7 +104,7 @@ def layer_sensitivities(
     layers = prunable_layers(ffns)
     if any(not layer.consumers for layer in layers.values()):
         raise OptionError("sensitivities need whole FFNs; with structure_dict only rows go, whoever reads them")
-    if samples < 1:
+    if samples is not None and samples < 1:
         raise OptionError(f"samples must be an integer >= 1, got {samples!r}")
     masks.check(layers)
     batches = list(_first(sequences, samples).batches(batch_size))
@@ -129,8 +132,14 @@ def layer_sensitivities(
     return totals
 
 
-def _first(sequences: TokenSequences, samples: int) -> TokenSequences:
-    count = samples * FEATURE_ROWS if sequences.ids.is_floating_point() else samples
+def _first(sequences: TokenSequences, samples: int | None) -> TokenSequences:
+    if sequences.ids.is_floating_point():
+        count = FEATURE_ROWS * (2 if samples is None else samples)
+    elif samples is None:
+        reached = sequences.mask.sum(1).cumsum(0) >= TOKENS
+        count = max(2, int(reached.int().argmax()) + 1 if bool(reached.any()) else len(sequences))
+    else:
+        count = samples
     return TokenSequences.of(sequences.ids[:count], sequences.mask[:count], sequences.source)
 
 

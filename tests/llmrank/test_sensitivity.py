@@ -35,6 +35,11 @@ from tests.llmrank.models import (
 )
 
 
+@pytest.fixture(autouse=True)
+def two_sequences_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmrank.sensitivity.TOKENS", 1)
+
+
 def third(ffns: tuple[FFN, ...]) -> Masks:
     """Every third neuron goes."""
     return Masks({name: torch.arange(layer.size) % 3 > 0 for name, layer in prunable_layers(ffns).items()})
@@ -411,3 +416,18 @@ def test_what_cannot_be_measured_is_refused() -> None:
         layer_sensitivities(model, ffns, third(ffns), sequences, samples=0)
     with pytest.raises(MaskError, match="belong to another model"):
         layer_sensitivities(model, ffns, Masks({"mlp": [1, 0]}), sequences)
+
+
+def test_short_sequences_are_taken_until_they_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmrank.sensitivity.TOKENS", 60)
+    model, sequences = tiny_llama(), sequences_of(token_ids(9, 12))
+    ffns = find_ffns(model)
+    found = layer_sensitivities(model, ffns, third(ffns), sequences)
+    assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=5)
+    assert found != layer_sensitivities(model, ffns, third(ffns), sequences, samples=4)
+    monkeypatch.setattr("llmrank.sensitivity.TOKENS", 13)
+    found = layer_sensitivities(model, ffns, third(ffns), sequences)
+    assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=2)
+    monkeypatch.setattr("llmrank.sensitivity.TOKENS", 1_000_000)
+    found = layer_sensitivities(model, ffns, third(ffns), sequences)
+    assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=9)
