@@ -95,7 +95,6 @@ CONTENDERS: dict[str, dict[str, tuple[str, ...]]] = {
         "lstsq (output)": ("local",),
         "lstsq (reselect)": ("local", "sensitivity"),
     },
-    "weighted pagerank, explained": {"lstsq (reselect)": ("local",)},
 }
 # What was tried for a better rank, against the one that is the default.
 TRIED = (
