@@ -32,9 +32,9 @@ from llmrank import Masks, checkpoint
 from llmrank.activations import collect, evaluating, model_inputs
 from llmrank.adapters import find_ffns
 from llmrank.calibration import TokenSequences, tokenise
+from llmrank.choice import choose_masks
 from llmrank.config import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.hub import demo_encoder
-from llmrank.pipeline import choose_masks
 from llmrank.prune import LocalPruner
 from llmrank.repair import repair_ffns
 from llmrank.reselection import Reselection

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from llmrank.adapters import FFN
+from llmrank.adapters.ffn import bias_of
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError
 from llmrank.explained import Explained, ExplainedSums
@@ -31,11 +32,13 @@ __all__ = [
     "collect",
     "counted",
     "evaluating",
+    "first_output",
     "fitting_length",
     "longest_input",
     "model_inputs",
     "run_body",
     "watch",
+    "widened",
 ]
 
 Progress = Callable[[Sequence[Any], str], Any]
@@ -438,6 +441,16 @@ def watch(
     hooks.callback(handle.remove)
 
 
+def first_output(output: Any) -> Any:
+    """The hidden states among what a block returned."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def widened(values: torch.Tensor) -> torch.Tensor:
+    """Values in float32, or float64 where they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def _watch_block(
     hooks: ExitStack, model: nn.Module, ffn: FFN, block: nn.Module, sums: SkipSums, masks: TokenMasks
 ) -> None:
@@ -446,7 +459,7 @@ def _watch_block(
 
     def add(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         mask: torch.Tensor | None = getattr(masks, side)
-        before, after = hidden_states(args, kwargs), output if isinstance(output, torch.Tensor) else output[0]
+        before, after = hidden_states(args, kwargs), first_output(output)
         if mask is not None and before.shape[:-1] != mask.shape:
             mask = mask.reshape(-1)
         sums.add(counted(before, mask), counted(after, mask))
@@ -470,8 +483,7 @@ class _Sums:
                 watch(hooks, model, ffn, stage[0].module, self._writes[layer + 1], masks, output=True)
         for layer in range(1, len(ffn.stages)) if explained and ffn.kind != "explicit" else ():
             (reader,) = ffn.stages[layer]
-            bias = reader.module.bias if isinstance(reader.module.bias, torch.Tensor) else None
-            sums = self._explained[layer] = ExplainedSums(reader.weight, bias)
+            sums = self._explained[layer] = ExplainedSums(reader.weight, bias_of(reader.module))
             watch(hooks, model, ffn, reader.module, _Rows(sums.read), masks)
             watch(hooks, model, ffn, reader.module, _Rows(sums.written), masks, output=True)
 

@@ -135,8 +135,7 @@ PIPELINES: Registry[BasePipeline] = Registry(
 )
 REPAIRS: Registry[BaseRepair] = Registry("repair", BaseRepair, {"bias": BiasRepair, "lstsq": LeastSquaresRepair})
 # What `llmrank prune` does when nothing is said: what measured best on held-out text among the graph
-# ranks whose checkpoints stock transformers loads (benchmarks/results/quality.md and repair.md, benchmarks/LOG.md),
-# repaired.
+# ranks whose checkpoints stock transformers loads (benchmarks/results/quality.md, benchmarks/LOG.md), repaired.
 DEFAULTS: dict[str, Any] = {
     "scorer": "wpr",
     "pruner": "local",

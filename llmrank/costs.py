@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llmrank.adapters import FFN, PrunableLayer
-from llmrank.adapters.ffn import in_features, out_features
+from llmrank.adapters.ffn import bias_of, in_features, out_features
 from llmrank.errors import OptionError
 
 __all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "neuron_cost", "unit_name"]
@@ -83,7 +83,7 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
     total = Cost()
     for producer in layer.producers:
         total += _matrix(1, producer.in_features, producer.weight)
-        bias = _bias(producer.module)
+        bias = bias_of(producer.module)
         if bias is not None:
             total += Cost(1, bias.element_size())
     for consumer in layer.consumers:
@@ -211,13 +211,8 @@ def _maps(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> list[_Map
         if not isinstance(weight, torch.Tensor):
             raise TypeError(f"{type(module).__name__} has no weight tensor")
         other = out_features(module) - rows
-        found.append(_Map(bands[key], other, reads.get(key), in_features(module), weight, _bias(module)))
+        found.append(_Map(bands[key], other, reads.get(key), in_features(module), weight, bias_of(module)))
     return found
-
-
-def _bias(module: nn.Module) -> torch.Tensor | None:
-    bias = getattr(module, "bias", None)
-    return bias if isinstance(bias, torch.Tensor) else None
 
 
 def _matrix(rows: int, columns: int, like: torch.Tensor) -> Cost:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from llmrank.activations import Progress, check_ids, evaluating, longest_input
+from llmrank.activations import Progress, check_ids, evaluating, longest_input, widened
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.estimate import Estimate
@@ -129,7 +129,7 @@ def _compare(dense: torch.Tensor, logits: torch.Tensor, counted: torch.Tensor) -
     total, same = 0.0, 0
     for start in range(0, len(dense), ROWS):
         band = slice(start, start + ROWS)
-        p, q = (_wide(values[band][counted[band]]) for values in (dense, logits))
+        p, q = (widened(values[band][counted[band]]) for values in (dense, logits))
         total += float(divergences(p.log_softmax(-1), q).sum())
         same += int((p.argmax(-1) == q.argmax(-1)).sum())
     if total != total:
@@ -138,10 +138,6 @@ def _compare(dense: torch.Tensor, logits: torch.Tensor, counted: torch.Tensor) -
             "float32 or bfloat16 and check their perplexity"
         )
     return total, same
-
-
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def divergences(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

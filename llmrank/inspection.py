@@ -10,10 +10,11 @@ from typing import Any
 from graphs import RankResult
 from graphs.blocks import FloatArray
 from llmrank.adapters import FFN
+from llmrank.choice import choose_masks, prunes_jointly
 from llmrank.errors import OptionError
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
-from llmrank.pipeline import BasePipeline, choose_masks, model_source, prunes_jointly
+from llmrank.pipeline import BasePipeline, model_source
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, bare_record
 from llmrank.score import BaseScorer
 from llmrank.stream_rank import rank_graphs

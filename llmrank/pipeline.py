@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal
@@ -19,14 +18,15 @@ from llmrank.adapters import FFN, explicit_ffns, find_ffns
 from llmrank.attention import find_attentions
 from llmrank.budget import check_budget, reached_by, shortfall
 from llmrank.calibration import TokenSequences, overlap, tokenise
-from llmrank.costs import ModelCosts, neuron_cost, unit_name
+from llmrank.choice import choose_masks, prunes_jointly
+from llmrank.costs import ModelCosts, unit_name
 from llmrank.equivalence import check_equivalence, masked_outputs
 from llmrank.errors import OptionError
 from llmrank.evaluate import perplexity, size, unigram_perplexity
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
-from llmrank.model_graph import ModelGraph, Topology, build_graphs, check_beta, edge_weights
-from llmrank.prune import BasePruner, LayerRecord, LocalPruner
+from llmrank.model_graph import ModelGraph, Topology, build_graphs, check_beta
+from llmrank.prune import BasePruner, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
 from llmrank.report import Evaluation, Report
 from llmrank.reselection import Reselection
@@ -42,10 +42,7 @@ __all__ = [
     "ChainedFFNPipeline",
     "IsolatedFFNPipeline",
     "ResidualFFNPipeline",
-    "choose_masks",
-    "layer_records",
     "model_source",
-    "prunes_jointly",
 ]
 
 DEFAULT_SAMPLES = 16
@@ -279,6 +276,7 @@ class BasePipeline:
                         self.sensitivities = self.measure(ffns, sequences)
                 with self._timed("prune"):
                     if first and last:
+                        # An override for one shot need not know of steps.
                         masks = self.choose(graphs, ranks)
                     else:
                         pruner = self.pruner if last else self.pruner.towards(amount)
@@ -319,7 +317,12 @@ class BasePipeline:
     ) -> tuple[FFNStatistics, ...]:
         """Activation statistics of every node layer, with all that the pipeline's scorer and others need."""
         explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
-        return collect(self.model, ffns, sequences, self.batch_size, self.progress, explained=explained)
+        around = self.surroundings(ffns)
+        return collect(self.model, ffns, sequences, self.batch_size, self.progress, explained=explained, **around)
+
+    def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that look around
+        """What calibration is to look at beside the FFNs, as options of :func:`llmrank.activations.collect`."""
+        return {}
 
     def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
         """The graphs, in the topology of the pipeline."""
@@ -514,20 +517,10 @@ class ResidualFFNPipeline(BasePipeline):
         self.beta = None if beta == "measured" else check_beta(beta)
         self.attention = attention
 
-    def calibrate(
-        self, ffns: Sequence[FFN], sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
-    ) -> tuple[FFNStatistics, ...]:
-        """As :meth:`BasePipeline.calibrate`, with what skips and attentions need."""
-        return collect(
-            self.model,
-            ffns,
-            sequences,
-            self.batch_size,
-            self.progress,
-            explained=any(scorer.needs_explained for scorer in (self.scorer, *scorers)),
-            skips=self.beta is None,
-            attentions=find_attentions(self.model, ffns) if self.attention else None,
-        )
+    def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:
+        """What skips past the blocks, where beta is measured, and attentions."""
+        attentions = find_attentions(self.model, ffns) if self.attention else None
+        return {"skips": self.beta is None, "attentions": attentions}
 
     def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
         """The graphs, in the order of the stream."""
@@ -544,53 +537,3 @@ def model_source(model: nn.Module) -> str:
     """The hub name of a model, or the last part of its path: reports travel, directories do not."""
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     return Path(name).name if Path(name).exists() else name
-
-
-def prunes_jointly(structure_dict: Mapping[str, Any] | None, topology: Topology) -> bool:
-    """Whether one budget covers all layers; the paper's isolated form prunes each FFN's Linears by themselves."""
-    return structure_dict is None or topology == "chained"
-
-
-def choose_masks(
-    pruner: BasePruner,
-    graphs: Sequence[ModelGraph],
-    ranks: Sequence[RankResult],
-    *,
-    jointly: bool,
-    sensitivities: Mapping[str, float] | None = None,
-    costs: ModelCosts | None = None,
-    present: Masks | None = None,
-) -> Masks:
-    """The keep masks of ranked graphs: under one budget, or under one for each graph.
-
-    Sensitivities, by the names of the layers, and the neurons still present go to the records.
-    """
-    groups = [layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
-    together = [record for group in groups for record in group]
-    for record in together:
-        record.sensitivity = (sensitivities or {}).get(record.name)
-        record.present = None if present is None else present[record.name]
-    if jointly:
-        groups = [together]
-    keep: dict[str, torch.Tensor] = {}
-    for part, group in zip(pruner.apart(groups), groups, strict=True):
-        keep.update(part.prune(group) if costs is None else part.prune(group, costs))
-    return Masks(keep)
-
-
-def layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
-    """The prunable layers of a ranked graph as pruners see them."""
-    importance = entry.importance(rank)
-    return [
-        LayerRecord(
-            layer.name,
-            importance[layer.name],
-            in_activation=entry.statistics[position - 1].read_norm,
-            out_activation=entry.statistics[position].norm,
-            weight=partial(edge_weights, entry.graph, position),
-            in_features=entry.graph.layers[position - 1],
-            explicit=not layer.consumers,
-            cost=neuron_cost(layer),
-        )
-        for position, layer in entry.prunable.items()
-    ]

@@ -110,7 +110,7 @@ class Report:
         For each prunable layer what its cut alone does to the output, see :mod:`llmrank.sensitivity`; empty where the pruner
         did not ask for it.
     repaired : dict
-        For each repaired map its damping, and the share of its calibration outputs missed before and after.
+        For each repaired map what it was fitted to, its damping, and the share of that missed before and after.
     evaluation : Evaluation, optional
     environment : dict
     notes : list of str

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.activations import Progress, counted, evaluating, model_inputs
+from llmrank.activations import Progress, counted, evaluating, first_output, model_inputs, widened
 from llmrank.adapters import FFN, PrunableLayer
 from llmrank.calibration import TokenSequences
 from llmrank.equivalence import silence
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.fidelity import divergences
 from llmrank.masks import Masks
-from llmrank.stream import first_output, recording
+from llmrank.stream import recording
 from llmrank.surgery import prunable_layers
 
 __all__ = ["layer_sensitivities"]
@@ -215,7 +215,7 @@ class _Dense:
         mask = self._mask
         # One output for a whole sequence has no padding.
         rows = counted(values, mask if mask is not None and mask.shape == values.shape[:-1] else None)
-        return (rows if rows.dtype == torch.float64 else rows.float()), predicts
+        return widened(rows), predicts
 
     def _before(self, layer: PrunableLayer) -> list[nn.Module]:
         """The blocks that no cut of this layer reaches."""

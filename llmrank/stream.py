@@ -16,7 +16,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from llmrank.activations import Accumulator, TokenMasks, body_of, evaluating, model_inputs, run_body, watch
+from llmrank.activations import (
+    Accumulator,
+    TokenMasks,
+    body_of,
+    evaluating,
+    first_output,
+    model_inputs,
+    run_body,
+    watch,
+)
 from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 
@@ -100,11 +109,6 @@ def recording(model: nn.Module, ffns: Sequence[FFN]) -> Iterator[Recording]:
                 block.register_forward_hook(lambda _block, _args, output, k=position: record.after(k, output)).remove
             )
         yield record
-
-
-def first_output(output: Any) -> Any:
-    """The hidden states among what a block returned."""
-    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 class Reader(Accumulator, Protocol):

@@ -73,6 +73,12 @@ def in_features(module: nn.Module) -> int:
     return int(_weight(module).shape[0 if is_transposed(module) else 1])
 
 
+def bias_of(module: nn.Module) -> torch.Tensor | None:
+    """The bias of a Linear or Conv1D, None where it has none."""
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else None
+
+
 @dataclass(frozen=True)
 class PrunableLayer:
     """Neurons that can go, and everything that goes with them.

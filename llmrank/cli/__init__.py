@@ -78,21 +78,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("model", metavar="MODEL", nargs="?", help=f"default: {DEMO_NAME}")
     inspect_options(command)
     method_options(command, cuts=False)
-    command.set_defaults(
-        run=run_inspect,
-        form="compact",
-        align="none",
-        repair="none",
-        damping=None,
-        reselect=None,
-        limit=None,
-        protect=None,
-        of=None,
-        per_cost=None,
-        steps=1,
-        growth="linear",
-        repair_steps=False,
-    )
+    command.set_defaults(run=run_inspect)
 
     command = commands.add_parser("evaluate", help="how good a model is, pruned or not, and how close to another")
     evaluate_options(command)

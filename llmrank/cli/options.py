@@ -162,6 +162,9 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         budget.add_argument(
             "--align", default="none", help="none, or pad: fill up to one width so that stock loaders work"
         )
+    else:
+        command.set_defaults(form="compact", align="none", repair="none", steps=1, growth="linear", repair_steps=False)
+        command.set_defaults(**dict.fromkeys(("damping", "reselect", "limit", "protect", "of", "per_cost")))
     data = command.add_argument_group("calibration")
     data.add_argument(
         "--calibration", type=text_source, help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text"

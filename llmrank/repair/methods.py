@@ -198,22 +198,36 @@ class LeastSquaresRepair(BaseRepair):
         centred = bias is not None
         damping = DAMPING if self.damping == "auto" else float(self.damping)
         if self.damping == "auto" and held_out is not None:
-            trials = {trial: _change(weight, keep, fit, trial, centred=centred) for trial in DAMPINGS}
-            damping = min(trials, key=lambda trial: _missed(weight, keep, trials[trial], held_out, centred=centred))
+            system, about = _normal_equations(weight, keep, fit, centred=centred), _Means(held_out, centred=centred)
+            trials = {trial: _change(*system, trial) for trial in DAMPINGS}
+            damping = min(trials, key=lambda trial: _missed(weight, keep, trials[trial], about))
         moments = fit if held_out is None else fit + held_out
-        change = _change(weight, keep, moments, damping, centred=centred)
+        change = _change(*_normal_equations(weight, keep, moments, centred=centred), damping)
         return _repaired(weight, bias, keep, change, moments, damping)
 
 
-def _change(
-    weight: torch.Tensor, keep: torch.Tensor, moments: Moments, damping: float, *, centred: bool
-) -> torch.Tensor:
+class _Means:
+    """What moments say on average, worked out once: of x x^T, of x e^T and of ||e||^2, less their means where `centred`."""
+
+    def __init__(self, moments: Moments, *, centred: bool) -> None:
+        self.covariance = moments.covariance(centred=centred)
+        self.cross, self.square = moments.lacking(centred=centred)
+
+
+def _normal_equations(
+    weight: torch.Tensor, keep: torch.Tensor, moments: Moments, *, centred: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """S_KK, (kept, kept), and S_KR W_R^T + C_K, (kept, out)."""
+    means = _Means(moments, centred=centred)
+    kept = means.covariance[keep]
+    right = kept[:, ~keep] @ weight[:, ~keep].T
+    if isinstance(means.cross, torch.Tensor):
+        right = right + means.cross[keep]
+    return kept[:, keep], right
+
+
+def _change(inner: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor:
     """What is added to the kept columns, (out, kept)."""
-    covariance = moments.covariance(centred=centred)
-    cross, _ = moments.lacking(centred=centred)
-    inner, right = covariance[keep][:, keep], covariance[keep][:, ~keep] @ weight[:, ~keep].T
-    if isinstance(cross, torch.Tensor):
-        right = right + cross[keep]
     ridge = damping * inner.diagonal().mean()
     factor, failed = torch.linalg.cholesky_ex(
         inner + ridge * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
@@ -227,16 +241,13 @@ def _change(
     return change
 
 
-def _missed(
-    weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, *, centred: bool
-) -> float:
+def _missed(weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, means: _Means) -> float:
     """Mean square of W_R x_R + e - change x_K."""
     lost = torch.empty_like(weight)
     lost[:, keep], lost[:, ~keep] = -change, weight[:, ~keep]
-    cross, square = moments.lacking(centred=centred)
-    own = ((lost @ moments.covariance(centred=centred)) * lost).sum()
-    mixed = (lost * cross.T).sum() if isinstance(cross, torch.Tensor) else 0.0
-    return float(own + 2.0 * mixed + square)
+    own = ((lost @ means.covariance) * lost).sum()
+    mixed = (lost * means.cross.T).sum() if isinstance(means.cross, torch.Tensor) else 0.0
+    return float(own + 2.0 * mixed + means.square)
 
 
 def _repaired(
@@ -249,9 +260,10 @@ def _repaired(
 ) -> RepairedMap:
     new = torch.zeros_like(weight)
     new[:, keep] = weight[:, keep] + change
-    whole = float(((weight @ moments.covariance(centred=False)) * weight).sum())
-    cut = _missed(weight, keep, torch.zeros_like(change), moments, centred=False)
-    left = _missed(weight, keep, change, moments, centred=bias is not None)
+    raw = _Means(moments, centred=False)
+    whole = float(((weight @ raw.covariance) * weight).sum())
+    cut = _missed(weight, keep, torch.zeros_like(change), raw)
+    left = _missed(weight, keep, change, raw if bias is None else _Means(moments, centred=True))
     if bias is not None:
         bias = bias + weight[:, ~keep] @ moments.mean[~keep] - change @ moments.mean[keep]
         if moments.lack is not None:

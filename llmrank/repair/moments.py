@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmrank.activations import counted
+from llmrank.activations import counted, widened
 
 __all__ = ["Lack", "MomentSums", "Moments"]
 
@@ -141,7 +141,7 @@ class _Sums:
 
         Products of what is narrower than float64 are float32's.
         """
-        wide = values if values.dtype == torch.float64 else values.float()
+        wide = widened(values)
         self.count += len(values)
         self._total += wide.sum(0)
         # The matrix is symmetric: bands of columns from the diagonal down are all that is computed.

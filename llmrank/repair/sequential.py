@@ -11,6 +11,7 @@ from torch import nn
 
 from llmrank.adapters import FFN
 from llmrank.adapters.families import bias_attribute
+from llmrank.adapters.ffn import bias_of
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.masks import Masks
 from llmrank.repair.methods import BaseRepair, RepairedMap
@@ -82,11 +83,10 @@ def repair_ffns(
                 whole = MomentSums(layer.size, consumer.weight.device) if choose and method.reselects else None
                 stream.feed(ffn, consumer.module, sums, whole)
                 fit, held_out = sums.moments()
-                if not fit.count or not (fit if held_out is None else fit + held_out).finite:
+                if not fit.count or not fit.finite or (held_out is not None and not held_out.finite):
                     raise CalibrationError(
                         f"what {consumer.name} reads, or the stream behind it, is not finite once the FFNs before it are cut, or "
-                        "no token reached it; "
-                        "prune less, or load the model in float32"
+                        "no token reached it; prune less, or load the model in float32"
                     )
                 if choose is not None and whole is not None:
                     # Where the whole model is not followed, the stream that is already cut has to do.
@@ -102,8 +102,8 @@ def repair_ffns(
 
 def _bias(module: nn.Module, weight: torch.Tensor, *, may_add: bool) -> torch.Tensor | None:
     """The bias of a map, (out,); zeros where it has none but can be given one."""
-    bias = getattr(module, "bias", None)
-    if isinstance(bias, torch.Tensor):
+    bias = bias_of(module)
+    if bias is not None:
         return bias.detach().to(weight)
     return weight.new_zeros(len(weight)) if may_add else None
 
