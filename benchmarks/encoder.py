@@ -29,12 +29,13 @@ from scipy.stats import spearmanr
 
 from benchmarks.provenance import provenance, write
 from llmrank import Masks, checkpoint
-from llmrank.activations import collect, evaluating, model_inputs
+from llmrank.activations import collect
 from llmrank.adapters import find_ffns
 from llmrank.calibration import TokenSequences, tokenise
 from llmrank.choice import choose_masks
 from llmrank.config import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.hub import demo_encoder
+from llmrank.passes import evaluating, model_inputs
 from llmrank.prune import LocalPruner
 from llmrank.repair import repair_ffns
 from llmrank.reselection import Reselection

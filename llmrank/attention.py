@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.activations import body_of, counted, evaluating, model_inputs, run_body
 from llmrank.adapters import FFN, Projection
 from llmrank.adapters.geometry import is_linear
 from llmrank.errors import CalibrationError, UnsupportedModelError
+from llmrank.passes import body_of, counted, evaluating, model_inputs, run_body
 from llmrank.skips import block_path
 
 __all__ = ["SelectedRows", "find_attentions"]

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.activations import evaluating, model_inputs
 from llmrank.adapters import FFN, PrunableLayer
 from llmrank.calibration import TokenSequences
 from llmrank.errors import UnsupportedModelError
 from llmrank.masks import Masks
+from llmrank.passes import evaluating, model_inputs
 from llmrank.repair import RepairedMap, substitute
 
 __all__ = ["check_equivalence", "masked_outputs", "silence"]

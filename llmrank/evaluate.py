@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.activations import Progress, evaluating, model_inputs
 from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
 from llmrank.errors import UnsupportedModelError
+from llmrank.passes import Progress, evaluating, model_inputs
 
 __all__ = [
     "Perplexity",
@@ -114,7 +114,7 @@ def predicted(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.
     Raises
     ------
     CalibrationError
-        See :func:`llmrank.activations.model_inputs`.
+        See :func:`llmrank.passes.model_inputs`.
     """
     inputs, _, _ = model_inputs(model, ids, mask, next(model.parameters()).device)
     logits = model(**inputs).logits

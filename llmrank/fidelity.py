@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from llmrank.activations import Progress, check_ids, evaluating, longest_input, widened
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.estimate import Estimate
 from llmrank.evaluate import check_predicts, predicted
+from llmrank.passes import Progress, check_ids, evaluating, longest_input, widened
 
 __all__ = ["Continuations", "Fidelity", "continuations", "divergences", "fidelity"]
 

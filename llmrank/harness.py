@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmrank.activations import evaluating
 from llmrank.calibration import DATASET_PREFIX, read_text
 from llmrank.errors import CalibrationError, LLMRankError, OptionError
 from llmrank.estimate import Estimate
 from llmrank.evaluate import check_predicts
 from llmrank.last_word import cut_passages
+from llmrank.passes import evaluating
 
 __all__ = ["TASKS", "HarnessTasks", "find_tasks", "last_word_documents", "page_documents"]
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from llmrank.activations import Progress, check_ids, evaluating, longest_input
 from llmrank.calibration import plain_ids, special_tokens
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.estimate import Estimate
 from llmrank.evaluate import check_predicts
+from llmrank.passes import Progress, check_ids, evaluating, longest_input
 
 __all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
 

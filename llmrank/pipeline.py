@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from graphs import LayeredGraph, RankResult
-from llmrank.activations import FFNStatistics, Progress, collect, fitting_length
+from llmrank.activations import FFNStatistics, collect
 from llmrank.adapters import FFN, explicit_ffns, find_ffns
 from llmrank.attention import find_attentions
 from llmrank.budget import check_budget, reached_by, shortfall
@@ -26,6 +26,7 @@ from llmrank.evaluate import perplexity, size, unigram_perplexity
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs, check_beta
+from llmrank.passes import Progress, fitting_length
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
 from llmrank.report import Evaluation, Report

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.activations import Progress, counted, evaluating, first_output, model_inputs, widened
 from llmrank.adapters import FFN, PrunableLayer
 from llmrank.calibration import TokenSequences
 from llmrank.equivalence import silence
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.fidelity import divergences
 from llmrank.masks import Masks
+from llmrank.passes import Progress, counted, evaluating, first_output, model_inputs, widened
 from llmrank.stream import recording
 from llmrank.surgery import prunable_layers
 

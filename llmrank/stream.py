@@ -16,18 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from llmrank.activations import (
-    Accumulator,
-    TokenMasks,
-    body_of,
-    evaluating,
-    first_output,
-    model_inputs,
-    run_body,
-    watch,
-)
 from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
+from llmrank.passes import Accumulator, TokenMasks, body_of, evaluating, first_output, model_inputs, run_body, watch
 
 __all__ = ["BlockStream", "PassStream", "Reader", "Recording", "Stream", "open_stream", "recording"]
 

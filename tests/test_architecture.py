@@ -97,6 +97,7 @@ LLMRANK = [
     "llmrank.calibration",
     "llmrank.explained",
     "llmrank.skips",
+    "llmrank.passes",
     "llmrank.activations",
     "llmrank.attention",
     "llmrank.stream",

@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from graphs.files import replacing
-from llmrank.activations import fitting_length
 from llmrank.adapters import FAMILIES
 from llmrank.calibration import TokenSequences, read_text, tokenise
 from llmrank.cli.options import load, progress, text_source
@@ -25,6 +24,7 @@ from llmrank.fidelity import continuations, fidelity
 from llmrank.harness import HarnessTasks, find_tasks
 from llmrank.hub import LoadedModel
 from llmrank.last_word import CONTEXT_WORDS, Passage, check_continues, cut_passages, last_word
+from llmrank.passes import fitting_length
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
 from llmrank.report import environment, finite
 

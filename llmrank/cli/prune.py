@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from llmrank import checkpoint, demo
-from llmrank.activations import fitting_length
 from llmrank.calibration import tokenise
 from llmrank.cli.options import load, make_parts, make_pipeline, schedule_of
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import has_perplexity, perplexity, unigram_perplexity
 from llmrank.output import check_output
+from llmrank.passes import fitting_length
 from llmrank.pipeline import BasePipeline
 from llmrank.report import Evaluation, Report
 from llmrank.surgery import WIDTHS_KEY

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmrank.activations import counted, widened
+from llmrank.passes import counted, widened
 
 __all__ = ["Lack", "MomentSums", "Moments"]
 
@@ -179,7 +179,7 @@ class MomentSums:
         self._read: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """See :class:`llmrank.activations.Accumulator`."""
+        """See :class:`llmrank.passes.Accumulator`."""
         self._read.append((values, mask))
 
     def end_batch(self, lack: torch.Tensor | None) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.activations import FFNStatistics, LayerStatistics, collect, evaluating, longest_input, model_inputs
+from llmrank.activations import FFNStatistics, LayerStatistics, collect
 from llmrank.adapters import find_ffns
 from llmrank.calibration import TokenSequences, tokenise
 from llmrank.errors import CalibrationError
+from llmrank.passes import evaluating, longest_input, model_inputs
 from llmrank.pipeline import ChainedFFNPipeline
 from tests.llmrank import textbook
 from tests.llmrank.models import (

@@ -13,9 +13,9 @@ import transformers
 
 import llmrank
 from llmrank import Masks, config, demo
-from llmrank.activations import longest_input
 from llmrank.adapters import FAMILIES
 from llmrank.cli import prune as cli_prune
+from llmrank.passes import longest_input
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.models import FFN, family_model, logits, named_family, token_ids, tokenizer
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.activations import TokenMasks, collect, first_output
+from llmrank.activations import collect
 from llmrank.adapters import FAMILIES, Family, find_ffns
 from llmrank.calibration import TokenSequences, tokenise
+from llmrank.passes import TokenMasks, first_output
 from llmrank.stream import BlockStream, PassStream, Recording, Stream, open_stream, recording
 from tests.llmrank.models import family_model, features, mlp, text, tiny_llama, token_ids, tokenizer
 

@@ -1,0 +1,255 @@
+"""Forward passes: what a model is given, which tokens count, and hooks that watch what passes a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from llmrank.adapters import FFN
+from llmrank.errors import CalibrationError
+
+__all__ = [
+    "Accumulator",
+    "Progress",
+    "TokenMasks",
+    "body_of",
+    "check_ids",
+    "counted",
+    "evaluating",
+    "first_output",
+    "fitting_length",
+    "is_decoder",
+    "longest_input",
+    "model_inputs",
+    "run_body",
+    "watch",
+    "widened",
+]
+
+Progress = Callable[[Sequence[Any], str], Any]
+
+
+@dataclass
+class TokenMasks:
+    """Which tokens of the batch that passes are not padding; None means all.
+
+    Attributes
+    ----------
+    input, decoder : (batch, length) bool tensor or None
+        Of the model's input, and of the decoder side of an encoder-decoder model.
+    """
+
+    input: torch.Tensor | None = None
+    decoder: torch.Tensor | None = None
+
+    def take(self, other: TokenMasks) -> None:
+        """Become those of the next batch: hooks hold on to this object."""
+        self.input, self.decoder = other.input, other.decoder
+
+
+class Accumulator(Protocol):
+    """What takes the values that pass a module."""
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Values (..., n) of one batch, and which of their rows count."""
+
+
+def counted(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The rows (tokens, n) of values (..., n) that are not padding."""
+    values = values.detach()
+    if mask is not None:
+        values = values[mask.to(values.device)]
+    return values.reshape(-1, values.shape[-1])
+
+
+def model_inputs(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, device: torch.device
+) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
+    """Keyword inputs of a forward pass, and the token masks of the input and the decoder side.
+
+    Encoder-decoder models are run as prefix language models: the encoder reads the first half of a
+    sequence, the decoder (teacher forcing) the second, shifted by its start token.
+
+    Raises
+    ------
+    CalibrationError
+        Token ids outside the model's vocabulary, or features for a language model.
+    """
+    config = getattr(model, "config", None)
+    if config is not None:
+        check_ids(model, ids)
+    elif ids.is_floating_point():
+        ids = ids.to(next(model.parameters()).dtype)
+    ids, mask = ids.to(device), mask.to(device)
+    full = bool(mask.all())
+    if not getattr(config, "is_encoder_decoder", False):
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if config is not None:
+            inputs["attention_mask"] = mask.long()
+            if getattr(config, "use_cache", False):
+                inputs["use_cache"] = False
+        return inputs, None if full else mask, None
+    half = ids.shape[1] // 2
+    start = getattr(config, "decoder_start_token_id", None)
+    targets = ids[:, half:]
+    shifted = torch.cat([torch.full_like(targets[:, :1], 0 if start is None else start), targets[:, :-1]], dim=1)
+    inputs = {
+        "input_ids": ids[:, :half],
+        "attention_mask": mask[:, :half].long(),
+        "decoder_input_ids": shifted,
+        "decoder_attention_mask": mask[:, half:].long(),
+        "use_cache": False,
+    }
+    return inputs, None if full else mask[:, :half], None if full else mask[:, half:]
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """Tokens that a model with learnt positions can take, None where nothing limits them."""
+    config = getattr(model, "config", None)
+    stated = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    # XLNet says -1 where it means no limit.
+    longest = next((value for value in stated if isinstance(value, int) and value > 0), None)
+    if longest is None:
+        return None
+    lookup: Any = getattr(model, "get_input_embeddings", None)
+    tokens = lookup() if callable(lookup) else None
+    for module in model.modules():
+        # RoBERTa counts positions from behind its padding index.
+        if isinstance(module, nn.Embedding) and module is not tokens and module.num_embeddings == longest:
+            return longest - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return longest
+
+
+def fitting_length(model: nn.Module, length: int) -> int:
+    """`length`, capped at the tokens that the model can take."""
+    longest = longest_input(model)
+    return length if longest is None else min(length, longest)
+
+
+def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
+    """Raise unless a language model can read these ids; before they reach a GPU, where a bad one kills the whole context.
+
+    Parameters
+    ----------
+    model : transformers model
+    ids : (n, length) tensor
+
+    Raises
+    ------
+    CalibrationError
+        No integers, outside the model's vocabulary, or longer than it takes.
+    """
+    if ids.is_floating_point():
+        raise CalibrationError(
+            f"{type(model).__name__} reads token ids, and the calibration tensor holds {ids.dtype}; expected an integer "
+            "tensor of shape (n, length)"
+        )
+    longest = longest_input(model)
+    if longest is not None and ids.shape[1] > longest:
+        raise CalibrationError(
+            f"the sequences are {ids.shape[1]} tokens long, and {type(model).__name__} takes {longest}; cut the tensor to "
+            "that length"
+        )
+    lookup: Any = getattr(model, "get_input_embeddings", None)
+    embeddings = lookup() if callable(lookup) else None
+    size = getattr(embeddings, "num_embeddings", None)
+    if isinstance(size, int) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise CalibrationError(
+            f"token ids run from {int(ids.min())} to {int(ids.max())}, but {type(model).__name__} has {size} tokens; the "
+            "tokens belong to another tokenizer"
+        )
+
+
+def is_decoder(model: nn.Module, ffn: FFN) -> bool:
+    """Whether an FFN lies on the decoder side of an encoder-decoder model, where other tokens are padding."""
+    config = getattr(model, "config", None)
+    return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in ffn.stack
+
+
+def run_body(body: nn.Module, inputs: dict[str, Any]) -> None:
+    """A forward pass for its hooks alone; a plain module takes the ids (or features) by themselves."""
+    if hasattr(body, "config"):
+        body(**inputs)
+    else:
+        body(inputs["input_ids"])
+
+
+def body_of(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
+    """The model without its prediction head, where that holds every FFN: the logits are not needed."""
+    body = getattr(model, "base_model", model)
+    inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) else set()
+    if all(id(projection.module) in inside for ffn in ffns for stage in ffn.stages for projection in stage):
+        return body
+    return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout), and every module back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def watch(
+    hooks: ExitStack,
+    model: nn.Module,
+    ffn: FFN,
+    module: nn.Module,
+    accumulator: Accumulator,
+    masks: TokenMasks,
+    *,
+    output: bool = False,
+) -> None:
+    """Hand what a module of an FFN reads (or with `output` returns) to an accumulator, until `hooks` closes.
+
+    Parameters
+    ----------
+    hooks : ExitStack
+        Takes the hook away when it closes.
+    model : nn.Module
+    ffn : FFN
+    module : nn.Module
+        One of its linear maps.
+    accumulator : Accumulator
+    masks : TokenMasks
+        Of the batch that passes.
+    output : bool
+    """
+    side = "decoder" if is_decoder(model, ffn) else "input"
+
+    def add(values: torch.Tensor) -> None:
+        mask: torch.Tensor | None = getattr(masks, side)
+        if mask is not None and values.shape[:-1] != mask.shape:
+            if values.shape[:-1] != (mask.numel(),):
+                raise CalibrationError(
+                    f"cannot tell padding from text: an FFN reads {tuple(values.shape)}, the tokens are "
+                    f"{tuple(mask.shape)}; calibrate on one text (sequences without padding) instead of a list of texts"
+                )
+            mask = mask.reshape(-1)
+        accumulator.add(values, mask)
+
+    if output:
+        handle = module.register_forward_hook(lambda _module, _inputs, result: add(result))
+    else:
+        handle = module.register_forward_pre_hook(lambda _module, inputs: add(inputs[0]))
+    hooks.callback(handle.remove)
+
+
+def first_output(output: Any) -> Any:
+    """The hidden states among what a block returned."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def widened(values: torch.Tensor) -> torch.Tensor:
+    """Values in float32, or float64 where they are."""
+    return values if values.dtype == torch.float64 else values.float()
