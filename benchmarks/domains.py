@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.provenance import write
-from benchmarks.quality import RESULTS, Setting, Study, add_wikitext, check_wikitext, opened, read
+from benchmarks import pruning_peers
+from benchmarks.provenance import opened, write
+from benchmarks.quality import RESULTS, Setting, Study
+from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank import checkpoint
 from llmrank.calibration import tokenise
 from llmrank.hub import demo_model
@@ -88,9 +90,11 @@ def main() -> None:
         if all("dense" in way for way in results["ways"].values()):
             write(options.output.with_suffix(".md"), table(results))
 
+    installed = {peer.name for peer in pruning_peers.PEERS if peer.installed}
+    wanted = [Setting(*row[:4], options.amount, row[4]) for row in ROWS if row[0] != "peer" or row[1] in installed]
     for name, study in studies.items():
         print(name)
-        study.fill(results["ways"][name], [Setting(*row[:4], options.amount, row[4]) for row in ROWS], save)
+        study.fill(results["ways"][name], wanted, save)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import hashlib
-import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,19 +25,17 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import opened, write
+from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks, checkpoint
 from llmrank.activations import collect
 from llmrank.adapters import find_ffns
 from llmrank.calibration import TokenSequences, tokenise
-from llmrank.choice import choose_masks
 from llmrank.config import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.hub import demo_encoder
 from llmrank.passes import evaluating, model_inputs
-from llmrank.prune import LocalPruner
 from llmrank.repair import repair_ffns
 from llmrank.reselection import Reselection
-from llmrank.sensitivity import layer_sensitivities
 from llmrank.stream import open_stream, recording
 from llmrank.surgery import apply_masks
 
@@ -51,8 +47,6 @@ JOINTS = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", "<unk>": "unk"}
 # More than a sentence of so many words can have.
 LENGTH = 256
 BATCH = 32
-# Sentences are short: some hundred tokens would say little of a layer.
-SENSITIVITY_SENTENCES = 64
 # Name in the table: scorer, its knobs, topology.
 SCORERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "weighted pagerank": ("wpr", {}, "isolated"),
@@ -180,18 +174,12 @@ class Study:
     def masks(self, setting: Setting) -> tuple[Masks, Reselection]:
         """What a setting keeps, and how it chooses anew."""
         name, knobs, topology = SCORERS[setting.scorer]
-        pruner = make_pruner(setting.budget, amount=setting.amount)
-        pipeline = PIPELINES[topology](self.model, self.tokenizer, None, make_scorer(name, **knobs), pruner)
-        graphs = pipeline.draw(self.ffns, self.statistics)
-        ranks = pipeline.score(graphs)
-        sensitivities = {}
-        if pruner.needs_sensitivity:
-            trial = choose_masks(LocalPruner(setting.amount), graphs, ranks, jointly=True)
-            sensitivities = layer_sensitivities(
-                self.model, self.ffns, trial, self.calibration, BATCH, samples=SENSITIVITY_SENTENCES
-            )
-        masks = choose_masks(pruner, graphs, ranks, jointly=True, sensitivities=sensitivities)
-        return masks, Reselection(pipeline.scorer, graphs)
+        scorer, pruner = make_scorer(name, **knobs), make_pruner(setting.budget, amount=setting.amount)
+        pipeline = PIPELINES[topology](self.model, self.tokenizer, None, scorer, pruner, batch_size=BATCH)
+        pipeline.model_graphs = graphs = pipeline.draw(self.ffns, self.statistics)
+        pipeline.ranks = ranks = pipeline.score(graphs)
+        pipeline.sensitivities = pipeline.measure(self.ffns, self.calibration)
+        return pipeline.choose(graphs, ranks), Reselection(scorer, graphs)
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection) -> dict[str, Any]:
         """Cut, repair, embed, undo."""
@@ -244,9 +232,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
-    )
+    add_wikitext(parser)
     parser.add_argument("--model", help="directory or hub name of an encoder; default all-MiniLM-L6-v2 from PyPI")
     parser.add_argument("--amounts", default="0.1,0.2,0.3,0.5", help="shares to remove, with commas (%(default)s)")
     parser.add_argument(
@@ -260,10 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = set(options.repairs.split(",")) - set(REPAIRS)
     if unknown:
         parser.error(f"unknown --repairs {', '.join(sorted(unknown))}; expected some of {', '.join(REPAIRS)}")
-    if options.wikitext is None:
-        parser.error(
-            "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt"
-        )
+    check_wikitext(parser, options)
     loaded = checkpoint.load(options.model or demo_encoder(), dtype="float32")
     valid, test = (
         sentences(Path(options.wikitext, f"{name}.txt").read_text(encoding="utf-8"), count)
@@ -278,14 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "sha256_of_sentences": hashlib.sha256("\n".join(test).encode()).hexdigest(),
         "scorers": {name: list(entry) for name, entry in SCORERS.items()},
         "repairs": {name: list(entry) for name, entry in REPAIRS.items()},
-        "sensitivity_sentences": SENSITIVITY_SENTENCES,
     }
-    results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol, "rows": {}}
-    if options.output.is_file():
-        earlier = json.loads(options.output.read_text(encoding="utf-8"))
-        if earlier["protocol"] == protocol:
-            results["rows"] = earlier["rows"]
-            print(f"resuming with {len(results['rows'])} rows")
+    results = opened(options.output, protocol)
+    results.setdefault("rows", {})
+    print(f"resuming with {len(results['rows'])} rows")
     study = Study(loaded.model, loaded.tokenizer, calibration, corpus)
     asked = list(settings([float(a) for a in options.amounts.split(",")], options.repairs.split(",")))
     if options.only:

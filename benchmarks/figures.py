@@ -309,8 +309,10 @@ CURVES = {
 def quality(results: dict[str, Any], folder: Path) -> list[Path]:
     """Perplexity against the share removed, and the parameters left: as cut, and repaired."""
     dense, rows = results["dense"]["test"], results["rows"]
-    size = results["size"]
     amounts = sorted({row["amount"] for row in rows.values()})
+    if len(amounts) < 2:  # no curve
+        return []
+    size = results["size"]
 
     def parameters(share: Any) -> Any:
         # Every hidden neuron of a gated FFN without biases has the same number of them.
@@ -324,6 +326,8 @@ def quality(results: dict[str, Any], folder: Path) -> list[Path]:
         for ax, (title, curves) in zip(axes, CURVES.items(), strict=True):
             for position, (key, label) in enumerate(curves.items()):
                 known = [amount for amount in amounts if key.format(amount=amount) in rows]
+                if not known:
+                    continue
                 values = [rows[key.format(amount=amount)]["test"] / dense for amount in known]
                 ax.plot([0.0, *known], [1.0, *values], lw=1.3, ms=4, label=label, **line_look(position))
             ax.set(yscale="log", xlabel="share of hidden neurons removed", title=title)
@@ -331,7 +335,8 @@ def quality(results: dict[str, Any], folder: Path) -> list[Path]:
             ax.set_yticks([1, 1.25, 1.5, 2, 3, 5, 10], ["1", "1.25", "1.5", "2", "3", "5", "10"])
             ax.set_ylim(0.97, 12)
             ax.yaxis.set_minor_formatter(NullFormatter())
-            ax.legend(fontsize=7)
+            if ax.lines:
+                ax.legend(fontsize=7)
             top = ax.secondary_xaxis("top", functions=(parameters, share))
             top.set_xlabel("parameters of the model, millions")
         axes[0].set_ylabel("perplexity / dense perplexity, test")

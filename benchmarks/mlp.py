@@ -31,9 +31,8 @@ from graphs import LayeredGraph, RankResult
 from llmrank import IsolatedFFNPipeline, Masks
 from llmrank.activations import LayerStatistics
 from llmrank.config import make_pruner, make_repair, make_scorer
-from llmrank.repair import repair_ffns
 from llmrank.score import BaseScorer
-from llmrank.stream import open_stream, recording
+from llmrank.stream import recording
 from llmrank.surgery import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
@@ -145,10 +144,8 @@ class Pruning:
         """Accuracies of the compact network; those of the same masks are taken once."""
         key = (hash(masks), repair)
         if key not in self._known:
-            method, repaired = make_repair(repair), {}
-            if method is not None:
-                stream = open_stream(self.model, self.ffns, self.sequences, 1, self.record)
-                masks, repaired = repair_ffns(self.model, self.ffns, masks, method, stream)
+            self.pipeline.repair = make_repair(repair)
+            masks, repaired = self.pipeline.repairs(self.ffns, masks, self.sequences, self.record, self.graphs)
             application = apply_masks(self.model, self.ffns, masks, "compact", "none", repaired)
             try:
                 self._known[key] = self.accuracies()

@@ -52,3 +52,28 @@ def write(path: Path, content: str | dict[str, Any]) -> None:
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
     print(f"wrote {path}")
+
+
+def continues(earlier: Any, now: Any) -> bool:
+    """Whether the earlier protocol says the same of all it names, and the present one at most names more."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        return earlier.keys() <= now.keys() and all(continues(value, now[name]) for name, value in earlier.items())
+    # Tuples come back from a file as lists.
+    return bool(json.loads(json.dumps(now)) == earlier)
+
+
+def opened(output: Path, protocol: dict[str, Any]) -> dict[str, Any]:
+    """What a result file holds already, if it has the same protocol; and this run's command and machine beside the others.
+
+    What is known by name (scorers, topologies, repairs) may have become more since.
+    """
+    results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol}
+    if output.is_file():
+        earlier: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+        if "protocol" in earlier and continues(earlier["protocol"], protocol):
+            earlier["protocol"] = protocol
+            earlier.setdefault("resumed", []).append(results["provenance"])
+            print(f"resuming {output.name}")
+            return earlier
+        print(f"{output.name} has another protocol and is begun anew")
+    return results

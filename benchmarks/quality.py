@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,14 +19,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import pruning_peers
+from benchmarks import figures, pruning_peers
 from benchmarks.closeness import COLUMNS, Closeness, cells, columns
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import opened, write
+from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank import Masks, checkpoint
 from llmrank.activations import FFNStatistics, collect
 from llmrank.adapters import explicit_ffns, find_ffns
 from llmrank.attention import find_attentions
-from llmrank.calibration import TokenSequences, tokenise
+from llmrank.calibration import TokenSequences
 from llmrank.config import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity, size
 from llmrank.hub import LoadedModel, demo_model
@@ -40,8 +39,6 @@ from llmrank.surgery import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
-# Longer than any text that is cut here: the end of valid is found by it.
-ALL = 1_000_000
 SCORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {"seed": 0}),
     "norm (L1)": ("norm", {"p": 1.0}),
@@ -159,32 +156,6 @@ def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setti
                     yield Setting("paper", scorer, topology, pruner, amount, "none")
 
 
-def add_wikitext(parser: argparse.ArgumentParser) -> None:
-    """The option that names the text."""
-    parser.add_argument(
-        "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
-    )
-
-
-def check_wikitext(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse to go on without the text."""
-    if options.wikitext is None or not (options.wikitext / "valid.txt").is_file():
-        parser.error(
-            "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt, got "
-            f"{options.wikitext}"
-        )
-
-
-def read(path: Path, tokenizer: Any, count: int, length: int, *, last: bool = False) -> TokenSequences:
-    """The first (or last) sequences of a WikiText file, with ``<unk>`` read as ``unk``."""
-    text = path.read_text(encoding="utf-8").replace("<unk>", "unk")
-    whole = tokenise(text, tokenizer, ALL if last else count, length)
-    first = len(whole) - count if last else 0
-    return TokenSequences.of(
-        whole.ids[first:], whole.mask[first:], f"WikiText-2 {path.name}, sequences {first} to {first + count - 1}"
-    )
-
-
 class Study:
     """A model, its calibration, and what is the same for all rows."""
 
@@ -229,6 +200,10 @@ class Study:
         results.setdefault("size", asdict(size(self.model, self.ffns["ffn"])))
         print("dense", results["dense"], flush=True)
         rows = results.setdefault("rows", {})
+        # Of the commands that the file names, the one that measured a row: 0 is the first.
+        run = len(results.get("resumed", []))
+        if rows:
+            print(f"{len(rows)} rows are there", flush=True)
         known: dict[tuple[int, str], dict[str, Any]] = {}
         for setting in wanted:
             row = rows.get(setting.key)
@@ -239,6 +214,7 @@ class Study:
                 # The same masks are the same model, unless they are chosen anew.
                 same = None if "reselect" in setting.repair else known.get((hash(masks), setting.repair))
                 row = {**same, **asdict(setting)} if same else self.row(setting, masks, choose)
+                row["run"] = run
                 known[hash(masks), setting.repair] = row
                 rows[setting.key] = row
                 save()
@@ -288,31 +264,6 @@ class Study:
         finally:
             application.undo()
         return {**asdict(setting), **row, "removed": masks.removed_share, "repair_seconds": seconds}
-
-
-def _continues(earlier: Any, now: Any) -> bool:
-    """Whether the earlier protocol says the same of all it names, and the present one at most names more."""
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        return earlier.keys() <= now.keys() and all(_continues(value, now[name]) for name, value in earlier.items())
-    # Tuples come back from a file as lists.
-    return bool(json.loads(json.dumps(now)) == earlier)
-
-
-def opened(output: Path, protocol: dict[str, Any]) -> dict[str, Any]:
-    """What a result file holds already, if it has the same protocol; and this run's command and machine beside the others.
-
-    What is known by name (scorers, topologies, repairs) may have become more since.
-    """
-    results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol}
-    if output.is_file():
-        earlier: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-        if "protocol" in earlier and _continues(earlier["protocol"], protocol):
-            earlier["protocol"] = protocol
-            earlier.setdefault("resumed", []).append(results["provenance"])
-            print(f"resuming with {len(earlier['rows'])} rows")
-            return earlier
-        print(f"{output.name} has another protocol and is begun anew")
-    return results
 
 
 def table(results: dict[str, Any]) -> str:
@@ -405,6 +356,7 @@ def main() -> None:
         write(options.output.with_suffix(".md"), table(results))
 
     study.fill(results, wanted, save)
+    figures.quality(results, options.output.parent)
 
 
 if __name__ == "__main__":

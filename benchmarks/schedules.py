@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
-import os
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from benchmarks.provenance import provenance, write
-from benchmarks.quality import RESULTS, read
+from benchmarks.provenance import opened, write
+from benchmarks.quality import RESULTS
+from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank import checkpoint
 from llmrank.calibration import TokenSequences
 from llmrank.config import PIPELINES, make_pruner, make_repair
@@ -87,9 +86,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
-    )
+    add_wikitext(parser)
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amount", type=float, default=0.3, help="share to remove (%(default)s)")
     parser.add_argument("--only", action="append", help="pattern of the rows to run, such as 'local*'")
@@ -99,10 +96,7 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="evaluate on test too")
     parser.add_argument("--output", type=Path, default=RESULTS / "schedules.json")
     options = parser.parse_args()
-    if options.wikitext is None:
-        parser.error(
-            "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt"
-        )
+    check_wikitext(parser, options)
     loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
     model, tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
     calibration = read(options.wikitext / "valid.txt", tokenizer, options.samples, length)
@@ -115,13 +109,9 @@ def main() -> None:
         "calibration": calibration.provenance(),
         "evaluation": {name: text.provenance() for name, text in texts.items()},
     }
-    results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol, "dense": {}, "rows": {}}
-    if options.output.is_file():
-        earlier = json.loads(options.output.read_text(encoding="utf-8"))
-        if earlier["protocol"] == protocol:
-            results = earlier
-            print(f"resuming with {len(results['rows'])} rows")
-    if not results["dense"]:
+    results = opened(options.output, protocol)
+    results.setdefault("rows", {})
+    if "dense" not in results:
         results["dense"] = {name: perplexity(model, text).value for name, text in texts.items()}
     print("dense", results["dense"], flush=True)
     for name in ROWS:

@@ -58,6 +58,8 @@ def test_rows_without_are_kept_and_gain_it_when_asked(monkeypatch: pytest.Monkey
 
     again = run(monkeypatch, wikitext, "--only", one, "--metrics")
     assert again["rows"] == after["rows"]
+    # Each row says which of the commands in the file measured it.
+    assert (after["rows"][other]["run"], after["rows"][one]["run"]) == (0, 1)
     with pytest.raises(SystemExit):
         run(monkeypatch, wikitext, "--only", one, "--metrics", "--passages", 2)
 

@@ -3,7 +3,9 @@
 import json
 from collections import Counter
 
-from benchmarks.quality import CONTENDERS, REPAIRS, SCORERS, TOPOLOGIES, opened, settings, table
+from benchmarks import figures
+from benchmarks.provenance import opened
+from benchmarks.quality import CONTENDERS, REPAIRS, SCORERS, TOPOLOGIES, settings, table
 from llmrank.config import PRUNERS
 from llmrank.config import REPAIRS as REGISTERED
 
@@ -53,3 +55,13 @@ def test_the_table_has_the_best_on_valid_first():
     }
     text = table({"dense": {"test": 20.0, "valid": 25.0}, "rows": rows})
     assert text.index("better") < text.index("worse")
+
+
+def test_curves_are_drawn_of_several_amounts(tmp_path):
+    key = "ffn | weighted pagerank | isolated | local | {amount} | none"
+    rows = {key.format(amount=amount): {"amount": amount, "test": 20.0 + 50 * amount} for amount in (0.1, 0.3)}
+    results = {"dense": {"test": 20.0}, "size": {"parameters": 100, "ffn_parameters": 60}, "rows": rows}
+    assert figures.quality(results, tmp_path) == [tmp_path / "quality.png"]
+    assert (tmp_path / "quality.png").stat().st_size > 10_000
+    rows.popitem()
+    assert figures.quality(results, tmp_path / "none") == []

@@ -1,0 +1,41 @@
+"""WikiText-2 in its tokenised form: the option that names its directory, and token sequences of its files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from llmrank.calibration import TokenSequences, tokenise
+
+__all__ = ["add_wikitext", "check_wikitext", "read"]
+
+# Longer than any text that is cut here: the end of valid is found by it.
+ALL = 1_000_000
+
+
+def add_wikitext(parser: argparse.ArgumentParser) -> None:
+    """The option that names the text."""
+    parser.add_argument(
+        "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
+    )
+
+
+def check_wikitext(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse to go on without the text."""
+    if options.wikitext is None or not (options.wikitext / "valid.txt").is_file():
+        parser.error(
+            "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt, got "
+            f"{options.wikitext}"
+        )
+
+
+def read(path: Path, tokenizer: Any, count: int, length: int, *, last: bool = False) -> TokenSequences:
+    """The first (or last) sequences of a WikiText file, with ``<unk>`` read as ``unk``."""
+    text = path.read_text(encoding="utf-8").replace("<unk>", "unk")
+    whole = tokenise(text, tokenizer, ALL if last else count, length)
+    first = len(whole) - count if last else 0
+    return TokenSequences.of(
+        whole.ids[first:], whole.mask[first:], f"WikiText-2 {path.name}, sequences {first} to {first + count - 1}"
+    )
