@@ -18,7 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from llmrank.adapters.ffn import FFN, Projection, in_features, out_features
-from llmrank.adapters.trial import linear_chain
+from llmrank.adapters.trial import linear_chain, undisturbed
 from llmrank.errors import UnsupportedModelError
 
 __all__ = ["find_ffns"]
@@ -256,18 +256,14 @@ def _probe(ffn: FFN) -> None:
     handles = [consumer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().float()))]
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(1, 2, ffn.sizes[0], generator=generator).to(device, ffn.stages[0][0].weight.dtype)
-    modes = [(module, module.training) for module in ffn.module.modules()]
     try:
-        ffn.module.eval()
-        with torch.no_grad():
+        with undisturbed(ffn.module):
             ffn.module(probe)
             handles += [projection.module.register_forward_hook(silence(projection)) for projection in producers]
             ffn.module(probe)
     except Exception:  # a decoder layer needs more than one tensor: its FFN is plain, and geometry is enough
         return
     finally:
-        for module, mode in modes:
-            module.training = mode
         for handle in handles:
             handle.remove()
     if len(seen) != 2 or seen[0].shape != seen[1].shape or seen[0].shape[-1] != ffn.sizes[1]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from llmrank.adapters.ffn import in_features, out_features
 
-__all__ = ["linear_chain"]
+__all__ = ["linear_chain", "undisturbed"]
 
 # Two neurons that change places escape notice once in 2 ** ROWS.
 ROWS = 16
@@ -63,7 +63,7 @@ def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[s
     # The map that is called first decides how many features there are; until it is known every width is tried.
     widths = dict.fromkeys(in_features(linear) for linear in linears.values())
     generator = torch.Generator().manual_seed(0)
-    with _undisturbed(module):
+    with undisturbed(module):
         for width in widths:
             probe = torch.randn(ROWS, width, generator=generator).to(weights[0])
             try:
@@ -123,8 +123,24 @@ def _reader(
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and the global random state come back afterwards."""
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; modes and the global random state come back afterwards.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Of its parts every one gets its own mode back, whatever is raised.
+
+    Examples
+    --------
+    >>> dropout, state = nn.Dropout(), torch.get_rng_state()
+    >>> with undisturbed(dropout):
+    ...     _ = torch.rand(1)
+    ...     print(dropout.training)
+    False
+    >>> dropout.training, torch.equal(torch.get_rng_state(), state)
+    (True, True)
+    """
     modes: Sequence[tuple[nn.Module, bool]] = [(part, part.training) for part in module.modules()]
     try:
         module.eval()

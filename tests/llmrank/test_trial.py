@@ -67,6 +67,15 @@ class Twice(nn.Module):
         return out
 
 
+class Noisy(nn.Sequential):
+    """Draws a random number in every forward pass, in evaluation mode too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.rand(1)
+        out: torch.Tensor = super().forward(x)
+        return out
+
+
 def nested() -> nn.Module:
     torch.manual_seed(1)
     blocks = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in ((6, 12), (12, 10))]
@@ -140,25 +149,35 @@ def test_the_model_and_the_random_state_are_left_alone() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_modules_that_draw_random_numbers_leave_the_random_state_alone() -> None:
+    model = Noisy(*mlp(6, 12, 4))
+    state = torch.get_rng_state()
+    assert linear_chain(model, linears(model)) == ("0", "2")
+    assert torch.equal(state, torch.get_rng_state())
+    assert [ffn.sizes for ffn in find_ffns(model)] == [(6, 12, 4)]
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_the_largest_chain_that_runs_is_taken_whole() -> None:
     model = nn.ModuleDict({"tower": nn.ModuleDict({"net": ByHand(6, 12, 4)}), "other": ByHand(5, 7, 3)})
     assert [(ffn.name, ffn.sizes) for ffn in find_ffns(model)] == [("tower.net", (6, 12, 4)), ("other", (5, 7, 3))]
 
 
 @pytest.mark.parametrize(
-    "model",
+    "make",
     [
-        Between(lambda hidden, out: hidden + out),
-        Between(lambda hidden, out: out.softmax(dim=-1)),
-        Between(lambda hidden, out: functional.layer_norm(out, (8,))),
-        Between(lambda hidden, out: out.flip(-1)),
-        Between(lambda hidden, out: out[..., [1, 0, *range(2, 8)]]),
-        Between(lambda hidden, out: out * hidden.mean()),
-        Twice(),
+        lambda: Between(lambda hidden, out: hidden + out),
+        lambda: Between(lambda hidden, out: out.softmax(dim=-1)),
+        lambda: Between(lambda hidden, out: functional.layer_norm(out, (8,))),
+        lambda: Between(lambda hidden, out: out.flip(-1)),
+        lambda: Between(lambda hidden, out: out[..., [1, 0, *range(2, 8)]]),
+        lambda: Between(lambda hidden, out: out * hidden.mean()),
+        Twice,
     ],
     ids=["residual", "softmax", "layer norm", "flipped", "two swapped", "scaled by another layer", "called twice"],
 )
-def test_hidden_layers_that_something_else_reads_are_refused(model: nn.Module) -> None:
+def test_hidden_layers_that_something_else_reads_are_refused(make: Callable[[], nn.Module]) -> None:
+    model = make()
     assert linear_chain(model, linears(model)) is None
     with pytest.raises(UnsupportedModelError, match="no feed-forward network"):
         find_ffns(model)
