@@ -212,10 +212,11 @@ def _encode(tokenizer: Any, passages: Sequence[Passage], longest: int | None) ->
         context = plain_ids(tokenizer, passage.context)
         whole = plain_ids(tokenizer, f"{passage.context} {passage.word}")
         size = len(whole) - len(context)
-        if whole[: len(context)] != context or size < 1 or (longest is not None and size > longest):
+        if whole[: len(context)] != context or size < 1:
             continue
         # The last token is only predicted, so that one more fits.
         ids = (front + whole) if longest is None else (front + whole)[-(longest + 1) :]
+        # Where the word fills it all, nothing is left to continue.
         if len(ids) > size:
             found.append((ids, size))
     return found

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrank.calibration import plain_ids
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.last_word import Passage, cut_passages, last_word
 from tests.llmrank.models import (
@@ -134,17 +135,46 @@ def test_logits_that_a_model_cannot_leave_out_are_not_asked_for() -> None:
 
 def test_long_contexts_lose_their_beginning() -> None:
     model, tokenizer = family_model(named_family("GPT-2")), spelling_tokenizer(front=True)
-    passage = Passage(" ".join(WORDS * 4), "cat")
-    context = tokenizer(passage.context, add_special_tokens=False)["input_ids"]
-    word = tokenizer(" cat", add_special_tokens=False)["input_ids"]
-    assert len(context) > 64
-    for word_said in (passage.word, *WORDS):
-        word = tokenizer(" " + word_said, add_special_tokens=False)["input_ids"]
-        kept = context[-(64 + 1 - len(word)) :]
-        with torch.no_grad():
-            out = model(input_ids=torch.tensor([(kept + word)[:-1]])).logits[0, -len(word) :].argmax(-1).tolist()
-        found = last_word(model, tokenizer, [Passage(passage.context, word_said)])
-        assert found.accuracy.value == float(out == word)
+    context = " ".join(WORDS * 4)
+    ids = plain_ids(tokenizer, context)
+    assert len(ids) > 64
+    with torch.no_grad():
+        own = int(model(input_ids=torch.tensor([ids[-64:]])).logits[0, -1].argmax())
+    read: list[list[int]] = []
+    model.register_forward_pre_hook(lambda _m, _args, given: read.extend(given["input_ids"].tolist()), with_kwargs=True)
+    for word, wanted in ((tokenizer.decode([own]).strip(), 1.0), ("mat", 0.0)):
+        read.clear()
+        assert last_word(model, tokenizer, [Passage(context, word)]).accuracy.value == wanted
+        assert read == [plain_ids(tokenizer, f"{context} {word}")[-65:-1]]
+
+
+def test_words_that_fill_all_that_a_model_takes_are_skipped() -> None:
+    """Of 4 tokens there is one to read in front of a word of 4, none in front of one of 5."""
+    model, tokenizer = tiny_llama(max_position_embeddings=4), spelling_tokenizer(front=True)
+    fits, fills, longer = "saturn", "saturns", "monster"
+    assert [len(plain_ids(tokenizer, f" {word}")) for word in (fits, fills, longer)] == [4, 5, 7]
+    for word in (fills, longer):
+        found = last_word(model, tokenizer, [Passage("the", fits), Passage("the", word)])
+        assert (found.skipped, found.accuracy.count) == (1, 1)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 60, 10_000])
+def test_batches_hold_no_more_tokens_than_said_and_the_longest_come_first(batch_tokens: int) -> None:
+    model, tokenizer = tiny_llama(), spelling_tokenizer()
+    passages = some_passages()
+    shapes: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(
+        lambda _m, _args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    last_word(model, tokenizer, passages, batch_tokens)
+    # The last token of each is not read.
+    read = sorted((len(plain_ids(tokenizer, f"{p.context} {p.word}")) - 1 for p in passages), reverse=True)
+    wanted: list[tuple[int, int]] = []
+    while read:
+        rows = min(max(1, batch_tokens // read[0]), len(read))
+        wanted.append((rows, read[0]))
+        read = read[rows:]
+    assert shapes == wanted
 
 
 def test_words_without_tokens_of_their_own_are_skipped() -> None:
@@ -228,6 +258,7 @@ def cut(text: str, least: int = 2) -> list[str]:
         ("He came in 1999. She had left.", ["He came in 1999. She had|left"]),
         ("He came at ten-ish. She had left.", ["He came at ten-ish. She had|left"]),
         ("He met old unk. She had left.", ["He met old unk. She had|left"]),
+        ("He met old UNK. She had left.", ["He met old UNK. She had|left"]),
         ("He met old Mr. Stone today.", ["He met old Mr. Stone|today"]),
         ("They ate figs etc. and went home.", ["They ate figs etc. and went|home"]),
         ("It cost 3.50 in all.", ["It cost 3.50 in|all"]),
