@@ -285,7 +285,7 @@ def _plain_settings(model: Any, new_tokens: int) -> Iterator[None]:
         max_new_tokens=new_tokens,
         bos_token_id=_special(model, "bos_token_id"),
         eos_token_id=ends or None,
-        pad_token_id=padding if padding is not None else ends[0] if ends else 0,
+        pad_token_id=padding if padding is not None else next(iter(ends), None),
         decoder_start_token_id=_special(model, "decoder_start_token_id"),
     )
     try:

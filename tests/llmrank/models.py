@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 
 from llmrank.adapters import FAMILIES, Family
+from llmrank.calibration import TokenSequences
 
 VOCABULARY, HIDDEN, FFN, POSITIONS = 64, 16, 40, 64
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
@@ -53,6 +54,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_heads": 4,
         "decoder_start_token_id": 0,
     },
+}
+# A Llama's maps by name, as the paper's code is told them.
+STRUCTURE: dict[str, Any] = {
+    "path_to_layers": ["model", "layers"],
+    "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj")),
 }
 AUTOS = {
     "t5": "AutoModelForSeq2SeqLM",
@@ -113,6 +119,26 @@ def tiny_t5(seed: int = 0, **changes: Any) -> Any:
 def token_ids(n: int = 4, length: int = 24, seed: int = 0) -> torch.Tensor:
     """Random ids without the special ones."""
     return torch.randint(4, VOCABULARY, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+def whole_sequences(ids: torch.Tensor, mask: torch.Tensor | None = None) -> TokenSequences:
+    """Ids (or features) as they are; without a mask none of them is padding."""
+    return TokenSequences.of(ids, torch.ones(ids.shape[:2], dtype=torch.bool) if mask is None else mask, "test")
+
+
+def padded_sequences() -> TokenSequences:
+    """Five sequences of up to 12 tokens; the second has 8 of them, the fourth 5."""
+    ids = token_ids(5, 12)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, 8:] = mask[3, 5:] = False
+    return whole_sequences(torch.where(mask, ids, 0), mask)
+
+
+def repeated(weight: torch.Tensor) -> torch.Tensor:
+    """The value rows of every head where each group's are shared by several."""
+    width, groups = HEADS["head_dim"], HEADS["num_key_value_heads"]
+    heads = [weight[k * width : (k + 1) * width] for k in range(groups)]
+    return torch.cat([head for head in heads for _ in range(HEADS["num_attention_heads"] // groups)])
 
 
 def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, seed: int = 0) -> nn.Sequential:

@@ -12,7 +12,7 @@ from torch import nn
 
 from llmrank.activations import FFNStatistics, LayerStatistics, collect
 from llmrank.adapters import find_ffns
-from llmrank.calibration import TokenSequences, tokenise
+from llmrank.calibration import tokenise
 from llmrank.errors import CalibrationError
 from llmrank.passes import evaluating, longest_input, model_inputs
 from llmrank.pipeline import ChainedFFNPipeline
@@ -28,11 +28,8 @@ from tests.llmrank.models import (
     tiny_t5,
     token_ids,
     tokenizer,
+    whole_sequences,
 )
-
-
-def sequences(ids: torch.Tensor, mask: torch.Tensor | None = None) -> TokenSequences:
-    return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, "test")
 
 
 def captured(model: Any, calls: Callable[[], Any], paths: list[str]) -> dict[str, torch.Tensor]:
@@ -76,7 +73,7 @@ def test_statistics_of_a_gated_ffn() -> None:
     model, ids = tiny_llama(), token_ids(3, 10)
     paths = [f"model.layers.{k}.mlp.{name}" for k in range(2) for name in ("up_proj", "down_proj")]
     seen = captured(model, lambda: model(input_ids=ids), paths)
-    for k, entry in enumerate(collect(model, find_ffns(model), sequences(ids), batch_size=2)):
+    for k, entry in enumerate(collect(model, find_ffns(model), whole_sequences(ids), batch_size=2)):
         residual, hidden, output = entry.layers
         assert_statistics(residual, seen[f"model.layers.{k}.mlp.up_proj"])
         # The product of gate and up is what down reads.
@@ -88,11 +85,11 @@ def test_statistics_of_a_gated_ffn() -> None:
 def test_what_hidden_neurons_explain_of_the_output(name: str) -> None:
     model, ids = family_model(named_family(name)), token_ids(3, 10)
     ffns = find_ffns(model)
-    found = collect(model, ffns, sequences(ids), batch_size=2, explained=True)
-    assert_same(found, collect(model, ffns, sequences(ids)))
+    found = collect(model, ffns, whole_sequences(ids), batch_size=2, explained=True)
+    assert_same(found, collect(model, ffns, whole_sequences(ids)))
     for ffn, entry in zip(ffns, found, strict=True):
         down = ffn.stages[1][0]
-        seen = captured(model, lambda: collect(model, (), sequences(ids)), [down.name])[down.name]
+        seen = captured(model, lambda: collect(model, (), whole_sequences(ids)), [down.name])[down.name]
         for centred, shares in ((False, entry.layers[1].explained.energy), (True, entry.layers[1].explained.variance)):
             wanted = textbook.explained(seen.tolist(), down.weight.double().tolist(), centred=centred)
             assert float(shares.sum()) == pytest.approx(1.0)
@@ -102,7 +99,7 @@ def test_what_hidden_neurons_explain_of_the_output(name: str) -> None:
 
 def test_every_hidden_layer_of_a_sequential_ffn_explains_what_the_next_map_returns() -> None:
     model, x = mlp(4, 6, 5, 3), features(12, 4)
-    entry = collect(model, find_ffns(model), sequences(x), batch_size=5, explained=True)[0]
+    entry = collect(model, find_ffns(model), whole_sequences(x), batch_size=5, explained=True)[0]
     seen = captured(model, lambda: model(x), ["2", "4"])
     for layer, path in ((1, "2"), (2, "4")):
         weight = model.get_submodule(path).weight.double().tolist()
@@ -148,7 +145,7 @@ def test_residual_layers_of_a_chain_are_what_the_next_ffn_reads() -> None:
 @pytest.mark.parametrize("name", ["GPT-2", "OPT", "T5", "BERT", "Phi-3"])
 def test_batches_do_not_matter(name: str) -> None:
     model = family_model(named_family(name))
-    data = sequences(token_ids(5, 12))
+    data = whole_sequences(token_ids(5, 12))
     ffns = find_ffns(model)
     one = collect(model, ffns, data, batch_size=1)
     for batch_size in (2, 5, 100):
@@ -166,7 +163,8 @@ def test_padding_does_not_count(name: str) -> None:
     assert together.mask.sum(1).tolist() == [11, 6, 19]
     padded = collect(model, ffns, together, batch_size=3)
     singles = [
-        collect(model, ffns, sequences(row[mask][None])) for row, mask in zip(together.ids, together.mask, strict=True)
+        collect(model, ffns, whole_sequences(row[mask][None]))
+        for row, mask in zip(together.ids, together.mask, strict=True)
     ]
     for k, entry in enumerate(padded):
         for layer, found in enumerate(entry.layers):
@@ -191,9 +189,9 @@ def test_encoder_and_decoder_have_their_own_masks() -> None:
     # Teacher forcing: the decoder reads the second half, shifted by its start token.
     assert inputs["decoder_input_ids"][:, 0].tolist() == [0, 0, 0]
     assert torch.equal(inputs["decoder_input_ids"][:, 1:], ids[:, 5:-1])
-    entries = collect(model, find_ffns(model), sequences(ids, mask), batch_size=3)
+    entries = collect(model, find_ffns(model), whole_sequences(ids, mask), batch_size=3)
     assert [entry.layers[1].count for entry in entries] == [14, 14, 7, 7]
-    full = collect(model, find_ffns(model), sequences(ids), batch_size=3)
+    full = collect(model, find_ffns(model), whole_sequences(ids), batch_size=3)
     assert [entry.layers[1].count for entry in full] == [15] * 4
 
 
@@ -226,8 +224,8 @@ def test_modes_hooks_and_gradients_are_left_alone(training: bool) -> None:
     model.lm_head.weight.requires_grad = False
     modes, grads = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
     snapshot = Snapshot(model)
-    first = collect(model, find_ffns(model), sequences(token_ids()))
-    assert_same(first, collect(model, find_ffns(model), sequences(token_ids())), rtol=0)
+    first = collect(model, find_ffns(model), whole_sequences(token_ids()))
+    assert_same(first, collect(model, find_ffns(model), whole_sequences(token_ids())), rtol=0)
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == grads
     assert all(p.grad is None for p in model.parameters())
@@ -244,7 +242,7 @@ def test_everything_is_left_alone_after_an_exception() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(model, find_ffns(model), sequences(token_ids()), progress=broken)
+        collect(model, find_ffns(model), whole_sequences(token_ids()), progress=broken)
     snapshot.assert_restored()
 
     def fail() -> None:

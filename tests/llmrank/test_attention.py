@@ -11,19 +11,13 @@ from torch import nn
 from llmrank.adapters import FFN, find_ffns
 from llmrank.attention import find_attentions
 from llmrank.errors import CalibrationError, StructureError, UnsupportedModelError
-from tests.llmrank.models import HEADS, Snapshot, family_model, mlp, named_family, tiny_llama, tiny_t5
+from tests.llmrank.models import HEADS, Snapshot, family_model, mlp, named_family, repeated, tiny_llama, tiny_t5
 
 N_HEADS, N_GROUPS, WIDTH = HEADS["num_attention_heads"], HEADS["num_key_value_heads"], HEADS["head_dim"]
 
 
 def attention_of(model: Any) -> FFN:
     return next(iter(find_attentions(model, find_ffns(model)).values()))
-
-
-def repeated(weight: torch.Tensor) -> torch.Tensor:
-    """The value rows of every head where each group's are shared by several."""
-    heads = [weight[k * WIDTH : (k + 1) * WIDTH] for k in range(N_GROUPS)]
-    return torch.cat([head for head in heads for _ in range(N_HEADS // N_GROUPS)])
 
 
 def values_by_hand(name: str, block: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,7 +29,7 @@ from llmrank.prune import (
     protected_names,
     sparing_counts,
 )
-from tests.llmrank.models import Snapshot, mlp, tiny_llama, token_ids
+from tests.llmrank.models import STRUCTURE, Snapshot, mlp, tiny_llama, token_ids
 
 NAMES = [f"model.layers.{k}.mlp" for k in range(12)]
 PRUNERS = [LocalPruner, GlobalPruner, SensitivityPruner]
@@ -357,9 +357,8 @@ def test_impossible_budgets_cost_no_pass(pruner: BasePruner, message: str, topol
 
 
 def test_listed_linears_are_counted_group_by_group_and_protected_by_name() -> None:
-    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
     for pruner in (LocalPruner(0.25, protect="*.0.mlp"), GlobalPruner(0.25, protect="*.0.mlp")):
-        pipeline = IsolatedFFNPipeline(tiny_llama(), None, structure, pruner=pruner, calibration=token_ids())
+        pipeline = IsolatedFFNPipeline(tiny_llama(), None, STRUCTURE, pruner=pruner, calibration=token_ids())
         pipeline.run()
         assert pipeline.masks is not None
         widths = list(pipeline.masks.widths.values())
@@ -368,7 +367,7 @@ def test_listed_linears_are_counted_group_by_group_and_protected_by_name() -> No
     with pytest.raises(
         OptionError, match=r"structure_dict zeroes rows of Linears.*an amount of model bytes means nothing"
     ):
-        IsolatedFFNPipeline(tiny_llama(), None, structure, pruner=LocalPruner(0.2, of="bytes"))
+        IsolatedFFNPipeline(tiny_llama(), None, STRUCTURE, pruner=LocalPruner(0.2, of="bytes"))
 
 
 @pytest.mark.parametrize("form", ["compact", "zero", "mask"])

@@ -14,7 +14,7 @@ from llmrank.costs import UNITS, Cost, ModelCosts, neuron_cost, unit_name
 from llmrank.errors import OptionError
 from llmrank.masks import Masks
 from llmrank.surgery import apply_masks, prunable_layers
-from tests.llmrank.models import family_model, features, logits, mlp, tiny_llama, token_ids
+from tests.llmrank.models import STRUCTURE, family_model, features, logits, mlp, tiny_llama, token_ids
 
 
 def masks_of(model: nn.Module, every: int = 3) -> Masks:
@@ -96,8 +96,7 @@ def test_bytes_go_by_the_dtype_of_each_tensor() -> None:
 
 def test_listed_linears_lose_rows() -> None:
     model = tiny_llama()
-    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
-    costs = ModelCosts(model, explicit_ffns(model, structure))
+    costs = ModelCosts(model, explicit_ffns(model, STRUCTURE))
     assert costs.whole("neurons") == 2 * (40 + 16)
     assert costs.removed({"model.layers.0.mlp.up_proj": 30}, "parameters") == 10 * 16
     assert costs.removed({"model.layers.1.mlp.down_proj": 10}, "parameters") == 6 * 40

@@ -19,19 +19,13 @@ from tests.llmrank.models import (
     family_model,
     mlp,
     named_family,
+    padded_sequences,
     text,
     tiny_llama,
     tiny_t5,
     token_ids,
     tokenizer,
 )
-
-
-def some_sequences() -> TokenSequences:
-    ids = token_ids(5, 12)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[1, 8:] = mask[3, 5:] = False
-    return TokenSequences.of(torch.where(mask, ids, 0), mask, "test")
 
 
 @torch.no_grad()
@@ -52,7 +46,7 @@ def log_likelihood(model: Any, row: torch.Tensor, half: int) -> list[float]:
 
 @pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM"])
 def test_perplexity_equals_a_loop_over_tokens(name: str) -> None:
-    model, data = family_model(named_family(name)), some_sequences()
+    model, data = family_model(named_family(name)), padded_sequences()
     logs = [v for row, mask in zip(data.ids, data.mask, strict=True) for v in log_likelihood(model, row[mask], 6)]
     assert len(logs) == 11 * 3 + 7 + 4
     wanted = math.exp(-sum(logs) / len(logs))
@@ -75,7 +69,7 @@ def test_models_without_next_token_prediction_are_refused(make: Any) -> None:
     model = make()
     assert not has_perplexity(model)
     with pytest.raises(UnsupportedModelError, match="predicts no next token"):
-        perplexity(model, some_sequences())
+        perplexity(model, padded_sequences())
 
 
 def test_perplexity_leaves_the_model_alone() -> None:
@@ -83,7 +77,7 @@ def test_perplexity_leaves_the_model_alone() -> None:
     model.train()
     model.model.layers[1].eval()
     modes, snapshot = [m.training for m in model.modules()], Snapshot(model)
-    assert perplexity(model, some_sequences()) == perplexity(model, some_sequences())
+    assert perplexity(model, padded_sequences()) == perplexity(model, padded_sequences())
     assert [m.training for m in model.modules()] == modes
     snapshot.assert_restored()
 
@@ -93,14 +87,14 @@ def test_broken_models_have_infinite_perplexity(value: float) -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.lm_head.weight[5:] = value
-    assert perplexity(model, some_sequences()).value == math.inf
+    assert perplexity(model, padded_sequences()).value == math.inf
 
 
 def test_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    assert perplexity(model, some_sequences()).value == pytest.approx(64, rel=1e-6)
+    assert perplexity(model, padded_sequences()).value == pytest.approx(64, rel=1e-6)
 
 
 def test_unigram_perplexity_by_hand() -> None:

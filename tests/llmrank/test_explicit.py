@@ -17,12 +17,8 @@ from llmrank.pipeline import BasePipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.score import NormScorer, WeightedPageRankScorer
 from llmrank.surgery import apply_masks
-from tests.llmrank.models import Snapshot, logits, tiny_llama, token_ids
+from tests.llmrank.models import STRUCTURE, Snapshot, logits, tiny_llama, token_ids
 
-STRUCTURE: dict[str, Any] = {
-    "path_to_layers": ["model", "layers"],
-    "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj")),
-}
 NAMES = [f"model.layers.{k}.mlp.{name}" for k in range(2) for name in ("up_proj", "down_proj")]
 topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
 

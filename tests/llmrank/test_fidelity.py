@@ -9,21 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import llmrank.fidelity
 from llmrank.calibration import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
-from llmrank.fidelity import continuations, divergences, fidelity
-from tests.llmrank.models import Snapshot, disturbed, family_model, mlp, named_family, tiny_llama, tiny_t5, token_ids
+from llmrank.fidelity import Continuations, continuations, divergences, fidelity
+from tests.llmrank.models import (
+    Snapshot,
+    disturbed,
+    family_model,
+    logits,
+    mlp,
+    named_family,
+    padded_sequences,
+    tiny_llama,
+    tiny_t5,
+    token_ids,
+)
 
 NAMES = ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM"]
-
-
-def some_sequences() -> TokenSequences:
-    ids = token_ids(5, 12)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[1, 8:] = mask[3, 5:] = False
-    return TokenSequences.of(torch.where(mask, ids, 0), mask, "test")
 
 
 @torch.no_grad()
@@ -60,7 +65,7 @@ def test_divergence_and_agreement_equal_a_loop_over_tokens(
     name: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llmrank.fidelity, "ROWS", rows)
-    dense, data = family_model(named_family(name)), some_sequences()
+    dense, data = family_model(named_family(name)), padded_sequences()
     model = disturbed(dense)
     terms, same = textbook(dense, model, [r[m] for r, m in zip(data.ids, data.mask, strict=True)], lambda _: 1)
     for batch_size in (1, 2, 5):
@@ -87,10 +92,10 @@ def test_a_model_agrees_with_itself_and_is_left_alone() -> None:
     model = tiny_llama(attention_dropout=0.5)
     model.train()
     snapshot = Snapshot(model)
-    found = fidelity(model, model, some_sequences(), 2)
+    found = fidelity(model, model, padded_sequences(), 2)
     assert found.divergence.value == 0.0
     assert (found.agreement.value, found.agreement.error) == (1.0, 0.0)
-    assert continuations(model, model, some_sequences(), 5, 4, 6).exact.value == 1.0
+    assert continuations(model, model, padded_sequences(), 5, 4, 6).exact.value == 1.0
     snapshot.assert_restored()
     assert model.training
 
@@ -98,18 +103,23 @@ def test_a_model_agrees_with_itself_and_is_left_alone() -> None:
 def test_divergence_is_not_symmetric() -> None:
     dense = tiny_llama()
     model = disturbed(dense, 0.3)
-    there, back = fidelity(dense, model, some_sequences()), fidelity(model, dense, some_sequences())
+    there, back = fidelity(dense, model, padded_sequences()), fidelity(model, dense, padded_sequences())
     assert there.divergence.value != pytest.approx(back.divergence.value, rel=0.01)
     assert there.agreement == back.agreement
 
 
 def test_half_precision_is_compared_in_single() -> None:
-    dense, data = tiny_llama(), some_sequences()
+    dense, data = tiny_llama(), padded_sequences()
     half = copy.deepcopy(dense).to(torch.bfloat16)
     wanted = fidelity(dense, copy.deepcopy(half).float(), data)
     found = fidelity(dense, half, data)
     assert 0 < found.divergence.value < 0.1
     assert wanted.divergence.value < 0.1
+    total = 0.0
+    for row, mask in zip(data.ids, data.mask, strict=True):
+        p, q = (logits(one, row[None, mask])[0, :-1].double().softmax(-1) for one in (dense, half))
+        total += float((p * (p / q).log()).sum())
+    assert found.divergence.value == pytest.approx(total / 44, rel=1e-3)
     assert fidelity(half, half, data).divergence.value == pytest.approx(0.0, abs=1e-7)
 
 
@@ -132,21 +142,21 @@ def test_predictions_that_are_no_numbers_are_refused(side: str) -> None:
     with torch.no_grad():
         (dense if side == "dense" else model).lm_head.weight[5:] = math.nan
     with pytest.raises(CalibrationError, match="not finite"):
-        fidelity(dense, model, some_sequences())
+        fidelity(dense, model, padded_sequences())
 
 
 def test_other_vocabularies_are_refused() -> None:
     with pytest.raises(OptionError, match="predicts 64 tokens and the other one 70"):
-        fidelity(tiny_llama(), tiny_llama(vocab_size=70), some_sequences())
+        fidelity(tiny_llama(), tiny_llama(vocab_size=70), padded_sequences())
 
 
 @pytest.mark.parametrize("make", [lambda: family_model(named_family("BERT")), lambda: mlp(4, 6, 2)])
 def test_models_without_next_token_prediction_are_refused(make: Any) -> None:
     for pair in ((tiny_llama(), make()), (make(), tiny_llama())):
         with pytest.raises(UnsupportedModelError, match="no divergence"):
-            fidelity(*pair, some_sequences())
+            fidelity(*pair, padded_sequences())
         with pytest.raises(UnsupportedModelError, match="no continuation"):
-            continuations(*pair, some_sequences())
+            continuations(*pair, padded_sequences())
 
 
 def test_sequences_of_single_tokens_are_refused() -> None:
@@ -203,7 +213,7 @@ def test_continuations_equal_loops_without_cache(name: str, early: bool) -> None
 def test_shares_are_those_of_the_longer_continuation(monkeypatch: pytest.MonkeyPatch) -> None:
     said = iter([[[7, 8, 9, 2], [7, 2]], [[7, 5, 9], [7, 2]]])
     monkeypatch.setattr(llmrank.fidelity, "_continue", lambda *_: next(said))
-    found = continuations(tiny_llama(), tiny_llama(), some_sequences(), 2, 5, 4)
+    found = continuations(tiny_llama(), tiny_llama(), padded_sequences(), 2, 5, 4)
     assert found.prefix.value == (1 / 4 + 2 / 2) / 2
     assert found.equal.value == (2 / 4 + 2 / 2) / 2
     assert found.exact.value == 0.5
@@ -223,26 +233,66 @@ def test_generation_settings_of_a_model_change_nothing_and_stay() -> None:
     assert settings.to_dict() == before
 
 
+def test_the_end_of_a_text_is_the_settings_or_else_the_configuration_s() -> None:
+    dense, data = tiny_llama(), tokenise(token_ids(4, 12), None, 4, 12)
+    model = disturbed(dense, 0.02)
+    end, _, other, *_ = greedy(dense, data.ids[1, :5], 7, set())
+
+    def found(of_settings: int | None, of_config: int | None) -> Continuations:
+        for one in (dense, model):
+            one.generation_config.eos_token_id, one.config.eos_token_id = of_settings, of_config
+        return continuations(dense, model, data, 4, 5, 7)
+
+    assert found(end, None) == found(None, end) == found(end, other)
+    assert len({found(end, None), found(other, None), found(None, None)}) == 3
+
+
+@pytest.mark.parametrize(("batch_tokens", "rows"), [(1, 1), (35, 2), (40, 3), (4096, 8)])
+def test_batches_hold_no_more_tokens_than_said(batch_tokens: int, rows: int) -> None:
+    """Prompts of 5 tokens and 7 new ones."""
+    model, data = tiny_llama(), tokenise(token_ids(8, 12), None, 8, 12)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _m, _args, given: seen.append(len(given["input_ids"])), with_kwargs=True)
+    assert continuations(model, model, data, 8, 5, 7, batch_tokens).exact.count == 8
+    assert max(seen) == rows
+
+
+@pytest.mark.parametrize("end", [2, None])
+def test_transformers_does_not_complain_of_a_missing_padding_token(
+    end: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, said = tiny_llama(), []
+    for source in (model.config, model.generation_config):
+        source.pad_token_id, source.eos_token_id = None, end
+    monkeypatch.setattr(transformers.generation.utils.logger, "warning", said.append)
+    assert continuations(model, model, padded_sequences(), 4, 5, 4).exact.value == 1.0
+    assert said == []
+
+
 def test_prompts_are_the_beginnings_without_padding() -> None:
     """Of five sequences the second has 8 tokens and the fourth 5."""
     model = tiny_llama()
-    assert continuations(model, model, some_sequences(), 16, 5, 2).exact.count == 5
-    assert continuations(model, model, some_sequences(), 16, 6, 2).exact.count == 4
-    assert continuations(model, model, some_sequences(), 2, 6, 2).exact.count == 2
+    assert continuations(model, model, padded_sequences(), 16, 5, 2).exact.count == 5
+    assert continuations(model, model, padded_sequences(), 16, 6, 2).exact.count == 4
+    assert continuations(model, model, padded_sequences(), 2, 6, 2).exact.count == 2
+    # The first that have none, wherever they are.
+    late = padded_sequences()
+    late = TokenSequences.of(late.ids[[3, 1, 0, 2, 4]], late.mask[[3, 1, 0, 2, 4]], "test")
+    assert continuations(model, model, late, 2, 6, 2).exact.count == 2
     for length in (13, 50):
         with pytest.raises(CalibrationError, match=f"has {length} tokens to begin with"):
-            continuations(model, model, some_sequences(), 16, length, 2)
+            continuations(model, model, padded_sequences(), 16, length, 2)
 
 
 @pytest.mark.parametrize("name", ["prompts", "prompt_length", "new_tokens"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(OptionError, match=f"{name} must be an integer >= 1"):
-        continuations(tiny_llama(), tiny_llama(), some_sequences(), **{name: 0})
+        continuations(tiny_llama(), tiny_llama(), padded_sequences(), **{name: 0})
 
 
 def test_more_tokens_than_a_model_takes_are_refused() -> None:
     with pytest.raises(OptionError, match="more than the 64"):
-        continuations(tiny_llama(), tiny_llama(), some_sequences(), 4, 60, 5)
+        continuations(tiny_llama(), tiny_llama(), padded_sequences(), 4, 60, 5)
 
 
 def test_tokens_of_another_vocabulary_are_refused() -> None:

@@ -18,7 +18,7 @@ from llmrank.findings import find
 from llmrank.inspection import Inspection, inspect_model
 from llmrank.prune import GlobalPruner
 from llmrank.score import ActivationScorer, NormScorer, WeightedPageRankScorer
-from tests.llmrank.models import tiny_llama, token_ids
+from tests.llmrank.models import STRUCTURE, tiny_llama, token_ids
 
 WPR, ACTIVATION = WeightedPageRankScorer(), ActivationScorer()
 
@@ -109,8 +109,7 @@ def test_a_layer_is_drawn_with_its_highest_neurons(topology: type) -> None:
 
 
 def test_the_last_of_named_linears_has_nothing_after_it() -> None:
-    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
-    pipeline = ChainedFFNPipeline(tiny_llama(), None, structure, calibration=token_ids())
+    pipeline = ChainedFFNPipeline(tiny_llama(), None, STRUCTURE, calibration=token_ids())
     inspection = inspect_model(pipeline, {"wpr": WPR}, "wpr")
     drawn(layer_view(inspection, list(inspection.places())[-1], top=3))
 

@@ -16,7 +16,7 @@ from llmrank.findings import find, margin, neuron_facts, parse_neuron, split_neu
 from llmrank.inspection import Inspection, inspect_model
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
-from tests.llmrank.models import Snapshot, tiny_llama, token_ids
+from tests.llmrank.models import STRUCTURE, Snapshot, tiny_llama, token_ids
 
 SCORERS = {"wpr": WeightedPageRankScorer(), "activation": ActivationScorer(), "random": RandomScorer(seed=1)}
 TOPOLOGIES = {"chained": ChainedFFNPipeline, "isolated": IsolatedFFNPipeline}
@@ -220,9 +220,8 @@ def test_unknown_names_are_refused_before_the_calibration() -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_named_linears_are_pruned_as_the_pipeline_prunes_them(topology: str) -> None:
-    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
     pipeline = TOPOLOGIES[topology](
-        tiny_llama(), None, structure, SCORERS["wpr"], GlobalPruner(0.4), calibration=token_ids()
+        tiny_llama(), None, STRUCTURE, SCORERS["wpr"], GlobalPruner(0.4), calibration=token_ids()
     )
     inspection = inspect_model(pipeline, SCORERS, "wpr", "global")
     pipeline.run()

@@ -28,7 +28,7 @@ from llmrank.page import SCRIPTS, render, write_page
 from llmrank.page_data import payload
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
-from tests.llmrank.models import features, tiny_llama, tiny_t5, token_ids
+from tests.llmrank.models import STRUCTURE, features, tiny_llama, tiny_t5, token_ids
 
 TOPOLOGIES = {"chained": ChainedFFNPipeline, "isolated": IsolatedFFNPipeline}
 AMOUNTS = [percent / 100 for percent in range(91)]
@@ -144,8 +144,7 @@ def test_ties_say_which_scores_are_equal() -> None:
 
 def test_layers_at_the_end_of_a_graph_have_no_neighbour() -> None:
     """With a structure_dict the last listed Linear is prunable, and nothing follows it."""
-    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
-    pipeline = ChainedFFNPipeline(tiny_llama(), None, structure, calibration=token_ids())
+    pipeline = ChainedFFNPipeline(tiny_llama(), None, STRUCTURE, calibration=token_ids())
     content = payload(inspect_model(pipeline, {"activation": ActivationScorer()}, "activation"))
     assert [layer["size"] for layer in content["layers"]] == [40, 16, 40, 16]
     assert content["layers"][-1]["out"] is None

@@ -19,6 +19,7 @@ from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
 from tests.llmrank.models import (
+    STRUCTURE,
     Snapshot,
     family_model,
     features,
@@ -251,9 +252,8 @@ def test_sensitivities_of_models_of_other_kinds() -> None:
 
 
 def test_sensitivities_of_listed_linears_are_refused_at_construction() -> None:
-    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
     with pytest.raises(OptionError, match=r"SensitivityPruner needs the sensitivities of whole FFNs.*use LocalPruner"):
-        ChainedFFNPipeline(tiny_llama(), None, structure, pruner=SensitivityPruner(), calibration=token_ids())
+        ChainedFFNPipeline(tiny_llama(), None, STRUCTURE, pruner=SensitivityPruner(), calibration=token_ids())
 
 
 @pytest.mark.gpu

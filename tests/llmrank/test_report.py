@@ -17,7 +17,7 @@ from llmrank.evaluate import Perplexity
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.report import Evaluation, environment
 from llmrank.score import BaseScorer
-from tests.llmrank.models import features, mlp, tiny_llama, token_ids
+from tests.llmrank.models import STRUCTURE, features, mlp, tiny_llama, token_ids
 
 
 def strict(text: str) -> Any:
@@ -125,8 +125,7 @@ def test_settings_of_any_type_end_as_text(tmp_path: Path) -> None:
 
 
 def test_explicit_structure_is_reported(tmp_path: Path) -> None:
-    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
-    report = some_report(structure_dict=structure)
+    report = some_report(structure_dict=STRUCTURE)
     report.save(tmp_path / "report.json")
     assert strict((tmp_path / "report.json").read_text())["method"]["structure_dict"]["path_to_modules"] == [
         ["mlp", "up_proj"],

@@ -22,11 +22,10 @@ from llmrank.reselection import Reselection
 from llmrank.schedule import Schedule
 from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
 from llmrank.surgery import apply_masks, trial_cut
-from tests.llmrank.models import Snapshot, features, logits, mlp, tiny_llama, tiny_t5, token_ids
+from tests.llmrank.models import STRUCTURE, Snapshot, features, logits, mlp, tiny_llama, tiny_t5, token_ids
 
 CALIBRATION = token_ids(5, 16)
 topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
-STRUCTURE = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
 
 
 def model_of(seed: int = 0) -> Any:

@@ -22,6 +22,7 @@ from llmrank.sensitivity import layer_sensitivities
 from llmrank.stream import Recording
 from llmrank.surgery import prunable_layers
 from tests.llmrank.models import (
+    STRUCTURE,
     Snapshot,
     family_model,
     features,
@@ -408,8 +409,7 @@ def test_whatever_is_raised_the_model_is_as_it_was(call: int) -> None:
 def test_what_cannot_be_measured_is_refused() -> None:
     model = tiny_llama()
     ffns, sequences = find_ffns(model), sequences_of(token_ids())
-    structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
-    explicit = explicit_ffns(model, structure)
+    explicit = explicit_ffns(model, STRUCTURE)
     with pytest.raises(OptionError, match="sensitivities need whole FFNs"):
         layer_sensitivities(model, explicit, third(explicit), sequences)
     with pytest.raises(OptionError, match="samples must be an integer >= 1"):

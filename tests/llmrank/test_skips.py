@@ -9,14 +9,20 @@ import torch
 
 from llmrank.activations import collect
 from llmrank.adapters import find_ffns
-from llmrank.calibration import TokenSequences, tokenise
+from llmrank.calibration import tokenise
 from llmrank.errors import StructureError
 from llmrank.skips import SkipSums, block_path, hidden_states
-from tests.llmrank.models import family_model, features, mlp, named_family, text, tiny_llama, token_ids, tokenizer
-
-
-def sequences(ids: torch.Tensor) -> TokenSequences:
-    return TokenSequences.of(ids, torch.ones(ids.shape[:2], dtype=torch.bool), "test")
+from tests.llmrank.models import (
+    family_model,
+    features,
+    mlp,
+    named_family,
+    text,
+    tiny_llama,
+    token_ids,
+    tokenizer,
+    whole_sequences,
+)
 
 
 def share_by_hand(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
@@ -42,9 +48,9 @@ def test_the_share_of_every_block(name: str, stack: str) -> None:
             ),
             with_kwargs=True,
         )
-    found = collect(model, ffns, sequences(ids), batch_size=2, skips=True)
+    found = collect(model, ffns, whole_sequences(ids), batch_size=2, skips=True)
     assert [entry.skip for entry in found] == pytest.approx([share_by_hand(states[k]) for k in (0, 1)], rel=1e-5)
-    assert all(entry.skip is None for entry in collect(model, ffns, sequences(ids)))
+    assert all(entry.skip is None for entry in collect(model, ffns, whole_sequences(ids)))
 
 
 def test_padding_does_not_count() -> None:
@@ -73,7 +79,7 @@ def test_a_block_that_returns_nothing_new_is_skipped_whole() -> None:
 def test_ffns_without_a_stream_are_refused() -> None:
     model = mlp(4, 6, 4)
     with pytest.raises(StructureError, match="lies in no repeating stack"):
-        collect(model, find_ffns(model), sequences(features(5, 4)), skips=True)
+        collect(model, find_ffns(model), whole_sequences(features(5, 4)), skips=True)
     with pytest.raises(StructureError, match=r"block takes hidden states of shape \(2, 3\) and returns \(2, 4\)"):
         SkipSums("block").add(torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(StructureError, match="is not called with hidden states first"):

@@ -31,7 +31,7 @@ from llmrank.score import (
 )
 from llmrank.stream_rank import rank_graphs
 from tests.llmrank import textbook
-from tests.llmrank.models import HEADS, Snapshot, logits, mlp, tiny_llama, tiny_t5, token_ids
+from tests.llmrank.models import Snapshot, logits, mlp, repeated, tiny_llama, tiny_t5, token_ids
 
 IDS = token_ids()
 EXACT = WeightedPageRankScorer(dtype="float64")
@@ -50,12 +50,6 @@ def ranked(scorer: BaseScorer = EXACT, layers: int = 3, **options: Any) -> Resid
 def importance(pipeline: Any) -> dict[str, torch.Tensor]:
     pairs = zip(pipeline.model_graphs, pipeline.ranks, strict=True)
     return {name: scores for entry, rank in pairs for name, scores in entry.importance(rank).items()}
-
-
-def repeated(weight: torch.Tensor) -> torch.Tensor:
-    """Value rows, each head's own where two share them."""
-    width = HEADS["head_dim"]
-    return torch.cat([weight[k * width : (k + 1) * width] for k in (0, 0, 1, 1)])
 
 
 def by_hand(pipeline: ResidualFFNPipeline, beta: float, gamma: float = 0.5) -> dict[str, list[float]]:
