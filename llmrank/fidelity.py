@@ -278,14 +278,13 @@ def _ends(model: Any) -> list[int]:
 @contextmanager
 def _plain_settings(model: Any, new_tokens: int) -> Iterator[None]:
     """Generation settings that say greedy and nothing else: `generate` fills up what it is not told from the model's own."""
-    own, ends = model.generation_config, _ends(model)
-    padding = _special(model, "pad_token_id")
+    own = model.generation_config
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         max_new_tokens=new_tokens,
         bos_token_id=_special(model, "bos_token_id"),
-        eos_token_id=ends or None,
-        pad_token_id=padding if padding is not None else next(iter(ends), None),
+        eos_token_id=_ends(model) or None,
+        pad_token_id=_special(model, "pad_token_id"),
         decoder_start_token_id=_special(model, "decoder_start_token_id"),
     )
     try:
