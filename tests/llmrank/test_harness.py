@@ -17,7 +17,8 @@ import torch
 import llmrank
 from llmrank.calibration import plain_ids
 from llmrank.errors import CalibrationError, LLMRankError, OptionError, UnsupportedModelError
-from llmrank.harness import PAGE, TASKS, find_tasks, last_word_documents, page_documents
+from llmrank.estimate import Estimate
+from llmrank.harness import PAGE, TASKS, HarnessTasks, _estimates, find_tasks, last_word_documents, page_documents
 from llmrank.last_word import cut_passages, last_word
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import GlobalPruner
@@ -34,6 +35,19 @@ from tests.llmrank.models import (
 )
 
 
+@pytest.fixture
+def tale(tmp_path: Path) -> Path:
+    """Passages that end with one of three words, which the models are taught one of."""
+    words = TALE.split()
+    sentences = [
+        f"{' '.join([*words[k:], *words[:k]]).capitalize()} {('mat', 'cat', 'hills')[k % 3]}."
+        for k in range(len(words))
+    ]
+    path = tmp_path / "tale.txt"
+    path.write_text("\n\n".join(" ".join(sentences[k : k + 9]) for k in range(12)), encoding="utf-8")
+    return path
+
+
 def test_without_lm_eval_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(OptionError, match=r"pip install 'llmrank\[eval\]'"):
@@ -43,6 +57,47 @@ def test_without_lm_eval_the_message_says_what_to_install(monkeypatch: pytest.Mo
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no directory of tasks"):
         find_tasks(["llmrank_last_word"], directory=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("load", [last_word_documents, page_documents])
+def test_texts_that_cannot_be_read_are_refused(load: Any, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"no evaluation text at .*missing"):
+        load(str(tmp_path / "missing"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(LLMRankError, match="empty"):
+        load(str(tmp_path / "empty.txt"))
+
+
+def test_a_text_without_passages_holds_no_documents(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("Too short.")
+    with pytest.raises(CalibrationError, match="no passage"):
+        last_word_documents(str(path))
+
+
+def test_documents_are_the_passages_and_pages_of_a_text(tale: Path) -> None:
+    pytest.importorskip("datasets")
+    text = tale.read_text(encoding="utf-8")
+    (rows,) = last_word_documents(str(tale), 3, more="of lm-eval's").values()
+    assert [(row["context"], row["word"]) for row in rows] == [(p.context, p.word) for p in cut_passages(text, 3)]
+    pages = page_documents(str(tale), more="of lm-eval's")["test"]["page"]
+    assert "".join(pages) == text
+    assert len(pages) > 1
+    assert all(PAGE <= len(page) < PAGE + 1000 for page in pages[:-1])
+
+
+def test_models_that_predict_nothing_and_models_without_a_tokenizer_are_refused() -> None:
+    tasks = HarnessTasks(("x",), None)
+    for model in (family_model(named_family("BERT")), mlp(4, 6, 2)):
+        with pytest.raises(UnsupportedModelError, match="no likelihood for lm-eval"):
+            tasks.run(model, spelling_tokenizer())
+    with pytest.raises(CalibrationError, match="without one"):
+        tasks.run(tiny_llama(), None)
+
+
+def test_metrics_are_read_by_their_filter_with_an_error_where_there_is_one() -> None:
+    values = {"acc,none": 0.5, "acc_stderr,none": 0.1, "em,strict": 1, "em_stderr,strict": "N/A", "alias": "x"}
+    assert _estimates(values, 3) == {"acc": Estimate(0.5, 0.1, 3), "em,strict": Estimate(1.0, None, 3)}
 
 
 class TestWithLMEval:
@@ -55,18 +110,6 @@ class TestWithLMEval:
     def installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         pytest.importorskip("lm_eval.tasks")
-
-    @pytest.fixture
-    def tale(self, tmp_path: Path) -> Path:
-        """Passages that end with one of three words, which the models are taught one of."""
-        words = TALE.split()
-        sentences = [
-            f"{' '.join([*words[k:], *words[:k]]).capitalize()} {('mat', 'cat', 'hills')[k % 3]}."
-            for k in range(len(words))
-        ]
-        path = tmp_path / "tale.txt"
-        path.write_text("\n\n".join(" ".join(sentences[k : k + 9]) for k in range(12)), encoding="utf-8")
-        return path
 
     @pytest.mark.parametrize("batch_size", [1, 4])
     @pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM"])
@@ -101,9 +144,7 @@ class TestWithLMEval:
         model, tokenizer = tiny_llama(max_position_embeddings=4096), spelling_tokenizer()
         text = tale.read_text(encoding="utf-8")
         pages = page_documents(str(tale))["test"]["page"]
-        assert "".join(pages) == text
         assert len(pages) > 1
-        assert all(PAGE <= len(page) < PAGE + 1000 for page in pages[:-1])
         total, words = 0.0, 0
         for page in pages:
             words += len(re.split(r"\s+", page))
@@ -175,27 +216,11 @@ class TestWithLMEval:
         with pytest.raises(CalibrationError, match=r"lm-eval cannot run far: .*hub"):
             find_tasks(["far"], directory=tmp_path).run(tiny_llama(), spelling_tokenizer())
 
-    @pytest.mark.parametrize("load", [last_word_documents, page_documents])
-    def test_texts_that_cannot_be_read_are_refused(self, load: Any, tmp_path: Path) -> None:
-        with pytest.raises(CalibrationError, match="no evaluation text at missing"):
-            load(str(tmp_path.name and "missing"))
-        (tmp_path / "empty.txt").write_text(" \n")
-        with pytest.raises(LLMRankError, match="empty"):
-            load(str(tmp_path / "empty.txt"))
-
     def test_a_text_without_passages_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "short.txt"
         path.write_text("Too short.")
         with pytest.raises(CalibrationError, match="no passage"):
             find_tasks(["llmrank_last_word"], path).run(tiny_llama(), spelling_tokenizer())
-
-    def test_models_that_predict_nothing_are_refused(self) -> None:
-        tasks = find_tasks(["llmrank_last_word"])
-        for model in (family_model(named_family("BERT")), mlp(4, 6, 2)):
-            with pytest.raises(UnsupportedModelError, match="no likelihood for lm-eval"):
-                tasks.run(model, spelling_tokenizer())
-        with pytest.raises(CalibrationError, match="without one"):
-            tasks.run(tiny_llama(), None)
 
 
 def teach(model: Any, word: list[int]) -> None:
