@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llmrank.adapters import find_ffns
-from llmrank.budget import check_budget, reached_by, shortfall
+from llmrank.budget import Reached, check_budget, reached_by, shortfall
 from llmrank.costs import UNITS, Cost, ModelCosts, Unit
 from llmrank.errors import OptionError
 from llmrank.masks import Masks
@@ -402,3 +402,16 @@ def test_rounding_that_misses_a_target_is_said() -> None:
     assert shortfall(LocalPruner(int(found["bytes"]["removed"]), of="bytes"), found) == []
     assert shortfall(LocalPruner(8), found) == []
     assert "20.0% was removed where 30.0% was asked for" in shortfall(LocalPruner(0.3), found)[0]
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.1985, True), (0.1995, False), (0.2195, False), (0.2205, True)])
+@pytest.mark.parametrize("amount", [0.2, 200])
+def test_costs_may_be_exceeded_by_more_than_they_may_be_missed_by(amount: float, share: float, said: bool) -> None:
+    reached: Reached = {"bytes": {"before": 1000, "removed": 1000 * share, "share": share}}
+    assert bool(shortfall(LocalPruner(amount, of="bytes"), reached)) is said
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.179, True), (0.181, False), (0.219, False), (0.221, True)])
+def test_neurons_may_be_missed_by_rounding_either_way(share: float, said: bool) -> None:
+    reached: Reached = {"neurons": {"before": 1000, "removed": 1000 * share, "share": share}}
+    assert bool(shortfall(LocalPruner(0.2), reached)) is said

@@ -94,6 +94,19 @@ def test_bytes_go_by_the_dtype_of_each_tensor() -> None:
     assert ModelCosts(model, find_ffns(model)).model.bytes == 2 * (4 * 8 + 8 + 8 * 3) + 4 * 3
 
 
+def test_biases_of_a_dtype_of_their_own_go_with_their_neurons() -> None:
+    model = mlp(4, 8, 3).to(torch.float16)
+    model[0].bias = nn.Parameter(model[0].bias.float())
+    ffns = find_ffns(model)
+    assert neuron_cost(ffns[0].prunable[1]) == Cost(4 + 1 + 3, 2 * (4 + 3) + 4, 2 * (4 + 3))
+    assert ModelCosts(model, ffns).removed({"0": 5}, "bytes") == 3 * (2 * (4 + 3) + 4)
+
+
+def test_bags_of_embeddings_are_looked_up() -> None:
+    model = nn.ModuleDict({"words": nn.EmbeddingBag(9, 4), "tower": mlp(4, 8, 3)})
+    assert ModelCosts(model, find_ffns(model)).model == Cost(9 * 4 + 67, 4 * (9 * 4 + 67), 2 * (4 * 8 + 8 * 3))
+
+
 def test_listed_linears_lose_rows() -> None:
     model = tiny_llama()
     costs = ModelCosts(model, explicit_ffns(model, STRUCTURE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,18 @@ from hypothesis import strategies as st
 import llmrank
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks
 from llmrank.activations import collect
-from llmrank.adapters import find_ffns
+from llmrank.adapters import explicit_ffns, find_ffns
 from llmrank.calibration import tokenise
 from llmrank.config import make_repair
-from llmrank.errors import LLMRankError, MaskError, OptionError
+from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionError
 from llmrank.prune import LocalPruner
 from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
+from llmrank.repair.moments import MomentSums
 from llmrank.score import WeightedPageRankScorer
 from llmrank.stream import open_stream, recording
-from llmrank.surgery import apply_masks
+from llmrank.surgery import apply_masks, prunable_layers
 from tests.llmrank.models import (
+    STRUCTURE,
     Snapshot,
     family_model,
     features,
@@ -155,6 +159,30 @@ def test_bias_takes_up_the_means() -> None:
         assert found.bias is not None
         assert float(found.bias[i]) == pytest.approx(1.0 + lost)
     assert torch.equal(found.weight[:, kept], matrix[:, kept])
+
+
+def test_the_bias_is_fitted_to_all_tokens_those_held_out_too() -> None:
+    x = torch.arange(18.0, dtype=torch.float64).reshape(9, 2).square()
+    weight, keep = torch.tensor([[2.0, 1.0]]).double(), torch.tensor([True, False])
+    found = BiasRepair().solve(weight, torch.zeros(1).double(), keep, Moments.of(x[:6]), Moments.of(x[6:]))
+    torch.testing.assert_close(found.bias, x[:, 1].mean()[None])
+
+
+def test_every_fourth_batch_is_held_out() -> None:
+    batches = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    sums = MomentSums(3, torch.device("cpu"))
+    for k, batch in enumerate(batches):
+        assert (sums.moments()[1] is None) == (k < 4)
+        sums.add(batch, None)
+        sums.end_batch(None)
+    fit, held_out = sums.moments()
+    assert held_out is not None
+    for found, values in ((fit, batches[[0, 1, 2, 4]]), (held_out, batches[[3]]), (sums.together(), batches)):
+        rows = values.reshape(-1, 3)
+        assert found.count == len(rows)
+        torch.testing.assert_close(found.total, rows.sum(0))
+        torch.testing.assert_close(found.second, rows.T @ rows)
+    assert sums.count == 10
 
 
 def test_the_damping_is_the_one_that_does_best_on_what_was_held_out() -> None:
@@ -411,6 +439,41 @@ def test_a_failure_on_the_way_leaves_the_model_as_it_was() -> None:
     with pytest.raises(LLMRankError, match="no"):
         IsolatedFFNPipeline(model, None, calibration=token_ids(3, 16), repair=Broken()).run()
     before.assert_restored()
+
+
+class Boundless(LeastSquaresRepair):
+    """The first map that it repairs returns infinities."""
+
+    solved = 0
+
+    def solve(self, weight: Any, bias: Any, keep: Any, fit: Moments, held_out: Moments | None) -> RepairedMap:
+        self.solved += 1
+        found = super().solve(weight, bias, keep, fit, held_out)
+        return replace(found, weight=found.weight * math.inf) if self.solved == 1 else found
+
+
+def test_numbers_that_are_not_finite_name_the_map_that_reads_them() -> None:
+    model = tiny_llama()
+    before, ffns = Snapshot(model), find_ffns(model)
+    masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
+    sequences = tokenise(token_ids(), None, 4, 24)
+    with recording(model, ffns) as record:
+        collect(model, ffns, sequences)
+    stream = open_stream(model, ffns, sequences, 1, record)
+    with pytest.raises(CalibrationError, match=r"what model\.layers\.1\.mlp\.down_proj reads.*is not finite"):
+        repair_ffns(model, ffns, masks, Boundless(), stream)
+    before.assert_restored()
+
+
+def test_rows_of_listed_linears_have_nothing_to_stand_in_for_them() -> None:
+    model = tiny_llama()
+    ffns, sequences = explicit_ffns(model, STRUCTURE), tokenise(token_ids(), None, 4, 24)
+    masks = Masks({name: torch.arange(layer.size) > 3 for name, layer in prunable_layers(ffns).items()})
+    with recording(model, ffns) as record:
+        collect(model, ffns, sequences)
+    stream = open_stream(model, ffns, sequences, 1, record)
+    with pytest.raises(OptionError, match="repair needs whole FFNs"):
+        repair_ffns(model, ffns, masks, LeastSquaresRepair(), stream)
 
 
 def test_repairs_of_another_model_are_refused() -> None:

@@ -84,6 +84,18 @@ def test_ranks_equal_loops_over_the_model(beta: float, attention: bool) -> None:
     assert [len(entry.prunable) for entry in pipeline.model_graphs] == ([0, 1] if attention else [1]) * 3
 
 
+def test_ranks_both_ways_go_along_the_stream_too() -> None:
+    scorer, beta = ForwardBackwardScorer(dtype="float64"), 0.6
+    pipeline = ranked(scorer, beta=beta)
+    stream: Any = None
+    for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
+        graph = entry.graph if stream is None else entry.graph.with_activations(0, stream)
+        wanted = scorer.rank(graph, entry.statistics).scores
+        for found, scores in zip(rank.scores, wanted, strict=True):
+            np.testing.assert_allclose(found, scores, rtol=1e-12)
+        stream = beta * (wanted[0] if stream is None else stream) + (1 - beta) * wanted[-1]
+
+
 def test_heads_explain_what_the_output_map_returns() -> None:
     pipeline = ranked(WeightedPageRankScorer(explained=0.5), attention=True)
     heads = pipeline.model_graphs[0].statistics[1].explained
