@@ -30,6 +30,9 @@ def test_shares_equal_the_loop_whatever_the_batches(x: object, w: object) -> Non
     again = explained(weight, tokens).finish()
     if float((tokens @ weight.T).square().sum()) > 1.0:
         torch.testing.assert_close(found.energy, again.energy, rtol=1e-3, atol=1e-3)
+    moved = tokens.double() - tokens.double().mean(0)
+    if float((moved @ weight.double().T).square().sum()) > 1.0:
+        torch.testing.assert_close(found.variance, again.variance, rtol=1e-3, atol=1e-3)
     for shares, centred in ((again.energy, False), (again.variance, True)):
         moved = tokens.double() - (tokens.double().mean(0) if centred else 0.0)
         # Where next to nothing is left of the output, rounding is all there is to share out.
@@ -66,3 +69,7 @@ def test_half_precision_is_added_up_in_full() -> None:
 def test_an_output_without_an_input_is_a_fault() -> None:
     with pytest.raises(RuntimeError, match="before it was given anything"):
         ExplainedSums(torch.ones(1, 1), None).written(torch.ones(1, 1))
+    # Each input is for one output.
+    sums = explained(torch.ones(1, 1), torch.ones(1, 1))
+    with pytest.raises(RuntimeError, match="before it was given anything"):
+        sums.written(torch.ones(1, 1))

@@ -75,6 +75,8 @@ def test_a_text_without_passages_holds_no_documents(tmp_path: Path) -> None:
         last_word_documents(str(path))
 
 
+# As below, what datasets warns of is its own.
+@pytest.mark.filterwarnings("default")
 def test_documents_are_the_passages_and_pages_of_a_text(tale: Path) -> None:
     pytest.importorskip("datasets")
     text = tale.read_text(encoding="utf-8")

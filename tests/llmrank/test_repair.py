@@ -456,7 +456,7 @@ def test_numbers_that_are_not_finite_name_the_map_that_reads_them() -> None:
     model = tiny_llama()
     before, ffns = Snapshot(model), find_ffns(model)
     masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
-    sequences = tokenise(token_ids(), None, 4, 24)
+    sequences = tokenise(token_ids(3), None, 3, 24)
     with recording(model, ffns) as record:
         collect(model, ffns, sequences)
     stream = open_stream(model, ffns, sequences, 1, record)

