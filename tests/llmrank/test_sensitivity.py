@@ -36,7 +36,7 @@ from tests.llmrank.models import (
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_sequences_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmrank.sensitivity.TOKENS", 1)
 
@@ -110,6 +110,7 @@ def calls_of(modules: list[nn.Module], run: Callable[[], Any]) -> list[int]:
     return counts
 
 
+@pytest.mark.usefixtures("two_sequences_say_enough")
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_both_ways_are_the_textbook_loop(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     model = family_model(family)
@@ -154,6 +155,7 @@ def test_padding_of_the_decoder_does_not_count() -> None:
         assert found[name] == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
 
 
+@pytest.mark.usefixtures("two_sequences_say_enough")
 def test_blocks_before_the_cut_compute_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(num_hidden_layers=4)
     ffns = find_ffns(model)
@@ -431,3 +433,27 @@ def test_short_sequences_are_taken_until_they_say_enough(monkeypatch: pytest.Mon
     monkeypatch.setattr("llmrank.sensitivity.TOKENS", 1_000_000)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=9)
+
+
+@pytest.mark.parametrize(("length", "count"), [(64, 32), (63, 33)])
+def test_by_default_some_two_thousand_tokens_are_enough(length: int, count: int) -> None:
+    model, sequences = tiny_llama(num_hidden_layers=1), sequences_of(token_ids(40, length))
+    ffns = find_ffns(model)
+    found, *others = (
+        layer_sensitivities(model, ffns, third(ffns), sequences, 40, samples)
+        for samples in (None, count - 1, count, count + 1)
+    )
+    assert [found == other for other in others] == [False, True, False]
+
+
+@pytest.mark.parametrize(("samples", "rows"), [(None, 512), (1, 256), (3, 600)])
+def test_two_hundred_and_fifty_six_rows_of_features_count_as_a_sequence(samples: int | None, rows: int) -> None:
+    model, x = mlp(4, 8, 3), features(600, 4)
+    ffns = find_ffns(model)
+    (found,) = layer_sensitivities(model, ffns, third(ffns), sequences_of(x), samples=samples).values()
+    with torch.no_grad():
+        dense, cut = model(x).double(), cut_copy(model, "0", third(ffns)["0"])(x).double()
+    shares = (cut - dense).square().sum(1) / dense.square().sum(1)
+    means = {n: float(shares[:n].mean()) for n in (256, 512, 600)}
+    assert len({round(mean, 3) for mean in means.values()}) == 3
+    assert found == pytest.approx(means[rows], rel=1e-4)
