@@ -18,14 +18,24 @@ from torch import nn
 
 from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
-from llmrank.passes import Accumulator, TokenMasks, body_of, evaluating, first_output, model_inputs, run_body, watch
+from llmrank.passes import (
+    Accumulator,
+    TokenMasks,
+    body_of,
+    evaluating,
+    first_output,
+    model_inputs,
+    run_body,
+    watch,
+    widened,
+)
 
 __all__ = ["BlockStream", "PassStream", "Reader", "Recording", "Stream", "open_stream", "recording"]
 
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """What a block was given beside the hidden states."""
+    """What a block was given beside the hidden states, or an FFN."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -120,14 +130,14 @@ class Stream(Protocol):
     """The calibration tokens in front of one FFN after the other."""
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:
-        """Hand what a map reads to a reader, from all tokens; what hooks changed in earlier maps has its effect.
+        """Hand what a map reads to a reader, from all tokens; what was changed in earlier maps has its effect.
 
         Parameters
         ----------
         ffn : FFN
             In the model's order from call to call.
         module : nn.Module
-            One of its output maps, itself as yet unchanged.
+            One of its output maps, itself as yet unchanged; each is fed once.
         reader : Reader
         whole : Reader, optional
             Takes what the map reads in the whole model, from a stream that follows that; from others nothing.
@@ -140,6 +150,8 @@ class BlockStream:
     Parameters
     ----------
     model : nn.Module
+    ffns : sequence of FFN
+        All that may be fed.
     record : Recording
         Unbroken.
     masks : sequence of TokenMasks
@@ -150,15 +162,27 @@ class BlockStream:
 
     Notes
     -----
-    Cost: two forward passes for all FFNs together, three to follow the whole model. Memory: the hidden states of all
-    tokens, twice to follow, and what a block's forward pass takes for one batch.
+    Cost: two forward passes for all FFNs together, three to follow the whole model; where a block only adds what its FFN
+    returns, the FFN alone runs the second time. Memory: the hidden states of all tokens, twice to follow, once more what
+    one FFN reads of them, and what a block's forward pass takes for one batch.
     """
 
     def __init__(
-        self, model: nn.Module, record: Recording, masks: Sequence[TokenMasks], *, follow: bool = False
+        self,
+        model: nn.Module,
+        ffns: Sequence[FFN],
+        record: Recording,
+        masks: Sequence[TokenMasks],
+        *,
+        follow: bool = False,
     ) -> None:
         self._model = model
         self._record = record
+        # Of the blocks that hold the FFNs.
+        self._positions = {
+            ffn.name: next(k for k, block in enumerate(record.blocks) if any(m is ffn.module for m in block.modules()))
+            for ffn in ffns
+        }
         self._masks = TokenMasks()
         self._batch_masks = masks
         self._states = list(record.first)
@@ -166,13 +190,14 @@ class BlockStream:
         self._whole = list(record.first) if follow else []
         self._whole_passed = 0
         # The first batch in front of the block that the whole model's states were last taken through.
-        self._front: list[torch.Tensor] = []
+        self._front = self._states[0]
+        # The FFN that adds what it returns to the states, and how it is called, where that is all there is to go past.
+        self._leaving: nn.Module | None = None
+        self._calls: list[_Call] = []
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:
         """See :meth:`Stream.feed`."""
-        position = next(
-            k for k, block in enumerate(self._record.blocks) if any(m is ffn.module for m in block.modules())
-        )
+        position = self._positions[ffn.name]
         for earlier in range(self._passed, position):
             self._go_past(earlier, self._states)
         self._passed = position
@@ -181,7 +206,7 @@ class BlockStream:
             for earlier in range(self._whole_passed, position):
                 self._go_past(earlier, self._whole)
             if self._whole_passed <= position:
-                self._front = self._whole[:1]
+                self._front = self._whole[0]
                 with ExitStack() as hooks:
                     if whole is not None:
                         watch(hooks, self._model, ffn, module, whole, self._masks)
@@ -190,35 +215,67 @@ class BlockStream:
                         if whole is not None:
                             whole.end_batch(None)
             self._whole_passed = position + 1
-        last = module is ffn.stages[-1][0].module
-        follows = bool(self._whole) and last and self._adds(position, module)
+        adds, by_ffn = self._trial(position, ffn, module) if module is ffn.stages[-1][0].module else (False, False)
+        follows = bool(self._whole) and adds
+        # Nothing else in the block changes before it is gone past; the hidden states become those that the FFN adds to.
+        alone = by_ffn and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
+        calls: list[tuple[_Call, Any]] = []
         with ExitStack() as hooks:
             watch(hooks, self._model, ffn, module, reader, self._masks)
+            if alone:
+                _listen(hooks, ffn.module, calls)
             for k, output in self._outputs(position, self._states):
                 reader.end_batch(self._whole[k] - output if follows else None)
+                if alone:
+                    call, returned = calls.pop()
+                    self._states[k] = output - returned
+                    self._calls.append(call)
+        self._leaving = ffn.module if alone else None
 
-    def _adds(self, position: int, module: nn.Module) -> bool:
-        """Whether the block's output moves by just what is added to the map's: tried on the first batch of the whole model."""
-        output = self._whole[0]
+    def _trial(self, position: int, ffn: FFN, module: nn.Module) -> tuple[bool, bool]:
+        """Whether the block's output moves by just what is added to the map's, and whether by what its FFN returns.
+
+        Tried on the first batch.
+        """
+        front = self._front if self._whole else self._states[0]
+        output = self._whole[0] if self._whole else next(self._outputs(position, [front]))[1]
         # As large as the stream itself, and different from token to token.
         added = output.roll(1, dims=-1)
-        calls = []
+        fits: list[bool] = []
+        calls: list[tuple[_Call, Any]] = []
 
         def add(_module: nn.Module, _inputs: Any, given: torch.Tensor) -> torch.Tensor:
-            calls.append(given.numel() == added.numel())
-            return given + added.reshape(given.shape) if calls[-1] else given
+            fits.append(given.numel() == added.numel())
+            return given + added.reshape(given.shape) if fits[-1] else given
 
-        handle = module.register_forward_hook(add)
-        try:
-            _, moved = next(self._outputs(position, self._front))
-        finally:
-            handle.remove()
+        with ExitStack() as hooks:
+            hooks.callback(module.register_forward_hook(add).remove)
+            _listen(hooks, ffn.module, calls)
+            _, moved = next(self._outputs(position, [front]))
         rounding = 16 * torch.finfo(output.dtype).eps * float(output.abs().max())
-        return calls == [True] and float((moved - output - added).abs().max()) <= rounding
+        if fits != [True] or float((moved - output - added).abs().max()) > rounding:
+            return False, False
+        # What is taken away and added again is rounded twice, which half precision would show.
+        if len(calls) != 1 or widened(output).dtype != output.dtype:
+            return True, False
+        call, returned = calls[0]
+        again = self._call(ffn.module, call)
+        whole = isinstance(again, torch.Tensor) and again.shape == added.shape
+        return True, whole and torch.equal(again + added, returned)
 
     def _go_past(self, position: int, states: list[torch.Tensor]) -> None:
-        for k, output in self._outputs(position, states):
-            states[k] = output
+        if states is self._states and self._leaving is not None:
+            for k, call in enumerate(self._calls):
+                states[k] = states[k] + self._call(self._leaving, call)
+            self._calls.clear()
+            self._leaving = None
+        else:
+            for k, output in self._outputs(position, states):
+                states[k] = output
+
+    def _call(self, module: nn.Module, call: _Call) -> Any:
+        with torch.no_grad(), evaluating(self._model):
+            return module(*call.args, **call.kwargs)
 
     def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         block, calls = self._record.blocks[position], self._record.calls[position]
@@ -226,6 +283,16 @@ class BlockStream:
             for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
                 self._masks.take(masks)
                 yield k, first_output(block(state, *call.args, **call.kwargs))
+
+
+def _listen(hooks: ExitStack, module: nn.Module, calls: list[tuple[_Call, Any]]) -> None:
+    """Keep how a module is called and what it returns, until `hooks` closes."""
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        # Some blocks go on to add to the very tensor (Falcon).
+        calls.append((_Call(args, kwargs), returned.clone() if isinstance(returned, torch.Tensor) else returned))
+
+    hooks.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
 
 
 class _Reached(Exception):  # noqa: N818 -- no error: it ends a pass early
@@ -304,4 +371,4 @@ def open_stream(
         return PassStream(model, ffns, sequences, batch_size)
     device = next(model.parameters()).device
     masks = [TokenMasks(*model_inputs(model, *batch, device)[1:]) for batch in batches]
-    return BlockStream(model, record, masks, follow=follow)
+    return BlockStream(model, ffns, record, masks, follow=follow)

@@ -104,6 +104,65 @@ def test_what_the_stream_lacks_is_what_it_was_less_what_it_is(family: Family) ->
             torch.testing.assert_close(lacks, whole[position] - now[position], rtol=1e-4, atol=1e-4)
 
 
+# Norms behind the FFN, an FFN that is lines of its block (OPT, the encoders), and one that adds the stream by itself (BLOOM).
+NOT_BY_FFN = {"Gemma 2", "Gemma 3 (text)", "OLMo 2", "OPT", "BLOOM", "BERT", "RoBERTa"}
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("family", [one for one in FAMILIES if one.model_type != "t5"], ids=lambda family: family.name)
+def test_a_block_that_adds_what_its_ffn_returns_is_gone_past_by_that_alone(family: Family, follow: bool) -> None:
+    model, sequences, batches = family_model(family), tokenise(token_ids(5, 20), None, 5, 20), 3
+    first, second, *_ = find_ffns(model)
+    stream = open_stream(model, [first, second], sequences, 2, recorded(model, sequences), follow=follow)
+    assert isinstance(stream, BlockStream)
+    calls: list[int] = []
+    with ExitStack() as hooks:
+        stream.feed(first, first.stages[-1][0].module, Taken())
+        block = recorded(model, sequences).blocks[0]
+        hooks.callback(block.register_forward_pre_hook(lambda _block, _args: calls.append(1)).remove)
+        stream.feed(second, second.stages[-1][0].module, Taken())
+    assert len(calls) == (batches if family.name in NOT_BY_FFN else 0)
+
+
+def test_half_precision_goes_past_whole_blocks() -> None:
+    """What is taken away from the stream and added again would be rounded twice."""
+    model = tiny_llama().to(torch.bfloat16)
+    sequences = tokenise(token_ids(5, 20), None, 5, 20)
+    expected = read(model, PassStream(model, find_ffns(model), sequences, 2))
+    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_of_two_ffns_side_by_side_both_are_looked_at() -> None:
+    class Pair(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.one, self.other = mlp(6, 12, 6, seed=seed), mlp(6, 9, 6, seed=seed + 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.one(x) + self.other(x)
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Pair(0), Pair(2)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model = Pairs()
+    assert len(find_ffns(model)) == 4
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
+    assert isinstance(stream, BlockStream)
+    expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_padding_is_told_batch_by_batch() -> None:
     model = tiny_llama()
     texts = [text(5, 1), text(17, 2), text(11, 3)]
