@@ -10,7 +10,7 @@ Sources: the bias is FLAP's (An et al. 2023, arXiv 2312.11983); the least square
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -30,9 +30,9 @@ class RepairedMap:
 
     Attributes
     ----------
-    weight : (out, in) float64 tensor
-        Zero in the columns of removed neurons.
-    bias : (out,) float64 tensor or None
+    weight : (out, in) tensor
+        Zero in the columns of removed neurons. As solved float64, of a repaired model in the dtype of the map.
+    bias : (out,) tensor or None
         None where the map has none.
     damping : float or None
         Of the least squares, relative to the mean square of a kept neuron.
@@ -49,6 +49,11 @@ class RepairedMap:
     before: float
     after: float
     target: Literal["output", "stream"] = "output"
+
+    def to(self, like: torch.Tensor) -> RepairedMap:
+        """In the dtype of a tensor, and on its device."""
+        bias = None if self.bias is None else self.bias.to(like)
+        return replace(self, weight=self.weight.to(like), bias=bias)
 
 
 class BaseRepair:
@@ -199,8 +204,8 @@ class LeastSquaresRepair(BaseRepair):
         damping = DAMPING if self.damping == "auto" else float(self.damping)
         if self.damping == "auto" and held_out is not None:
             system, about = _normal_equations(weight, keep, fit, centred=centred), _Means(held_out, centred=centred)
-            trials = {trial: _change(*system, trial) for trial in DAMPINGS}
-            damping = min(trials, key=lambda trial: _missed(weight, keep, trials[trial], about))
+            damping = min(DAMPINGS, key=lambda trial: _missed(weight, keep, _change(*system, trial), about))
+            del system, about
         moments = fit if held_out is None else fit + held_out
         change = _change(*_normal_equations(weight, keep, moments, centred=centred), damping)
         return _repaired(weight, bias, keep, change, moments, damping)
@@ -229,9 +234,9 @@ def _normal_equations(
 def _change(inner: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor:
     """What is added to the kept columns, (out, kept)."""
     ridge = damping * inner.diagonal().mean()
-    factor, failed = torch.linalg.cholesky_ex(
-        inner + ridge * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
-    )
+    damped = inner.clone()
+    damped.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(damped)
     if not int(failed):
         return torch.cholesky_solve(right, factor).T
     values, vectors = torch.linalg.eigh(inner)

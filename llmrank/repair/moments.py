@@ -112,9 +112,10 @@ class Moments:
         ridge = DAMPING * covariance.diagonal().mean()
         if float(ridge) == 0.0:
             return torch.zeros_like(self.total)
-        identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + ridge * identity))
-        return inverse.diagonal().rsqrt()
+        covariance.diagonal().add_(ridge)
+        factor = torch.linalg.cholesky(covariance)
+        del covariance
+        return torch.cholesky_inverse(factor).diagonal().rsqrt()
 
     def lacking(self, *, centred: bool) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         """Mean of x e^T, (n, out), and mean of ||e||^2, of both less their means where `centred`; zeros without a lack."""
@@ -155,26 +156,31 @@ class _Sums:
             self._lack = found if self._lack is None else self._lack + found
 
     def moments(self) -> Moments:
-        """As a value of its own."""
-        below = torch.tril(self._lower, -1)
-        second = below + below.T + torch.diag(self._lower.diagonal())
-        return Moments(self.count, self._total.clone(), second, self._lack)
+        """Of all that was added; the tensors are these sums' own, so that nothing is to be added afterwards."""
+        for start in range(0, len(self._lower), BAND):
+            stop = start + BAND
+            corner = self._lower[start:stop, start:stop]
+            corner.copy_(corner.tril() + corner.tril(-1).T)
+            self._lower[start:stop, stop:] = self._lower[stop:, start:stop].T
+        return Moments(self.count, self._total, self._lower, self._lack)
 
 
 class MomentSums:
-    """Moments of the batches that pass, every fourth of them held out; a :class:`llmrank.stream.Reader`.
+    """Moments of the batches that pass; a :class:`llmrank.stream.Reader`.
 
     Parameters
     ----------
     size : int
         Neurons.
     device : torch.device
+    held_out : bool
+        Keep those of every fourth batch apart.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
+    def __init__(self, size: int, device: torch.device, *, held_out: bool = True) -> None:
         # MPS has no float64.
         self._device = torch.device("cpu") if device.type == "mps" else device
-        self._parts = [_Sums(size, self._device), _Sums(size, self._device)]
+        self._parts = [_Sums(size, self._device) for _ in range(2 if held_out else 1)]
         self._batches = 0
         self._read: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
@@ -185,7 +191,7 @@ class MomentSums:
     def end_batch(self, lack: torch.Tensor | None) -> None:
         """See :class:`llmrank.stream.Reader`."""
         self._batches += 1
-        part = self._parts[int(self._batches % HELD_OUT_EVERY == 0)]
+        part = self._parts[-1 if self._batches % HELD_OUT_EVERY == 0 else 0]
         for values, mask in self._read:
             missing = None
             if lack is not None:
@@ -195,9 +201,9 @@ class MomentSums:
         self._read.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:
-        """Of the batches to fit, and of those held out, if there are any."""
-        fit, held_out = self._parts
-        return fit.moments(), held_out.moments() if held_out.count else None
+        """Of the batches to fit, and of those held out, if there are any; once all of them have passed."""
+        fit, *held_out = (part.moments() for part in self._parts if part.count or part is self._parts[0])
+        return fit, held_out[0] if held_out else None
 
     @property
     def count(self) -> int:

@@ -54,7 +54,7 @@ def repair_ffns(
     Masks
         What stays: `masks`, but for what was chosen anew.
     dict from str to RepairedMap
-        By the path of the output map's module; maps that lose no neuron are left out.
+        By the path of the output map's module, in its dtype; maps that lose no neuron are left out.
 
     Raises
     ------
@@ -65,8 +65,8 @@ def repair_ffns(
 
     Notes
     -----
-    Memory: moments of one map (two (n, n) float64 matrices, four to reselect, and as much again to solve) beside what the
-    stream keeps.
+    Memory: moments of one map (two (n, n) float64 matrices, three to reselect, and as much again to solve) and the repaired
+    maps, beside what the stream keeps.
     """
     if any(not layer.consumers for ffn in ffns for layer in ffn.prunable.values()):
         raise OptionError("repair needs whole FFNs; with structure_dict only rows go, and nothing stands in for them")
@@ -80,7 +80,9 @@ def repair_ffns(
                 if bool(keep.all()):
                     continue
                 sums = MomentSums(layer.size, consumer.weight.device)
-                whole = MomentSums(layer.size, consumer.weight.device) if choose and method.reselects else None
+                whole = None
+                if choose is not None and method.reselects:
+                    whole = MomentSums(layer.size, consumer.weight.device, held_out=False)
                 stream.feed(ffn, consumer.module, sums, whole)
                 fit, held_out = sums.moments()
                 if not fit.count or not fit.finite or (held_out is not None and not held_out.finite):
@@ -90,11 +92,13 @@ def repair_ffns(
                     )
                 if choose is not None and whole is not None:
                     # Where the whole model is not followed, the stream that is already cut has to do.
-                    moments = (whole if whole.count else sums).together()
-                    keep = kept[layer.name] = choose(layer.name, keep, moments.unexplained().cpu())
+                    unexplained = (whole if whole.count else sums).together().unexplained()
+                    keep = kept[layer.name] = choose(layer.name, keep, unexplained.cpu())
+                    del whole
                 weight = consumer.weight.to(fit.second)
                 bias = _bias(consumer.module, weight, may_add=may_add)
-                solved = method.solve(weight, bias, keep.to(weight.device), fit, held_out)
+                # In float64 the maps of a half-precision model would take more than the model does.
+                solved = method.solve(weight, bias, keep.to(weight.device), fit, held_out).to(consumer.weight)
                 repaired[consumer.name] = solved
                 substitute(standing_in, consumer.module, solved)
     return Masks(kept), repaired

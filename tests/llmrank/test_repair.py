@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionErro
 from llmrank.prune import LocalPruner
 from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
 from llmrank.repair.moments import MomentSums
+from llmrank.repair.sequential import substitute
 from llmrank.score import WeightedPageRankScorer
 from llmrank.stream import open_stream, recording
 from llmrank.surgery import apply_masks, prunable_layers
@@ -474,6 +476,32 @@ def test_rows_of_listed_linears_have_nothing_to_stand_in_for_them() -> None:
     stream = open_stream(model, ffns, sequences, 1, record)
     with pytest.raises(OptionError, match="repair needs whole FFNs"):
         repair_ffns(model, ffns, masks, LeastSquaresRepair(), stream)
+
+
+def test_repaired_maps_take_no_more_than_the_maps_of_the_model() -> None:
+    model = tiny_llama().to(torch.bfloat16)
+    pipeline = IsolatedFFNPipeline(
+        model, None, calibration=token_ids(), repair=LeastSquaresRepair(reselect=True), form="zero"
+    )
+    pipeline.run()
+    assert {solved.weight.dtype for solved in pipeline.repaired.values()} == {torch.bfloat16}
+
+
+def test_a_map_that_stands_in_answers_alone_until_it_goes() -> None:
+    module, inputs = torch.nn.Linear(3, 2, bias=False), torch.randn(4, 3)
+    before = module(inputs)
+    new, outer = torch.ones(2, 3), RepairedMap(torch.zeros(2, 3), None, None, 0.0, 0.0)
+    seen: list[torch.Tensor] = []
+    with ExitStack() as hooks:
+        substitute(hooks, module, outer)
+        hooks.callback(module.register_forward_hook(lambda _m, _i, output: seen.append(output)).remove)
+        with ExitStack() as inner:
+            substitute(inner, module, RepairedMap(new, torch.tensor([1.0, 2.0]), None, 0.0, 0.0))
+            torch.testing.assert_close(module(inputs), inputs @ new.T + torch.tensor([1.0, 2.0]))
+        assert torch.equal(module(inputs), torch.zeros(4, 2))
+    assert torch.equal(module(inputs), before)
+    assert "forward" not in vars(module)
+    assert len(seen) == 2
 
 
 def test_repairs_of_another_model_are_refused() -> None:

@@ -1,0 +1,161 @@
+"""What a run of ``llmrank prune`` with its defaults takes: work in forward passes, time, and memory, beside the model.
+
+Run it as ``python -m benchmarks.footprint --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2) on an idle machine.
+The measure is one pass of the calibration tokens through the whole model and two of the evaluation tokens, before and after.
+Work is counted in multiply-adds of the linear maps, the head included; attention's products and the repair's own algebra are
+in the seconds only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from benchmarks.measure import clock
+from benchmarks.provenance import opened, write
+from benchmarks.quality import RESULTS
+from benchmarks.ranking import peak_growth
+from benchmarks.wikitext import add_wikitext, check_wikitext, read
+from llmrank import checkpoint
+from llmrank.adapters.ffn import in_features, out_features
+from llmrank.calibration import TokenSequences
+from llmrank.config import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.evaluate import perplexity
+from llmrank.hub import demo_model
+from llmrank.passes import evaluating, model_inputs
+
+# Dense passes that a pass is the median of.
+PASSES = 5
+MEGABYTE = 1e6
+
+
+@contextmanager
+def counting(model: nn.Module) -> Iterator[list[int]]:
+    """Multiply-adds of the linear maps that are called inside, one number a call."""
+    work: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
+        work.append(inputs[0][..., 0].numel() * in_features(module) * out_features(module))
+
+    handles = [
+        module.register_forward_hook(count) for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))
+    ]
+    try:
+        yield work
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dense_pass(model: Any, sequences: TokenSequences) -> tuple[float, int]:
+    """Seconds (median) and multiply-adds of a sequence's pass through the whole model."""
+
+    def forward() -> None:
+        with torch.no_grad(), evaluating(model):
+            model(**inputs)
+
+    (batch, *_) = sequences.batches(1)
+    inputs, *_ = model_inputs(model, *batch, next(model.parameters()).device)
+    with counting(model) as work:
+        forward()
+    return median(clock(forward)[0] for _ in range(PASSES)), sum(work)
+
+
+def measure(model: Any, calibration: TokenSequences, texts: TokenSequences, amount: float) -> dict[str, Any]:
+    """Prune with the defaults, evaluate before and after, undo."""
+    pass_seconds, multiply_adds = dense_pass(model, calibration)
+    pipeline = PIPELINES.find(DEFAULTS["pipeline"])(
+        model,
+        None,
+        scorer=make_scorer(DEFAULTS["scorer"]),
+        pruner=make_pruner(DEFAULTS["pruner"], amount=amount),
+        repair=make_repair(DEFAULTS["repair"], reselect=DEFAULTS["reselect"]),
+        calibration=calibration.ids,
+    )
+    widest = max(ffn.sizes[1] for ffn in pipeline.find())
+    parts: dict[str, Any] = {}
+    for part, action in (
+        ("evaluate before", lambda: perplexity(model, texts)),
+        ("prune", pipeline.run),
+        ("evaluate after", lambda: perplexity(model, texts)),
+    ):
+        with counting(model) as work:
+            begun = perf_counter()
+            grown = peak_growth(action)
+            seconds = perf_counter() - begun
+        parts[part] = {"seconds": seconds, "passes": sum(work) / multiply_adds, "peak_memory": grown}
+    pipeline.undo()
+    passes = len(calibration) + 2 * len(texts)
+    return {
+        "sequences": {"calibration": len(calibration), "evaluation": len(texts)},
+        "dense_pass_seconds": pass_seconds,
+        "parts": parts,
+        "work": sum(part["passes"] for part in parts.values()) / passes,
+        "time": sum(part["seconds"] for part in parts.values()) / (passes * pass_seconds),
+        "hidden_states": calibration.ids.numel() * model.config.hidden_size * next(model.parameters()).element_size(),
+        "second_moments": widest**2 * torch.float64.itemsize,
+        "model": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in markdown."""
+    (model,) = {row["model"] for row in results["rows"].values()}
+    lines = [
+        "`llmrank prune` with its defaults; one pass of calibration and two of evaluation are 1.0. Memory: the most beside the",
+        f"model ({model / MEGABYTE:,.0f} MB); hidden states: of all calibration tokens in front of one block; moments: one",
+        "layer's matrix of second moments, float64.",
+        "",
+        "| calibration, evaluation | work | time | prune s | evaluate s | to prune | to evaluate | hidden states | moments |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["rows"].values():
+        parts, sequences = row["parts"], row["sequences"]
+        evaluations = [parts["evaluate before"], parts["evaluate after"]]
+        peaks = [parts["prune"]["peak_memory"], max(part["peak_memory"] for part in evaluations)]
+        sizes = [f"{size / MEGABYTE:,.0f} MB" for size in (*peaks, row["hidden_states"], row["second_moments"])]
+        lines.append(
+            f"| {sequences['calibration']}, {sequences['evaluation']} | {row['work']:.2f} | {row['time']:.2f} | "
+            f"{parts['prune']['seconds']:.0f} | {sum(part['seconds'] for part in evaluations):.0f} | {' | '.join(sizes)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_wikitext(parser)
+    parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--amount", type=float, default=0.3, help="share to remove (%(default)s)")
+    parser.add_argument("--samples", default="16,64", help="calibration sequences, with commas (%(default)s)")
+    parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences (%(default)s)")
+    parser.add_argument("--sequence-length", type=int, default=1024)
+    parser.add_argument("--output", type=Path, default=RESULTS / "footprint.json")
+    options = parser.parse_args()
+    check_wikitext(parser, options)
+    loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
+    model, tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
+    texts = read(options.wikitext / "test.txt", tokenizer, options.evaluate, length)
+    protocol = {"model": Path(loaded.source).name, "amount": options.amount, "evaluation": texts.provenance()}
+    results = opened(options.output, protocol)
+    rows = results.setdefault("rows", {})
+    for samples in map(int, options.samples.split(",")):
+        if str(samples) not in rows:
+            calibration = read(options.wikitext / "valid.txt", tokenizer, samples, length)
+            rows[str(samples)] = measure(model, calibration, texts, options.amount)
+            write(options.output, results)
+            write(options.output.with_suffix(".md"), table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
