@@ -7,6 +7,7 @@ each way; ``benchmarks.quality`` says what the same rows reach in their own doma
 from __future__ import annotations
 
 import argparse
+import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def main() -> None:
     add_wikitext(parser)
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amount", type=float, default=0.3)
+    parser.add_argument("--only", action="append", help="pattern of the rows to run, such as '*lstsq*'")
     parser.add_argument("--samples", type=int, default=64, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=1024)
@@ -91,7 +93,8 @@ def main() -> None:
             write(options.output.with_suffix(".md"), table(results))
 
     installed = {peer.name for peer in pruning_peers.PEERS if peer.installed}
-    wanted = [Setting(*row[:4], options.amount, row[4]) for row in ROWS if row[0] != "peer" or row[1] in installed]
+    rows = [Setting(*row[:4], options.amount, row[4]) for row in ROWS if row[0] != "peer" or row[1] in installed]
+    wanted = [row for row in rows if any(fnmatch.fnmatch(row.key, only) for only in options.only or ["*"])]
     for name, study in studies.items():
         print(name)
         study.fill(results["ways"][name], wanted, save)

@@ -75,13 +75,14 @@ REPAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstsq (output)": ("lstsq", {"target": "output"}),
     "lstsq (reselect)": ("lstsq", {"reselect": True}),
 }
-# Which budgets of a score are worth a repair. The bias is FLAP's own; choosing anew is for the rank.
+# Which budgets of a score are worth a repair. The bias is FLAP's own.
 BOTH = ("local", "global")
 CONTENDERS: dict[str, dict[str, tuple[str, ...]]] = {
     "random": {"lstsq": ("local",)},
     "norm (L1)": {"lstsq": ("local",)},
     "activation": {"lstsq": BOTH},
-    "wanda-sp (L1)": {"lstsq": BOTH},
+    # Chosen anew by another score: what is left is what the rank adds.
+    "wanda-sp (L1)": {"lstsq": BOTH, "lstsq (reselect)": BOTH},
     # Chosen anew it is Optimal Brain Surgeon's order: ||W_:j|| / sqrt((S^-1)_jj).
     "wanda-sp (L2)": {"lstsq (reselect)": ("local",)},
     "flap": {"bias": BOTH, "lstsq": BOTH},
@@ -181,16 +182,20 @@ class Study:
             "peers": pruning_peers.versions(),
         }
 
-    def calibrate(self) -> None:
-        """See the calibration tokens, once for all rows."""
+    def calibrate(self, wanted: Sequence[Setting]) -> None:
+        """See the calibration tokens, once for all rows that are wanted, with what any of them needs."""
+        rows = [setting for setting in wanted if setting.graph == "ffn"]
+        scorers = [make_scorer(registered, **knobs) for registered, knobs in (SCORERS[row.scorer] for row in rows)]
+        around = [TOPOLOGIES[row.topology] for row in rows]
+        attends = any(options.get("attention") for _, options in around)
         with recording(self.model, self.ffns["ffn"]) as self.record:
             self.statistics["ffn"] = collect(
                 self.model,
                 self.ffns["ffn"],
                 self.calibration,
-                explained=True,
-                skips=True,
-                attentions=find_attentions(self.model, self.ffns["ffn"]),
+                explained=any(scorer.needs_explained for scorer in scorers),
+                skips=any(topology == "residual" for topology, _ in around),
+                attentions=find_attentions(self.model, self.ffns["ffn"]) if attends else None,
             )
 
     def fill(self, results: dict[str, Any], wanted: Sequence[Setting], save: Callable[[], None]) -> None:
@@ -209,7 +214,7 @@ class Study:
             row = rows.get(setting.key)
             if row is None or (self.closeness is not None and not COLUMNS.keys() <= row.keys()):
                 if self.record is None:
-                    self.calibrate()
+                    self.calibrate(wanted)
                 masks, choose = self.masks(setting)
                 # The same masks are the same model, unless they are chosen anew.
                 same = None if "reselect" in setting.repair else known.get((hash(masks), setting.repair))

@@ -21,6 +21,10 @@ def test_a_run_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(domains, "ROWS", rows)
     given = ("--wikitext", tmp_path, "--model", tmp_path / "model", "--output", tmp_path / "d.json", "--amount", 0.25)
     small = ("--samples", 2, "--evaluate", 2, "--sequence-length", 32)
+    monkeypatch.setattr(sys, "argv", ["domains", *map(str, (*given, *small)), "--only", "*flap*"])
+    domains.main()
+    part = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    assert {row["scorer"] for way in part["ways"].values() for row in way["rows"].values()} == {"flap"}
     monkeypatch.setattr(sys, "argv", ["domains", *map(str, (*given, *small))])
     domains.main()
     first = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
