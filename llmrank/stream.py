@@ -40,6 +40,10 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def of(self, module: nn.Module) -> Any:
+        """What a module returns when it is called like this."""
+        return module(*self.args, **self.kwargs)
+
 
 class Recording:
     """How a model calls the blocks of its stack, batch by batch; filled while :func:`recording` is open.
@@ -201,20 +205,8 @@ class BlockStream:
         for earlier in range(self._passed, position):
             self._go_past(earlier, self._states)
         self._passed = position
-        if self._whole:
-            # Before anything in the block is cut. Those before the first cut are gone past twice, to the same effect.
-            for earlier in range(self._whole_passed, position):
-                self._go_past(earlier, self._whole)
-            if self._whole_passed <= position:
-                self._front = self._whole[0]
-                with ExitStack() as hooks:
-                    if whole is not None:
-                        watch(hooks, self._model, ffn, module, whole, self._masks)
-                    for k, output in self._outputs(position, self._whole):
-                        self._whole[k] = output
-                        if whole is not None:
-                            whole.end_batch(None)
-            self._whole_passed = position + 1
+        if self._whole and self._whole_passed <= position:
+            self._look_at_whole(position, ffn, module, whole)
         adds, by_ffn = self._trial(position, ffn, module) if module is ffn.stages[-1][0].module else (False, False)
         follows = bool(self._whole) and adds
         # Nothing else in the block changes before it is gone past; the hidden states become those that the FFN adds to.
@@ -231,6 +223,21 @@ class BlockStream:
                     self._states[k] = output - returned
                     self._calls.append(call)
         self._leaving = ffn.module if alone else None
+
+    def _look_at_whole(self, position: int, ffn: FFN, module: nn.Module, whole: Reader | None) -> None:
+        """Take the whole model's states past a block, before anything in it is cut."""
+        # Those before the first cut are gone past twice, to the same effect.
+        for earlier in range(self._whole_passed, position):
+            self._go_past(earlier, self._whole)
+        self._front = self._whole[0]
+        with ExitStack() as hooks:
+            if whole is not None:
+                watch(hooks, self._model, ffn, module, whole, self._masks)
+            for k, output in self._outputs(position, self._whole):
+                self._whole[k] = output
+                if whole is not None:
+                    whole.end_batch(None)
+        self._whole_passed = position + 1
 
     def _trial(self, position: int, ffn: FFN, module: nn.Module) -> tuple[bool, bool]:
         """Whether the block's output moves by just what is added to the map's, and whether by what its FFN returns.
@@ -259,23 +266,21 @@ class BlockStream:
         if len(calls) != 1 or widened(output).dtype != output.dtype:
             return True, False
         call, returned = calls[0]
-        again = self._call(ffn.module, call)
-        whole = isinstance(again, torch.Tensor) and again.shape == added.shape
-        return True, whole and torch.equal(again + added, returned)
+        with torch.no_grad(), evaluating(self._model):
+            again = call.of(ffn.module)
+        like_stream = isinstance(again, torch.Tensor) and again.shape == added.shape
+        return True, like_stream and torch.equal(again + added, returned)
 
     def _go_past(self, position: int, states: list[torch.Tensor]) -> None:
         if states is self._states and self._leaving is not None:
-            for k, call in enumerate(self._calls):
-                states[k] = states[k] + self._call(self._leaving, call)
+            with torch.no_grad(), evaluating(self._model):
+                for k, call in enumerate(self._calls):
+                    states[k] = states[k] + call.of(self._leaving)
             self._calls.clear()
             self._leaving = None
         else:
             for k, output in self._outputs(position, states):
                 states[k] = output
-
-    def _call(self, module: nn.Module, call: _Call) -> Any:
-        with torch.no_grad(), evaluating(self._model):
-            return module(*call.args, **call.kwargs)
 
     def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         block, calls = self._record.blocks[position], self._record.calls[position]
