@@ -71,7 +71,7 @@ def dense_pass(model: Any, sequences: TokenSequences) -> tuple[float, int]:
 
 
 def measure(model: Any, calibration: TokenSequences, texts: TokenSequences, amount: float) -> dict[str, Any]:
-    """Prune with the defaults, evaluate before and after, undo."""
+    """Prune as the command line does by default, and evaluate before and after."""
     pass_seconds, multiply_adds = dense_pass(model, calibration)
     pipeline = PIPELINES.find(DEFAULTS["pipeline"])(
         model,
@@ -80,7 +80,9 @@ def measure(model: Any, calibration: TokenSequences, texts: TokenSequences, amou
         pruner=make_pruner(DEFAULTS["pruner"], amount=amount),
         repair=make_repair(DEFAULTS["repair"], reselect=DEFAULTS["reselect"]),
         calibration=calibration.ids,
+        undoable=False,
     )
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     widest = max(ffn.sizes[1] for ffn in pipeline.find())
     parts: dict[str, Any] = {}
     for part, action in (
@@ -93,7 +95,6 @@ def measure(model: Any, calibration: TokenSequences, texts: TokenSequences, amou
             grown = peak_growth(action)
             seconds = perf_counter() - begun
         parts[part] = {"seconds": seconds, "passes": sum(work) / multiply_adds, "peak_memory": grown}
-    pipeline.undo()
     passes = len(calibration) + 2 * len(texts)
     return {
         "sequences": {"calibration": len(calibration), "evaluation": len(texts)},
@@ -101,9 +102,9 @@ def measure(model: Any, calibration: TokenSequences, texts: TokenSequences, amou
         "parts": parts,
         "work": sum(part["passes"] for part in parts.values()) / passes,
         "time": sum(part["seconds"] for part in parts.values()) / (passes * pass_seconds),
+        "model": weights,
         "hidden_states": calibration.ids.numel() * model.config.hidden_size * next(model.parameters()).element_size(),
         "second_moments": widest**2 * torch.float64.itemsize,
-        "model": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
     }
 
 
@@ -141,15 +142,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "footprint.json")
     options = parser.parse_args()
     check_wikitext(parser, options)
-    loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
-    model, tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
+    source = options.model or demo_model()
+    tokenizer, length = checkpoint.load(source, dtype="float32").tokenizer, options.sequence_length
     texts = read(options.wikitext / "test.txt", tokenizer, options.evaluate, length)
-    protocol = {"model": Path(loaded.source).name, "amount": options.amount, "evaluation": texts.provenance()}
+    protocol = {"model": Path(source).name, "amount": options.amount, "evaluation": texts.provenance()}
     results = opened(options.output, protocol)
     rows = results.setdefault("rows", {})
     for samples in map(int, options.samples.split(",")):
         if str(samples) not in rows:
             calibration = read(options.wikitext / "valid.txt", tokenizer, samples, length)
+            # Pruned for good, as the command line does.
+            model = checkpoint.load(source, dtype="float32").model
             rows[str(samples)] = measure(model, calibration, texts, options.amount)
             write(options.output, results)
             write(options.output.with_suffix(".md"), table(results))

@@ -82,31 +82,31 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
     """
     total = Cost()
     for producer in layer.producers:
-        total += _matrix(1, producer.in_features, producer.weight)
+        total += _matrix(1, producer.in_features, producer.weight.element_size())
         bias = bias_of(producer.module)
         if bias is not None:
             total += Cost(1, bias.element_size())
     for consumer in layer.consumers:
-        total += _matrix(consumer.size, 1, consumer.weight)
+        total += _matrix(consumer.size, 1, consumer.weight.element_size())
     return total
 
 
 @dataclass(frozen=True)
 class _Map:
-    """A linear map by the layers whose neurons are its rows and columns."""
+    """A linear map by the layers whose neurons are its rows and columns, and the bytes of a weight and of a bias, if any."""
 
     bands: Mapping[str, int]
     other_rows: int
     reads: str | None
     n_columns: int
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    weight_bytes: int
+    bias_bytes: int | None
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         rows = self.other_rows + sum(count * widths[layer] for layer, count in self.bands.items())
         columns = self.n_columns if self.reads is None else widths[self.reads]
-        bias = Cost() if self.bias is None else Cost(rows, rows * self.bias.element_size())
-        return _matrix(rows, columns, self.weight) + bias
+        bias = Cost() if self.bias_bytes is None else Cost(rows, rows * self.bias_bytes)
+        return _matrix(rows, columns, self.weight_bytes) + bias
 
 
 class ModelCosts:
@@ -210,13 +210,23 @@ def _maps(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> list[_Map
         weight = module.weight
         if not isinstance(weight, torch.Tensor):
             raise TypeError(f"{type(module).__name__} has no weight tensor")
-        other = out_features(module) - rows
-        found.append(_Map(bands[key], other, reads.get(key), in_features(module), weight, bias_of(module)))
+        # Not the tensors themselves: costs outlive a cut.
+        bias = bias_of(module)
+        found.append(
+            _Map(
+                bands[key],
+                out_features(module) - rows,
+                reads.get(key),
+                in_features(module),
+                weight.element_size(),
+                None if bias is None else bias.element_size(),
+            )
+        )
     return found
 
 
-def _matrix(rows: int, columns: int, like: torch.Tensor) -> Cost:
-    return Cost(rows * columns, rows * columns * like.element_size(), 2 * rows * columns)
+def _matrix(rows: int, columns: int, weight_bytes: int) -> Cost:
+    return Cost(rows * columns, rows * columns * weight_bytes, 2 * rows * columns)
 
 
 def _pick(cost: Cost, unit: Unit) -> int:

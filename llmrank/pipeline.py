@@ -22,7 +22,7 @@ from llmrank.choice import choose_masks, prunes_jointly
 from llmrank.costs import ModelCosts, unit_name
 from llmrank.equivalence import check_equivalence, masked_outputs
 from llmrank.errors import OptionError
-from llmrank.evaluate import perplexity, size, unigram_perplexity
+from llmrank.evaluate import Size, perplexity, size, unigram_perplexity
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs, check_beta
@@ -91,6 +91,9 @@ class BasePipeline:
         Evaluation sequences.
     progress : callable, optional
         Such as ``rich.progress.track``; quiet by default.
+    undoable : bool
+        Keep the original weights for :meth:`undo`. Without, each goes as soon as it is replaced, and :attr:`graph`, which looks
+        at them, is empty after :meth:`run`; what fails then leaves the model cut in part.
 
     Attributes
     ----------
@@ -123,6 +126,7 @@ class BasePipeline:
         evaluation: Any = None,
         evaluation_samples: int = DEFAULT_SAMPLES,
         progress: Progress | None = None,
+        undoable: bool = True,
     ) -> None:
         for name, value, base in (("scorer", scorer, BaseScorer), ("pruner", pruner, BasePruner)):
             if value is not None and not isinstance(value, base):
@@ -189,6 +193,7 @@ class BasePipeline:
         self.evaluation = evaluation
         self.evaluation_samples = evaluation_samples
         self.progress = progress
+        self.undoable = undoable
         self.report: Report | None = None
         self.masks: Masks | None = None
         self.sensitivities: dict[str, float] = {}
@@ -207,7 +212,7 @@ class BasePipeline:
         ------
         LLMRankError, graphs.GraphError
             Bad options, data or models, or a second run without :meth:`undo` in between; the model is
-            untouched then.
+            untouched then, if it is undoable or nothing was cut yet.
         """
         if self.application is not None:
             raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
@@ -220,12 +225,16 @@ class BasePipeline:
         with self._timed("calibrate"):
             sequences = self.sequences()
         self.masks, self.repaired = self.select(ffns, sequences)
-        before = size(self.model, ffns)
+        before, method, graph = size(self.model, ffns), self._method(), self._graph_facts()
+        if not self.undoable:
+            self.model_graphs = ()
         with self._timed("apply"):
             expected = None
             if self.form == "compact":
                 expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
-            self.application = apply_masks(self.model, ffns, self.masks, self.form, self.align, self.repaired)
+            self.application = apply_masks(
+                self.model, ffns, self.masks, self.form, self.align, self.repaired, undoable=self.undoable
+            )
         try:
             if expected is not None:
                 with self._timed("check"):
@@ -234,9 +243,10 @@ class BasePipeline:
                 if evaluation is not None and texts is not None:
                     evaluation.after = perplexity(self.model, texts, self.batch_size, self.progress)
                     evaluation.calibration_overlap = overlap(sequences, texts)
-            self.report = self._report(ffns, sequences, before)
+            self.report = self._report(ffns, sequences, before, method, graph)
         except BaseException:
-            self.undo()
+            if self.undoable:
+                self.undo()
             raise
         self.report.evaluation = evaluation
         return self.model
@@ -385,7 +395,7 @@ class BasePipeline:
         return {}
 
     def undo(self) -> nn.Module:
-        """Restore the model as it was before :meth:`run`, bit for bit."""
+        """Restore the model as it was before :meth:`run`, bit for bit; not where :attr:`undoable` is False."""
         if self.application is None:
             raise OptionError("there is nothing to undo: run() has not pruned this model")
         self.application.undo()
@@ -409,7 +419,42 @@ class BasePipeline:
         yield
         self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
-    def _report(self, ffns: Sequence[FFN], sequences: TokenSequences, before: Any) -> Report:
+    def _method(self) -> dict[str, Any]:
+        """All settings, for the report."""
+        return {
+            "pipeline": self.topology,
+            **self.parameters(),
+            "scorer": {"name": type(self.scorer).__name__, **self.scorer.parameters()},
+            "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
+            "form": self.form,
+            "align": self.align,
+            "schedule": asdict(self.schedule),
+            "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
+            "structure_dict": self.structure_dict,
+        }
+
+    def _graph_facts(self) -> dict[str, Any]:
+        """How large the graphs were, and how they were ranked, for the report."""
+        return {
+            "graphs": len(self.model_graphs),
+            "layers": sum(len(entry.graph.layers) for entry in self.model_graphs),
+            "nodes": sum(entry.graph.nodes for entry in self.model_graphs),
+            "edges_at_most": sum(entry.graph.capacity for entry in self.model_graphs),
+            "solver": self.ranks[0].solver,
+            "backend": self.ranks[0].backend,
+            "iterations": max(rank.iterations for rank in self.ranks),
+            "converged": all(rank.converged for rank in self.ranks),
+            "error_bound": max(rank.error_bound for rank in self.ranks),
+        }
+
+    def _report(
+        self,
+        ffns: Sequence[FFN],
+        sequences: TokenSequences,
+        before: Size,
+        method: dict[str, Any],
+        graph: dict[str, Any],
+    ) -> Report:
         masks, application, costs = self.masks, self.application, self.costs
         if masks is None or application is None or costs is None:
             raise OptionError("there is nothing to report: run() has not pruned this model")
@@ -426,29 +471,9 @@ class BasePipeline:
                 "device": str(first.device),
                 "dtype": str(first.dtype).removeprefix("torch."),
             },
-            method={
-                "pipeline": self.topology,
-                **self.parameters(),
-                "scorer": {"name": type(self.scorer).__name__, **self.scorer.parameters()},
-                "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
-                "form": self.form,
-                "align": self.align,
-                "schedule": asdict(self.schedule),
-                "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
-                "structure_dict": self.structure_dict,
-            },
+            method=method,
             calibration=sequences.provenance(),
-            graph={
-                "graphs": len(self.model_graphs),
-                "layers": sum(len(entry.graph.layers) for entry in self.model_graphs),
-                "nodes": sum(entry.graph.nodes for entry in self.model_graphs),
-                "edges_at_most": sum(entry.graph.capacity for entry in self.model_graphs),
-                "solver": self.ranks[0].solver,
-                "backend": self.ranks[0].backend,
-                "iterations": max(rank.iterations for rank in self.ranks),
-                "converged": all(rank.converged for rank in self.ranks),
-                "error_bound": max(rank.error_bound for rank in self.ranks),
-            },
+            graph=graph,
             neurons={
                 "unit": "hidden neurons" if self.structure_dict is None else "rows of the listed Linears",
                 "before": masks.size,

@@ -1,7 +1,7 @@
 """Apply masks to a model: zero, mask, or compact. The only module that writes to a model.
 
 Every application is a transaction: whatever is raised, the parameters are restored bit for bit, and a
-finished one can be undone.
+finished one can be undone; unless there is no memory to keep both, and it is said so.
 """
 
 from __future__ import annotations
@@ -52,11 +52,14 @@ class Application:
         What was removed.
     widths : dict from str to int
         Neurons that every layer holds now, padding included.
+    undoable : bool
+        Whether the original tensors are kept.
     """
 
     form: Form
     masks: Masks
     widths: dict[str, int]
+    undoable: bool = True
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _current: list[Callable[[], bool]] = field(default_factory=list, repr=False)
 
@@ -70,7 +73,11 @@ class Application:
         MaskError
             The model has been changed since, by a later application for example, so that the restored
             parts would not fit together. Nothing is restored then.
+        OptionError
+            Nothing was kept.
         """
+        if not self.undoable:
+            raise OptionError("these masks were applied for good (undoable=False); load the model again")
         if not all(is_current() for is_current in self._current):
             raise MaskError(
                 "the model's parameters were replaced after these masks were applied; undo the later application first"
@@ -81,6 +88,13 @@ class Application:
     def _roll_back(self) -> None:
         while self._undo:
             self._undo.pop()()
+
+
+class _Forgetful(list[Callable[[], None]]):
+    """Takes ways back and keeps none, nor the tensors that they would restore."""
+
+    def append(self, _way_back: Callable[[], None]) -> None:
+        """Let go."""
 
 
 @dataclass
@@ -110,6 +124,8 @@ def apply_masks(
     form: Form = "compact",
     align: Align = "none",
     repaired: Mapping[str, RepairedMap] | None = None,
+    *,
+    undoable: bool = True,
 ) -> Application:
     """Remove neurons from a model.
 
@@ -132,6 +148,8 @@ def apply_masks(
         loaders take them; where the configuration has no width, as wide as the original.
     repaired : mapping from str to RepairedMap, optional
         What stands in for the output maps, of the same masks; see :func:`llmrank.repair.repair_ffns`.
+    undoable : bool
+        Keep the original tensors. Without, each goes as soon as it is replaced; what fails half-way leaves the model half cut.
 
     Raises
     ------
@@ -144,8 +162,9 @@ def apply_masks(
     _check(ffns, masks, layers, form, align)
     maps = consumers(ffns)
     _check_repaired(maps, repaired or {})
-    application = Application(form, masks, masks.widths if form == "compact" else {n: len(m) for n, m in masks.items()})
-    undo = application._undo
+    widths = masks.widths if form == "compact" else {name: len(mask) for name, mask in masks.items()}
+    application = Application(form, masks, widths, undoable)
+    undo = application._undo if undoable else _Forgetful()
     try:
         for name, solved in (repaired or {}).items():
             _rewrite(model, ffns, maps[name], solved, undo)

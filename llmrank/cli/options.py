@@ -214,7 +214,9 @@ def progress(items: Sequence[Any], description: str) -> Iterable[Any]:
     return track(items, description, console=Console(stderr=True), transient=True)
 
 
-def make_pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluation: Any) -> BasePipeline:
+def make_pipeline(
+    options: argparse.Namespace, loaded: LoadedModel, *, evaluation: Any, undoable: bool = True
+) -> BasePipeline:
     """The pipeline of a loaded model."""
     return PIPELINES.find(options.pipeline)(
         loaded.model,
@@ -233,6 +235,7 @@ def make_pipeline(options: argparse.Namespace, loaded: LoadedModel, *, evaluatio
         align=options.align,
         evaluation=evaluation,
         progress=progress,
+        undoable=undoable,
     )
 
 

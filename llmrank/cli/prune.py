@@ -47,7 +47,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     make_parts(options)
     schedule_of(options)
     loaded = load(options)
-    pipeline = make_pipeline(options, loaded, evaluation=options.evaluate)
+    pipeline = make_pipeline(options, loaded, evaluation=options.evaluate, undoable=False)
     _say_steps(pipeline, console)
     model = pipeline.run()
     report = pipeline.report

@@ -11,7 +11,7 @@ import torch
 
 import llmrank
 from benchmarks import footprint
-from tests.llmrank.models import TALE, Snapshot, spelling_tokenizer, tiny_llama
+from tests.llmrank.models import TALE, spelling_tokenizer, tiny_llama
 
 
 def test_work_is_counted_in_multiply_adds_of_linear_maps() -> None:
@@ -48,12 +48,3 @@ def test_a_run_is_measured_in_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(footprint, "measure", lambda *_: pytest.fail("a row was measured again"))
     footprint.main()
-
-
-def test_the_model_is_whole_afterwards() -> None:
-    model = tiny_llama()
-    snapshot = Snapshot(model)
-    ids = torch.arange(96).reshape(4, 24) % 50
-    sequences = llmrank.calibration.TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), "numbers")
-    footprint.measure(model, sequences, sequences, 0.25)
-    snapshot.assert_restored()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluate import perplexity, unigram_perplexity
 from llmrank.masks import Masks
 from llmrank.prune import LocalPruner, SensitivityPruner
+from llmrank.repair import LeastSquaresRepair
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
 from tests.llmrank.models import (
@@ -23,6 +26,7 @@ from tests.llmrank.models import (
     Snapshot,
     family_model,
     features,
+    logits,
     mlp,
     named_family,
     text,
@@ -31,6 +35,16 @@ from tests.llmrank.models import (
     token_ids,
     tokenizer,
 )
+
+
+def raises(error: type[BaseException]) -> Any:
+    """A function that fails."""
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
+
 
 topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
 
@@ -170,6 +184,37 @@ def test_failing_evaluation_after_the_cut_undoes_it(monkeypatch: pytest.MonkeyPa
         pipeline.run()
     assert len(calls) == 2
     snapshot.assert_restored()
+
+
+@topologies
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+def test_for_good_is_the_same_cut_of_which_nothing_is_kept(topology: type[BasePipeline], form: Any) -> None:
+    kept, gone = tiny_llama(), tiny_llama()
+    options: dict[str, Any] = {"calibration": token_ids(), "repair": LeastSquaresRepair(reselect=True), "form": form}
+    undoable = topology(kept, None, **options)
+    undoable.run()
+    originals = [weakref.ref(layer.mlp.up_proj.weight) for layer in gone.model.layers]
+    pipeline = topology(gone, None, undoable=False, **options)
+    pipeline.run()
+    assert torch.equal(logits(gone, token_ids()), logits(kept, token_ids()))
+    assert pipeline.report is not None
+    assert undoable.report is not None
+    assert pipeline.report.graph == undoable.report.graph
+    assert pipeline.report.method == undoable.report.method
+    gc.collect()
+    assert pipeline.graph == ()
+    # Masks of torch.nn.utils.prune keep the weight by their own design, and zeros stand in the same parameter.
+    assert [original() is None for original in originals] == [form == "compact"] * len(originals)
+    with pytest.raises(OptionError, match=r"applied for good .*load the model again"):
+        pipeline.undo()
+
+
+def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llmrank.pipeline, "check_equivalence", raises(KeyboardInterrupt))
+    model = tiny_llama()
+    with pytest.raises(KeyboardInterrupt):
+        IsolatedFFNPipeline(model, None, calibration=token_ids(), undoable=False).run()
+    assert model.config.intermediate_size == 28
 
 
 def test_evaluation_of_an_encoder_is_refused_before_anything() -> None:
