@@ -122,8 +122,11 @@ def table(results: dict[str, Any]) -> str:
     for row in results["rows"].values():
         parts, sequences = row["parts"], row["sequences"]
         evaluations = [parts["evaluate before"], parts["evaluate after"]]
-        peaks = [parts["prune"]["peak_memory"], max(part["peak_memory"] for part in evaluations)]
-        sizes = [f"{size / MEGABYTE:,.0f} MB" for size in (*peaks, row["hidden_states"], row["second_moments"])]
+        peaks = [parts["prune"]["peak_memory"], max(part["peak_memory"] or 0 for part in evaluations) or None]
+        sizes = [
+            "not known" if size is None else f"{size / MEGABYTE:,.0f} MB"
+            for size in (*peaks, row["hidden_states"], row["second_moments"])
+        ]
         lines.append(
             f"| {sequences['calibration']}, {sequences['evaluation']} | {row['work']:.2f} | {row['time']:.2f} | "
             f"{parts['prune']['seconds']:.0f} | {sum(part['seconds'] for part in evaluations):.0f} | {' | '.join(sizes)} |"

@@ -27,6 +27,8 @@ __all__ = [
     "longest_input",
     "model_inputs",
     "run_body",
+    "stand_in",
+    "version_of",
     "watch",
     "widened",
 ]
@@ -243,6 +245,21 @@ def watch(
     else:
         handle = module.register_forward_pre_hook(lambda _module, inputs: add(inputs[0]))
     hooks.callback(handle.remove)
+
+
+def stand_in(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Let a function compute in place of a module (whose hooks stay in force), until `hooks` closes."""
+    own = vars(module)
+    if "forward" in own:
+        hooks.callback(own.__setitem__, "forward", own["forward"])
+    else:
+        hooks.callback(own.__delitem__, "forward")
+    own["forward"] = forward
+
+
+def version_of(values: torch.Tensor) -> int | None:
+    """How often something was written into a tensor; None where torch does not keep count."""
+    return None if values.is_inference() else values._version
 
 
 def first_output(output: Any) -> Any:

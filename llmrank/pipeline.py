@@ -22,7 +22,7 @@ from llmrank.choice import choose_masks, prunes_jointly
 from llmrank.costs import ModelCosts, unit_name
 from llmrank.equivalence import check_equivalence, masked_outputs
 from llmrank.errors import OptionError
-from llmrank.evaluate import Size, perplexity, size, unigram_perplexity
+from llmrank.evaluate import perplexity, size, unigram_perplexity
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs, check_beta
@@ -93,7 +93,7 @@ class BasePipeline:
         Such as ``rich.progress.track``; quiet by default.
     undoable : bool
         Keep the original weights for :meth:`undo`. Without, each goes as soon as it is replaced, and :attr:`graph`, which looks
-        at them, is empty after :meth:`run`; what fails then leaves the model cut in part.
+        at them, and :attr:`repaired` are empty after :meth:`run`; what fails then leaves the model cut, or cut in part.
 
     Attributes
     ----------
@@ -203,6 +203,7 @@ class BasePipeline:
         self.repaired: dict[str, RepairedMap] = {}
         self.costs: ModelCosts | None = None
         self.steps: list[Step] = []
+        self._for_good = False
         self._seconds: dict[str, float] = {}
 
     def run(self) -> nn.Module:
@@ -214,6 +215,10 @@ class BasePipeline:
             Bad options, data or models, or a second run without :meth:`undo` in between; the model is
             untouched then, if it is undoable or nothing was cut yet.
         """
+        if self._for_good:
+            raise OptionError(
+                "this pipeline has cut its model for good; load the model again, and make another pipeline"
+            )
         if self.application is not None:
             raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
         self._seconds = {}
@@ -225,16 +230,24 @@ class BasePipeline:
         with self._timed("calibrate"):
             sequences = self.sequences()
         self.masks, self.repaired = self.select(ffns, sequences)
-        before, method, graph = size(self.model, ffns), self._method(), self._graph_facts()
+        facts = {
+            "before": size(self.model, ffns),
+            "method": self._method(),
+            "graph": self._graph_facts(),
+            "repaired": summary(self.repaired),
+        }
         if not self.undoable:
             self.model_graphs = ()
         with self._timed("apply"):
             expected = None
             if self.form == "compact":
                 expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
+            self._for_good = not self.undoable
             self.application = apply_masks(
                 self.model, ffns, self.masks, self.form, self.align, self.repaired, undoable=self.undoable
             )
+        if not self.undoable:
+            self.repaired = {}
         try:
             if expected is not None:
                 with self._timed("check"):
@@ -243,7 +256,7 @@ class BasePipeline:
                 if evaluation is not None and texts is not None:
                     evaluation.after = perplexity(self.model, texts, self.batch_size, self.progress)
                     evaluation.calibration_overlap = overlap(sequences, texts)
-            self.report = self._report(ffns, sequences, before, method, graph)
+            self.report = self._report(ffns, sequences, facts)
         except BaseException:
             if self.undoable:
                 self.undo()
@@ -294,6 +307,7 @@ class BasePipeline:
                         masks = self.choose(graphs, ranks, pruner, present)
             repairs = self.repair is not None and (last or self.schedule.repair == "each")
             if repairs:
+                record.kept = not last
                 with self._timed("repair"):
                     masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present)
             # Graphs of a trial cut look at weights that nobody else needs any more.
@@ -447,14 +461,7 @@ class BasePipeline:
             "error_bound": max(rank.error_bound for rank in self.ranks),
         }
 
-    def _report(
-        self,
-        ffns: Sequence[FFN],
-        sequences: TokenSequences,
-        before: Size,
-        method: dict[str, Any],
-        graph: dict[str, Any],
-    ) -> Report:
+    def _report(self, ffns: Sequence[FFN], sequences: TokenSequences, facts: dict[str, Any]) -> Report:
         masks, application, costs = self.masks, self.application, self.costs
         if masks is None or application is None or costs is None:
             raise OptionError("there is nothing to report: run() has not pruned this model")
@@ -471,9 +478,7 @@ class BasePipeline:
                 "device": str(first.device),
                 "dtype": str(first.dtype).removeprefix("torch."),
             },
-            method=method,
             calibration=sequences.provenance(),
-            graph=graph,
             neurons={
                 "unit": "hidden neurons" if self.structure_dict is None else "rows of the listed Linears",
                 "before": masks.size,
@@ -487,11 +492,10 @@ class BasePipeline:
             reached={str(unit): found for unit, found in reached.items()},
             steps=[asdict(step) for step in self.steps],
             sensitivities=self.sensitivities,
-            repaired=summary(self.repaired),
-            before=before,
             after=size(self.model, ffns),
             seconds=dict(self._seconds),
             notes=notes,
+            **facts,
         )
 
 

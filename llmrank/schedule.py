@@ -113,7 +113,7 @@ class Step:
     removed : int
         Neurons gone after it.
     repaired : bool
-        Whether a repair followed, which passes the text two or three times more, or takes half a pass for each FFN.
+        Whether a repair followed, at the cost that :mod:`llmrank.stream` tells.
     seconds : dict from str to float
         Wall time of its stages.
     calibration_passes : int

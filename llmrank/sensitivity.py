@@ -20,7 +20,7 @@ from llmrank.equivalence import silence
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.fidelity import divergences
 from llmrank.masks import Masks
-from llmrank.passes import Progress, counted, evaluating, first_output, model_inputs, widened
+from llmrank.passes import Progress, counted, evaluating, first_output, model_inputs, stand_in, version_of, widened
 from llmrank.stream import recording
 from llmrank.surgery import prunable_layers
 
@@ -172,7 +172,7 @@ class _Dense:
         with ExitStack() as hooks:
             silence(hooks, layer, keep)
             for block, returned in zip(self._before(layer), self._returned, strict=False):
-                _stand_in(hooks, block, lambda *_args, answer=returned, **_kwargs: answer)
+                stand_in(hooks, block, lambda *_args, answer=returned, **_kwargs: answer)
             output, _ = self._run()
         if self._predicts:
             return float(divergences(self._output, output).sum())
@@ -186,18 +186,18 @@ class _Dense:
         def noting(compute: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 returned.append(compute(*args, **kwargs))
-                versions.append(_version(first_output(returned[-1])))
+                versions.append(version_of(first_output(returned[-1])))
                 return returned[-1]
 
             return forward
 
         with recording(self._model, ffns) as record, ExitStack() as hooks:
             for block in record.blocks:
-                _stand_in(hooks, block, noting(block.forward))
+                stand_in(hooks, block, noting(block.forward))
             output = self._run()
         # The last block is never stood in for, and what comes after it may write to what it returned.
         unchanged = all(
-            version is not None and version == _version(first_output(answer))
+            version is not None and version == version_of(first_output(answer))
             for version, answer in zip(versions[:-1], returned[:-1], strict=True)
         )
         if record.unbroken and all(len(calls) == 1 for calls in record.calls) and unchanged:
@@ -224,21 +224,6 @@ class _Dense:
             if any(id(module) in readers for module in block.modules()):
                 return self._blocks[:position]
         return []
-
-
-def _version(values: torch.Tensor) -> int | None:
-    """How often something was written into a tensor; None where torch does not keep count."""
-    return None if values.is_inference() else values._version
-
-
-def _stand_in(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Let a function compute in place of a module (whose hooks stay in force), until `hooks` closes."""
-    own = vars(module)
-    if "forward" in own:
-        hooks.callback(own.__setitem__, "forward", own["forward"])
-    else:
-        hooks.callback(own.__delitem__, "forward")
-    own["forward"] = forward
 
 
 def _relative_change(dense: torch.Tensor, output: torch.Tensor) -> float:

@@ -26,6 +26,7 @@ from llmrank.passes import (
     first_output,
     model_inputs,
     run_body,
+    version_of,
     watch,
     widened,
 )
@@ -57,7 +58,10 @@ class Recording:
     calls : list of lists
         Of every block, one a batch.
     unbroken : bool
-        Whether every block was called once a batch, in order, on the very tensor that the one before returned.
+        Whether every block was called once a batch, in order, on the very tensor that the one before returned, and left that
+        as it was.
+    kept : bool
+        Whether :attr:`first` is for several streams; else the first one takes it.
     """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
@@ -65,8 +69,17 @@ class Recording:
         self.first: list[torch.Tensor] = []
         self.calls: list[list[_Call]] = [[] for _ in blocks]
         self.unbroken = bool(blocks)
+        self.kept = True
         self._next = 0
         self._last: torch.Tensor | None = None
+        self._given: tuple[torch.Tensor, int | None] | None = None
+
+    def take_first(self) -> list[torch.Tensor]:
+        """The hidden states in front of the first block, for a stream."""
+        first = list(self.first)
+        if not self.kept:
+            self.first.clear()
+        return first
 
     def before(self, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A block is called."""
@@ -76,6 +89,7 @@ class Recording:
         if not self.unbroken or hidden is None:
             self.first.clear()
             return
+        self._given = hidden, version_of(hidden)
         if position == 0:
             self.first.append(hidden.detach())
         rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
@@ -83,6 +97,11 @@ class Recording:
 
     def after(self, position: int, output: Any) -> None:
         """A block has returned."""
+        if self._given is not None:
+            hidden, version = self._given
+            # What was written into would not be what this block is given the next time.
+            self.unbroken = self.unbroken and version_of(hidden) == version
+            self._given = None
         self._last = first_output(output)
         self._next = (position + 1) % len(self.blocks)
 
@@ -166,9 +185,10 @@ class BlockStream:
 
     Notes
     -----
-    Cost: two forward passes for all FFNs together, three to follow the whole model; where a block only adds what its FFN
-    returns, the FFN alone runs the second time. Memory: the hidden states of all tokens, twice to follow, once more what
-    one FFN reads of them, and what a block's forward pass takes for one batch.
+    Cost: two forward passes for all FFNs together, three to follow the whole model. The second time only the FFN runs where
+    the block adds what the FFN's module returns and has no other, the FFN has one hidden layer, and the dtype is not of half
+    precision. Memory: the hidden states of all tokens, twice to follow, once more what one FFN reads of them, those of the
+    record while it keeps them, and what a block's forward pass takes for one batch.
     """
 
     def __init__(
@@ -181,7 +201,7 @@ class BlockStream:
         follow: bool = False,
     ) -> None:
         self._model = model
-        self._record = record
+        self._blocks, self._calls = record.blocks, record.calls
         # Of the blocks that hold the FFNs.
         self._positions = {
             ffn.name: next(k for k, block in enumerate(record.blocks) if any(m is ffn.module for m in block.modules()))
@@ -189,19 +209,21 @@ class BlockStream:
         }
         self._masks = TokenMasks()
         self._batch_masks = masks
-        self._states = list(record.first)
+        self._states = record.take_first()
         self._passed = 0
-        self._whole = list(record.first) if follow else []
+        self._whole = list(self._states) if follow else []
         self._whole_passed = 0
         # The first batch in front of the block that the whole model's states were last taken through.
-        self._front = self._states[0]
+        self._front: torch.Tensor | None = None
         # The FFN that adds what it returns to the states, and how it is called, where that is all there is to go past.
         self._leaving: nn.Module | None = None
-        self._calls: list[_Call] = []
+        self._left: list[_Call] = []
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:
         """See :meth:`Stream.feed`."""
         position = self._positions[ffn.name]
+        if self._leaving is not None and position == self._passed:
+            raise RuntimeError(f"{ffn.name} was fed already, and the stream has left its block")
         for earlier in range(self._passed, position):
             self._go_past(earlier, self._states)
         self._passed = position
@@ -221,7 +243,7 @@ class BlockStream:
                 if alone:
                     call, returned = calls.pop()
                     self._states[k] = output - returned
-                    self._calls.append(call)
+                    self._left.append(call)
         self._leaving = ffn.module if alone else None
 
     def _look_at_whole(self, position: int, ffn: FFN, module: nn.Module, whole: Reader | None) -> None:
@@ -244,8 +266,11 @@ class BlockStream:
 
         Tried on the first batch.
         """
-        front = self._front if self._whole else self._states[0]
-        output = self._whole[0] if self._whole else next(self._outputs(position, [front]))[1]
+        if self._front is not None:
+            front, output = self._front, self._whole[0]
+        else:
+            front = self._states[0]
+            _, output = next(self._outputs(position, [front]))
         # As large as the stream itself, and different from token to token.
         added = output.roll(1, dims=-1)
         fits: list[bool] = []
@@ -274,16 +299,16 @@ class BlockStream:
     def _go_past(self, position: int, states: list[torch.Tensor]) -> None:
         if states is self._states and self._leaving is not None:
             with torch.no_grad(), evaluating(self._model):
-                for k, call in enumerate(self._calls):
+                for k, call in enumerate(self._left):
                     states[k] = states[k] + call.of(self._leaving)
-            self._calls.clear()
+            self._left.clear()
             self._leaving = None
         else:
             for k, output in self._outputs(position, states):
                 states[k] = output
 
     def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-        block, calls = self._record.blocks[position], self._record.calls[position]
+        block, calls = self._blocks[position], self._calls[position]
         with torch.no_grad(), evaluating(self._model):
             for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
                 self._masks.take(masks)

@@ -6,6 +6,7 @@ finished one can be undone; unless there is no memory to keep both, and it is sa
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch.nn.utils import prune as torch_prune
 
 from llmrank.adapters import FFN, PrunableLayer
 from llmrank.adapters.families import WIDTH_ATTRIBUTES, bias_attribute, text_config
-from llmrank.adapters.ffn import in_features, is_transposed, out_features
+from llmrank.adapters.ffn import bias_of, in_features, is_transposed, out_features
 from llmrank.errors import MaskError, OptionError
 from llmrank.masks import Masks
 from llmrank.repair import RepairedMap
@@ -40,6 +41,9 @@ FORMS: tuple[Form, ...] = ("compact", "zero", "mask")
 ALIGNMENTS: tuple[Align, ...] = ("none", "pad")
 WIDTHS_KEY = "llmrank_widths"
 
+# The ways back, the last first; one that holds none keeps no tensor alive.
+Undo: TypeAlias = "deque[Callable[[], None]]"
+
 
 @dataclass
 class Application:
@@ -60,7 +64,7 @@ class Application:
     masks: Masks
     widths: dict[str, int]
     undoable: bool = True
-    _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    _undo: Undo = field(default_factory=deque, repr=False)
     _current: list[Callable[[], bool]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
@@ -88,13 +92,6 @@ class Application:
     def _roll_back(self) -> None:
         while self._undo:
             self._undo.pop()()
-
-
-class _Forgetful(list[Callable[[], None]]):
-    """Takes ways back and keeps none, nor the tensors that they would restore."""
-
-    def append(self, _way_back: Callable[[], None]) -> None:
-        """Let go."""
 
 
 @dataclass
@@ -162,28 +159,27 @@ def apply_masks(
     _check(ffns, masks, layers, form, align)
     maps = consumers(ffns)
     _check_repaired(maps, repaired or {})
-    widths = masks.widths if form == "compact" else {name: len(mask) for name, mask in masks.items()}
-    application = Application(form, masks, widths, undoable)
-    undo = application._undo if undoable else _Forgetful()
+    # What the tensors hold in the end: all, or with zeros what fills them up too.
+    held = _padded(model, masks) if align == "pad" else masks
+    widths = held.widths if form == "compact" else {name: len(mask) for name, mask in masks.items()}
+    undo: Undo = deque(maxlen=None if undoable else 0)
+    application = Application(form, masks, widths, undoable, undo)
+    solved = {id(maps[name]): one for name, one in (repaired or {}).items()}
     try:
-        for name, solved in (repaired or {}).items():
-            _rewrite(model, ffns, maps[name], solved, undo)
-        if form == "mask":
-            for cut in cuts(ffns, masks):
+        if any(one.bias is not None and bias_of(maps[name]) is None for name, one in (repaired or {}).items()):
+            _add_biases(model, ffns, undo)
+        for cut, kept in zip(cuts(ffns, masks), cuts(ffns, held), strict=True):
+            one = solved.get(id(cut.module))
+            if one is not None:
+                _rewrite(cut.module, one, undo, copy=form == "mask")
+            if form == "mask":
                 _mask(cut, undo)
-        elif form == "zero":
-            for cut in cuts(ffns, masks):
+            elif form == "zero" or align == "pad":
                 _zero(cut, undo)
-        else:
-            held = masks
-            if align == "pad":
-                held = _padded(model, masks)
-                for cut in cuts(ffns, masks):
-                    _zero(cut, undo)
-            application.widths = held.widths
-            for cut in cuts(ffns, held):
-                _compact(cut, undo)
-            _set_widths(model, ffns, layers, held.widths, undo)
+            if form == "compact":
+                _compact(kept, undo)
+        if form == "compact":
+            _set_widths(model, ffns, layers, widths, undo)
         modules = {id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}
         application._current += [_unchanged(module) for module in modules.values()]
     except BaseException:
@@ -313,21 +309,15 @@ def consumers(ffns: Sequence[FFN]) -> dict[str, nn.Module]:
     }
 
 
-def _rewrite(
-    model: nn.Module, ffns: Sequence[FFN], module: nn.Module, repaired: RepairedMap, undo: list[Callable[[], None]]
-) -> None:
-    weight: Any = module.weight
-    _assign(weight, (repaired.weight.T if is_transposed(module) else repaired.weight).to(weight).contiguous(), undo)
-    if repaired.bias is None:
-        return
-    bias: Any = getattr(module, "bias", None)
-    if bias is None:
-        _add_biases(model, ffns, undo)
-        bias = module.bias
-    _assign(bias, repaired.bias.to(bias), undo)
+def _rewrite(module: Any, repaired: RepairedMap, undo: Undo, *, copy: bool) -> None:
+    """Write a repaired map; without `copy` the weight may be the repair's own tensor, for those who cut it at once."""
+    weight = repaired.weight.T if is_transposed(module) else repaired.weight
+    _assign(module.weight, weight.to(module.weight, copy=copy).contiguous(), undo)
+    if repaired.bias is not None:
+        _assign(module.bias, repaired.bias.to(module.bias, copy=True), undo)
 
 
-def _add_biases(model: nn.Module, ffns: Sequence[FFN], undo: list[Callable[[], None]]) -> None:
+def _add_biases(model: nn.Module, ffns: Sequence[FFN], undo: Undo) -> None:
     """Zero biases in every map of the FFNs, as the configuration then says."""
     for ffn in ffns:
         for stage in ffn.stages:
@@ -339,14 +329,14 @@ def _add_biases(model: nn.Module, ffns: Sequence[FFN], undo: list[Callable[[], N
     _set(text_config(model), bias_attribute(model), value=True, undo=undo)
 
 
-def _assign(parameter: nn.Parameter, value: torch.Tensor, undo: list[Callable[[], None]]) -> None:
+def _assign(parameter: nn.Parameter, value: torch.Tensor, undo: Undo) -> None:
     # Out of place: views of the old weights, such as those of a graph, keep their numbers.
     old = parameter.data
     undo.append(lambda: setattr(parameter, "data", old))
     parameter.data = value
 
 
-def _zero(cut: Cut, undo: list[Callable[[], None]]) -> None:
+def _zero(cut: Cut, undo: Undo) -> None:
     for parameter, mask in _parameters(cut):
         old = parameter.data
         _assign(parameter, torch.where(mask.to(old.device), old, torch.zeros_like(old)), undo)
@@ -360,7 +350,7 @@ def _parameters(cut: Cut) -> list[tuple[nn.Parameter, torch.Tensor]]:
     return pairs
 
 
-def _mask(cut: Cut, undo: list[Callable[[], None]]) -> None:
+def _mask(cut: Cut, undo: Undo) -> None:
     module: Any = cut.module
     names = ["weight"] + (["bias"] if getattr(module, "bias", None) is not None else [])
     for name, mask in zip(names, (cut.mask(), cut.rows), strict=False):
@@ -380,7 +370,7 @@ def _unmask(module: Any, name: str, parameters: Mapping[str, Any], hooks: Mappin
     module._parameters.update(parameters)
 
 
-def _compact(cut: Cut, undo: list[Callable[[], None]]) -> None:
+def _compact(cut: Cut, undo: Undo) -> None:
     module: Any = cut.module
     rows, columns = cut.rows.nonzero().flatten(), cut.columns.nonzero().flatten()
     outer, inner = (columns, rows) if is_transposed(module) else (rows, columns)
@@ -403,13 +393,13 @@ def extents(module: nn.Module, n_rows: int, n_columns: int) -> dict[str, int]:
     return {"out_features": n_rows, "in_features": n_columns}
 
 
-def _replace(module: Any, name: str, value: torch.Tensor, undo: list[Callable[[], None]]) -> None:
+def _replace(module: Any, name: str, value: torch.Tensor, undo: Undo) -> None:
     old = module._parameters[name]
     undo.append(lambda: module._parameters.__setitem__(name, old))
     module._parameters[name] = nn.Parameter(value, requires_grad=old.requires_grad)
 
 
-def _set(target: Any, name: str, value: Any, undo: list[Callable[[], None]]) -> None:
+def _set(target: Any, name: str, value: Any, undo: Undo) -> None:
     absent = object()
     old = getattr(target, name, absent)
 
@@ -459,7 +449,7 @@ def _set_widths(
     ffns: Sequence[FFN],
     layers: Mapping[str, PrunableLayer],
     widths: Mapping[str, int],
-    undo: list[Callable[[], None]],
+    undo: Undo,
 ) -> None:
     """Bring modules and configuration in line with the new shapes."""
     for module, name, width in module_widths(ffns, widths):
@@ -489,7 +479,7 @@ def module_widths(ffns: Sequence[FFN], widths: Mapping[str, int]) -> list[tuple[
     ]
 
 
-def _drop(target: Any, name: str, undo: list[Callable[[], None]]) -> None:
+def _drop(target: Any, name: str, undo: Undo) -> None:
     old = getattr(target, name)
     undo.append(lambda: setattr(target, name, old))
     delattr(target, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -137,7 +137,7 @@ class _Sums:
         self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
         self._lack: Lack | None = None
 
-    def add(self, values: torch.Tensor, lack: torch.Tensor | None = None) -> None:
+    def add(self, values: torch.Tensor, lack: torch.Tensor | None) -> None:
         """Take values (tokens, n) and what is lacking (tokens, out) in.
 
         Products of what is narrower than float64 are float32's.
@@ -152,8 +152,11 @@ class _Sums:
         if lack is not None:
             lack = lack.to(wide)
             wider = lack.double()
-            found = Lack(wider.sum(0), (wide.T @ lack).double(), float(wider.square().sum()))
-            self._lack = found if self._lack is None else self._lack + found
+            if self._lack is None:
+                self._lack = Lack(wider.new_zeros(wider.shape[1]), wider.new_zeros(wide.shape[1], wider.shape[1]), 0.0)
+            self._lack.total.add_(wider.sum(0))
+            self._lack.cross.add_(wide.T @ lack)
+            self._lack = replace(self._lack, square=self._lack.square + float(wider.square().sum()))
 
     def moments(self) -> Moments:
         """Of all that was added; the tensors are these sums' own, so that nothing is to be added afterwards."""
@@ -180,7 +183,11 @@ class MomentSums:
     def __init__(self, size: int, device: torch.device, *, held_out: bool = True) -> None:
         # MPS has no float64.
         self._device = torch.device("cpu") if device.type == "mps" else device
-        self._parts = [_Sums(size, self._device) for _ in range(2 if held_out else 1)]
+        self._size = size
+        self._fit = _Sums(size, self._device)
+        # Made when a batch is to go there.
+        self._held_out: _Sums | None = None
+        self._holds_out = held_out
         self._batches = 0
         self._read: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
@@ -191,7 +198,9 @@ class MomentSums:
     def end_batch(self, lack: torch.Tensor | None) -> None:
         """See :class:`llmrank.stream.Reader`."""
         self._batches += 1
-        part = self._parts[-1 if self._batches % HELD_OUT_EVERY == 0 else 0]
+        part = self._fit
+        if self._holds_out and self._batches % HELD_OUT_EVERY == 0:
+            part = self._held_out = self._held_out or _Sums(self._size, self._device)
         for values, mask in self._read:
             missing = None
             if lack is not None:
@@ -202,13 +211,13 @@ class MomentSums:
 
     def moments(self) -> tuple[Moments, Moments | None]:
         """Of the batches to fit, and of those held out, if there are any; once all of them have passed."""
-        fit, *held_out = (part.moments() for part in self._parts if part.count or part is self._parts[0])
-        return fit, held_out[0] if held_out else None
+        held_out = self._held_out
+        return self._fit.moments(), held_out.moments() if held_out is not None and held_out.count else None
 
     @property
     def count(self) -> int:
         """Tokens."""
-        return sum(part.count for part in self._parts)
+        return self._fit.count + (self._held_out.count if self._held_out is not None else 0)
 
     def together(self) -> Moments:
         """Of all batches."""

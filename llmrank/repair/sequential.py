@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.adapters import FFN
+from llmrank.adapters import FFN, PrunableLayer
 from llmrank.adapters.families import bias_attribute
 from llmrank.adapters.ffn import bias_of
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.masks import Masks
+from llmrank.passes import stand_in
 from llmrank.repair.methods import BaseRepair, RepairedMap
 from llmrank.repair.moments import MomentSums
 from llmrank.stream import Stream
@@ -65,8 +66,8 @@ def repair_ffns(
 
     Notes
     -----
-    Memory: moments of one map (two (n, n) float64 matrices, three to reselect, and as much again to solve) and the repaired
-    maps, beside what the stream keeps.
+    Memory: moments of one map (two (n, n) float64 matrices, three to reselect; as much again to solve, with a bias some more)
+    and the repaired maps, beside what the stream keeps.
     """
     if any(not layer.consumers for ffn in ffns for layer in ffn.prunable.values()):
         raise OptionError("repair needs whole FFNs; with structure_dict only rows go, and nothing stands in for them")
@@ -76,32 +77,48 @@ def repair_ffns(
     with ExitStack() as standing_in:
         for ffn in progress(ffns, "Repairing") if progress else ffns:
             for layer in ffn.prunable.values():
-                keep, (consumer,) = masks[layer.name], layer.consumers
-                if bool(keep.all()):
+                if bool(masks[layer.name].all()):
                     continue
-                sums = MomentSums(layer.size, consumer.weight.device)
-                whole = None
-                if choose is not None and method.reselects:
-                    whole = MomentSums(layer.size, consumer.weight.device, held_out=False)
-                stream.feed(ffn, consumer.module, sums, whole)
-                fit, held_out = sums.moments()
-                if not fit.count or not fit.finite or (held_out is not None and not held_out.finite):
-                    raise CalibrationError(
-                        f"what {consumer.name} reads, or the stream behind it, is not finite once the FFNs before it are cut, or "
-                        "no token reached it; prune less, or load the model in float32"
-                    )
-                if choose is not None and whole is not None:
-                    # Where the whole model is not followed, the stream that is already cut has to do.
-                    unexplained = (whole if whole.count else sums).together().unexplained()
-                    keep = kept[layer.name] = choose(layer.name, keep, unexplained.cpu())
-                    del whole
-                weight = consumer.weight.to(fit.second)
-                bias = _bias(consumer.module, weight, may_add=may_add)
-                # In float64 the maps of a half-precision model would take more than the model does.
-                solved = method.solve(weight, bias, keep.to(weight.device), fit, held_out).to(consumer.weight)
+                (consumer,) = layer.consumers
+                kept[layer.name], solved = _repair_map(
+                    ffn, layer, masks[layer.name], method, stream, choose, may_add=may_add
+                )
                 repaired[consumer.name] = solved
                 substitute(standing_in, consumer.module, solved)
     return Masks(kept), repaired
+
+
+def _repair_map(
+    ffn: FFN,
+    layer: PrunableLayer,
+    keep: torch.Tensor,
+    method: BaseRepair,
+    stream: Stream,
+    choose: Choose | None,
+    *,
+    may_add: bool,
+) -> tuple[torch.Tensor, RepairedMap]:
+    """What stays of one layer, and what stands in for its output map; all moments are gone afterwards."""
+    (consumer,) = layer.consumers
+    device = consumer.weight.device
+    sums = MomentSums(layer.size, device)
+    whole = MomentSums(layer.size, device, held_out=False) if choose is not None and method.reselects else None
+    stream.feed(ffn, consumer.module, sums, whole)
+    fit, held_out = sums.moments()
+    if not fit.count or not fit.finite or (held_out is not None and not held_out.finite):
+        raise CalibrationError(
+            f"what {consumer.name} reads, or the stream behind it, is not finite once the FFNs before it are cut, or "
+            "no token reached it; prune less, or load the model in float32"
+        )
+    if choose is not None and whole is not None:
+        # Where the whole model is not followed, the stream that is already cut has to do.
+        unexplained = (whole if whole.count else sums).together().unexplained()
+        keep = choose(layer.name, keep, unexplained.cpu())
+    del sums, whole
+    weight = consumer.weight.to(fit.second)
+    bias = _bias(consumer.module, weight, may_add=may_add)
+    # In float64 the maps of a half-precision model would take more than the model does.
+    return keep, method.solve(weight, bias, keep.to(weight.device), fit, held_out).to(consumer.weight)
 
 
 def _bias(module: nn.Module, weight: torch.Tensor, *, may_add: bool) -> torch.Tensor | None:
@@ -115,19 +132,8 @@ def _bias(module: nn.Module, weight: torch.Tensor, *, may_add: bool) -> torch.Te
 def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None:
     """Let a repaired map answer in place of a module, until `hooks` closes."""
     own: Any = module.weight
-    weight = solved.weight.to(own)
-    bias = None if solved.bias is None else solved.bias.to(own)
-    # Set on the instance, so that the module's own product is not computed as well, and hooks still see what passes.
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = lambda values: nn.functional.linear(values, weight, bias)
-    hooks.callback(_restore, module, before)
-
-
-def _restore(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        del module.__dict__["forward"]
-    else:
-        module.__dict__["forward"] = forward
+    answer = solved.to(own)
+    stand_in(hooks, module, lambda values: nn.functional.linear(values, answer.weight, answer.bias))
 
 
 def summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import llmrank.pipeline
+import llmrank.surgery
 from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
@@ -193,7 +194,9 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(topology: type[BasePi
     options: dict[str, Any] = {"calibration": token_ids(), "repair": LeastSquaresRepair(reselect=True), "form": form}
     undoable = topology(kept, None, **options)
     undoable.run()
-    originals = [weakref.ref(layer.mlp.up_proj.weight) for layer in gone.model.layers]
+    originals = [
+        weakref.ref(module.weight) for layer in gone.model.layers for module in (layer.mlp.up_proj, layer.mlp.down_proj)
+    ]
     pipeline = topology(gone, None, undoable=False, **options)
     pipeline.run()
     assert torch.equal(logits(gone, token_ids()), logits(kept, token_ids()))
@@ -201,12 +204,17 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(topology: type[BasePi
     assert undoable.report is not None
     assert pipeline.report.graph == undoable.report.graph
     assert pipeline.report.method == undoable.report.method
+    assert pipeline.report.repaired == undoable.report.repaired
     gc.collect()
-    assert pipeline.graph == ()
-    # Masks of torch.nn.utils.prune keep the weight by their own design, and zeros stand in the same parameter.
-    assert [original() is None for original in originals] == [form == "compact"] * len(originals)
+    assert (pipeline.graph, pipeline.repaired) == ((), {})
+    assert pipeline.application is not None
+    assert not pipeline.application._undo
+    if form == "compact":  # elsewhere the parameters stay, with other numbers in them
+        assert [original() for original in originals] == [None] * len(originals)
     with pytest.raises(OptionError, match=r"applied for good .*load the model again"):
         pipeline.undo()
+    with pytest.raises(OptionError, match="cut its model for good"):
+        pipeline.run()
 
 
 def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +223,15 @@ def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(KeyboardInterrupt):
         IsolatedFFNPipeline(model, None, calibration=token_ids(), undoable=False).run()
     assert model.config.intermediate_size == 28
+
+
+def test_a_cut_for_good_that_fails_half_way_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llmrank.surgery, "_set_widths", raises(KeyboardInterrupt))
+    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(), undoable=False)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run()
+    with pytest.raises(OptionError, match="cut its model for good"):
+        pipeline.run()
 
 
 def test_evaluation_of_an_encoder_is_refused_before_anything() -> None:

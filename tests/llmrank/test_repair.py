@@ -504,6 +504,56 @@ def test_a_map_that_stands_in_answers_alone_until_it_goes() -> None:
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+def test_a_repair_may_be_applied_to_two_models(form: Any) -> None:
+    """Neither of which writes into the other, nor into the repair."""
+    models = [family_model(named_family("GPT-2")), family_model(named_family("GPT-2"))]
+    ffns = find_ffns(models[0])
+    sequences = tokenise(token_ids(), None, 4, 24)
+    masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
+    with recording(models[0], ffns) as record:
+        collect(models[0], ffns, sequences)
+    stream = open_stream(models[0], ffns, sequences, 1, record)
+    _, repaired = repair_ffns(models[0], ffns, masks, LeastSquaresRepair(), stream)
+    for model in models:
+        apply_masks(model, find_ffns(model), masks, form, repaired=repaired)
+    owners = [{p.data_ptr() for p in model.parameters()} for model in models]
+    owners.append({t.data_ptr() for one in repaired.values() for t in (one.weight, one.bias) if t is not None})
+    assert len(set.union(*owners)) == sum(map(len, owners))
+
+
+def test_a_width_that_cannot_be_padded_to_is_refused_before_anything_is_written() -> None:
+    model = mlp(6, 12, 10, 3)
+    ffns, before = find_ffns(model), Snapshot(model)
+    layers = prunable_layers(ffns)
+    assert len({layer.size for layer in layers.values()}) == 2
+    masks = Masks({name: torch.arange(layer.size) % 3 > 0 for name, layer in layers.items()})
+    maps = {layer.consumers[0].name: layer.consumers[0].weight for layer in layers.values()}
+    repaired = {name: RepairedMap(torch.zeros_like(weight), None, None, 0.0, 0.0) for name, weight in maps.items()}
+    with pytest.raises(MaskError, match="needs layers of one original width"):
+        apply_masks(model, ffns, masks, align="pad", repaired=repaired, undoable=False)
+    before.assert_restored()
+
+
+def test_nothing_is_held_out_where_it_is_not_asked_for() -> None:
+    values = torch.randn(8, 3, 5, generator=torch.Generator().manual_seed(0)).double()
+    halves = {}
+    for held_out in (True, False):
+        sums = MomentSums(5, torch.device("cpu"), held_out=held_out)
+        for batch in values:
+            sums.add(batch, None)
+            sums.end_batch(None)
+        halves[held_out] = sums
+    fit, apart = halves[True].moments()
+    assert apart is not None
+    assert (fit.count, apart.count, halves[True].count) == (18, 6, 24)
+    torch.testing.assert_close(apart.second, Moments.of(values[[3, 7]].reshape(-1, 5)).second)
+    whole, none = halves[False].moments()
+    assert none is None
+    torch.testing.assert_close(whole.second, Moments.of(values.reshape(-1, 5)).second)
+    torch.testing.assert_close(halves[True].together().second, whole.second)
+
+
 def test_repairs_of_another_model_are_refused() -> None:
     model = tiny_llama()
     before, ffns = Snapshot(model), find_ffns(model)

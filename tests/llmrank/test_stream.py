@@ -218,6 +218,53 @@ def test_a_block_that_is_called_twice_breaks_the_record() -> None:
     assert reader.lacks == [None, None]
 
 
+def test_a_block_that_writes_into_its_input_is_not_run_by_itself() -> None:
+    """The hidden states kept in front of it would be those behind it."""
+
+    class Writes(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.mlp = mlp(6, 12, 6, seed=seed)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x += self.mlp(x)
+            return x
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Writes(0), Writes(1)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * 1.0
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model = Model()
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    assert isinstance(open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1)), PassStream)
+
+
+def test_a_record_that_is_not_kept_gives_its_states_away() -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    record = recorded(model, sequences)
+    open_stream(model, find_ffns(model), sequences, 2, record)
+    assert len(record.first) == 3
+    record.kept = False
+    open_stream(model, find_ffns(model), sequences, 2, record)
+    assert record.first == []
+
+
+def test_a_map_is_not_fed_twice() -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    ffn = find_ffns(model)[0]
+    stream.feed(ffn, ffn.stages[-1][0].module, Taken())
+    with pytest.raises(RuntimeError, match="was fed already"):
+        stream.feed(ffn, ffn.stages[-1][0].module, Taken())
+
+
 def test_records_of_blocks_out_of_order_are_broken() -> None:
     record = Recording([nn.Identity(), nn.Identity()])
     hidden: Any = torch.ones(1, 2)
