@@ -293,7 +293,7 @@ CURVES = {
         "peer | Torch-Pruning, Taylor |  | local | {amount} | none": "Torch-Pruning, Taylor",
         "ffn | wanda-sp (L1) | isolated | local | {amount} | none": "Wanda-sp",
         "ffn | flap | isolated | global | {amount} | none": "FLAP without its bias",
-        "ffn | activation | isolated | local | {amount} | none": "activation alone",
+        "ffn | activation | isolated | global | {amount} | none": "activation alone, our budget",
     },
     "repaired": {
         "ffn | weighted pagerank | isolated | sensitivity | {amount} | lstsq (reselect)": "llmrank, sensitivity budget",

@@ -1,0 +1,135 @@
+"""The tables of the README that come from results: written between their marks, from the committed JSON.
+
+Run it as ``python -m benchmarks.readme`` after a result has changed; the tests refuse a README that says something else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.provenance import write
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+AMOUNTS = (0.1, 0.2, 0.3, 0.5)
+# What the end of valid, by which settings are chosen, is shown of.
+CHOSEN_AT = 0.3
+
+# Label -> the rows that it stands for; of several the best on the end of valid, as their users would choose.
+AS_CUT = {
+    "**weighted PageRank, `--pruner sensitivity`**": ["ffn | weighted pagerank | isolated | sensitivity"],
+    "weighted PageRank, local (the default's first choice)": ["ffn | weighted pagerank | isolated | local"],
+    "weighted PageRank, global": ["ffn | weighted pagerank | isolated | global"],
+    "modified PageRank, local": ["ffn | modified pagerank | isolated | local"],
+    "weighted PageRank, residual graph with attention, local": [
+        "ffn | weighted pagerank | residual, attention | local"
+    ],
+    "weighted PageRank with what neurons explain, sensitivity": [
+        "ffn | weighted pagerank, explained | isolated | sensitivity"
+    ],
+    "activation alone, our global budget": ["ffn | activation | isolated | global"],
+    "Wanda-sp (L1) as published": ["ffn | wanda-sp (L1) | isolated | local"],
+    "Wanda-sp (L1), our global budget": ["ffn | wanda-sp (L1) | isolated | global"],
+    "FLAP's score, global": ["ffn | flap | isolated | global"],
+    "optipfair, MAW with data": ["peer | optipfair, MAW with data |  | local"],
+    "optipfair, MAW without data": ["peer | optipfair, MAW |  | local"],
+    "Torch-Pruning, Taylor, the better budget": [
+        "peer | Torch-Pruning, Taylor |  | local",
+        "peer | Torch-Pruning, Taylor |  | global",
+    ],
+    "Torch-Pruning, magnitude, the better budget": [
+        "peer | Torch-Pruning, magnitude |  | local",
+        "peer | Torch-Pruning, magnitude |  | global",
+    ],
+}
+REPAIRED = {
+    "**`llmrank prune --samples 64`**: local, least squares, chosen anew": [
+        "ffn | weighted pagerank | isolated | local | lstsq (reselect)"
+    ],
+    "the same, `--pruner sensitivity`": ["ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"],
+    "Wanda-sp (L1), local, chosen anew": ["ffn | wanda-sp (L1) | isolated | local | lstsq (reselect)"],
+    "Wanda-sp (L2), local, chosen anew (Optimal Brain Surgeon's order)": [
+        "ffn | wanda-sp (L2) | isolated | local | lstsq (reselect)"
+    ],
+    "weighted PageRank, local, first choice": ["ffn | weighted pagerank | isolated | local | lstsq"],
+    "weighted PageRank, sensitivity, first choice": ["ffn | weighted pagerank | isolated | sensitivity | lstsq"],
+    "Wanda-sp (L1), our global budget, first choice": ["ffn | wanda-sp (L1) | isolated | global | lstsq"],
+    "optipfair, MAW with data": ["peer | optipfair, MAW with data |  | local | lstsq"],
+    "FLAP's score, global": ["ffn | flap | isolated | global | lstsq"],
+    "weighted PageRank, local, to each FFN's own outputs": [
+        "ffn | weighted pagerank | isolated | local | lstsq (output)"
+    ],
+    "weighted PageRank, sensitivity, bias alone": ["ffn | weighted pagerank | isolated | sensitivity | bias"],
+    "FLAP, global, with its bias": ["ffn | flap | isolated | global | bias"],
+}
+
+
+def quality(results: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
+    """Both tables of what is left of a model, by the name of their marks."""
+    dense = results["dense"]
+    heading = f"| perplexity on test, dense {dense['test']:.2f}; removed: | {' | '.join(f'{a:.0%}' for a in AMOUNTS)} "
+    heading += f"| end of valid ({dense['valid']:.2f}), {CHOSEN_AT:.0%} |"
+    rule = "| --- |" + " ---: |" * (len(AMOUNTS) + 1)
+    tables = {}
+    for name, lines in (("as cut", AS_CUT), ("repaired", REPAIRED)):
+        found = [heading, rule]
+        found += [_line(label, keys, results["rows"], repaired=name == "repaired") for label, keys in lines.items()]
+        if name == "repaired":
+            label = "`--pruner sensitivity`, chosen anew, calibrated on 240 sequences"
+            key = "ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"
+            found.insert(4, _line(label, [key], more["rows"], repaired=True))
+        tables[name] = "\n".join(line for line in found if line)
+    return tables
+
+
+def _line(label: str, keys: list[str], rows: dict[str, Any], *, repaired: bool) -> str:
+    """A row of a table; empty where nothing of it was measured."""
+    entries = {amount: _best(keys, rows, amount, repaired=repaired) for amount in AMOUNTS}
+    if not any(entries.values()):
+        return ""
+    cells = [_number(entry["test"]) if entry else "" for entry in entries.values()]
+    at = entries[CHOSEN_AT]
+    return f"| {' | '.join([label, *cells, _number(at['valid']) if at else ''])} |"
+
+
+def _best(keys: list[str], rows: dict[str, Any], amount: float, *, repaired: bool) -> dict[str, Any] | None:
+    found = []
+    for key in keys:
+        start, _, repair = key.rpartition(" | ") if repaired else (key, "", "none")
+        row = rows.get(f"{start} | {amount} | {repair}")
+        if row is not None:
+            found.append(row)
+    return min(found, key=lambda row: float(row["valid"])) if found else None
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 500 else f"{value:.2f}"
+
+
+def filled(text: str, tables: dict[str, str]) -> str:
+    """A text with every table between its marks ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"expected the marks {begin} and {end} once each; put them where the table belongs")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def current() -> tuple[str, str]:
+    """The README as it is, and as the results would have it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = [json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("quality", "quality_240")]
+    return text, filled(text, quality(*found))
+
+
+def main() -> None:
+    _, text = current()
+    write(ROOT / "README.md", text)
+
+
+if __name__ == "__main__":
+    main()
