@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import llmrank.pipeline
+import llmrank.pipeline.stages
 import llmrank.surgery
 from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
@@ -179,7 +179,7 @@ def test_failing_evaluation_after_the_cut_undoes_it(monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(llmrank.pipeline, "perplexity", second_fails)
+    monkeypatch.setattr(llmrank.pipeline.stages, "perplexity", second_fails)
     pipeline = ChainedFFNPipeline(model, None, calibration=token_ids(), evaluation=token_ids(2, 8, seed=3))
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()
@@ -218,7 +218,7 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(topology: type[BasePi
 
 
 def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llmrank.pipeline, "check_equivalence", raises(KeyboardInterrupt))
+    monkeypatch.setattr(llmrank.pipeline.stages, "check_equivalence", raises(KeyboardInterrupt))
     model = tiny_llama()
     with pytest.raises(KeyboardInterrupt):
         IsolatedFFNPipeline(model, None, calibration=token_ids(), undoable=False).run()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,18 +15,18 @@ from torch import nn
 from graphs import LayeredGraph, RankResult
 from llmrank.activations import FFNStatistics, collect
 from llmrank.adapters import FFN, explicit_ffns, find_ffns
-from llmrank.attention import find_attentions
 from llmrank.budget import check_budget, reached_by, shortfall
 from llmrank.calibration import TokenSequences, overlap, tokenise
 from llmrank.choice import choose_masks, prunes_jointly
-from llmrank.costs import ModelCosts, unit_name
+from llmrank.costs import ModelCosts
 from llmrank.equivalence import check_equivalence, masked_outputs
 from llmrank.errors import OptionError
 from llmrank.evaluate import perplexity, size, unigram_perplexity
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
-from llmrank.model_graph import ModelGraph, Topology, build_graphs, check_beta
+from llmrank.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.passes import Progress, fitting_length
+from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, check_options
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
 from llmrank.report import Evaluation, Report
@@ -36,18 +36,12 @@ from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
 from llmrank.stream import Recording, open_stream, recording
 from llmrank.stream_rank import rank_graphs
-from llmrank.surgery import ALIGNMENTS, FORMS, Align, Application, Form, apply_masks, check_writable, trial_cut
+from llmrank.surgery import Align, Application, Form, apply_masks, check_writable, trial_cut
 
 __all__ = [
     "BasePipeline",
-    "ChainedFFNPipeline",
-    "IsolatedFFNPipeline",
-    "ResidualFFNPipeline",
     "model_source",
 ]
-
-DEFAULT_SAMPLES = 16
-DEFAULT_LENGTH = 1024
 
 
 class BasePipeline:
@@ -128,53 +122,13 @@ class BasePipeline:
         progress: Progress | None = None,
         undoable: bool = True,
     ) -> None:
-        for name, value, base in (("scorer", scorer, BaseScorer), ("pruner", pruner, BasePruner)):
-            if value is not None and not isinstance(value, base):
-                raise OptionError(
-                    f"{name} must be an instance of {base.__name__}, got {value!r}; by name they are made by "
-                    f"llmrank.config.make_{name}"
-                )
-        if form is not None and form not in FORMS:
-            raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
-        if align not in ALIGNMENTS:
-            raise OptionError(f"unknown align {align!r}; expected one of {', '.join(ALIGNMENTS)}")
-        if align == "pad" and form not in (None, "compact"):
-            raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
-        for name, number in (
-            ("samples", samples),
-            ("sequence_length", sequence_length),
-            ("batch_size", batch_size),
-            ("evaluation_samples", evaluation_samples),
-        ):
-            if not isinstance(number, int) or number < 1:
-                raise OptionError(f"{name} must be an integer >= 1, got {number!r}")
-        if repair is not None and not isinstance(repair, BaseRepair):
-            raise OptionError(
-                f"repair must be an instance of BaseRepair, got {repair!r}; by name it is made by llmrank.config.make_repair"
-            )
-        if repair is not None and structure_dict is not None:
-            raise OptionError(
-                "repair needs whole FFNs, and structure_dict prunes rows of Linears; leave one of them out"
-            )
-        if structure_dict is not None and pruner is not None and pruner.needs_sensitivity:
-            raise OptionError(
-                f"{type(pruner).__name__} needs the sensitivities of whole FFNs, and structure_dict prunes rows of Linears; "
-                "use LocalPruner or GlobalPruner with it"
-            )
-        if structure_dict is not None and pruner is not None and pruner.of != "neurons":
-            raise OptionError(
-                f"structure_dict zeroes rows of Linears, which makes nothing smaller: an amount of {unit_name(pruner.of)} means "
-                "nothing there; use of='neurons' with it"
-            )
-        if schedule is not None and not isinstance(schedule, Schedule):
-            raise OptionError(f"schedule must be a Schedule, got {schedule!r}; four steps are Schedule(4)")
-        if structure_dict is not None and scorer is not None and scorer.needs_explained:
-            raise OptionError(
-                f"{type(scorer).__name__} needs hidden neurons between two maps, and structure_dict prunes rows of Linears; "
-                "leave it out, or use another scorer"
-            )
-        if structure_dict is not None and form == "compact":
-            raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
+        counts = {
+            "samples": samples,
+            "sequence_length": sequence_length,
+            "batch_size": batch_size,
+            "evaluation_samples": evaluation_samples,
+        }
+        check_options(structure_dict, scorer, pruner, form, align, repair, schedule, counts)
         self.model = model
         self.tokenizer = tokenizer
         self.structure_dict = structure_dict
@@ -497,70 +451,6 @@ class BasePipeline:
             notes=notes,
             **facts,
         )
-
-
-class IsolatedFFNPipeline(BasePipeline):
-    """Every FFN is a graph of its own. See :class:`BasePipeline`."""
-
-    topology: ClassVar[Topology] = "isolated"
-
-
-class ChainedFFNPipeline(BasePipeline):
-    """The FFNs of a stack are one graph: the output layer of one is the input layer of the next.
-
-    See :class:`BasePipeline`.
-    """
-
-    topology: ClassVar[Topology] = "chained"
-
-
-class ResidualFFNPipeline(BasePipeline):
-    """Every FFN is a graph of its own, with the residual stream around it: skip edges lead past it to the next one.
-
-    The stream's node j passes a share beta of its importance to node j behind the FFN, and the FFN's own scores make up the
-    rest, see :func:`llmrank.stream_rank.rank_graphs`. Not with a `structure_dict`. See :class:`BasePipeline`.
-
-    Parameters
-    ----------
-    *args, **options
-        As for :class:`BasePipeline`.
-    beta : "measured" or float
-        Share of the skip edges, 0..1. Measured on the calibration tokens it is, block by block, the norm of the hidden states
-        that enter over that plus the norm of what the block adds (:class:`llmrank.skips.SkipSums`), shared out among
-        its graphs. 0 gives the ranks of the chain.
-    attention : bool
-        Whether the value and output maps of every attention are edges too, a graph in front of its FFN; see
-        :func:`llmrank.attention.find_attentions` for what models.
-    """
-
-    topology: ClassVar[Topology] = "residual"
-
-    def __init__(
-        self, *args: Any, beta: float | Literal["measured"] = "measured", attention: bool = False, **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        if self.structure_dict is not None:
-            raise OptionError(
-                "structure_dict lists Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or the "
-                "isolated pipeline"
-            )
-        self.beta = None if beta == "measured" else check_beta(beta)
-        self.attention = attention
-
-    def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:
-        """What skips past the blocks, where beta is measured, and attentions."""
-        attentions = find_attentions(self.model, ffns) if self.attention else None
-        return {"skips": self.beta is None, "attentions": attentions}
-
-    def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
-        """The graphs, in the order of the stream."""
-        if not self.attention:
-            statistics = [replace(entry, attention=None) for entry in statistics]
-        return build_graphs(ffns, statistics, self.topology, self.beta)
-
-    def parameters(self) -> dict[str, Any]:
-        """Beta, of every graph, and whether attentions are among them."""
-        return {"beta": [entry.skip for entry in self.model_graphs], "attention": self.attention}
 
 
 def model_source(model: nn.Module) -> str:

@@ -1,0 +1,80 @@
+"""Pipelines by how the FFNs are joined: each a graph of its own, one chain, or along the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from llmrank.activations import FFNStatistics
+from llmrank.adapters import FFN
+from llmrank.attention import find_attentions
+from llmrank.errors import OptionError
+from llmrank.model_graph import ModelGraph, Topology, build_graphs, check_beta
+from llmrank.pipeline.stages import BasePipeline
+
+__all__ = ["ChainedFFNPipeline", "IsolatedFFNPipeline", "ResidualFFNPipeline"]
+
+
+class IsolatedFFNPipeline(BasePipeline):
+    """Every FFN is a graph of its own. See :class:`BasePipeline`."""
+
+    topology: ClassVar[Topology] = "isolated"
+
+
+class ChainedFFNPipeline(BasePipeline):
+    """The FFNs of a stack are one graph: the output layer of one is the input layer of the next.
+
+    See :class:`BasePipeline`.
+    """
+
+    topology: ClassVar[Topology] = "chained"
+
+
+class ResidualFFNPipeline(BasePipeline):
+    """Every FFN is a graph of its own, with the residual stream around it: skip edges lead past it to the next one.
+
+    The stream's node j passes a share beta of its importance to node j behind the FFN, and the FFN's own scores make up the
+    rest, see :func:`llmrank.stream_rank.rank_graphs`. Not with a `structure_dict`. See :class:`BasePipeline`.
+
+    Parameters
+    ----------
+    *args, **options
+        As for :class:`BasePipeline`.
+    beta : "measured" or float
+        Share of the skip edges, 0..1. Measured on the calibration tokens it is, block by block, the norm of the hidden states
+        that enter over that plus the norm of what the block adds (:class:`llmrank.skips.SkipSums`), shared out among
+        its graphs. 0 gives the ranks of the chain.
+    attention : bool
+        Whether the value and output maps of every attention are edges too, a graph in front of its FFN; see
+        :func:`llmrank.attention.find_attentions` for what models.
+    """
+
+    topology: ClassVar[Topology] = "residual"
+
+    def __init__(
+        self, *args: Any, beta: float | Literal["measured"] = "measured", attention: bool = False, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        if self.structure_dict is not None:
+            raise OptionError(
+                "structure_dict lists Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or the "
+                "isolated pipeline"
+            )
+        self.beta = None if beta == "measured" else check_beta(beta)
+        self.attention = attention
+
+    def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:
+        """What skips past the blocks, where beta is measured, and attentions."""
+        attentions = find_attentions(self.model, ffns) if self.attention else None
+        return {"skips": self.beta is None, "attentions": attentions}
+
+    def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+        """The graphs, in the order of the stream."""
+        if not self.attention:
+            statistics = [replace(entry, attention=None) for entry in statistics]
+        return build_graphs(ffns, statistics, self.topology, self.beta)
+
+    def parameters(self) -> dict[str, Any]:
+        """Beta, of every graph, and whether attentions are among them."""
+        return {"beta": [entry.skip for entry in self.model_graphs], "attention": self.attention}
