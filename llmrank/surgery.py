@@ -1,7 +1,7 @@
 """Apply masks to a model: zero, mask, or compact. The only module that writes to a model.
 
 Every application is a transaction: whatever is raised, the parameters are restored bit for bit, and a
-finished one can be undone; unless there is no memory to keep both, and it is said so.
+finished one can be undone; but for those that are told to keep nothing (``undoable=False``).
 """
 
 from __future__ import annotations
