@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.text import Text
 
 from llmrank import checkpoint
-from llmrank.evaluate import complete, has_perplexity
+from llmrank.evaluate import complete
 from llmrank.figures import what_went_where
 from llmrank.output import check_output
 from llmrank.pipeline import BasePipeline
+from llmrank.prediction import has_perplexity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,17 +12,14 @@ from torch import nn
 
 from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
-from llmrank.errors import UnsupportedModelError
-from llmrank.passes import Progress, evaluating, model_inputs
+from llmrank.passes import Progress, evaluating
+from llmrank.prediction import Predictor, check_predicts
 
 __all__ = [
     "Perplexity",
     "Size",
-    "check_predicts",
     "complete",
-    "has_perplexity",
     "perplexity",
-    "predicted",
     "size",
     "unigram_perplexity",
 ]
@@ -63,69 +60,6 @@ class Size:
     ffn_bytes: int
 
 
-def has_perplexity(model: nn.Module) -> bool:
-    """Whether the model predicts a token from those before it: a decoder with a prediction head."""
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "get_output_embeddings"):
-        return False
-    name = type(model).__name__
-    return "CausalLM" in name or "LMHead" in name or "ForConditionalGeneration" in name
-
-
-def check_predicts(model: nn.Module, metric: str) -> None:
-    """Raise unless the model predicts tokens.
-
-    Parameters
-    ----------
-    model : nn.Module
-    metric : str
-        What it has none of otherwise, for the message.
-
-    Raises
-    ------
-    UnsupportedModelError
-        The model has no next-token prediction (an encoder, a plain module).
-    """
-    if not has_perplexity(model):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} predicts no next token, so it has no {metric}; expected a causal or "
-            "encoder-decoder language model (others can be pruned, without an evaluation)"
-        )
-
-
-def predicted(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a model says of the tokens of a batch, each given those before it.
-
-    Parameters
-    ----------
-    model : transformers causal or encoder-decoder language model
-    ids : (batch, length) int64 tensor
-    mask : (batch, length) bool tensor
-        False at padding.
-
-    Returns
-    -------
-    logits : (batch, steps, vocabulary) tensor
-        All but the first token of a sequence are predicted; by an encoder-decoder the second half, given the first.
-    targets : (batch, steps) int64 tensor
-    valid : (batch, steps) bool tensor
-        False where the target is padding. All three on the device of the logits.
-
-    Raises
-    ------
-    CalibrationError
-        See :func:`llmrank.passes.model_inputs`.
-    """
-    inputs, _, _ = model_inputs(model, ids, mask, next(model.parameters()).device)
-    logits = model(**inputs).logits
-    first = 1
-    if "decoder_input_ids" in inputs:
-        first = ids.shape[1] // 2
-    else:
-        logits = logits[:, :-1]
-    return logits, ids[:, first:].to(logits.device), mask[:, first:].to(logits.device)
-
-
 @torch.no_grad()
 def perplexity(
     model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
@@ -137,7 +71,7 @@ def perplexity(
     model : transformers causal or encoder-decoder language model
     sequences : TokenSequences
     batch_size : int
-        Sequences at once; the logits of a batch take batch * length * vocabulary * 4 bytes.
+        Sequences at once.
     progress : callable, optional
         See :func:`llmrank.activations.collect`.
 
@@ -145,16 +79,21 @@ def perplexity(
     ------
     UnsupportedModelError
         The model has no next-token prediction (an encoder, a plain module).
+
+    Notes
+    -----
+    Cost: a forward pass. Memory: see :class:`llmrank.prediction.Predictor`.
     """
     check_predicts(model, "perplexity")
+    predictor = Predictor(model)
     total, count = 0.0, 0
     with evaluating(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Evaluating") if progress else batches:
-            logits, targets, valid = predicted(model, ids, mask)
-            losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-            total += float(losses.double()[valid.flatten()].sum())
-            count += int(valid.sum())
+            for logits, targets, valid in predictor.bands(ids, mask):
+                losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+                total += float(losses.double()[valid.flatten()].sum())
+                count += int(valid.sum())
     mean = total / count if count else math.nan
     return Perplexity(math.exp(mean) if math.isfinite(mean) and mean < 700 else math.inf, count)
 

@@ -17,8 +17,8 @@ from transformers import GenerationConfig
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.estimate import Estimate
-from llmrank.evaluate import check_predicts, predicted
 from llmrank.passes import Progress, check_ids, evaluating, longest_input, widened
+from llmrank.prediction import Predictor, check_predicts
 
 __all__ = ["Continuations", "Fidelity", "continuations", "divergences", "fidelity"]
 
@@ -96,40 +96,43 @@ def fidelity(
 
     Notes
     -----
-    Cost: a forward pass of each model. Memory: the logits of one batch from both, batch * length * vocabulary * 4 bytes
-    each; the distributions are compared 64 tokens at a time.
+    Cost: a forward pass of each model. Memory: see :class:`llmrank.prediction.Predictor`, twice; the distributions are compared
+    64 tokens at a time.
     """
     for one in (dense, model):
         check_predicts(one, "divergence")
+    predictors = Predictor(dense), Predictor(model)
     diverged: list[float] = []
     agreed: list[int] = []
     counts: list[int] = []
     with evaluating(dense), evaluating(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Comparing") if progress else batches:
-            wanted, _, valid = predicted(dense, ids, mask)
-            found = predicted(model, ids, mask)[0].to(wanted.device)
-            if wanted.shape != found.shape:
-                raise OptionError(
-                    f"the dense model predicts {wanted.shape[-1]} tokens and the other one {found.shape[-1]}; their "
-                    "distributions can only be compared over one vocabulary: pass the model it was cut from"
-                )
-            for p, q, counted in zip(wanted, found, valid, strict=True):
-                total, same = _compare(p, q, counted)
-                diverged.append(total)
-                agreed.append(same)
-                counts.append(int(counted.sum()))
+            totals, same, tokens = [0.0] * len(ids), [0] * len(ids), [0] * len(ids)
+            for (wanted, _, valid), (found, *_) in zip(*(one.bands(ids, mask) for one in predictors), strict=True):
+                if wanted.shape != found.shape:
+                    raise OptionError(
+                        f"the dense model predicts {wanted.shape[-1]} tokens and the other one {found.shape[-1]}; their "
+                        "distributions can only be compared over one vocabulary: pass the model it was cut from"
+                    )
+                for k, (p, q, counted) in enumerate(zip(wanted, found.to(wanted.device), valid, strict=True)):
+                    apart, agree = _compare(p[counted], q[counted])
+                    totals[k] += apart
+                    same[k] += agree
+                    tokens[k] += len(p[counted])
+            diverged += totals
+            agreed += same
+            counts += tokens
     if sum(counts) == 0:
         raise CalibrationError("no token of the evaluation sequences is predicted from another; give longer texts")
     return Fidelity(Estimate.of(diverged, counts), Estimate.of(agreed, counts))
 
 
-def _compare(dense: torch.Tensor, logits: torch.Tensor, counted: torch.Tensor) -> tuple[float, int]:
-    """Over those rows of one sequence (tokens, n) that count: the sum of divergences, and how many agree on the likeliest."""
+def _compare(dense: torch.Tensor, logits: torch.Tensor) -> tuple[float, int]:
+    """Over places (tokens, n): the sum of divergences, and how many agree on the likeliest."""
     total, same = 0.0, 0
     for start in range(0, len(dense), ROWS):
-        band = slice(start, start + ROWS)
-        p, q = (widened(values[band][counted[band]]) for values in (dense, logits))
+        p, q = (widened(values[start : start + ROWS]) for values in (dense, logits))
         total += float(divergences(p.log_softmax(-1), q).sum())
         same += int((p.argmax(-1) == q.argmax(-1)).sum())
     if total != total:

@@ -21,9 +21,9 @@ import torch
 from llmrank.calibration import DATASET_PREFIX, read_text
 from llmrank.errors import CalibrationError, LLMRankError, OptionError
 from llmrank.estimate import Estimate
-from llmrank.evaluate import check_predicts
 from llmrank.last_word import cut_passages
 from llmrank.passes import evaluating
+from llmrank.prediction import check_predicts
 
 __all__ = ["TASKS", "HarnessTasks", "find_tasks", "last_word_documents", "page_documents"]
 

@@ -18,8 +18,8 @@ import torch
 from llmrank.calibration import plain_ids, special_tokens
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.estimate import Estimate
-from llmrank.evaluate import check_predicts
 from llmrank.passes import Progress, check_ids, evaluating, longest_input
+from llmrank.prediction import check_predicts
 
 __all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
 

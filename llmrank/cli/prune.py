@@ -13,10 +13,11 @@ from llmrank import checkpoint, demo
 from llmrank.calibration import tokenise
 from llmrank.cli.options import load, make_parts, make_pipeline, schedule_of
 from llmrank.errors import CalibrationError
-from llmrank.evaluate import has_perplexity, perplexity, unigram_perplexity
+from llmrank.evaluate import perplexity, unigram_perplexity
 from llmrank.output import check_output
 from llmrank.passes import fitting_length
 from llmrank.pipeline import BasePipeline
+from llmrank.prediction import has_perplexity
 from llmrank.report import Evaluation, Report
 from llmrank.surgery import WIDTHS_KEY
 

@@ -12,8 +12,9 @@ from torch import nn
 from llmrank.adapters import find_ffns
 from llmrank.calibration import TokenSequences, tokenise
 from llmrank.errors import UnsupportedModelError
-from llmrank.evaluate import complete, has_perplexity, perplexity, size, unigram_perplexity
+from llmrank.evaluate import complete, perplexity, size, unigram_perplexity
 from llmrank.pipeline import ChainedFFNPipeline
+from llmrank.prediction import has_perplexity
 from tests.llmrank.models import (
     Snapshot,
     family_model,
