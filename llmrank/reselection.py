@@ -37,6 +37,11 @@ class Reselection:
         self._among = among
         self._graphs = list(graphs)
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether the choice in a layer reads weights that lead to it from layers before it that were chosen in."""
+        return any(entry.follows or len(entry.prunable) > 1 for entry in self._graphs)
+
     def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
         """The keep mask of a layer.
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from llmrank.adapters import FFN, PrunableLayer
+from llmrank.adapters import FFN, Projection, PrunableLayer
 from llmrank.adapters.families import WIDTH_ATTRIBUTES, bias_attribute, text_config
 from llmrank.adapters.ffn import bias_of, in_features, is_transposed, out_features
 from llmrank.errors import MaskError, OptionError
@@ -33,6 +33,7 @@ __all__ = [
     "prunable_layers",
     "trial_cut",
     "width_attributes",
+    "write_repaired",
 ]
 
 Form: TypeAlias = Literal["compact", "zero", "mask"]
@@ -209,6 +210,26 @@ def trial_cut(
         yield
     finally:
         application.undo()
+
+
+def write_repaired(consumer: Projection, repaired: RepairedMap) -> RepairedMap:
+    """Write a repaired weight over a map's own, for good, so that no model holds both.
+
+    Parameters
+    ----------
+    consumer : Projection
+        The map.
+    repaired : RepairedMap
+        Its bias is not written: the map may have none before masks are applied.
+
+    Returns
+    -------
+    RepairedMap
+        The same, with the map's own tensor for its weight.
+    """
+    weight = consumer.weight
+    weight.copy_(repaired.weight)
+    return replace(repaired, weight=weight)
 
 
 def _unchanged(module: nn.Module) -> Callable[[], bool]:

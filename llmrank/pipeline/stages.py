@@ -36,7 +36,7 @@ from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
 from llmrank.stream import Recording, open_stream, recording
 from llmrank.stream_rank import rank_graphs
-from llmrank.surgery import Align, Application, Form, apply_masks, check_writable, trial_cut
+from llmrank.surgery import Align, Application, Form, apply_masks, check_writable, trial_cut, write_repaired
 
 __all__ = [
     "BasePipeline",
@@ -87,7 +87,8 @@ class BasePipeline:
         Such as ``rich.progress.track``; quiet by default.
     undoable : bool
         Keep the original weights for :meth:`undo`. Without, each goes as soon as it is replaced, and :attr:`graph`, which looks
-        at them, and :attr:`repaired` are empty after :meth:`run`; what fails then leaves the model cut, or cut in part.
+        at them, and :attr:`repaired` are empty after :meth:`run`; what fails once repair has begun leaves the model repaired or
+        cut, or so in part.
 
     Attributes
     ----------
@@ -167,11 +168,11 @@ class BasePipeline:
         ------
         LLMRankError, graphs.GraphError
             Bad options, data or models, or a second run without :meth:`undo` in between; the model is
-            untouched then, if it is undoable or nothing was cut yet.
+            untouched then, if it is undoable or nothing was repaired or cut yet.
         """
         if self._for_good:
             raise OptionError(
-                "this pipeline has cut its model for good; load the model again, and make another pipeline"
+                "this pipeline has changed its model for good; load the model again, and make another pipeline"
             )
         if self.application is not None:
             raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
@@ -263,7 +264,9 @@ class BasePipeline:
             if repairs:
                 record.kept = not last
                 with self._timed("repair"):
-                    masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present)
+                    masks, repaired = self.repairs(
+                        ffns, masks, sequences, record, graphs, present, for_good=last and not self.undoable
+                    )
             # Graphs of a trial cut look at weights that nobody else needs any more.
             del graphs, ranks
             present = masks
@@ -350,13 +353,20 @@ class BasePipeline:
         record: Recording,
         graphs: Sequence[ModelGraph],
         present: Masks | None = None,
+        *,
+        for_good: bool = False,
     ) -> tuple[Masks, dict[str, RepairedMap]]:
-        """What stays, and what stands in for the output maps of the FFNs; nothing does without repair."""
+        """What stays, and what stands in for the output maps of the FFNs; nothing does without repair.
+
+        What stands in for good is written into the model at once, unless a later choice needs the weights as they were.
+        """
         if self.repair is None:
             return masks, {}
         stream = open_stream(self.model, ffns, sequences, self.batch_size, record, follow=self.repair.follows)
         choose = Reselection(self.scorer, graphs, present)
-        return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress, choose)
+        write = write_repaired if for_good and not (self.repair.reselects and choose.looks_back) else None
+        self._for_good = write is not None
+        return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress, choose, write)
 
     def parameters(self) -> dict[str, Any]:
         """Settings of the topology, for reports."""

@@ -203,32 +203,27 @@ class LeastSquaresRepair(BaseRepair):
         centred = bias is not None
         damping = DAMPING if self.damping == "auto" else float(self.damping)
         if self.damping == "auto" and held_out is not None:
-            system, about = _normal_equations(weight, keep, fit, centred=centred), _Means(held_out, centred=centred)
-            damping = min(DAMPINGS, key=lambda trial: _missed(weight, keep, _change(*system, trial), about))
-            del system, about
+            system = _normal_equations(weight, keep, fit, centred=centred)
+
+            def missed(trial: float) -> float:
+                return _missed(weight, keep, _change(*system, trial), held_out, centred=centred)
+
+            damping = min(DAMPINGS, key=missed)
+            del system
         moments = fit if held_out is None else fit + held_out
         change = _change(*_normal_equations(weight, keep, moments, centred=centred), damping)
         return _repaired(weight, bias, keep, change, moments, damping)
-
-
-class _Means:
-    """What moments say on average, worked out once: of x x^T, of x e^T and of ||e||^2, less their means where `centred`."""
-
-    def __init__(self, moments: Moments, *, centred: bool) -> None:
-        self.covariance = moments.covariance(centred=centred)
-        self.cross, self.square = moments.lacking(centred=centred)
 
 
 def _normal_equations(
     weight: torch.Tensor, keep: torch.Tensor, moments: Moments, *, centred: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S_KK, (kept, kept), and S_KR W_R^T + C_K, (kept, out)."""
-    means = _Means(moments, centred=centred)
-    kept = means.covariance[keep]
-    right = kept[:, ~keep] @ weight[:, ~keep].T
-    if isinstance(means.cross, torch.Tensor):
-        right = right + means.cross[keep]
-    return kept[:, keep], right
+    right = moments.covariance(keep, ~keep, centred=centred) @ weight[:, ~keep].T
+    cross, _ = moments.lacking(centred=centred)
+    if cross is not None:
+        right += cross[keep]
+    return moments.covariance(keep, keep, centred=centred), right
 
 
 def _change(inner: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor:
@@ -246,13 +241,15 @@ def _change(inner: torch.Tensor, right: torch.Tensor, damping: float) -> torch.T
     return change
 
 
-def _missed(weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, means: _Means) -> float:
-    """Mean square of W_R x_R + e - change x_K."""
+def _missed(
+    weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, *, centred: bool
+) -> float:
+    """Mean square of W_R x_R + e - change x_K, less its mean where `centred`."""
     lost = torch.empty_like(weight)
     lost[:, keep], lost[:, ~keep] = -change, weight[:, ~keep]
-    own = ((lost @ means.covariance) * lost).sum()
-    mixed = (lost * means.cross.T).sum() if isinstance(means.cross, torch.Tensor) else 0.0
-    return float(own + 2.0 * mixed + means.square)
+    cross, square = moments.lacking(centred=centred)
+    mixed = 0.0 if cross is None else float((lost * cross.T).sum())
+    return moments.energy(lost, centred=centred) + 2.0 * mixed + square
 
 
 def _repaired(
@@ -265,10 +262,9 @@ def _repaired(
 ) -> RepairedMap:
     new = torch.zeros_like(weight)
     new[:, keep] = weight[:, keep] + change
-    raw = _Means(moments, centred=False)
-    whole = float(((weight @ raw.covariance) * weight).sum())
-    cut = _missed(weight, keep, torch.zeros_like(change), raw)
-    left = _missed(weight, keep, change, raw if bias is None else _Means(moments, centred=True))
+    whole = moments.energy(weight, centred=False)
+    cut = _missed(weight, keep, torch.zeros_like(change), moments, centred=False)
+    left = _missed(weight, keep, change, moments, centred=bias is not None)
     if bias is not None:
         bias = bias + weight[:, ~keep] @ moments.mean[~keep] - change @ moments.mean[keep]
         if moments.lack is not None:

@@ -89,11 +89,26 @@ class Moments:
         """Whether no value was NaN or Inf, nor overflowed."""
         return bool(torch.isfinite(self.second).all()) and (self.lack is None or math.isfinite(self.lack.square))
 
-    def covariance(self, *, centred: bool) -> torch.Tensor:
-        """Mean of x x^T, (n, n), of x less its mean where `centred`."""
-        mean = self.mean
-        raw = self.second / self.count
-        return raw - mean[:, None] * mean[None, :] if centred else raw
+    def covariance(self, rows: torch.Tensor, columns: torch.Tensor, *, centred: bool) -> torch.Tensor:
+        """Mean of x_i x_j, (rows, columns), of x less its mean where `centred`.
+
+        Parameters
+        ----------
+        rows, columns : (n,) bool tensors
+            The neurons i and j.
+        centred : bool
+        """
+        i, j = rows.nonzero(), columns.nonzero().T
+        block = self.second[i, j].div_(self.count)
+        if centred:
+            mean = self.mean
+            block.addr_(mean[rows], mean[columns], alpha=-1.0)
+        return block
+
+    def energy(self, weight: torch.Tensor, *, centred: bool) -> float:
+        """Mean of ||weight @ x||^2, of x less its mean where `centred`; of a (out, n) float64 tensor."""
+        found = float(((weight @ self.second) * weight).sum()) / self.count
+        return found - float((weight @ self.mean).square().sum()) if centred else found
 
     def unexplained(self) -> torch.Tensor:
         """How much of each neuron the others do not explain, (n,) float64.
@@ -108,7 +123,7 @@ class Moments:
         >>> Moments.of(x).unexplained().round(decimals=2).tolist()
         [0.16, 0.16, 1.25]
         """
-        covariance = self.covariance(centred=False)
+        covariance = self.second / self.count
         ridge = DAMPING * covariance.diagonal().mean()
         if float(ridge) == 0.0:
             return torch.zeros_like(self.total)
@@ -117,15 +132,16 @@ class Moments:
         del covariance
         return torch.cholesky_inverse(factor).diagonal().rsqrt()
 
-    def lacking(self, *, centred: bool) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """Mean of x e^T, (n, out), and mean of ||e||^2, of both less their means where `centred`; zeros without a lack."""
+    def lacking(self, *, centred: bool) -> tuple[torch.Tensor | None, float]:
+        """Mean of x e^T, (n, out), and mean of ||e||^2, of both less their means where `centred`; None and 0 without a lack."""
         if self.lack is None:
-            return 0.0, 0.0
+            return None, 0.0
         cross, square = self.lack.cross / self.count, self.lack.square / self.count
-        if not centred:
-            return cross, square
-        mean = self.lack.total / self.count
-        return cross - self.mean[:, None] * mean[None, :], square - mean.square().sum()
+        if centred:
+            mean = self.lack.total / self.count
+            cross.addr_(self.mean, mean, alpha=-1.0)
+            square -= float(mean.square().sum())
+        return cross, square
 
 
 class _Sums:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.adapters import FFN, PrunableLayer
+from llmrank.adapters import FFN, Projection, PrunableLayer
 from llmrank.adapters.families import bias_attribute
 from llmrank.adapters.ffn import bias_of
 from llmrank.errors import CalibrationError, OptionError
@@ -19,9 +19,10 @@ from llmrank.repair.methods import BaseRepair, RepairedMap
 from llmrank.repair.moments import MomentSums
 from llmrank.stream import Stream
 
-__all__ = ["Choose", "repair_ffns", "substitute", "summary"]
+__all__ = ["Choose", "Write", "repair_ffns", "substitute", "summary"]
 
 Choose: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
+Write: TypeAlias = Callable[[Projection, RepairedMap], RepairedMap]
 
 
 def repair_ffns(
@@ -32,8 +33,9 @@ def repair_ffns(
     stream: Stream,
     progress: Callable[[Sequence[Any], str], Any] | None = None,
     choose: Choose | None = None,
+    write: Write | None = None,
 ) -> tuple[Masks, dict[str, RepairedMap]]:
-    """Repair the output maps of all FFNs, in the model's order; nothing is written to the model.
+    """Repair the output maps of all FFNs, in the model's order; by default nothing is written to the model.
 
     Parameters
     ----------
@@ -49,6 +51,9 @@ def repair_ffns(
     choose : callable, optional
         ``choose(layer, keep, unexplained)`` returns the keep mask of as many neurons by which a method that reselects
         replaces the planned one.
+    write : callable, optional
+        ``write(map, solved)`` puts each repaired map into the model as soon as it is solved, and returns what stands for it from
+        then on, see :func:`llmrank.surgery.write_repaired`.
 
     Returns
     -------
@@ -67,7 +72,7 @@ def repair_ffns(
     Notes
     -----
     Memory: moments of one map (two (n, n) float64 matrices, three to reselect; as much again to solve, with a bias some more)
-    and the repaired maps, beside what the stream keeps.
+    and, unless they are written, the repaired maps, beside what the stream keeps.
     """
     if any(not layer.consumers for ffn in ffns for layer in ffn.prunable.values()):
         raise OptionError("repair needs whole FFNs; with structure_dict only rows go, and nothing stands in for them")
@@ -83,6 +88,8 @@ def repair_ffns(
                 kept[layer.name], solved = _repair_map(
                     ffn, layer, masks[layer.name], method, stream, choose, may_add=may_add
                 )
+                if write is not None:
+                    solved = write(consumer, solved)
                 repaired[consumer.name] = solved
                 substitute(standing_in, consumer.module, solved)
     return Masks(kept), repaired

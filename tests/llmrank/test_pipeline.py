@@ -15,11 +15,12 @@ import llmrank.pipeline.stages
 import llmrank.surgery
 from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.equivalence import masked_outputs
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluate import perplexity, unigram_perplexity
 from llmrank.masks import Masks
 from llmrank.prune import LocalPruner, SensitivityPruner
-from llmrank.repair import LeastSquaresRepair
+from llmrank.repair import LeastSquaresRepair, RepairedMap
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
 from tests.llmrank.models import (
@@ -213,7 +214,42 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(topology: type[BasePi
         assert [original() for original in originals] == [None] * len(originals)
     with pytest.raises(OptionError, match=r"applied for good .*load the model again"):
         pipeline.undo()
-    with pytest.raises(OptionError, match="cut its model for good"):
+    with pytest.raises(OptionError, match="changed its model for good"):
+        pipeline.run()
+
+
+@topologies
+@pytest.mark.parametrize("reselect", [True, False])
+def test_for_good_repaired_weights_are_written_over_the_model_s(
+    topology: type[BasePipeline], reselect: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no second set of them is in memory; but not where a later choice still looks at them."""
+    model, shared = tiny_llama(), []
+
+    def look(model: Any, ffns: Any, masks: Any, sequences: Any, repaired: Any) -> torch.Tensor:
+        own = [layer.mlp.down_proj.weight.data_ptr() for layer in model.model.layers]
+        shared.append([solved.weight.data_ptr() for solved in repaired.values()] == own)
+        return masked_outputs(model, ffns, masks, sequences, repaired)
+
+    monkeypatch.setattr(llmrank.pipeline.stages, "masked_outputs", look)
+    repair = LeastSquaresRepair(reselect=reselect)
+    topology(model, None, calibration=token_ids(), repair=repair, undoable=False).run()
+    assert shared == [topology is IsolatedFFNPipeline or not reselect]
+
+
+def test_a_repair_for_good_that_fails_half_way_is_not_tried_again() -> None:
+    class Fails(LeastSquaresRepair):
+        def solve(self, *arguments: Any) -> RepairedMap:
+            if solved:
+                raise KeyboardInterrupt
+            solved.append(super().solve(*arguments))
+            return solved[0]
+
+    solved: list[RepairedMap] = []
+    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(), repair=Fails(), undoable=False)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run()
+    with pytest.raises(OptionError, match="for good"):
         pipeline.run()
 
 
@@ -230,7 +266,7 @@ def test_a_cut_for_good_that_fails_half_way_is_not_tried_again(monkeypatch: pyte
     pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(), undoable=False)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()
-    with pytest.raises(OptionError, match="cut its model for good"):
+    with pytest.raises(OptionError, match="changed its model for good"):
         pipeline.run()
 
 
