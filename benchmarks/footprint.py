@@ -3,7 +3,8 @@
 Run it as ``python -m benchmarks.footprint --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2) on an idle machine.
 The measure is one pass of the calibration tokens through the whole model and two of the evaluation tokens, before and after.
 Work is counted in multiply-adds of the linear maps, the head included; attention's products and the repair's own algebra are
-in the seconds only.
+in the seconds only. Memory is what the process grows by beside the model, and beside the compiled kernels of the rank, which a
+process loads once; one plain pass of one sequence stands beside it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from transformers.pytorch_utils import Conv1D
 from benchmarks.measure import clock
 from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
-from benchmarks.ranking import peak_growth
+from benchmarks.ranking import peak_growth, statistics_for
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank import checkpoint
+from llmrank.adapters import find_ffns
 from llmrank.adapters.ffn import in_features, out_features
 from llmrank.calibration import TokenSequences
 from llmrank.config import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity
 from llmrank.hub import demo_model
+from llmrank.model_graph import build_graphs
 from llmrank.passes import evaluating, model_inputs
 
 # Dense passes that a pass is the median of.
@@ -56,23 +59,34 @@ def counting(model: nn.Module) -> Iterator[list[int]]:
             handle.remove()
 
 
-def dense_pass(model: Any, sequences: TokenSequences) -> tuple[float, int]:
-    """Seconds (median) and multiply-adds of a sequence's pass through the whole model."""
-
-    def forward() -> None:
-        with torch.no_grad(), evaluating(model):
-            model(**inputs)
-
+@torch.no_grad()
+def plain_pass(model: Any, sequences: TokenSequences) -> None:
+    """The first sequence through the whole model."""
     (batch, *_) = sequences.batches(1)
     inputs, *_ = model_inputs(model, *batch, next(model.parameters()).device)
+    with evaluating(model):
+        model(**inputs)
+
+
+def dense_pass(model: Any, sequences: TokenSequences) -> tuple[float, int]:
+    """Seconds (median) and multiply-adds of a sequence's pass through the whole model."""
     with counting(model) as work:
-        forward()
-    return median(clock(forward)[0] for _ in range(PASSES)), sum(work)
+        plain_pass(model, sequences)
+    return median(clock(lambda: plain_pass(model, sequences))[0] for _ in range(PASSES)), sum(work)
+
+
+def load_kernels(model: nn.Module) -> int | None:
+    """Rank one FFN, so that all is loaded that a process loads once; by how many bytes the process grew."""
+    ffns = find_ffns(model)[:1]
+    scorer = make_scorer(DEFAULTS["scorer"])
+    (graph,) = build_graphs(ffns, statistics_for(ffns), "isolated")
+    return peak_growth(lambda: scorer.rank(graph.graph, graph.statistics))
 
 
 def measure(model: Any, calibration: TokenSequences, texts: TokenSequences, amount: float) -> dict[str, Any]:
     """Prune as the command line does by default, and evaluate before and after."""
     pass_seconds, multiply_adds = dense_pass(model, calibration)
+    pass_memory = peak_growth(lambda: plain_pass(model, calibration))
     pipeline = PIPELINES.find(DEFAULTS["pipeline"])(
         model,
         None,
@@ -103,30 +117,34 @@ def measure(model: Any, calibration: TokenSequences, texts: TokenSequences, amou
         "work": sum(part["passes"] for part in parts.values()) / passes,
         "time": sum(part["seconds"] for part in parts.values()) / (passes * pass_seconds),
         "model": weights,
+        "pass_memory": pass_memory,
         "hidden_states": calibration.ids.numel() * model.config.hidden_size * next(model.parameters()).element_size(),
         "second_moments": widest**2 * torch.float64.itemsize,
     }
 
 
+def megabytes(size: int | None) -> str:
+    """As tables have it."""
+    return "not known" if size is None else f"{size / MEGABYTE:,.0f} MB"
+
+
 def table(results: dict[str, Any]) -> str:
     """The results in markdown."""
-    (model,) = {row["model"] for row in results["rows"].values()}
+    rows = list(results["rows"].values())
     lines = [
         "`llmrank prune` with its defaults; one pass of calibration and two of evaluation are 1.0. Memory: the most beside the",
-        f"model ({model / MEGABYTE:,.0f} MB); hidden states: of all calibration tokens in front of one block; moments: one",
-        "layer's matrix of second moments, float64.",
+        f"model ({megabytes(rows[0]['model'])}) and the rank's compiled kernels ({megabytes(results['kernels'])}, loaded once a",
+        "process); a pass: of one sequence through the model; states: of all calibration tokens in front of one block; moments:",
+        "one layer's matrix of second moments, float64.",
         "",
-        "| calibration, evaluation | work | time | prune s | evaluate s | to prune | to evaluate | hidden states | moments |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| calibration, evaluation | work | time | prune s | evaluate s | a pass | to prune | to evaluate | states | moments |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in results["rows"].values():
+    for row in rows:
         parts, sequences = row["parts"], row["sequences"]
         evaluations = [parts["evaluate before"], parts["evaluate after"]]
         peaks = [parts["prune"]["peak_memory"], max(part["peak_memory"] or 0 for part in evaluations) or None]
-        sizes = [
-            "not known" if size is None else f"{size / MEGABYTE:,.0f} MB"
-            for size in (*peaks, row["hidden_states"], row["second_moments"])
-        ]
+        sizes = map(megabytes, (row["pass_memory"], *peaks, row["hidden_states"], row["second_moments"]))
         lines.append(
             f"| {sequences['calibration']}, {sequences['evaluation']} | {row['work']:.2f} | {row['time']:.2f} | "
             f"{parts['prune']['seconds']:.0f} | {sum(part['seconds'] for part in evaluations):.0f} | {' | '.join(sizes)} |"
@@ -156,6 +174,8 @@ def main() -> None:
             calibration = read(options.wikitext / "valid.txt", tokenizer, samples, length)
             # Pruned for good, as the command line does.
             model = checkpoint.load(source, dtype="float32").model
+            grown = load_kernels(model)
+            results.setdefault("kernels", grown)
             rows[str(samples)] = measure(model, calibration, texts, options.amount)
             write(options.output, results)
             write(options.output.with_suffix(".md"), table(results))
