@@ -5,18 +5,17 @@ Perplexity asks how well a model predicts a text. A pruned model can predict it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
 
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.estimate import Estimate
+from llmrank.generation import end_tokens, generating
 from llmrank.passes import Progress, check_ids, evaluating, longest_input, widened
 from llmrank.prediction import Predictor, check_predicts
 
@@ -243,7 +242,7 @@ def continuations(
     with ExitStack() as settings:
         for one in {id(dense): dense, id(model): model}.values():
             settings.enter_context(evaluating(one))
-            settings.enter_context(_plain_settings(one, new_tokens))
+            settings.enter_context(generating(one, do_sample=False, max_new_tokens=new_tokens))
         for batch in progress(batches, "Continuing") if progress else batches:
             for wanted, found in zip(_continue(dense, batch), _continue(model, batch), strict=True):
                 same = [a == b for a, b in zip(wanted, found, strict=False)]
@@ -266,43 +265,13 @@ def _check_room(model: nn.Module, prompts: int, prompt_length: int, new_tokens: 
         )
 
 
-def _special(model: Any, name: str) -> Any:
-    """A token id (or list of them) as the generation settings have it, else the configuration; None for none."""
-    stated = (getattr(source, name, None) for source in (model.generation_config, model.config))
-    return next((value for value in stated if value is not None), None)
-
-
-def _ends(model: Any) -> list[int]:
-    """The tokens that end a text."""
-    end = _special(model, "eos_token_id")
-    return [] if end is None else [end] if isinstance(end, int) else list(end)
-
-
-@contextmanager
-def _plain_settings(model: Any, new_tokens: int) -> Iterator[None]:
-    """Generation settings that say greedy and nothing else: `generate` fills up what it is not told from the model's own."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        bos_token_id=_special(model, "bos_token_id"),
-        eos_token_id=_ends(model) or None,
-        pad_token_id=_special(model, "pad_token_id"),
-        decoder_start_token_id=_special(model, "decoder_start_token_id"),
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
 def _continue(model: Any, prompts: torch.Tensor) -> list[list[int]]:
     """The greedy continuation of every prompt, up to and with its first end-of-text token."""
     ids = prompts.to(next(model.parameters()).device)
     output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
     # The decoder of an encoder-decoder begins with its start token, and does not repeat the prompt.
     begun = 1 if model.config.is_encoder_decoder else ids.shape[1]
-    ends = set(_ends(model))
+    ends = set(end_tokens(model))
     found = []
     for row in output[:, begun:].tolist():
         length = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))

@@ -17,6 +17,7 @@ from llmrank.calibration import DATASET_PREFIX
 from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.costs import UNITS
 from llmrank.errors import OptionError
+from llmrank.generation import GENERATED
 from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
 from llmrank.model_graph import check_beta
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
@@ -167,7 +168,9 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         command.set_defaults(**dict.fromkeys(("damping", "reselect", "limit", "protect", "of", "per_cost")))
     data = command.add_argument_group("calibration")
     data.add_argument(
-        "--calibration", type=text_source, help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text"
+        "--calibration",
+        type=calibration_source,
+        help=f"text file, dataset:NAME[,CONFIG[,SPLIT]], or {GENERATED}: what the model writes itself; default the built-in text",
     )
     data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="sequences (%(default)s)")
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
@@ -199,6 +202,11 @@ def _number_or_word(text: str) -> float | str:
 def text_source(value: str) -> str | Path:
     """A path unless it names a dataset: a mistyped path must not pass for a text."""
     return value if value.startswith(DATASET_PREFIX) else Path(value)
+
+
+def calibration_source(value: str) -> str | Path:
+    """What the model writes itself, or a text."""
+    return value if value == GENERATED else text_source(value)
 
 
 def check_numbers(options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from llmrank.costs import ModelCosts
 from llmrank.equivalence import check_equivalence, masked_outputs
 from llmrank.errors import OptionError
 from llmrank.evaluate import perplexity, size, unigram_perplexity
+from llmrank.generation import GENERATED, generated_text
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
@@ -63,9 +64,10 @@ class BasePipeline:
         with a `structure_dict`.
     device : str or torch.device, optional
         Where the model is moved to; by default it stays.
-    calibration : path, text, list of texts, "dataset:NAME", or tensor; optional
-        See :func:`llmrank.calibration.tokenise`; the built-in text by default. A float tensor feeds
-        a plain module (no language model) its features, row by row.
+    calibration : path, text, list of texts, "dataset:NAME", "generated", or tensor; optional
+        See :func:`llmrank.calibration.tokenise`; the built-in text by default. "generated" is what the model writes itself, see
+        :func:`llmrank.generation.generated_text`. A float tensor feeds a plain module (no language model) its features, row by
+        row.
     samples, sequence_length : int
         Sequences cut from a calibration text and their length, capped at what the model takes. Tensors are
         used whole, lists of texts one sequence a text.
@@ -278,6 +280,8 @@ class BasePipeline:
 
     def sequences(self) -> TokenSequences:
         """The calibration sequences."""
+        if isinstance(self.calibration, str) and self.calibration == GENERATED:
+            return generated_text(self.model, self.tokenizer, self.samples, self._length(), progress=self.progress)
         return tokenise(self.calibration, self.tokenizer, self.samples, self._length())
 
     def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:

@@ -1,0 +1,155 @@
+"""What a language model writes: with settings of ours instead of its own, and as a text to calibrate on.
+
+A model's own text is near what it was trained on, whatever that was, and needs no data. Source: Williams, Chrysostomou and
+Aletras 2024 (arXiv 2410.17170); here it is sampled at temperature 1 throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+
+from llmrank.calibration import TokenSequences
+from llmrank.errors import CalibrationError, UnsupportedModelError
+from llmrank.passes import Progress, evaluating, fitting_length
+from llmrank.prediction import check_predicts
+
+__all__ = ["GENERATED", "end_tokens", "generated_text", "generating"]
+
+# What names such a text where a path or a text is expected.
+GENERATED = "generated"
+# Sequences written at once: enough that the weights are not read for one token alone, few enough for their keys and values.
+AT_ONCE = 8
+
+
+def end_tokens(model: Any) -> list[int]:
+    """The tokens that end a text."""
+    end = _special(model, "eos_token_id")
+    return [] if end is None else [end] if isinstance(end, int) else list(end)
+
+
+def _special(model: Any, name: str) -> Any:
+    """A token id (or list of them) as the generation settings have it, else the configuration; None for none."""
+    stated = (getattr(source, name, None) for source in (model.generation_config, model.config))
+    return next((value for value in stated if value is not None), None)
+
+
+@contextmanager
+def generating(model: Any, **settings: Any) -> Iterator[None]:
+    """Let a model generate with these settings and no others: `generate` fills up what it is not told from the model's own.
+
+    Parameters
+    ----------
+    model : transformers language model
+    **settings
+        See :class:`transformers.GenerationConfig`; the special tokens are the model's unless they are given.
+    """
+    names = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
+    special = {**{name: _special(model, name) for name in names}, "eos_token_id": end_tokens(model) or None}
+    own = model.generation_config
+    model.generation_config = GenerationConfig(**{**special, **settings})  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@torch.no_grad()
+def generated_text(
+    model: Any,
+    tokenizer: Any,
+    samples: int,
+    sequence_length: int,
+    seed: int = 0,
+    batch_size: int = AT_ONCE,
+    progress: Progress | None = None,
+) -> TokenSequences:
+    """Sequences that a model writes by itself, token by token as likely as it holds them, without special tokens inside.
+
+    Parameters
+    ----------
+    model : transformers causal language model
+        Left as it came.
+    tokenizer : transformers tokenizer or None
+        Says which tokens are special; without one only those that end a text are.
+    samples, sequence_length : int
+        Sequences, and their tokens, the one that they begin with included: that of the beginning of a text, or what ends one.
+        Their length is capped at what the model takes.
+    seed : int
+        Of the sampling; torch's own random state is left as it was.
+    batch_size : int
+        Sequences at once. The text depends on it.
+    progress : callable, optional
+        See :func:`llmrank.activations.collect`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model is no decoder, or has neither a beginning nor an end of text.
+    CalibrationError
+        Bad numbers, or predictions that are not numbers.
+
+    Notes
+    -----
+    Cost: a forward pass of one token a sequence for every token, which takes several times as long as to read them. Memory: the
+    keys and values of a batch.
+    """
+    check_predicts(model, "text of its own")
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} answers a text and writes none by itself; calibrate on a text file"
+        )
+    length = fitting_length(model, sequence_length)
+    if samples < 1 or length < 2 or batch_size < 1:
+        raise CalibrationError(
+            f"expected at least 1 sample and a sequence length of at least 2, got {samples} and {sequence_length}"
+        )
+    begin = _special(model, "bos_token_id")
+    ends = end_tokens(model)
+    if begin is None and not ends:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} knows no token to begin a text with; set config.bos_token_id, or calibrate on a text file"
+        )
+    known = set(tokenizer.all_special_ids) if tokenizer is not None else set()
+    size = model.get_output_embeddings().weight.shape[0]
+    forbidden = sorted(token for token in known.union(ends) if token < size)
+    device = next(model.parameters()).device
+    starts = torch.full((samples, 1), ends[0] if begin is None else begin, device=device)
+    settings = {
+        "do_sample": True,
+        "top_k": 0,
+        "max_new_tokens": length - 1,
+        "eos_token_id": None,
+        "suppress_tokens": forbidden or None,
+    }
+    with (
+        evaluating(model),
+        generating(model, **settings),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        torch.manual_seed(seed)
+        batches: list[torch.Tensor] = list(torch.split(starts, batch_size))
+        written = [
+            model.generate(
+                input_ids=batch,
+                attention_mask=torch.ones_like(batch),
+                logits_processor=LogitsProcessorList([_refuse_no_numbers]),
+            )
+            for batch in (progress(batches, "Writing") if progress else batches)
+        ]
+    ids = torch.cat(written).cpu()
+    return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), f"written by the model itself, seed {seed}")
+
+
+def _refuse_no_numbers(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Before they are sampled from: on a GPU that would end the process's use of it."""
+    if not bool((scores < torch.inf).all()):
+        raise CalibrationError(
+            "the model's predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load the model in "
+            "float32 or bfloat16"
+        )
+    return scores

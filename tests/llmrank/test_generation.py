@@ -1,0 +1,171 @@
+"""Text that a model writes to be calibrated on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llmrank
+from llmrank import IsolatedFFNPipeline
+from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
+from llmrank.generation import generated_text, generating
+from tests.llmrank.commands import SHORT, run
+from tests.llmrank.models import (
+    Snapshot,
+    family_model,
+    mlp,
+    named_family,
+    spelling_tokenizer,
+    tiny_llama,
+    tiny_t5,
+    tokenizer,
+)
+
+
+@pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM", "Falcon"])
+def test_sequences_begin_as_texts_do_and_are_as_long_as_asked_for(name: str) -> None:
+    model = family_model(named_family(name))
+    found = generated_text(model, tokenizer(), 3, 12, batch_size=2)
+    assert found.ids.shape == (3, 12)
+    assert found.ids.dtype == torch.int64
+    assert bool(found.mask.all())
+    assert found.ids[:, 0].tolist() == [1] * 3
+    assert not set(found.ids[:, 1:].flatten().tolist()) & set(tokenizer().all_special_ids)
+    assert found.source == "written by the model itself, seed 0"
+
+
+def test_the_seed_decides_and_everything_else_is_left_alone() -> None:
+    model = tiny_llama(attention_dropout=0.5)
+    model.train()
+    snapshot, settings = Snapshot(model), model.generation_config
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    texts = [generated_text(model, tokenizer(), 4, 16, seed).ids for seed in (0, 0, 1)]
+    assert torch.equal(texts[0], texts[1])
+    assert not torch.equal(texts[0], texts[2])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.generation_config is settings
+    assert model.training
+    snapshot.assert_restored()
+
+
+def test_tokens_come_as_likely_as_the_model_holds_them() -> None:
+    """Of a model that ignores what it reads, against its own distribution; no temperature, no truncation of its tail."""
+    model = tiny_llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.ones(64, 16))
+        model.lm_head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        shares = model(input_ids=torch.tensor([[1]])).logits[0, 0].double()
+    shares[2] = -math.inf  # what ends a text
+    model.generation_config.top_k = 3
+    model.generation_config.temperature = 0.1
+    ids = generated_text(model, None, 200, 41, batch_size=200).ids[:, 1:]
+    counts = torch.bincount(ids.flatten(), minlength=64).double()
+    expected = shares.softmax(0) * ids.numel()
+    rare = expected < 5
+    chance = ((counts - expected).square() / expected)[~rare].sum()
+    assert counts[2] == 0
+    assert int((~rare).sum()) > 20
+    # Chi-squared of so many places: its mean, and six deviations.
+    places = int((~rare).sum())
+    assert float(chance) < places + 6 * math.sqrt(2 * places)
+
+
+def test_what_begins_a_text_may_be_what_ends_one() -> None:
+    model = tiny_llama(bos_token_id=None, eos_token_id=[2, 3])
+    model.generation_config.bos_token_id = None
+    ids = generated_text(model, None, 2, 200).ids
+    assert ids.shape == (2, 64)  # no more than the model takes
+    assert ids[:, 0].tolist() == [2, 2]
+    assert not set(ids[:, 1:].flatten().tolist()) & {2, 3}
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    with pytest.raises(UnsupportedModelError, match="knows no token to begin a text with"):
+        generated_text(model, None, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: family_model(named_family("BERT")), "no text of its own"),
+        (lambda: mlp(4, 6, 2), "no text of its own"),
+        (tiny_t5, "answers a text and writes none by itself"),
+    ],
+)
+def test_models_that_write_nothing_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        generated_text(make(), None, 2, 8)
+
+
+@pytest.mark.parametrize(("samples", "length", "batch_size"), [(0, 8, 1), (2, 1, 1), (2, 8, 0)])
+def test_bad_numbers_are_refused(samples: int, length: int, batch_size: int) -> None:
+    with pytest.raises(CalibrationError, match="at least 1"):
+        generated_text(tiny_llama(), None, samples, length, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_predictions_that_are_no_numbers_are_refused(value: float) -> None:
+    model = tiny_llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[5:] = value
+    settings = model.generation_config
+    with pytest.raises(CalibrationError, match="predictions are not finite"):
+        generated_text(model, None, 2, 8)
+    assert model.generation_config is settings
+
+
+def test_settings_are_back_whatever_is_raised() -> None:
+    model = tiny_llama()
+    own = model.generation_config
+
+    def interrupted() -> None:
+        with generating(model, do_sample=True):
+            assert model.generation_config.do_sample
+            assert model.generation_config.bos_token_id == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert model.generation_config is own
+
+
+def test_a_pipeline_calibrates_on_it_and_says_so() -> None:
+    seen: list[str] = []
+
+    def look(items: Any, description: str) -> Any:
+        seen.append(description)
+        return items
+
+    pipeline = IsolatedFFNPipeline(
+        tiny_llama(), tokenizer(), calibration="generated", samples=3, sequence_length=16, progress=look
+    )
+    pipeline.run()
+    assert pipeline.report is not None
+    assert pipeline.report.calibration["source"] == "written by the model itself, seed 0"
+    assert pipeline.report.calibration["sequences"] == 3
+    assert seen[0] == "Writing"
+
+
+def test_a_pipeline_of_an_encoder_refuses_it_before_anything_is_changed() -> None:
+    model = family_model(named_family("BERT"))
+    snapshot = Snapshot(model)
+    with pytest.raises(LLMRankError, match="no text of its own"):
+        IsolatedFFNPipeline(model, tokenizer(), calibration="generated").run()
+    snapshot.assert_restored()
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    llmrank.save(tmp_path / "model", tiny_llama(), spelling_tokenizer())
+    options = ("--calibration", "generated", "--evaluate=generated", *SHORT)
+    assert run("prune", tmp_path / "model", "--output", tmp_path / "pruned", *options) == 2
+    assert "no evaluation text at generated" in " ".join(capsys.readouterr().err.split())
+    assert run("prune", tmp_path / "model", "--output", tmp_path / "pruned", "--calibration", "generated", *SHORT) == 0
+    report = json.loads((tmp_path / "pruned" / "report.json").read_text(encoding="utf-8"))
+    assert report["calibration"]["source"] == "written by the model itself, seed 0"
