@@ -1,13 +1,16 @@
 """Calibrated on one kind of text, evaluated on another: does the order of the methods hold?
 
 Run it as ``python -m benchmarks.domains --wikitext DIR``. Prose (WikiText-2) and the built-in text (Python's language reference),
-each way; ``benchmarks.quality`` says what the same rows reach in their own domain. A run resumes from its own result file.
+each way, and what the model writes itself for both; ``benchmarks.quality`` says what the same rows reach in their own domain. A
+run resumes from its own result file.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ import torch
 
 from benchmarks import pruning_peers
 from benchmarks.provenance import opened, write
-from benchmarks.quality import RESULTS, Setting, Study
+from benchmarks.quality import RESULTS, Setting, Study, protocol
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank import checkpoint
-from llmrank.calibration import tokenise
+from llmrank.calibration import TokenSequences, tokenise
+from llmrank.checkpoint import LoadedModel
+from llmrank.generation import generated_text
 from llmrank.hub import demo_model
 
 ROWS = (
@@ -41,20 +46,59 @@ ROWS = (
 )
 
 
+@dataclass(frozen=True)
+class Way:
+    """What is calibrated on, and the texts of another kind that are evaluated on.
+
+    Attributes
+    ----------
+    calibration : callable
+        Makes the sequences: a model's own take minutes to write.
+    said : dict
+        What is known of them beforehand.
+    texts : dict from str to TokenSequences
+    """
+
+    calibration: Callable[[], TokenSequences]
+    said: dict[str, Any]
+    texts: dict[str, TokenSequences]
+
+
+def ways_of(loaded: LoadedModel, wikitext: Path, samples: int, evaluate: int, length: int) -> dict[str, Way]:
+    """By what is calibrated on."""
+    tokenizer = loaded.tokenizer
+    reference, prose = (
+        tokenise(None, tokenizer, samples, length),
+        read(wikitext / "valid.txt", tokenizer, samples, length),
+    )
+    texts = {
+        "WikiText-2": read(wikitext / "test.txt", tokenizer, evaluate, length),
+        "built-in": tokenise(None, tokenizer, evaluate, length, "evaluation"),
+    }
+    own = {"source": "written by the model itself, seed 0", "sequences": samples, "sequence_length": length}
+    return {
+        "built-in": Way(lambda: reference, reference.provenance(), {"WikiText-2": texts["WikiText-2"]}),
+        "WikiText-2": Way(lambda: prose, prose.provenance(), {"built-in": texts["built-in"]}),
+        "generated": Way(lambda: generated_text(loaded.model, tokenizer, samples, length), own, texts),
+    }
+
+
 def table(results: dict[str, Any]) -> str:
-    """Both ways in markdown, rows in one order for all."""
-    ways = results["ways"]
+    """All ways in markdown, rows in one order for all."""
+    ways = {name: way for name, way in results["ways"].items() if way}
+    places = [(name, text) for name, way in ways.items() for text in way["dense"]]
     lines = ["Share of hidden neurons removed, and perplexity; columns: calibrated on -> evaluated on.", ""]
-    lines += ["| graph | score | budget | repair | removed | " + " | ".join(ways) + " |"]
-    lines += ["| --- | --- | --- | --- | ---: |" + " ---: |" * len(ways)]
-    lines += ["| dense | | | | | " + " | ".join(f"{way['dense']['text']:.2f}" for way in ways.values()) + " |"]
+    lines += ["| graph | score | budget | repair | removed | " + " | ".join(map(" -> ".join, places)) + " |"]
+    lines += ["| --- | --- | --- | --- | ---: |" + " ---: |" * len(places)]
+    lines += ["| dense | | | | | " + " | ".join(f"{ways[name]['dense'][text]:.2f}" for name, text in places) + " |"]
     keys = dict.fromkeys(key for way in ways.values() for key in way["rows"])
     for key in keys:
-        found = [way["rows"].get(key) for way in ways.values()]
-        row = next(entry for entry in found if entry)
-        values = " | ".join(f"{entry['text']:.2f}" if entry else "" for entry in found)
+        rows = {name: way["rows"].get(key) for name, way in ways.items()}
+        row = next(entry for entry in rows.values() if entry)
+        values = [f"{rows[name][text]:.2f}" if rows[name] else "" for name, text in places]
         lines.append(
-            f"| {row['graph']} | {row['scorer']} | {row['pruner']} | {row['repair']} | {row['amount']:.0%} | {values} |"
+            f"| {row['graph']} | {row['scorer']} | {row['pruner']} | {row['repair']} | {row['amount']:.0%} | "
+            f"{' | '.join(values)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -65,6 +109,7 @@ def main() -> None:
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amount", type=float, default=0.3)
     parser.add_argument("--only", action="append", help="pattern of the rows to run, such as '*lstsq*'")
+    parser.add_argument("--ways", help="what to calibrate on, of built-in, WikiText-2, generated, with commas (all)")
     parser.add_argument("--samples", type=int, default=64, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=1024)
@@ -72,32 +117,28 @@ def main() -> None:
     options = parser.parse_args()
     check_wikitext(parser, options)
     loaded = checkpoint.load(options.model or demo_model(), dtype="float32")
-    tokenizer, length = loaded.tokenizer, options.sequence_length
-    ways = {
-        "built-in -> WikiText-2": (
-            tokenise(None, tokenizer, options.samples, length),
-            read(options.wikitext / "test.txt", tokenizer, options.evaluate, length),
-        ),
-        "WikiText-2 -> built-in": (
-            read(options.wikitext / "valid.txt", tokenizer, options.samples, length),
-            tokenise(None, tokenizer, options.evaluate, length, "evaluation"),
-        ),
-    }
-    studies = {name: Study(loaded, calibration, {"text": text}) for name, (calibration, text) in ways.items()}
-    results = opened(options.output, {name: study.protocol() for name, study in studies.items()})
-    results.setdefault("ways", {name: {} for name in studies})
+    ways = ways_of(loaded, options.wikitext, options.samples, options.evaluate, options.sequence_length)
+    asked = options.ways.split(",") if options.ways else list(ways)
+    if not set(asked) <= ways.keys():
+        parser.error(f"--ways must be of {', '.join(ways)}, got {options.ways}")
+    results = opened(options.output, {name: protocol(loaded, way.said, way.texts) for name, way in ways.items()})
+    results.setdefault("ways", {name: {} for name in ways})
 
     def save() -> None:
         write(options.output, results)
-        if all("dense" in way for way in results["ways"].values()):
-            write(options.output.with_suffix(".md"), table(results))
+        write(options.output.with_suffix(".md"), table(results))
 
     installed = {peer.name for peer in pruning_peers.PEERS if peer.installed}
     rows = [Setting(*row[:4], options.amount, row[4]) for row in ROWS if row[0] != "peer" or row[1] in installed]
     wanted = [row for row in rows if any(fnmatch.fnmatch(row.key, only) for only in options.only or ["*"])]
-    for name, study in studies.items():
-        print(name)
-        study.fill(results["ways"][name], wanted, save)
+    for name in asked:
+        way, found = ways[name], results["ways"][name]
+        if all(row.key in found.get("rows", {}) for row in wanted):
+            continue
+        print(name, flush=True)
+        calibration = way.calibration()
+        found["calibration"] = calibration.provenance()
+        Study(loaded, calibration, way.texts).fill(found, wanted, save)
 
 
 if __name__ == "__main__":

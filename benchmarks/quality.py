@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -157,30 +157,30 @@ def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setti
                     yield Setting("paper", scorer, topology, pruner, amount, "none")
 
 
+def protocol(loaded: LoadedModel, calibration: dict[str, Any], texts: Mapping[str, TokenSequences]) -> dict[str, Any]:
+    """All that rows depend on and do not say themselves."""
+    return {
+        "model": Path(loaded.source).name,
+        "calibration": calibration,
+        "evaluation": {name: text.provenance() for name, text in texts.items()},
+        "scorers": {name: [registered, knobs] for name, (registered, knobs) in SCORERS.items()},
+        "topologies": {name: [registered, knobs] for name, (registered, knobs) in TOPOLOGIES.items()},
+        "repairs": {name: [registered, knobs] for name, (registered, knobs) in REPAIRS.items()},
+        "peers": pruning_peers.versions(),
+    }
+
+
 class Study:
     """A model, its calibration, and what is the same for all rows."""
 
     def __init__(self, loaded: LoadedModel, calibration: TokenSequences, texts: dict[str, TokenSequences]) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.name = Path(loaded.source).name
         self.calibration, self.texts = calibration, texts
         self.ffns = {"ffn": find_ffns(self.model), "paper": explicit_ffns(self.model, PAPER)}
         self.ffns["peer"] = self.ffns["ffn"]
         self.statistics: dict[str, tuple[FFNStatistics, ...]] = {}
         self.record: Recording | None = None
         self.closeness: Closeness | None = None
-
-    def protocol(self) -> dict[str, Any]:
-        """All that the rows depend on and do not say themselves."""
-        return {
-            "model": self.name,
-            "calibration": self.calibration.provenance(),
-            "evaluation": {name: text.provenance() for name, text in self.texts.items()},
-            "scorers": {name: [registered, knobs] for name, (registered, knobs) in SCORERS.items()},
-            "topologies": {name: [registered, knobs] for name, (registered, knobs) in TOPOLOGIES.items()},
-            "repairs": {name: [registered, knobs] for name, (registered, knobs) in REPAIRS.items()},
-            "peers": pruning_peers.versions(),
-        }
 
     def calibrate(self, wanted: Sequence[Setting]) -> None:
         """See the calibration tokens, once for all rows that are wanted, with what any of them needs."""
@@ -342,7 +342,7 @@ def main() -> None:
             "valid": read(options.wikitext / "valid.txt", tokenizer, options.evaluate, length, last=True),
         },
     )
-    results = opened(options.output, study.protocol())
+    results = opened(options.output, protocol(loaded, study.calibration.provenance(), study.texts))
     if options.metrics:
         text = (options.wikitext / "test.txt").read_text(encoding="utf-8").replace("<unk>", "unk")
         study.closeness = Closeness(loaded, study.texts["test"], cut_passages(text, options.passages))
