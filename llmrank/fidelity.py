@@ -102,44 +102,44 @@ def fidelity(
         check_predicts(one, "divergence")
     predictors = Predictor(dense), Predictor(model)
     diverged: list[float] = []
-    agreed: list[int] = []
+    agreed: list[float] = []
     counts: list[int] = []
     with evaluating(dense), evaluating(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Comparing") if progress else batches:
-            totals, same, tokens = [0.0] * len(ids), [0] * len(ids), [0] * len(ids)
+            totals = torch.zeros(len(ids), 2, dtype=torch.float64)
+            tokens = torch.zeros(len(ids), dtype=torch.int64)
             for (wanted, _, valid), (found, *_) in zip(*(one.bands(ids, mask) for one in predictors), strict=True):
                 if wanted.shape != found.shape:
                     raise OptionError(
                         f"the dense model predicts {wanted.shape[-1]} tokens and the other one {found.shape[-1]}; their "
                         "distributions can only be compared over one vocabulary: pass the model it was cut from"
                     )
-                for k, (p, q, counted) in enumerate(zip(wanted, found.to(wanted.device), valid, strict=True)):
-                    apart, agree = _compare(p[counted], q[counted])
-                    totals[k] += apart
-                    same[k] += agree
-                    tokens[k] += len(p[counted])
-            diverged += totals
-            agreed += same
-            counts += tokens
+                of = valid.nonzero()[:, 0].cpu()
+                totals.index_add_(0, of, _compare(wanted[valid], found.to(wanted.device)[valid]))
+                tokens += torch.bincount(of, minlength=len(ids))
+            diverged += totals[:, 0].tolist()
+            agreed += totals[:, 1].tolist()
+            counts += tokens.tolist()
     if sum(counts) == 0:
         raise CalibrationError("no token of the evaluation sequences is predicted from another; give longer texts")
     return Fidelity(Estimate.of(diverged, counts), Estimate.of(agreed, counts))
 
 
-def _compare(dense: torch.Tensor, logits: torch.Tensor) -> tuple[float, int]:
-    """Over places (tokens, n): the sum of divergences, and how many agree on the likeliest."""
-    total, same = 0.0, 0
+def _compare(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Of every place (tokens, n): the divergence, and 1 where both agree on the likeliest, (tokens, 2) float64 on the CPU."""
+    found = torch.zeros(len(dense), 2, dtype=torch.float64)
     for start in range(0, len(dense), ROWS):
-        p, q = (widened(values[start : start + ROWS]) for values in (dense, logits))
-        total += float(divergences(p.log_softmax(-1), q).sum())
-        same += int((p.argmax(-1) == q.argmax(-1)).sum())
-    if total != total:
+        band = slice(start, start + ROWS)
+        p, q = widened(dense[band]), widened(logits[band])
+        found[band, 0] = divergences(p.log_softmax(-1), q)
+        found[band, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
+    if bool(found.isnan().any()):
         raise CalibrationError(
             "the models' predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load both models in "
             "float32 or bfloat16 and check their perplexity"
         )
-    return total, same
+    return found
 
 
 def divergences(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,7 @@ def generated_text(
         Sequences, and their tokens, the one that they begin with included: that of the beginning of a text, or what ends one.
         Their length is capped at what the model takes.
     seed : int
-        Of the sampling; torch's own random state is left as it was.
+        Of the sampling; torch's random state is left as it was, of the CPU and of CUDA devices.
     batch_size : int
         Sequences at once. The text depends on it.
     progress : callable, optional
@@ -89,7 +89,7 @@ def generated_text(
     Raises
     ------
     UnsupportedModelError
-        The model is no decoder, or has neither a beginning nor an end of text.
+        The model is no decoder, cannot generate, or has neither a beginning nor an end of text.
     CalibrationError
         Bad numbers, or predictions that are not numbers.
 
@@ -99,24 +99,25 @@ def generated_text(
     keys and values of a batch.
     """
     check_predicts(model, "text of its own")
-    if model.config.is_encoder_decoder:
+    can_generate = getattr(model, "can_generate", None)
+    if model.config.is_encoder_decoder or can_generate is None or not can_generate():
         raise UnsupportedModelError(
-            f"{type(model).__name__} answers a text and writes none by itself; calibrate on a text file"
+            f"{type(model).__name__} writes no text by itself; calibrate on a text file, or on the built-in text"
+        )
+    if samples < 1 or sequence_length < 2 or batch_size < 1:
+        raise CalibrationError(
+            "expected at least 1 sample, a sequence length of at least 2 and a batch size of at least 1, got "
+            f"{samples}, {sequence_length} and {batch_size}"
         )
     length = fitting_length(model, sequence_length)
-    if samples < 1 or length < 2 or batch_size < 1:
-        raise CalibrationError(
-            f"expected at least 1 sample and a sequence length of at least 2, got {samples} and {sequence_length}"
-        )
     begin = _special(model, "bos_token_id")
     ends = end_tokens(model)
     if begin is None and not ends:
         raise UnsupportedModelError(
             f"{type(model).__name__} knows no token to begin a text with; set config.bos_token_id, or calibrate on a text file"
         )
-    known = set(tokenizer.all_special_ids) if tokenizer is not None else set()
-    size = model.get_output_embeddings().weight.shape[0]
-    forbidden = sorted(token for token in known.union(ends) if token < size)
+    size = model.config.get_text_config().vocab_size
+    forbidden = sorted(token for token in {*ends, *_special_tokens(tokenizer)} if token < size)
     device = next(model.parameters()).device
     starts = torch.full((samples, 1), ends[0] if begin is None else begin, device=device)
     settings = {
@@ -129,7 +130,7 @@ def generated_text(
     with (
         evaluating(model),
         generating(model, **settings),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
     ):
         torch.manual_seed(seed)
         batches: list[torch.Tensor] = list(torch.split(starts, batch_size))
@@ -143,6 +144,12 @@ def generated_text(
         ]
     ids = torch.cat(written).cpu()
     return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), f"written by the model itself, seed {seed}")
+
+
+def _special_tokens(tokenizer: Any) -> set[int]:
+    """Those with a name, and others that were added as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*getattr(tokenizer, "all_special_ids", ()), *(token for token, said in added.items() if said.special)}
 
 
 def _refuse_no_numbers(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,10 @@ __all__ = ["Prediction", "Predictor", "check_predicts", "has_perplexity"]
 Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # Places of all sequences of a batch whose logits are made at once.
 PLACES = 128
-# Tokens of the trial, and places of its bands.
-N_TOKENS, N_PLACES = 8, 2
+# Places of the trial: together, and in two halves.
+N_TRIED = 4
+# By how many rounding errors of the largest logit the trial's may differ; half precision rounds once, after the sum.
+ROUNDINGS, COARSE_ROUNDINGS = 64, 4
 
 
 def has_perplexity(model: nn.Module) -> bool:
@@ -68,8 +70,9 @@ class Predictor:
 
     Notes
     -----
-    Memory: the logits of 128 places and what a pass without the head takes. Where the head cannot be run by itself (the model
-    calls no body, once, whose hidden states are all it reads; a trial on a few tokens finds out) the logits of the batch,
+    Cost: a pass. Memory: the logits of two bands of 128 places (of one place of every sequence at the least), and what a
+    pass without the head takes. Where the head cannot be run by itself, which a trial on the first batch finds out (the model
+    calls no body, or more than once, or reads more of it than the place it speaks of; T5), the logits of the whole batch:
     batch * length * vocabulary * 4 bytes.
     """
 
@@ -103,45 +106,57 @@ class Predictor:
         inputs, _, _ = model_inputs(self._model, ids, mask, next(self._model.parameters()).device)
         first = ids.shape[1] // 2 if "decoder_input_ids" in inputs else 1
         targets, valid = ids[:, first:], mask[:, first:]
-        if self._bodies:
-            self._choose_body(ids[:, :N_TOKENS], mask[:, :N_TOKENS])
+        logits_of = self._logits(inputs)
         places = max(1, PLACES // max(1, len(ids)))
-        logits_of = self._by_head(self._body, inputs) if self._body is not None else self._whole(inputs)
         for start in range(0, targets.shape[1], places):
             band = slice(start, min(start + places, targets.shape[1]))
             logits = logits_of(band)
             yield logits, targets[:, band].to(logits.device), valid[:, band].to(logits.device)
+            del logits
 
-    def _choose_body(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        """Find the body behind which the head says the same of a few places as of all."""
-        inputs, _, _ = model_inputs(self._model, ids, mask, next(self._model.parameters()).device)
-        whole: torch.Tensor = self._model(**inputs).logits
-        # Infinities and what is no number are found where they are read.
-        largest = float(torch.nan_to_num(whole, 0.0, 0.0, 0.0).abs().max())
-        rounding = 64 * torch.finfo(whole.dtype).eps * largest
-        for body in self._bodies:
+    def _logits(self, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
+        """What makes the logits of a band of places, of all sequences of a batch."""
+        if self._body is not None:
+            return self._by_head(self._body, inputs)
+        while self._bodies:
+            body = self._bodies.pop(0)
             try:
                 logits_of = self._by_head(body, inputs)
-                bands = [logits_of(slice(k, k + N_PLACES)) for k in range(0, whole.shape[1], N_PLACES)]
-                found = torch.cat(bands, dim=1)
-            except Exception:
-                continue
-            if found.shape == whole.shape and torch.allclose(found, whole, rtol=0.0, atol=rounding, equal_nan=True):
-                self._body = body
-                break
-        self._bodies = []
-
-    def _whole(self, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
+                fits = self._place_by_place(logits_of, inputs)
+            except Exception:  # whatever a model says that was not made for it
+                fits = False
+            if fits:
+                self._body, self._bodies = body, []
+                return logits_of
         logits: torch.Tensor = self._model(**inputs).logits
         return lambda band: logits[:, band]
 
+    def _place_by_place(self, logits_of: Callable[[slice], torch.Tensor], inputs: dict[str, Any]) -> bool:
+        """Whether the head says the same of a few places together as of each half of them."""
+        half = N_TRIED // 2
+        whole = logits_of(slice(0, N_TRIED))
+        parts = torch.cat([logits_of(slice(0, half)), logits_of(slice(half, N_TRIED))], dim=1)
+        length = inputs.get("decoder_input_ids", inputs["input_ids"]).shape[1]
+        if whole.shape[1] != min(N_TRIED, length) or parts.shape != whole.shape:
+            return False
+        # Some models compute in half precision and widen the logits afterwards.
+        eps = max(torch.finfo(dtype).eps for dtype in (whole.dtype, next(self._model.parameters()).dtype))
+        roundings = ROUNDINGS if eps <= torch.finfo(torch.float32).eps else COARSE_ROUNDINGS
+        # Infinities and what is no number are found where they are read.
+        largest = float(torch.nan_to_num(whole, 0.0, 0.0, 0.0).abs().max())
+        return torch.allclose(parts, whole, rtol=0.0, atol=roundings * eps * largest, equal_nan=True)
+
     def _by_head(self, body: nn.Module, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
-        """Run the body; the logits of a band are then the model's, of a body that returns that band of what it returned."""
+        """Logits of a band: the model's, of a body that returns that band of what it returned the first time."""
         forward = body.forward
         returned: list[Any] = []
 
         def run(band: slice) -> torch.Tensor:
+            calls = 0
+
             def narrowed(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
                 if not returned:
                     returned.append(forward(*args, **kwargs))
                 return _narrowed(returned[0], band)
@@ -149,6 +164,8 @@ class Predictor:
             with ExitStack() as hooks:
                 stand_in(hooks, body, narrowed)
                 logits: torch.Tensor = self._model(**inputs).logits
+            if calls != 1:
+                raise RuntimeError(f"{type(self._model).__name__} calls its {type(body).__name__} {calls} times")
             return logits
 
         return run
@@ -160,9 +177,9 @@ def _bodies(model: Any) -> list[nn.Module]:
         return []
     found = [model.base_model]
     if not model.config.is_encoder_decoder:
-        # Some call the decoder in their body (OPT). An encoder beside it would run again for every band.
-        found.append(model.get_decoder())  # type: ignore[no-untyped-call]
-    return [body for body in found if isinstance(body, nn.Module) and body is not model]
+        # Some call that in their body by themselves (OPT). An encoder beside it would run again for every band.
+        found.insert(0, model.get_decoder())  # type: ignore[no-untyped-call]
+    return [body for body in dict.fromkeys(found) if isinstance(body, nn.Module) and body is not model]
 
 
 def _narrowed(output: Any, band: slice) -> Any:

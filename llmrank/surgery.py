@@ -1,13 +1,13 @@
 """Apply masks to a model: zero, mask, or compact. The only module that writes to a model.
 
 Every application is a transaction: whatever is raised, the parameters are restored bit for bit, and a
-finished one can be undone; but for those that are told to keep nothing (``undoable=False``).
+finished one can be undone; but for what is told to keep nothing (``undoable=False``, :func:`write_repaired`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
@@ -30,6 +30,8 @@ __all__ = [
     "Application",
     "Form",
     "apply_masks",
+    "check_padding",
+    "check_writable",
     "prunable_layers",
     "trial_cut",
     "width_attributes",
@@ -225,11 +227,11 @@ def write_repaired(consumer: Projection, repaired: RepairedMap) -> RepairedMap:
     Returns
     -------
     RepairedMap
-        The same, with the map's own tensor for its weight.
+        The same without its weight.
     """
-    weight = consumer.weight
-    weight.copy_(repaired.weight)
-    return replace(repaired, weight=weight)
+    if repaired.weight is not None:
+        consumer.weight.copy_(repaired.weight)
+    return replace(repaired, weight=None)
 
 
 def _unchanged(module: nn.Module) -> Callable[[], bool]:
@@ -261,9 +263,10 @@ def _check(ffns: Sequence[FFN], masks: Masks, layers: Mapping[str, PrunableLayer
 def _check_repaired(maps: Mapping[str, nn.Module], repaired: Mapping[str, RepairedMap]) -> None:
     for name, solved in repaired.items():
         wanted = (out_features(maps[name]), in_features(maps[name])) if name in maps else None
-        if tuple(solved.weight.shape) != wanted:
+        shape = wanted if solved.weight is None else tuple(solved.weight.shape)
+        if shape is None or shape != wanted:
             raise MaskError(
-                f"the repair of {name} has shape {tuple(solved.weight.shape)}, the model's map {wanted or 'is not there'}; "
+                f"the repair of {name} has shape {shape}, the model's map {wanted or 'is not there'}; "
                 "repair this model, with these masks"
             )
 
@@ -332,8 +335,9 @@ def consumers(ffns: Sequence[FFN]) -> dict[str, nn.Module]:
 
 def _rewrite(module: Any, repaired: RepairedMap, undo: Undo, *, copy: bool) -> None:
     """Write a repaired map; without `copy` the weight may be the repair's own tensor, for those who cut it at once."""
-    weight = repaired.weight.T if is_transposed(module) else repaired.weight
-    _assign(module.weight, weight.to(module.weight, copy=copy).contiguous(), undo)
+    if repaired.weight is not None:
+        weight = repaired.weight.T if is_transposed(module) else repaired.weight
+        _assign(module.weight, weight.to(module.weight, copy=copy).contiguous(), undo)
     if repaired.bias is not None:
         _assign(module.bias, repaired.bias.to(module.bias, copy=True), undo)
 
@@ -446,15 +450,26 @@ def width_attributes(model: nn.Module, width: int) -> list[str]:
     return names
 
 
-def _padded(model: nn.Module, masks: Masks) -> Masks:
-    """Masks of one width: each keeps some removed neurons (zeroed elsewhere) up to the widest."""
-    originals = {len(mask) for mask in masks.values()}
+def check_padding(sizes: Iterable[int]) -> None:
+    """Raise unless layers of these sizes can be padded to one width.
+
+    Raises
+    ------
+    MaskError
+        They are of several.
+    """
+    originals = set(sizes)
     if len(originals) > 1:
         raise MaskError(
             f"align='pad' needs layers of one original width, these have {sorted(originals)}; use align='none' and llmrank's "
             "loader"
         )
-    (original,) = originals
+
+
+def _padded(model: nn.Module, masks: Masks) -> Masks:
+    """Masks of one width: each keeps some removed neurons (zeroed elsewhere) up to the widest."""
+    check_padding(map(len, masks.values()))
+    original = len(next(iter(masks.values())))
     width = max(masks.widths.values()) if width_attributes(model, original) else original
     padded = {}
     for name, mask in masks.items():

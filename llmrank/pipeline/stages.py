@@ -14,7 +14,7 @@ from torch import nn
 
 from graphs import LayeredGraph, RankResult
 from llmrank.activations import FFNStatistics, collect
-from llmrank.adapters import FFN, explicit_ffns, find_ffns
+from llmrank.adapters import FFN, Projection, explicit_ffns, find_ffns
 from llmrank.budget import check_budget, reached_by, shortfall
 from llmrank.calibration import TokenSequences, overlap, tokenise
 from llmrank.choice import choose_masks, prunes_jointly
@@ -37,7 +37,17 @@ from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
 from llmrank.stream import Recording, open_stream, recording
 from llmrank.stream_rank import rank_graphs
-from llmrank.surgery import Align, Application, Form, apply_masks, check_writable, trial_cut, write_repaired
+from llmrank.surgery import (
+    Align,
+    Application,
+    Form,
+    apply_masks,
+    check_padding,
+    check_writable,
+    prunable_layers,
+    trial_cut,
+    write_repaired,
+)
 
 __all__ = [
     "BasePipeline",
@@ -172,12 +182,7 @@ class BasePipeline:
             Bad options, data or models, or a second run without :meth:`undo` in between; the model is
             untouched then, if it is undoable or nothing was repaired or cut yet.
         """
-        if self._for_good:
-            raise OptionError(
-                "this pipeline has changed its model for good; load the model again, and make another pipeline"
-            )
-        if self.application is not None:
-            raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
+        self._check_fresh()
         self._seconds = {}
         with self._timed("find"):
             ffns = self.find()
@@ -231,12 +236,18 @@ class BasePipeline:
         return ffns
 
     def check(self, ffns: Sequence[FFN]) -> None:
-        """Find out what the model costs, and refuse an amount that cannot be, before anything is measured."""
+        """Find out what the model costs, and refuse an amount or an alignment that cannot be, before anything is measured."""
         self.costs = ModelCosts(self.model, ffns)
         check_budget(self.pruner, ffns, self.costs, jointly=prunes_jointly(self.structure_dict, self.topology))
+        if self.align == "pad":
+            check_padding(layer.size for layer in prunable_layers(ffns).values())
 
     def select(self, ffns: Sequence[FFN], sequences: TokenSequences) -> tuple[Masks, dict[str, RepairedMap]]:
-        """Calibrate, rank, choose and repair, in the steps of the schedule; the model is whole again afterwards."""
+        """Calibrate, rank, choose and repair, in the steps of the schedule.
+
+        The model is whole again afterwards, but where it is not undoable: what repairs it may be written into it already.
+        """
+        self._check_fresh()
         self.steps = []
         present: Masks | None = None
         repaired: dict[str, RepairedMap] = {}
@@ -266,9 +277,7 @@ class BasePipeline:
             if repairs:
                 record.kept = not last
                 with self._timed("repair"):
-                    masks, repaired = self.repairs(
-                        ffns, masks, sequences, record, graphs, present, for_good=last and not self.undoable
-                    )
+                    masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present)
             # Graphs of a trial cut look at weights that nobody else needs any more.
             del graphs, ranks
             present = masks
@@ -357,20 +366,24 @@ class BasePipeline:
         record: Recording,
         graphs: Sequence[ModelGraph],
         present: Masks | None = None,
-        *,
-        for_good: bool = False,
     ) -> tuple[Masks, dict[str, RepairedMap]]:
         """What stays, and what stands in for the output maps of the FFNs; nothing does without repair.
 
-        What stands in for good is written into the model at once, unless a later choice needs the weights as they were.
+        In the last step of what is not undoable that is written into the model at once, unless a later choice needs the weights
+        as they were.
         """
         if self.repair is None:
             return masks, {}
         stream = open_stream(self.model, ffns, sequences, self.batch_size, record, follow=self.repair.follows)
         choose = Reselection(self.scorer, graphs, present)
-        write = write_repaired if for_good and not (self.repair.reselects and choose.looks_back) else None
-        self._for_good = write is not None
+        # The last step takes the record away.
+        for_good = not (self.undoable or record.kept or (self.repair.reselects and choose.looks_back))
+        write = self._write if for_good else None
         return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress, choose, write)
+
+    def _write(self, consumer: Projection, solved: RepairedMap) -> RepairedMap:
+        self._for_good = True
+        return write_repaired(consumer, solved)
 
     def parameters(self) -> dict[str, Any]:
         """Settings of the topology, for reports."""
@@ -394,6 +407,14 @@ class BasePipeline:
     def rank(self) -> RankResult | tuple[RankResult, ...]:
         """The rank of :attr:`graph`, or all of them."""
         return self.ranks[0] if len(self.ranks) == 1 else self.ranks
+
+    def _check_fresh(self) -> None:
+        if self._for_good:
+            raise OptionError(
+                "this pipeline has changed its model for good; load the model again, and make another pipeline"
+            )
+        if self.application is not None:
+            raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -30,8 +30,9 @@ class RepairedMap:
 
     Attributes
     ----------
-    weight : (out, in) tensor
-        Zero in the columns of removed neurons. As solved float64, of a repaired model in the dtype of the map.
+    weight : (out, in) tensor or None
+        Zero in the columns of removed neurons. As solved float64, of a repaired model in the dtype of the map; None where the
+        map holds it already.
     bias : (out,) tensor or None
         None where the map has none.
     damping : float or None
@@ -43,7 +44,7 @@ class RepairedMap:
         What it was fitted to: the map's own outputs, or what takes the stream behind it back to that of the whole model.
     """
 
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     bias: torch.Tensor | None
     damping: float | None
     before: float
@@ -53,7 +54,7 @@ class RepairedMap:
     def to(self, like: torch.Tensor) -> RepairedMap:
         """In the dtype of a tensor, and on its device."""
         bias = None if self.bias is None else self.bias.to(like)
-        return replace(self, weight=self.weight.to(like), bias=bias)
+        return replace(self, weight=None if self.weight is None else self.weight.to(like), bias=bias)
 
 
 class BaseRepair:
@@ -228,10 +229,12 @@ def _normal_equations(
 
 def _change(inner: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor:
     """What is added to the kept columns, (out, kept)."""
-    ridge = damping * inner.diagonal().mean()
-    damped = inner.clone()
-    damped.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(damped)
+    diagonal = inner.diagonal()
+    ridge, undamped = damping * diagonal.mean(), diagonal.clone()
+    # For the time being in place: the matrix is as large as what was saved by the neurons that went.
+    diagonal.add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(inner)
+    diagonal.copy_(undamped)
     if not int(failed):
         return torch.cholesky_solve(right, factor).T
     values, vectors = torch.linalg.eigh(inner)

@@ -11,7 +11,7 @@ from torch import nn
 
 from llmrank.adapters import FFN, Projection, PrunableLayer
 from llmrank.adapters.families import bias_attribute
-from llmrank.adapters.ffn import bias_of
+from llmrank.adapters.ffn import bias_of, is_transposed
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.masks import Masks
 from llmrank.passes import stand_in
@@ -52,8 +52,8 @@ def repair_ffns(
         ``choose(layer, keep, unexplained)`` returns the keep mask of as many neurons by which a method that reselects
         replaces the planned one.
     write : callable, optional
-        ``write(map, solved)`` puts each repaired map into the model as soon as it is solved, and returns what stands for it from
-        then on, see :func:`llmrank.surgery.write_repaired`.
+        ``write(map, solved)`` puts each repaired map into the model as soon as it is solved, and returns what is still to be
+        written, see :func:`llmrank.surgery.write_repaired`.
 
     Returns
     -------
@@ -71,8 +71,8 @@ def repair_ffns(
 
     Notes
     -----
-    Memory: moments of one map (two (n, n) float64 matrices, three to reselect; as much again to solve, with a bias some more)
-    and, unless they are written, the repaired maps, beside what the stream keeps.
+    Memory: moments of one map (two (n, n) float64 matrices, three to reselect), to solve from one to three and a half more, the
+    more the fewer neurons go, and, unless they are written, the repaired maps; beside what the stream keeps.
     """
     if any(not layer.consumers for ffn in ffns for layer in ffn.prunable.values()):
         raise OptionError("repair needs whole FFNs; with structure_dict only rows go, and nothing stands in for them")
@@ -140,7 +140,10 @@ def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None
     """Let a repaired map answer in place of a module, until `hooks` closes."""
     own: Any = module.weight
     answer = solved.to(own)
-    stand_in(hooks, module, lambda values: nn.functional.linear(values, answer.weight, answer.bias))
+    weight = answer.weight
+    if weight is None:
+        weight = own.detach().T if is_transposed(module) else own.detach()
+    stand_in(hooks, module, lambda values: nn.functional.linear(values, weight, answer.bias))
 
 
 def summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def test_a_run_is_measured_in_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     head = 16 * 64 / (16 * 64 + 2 * (16 * 16 * 2 + 16 * 8 * 2 + 16 * 40 * 3))
     for samples, row in results["rows"].items():
         parts = row["parts"]
-        # Two sequences of 32, and a trial of eight tokens, twice; the last place of a sequence needs no head.
-        assert parts["evaluate before"]["passes"] == pytest.approx(2 + 16 / 32 - 2 / 32 * head)
+        # Two sequences of 32, of which the last place needs no head, and four places twice as a trial.
+        assert parts["evaluate before"]["passes"] == pytest.approx(2 + (8 - 2) / 32 * head)
         assert parts["evaluate after"]["passes"] < parts["evaluate before"]["passes"]
         assert row["work"] == pytest.approx(sum(part["passes"] for part in parts.values()) / (int(samples) + 4))
         assert row["hidden_states"] == int(samples) * 32 * 16 * 4

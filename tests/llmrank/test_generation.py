@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AddedToken
 
 import llmrank
 from llmrank import IsolatedFFNPipeline
@@ -37,6 +38,15 @@ def test_sequences_begin_as_texts_do_and_are_as_long_as_asked_for(name: str) -> 
     assert found.ids[:, 0].tolist() == [1] * 3
     assert not set(found.ids[:, 1:].flatten().tolist()) & set(tokenizer().all_special_ids)
     assert found.source == "written by the model itself, seed 0"
+
+
+def test_tokens_that_were_added_as_special_are_not_written() -> None:
+    spelled = tokenizer()
+    spelled.add_tokens([AddedToken("w9", special=True)])
+    assert 9 not in spelled.all_special_ids
+    model = tiny_llama()
+    assert 9 in generated_text(model, tokenizer(), 20, 40).ids
+    assert 9 not in generated_text(model, spelled, 20, 40).ids
 
 
 def test_the_seed_decides_and_everything_else_is_left_alone() -> None:
@@ -96,7 +106,7 @@ def test_what_begins_a_text_may_be_what_ends_one() -> None:
     [
         (lambda: family_model(named_family("BERT")), "no text of its own"),
         (lambda: mlp(4, 6, 2), "no text of its own"),
-        (tiny_t5, "answers a text and writes none by itself"),
+        (tiny_t5, "writes no text by itself"),
     ],
 )
 def test_models_that_write_nothing_are_refused(make: Any, message: str) -> None:
@@ -106,7 +116,7 @@ def test_models_that_write_nothing_are_refused(make: Any, message: str) -> None:
 
 @pytest.mark.parametrize(("samples", "length", "batch_size"), [(0, 8, 1), (2, 1, 1), (2, 8, 0)])
 def test_bad_numbers_are_refused(samples: int, length: int, batch_size: int) -> None:
-    with pytest.raises(CalibrationError, match="at least 1"):
+    with pytest.raises(CalibrationError, match=f"got {samples}, {length} and {batch_size}"):
         generated_text(tiny_llama(), None, samples, length, batch_size=batch_size)
 
 

@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ import llmrank.surgery
 from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.equivalence import masked_outputs
-from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
+from llmrank.errors import CalibrationError, MaskError, OptionError, UnsupportedModelError
 from llmrank.evaluate import perplexity, unigram_perplexity
 from llmrank.masks import Masks
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.repair import LeastSquaresRepair, RepairedMap
+from llmrank.schedule import Schedule
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
 from tests.llmrank.models import (
@@ -190,16 +192,27 @@ def test_failing_evaluation_after_the_cut_undoes_it(monkeypatch: pytest.MonkeyPa
 
 @topologies
 @pytest.mark.parametrize("form", ["compact", "zero", "mask"])
-def test_for_good_is_the_same_cut_of_which_nothing_is_kept(topology: type[BasePipeline], form: Any) -> None:
+def test_for_good_is_the_same_cut_of_which_nothing_is_kept(
+    topology: type[BasePipeline], form: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept, gone = tiny_llama(), tiny_llama()
     options: dict[str, Any] = {"calibration": token_ids(), "repair": LeastSquaresRepair(reselect=True), "form": form}
     undoable = topology(kept, None, **options)
     undoable.run()
-    originals = [
-        weakref.ref(module.weight) for layer in gone.model.layers for module in (layer.mlp.up_proj, layer.mlp.down_proj)
-    ]
+    maps = [module for layer in gone.model.layers for module in (layer.mlp.up_proj, layer.mlp.down_proj)]
+    originals = [weakref.ref(module.weight.untyped_storage()) for module in maps]
+    alive: list[int] = []
+    set_widths = llmrank.surgery._set_widths
+
+    def look(*given: Any) -> None:
+        """Once all is cut, but nothing has returned yet."""
+        alive.append(sum(original() is not None for original in originals))
+        set_widths(*given)
+
     pipeline = topology(gone, None, undoable=False, **options)
-    pipeline.run()
+    with monkeypatch.context() as patched:
+        patched.setattr(llmrank.surgery, "_set_widths", look)
+        pipeline.run()
     assert torch.equal(logits(gone, token_ids()), logits(kept, token_ids()))
     assert pipeline.report is not None
     assert undoable.report is not None
@@ -211,11 +224,37 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(topology: type[BasePi
     assert pipeline.application is not None
     assert not pipeline.application._undo
     if form == "compact":  # elsewhere the parameters stay, with other numbers in them
-        assert [original() for original in originals] == [None] * len(originals)
+        assert alive == [0]
     with pytest.raises(OptionError, match=r"applied for good .*load the model again"):
         pipeline.undo()
     with pytest.raises(OptionError, match="changed its model for good"):
         pipeline.run()
+
+
+FOR_GOOD: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "GPT-2": (lambda: family_model(named_family("GPT-2")), {}),
+    "BERT": (lambda: family_model(named_family("BERT")), {}),
+    "T5": (tiny_t5, {}),
+    "Phi-3": (lambda: family_model(named_family("Phi-3")), {}),
+    "BLOOM": (lambda: family_model(named_family("BLOOM")), {}),
+    "half": (lambda: tiny_llama().to(torch.bfloat16), {}),
+    "steps": (tiny_llama, {"schedule": Schedule(2, repair="each")}),
+    "perceptron": (lambda: mlp(6, 12, 12, 3), {"calibration": features(512, 6)}),
+}
+
+
+@topologies
+@pytest.mark.parametrize("reselect", [True, False])
+@pytest.mark.parametrize("name", FOR_GOOD)
+def test_for_good_is_the_same_model_bit_for_bit(name: str, reselect: bool, topology: type[BasePipeline]) -> None:
+    make, more = FOR_GOOD[name]
+    options: dict[str, Any] = {"calibration": token_ids(), "repair": LeastSquaresRepair(reselect=reselect), **more}
+    kept, gone = make(), make()
+    topology(kept, None, **options).run()
+    topology(gone, None, undoable=False, **options).run()
+    wanted = kept.state_dict()
+    assert gone.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[key]) for key, value in gone.state_dict().items())
 
 
 @topologies
@@ -224,33 +263,59 @@ def test_for_good_repaired_weights_are_written_over_the_model_s(
     topology: type[BasePipeline], reselect: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that no second set of them is in memory; but not where a later choice still looks at them."""
-    model, shared = tiny_llama(), []
+    written: list[bool] = []
 
     def look(model: Any, ffns: Any, masks: Any, sequences: Any, repaired: Any) -> torch.Tensor:
-        own = [layer.mlp.down_proj.weight.data_ptr() for layer in model.model.layers]
-        shared.append([solved.weight.data_ptr() for solved in repaired.values()] == own)
+        written.extend(solved.weight is None for solved in repaired.values())
         return masked_outputs(model, ffns, masks, sequences, repaired)
 
     monkeypatch.setattr(llmrank.pipeline.stages, "masked_outputs", look)
     repair = LeastSquaresRepair(reselect=reselect)
-    topology(model, None, calibration=token_ids(), repair=repair, undoable=False).run()
-    assert shared == [topology is IsolatedFFNPipeline or not reselect]
+    topology(tiny_llama(), None, calibration=token_ids(), repair=repair, undoable=False).run()
+    assert written == [topology is IsolatedFFNPipeline or not reselect] * 2
+
+
+class Fails(LeastSquaresRepair):
+    """From one map on."""
+
+    def __init__(self, maps: int) -> None:
+        super().__init__()
+        self._left = maps
+
+    def solve(self, *arguments: Any) -> RepairedMap:
+        if not self._left:
+            raise KeyboardInterrupt
+        self._left -= 1
+        return super().solve(*arguments)
 
 
 def test_a_repair_for_good_that_fails_half_way_is_not_tried_again() -> None:
-    class Fails(LeastSquaresRepair):
-        def solve(self, *arguments: Any) -> RepairedMap:
-            if solved:
-                raise KeyboardInterrupt
-            solved.append(super().solve(*arguments))
-            return solved[0]
-
-    solved: list[RepairedMap] = []
-    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(), repair=Fails(), undoable=False)
+    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(), repair=Fails(1), undoable=False)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()
-    with pytest.raises(OptionError, match="for good"):
+    for again in (pipeline.run, lambda: pipeline.select((), pipeline.sequences())):
+        with pytest.raises(OptionError, match="changed its model for good"):
+            again()
+
+
+def test_a_repair_for_good_that_fails_at_first_has_changed_nothing() -> None:
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+    pipeline = IsolatedFFNPipeline(model, None, calibration=token_ids(), repair=Fails(0), undoable=False)
+    with pytest.raises(KeyboardInterrupt):
         pipeline.run()
+    snapshot.assert_restored()
+    pipeline.repair = LeastSquaresRepair()
+    pipeline.run()
+
+
+def test_widths_that_cannot_be_padded_are_refused_before_anything_is_repaired() -> None:
+    model = mlp(6, 12, 10, 3)
+    snapshot = Snapshot(model)
+    options: dict[str, Any] = {"calibration": features(512, 6), "repair": LeastSquaresRepair(), "align": "pad"}
+    with pytest.raises(MaskError, match="needs layers of one original width"):
+        IsolatedFFNPipeline(model, None, undoable=False, **options).run()
+    snapshot.assert_restored()
 
 
 def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration, LlamaForCausalLM
 
 import llmrank.prediction
-from llmrank.adapters import FAMILIES
+from llmrank.adapters import FAMILIES, find_ffns
 from llmrank.evaluate import perplexity
 from llmrank.passes import evaluating
 from llmrank.prediction import Predictor, has_perplexity
@@ -44,15 +44,21 @@ def test_bands_are_the_whole_and_the_head_sees_no_more_than_one(family: Any) -> 
     expected = whole_of(model, ids, mask)[:, :-1]
     widths: list[int] = []
     head = model.get_output_embeddings()
-    handle = head.register_forward_hook(lambda _m, _i, output: widths.append(output.shape[1]))
+    passes: list[int] = []
+    block = find_ffns(model)[0].module
+    handles = [
+        head.register_forward_hook(lambda _m, _i, output: widths.append(output.shape[1])),
+        block.register_forward_hook(lambda *_: passes.append(1)),
+    ]
     found = bands_of(model, ids, mask)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     torch.testing.assert_close(torch.cat([logits for logits, _, _ in found], dim=1), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(torch.cat([targets for _, targets, _ in found], dim=1), ids[:, 1:])
     assert torch.equal(torch.cat([valid for _, _, valid in found], dim=1), mask[:, 1:])
-    # After a trial of eight tokens, the 23 places of two sequences by sevens.
-    assert max(widths) == 8
-    assert widths[-4:] == [7, 7, 7, 2]
+    # After a trial of four places and their halves, the 23 places of two sequences by sevens.
+    assert widths == [4, 2, 2, 7, 7, 7, 2]
+    assert len(passes) == 1
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -111,10 +117,29 @@ class Counting(LlamaForCausalLM):
         return output
 
 
-@pytest.mark.parametrize("kind", [Mixing, Twice, Counting])
-def test_heads_that_need_more_than_their_place_are_read_whole(kind: Any) -> None:
+class Offset(LlamaForCausalLM):
+    """A common offset, which rounds what it is added to, over a small part of the place before."""
+
+    def forward(self, **inputs: Any) -> Any:
+        output = super().forward(**inputs)
+        output.logits = output.logits + 0.3 * output.logits.roll(1, dims=1) - 1.0
+        return output
+
+
+class Counted(LlamaForCausalLM):
+    """Logits that depend on which place it is."""
+
+    def forward(self, **inputs: Any) -> Any:
+        output = super().forward(**inputs)
+        output.logits = output.logits * torch.arange(output.logits.shape[1])[:, None]
+        return output
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Mixing, Offset, Counted, Twice, Counting])
+def test_heads_that_need_more_than_their_place_are_read_whole(kind: Any, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = kind(tiny_llama().config).eval()
+    model = kind(tiny_llama().config).eval().to(dtype)
     ids, mask = token_ids(2, 24), torch.ones(2, 24, dtype=torch.bool)
     found = bands_of(model, ids, mask)
     expected = whole_of(model, ids, mask)[:, :-1]
@@ -124,6 +149,7 @@ def test_heads_that_need_more_than_their_place_are_read_whole(kind: Any) -> None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_goes_by_the_head_too(dtype: torch.dtype) -> None:
+    """Its rounding is no reason to read everything whole; what is one is tested above, in half precision as well."""
     model = tiny_llama().to(dtype)
     predictor = Predictor(model)
     with torch.no_grad(), evaluating(model):
