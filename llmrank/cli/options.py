@@ -143,6 +143,11 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
             help="lstsq: of the least squares, or auto: chosen on held-out sequences (auto)",
         )
         budget.add_argument(
+            "--target",
+            help="lstsq: what the maps are fitted to: stream, what takes the residual stream back to that of the whole model, or "
+            "output, their own outputs, which holds better on text of another kind (stream)",
+        )
+        budget.add_argument(
             "--reselect",
             action=argparse.BooleanOptionalAction,
             help="lstsq: choose anew which neurons of a layer stay, by what the others do not explain of them (on)",
@@ -165,7 +170,7 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         )
     else:
         command.set_defaults(form="compact", align="none", repair="none", steps=1, growth="linear", repair_steps=False)
-        command.set_defaults(**dict.fromkeys(("damping", "reselect", "limit", "protect", "of", "per_cost")))
+        command.set_defaults(**dict.fromkeys(("damping", "target", "reselect", "limit", "protect", "of", "per_cost")))
     data = command.add_argument_group("calibration")
     data.add_argument(
         "--calibration",
@@ -294,7 +299,7 @@ def _topology_options(options: argparse.Namespace) -> dict[str, Any]:
 def repair_of(options: argparse.Namespace) -> BaseRepair | None:
     """The repair asked for; None for none."""
     reselect = DEFAULTS["reselect"] if options.repair == "lstsq" and options.reselect is None else options.reselect
-    return make_repair(options.repair, damping=options.damping, reselect=reselect)
+    return make_repair(options.repair, damping=options.damping, target=options.target, reselect=reselect)
 
 
 def schedule_of(options: argparse.Namespace) -> Schedule:

@@ -62,7 +62,10 @@ def test_a_sensitive_layer_gives_less_and_the_report_says_why(checkpoint: Path, 
     llmrank.load(tmp_path / "strict")
 
 
-@pytest.mark.parametrize(("repair", "more"), [("bias", ()), ("lstsq", ()), ("lstsq", ("--no-reselect",))])
+@pytest.mark.parametrize(
+    ("repair", "more"),
+    [("bias", ()), ("lstsq", ()), ("lstsq", ("--no-reselect",)), ("lstsq", ("--target", "output", "--no-reselect"))],
+)
 def test_a_repaired_checkpoint_loads_and_says_what_was_done(
     checkpoint: Path, corpus: Path, tmp_path: Path, repair: str, more: tuple[str, ...], capsys: Any
 ) -> None:
@@ -74,6 +77,8 @@ def test_a_repaired_checkpoint_loads_and_says_what_was_done(
     report = json.loads((tmp_path / repair / "report.json").read_text(encoding="utf-8"))
     assert report["method"]["repair"]["name"] == {"bias": "BiasRepair", "lstsq": "LeastSquaresRepair"}[repair]
     assert sorted(report["repaired"]) == [f"model.layers.{k}.mlp.down_proj" for k in range(2)]
+    fitted_to = {said["target"] for said in report["repaired"].values()}
+    assert fitted_to == {"output" if repair == "bias" or "output" in more else "stream"}
     models = [transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("plain", repair)]
     assert not torch.allclose(*(logits(model, token_ids()) for model in models), atol=1e-3)
     masks = [Masks.load(tmp_path / name / "masks.safetensors") for name in ("plain", repair)]
@@ -286,6 +291,8 @@ def test_topologies_and_scorers_take_their_options(
         (("--repair", "none", "--damping", 0.1), "does not take damping"),
         (("--repair", "lstsq", "--damping", "much"), "damping must be 'auto' or a finite number"),
         (("--repair", "bias", "--reselect"), "does not take reselect"),
+        (("--repair", "bias", "--target", "output"), "does not take target"),
+        (("--target", "logits"), "unknown target 'logits'; expected one of stream, output"),
         (("--form", "thin"), "unknown form"),
         (("--align", "left"), "unknown align"),
         (("--calibration", "missing.txt"), "no calibration text at missing.txt"),
