@@ -296,8 +296,8 @@ CURVES = {
         "ffn | activation | isolated | global | {amount} | none": "activation alone, our budget",
     },
     "repaired": {
-        "ffn | weighted pagerank | isolated | sensitivity | {amount} | lstsq (reselect)": "llmrank, sensitivity budget",
-        "ffn | weighted pagerank | isolated | local | {amount} | lstsq (reselect)": "llmrank, default",
+        "ffn | weighted pagerank | isolated | sensitivity | {amount} | lstsq": "llmrank, sensitivity budget",
+        "ffn | weighted pagerank | isolated | local | {amount} | lstsq": "llmrank, default",
         "peer | optipfair, MAW with data |  | local | {amount} | lstsq": "optipfair, with our least squares",
         "peer | Torch-Pruning, Taylor |  | local | {amount} | lstsq": "Torch-Pruning, with our least squares",
         "ffn | wanda-sp (L1) | isolated | global | {amount} | lstsq": "Wanda-sp, with our budget and least squares",

@@ -150,7 +150,8 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         budget.add_argument(
             "--reselect",
             action=argparse.BooleanOptionalAction,
-            help="lstsq: choose anew which neurons of a layer stay, by what the others do not explain of them (on)",
+            help="lstsq: choose anew which neurons of a layer stay, by what the others do not explain of them; better on "
+            "text like that calibrated on, and worse on others (off)",
         )
         budget.add_argument(
             "--steps",
