@@ -133,6 +133,8 @@ LLMRANK = [
     "llmrank.checkpoint",
     "llmrank.equivalence",
     "llmrank.estimate",
+    "llmrank.prediction",
+    "llmrank.generation",
     "llmrank.evaluate",
     "llmrank.fidelity",
     "llmrank.last_word",
@@ -218,7 +220,8 @@ MEETING = {
 # Heavy or optional packages, and the only modules that import them at all.
 ELSEWHERE = {
     "transformers": {
-        *("llmrank.hub", "llmrank.adapters.ffn", "llmrank.adapters.geometry", "llmrank.fidelity", "llmrank.cli"),
+        *("llmrank.hub", "llmrank.adapters.ffn", "llmrank.adapters.geometry", "llmrank.cli"),
+        *("llmrank.prediction", "llmrank.generation"),
     },
     "datasets": {"llmrank.calibration", "llmrank.harness"},
     "lm_eval": {"llmrank.harness"},
