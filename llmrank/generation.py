@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig
 
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError, UnsupportedModelError
@@ -98,6 +98,8 @@ def generated_text(
     Cost: a forward pass of one token a sequence for every token, which takes several times as long as to read them. Memory: the
     keys and values of a batch.
     """
+    from transformers import LogitsProcessorList
+
     check_predicts(model, "text of its own")
     can_generate = getattr(model, "can_generate", None)
     if model.config.is_encoder_decoder or can_generate is None or not can_generate():

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from llmrank.errors import UnsupportedModelError
@@ -70,9 +69,10 @@ class Predictor:
 
     Notes
     -----
-    Cost: a pass. Memory: the logits of two bands of 128 places (of one place of every sequence at the least), and what a
-    pass without the head takes. Where the head cannot be run by itself, which a trial on the first batch finds out (the model
-    calls no body, or more than once, or reads more of it than the place it speaks of; T5), the logits of the whole batch:
+    Cost: a pass, and on the first batch one more for every body that was tried in vain. Memory: the logits of two bands of
+    128 places (of one place of every sequence at the least), and what a pass without the head takes. Where the head cannot be
+    run by itself, which a trial on the first batch finds out (the model calls no body, or more than once, or reads more of it
+    than the place it speaks of; T5), the logits of the whole batch:
     batch * length * vocabulary * 4 bytes.
     """
 
@@ -173,6 +173,9 @@ class Predictor:
 
 def _bodies(model: Any) -> list[nn.Module]:
     """What may be all of a model but its head."""
+    # Not with this module: that would load all that models are made of whenever llmrank is imported.
+    from transformers import PreTrainedModel
+
     if not isinstance(model, PreTrainedModel):
         return []
     found = [model.base_model]

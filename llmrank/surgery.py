@@ -453,6 +453,11 @@ def width_attributes(model: nn.Module, width: int) -> list[str]:
 def check_padding(sizes: Iterable[int]) -> None:
     """Raise unless layers of these sizes can be padded to one width.
 
+    Parameters
+    ----------
+    sizes : iterable of int
+        Neurons of every prunable layer, before any goes.
+
     Raises
     ------
     MaskError

@@ -145,7 +145,7 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         budget.add_argument(
             "--target",
             help="lstsq: what the maps are fitted to: stream, what takes the residual stream back to that of the whole model, or "
-            "output, their own outputs, which holds better on text of another kind (stream)",
+            "output, their own outputs, whatever earlier layers lost (stream)",
         )
         budget.add_argument(
             "--reselect",

@@ -231,7 +231,7 @@ def _change(inner: torch.Tensor, right: torch.Tensor, damping: float) -> torch.T
     """What is added to the kept columns, (out, kept)."""
     diagonal = inner.diagonal()
     ridge, undamped = damping * diagonal.mean(), diagonal.clone()
-    # For the time being in place: the matrix is as large as what was saved by the neurons that went.
+    # In place for the time being: of all that is in memory here a copy would be among the largest.
     diagonal.add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(inner)
     diagonal.copy_(undamped)

@@ -11,7 +11,7 @@ from torch import nn
 
 from llmrank.adapters import FFN, Projection, PrunableLayer
 from llmrank.adapters.families import bias_attribute
-from llmrank.adapters.ffn import bias_of, is_transposed
+from llmrank.adapters.ffn import bias_of
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.masks import Masks
 from llmrank.passes import stand_in
@@ -142,7 +142,7 @@ def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None
     answer = solved.to(own)
     weight = answer.weight
     if weight is None:
-        weight = own.detach().T if is_transposed(module) else own.detach()
+        weight = Projection.whole("", module).weight
     stand_in(hooks, module, lambda values: nn.functional.linear(values, weight, answer.bias))
 
 
