@@ -39,6 +39,7 @@ ROWS = (
     ("ffn", "weighted pagerank", "isolated", "local", "lstsq (reselect)"),
     ("ffn", "weighted pagerank", "isolated", "sensitivity", "lstsq (reselect)"),
     ("ffn", "weighted pagerank", "isolated", "local", "lstsq"),
+    ("ffn", "weighted pagerank", "isolated", "sensitivity", "lstsq"),
     ("ffn", "weighted pagerank", "isolated", "local", "lstsq (output)"),
     ("peer", "optipfair, MAW with data", "", "local", "lstsq"),
     ("ffn", "wanda-sp (L1)", "isolated", "global", "lstsq"),
