@@ -44,6 +44,8 @@ AS_CUT = {
         "peer | Torch-Pruning, magnitude |  | global",
     ],
 }
+# The one row that comes from another calibration, and so from another file.
+MORE_TEXT = "`--pruner sensitivity --reselect`, calibrated on 240 sequences"
 REPAIRED = {
     "**`llmrank prune --samples 64`**: weighted PageRank, local, least squares": [
         "ffn | weighted pagerank | isolated | local | lstsq"
@@ -56,6 +58,7 @@ REPAIRED = {
     "`llmrank prune --samples 64 --reselect --pruner sensitivity`": [
         "ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"
     ],
+    MORE_TEXT: ["ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"],
     "Wanda-sp (L1), local, `--reselect`": ["ffn | wanda-sp (L1) | isolated | local | lstsq (reselect)"],
     "Wanda-sp (L2), local, `--reselect` (Optimal Brain Surgeon's order)": [
         "ffn | wanda-sp (L2) | isolated | local | lstsq (reselect)"
@@ -77,11 +80,9 @@ def quality(results: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
     tables = {}
     for name, lines in (("as cut", AS_CUT), ("repaired", REPAIRED)):
         found = [heading, rule]
-        found += [_line(label, keys, results["rows"], repaired=name == "repaired") for label, keys in lines.items()]
-        if name == "repaired":
-            label = "`--pruner sensitivity --reselect`, calibrated on 240 sequences"
-            key = "ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"
-            found.insert(9, _line(label, [key], more["rows"], repaired=True))
+        for label, keys in lines.items():
+            source = more if label == MORE_TEXT else results
+            found.append(_line(label, keys, source["rows"], repaired=name == "repaired"))
         tables[name] = "\n".join(line for line in found if line)
     return tables
 
