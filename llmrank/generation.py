@@ -16,9 +16,9 @@ from transformers import GenerationConfig
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.passes import Progress, evaluating, fitting_length
-from llmrank.prediction import check_predicts
+from llmrank.prediction import check_predicts, has_perplexity
 
-__all__ = ["GENERATED", "end_tokens", "generated_text", "generating"]
+__all__ = ["GENERATED", "end_tokens", "generated_text", "generating", "writes_text"]
 
 # What names such a text where a path or a text is expected.
 GENERATED = "generated"
@@ -36,6 +36,14 @@ def _special(model: Any, name: str) -> Any:
     """A token id (or list of them) as the generation settings have it, else the configuration; None for none."""
     stated = (getattr(source, name, None) for source in (model.generation_config, model.config))
     return next((value for value in stated if value is not None), None)
+
+
+def writes_text(model: Any) -> bool:
+    """Whether a model writes text by itself: a decoder that predicts tokens and can generate."""
+    if not has_perplexity(model) or model.config.is_encoder_decoder:
+        return False
+    can_generate = getattr(model, "can_generate", None)
+    return can_generate is not None and bool(can_generate())
 
 
 @contextmanager
@@ -101,8 +109,7 @@ def generated_text(
     from transformers import LogitsProcessorList
 
     check_predicts(model, "text of its own")
-    can_generate = getattr(model, "can_generate", None)
-    if model.config.is_encoder_decoder or can_generate is None or not can_generate():
+    if not writes_text(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} writes no text by itself; calibrate on a text file, or on the built-in text"
         )

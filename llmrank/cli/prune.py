@@ -14,6 +14,7 @@ from llmrank.calibration import tokenise
 from llmrank.cli.options import load, make_parts, make_pipeline, schedule_of
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import perplexity, unigram_perplexity
+from llmrank.generation import GENERATED, writes_text
 from llmrank.output import check_output
 from llmrank.passes import fitting_length
 from llmrank.pipeline import BasePipeline
@@ -57,6 +58,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     if options.evaluate is None:
         _check_collapse(pipeline, report)
     console.print(report.table())
+    _say_what_text(pipeline, console)
     directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
     _say_written(directory, ["report.json", "masks.safetensors"], console)
     _say_how_to_load(directory, model, console)
@@ -69,6 +71,19 @@ def _say_steps(pipeline: BasePipeline, console: Console) -> None:
     if schedule.steps > 1:
         told = schedule.describe(pruner.amount, pruner.of, repairs=pipeline.repair is not None)
         console.print(told, markup=False, highlight=False)
+
+
+def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
+    """What would have served better, where nobody said what the model is for."""
+    if pipeline.calibration is not None:
+        return
+    own = f", or --calibration {GENERATED}, what the model itself writes" if writes_text(pipeline.model) else ""
+    console.print(
+        "The built-in text is Python's language reference. For other uses calibrate on text like that the model will see: "
+        f"--calibration FILE{own}.",
+        markup=False,
+        highlight=False,
+    )
 
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> None:

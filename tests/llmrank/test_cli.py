@@ -421,6 +421,19 @@ def test_how_to_load_tells_unequal_widths_from_unsayable_ones(
     assert "differ in width" in capsys.readouterr().out
 
 
+def test_who_names_no_text_hears_of_better_ones(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    encoder = llmrank.save(tmp_path / "encoder", family_model(named_family("BERT")), tokenizer())
+    shown = []
+    for number, (model, options) in enumerate(
+        [(checkpoint, ()), (encoder, ()), (checkpoint, ("--calibration", corpus))]
+    ):
+        assert run("prune", model, "--output", tmp_path / f"out{number}", *options, *SHORT) == 0
+        shown.append(" ".join(capsys.readouterr().out.split()))
+    assert "--calibration FILE, or --calibration generated, what the model itself writes." in shown[0]
+    assert "--calibration FILE." in shown[1]
+    assert "--calibration FILE" not in shown[2]
+
+
 def test_help_says_what_surprises(capsys: Any) -> None:
     def shown(command: str) -> str:
         with pytest.raises(SystemExit):
