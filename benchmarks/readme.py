@@ -70,6 +70,20 @@ REPAIRED = {
     "FLAP, global, with its bias": ["ffn | flap | isolated | global | bias"],
 }
 
+# Of out_of_domain.json, as rows of the amount that is chosen at.
+OUT_OF_DOMAIN = {
+    "**as by default**: weighted PageRank, local, least squares": "ffn | weighted pagerank | isolated | local | lstsq",
+    "the same, `--target output`": "ffn | weighted pagerank | isolated | local | lstsq (output)",
+    "the same, `--reselect`": "ffn | weighted pagerank | isolated | local | lstsq (reselect)",
+    "the same, `--pruner sensitivity`": "ffn | weighted pagerank | isolated | sensitivity | lstsq",
+    "optipfair, MAW with data, with our least squares": "peer | optipfair, MAW with data |  | local | lstsq",
+    "Wanda-sp (L1), our global budget, with our least squares": "ffn | wanda-sp (L1) | isolated | global | lstsq",
+    "as cut: weighted PageRank, local": "ffn | weighted pagerank | isolated | local | none",
+    "as cut: weighted PageRank, `--pruner sensitivity`": "ffn | weighted pagerank | isolated | sensitivity | none",
+    "as cut: optipfair, MAW with data": "peer | optipfair, MAW with data |  | local | none",
+    "as cut: Wanda-sp (L1), our global budget": "ffn | wanda-sp (L1) | isolated | global | none",
+}
+
 
 def quality(results: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
     """Both tables of what is left of a model, by the name of their marks."""
@@ -111,6 +125,25 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 500 else f"{value:.2f}"
 
 
+def domains(results: dict[str, Any]) -> dict[str, str]:
+    """What is left of a model on text of another kind, by the name of its marks: what it was calibrated on, then evaluated on."""
+    places = [(way, text) for way, found in results["ways"].items() for text in found.get("dense", ())]
+    dense = {text: results["ways"][way]["dense"][text] for way, text in places}
+    said = ", ".join(f"{value:.2f} on {text}" for text, value in dense.items())
+    lines = [
+        f"| {CHOSEN_AT:.0%} removed, perplexity, dense {said} | {' | '.join(map(' -> '.join, places))} |",
+        "| --- |" + " ---: |" * len(places),
+    ]
+    for label, key in OUT_OF_DOMAIN.items():
+        start, _, repair = key.rpartition(" | ")
+        found = {way: results["ways"][way]["rows"].get(f"{start} | {CHOSEN_AT} | {repair}") for way, _ in places}
+        if any(found.values()):
+            lines.append(
+                f"| {label} | {' | '.join(_number(found[way][text]) if found[way] else '' for way, text in places)} |"
+            )
+    return {"out of domain": "\n".join(lines)}
+
+
 def filled(text: str, tables: dict[str, str]) -> str:
     """A text with every table between its marks ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
     for name, table in tables.items():
@@ -125,8 +158,9 @@ def filled(text: str, tables: dict[str, str]) -> str:
 def current() -> tuple[str, str]:
     """The README as it is, and as the results would have it."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = [json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("quality", "quality_240")]
-    return text, filled(text, quality(*found))
+    names = ("quality", "quality_240", "out_of_domain")
+    found, more, away = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names)
+    return text, filled(text, {**quality(found, more), **domains(away)})
 
 
 def main() -> None:

@@ -36,6 +36,22 @@ def test_rows_are_found_by_amount_and_the_better_is_taken_by_valid() -> None:
     assert tables["repaired"].splitlines()[2:] == ["| FLAP, global, with its bias |  |  | 33.33 |  | 44.00 |"]
 
 
+def test_out_of_domain_a_place_is_what_was_calibrated_on_and_what_was_evaluated_on() -> None:
+    key = "ffn | weighted pagerank | isolated | local | 0.3 | lstsq"
+    results = {
+        "ways": {
+            "one": {"dense": {"other": 1.5}, "rows": {key: {"other": 2.0}}},
+            "own": {"dense": {"other": 1.5, "third": 4.0}, "rows": {}},
+            "not run": {},
+        }
+    }
+    assert readme.domains(results)["out of domain"].splitlines() == [
+        "| 30% removed, perplexity, dense 1.50 on other, 4.00 on third | one -> other | own -> other | own -> third |",
+        "| --- | ---: | ---: | ---: |",
+        "| **as by default**: weighted PageRank, local, least squares | 2.00 |  |  |",
+    ]
+
+
 def test_tables_stand_between_their_marks() -> None:
     text = "a\n<!-- one -->\nold\n<!-- end of one -->\nb\n"
     assert readme.filled(text, {"one": "new"}) == "a\n<!-- one -->\nnew\n<!-- end of one -->\nb\n"
