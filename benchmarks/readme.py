@@ -70,7 +70,7 @@ REPAIRED = {
     "FLAP, global, with its bias": ["ffn | flap | isolated | global | bias"],
 }
 
-# Of out_of_domain.json, as rows of the amount that is chosen at.
+# Label -> the row of out_of_domain.json that it stands for.
 OUT_OF_DOMAIN = {
     "**as by default**: weighted PageRank, local, least squares": "ffn | weighted pagerank | isolated | local | lstsq",
     "the same, `--target output`": "ffn | weighted pagerank | isolated | local | lstsq (output)",
@@ -112,13 +112,14 @@ def _line(label: str, keys: list[str], rows: dict[str, Any], *, repaired: bool) 
 
 
 def _best(keys: list[str], rows: dict[str, Any], amount: float, *, repaired: bool) -> dict[str, Any] | None:
-    found = []
-    for key in keys:
-        start, _, repair = key.rpartition(" | ") if repaired else (key, "", "none")
-        row = rows.get(f"{start} | {amount} | {repair}")
-        if row is not None:
-            found.append(row)
-    return min(found, key=lambda row: float(row["valid"])) if found else None
+    found = [_row(rows, key if repaired else f"{key} | none", amount) for key in keys]
+    return min((row for row in found if row), key=lambda row: float(row["valid"]), default=None)
+
+
+def _row(rows: dict[str, Any], key: str, amount: float) -> dict[str, Any] | None:
+    """The row of an amount, by a key that lacks just that, between its budget and its repair."""
+    start, _, repair = key.rpartition(" | ")
+    return rows.get(f"{start} | {amount} | {repair}")
 
 
 def _number(value: float) -> str:
@@ -135,8 +136,7 @@ def domains(results: dict[str, Any]) -> dict[str, str]:
         "| --- |" + " ---: |" * len(places),
     ]
     for label, key in OUT_OF_DOMAIN.items():
-        start, _, repair = key.rpartition(" | ")
-        found = {way: results["ways"][way]["rows"].get(f"{start} | {CHOSEN_AT} | {repair}") for way, _ in places}
+        found = {way: _row(results["ways"][way]["rows"], key, CHOSEN_AT) for way, _ in places}
         if any(found.values()):
             lines.append(
                 f"| {label} | {' | '.join(_number(found[way][text]) if found[way] else '' for way, text in places)} |"

@@ -39,11 +39,21 @@ def _special(model: Any, name: str) -> Any:
 
 
 def writes_text(model: Any) -> bool:
-    """Whether a model writes text by itself: a decoder that predicts tokens and can generate."""
+    """Whether a model writes text by itself: a decoder that predicts tokens and can generate.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any; only asked, never run.
+
+    Returns
+    -------
+    bool
+        True does not promise that the model has a token to begin with, which :func:`generated_text` looks for.
+    """
     if not has_perplexity(model) or model.config.is_encoder_decoder:
         return False
-    can_generate = getattr(model, "can_generate", None)
-    return can_generate is not None and bool(can_generate())
+    return hasattr(model, "can_generate") and bool(model.can_generate())
 
 
 @contextmanager

@@ -72,8 +72,7 @@ class Predictor:
     Cost: a pass, and on the first batch one more for every body that was tried in vain. Memory: the logits of two bands of
     128 places (of one place of every sequence at the least), and what a pass without the head takes. Where the head cannot be
     run by itself, which a trial on the first batch finds out (the model calls no body, or more than once, or reads more of it
-    than the place it speaks of; T5), the logits of the whole batch:
-    batch * length * vocabulary * 4 bytes.
+    than the place it speaks of; T5), the logits of the whole batch: batch * length * vocabulary * 4 bytes.
     """
 
     def __init__(self, model: Any) -> None:

@@ -58,10 +58,10 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     if options.evaluate is None:
         _check_collapse(pipeline, report)
     console.print(report.table())
-    _say_what_text(pipeline, console)
     directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
     _say_written(directory, ["report.json", "masks.safetensors"], console)
     _say_how_to_load(directory, model, console)
+    _say_what_text(pipeline, console)
     return 0
 
 
