@@ -12,7 +12,7 @@ import torch
 from transformers import AddedToken
 
 import llmrank
-from llmrank import IsolatedFFNPipeline
+from llmrank import IsolatedFFNPipeline, generation
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
 from llmrank.generation import generated_text, generating
 from tests.llmrank.commands import SHORT, run
@@ -38,6 +38,23 @@ def test_sequences_begin_as_texts_do_and_are_as_long_as_asked_for(name: str) -> 
     assert found.ids[:, 0].tolist() == [1] * 3
     assert not set(found.ids[:, 1:].flatten().tolist()) & set(tokenizer().all_special_ids)
     assert found.source == "written by the model itself, seed 0"
+
+
+@pytest.mark.parametrize(("length", "texts", "piece"), [(16, 1, 16), (17, 2, 9), (48, 3, 16), (50, 4, 13)])
+def test_long_sequences_hold_several_texts(monkeypatch: Any, length: int, texts: int, piece: int) -> None:
+    monkeypatch.setattr(generation, "PIECE", 16)
+    model = tiny_llama()
+    found = generated_text(model, tokenizer(), 3, length, batch_size=100)
+    assert found.ids.shape == found.mask.shape == (3, length)
+    begins = [place for place in range(length) if place % piece == 0]
+    assert len(begins) == texts
+    assert bool((found.ids[:, begins] == 1).all())
+    inside = [place for place in range(length) if place not in begins]
+    assert not bool((found.ids[:, inside] == 1).any())
+    assert ("texts of" in found.source) == (texts > 1)
+    # The same texts, one after the other.
+    alone = generated_text(model, tokenizer(), 3 * texts, piece, batch_size=100).ids
+    assert torch.equal(found.ids, alone.reshape(3, -1)[:, :length])
 
 
 def test_tokens_that_were_added_as_special_are_not_written() -> None:
