@@ -136,13 +136,14 @@ PIPELINES: Registry[BasePipeline] = Registry(
 REPAIRS: Registry[BaseRepair] = Registry("repair", BaseRepair, {"bias": BiasRepair, "lstsq": LeastSquaresRepair})
 # What `llmrank prune` does when nothing is said: what measured best on held-out text among the graph
 # ranks whose checkpoints stock transformers loads (benchmarks/results/quality.md, benchmarks/LOG.md), repaired
-# in a way that holds on text of another kind too (benchmarks/results/out_of_domain.md).
+# in a way, and calibrated on a text, that hold on text of another kind too (benchmarks/results/out_of_domain.md).
 DEFAULTS: dict[str, Any] = {
     "scorer": "wpr",
     "pruner": "local",
     "pipeline": "isolated",
     "repair": "lstsq",
     "reselect": False,
+    "calibration": "auto",
 }
 
 

@@ -41,7 +41,7 @@ def _special(model: Any, name: str) -> Any:
 
 
 def writes_text(model: Any) -> bool:
-    """Whether a model writes text by itself: a decoder that predicts tokens and can generate.
+    """Whether a model writes text by itself: a decoder that predicts tokens, can generate, and has a token to begin with.
 
     Parameters
     ----------
@@ -51,11 +51,20 @@ def writes_text(model: Any) -> bool:
     Returns
     -------
     bool
-        True does not promise that the model has a token to begin with, which :func:`generated_text` looks for.
     """
+    return _generates(model) and _beginning(model) is not None
+
+
+def _generates(model: Any) -> bool:
     if not has_perplexity(model) or model.config.is_encoder_decoder:
         return False
     return hasattr(model, "can_generate") and bool(model.can_generate())
+
+
+def _beginning(model: Any) -> int | None:
+    """The token that a text begins with: of the beginning of a text, or else what ends one."""
+    begin: int | None = _special(model, "bos_token_id")
+    return next(iter(end_tokens(model)), None) if begin is None else begin
 
 
 @contextmanager
@@ -122,7 +131,7 @@ def generated_text(
     from transformers import LogitsProcessorList
 
     check_predicts(model, "text of its own")
-    if not writes_text(model):
+    if not _generates(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} writes no text by itself; calibrate on a text file, or on the built-in text"
         )
@@ -132,18 +141,17 @@ def generated_text(
             f"{samples}, {sequence_length} and {batch_size}"
         )
     length = fitting_length(model, sequence_length)
-    begin = _special(model, "bos_token_id")
-    ends = end_tokens(model)
-    if begin is None and not ends:
+    begin = _beginning(model)
+    if begin is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} knows no token to begin a text with; set config.bos_token_id, or calibrate on a text file"
         )
     size = model.config.get_text_config().vocab_size
-    forbidden = sorted(token for token in {*ends, *_special_tokens(tokenizer)} if token < size)
+    forbidden = sorted(token for token in {*end_tokens(model), *_special_tokens(tokenizer)} if token < size)
     device = next(model.parameters()).device
     pieces = -(-length // PIECE)
     piece = -(-length // pieces)
-    starts = torch.full((samples * pieces, 1), ends[0] if begin is None else begin, device=device)
+    starts = torch.full((samples * pieces, 1), begin, device=device)
     settings = {
         "do_sample": True,
         "top_k": 0,

@@ -15,7 +15,7 @@ from rich.console import Console
 from graphs import GraphError
 from llmrank.cli.evaluate import evaluate_options, run_evaluate, run_families
 from llmrank.cli.inspect import inspect_options, run_inspect
-from llmrank.cli.options import check_numbers, method_options, model_options, text_source
+from llmrank.cli.options import BUILT_IN, check_numbers, method_options, model_options, text_source
 from llmrank.cli.prune import run_demo, run_prune
 from llmrank.errors import LLMRankError
 from llmrank.hub import DEMO_NAME
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--model", help=f"a model directory, hub name or .gguf file instead of {DEMO_NAME} from PyPI")
     command.add_argument("--output", type=Path, default=Path("llmrank-demo"), help="directory to write (%(default)s)")
     method_options(command)
-    command.set_defaults(run=run_demo, evaluate=True, pipeline="chained")
+    command.set_defaults(run=run_demo, evaluate=True, pipeline="chained", calibration=BUILT_IN)
 
     command = commands.add_parser("prune", help="prune a model and write a checkpoint")
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("model", metavar="MODEL", nargs="?", help=f"default: {DEMO_NAME}")
     inspect_options(command)
     method_options(command, cuts=False)
-    command.set_defaults(run=run_inspect)
+    command.set_defaults(run=run_inspect, calibration=BUILT_IN)
 
     command = commands.add_parser("evaluate", help="how good a model is, pruned or not, and how close to another")
     evaluate_options(command)

@@ -17,7 +17,7 @@ from llmrank.calibration import DATASET_PREFIX
 from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.costs import UNITS
 from llmrank.errors import OptionError
-from llmrank.generation import GENERATED
+from llmrank.generation import GENERATED, writes_text
 from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
 from llmrank.model_graph import check_beta
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
@@ -26,6 +26,8 @@ from llmrank.schedule import Schedule
 from llmrank.surgery import FORMS
 
 __all__ = [
+    "AUTO",
+    "BUILT_IN",
     "check_numbers",
     "load",
     "make_parts",
@@ -38,6 +40,9 @@ __all__ = [
     "text_source",
 ]
 
+# Words for a text to calibrate on, beside what names the model's own.
+AUTO = "auto"
+BUILT_IN = "built-in"
 # The smallest number that makes sense; a sequence of one token predicts nothing.
 LEAST = {
     "samples": 1,
@@ -176,7 +181,9 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
     data.add_argument(
         "--calibration",
         type=calibration_source,
-        help=f"text file, dataset:NAME[,CONFIG[,SPLIT]], or {GENERATED}: what the model writes itself; default the built-in text",
+        default=DEFAULTS["calibration"],
+        help=f"text file, dataset:NAME[,CONFIG[,SPLIT]], {GENERATED}: what the model writes itself, {BUILT_IN}: Python's "
+        f"language reference, or {AUTO}: {GENERATED} where the model can write, else {BUILT_IN} (%(default)s)",
     )
     data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="sequences (%(default)s)")
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
@@ -211,8 +218,15 @@ def text_source(value: str) -> str | Path:
 
 
 def calibration_source(value: str) -> str | Path:
-    """What the model writes itself, or a text."""
-    return value if value == GENERATED else text_source(value)
+    """A text, or one of the words for texts that need no file."""
+    return value if value in (AUTO, BUILT_IN, GENERATED) else text_source(value)
+
+
+def _calibration(asked: str | Path, model: Any) -> str | Path | None:
+    """As pipelines take it, which know the built-in text as None."""
+    if asked == AUTO:
+        asked = GENERATED if writes_text(model) else BUILT_IN
+    return None if asked == BUILT_IN else asked
 
 
 def check_numbers(options: argparse.Namespace) -> None:
@@ -241,7 +255,7 @@ def make_pipeline(
         **_topology_options(options),
         repair=repair_of(options),
         schedule=schedule_of(options),
-        calibration=options.calibration,
+        calibration=_calibration(options.calibration, loaded.model),
         samples=options.samples,
         sequence_length=options.sequence_length,
         batch_size=options.batch_size,

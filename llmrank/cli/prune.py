@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from llmrank import checkpoint, demo
-from llmrank.calibration import tokenise
-from llmrank.cli.options import load, make_parts, make_pipeline, schedule_of
+from llmrank.calibration import BUILTIN, tokenise
+from llmrank.cli.options import AUTO, load, make_parts, make_pipeline, schedule_of
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import perplexity, unigram_perplexity
-from llmrank.generation import GENERATED, writes_text
+from llmrank.generation import GENERATED
 from llmrank.output import check_output
 from llmrank.passes import fitting_length
 from llmrank.pipeline import BasePipeline
@@ -61,7 +61,8 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
     _say_written(directory, ["report.json", "masks.safetensors"], console)
     _say_how_to_load(directory, model, console)
-    _say_what_text(pipeline, console)
+    if options.calibration == AUTO:
+        _say_what_text(pipeline, console)
     return 0
 
 
@@ -75,12 +76,10 @@ def _say_steps(pipeline: BasePipeline, console: Console) -> None:
 
 def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
     """What would have served better, where nobody said what the model is for."""
-    if pipeline.calibration is not None:
-        return
-    own = f", or --calibration {GENERATED}, what the model itself writes" if writes_text(pipeline.model) else ""
+    own = pipeline.calibration == GENERATED
     console.print(
-        "The built-in text is Python's language reference. For other uses calibrate on text like that the model will see: "
-        f"--calibration FILE{own}.",
+        f"It was calibrated on {'what it writes itself' if own else BUILTIN}. "
+        "Text like that it will see serves it better: --calibration FILE.",
         markup=False,
         highlight=False,
     )

@@ -12,12 +12,12 @@ import torch
 import transformers
 
 import llmrank
-from llmrank import Masks, config, demo
+from llmrank import Masks, cli, config, demo
 from llmrank.adapters import FAMILIES
 from llmrank.cli import prune as cli_prune
 from llmrank.passes import longest_input
 from tests.llmrank.commands import SHORT, refused, run
-from tests.llmrank.models import FFN, family_model, logits, named_family, token_ids, tokenizer
+from tests.llmrank.models import FFN, family_model, logits, named_family, tiny_llama, token_ids, tokenizer
 
 pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
 
@@ -421,17 +421,37 @@ def test_how_to_load_tells_unequal_widths_from_unsayable_ones(
     assert "differ in width" in capsys.readouterr().out
 
 
-def test_who_names_no_text_hears_of_better_ones(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+def test_who_names_no_text_gets_the_models_own_where_it_writes(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
     encoder = llmrank.save(tmp_path / "encoder", family_model(named_family("BERT")), tokenizer())
-    shown = []
-    for number, (model, options) in enumerate(
-        [(checkpoint, ()), (encoder, ()), (checkpoint, ("--calibration", corpus))]
+    speechless = tiny_llama(bos_token_id=None, eos_token_id=None)
+    speechless.generation_config.bos_token_id = speechless.generation_config.eos_token_id = None
+    llmrank.save(tmp_path / "speechless", speechless, tokenizer())
+    built_in, own = "built-in: the Python language reference", "written by the model itself"
+    for number, (model, options, source, advice) in enumerate(
+        [
+            (checkpoint, (), own, "It was calibrated on what it writes itself. Text like that it will see"),
+            (encoder, (), built_in, "It was calibrated on built-in: the Python language reference"),
+            (tmp_path / "speechless", (), built_in, "It was calibrated on built-in: the Python language reference"),
+            (checkpoint, ("--calibration", "built-in"), built_in, None),
+            (checkpoint, ("--calibration", "generated"), own, None),
+            (checkpoint, ("--calibration", corpus), "file corpus.txt", None),
+        ]
     ):
-        assert run("prune", model, "--output", tmp_path / f"out{number}", *options, *SHORT) == 0
-        shown.append(" ".join(capsys.readouterr().out.split()))
-    assert "--calibration FILE, or --calibration generated, what the model itself writes." in shown[0]
-    assert "--calibration FILE." in shown[1]
-    assert "--calibration FILE" not in shown[2]
+        output = tmp_path / f"out{number}"
+        assert run("prune", model, "--output", output, *options, *SHORT) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+        assert report["calibration"]["source"].startswith(source)
+        assert ("--calibration FILE" in shown) == (advice is not None)
+        assert advice is None or advice in shown
+
+
+@pytest.mark.parametrize("command", ["demo", "inspect"])
+def test_what_is_only_looked_at_waits_for_no_writing(command: str) -> None:
+    arguments = [command] if command == "demo" else [command, "MODEL", "--output", "out"]
+    assert cli.parser().parse_args(arguments).calibration == "built-in"
 
 
 def test_help_says_what_surprises(capsys: Any) -> None:
