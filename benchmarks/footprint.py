@@ -1,17 +1,19 @@
 """What a run of ``llmrank prune`` with its defaults takes: work in forward passes, time, and memory, beside the model.
 
 Run it as ``python -m benchmarks.footprint --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2) on an idle machine.
-The measure is one pass of the calibration tokens through the whole model and two of the evaluation tokens, before and after.
-Work is counted in multiply-adds of the linear maps, the head included; attention's products and the repair's own algebra are
-in the seconds only. Memory is what the process grows by beside the model, and beside the compiled kernels of the rank, which a
-process loads once; one plain pass of one sequence stands beside it.
+The text to calibrate on is written by the model, as by default. The measure is one pass of its tokens through the whole model
+and two of the evaluation tokens, before and after; writing is in the sums and stands beside them. Work is counted in
+multiply-adds of the linear maps, the head included; attention's products and the repair's own algebra are in the seconds only.
+Memory is what the process grows by beside the model, and beside the compiled kernels of the rank, which a process loads once;
+one plain pass of one sequence stands beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -32,6 +34,7 @@ from llmrank.adapters.ffn import in_features, out_features
 from llmrank.calibration import TokenSequences
 from llmrank.config import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.evaluate import perplexity
+from llmrank.generation import generated_text
 from llmrank.hub import demo_model
 from llmrank.model_graph import build_graphs
 from llmrank.passes import evaluating, model_inputs
@@ -83,10 +86,24 @@ def load_kernels(model: nn.Module) -> int | None:
     return peak_growth(lambda: scorer.rank(graph.graph, graph.statistics))
 
 
-def measure(model: Any, calibration: TokenSequences, texts: TokenSequences, amount: float) -> dict[str, Any]:
-    """Prune as the command line does by default, and evaluate before and after."""
-    pass_seconds, multiply_adds = dense_pass(model, calibration)
-    pass_memory = peak_growth(lambda: plain_pass(model, calibration))
+def measure(
+    model: Any, write_text: Callable[[], TokenSequences], texts: TokenSequences, amount: float
+) -> dict[str, Any]:
+    """Prune as the command line does by default, on a text that is yet to be written, and evaluate before and after."""
+    pass_seconds, multiply_adds = dense_pass(model, texts)
+    pass_memory = peak_growth(lambda: plain_pass(model, texts))
+    parts: dict[str, Any] = {}
+
+    def part(name: str, action: Callable[[], Any]) -> None:
+        with counting(model) as work:
+            begun = perf_counter()
+            grown = peak_growth(action)
+            seconds = perf_counter() - begun
+        parts[name] = {"seconds": seconds, "passes": sum(work) / multiply_adds, "peak_memory": grown}
+
+    written: list[TokenSequences] = []
+    part("write", lambda: written.append(write_text()))
+    (calibration,) = written
     pipeline = PIPELINES.find(DEFAULTS["pipeline"])(
         model,
         None,
@@ -98,24 +115,16 @@ def measure(model: Any, calibration: TokenSequences, texts: TokenSequences, amou
     )
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     widest = max(ffn.sizes[1] for ffn in pipeline.find())
-    parts: dict[str, Any] = {}
-    for part, action in (
-        ("evaluate before", lambda: perplexity(model, texts)),
-        ("prune", pipeline.run),
-        ("evaluate after", lambda: perplexity(model, texts)),
-    ):
-        with counting(model) as work:
-            begun = perf_counter()
-            grown = peak_growth(action)
-            seconds = perf_counter() - begun
-        parts[part] = {"seconds": seconds, "passes": sum(work) / multiply_adds, "peak_memory": grown}
+    part("evaluate before", lambda: perplexity(model, texts))
+    part("prune", pipeline.run)
+    part("evaluate after", lambda: perplexity(model, texts))
     passes = len(calibration) + 2 * len(texts)
     return {
         "sequences": {"calibration": len(calibration), "evaluation": len(texts)},
         "dense_pass_seconds": pass_seconds,
         "parts": parts,
-        "work": sum(part["passes"] for part in parts.values()) / passes,
-        "time": sum(part["seconds"] for part in parts.values()) / (passes * pass_seconds),
+        "work": sum(entry["passes"] for entry in parts.values()) / passes,
+        "time": sum(entry["seconds"] for entry in parts.values()) / (passes * pass_seconds),
         "model": weights,
         "pass_memory": pass_memory,
         "hidden_states": calibration.ids.numel() * model.config.hidden_size * next(model.parameters()).element_size(),
@@ -131,24 +140,33 @@ def megabytes(size: int | None) -> str:
 def table(results: dict[str, Any]) -> str:
     """The results in markdown."""
     rows = list(results["rows"].values())
+    heads = "calibration, evaluation|work|time|write s|prune s|evaluate s|a pass|to write|to prune|to evaluate|states|moments"
     lines = [
-        "`llmrank prune` with its defaults; one pass of calibration and two of evaluation are 1.0. Memory: the most beside the",
-        f"model ({megabytes(rows[0]['model'])}) and the rank's compiled kernels ({megabytes(results['kernels'])}, loaded once a",
+        "`llmrank prune` with its defaults; one pass of calibration and two of evaluation are 1.0, writing what is calibrated on",
+        "comes on top (in brackets: without it). Memory: the most beside the model",
+        f"({megabytes(rows[0]['model'])}) and the rank's compiled kernels ({megabytes(results['kernels'])}, loaded once a",
         "process); a pass: of one sequence through the model; states: of all calibration tokens in front of one block; moments:",
         "one layer's matrix of second moments, float64.",
         "",
-        "| calibration, evaluation | work | time | prune s | evaluate s | a pass | to prune | to evaluate | states | moments |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {heads.replace('|', ' | ')} |",
+        "| --- |" + " ---: |" * heads.count("|"),
     ]
     for row in rows:
         parts, sequences = row["parts"], row["sequences"]
-        evaluations = [parts["evaluate before"], parts["evaluate after"]]
-        peaks = [parts["prune"]["peak_memory"], max(part["peak_memory"] or 0 for part in evaluations) or None]
-        sizes = map(megabytes, (row["pass_memory"], *peaks, row["hidden_states"], row["second_moments"]))
-        lines.append(
-            f"| {sequences['calibration']}, {sequences['evaluation']} | {row['work']:.2f} | {row['time']:.2f} | "
-            f"{parts['prune']['seconds']:.0f} | {sum(part['seconds'] for part in evaluations):.0f} | {' | '.join(sizes)} |"
-        )
+        written, evaluations = parts["write"], [parts["evaluate before"], parts["evaluate after"]]
+        passes = sequences["calibration"] + 2 * sequences["evaluation"]
+        work = row["work"], row["work"] - written["passes"] / passes
+        time = row["time"], row["time"] - written["seconds"] / (passes * row["dense_pass_seconds"])
+        seconds = written["seconds"], parts["prune"]["seconds"], sum(part["seconds"] for part in evaluations)
+        evaluating_peak = max(part["peak_memory"] or 0 for part in evaluations) or None
+        peaks = written["peak_memory"], parts["prune"]["peak_memory"], evaluating_peak
+        cells = [
+            f"{sequences['calibration']}, {sequences['evaluation']}",
+            *(f"{whole:.2f} ({read:.2f})" for whole, read in (work, time)),
+            *(f"{number:.0f}" for number in seconds),
+            *map(megabytes, (row["pass_memory"], *peaks, row["hidden_states"], row["second_moments"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -166,17 +184,23 @@ def main() -> None:
     source = options.model or demo_model()
     tokenizer, length = checkpoint.load(source, dtype="float32").tokenizer, options.sequence_length
     texts = read(options.wikitext / "test.txt", tokenizer, options.evaluate, length)
-    protocol = {"model": Path(source).name, "amount": options.amount, "evaluation": texts.provenance()}
+    own = {"source": "written by the model itself", "seed": 0}
+    protocol = {
+        "model": Path(source).name,
+        "amount": options.amount,
+        "calibration": own,
+        "evaluation": texts.provenance(),
+    }
     results = opened(options.output, protocol)
     rows = results.setdefault("rows", {})
     for samples in map(int, options.samples.split(",")):
         if str(samples) not in rows:
-            calibration = read(options.wikitext / "valid.txt", tokenizer, samples, length)
             # Pruned for good, as the command line does.
             model = checkpoint.load(source, dtype="float32").model
             grown = load_kernels(model)
             results.setdefault("kernels", grown)
-            rows[str(samples)] = measure(model, calibration, texts, options.amount)
+            write_text = partial(generated_text, model, tokenizer, samples, length)
+            rows[str(samples)] = measure(model, write_text, texts, options.amount)
             write(options.output, results)
             write(options.output.with_suffix(".md"), table(results))
     print(table(results))

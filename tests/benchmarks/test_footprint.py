@@ -41,6 +41,8 @@ def test_a_run_is_measured_in_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         parts = row["parts"]
         # Two sequences of 32, of which the last place needs no head, and four places twice as a trial.
         assert parts["evaluate before"]["passes"] == pytest.approx(2 + (8 - 2) / 32 * head)
+        # All texts are written at once: 31 steps of all linear maps, the head included.
+        assert parts["write"]["passes"] == pytest.approx(int(samples) * 31 / 32)
         assert parts["evaluate after"]["passes"] < parts["evaluate before"]["passes"]
         assert row["work"] == pytest.approx(sum(part["passes"] for part in parts.values()) / (int(samples) + 4))
         assert row["hidden_states"] == int(samples) * 32 * 16 * 4
@@ -56,7 +58,7 @@ def test_going_past_an_ffn_alone_is_seen_in_the_work(monkeypatch: pytest.MonkeyP
     sequences = tokenise(token_ids(8, 24), None, 8, 24)
 
     def passes() -> float:
-        row = footprint.measure(tiny_llama(), sequences, sequences, 0.25)
+        row = footprint.measure(tiny_llama(), lambda: sequences, sequences, 0.25)
         found: float = row["parts"]["prune"]["passes"]
         return found
 
