@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from llmrank import checkpoint, demo
-from llmrank.calibration import BUILTIN, tokenise
+from llmrank.calibration import tokenise
 from llmrank.cli.options import AUTO, load, make_parts, make_pipeline, schedule_of
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import perplexity, unigram_perplexity
@@ -76,10 +76,13 @@ def _say_steps(pipeline: BasePipeline, console: Console) -> None:
 
 def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
     """What would have served better, where nobody said what the model is for."""
-    own = pipeline.calibration == GENERATED
+    text = (
+        "what it writes itself"
+        if pipeline.calibration == GENERATED
+        else "the built-in text, Python's language reference"
+    )
     console.print(
-        f"It was calibrated on {'what it writes itself' if own else BUILTIN}. "
-        "Text like that it will see serves it better: --calibration FILE.",
+        f"It was calibrated on {text}. Text like that it will see serves it better: --calibration FILE.",
         markup=False,
         highlight=False,
     )

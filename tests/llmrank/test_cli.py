@@ -432,8 +432,13 @@ def test_who_names_no_text_gets_the_models_own_where_it_writes(
     for number, (model, options, source, advice) in enumerate(
         [
             (checkpoint, (), own, "It was calibrated on what it writes itself. Text like that it will see"),
-            (encoder, (), built_in, "It was calibrated on built-in: the Python language reference"),
-            (tmp_path / "speechless", (), built_in, "It was calibrated on built-in: the Python language reference"),
+            (encoder, (), built_in, "It was calibrated on the built-in text, Python's language reference."),
+            (
+                tmp_path / "speechless",
+                (),
+                built_in,
+                "It was calibrated on the built-in text, Python's language reference.",
+            ),
             (checkpoint, ("--calibration", "built-in"), built_in, None),
             (checkpoint, ("--calibration", "generated"), own, None),
             (checkpoint, ("--calibration", corpus), "file corpus.txt", None),
