@@ -23,7 +23,7 @@ from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank import checkpoint
 from llmrank.calibration import TokenSequences, tokenise
 from llmrank.checkpoint import LoadedModel
-from llmrank.generation import generated_text
+from llmrank.generation import AT_ONCE, PIECE, generated_text
 from llmrank.hub import demo_model
 
 ROWS = (
@@ -45,6 +45,9 @@ ROWS = (
     ("ffn", "wanda-sp (L1)", "isolated", "global", "lstsq"),
     ("ffn", "flap", "isolated", "global", "bias"),
 )
+
+# What decides a text that a model writes itself, beside how much of it there is.
+OWN_TEXT = {"source": "written by the model itself, seed 0", "longest_text": PIECE, "texts_at_once": AT_ONCE}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def ways_of(loaded: LoadedModel, wikitext: Path, samples: int, evaluate: int, le
         "WikiText-2": read(wikitext / "test.txt", tokenizer, evaluate, length),
         "built-in": tokenise(None, tokenizer, evaluate, length, "evaluation"),
     }
-    own = {"source": "written by the model itself, seed 0", "sequences": samples, "sequence_length": length}
+    own = {**OWN_TEXT, "sequences": samples, "sequence_length": length}
     return {
         "built-in": Way(lambda: reference, reference.provenance(), {"WikiText-2": texts["WikiText-2"]}),
         "WikiText-2": Way(lambda: prose, prose.provenance(), {"built-in": texts["built-in"]}),

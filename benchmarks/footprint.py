@@ -1,6 +1,6 @@
 """What a run of ``llmrank prune`` with its defaults takes: work in forward passes, time, and memory, beside the model.
 
-Run it as ``python -m benchmarks.footprint --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2) on an idle machine.
+Run it as ``python -m benchmarks.footprint --wikitext DIR`` (DIR holds WikiText-2, which is evaluated on) on an idle machine.
 The text to calibrate on is written by the model, as by default. The measure is one pass of its tokens through the whole model
 and two of the evaluation tokens, before and after; writing is in the sums and stands beside them. Work is counted in
 multiply-adds of the linear maps, the head included; attention's products and the repair's own algebra are in the seconds only.
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks.domains import OWN_TEXT
 from benchmarks.measure import clock
 from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
@@ -162,7 +163,7 @@ def table(results: dict[str, Any]) -> str:
         peaks = written["peak_memory"], parts["prune"]["peak_memory"], evaluating_peak
         cells = [
             f"{sequences['calibration']}, {sequences['evaluation']}",
-            *(f"{whole:.2f} ({read:.2f})" for whole, read in (work, time)),
+            *(f"{total:.2f} ({without:.2f})" for total, without in (work, time)),
             *(f"{number:.0f}" for number in seconds),
             *map(megabytes, (row["pass_memory"], *peaks, row["hidden_states"], row["second_moments"])),
         ]
@@ -184,7 +185,7 @@ def main() -> None:
     source = options.model or demo_model()
     tokenizer, length = checkpoint.load(source, dtype="float32").tokenizer, options.sequence_length
     texts = read(options.wikitext / "test.txt", tokenizer, options.evaluate, length)
-    own = {"source": "written by the model itself", "seed": 0}
+    own = {**OWN_TEXT, "sequence_length": length}
     protocol = {
         "model": Path(source).name,
         "amount": options.amount,

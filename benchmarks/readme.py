@@ -47,15 +47,17 @@ AS_CUT = {
 # The one row that comes from another calibration, and so from another file.
 MORE_TEXT = "`--pruner sensitivity --reselect`, calibrated on 240 sequences"
 REPAIRED = {
-    "**`llmrank prune --samples 64`**: weighted PageRank, local, least squares": [
+    "**`llmrank prune --calibration valid.txt --samples 64`**: weighted PageRank, local, least squares": [
         "ffn | weighted pagerank | isolated | local | lstsq"
     ],
     "the same, `--pruner sensitivity`": ["ffn | weighted pagerank | isolated | sensitivity | lstsq"],
     "Wanda-sp (L1), our global budget": ["ffn | wanda-sp (L1) | isolated | global | lstsq"],
     "optipfair, MAW with data": ["peer | optipfair, MAW with data |  | local | lstsq"],
     "FLAP's score, global": ["ffn | flap | isolated | global | lstsq"],
-    "`llmrank prune --samples 64 --reselect`": ["ffn | weighted pagerank | isolated | local | lstsq (reselect)"],
-    "`llmrank prune --samples 64 --reselect --pruner sensitivity`": [
+    "`llmrank prune --calibration valid.txt --samples 64 --reselect`": [
+        "ffn | weighted pagerank | isolated | local | lstsq (reselect)"
+    ],
+    "`llmrank prune --calibration valid.txt --samples 64 --reselect --pruner sensitivity`": [
         "ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"
     ],
     MORE_TEXT: ["ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"],

@@ -16,6 +16,7 @@ import torch
 from llmrank.errors import CalibrationError
 
 __all__ = [
+    "BUILT_IN",
     "TokenSequences",
     "builtin_texts",
     "overlap",
@@ -25,7 +26,9 @@ __all__ = [
     "tokenise",
 ]
 
-BUILTIN = "built-in: the Python language reference (pydoc_data.topics)"
+# What names the built-in text where a path or a text is expected.
+BUILT_IN = "built-in"
+REFERENCE = f"{BUILT_IN}: the Python language reference (pydoc_data.topics)"
 DATASET_PREFIX = "dataset:"
 # Every fourth topic of the built-in text is kept for evaluation.
 EVALUATION_STRIDE = 4
@@ -116,8 +119,8 @@ def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str =
 
     Parameters
     ----------
-    source : None, path, text, list of texts, or ``dataset:NAME[,CONFIG[,SPLIT]]``
-        None is the built-in text's part for `role`. A string is a path if such a file exists, a
+    source : None, "built-in", path, text, list of texts, or ``dataset:NAME[,CONFIG[,SPLIT]]``
+        None, like "built-in", is the built-in text's part for `role`. Any other string is a path if such a file exists, a
         dataset with the prefix, else the text itself.
     role : {"calibration", "evaluation"}
 
@@ -132,9 +135,9 @@ def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str =
         A path that is not there, an empty text, a dataset that cannot be loaded.
     """
     text: str | list[str]
-    if source is None:
+    if source is None or (isinstance(source, str) and source == BUILT_IN):
         text = builtin_texts()[0 if role == "calibration" else 1]
-        return text, f"{BUILTIN}, {role} part"
+        return text, f"{REFERENCE}, {role} part"
     if isinstance(source, os.PathLike) or (isinstance(source, str) and _looks_like_path(source)):
         path = Path(source)
         if not path.is_file():

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from llmrank.calibration import TokenSequences
-from llmrank.errors import CalibrationError, UnsupportedModelError
+from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
 from llmrank.passes import Progress, evaluating, fitting_length
 from llmrank.prediction import check_predicts, has_perplexity
 
@@ -22,7 +22,7 @@ __all__ = ["GENERATED", "end_tokens", "generated_text", "generating", "writes_te
 
 # What names such a text where a path or a text is expected.
 GENERATED = "generated"
-# Longer sequences hold several texts of at most so many tokens: a text takes a step a token, however many are written at once.
+# Longer sequences hold several texts of at most so many tokens, so that their keys and values stay few.
 PIECE = 256
 # Texts written at once: enough that the weights are not read for one token alone, few enough for their keys and values.
 AT_ONCE = 16
@@ -62,9 +62,13 @@ def _generates(model: Any) -> bool:
 
 
 def _beginning(model: Any) -> int | None:
-    """The token that a text begins with: of the beginning of a text, or else what ends one."""
-    begin: int | None = _special(model, "bos_token_id")
-    return next(iter(end_tokens(model)), None) if begin is None else begin
+    """The token that a text begins with: of the beginning of a text, or else what ends one.
+
+    Configurations may name tokens that the model does not have: those that its class has by default.
+    """
+    named = [_special(model, "bos_token_id"), *end_tokens(model)]
+    size = getattr(model.config.get_text_config(), "vocab_size", 0)
+    return next((token for token in named if token is not None and 0 <= token < size), None)
 
 
 @contextmanager
@@ -104,7 +108,7 @@ def generated_text(
     model : transformers causal language model
         Left as it came.
     tokenizer : transformers tokenizer or None
-        Says which tokens are special; without one only those that end a text are.
+        Says which tokens are special; without one only those that begin and end a text are.
     samples, sequence_length : int
         Sequences, and their tokens, capped at what the model takes. A sequence of more than 256 tokens holds several texts of
         one length, one after the other (the last may be cut off). Every text begins with the token of the beginning of a text,
@@ -119,21 +123,22 @@ def generated_text(
     Raises
     ------
     UnsupportedModelError
-        The model is no decoder, cannot generate, or has neither a beginning nor an end of text.
+        The model is no decoder, cannot generate, has neither a beginning nor an end of text in its vocabulary, or fails at it.
     CalibrationError
         Bad numbers, or predictions that are not numbers.
 
     Notes
     -----
-    Cost: a forward pass of one token a text for every token, which takes several times as long as to read them. Memory: the
-    keys and values of a batch. Short texts are there for both: 16 sequences of 1024 tokens take 1020 steps, not 2046.
+    Cost: a forward pass of one token a text for every token, which takes several times as long as to read them; 16 sequences
+    of 1024 tokens take 1020. Memory: the keys and values of `batch_size` texts, which short texts keep small.
     """
     from transformers import LogitsProcessorList
 
     check_predicts(model, "text of its own")
     if not _generates(model):
         raise UnsupportedModelError(
-            f"{type(model).__name__} writes no text by itself; calibrate on a text file, or on the built-in text"
+            f"{type(model).__name__} writes no text by itself; calibrate on a text file, or on the built-in text "
+            "('built-in')"
         )
     if samples < 1 or sequence_length < 2 or batch_size < 1:
         raise CalibrationError(
@@ -144,10 +149,11 @@ def generated_text(
     begin = _beginning(model)
     if begin is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} knows no token to begin a text with; set config.bos_token_id, or calibrate on a text file"
+            f"{type(model).__name__} knows no token of its vocabulary to begin a text with; set config.bos_token_id, or "
+            "calibrate on a text file"
         )
     size = model.config.get_text_config().vocab_size
-    forbidden = sorted(token for token in {*end_tokens(model), *_special_tokens(tokenizer)} if token < size)
+    forbidden = sorted(token for token in {begin, *end_tokens(model), *_special_tokens(tokenizer)} if token < size)
     device = next(model.parameters()).device
     pieces = -(-length // PIECE)
     piece = -(-length // pieces)
@@ -166,14 +172,23 @@ def generated_text(
     ):
         torch.manual_seed(seed)
         batches: list[torch.Tensor] = list(torch.split(starts, batch_size))
-        written = [
-            model.generate(
-                input_ids=batch,
-                attention_mask=torch.ones_like(batch),
-                logits_processor=LogitsProcessorList([_refuse_no_numbers]),
-            )
-            for batch in (progress(batches, "Writing") if progress else batches)
-        ]
+        try:
+            written = [
+                model.generate(
+                    input_ids=batch,
+                    attention_mask=torch.ones_like(batch),
+                    logits_processor=LogitsProcessorList([_refuse_no_numbers]),
+                )
+                for batch in (progress(batches, "Writing") if progress else batches)
+            ]
+        except LLMRankError:
+            raise
+        except Exception as error:
+            # Whatever a model's own code does there, it was not the user who asked for it.
+            raise UnsupportedModelError(
+                f"{type(model).__name__} failed to write text ({type(error).__name__}: {error}); calibrate on a text file, or on "
+                "the built-in text ('built-in')"
+            ) from error
     ids = torch.cat(written).cpu().reshape(samples, -1)[:, :length]
     said = f"written by the model itself, seed {seed}" + (f", texts of {piece} tokens" if pieces > 1 else "")
     return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), said)

@@ -13,9 +13,10 @@ import transformers
 from rich.console import Console
 
 from graphs import GraphError
+from llmrank.calibration import BUILT_IN
 from llmrank.cli.evaluate import evaluate_options, run_evaluate, run_families
 from llmrank.cli.inspect import inspect_options, run_inspect
-from llmrank.cli.options import BUILT_IN, check_numbers, method_options, model_options, text_source
+from llmrank.cli.options import check_numbers, method_options, model_options, text_source
 from llmrank.cli.prune import run_demo, run_prune
 from llmrank.errors import LLMRankError
 from llmrank.hub import DEMO_NAME

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from llmrank import checkpoint
-from llmrank.calibration import DATASET_PREFIX
+from llmrank.calibration import BUILT_IN, DATASET_PREFIX
 from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.costs import UNITS
 from llmrank.errors import OptionError
@@ -27,7 +27,6 @@ from llmrank.surgery import FORMS
 
 __all__ = [
     "AUTO",
-    "BUILT_IN",
     "check_numbers",
     "load",
     "make_parts",
@@ -40,9 +39,8 @@ __all__ = [
     "text_source",
 ]
 
-# Words for a text to calibrate on, beside what names the model's own.
+# The model's own text where it can write, else the built-in one.
 AUTO = "auto"
-BUILT_IN = "built-in"
 # The smallest number that makes sense; a sequence of one token predicts nothing.
 LEAST = {
     "samples": 1,
@@ -61,7 +59,12 @@ def model_options(command: argparse.ArgumentParser) -> None:
     """Where and how the model computes."""
     command.add_argument("--device", help="cpu, cuda, cuda:N (cpu)")
     command.add_argument("--dtype", help="auto, float32, bfloat16, float16 (auto: the checkpoint's own)")
-    command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
+    command.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="sequences in a forward pass; texts are written 16 at once (%(default)s)",
+    )
 
 
 def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> None:
@@ -99,7 +102,12 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
     )
     graph.add_argument("--zero-lowest", type=float, help="mpr: share of lowest scores that count as zero in a step (0)")
     graph.add_argument("--p", type=float, help="norm, wanda-sp: which norm (1)")
-    graph.add_argument("--seed", type=int, default=0, help="of the random scorer and of torch (%(default)s)")
+    graph.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the random scorer and of torch, not of what the model writes (%(default)s)",
+    )
     budget = command.add_argument_group("budget")
     budget.add_argument(
         "--amount",
@@ -213,20 +221,20 @@ def _number_or_word(text: str) -> float | str:
 
 
 def text_source(value: str) -> str | Path:
-    """A path unless it names a dataset: a mistyped path must not pass for a text."""
-    return value if value.startswith(DATASET_PREFIX) else Path(value)
+    """A path unless it names a dataset or the built-in text: a mistyped path must not pass for a text."""
+    return value if value == BUILT_IN or value.startswith(DATASET_PREFIX) else Path(value)
 
 
 def calibration_source(value: str) -> str | Path:
-    """A text, or one of the words for texts that need no file."""
-    return value if value in (AUTO, BUILT_IN, GENERATED) else text_source(value)
+    """A text, or what the model writes itself."""
+    return value if value in (AUTO, GENERATED) else text_source(value)
 
 
-def _calibration(asked: str | Path, model: Any) -> str | Path | None:
-    """As pipelines take it, which know the built-in text as None."""
-    if asked == AUTO:
-        asked = GENERATED if writes_text(model) else BUILT_IN
-    return None if asked == BUILT_IN else asked
+def calibration_of(asked: str | Path, model: Any) -> str | Path:
+    """The text asked for, of a model that may or may not write one."""
+    if asked != AUTO:
+        return asked
+    return GENERATED if writes_text(model) else BUILT_IN
 
 
 def check_numbers(options: argparse.Namespace) -> None:
@@ -255,7 +263,7 @@ def make_pipeline(
         **_topology_options(options),
         repair=repair_of(options),
         schedule=schedule_of(options),
-        calibration=_calibration(options.calibration, loaded.model),
+        calibration=calibration_of(options.calibration, loaded.model),
         samples=options.samples,
         sequence_length=options.sequence_length,
         batch_size=options.batch_size,

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from llmrank import checkpoint, demo
-from llmrank.calibration import tokenise
+from llmrank.calibration import BUILT_IN, tokenise
 from llmrank.cli.options import AUTO, load, make_parts, make_pipeline, schedule_of
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import perplexity, unigram_perplexity
@@ -51,6 +51,8 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     loaded = load(options)
     pipeline = make_pipeline(options, loaded, evaluation=options.evaluate, undoable=False)
     _say_steps(pipeline, console)
+    if options.calibration == AUTO:
+        _say_wait(pipeline, console)
     model = pipeline.run()
     report = pipeline.report
     if report is None:
@@ -74,15 +76,22 @@ def _say_steps(pipeline: BasePipeline, console: Console) -> None:
         console.print(told, markup=False, highlight=False)
 
 
+def _say_wait(pipeline: BasePipeline, console: Console) -> None:
+    """What takes long at first, where nobody asked for it."""
+    if pipeline.calibration == GENERATED:
+        console.print(
+            f"The model first writes the text to calibrate on; --calibration FILE or {BUILT_IN} does without.",
+            markup=False,
+            highlight=False,
+        )
+
+
 def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
     """What would have served better, where nobody said what the model is for."""
-    text = (
-        "what it writes itself"
-        if pipeline.calibration == GENERATED
-        else "the built-in text, Python's language reference"
-    )
+    own = pipeline.calibration == GENERATED
     console.print(
-        f"It was calibrated on {text}. Text like that it will see serves it better: --calibration FILE.",
+        f"The model was calibrated on {'text that it wrote' if own else 'the Python language reference'}. Text like what it will "
+        "read serves better: --calibration FILE.",
         markup=False,
         highlight=False,
     )

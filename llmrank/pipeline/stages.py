@@ -74,7 +74,7 @@ class BasePipeline:
         with a `structure_dict`.
     device : str or torch.device, optional
         Where the model is moved to; by default it stays.
-    calibration : path, text, list of texts, "dataset:NAME", "generated", or tensor; optional
+    calibration : path, text, list of texts, "dataset:NAME", "generated", "built-in", or tensor; optional
         See :func:`llmrank.calibration.tokenise`; the built-in text by default. "generated" is what the model writes itself, see
         :func:`llmrank.generation.generated_text`. A float tensor feeds a plain module (no language model) its features, row by
         row.
@@ -82,7 +82,7 @@ class BasePipeline:
         Sequences cut from a calibration text and their length, capped at what the model takes. Tensors are
         used whole, lists of texts one sequence a text.
     batch_size : int
-        Sequences in a forward pass.
+        Sequences in a forward pass; not of what the model writes, which comes 16 texts at once.
     form : {"compact", "zero", "mask"}, optional
         Compact by default; zero with a `structure_dict`, where compact is refused.
     align : {"none", "pad"}

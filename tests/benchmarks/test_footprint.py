@@ -11,6 +11,7 @@ import torch
 
 import llmrank
 from benchmarks import footprint
+from llmrank import generation
 from llmrank.calibration import tokenise
 from llmrank.stream import BlockStream
 from tests.llmrank.models import TALE, spelling_tokenizer, tiny_llama, token_ids
@@ -32,6 +33,7 @@ def test_a_run_is_measured_in_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     llmrank.save(tmp_path / "model", model, spelling_tokenizer())
     given = ("--wikitext", tmp_path, "--model", tmp_path / "model", "--output", tmp_path / "f.json", "--samples", "8,4")
     small = ("--evaluate", 2, "--sequence-length", 32)
+    monkeypatch.setattr(generation, "PIECE", 16)
     monkeypatch.setattr(sys, "argv", ["footprint", *map(str, (*given, *small))])
     footprint.main()
     results = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
@@ -41,8 +43,8 @@ def test_a_run_is_measured_in_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         parts = row["parts"]
         # Two sequences of 32, of which the last place needs no head, and four places twice as a trial.
         assert parts["evaluate before"]["passes"] == pytest.approx(2 + (8 - 2) / 32 * head)
-        # All texts are written at once: 31 steps of all linear maps, the head included.
-        assert parts["write"]["passes"] == pytest.approx(int(samples) * 31 / 32)
+        # Two texts of 16 tokens a sequence, the first token of each given; the head included.
+        assert parts["write"]["passes"] == pytest.approx(int(samples) * 30 / 32)
         assert parts["evaluate after"]["passes"] < parts["evaluate before"]["passes"]
         assert row["work"] == pytest.approx(sum(part["passes"] for part in parts.values()) / (int(samples) + 4))
         assert row["hidden_states"] == int(samples) * 32 * 16 * 4

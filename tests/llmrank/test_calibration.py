@@ -30,10 +30,11 @@ def test_builtin_parts_share_no_paragraph() -> None:
 
 
 def test_nothing_means_the_builtin_text_for_the_role() -> None:
-    assert read_text(None)[0] == builtin_texts()[0]
-    found, description = read_text(None, "evaluation")
-    assert found == builtin_texts()[1]
-    assert description.endswith("evaluation part")
+    for source in (None, "built-in"):
+        assert read_text(source)[0] == builtin_texts()[0]
+        found, description = read_text(source, "evaluation")
+        assert found == builtin_texts()[1]
+        assert description.endswith("evaluation part")
 
 
 def test_files_texts_and_lists(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from llmrank.adapters import FAMILIES
 from llmrank.cli import prune as cli_prune
 from llmrank.passes import longest_input
 from tests.llmrank.commands import SHORT, refused, run
-from tests.llmrank.models import FFN, family_model, logits, named_family, tiny_llama, token_ids, tokenizer
+from tests.llmrank.models import FFN, family_model, logits, named_family, tiny_llama, tiny_t5, token_ids, tokenizer
 
 pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
 
@@ -425,21 +425,18 @@ def test_who_names_no_text_gets_the_models_own_where_it_writes(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
     encoder = llmrank.save(tmp_path / "encoder", family_model(named_family("BERT")), tokenizer())
+    seq2seq = llmrank.save(tmp_path / "seq2seq", tiny_t5(), tokenizer())
     speechless = tiny_llama(bos_token_id=None, eos_token_id=None)
     speechless.generation_config.bos_token_id = speechless.generation_config.eos_token_id = None
     llmrank.save(tmp_path / "speechless", speechless, tokenizer())
-    built_in, own = "built-in: the Python language reference", "written by the model itself"
+    reference, own = "built-in: the Python language reference", "written by the model itself"
     for number, (model, options, source, advice) in enumerate(
         [
-            (checkpoint, (), own, "It was calibrated on what it writes itself. Text like that it will see"),
-            (encoder, (), built_in, "It was calibrated on the built-in text, Python's language reference."),
-            (
-                tmp_path / "speechless",
-                (),
-                built_in,
-                "It was calibrated on the built-in text, Python's language reference.",
-            ),
-            (checkpoint, ("--calibration", "built-in"), built_in, None),
+            (checkpoint, (), own, "calibrated on text that it wrote. Text like what it will read"),
+            (encoder, (), reference, "calibrated on the Python language reference. Text"),
+            (seq2seq, (), reference, "calibrated on the Python language reference. Text"),
+            (tmp_path / "speechless", (), reference, "calibrated on the Python language reference. Text"),
+            (checkpoint, ("--calibration", "built-in"), reference, None),
             (checkpoint, ("--calibration", "generated"), own, None),
             (checkpoint, ("--calibration", corpus), "file corpus.txt", None),
         ]
@@ -449,12 +446,21 @@ def test_who_names_no_text_gets_the_models_own_where_it_writes(
         shown = " ".join(capsys.readouterr().out.split())
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
         assert report["calibration"]["source"].startswith(source)
-        assert ("--calibration FILE" in shown) == (advice is not None)
+        assert ("The model first writes the text" in shown) == (not options and source == own)
+        assert ("serves better: --calibration FILE" in shown) == (advice is not None)
         assert advice is None or advice in shown
 
 
+def test_the_built_in_text_can_be_named(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--calibration", "built-in", "--evaluate=built-in", "--samples", 2, "--sequence-length", 16)
+    assert run("prune", checkpoint, "--output", tmp_path / "out", *options) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["calibration"]["source"].endswith("calibration part")
+    assert report["evaluation"]["protocol"]["source"].endswith("evaluation part")
+
+
 @pytest.mark.parametrize("command", ["demo", "inspect"])
-def test_what_is_only_looked_at_waits_for_no_writing(command: str) -> None:
+def test_what_a_newcomer_tries_first_waits_for_no_writing(command: str) -> None:
     arguments = [command] if command == "demo" else [command, "MODEL", "--output", "out"]
     assert cli.parser().parse_args(arguments).calibration == "built-in"
 

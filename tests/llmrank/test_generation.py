@@ -14,7 +14,7 @@ from transformers import AddedToken
 import llmrank
 from llmrank import IsolatedFFNPipeline, generation
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
-from llmrank.generation import generated_text, generating
+from llmrank.generation import generated_text, generating, writes_text
 from tests.llmrank.commands import SHORT, run
 from tests.llmrank.models import (
     Snapshot,
@@ -40,11 +40,12 @@ def test_sequences_begin_as_texts_do_and_are_as_long_as_asked_for(name: str) -> 
     assert found.source == "written by the model itself, seed 0"
 
 
+@pytest.mark.parametrize("spelled", [tokenizer(), None])
 @pytest.mark.parametrize(("length", "texts", "piece"), [(16, 1, 16), (17, 2, 9), (48, 3, 16), (50, 4, 13)])
-def test_long_sequences_hold_several_texts(monkeypatch: Any, length: int, texts: int, piece: int) -> None:
+def test_long_sequences_hold_several_texts(monkeypatch: Any, length: int, texts: int, piece: int, spelled: Any) -> None:
     monkeypatch.setattr(generation, "PIECE", 16)
     model = tiny_llama()
-    found = generated_text(model, tokenizer(), 3, length, batch_size=100)
+    found = generated_text(model, spelled, 3, length, batch_size=100)
     assert found.ids.shape == found.mask.shape == (3, length)
     begins = [place for place in range(length) if place % piece == 0]
     assert len(begins) == texts
@@ -53,7 +54,7 @@ def test_long_sequences_hold_several_texts(monkeypatch: Any, length: int, texts:
     assert not bool((found.ids[:, inside] == 1).any())
     assert ("texts of" in found.source) == (texts > 1)
     # The same texts, one after the other.
-    alone = generated_text(model, tokenizer(), 3 * texts, piece, batch_size=100).ids
+    alone = generated_text(model, spelled, 3 * texts, piece, batch_size=100).ids
     assert torch.equal(found.ids, alone.reshape(3, -1)[:, :length])
 
 
@@ -91,7 +92,7 @@ def test_tokens_come_as_likely_as_the_model_holds_them() -> None:
         model.model.embed_tokens.weight.copy_(torch.ones(64, 16))
         model.lm_head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
         shares = model(input_ids=torch.tensor([[1]])).logits[0, 0].double()
-    shares[2] = -math.inf  # what ends a text
+    shares[1:3] = -math.inf  # what begins and what ends a text
     model.generation_config.top_k = 3
     model.generation_config.temperature = 0.1
     ids = generated_text(model, None, 200, 41, batch_size=200).ids[:, 1:]
@@ -99,7 +100,7 @@ def test_tokens_come_as_likely_as_the_model_holds_them() -> None:
     expected = shares.softmax(0) * ids.numel()
     rare = expected < 5
     chance = ((counts - expected).square() / expected)[~rare].sum()
-    assert counts[2] == 0
+    assert counts[1:3].sum() == 0
     assert int((~rare).sum()) > 20
     # Chi-squared of so many places: its mean, and six deviations.
     places = int((~rare).sum())
@@ -114,7 +115,33 @@ def test_what_begins_a_text_may_be_what_ends_one() -> None:
     assert ids[:, 0].tolist() == [2, 2]
     assert not set(ids[:, 1:].flatten().tolist()) & {2, 3}
     model.config.eos_token_id = model.generation_config.eos_token_id = None
-    with pytest.raises(UnsupportedModelError, match="knows no token to begin a text with"):
+    with pytest.raises(UnsupportedModelError, match="knows no token of its vocabulary to begin a text with"):
+        generated_text(model, None, 2, 8)
+    assert not writes_text(model)
+
+
+def test_a_token_that_the_model_does_not_have_begins_no_text() -> None:
+    """A GPT-2 with few tokens keeps the number of its class's default, 50256, unless told otherwise."""
+    model = family_model(named_family("GPT-2"))
+    for source in (model.config, model.generation_config):
+        source.bos_token_id, source.eos_token_id = 50256, [50256, 3]
+    assert writes_text(model)
+    assert generated_text(model, None, 2, 8).ids[:, 0].tolist() == [3, 3]
+    for source in (model.config, model.generation_config):
+        source.eos_token_id = 50256
+    assert not writes_text(model)
+    with pytest.raises(UnsupportedModelError, match="knows no token of its vocabulary"):
+        generated_text(model, None, 2, 8)
+
+
+def test_a_model_that_fails_at_writing_says_what_to_do_instead(monkeypatch: Any) -> None:
+    model = tiny_llama()
+
+    def fail(**_given: Any) -> None:
+        raise RuntimeError("no cache of this kind")
+
+    monkeypatch.setattr(model, "generate", fail)
+    with pytest.raises(UnsupportedModelError, match=r"RuntimeError: no cache of this kind\); calibrate on a text file"):
         generated_text(model, None, 2, 8)
 
 
