@@ -322,7 +322,8 @@ def quality(results: dict[str, Any], folder: Path) -> list[Path]:
         return (size["parameters"] - np.asarray(millions) * 1e6) / size["ffn_parameters"]
 
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.4), sharey=True)
+        # A scale for each panel: what repair leaves between the methods would be a line of one width on the other's.
+        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.4))
         for ax, (title, curves) in zip(axes, CURVES.items(), strict=True):
             for position, (key, label) in enumerate(curves.items()):
                 known = [amount for amount in amounts if key.format(amount=amount) in rows]
@@ -332,11 +333,13 @@ def quality(results: dict[str, Any], folder: Path) -> list[Path]:
                 ax.plot([0.0, *known], [1.0, *values], lw=1.3, ms=4, label=label, **line_look(position))
             ax.set(yscale="log", xlabel="share of hidden neurons removed", title=title)
             ax.set_xticks([0.0, *amounts], [f"{amount:.0%}" for amount in (0.0, *amounts)])
-            ax.set_yticks([1, 1.25, 1.5, 2, 3, 5, 10], ["1", "1.25", "1.5", "2", "3", "5", "10"])
-            ax.set_ylim(0.97, 12)
+            highest = max((value for line in ax.lines for value in np.asarray(line.get_ydata())), default=1.0)
+            ticks = (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8) if highest < 2 else (1, 1.25, 1.5, 2, 3, 5, 10)
+            ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.set_ylim(0.97, 1.3 * highest)
             ax.yaxis.set_minor_formatter(NullFormatter())
             if ax.lines:
-                ax.legend(fontsize=7)
+                ax.legend(fontsize=7, loc="upper left")
             top = ax.secondary_xaxis("top", functions=(parameters, share))
             top.set_xlabel("parameters of the model, millions")
         axes[0].set_ylabel("perplexity / dense perplexity, test")
