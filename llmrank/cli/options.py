@@ -27,6 +27,7 @@ from llmrank.surgery import FORMS
 
 __all__ = [
     "AUTO",
+    "calibration_of",
     "check_numbers",
     "load",
     "make_parts",
