@@ -18,7 +18,7 @@ from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
 from llmrank.passes import Progress, evaluating, fitting_length
 from llmrank.prediction import check_predicts, has_perplexity
 
-__all__ = ["GENERATED", "end_tokens", "generated_text", "generating", "writes_text"]
+__all__ = ["AT_ONCE", "GENERATED", "PIECE", "end_tokens", "generated_text", "generating", "writes_text"]
 
 # What names such a text where a path or a text is expected.
 GENERATED = "generated"

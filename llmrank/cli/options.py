@@ -17,7 +17,7 @@ from llmrank.calibration import BUILT_IN, DATASET_PREFIX
 from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.costs import UNITS
 from llmrank.errors import OptionError
-from llmrank.generation import GENERATED, writes_text
+from llmrank.generation import AT_ONCE, GENERATED, writes_text
 from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
 from llmrank.model_graph import check_beta
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
@@ -64,7 +64,7 @@ def model_options(command: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=int,
         default=1,
-        help="sequences in a forward pass; texts are written 16 at once (%(default)s)",
+        help=f"sequences in a forward pass; texts are written {AT_ONCE} at once (%(default)s)",
     )
 
 
