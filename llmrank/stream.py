@@ -45,6 +45,20 @@ class _Call:
         """What a module returns when it is called like this."""
         return module(*self.args, **self.kwargs)
 
+    def moved(self, place: torch.Tensor, states: torch.Tensor) -> _Call:
+        """The same call for when the states are others: it keeps no part of them, and what is as large lies in a place."""
+        free = [place]
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            if free and _alike(value, place) and value.numel() == place.numel():
+                return free.pop().view(value.shape).copy_(value)
+            own = value.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
+            return value.clone() if own else value
+
+        return _Call(tuple(map(move, self.args)), {key: move(value) for key, value in self.kwargs.items()})
+
 
 class Recording:
     """How a model calls the blocks of its stack, batch by batch; filled while :func:`recording` is open.
@@ -209,15 +223,24 @@ class BlockStream:
         }
         self._masks = TokenMasks()
         self._batch_masks = masks
-        self._states = record.take_first()
-        self._passed = 0
-        self._whole = list(self._states) if follow else []
-        self._whole_passed = 0
+        self._states, self._whole = self._begin(record, follow=follow)
+        self._passed = self._whole_passed = 0
         # The first batch in front of the block that the whole model's states were last taken through.
         self._front: torch.Tensor | None = None
         # The FFN that adds what it returns to the states, and how it is called, where that is all there is to go past.
         self._leaving: nn.Module | None = None
         self._left: list[_Call] = []
+        self._read: list[torch.Tensor] = []
+
+    @staticmethod
+    def _begin(record: Recording, *, follow: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The states in front of the first block, of the model that is being cut and of the whole one."""
+        first = record.take_first()
+        copies = [_room(first) for _ in range(1 + follow)]
+        for copy in copies:
+            for place, state in zip(copy, first, strict=True):
+                place.copy_(state)
+        return copies[0], copies[1] if follow else []
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:
         """See :meth:`Stream.feed`."""
@@ -242,8 +265,9 @@ class BlockStream:
                 reader.end_batch(self._whole[k] - output if follows else None)
                 if alone:
                     call, returned = calls.pop()
-                    self._states[k] = output - returned
-                    self._left.append(call)
+                    self._read = self._read or _room(self._states)
+                    self._left.append(call.moved(self._read[k], self._states[k]))
+                    _put(self._states, k, output - returned)
         self._leaving = ffn.module if alone else None
 
     def _look_at_whole(self, position: int, ffn: FFN, module: nn.Module, whole: Reader | None) -> None:
@@ -251,12 +275,12 @@ class BlockStream:
         # Those before the first cut are gone past twice, to the same effect.
         for earlier in range(self._whole_passed, position):
             self._go_past(earlier, self._whole)
-        self._front = self._whole[0]
+        self._front = self._whole[0].clone()
         with ExitStack() as hooks:
             if whole is not None:
                 watch(hooks, self._model, ffn, module, whole, self._masks)
             for k, output in self._outputs(position, self._whole):
-                self._whole[k] = output
+                _put(self._whole, k, output)
                 if whole is not None:
                     whole.end_batch(None)
         self._whole_passed = position + 1
@@ -300,12 +324,12 @@ class BlockStream:
         if states is self._states and self._leaving is not None:
             with torch.no_grad(), evaluating(self._model):
                 for k, call in enumerate(self._left):
-                    states[k] = states[k] + call.of(self._leaving)
+                    _put(states, k, states[k] + call.of(self._leaving))
             self._left.clear()
             self._leaving = None
         else:
             for k, output in self._outputs(position, states):
-                states[k] = output
+                _put(states, k, output)
 
     def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         block, calls = self._blocks[position], self._calls[position]
@@ -313,6 +337,29 @@ class BlockStream:
             for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
                 self._masks.take(masks)
                 yield k, first_output(block(state, *call.args, **call.kwargs))
+
+
+def _room(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """A place for every batch's states, all in one piece of memory.
+
+    New states take the place of old ones a block at a time. Had each a piece of its own, between all that a forward pass
+    takes and gives back, the heap would be full of holes: twice the states, on the CPU.
+    """
+    sizes = [state.numel() for state in states]
+    pieces = torch.split(states[0].new_empty(sum(sizes)), sizes)
+    return [piece.view(state.shape) for piece, state in zip(pieces, states, strict=True)]
+
+
+def _put(states: list[torch.Tensor], k: int, state: torch.Tensor) -> None:
+    """Put a batch's states into their place, if that is theirs: some models go on in another dtype, or on another device."""
+    if _alike(state, states[k]) and state.shape == states[k].shape:
+        states[k].copy_(state)
+    else:
+        states[k] = state
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device
 
 
 def _listen(hooks: ExitStack, module: nn.Module, calls: list[tuple[_Call, Any]]) -> None:

@@ -163,6 +163,97 @@ def test_of_two_ffns_side_by_side_both_are_looked_at() -> None:
         torch.testing.assert_close(found, wanted)
 
 
+class Given(nn.Module):
+    """An FFN that is given the stream itself beside what it reads, in one row of all tokens, and changes nothing of it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
+        self.load_state_dict(dict(zip(self.state_dict(), mlp(6, 12, 6, seed=seed).state_dict().values(), strict=True)))
+
+    def forward(self, x: torch.Tensor, *, stream: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down(torch.relu(self.up(x) * stream.mean()))
+        return out
+
+
+class GivesIt(nn.Module):
+    def __init__(self, seed: int, *, bare: bool) -> None:
+        super().__init__()
+        self.mlp, self.bare = Given(seed), bare
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        between = 0.5 * x + 1.0
+        read = x if self.bare else torch.tanh(between)
+        out: torch.Tensor = between + self.mlp(read.reshape(-1, 6), stream=x).reshape(x.shape)
+        return out
+
+
+class GivesTheStream(nn.Module):
+    def __init__(self, *, bare: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([GivesIt(k, bare=bare) for k in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("follow", [False, True])
+def test_what_an_ffn_was_given_is_there_when_the_states_have_moved_on(bare: bool, follow: bool) -> None:
+    """New states lie where the old ones lay; what an FFN is to be given again must not have been written over."""
+    model = GivesTheStream(bare=bare)
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=follow)
+    assert isinstance(stream, BlockStream)
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_record_that_is_kept_serves_another_stream(follow: bool) -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    record = recorded(model, sequences)
+    first = [states.clone() for states in record.first]
+    found = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
+    assert all(torch.equal(one, other) for one, other in zip(record.first, first, strict=True))
+    again = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+def test_states_of_another_dtype_than_the_first_stay_as_they_are() -> None:
+    class Widens(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.mlp = mlp(6, 12, 6, seed=seed).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = x + self.mlp(torch.tanh(x.double()))
+            return out
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Widens(0), Widens(1), Widens(2)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.float()
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model = Model()
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
+    assert isinstance(stream, BlockStream)
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        # Kept in float32 they would differ by 1e-7.
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
 def test_padding_is_told_batch_by_batch() -> None:
     model = tiny_llama()
     texts = [text(5, 1), text(17, 2), text(11, 3)]
