@@ -45,17 +45,33 @@ class _Call:
         """What a module returns when it is called like this."""
         return module(*self.args, **self.kwargs)
 
+    @property
+    def lasts(self) -> bool:
+        """Whether :meth:`moved` sees all that is given: no tensor hides in a container, or in an object."""
+        plain = (bool, int, float, str, type(None))
+        return all(
+            value.layout is torch.strided if isinstance(value, torch.Tensor) else isinstance(value, plain)
+            for value in (*self.args, *self.kwargs.values())
+        )
+
     def moved(self, place: torch.Tensor, states: torch.Tensor) -> _Call:
-        """The same call for when the states are others: it keeps no part of them, and what is as large lies in a place."""
-        free = [place]
+        """The same call, for when the states have been written over.
+
+        Parameters
+        ----------
+        place : tensor
+            Where the first tensor that is of the states' kind and size is kept.
+        states : tensor
+            Those that will be written over: what else is a part of them is copied.
+        """
+        places = [place]
 
         def move(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
-            if free and _alike(value, place) and value.numel() == place.numel():
-                return free.pop().view(value.shape).copy_(value)
-            own = value.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
-            return value.clone() if own else value
+            if places and _same_kind(value, place) and value.numel() == place.numel():
+                return places.pop().view(value.shape).copy_(value)
+            return value.clone() if _same_memory(value, states) else value
 
         return _Call(tuple(map(move, self.args)), {key: move(value) for key, value in self.kwargs.items()})
 
@@ -236,11 +252,13 @@ class BlockStream:
     def _begin(record: Recording, *, follow: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The states in front of the first block, of the model that is being cut and of the whole one."""
         first = record.take_first()
-        copies = [_room(first) for _ in range(1 + follow)]
-        for copy in copies:
-            for place, state in zip(copy, first, strict=True):
-                place.copy_(state)
-        return copies[0], copies[1] if follow else []
+        states, whole = _room(first), _room(first) if follow else []
+        for k in range(len(first)):
+            # Those that nobody else keeps are gone one by one.
+            state = first.pop(0)
+            for places in (states, whole) if follow else (states,):
+                places[k].copy_(state)
+        return states, whole
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:
         """See :meth:`Stream.feed`."""
@@ -280,9 +298,9 @@ class BlockStream:
             if whole is not None:
                 watch(hooks, self._model, ffn, module, whole, self._masks)
             for k, output in self._outputs(position, self._whole):
-                _put(self._whole, k, output)
                 if whole is not None:
                     whole.end_batch(None)
+                _put(self._whole, k, output)
         self._whole_passed = position + 1
 
     def _trial(self, position: int, ffn: FFN, module: nn.Module) -> tuple[bool, bool]:
@@ -308,11 +326,11 @@ class BlockStream:
             hooks.callback(module.register_forward_hook(add).remove)
             _listen(hooks, ffn.module, calls)
             _, moved = next(self._outputs(position, [front]))
-        rounding = 16 * torch.finfo(output.dtype).eps * float(output.abs().max())
+        rounding = 16 * torch.finfo(output.dtype).eps * float(output.detach().abs().max())
         if fits != [True] or float((moved - output - added).abs().max()) > rounding:
             return False, False
         # What is taken away and added again is rounded twice, which half precision would show.
-        if len(calls) != 1 or widened(output).dtype != output.dtype:
+        if len(calls) != 1 or not calls[0][0].lasts or widened(output).dtype != output.dtype:
             return True, False
         call, returned = calls[0]
         with torch.no_grad(), evaluating(self._model):
@@ -346,20 +364,24 @@ def _room(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     takes and gives back, the heap would be full of holes: twice the states, on the CPU.
     """
     sizes = [state.numel() for state in states]
-    pieces = torch.split(states[0].new_empty(sum(sizes)), sizes)
-    return [piece.view(state.shape) for piece, state in zip(pieces, states, strict=True)]
+    with torch.inference_mode(mode=False):
+        pieces = torch.split(states[0].new_empty(sum(sizes)), sizes)
+        return [piece.view(state.shape) for piece, state in zip(pieces, states, strict=True)]
 
 
 def _put(states: list[torch.Tensor], k: int, state: torch.Tensor) -> None:
-    """Put a batch's states into their place, if that is theirs: some models go on in another dtype, or on another device."""
-    if _alike(state, states[k]) and state.shape == states[k].shape:
-        states[k].copy_(state)
-    else:
-        states[k] = state
+    """Put what a block returned into a batch's place, or into a new one where it is of another shape, dtype or device."""
+    if state.shape != states[k].shape or not _same_kind(state, states[k]):
+        states[k] = _room([state])[0]
+    states[k].copy_(state.clone() if _same_memory(state, states[k]) else state)
 
 
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and one.device == other.device
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _listen(hooks: ExitStack, module: nn.Module, calls: list[tuple[_Call, Any]]) -> None:

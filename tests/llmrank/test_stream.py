@@ -164,34 +164,52 @@ def test_of_two_ffns_side_by_side_both_are_looked_at() -> None:
 
 
 class Given(nn.Module):
-    """An FFN that is given the stream itself beside what it reads, in one row of all tokens, and changes nothing of it."""
+    """An FFN that is given the stream itself beside what it reads, and changes nothing of it."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
-        self.load_state_dict(dict(zip(self.state_dict(), mlp(6, 12, 6, seed=seed).state_dict().values(), strict=True)))
+        self.up, _, self.down = mlp(6, 12, 6, seed=seed)
 
-    def forward(self, x: torch.Tensor, *, stream: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, beside: Any) -> torch.Tensor:
+        stream = beside[0] if isinstance(beside, tuple) else beside
         out: torch.Tensor = self.down(torch.relu(self.up(x) * stream.mean()))
         return out
 
 
-class GivesIt(nn.Module):
-    def __init__(self, seed: int, *, bare: bool) -> None:
+class Giving(nn.Module):
+    """A block that hands its FFN the stream: as what it reads (bare), beside it, or beside it in a tuple."""
+
+    def __init__(self, seed: int, way: str) -> None:
         super().__init__()
-        self.mlp, self.bare = Given(seed), bare
+        self.mlp, self.way = Given(seed), way
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         between = 0.5 * x + 1.0
-        read = x if self.bare else torch.tanh(between)
-        out: torch.Tensor = between + self.mlp(read.reshape(-1, 6), stream=x).reshape(x.shape)
+        read = x if self.way == "bare" else torch.tanh(between)
+        given = self.mlp(read.reshape(-1, 6), beside=(x,) if self.way == "in a tuple" else x)
+        out: torch.Tensor = between + given.reshape(x.shape)
         return out
 
 
-class GivesTheStream(nn.Module):
-    def __init__(self, *, bare: bool) -> None:
+class Aliasing(nn.Module):
+    """A block that returns what it was given in another order, or something that it keeps."""
+
+    def __init__(self, seed: int, way: str) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([GivesIt(k, bare=bare) for k in range(3)])
+        self.mlp, self.way = mlp(6, 12, 6, seed=seed), way
+        self.latents = nn.Parameter(torch.ones(2, 6)) if way == "a parameter" and seed == 0 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.mlp(torch.tanh(x))
+        if self.way == "another order":
+            return x.contiguous().as_strided(x.shape, (1, len(x)))
+        return out if self.latents is None else self.latents
+
+
+class InARow(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -199,11 +217,23 @@ class GivesTheStream(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("follow", [False, True])
-def test_what_an_ffn_was_given_is_there_when_the_states_have_moved_on(bare: bool, follow: bool) -> None:
+@pytest.mark.parametrize("way", ["bare", "beside", "in a tuple"])
+def test_what_an_ffn_was_given_is_there_when_the_states_have_moved_on(way: str, follow: bool) -> None:
     """New states lie where the old ones lay; what an FFN is to be given again must not have been written over."""
-    model = GivesTheStream(bare=bare)
+    check_against_passes(InARow(*(Giving(k, way) for k in range(3))), follow=follow)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("way", ["another order", "a parameter"])
+def test_what_a_block_returns_stays_its_own(way: str, follow: bool) -> None:
+    model = InARow(*(Aliasing(k, way) for k in range(3)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check_against_passes(model, follow=follow)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def check_against_passes(model: nn.Module, *, follow: bool) -> None:
     sequences = tokenise(features(600, 6), None, 1, 2)
     expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=follow)
