@@ -5,7 +5,8 @@ The text to calibrate on is written by the model, as by default. The measure is 
 and two of the evaluation tokens, before and after; writing is in the sums and stands beside them. Work is counted in
 multiply-adds of the linear maps, the head included; attention's products and the repair's own algebra are in the seconds only.
 Memory is what the process grows by beside the model, and beside the compiled kernels of the rank, which a process loads once;
-one plain pass of one sequence stands beside it.
+one plain pass of one sequence stands beside it. A command measures one row and adds it to its file: what a process has
+freed and kept would hide what the next row takes.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def main() -> None:
     add_wikitext(parser)
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amount", type=float, default=0.3, help="share to remove (%(default)s)")
-    parser.add_argument("--samples", default="16,64", help="calibration sequences, with commas (%(default)s)")
+    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=1024)
     parser.add_argument("--output", type=Path, default=RESULTS / "footprint.json")
@@ -194,16 +195,15 @@ def main() -> None:
     }
     results = opened(options.output, protocol)
     rows = results.setdefault("rows", {})
-    for samples in map(int, options.samples.split(",")):
-        if str(samples) not in rows:
-            # Pruned for good, as the command line does.
-            model = checkpoint.load(source, dtype="float32").model
-            grown = load_kernels(model)
-            results.setdefault("kernels", grown)
-            write_text = partial(generated_text, model, tokenizer, samples, length)
-            rows[str(samples)] = measure(model, write_text, texts, options.amount)
-            write(options.output, results)
-            write(options.output.with_suffix(".md"), table(results))
+    if str(options.samples) not in rows:
+        # Pruned for good, as the command line does.
+        model = checkpoint.load(source, dtype="float32").model
+        grown = load_kernels(model)
+        results.setdefault("kernels", grown)
+        write_text = partial(generated_text, model, tokenizer, options.samples, length)
+        rows[str(options.samples)] = measure(model, write_text, texts, options.amount)
+        write(options.output, results)
+        write(options.output.with_suffix(".md"), table(results))
     print(table(results))
 
 

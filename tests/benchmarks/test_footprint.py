@@ -31,11 +31,12 @@ def test_a_run_is_measured_in_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (tmp_path / f"{name}.txt").write_text(" ".join([f"{TALE.capitalize()}."] * 80), encoding="utf-8")
     model = tiny_llama(max_position_embeddings=256)
     llmrank.save(tmp_path / "model", model, spelling_tokenizer())
-    given = ("--wikitext", tmp_path, "--model", tmp_path / "model", "--output", tmp_path / "f.json", "--samples", "8,4")
+    given = ("--wikitext", tmp_path, "--model", tmp_path / "model", "--output", tmp_path / "f.json")
     small = ("--evaluate", 2, "--sequence-length", 32)
     monkeypatch.setattr(generation, "PIECE", 16)
-    monkeypatch.setattr(sys, "argv", ["footprint", *map(str, (*given, *small))])
-    footprint.main()
+    for samples in (8, 4):
+        monkeypatch.setattr(sys, "argv", ["footprint", *map(str, (*given, *small, "--samples", samples))])
+        footprint.main()
     results = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     assert list(results["rows"]) == ["8", "4"]
     head = 16 * 64 / (16 * 64 + 2 * (16 * 16 * 2 + 16 * 8 * 2 + 16 * 40 * 3))
