@@ -246,6 +246,7 @@ class BlockStream:
         # The FFN that adds what it returns to the states, and how it is called, where that is all there is to go past.
         self._leaving: nn.Module | None = None
         self._left: list[_Call] = []
+        # Where what it reads is kept till then.
         self._read: list[torch.Tensor] = []
 
     @staticmethod

@@ -143,17 +143,7 @@ def test_of_two_ffns_side_by_side_both_are_looked_at() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + self.one(x) + self.other(x)
 
-    class Pairs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList([Pair(0), Pair(2)])
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
-                x = block(x)
-            return x
-
-    model = Pairs()
+    model = InARow(Pair(0), Pair(2))
     assert len(find_ffns(model)) == 4
     sequences = tokenise(features(600, 6), None, 1, 2)
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
@@ -263,18 +253,11 @@ def test_states_of_another_dtype_than_the_first_stay_as_they_are() -> None:
             out: torch.Tensor = x + self.mlp(torch.tanh(x.double()))
             return out
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList([Widens(0), Widens(1), Widens(2)])
-
+    class Narrows(InARow):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x.float()
-            for block in self.blocks:
-                x = block(x)
-            return x
+            return super().forward(x.float())
 
-    model = Model()
+    model = Narrows(Widens(0), Widens(1), Widens(2))
     sequences = tokenise(features(600, 6), None, 1, 2)
     expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
