@@ -19,11 +19,13 @@ __all__ = [
     "BUILT_IN",
     "TokenSequences",
     "builtin_texts",
+    "n_held_out",
     "overlap",
     "plain_ids",
     "read_text",
     "special_tokens",
     "tokenise",
+    "tokenise_and_hold_out",
 ]
 
 # What names the built-in text where a path or a text is expected.
@@ -33,6 +35,8 @@ DATASET_PREFIX = "dataset:"
 # Every fourth topic of the built-in text is kept for evaluation.
 EVALUATION_STRIDE = 4
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# One sequence is held out beside so many to fit to.
+HELD_OUT_SHARE = 8
 # Texts share a passage when this many consecutive tokens agree (fewer where sequences are shorter).
 SHARED_WINDOW = 32
 
@@ -50,12 +54,15 @@ class TokenSequences:
         Where the text came from, in words.
     digest : str
         sha256 of the token ids and the mask.
+    held_out : int
+        The last so many sequences are held out from what is fitted to the others; no batch holds sequences of both kinds.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
     source: str
     digest: str
+    held_out: int = 0
 
     @classmethod
     def of(cls, ids: torch.Tensor, mask: torch.Tensor, source: str) -> TokenSequences:
@@ -80,8 +87,19 @@ class TokenSequences:
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (ids, mask) of up to `batch_size` sequences (features: of at least 256 rows)."""
         batch_size = max(batch_size, 256) if self.ids.is_floating_point() else batch_size
-        for start in range(0, len(self.ids), batch_size):
-            yield self.ids[start : start + batch_size], self.mask[start : start + batch_size]
+        fitted = len(self) - self.held_out
+        for first, end in ((0, fitted), (fitted, len(self))):
+            for start in range(first, end, batch_size):
+                rows = slice(start, min(start + batch_size, end))
+                yield self.ids[rows], self.mask[rows]
+
+    def split(self, first: int) -> tuple[TokenSequences, TokenSequences | None]:
+        """The first so many sequences, and those after them; None where there are none."""
+        parts = [
+            TokenSequences.of(self.ids[rows], self.mask[rows], self.source)
+            for rows in (slice(0, first), slice(first, None))
+        ]
+        return parts[0], parts[1] if len(parts[1]) else None
 
     def provenance(self) -> dict[str, Any]:
         """What a report states about the data."""
@@ -200,14 +218,22 @@ def _read_dataset(name: str) -> list[str]:
     return ["".join(rows[column])]
 
 
+def n_held_out(samples: int) -> int:
+    """How many sequences are held out, to choose and to judge a repair by, beside so many to fit it to."""
+    return max(1, samples // HELD_OUT_SHARE)
+
+
 def tokenise(
-    source: Any,
-    tokenizer: Any,
-    samples: int,
-    sequence_length: int,
-    role: str = "calibration",
+    source: Any, tokenizer: Any, samples: int, sequence_length: int, role: str = "calibration"
 ) -> TokenSequences:
-    """Token sequences of a text.
+    """Token sequences of a text, see :func:`tokenise_and_hold_out`; it takes the same parameters and raises the same errors."""
+    return tokenise_and_hold_out(source, tokenizer, samples, sequence_length, 0, role)[0]
+
+
+def tokenise_and_hold_out(
+    source: Any, tokenizer: Any, samples: int, sequence_length: int, held_out: int, role: str = "calibration"
+) -> tuple[TokenSequences, TokenSequences | None]:
+    """Token sequences of a text, and those that follow them there.
 
     Parameters
     ----------
@@ -224,7 +250,15 @@ def tokenise(
         Tokens in a sequence of a text, special tokens included: where the tokenizer adds some to a
         text (BOS, CLS and SEP), every sequence carries them. Texts of a list are truncated to it;
         a tensor is not.
+    held_out : int
+        Further sequences cut from a text at the most.
     role : {"calibration", "evaluation"}
+
+    Returns
+    -------
+    sequences : TokenSequences
+    further : TokenSequences or None
+        None where `source` holds no more, or is used whole.
 
     Raises
     ------
@@ -236,9 +270,9 @@ def tokenise(
             f"expected at least 1 sample and a sequence length of at least 2, got {samples} and {sequence_length}"
         )
     if isinstance(source, TokenSequences):
-        return source
+        return source, None
     if isinstance(source, (torch.Tensor, np.ndarray)):
-        return _given(torch.as_tensor(source), role)
+        return _given(torch.as_tensor(source), role), None
     text, description = read_text(source, role)
     if tokenizer is None:
         raise CalibrationError(
@@ -249,11 +283,12 @@ def tokenise(
     if room < 1:
         raise CalibrationError(f"sequence length {sequence_length} leaves no room beside the special tokens")
     if isinstance(text, list) and len(text) > 1:
-        return _padded(text, tokenizer, room, prefix, suffix, description)
+        return _padded(text, tokenizer, room, prefix, suffix, description), None
     joined = text if isinstance(text, str) else text[0]
     # Long texts are read no further than needed: a token has at most some tens of characters.
-    ids = plain_ids(tokenizer, joined[: (samples + 1) * sequence_length * 32])
-    count = min(samples, len(ids) // room)
+    wanted = samples + held_out
+    ids = plain_ids(tokenizer, joined[: (wanted + 1) * sequence_length * 32])
+    count = min(wanted, len(ids) // room)
     if count == 0:
         raise CalibrationError(
             f"the {role} text ({description}) is too short: {len(ids)} tokens, and one sequence takes {room}; give "
@@ -262,7 +297,7 @@ def tokenise(
     rows = torch.tensor(ids[: count * room], dtype=torch.long).reshape(count, room)
     ends = [torch.tensor(end, dtype=torch.long).expand(count, -1) for end in (prefix, suffix)]
     rows = torch.cat([ends[0], rows, ends[1]], dim=1)
-    return TokenSequences.of(rows, torch.ones_like(rows, dtype=torch.bool), description)
+    return TokenSequences.of(rows, torch.ones_like(rows, dtype=torch.bool), description).split(samples)
 
 
 def _given(ids: torch.Tensor, role: str) -> TokenSequences:

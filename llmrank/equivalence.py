@@ -6,8 +6,8 @@ forward pass with the removed neurons silenced, and one of the compact model, te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from llmrank.masks import Masks
 from llmrank.passes import evaluating, model_inputs
 from llmrank.repair import RepairedMap, substitute
 
-__all__ = ["check_equivalence", "masked_outputs", "silence"]
+__all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence"]
 
 # What is run: a few tokens of a few sequences are enough, every neuron takes part in each.
 N_SEQUENCES, N_TOKENS = 2, 32
@@ -55,6 +55,19 @@ def masked_outputs(
     tensor
         The model's first output.
     """
+    with as_masked(ffns, masks, repaired):
+        return _outputs(model, sequences)
+
+
+@contextmanager
+def as_masked(ffns: Sequence[FFN], masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Iterator[None]:
+    """Let a model compute what the compact one will, through hooks: no weight is copied or written.
+
+    Parameters
+    ----------
+    ffns, masks, repaired
+        See :func:`masked_outputs`.
+    """
     with ExitStack() as hooks:
         for ffn in ffns:
             for layer in ffn.prunable.values():
@@ -62,7 +75,7 @@ def masked_outputs(
                 for consumer in layer.consumers:
                     if repaired and consumer.name in repaired:
                         substitute(hooks, consumer.module, repaired[consumer.name])
-        return _outputs(model, sequences)
+        yield
 
 
 def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: TokenSequences) -> None:

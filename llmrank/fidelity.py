@@ -5,6 +5,7 @@ Perplexity asks how well a model predicts a text. A pruned model can predict it 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,9 @@ from llmrank.errors import CalibrationError, OptionError
 from llmrank.estimate import Estimate
 from llmrank.generation import end_tokens, generating
 from llmrank.passes import Progress, check_ids, evaluating, longest_input, widened
-from llmrank.prediction import Predictor, check_predicts
+from llmrank.prediction import Prediction, Predictor, check_predicts
 
-__all__ = ["Continuations", "Fidelity", "continuations", "divergences", "fidelity"]
+__all__ = ["Continuations", "Fidelity", "compare_predictions", "continuations", "divergences", "fidelity"]
 
 # Tokens whose distributions are compared at once: vocabularies are wide.
 ROWS = 64
@@ -107,23 +108,55 @@ def fidelity(
     with evaluating(dense), evaluating(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Comparing") if progress else batches:
-            totals = torch.zeros(len(ids), 2, dtype=torch.float64)
-            tokens = torch.zeros(len(ids), dtype=torch.int64)
-            for (wanted, _, valid), (found, *_) in zip(*(one.bands(ids, mask) for one in predictors), strict=True):
-                if wanted.shape != found.shape:
-                    raise OptionError(
-                        f"the dense model predicts {wanted.shape[-1]} tokens and the other one {found.shape[-1]}; their "
-                        "distributions can only be compared over one vocabulary: pass the model it was cut from"
-                    )
-                of = valid.nonzero()[:, 0].cpu()
-                totals.index_add_(0, of, _compare(wanted[valid], found.to(wanted.device)[valid]))
-                tokens += torch.bincount(of, minlength=len(ids))
+            totals, tokens = compare_predictions(
+                predictors[0].bands(ids, mask), predictors[1].bands(ids, mask), len(ids)
+            )
             diverged += totals[:, 0].tolist()
             agreed += totals[:, 1].tolist()
             counts += tokens.tolist()
     if sum(counts) == 0:
         raise CalibrationError("no token of the evaluation sequences is predicted from another; give longer texts")
     return Fidelity(Estimate.of(diverged, counts), Estimate.of(agreed, counts))
+
+
+def compare_predictions(
+    dense: Iterable[Prediction], model: Iterable[Prediction], sequences: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compare what two models predict of the same batch.
+
+    Parameters
+    ----------
+    dense, model : iterable of (logits, targets, valid)
+        See :meth:`llmrank.prediction.Predictor.bands`.
+    sequences : int
+        In the batch.
+
+    Returns
+    -------
+    totals : (sequences, 2) float64 tensor on the CPU
+        Over the tokens of every sequence, the sum of the divergences, and how many likeliest tokens agree.
+    counts : (sequences,) int64 tensor on the CPU
+        Those tokens.
+
+    Raises
+    ------
+    OptionError
+        Vocabularies of different sizes.
+    CalibrationError
+        Predictions that are not numbers.
+    """
+    totals = torch.zeros(sequences, 2, dtype=torch.float64)
+    counts = torch.zeros(sequences, dtype=torch.int64)
+    for (wanted, _, valid), (found, *_) in zip(dense, model, strict=True):
+        if wanted.shape != found.shape:
+            raise OptionError(
+                f"the dense model predicts {wanted.shape[-1]} tokens and the other one {found.shape[-1]}; their "
+                "distributions can only be compared over one vocabulary: pass the model it was cut from"
+            )
+        of = valid.nonzero()[:, 0].cpu()
+        totals.index_add_(0, of, _compare(wanted[valid], found.to(wanted.device)[valid]))
+        counts += torch.bincount(of, minlength=sequences)
+    return totals, counts
 
 
 def _compare(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ __all__ = [
     "longest_input",
     "model_inputs",
     "run_body",
+    "run_sequences",
     "stand_in",
     "version_of",
     "watch",
@@ -179,6 +180,14 @@ def run_body(body: nn.Module, inputs: dict[str, Any]) -> None:
         body(**inputs)
     else:
         body(inputs["input_ids"])
+
+
+def run_sequences(model: nn.Module, ffns: Sequence[FFN], batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Forward passes of batches (ids, mask) for their hooks alone, in evaluation mode and without gradients."""
+    device, body = next(model.parameters()).device, body_of(model, ffns)
+    with torch.no_grad(), evaluating(model):
+        for ids, mask in batches:
+            run_body(body, model_inputs(model, ids, mask, device)[0])
 
 
 def body_of(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:

@@ -102,16 +102,46 @@ class Predictor:
         CalibrationError
             See :func:`llmrank.passes.model_inputs`.
         """
+        return self._predictions(ids, mask, self._logits)()
+
+    def hold(self, ids: torch.Tensor, mask: torch.Tensor) -> Callable[[], Iterator[Prediction]]:
+        """Run the model's body now, and keep what it returned: predictions can be made later, whatever becomes of the body.
+
+        Parameters
+        ----------
+        ids, mask
+            See :meth:`bands`.
+
+        Returns
+        -------
+        callable
+            Yields the bands anew at every call.
+        """
+
+        def logits_now(inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
+            logits_of = self._logits(inputs)
+            logits_of(slice(0, 1))
+            return logits_of
+
+        return self._predictions(ids, mask, logits_now)
+
+    def _predictions(
+        self, ids: torch.Tensor, mask: torch.Tensor, logits: Callable[[dict[str, Any]], Callable[[slice], torch.Tensor]]
+    ) -> Callable[[], Iterator[Prediction]]:
         inputs, _, _ = model_inputs(self._model, ids, mask, next(self._model.parameters()).device)
         first = ids.shape[1] // 2 if "decoder_input_ids" in inputs else 1
         targets, valid = ids[:, first:], mask[:, first:]
-        logits_of = self._logits(inputs)
+        logits_of = logits(inputs)
         places = max(1, PLACES // max(1, len(ids)))
-        for start in range(0, targets.shape[1], places):
-            band = slice(start, min(start + places, targets.shape[1]))
-            logits = logits_of(band)
-            yield logits, targets[:, band].to(logits.device), valid[:, band].to(logits.device)
-            del logits
+
+        def predictions() -> Iterator[Prediction]:
+            for start in range(0, targets.shape[1], places):
+                band = slice(start, min(start + places, targets.shape[1]))
+                logits = logits_of(band)
+                yield logits, targets[:, band].to(logits.device), valid[:, band].to(logits.device)
+                del logits
+
+        return predictions
 
     def _logits(self, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
         """What makes the logits of a band of places, of all sequences of a batch."""

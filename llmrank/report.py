@@ -18,6 +18,7 @@ from rich.text import Text
 from graphs.files import replacing
 from llmrank.costs import Unit, unit_name
 from llmrank.evaluate import Perplexity, Size
+from llmrank.validation import Validation
 
 __all__ = ["Evaluation", "Report", "environment", "finite"]
 
@@ -110,7 +111,10 @@ class Report:
         For each prunable layer what its cut alone does to the output, see :mod:`llmrank.sensitivity`; empty where the pruner
         did not ask for it.
     repaired : dict
-        For each repaired map what it was fitted to, its damping, and the share of that missed before and after.
+        For each repaired map what it was fitted to, its damping, and its error on held-out calibration tokens as cut and as
+        repaired, see :class:`llmrank.repair.RepairedMap`.
+    validation : dict, optional
+        See :class:`llmrank.validation.Validation`.
     evaluation : Evaluation, optional
     environment : dict
     notes : list of str
@@ -128,6 +132,7 @@ class Report:
     steps: list[dict[str, Any]] = field(default_factory=list)
     sensitivities: dict[str, float] = field(default_factory=dict)
     repaired: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] | None = None
     evaluation: Evaluation | None = None
     environment: dict[str, str] = field(default_factory=environment)
     notes: list[str] = field(default_factory=list)
@@ -177,16 +182,9 @@ class Report:
         if len(self.steps) > 1:
             parts.append(Text(f"cut in {len(self.steps)} steps: {self._steps()}"))
         if self.repaired:
-            missed = [
-                sum(entry[name] for entry in self.repaired.values()) / len(self.repaired)
-                for name in ("missed_when_cut", "missed_when_repaired")
-            ]
-            parts.append(
-                Text(
-                    f"repaired by {method['repair']['name']}: of what FFNs give on the calibration tokens {missed[0]:.1%} was "
-                    f"missing as cut, {missed[1]:.1%} is now (mean square)"
-                )
-            )
+            parts.append(Text(f"repaired by {method['repair']['name']}: {self._repair_errors()}"))
+        if self.validation is not None and self.repaired:
+            parts.append(Text(Validation(**self.validation).sentence()))
         if evaluation:
             parts.append(Text(f"perplexity on {self._tokens(evaluation.protocol)}"))
         parts += [Text(f"Warning: {sentence}", style="bold yellow") for sentence in self.warnings()]
@@ -196,6 +194,19 @@ class Report:
         """What the neurons were in the model's own units."""
         shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]
         return f"{', '.join(shares[:-1])} and {shares[-1]}"
+
+    def _repair_errors(self) -> str:
+        """The mean over all maps of their errors on held-out tokens."""
+        shares = []
+        for name in ("held_out_error_when_cut", "held_out_error_when_repaired"):
+            found = [entry[name] for entry in self.repaired.values() if entry[name] is not None]
+            if not found:
+                return "no token was held out to measure its error"
+            shares.append(sum(found) / len(found))
+        return (
+            f"on held-out calibration tokens the error of an FFN was {shares[0]:.1%} of its output as cut, and is "
+            f"{shares[1]:.1%} (mean square)"
+        )
 
     def _steps(self) -> str:
         passes = sum(step["calibration_passes"] for step in self.steps)

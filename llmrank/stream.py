@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -32,6 +32,9 @@ from llmrank.passes import (
 )
 
 __all__ = ["BlockStream", "PassStream", "Reader", "Recording", "Stream", "open_stream", "recording"]
+
+# Token ids and the mask of those that are not padding, (batch, length) each.
+Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +183,15 @@ class Reader(Accumulator, Protocol):
 
 
 class Stream(Protocol):
-    """The calibration tokens in front of one FFN after the other."""
+    """The calibration tokens in front of one FFN after the other.
+
+    Attributes
+    ----------
+    fitted : int
+        Batches to fit a repair to, the first ones; those after them are held out.
+    """
+
+    fitted: int
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:
         """Hand what a map reads to a reader, from all tokens; what was changed in earlier maps has its effect.
@@ -209,6 +220,8 @@ class BlockStream:
         Unbroken.
     masks : sequence of TokenMasks
         One a batch.
+    fitted : int
+        See :class:`Stream`.
     follow : bool
         Keep the hidden states of the whole model beside those of the model that is being cut, and tell readers what the
         stream lacks, wherever a block adds what its FFN returns to the stream as it is.
@@ -227,9 +240,11 @@ class BlockStream:
         ffns: Sequence[FFN],
         record: Recording,
         masks: Sequence[TokenMasks],
+        fitted: int,
         *,
         follow: bool = False,
     ) -> None:
+        self.fitted = fitted
         self._model = model
         self._blocks, self._calls = record.blocks, record.calls
         # Of the blocks that hold the FFNs.
@@ -406,19 +421,21 @@ class PassStream:
     ----------
     model : nn.Module
     ffns : sequence of FFN
-    sequences : TokenSequences
-    batch_size : int
+    batches : sequence of (ids, mask)
+        Token ids and padding masks, (batch, length) each.
+    fitted : int
+        See :class:`Stream`.
 
     Notes
     -----
     Cost: half a forward pass for each FFN on average.
     """
 
-    def __init__(self, model: nn.Module, ffns: Sequence[FFN], sequences: TokenSequences, batch_size: int) -> None:
+    def __init__(self, model: nn.Module, ffns: Sequence[FFN], batches: Sequence[Batch], fitted: int) -> None:
+        self.fitted = fitted
         self._model = model
         self._body = body_of(model, ffns)
-        self._sequences = sequences
-        self._batch_size = batch_size
+        self._batches = batches
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, whole: Reader | None = None) -> None:  # noqa: ARG002 -- a stream of the whole model is not kept
         """Run the model until the FFN's last map has returned; for the last time, where the FFN is shared by several blocks."""
@@ -434,7 +451,7 @@ class PassStream:
         with ExitStack() as hooks, torch.no_grad(), evaluating(self._model):
             watch(hooks, self._model, ffn, module, reader, token_masks)
             hooks.callback(ffn.stages[-1][-1].module.register_forward_hook(count).remove)
-            for ids, mask in self._sequences.batches(self._batch_size):
+            for ids, mask in self._batches:
                 inputs, *masks = model_inputs(self._model, ids, mask, device)
                 token_masks.take(TokenMasks(*masks))
                 # The first batch goes all the way and tells how often the FFN is called.
@@ -450,6 +467,7 @@ def open_stream(
     sequences: TokenSequences,
     batch_size: int,
     record: Recording,
+    held_out: TokenSequences | None = None,
     *,
     follow: bool = False,
 ) -> Stream:
@@ -460,15 +478,21 @@ def open_stream(
     model : nn.Module
     ffns : sequence of FFN
     sequences : TokenSequences
-        Those that passed while `record` was open.
+        Those to fit a repair to.
     batch_size : int
     record : Recording
+        Of the forward passes of `sequences`, and then of `held_out`.
+    held_out : TokenSequences, optional
+        Those to choose and to judge a repair by.
     follow : bool
         See :class:`BlockStream`; whole passes cannot tell what the stream lacks.
     """
     batches = list(sequences.batches(batch_size))
+    fitted = len(batches)
+    if held_out is not None:
+        batches += held_out.batches(batch_size)
     if not record.unbroken or len(record.first) != len(batches):
-        return PassStream(model, ffns, sequences, batch_size)
+        return PassStream(model, ffns, batches, fitted)
     device = next(model.parameters()).device
     masks = [TokenMasks(*model_inputs(model, *batch, device)[1:]) for batch in batches]
-    return BlockStream(model, ffns, record, masks, follow=follow)
+    return BlockStream(model, ffns, record, masks, fitted, follow=follow)

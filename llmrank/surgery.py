@@ -1,11 +1,13 @@
 """Apply masks to a model: zero, mask, or compact. The only module that writes to a model.
 
 Every application is a transaction: whatever is raised, the parameters are restored bit for bit, and a
-finished one can be undone; but for what is told to keep nothing (``undoable=False``, :func:`write_repaired`).
+finished one can be undone, unless it is told to keep nothing (``undoable=False``, :class:`RepairsInPlace`).
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,13 +31,13 @@ __all__ = [
     "Align",
     "Application",
     "Form",
+    "RepairsInPlace",
     "apply_masks",
     "check_padding",
     "check_writable",
     "prunable_layers",
     "trial_cut",
     "width_attributes",
-    "write_repaired",
 ]
 
 Form: TypeAlias = Literal["compact", "zero", "mask"]
@@ -214,24 +216,59 @@ def trial_cut(
         application.undo()
 
 
-def write_repaired(consumer: Projection, repaired: RepairedMap) -> RepairedMap:
-    """Write a repaired weight over a map's own, for good, so that no model holds both.
+class RepairsInPlace:
+    """Repaired weights written over a model's own, whose bytes wait in a temporary file in case they are wanted back.
 
-    Parameters
-    ----------
-    consumer : Projection
-        The map.
-    repaired : RepairedMap
-        Its bias is not written: the map may have none before masks are applied.
-
-    Returns
-    -------
-    RepairedMap
-        The same without its weight.
+    So no memory holds both. Close it to drop the file.
     """
-    if repaired.weight is not None:
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close()
+        self._replaced: list[tuple[nn.Parameter, int]] = []
+
+    def write(self, consumer: Projection, repaired: RepairedMap) -> RepairedMap:
+        """Write a repaired weight over a map's own.
+
+        Parameters
+        ----------
+        consumer : Projection
+            The map.
+        repaired : RepairedMap
+            Its bias is not written: the map may have none before masks are applied.
+
+        Returns
+        -------
+        RepairedMap
+            The same without its weight.
+
+        Raises
+        ------
+        OSError
+            No space for the temporary file; the map is unchanged.
+        """
+        if repaired.weight is None:
+            return repaired
+        parameter: nn.Parameter = consumer.module.weight  # type: ignore[assignment]
+        start = self._file.seek(0, os.SEEK_END)
+        self._file.write(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        self._replaced.append((parameter, start))
         consumer.weight.copy_(repaired.weight)
-    return replace(repaired, weight=None)
+        return replace(repaired, weight=None)
+
+    def restore(self) -> None:
+        """Write the model's own weights back, bit for bit."""
+        while self._replaced:
+            parameter, start = self._replaced[-1]
+            self._file.seek(start)
+            size = parameter.numel() * parameter.element_size()
+            values = torch.frombuffer(bytearray(self._file.read(size)), dtype=parameter.dtype)
+            parameter.data.copy_(values.view(parameter.shape))
+            self._replaced.pop()
+
+    def close(self) -> None:
+        """Drop the file; what was written stays."""
+        self._replaced.clear()
+        self._file.close()
 
 
 def _unchanged(module: nn.Module) -> Callable[[], bool]:

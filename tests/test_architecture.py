@@ -140,6 +140,7 @@ LLMRANK = [
     "llmrank.last_word",
     "llmrank.harness",
     "llmrank.sensitivity",
+    "llmrank.validation",
     "llmrank.report",
     "llmrank.pipeline.options",
     "llmrank.pipeline.stages",

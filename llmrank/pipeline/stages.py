@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
@@ -14,9 +14,9 @@ from torch import nn
 
 from graphs import LayeredGraph, RankResult
 from llmrank.activations import FFNStatistics, collect
-from llmrank.adapters import FFN, Projection, explicit_ffns, find_ffns
+from llmrank.adapters import FFN, explicit_ffns, find_ffns
 from llmrank.budget import check_budget, reached_by, shortfall
-from llmrank.calibration import TokenSequences, overlap, tokenise
+from llmrank.calibration import TokenSequences, n_held_out, overlap, tokenise, tokenise_and_hold_out
 from llmrank.choice import choose_masks, prunes_jointly
 from llmrank.costs import ModelCosts
 from llmrank.equivalence import check_equivalence, masked_outputs
@@ -26,7 +26,7 @@ from llmrank.generation import GENERATED, generated_text
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
-from llmrank.passes import Progress, fitting_length
+from llmrank.passes import Progress, fitting_length, run_sequences
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, check_options
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
@@ -41,13 +41,14 @@ from llmrank.surgery import (
     Align,
     Application,
     Form,
+    RepairsInPlace,
     apply_masks,
     check_padding,
     check_writable,
     prunable_layers,
     trial_cut,
-    write_repaired,
 )
+from llmrank.validation import Validation, Validator
 
 __all__ = [
     "BasePipeline",
@@ -88,7 +89,9 @@ class BasePipeline:
     align : {"none", "pad"}
         Pad compact layers with zeros to one width.
     repair : BaseRepair, optional
-        What stands in for the removed neurons, see :mod:`llmrank.repair`; none by default. Not with a `structure_dict`.
+        How the kept weights make up for the removed neurons, see :mod:`llmrank.repair`; none by default. Not with a
+        `structure_dict`. For every eight sequences that it is fitted to, one is held out: the next ones of a text, or the last of
+        those given. The repair is kept only where it makes the model predict them better, see :attr:`validation`.
     schedule : Schedule, optional
         In how many steps neurons go, see :class:`llmrank.schedule.Schedule`; one shot by default.
     evaluation : as `calibration`, or True; optional
@@ -98,12 +101,15 @@ class BasePipeline:
     progress : callable, optional
         Such as ``rich.progress.track``; quiet by default.
     undoable : bool
-        Keep the original weights for :meth:`undo`. Without, each goes as soon as it is replaced, and :attr:`graph`, which looks
-        at them, and :attr:`repaired` are empty after :meth:`run`; what fails once repair has begun leaves the model repaired or
-        cut, or so in part.
+        Keep the original weights for :meth:`undo`. Without, each is freed as soon as it is replaced, and :attr:`graph`, which
+        refers to them, and :attr:`repaired` are empty after :meth:`run`; a failure after the cut has begun leaves the model cut,
+        or cut in part.
 
     Attributes
     ----------
+    validation : Validation or None
+        After :meth:`run` with a repair: how the cut and the repaired model compare on the held-out sequences, and so which of the
+        two it is; None where nothing could be held out.
     report, masks, sensitivities, graph, rank : after :meth:`run`
         What was done, what was kept, what each layer's cut alone does to the output (an empty dict unless the pruner needs
         it), and the graph(s) with their rank(s): one of each, or tuples where there are several. The graphs refer to the weights
@@ -168,6 +174,7 @@ class BasePipeline:
         self.model_graphs: tuple[ModelGraph, ...] = ()
         self.ranks: tuple[RankResult, ...] = ()
         self.repaired: dict[str, RepairedMap] = {}
+        self.validation: Validation | None = None
         self.costs: ModelCosts | None = None
         self.steps: list[Step] = []
         self._for_good = False
@@ -190,8 +197,8 @@ class BasePipeline:
         with self._timed("evaluate before"):
             evaluation, texts = self.evaluate()
         with self._timed("calibrate"):
-            sequences = self.sequences()
-        self.masks, self.repaired = self.select(ffns, sequences)
+            sequences, held_out = self.calibration_texts()
+        self.masks, self.repaired = self.select(ffns, sequences, held_out)
         facts = {
             "before": size(self.model, ffns),
             "method": self._method(),
@@ -242,13 +249,30 @@ class BasePipeline:
         if self.align == "pad":
             check_padding(layer.size for layer in prunable_layers(ffns).values())
 
-    def select(self, ffns: Sequence[FFN], sequences: TokenSequences) -> tuple[Masks, dict[str, RepairedMap]]:
+    def select(
+        self, ffns: Sequence[FFN], sequences: TokenSequences, held_out: TokenSequences | None = None
+    ) -> tuple[Masks, dict[str, RepairedMap]]:
         """Calibrate, rank, choose and repair, in the steps of the schedule.
 
-        The model is whole again afterwards, but where it is not undoable: what repairs it may be written into it already.
+        Parameters
+        ----------
+        ffns : sequence of FFN
+        sequences : TokenSequences
+            Those to rank by, and to fit a repair to.
+        held_out : TokenSequences, optional
+            Others, to choose and to judge a repair by; without them a part of `sequences` is held out from the repair.
+
+        Returns
+        -------
+        Masks
+        dict from str to RepairedMap
+            The model is as it was, unless it is not undoable: then repaired weights may be written into it already.
         """
         self._check_fresh()
         self.steps = []
+        self.validation = None
+        if self.repair is not None and held_out is None and len(sequences) > 1:
+            sequences = replace(sequences, held_out=n_held_out(len(sequences)))
         present: Masks | None = None
         repaired: dict[str, RepairedMap] = {}
         record = Recording([])
@@ -259,6 +283,8 @@ class BasePipeline:
                 # Repair goes through the whole model block by block: how it calls them is seen on the way.
                 with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else ()) as seen:
                     statistics = self.calibrate(ffns, sequences)
+                    if seen.blocks and held_out is not None:
+                        run_sequences(self.model, ffns, held_out.batches(self.batch_size))
                 with self._timed("rank"):
                     graphs = self.draw(ffns, statistics)
                     ranks = self.score(graphs)
@@ -277,7 +303,7 @@ class BasePipeline:
             if repairs:
                 record.kept = not last
                 with self._timed("repair"):
-                    masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present)
+                    masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present, held_out)
             # Graphs of a trial cut look at weights that nobody else needs any more.
             del graphs, ranks
             present = masks
@@ -289,9 +315,17 @@ class BasePipeline:
 
     def sequences(self) -> TokenSequences:
         """The calibration sequences."""
+        return self.calibration_texts()[0]
+
+    def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
+        """The calibration sequences, and further ones to hold out from a repair, if there is one and the text has more."""
+        further = n_held_out(self.samples) if self.repair is not None else 0
         if isinstance(self.calibration, str) and self.calibration == GENERATED:
-            return generated_text(self.model, self.tokenizer, self.samples, self._length(), progress=self.progress)
-        return tokenise(self.calibration, self.tokenizer, self.samples, self._length())
+            written = generated_text(
+                self.model, self.tokenizer, self.samples + further, self._length(), progress=self.progress
+            )
+            return written.split(self.samples)
+        return tokenise_and_hold_out(self.calibration, self.tokenizer, self.samples, self._length(), further)
 
     def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
         """The evaluation with the perplexity of the model as it is, and its sequences; None without."""
@@ -366,24 +400,46 @@ class BasePipeline:
         record: Recording,
         graphs: Sequence[ModelGraph],
         present: Masks | None = None,
+        held_out: TokenSequences | None = None,
     ) -> tuple[Masks, dict[str, RepairedMap]]:
-        """What stays, and what stands in for the output maps of the FFNs; nothing does without repair.
+        """The masks and the repaired output maps of the FFNs; those planned and none where the repair does not improve the model.
 
-        In the last step of what is not undoable that is written into the model at once, unless a later choice needs the weights
-        as they were.
+        In the last step of what is not undoable the maps are written into the model at once, unless a later choice needs the
+        weights as they were.
         """
         if self.repair is None:
             return masks, {}
-        stream = open_stream(self.model, ffns, sequences, self.batch_size, record, follow=self.repair.follows)
+        fit = sequences
+        if held_out is None and sequences.held_out:
+            fit, held_out = sequences.split(len(sequences) - sequences.held_out)
+        validator = Validator(self.model, ffns, held_out, masks, self.batch_size) if held_out is not None else None
+        stream = open_stream(self.model, ffns, fit, self.batch_size, record, held_out, follow=self.repair.follows)
         choose = Reselection(self.scorer, graphs, present)
         # The last step takes the record away.
         for_good = not (self.undoable or record.kept or (self.repair.reselects and choose.looks_back))
-        write = self._write if for_good else None
-        return repair_ffns(self.model, ffns, masks, self.repair, stream, self.progress, choose, write)
-
-    def _write(self, consumer: Projection, solved: RepairedMap) -> RepairedMap:
-        self._for_good = True
-        return write_repaired(consumer, solved)
+        in_place = RepairsInPlace()
+        try:
+            kept, repaired = repair_ffns(
+                self.model,
+                ffns,
+                masks,
+                self.repair,
+                stream,
+                self.progress,
+                choose,
+                in_place.write if for_good else None,
+            )
+            self.validation = validator.compare(kept, repaired) if validator is not None else None
+            if self.validation is not None and not self.validation.improves:
+                in_place.restore()
+                return masks, {}
+        except BaseException:
+            in_place.restore()
+            raise
+        finally:
+            in_place.close()
+        self._for_good = for_good
+        return kept, repaired
 
     def parameters(self) -> dict[str, Any]:
         """Settings of the topology, for reports."""
@@ -457,6 +513,12 @@ class BasePipeline:
         first = next(self.model.parameters())
         reached = reached_by(masks, costs)
         notes = shortfall(self.pruner, reached)
+        if self.validation is not None and not self.validation.improves:
+            notes.append(self.validation.sentence())
+        elif self.repair is not None and self.validation is None:
+            notes.append(
+                "nothing could be held out, so the repair was neither chosen nor checked on other text; give more text"
+            )
         notes += [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
         return Report(
             model={
@@ -483,6 +545,7 @@ class BasePipeline:
             sensitivities=self.sensitivities,
             after=size(self.model, ffns),
             seconds=dict(self._seconds),
+            validation=None if self.validation is None else asdict(self.validation),
             notes=notes,
             **facts,
         )

@@ -1,64 +1,72 @@
-"""What stands in for removed neurons: a bias, or new output weights for the neurons that stay.
+"""Repairs: a bias, or new output weights of the kept neurons, make up for the removed ones without training.
 
 Both look at one output map at a time, y = W x + b with x the hidden neurons, of which some are kept (K) and some
-removed (R), and at the first and second moments of x over the calibration tokens. What the residual stream still lacks
-behind the map, compared with the whole model, may be part of what the map is fitted to.
+removed (R), and at the first and second moments of x over the calibration tokens. What the residual stream behind the map
+lacks compared with the dense model may be part of what the map is fitted to.
 
-Sources: the bias is FLAP's (An et al. 2023, arXiv 2312.11983); the least squares those of Optimal Brain Surgeon
+Sources: the bias is FLAP's (An et al. 2023, arXiv 2312.11983); the least squares are those of Optimal Brain Surgeon
 (Hassibi and Stork 1993) for a whole set of neurons at once, with a ridge.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from llmrank.errors import OptionError
-from llmrank.repair.moments import DAMPING, Moments
+from llmrank.repair.moments import Moments
 
 __all__ = ["BaseRepair", "BiasRepair", "LeastSquaresRepair", "RepairedMap"]
 
-DAMPINGS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
+# Four dampings a decade. At the low end the fit is all but undamped, at the high end the map is all but left as it was cut, so
+# that the best damping lies between them; no repair at all (an infinite damping) is tried as well.
+DAMPINGS = (*(10.0 ** (quarter / 4) for quarter in range(-24, 17)), math.inf)
+# Where no token is held out to choose by. It trusts the fit about as much as the map that was cut.
+CAUTIOUS_DAMPING = 1.0
 TARGETS = ("stream", "output")
 
 
 @dataclass(frozen=True, eq=False)
 class RepairedMap:
-    """What becomes of an output map.
+    """The new weights of an output map.
 
     Attributes
     ----------
     weight : (out, in) tensor or None
-        Zero in the columns of removed neurons. As solved float64, of a repaired model in the dtype of the map; None where the
-        map holds it already.
+        Zero in the columns of removed neurons. A repair solves it in float64; a repaired model holds it in the dtype of the map.
+        None where the map holds it already.
     bias : (out,) tensor or None
         None where the map has none.
     damping : float or None
-        Of the least squares, relative to the mean square of a kept neuron.
-    before, after : float
-        Mean square of what the calibration outputs miss, as a share of the mean square of ``W x``: cut, and repaired. To
-        be missed there is what the removed neurons gave, and what the stream lacked already.
+        Damping of the least squares, relative to the mean square of each kept neuron; infinite where the map is left as it was
+        cut. None for other repairs.
+    before, after : float or None
+        Error of the map on held-out calibration tokens, as a share of the mean square of ``W x``: as it is cut, and repaired.
+        The error is what the removed neurons gave, and with target "stream" what the stream lacked already. None where no
+        token was held out.
     target : {"output", "stream"}
-        What it was fitted to: the map's own outputs, or what takes the stream behind it back to that of the whole model.
+        What the map was fitted to: its own outputs, or what brings the residual stream behind it back to that of the dense
+        model.
     """
 
     weight: torch.Tensor | None
     bias: torch.Tensor | None
     damping: float | None
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     target: Literal["output", "stream"] = "output"
 
     def to(self, like: torch.Tensor) -> RepairedMap:
-        """In the dtype of a tensor, and on its device."""
+        """Convert to the dtype and device of a tensor."""
         bias = None if self.bias is None else self.bias.to(like)
         return replace(self, weight=None if self.weight is None else self.weight.to(like), bias=bias)
 
 
 class BaseRepair:
-    """Base of all repairs. Override :meth:`solve`.
+    """Base class of all repairs. Override :meth:`solve`.
 
     Attributes
     ----------
@@ -70,12 +78,12 @@ class BaseRepair:
 
     @property
     def follows(self) -> bool:
-        """Whether to follow the whole model, for the moments to know what the stream lacks."""
+        """Whether the repair needs the dense model's residual stream, to know what the stream of the cut model lacks."""
         return False
 
     @property
     def reselects(self) -> bool:
-        """Whether to choose anew, once the moments are known, which neurons of a layer stay; as many as planned."""
+        """Whether the kept neurons of a layer are chosen anew, as many as planned, once the moments are known."""
         return False
 
     def solve(
@@ -86,7 +94,7 @@ class BaseRepair:
         fit: Moments,
         held_out: Moments | None,
     ) -> RepairedMap:
-        """The map that stands in for ``weight @ x + bias`` when only the kept neurons are left.
+        """Compute the map that replaces ``weight @ x + bias`` when only the kept neurons are left.
 
         Parameters
         ----------
@@ -94,18 +102,20 @@ class BaseRepair:
         bias : (out,) float64 tensor or None
             None where the map has none, and can have none.
         keep : (in,) bool tensor
-        fit, held_out : Moments
-            Of different tokens; `held_out` is None where there are fewer than four batches.
+        fit : Moments
+            Moments of the calibration tokens to fit to.
+        held_out : Moments or None
+            Moments of other tokens, to choose and to judge by; None where there are none.
         """
         raise NotImplementedError(f"{type(self).__name__} must override solve()")
 
     def parameters(self) -> dict[str, Any]:
-        """The settings, for reports."""
+        """Return the settings, for reports."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
 class BiasRepair(BaseRepair):
-    """What the removed neurons gave on average goes into the bias: ``b + W_R mean_R``.
+    """Add what the removed neurons gave on average to the bias: ``b + W_R mean_R``.
 
     Examples
     --------
@@ -131,34 +141,39 @@ class BiasRepair(BaseRepair):
                 "repair by bias needs output maps with a bias, and this model's have none nor can its configuration give them "
                 "one; use repair 'lstsq', which changes their weights"
             )
-        moments = fit if held_out is None else fit + held_out
-        change = torch.zeros_like(weight[:, keep])
-        return _repaired(weight, bias, keep, change, moments, None)
+        return _repaired(weight, bias, keep, torch.zeros_like(weight[:, keep]), fit, held_out, None)
 
 
 @dataclass
 class LeastSquaresRepair(BaseRepair):
-    """New weights of the kept neurons, with which the map comes as near to its target as a linear map can.
+    """Fit new weights of the kept neurons, with which the map comes as near to its target as a linear map can.
 
-    ``W_K + (W_R S_RK + C_K^T) (S_KK + lambda I)^-1`` with S the second moments of x and C those of x with what the stream
-    lacks, both centred where the map has a bias (which then takes up the difference of the means), and
-    lambda = damping * mean diagonal of S_KK. By Cholesky factorisation in float64; where S_KK is singular and undamped, by
-    its eigenvectors.
+    The new weights are ``W_K + (W_R S_RK + C_K^T) (S_KK + damping * diag(S_KK))^-1``, with S the second moments of x, and C those
+    of x with what the stream lacks. Both are centred where the map has a bias, which then takes up the difference of the means.
+    The ridge is in proportion to the mean square of each kept neuron, because the activations of some neurons are many times
+    larger than those of others. Solved in float64; where S_KK is singular and undamped, the smallest solution is taken, each
+    neuron measured in its own scale.
 
     Parameters
     ----------
     damping : float or "auto"
-        "auto" takes for each map what does best on the batches held out (every fourth), then fits to all.
+        "auto" takes for each map the damping with the smallest error on the held-out tokens, from 1e-6 to 1e4 or no repair at
+        all; without held-out tokens it is 1.
     target : {"stream", "output"}
-        What the map is fitted to: to its old outputs for what it reads now ("output", C = 0), or to what takes the stream
-        behind it back to that of the whole model, and so makes up for what earlier layers lost ("stream"). The latter
-        costs a further pass, and holds where a block adds what its FFN returns to the stream as it is; elsewhere, as
-        with norms behind the FFN or in an encoder-decoder model, the former is done instead.
+        "output" fits the map to its old outputs for what it reads now (C = 0). "stream" fits it to what brings the residual
+        stream behind it back to that of the dense model, and so makes up for what earlier layers lost. "stream" costs a further
+        pass, and is possible where a block adds what its FFN returns to the stream as it is; elsewhere, as with norms behind the
+        FFN or in an encoder-decoder model, "output" is used instead.
     reselect : bool
-        Choose anew which neurons stay, as many of each layer as the pruner left: by the same score, in which what of a
-        neuron's activation the others do not explain (:meth:`Moments.unexplained`) stands for its activation. A neuron
-        that others can stand in for is cheap to remove once they do. With target "stream" by what the neurons do in the
-        whole model, else in the one that is being cut.
+        Choose anew which neurons are kept, as many of each layer as the pruner kept: by the same score, with
+        :meth:`Moments.unexplained`, the part of a neuron's activation that the other neurons do not explain, in place of its
+        activation. A neuron that others can replace is cheap to remove once they do. With target "stream" the moments are those
+        of the dense model, else of the model that is being cut.
+
+    Notes
+    -----
+    Cost: an eigen-decomposition of the (kept, kept) matrix for "auto", which makes every damping cost O(kept^2) only; a Cholesky
+    factorisation for a given damping.
 
     Examples
     --------
@@ -179,7 +194,7 @@ class LeastSquaresRepair(BaseRepair):
         if self.target not in TARGETS:
             raise OptionError(f"unknown target {self.target!r}; expected one of {', '.join(TARGETS)}")
         number = isinstance(self.damping, (int, float)) and not isinstance(self.damping, bool)
-        if self.damping != "auto" and not (number and 0.0 <= float(self.damping) < float("inf")):
+        if self.damping != "auto" and not (number and 0.0 <= float(self.damping) < math.inf):
             raise OptionError(f"damping must be 'auto' or a finite number >= 0, got {self.damping!r}")
 
     @property
@@ -201,52 +216,95 @@ class LeastSquaresRepair(BaseRepair):
         held_out: Moments | None,
     ) -> RepairedMap:
         """See :meth:`BaseRepair.solve`."""
-        centred = bias is not None
-        damping = DAMPING if self.damping == "auto" else float(self.damping)
-        if self.damping == "auto" and held_out is not None:
-            system = _normal_equations(weight, keep, fit, centred=centred)
-
-            def missed(trial: float) -> float:
-                return _missed(weight, keep, _change(*system, trial), held_out, centred=centred)
-
-            damping = min(DAMPINGS, key=missed)
-            del system
-        moments = fit if held_out is None else fit + held_out
-        change = _change(*_normal_equations(weight, keep, moments, centred=centred), damping)
-        return _repaired(weight, bias, keep, change, moments, damping)
+        system = _System.of(weight, keep, fit, centred=bias is not None)
+        if self.damping != "auto":
+            damping = float(self.damping)
+            change = system.solve(damping)
+        elif held_out is None:
+            damping = CAUTIOUS_DAMPING
+            change = system.solve(damping)
+        else:
+            damping, change = system.solve_best(_System.of(weight, keep, held_out, centred=bias is not None))
+        return _repaired(weight, bias, keep, change, fit, held_out, damping)
 
 
-def _normal_equations(
-    weight: torch.Tensor, keep: torch.Tensor, moments: Moments, *, centred: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """S_KK, (kept, kept), and S_KR W_R^T + C_K, (kept, out)."""
-    right = moments.covariance(keep, ~keep, centred=centred) @ weight[:, ~keep].T
-    cross, _ = moments.lacking(centred=centred)
-    if cross is not None:
-        right += cross[keep]
-    return moments.covariance(keep, keep, centred=centred), right
+@dataclass(frozen=True, eq=False)
+class _System:
+    """The normal equations of one map.
+
+    Attributes
+    ----------
+    inner : (kept, kept) float64 tensor
+        S_KK.
+    right : (kept, out) float64 tensor
+        S_KR W_R^T + C_K: moments of the kept neurons with what is to be made up for.
+    """
+
+    inner: torch.Tensor
+    right: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, keep: torch.Tensor, moments: Moments, *, centred: bool) -> _System:
+        right = moments.covariance(keep, ~keep, centred=centred) @ weight[:, ~keep].T
+        cross, _ = moments.lacking(centred=centred)
+        if cross is not None:
+            right += cross[keep]
+        return cls(moments.covariance(keep, keep, centred=centred), right)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """One over the root mean square of each kept neuron, (kept,); 0 for a neuron that is always 0."""
+        square = self.inner.diagonal().clamp_min(0.0)
+        return torch.where(square > 0.0, square.rsqrt(), 0.0)
+
+    def scaled(self, scale: torch.Tensor) -> _System:
+        """Measure every neuron in units of `scale`; overwrites these moments."""
+        return _System(self.inner.mul_(scale[:, None]).mul_(scale), self.right.mul_(scale[:, None]))
+
+    def solve(self, damping: float) -> torch.Tensor:
+        """What is added to the kept columns, (out, kept), by Cholesky factorisation; overwrites the moments."""
+        scale = self.scale
+        scaled = self.scaled(scale)
+        scaled.inner.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(scaled.inner)
+        if not int(failed):
+            return (torch.cholesky_solve(scaled.right, factor) * scale[:, None]).T
+        scaled.inner.diagonal().sub_(damping)
+        values, vectors = torch.linalg.eigh(scaled.inner)
+        inverse = _inverse(values, damping)
+        change: torch.Tensor = (vectors @ (inverse[:, None] * (vectors.T @ scaled.right)) * scale[:, None]).T
+        return change
+
+    def solve_best(self, held_out: _System) -> tuple[float, torch.Tensor]:
+        """The damping with the smallest error on held-out tokens, and what it adds to the kept columns, (out, kept).
+
+        In the eigenvectors of the scaled S_KK the solution for a damping is a diagonal matrix times fixed coefficients, and the
+        held-out error a quadratic form of that diagonal, so that a damping costs O(kept^2). Overwrites all moments.
+        """
+        scale = self.scale
+        scaled, judge = self.scaled(scale), held_out.scaled(scale)
+        values, vectors = torch.linalg.eigh(scaled.inner)
+        coefficients = vectors.T @ scaled.right
+        # The error but for a constant is d^T curvature d - 2 slope^T d, with d = 1 / (values + damping).
+        slope = (coefficients * (vectors.T @ judge.right)).sum(1)
+        curvature = (vectors.T @ judge.inner @ vectors).mul_(coefficients @ coefficients.T)
+
+        def error(damping: float) -> float:
+            d = _inverse(values, damping)
+            return float(d @ (curvature @ d) - 2.0 * (slope @ d))
+
+        damping = min(DAMPINGS, key=error)
+        solved = vectors @ (_inverse(values, damping)[:, None] * coefficients)
+        return damping, (solved * scale[:, None]).T
 
 
-def _change(inner: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor:
-    """What is added to the kept columns, (out, kept)."""
-    diagonal = inner.diagonal()
-    ridge, undamped = damping * diagonal.mean(), diagonal.clone()
-    # In place for the time being: of all that is in memory here a copy would be among the largest.
-    diagonal.add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(inner)
-    diagonal.copy_(undamped)
-    if not int(failed):
-        return torch.cholesky_solve(right, factor).T
-    values, vectors = torch.linalg.eigh(inner)
-    floor = values.max().clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
-    inverse = torch.where(values > floor, 1.0 / (values + ridge), torch.zeros_like(values))
-    change: torch.Tensor = (vectors @ (inverse[:, None] * (vectors.T @ right))).T
-    return change
+def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:
+    """One over the damped eigenvalues; 0 for those that are 0 but for round-off."""
+    floor = values.max().clamp_min(0.0) * len(values) * torch.finfo(values.dtype).eps
+    return torch.where(values > floor, 1.0 / (values + damping), 0.0)
 
 
-def _missed(
-    weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, *, centred: bool
-) -> float:
+def _error(weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, *, centred: bool) -> float:
     """Mean square of W_R x_R + e - change x_K, less its mean where `centred`."""
     lost = torch.empty_like(weight)
     lost[:, keep], lost[:, ~keep] = -change, weight[:, ~keep]
@@ -260,17 +318,28 @@ def _repaired(
     bias: torch.Tensor | None,
     keep: torch.Tensor,
     change: torch.Tensor,
-    moments: Moments,
+    fit: Moments,
+    held_out: Moments | None,
     damping: float | None,
 ) -> RepairedMap:
     new = torch.zeros_like(weight)
     new[:, keep] = weight[:, keep] + change
-    whole = moments.energy(weight, centred=False)
-    cut = _missed(weight, keep, torch.zeros_like(change), moments, centred=False)
-    left = _missed(weight, keep, change, moments, centred=bias is not None)
-    if bias is not None:
-        bias = bias + weight[:, ~keep] @ moments.mean[~keep] - change @ moments.mean[keep]
-        if moments.lack is not None:
-            bias = bias + moments.lack.total / moments.count
-    target: Literal["output", "stream"] = "output" if moments.lack is None else "stream"
-    return RepairedMap(new, bias, damping, cut / whole if whole else 0.0, left / whole if whole else 0.0, target)
+    before = after = None
+    shift = None if bias is None else _mean_error(weight, keep, change, fit)
+    if held_out is not None:
+        whole = held_out.energy(weight, centred=False)
+        before = _error(weight, keep, torch.zeros_like(change), held_out, centred=False)
+        after = _error(weight, keep, change, held_out, centred=shift is not None)
+        if shift is not None:
+            # The bias takes up the mean of the tokens that were fitted to, which is not quite that of others.
+            after += float((_mean_error(weight, keep, change, held_out) - shift).square().sum())
+        before, after = (error / whole if whole else 0.0 for error in (before, after))
+    target: Literal["output", "stream"] = "output" if fit.lack is None else "stream"
+    bias = bias if bias is None or shift is None else bias + shift
+    return RepairedMap(new, bias, damping, before, after, target)
+
+
+def _mean_error(weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments) -> torch.Tensor:
+    """Mean of W_R x_R + e - change x_K, (out,)."""
+    mean = weight[:, ~keep] @ moments.mean[~keep] - change @ moments.mean[keep]
+    return mean if moments.lack is None else mean + moments.lack.total / moments.count

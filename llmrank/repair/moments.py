@@ -13,8 +13,6 @@ __all__ = ["Lack", "MomentSums", "Moments"]
 
 # Columns of the second moments that are added to at once.
 BAND = 256
-# Every so many batches one is kept out of the fit, to choose the damping by.
-HELD_OUT_EVERY = 4
 # What a linear stand-in for a neuron is damped by, as a share of the mean square of a neuron.
 DAMPING = 1e-2
 
@@ -36,9 +34,6 @@ class Lack:
     total: torch.Tensor
     cross: torch.Tensor
     square: float
-
-    def __add__(self, other: Lack) -> Lack:
-        return Lack(self.total + other.total, self.cross + other.cross, self.square + other.square)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +69,6 @@ class Moments:
         sums = _Sums(values.shape[-1], values.device)
         sums.add(values, lack)
         return sums.moments()
-
-    def __add__(self, other: Moments) -> Moments:
-        lack = self.lack + other.lack if self.lack is not None and other.lack is not None else None
-        return Moments(self.count + other.count, self.total + other.total, self.second + other.second, lack)
 
     @property
     def mean(self) -> torch.Tensor:
@@ -185,25 +176,25 @@ class _Sums:
 
 
 class MomentSums:
-    """Moments of the batches that pass; a :class:`llmrank.stream.Reader`.
+    """Moments of the batches that pass, those to fit to apart from those held out; a :class:`llmrank.stream.Reader`.
 
     Parameters
     ----------
     size : int
         Neurons.
     device : torch.device
-    held_out : bool
-        Keep those of every fourth batch apart.
+    fitted : int, optional
+        The first batches, so many, are fitted to, and all after them held out. None: nothing is held out.
     """
 
-    def __init__(self, size: int, device: torch.device, *, held_out: bool = True) -> None:
+    def __init__(self, size: int, device: torch.device, fitted: int | None = None) -> None:
         # MPS has no float64.
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._size = size
+        self._fitted = fitted
         self._fit = _Sums(size, self._device)
-        # Made when a batch is to go there.
+        # Made when there is a batch for them.
         self._held_out: _Sums | None = None
-        self._holds_out = held_out
         self._batches = 0
         self._read: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
@@ -213,10 +204,10 @@ class MomentSums:
 
     def end_batch(self, lack: torch.Tensor | None) -> None:
         """See :class:`llmrank.stream.Reader`."""
-        self._batches += 1
         part = self._fit
-        if self._holds_out and self._batches % HELD_OUT_EVERY == 0:
+        if self._fitted is not None and self._batches >= self._fitted:
             part = self._held_out = self._held_out or _Sums(self._size, self._device)
+        self._batches += 1
         for values, mask in self._read:
             missing = None
             if lack is not None:
@@ -226,16 +217,11 @@ class MomentSums:
         self._read.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:
-        """Of the batches to fit, and of those held out, if there are any; once all of them have passed."""
+        """Moments of the batches to fit to, and of those held out, if there are any; once all of them have passed."""
         held_out = self._held_out
         return self._fit.moments(), held_out.moments() if held_out is not None and held_out.count else None
 
     @property
     def count(self) -> int:
-        """Tokens."""
-        return self._fit.count + (self._held_out.count if self._held_out is not None else 0)
-
-    def together(self) -> Moments:
-        """Of all batches."""
-        fit, held_out = self.moments()
-        return fit if held_out is None else fit + held_out
+        """Tokens to fit to."""
+        return self._fit.count

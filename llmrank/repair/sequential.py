@@ -108,8 +108,8 @@ def _repair_map(
     """What stays of one layer, and what stands in for its output map; all moments are gone afterwards."""
     (consumer,) = layer.consumers
     device = consumer.weight.device
-    sums = MomentSums(layer.size, device)
-    whole = MomentSums(layer.size, device, held_out=False) if choose is not None and method.reselects else None
+    sums = MomentSums(layer.size, device, stream.fitted)
+    whole = MomentSums(layer.size, device, stream.fitted) if choose is not None and method.reselects else None
     stream.feed(ffn, consumer.module, sums, whole)
     fit, held_out = sums.moments()
     if not fit.count or not fit.finite or (held_out is not None and not held_out.finite):
@@ -118,8 +118,8 @@ def _repair_map(
             "no token reached it; prune less, or load the model in float32"
         )
     if choose is not None and whole is not None:
-        # Where the whole model is not followed, the stream that is already cut has to do.
-        unexplained = (whole if whole.count else sums).together().unexplained()
+        # Without a stream of the dense model, the stream that is already cut has to do.
+        unexplained = (whole.moments()[0] if whole.count else fit).unexplained()
         keep = choose(layer.name, keep, unexplained.cpu())
     del sums, whole
     weight = consumer.weight.to(fit.second)
@@ -147,13 +147,13 @@ def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None
 
 
 def summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:
-    """What a report says of a repair: for each map the target, the damping and the shares missed before and after."""
+    """What a report says of a repair: for each map the target, the damping, and the held-out errors (see RepairedMap)."""
     return {
         name: {
             "target": solved.target,
             "damping": solved.damping,
-            "missed_when_cut": solved.before,
-            "missed_when_repaired": solved.after,
+            "held_out_error_when_cut": solved.before,
+            "held_out_error_when_repaired": solved.after,
         }
         for name, solved in repaired.items()
     }

@@ -31,6 +31,11 @@ class Taken:
         self.lacks.append(lack)
 
 
+def whole_passes(model: Any, ffns: Any, sequences: TokenSequences, batch_size: int) -> PassStream:
+    batches = list(sequences.batches(batch_size))
+    return PassStream(model, ffns, batches, len(batches))
+
+
 def taken(model: nn.Module, stream: Stream) -> list[Taken]:
     """What every output map reads while those before it return the half of what they should."""
     found = []
@@ -63,7 +68,7 @@ def test_both_streams_carry_the_same(family: Family) -> None:
     stream = open_stream(model, ffns, sequences, 2, recorded(model, sequences))
     # An encoder and a decoder are two stacks, and the decoder reads what the encoder has become.
     assert isinstance(stream, PassStream if family.model_type == "t5" else BlockStream)
-    expected = read(model, PassStream(model, ffns, sequences, 2))
+    expected = read(model, whole_passes(model, ffns, sequences, 2))
     for found, wanted in zip(read(model, stream), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -128,7 +133,7 @@ def test_half_precision_goes_past_whole_blocks() -> None:
     """What is taken away from the stream and added again would be rounded twice."""
     model = tiny_llama().to(torch.bfloat16)
     sequences = tokenise(token_ids(5, 20), None, 5, 20)
-    expected = read(model, PassStream(model, find_ffns(model), sequences, 2))
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 2))
     stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
     for found, wanted in zip(read(model, stream), expected, strict=True):
         assert torch.equal(found, wanted)
@@ -148,7 +153,7 @@ def test_of_two_ffns_side_by_side_both_are_looked_at() -> None:
     sequences = tokenise(features(600, 6), None, 1, 2)
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
     assert isinstance(stream, BlockStream)
-    expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
     for found, wanted in zip(read(model, stream), expected, strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -225,7 +230,7 @@ def test_what_a_block_returns_stays_its_own(way: str, follow: bool) -> None:
 
 def check_against_passes(model: nn.Module, *, follow: bool) -> None:
     sequences = tokenise(features(600, 6), None, 1, 2)
-    expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=follow)
     assert isinstance(stream, BlockStream)
     for found, wanted in zip(read(model, stream), expected, strict=True):
@@ -259,7 +264,7 @@ def test_states_of_another_dtype_than_the_first_stay_as_they_are() -> None:
 
     model = Narrows(Widens(0), Widens(1), Widens(2))
     sequences = tokenise(features(600, 6), None, 1, 2)
-    expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
     assert isinstance(stream, BlockStream)
     for found, wanted in zip(read(model, stream), expected, strict=True):
@@ -274,7 +279,7 @@ def test_padding_is_told_batch_by_batch() -> None:
     assert not bool(sequences.mask.all())
     stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
     found = read(model, stream)
-    expected = read(model, PassStream(model, find_ffns(model), sequences, 2))
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 2))
     assert len(found[0]) == sequences.n_tokens
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -300,7 +305,7 @@ def test_blocks_are_run_by_themselves_only_where_they_follow_one_another(between
     sequences = tokenise(features(600, 6), None, 1, 2)
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1))
     assert isinstance(stream, PassStream if between else BlockStream)
-    expected = read(model, PassStream(model, find_ffns(model), sequences, 1))
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
     for found, wanted in zip(read(model, stream), expected, strict=True):
         torch.testing.assert_close(found, wanted)
 

@@ -88,11 +88,10 @@ def least_squares(
     mean = [sum(row[j] for row in x) / tokens if bias is not None else 0.0 for j in range(n)]
     second = [[sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in x) / tokens for j in range(n)] for i in range(n)]
     kept, removed = [j for j in range(n) if keep[j]], [j for j in range(n) if not keep[j]]
-    ridge = damping * sum(second[k][k] for k in kept) / len(kept)
     new: list[list[float]] = []
     for row in weight:
         right = [sum(second[k][r] * row[r] for r in removed) for k in kept]
-        left = [[second[k][m] + (ridge if k == m else 0.0) for m in kept] for k in kept]
+        left = [[second[k][m] * (1.0 + damping if k == m else 1.0) for m in kept] for k in kept]
         change = dict(zip(kept, eliminate(left, right), strict=True))
         new.append([row[j] + change[j] if keep[j] else 0.0 for j in range(n)])
     if bias is None:

@@ -1,0 +1,171 @@
+"""Cut or repaired: which of the two is nearer to the dense model on held-out calibration tokens.
+
+A repair makes the error of every map smaller, and where its damping was chosen on held-out tokens, their error too. That does
+not say that the whole model comes nearer: where calibration tokens are few it can move away. So both are compared at the end,
+on tokens that nothing was fitted to, and the better one is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from llmrank.adapters import FFN
+from llmrank.calibration import TokenSequences
+from llmrank.equivalence import as_masked
+from llmrank.estimate import Estimate
+from llmrank.fidelity import compare_predictions
+from llmrank.masks import Masks
+from llmrank.passes import evaluating, first_output, model_inputs
+from llmrank.prediction import Prediction, Predictor, has_perplexity
+from llmrank.repair import RepairedMap
+
+__all__ = ["Validation", "Validator"]
+
+Measure: TypeAlias = Literal["divergence", "squared error"]
+# The sum of the distances of every sequence, and over how many tokens it is.
+Distances: TypeAlias = tuple[list[float], list[int]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How far a cut model is from the dense one on held-out calibration tokens, without and with its repair.
+
+    Attributes
+    ----------
+    measure : {"divergence", "squared error"}
+        Mean over tokens of KL(dense || model) of the next-token predictions, in nats; or for models that predict no tokens, of
+        ``||y' - y||^2``, y being the first output of the dense model.
+    tokens : int
+        Tokens that the means are over.
+    cut, repaired : float
+        The mean distances.
+    error : float or None
+        Standard error of their difference, paired over sequences; None for a single sequence.
+    """
+
+    measure: Measure
+    tokens: int
+    cut: float
+    repaired: float
+    error: float | None
+
+    @classmethod
+    def of(cls, measure: Measure, cut: Distances, repaired: Distances) -> Validation:
+        """Compare the distances of the same sequences."""
+        counts = cut[1]
+        change = Estimate.of([after - before for before, after in zip(cut[0], repaired[0], strict=True)], counts)
+        before, after = (Estimate.of(totals, counts).value for totals in (cut[0], repaired[0]))
+        return cls(measure, change.count, before, after, change.error)
+
+    @property
+    def improves(self) -> bool:
+        """Whether the repaired model is nearer to the dense one."""
+        return self.repaired < self.cut
+
+    def sentence(self) -> str:
+        """The comparison and its outcome in words."""
+        what = {"divergence": "KL divergence from the dense model's predictions"}.get(
+            self.measure, "squared distance from the dense model's outputs"
+        )
+        outcome = "kept" if self.improves else "dropped: the model is as it was cut"
+        return (
+            f"{what} on {self.tokens:,} held-out calibration tokens: {self.cut:.4g} as cut, {self.repaired:.4g} repaired, "
+            f"so the repair was {outcome}"
+        )
+
+
+class Validator:
+    """Remembers the dense model on held-out sequences, and compares a cut model and its repair with it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense; not changed here.
+    ffns : sequence of FFN
+    held_out : TokenSequences
+        Nothing was fitted to them.
+    masks : Masks
+        What is kept without repair.
+    batch_size : int
+
+    Notes
+    -----
+    Cost: three forward passes of the held-out sequences, and of a language model's prediction head four. Memory: the hidden
+    states of all held-out tokens, and see :class:`llmrank.prediction.Predictor`.
+    """
+
+    def __init__(
+        self, model: nn.Module, ffns: Sequence[FFN], held_out: TokenSequences, masks: Masks, batch_size: int
+    ) -> None:
+        self._model, self._ffns = model, ffns
+        self._measure: Measure = "divergence" if has_perplexity(model) else "squared error"
+        self._predictor = Predictor(model)
+        self._batches = list(held_out.batches(batch_size))
+        self._dense = list(self._outputs())
+        with as_masked(ffns, masks):
+            self._cut = self._distances()
+
+    def compare(self, masks: Masks, repaired: Mapping[str, RepairedMap]) -> Validation:
+        """Compare the cut model with the repaired one.
+
+        Parameters
+        ----------
+        masks : Masks
+            What is kept with the repair.
+        repaired : mapping from str to RepairedMap
+            Where a weight is None, the model holds it.
+
+        Raises
+        ------
+        CalibrationError
+            Predictions that are not numbers.
+        """
+        with as_masked(self._ffns, masks, repaired):
+            return Validation.of(self._measure, self._cut, self._distances())
+
+    @torch.no_grad()
+    def _outputs(self) -> Iterator[Any]:
+        """What the model returns for each batch: predictions (a callable that makes them), or its first output."""
+        device = next(self._model.parameters()).device
+        with evaluating(self._model):
+            for ids, mask in self._batches:
+                if self._measure == "divergence":
+                    yield self._predictor.hold(ids, mask)
+                else:
+                    inputs = model_inputs(self._model, ids, mask, device)[0]
+                    result: Any = (
+                        self._model(**inputs) if hasattr(self._model, "config") else self._model(inputs["input_ids"])
+                    )
+                    yield first_output(result).double().cpu()
+
+    @torch.no_grad()
+    def _distances(self) -> Distances:
+        """Distances of the model as it is now from the dense model, summed over the tokens of every sequence."""
+        distances: list[float] = []
+        counts: list[int] = []
+        measure: Callable[..., Distances] = _divergences if self._measure == "divergence" else _squared_errors
+        for dense, output, (_, mask) in zip(self._dense, self._outputs(), self._batches, strict=True):
+            with evaluating(self._model):
+                found, tokens = measure(dense, output, mask)
+            distances += found
+            counts += tokens
+        return distances, counts
+
+
+def _divergences(
+    dense: Callable[[], Iterator[Prediction]], model: Callable[[], Iterator[Prediction]], mask: torch.Tensor
+) -> Distances:
+    totals, counts = compare_predictions(dense(), model(), len(mask))
+    return totals[:, 0].tolist(), counts.tolist()
+
+
+def _squared_errors(dense: torch.Tensor, output: torch.Tensor, mask: torch.Tensor) -> Distances:
+    if dense.shape[: mask.ndim] != mask.shape:  # one output a sequence, as of a classifier
+        mask = torch.ones(len(dense), dtype=torch.bool)
+    squares = (output - dense).square().reshape(*mask.shape, -1).sum(-1).where(mask, 0.0)
+    return squares.reshape(len(dense), -1).sum(1).tolist(), mask.reshape(len(dense), -1).sum(1).tolist()
