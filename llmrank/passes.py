@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llmrank.adapters import FFN
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, OptionError
 
 __all__ = [
     "Accumulator",
@@ -23,6 +23,7 @@ __all__ = [
     "evaluating",
     "first_output",
     "fitting_length",
+    "input_device",
     "is_decoder",
     "longest_input",
     "model_inputs",
@@ -70,7 +71,7 @@ def counted(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def model_inputs(
-    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, device: torch.device
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
     """Keyword inputs of a forward pass, and the token masks of the input and the decoder side.
 
@@ -87,6 +88,7 @@ def model_inputs(
         check_ids(model, ids)
     elif ids.is_floating_point():
         ids = ids.to(next(model.parameters()).dtype)
+    device = input_device(model)
     ids, mask = ids.to(device), mask.to(device)
     full = bool(mask.all())
     if not getattr(config, "is_encoder_decoder", False):
@@ -108,6 +110,36 @@ def model_inputs(
         "use_cache": False,
     }
     return inputs, None if full else mask[:, :half], None if full else mask[:, half:]
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """The device that a model's inputs belong on: where its first parameter is when the model computes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        May be spread over several devices or offloaded by accelerate, which moves what its modules read by itself.
+
+    Raises
+    ------
+    OptionError
+        The first parameter holds no data, and nothing brings it in.
+    """
+    name, parameter = next(model.named_parameters())
+    if not parameter.is_meta:
+        return parameter.device
+    # The hook that brings an offloaded parameter in belongs to its module, or to one around that.
+    while name:
+        name = name.rpartition(".")[0]
+        hook: Any = getattr(model.get_submodule(name), "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            device = getattr(part, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    raise OptionError(
+        f"{type(model).__name__} begins with a parameter that holds no data (it is on the meta device, and not offloaded by "
+        "accelerate); load the model with its weights"
+    )
 
 
 def longest_input(model: nn.Module) -> int | None:

@@ -102,7 +102,7 @@ class Predictor:
         CalibrationError
             See :func:`llmrank.passes.model_inputs`.
         """
-        inputs, _, _ = model_inputs(self._model, ids, mask, next(self._model.parameters()).device)
+        inputs, _, _ = model_inputs(self._model, ids, mask)
         first = ids.shape[1] // 2 if "decoder_input_ids" in inputs else 1
         targets, valid = ids[:, first:], mask[:, first:]
         logits_of = self._logits(inputs)

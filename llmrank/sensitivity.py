@@ -153,9 +153,8 @@ class _Dense:
     """
 
     def __init__(self, model: nn.Module, ffns: Sequence[FFN], ids: torch.Tensor, mask: torch.Tensor) -> None:
-        device = next(model.parameters()).device
         self._model = model
-        self._inputs, of_input, of_decoder = model_inputs(model, ids, mask, device)
+        self._inputs, of_input, of_decoder = model_inputs(model, ids, mask)
         self._mask = of_decoder if "decoder_input_ids" in self._inputs else of_input
         self._blocks: list[nn.Module] = []
         self._returned: list[Any] = []

@@ -26,7 +26,7 @@ from llmrank.generation import GENERATED, generated_text
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
-from llmrank.passes import Progress, fitting_length
+from llmrank.passes import Progress, fitting_length, input_device
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, check_options
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
@@ -232,6 +232,12 @@ class BasePipeline:
         ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
         check_writable(ffns)  # before hours of calibration, not after
         if self.device is not None:
+            placed = getattr(self.model, "hf_device_map", None) or {}
+            if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in self.model.parameters()):
+                raise OptionError(
+                    f"device={str(self.device)!r} would move the whole model, but it is spread over several devices or partly "
+                    "offloaded; leave device out: the model is run where its parts are"
+                )
             self.model.to(self.device)
         return ffns
 
@@ -454,7 +460,6 @@ class BasePipeline:
         masks, application, costs = self.masks, self.application, self.costs
         if masks is None or application is None or costs is None:
             raise OptionError("there is nothing to report: run() has not pruned this model")
-        first = next(self.model.parameters())
         reached = reached_by(masks, costs)
         notes = shortfall(self.pruner, reached)
         notes += [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
@@ -464,8 +469,8 @@ class BasePipeline:
                 "class": type(self.model).__name__,
                 "ffns": len(ffns),
                 "kinds": sorted({ffn.kind for ffn in ffns}),
-                "device": str(first.device),
-                "dtype": str(first.dtype).removeprefix("torch."),
+                "device": str(input_device(self.model)),
+                "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             },
             calibration=sequences.provenance(),
             neurons={
