@@ -178,7 +178,7 @@ def generated_text(
                     attention_mask=torch.ones_like(batch),
                     logits_processor=LogitsProcessorList([_refuse_no_numbers]),
                 )
-                for batch in (progress(batches, "Writing") if progress else batches)
+                for batch in (progress(batches, "Writing calibration text") if progress else batches)
             ]
         except LLMRankError:
             raise

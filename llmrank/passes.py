@@ -17,6 +17,7 @@ __all__ = [
     "Accumulator",
     "Progress",
     "TokenMasks",
+    "announced",
     "body_of",
     "check_ids",
     "counted",
@@ -34,7 +35,15 @@ __all__ = [
     "widened",
 ]
 
+# ``progress(items, description)`` returns an iterable over the items.
 Progress = Callable[[Sequence[Any], str], Any]
+
+
+@contextmanager
+def announced(progress: Progress | None, description: str) -> Iterator[None]:
+    """Tell a progress of work that is one step; None hears nothing."""
+    for _ in progress([None], description) if progress else [None]:
+        yield
 
 
 @dataclass

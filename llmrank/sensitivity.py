@@ -113,7 +113,7 @@ def layer_sensitivities(
     totals = dict.fromkeys(layers, 0.0)
     count = 0
     with evaluating(model):
-        for batch, layer in progress(steps, "Measuring") if progress else steps:
+        for batch, layer in progress(steps, "Measuring sensitivities") if progress else steps:
             if layer is cut[0]:
                 dense = _Dense(model, ffns, *batch)
                 count += dense.count

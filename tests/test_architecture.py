@@ -156,6 +156,7 @@ PROGRAMS = [
     "llmrank.page_data",
     "llmrank.page",
     "llmrank.demo",
+    "llmrank.cli.progress",
     "llmrank.cli.options",
     "llmrank.cli.prune",
     "llmrank.cli.inspect",

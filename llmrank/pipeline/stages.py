@@ -26,7 +26,7 @@ from llmrank.generation import GENERATED, generated_text
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
-from llmrank.passes import Progress, fitting_length, input_device
+from llmrank.passes import Progress, announced, fitting_length, input_device
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, check_options
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
@@ -184,7 +184,7 @@ class BasePipeline:
         """
         self._check_fresh()
         self._seconds = {}
-        with self._timed("find"):
+        with self._timed("find"), announced(self.progress, "Finding FFNs"):
             ffns = self.find()
             self.check(ffns)
         with self._timed("evaluate before"):
@@ -200,7 +200,7 @@ class BasePipeline:
         }
         if not self.undoable:
             self.model_graphs = ()
-        with self._timed("apply"):
+        with self._timed("apply"), announced(self.progress, "Applying the masks"):
             expected = None
             if self.form == "compact":
                 expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
@@ -212,11 +212,13 @@ class BasePipeline:
             self.repaired = {}
         try:
             if expected is not None:
-                with self._timed("check"):
+                with self._timed("check"), announced(self.progress, "Checking the pruned model"):
                     check_equivalence(self.model, expected, sequences)
             with self._timed("evaluate after"):
                 if evaluation is not None and texts is not None:
-                    evaluation.after = perplexity(self.model, texts, self.batch_size, self.progress)
+                    evaluation.after = perplexity(
+                        self.model, texts, self.batch_size, self._as("Evaluating the pruned model")
+                    )
                     evaluation.calibration_overlap = overlap(sequences, texts)
             self.report = self._report(ffns, sequences, facts)
         except BaseException:
@@ -305,10 +307,15 @@ class BasePipeline:
             return None, None
         source = None if self.evaluation is True else self.evaluation
         texts = tokenise(source, self.tokenizer, self.evaluation_samples, self._length(), "evaluation")
-        before = perplexity(self.model, texts, self.batch_size, self.progress)
+        before = perplexity(self.model, texts, self.batch_size, self._as("Evaluating the dense model"))
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         protocol = {**texts.provenance(), "dtype": dtype, "torch_seed": torch.initial_seed()}
         return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
+
+    def _as(self, description: str) -> Progress | None:
+        """The progress, for what would describe itself in other words."""
+        progress = self.progress
+        return None if progress is None else lambda items, _: progress(items, description)
 
     def _length(self) -> int:
         return fitting_length(self.model, self.sequence_length)

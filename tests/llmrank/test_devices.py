@@ -110,21 +110,23 @@ def test_an_offloaded_model_is_saved_whole(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(loaded, token_ids()), logits(pruned, token_ids()))
 
 
-def never(_items: Any, description: str) -> Any:
-    raise AssertionError(f"{description}, before the model was refused")
+def only_finding(items: Any, description: str) -> Any:
+    """A progress of a pipeline that is to refuse the model before it runs it."""
+    assert description == "Finding FFNs", f"{description} came before the model was refused"
+    return items
 
 
 def test_offloaded_attentions_are_refused_before_any_work(tmp_path: Path) -> None:
     model = OFFLOADED["all but FFNs"](tiny_llama(), tmp_path)
     texts = {"calibration": token_ids(4), "evaluation": token_ids(3)}
     with pytest.raises(UnsupportedModelError, match=r"v_proj holds no data here.*leave attention out"):
-        ResidualFFNPipeline(model, None, attention=True, progress=never, **texts).run()
+        ResidualFFNPipeline(model, None, attention=True, progress=only_finding, **texts).run()
 
 
 def test_a_device_for_an_offloaded_model_is_refused_before_any_work(tmp_path: Path) -> None:
     model = OFFLOADED["embeddings"](tiny_llama(), tmp_path)
     with pytest.raises(OptionError, match="leave device out"):
-        IsolatedFFNPipeline(model, None, device="cpu", calibration=token_ids(), progress=never).run()
+        IsolatedFFNPipeline(model, None, device="cpu", calibration=token_ids(), progress=only_finding).run()
 
 
 def test_a_model_without_data_and_without_hooks_is_refused() -> None:
@@ -198,4 +200,6 @@ def test_models_on_two_devices_are_evaluated_like_whole_ones() -> None:
 @pytest.mark.usefixtures("two_devices")
 def test_a_device_for_a_model_on_two_is_refused_before_any_work() -> None:
     with pytest.raises(OptionError, match="leave device out"):
-        IsolatedFFNPipeline(on_two(tiny_llama()), None, device="cpu", calibration=token_ids(), progress=never).run()
+        IsolatedFFNPipeline(
+            on_two(tiny_llama()), None, device="cpu", calibration=token_ids(), progress=only_finding
+        ).run()
