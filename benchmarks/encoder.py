@@ -130,11 +130,10 @@ class Corpus:
     @torch.no_grad()
     def embeddings(self, model: Any) -> torch.Tensor:
         """(sentences, hidden) float64, of length 1 each, in the order the sentences came in."""
-        device = next(model.parameters()).device
         found = []
         with evaluating(model):
             for batch in self.batches:
-                inputs, _, _ = model_inputs(model, batch.ids, batch.mask, device)
+                inputs, _, _ = model_inputs(model, batch.ids, batch.mask)
                 states = model(**inputs).last_hidden_state.double().cpu()
                 counted = batch.mask[..., None].double()
                 found.append((states * counted).sum(1) / counted.sum(1))

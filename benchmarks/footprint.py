@@ -68,7 +68,7 @@ def counting(model: nn.Module) -> Iterator[list[int]]:
 def plain_pass(model: Any, sequences: TokenSequences) -> None:
     """The first sequence through the whole model."""
     (batch, *_) = sequences.batches(1)
-    inputs, *_ = model_inputs(model, *batch, next(model.parameters()).device)
+    inputs, *_ = model_inputs(model, *batch)
     with evaluating(model):
         model(**inputs)
 

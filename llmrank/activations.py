@@ -193,7 +193,6 @@ def collect(
     Cost: one forward pass without the prediction head where the model has a separate body. Memory:
     three float64 numbers a node, and what the forward pass takes.
     """
-    device = next(model.parameters()).device
     masks = TokenMasks()
     before = attentions or {}
     units = [*ffns, *before.values()]
@@ -208,7 +207,7 @@ def collect(
                 _watch_block(hooks, model, ffn, model.get_submodule(path), blocks[path], masks)
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Calibrating") if progress else batches:
-            inputs, *of_batch = model_inputs(model, ids, mask, device)
+            inputs, *of_batch = model_inputs(model, ids, mask)
             masks.take(TokenMasks(*of_batch))
             run_body(body, inputs)
     layers = [entry.finish() for entry in sums]

@@ -68,7 +68,7 @@ def find_attentions(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, FFN]:
     ------
     UnsupportedModelError
         Encoder-decoder models, whose decoders attend to two streams; models that read no token ids; a block without a map
-        that returns what another one reads, or with several.
+        that returns what another one reads, or with several, or whose weights are offloaded.
     StructureError
         FFNs outside a stack of blocks.
     CalibrationError
@@ -125,7 +125,6 @@ def _passed(
             "attention out"
         )
     ids = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:PROBES, None]
-    device = next(model.parameters()).device
     passed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def keep(name: str, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -135,7 +134,7 @@ def _passed(
         for name, module in maps.items():
             hook = module.register_forward_hook(lambda _module, inputs, output, n=name: keep(n, inputs, output))
             hooks.callback(hook.remove)
-        inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool), device)
+        inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
         run_body(body_of(model, ffns), inputs)
     for name, pair in passed.items():
         if not all(bool(torch.isfinite(values).all()) for values in pair):
@@ -164,6 +163,12 @@ def _attention(
             f"token, the value and the output map of an attention; found {len(pairs)} (seen: {listed}): leave attention out"
         )
     value, output, rows = pairs[0]
+    for name in (value, output):
+        if Projection.whole(name, maps[name]).weight.is_meta:
+            raise UnsupportedModelError(
+                f"{name} holds no data here (offloaded or on the meta device), and the weights of attentions are edges of the "
+                "graph; load the model whole, or leave attention out"
+            )
     source = _selected(value, maps[value], rows)
     stages = ((source,), (Projection.whole(output, maps[output]),))
     if source.in_features != ffn.sizes[0] or stages[1][0].size != ffn.sizes[0]:
@@ -179,6 +184,7 @@ def _source_rows(read: torch.Tensor, returned: torch.Tensor) -> torch.Tensor | N
     """For every column of `read` the column of `returned` that equals it, or None where one has none."""
     if len(read) != len(returned):
         return None
+    returned = returned.to(read.device)
     scale = returned.abs().max()
     # Equal up to rounding, column by column; a first look at one of them spares most pairs the rest.
     for columns in (slice(0, 1), slice(None)):

@@ -12,6 +12,7 @@ from llmrank import checkpoint
 from llmrank.evaluate import complete
 from llmrank.figures import what_went_where
 from llmrank.output import check_output
+from llmrank.passes import announced
 from llmrank.pipeline import BasePipeline
 from llmrank.prediction import has_perplexity
 
@@ -59,9 +60,9 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
-    directory = checkpoint.save(
-        output, model, pipeline.tokenizer, pipeline.masks, {**report.to_dict(), "completions": said}
-    )
+    content = {**report.to_dict(), "completions": said}
+    with announced(pipeline.progress, f"Saving {output}"):
+        directory = checkpoint.save(output, model, pipeline.tokenizer, pipeline.masks, content)
     console.print(report.table())
     for name, text in said.items():
         # As Text: what a model says may look like markup.

@@ -123,13 +123,12 @@ def silence(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) -> None:
     keep : (n,) bool tensor
     """
     for consumer in layer.consumers:
-        there = keep.to(consumer.weight.device)
-        hooks.callback(consumer.module.register_forward_pre_hook(_zeros_of_removed(there)).remove)
+        hooks.callback(consumer.module.register_forward_pre_hook(_zeros_of_removed(keep)).remove)
 
 
 def _zeros_of_removed(keep: torch.Tensor) -> Any:
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (torch.where(keep, inputs[0], torch.zeros_like(inputs[0])), *inputs[1:])
+        return (torch.where(keep.to(inputs[0].device), inputs[0], torch.zeros_like(inputs[0])), *inputs[1:])
 
     return hook
 
@@ -139,8 +138,7 @@ def _outputs(model: nn.Module, sequences: TokenSequences) -> torch.Tensor:
     ids, mask = sequences.ids[:N_SEQUENCES], sequences.mask[:N_SEQUENCES]
     if not ids.is_floating_point():
         ids, mask = ids[:, :N_TOKENS], mask[:, :N_TOKENS]
-    device = next(model.parameters()).device
-    inputs, _, _ = model_inputs(model, ids, mask, device)
+    inputs, _, _ = model_inputs(model, ids, mask)
     with evaluating(model):
         result: Any = model(**inputs) if hasattr(model, "config") else model(inputs["input_ids"])
     output: torch.Tensor = (result if isinstance(result, torch.Tensor) else result[0]).detach().double().cpu()

@@ -12,7 +12,7 @@ from torch import nn
 
 from llmrank.adapters import FFN
 from llmrank.calibration import TokenSequences
-from llmrank.passes import Progress, evaluating
+from llmrank.passes import Progress, evaluating, input_device
 from llmrank.prediction import Predictor, check_predicts
 
 __all__ = [
@@ -123,7 +123,7 @@ def size(model: nn.Module, ffns: Sequence[FFN] = ()) -> Size:
 def complete(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 24) -> str:
     """Continue a prompt greedily; returns the continuation alone."""
     inputs = tokenizer(prompt, return_tensors="pt")
-    ids = inputs["input_ids"].to(next(model.parameters()).device)
+    ids = inputs["input_ids"].to(input_device(model))
     output = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

@@ -69,7 +69,7 @@ class ExplainedSums:
 
     def read(self, values: torch.Tensor) -> None:
         """What the map reads, (tokens, n)."""
-        self._values = values.float()
+        self._values = values.to(self._weight.device).float()
 
     def written(self, values: torch.Tensor) -> None:
         """What it returns for that, (tokens, out)."""

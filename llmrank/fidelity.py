@@ -17,7 +17,7 @@ from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.estimate import Estimate
 from llmrank.generation import end_tokens, generating
-from llmrank.passes import Progress, check_ids, evaluating, longest_input, widened
+from llmrank.passes import Progress, check_ids, evaluating, input_device, longest_input, widened
 from llmrank.prediction import Prediction, Predictor, check_predicts
 
 __all__ = ["Continuations", "Fidelity", "compare_predictions", "continuations", "divergences", "fidelity"]
@@ -300,7 +300,7 @@ def _check_room(model: nn.Module, prompts: int, prompt_length: int, new_tokens: 
 
 def _continue(model: Any, prompts: torch.Tensor) -> list[list[int]]:
     """The greedy continuation of every prompt, up to and with its first end-of-text token."""
-    ids = prompts.to(next(model.parameters()).device)
+    ids = prompts.to(input_device(model))
     output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
     # The decoder of an encoder-decoder begins with its start token, and does not repeat the prompt.
     begun = 1 if model.config.is_encoder_decoder else ids.shape[1]

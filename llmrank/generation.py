@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from llmrank.calibration import TokenSequences
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
-from llmrank.passes import Progress, evaluating, fitting_length
+from llmrank.passes import Progress, evaluating, fitting_length, input_device
 from llmrank.prediction import check_predicts, has_perplexity
 
 __all__ = ["AT_ONCE", "GENERATED", "PIECE", "end_tokens", "generated_text", "generating", "writes_text"]
@@ -154,10 +154,9 @@ def generated_text(
         )
     size = model.config.get_text_config().vocab_size
     forbidden = sorted(token for token in {begin, *end_tokens(model), *_special_tokens(tokenizer)} if token < size)
-    device = next(model.parameters()).device
     pieces = -(-length // PIECE)
     piece = -(-length // pieces)
-    starts = torch.full((samples * pieces, 1), begin, device=device)
+    starts = torch.full((samples * pieces, 1), begin, device=input_device(model))
     settings = {
         "do_sample": True,
         "top_k": 0,
@@ -179,7 +178,7 @@ def generated_text(
                     attention_mask=torch.ones_like(batch),
                     logits_processor=LogitsProcessorList([_refuse_no_numbers]),
                 )
-                for batch in (progress(batches, "Writing") if progress else batches)
+                for batch in (progress(batches, "Writing calibration text") if progress else batches)
             ]
         except LLMRankError:
             raise

@@ -22,7 +22,7 @@ from llmrank.calibration import DATASET_PREFIX, read_text
 from llmrank.errors import CalibrationError, LLMRankError, OptionError
 from llmrank.estimate import Estimate
 from llmrank.last_word import cut_passages
-from llmrank.passes import evaluating
+from llmrank.passes import evaluating, input_device
 from llmrank.prediction import check_predicts
 
 __all__ = ["TASKS", "HarnessTasks", "find_tasks", "last_word_documents", "page_documents"]
@@ -81,7 +81,7 @@ class HarnessTasks:
         from lm_eval.models.huggingface import HFLM
 
         try:
-            with evaluating(model), _generators_as_they_were(next(model.parameters()).device):
+            with evaluating(model), _generators_as_they_were(input_device(model)):
                 outcome = simple_evaluate(
                     model=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
                     tasks=list(self.names),

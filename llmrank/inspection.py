@@ -14,6 +14,7 @@ from llmrank.choice import choose_masks, prunes_jointly
 from llmrank.errors import OptionError
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
+from llmrank.passes import announced
 from llmrank.pipeline import BasePipeline, model_source
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, bare_record
 from llmrank.score import BaseScorer
@@ -196,7 +197,8 @@ def inspect_model(
     topology: Topology = pipeline.topology
     other: Topology = "isolated" if topology == "chained" else "chained"
     jointly = {each: prunes_jointly(pipeline.structure_dict, each) for each in (topology, other)}
-    ffns = pipeline.find()
+    with announced(pipeline.progress, "Finding FFNs"):
+        ffns = pipeline.find()
     budgets = _budgets(pipeline.pruner, ffns, jointly=all(jointly.values()))
     if pruner in budgets.refusals:
         raise OptionError(budgets.refusals[pruner])
@@ -204,8 +206,13 @@ def inspect_model(
     statistics = pipeline.calibrate(ffns, sequences, list(scorers.values()))
     lap("calibrate")
     graphs = pipeline.draw(ffns, statistics)
-    scored = {name: _score(graphs, entry, budgets, jointly=jointly[topology]) for name, entry in scorers.items()}
-    elsewhere = _score(build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly[other])
+    steps = list(scorers.items())
+    scored = {
+        name: _score(graphs, entry, budgets, jointly=jointly[topology])
+        for name, entry in (pipeline.progress(steps, "Ranking") if pipeline.progress else steps)
+    }
+    with announced(pipeline.progress, f"Ranking, {other}"):
+        elsewhere = _score(build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly[other])
     lap("rank")
     return Inspection(
         source=model_source(pipeline.model),

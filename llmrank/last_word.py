@@ -18,7 +18,7 @@ import torch
 from llmrank.calibration import plain_ids, special_tokens
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.estimate import Estimate
-from llmrank.passes import Progress, check_ids, evaluating, longest_input
+from llmrank.passes import Progress, check_ids, evaluating, input_device, longest_input
 from llmrank.prediction import check_predicts
 
 __all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
@@ -247,7 +247,7 @@ def _right(model: Any, batch: list[tuple[list[int], int]], *, partial: bool) -> 
     options: dict[str, Any] = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
     if partial:
         options["logits_to_keep"] = longest - first
-    device = next(model.parameters()).device
+    device = input_device(model)
     logits = model(input_ids=inputs.to(device), attention_mask=mask.to(device), **options).logits[:, first - longest :]
     right = 0
     for (ids, size), row in zip(batch, logits, strict=True):

@@ -11,18 +11,20 @@ import torch
 from torch import nn
 
 from llmrank.adapters import FFN
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, OptionError
 
 __all__ = [
     "Accumulator",
     "Progress",
     "TokenMasks",
+    "announced",
     "body_of",
     "check_ids",
     "counted",
     "evaluating",
     "first_output",
     "fitting_length",
+    "input_device",
     "is_decoder",
     "longest_input",
     "model_inputs",
@@ -34,7 +36,15 @@ __all__ = [
     "widened",
 ]
 
+# ``progress(items, description)`` returns an iterable over the items.
 Progress = Callable[[Sequence[Any], str], Any]
+
+
+@contextmanager
+def announced(progress: Progress | None, description: str) -> Iterator[None]:
+    """Tell a progress of work that is one step; None hears nothing."""
+    for _ in progress([None], description) if progress else [None]:
+        yield
 
 
 @dataclass
@@ -71,7 +81,7 @@ def counted(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def model_inputs(
-    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, device: torch.device
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
     """Keyword inputs of a forward pass, and the token masks of the input and the decoder side.
 
@@ -88,6 +98,7 @@ def model_inputs(
         check_ids(model, ids)
     elif ids.is_floating_point():
         ids = ids.to(next(model.parameters()).dtype)
+    device = input_device(model)
     ids, mask = ids.to(device), mask.to(device)
     full = bool(mask.all())
     if not getattr(config, "is_encoder_decoder", False):
@@ -109,6 +120,36 @@ def model_inputs(
         "use_cache": False,
     }
     return inputs, None if full else mask[:, :half], None if full else mask[:, half:]
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """The device that a model's inputs belong on: where its first parameter is when the model computes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        May be spread over several devices or offloaded by accelerate, which moves what its modules read by itself.
+
+    Raises
+    ------
+    OptionError
+        The first parameter holds no data, and nothing brings it in.
+    """
+    name, parameter = next(model.named_parameters())
+    if not parameter.is_meta:
+        return parameter.device
+    # The hook that brings an offloaded parameter in belongs to its module, or to one around that.
+    while name:
+        name = name.rpartition(".")[0]
+        hook: Any = getattr(model.get_submodule(name), "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            device = getattr(part, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    raise OptionError(
+        f"{type(model).__name__} begins with a parameter that holds no data (it is on the meta device, and not offloaded by "
+        "accelerate); load the model with its weights"
+    )
 
 
 def longest_input(model: nn.Module) -> int | None:
@@ -184,10 +225,10 @@ def run_body(body: nn.Module, inputs: dict[str, Any]) -> None:
 
 def run_sequences(model: nn.Module, ffns: Sequence[FFN], batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Forward passes of batches (ids, mask) for their hooks alone, in evaluation mode and without gradients."""
-    device, body = next(model.parameters()).device, body_of(model, ffns)
+    body = body_of(model, ffns)
     with torch.no_grad(), evaluating(model):
         for ids, mask in batches:
-            run_body(body, model_inputs(model, ids, mask, device)[0])
+            run_body(body, model_inputs(model, ids, mask)[0])
 
 
 def body_of(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:

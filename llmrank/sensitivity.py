@@ -113,7 +113,7 @@ def layer_sensitivities(
     totals = dict.fromkeys(layers, 0.0)
     count = 0
     with evaluating(model):
-        for batch, layer in progress(steps, "Measuring") if progress else steps:
+        for batch, layer in progress(steps, "Measuring sensitivities") if progress else steps:
             if layer is cut[0]:
                 dense = _Dense(model, ffns, *batch)
                 count += dense.count
@@ -153,9 +153,8 @@ class _Dense:
     """
 
     def __init__(self, model: nn.Module, ffns: Sequence[FFN], ids: torch.Tensor, mask: torch.Tensor) -> None:
-        device = next(model.parameters()).device
         self._model = model
-        self._inputs, of_input, of_decoder = model_inputs(model, ids, mask, device)
+        self._inputs, of_input, of_decoder = model_inputs(model, ids, mask)
         self._mask = of_decoder if "decoder_input_ids" in self._inputs else of_input
         self._blocks: list[nn.Module] = []
         self._returned: list[Any] = []

@@ -76,7 +76,8 @@ class SkipSums:
                 f"{self._name} takes hidden states of shape {tuple(before.shape)} and returns {tuple(after.shape)}: it has no "
                 "residual stream; use the chained or the isolated pipeline"
             )
-        before, after = before.detach().float(), after.detach().float()
+        # A model that is spread over devices hands a block what the one before returned, on the device of that.
+        before, after = before.detach().to(after.device).float(), after.detach().float()
         self._kept += float(before.norm(dim=-1).double().sum())
         self._moved += float((after - before).norm(dim=-1).double().sum())
 

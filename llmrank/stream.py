@@ -446,13 +446,12 @@ class PassStream:
             if len(calls) > 1 and calls[-1] == calls[0]:
                 raise _Reached
 
-        device = next(self._model.parameters()).device
         token_masks = TokenMasks()
         with ExitStack() as hooks, torch.no_grad(), evaluating(self._model):
             watch(hooks, self._model, ffn, module, reader, token_masks)
             hooks.callback(ffn.stages[-1][-1].module.register_forward_hook(count).remove)
             for ids, mask in self._batches:
-                inputs, *masks = model_inputs(self._model, ids, mask, device)
+                inputs, *masks = model_inputs(self._model, ids, mask)
                 token_masks.take(TokenMasks(*masks))
                 # The first batch goes all the way and tells how often the FFN is called.
                 calls.append(0)
@@ -493,6 +492,5 @@ def open_stream(
         batches += held_out.batches(batch_size)
     if not record.unbroken or len(record.first) != len(batches):
         return PassStream(model, ffns, batches, fitted)
-    device = next(model.parameters()).device
-    masks = [TokenMasks(*model_inputs(model, *batch, device)[1:]) for batch in batches]
+    masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
     return BlockStream(model, ffns, record, masks, fitted, follow=follow)

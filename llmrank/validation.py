@@ -131,13 +131,12 @@ class Validator:
     @torch.no_grad()
     def _outputs(self) -> Iterator[Any]:
         """What the model returns for each batch: predictions (a callable that makes them), or its first output."""
-        device = next(self._model.parameters()).device
         with evaluating(self._model):
             for ids, mask in self._batches:
                 if self._measure == "divergence":
                     yield self._predictor.hold(ids, mask)
                 else:
-                    inputs = model_inputs(self._model, ids, mask, device)[0]
+                    inputs = model_inputs(self._model, ids, mask)[0]
                     result: Any = (
                         self._model(**inputs) if hasattr(self._model, "config") else self._model(inputs["input_ids"])
                     )

@@ -157,6 +157,7 @@ PROGRAMS = [
     "llmrank.page_data",
     "llmrank.page",
     "llmrank.demo",
+    "llmrank.cli.progress",
     "llmrank.cli.options",
     "llmrank.cli.prune",
     "llmrank.cli.inspect",

@@ -17,6 +17,7 @@ from llmrank.calibration import BUILT_IN
 from llmrank.cli.evaluate import evaluate_options, run_evaluate, run_families
 from llmrank.cli.inspect import inspect_options, run_inspect
 from llmrank.cli.options import check_numbers, method_options, model_options, text_source
+from llmrank.cli.progress import make_progress
 from llmrank.cli.prune import run_demo, run_prune
 from llmrank.errors import LLMRankError
 from llmrank.hub import DEMO_NAME
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(getattr(options, "seed", 0))
     errors = Console(stderr=True, soft_wrap=True)
+    options.progress = make_progress()
     try:
         check_numbers(options)
         status: int = options.run(options, console)

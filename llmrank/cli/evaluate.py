@@ -16,7 +16,7 @@ from rich.table import Table
 from graphs.files import replacing
 from llmrank.adapters import FAMILIES
 from llmrank.calibration import TokenSequences, read_text, tokenise
-from llmrank.cli.options import load, progress, text_source
+from llmrank.cli.options import load, text_source
 from llmrank.errors import CalibrationError, CheckpointError, OptionError
 from llmrank.estimate import Estimate
 from llmrank.evaluate import perplexity, size
@@ -96,7 +96,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     if dense is not None:
         _check_tokenizers(loaded, dense, texts, options)
     passages = _passages(model, options) if options.last_word else None
-    result = perplexity(model, texts, options.batch_size, progress)
+    result = perplexity(model, texts, options.batch_size, options.progress)
     weight = size(model)
     content: dict[str, Any] = {
         "model": loaded.source,
@@ -115,7 +115,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
         content["against"] = dense.source
         content |= _against(dense.model, model, texts, options, batch_tokens)
     if passages is not None:
-        found = last_word(model, tokenizer, passages, batch_tokens, progress)
+        found = last_word(model, tokenizer, passages, batch_tokens, options.progress)
         content["last_word"] = {"accuracy": found.accuracy, "skipped": found.skipped}
     if tasks is not None:
         with redirect_stdout(sys.stderr):  # lm-eval says there what it is doing
@@ -179,7 +179,7 @@ def _against(
     dense: Any, model: Any, texts: TokenSequences, options: argparse.Namespace, batch_tokens: int
 ) -> dict[str, Any]:
     """What comparing with the dense model gives."""
-    compared = fidelity(dense, model, texts, options.batch_size, progress)
+    compared = fidelity(dense, model, texts, options.batch_size, options.progress)
     found: dict[str, Any] = {"divergence": compared.divergence, "top1": compared.agreement}
     if options.prompts:
         room = fitting_length(model, options.prompt_length + options.new_tokens) - options.new_tokens
@@ -188,7 +188,7 @@ def _against(
             "new_tokens": options.new_tokens,
         }
         said = continuations(
-            dense, model, texts, options.prompts, **protocol, batch_tokens=batch_tokens, progress=progress
+            dense, model, texts, options.prompts, **protocol, batch_tokens=batch_tokens, progress=options.progress
         )
         found["continuations"] = {**vars(said), **protocol}
     return found

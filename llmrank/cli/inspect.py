@@ -30,6 +30,7 @@ from llmrank.findings import Findings, NeuronFacts, Verdict, find, neuron_facts,
 from llmrank.inspection import Inspection, inspect_model
 from llmrank.output import check_output, whole_directory
 from llmrank.page import write_page
+from llmrank.passes import announced
 from llmrank.score import BaseScorer
 from llmrank.surgery import prunable_layers
 
@@ -91,14 +92,15 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     shown = _chosen(list(layers), ranges, options.layers)
     neurons = [parse_neuron(layers, text) for text in options.neuron]
     inspection = inspect_model(pipeline, scorers, options.scorer, options.pruner)
-    findings = find(inspection, shown)
+    with announced(options.progress, "Summarising the graph"):
+        findings = find(inspection, shown)
     _print_table(findings, console)
     for layer, neuron in neurons:
         _print_neuron(neuron_facts(inspection, layer, neuron), list(layers).index(layer), console)
     if options.output is None:
         console.print("Nothing was written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
-    with Console(stderr=True).status(escape(f"Writing {options.output}")), whole_directory(options.output) as partial:
+    with announced(options.progress, f"Writing {options.output}"), whole_directory(options.output) as partial:
         _write(partial, findings, formats, options, selected=options.layers is not None)
     names = sorted(path.name for path in options.output.iterdir())
     console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
 
 from llmrank import checkpoint
 from llmrank.calibration import BUILT_IN, DATASET_PREFIX
@@ -20,6 +15,7 @@ from llmrank.errors import OptionError
 from llmrank.generation import AT_ONCE, GENERATED, writes_text
 from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
 from llmrank.model_graph import check_beta
+from llmrank.passes import announced
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
 from llmrank.repair import BaseRepair
 from llmrank.schedule import Schedule
@@ -34,7 +30,6 @@ __all__ = [
     "make_pipeline",
     "method_options",
     "model_options",
-    "progress",
     "repair_of",
     "schedule_of",
     "text_source",
@@ -246,11 +241,6 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise OptionError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
 
 
-def progress(items: Sequence[Any], description: str) -> Iterable[Any]:
-    """A bar on standard error, gone when done."""
-    return track(items, description, console=Console(stderr=True), transient=True)
-
-
 def make_pipeline(
     options: argparse.Namespace, loaded: LoadedModel, *, evaluation: Any, undoable: bool = True
 ) -> BasePipeline:
@@ -271,7 +261,7 @@ def make_pipeline(
         form=options.form,
         align=options.align,
         evaluation=evaluation,
-        progress=progress,
+        progress=options.progress,
         undoable=undoable,
     )
 
@@ -337,7 +327,7 @@ def load(options: argparse.Namespace) -> LoadedModel:
     """The model named, or the demo model."""
     source = options.model
     if source is None:
-        with Console(stderr=True).status(f"Fetching {DEMO_NAME} (93 MB, once)"):
+        with announced(options.progress, f"Fetching {DEMO_NAME} (93 MB, once)"):
             source = demo_model()
-    with Console(stderr=True).status(escape(f"Loading {source}")):
+    with announced(options.progress, f"Loading {source}"):
         return checkpoint.load(source, options.dtype, options.device)

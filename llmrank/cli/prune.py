@@ -16,7 +16,7 @@ from llmrank.errors import CalibrationError
 from llmrank.evaluate import perplexity, unigram_perplexity
 from llmrank.generation import GENERATED
 from llmrank.output import check_output
-from llmrank.passes import fitting_length
+from llmrank.passes import announced, fitting_length
 from llmrank.pipeline import BasePipeline
 from llmrank.prediction import has_perplexity
 from llmrank.report import Evaluation, Report
@@ -60,7 +60,8 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     if options.evaluate is None:
         _check_collapse(pipeline, report)
     console.print(report.table())
-    directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
+    with announced(options.progress, f"Saving {options.output}"):
+        directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
     _say_written(directory, ["report.json", "masks.safetensors"], console)
     _say_how_to_load(directory, model, console)
     if options.calibration == AUTO:
@@ -104,7 +105,8 @@ def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
         texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, length, "evaluation")
-        after = perplexity(pipeline.model, texts)
+        with announced(pipeline.progress, "Checking whether the pruned model has collapsed"):
+            after = perplexity(pipeline.model, texts)
     except CalibrationError as error:
         report.notes.append(f"whether the pruned model has collapsed was not checked: {error}")
         return

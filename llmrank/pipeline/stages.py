@@ -26,7 +26,7 @@ from llmrank.generation import GENERATED, generated_text
 from llmrank.hub import parse_device
 from llmrank.masks import Masks
 from llmrank.model_graph import ModelGraph, Topology, build_graphs
-from llmrank.passes import Progress, fitting_length, run_sequences
+from llmrank.passes import Progress, announced, fitting_length, input_device, run_sequences
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, check_options
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
@@ -191,7 +191,7 @@ class BasePipeline:
         """
         self._check_fresh()
         self._seconds = {}
-        with self._timed("find"):
+        with self._timed("find"), announced(self.progress, "Finding FFNs"):
             ffns = self.find()
             self.check(ffns)
         with self._timed("evaluate before"):
@@ -207,7 +207,7 @@ class BasePipeline:
         }
         if not self.undoable:
             self.model_graphs = ()
-        with self._timed("apply"):
+        with self._timed("apply"), announced(self.progress, "Applying the masks"):
             expected = None
             if self.form == "compact":
                 expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
@@ -219,11 +219,13 @@ class BasePipeline:
             self.repaired = {}
         try:
             if expected is not None:
-                with self._timed("check"):
+                with self._timed("check"), announced(self.progress, "Checking the pruned model"):
                     check_equivalence(self.model, expected, sequences)
             with self._timed("evaluate after"):
                 if evaluation is not None and texts is not None:
-                    evaluation.after = perplexity(self.model, texts, self.batch_size, self.progress)
+                    evaluation.after = perplexity(
+                        self.model, texts, self.batch_size, self._as("Evaluating the pruned model")
+                    )
                     evaluation.calibration_overlap = overlap(sequences, texts)
             self.report = self._report(ffns, sequences, facts)
         except BaseException:
@@ -239,6 +241,12 @@ class BasePipeline:
         ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
         check_writable(ffns)  # before hours of calibration, not after
         if self.device is not None:
+            placed = getattr(self.model, "hf_device_map", None) or {}
+            if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in self.model.parameters()):
+                raise OptionError(
+                    f"device={str(self.device)!r} would move the whole model, but it is spread over several devices or partly "
+                    "offloaded; leave device out: the model is run where its parts are"
+                )
             self.model.to(self.device)
         return ffns
 
@@ -333,10 +341,15 @@ class BasePipeline:
             return None, None
         source = None if self.evaluation is True else self.evaluation
         texts = tokenise(source, self.tokenizer, self.evaluation_samples, self._length(), "evaluation")
-        before = perplexity(self.model, texts, self.batch_size, self.progress)
+        before = perplexity(self.model, texts, self.batch_size, self._as("Evaluating the dense model"))
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         protocol = {**texts.provenance(), "dtype": dtype, "torch_seed": torch.initial_seed()}
         return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
+
+    def _as(self, description: str) -> Progress | None:
+        """The progress, for what would describe itself in other words."""
+        progress = self.progress
+        return None if progress is None else lambda items, _: progress(items, description)
 
     def _length(self) -> int:
         return fitting_length(self.model, self.sequence_length)
@@ -412,7 +425,10 @@ class BasePipeline:
         fit = sequences
         if held_out is None and sequences.held_out:
             fit, held_out = sequences.split(len(sequences) - sequences.held_out)
-        validator = Validator(self.model, ffns, held_out, masks, self.batch_size) if held_out is not None else None
+        validator = None
+        if held_out is not None:
+            with announced(self.progress, "Running the held-out text"):
+                validator = Validator(self.model, ffns, held_out, masks, self.batch_size)
         stream = open_stream(self.model, ffns, fit, self.batch_size, record, held_out, follow=self.repair.follows)
         choose = Reselection(self.scorer, graphs, present)
         # The last step takes the record away.
@@ -429,7 +445,9 @@ class BasePipeline:
                 choose,
                 in_place.write if for_good else None,
             )
-            self.validation = validator.compare(kept, repaired) if validator is not None else None
+            if validator is not None:
+                with announced(self.progress, "Comparing cut and repaired on the held-out text"):
+                    self.validation = validator.compare(kept, repaired)
             if self.validation is not None and not self.validation.improves:
                 in_place.restore()
                 return masks, {}
@@ -510,7 +528,6 @@ class BasePipeline:
         masks, application, costs = self.masks, self.application, self.costs
         if masks is None or application is None or costs is None:
             raise OptionError("there is nothing to report: run() has not pruned this model")
-        first = next(self.model.parameters())
         reached = reached_by(masks, costs)
         notes = shortfall(self.pruner, reached)
         if self.validation is not None and not self.validation.improves:
@@ -526,8 +543,8 @@ class BasePipeline:
                 "class": type(self.model).__name__,
                 "ffns": len(ffns),
                 "kinds": sorted({ffn.kind for ffn in ffns}),
-                "device": str(first.device),
-                "dtype": str(first.dtype).removeprefix("torch."),
+                "device": str(input_device(self.model)),
+                "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             },
             calibration=sequences.provenance(),
             neurons={

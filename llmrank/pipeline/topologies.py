@@ -64,6 +64,12 @@ class ResidualFFNPipeline(BasePipeline):
         self.beta = None if beta == "measured" else check_beta(beta)
         self.attention = attention
 
+    def find(self) -> tuple[FFN, ...]:
+        """See :meth:`BasePipeline.find`; attentions that cannot be edges are refused here, before anything is measured."""
+        ffns = super().find()
+        self.surroundings(ffns)
+        return ffns
+
     def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:
         """What skips past the blocks, where beta is measured, and attentions."""
         attentions = find_attentions(self.model, ffns) if self.attention else None

@@ -143,7 +143,7 @@ def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None
     weight = answer.weight
     if weight is None:
         weight = Projection.whole("", module).weight
-    stand_in(hooks, module, lambda values: nn.functional.linear(values, weight, answer.bias))
+    stand_in(hooks, module, lambda values: nn.functional.linear(values.to(weight.device), weight, answer.bias))
 
 
 def summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def run(*arguments: Any) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """The one line on standard error of a refused command."""
+    """What a refused command says on standard error, as one line."""
     assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

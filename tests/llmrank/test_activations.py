@@ -180,7 +180,7 @@ def test_encoder_and_decoder_have_their_own_masks() -> None:
     ids = token_ids(3, 10)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[0, 7:] = mask[1, 4:] = False
-    inputs, encoder, decoder = model_inputs(model, ids, mask, torch.device("cpu"))
+    inputs, encoder, decoder = model_inputs(model, ids, mask)
     assert encoder is not None
     assert decoder is not None
     assert inputs["input_ids"].shape == inputs["decoder_input_ids"].shape == (3, 5)

@@ -352,11 +352,18 @@ def test_progress_sees_every_batch_and_graph() -> None:
 
     pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(4), batch_size=3, progress=progress)
     pipeline.run()
-    assert seen == {"Calibrating": 2, "Ranking": 2}
+    steps = {"Finding FFNs": 1, "Calibrating": 2, "Ranking": 2, "Applying the masks": 1, "Checking the pruned model": 1}
+    assert seen == steps
     IsolatedFFNPipeline(
         tiny_llama(), None, pruner=SensitivityPruner(), calibration=token_ids(4), batch_size=2, progress=progress
     ).run()
-    assert seen == {"Calibrating": 2, "Ranking": 2, "Measuring": 4}
+    assert seen == {**steps, "Measuring sensitivities": 4}
+
+
+def test_without_progress_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    texts = {"calibration": token_ids(4), "evaluation": token_ids(2)}
+    IsolatedFFNPipeline(tiny_llama(), None, pruner=SensitivityPruner(), repair=LeastSquaresRepair(), **texts).run()
+    assert capfd.readouterr() == ("", "")
 
 
 @topologies

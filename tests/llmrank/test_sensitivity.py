@@ -357,7 +357,7 @@ def test_progress_counts_batches_times_layers() -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     layer_sensitivities(model, ffns, third(ffns), sequences_of(token_ids(5)), 2, 3, progress)
-    assert seen == {"Measuring": 4}
+    assert seen == {"Measuring sensitivities": 4}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
