@@ -19,9 +19,9 @@ import torch
 from benchmarks import pruning_peers
 from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS, Setting, Study, protocol
-from benchmarks.wikitext import add_wikitext, check_wikitext, read
+from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import checkpoint
-from llmrank.calibration import TokenSequences, tokenise
+from llmrank.calibration import TokenSequences, n_held_out, tokenise, tokenise_and_hold_out
 from llmrank.checkpoint import LoadedModel
 from llmrank.generation import AT_ONCE, PIECE, generated_text
 from llmrank.hub import demo_model
@@ -57,13 +57,13 @@ class Way:
     Attributes
     ----------
     calibration : callable
-        Makes the sequences: a model's own take minutes to write.
+        Makes the sequences, and those to hold out from a repair: a model's own take minutes to write.
     said : dict
         What is known of them beforehand.
     texts : dict from str to TokenSequences
     """
 
-    calibration: Callable[[], TokenSequences]
+    calibration: Callable[[], tuple[TokenSequences, TokenSequences | None]]
     said: dict[str, Any]
     texts: dict[str, TokenSequences]
 
@@ -71,19 +71,20 @@ class Way:
 def ways_of(loaded: LoadedModel, wikitext: Path, samples: int, evaluate: int, length: int) -> dict[str, Way]:
     """By what is calibrated on."""
     tokenizer = loaded.tokenizer
-    reference, prose = (
-        tokenise(None, tokenizer, samples, length),
-        read(wikitext / "valid.txt", tokenizer, samples, length),
-    )
+    further = n_held_out(samples)
+    reference = tokenise_and_hold_out(None, tokenizer, samples, length, further)
+    prose = read_and_hold_out(wikitext / "valid.txt", tokenizer, samples, length)
     texts = {
         "WikiText-2": read(wikitext / "test.txt", tokenizer, evaluate, length),
         "built-in": tokenise(None, tokenizer, evaluate, length, "evaluation"),
     }
     own = {**OWN_TEXT, "sequences": samples, "sequence_length": length}
     return {
-        "built-in": Way(lambda: reference, reference.provenance(), {"WikiText-2": texts["WikiText-2"]}),
-        "WikiText-2": Way(lambda: prose, prose.provenance(), {"built-in": texts["built-in"]}),
-        "generated": Way(lambda: generated_text(loaded.model, tokenizer, samples, length), own, texts),
+        "built-in": Way(lambda: reference, reference[0].provenance(), {"WikiText-2": texts["WikiText-2"]}),
+        "WikiText-2": Way(lambda: prose, prose[0].provenance(), {"built-in": texts["built-in"]}),
+        "generated": Way(
+            lambda: generated_text(loaded.model, tokenizer, samples + further, length).split(samples), own, texts
+        ),
     }
 
 
@@ -140,13 +141,15 @@ def main() -> None:
         if all(row.key in found.get("rows", {}) for row in wanted):
             continue
         print(name, flush=True)
-        calibration = way.calibration()
+        calibration, held_out = way.calibration()
+        if held_out is None:
+            parser.error(f"{name} has no more than {options.samples} sequences; ask for fewer --samples")
         said = calibration.provenance()
         if found.setdefault("calibration", said) != said:
             print("the model wrote another text than before: its rows are measured anew")
             found.clear()
             found["calibration"] = said
-        Study(loaded, calibration, way.texts).fill(found, wanted, save)
+        Study(loaded, calibration, held_out, way.texts).fill(found, wanted, save)
 
 
 if __name__ == "__main__":

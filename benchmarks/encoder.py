@@ -17,7 +17,7 @@ import argparse
 import fnmatch
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks, checkpoint
 from llmrank.activations import collect
 from llmrank.adapters import find_ffns
-from llmrank.calibration import TokenSequences, tokenise
+from llmrank.calibration import TokenSequences, n_held_out, tokenise
 from llmrank.config import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.hub import demo_encoder
 from llmrank.passes import evaluating, model_inputs
-from llmrank.repair import repair_ffns
 from llmrank.reselection import Reselection
-from llmrank.stream import open_stream, recording
+from llmrank.stream import recording
 from llmrank.surgery import apply_masks
+from llmrank.validation import repair_where_it_helps
 
 RESULTS = Path(__file__).parent / "results"
 # Words of a sentence: shorter ones are mostly captions, longer ones mostly lists.
@@ -164,11 +164,12 @@ class Study:
 
     def __init__(self, model: Any, tokenizer: Any, calibration: TokenSequences, corpus: Corpus) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.calibration, self.corpus = calibration, corpus
+        self.calibration = replace(calibration, held_out=n_held_out(len(calibration)))
+        self.corpus = corpus
         self.ffns = find_ffns(model)
         self.dense = corpus.embeddings(model)
         with recording(model, self.ffns) as self.record:
-            self.statistics = collect(model, self.ffns, calibration, BATCH)
+            self.statistics = collect(model, self.ffns, self.calibration, BATCH)
 
     def masks(self, setting: Setting) -> tuple[Masks, Reselection]:
         """What a setting keeps, and how it chooses anew."""
@@ -186,8 +187,9 @@ class Study:
         name, knobs = REPAIRS[setting.repair]
         method = make_repair(name, **knobs)
         if method is not None:
-            stream = open_stream(self.model, self.ffns, self.calibration, BATCH, self.record, follow=method.follows)
-            masks, repaired = repair_ffns(self.model, self.ffns, masks, method, stream, choose=choose)
+            masks, repaired, _ = repair_where_it_helps(
+                self.model, self.ffns, masks, method, self.calibration.parts, self.record, BATCH, choose
+            )
         application = apply_masks(self.model, self.ffns, masks, repaired=repaired)
         try:
             row: dict[str, Any] = agreement(self.dense, self.corpus.embeddings(self.model))

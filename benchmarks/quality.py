@@ -22,7 +22,7 @@ import torch
 from benchmarks import figures, pruning_peers
 from benchmarks.closeness import COLUMNS, Closeness, cells, columns
 from benchmarks.provenance import opened, write
-from benchmarks.wikitext import add_wikitext, check_wikitext, read
+from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks, checkpoint
 from llmrank.activations import FFNStatistics, collect
 from llmrank.adapters import explicit_ffns, find_ffns
@@ -32,10 +32,11 @@ from llmrank.config import PIPELINES, PRUNERS, make_pruner, make_repair, make_sc
 from llmrank.evaluate import perplexity, size
 from llmrank.hub import LoadedModel, demo_model
 from llmrank.last_word import cut_passages
-from llmrank.repair import repair_ffns
+from llmrank.passes import run_sequences
 from llmrank.reselection import Reselection
-from llmrank.stream import Recording, open_stream, recording
+from llmrank.stream import Recording, recording
 from llmrank.surgery import apply_masks
+from llmrank.validation import repair_where_it_helps
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
@@ -173,9 +174,15 @@ def protocol(loaded: LoadedModel, calibration: dict[str, Any], texts: Mapping[st
 class Study:
     """A model, its calibration, and what is the same for all rows."""
 
-    def __init__(self, loaded: LoadedModel, calibration: TokenSequences, texts: dict[str, TokenSequences]) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        calibration: TokenSequences,
+        held_out: TokenSequences,
+        texts: dict[str, TokenSequences],
+    ) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.calibration, self.texts = calibration, texts
+        self.calibration, self.texts, self.held_out = calibration, texts, held_out
         self.ffns = {"ffn": find_ffns(self.model), "paper": explicit_ffns(self.model, PAPER)}
         self.ffns["peer"] = self.ffns["ffn"]
         self.statistics: dict[str, tuple[FFNStatistics, ...]] = {}
@@ -197,6 +204,7 @@ class Study:
                 skips=any(topology == "residual" for topology, _ in around),
                 attentions=find_attentions(self.model, self.ffns["ffn"]) if attends else None,
             )
+            run_sequences(self.model, self.ffns["ffn"], self.held_out.batches(1))
 
     def fill(self, results: dict[str, Any], wanted: Sequence[Setting], save: Callable[[], None]) -> None:
         """Add the rows that are missing, and save after each."""
@@ -252,12 +260,14 @@ class Study:
     def row(self, setting: Setting, masks: Masks, choose: Reselection | None) -> dict[str, Any]:
         """Cut, repair, evaluate, undo."""
         ffns, begun = self.ffns[setting.graph], perf_counter()
-        repaired = {}
+        repaired, validation = {}, None
         name, knobs = REPAIRS[setting.repair]
         method = make_repair(name, **knobs)
         if method is not None:
-            stream = open_stream(self.model, ffns, self.calibration, 1, self.record, follow=method.follows)
-            masks, repaired = repair_ffns(self.model, ffns, masks, method, stream, choose=choose)
+            texts = (self.calibration, self.held_out)
+            masks, repaired, validation = repair_where_it_helps(
+                self.model, ffns, masks, method, texts, self.record, choose=choose
+            )
         seconds = perf_counter() - begun
         application = apply_masks(
             self.model, ffns, masks, "zero" if setting.graph == "paper" else "compact", "none", repaired
@@ -268,7 +278,8 @@ class Study:
                 row |= self.closeness.of(self.model)
         finally:
             application.undo()
-        return {**asdict(setting), **row, "removed": masks.removed_share, "repair_seconds": seconds}
+        told = {"validation": asdict(validation)} if validation is not None else {}
+        return {**asdict(setting), **row, "removed": masks.removed_share, "repair_seconds": seconds, **told}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -336,7 +347,7 @@ def main() -> None:
     tokenizer, length = loaded.tokenizer, options.sequence_length
     study = Study(
         loaded,
-        read(options.wikitext / "valid.txt", tokenizer, options.samples, length),
+        *read_and_hold_out(options.wikitext / "valid.txt", tokenizer, options.samples, length),
         {
             "test": read(options.wikitext / "test.txt", tokenizer, options.evaluate, length),
             "valid": read(options.wikitext / "valid.txt", tokenizer, options.evaluate, length, last=True),

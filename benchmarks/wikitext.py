@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llmrank.calibration import TokenSequences, tokenise
+from llmrank.calibration import TokenSequences, n_held_out, tokenise
 
-__all__ = ["add_wikitext", "check_wikitext", "read"]
+__all__ = ["add_wikitext", "check_wikitext", "read", "read_and_hold_out"]
 
 # Longer than any text that is cut here: the end of valid is found by it.
 ALL = 1_000_000
@@ -39,3 +39,12 @@ def read(path: Path, tokenizer: Any, count: int, length: int, *, last: bool = Fa
     return TokenSequences.of(
         whole.ids[first:], whole.mask[first:], f"WikiText-2 {path.name}, sequences {first} to {first + count - 1}"
     )
+
+
+def read_and_hold_out(path: Path, tokenizer: Any, count: int, length: int) -> tuple[TokenSequences, TokenSequences]:
+    """The first sequences of a WikiText file, and those after them that are held out from a repair."""
+    further = n_held_out(count)
+    held_out = read(path, tokenizer, count + further, length).split(count)[1]
+    if held_out is None:
+        raise SystemExit(f"{path.name} has no more than {count} sequences of {length} tokens; ask for fewer --samples")
+    return read(path, tokenizer, count, length), held_out

@@ -101,6 +101,11 @@ class TokenSequences:
         ]
         return parts[0], parts[1] if len(parts[1]) else None
 
+    @property
+    def parts(self) -> tuple[TokenSequences, TokenSequences | None]:
+        """The sequences to fit to, and those held out; None where there are none."""
+        return self.split(len(self) - self.held_out)
+
     def provenance(self) -> dict[str, Any]:
         """What a report states about the data."""
         return {

@@ -20,6 +20,7 @@ __all__ = [
     "Size",
     "complete",
     "perplexity",
+    "sequence_losses",
     "size",
     "unigram_perplexity",
 ]
@@ -41,6 +42,13 @@ class Perplexity:
     value: float
     tokens: int
 
+    @classmethod
+    def of(cls, losses: Sequence[float], counts: Sequence[int]) -> Perplexity:
+        """Perplexity from the negative log-likelihood of every sequence, and its number of predicted tokens."""
+        tokens = sum(counts)
+        mean = sum(losses) / tokens if tokens else math.nan
+        return cls(math.exp(mean) if math.isfinite(mean) and mean < 700 else math.inf, tokens)
+
 
 @dataclass(frozen=True)
 class Size:
@@ -60,7 +68,6 @@ class Size:
     ffn_bytes: int
 
 
-@torch.no_grad()
 def perplexity(
     model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
 ) -> Perplexity:
@@ -84,18 +91,43 @@ def perplexity(
     -----
     Cost: a forward pass. Memory: see :class:`llmrank.prediction.Predictor`.
     """
+    return Perplexity.of(*sequence_losses(model, sequences, batch_size, progress))
+
+
+@torch.no_grad()
+def sequence_losses(
+    model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
+) -> tuple[list[float], list[int]]:
+    """Negative log-likelihood of every sequence, and over how many predicted tokens it is a sum.
+
+    Parameters
+    ----------
+    model, sequences, batch_size, progress
+        See :func:`perplexity`, which also says what is raised and what it costs.
+
+    Returns
+    -------
+    totals : list of float
+        In nats, one a sequence.
+    counts : list of int
+    """
     check_predicts(model, "perplexity")
     predictor = Predictor(model)
-    total, count = 0.0, 0
+    totals: list[float] = []
+    counts: list[int] = []
     with evaluating(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Evaluating") if progress else batches:
+            lost = torch.zeros(len(ids), dtype=torch.float64)
+            tokens = torch.zeros(len(ids), dtype=torch.int64)
             for logits, targets, valid in predictor.bands(ids, mask):
                 losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-                total += float(losses.double()[valid.flatten()].sum())
-                count += int(valid.sum())
-    mean = total / count if count else math.nan
-    return Perplexity(math.exp(mean) if math.isfinite(mean) and mean < 700 else math.inf, count)
+                losses = losses.cpu().double().reshape(targets.shape).where(valid.cpu(), 0.0)
+                lost += losses.sum(1)
+                tokens += valid.cpu().sum(1)
+            totals += lost.tolist()
+            counts += tokens.tolist()
+    return totals, counts
 
 
 def unigram_perplexity(sequences: TokenSequences) -> float:

@@ -7,6 +7,7 @@ on tokens that nothing was fitted to, and the better one is kept.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -20,11 +21,14 @@ from llmrank.equivalence import as_masked
 from llmrank.estimate import Estimate
 from llmrank.fidelity import compare_predictions
 from llmrank.masks import Masks
-from llmrank.passes import evaluating, first_output, model_inputs
+from llmrank.passes import Progress, announced, evaluating, first_output, model_inputs
 from llmrank.prediction import Prediction, Predictor, has_perplexity
-from llmrank.repair import RepairedMap
+from llmrank.repair import BaseRepair, RepairedMap, repair_ffns
+from llmrank.repair.sequential import Choose
+from llmrank.stream import Recording, open_stream
+from llmrank.surgery import RepairsInPlace
 
-__all__ = ["Validation", "Validator"]
+__all__ = ["Validation", "Validator", "repair_where_it_helps"]
 
 Measure: TypeAlias = Literal["divergence", "squared error"]
 # The sum of the distances of every sequence, and over how many tokens it is.
@@ -154,6 +158,74 @@ class Validator:
             distances += found
             counts += tokens
         return distances, counts
+
+
+def repair_where_it_helps(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    masks: Masks,
+    method: BaseRepair,
+    texts: tuple[TokenSequences, TokenSequences | None],
+    record: Recording,
+    batch_size: int = 1,
+    choose: Choose | None = None,
+    progress: Progress | None = None,
+    *,
+    in_place: bool = False,
+) -> tuple[Masks, dict[str, RepairedMap], Validation | None]:
+    """Repair the output maps of all FFNs, and keep that where it brings the model nearer to the dense one.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense; not changed unless `in_place`.
+    ffns, masks, method, choose, progress
+        See :func:`llmrank.repair.repair_ffns`.
+    texts : tuple of TokenSequences
+        Those to fit to, and those held out to choose the damping by and to compare on; None for none.
+    record : Recording
+        Of the forward passes of both, see :func:`llmrank.stream.open_stream`.
+    batch_size : int
+    in_place : bool
+        Write repaired weights over the model's own at once, so that no memory holds both. They are restored where the repair is
+        not kept, whatever the reason.
+
+    Returns
+    -------
+    masks : Masks
+    repaired : dict from str to RepairedMap
+        The masks that were given and no repaired map, where the repair does not help.
+    validation : Validation or None
+        None where nothing was held out: then the repair is kept.
+
+    Raises
+    ------
+    CalibrationError, OptionError
+        See :func:`llmrank.repair.repair_ffns`; predictions that are not numbers.
+    OSError
+        `in_place`, and no space for the temporary file that keeps the model's weights.
+    """
+    fit, held_out = texts
+    validator = None
+    if held_out is not None:
+        with announced(progress, "Running the held-out text"):
+            validator = Validator(model, ffns, held_out, masks, batch_size)
+    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.follows)
+    validation = None
+    with contextlib.closing(RepairsInPlace()) as written:
+        try:
+            write = written.write if in_place else None
+            kept, repaired = repair_ffns(model, ffns, masks, method, stream, progress, choose, write)
+            if validator is not None:
+                with announced(progress, "Comparing cut and repaired on the held-out text"):
+                    validation = validator.compare(kept, repaired)
+        except BaseException:
+            written.restore()
+            raise
+        if validation is not None and not validation.improves:
+            written.restore()
+            return masks, {}, validation
+    return kept, repaired, validation
 
 
 def _divergences(

@@ -29,26 +29,25 @@ from llmrank.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.passes import Progress, announced, fitting_length, input_device, run_sequences
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, check_options
 from llmrank.prune import BasePruner, LocalPruner
-from llmrank.repair import BaseRepair, RepairedMap, repair_ffns, summary
+from llmrank.repair import BaseRepair, RepairedMap, summary
 from llmrank.report import Evaluation, Report
 from llmrank.reselection import Reselection
 from llmrank.schedule import Schedule, Step
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.sensitivity import layer_sensitivities
-from llmrank.stream import Recording, open_stream, recording
+from llmrank.stream import Recording, recording
 from llmrank.stream_rank import rank_graphs
 from llmrank.surgery import (
     Align,
     Application,
     Form,
-    RepairsInPlace,
     apply_masks,
     check_padding,
     check_writable,
     prunable_layers,
     trial_cut,
 )
-from llmrank.validation import Validation, Validator
+from llmrank.validation import Validation, repair_where_it_helps
 
 __all__ = [
     "BasePipeline",
@@ -422,41 +421,22 @@ class BasePipeline:
         """
         if self.repair is None:
             return masks, {}
-        fit = sequences
-        if held_out is None and sequences.held_out:
-            fit, held_out = sequences.split(len(sequences) - sequences.held_out)
-        validator = None
-        if held_out is not None:
-            with announced(self.progress, "Running the held-out text"):
-                validator = Validator(self.model, ffns, held_out, masks, self.batch_size)
-        stream = open_stream(self.model, ffns, fit, self.batch_size, record, held_out, follow=self.repair.follows)
         choose = Reselection(self.scorer, graphs, present)
         # The last step takes the record away.
         for_good = not (self.undoable or record.kept or (self.repair.reselects and choose.looks_back))
-        in_place = RepairsInPlace()
-        try:
-            kept, repaired = repair_ffns(
-                self.model,
-                ffns,
-                masks,
-                self.repair,
-                stream,
-                self.progress,
-                choose,
-                in_place.write if for_good else None,
-            )
-            if validator is not None:
-                with announced(self.progress, "Comparing cut and repaired on the held-out text"):
-                    self.validation = validator.compare(kept, repaired)
-            if self.validation is not None and not self.validation.improves:
-                in_place.restore()
-                return masks, {}
-        except BaseException:
-            in_place.restore()
-            raise
-        finally:
-            in_place.close()
-        self._for_good = for_good
+        kept, repaired, self.validation = repair_where_it_helps(
+            self.model,
+            ffns,
+            masks,
+            self.repair,
+            (sequences, held_out) if held_out is not None else sequences.parts,
+            record,
+            self.batch_size,
+            choose,
+            self.progress,
+            in_place=for_good,
+        )
+        self._for_good = for_good and bool(repaired)
         return kept, repaired
 
     def parameters(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ import llmrank.pipeline.stages
 import llmrank.surgery
 from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.calibration import tokenise
 from llmrank.equivalence import masked_outputs
 from llmrank.errors import CalibrationError, MaskError, OptionError, UnsupportedModelError
 from llmrank.evaluate import perplexity, unigram_perplexity
+from llmrank.fidelity import fidelity
 from llmrank.masks import Masks
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.repair import LeastSquaresRepair, RepairedMap
@@ -289,13 +292,79 @@ class Fails(LeastSquaresRepair):
         return super().solve(*arguments)
 
 
-def test_a_repair_for_good_that_fails_half_way_is_not_tried_again() -> None:
-    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(), repair=Fails(1), undoable=False)
+def test_a_repair_for_good_that_fails_half_way_leaves_the_model_as_it_was() -> None:
+    model = tiny_llama()
+    before = Snapshot(model)
+    pipeline = IsolatedFFNPipeline(model, None, calibration=token_ids(), repair=Fails(1), undoable=False)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()
+    before.assert_restored()
+    pipeline.repair = LeastSquaresRepair()
+    pipeline.run()
     for again in (pipeline.run, lambda: pipeline.select((), pipeline.sequences())):
         with pytest.raises(OptionError, match="changed its model for good"):
             again()
+
+
+@pytest.mark.parametrize("undoable", [True, False])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_repair_that_does_harm_is_dropped_and_said(undoable: bool, half: bool) -> None:
+    class Harms(LeastSquaresRepair):
+        def solve(self, weight: torch.Tensor, *arguments: Any) -> RepairedMap:
+            found = super().solve(weight, *arguments)
+            return replace(found, weight=weight.flip(0) * 3.0)
+
+    def run(repair: Any) -> tuple[Any, Any]:
+        model = tiny_llama().to(torch.bfloat16 if half else torch.float32)
+        pipeline = IsolatedFFNPipeline(model, None, calibration=token_ids(), repair=repair, undoable=undoable)
+        pipeline.run()
+        return pipeline, model.state_dict()
+
+    (cut, wanted), (harmed, found) = run(None), run(Harms())
+    assert harmed.validation.repaired > harmed.validation.cut
+    assert harmed.masks == cut.masks
+    assert all(torch.equal(value, wanted[key]) for key, value in found.items())
+    assert any("so the repair was dropped" in note for note in harmed.report.notes)
+    assert harmed.report.to_dict()["repaired"] == {}
+    assert cut.validation is None
+
+
+def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() -> None:
+    model, words = tiny_llama(), "one two three four five six seven eight nine ten " * 60
+    pipeline = IsolatedFFNPipeline(
+        model, tokenizer(), calibration=words, samples=16, sequence_length=12, repair=LeastSquaresRepair()
+    )
+    sequences, further = pipeline.calibration_texts()
+    assert (len(sequences), len(further)) == (16, 2)
+    whole = tokenise(words, tokenizer(), 18, 12)
+    assert torch.equal(torch.cat([sequences.ids, further.ids]), whole.ids)
+    given = IsolatedFFNPipeline(model, None, calibration=whole.ids, repair=LeastSquaresRepair(), samples=4)
+    assert given.calibration_texts()[1] is None
+    given.run()
+    assert given.validation.tokens == 2 * 11
+    single = IsolatedFFNPipeline(tiny_llama(), None, calibration=whole.ids[:1], repair=LeastSquaresRepair())
+    single.run()
+    assert single.validation is None
+    assert any("nothing could be held out" in note for note in single.report.notes)
+
+
+def test_the_validation_is_the_divergence_from_the_dense_model_before_and_after() -> None:
+    ids = token_ids(17, 24)
+    dense, held_out = tiny_llama(), tokenise(ids[15:], None, 2, 24)
+    pipelines = {}
+    for name, repair in (("cut", None), ("repaired", LeastSquaresRepair())):
+        model = tiny_llama()
+        pipelines[name] = IsolatedFFNPipeline(model, None, calibration=ids, repair=repair, pruner=LocalPruner(0.5))
+        pipelines[name].run()
+        expected = fidelity(dense, model, held_out).divergence
+        if name == "cut":
+            cut = expected
+    found = pipelines["repaired"].validation
+    assert found.measure == "divergence"
+    assert found.tokens == expected.count
+    assert found.cut == pytest.approx(cut.value, rel=1e-4)
+    assert found.repaired == pytest.approx(expected.value, rel=1e-4)
+    assert found.error > 0.0
 
 
 def test_a_repair_for_good_that_fails_at_first_has_changed_nothing() -> None:
