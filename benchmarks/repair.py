@@ -167,10 +167,7 @@ def table(results: dict[str, Any]) -> str:
     for name, found in results["models"].items():
         dense = Perplexity.of(found["dense"]["losses"], found["dense"]["counts"]).value
         lines += ["", f"## {name}: dense {dense:.2f}, {len(found['dense']['counts'])} sequences of 1024 tokens", ""]
-        lines += [
-            "| tokens | cut | repaired as before | repaired now | now, divergence on held-out tokens |",
-            "| ---: | ---: | ---: | ---: | --- |",
-        ]
+        lines += [COLUMNS, "| ---: | ---: | ---: | ---: | --- |"]
         for tokens in sorted({row["tokens"] for row in found["rows"]}):
             rows = {row["repair"]: row for row in found["rows"] if row["tokens"] == tokens}
             cells = [f"{tokens:,}", *(_cell(rows.get(repair), rows["none"]) for repair in ("none", "before", "now"))]

@@ -256,6 +256,21 @@ class BasePipeline:
         if self.align == "pad":
             check_padding(layer.size for layer in prunable_layers(ffns).values())
 
+    def scarcity(self, ffns: Sequence[FFN], tokens: int) -> str | None:
+        """A sentence where a repair would be fitted to so few calibration tokens that more had better be given; else None."""
+        if self.repair is None:
+            return None
+        widest = max(layer.size for layer in prunable_layers(ffns).values())
+        amount = self.pruner.amount
+        kept = round(widest * (1.0 - amount)) if isinstance(amount, float) and self.pruner.of == "neurons" else widest
+        wanted = self.repair.tokens_wanted(kept)
+        if tokens >= wanted:
+            return None
+        return (
+            f"The repair is fitted to {tokens:,} calibration tokens for {kept:,} neurons of a layer, which is few: give "
+            f"{wanted:,} or more (--samples {-(-wanted // self._length())} of {self._length():,} tokens)."
+        )
+
     def select(
         self, ffns: Sequence[FFN], sequences: TokenSequences, held_out: TokenSequences | None = None
     ) -> tuple[Masks, dict[str, RepairedMap]]:
@@ -510,6 +525,8 @@ class BasePipeline:
             raise OptionError("there is nothing to report: run() has not pruned this model")
         reached = reached_by(masks, costs)
         notes = shortfall(self.pruner, reached)
+        scarcity = self.scarcity(ffns, sequences.n_tokens)
+        notes += [scarcity] if scarcity is not None else []
         if self.validation is not None and not self.validation.improves:
             notes.append(self.validation.sentence())
         elif self.repair is not None and self.validation is None:

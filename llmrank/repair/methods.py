@@ -26,6 +26,8 @@ __all__ = ["BaseRepair", "BiasRepair", "LeastSquaresRepair", "RepairedMap"]
 DAMPINGS = (*(10.0 ** (quarter / 4) for quarter in range(-24, 17)), math.inf)
 # Where no token is held out to choose by. It trusts the fit about as much as the map that was cut.
 CAUTIOUS_DAMPING = 1.0
+# Fewer leave much of what least squares can give, on the models that were measured.
+TOKENS_PER_NEURON = 4
 TARGETS = ("stream", "output")
 
 
@@ -108,6 +110,10 @@ class BaseRepair:
             Moments of other tokens, to choose and to judge by; None where there are none.
         """
         raise NotImplementedError(f"{type(self).__name__} must override solve()")
+
+    def tokens_wanted(self, kept: int) -> int:  # noqa: ARG002 -- for repairs that are fitted to every kept neuron
+        """How many calibration tokens a layer takes that keeps so many neurons; 0 where few do as well."""
+        return 0
 
     def parameters(self) -> dict[str, Any]:
         """Return the settings, for reports."""
@@ -206,6 +212,10 @@ class LeastSquaresRepair(BaseRepair):
     def reselects(self) -> bool:
         """See :class:`BaseRepair`."""
         return self.reselect
+
+    def tokens_wanted(self, kept: int) -> int:
+        """See :meth:`BaseRepair.tokens_wanted`."""
+        return TOKENS_PER_NEURON * kept
 
     def solve(
         self,

@@ -17,6 +17,7 @@ import llmrank.pipeline.stages
 import llmrank.surgery
 from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.adapters import find_ffns
 from llmrank.calibration import tokenise
 from llmrank.equivalence import masked_outputs
 from llmrank.errors import CalibrationError, MaskError, OptionError, UnsupportedModelError
@@ -346,6 +347,29 @@ def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() 
     single.run()
     assert single.validation is None
     assert any("nothing could be held out" in note for note in single.report.notes)
+
+
+def test_a_repair_from_few_tokens_says_how_many_would_do() -> None:
+    model = tiny_llama()
+    pipeline = IsolatedFFNPipeline(
+        model,
+        None,
+        calibration=token_ids(8, 48),
+        repair=LeastSquaresRepair(),
+        pruner=LocalPruner(0.5),
+        sequence_length=32,
+    )
+    ffns = find_ffns(model)
+    width = ffns[0].sizes[1]
+    wanted = 4 * width // 2
+    assert pipeline.scarcity(ffns, wanted) is None
+    said = pipeline.scarcity(ffns, wanted - 1)
+    assert said is not None
+    assert f"give {wanted:,} or more (--samples {-(-wanted // 32)} of 32 tokens)" in said
+    pipeline.pruner = LocalPruner(3)
+    assert f"for {width:,} neurons" in str(pipeline.scarcity(ffns, 1))
+    pipeline.repair = None
+    assert pipeline.scarcity(ffns, 1) is None
 
 
 def test_the_validation_is_the_divergence_from_the_dense_model_before_and_after() -> None:
