@@ -15,6 +15,7 @@ from scipy import sparse
 
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
+from graphs.validation import check_compressed
 
 __all__ = ["graph_arrays", "graph_facts", "graph_of_arrays"]
 
@@ -135,13 +136,8 @@ def _block(arrays: Mapping[str, Array], position: int, shape: tuple[int, int]) -
     data, indices, indptr = (_vector(arrays, f"block.{position}.{part}") for part in PARTS)
     if data.dtype not in (np.float32, np.float64) or indices.dtype.kind != "i" or indptr.dtype.kind != "i":
         raise GraphError(f"block {position} has dtypes {data.dtype}, {indices.dtype} and {indptr.dtype}")
-    try:
-        csr = sparse.csr_array((data, indices, indptr), shape=shape)
-        csr.check_format(full_check=True)
-    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
-        raise GraphError(f"block {position} of shape {shape}: {error}") from error
-    if csr.nnz != len(data) or csr.nnz != len(indices):
-        raise GraphError(f"block {position} has values that belong to no row")
+    check_compressed("csr", (data, indices, indptr), shape, f"block {position}")
+    csr = sparse.csr_array((data, indices, indptr), shape=shape)
     if not csr.has_canonical_format or not (data > 0).all():
         raise GraphError(f"block {position} has edges that are twice there, out of order or not positive")
     return csr

@@ -21,7 +21,7 @@ from scipy import sparse
 from graphs.blocks import Block, FloatArray, SparseBlock, as_numpy, index_dtype
 from graphs.errors import GraphError
 from graphs.layered import LayeredGraph
-from graphs.validation import as_block
+from graphs.validation import as_block, as_csr, check_compressed
 
 if TYPE_CHECKING:
     import networkx
@@ -82,7 +82,7 @@ class BlockDigraph:
     labels: tuple[Hashable, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check that blocks fit their layers and shares their layer."""
+        """Check that blocks are sound and fit their layers, and shares their layer."""
         n_layers = len(self.layers)
         if n_layers == 0 or min(self.layers) < 1:
             raise GraphError(f"expected at least one layer, each of at least one node, got sizes {self.layers}")
@@ -104,6 +104,9 @@ class BlockDigraph:
                 raise GraphError(
                     f"edges from layer {edges.source} to layer {edges.target}: expected layers of 0..{n_layers - 1}"
                 )
+            if isinstance(edges.block, SparseBlock):
+                csr, name = edges.block.csr, f"edges from layer {edges.source} to layer {edges.target}"
+                check_compressed("csr", (csr.data, csr.indices, csr.indptr), edges.block.shape, name)
         shares: defaultdict[int, list[float | None]] = defaultdict(list)
         for edges in self.edges:
             wanted = (self.layers[edges.target], self.layers[edges.source])
@@ -225,7 +228,7 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
     Raises
     ------
     GraphError
-        An empty graph, negative or non-finite weights, another type.
+        An empty graph, negative or non-finite weights, a sparse matrix with damaged index arrays, another type.
 
     Examples
     --------
@@ -241,9 +244,9 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
     if hasattr(graph, "adj") and hasattr(graph, "is_directed"):
         csr, labels = _from_networkx(graph, weight)
     elif sparse.issparse(graph):
-        csr = sparse.csr_array(graph)
-        if csr.ndim != 2 or csr.shape[0] != csr.shape[1] or csr.shape[0] == 0:
-            raise GraphError(f"expected a square matrix (n, n) with n > 0, got shape {csr.shape}")
+        if graph.ndim != 2 or graph.shape[0] != graph.shape[1] or graph.shape[0] == 0:
+            raise GraphError(f"expected a square matrix (n, n) with n > 0, got shape {graph.shape}")
+        csr = as_csr(graph, "graph")
         labels = tuple(range(csr.shape[0]))
     else:
         raise GraphError(

@@ -99,7 +99,8 @@ def pagerank(
     Raises
     ------
     GraphError
-        Empty graph, negative or non-finite weights, a teleport vector that does not fit, a solver that is not for this graph.
+        Empty graph, negative or non-finite weights, a sparse matrix with damaged index arrays, a teleport vector that does not
+        fit, a solver that is not for this graph.
 
     Examples
     --------

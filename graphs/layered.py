@@ -72,7 +72,8 @@ class LayeredGraph:
         Raises
         ------
         GraphError
-            Shapes that do not chain, negative or non-finite numbers, wrong counts or names.
+            Shapes that do not chain, negative or non-finite numbers, sparse matrices with damaged index arrays, wrong counts
+            or names.
 
         Examples
         --------

@@ -1,8 +1,9 @@
-"""The door for weights: whatever a user hands over -> a valid block, or a GraphError that says why not."""
+"""Validation of weights: whatever a user passes becomes a valid block, or a GraphError says why not."""
 
 from __future__ import annotations
 
-import warnings
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from scipy import sparse
 from graphs.blocks import Block, DenseBlock, SparseBlock, as_numpy, index_dtype, is_torch
 from graphs.errors import GraphError
 
-__all__ = ["as_block"]
+__all__ = ["as_block", "as_csr", "check_compressed"]
+
+COMPRESSED = {"csr": sparse.csr_array, "csc": sparse.csc_array, "bsr": sparse.bsr_array}
 
 
 def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
@@ -32,7 +35,7 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
     ------
     GraphError
         Not two-dimensional, a side of length zero, complex or not numeric, without data (meta
-        device), differing shapes in a tuple, NaN or Inf.
+        device), differing shapes in a tuple, NaN or Inf, or a sparse matrix with damaged index arrays.
 
     Examples
     --------
@@ -49,24 +52,14 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
         raise GraphError(f"{name}: expected at least one matrix in the tuple of parallel edges, got an empty tuple")
     if any(is_torch(part) and part.is_meta for part in parts):
         raise GraphError(f"{name}: the weights lie on the meta device and have no numbers; load the model first")
-    if len(parts) == 1 and _is_sparse(parts[0]):
-        return SparseBlock(_canonical(_to_scipy(parts[0]), name))
-    if any(_is_sparse(part) for part in parts):
-        canonical = [_canonical(_to_scipy(part), name) for part in parts]
-        total = canonical[0]
-        for addend in canonical[1:]:
-            _refuse_other_shape(addend, total, name)
-            total = total + addend
-        return SparseBlock(_canonical(total, name))
-    matrices = tuple(part.detach() if is_torch(part) else _as_array(part, name) for part in parts)
+    matrices = tuple(part if _is_sparse(part) else _dense(part, name) for part in parts)
     for matrix in matrices:
-        if matrix.ndim != 2 or 0 in matrix.shape:
-            raise GraphError(
-                f"{name}: expected a matrix of shape (targets, sources), both at least 1, got {matrix.ndim} dimensions "
-                f"with shape {tuple(matrix.shape)}"
-            )
         _refuse_other_shape(matrix, matrices[0], name)
-    matrices = tuple(_floating(matrix, name) for matrix in matrices)
+    if any(_is_sparse(matrix) for matrix in matrices):
+        total = _canonical(as_csr(matrices[0], name), name)
+        for matrix in matrices[1:]:
+            total = _canonical(total + _canonical(as_csr(matrix, name), name), name)
+        return SparseBlock(total)
     if check_finite:
         for matrix in matrices:
             refuse_nonfinite(matrix, name)
@@ -97,11 +90,18 @@ def refuse_nonfinite(matrix: Any, name: str) -> None:
         )
 
 
-def _as_array(value: Any, name: str) -> npt.NDArray[Any]:
+def _dense(value: Any, name: str) -> Any:
+    """A dense matrix in a floating dtype, an array or a tensor; its numbers are not looked at."""
     try:
-        return np.asarray(value)
+        matrix = value.detach() if is_torch(value) else np.asarray(value)
     except ValueError as error:
         raise GraphError(f"{name}: expected a matrix with rows of one length, got {error}") from error
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise GraphError(
+            f"{name}: expected a matrix of shape (targets, sources), both at least 1, got {matrix.ndim} dimensions "
+            f"with shape {tuple(matrix.shape)}"
+        )
+    return _floating(matrix, name)
 
 
 def _refuse_other_shape(matrix: Any, first: Any, name: str) -> None:
@@ -130,28 +130,184 @@ def _is_sparse(value: Any) -> bool:
     return bool(sparse.issparse(value))
 
 
-def _to_scipy(value: Any) -> sparse.csr_array:
-    if not is_torch(value):
-        return sparse.csr_array(value)
+def as_csr(value: Any, name: str) -> sparse.csr_array:
+    """A matrix in scipy's CSR form, once its index arrays are known to be sound.
+
+    scipy and torch follow the index arrays of a sparse matrix unchecked, in compiled code: one entry out of range reads or
+    writes memory of something else.
+
+    Parameters
+    ----------
+    value : scipy sparse matrix of any format, torch tensor (dense, COO, CSR, CSC or BSR), or (m, n) array
+    name : str
+        How messages call the matrix.
+
+    Returns
+    -------
+    scipy.sparse.csr_array, shape (m, n)
+        It may share memory with `value`; duplicates, zeros and the order of columns are left as they are.
+
+    Raises
+    ------
+    GraphError
+        Not two-dimensional, a side of length zero, not real, or index arrays that do not fit the matrix.
+
+    Notes
+    -----
+    Cost: one read of the index arrays, besides a conversion.
+
+    Examples
+    --------
+    >>> damaged = sparse.csr_array([[1.0, 2.0]])
+    >>> damaged.indices[1] = 7
+    >>> as_csr(damaged, "block 1")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: block 1: the CSR matrix is damaged: expected column indices from 0 to 1, got 7 at entry 1; ...
+    """
     if not _is_sparse(value):
         return sparse.csr_array(as_numpy(value))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        tensor = value.detach().to_sparse_csr()
-    return sparse.csr_array(
-        (as_numpy(tensor.values()), as_numpy(tensor.col_indices()), as_numpy(tensor.crow_indices())),
-        shape=tuple(tensor.shape),
+    if value.ndim != 2 or 0 in value.shape:
+        raise GraphError(
+            f"{name}: expected a sparse matrix of shape (targets, sources), both at least 1, got shape {tuple(value.shape)}"
+        )
+    kind, parts = (_torch_parts if is_torch(value) else _scipy_parts)(value, name)
+    if parts[0].dtype.kind not in "biuf":
+        raise GraphError(f"{name}: expected real numbers, got dtype {parts[0].dtype}")
+    shape = (int(value.shape[0]), int(value.shape[1]))
+    if kind == "coo":
+        _check_coordinates(parts, shape, name)
+        return sparse.csr_array(sparse.coo_array((parts[0], tuple(parts[1:])), shape=shape))
+    check_compressed(kind, parts, shape, name)
+    return sparse.csr_array(COMPRESSED[kind](tuple(parts), shape=shape))
+
+
+def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
+    """A format with index arrays, and the arrays that make up the matrix in it: the values, then the indices."""
+    if value.format in COMPRESSED:
+        return value.format, [np.asarray(part) for part in (value.data, value.indices, value.indptr)]
+    if value.format == "lil":
+        # Not its tocsr(), which trusts the two lists of every row to be of one length.
+        lengths, of_values = (np.fromiter(map(len, lists), np.int64, len(lists)) for lists in (value.rows, value.data))
+        if not np.array_equal(lengths, of_values):
+            raise _damaged(name, "lil", "expected as many columns as values in every row")
+        count = int(lengths.sum())
+        values, columns = (itertools.chain.from_iterable(lists) for lists in (value.data, value.rows))
+        pointers = np.concatenate(([0], np.cumsum(lengths)))
+        return "csr", [np.fromiter(values, value.dtype, count), np.fromiter(columns, np.int64, count), pointers]
+    try:
+        if value.format == "dia":
+            # Its constructor checks that the diagonals are as many as the offsets; its conversion does not.
+            value = sparse.dia_array((value.data, value.offsets), shape=value.shape)
+        coo = value.tocoo()
+    except (IndexError, ValueError) as error:
+        raise _damaged(name, value.format, str(error)) from error
+    return "coo", [np.asarray(part) for part in (coo.data, *coo.coords)]
+
+
+def _torch_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
+    """As :func:`_scipy_parts`, of a sparse tensor."""
+    kind = str(value.layout).removeprefix("torch.sparse_").removeprefix("torch.sparse")
+    tensor = value.detach()
+    if kind in ("", "coo"):
+        return "coo", [as_numpy(tensor._values()), *as_numpy(tensor._indices())]
+    if kind in ("csr", "bsr"):
+        return kind, [as_numpy(part) for part in (tensor.values(), tensor.col_indices(), tensor.crow_indices())]
+    if kind == "csc":
+        return kind, [as_numpy(part) for part in (tensor.values(), tensor.row_indices(), tensor.ccol_indices())]
+    raise GraphError(f"{name}: expected a dense, COO, CSR, CSC or BSR tensor, got {value.layout}; convert it to one")
+
+
+def check_compressed(kind: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
+    """Raise unless the arrays of a compressed matrix fit it: what scipy's ``check_format`` asks, and what it leaves out.
+
+    That method changes the matrix it checks, and looks at no index where the last index pointer is 0 or negative.
+
+    Parameters
+    ----------
+    kind : {"csr", "csc", "bsr"}
+    parts : sequence of three arrays
+        data (k,), or (k, rows, columns) of a BSR matrix; indices (k,); index pointers (rows + 1,), or (columns + 1,) of a CSC.
+    shape : tuple of int
+        Of the matrix.
+    name : str
+        How messages call the matrix.
+
+    Raises
+    ------
+    GraphError
+        Index arrays of another dtype or shape, index pointers that do not rise from 0 to k, or indices out of range.
+
+    Notes
+    -----
+    Cost: one read of the index arrays.
+
+    Examples
+    --------
+    >>> check_compressed("csr", [np.ones(2), np.array([0, 1]), np.array([0, 2])], (1, 2), "block 1")
+    """
+    data, indices, pointers = parts
+    block = data.shape[1:] if kind == "bsr" else (1, 1)
+    if data.ndim != (3 if kind == "bsr" else 1) or 0 in block or shape[0] % block[0] or shape[1] % block[1]:
+        raise _damaged(
+            name, kind, f"expected the values of a matrix of shape {shape}, got an array of shape {data.shape}"
+        )
+    n_major, n_minor = (shape[0] // block[0], shape[1] // block[1])[:: -1 if kind == "csc" else 1]
+    if pointers.shape != (n_major + 1,) or pointers.dtype.kind not in "iu":
+        expected = f"expected {n_major + 1} integers as index pointers"
+        raise _damaged(name, kind, f"{expected}, got {pointers.dtype} of shape {pointers.shape}")
+    if len(data) != len(indices) or pointers[0] != 0 or pointers[-1] != len(indices):
+        raise _damaged(
+            name,
+            kind,
+            f"expected index pointers from 0 to the number of values and of indices, got pointers from {pointers[0]} to "
+            f"{pointers[-1]}, {len(data)} values and {len(indices)} indices",
+        )
+    falls = np.flatnonzero(pointers[1:] < pointers[:-1])
+    if len(falls):
+        at = int(falls[0])
+        raise _damaged(
+            name,
+            kind,
+            f"expected index pointers that never fall, got {pointers[at]} and then {pointers[at + 1]} at {at + 1}",
+        )
+    _refuse_outside(indices, n_minor, "row" if kind == "csc" else "column", kind, name)
+
+
+def _check_coordinates(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
+    data, *coordinates = parts
+    if len(coordinates) != 2 or data.ndim != 1 or any(len(places) != len(data) for places in coordinates):
+        sizes = ", ".join(str(places.shape) for places in coordinates)
+        raise _damaged(
+            name,
+            "coo",
+            f"expected a row and a column for every value, got values of shape {data.shape} and indices of {sizes}",
+        )
+    for places, limit, what in zip(coordinates, shape, ("row", "column"), strict=True):
+        _refuse_outside(places, limit, what, "coo", name)
+
+
+def _refuse_outside(indices: npt.NDArray[Any], limit: int, what: str, kind: str, name: str) -> None:
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise _damaged(
+            name, kind, f"expected integer {what} indices (k,), got {indices.dtype} of shape {indices.shape}"
+        )
+    # Read as unsigned, negative indices are high ones: one pass finds both.
+    unsigned = indices.view(indices.dtype.str.replace("i", "u"))
+    if len(unsigned) and int(unsigned.max()) >= limit:
+        at = int(np.argmax(unsigned >= limit))
+        raise _damaged(name, kind, f"expected {what} indices from 0 to {limit - 1}, got {indices[at]} at entry {at}")
+
+
+def _damaged(name: str, kind: str, reason: str) -> GraphError:
+    return GraphError(
+        f"{name}: the {kind.upper()} matrix is damaged: {reason}; build it anew, such as by "
+        "scipy.sparse.coo_array((values, (rows, columns)), shape)"
     )
 
 
 def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
     """A copy with absolute float values, sorted, without duplicates or zeros, int32 where it fits."""
-    if csr.ndim != 2 or 0 in csr.shape:
-        raise GraphError(
-            f"{name}: expected a sparse matrix of shape (targets, sources), both at least 1, got shape {csr.shape}"
-        )
-    if csr.dtype.kind not in "biuf":
-        raise GraphError(f"{name}: expected real numbers, got dtype {csr.dtype}")
     kind = csr.dtype if csr.dtype in (np.float32, np.float64) else np.dtype(np.float64)
     clean = sparse.csr_array((csr.data.astype(kind), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
     bad = np.flatnonzero(~np.isfinite(clean.data))
