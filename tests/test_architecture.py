@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -424,3 +425,17 @@ def test_importing_sets_up_nothing() -> None:
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout == ""
+
+
+def test_no_part_of_an_f_string_misses_its_f() -> None:
+    """Of strings side by side each needs its own; without it a message shows a name in braces."""
+    missed = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {part.value!r}"
+        for package in ("graphs", "llmrank")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.JoinedStr)
+        for part in node.values
+        if isinstance(part, ast.Constant) and re.search(r"\{[A-Za-z_][\w.]*\}", str(part.value))
+    ]
+    assert not missed, missed

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import struct
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -111,7 +112,7 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
             arrays = {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
     except (
         *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, LookupError, ArithmeticError),
-        *(NotImplementedError, RuntimeError, TypeError, ValueError, SyntaxError),
+        *(NotImplementedError, RuntimeError, TypeError, ValueError),
     ) as error:
         raise GraphError(f"{path} cannot be read ({error}); {ADVICE}") from error
     try:
@@ -153,7 +154,14 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]
     major, _ = np.lib.format.read_magic(file)
     if major != 1:
         raise ValueError(f"{entry.filename} has npy version {major}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        with warnings.catch_warnings():
+            # It would warn of a header that only its second attempt can read.
+            warnings.simplefilter("error")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:
+        # numpy reads the header as Python, and lets through whatever Python's tokenizer, its parser or a dtype raises.
+        raise ValueError(f"the header of {entry.filename} is damaged: {error}") from error
     if len(shape) != 1 or fortran or dtype.hasobject:
         raise ValueError(f"{entry.filename} has shape {shape} and dtype {dtype}")
     # numpy would make room for what the header claims before it looks at what is there.

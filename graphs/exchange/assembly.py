@@ -154,7 +154,7 @@ def _blocks(
         if csr.nnz != len(weights):
             raise GraphError(
                 f"{path}: {len(weights) - csr.nnz} edge(s) from layer {layers[len(blocks)]} to {layers[len(blocks) + 1]} "
-                "stand there more than once; {ONCE}"
+                f"stand there more than once; {ONCE}"
             )
         blocks.append(csr)
     return blocks

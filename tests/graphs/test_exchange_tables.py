@@ -375,7 +375,7 @@ def test_tables_of_nodes_that_are_none(tmp_path: Path, old: str, new: str, messa
         ("0,1,1,0,2\n", "-1,1,0,0,2\n", "lead from a layer to the next"),
         ("0,1,1,0,2\n", "0,5,1,0,2\n", "join nodes of the table of nodes, got one from node 5"),
         ("0,1,1,0,2\n", "0,1,1,-1,2\n", "join nodes of the table of nodes"),
-        ("0,1,1,0,2\n", "0,0,1,0,2\n", "1 edge.s. from layer 0 to 1 stand there more than once"),
+        ("0,1,1,0,2\n", "0,0,1,0,2\n", "1 edge.s. from layer 0 to 1 stand there more than once; expected every pair"),
         ("0,0,1,0,1.5\n", "0,0,1,0,1.5", "ends within a line"),
         ("0,1,1,0,2\n", "0,1,1,0,2#\n", "expected rows of source_layer"),
     ],
