@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "BUILT_IN",
     "TokenSequences",
     "builtin_texts",
+    "check_text",
     "n_held_out",
     "overlap",
     "plain_ids",
@@ -164,13 +166,16 @@ def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str =
     if isinstance(source, os.PathLike) or (isinstance(source, str) and _looks_like_path(source)):
         path = Path(source)
         if not path.is_file():
+            found = f"{path} is a directory" if path.is_dir() else f"no {role} text at {path}"
             raise CalibrationError(
-                f"no {role} text at {path}; expected the path of a text file (UTF-8), or {DATASET_PREFIX}NAME for a dataset"
+                f"{found}; expected the path of a text file (UTF-8), or {DATASET_PREFIX}NAME for a dataset"
             )
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             raise CalibrationError(f"cannot read {path} as UTF-8 text ({error}); convert it to UTF-8") from error
+        except OSError as error:
+            raise CalibrationError(f"cannot read {path} ({error}); pass a {role} text that you may read") from error
         description = f"file {path.name}"
     elif isinstance(source, str):
         if source.startswith(DATASET_PREFIX):
@@ -188,6 +193,40 @@ def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str =
     return text, description
 
 
+def check_text(source: str | os.PathLike[str], role: str = "calibration") -> None:
+    """Raise unless a text is there, as far as that is known without fetching a dataset.
+
+    Parameters
+    ----------
+    source : "built-in", path, text, or ``dataset:NAME[,CONFIG[,SPLIT]]``
+        As for :func:`read_text`.
+    role : {"calibration", "evaluation"}
+
+    Raises
+    ------
+    CalibrationError
+        As :func:`read_text`; of a dataset, no name or no package to load it with.
+
+    Notes
+    -----
+    Cost: a text file is read once.
+    """
+    if not (isinstance(source, str) and source.startswith(DATASET_PREFIX)):
+        read_text(source, role)
+        return
+    name = source.removeprefix(DATASET_PREFIX)
+    if not name.split(",")[0].strip():
+        raise CalibrationError(f"expected {DATASET_PREFIX}NAME[,CONFIG[,SPLIT]], got {source!r} as {role} text")
+    if find_spec("datasets") is None:
+        raise _no_datasets(name)
+
+
+def _no_datasets(name: str) -> CalibrationError:
+    return CalibrationError(
+        f"dataset:{name} needs the datasets package; pip install 'llmrank[datasets]', or pass a text file"
+    )
+
+
 def _looks_like_path(source: str) -> bool:
     if source.startswith(DATASET_PREFIX) or "\n" in source or len(source) > 1024:
         return False
@@ -202,9 +241,7 @@ def _read_dataset(name: str) -> list[str]:
     try:
         import datasets
     except ImportError as error:
-        raise CalibrationError(
-            f"dataset:{name} needs the datasets package; pip install 'llmrank[datasets]', or pass a text file"
-        ) from error
+        raise _no_datasets(name) from error
     parts = name.split(",")
     split = parts[2] if len(parts) > 2 else "train"
     try:

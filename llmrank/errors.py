@@ -11,6 +11,7 @@ __all__ = [
     "OptionError",
     "StructureError",
     "UnsupportedModelError",
+    "out_of_memory",
 ]
 
 
@@ -44,3 +45,17 @@ class MaskError(LLMRankError):
 
 class CheckpointError(LLMRankError):
     """A checkpoint cannot be written or read as asked."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, says that memory did not suffice: Python's, a device's, or torch's on the CPU.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    (True, True)
+    """
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+        or (error.__cause__ is not None and out_of_memory(error.__cause__))
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -342,7 +343,7 @@ def split_neuron(text: str) -> tuple[str, int]:
     ('model.layers.3.mlp', 17)
     """
     layer, colon, neuron = (part.strip() for part in text.rpartition(":"))
-    if not colon or not layer or not neuron.isdecimal():
+    if not colon or not layer or not re.fullmatch("[0-9]{1,18}", neuron):
         raise OptionError(f"expected LAYER:NEURON, such as 3:17 or model.layers.3.mlp:17, got {text!r}")
     return layer, int(neuron)
 

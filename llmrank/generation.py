@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from llmrank.calibration import TokenSequences
-from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
+from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, out_of_memory
 from llmrank.passes import Progress, evaluating, fitting_length, input_device
 from llmrank.prediction import check_predicts, has_perplexity
 
@@ -183,6 +183,8 @@ def generated_text(
         except LLMRankError:
             raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             # Whatever a model's own code does there, it was not the user who asked for it.
             raise UnsupportedModelError(
                 f"{type(model).__name__} failed to write text ({type(error).__name__}: {error}); calibrate on a text file, or on "

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from llmrank.calibration import DATASET_PREFIX, read_text
-from llmrank.errors import CalibrationError, LLMRankError, OptionError
+from llmrank.errors import CalibrationError, LLMRankError, OptionError, out_of_memory
 from llmrank.estimate import Estimate
 from llmrank.last_word import cut_passages
 from llmrank.passes import evaluating, input_device
@@ -92,6 +92,8 @@ class HarnessTasks:
         except LLMRankError:
             raise
         except Exception as error:  # tasks run code and fetch data of many makers
+            if out_of_memory(error):
+                raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CalibrationError(
                 f"lm-eval cannot run {', '.join(self.names)}: {reason}; most tasks fetch their data from the hub, "

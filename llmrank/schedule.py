@@ -14,6 +14,8 @@ Growth: TypeAlias = Literal["linear", "geometric"]
 RepairTime: TypeAlias = Literal["last", "each"]
 GROWTHS: tuple[Growth, ...] = ("linear", "geometric")
 REPAIR_TIMES: tuple[RepairTime, ...] = ("last", "each")
+# Far beyond any use; a mistyped number would pass the calibration text through the model for years.
+MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Schedule:
     Parameters
     ----------
     steps : int
-        1 is one shot.
+        1 is one shot; at most 1000.
     growth : {"linear", "geometric"}
         After step k of n the amount a is ``a * k / n`` (the same number in each step), or ``1 - (1 - a) ** (k / n)`` (the same
         share of what is left; for shares alone).
@@ -54,6 +56,10 @@ class Schedule:
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise OptionError(f"steps must be an integer >= 1, got {self.steps!r}")
+        if self.steps > MOST_STEPS:
+            raise OptionError(
+                f"steps must be at most {MOST_STEPS}, got {self.steps}: each takes a pass of the calibration text"
+            )
         for name, value, known in (("growth", self.growth, GROWTHS), ("repair", self.repair, REPAIR_TIMES)):
             if value not in known:
                 raise OptionError(f"unknown {name} {value!r} of a schedule; expected one of {', '.join(known)}")

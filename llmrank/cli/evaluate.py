@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from rich.table import Table
 
 from graphs.files import replacing
 from llmrank.adapters import FAMILIES
-from llmrank.calibration import TokenSequences, read_text, tokenise
-from llmrank.cli.options import load, text_source
+from llmrank.calibration import TokenSequences, check_text, read_text, tokenise
+from llmrank.cli.options import check_place, load, text_source
 from llmrank.errors import CalibrationError, CheckpointError, OptionError
 from llmrank.estimate import Estimate
 from llmrank.evaluate import perplexity, size
@@ -87,6 +88,10 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
 def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     """``llmrank evaluate``."""
     _check_file(options.json)
+    check_place(options)
+    if options.text is not None:
+        check_text(options.text, "evaluation")
+    passages = _passages(options) if options.last_word else None
     tasks = _tasks(options)
     loaded = load(options)
     dense = None if options.against is None else load(argparse.Namespace(**{**vars(options), "model": options.against}))
@@ -95,7 +100,8 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     texts = tokenise(options.text, tokenizer, options.samples, length, "evaluation")
     if dense is not None:
         _check_tokenizers(loaded, dense, texts, options)
-    passages = _passages(model, options) if options.last_word else None
+    if passages is not None:
+        check_continues(model)
     result = perplexity(model, texts, options.batch_size, options.progress)
     weight = size(model)
     content: dict[str, Any] = {
@@ -142,9 +148,8 @@ def _tasks(options: argparse.Namespace) -> HarnessTasks | None:
     return find_tasks(names, options.text, options.passages, options.task_dir)
 
 
-def _passages(model: Any, options: argparse.Namespace) -> list[Passage]:
-    """The passages of the text, before anything is computed."""
-    check_continues(model)
+def _passages(options: argparse.Namespace) -> list[Passage]:
+    """The passages of the text."""
     text, description = read_text(options.text, "evaluation")
     passages = cut_passages(text, options.passages)
     if not passages:
@@ -229,10 +234,17 @@ def _check_file(path: Path | None) -> None:
     """Raise unless the result can be written there; an evaluation takes too long to find out afterwards."""
     if path is None:
         return
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; expected the path of a file for --json")
+    if path.exists() and not path.is_file():
+        what = "a directory" if path.is_dir() else "a device or a pipe"
+        raise CheckpointError(f"{path} is {what}; expected the path of a file for --json")
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
+    try:
+        # What the system would refuse is not all in a directory's permissions.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --json") from error
 
 
 def run_families(_options: argparse.Namespace, console: Console) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import webbrowser
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from rich.text import Text
 from graphs import save_graph, save_rank
 from graphs.exchange import write_gexf, write_graphml, write_npz, write_tables
 from graphs.subgraphs import top_subgraph
-from llmrank.cli.options import load, make_parts, make_pipeline
+from llmrank.cli.options import check_method, load, make_pipeline
 from llmrank.config import SCORERS
 from llmrank.errors import OptionError
 from llmrank.figures import FORMATS as FIGURES
@@ -134,7 +135,7 @@ def _scorers(settings: argparse.Namespace, pruner: str) -> dict[str, BaseScorer]
     """The scorer asked for with its settings, and those to compare with at their defaults."""
     if pruner not in ("local", "global"):
         raise OptionError(f"inspect shows what local and global pruning take; got --pruner {pruner!r}")
-    scorer, _ = make_parts(settings)
+    scorer, _ = check_method(settings)
     names = list(SCORERS) if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
     return {settings.scorer: scorer, **{n: SCORERS.make(n) for n in names if n != settings.scorer}}
@@ -146,10 +147,10 @@ def _ranges(text: str | None) -> list[tuple[int, int]] | None:
         return None
     found = []
     for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        ends = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
+        if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
             raise OptionError(f"--layers expects numbers and ranges such as 0-3,29, got {text!r}")
-        found.append((int(first), int(last or first)))
+        found.append((int(ends[1]), int(ends[2] or ends[1])))
     return found
 
 

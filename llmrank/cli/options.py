@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 from llmrank import checkpoint
-from llmrank.calibration import BUILT_IN, DATASET_PREFIX
+from llmrank.calibration import BUILT_IN, DATASET_PREFIX, check_text
 from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.costs import UNITS
 from llmrank.errors import OptionError
 from llmrank.generation import AT_ONCE, GENERATED, writes_text
-from llmrank.hub import DEMO_NAME, LoadedModel, demo_model
+from llmrank.hub import DEMO_NAME, LoadedModel, demo_model, parse_device, parse_dtype
 from llmrank.model_graph import check_beta
 from llmrank.passes import announced
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
+from llmrank.pipeline.options import check_options
 from llmrank.repair import BaseRepair
 from llmrank.schedule import Schedule
 from llmrank.surgery import FORMS
@@ -24,7 +26,10 @@ from llmrank.surgery import FORMS
 __all__ = [
     "AUTO",
     "calibration_of",
+    "check_method",
     "check_numbers",
+    "check_place",
+    "directory",
     "load",
     "make_parts",
     "make_pipeline",
@@ -37,7 +42,7 @@ __all__ = [
 
 # The model's own text where it can write, else the built-in one.
 AUTO = "auto"
-# The smallest number that makes sense; a sequence of one token predicts nothing.
+# The smallest numbers that make sense; a sequence of one token predicts nothing.
 LEAST = {
     "samples": 1,
     "sequence_length": 2,
@@ -48,7 +53,12 @@ LEAST = {
     "new_tokens": 1,
     "passages": 1,
     "documents": 1,
+    "min_keep": 1,
+    "multiple_of": 1,
+    "seed": 0,
 }
+# And the largest: what torch takes for a seed, and more than there is of anything else.
+MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
 
 
 def model_options(command: argparse.ArgumentParser) -> None:
@@ -197,15 +207,17 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
 def _amount(text: str) -> float | int:
     """A count if written as an integer, else a share; out of range is left to the pruner's message."""
     try:
-        return int(text)
+        return int(text) if re.fullmatch("[-+]?[0-9]{1,99}", text.strip()) else float(text)
     except ValueError:
-        return float(text)
+        raise argparse.ArgumentTypeError(
+            f"expected a share such as 0.3 or a number such as 500, got {text!r}"
+        ) from None
 
 
 def _protect(text: str) -> list[str | int]:
     """Positions where they are integers, else patterns."""
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
-    return [int(entry) if entry.removeprefix("-").isdecimal() else entry for entry in entries]
+    return [int(entry) if re.fullmatch("-?[0-9]{1,9}", entry) else entry for entry in entries]
 
 
 def _number_or_word(text: str) -> float | str:
@@ -216,8 +228,19 @@ def _number_or_word(text: str) -> float | str:
         return text
 
 
+def directory(value: str) -> Path:
+    """A directory to write a model to; tokenizers write to no name that is not UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"expected a name in UTF-8, got {value!r}") from None
+    return Path(value)
+
+
 def text_source(value: str) -> str | Path:
     """A path unless it names a dataset or the built-in text: a mistyped path must not pass for a text."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError(f"expected a text file, or {DATASET_PREFIX}NAME, got {value!r}")
     return value if value == BUILT_IN or value.startswith(DATASET_PREFIX) else Path(value)
 
 
@@ -234,11 +257,32 @@ def calibration_of(asked: str | Path, model: Any) -> str | Path:
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """Refuse counts that are too small before anything is loaded."""
+    """Refuse counts that are too small or too large before anything is loaded."""
     for name, least in LEAST.items():
         number = getattr(options, name, None)
-        if number is not None and number < least:
-            raise OptionError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
+        if number is not None and not least <= number <= MOST[name]:
+            bound = f"at least {least}" if number < least else f"at most {MOST[name]}"
+            raise OptionError(f"--{name.replace('_', '-')} must be {bound}, got {number}")
+
+
+def check_method(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Refuse what is wrong whatever the model, before one is loaded; returns scorer and pruner."""
+    scorer, pruner = make_parts(options)
+    form, align, repair = options.form, options.align, repair_of(options)
+    check_options(None, scorer, pruner, form, align, repair, schedule_of(options), {})
+    check_place(options)
+    if options.calibration not in (AUTO, GENERATED):
+        check_text(options.calibration)
+    evaluation = getattr(options, "evaluate", None)
+    if evaluation is not None and evaluation is not True:
+        check_text(evaluation, "evaluation")
+    return scorer, pruner
+
+
+def check_place(options: argparse.Namespace) -> None:
+    """Refuse a device that is not there, and a dtype that nobody knows."""
+    parse_device(options.device)
+    parse_dtype(options.dtype)
 
 
 def make_pipeline(
@@ -267,7 +311,7 @@ def make_pipeline(
 
 
 def make_parts(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Scorer and pruner; built before the model is loaded, so that bad options cost nothing."""
+    """Scorer and pruner."""
     _topology_options(options)
     scorer = make_scorer(
         options.scorer,

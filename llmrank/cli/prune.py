@@ -11,7 +11,7 @@ from rich.console import Console
 
 from llmrank import checkpoint, demo
 from llmrank.calibration import BUILT_IN, tokenise
-from llmrank.cli.options import AUTO, load, make_parts, make_pipeline, schedule_of
+from llmrank.cli.options import AUTO, check_method, load, make_pipeline
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import perplexity, unigram_perplexity
 from llmrank.generation import GENERATED
@@ -32,8 +32,7 @@ CHECK_LENGTH = 1024
 def run_demo(options: argparse.Namespace, console: Console) -> int:
     """``llmrank demo``."""
     check_output(options.output)
-    make_parts(options)
-    schedule_of(options)
+    check_method(options)
     loaded = load(options)
     pipeline = make_pipeline(options, loaded, evaluation=True)
     _say_steps(pipeline, console)
@@ -46,8 +45,7 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
 def run_prune(options: argparse.Namespace, console: Console) -> int:
     """``llmrank prune``."""
     check_output(options.output)
-    make_parts(options)
-    schedule_of(options)
+    check_method(options)
     loaded = load(options)
     pipeline = make_pipeline(options, loaded, evaluation=options.evaluate, undoable=False)
     _say_steps(pipeline, console)

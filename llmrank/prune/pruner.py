@@ -251,7 +251,7 @@ class BasePruner:
                 raise LLMRankError(f"{layer.name}: the scores of {type(self).__name__} are not finite")
             scores = scores.where(layer.there, -torch.inf)
             amount = check_amount(self.amount if layer.amount is None else layer.amount)
-            keep = keep_highest(scores, n - max(local_count(amount, n), gone))
+            keep = keep_highest(scores, max(n - max(local_count(amount, n), gone), 0))
         kept = int(keep.sum())
         if kept < self.min_keep:
             raise OptionError(

@@ -83,7 +83,7 @@ class GlobalPruner(BasePruner):
                 f"{len(free)} layers{which}; lower the amount: at most {most} neurons can go"
             )
         for layer, positions in zip(layer_list, self.removal_positions(layer_list), strict=True):
-            layer.pruning_mask = positions >= remove
+            layer.pruning_mask = positions >= min(remove, total)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; how many can go follows from the sizes."""

@@ -81,8 +81,8 @@ class RandomScorer(BaseScorer):
     _stream: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise OptionError(f"seed must be an integer >= 0, got {self.seed!r}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise OptionError(f"seed must be an integer from 0 to 2**63 - 1, got {self.seed!r}")
         self._stream = torch.Generator().manual_seed(self.seed)
 
     def score(
