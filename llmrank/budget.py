@@ -1,4 +1,4 @@
-"""Whether an amount can be, before anything is measured; and what was reached of it."""
+"""Whether an amount can be, and how much it is, before anything is measured; and what was reached of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from llmrank.adapters import FFN
-from llmrank.costs import UNITS, ModelCosts, Unit, unit_name
+from llmrank.costs import UNITS, ModelCosts, Unit, neuron_cost, unit_name
 from llmrank.errors import OptionError
 from llmrank.masks import Masks
-from llmrank.prune import BasePruner, bare_record, protected_names
+from llmrank.prune import (
+    BasePruner,
+    GlobalPruner,
+    LayerRecord,
+    LocalPruner,
+    SensitivityPruner,
+    bare_record,
+    protected_names,
+)
 
-__all__ = ["Reached", "check_budget", "reached_by", "shortfall"]
+__all__ = ["Reached", "check_budget", "describe_amount", "reached_by", "shortfall"]
 
 Reached: TypeAlias = dict[Unit, dict[str, float]]
 # The share reached may miss the share asked for by this much without a word.
@@ -37,10 +45,7 @@ def check_budget(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts, *, 
     OptionError
         See :meth:`llmrank.prune.BasePruner.check`, or every layer is protected.
     """
-    groups = [
-        [bare_record(layer.name, layer.size, explicit=not layer.consumers) for layer in ffn.prunable.values()]
-        for ffn in ffns
-    ]
+    groups = [_records(ffn) for ffn in ffns]
     together = [record for group in groups for record in group]
     if len(protected_names(pruner.protect, [record.name for record in together])) == len(together):
         raise OptionError("every prunable layer is protected, so that nothing can go; protect fewer")
@@ -48,6 +53,93 @@ def check_budget(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts, *, 
         groups = [together]
     for part, group in zip(pruner.apart(groups), groups, strict=True):
         part.check(group, costs)
+
+
+def _records(ffn: FFN) -> list[LayerRecord]:
+    """What is known of an FFN's layers before it is ranked: sizes, and what neurons cost."""
+    found = []
+    for layer in ffn.prunable.values():
+        record = bare_record(layer.name, layer.size, explicit=not layer.consumers)
+        record.cost = neuron_cost(layer)
+        found.append(record)
+    return found
+
+
+def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) -> str:
+    """Say what an amount comes to in neurons, as a share and in parameters, before anything is measured.
+
+    Parameters
+    ----------
+    pruner : BasePruner
+        One budget of it covers all layers. :func:`check_budget` has passed it.
+    ffns : sequence of FFN
+    costs : ModelCosts
+        Of their model.
+
+    Returns
+    -------
+    str
+        Neurons of each layer where they follow from the sizes, else of all layers together. "About" where neurons of different
+        layers differ in cost, so that the scores decide. Before widths are rounded, unless they are the same in every layer.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from llmrank.adapters import find_ffns
+    >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> describe_amount(LocalPruner(0.25), find_ffns(mlp), ModelCosts(mlp, find_ffns(mlp)))
+    '2 of 8 hidden neurons in 1 layer (25.0 %), 16 of 67 parameters'
+    """
+    records = [record for ffn in ffns for record in _records(ffn)]
+    if not isinstance(pruner, (LocalPruner, GlobalPruner, SensitivityPruner)):
+        return f"{type(pruner).__name__} decides how many neurons that is"
+    local = isinstance(pruner, LocalPruner)
+    # Where scores decide which layers give how much, only the total is known.
+    widths = (pruner if local else pruner.towards(pruner.amount)).prune(records, costs).widths
+    open_records = [record for record in records if not record.protected]
+    gone = {record.name: record.out_features - widths[record.name] for record in records}
+    removed, total = sum(gone.values()), sum(record.out_features for record in records)
+    share = f"{100 * removed / total:.1f} %"
+    layers = f"{len(open_records)} layer{'s' if len(open_records) > 1 else ''}"
+    kept = len(records) - len(open_records)
+    besides = f"; {kept} protected layer{'s' if kept > 1 else ''} keep{'' if kept > 1 else 's'} all" if kept else ""
+    alike = {(gone[record.name], record.out_features) for record in open_records}
+    if local and len(alike) == 1 and len(open_records) > 1:
+        each, size = alike.pop()
+        neurons = f"{each:,} of {size:,} hidden neurons in each of {layers} ({removed:,} in total, {share}{besides})"
+    else:
+        together = "" if local or len(records) == 1 else " together"
+        neurons = f"{removed:,} of {total:,} hidden neurons in {layers}{together} ({share}{besides})"
+    parts = [neurons]
+    about = ""
+    parameters = costs.removed(widths, "parameters")
+    if not local and len({record.cost for record in open_records}) > 1:
+        about = "about "
+        spent = sum(record.out_features * record.cost.parameters for record in open_records if record.cost)
+        parameters = round(removed * spent / sum(record.out_features for record in open_records))
+    if pruner.of != "neurons":
+        whole = costs.whole(pruner.of)
+        reached = costs.removed(widths, pruner.of)
+        parts[:0] = [f"{reached:,} of {whole:,} {unit_name(pruner.of)} ({100 * reached / whole:.1f} %)"]
+        parts[1] = f"with {about}{parts[1]}"
+    if pruner.of != "parameters":
+        parts.append(f"{about}{_short(parameters)} of {_short(costs.model.parameters)} parameters")
+    rounded = (
+        "" if local or pruner.multiple_of == 1 else f", before widths are rounded to multiples of {pruner.multiple_of}"
+    )
+    return ", ".join(parts) + rounded
+
+
+def _short(number: int) -> str:
+    """A number as people say it.
+
+    >>> _short(134_515_008), _short(1_555_200), _short(16)
+    ('134.5 M', '1.6 M', '16')
+    """
+    for power, letter in ((9, "B"), (6, "M")):
+        if number >= 10**power:
+            return f"{number / 10**power:,.1f} {letter}"
+    return f"{number:,}"
 
 
 def reached_by(masks: Masks, costs: ModelCosts) -> Reached:

@@ -10,8 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from llmrank import checkpoint, demo
+from llmrank.budget import describe_amount
 from llmrank.calibration import BUILT_IN, tokenise
 from llmrank.cli.options import AUTO, check_method, load, make_pipeline
+from llmrank.costs import ModelCosts
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import perplexity, unigram_perplexity
 from llmrank.generation import GENERATED
@@ -35,6 +37,7 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
     check_method(options)
     loaded = load(options)
     pipeline = make_pipeline(options, loaded, evaluation=True)
+    _say_amount(pipeline, console)
     _say_steps(pipeline, console)
     directory = demo.run(pipeline, options.output, console)
     _say_written(directory, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
@@ -48,6 +51,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     check_method(options)
     loaded = load(options)
     pipeline = make_pipeline(options, loaded, evaluation=options.evaluate, undoable=False)
+    _say_amount(pipeline, console)
     _say_steps(pipeline, console)
     if options.calibration == AUTO:
         _say_wait(pipeline, console)
@@ -65,6 +69,17 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     if options.calibration == AUTO:
         _say_what_text(pipeline, console)
     return 0
+
+
+def _say_amount(pipeline: BasePipeline, console: Console) -> None:
+    """What the amount was taken for: 30 and 0.3 look alike, and a pass of the text later it is too late to ask."""
+    pruner = pipeline.pruner
+    ffns = pipeline.find()
+    pipeline.check(ffns)
+    told = describe_amount(pruner, ffns, ModelCosts(pipeline.model, ffns))
+    percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
+    hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if percent else ""
+    console.print(f"--amount {pruner.amount}: {told}{hint}.", markup=False, highlight=False)
 
 
 def _say_steps(pipeline: BasePipeline, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llmrank.adapters import find_ffns
-from llmrank.budget import Reached, check_budget, reached_by, shortfall
+from llmrank.budget import Reached, check_budget, describe_amount, reached_by, shortfall
 from llmrank.costs import UNITS, Cost, ModelCosts, Unit
 from llmrank.errors import OptionError
 from llmrank.masks import Masks
@@ -415,3 +416,101 @@ def test_costs_may_be_exceeded_by_more_than_they_may_be_missed_by(amount: float,
 def test_neurons_may_be_missed_by_rounding_either_way(share: float, said: bool) -> None:
     reached: Reached = {"neurons": {"before": 1000, "removed": 1000 * share, "share": share}}
     assert bool(shortfall(LocalPruner(0.2), reached)) is said
+
+
+# --- what is said of an amount before anything is measured
+
+
+class Halving(BasePruner):
+    """Somebody's own: nobody knows what it takes before it has seen the scores."""
+
+    def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+        for layer in layer_list:
+            layer.pruning_mask = layer.weight.sum(1) > 1
+
+
+@pytest.mark.parametrize(
+    ("pruner", "said"),
+    [
+        # A gated FFN over 16 features: 48 parameters a neuron; 7,504 in all.
+        (
+            LocalPruner(30),
+            "30 of 40 hidden neurons in each of 2 layers (60 in total, 75.0 %), 2,880 of 7,504 parameters",
+        ),
+        (
+            LocalPruner(0.3),
+            "12 of 40 hidden neurons in each of 2 layers (24 in total, 30.0 %), 1,152 of 7,504 parameters",
+        ),
+        (
+            LocalPruner(0.3, multiple_of=16),
+            "8 of 40 hidden neurons in each of 2 layers (16 in total, 20.0 %), 768 of 7,504 parameters",
+        ),
+        (
+            LocalPruner(30, protect=0),
+            "30 of 80 hidden neurons in 1 layer (37.5 %; 1 protected layer keeps all), 1,440 of 7,504 parameters",
+        ),
+        (GlobalPruner(30), "30 of 80 hidden neurons in 2 layers together (37.5 %), 1,440 of 7,504 parameters"),
+        (GlobalPruner(0.3), "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504 parameters"),
+        (GlobalPruner(0.3, per_cost=True), "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504"),
+        (
+            GlobalPruner(0.3, multiple_of=16),
+            "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504 parameters, before widths are rounded",
+        ),
+        (SensitivityPruner(30), "60 of 80 hidden neurons in 2 layers together (75.0 %), 2,880 of 7,504 parameters"),
+        (SensitivityPruner(0.3), "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504 parameters"),
+        (
+            LocalPruner(0.2, of="bytes"),
+            "6,144 of 30,016 model bytes (20.5 %), with 16 of 40 hidden neurons in each of 2 layers (32 in total, 40.0 %), 1,536",
+        ),
+        (
+            GlobalPruner(1000, of="parameters"),
+            "1,008 of 7,504 model parameters (13.4 %), with 21 of 80 hidden neurons in 2 layers together (26.2 %)",
+        ),
+        (Halving(0.3), "Halving decides how many neurons that is"),
+    ],
+)
+def test_an_amount_is_said_in_neurons_as_a_share_and_in_parameters(pruner: BasePruner, said: str) -> None:
+    model = tiny_llama()
+    ffns = find_ffns(model)
+    assert describe_amount(pruner, ffns, ModelCosts(model, ffns)).startswith(said)
+
+
+@every_pruner
+@pytest.mark.parametrize("amount", [5, 0.3])
+@pytest.mark.parametrize("protect", [(), (1,)])
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_is_said_is_what_goes(pruner: type[BasePruner], amount: float, protect: Sequence[int], unit: Unit) -> None:
+    if unit != "neurons":
+        amount = 300 * amount if isinstance(amount, int) else amount / 4
+    model = tiny_llama()
+    made = pruner(amount, protect=protect, of=unit)
+    ffns = find_ffns(model)
+    said = describe_amount(made, ffns, ModelCosts(model, ffns))
+    pipeline = IsolatedFFNPipeline(model, None, pruner=made, calibration=token_ids())
+    pipeline.run()
+    report = pipeline.report
+    assert report is not None
+    removed = report.reached["neurons"]["removed"]
+    assert f"({removed} in total" in said or f"{removed} of 80 hidden neurons in" in said
+    told = re.search(r"([0-9,]+) of 7,504 (model )?parameters", said)
+    assert told is not None
+    assert int(told[1].replace(",", "")) == report.before.parameters - report.after.parameters
+    if unit != "neurons":
+        assert said.startswith(f"{report.reached[unit]['removed']:,} of {report.reached[unit]['before']:,} ")
+
+
+def test_layers_of_other_widths_and_costs_are_said_in_total() -> None:
+    model = mlp(4, 8, 20, 3)
+    ffns = find_ffns(model)
+    costs = ModelCosts(model, ffns)
+    assert describe_amount(LocalPruner(2), ffns, costs).startswith("4 of 28 hidden neurons in 2 layers (14.3 %), ")
+    said = describe_amount(GlobalPruner(2), ffns, costs)
+    assert said.startswith("2 of 28 hidden neurons in 2 layers together (7.1 %), about ")
+
+
+@every_pruner
+def test_amounts_beyond_any_model_are_refused(pruner: type[BasePruner]) -> None:
+    layers = records(random_scores((8, 8), 0))
+    with pytest.raises(OptionError, match="min_keep=1"):
+        pruner(10**23).prune(layers)
+    assert pruner(10**23, protect="*").prune(layers).widths == {NAMES[0]: 8, NAMES[1]: 8}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -314,6 +318,204 @@ def test_bad_options_are_refused_and_leave_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--align", "left"), "unknown align 'left'; expected one of none, pad"),
+        (("--form", "thin"), "unknown form 'thin'; expected one of compact, zero, mask"),
+        (("--form", "zero", "--align", "pad"), "align='pad' is for the compact form"),
+        (("--calibration", "missing.txt"), "no calibration text at missing.txt"),
+        (("--calibration", "/"), "/ is a directory; expected the path of a text file"),
+        (("--calibration", "dataset:"), "expected dataset:NAME[,CONFIG[,SPLIT]], got 'dataset:'"),
+        (("--calibration", "latin.txt"), "cannot read latin.txt as UTF-8 text"),
+        (("--calibration", "empty.txt"), "the calibration text (file empty.txt) is empty"),
+        (("--evaluate=missing.txt",), "no evaluation text at missing.txt"),
+        (("--evaluate=latin.txt",), "cannot read latin.txt as UTF-8 text"),
+        (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
+        (("--dtype", "int8"), "unknown dtype 'int8'"),
+        (("--damping", "much"), "damping must be"),
+        (("--target", "logits"), "unknown target 'logits'"),
+        (("--edges", "signed"), "unknown edges 'signed'"),
+        (("--pruner", "global", "--normalize", "rank"), "unknown normalize 'rank'"),
+        (("--gamma", "nan"), "gamma must be a number in [0, 1], got nan"),
+        (("--amount", "inf"), "amount must be a share in [0, 1)"),
+        (("--amount", -1), "amount must not be negative, got -1"),
+        (("--steps", 10**14), "steps must be at most 1000"),
+        (("--seed", 10**23), "--seed must be at most 9223372036854775807, got 1"),
+        (("--seed", -(10**23)), "--seed must be at least 0, got -1"),
+        (("--samples", 10**23), "--samples must be at most 2147483647, got 1"),
+        (("--sequence-length", 10**23), "--sequence-length must be at most"),
+        (("--batch-size", 10**23), "--batch-size must be at most"),
+        (("--multiple-of", 10**23), "--multiple-of must be at most"),
+        (("--multiple-of", 0), "--multiple-of must be at least 1, got 0"),
+        (("--min-keep", 10**23), "--min-keep must be at most"),
+        (("--min-keep", -1), "--min-keep must be at least 1, got -1"),
+    ],
+)
+def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[Any, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latin.txt").write_bytes("déjà vu".encode("latin-1"))
+    Path("empty.txt").write_bytes(b" ")
+    # Last, for an --evaluate takes the word that follows it.
+    assert message in refused(capsys, "prune", "--output", "out", *arguments, "./nowhere")
+    if arguments[0] in ("--calibration", "--device", "--dtype", "--gamma", "--samples", "--edges", "--seed"):
+        assert message in refused(capsys, "inspect", "./nowhere", *arguments)
+        assert message in refused(capsys, "demo", "--model", "./nowhere", *arguments)
+
+
+def test_a_dataset_without_its_package_is_refused_before_a_model_is_looked_for(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    given = ("prune", "./nowhere", "--output", tmp_path / "out", "--calibration", "dataset:wikitext")
+    assert "dataset:wikitext needs the datasets package; pip install" in refused(capsys, *given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--output=--",), "argument --output: expected a value, got '--'"),
+        (("--seed=--",), "argument --seed: expected a value, got '--'"),
+        (("--evaluate=--",), "argument --evaluate: expected a value, got '--'"),
+        (("--calibration=",), "argument --calibration: expected a text file, or dataset:NAME, got ''"),
+        (("--amount=",), "argument --amount: expected a share such as 0.3 or a number such as 500, got ''"),
+        (("--amount", "9" * 5000), "share in [0, 1)"),
+        (("--output", "a\udcff"), "argument --output: expected a name in UTF-8"),
+    ],
+)
+def test_arguments_that_make_no_command_are_refused(capsys: Any, arguments: tuple[str, ...], message: str) -> None:
+    try:
+        status = run("prune", "./nowhere", *(() if "output" in arguments[0] else ("--output", "out")), *arguments)
+    except SystemExit as refusal:
+        status = int(refusal.code or 0)
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (TypeError("no len"), 1, "this is a bug in llmrank, which did not foresee TypeError: no len; please report it"),
+        (MemoryError(), 2, "error: memory does not suffice; use shorter sequences (--sequence-length)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "memory does not suffice ([enf"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "memory does not suffice (CUDA out of memory); use"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_whatever_goes_wrong_is_said_in_a_sentence_and_traced_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, raised: BaseException, status: int, said: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("llmrank.cli.run_families", fail)
+    assert run("families") == status
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert said in told
+    for arguments in (("--debug", "families"), ("families", "--debug")):
+        assert run(*arguments) == status
+        traced = capsys.readouterr().err
+        assert "Traceback (most recent call last)" in traced
+        assert traced.endswith(told)
+
+
+def test_memory_is_what_failed_whoever_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def fail(*_: Any) -> None:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise llmrank.errors.ModelSourceError("transformers cannot load it; check the path") from error
+
+    monkeypatch.setattr("llmrank.cli.run_families", fail)
+    assert run("families") == 2
+    assert "memory does not suffice (transformers cannot load it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [("stdout",), ("stdout", "stderr")])
+def test_closed_streams_change_nothing(monkeypatch: pytest.MonkeyPatch, closed: tuple[str, ...]) -> None:
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    assert run("families") == 0
+    for name in closed:
+        assert getattr(sys, name).name == os.devnull
+        getattr(sys, name).close()
+
+
+def test_a_reader_that_goes_away_costs_no_checkpoint(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "llmrank",
+        "prune",
+        checkpoint,
+        "--output",
+        output,
+        "--calibration",
+        corpus,
+        *SHORT,
+    ]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(writing)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert b"BrokenPipe" not in done.stderr
+    assert (output / "model.safetensors").is_file()
+
+
+def test_letters_that_a_terminal_cannot_show_cost_no_checkpoint(
+    checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    output = tmp_path / "déjà"
+    assert run("prune", checkpoint, "--output", output, "--calibration", corpus, *SHORT) == 0
+    shown.flush()
+    assert b"d\\xe9j\\xe0: the checkpoint" in shown.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            (),
+            "--amount 0.3: 12 of 40 hidden neurons in each of 2 layers (24 in total, 30.0 %), 1,152 of 7,504 parameters. ",
+        ),
+        (("--amount", 30), "(60 in total, 75.0 %), 2,880 of 7,504 parameters (for 30 % write --amount 0.30). "),
+        (
+            ("--amount", 3, "--pruner", "global"),
+            "--amount 3: 3 of 80 hidden neurons in 2 layers together (3.8 %), 144 of",
+        ),
+        (("--amount", 960, "--of", "bytes"), "--amount 960: 1,152 of 30,016 model bytes (3.8 %), with 3 of 40"),
+    ],
+)
+def test_what_an_amount_was_taken_for_is_said_before_the_work(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, given: tuple[Any, ...], said: str
+) -> None:
+    common = (checkpoint, "--output", tmp_path / "out", "--calibration", corpus)
+    # The text is too short for such a sequence, which is only known once the model is there.
+    corpus.write_text("w4 w5", encoding="utf-8")
+    assert run("prune", *common, *given) == 2
+    captured = capsys.readouterr()
+    assert "is too short" in captured.err
+    shown = " ".join(captured.out.split()) + " "
+    assert shown.startswith("--amount ")
+    assert said in shown
+    assert ("write --amount" in shown) == (0 < (given or (0, 0))[1] < 100)
+
+
+def test_a_demo_says_what_its_amount_was_taken_for(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run("demo", "--model", checkpoint, "--output", tmp_path / "demo", *SHORT) == 0
+    assert capsys.readouterr().out.startswith("--amount 0.3: 12 of 40 hidden neurons in each of 2 layers")
+
+
 def test_bad_models_are_refused(tmp_path: Path, capsys: Any, checkpoint: Path) -> None:
     output = tmp_path / "out"
     assert "no model at ./nowhere" in refused(capsys, "prune", "./nowhere", "--output", output)
@@ -350,7 +552,8 @@ def test_a_system_that_refuses_is_no_traceback(monkeypatch: Any, checkpoint: Pat
 def test_too_short_a_text_is_refused(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "short.txt"
     path.write_text("w4 w5", encoding="utf-8")
-    assert "too short" in refused(capsys, "prune", checkpoint, "--output", tmp_path / "out", "--calibration", path)
+    assert run("prune", checkpoint, "--output", tmp_path / "out", "--calibration", path) == 2
+    assert "too short" in capsys.readouterr().err
     assert "too short" in refused(capsys, "evaluate", checkpoint, "--text", path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,50 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
     for option in ("--passages", "--prompt-length", "--new-tokens", "--documents"):
         assert f"{option} must be at least 1" in refused(capsys, "evaluate", "./nowhere", option, 0)
     assert "--prompts must be at least 0" in refused(capsys, "evaluate", "./nowhere", "--prompts", -1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--text", "missing.txt"), "no evaluation text at missing.txt"),
+        (("--text", "."), ". is a directory; expected the path of a text file"),
+        (("--text", "latin.txt"), "cannot read latin.txt as UTF-8 text"),
+        (("--text", "latin.txt", "--last-word"), "cannot read latin.txt as UTF-8 text"),
+        (("--text", "short.txt", "--last-word"), "no passage to ask the last word of in the file short.txt"),
+        (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
+        (("--dtype", "int8"), "unknown dtype 'int8'"),
+        (("--json", "absent/result.json"), "there is no directory absent"),
+        (("--json", "."), ". is a directory"),
+        (("--json", os.devnull), f"{os.devnull} is a device or a pipe; expected the path of a file"),
+        (("--passages", 10**23), "--passages must be at most 2147483647"),
+        (("--new-tokens", 10**23), "--new-tokens must be at most 2147483647"),
+    ],
+)
+def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: tuple[Any, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latin.txt").write_bytes("déjà vu".encode("latin-1"))
+    Path("short.txt").write_text("Nothing to guess.", encoding="utf-8")
+    assert message in refused(capsys, "evaluate", "./nowhere", *given)
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_a_model_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever the tests run as: the superuser may write where permissions forbid it."""
+
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    message = refused(capsys, "evaluate", "./nowhere", "--json", tmp_path / "result.json")
+    assert f"cannot write {tmp_path / 'result.json'}: Permission denied; choose another place" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_options_of_tasks_need_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,8 @@ def test_geometric_steps_take_the_same_share_of_what_is_left(steps: int, percent
         ((0,), "steps must be an integer >= 1, got 0"),
         ((2.0,), "steps must be an integer >= 1"),
         ((True,), "steps must be an integer >= 1"),
+        ((1001,), "steps must be at most 1000, got 1001: each takes a pass"),
+        ((10**14,), "steps must be at most 1000"),
         ((2, "cubic"), "unknown growth 'cubic' of a schedule; expected one of linear, geometric"),
         ((2, "linear", "never"), "unknown repair 'never' of a schedule; expected one of last, each"),
     ],
