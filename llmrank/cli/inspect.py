@@ -147,7 +147,7 @@ def _ranges(text: str | None) -> list[tuple[int, int]] | None:
         return None
     found = []
     for part in text.split(","):
-        ends = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
+        ends = re.fullmatch(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", part)
         if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
             raise OptionError(f"--layers expects numbers and ranges such as 0-3,29, got {text!r}")
         found.append((int(ends[1]), int(ends[2] or ends[1])))

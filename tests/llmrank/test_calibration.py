@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import importlib.machinery
 import sys
 import types
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrank.calibration import TokenSequences, builtin_texts, overlap, read_text, tokenise
+from llmrank.calibration import TokenSequences, builtin_texts, check_text, overlap, read_text, tokenise
 from llmrank.errors import CalibrationError
 from tests.llmrank.models import WORDS, text, token_ids, tokenizer
 
@@ -59,7 +60,36 @@ def test_missing_paths_are_refused(source: str, tmp_path: Path) -> None:
         with pytest.raises(CalibrationError, match="no calibration text at"):
             read_text(given)
     with pytest.raises(CalibrationError, match="no evaluation text at"):
+        read_text(tmp_path / source, "evaluation")
+
+
+def test_directories_and_files_that_may_not_be_read_are_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CalibrationError, match="is a directory; expected the path of a text file"):
         read_text(tmp_path, "evaluation")
+    path = tmp_path / "text.txt"
+    path.write_text("words", encoding="utf-8")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(
+        CalibrationError, match=r"cannot read .*Permission denied\); pass a calibration text that you may"
+    ):
+        read_text(path)
+
+
+def test_a_text_is_checked_without_fetching_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
+    sys.modules["datasets"].__spec__ = importlib.machinery.ModuleSpec("datasets", None)
+    check_text("dataset:nobody/has-this,en,train")
+    check_text("built-in", "evaluation")
+    with pytest.raises(CalibrationError, match=r"expected dataset:NAME\[,CONFIG\[,SPLIT\]\], got 'dataset: ,en' as"):
+        check_text("dataset: ,en")
+    with pytest.raises(CalibrationError, match="no evaluation text at"):
+        check_text(tmp_path / "absent", "evaluation")
 
 
 @pytest.mark.parametrize("source", ["", "  \n ", [], [" ", ""]])

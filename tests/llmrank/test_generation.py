@@ -145,6 +145,18 @@ def test_a_model_that_fails_at_writing_says_what_to_do_instead(monkeypatch: Any)
         generated_text(model, None, 2, 8)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_memory_that_does_not_suffice_is_not_the_models_fault(monkeypatch: Any, error: Exception) -> None:
+    model = tiny_llama()
+
+    def fail(**_given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(model, "generate", fail)
+    with pytest.raises(type(error)):
+        generated_text(model, None, 2, 8)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
