@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from llmrank import checkpoint, demo
 from llmrank.budget import describe_amount
@@ -72,7 +73,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
 
 
 def _say_amount(pipeline: BasePipeline, console: Console) -> None:
-    """What the amount was taken for: 30 and 0.3 look alike, and a pass of the text later it is too late to ask."""
+    """Say what the amount was taken for, since 30 and 0.3 look alike, and warn of too little text, before the work begins."""
     pruner = pipeline.pruner
     ffns = pipeline.find()
     pipeline.check(ffns)
@@ -80,6 +81,9 @@ def _say_amount(pipeline: BasePipeline, console: Console) -> None:
     percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
     hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if percent else ""
     console.print(f"--amount {pruner.amount}: {told}{hint}.", markup=False, highlight=False)
+    scarcity = pipeline.scarcity(ffns)
+    if scarcity is not None:
+        console.print(Text(f"Warning: {scarcity}", style="bold yellow"))
 
 
 def _say_steps(pipeline: BasePipeline, console: Console) -> None:

@@ -256,10 +256,18 @@ class BasePipeline:
         if self.align == "pad":
             check_padding(layer.size for layer in prunable_layers(ffns).values())
 
-    def scarcity(self, ffns: Sequence[FFN], tokens: int) -> str | None:
-        """A sentence where a repair would be fitted to so few calibration tokens that more had better be given; else None."""
+    def scarcity(self, ffns: Sequence[FFN], tokens: int | None = None) -> str | None:
+        """A sentence where a repair is fitted to so few calibration tokens that more had better be given; else None.
+
+        Parameters
+        ----------
+        ffns : sequence of FFN
+        tokens : int, optional
+            By default what `samples` and `sequence_length` ask for.
+        """
         if self.repair is None:
             return None
+        tokens = self.samples * self._length() if tokens is None else tokens
         widest = max(layer.size for layer in prunable_layers(ffns).values())
         amount = self.pruner.amount
         kept = round(widest * (1.0 - amount)) if isinstance(amount, float) and self.pruner.of == "neurons" else widest
