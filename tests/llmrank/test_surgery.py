@@ -98,10 +98,10 @@ def test_failure_in_the_middle_restores_everything(
     for last in range(n_cuts + 1):
         done: list[Any] = []
 
-        def failing(cut: Any, undo: Any, last: int = last, done: list[Any] = done) -> None:
+        def failing(cut: Any, last: int = last, done: list[Any] = done) -> None:
             if len(done) == last:
                 raise failure("in the middle")
-            honest(cut, undo)
+            honest(cut)
             done.append(cut)
 
         monkeypatch.setattr(surgery, step, failing)
