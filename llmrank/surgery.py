@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -236,16 +236,10 @@ def trial_cut(
     masks : Masks or None
         None leaves the model as it is.
     """
-    if masks is None:
+    with ExitStack() as way_back:
+        if masks is not None:
+            way_back.callback(apply_masks(model, ffns, masks, "zero", repaired=repaired)._roll_back)
         yield
-        return
-    application = None
-    try:
-        application = apply_masks(model, ffns, masks, "zero", repaired=repaired)
-        yield
-    finally:
-        if application is not None:
-            application.undo()
 
 
 class RepairsInPlace:
