@@ -245,7 +245,7 @@ def test_interrupted_repair_and_checks_leave_no_trace(method: Any, by_blocks: bo
         stream: Stream = open_stream(model, ffns, SEQUENCES, 2, record, follow=method.follows)
         assert isinstance(stream, BlockStream)
         if not by_blocks:
-            stream = PassStream(model, ffns, SEQUENCES, 2)
+            stream = PassStream(model, ffns, list(SEQUENCES.batches(2)), 2)
         _, repaired = repair_ffns(model, ffns, masks, method, stream)
         expected = masked_outputs(model, ffns, masks, SEQUENCES, repaired)
         applied.append(apply_masks(model, ffns, masks, "compact", repaired=repaired))
