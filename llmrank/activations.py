@@ -17,7 +17,7 @@ from torch import nn
 from llmrank.adapters import FFN
 from llmrank.adapters.ffn import bias_of
 from llmrank.calibration import TokenSequences
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, LLMRankError
 from llmrank.explained import Explained, ExplainedSums
 from llmrank.passes import (
     Progress,
@@ -184,7 +184,8 @@ def collect(
     Raises
     ------
     CalibrationError
-        Non-finite activations (the message names the layer), or an FFN that no token reached.
+        Non-finite activations (the message names the layer), an FFN that no token reached, or a model that does not run on
+        token ids alone.
     StructureError
         Skips of FFNs without a residual stream.
 
@@ -209,7 +210,16 @@ def collect(
         for ids, mask in progress(batches, "Calibrating") if progress else batches:
             inputs, *of_batch = model_inputs(model, ids, mask)
             masks.take(TokenMasks(*of_batch))
-            run_body(body, inputs)
+            try:
+                run_body(body, inputs)
+            except LLMRankError:
+                raise
+            except (TypeError, ValueError, AttributeError) as error:  # what models say of inputs that they do not get
+                raise CalibrationError(
+                    f"{type(model).__name__} does not run on what calibration passes it, {', '.join(inputs)} alone ({error}); "
+                    "expected a language model, or a plain module that takes features: prune the part that is one by itself "
+                    "(a text_model, say)"
+                ) from error
     layers = [entry.finish() for entry in sums]
     around = dict(zip(before, layers[len(ffns) :], strict=True))
     return tuple(

@@ -123,7 +123,16 @@ def silence(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) -> None:
     keep : (n,) bool tensor
     """
     for consumer in layer.consumers:
-        hooks.callback(consumer.module.register_forward_pre_hook(_zeros_of_removed(keep)).remove)
+        hook = _zeros_of_removed(keep)
+        # An interrupt may come between any two steps: how the hook goes is known before it is there, and it is taken away twice.
+        for _ in range(2):
+            hooks.callback(_unhook, consumer.module, hook)
+        consumer.module.register_forward_pre_hook(hook)
+
+
+def _unhook(module: nn.Module, hook: Any) -> None:
+    for key in [key for key, value in module._forward_pre_hooks.items() if value is hook]:
+        module._forward_pre_hooks.pop(key, None)
 
 
 def _zeros_of_removed(keep: torch.Tensor) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -81,20 +82,34 @@ def counted(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def model_inputs(
-    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, *, text_only: bool = False
 ) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
     """Keyword inputs of a forward pass, and the token masks of the input and the decoder side.
 
     Encoder-decoder models are run as prefix language models: the encoder reads the first half of a
     sequence, the decoder (teacher forcing) the second, shifted by its start token.
 
+    Some decoders skip the blocks that attend to an image where there is none (Mllama). They are given one vector of zeros for
+    it, unless `text_only`: nothing is attended to, and the FFNs of these blocks read the text.
+
     Raises
     ------
     CalibrationError
-        Token ids outside the model's vocabulary, or features for a language model.
+        Token ids outside the model's vocabulary, features for a language model, or a model that reads no token ids.
     """
     config = getattr(model, "config", None)
     if config is not None:
+        main = getattr(model, "main_input_name", "input_ids")
+        try:
+            _ = main == "input_ids" and model.get_input_embeddings()  # type: ignore[operator]
+        except NotImplementedError:  # what transformers says of models without one lookup for tokens (CLIP)
+            main = "more than token ids"
+        if main != "input_ids":
+            raise CalibrationError(
+                f"{type(model).__name__} reads {main}, and calibration passes token ids alone; expected a language model: prune "
+                "its text model by itself if it has one, or wrap it in a plain nn.Module whose forward takes one tensor, and "
+                "give such a tensor as calibration="
+            )
         check_ids(model, ids)
     elif ids.is_floating_point():
         ids = ids.to(next(model.parameters()).dtype)
@@ -107,6 +122,10 @@ def model_inputs(
             inputs["attention_mask"] = mask.long()
             if getattr(config, "use_cache", False):
                 inputs["use_cache"] = False
+            if not text_only and "cross_attention_states" in signature(model.forward).parameters:
+                like = next(model.parameters())
+                size = (config.get_text_config() if hasattr(config, "get_text_config") else config).hidden_size
+                inputs["cross_attention_states"] = torch.zeros(len(ids), 1, size, dtype=like.dtype, device=device)
         return inputs, None if full else mask, None
     half = ids.shape[1] // 2
     start = getattr(config, "decoder_start_token_id", None)

@@ -128,7 +128,7 @@ class Predictor:
     def _predictions(
         self, ids: torch.Tensor, mask: torch.Tensor, logits: Callable[[dict[str, Any]], Callable[[slice], torch.Tensor]]
     ) -> Callable[[], Iterator[Prediction]]:
-        inputs, _, _ = model_inputs(self._model, ids, mask)
+        inputs, _, _ = model_inputs(self._model, ids, mask, text_only=True)
         first = ids.shape[1] // 2 if "decoder_input_ids" in inputs else 1
         targets, valid = ids[:, first:], mask[:, first:]
         logits_of = logits(inputs)

@@ -6,11 +6,12 @@ finished one can be undone, unless it is told to keep nothing (``undoable=False`
 
 from __future__ import annotations
 
+import copy
 import os
+import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from llmrank.adapters import FFN, Projection, PrunableLayer
-from llmrank.adapters.families import WIDTH_ATTRIBUTES, bias_attribute, text_config
+from llmrank.adapters.families import BIAS_ATTRIBUTES, WIDTH_ATTRIBUTES, bias_attribute, text_config
 from llmrank.adapters.ffn import bias_of, in_features, is_transposed, out_features
 from llmrank.errors import MaskError, OptionError
 from llmrank.masks import Masks
@@ -35,9 +36,9 @@ __all__ = [
     "apply_masks",
     "check_padding",
     "check_writable",
+    "config_fields",
     "prunable_layers",
     "trial_cut",
-    "width_attributes",
 ]
 
 Form: TypeAlias = Literal["compact", "zero", "mask"]
@@ -46,8 +47,10 @@ FORMS: tuple[Form, ...] = ("compact", "zero", "mask")
 ALIGNMENTS: tuple[Align, ...] = ("none", "pad")
 WIDTHS_KEY = "llmrank_widths"
 
-# The ways back, the last first; one that holds none keeps no tensor alive.
-Undo: TypeAlias = "deque[Callable[[], None]]"
+# Each puts one module, or the configuration, back as it was before anything was written: in any order, and again where it
+# was interrupted.
+Restore: TypeAlias = Callable[[], None]
+ABSENT = object()
 
 
 @dataclass
@@ -69,13 +72,14 @@ class Application:
     masks: Masks
     widths: dict[str, int]
     undoable: bool = True
-    _undo: Undo = field(default_factory=deque, repr=False)
+    _undo: list[Restore] = field(default_factory=list, repr=False)
     _current: list[Callable[[], bool]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
         """Restore every parameter, attribute and configuration entry, bit for bit.
 
-        The original tensors are kept for this; drop the object to free them.
+        The original tensors are kept for this; drop the object to free them. What is raised on the way (an interrupt, say) is
+        raised once all else is restored; a second call restores what is left.
 
         Raises
         ------
@@ -95,8 +99,22 @@ class Application:
         self._roll_back()
 
     def _roll_back(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        try:
+            self._restore()
+        finally:
+            # Whatever came in between, also between two modules: the second time finds nothing left to do, but then.
+            self._restore()
+
+    def _restore(self) -> None:
+        failures: list[BaseException] = []
+        for restore in self._undo:
+            try:
+                restore()
+            except BaseException as error:  # noqa: PERF203 -- the others are restored all the same
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        self._undo.clear()
 
 
 @dataclass
@@ -112,6 +130,16 @@ class Cut:
         """(out, in) bool, in the module's own layout."""
         mask = self.rows[:, None] & self.columns[None, :]
         return mask.T if is_transposed(self.module) else mask
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is cut from the map."""
+        return bool(self.rows.all() and self.columns.all())
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """What is kept of each parameter from which something is cut: its mask."""
+        whole = {"weight": self.is_whole, "bias": bool(self.rows.all()) or bias_of(self.module) is None}
+        return {name: self.mask() if name == "weight" else self.rows for name in whole if not whole[name]}
 
 
 def prunable_layers(ffns: Sequence[FFN]) -> dict[str, PrunableLayer]:
@@ -164,33 +192,35 @@ def apply_masks(
     _check(ffns, masks, layers, form, align)
     maps = consumers(ffns)
     _check_repaired(maps, repaired or {})
-    # What the tensors hold in the end: all, or with zeros what fills them up too.
-    held = _padded(model, masks) if align == "pad" else masks
-    widths = held.widths if form == "compact" else {name: len(mask) for name, mask in masks.items()}
-    undo: Undo = deque(maxlen=None if undoable else 0)
-    application = Application(form, masks, widths, undoable, undo)
+    application = Application(form, masks, {}, undoable)
     solved = {id(maps[name]): one for name, one in (repaired or {}).items()}
+    if undoable:
+        application._undo += _ways_back(model, ffns)
     try:
         if any(one.bias is not None and bias_of(maps[name]) is None for name, one in (repaired or {}).items()):
-            _add_biases(model, ffns, undo)
+            _add_biases(model, ffns)
+        # What the tensors hold in the end: all, or with zeros what fills them up too.
+        held, fields = (masks, {}) if form != "compact" else _held(model, ffns, masks, align)
+        application.widths = held.widths if form == "compact" else {name: len(mask) for name, mask in masks.items()}
         for cut, kept in zip(cuts(ffns, masks), cuts(ffns, held), strict=True):
             one = solved.get(id(cut.module))
             if one is not None:
-                _rewrite(cut.module, one, undo, copy=form == "mask")
+                # What is cut is copied in any case.
+                _rewrite(cut.module, one, copy=form == "mask" or cut.is_whole)
             if form == "mask":
-                _mask(cut, undo)
+                _mask(cut)
             elif form == "zero" or align == "pad":
-                _zero(cut, undo)
+                _zero(cut)
             if form == "compact":
-                _compact(kept, undo)
+                _compact(kept)
         if form == "compact":
-            _set_widths(model, ffns, layers, widths, undo)
+            _set_widths(model, ffns, layers, application.widths, fields)
         modules = {id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}
         application._current += [_unchanged(module) for module in modules.values()]
+        return application
     except BaseException:
         application._roll_back()
         raise
-    return application
 
 
 @contextmanager
@@ -206,14 +236,10 @@ def trial_cut(
     masks : Masks or None
         None leaves the model as it is.
     """
-    if masks is None:
+    with ExitStack() as way_back:
+        if masks is not None:
+            way_back.callback(apply_masks(model, ffns, masks, "zero", repaired=repaired)._roll_back)
         yield
-        return
-    application = apply_masks(model, ffns, masks, "zero", repaired=repaired)
-    try:
-        yield
-    finally:
-        application.undo()
 
 
 class RepairsInPlace:
@@ -294,6 +320,8 @@ def _check(ffns: Sequence[FFN], masks: Masks, layers: Mapping[str, PrunableLayer
     if align == "pad" and form != "compact":
         raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
     masks.check(layers)
+    if align == "pad":
+        check_padding(map(len, masks.values()))
     check_writable(ffns)
 
 
@@ -370,82 +398,110 @@ def consumers(ffns: Sequence[FFN]) -> dict[str, nn.Module]:
     }
 
 
-def _rewrite(module: Any, repaired: RepairedMap, undo: Undo, *, copy: bool) -> None:
+def _ways_back(model: nn.Module, ffns: Sequence[FFN]) -> list[Restore]:
+    """How to restore all that an application may write to, as it is now."""
+    modules = {id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}
+    ways = [_way_back(module) for module in modules.values()]
+    ways += [_attributes_back(ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns]
+    config = text_config(model)
+    return (
+        ways if config is None else [*ways, _attributes_back(config, (*WIDTH_ATTRIBUTES, *BIAS_ATTRIBUTES, WIDTHS_KEY))]
+    )
+
+
+def _way_back(module: nn.Module) -> Restore:
+    parameters, buffers, hooks = dict(module._parameters), dict(module._buffers), dict(module._forward_pre_hooks)
+    # The tensors themselves: an assignment to `data` leaves the Parameter where it is.
+    tensors = {name: parameter.data for name, parameter in parameters.items() if parameter is not None}
+    attributes = _attributes_back(module, tuple(extents(module, 0, 0)))
+
+    def restore() -> None:
+        own: Any = module
+        for name, tensor in tensors.items():
+            parameter: Any = parameters[name]
+            if parameter.data_ptr() != tensor.data_ptr() or parameter.shape != tensor.shape:
+                parameter.data = tensor
+        for name in parameters:
+            # torch.nn.utils.prune keeps the masked tensor as a plain attribute.
+            vars(own).pop(name, None)
+            if f"{name}_mask" not in buffers:
+                own._buffers.pop(f"{name}_mask", None)
+        for key, hook in list(own._forward_pre_hooks.items()):
+            if key not in hooks and isinstance(hook, torch_prune.BasePruningMethod):
+                own._forward_pre_hooks.pop(key, None)
+        # In their old order too: optimisers and state dicts go by it.
+        if [(name, id(p)) for name, p in own._parameters.items()] != [(name, id(p)) for name, p in parameters.items()]:
+            own._parameters.clear()
+            own._parameters.update(parameters)
+        attributes()
+
+    return restore
+
+
+def _attributes_back(target: Any, names: Iterable[str]) -> Restore:
+    before = {name: getattr(target, name, ABSENT) for name in names}
+
+    def restore() -> None:
+        for name, value in before.items():
+            now = getattr(target, name, ABSENT)
+            if now is not value and value is ABSENT:
+                delattr(target, name)
+            elif now is not value and now != value:
+                setattr(target, name, value)
+
+    return restore
+
+
+def _rewrite(module: Any, repaired: RepairedMap, *, copy: bool) -> None:
     """Write a repaired map; without `copy` the weight may be the repair's own tensor, for those who cut it at once."""
+    # Out of place: views of the old weights, such as those of a graph, keep their numbers.
     if repaired.weight is not None:
         weight = repaired.weight.T if is_transposed(module) else repaired.weight
-        _assign(module.weight, weight.to(module.weight, copy=copy).contiguous(), undo)
+        module.weight.data = weight.to(module.weight, copy=copy).contiguous()
     if repaired.bias is not None:
-        _assign(module.bias, repaired.bias.to(module.bias, copy=True), undo)
+        module.bias.data = repaired.bias.to(module.bias, copy=True)
 
 
-def _add_biases(model: nn.Module, ffns: Sequence[FFN], undo: Undo) -> None:
+def _add_biases(model: nn.Module, ffns: Sequence[FFN]) -> None:
     """Zero biases in every map of the FFNs, as the configuration then says."""
     for ffn in ffns:
         for stage in ffn.stages:
             for projection in stage:
                 own: Any = projection.module
                 if own._parameters.get("bias") is None:
-                    undo.append(lambda own=own: own._parameters.__setitem__("bias", None))  # type: ignore[misc]
                     own._parameters["bias"] = nn.Parameter(own.weight.new_zeros(out_features(own)))
-    _set(text_config(model), bias_attribute(model), value=True, undo=undo)
+    setattr(text_config(model), bias_attribute(model), True)
 
 
-def _assign(parameter: nn.Parameter, value: torch.Tensor, undo: Undo) -> None:
-    # Out of place: views of the old weights, such as those of a graph, keep their numbers.
-    old = parameter.data
-    undo.append(lambda: setattr(parameter, "data", old))
-    parameter.data = value
-
-
-def _zero(cut: Cut, undo: Undo) -> None:
-    for parameter, mask in _parameters(cut):
+def _zero(cut: Cut) -> None:
+    for name, mask in cut.parameters().items():
+        parameter: Any = cut.module._parameters[name]
         old = parameter.data
-        _assign(parameter, torch.where(mask.to(old.device), old, torch.zeros_like(old)), undo)
+        # Out of place, as above.
+        parameter.data = torch.where(mask.to(old.device), old, torch.zeros_like(old))
 
 
-def _parameters(cut: Cut) -> list[tuple[nn.Parameter, torch.Tensor]]:
+def _mask(cut: Cut) -> None:
+    for name, mask in cut.parameters().items():
+        parameter: Any = cut.module._parameters[name]
+        torch_prune.custom_from_mask(cut.module, name, mask.to(parameter.device))  # type: ignore[no-untyped-call]
+
+
+def _compact(cut: Cut) -> None:
     module: Any = cut.module
-    pairs = [(module.weight, cut.mask())]
-    if getattr(module, "bias", None) is not None:
-        pairs.append((module.bias, cut.rows))
-    return pairs
-
-
-def _mask(cut: Cut, undo: Undo) -> None:
-    module: Any = cut.module
-    names = ["weight"] + (["bias"] if getattr(module, "bias", None) is not None else [])
-    for name, mask in zip(names, (cut.mask(), cut.rows), strict=False):
-        parameter = module._parameters[name]
-        before, hooks = dict(module._parameters), dict(module._forward_pre_hooks)
-        undo.append(lambda module=module, name=name, p=before, h=hooks: _unmask(module, name, p, h))  # type: ignore[misc]
-        torch_prune.custom_from_mask(module, name, mask.to(parameter.device))  # type: ignore[no-untyped-call]
-
-
-def _unmask(module: Any, name: str, parameters: Mapping[str, Any], hooks: Mapping[int, Any]) -> None:
-    for key in [key for key in module._forward_pre_hooks if key not in hooks]:
-        del module._forward_pre_hooks[key]
-    module._buffers.pop(f"{name}_mask", None)
-    module.__dict__.pop(name, None)
-    # In their old order too: optimisers and state dicts go by it.
-    module._parameters.clear()
-    module._parameters.update(parameters)
-
-
-def _compact(cut: Cut, undo: Undo) -> None:
-    module: Any = cut.module
-    rows, columns = cut.rows.nonzero().flatten(), cut.columns.nonzero().flatten()
-    outer, inner = (columns, rows) if is_transposed(module) else (rows, columns)
-    old = module.weight
-    index = (outer.to(old.device), inner.to(old.device))
-    # index_select copies: the result is contiguous and owns its storage, as saving needs.
-    weight = old.data.index_select(0, index[0]).index_select(1, index[1])
-    _replace(module, "weight", weight, undo)
-    bias = getattr(module, "bias", None)
-    if bias is not None and len(rows) < len(cut.rows):
-        _replace(module, "bias", bias.data.index_select(0, rows.to(bias.device)), undo)
-    for name, value in extents(module, len(rows), len(columns)).items():
-        _set(module, name, value, undo)
+    kept = {name: [cut.rows] for name in cut.parameters()}
+    if "weight" in kept:
+        kept["weight"] = [cut.columns, cut.rows] if is_transposed(module) else [cut.rows, cut.columns]
+    for name, axes in kept.items():
+        old = module._parameters[name]
+        value = old.data
+        for axis, mask in enumerate(axes):
+            # index_select copies: the result is contiguous and owns its storage, as saving needs.
+            if not bool(mask.all()):
+                value = value.index_select(axis, mask.nonzero().flatten().to(value.device))
+        _replace(module, name, value)
+    for name, extent in extents(module, int(cut.rows.sum()), int(cut.columns.sum())).items():
+        _set(module, name, extent)
 
 
 def extents(module: nn.Module, n_rows: int, n_columns: int) -> dict[str, int]:
@@ -455,36 +511,79 @@ def extents(module: nn.Module, n_rows: int, n_columns: int) -> dict[str, int]:
     return {"out_features": n_rows, "in_features": n_columns}
 
 
-def _replace(module: Any, name: str, value: torch.Tensor, undo: Undo) -> None:
-    old = module._parameters[name]
-    undo.append(lambda: module._parameters.__setitem__(name, old))
-    module._parameters[name] = nn.Parameter(value, requires_grad=old.requires_grad)
+def _replace(module: Any, name: str, value: torch.Tensor) -> None:
+    module._parameters[name] = nn.Parameter(value, requires_grad=module._parameters[name].requires_grad)
 
 
-def _set(target: Any, name: str, value: Any, undo: Undo) -> None:
-    absent = object()
-    old = getattr(target, name, absent)
-
-    def restore() -> None:
-        if old is absent:
-            delattr(target, name)
-        else:
-            setattr(target, name, old)
-
-    undo.append(restore)
-    setattr(target, name, value)
+def _set(target: Any, name: str, value: Any) -> None:
+    if getattr(target, name, ABSENT) != value:
+        setattr(target, name, value)
 
 
-def width_attributes(model: nn.Module, width: int) -> list[str]:
-    """The attributes of the model's configuration that hold the FFN width `width`."""
-    config = text_config(model)
-    if config is None:
-        return []
-    names = [name for name in WIDTH_ATTRIBUTES if getattr(config, name, None) == width]
-    # GPT-2's n_inner is None while the width is four times the hidden size.
-    if not names and getattr(config, "n_inner", width) is None:
-        names = ["n_inner"]
-    return names
+def config_fields(model: nn.Module, ffns: Sequence[FFN], masks: Masks) -> dict[str, Any]:
+    """What to write into a model's configuration for it to describe the model once these masks have made it smaller.
+
+    A field such as ``intermediate_size`` may have other users than the FFNs that are cut. So a model is built from the
+    configuration with the new value, on the meta device, and every parameter's shape compared.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not cut yet; not changed.
+    ffns : sequence of FFN
+    masks : Masks
+
+    Returns
+    -------
+    dict from str to value
+        Empty where the layers come out of several widths, or no field gives the shapes.
+
+    Notes
+    -----
+    Cost: the construction of a model without its data, about a second for one of 8 billion parameters; as many as there are
+    fields where none fits.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not masks.is_uniform or masks.kept == masks.size:
+        return {}
+    (width,) = set(masks.widths.values())
+    shapes = _shapes_after(model, cuts(ffns, masks))
+    for name in WIDTH_ATTRIBUTES:
+        # GPT-2's n_inner is None while the width is four times the hidden size; Gemma 3n lists one for each layer.
+        old = getattr(text_config(model), name, ABSENT)
+        if old is not ABSENT:
+            fields = {name: [width] * len(old) if isinstance(old, list) else width}
+            if _shapes_by_config(model, fields) == shapes:
+                return fields
+    return {}
+
+
+def _shapes_after(model: nn.Module, found: Sequence[Cut]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all parameters once a model is cut; of those that several modules share, by each of their names."""
+    after: dict[int, tuple[int, ...]] = {}
+    for cut in found:
+        module: Any = cut.module
+        n_rows, n_columns = int(cut.rows.sum()), int(cut.columns.sum())
+        after[id(module.weight)] = (n_columns, n_rows) if is_transposed(module) else (n_rows, n_columns)
+        after[id(bias_of(module))] = (n_rows,)
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: after.get(id(parameter), tuple(parameter.shape)) for name, parameter in named}
+
+
+def _shapes_by_config(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of all parameters of a model that is built from the configuration with these fields; None where none is."""
+    # What a loader would build: the class by that name, of which a model with widths by layer is an instance in disguise.
+    places = ((kind, sys.modules.get(kind.__module__)) for kind in type(model).__mro__)
+    stock: Any = next(kind for kind, module in places if getattr(module, kind.__name__, None) is kind)
+    config: Any = copy.deepcopy(model.config)
+    for name, value in fields.items():
+        setattr(config.get_text_config() if hasattr(config, "get_text_config") else config, name, value)
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            built = stock(config)
+        return {name: tuple(parameter.shape) for name, parameter in built.named_parameters(remove_duplicate=False)}
+    except Exception:  # whatever a model says of such a configuration, it cannot be loaded with it
+        return None
 
 
 def check_padding(sizes: Iterable[int]) -> None:
@@ -508,18 +607,24 @@ def check_padding(sizes: Iterable[int]) -> None:
         )
 
 
-def _padded(model: nn.Module, masks: Masks) -> Masks:
-    """Masks of one width: each keeps some removed neurons (zeroed elsewhere) up to the widest."""
-    check_padding(map(len, masks.values()))
-    original = len(next(iter(masks.values())))
-    width = max(masks.widths.values()) if width_attributes(model, original) else original
-    padded = {}
-    for name, mask in masks.items():
-        filled = mask.clone()
+def _held(model: nn.Module, ffns: Sequence[FFN], masks: Masks, align: Align) -> tuple[Masks, dict[str, Any]]:
+    """Masks of what compact layers hold, and what the configuration says of it.
+
+    To pad, each keeps some removed neurons (zeroed elsewhere) up to the widest; up to all where no field can say that width.
+    """
+    if align == "none":
+        return masks, config_fields(model, ffns, masks)
+    filled = _filled(masks, max(masks.widths.values()))
+    fields = config_fields(model, ffns, filled)
+    return (filled, fields) if fields else (_filled(masks, max(map(len, masks.values()))), {})
+
+
+def _filled(masks: Masks, width: int) -> Masks:
+    filled = dict(masks)
+    for mask in filled.values():
         removed = (~mask).nonzero().flatten()
-        filled[removed[: width - int(mask.sum())]] = True
-        padded[name] = filled
-    return Masks(padded)
+        mask[removed[: width - int(mask.sum())]] = True
+    return Masks(filled)
 
 
 def _set_widths(
@@ -527,23 +632,22 @@ def _set_widths(
     ffns: Sequence[FFN],
     layers: Mapping[str, PrunableLayer],
     widths: Mapping[str, int],
-    undo: Undo,
+    fields: Mapping[str, Any],
 ) -> None:
     """Bring modules and configuration in line with the new shapes."""
     for module, name, width in module_widths(ffns, widths):
-        _set(module, name, width, undo)
+        _set(module, name, width)
     config = text_config(model)
     if config is None:
         return
-    originals = {layer.size for layer in layers.values()}
-    names = width_attributes(model, next(iter(originals))) if len(originals) == 1 else []
-    if len(set(widths.values())) == 1 and names:
-        for name in names:
-            _set(config, name, next(iter(widths.values())), undo)
-        if hasattr(config, WIDTHS_KEY):
-            _drop(config, WIDTHS_KEY, undo)
-    elif any(widths[name] != layer.size for name, layer in layers.items()) or hasattr(config, WIDTHS_KEY):
-        _set(config, WIDTHS_KEY, dict(widths), undo)
+    for name, value in fields.items():
+        _set(config, name, value)
+    if fields and hasattr(config, WIDTHS_KEY):
+        delattr(config, WIDTHS_KEY)
+    elif not fields and (
+        any(widths[name] != layer.size for name, layer in layers.items()) or hasattr(config, WIDTHS_KEY)
+    ):
+        setattr(config, WIDTHS_KEY, dict(widths))
 
 
 def module_widths(ffns: Sequence[FFN], widths: Mapping[str, int]) -> list[tuple[nn.Module, str, int]]:
@@ -555,9 +659,3 @@ def module_widths(ffns: Sequence[FFN], widths: Mapping[str, int]) -> list[tuple[
         for name in WIDTH_ATTRIBUTES
         if isinstance(getattr(ffn.module, name, None), int) and getattr(ffn.module, name) == layer.size
     ]
-
-
-def _drop(target: Any, name: str, undo: Undo) -> None:
-    old = getattr(target, name)
-    undo.append(lambda: setattr(target, name, old))
-    delattr(target, name)

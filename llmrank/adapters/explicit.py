@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from llmrank.adapters.ffn import FFN, Projection
-from llmrank.adapters.geometry import is_linear, refuse_quantised, refuse_tied
+from llmrank.adapters.geometry import is_linear, refuse_non_finite, refuse_quantised, refuse_tied, refuse_wrapped
 from llmrank.errors import StructureError
 
 __all__ = ["explicit_ffns"]
@@ -34,6 +34,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
 
     Raises
     ------
+    UnsupportedModelError
+        Quantised, shared or non-finite weights; modules that are compiled or wrapped by adapters.
     StructureError
         Missing keys, a path that leads nowhere (the message lists what is there), or something that
         is not a linear map.
@@ -42,6 +44,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
     if not isinstance(structure["path_to_modules"], Iterable) or not structure["path_to_modules"]:
         raise StructureError(f"structure_dict: path_to_modules lists no module; expected something like {EXAMPLE}")
+    refuse_wrapped(model)
     layers_path = _path(structure["path_to_layers"], "path_to_layers")
     layers = _follow(model, layers_path, type(model).__name__)
     if not isinstance(layers, (nn.ModuleList, nn.Sequential)) or len(layers) == 0:
@@ -73,6 +76,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
                 )
         ffns.append(FFN(f"{prefix}.{position}", "explicit", tuple(stages), prefix, layer))
     refuse_tied(model, ffns)
+    refuse_non_finite(model)
     return tuple(ffns)
 
 

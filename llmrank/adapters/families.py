@@ -9,7 +9,7 @@ from torch import nn
 
 from llmrank.adapters.ffn import FFNKind
 
-__all__ = ["FAMILIES", "WIDTH_ATTRIBUTES", "Family", "bias_attribute", "text_config"]
+__all__ = ["BIAS_ATTRIBUTES", "FAMILIES", "WIDTH_ATTRIBUTES", "Family", "bias_attribute", "text_config"]
 
 # Names under which configurations say whether all maps of the FFNs have biases,
 BIAS_ATTRIBUTES = ("mlp_bias",)
@@ -56,6 +56,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("OLMo 2", "olmo2", "gated"),
     Family("SmolLM3", "smollm3", "gated"),
     Family("Cohere", "cohere", "gated"),
+    Family("Jamba (dense)", "jamba", "gated"),
+    Family("OLMo Hybrid", "olmo_hybrid", "gated"),
+    Family("Llama 3.2 Vision (text)", "mllama_text_model", "gated"),
     Family("GPT-2", "gpt2", "plain", "n_inner"),
     Family("GPT-NeoX, Pythia", "gpt_neox", "plain"),
     Family("OPT", "opt", "plain", "ffn_dim"),

@@ -5,13 +5,17 @@ d -> f, f -> d (plain), two d -> f and one f -> d (gated), or d -> 2f, f -> d (f
 ``nn.Sequential`` of Linears with pointwise functions between them is a sequential one. What was found
 is probed: silencing neuron j before the activation must change input j of the output map alone.
 
+An attention is recognised by the linear maps that a module itself owns (one that makes queries), and its output map by
+its place: the only other map of the smallest module around it. The name of a whole block says nothing.
+
 Where nothing was found, a module of any code may still be a chain of linear maps, a multilayer perceptron: a trial
 run shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -29,6 +33,9 @@ POINTWISE = (
     *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink),
     *(nn.Dropout, nn.AlphaDropout, nn.Identity),
 )
+# Linear maps that make queries, alone or together with keys and values: q_proj, to_q, Wqkv, query_key_value, in_proj_qkvz.
+QUERIES = re.compile(r"(^|_)w?(q|qkv|qkvz|query)(_|$)", re.IGNORECASE)
+ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -57,18 +64,20 @@ def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
     >>> [(ffn.kind, ffn.sizes, len(ffn.prunable)) for ffn in find_ffns(mlp)]
     [('sequential', (4, 8, 6, 2), 2)]
     """
+    refuse_wrapped(model)
     refuse_experts(model)
-    linears = {name: module for name, module in model.named_modules() if is_linear(module)}
+    modules = dict(model.named_modules())
+    linears = {name: module for name, module in modules.items() if is_linear(module)}
     refuse_quantised(model, linears)
-    attention = tuple(f"{name}." for name, module in model.named_modules() if name and is_attention(name, module))
-    free = {name: module for name, module in linears.items() if not f"{name}.".startswith(attention)}
+    refuse_non_finite(model)
+    attention = _attentions(modules, linears)
+    free = {name: module for name, module in linears.items() if not _prefix(name).startswith(attention)}
     claimed: set[str] = set()
     found: dict[str, FFN] = {}
-    modules = dict(model.named_modules())
     # Deepest first: the smallest module that holds the whole FFN names it.
-    for name in sorted(modules, key=lambda path: -path.count(".") - bool(path)):
+    for name in sorted(modules, key=_deepest_first):
         module = modules[name]
-        inside = [path for path in free if path not in claimed and (not name or path.startswith(f"{name}."))]
+        inside = [path for path in free if path not in claimed and path.startswith(_prefix(name))]
         if len(inside) < 2:
             continue
         ffn = _sequential(name, module, free) or _block(name, module, [(path, free[path]) for path in inside])
@@ -78,7 +87,8 @@ def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
     ffns = [found[name] for name in modules if name in found]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
     # Where there is a repeating stack, look-alikes outside it (prediction heads) are not FFNs.
-    ffns = [ffn for ffn in (stacked or ffns) if _is_separable(ffn)] or _chains(modules, linears, free)
+    ffns = _without_bottlenecks([ffn for ffn in (stacked or ffns) if _is_separable(ffn, attention)])
+    ffns = ffns or _chains(modules, linears, free, attention)
     if not ffns:
         raise UnsupportedModelError(
             f"found no feed-forward network in {type(model).__name__}; expected linear maps d -> f and f -> d (plain), "
@@ -105,10 +115,92 @@ def is_linear(module: nn.Module) -> bool:
     return known and isinstance(weight, torch.Tensor)
 
 
-def is_attention(name: str, module: nn.Module) -> bool:
-    """Whether a module belongs to attention, by its own name or its class's."""
-    last = name.rsplit(".", 1)[-1].lower()
-    return "attn" in last or "attention" in last or "attention" in type(module).__name__.lower()
+def _prefix(path: str) -> str:
+    """What the paths of a module and of all inside it begin with, once they end with a dot."""
+    return f"{path}." if path else ""
+
+
+def _deepest_first(path: str) -> int:
+    return -path.count(".") - bool(path)
+
+
+def _attentions(modules: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Prefixes of the modules that are attentions, and of single linear maps that belong to one."""
+    found = [_prefix(path) for path in linears if ATTENTION.search(path.rpartition(".")[2])]
+    owned: dict[str, list[str]] = {}
+    for path in linears:
+        if _prefix(path) not in found:
+            owned.setdefault(path.rpartition(".")[0], []).append(path)
+    for owner, paths in owned.items():
+        queries = any(QUERIES.search(path.rpartition(".")[2]) for path in paths)
+        called = ATTENTION.search(owner.rpartition(".")[2]) or ATTENTION.search(type(modules[owner]).__name__)
+        # Maps that make no queries by their names (one for all three, say) go by that of their module, unless they are an FFN.
+        if queries or (called and _block(owner, modules[owner], [(path, linears[path]) for path in paths]) is None):
+            # A block may hold the maps of its attention itself, beside its FFN.
+            found += map(_prefix, paths if _block_of(owner) == owner else [owner])
+    for name in sorted(modules, key=_deepest_first):
+        known, prefix = tuple(found), _prefix(name)
+        if not prefix.startswith(known) and any(path.startswith(prefix) for path in known):
+            inside = [path for path in linears if path.startswith(prefix)]
+            # The output map, where the attention's own module does not hold it (BERT); or no other map at all (T5).
+            if name and sum(not _prefix(path).startswith(known) for path in inside) < 2:
+                found.append(prefix)
+    return tuple(found)
+
+
+def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
+    """Leave out maps through fewer neurons than the stream has, beside a wider FFN of the same block.
+
+    They are low-rank terms and adapters (Gemma 3n's LAuReL, X-MOD's language adapters), whose width is another setting of
+    the model than the FFN's.
+    """
+
+    def narrow(ffn: FFN) -> bool:
+        return max(ffn.sizes[1:-1]) < ffn.sizes[0]
+
+    wide = {_block_of(ffn.name) for ffn in ffns if not narrow(ffn)}
+    return [ffn for ffn in ffns if not (narrow(ffn) and _block_of(ffn.name) in wide)]
+
+
+def _block_of(name: str) -> str:
+    """Path of the block of a stack: everything up to the first index; the name itself without one."""
+    stack = stack_of(name)
+    return name if stack == name else ".".join(name.split(".")[: stack.count(".") + 1 + bool(stack)])
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise for models whose modules stand in for others: adapters of PEFT, and compiled modules."""
+    for path, module in model.named_modules():
+        of = f"{path} of {type(model).__name__}" if path else type(model).__name__
+        if hasattr(module, "base_layer") and hasattr(module, "merge"):
+            raise UnsupportedModelError(
+                f"{of} is wrapped by adapters ({type(module).__name__} around a {type(module.base_layer).__name__}, as peft "
+                "does it); expected the model's own linear maps: merge the adapters with model = model.merge_and_unload(), "
+                "and prune what that returns"
+            )
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedModelError(
+                f"{of} is compiled (torch.compile), and compiled code does not let another function stand in for a map, as "
+                "repair does; expected a model that is not compiled: prune the model first (a compiled module holds it as "
+                "_orig_mod), and compile what comes out"
+            )
+
+
+def refuse_non_finite(model: nn.Module) -> None:
+    """Raise if a parameter holds NaN or Inf; the message names it. Reads every weight once, and copies none."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return  # it is being built, and what is not on the meta device holds nothing yet either
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if values.is_meta or not values.is_floating_point() or values.dtype.itemsize < 2 or not values.numel():
+            continue
+        if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):
+            bad = (~torch.isfinite(values)).nonzero()
+            raise UnsupportedModelError(
+                f"{name} of {type(model).__name__} holds NaN or Inf in {len(bad)} of {values.numel()} places, first at "
+                f"{bad[0].tolist()}; expected finite weights: fetch the model again, or load it in float32 or bfloat16 if "
+                "float16 overflowed"
+            )
 
 
 def refuse_experts(model: nn.Module) -> None:
@@ -211,7 +303,9 @@ def _sequential(name: str, module: nn.Module, free: dict[str, nn.Module]) -> FFN
     return FFN(name, "sequential", tuple(stages), stack_of(name), module) if len(stages) >= 2 else None
 
 
-def _chains(modules: dict[str, nn.Module], linears: dict[str, nn.Module], free: dict[str, nn.Module]) -> list[FFN]:
+def _chains(
+    modules: dict[str, nn.Module], linears: dict[str, nn.Module], free: dict[str, nn.Module], attention: tuple[str, ...]
+) -> list[FFN]:
     """The modules that are chains of linear maps, the largest that run by themselves; none of them inside another."""
     found: list[FFN] = []
     for name, module in modules.items():
@@ -221,19 +315,22 @@ def _chains(modules: dict[str, nn.Module], linears: dict[str, nn.Module], free: 
         if order is not None:
             stages = tuple((Projection.whole(path, linears[path]),) for path in order)
             ffn = FFN(name, "sequential", stages, stack_of(name), module)
-            found += [ffn] if _is_separable(ffn) else []
+            found += [ffn] if _is_separable(ffn, attention) else []
     return found
 
 
-def _is_separable(ffn: FFN) -> bool:
+def _is_separable(ffn: FFN, attention: tuple[str, ...]) -> bool:
     """No other parameter lives on the hidden neurons (a norm between the maps would couple them)."""
     own = {id(p) for stage in ffn.stages for projection in stage for p in projection.module.parameters()}
-    inner = set(ffn.sizes[1:-1]) - {ffn.sizes[0], ffn.sizes[-1]}
-    attention = [f"{name}." for name, module in ffn.module.named_modules() if name and is_attention(name, module)]
-    return not any(
-        id(parameter) not in own and inner & set(parameter.shape) and not name.startswith(tuple(attention))
-        for name, parameter in ffn.module.named_parameters()
-    )
+    hidden = set(ffn.sizes[1:-1])
+    stream = {ffn.sizes[0], ffn.sizes[-1]}
+    for owner, module in ffn.module.named_modules(prefix=ffn.name):
+        for parameter in () if _prefix(owner).startswith(attention) else module.parameters(recurse=False):
+            # A vector as wide as the stream may be one of its norms; a convolution or a recurrence works on the neurons.
+            vector = parameter.ndim < 2 or is_linear(module)
+            if id(parameter) not in own and (hidden - stream if vector else hidden) & set(parameter.shape):
+                return False
+    return True
 
 
 def _probe(ffn: FFN) -> None:

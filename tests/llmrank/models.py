@@ -55,6 +55,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "decoder_start_token_id": 0,
     },
 }
+CONFIGS |= {
+    # One layer of each kind.
+    "jamba": LLAMA
+    | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "num_experts_per_tok": 1, "mamba_dt_rank": 4},
+    "olmo_hybrid": LLAMA
+    | {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    "mllama_text_model": LLAMA | {"cross_attention_layers": [1]},
+}
+# Families whose blocks do not all have a self-attention over the text.
+MIXED = ("jamba", "olmo_hybrid", "mllama_text_model")
 # A Llama's maps by name, as the paper's code is told them.
 STRUCTURE: dict[str, Any] = {
     "path_to_layers": ["model", "layers"],
@@ -65,6 +76,7 @@ AUTOS = {
     "bert": "AutoModelForMaskedLM",
     "roberta": "AutoModelForMaskedLM",
     "modernbert": "AutoModelForMaskedLM",
+    "mllama_text_model": "MllamaForCausalLM",
 }
 TALE = "the cat sat on a mat and saw another one bark at night while stars went over hills"
 WORDS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *(f"w{k}" for k in range(4, VOCABULARY))]
@@ -86,7 +98,9 @@ def auto_class(family: Family) -> Any:
 def family_model(family: Family, seed: int = 0, **changes: Any) -> Any:
     """A model of a family whose biases are not zero: a fresh one's are, which would hide a bias left behind."""
     torch.manual_seed(seed)
-    model = auto_class(family).from_config(family_config(family, **changes)).eval()
+    auto = auto_class(family)
+    build = auto.from_config if hasattr(auto, "from_config") else auto._from_config
+    model = build(family_config(family, **changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             # Wider than the usual initialisation, so that 1e-5 on the logits means something.
@@ -203,6 +217,10 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = model(ids)
         return result
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    if model.config.model_type == "mllama_text_model":
+        # Without an image its cross-attention layers are skipped.
+        states = torch.randn(len(ids), 3, HIDDEN, generator=torch.Generator().manual_seed(3))
+        more = {"cross_attention_states": states.to(model.dtype)}
     output: torch.Tensor = model(input_ids=ids, **more).logits
     return output
 

@@ -13,11 +13,12 @@ from torch import nn
 from llmrank.activations import FFNStatistics, LayerStatistics, collect
 from llmrank.adapters import find_ffns
 from llmrank.calibration import tokenise
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.passes import evaluating, longest_input, model_inputs
 from llmrank.pipeline import ChainedFFNPipeline
 from tests.llmrank import textbook
 from tests.llmrank.models import (
+    STRUCTURE,
     Snapshot,
     family_model,
     features,
@@ -256,10 +257,23 @@ def test_everything_is_left_alone_after_an_exception() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_non_finite_weights_name_the_layer(value: float) -> None:
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight"])
+@pytest.mark.parametrize("structure", [None, STRUCTURE])
+def test_non_finite_weights_are_named_before_calibration(value: float, name: str, structure: Any) -> None:
+    model = tiny_llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[3] = value
+    pipeline = ChainedFFNPipeline(model, None, structure, calibration=token_ids())
+    with pytest.raises(
+        UnsupportedModelError, match=rf"^{name} of LlamaForCausalLM holds NaN or Inf in 1 of \d+ places"
+    ):
+        pipeline.find()
+
+
+def test_activations_that_overflow_name_the_layer() -> None:
     model = tiny_llama()
     with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[3, 2] = value
+        model.model.layers[1].mlp.up_proj.weight[3] = 3e38
     pipeline = ChainedFFNPipeline(model, None, calibration=token_ids())
     snapshot = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CalibrationError, match=r"activations of model\.layers\.1\.mlp .*down_proj\).* neuron 3"):

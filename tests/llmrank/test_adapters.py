@@ -10,11 +10,11 @@ import torch
 import transformers
 from torch import nn
 
-from llmrank.adapters import find_ffns
-from llmrank.errors import UnsupportedModelError
+from llmrank.adapters import explicit_ffns, find_ffns
+from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner
-from tests.llmrank.models import LLAMA, Snapshot, features, mlp, tiny_llama, tiny_t5
+from tests.llmrank.models import LLAMA, STRUCTURE, Snapshot, features, mlp, tiny_llama, tiny_t5, token_ids
 
 
 class Separate(nn.Module):
@@ -169,6 +169,211 @@ def test_mixture_of_experts_is_refused(name: str, more: dict[str, Any]) -> None:
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(UnsupportedModelError, match="mixture-of-experts"):
         find_ffns(model)
+
+
+class OwnAttention(nn.Module):
+    """Queries, keys and values of d -> d: by their shapes alone they would be a gated FFN."""
+
+    def __init__(self, d: int = 6, *, output: bool = True) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d, d) for _ in range(3))
+        if output:
+            self.o_proj = nn.Linear(d, d)
+
+
+class AttentionDecoderLayer(nn.Module):
+    """Called after its attention, like Jamba's and Mllama's blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.feed_forward = OwnAttention(), Separate()
+
+
+class AttentionFreeBlock(nn.Module):
+    """Nothing of an attention but the word; the maps of its FFN are its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 10), nn.Linear(10, 6)
+
+
+class QueriesOfItsOwn(OwnAttention):
+    """A block that holds the maps of its attention itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Separate()
+
+
+class OutputOutside(nn.Module):
+    """The attention's output map lies beside the module of the others, and the FFN's in the block, as in BERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict({"self": OwnAttention(output=False), "output": nn.Linear(6, 6)})
+        self.intermediate, self.output = nn.Linear(6, 10), nn.Linear(10, 6)
+
+
+class Shared(nn.Module):
+    """Queries and output alone, where keys and values come from another block: d -> h, h -> d, like a plain FFN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend, self.mlp = nn.Module(), Separate()
+        self.attend.q_proj, self.attend.o_proj = nn.Linear(6, 10), nn.Linear(10, 6)
+
+
+class Recurrent(nn.Module):
+    """Gated maps of d -> d with a convolution over tokens between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.mlp = nn.Module(), Separate()
+        self.mix.y, self.mix.x, self.mix.out = (nn.Linear(6, 6) for _ in range(3))
+        self.mix.convolution = nn.Conv1d(6, 6, 4, groups=6)
+
+
+class Adapted(nn.Module):
+    """An FFN with an adapter behind it."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.mlp, self.adapter = Separate(), Separate(f=width)
+
+
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [
+        (AttentionDecoderLayer, "feed_forward"),
+        (AttentionFreeBlock, ""),
+        (QueriesOfItsOwn, "mlp"),
+        (OutputOutside, ""),
+        (Shared, "mlp"),
+        (Recurrent, "mlp"),
+        (Adapted, "mlp"),
+    ],
+)
+def test_attentions_and_bottlenecks_are_told_by_their_maps(block: type[nn.Module], found: str) -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList(block() for _ in range(2))})
+    names = [f"layers.{k}.{found}".rstrip(".") for k in range(2)]
+    assert [(ffn.name, ffn.sizes) for ffn in find_ffns(model)] == [(name, (6, 10, 6)) for name in names]
+
+
+def test_an_adapter_as_wide_as_the_stream_is_an_ffn() -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList([Adapted(width=6)])})
+    assert [ffn.name for ffn in find_ffns(model)] == ["layers.0.mlp", "layers.0.adapter"]
+
+
+class Lora(nn.Module):
+    """A linear map in the adapter's own module, as peft does it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.weight = base, base.weight
+
+    def merge(self) -> None:
+        raise NotImplementedError
+
+
+def test_adapters_of_peft_are_answered_with_merging() -> None:
+    message = r"^down of Separate is wrapped by adapters \(Lora around a Linear.*merge_and_unload\(\)"
+    with pytest.raises(UnsupportedModelError, match=message):
+        find_ffns(with_down(Lora(nn.Linear(10, 6))))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_peft_itself() -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny_llama(), peft.LoraConfig(target_modules=["up_proj", "q_proj"], r=2))
+    with pytest.raises(UnsupportedModelError, match=r"merge_and_unload\(\)"):
+        find_ffns(model)
+    assert len(find_ffns(model.merge_and_unload())) == 2
+
+
+def test_compiled_models_are_refused_by_name() -> None:
+    inside, in_place = tiny_llama(), tiny_llama()
+    inside.model.layers[0].mlp = torch.compile(inside.model.layers[0].mlp, backend="eager")
+    in_place.model.layers[1].mlp.compile(backend="eager")
+    for model, name in (
+        (inside, r"model\.layers\.0\.mlp of LlamaForCausalLM"),
+        (in_place, r"model\.layers\.1\.mlp of LlamaForCausalLM"),
+        (torch.compile(tiny_llama(), backend="eager"), "OptimizedModule"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=rf"^{name} is compiled \(torch\.compile\)"):
+            find_ffns(model)
+        with pytest.raises(UnsupportedModelError, match=r"is compiled"):
+            explicit_ffns(model, STRUCTURE)
+
+
+def test_what_is_still_being_built_may_hold_anything() -> None:
+    with torch.device("meta"):
+        model = mlp(4, 8, 4)
+    model.register_parameter("left", nn.Parameter(torch.full((2,), float("nan"))))
+    assert len(find_ffns(model)) == 1
+
+
+VISION = {"hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+PIXELS = {"image_size": 16, "patch_size": 8}
+
+
+def clip() -> Any:
+    text = {key: LLAMA[key] for key in ("vocab_size", "max_position_embeddings", "pad_token_id", "eos_token_id")}
+    config = transformers.CLIPConfig(text_config=text | VISION, vision_config=VISION | PIXELS, projection_dim=16)
+    return transformers.CLIPModel(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "reads"),
+    [
+        (lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VISION, **PIXELS)), "pixel_values"),
+        (lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION, **PIXELS)), "pixel_values"),
+        (lambda: clip().vision_model, "pixel_values"),
+        (clip, "more than token ids"),
+    ],
+    ids=["ViT", "SigLIP tower", "CLIP tower", "CLIP"],
+)
+@pytest.mark.parametrize("calibration", [token_ids(2, 8), torch.zeros(2, 3, 16, 16)], ids=["ids", "images"])
+def test_models_of_images_are_told_what_is_expected(
+    make: Callable[[], Any], reads: str, calibration: torch.Tensor
+) -> None:
+    model = make()
+    snapshot = Snapshot(model)
+    with pytest.raises(
+        CalibrationError, match=rf"reads {reads}, and calibration passes token ids alone; expected a language"
+    ):
+        IsolatedFFNPipeline(model, None, calibration=calibration).run()
+    snapshot.assert_restored()
+
+
+def test_an_image_model_in_a_plain_module_takes_images() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = transformers.ViTForImageClassification(transformers.ViTConfig(**VISION, **PIXELS))
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.inner(pixel_values=pixels).logits
+            return logits
+
+    run = IsolatedFFNPipeline(Wrapped(), None, calibration=torch.randn(4, 3, 16, 16), pruner=LocalPruner(0.3))
+    run.run()
+    assert run.masks is not None
+    assert set(run.masks.widths.values()) == {28}
+
+
+def test_a_model_that_wants_more_than_ids_is_told_so() -> None:
+    class Picky(transformers.LlamaForCausalLM):
+        def forward(self, input_ids: torch.Tensor, boxes: torch.Tensor, **more: Any) -> Any:
+            return super().forward(input_ids + boxes, **more)
+
+    class Body(transformers.LlamaModel):
+        def forward(self, input_ids: torch.Tensor, boxes: torch.Tensor, **more: Any) -> Any:
+            return super().forward(input_ids + boxes, **more)
+
+    model = Picky(tiny_llama().config)
+    model.model = Body(model.config)
+    with pytest.raises(CalibrationError, match=r"Picky does not run on what calibration passes it, input_ids, .*boxes"):
+        IsolatedFFNPipeline(model, None, calibration=token_ids(2, 8)).run()
 
 
 def with_down(down: nn.Module) -> nn.Module:

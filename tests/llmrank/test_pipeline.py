@@ -138,12 +138,20 @@ def test_failures_leave_the_model_untouched(
         pipeline.undo()
 
 
-def test_nan_in_the_last_map_names_its_output() -> None:
+def test_nan_in_the_last_map_is_named() -> None:
     model = mlp(4, 6, 3)
     with torch.no_grad():
         model[2].weight[1, 2] = math.nan
-    with pytest.raises(CalibrationError, match=r"output of 2\) are not finite, first at neuron 1"):
+    with pytest.raises(UnsupportedModelError, match=r"^2\.weight .* NaN or Inf in 1 of 18 places, first at \[1, 2\]"):
         ChainedFFNPipeline(model, None, calibration=features(20, 4)).run()
+
+
+def test_an_overflow_in_the_last_map_names_its_output() -> None:
+    model = mlp(4, 6, 3)
+    with torch.no_grad():
+        model[2].weight[1] = model[2].bias[1] = 3e38
+    with pytest.raises(CalibrationError, match=r"output of 2\) are not finite, first at neuron 1"):
+        ChainedFFNPipeline(model, None, calibration=1e3 * features(20, 4)).run()
 
 
 def test_evaluation_measures_before_and_after() -> None:

@@ -22,6 +22,7 @@ from llmrank.sensitivity import layer_sensitivities
 from llmrank.stream import Recording
 from llmrank.surgery import prunable_layers
 from tests.llmrank.models import (
+    HIDDEN,
     STRUCTURE,
     Snapshot,
     family_model,
@@ -62,6 +63,9 @@ def cut_copy(model: Any, name: str, keep: torch.Tensor) -> Any:
 
 def given(model: Any, row: torch.Tensor) -> dict[str, torch.Tensor]:
     """Inputs of one sequence without padding; an encoder-decoder continues its first half by its second."""
+    if model.config.model_type == "mllama_text_model":
+        # An image that says nothing, for its blocks not to be skipped.
+        return {"input_ids": row[None], "cross_attention_states": torch.zeros(1, 1, HIDDEN)}
     if not model.config.is_encoder_decoder:
         return {"input_ids": row[None]}
     half = len(row) // 2

@@ -75,6 +75,8 @@ def test_both_streams_carry_the_same(family: Family) -> None:
 
 # They normalise what the FFN returns, or the stream once it has joined; T5 has two stacks.
 NOT_ADDED = {"BERT", "RoBERTa", "Gemma 2", "Gemma 3 (text)", "OLMo 2", "T5", "T5 v1.1, Flan-T5"}
+# Some of their blocks do: those with full attention, and those that attend to an image, whose FFN has a gate behind it.
+ADDED_BY_SOME = {"OLMo Hybrid", "Llama 3.2 Vision (text)"}
 
 
 def behind_blocks(model: nn.Module, record: Recording, ids: torch.Tensor, halved: int) -> list[torch.Tensor]:
@@ -100,7 +102,7 @@ def test_what_the_stream_lacks_is_what_it_was_less_what_it_is(family: Family) ->
     record = recorded(model, sequences)
     found = taken(model, open_stream(model, ffns, sequences, 2, record, follow=True))
     follows = {lack is not None for reader in found for lack in reader.lacks}
-    assert follows == {family.name not in NOT_ADDED}
+    assert follows == ({True, False} if family.name in ADDED_BY_SOME else {family.name not in NOT_ADDED})
     if follows == {True}:
         whole = behind_blocks(model, record, ids, 0)
         for position, reader in enumerate(found):

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from llmrank import surgery
 from llmrank.adapters import find_ffns
+from llmrank.checkpoint import load, save
 from llmrank.errors import MaskError, OptionError
 from llmrank.masks import Masks
 from llmrank.pipeline import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.surgery import FORMS, apply_masks, cuts, prunable_layers
-from tests.llmrank.models import Snapshot, family_model, features, logits, mlp, named_family, tiny_llama, token_ids
+from tests.llmrank.models import (
+    LLAMA,
+    Snapshot,
+    family_model,
+    features,
+    logits,
+    mlp,
+    named_family,
+    tiny_llama,
+    token_ids,
+)
 
 IDS = token_ids(2, 8, seed=5)
 MODELS = {
@@ -98,10 +111,10 @@ def test_failure_in_the_middle_restores_everything(
     for last in range(n_cuts + 1):
         done: list[Any] = []
 
-        def failing(cut: Any, undo: Any, last: int = last, done: list[Any] = done) -> None:
+        def failing(cut: Any, last: int = last, done: list[Any] = done) -> None:
             if len(done) == last:
                 raise failure("in the middle")
-            honest(cut, undo)
+            honest(cut)
             done.append(cut)
 
         monkeypatch.setattr(surgery, step, failing)
@@ -325,3 +338,134 @@ def test_padding_of_uncut_forms_is_refused(form: Any) -> None:
     ffns = find_ffns(model)
     with pytest.raises(OptionError, match="for the compact form"):
         apply_masks(model, ffns, Masks.full(dict.fromkeys(prunable_layers(ffns), 40)), form, "pad")
+
+
+@every_form
+@every_model
+def test_a_layer_from_which_nothing_goes_is_left_alone(make: Any, form: Any) -> None:
+    model = make()
+    snapshot, ffns, masks = Snapshot(model), find_ffns(model), dict(some_masks(model))
+    first = next(iter(masks))
+    masks[first] = torch.ones_like(masks[first])
+    # In a sequential FFN the map behind the first layer makes the second one, of which some go.
+    whole = {cut.name: cut.module for cut in cuts(ffns, Masks(masks)) if cut.is_whole}
+    assert whole
+    before = {name: dict(vars(module)) for name, module in whole.items()}
+    held = {name: [(n, p, p.data_ptr()) for n, p in module.named_parameters()] for name, module in whole.items()}
+    application = apply_masks(model, ffns, Masks(masks), form)
+    for name, module in whole.items():
+        assert [(n, id(p), p.data_ptr()) for n, p in module.named_parameters()] == [
+            (n, id(p), d) for n, p, d in held[name]
+        ]
+        assert not module._forward_pre_hooks
+        assert not module._buffers
+        assert list(vars(module)) == list(before[name])
+    application.undo()
+    snapshot.assert_restored()
+
+
+def test_one_axis_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(mlp_bias=True)
+    copied: list[int] = []
+    honest = torch.Tensor.index_select
+
+    def counting(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+        copied.append(axis)
+        return honest(tensor, axis, index)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", counting)
+    apply_masks(model, find_ffns(model), some_masks(model), "compact")
+    # Of both layers: rows of gate and up with their biases, and columns of down.
+    assert sorted(copied) == [0] * 8 + [1] * 2
+
+
+def test_a_model_of_which_one_layer_carries_masks_is_saved_with_them_multiplied_in(tmp_path: Path) -> None:
+    model, ids = tiny_llama(), token_ids(2, 8)
+    masks = dict(some_masks(model))
+    masks["model.layers.0.mlp"][:] = True
+    apply_masks(model, find_ffns(model), Masks(masks), "mask")
+    assert [torch_prune.is_pruned(layer) for layer in model.model.layers] == [False, True]
+    save(tmp_path / "out", model)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+def kept_first(model: nn.Module, width: int) -> Masks:
+    return Masks({name: torch.arange(layer.size) < width for name, layer in prunable_layers(find_ffns(model)).items()})
+
+
+def test_a_field_with_other_users_is_not_written(tmp_path: Path) -> None:
+    """MobileBERT has FFNs of the same width around which no module of its own lies."""
+    torch.manual_seed(0)
+    model = transformers.MobileBertForMaskedLM(
+        transformers.MobileBertConfig(
+            vocab_size=64,
+            hidden_size=32,
+            embedding_size=16,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intra_bottleneck_size=16,
+            max_position_embeddings=64,
+        )
+    ).eval()
+    ids = token_ids(2, 8)
+    apply_masks(model, find_ffns(model), kept_first(model, 30), "compact")
+    assert model.config.intermediate_size == 40
+    assert set(model.config.llmrank_widths.values()) == {30}
+    save(tmp_path / "out", model)
+    torch.testing.assert_close(logits(load(tmp_path / "out").model, ids), logits(model, ids), rtol=0, atol=0)
+
+
+def test_a_model_loaded_with_widths_by_layer_can_become_a_stock_one_again(tmp_path: Path) -> None:
+    model, ids = tiny_llama(), token_ids(2, 8)
+    apply_masks(model, find_ffns(model), some_masks(model), "compact")
+    save(tmp_path / "uneven", model)
+    loaded: Any = load(tmp_path / "uneven").model
+    assert loaded.config.llmrank_widths
+    apply_masks(loaded, find_ffns(loaded), kept_first(loaded, 20), "compact")
+    assert loaded.config.intermediate_size == 20
+    save(tmp_path / "even", loaded)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "even")
+    assert torch.equal(logits(again, ids), logits(loaded, ids))
+
+
+def test_a_list_of_widths_stays_a_list(tmp_path: Path) -> None:
+    """Gemma 3n; its low-rank terms and per-layer inputs are no FFNs, and its sparse activations (off here) couple neurons."""
+    torch.manual_seed(0)
+    config = transformers.Gemma3nTextConfig(
+        **{**LLAMA, "intermediate_size": [40, 40], "laurel_rank": 8, "vocab_size_per_layer_input": 64},
+        hidden_size_per_layer_input=8,
+        num_kv_shared_layers=0,
+        activation_sparsity_pattern=[0.0, 0.0],
+        altup_num_inputs=2,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    model, ids = transformers.Gemma3nForCausalLM(config).eval(), token_ids(2, 8)
+    assert [ffn.name for ffn in find_ffns(model)] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    run = ChainedFFNPipeline(model, None, calibration=token_ids(), pruner=LocalPruner(0.3))
+    run.run()
+    assert model.config.intermediate_size == [28, 28]
+    save(tmp_path / "out", model)
+    again = transformers.Gemma3nForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+def test_adapters_of_languages_are_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.XmodConfig(
+        **{key: LLAMA[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},
+        num_attention_heads=4,
+        languages=["en_XX", "de_DE"],
+        default_language="en_XX",
+    )
+    model, ids = transformers.XmodForMaskedLM(config).eval(), token_ids(2, 8)
+    ChainedFFNPipeline(model, None, calibration=token_ids(), pruner=LocalPruner(0.3)).run()
+    assert {name: p.shape[0] for name, p in model.named_parameters() if "dense1.weight" in name} == {
+        f"roberta.encoder.layer.{k}.output.adapter_modules.{language}.dense1.weight": 8
+        for k in range(2)
+        for language in ("en_XX", "de_DE")
+    }
+    save(tmp_path / "out", model)
+    again = transformers.XmodForMaskedLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(again, ids), logits(model, ids))
