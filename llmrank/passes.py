@@ -263,8 +263,8 @@ def body_of(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout), and every module back in its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, mode in modes:
@@ -322,7 +322,7 @@ def stand_in(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -
     if "forward" in own:
         hooks.callback(own.__setitem__, "forward", own["forward"])
     else:
-        hooks.callback(own.__delitem__, "forward")
+        hooks.callback(own.pop, "forward", None)
     own["forward"] = forward
 
 

@@ -53,7 +53,7 @@ def repair_ffns(
         replaces the planned one.
     write : callable, optional
         ``write(map, solved)`` puts each repaired map into the model as soon as it is solved, and returns what is still to be
-        written, see :func:`llmrank.surgery.write_repaired`.
+        written, see :class:`llmrank.surgery.RepairsInPlace`.
 
     Returns
     -------
