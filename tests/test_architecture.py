@@ -195,7 +195,8 @@ MEETING = {
     "llmrank.prune.counts": {"graphs.concentration.count_of_share"},
     "llmrank.choice": {"graphs.RankResult"},
     "llmrank.report": {"graphs.files.replacing"},
-    "llmrank.output": {"graphs.files.current_umask"},
+    "llmrank.output": {"graphs.files.LOCK", "graphs.files.remove_leftovers", "graphs.files.workplace"},
+    "llmrank.wheels": {"graphs.files.remove_leftovers", "graphs.files.workplace"},
     "llmrank.pipeline.stages": {"graphs.LayeredGraph", "graphs.RankResult"},
     "llmrank.inspection": {"graphs.RankResult", "graphs.blocks.FloatArray"},
     "llmrank.cli": {"graphs.GraphError"},
@@ -224,7 +225,7 @@ MEETING = {
 ELSEWHERE = {
     "transformers": {
         *("llmrank.hub", "llmrank.adapters.ffn", "llmrank.adapters.geometry", "llmrank.cli"),
-        *("llmrank.prediction", "llmrank.generation"),
+        *("llmrank.prediction", "llmrank.generation", "llmrank.checkpoint"),
     },
     "datasets": {"llmrank.calibration", "llmrank.harness"},
     "lm_eval": {"llmrank.harness"},

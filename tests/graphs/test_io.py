@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import warnings
 from dataclasses import fields, replace
@@ -36,7 +37,7 @@ from graphs import (
     save_rank,
     weighted_pagerank,
 )
-from graphs.files import replacing, write_tensors
+from graphs.files import remove_leftovers, replacing, workplace, write_tensors
 from tests.graphs.cases import SHARES, Case, cases, random_case
 
 GRAPH = random_case(1, (3, 4, 3), density=0.7).graph()
@@ -643,8 +644,69 @@ def test_nothing_of_the_new_is_seen_before_it_is_complete(tmp_path: Path) -> Non
     with replacing(target) as partial:
         partial.write_text("new")
         assert target.read_text() == "old"
-        assert partial.parent == target.parent
+        assert partial.stat().st_dev == target.stat().st_dev
     assert target.read_text() == "new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks")
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = """
+        import os, sys
+        from graphs.files import replacing
+        with replacing(sys.argv[1]) as partial:
+            partial.write_text("half")
+            print(partial.parent.name, flush=True)
+            sys.stdin.read()
+            os._exit(9)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "file")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        left = tmp_path / run.stdout.readline().strip()
+        # As long as it lives its file stays.
+        for content in ("mine", "mine too"):
+            with replacing(tmp_path / "file") as partial:
+                partial.write_text(content)
+            assert {*tmp_path.iterdir()} == {tmp_path / "file", left}
+        run.communicate()
+        assert run.returncode == 9
+    with replacing(tmp_path / "another") as partial:
+        assert left in tmp_path.iterdir()
+    with replacing(tmp_path / "file") as partial:
+        partial.write_text("last")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "another", tmp_path / "file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks")
+def test_a_place_without_locks_is_written_and_not_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with replacing(tmp_path / "file") as first:
+        with replacing(tmp_path / "file") as second:
+            second.write_text("second")
+        assert first.exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks")
+def test_a_workplace_that_is_removed_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, []
+
+    def unlucky(*arguments: object, **options: Any) -> str:
+        made.append(make(*arguments, **options))
+        if len(made) == 1:
+            remove_leftovers(tmp_path, "file")
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", unlucky)
+    with workplace(tmp_path, "file") as place:
+        assert [*tmp_path.iterdir()] == [place]
+    assert len(made) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")

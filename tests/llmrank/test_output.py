@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from graphs.files import workplace
+from llmrank import output
 from llmrank.errors import CheckpointError
 from llmrank.output import check_output, whole_directory
 
@@ -39,23 +44,157 @@ def test_an_absent_directory_appears_whole(tmp_path: Path) -> None:
     assert listed(tmp_path) == ["far", "far/below", "far/below/summary.json"]
 
 
-def test_an_empty_directory_is_filled_and_stays_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "seen").mkdir()
-    before = (tmp_path / "seen").stat().st_ino
-    fill(tmp_path / "seen")
-    assert listed(tmp_path / "seen") == FILLED
-    assert (tmp_path / "seen").stat().st_ino == before
-    # Where the shell stands,
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    fill(Path())
-    assert listed(tmp_path / "here") == FILLED
-    # and behind a link.
+def test_an_empty_directory_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "seen").mkdir(mode=0o750)
+    (tmp_path / "seen").chmod(0o750)
+    with whole_directory(tmp_path / "seen") as partial:
+        (partial / "summary.json").write_text("{}")
+        assert listed(tmp_path / "seen") == []
+    assert listed(tmp_path / "seen") == ["summary.json"]
+    assert (tmp_path / "seen").stat().st_mode & 0o777 == 0o750
+    # Also behind a link.
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     fill(tmp_path / "link")
     assert listed(tmp_path / "real") == FILLED
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link", "real", "seen"]
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real", "seen"]
+
+
+@pytest.fixture(params=["here", "mount", "another owner's"])
+def fixed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory that cannot be replaced."""
+    target = tmp_path / "fixed"
+    target.mkdir()
+    if request.param == "here":
+        monkeypatch.chdir(target)
+    elif request.param == "mount":
+        monkeypatch.setattr(output, "_is_mount", lambda path: path == target)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: target.stat().st_uid + 1)
+    return target
+
+
+def test_what_cannot_be_replaced_is_filled(fixed: Path) -> None:
+    before = fixed.stat().st_ino
+    with whole_directory(fixed) as partial:
+        (partial / "summary.json").write_text("{}")
+        assert not (fixed / "summary.json").exists()
+    assert fixed.stat().st_ino == before
+    assert listed(fixed.parent) == ["fixed", "fixed/summary.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_part_that_a_kill_left_is_taken_back(fixed: Path, moved: int) -> None:
+    """A fork ends after so many renames."""
+    steps: list[Path] = []
+    pid, rename = os.fork(), Path.rename
+    if pid == 0:
+
+        def killed(self: Path, target: Path) -> None:
+            if moved:
+                rename(self, target)
+                steps.append(target)
+            if len(steps) == moved:
+                os._exit(9)
+
+        Path.rename = killed  # type: ignore[assignment, method-assign]
+        fill(fixed)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    part = [[], ["graph", "graph/nodes.csv"], FILLED][moved]
+    assert [name for name in listed(fixed) if not name.startswith(".")] == part
+    # What somebody has put there since is theirs; and what is whole stays.
+    (fixed / "mine").write_text("")
+    with pytest.raises(CheckpointError, match="is not empty"):
+        check_output(fixed)
+    assert listed(fixed) == sorted([*(FILLED if moved == 2 else []), "mine"])
+    if moved < 2:
+        (fixed / "mine").unlink()
+        fill(fixed)
+        assert listed(fixed) == FILLED
+
+
+def test_a_mount_is_seen(tmp_path: Path) -> None:
+    assert output._is_mount(Path("/proc").resolve())
+    assert not output._is_mount(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+def test_a_mount_from_the_same_file_system_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "a place").mkdir()
+    code = (
+        "import sys; from llmrank.output import whole_directory\n"
+        "with whole_directory(sys.argv[1]) as partial: (partial / 'summary.json').write_text('{}')"
+    )
+    script = 'mount --bind "$1" "$2" || exit 77; shift; exec "$0" -c "$2" "$1"'
+    run = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, sys.executable, tmp_path / "from", tmp_path / "a place", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode in (1, 77) and "Traceback" not in run.stderr:
+        pytest.skip("may not mount")
+    assert run.returncode == 0, run.stderr
+    assert listed(tmp_path) == ["a place", "from", "from/summary.json"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_another_process_may_be_faster(tmp_path: Path, there: bool) -> None:
+    target = tmp_path / "seen"
+    if there:
+        target.mkdir()
+    with pytest.raises(CheckpointError, match=r"another process wrote to .*seen meanwhile"):
+        overtaken(target)
+    assert listed(tmp_path) == ["seen", "seen/theirs"]
+
+
+def test_another_process_may_fill_what_cannot_be_replaced(fixed: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"another process wrote to .*fixed meanwhile"):
+        overtaken(fixed)
+    assert listed(fixed) == ["theirs"]
+
+
+def overtaken(target: Path) -> None:
+    with whole_directory(target):
+        target.mkdir(exist_ok=True)
+        (target / "theirs").write_text("")
+
+
+def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (target := tmp_path / "seen").mkdir()
+    with workplace(tmp_path, "seen") as alive:
+        left = [alive.name]
+        fill(target)
+        for machine, stays in (
+            ("0.1", True),
+            (alive.name.split(".")[2] + ".1", False),
+            ("0." + alive.name.split(".")[3], False),
+        ):
+            (tmp_path / f".seen.{machine}.abc.partial").mkdir()
+            left += [f".seen.{machine}.abc.partial"] * stays
+        (tmp_path / ".seen.partial").write_text("a user's")
+        (tmp_path / ".other.partial").mkdir()
+        with pytest.raises(CheckpointError, match="is not empty"):
+            check_output(target)
+        assert {path.name for path in tmp_path.iterdir()} == {"seen", ".seen.partial", ".other.partial", *left}
+        assert alive.is_dir()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names there are UTF-8")
+def test_a_path_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a.udcff.b' is not valid UTF-8"):
+        check_output(tmp_path / "a\udcff" / "b")
+    (tmp_path / "real\udcff").mkdir()
+    (tmp_path / "link").symlink_to("real\udcff")
+    with pytest.raises(CheckpointError, match=r"link' is not valid UTF-8"):
+        check_output(tmp_path / "link")
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -69,18 +208,26 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, there: bool) -> None:
 
 
 def test_a_failure_at_the_last_moment_leaves_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "seen").mkdir()
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if Path(target) == tmp_path / "seen" / "summary.json":
+        if Path(target).name in ("seen", "summary.json"):
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="Input/output"):
-        fill(tmp_path / "seen")
-    assert listed(tmp_path) == ["seen"]
+    (tmp_path / "seen").mkdir()
+    for there in (True, False):
+        with pytest.raises(OSError, match="Input/output"):
+            fill(tmp_path / "seen")
+        assert listed(tmp_path) == ["seen"] * there
+        if there:
+            monkeypatch.chdir(tmp_path / "seen")
+            with pytest.raises(OSError, match="Input/output"):
+                fill(Path())
+            assert listed(tmp_path) == ["seen"]
+            monkeypatch.chdir(tmp_path)
+            (tmp_path / "seen").rmdir()
 
 
 def test_what_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
@@ -110,5 +257,9 @@ def test_an_empty_directory_of_ones_own_in_a_closed_place_can_be_filled(tmp_path
 
 def test_permissions_are_those_of_ordinary_directories(tmp_path: Path) -> None:
     (tmp_path / "ordinary").mkdir()
-    fill(tmp_path / "seen")
-    assert (tmp_path / "seen").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+    (tmp_path / "ordinary" / "file").write_text("")
+    with whole_directory(tmp_path / "seen") as partial:
+        (partial / "graph").mkdir()
+        (partial / "graph" / "private").touch(mode=0o600)
+    for path, like in (("seen", "ordinary"), ("seen/graph", "ordinary"), ("seen/graph/private", "ordinary/file")):
+        assert (tmp_path / path).stat().st_mode == (tmp_path / like).stat().st_mode
