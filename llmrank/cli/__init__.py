@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0; 1 for a bug, that is an error that nobody foresaw; 2 for bad input, or where the system refuses (a
-        file, or memory); 130 if interrupted. A reader of standard output that goes away changes nothing.
+        file, or memory); 130 if interrupted, and 143 by SIGTERM. A reader of standard output that goes away changes nothing.
 
     Raises
     ------
@@ -80,9 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options.progress = make_progress()
     try:
-        check_numbers(options)
-        torch.manual_seed(getattr(options, "seed", 0))
-        status: int = options.run(options, console)
+        with _sigterm_interrupts():
+            check_numbers(options)
+            torch.manual_seed(getattr(options, "seed", 0))
+            status: int = options.run(options, console)
     except (Exception, KeyboardInterrupt) as error:
         if getattr(options, "debug", False):
             traceback.print_exc()
@@ -91,10 +96,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that half-written results are removed."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield  # someone else sees to it
+        return
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one shall not stop the removal
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _told(error: BaseException) -> tuple[int, str]:
     """The exit status that an error means, and what to say of it."""
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted; a checkpoint directory is only there if it is complete"
+        return (
+            143 if signal.SIGTERM in error.args else 130,
+            "interrupted; a checkpoint directory is only there if it is complete",
+        )
     if out_of_memory(error):
         reason = f" ({error})" if str(error) else ""
         return 2, (

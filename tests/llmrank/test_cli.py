@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -538,6 +539,22 @@ def test_interruption_is_quiet(monkeypatch: Any, checkpoint: Path, tmp_path: Pat
         .err.splitlines()[-1]
         .startswith("llmrank: interrupted; a checkpoint directory is only there if")
     )
+
+
+def test_sigterm_ends_a_command_as_an_interruption_does(
+    monkeypatch: Any, checkpoint: Path, tmp_path: Path, corpus: Path, capsys: Any
+) -> None:
+    def terminated(_self: Any, directory: Path, **_: Any) -> None:
+        (Path(directory) / "model.safetensors").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", terminated)
+    output = tmp_path / "out"
+    assert run("prune", checkpoint, "--output", output, "--calibration", corpus, *SHORT) == 143
+    assert "llmrank: interrupted" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [corpus]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_system_that_refuses_is_no_traceback(monkeypatch: Any, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
