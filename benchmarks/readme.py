@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import write
+from benchmarks.quality import EARLIER, is_earlier
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -108,9 +109,13 @@ def _line(label: str, keys: list[str], rows: dict[str, Any], *, repaired: bool) 
     entries = {amount: _best(keys, rows, amount, repaired=repaired) for amount in AMOUNTS}
     if not any(entries.values()):
         return ""
-    cells = [_number(entry["test"]) if entry else "" for entry in entries.values()]
-    at = entries[CHOSEN_AT]
-    return f"| {' | '.join([label, *cells, _number(at['valid']) if at else ''])} |"
+    cells = [_cell(entry, "test") for entry in entries.values()] + [_cell(entries[CHOSEN_AT], "valid")]
+    return f"| {' | '.join([label, *cells])} |"
+
+
+def _cell(row: dict[str, Any] | None, text: str) -> str:
+    """A perplexity, marked where it was repaired as it was done before; empty where nothing was measured."""
+    return "" if row is None else _number(row[text]) + (EARLIER if is_earlier(row) else "")
 
 
 def _best(keys: list[str], rows: dict[str, Any], amount: float, *, repaired: bool) -> dict[str, Any] | None:
@@ -140,9 +145,7 @@ def domains(results: dict[str, Any]) -> dict[str, str]:
     for label, key in OUT_OF_DOMAIN.items():
         found = {way: _row(results["ways"][way]["rows"], key, CHOSEN_AT) for way, _ in places}
         if any(found.values()):
-            lines.append(
-                f"| {label} | {' | '.join(_number(found[way][text]) if found[way] else '' for way, text in places)} |"
-            )
+            lines.append(f"| {label} | {' | '.join(_cell(found[way], text) for way, text in places)} |")
     return {"out of domain": "\n".join(lines)}
 
 
