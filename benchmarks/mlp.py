@@ -120,7 +120,7 @@ class Pruning:
         self.model, self.images = model, images
         self.dense = self.accuracies()
         self.pipeline = IsolatedFFNPipeline(model, None, calibration=images.train.x[:CALIBRATION])
-        self.ffns, self.sequences = self.pipeline.find(), self.pipeline.sequences()
+        self.ffns, self.sequences = self.pipeline.find(), self.pipeline.calibration_texts()[0]
         with recording(model, self.ffns) as self.record:
             self.statistics = self.pipeline.calibrate(self.ffns, self.sequences)
         self.graphs = self.pipeline.draw(self.ffns, self.statistics)

@@ -74,9 +74,9 @@ class OneRidge(LeastSquaresRepair):
         )
 
         def change(moments: Moments, damping: float) -> torch.Tensor:
-            inner = moments.covariance(keep, keep, centred=False)
-            right = moments.covariance(keep, ~keep, centred=False) @ weight[:, ~keep].T
-            cross, _ = moments.lacking(centred=False)
+            inner = moments.covariance(keep, keep)
+            right = moments.covariance(keep, ~keep) @ weight[:, ~keep].T
+            cross, _ = moments.lacking()
             right = right if cross is None else right + cross[keep]
             inner.diagonal().add_(damping * inner.diagonal().mean())
             return torch.linalg.solve(inner, right).T
@@ -84,9 +84,9 @@ class OneRidge(LeastSquaresRepair):
         def error(damping: float) -> float:
             lost = weight.clone()
             lost[:, keep] = -change(fit, damping)
-            cross, _ = held_out.lacking(centred=False)
+            cross, _ = held_out.lacking()
             mixed = 0.0 if cross is None else float((lost * cross.T).sum())
-            return held_out.energy(lost, centred=False) + 2.0 * mixed
+            return held_out.energy(lost) + 2.0 * mixed
 
         damping = min(OLD_DAMPINGS, key=error)
         new = torch.zeros_like(weight)
@@ -189,7 +189,8 @@ def _cell(row: dict[str, Any] | None, cut: dict[str, Any]) -> str:
     change = Estimate.of(
         [after - before for after, before in zip(row["losses"], cut["losses"], strict=True)], row["counts"]
     )
-    return f"{value} ({change.value:+.3f} ± {change.error:.3f})"
+    error = "" if change.error is None else f" ± {change.error:.3f}"
+    return f"{value} ({change.value:+.3f}{error})"
 
 
 def main() -> None:

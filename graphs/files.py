@@ -1,4 +1,4 @@
-"""Files of arrays: safetensors with a checksum, versioned, no pickle, never half-written.
+"""Files that appear whole or not at all, and files of arrays among them: safetensors with a checksum, versioned, no pickle.
 
 The header's ``meta`` entry is JSON, its ``crc32`` entry a checksum over that text and all arrays.
 """

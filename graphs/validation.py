@@ -145,7 +145,8 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
     Returns
     -------
     scipy.sparse.csr_array, shape (m, n)
-        It may share memory with `value`; duplicates, zeros and the order of columns are left as they are.
+        It may share memory with `value`. Duplicates of a COO matrix are added up; otherwise duplicates, zeros and the order of
+        columns are left as they are.
 
     Raises
     ------
@@ -177,7 +178,9 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
     shape = (int(value.shape[0]), int(value.shape[1]))
     if kind == "coo":
         _check_coordinates(parts, shape, name)
-        return sparse.csr_array(sparse.coo_array((parts[0], tuple(parts[1:])), shape=shape))
+        # Duplicates are added up: small integers would overflow.
+        values = parts[0] if parts[0].dtype in (np.float32, np.float64) else parts[0].astype(np.float64)
+        return sparse.csr_array(sparse.coo_array((values, tuple(parts[1:])), shape=shape))
     check_compressed(kind, parts, shape, name)
     return sparse.csr_array(COMPRESSED[kind](tuple(parts), shape=shape))
 

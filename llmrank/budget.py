@@ -172,5 +172,6 @@ def shortfall(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]) -
     asked = amount if isinstance(amount, float) else amount / reached[unit]["before"]
     if asked - NOTABLE_MISS <= share <= asked + NOTABLE:
         return []
-    why = f"widths are rounded to multiples of {pruner.multiple_of}"
+    rounded = f"widths are rounded to multiples of {pruner.multiple_of}"
+    why = "one neuron more or less is that much" if pruner.multiple_of == 1 else rounded
     return [f"{share:.2%} of the {unit_name(unit)} went where {asked:.2%} was asked for: {why}"]

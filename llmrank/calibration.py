@@ -103,6 +103,12 @@ class TokenSequences:
         ]
         return parts[0], parts[1] if len(parts[1]) else None
 
+    def joined(self, other: TokenSequences | None) -> TokenSequences:
+        """These sequences and others of the same length."""
+        if other is None:
+            return self
+        return TokenSequences.of(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), self.source)
+
     @property
     def parts(self) -> tuple[TokenSequences, TokenSequences | None]:
         """The sequences to fit to, and those held out; None where there are none."""

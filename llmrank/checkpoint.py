@@ -19,7 +19,7 @@ from torch import nn
 
 from llmrank.adapters import find_ffns
 from llmrank.adapters.ffn import is_transposed
-from llmrank.errors import CheckpointError
+from llmrank.errors import CheckpointError, out_of_memory
 from llmrank.hub import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.masks import Masks
 from llmrank.output import check_output, whole_directory
@@ -98,6 +98,7 @@ def save(
 def _check_written(directory: Path, model: Any) -> None:
     """Raise unless a loader that knows only the files would build the model that they hold."""
     own = type(model)
+    cause: Exception | None = None
     try:
         if own.__module__.startswith("transformers."):
             config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -112,13 +113,15 @@ def _check_written(directory: Path, model: Any) -> None:
             written |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         _, differences = read_model(_subclass(base, config), None, config, state_dict=written, device_map="meta")
     except Exception as error:  # whatever stops a loader
-        differences = str(error)
+        if out_of_memory(error):
+            raise
+        cause, differences = error, str(error) or type(error).__name__
     if differences:
         raise CheckpointError(
             f"the checkpoint of this {own.__name__} could not be loaded again, so it was removed: its configuration describes "
             f"another model than the tensors ({differences}); look whether the configuration was changed, or whether layers were "
             "cut that it cannot describe"
-        )
+        ) from cause
 
 
 def _plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:

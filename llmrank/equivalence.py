@@ -17,7 +17,7 @@ from llmrank.adapters import FFN, PrunableLayer
 from llmrank.calibration import TokenSequences
 from llmrank.errors import UnsupportedModelError
 from llmrank.masks import Masks
-from llmrank.passes import evaluating, model_inputs
+from llmrank.passes import evaluating, first_output, model_inputs, run_body
 from llmrank.repair import RepairedMap, substitute
 
 __all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence"]
@@ -48,7 +48,7 @@ def masked_outputs(
     sequences : TokenSequences
         Their first tokens are used.
     repaired : mapping from str to RepairedMap, optional
-        What stands in for the output maps.
+        Repaired output maps.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def silence(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) -> None:
     """
     for consumer in layer.consumers:
         hook = _zeros_of_removed(keep)
-        # An interrupt may come between any two steps: how the hook goes is known before it is there, and it is taken away twice.
+        # Its removal is registered first, and twice, so that an interrupt at any point still removes it.
         for _ in range(2):
             hooks.callback(_unhook, consumer.module, hook)
         consumer.module.register_forward_pre_hook(hook)
@@ -137,7 +137,9 @@ def _unhook(module: nn.Module, hook: Any) -> None:
 
 def _zeros_of_removed(keep: torch.Tensor) -> Any:
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (torch.where(keep.to(inputs[0].device), inputs[0], torch.zeros_like(inputs[0])), *inputs[1:])
+        nonlocal keep
+        keep = keep.to(inputs[0].device)  # copied the first time only
+        return (torch.where(keep, inputs[0], torch.zeros_like(inputs[0])), *inputs[1:])
 
     return hook
 
@@ -149,6 +151,5 @@ def _outputs(model: nn.Module, sequences: TokenSequences) -> torch.Tensor:
         ids, mask = ids[:, :N_TOKENS], mask[:, :N_TOKENS]
     inputs, _, _ = model_inputs(model, ids, mask)
     with evaluating(model):
-        result: Any = model(**inputs) if hasattr(model, "config") else model(inputs["input_ids"])
-    output: torch.Tensor = (result if isinstance(result, torch.Tensor) else result[0]).detach().double().cpu()
-    return output
+        output: torch.Tensor = first_output(run_body(model, inputs))
+    return output.detach().cpu().double()

@@ -25,6 +25,7 @@ __all__ = [
     "demo_encoder",
     "demo_model",
     "load_pretrained",
+    "model_class_of",
     "parse_device",
     "parse_dtype",
     "read_model",
@@ -246,8 +247,28 @@ def _needs_code(name: str) -> ModelSourceError:
 def read_model(model_class: Any, name: str | None, config: Any, **options: Any) -> tuple[Any, str]:
     """Read a model with ``from_pretrained``, and say in words which tensors of its checkpoint or state do not fit it.
 
-    Masks of attentions that earlier versions saved, and heads and poolers that only other classes of the same configuration
-    have, are no difference.
+    Parameters
+    ----------
+    model_class : type
+        Of transformers, or one with the same ``from_pretrained``.
+    name : str or None
+        Directory or hub name; None where `options` hold a ``state_dict``.
+    config : transformers configuration
+    **options
+        Of ``from_pretrained``.
+
+    Returns
+    -------
+    model : transformers.PreTrainedModel
+        Tensors that are missing or of another shape are freshly initialised.
+    differences : str
+        Which are missing, unexpected or of another shape; empty where everything fits. Masks of attentions that earlier versions
+        saved, and heads and poolers that only other classes of the same configuration have, are no difference.
+
+    Raises
+    ------
+    Exception
+        Whatever ``from_pretrained`` raises for damaged files.
     """
     model, info = model_class.from_pretrained(
         name, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options

@@ -202,7 +202,7 @@ def inspect_model(
     budgets = _budgets(pipeline.pruner, ffns, jointly=all(jointly.values()))
     if pruner in budgets.refusals:
         raise OptionError(budgets.refusals[pruner])
-    sequences = pipeline.sequences()
+    sequences = pipeline.calibration_texts()[0]
     statistics = pipeline.calibrate(ffns, sequences, list(scorers.values()))
     lap("calibrate")
     graphs = pipeline.draw(ffns, statistics)

@@ -234,12 +234,9 @@ def is_decoder(model: nn.Module, ffn: FFN) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in ffn.stack
 
 
-def run_body(body: nn.Module, inputs: dict[str, Any]) -> None:
-    """A forward pass for its hooks alone; a plain module takes the ids (or features) by themselves."""
-    if hasattr(body, "config"):
-        body(**inputs)
-    else:
-        body(inputs["input_ids"])
+def run_body(body: nn.Module, inputs: dict[str, Any]) -> Any:
+    """Run a forward pass and return its result; a plain module takes the ids (or features) by themselves."""
+    return body(**inputs) if hasattr(body, "config") else body(inputs["input_ids"])
 
 
 def run_sequences(model: nn.Module, ffns: Sequence[FFN], batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -95,6 +95,8 @@ class Report:
         Pipeline, scorer, pruner, form and their parameters.
     calibration : dict
         Provenance of the tokens.
+    held_out : dict, optional
+        Likewise, of what was held out from a repair: what follows in the text, or the last of the calibration sequences.
     graph : dict
         Nodes, layers, solver, iterations, error bound, seconds.
     neurons : dict
@@ -132,6 +134,7 @@ class Report:
     steps: list[dict[str, Any]] = field(default_factory=list)
     sensitivities: dict[str, float] = field(default_factory=dict)
     repaired: dict[str, Any] = field(default_factory=dict)
+    held_out: dict[str, Any] | None = None
     validation: dict[str, Any] | None = None
     evaluation: Evaluation | None = None
     environment: dict[str, str] = field(default_factory=environment)

@@ -20,7 +20,17 @@ from llmrank.equivalence import silence
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.fidelity import divergences
 from llmrank.masks import Masks
-from llmrank.passes import Progress, counted, evaluating, first_output, model_inputs, stand_in, version_of, widened
+from llmrank.passes import (
+    Progress,
+    counted,
+    evaluating,
+    first_output,
+    model_inputs,
+    run_body,
+    stand_in,
+    version_of,
+    widened,
+)
 from llmrank.stream import recording
 from llmrank.surgery import prunable_layers
 
@@ -206,7 +216,7 @@ class _Dense:
     def _run(self) -> tuple[torch.Tensor, bool]:
         """Outputs (tokens, n) of a pass without padding, in float32 or wider, and whether they are logits."""
         model, inputs = self._model, self._inputs
-        result: Any = model(**inputs) if hasattr(model, "config") else model(inputs["input_ids"])
+        result = run_body(model, inputs)
         logits = getattr(result, "logits", None)
         # Of a single number a distribution says nothing.
         predicts = isinstance(logits, torch.Tensor) and logits.shape[-1] > 1

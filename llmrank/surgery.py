@@ -11,9 +11,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -102,7 +102,7 @@ class Application:
         try:
             self._restore()
         finally:
-            # Whatever came in between, also between two modules: the second time finds nothing left to do, but then.
+            # Again, in case an interrupt cut the first time short; otherwise nothing is left to do.
             self._restore()
 
     def _restore(self) -> None:
@@ -177,7 +177,7 @@ def apply_masks(
         With "pad" compact layers are all as wide as the widest, filled up with zeros, so that stock
         loaders take them; where the configuration has no width, as wide as the original.
     repaired : mapping from str to RepairedMap, optional
-        What stands in for the output maps, of the same masks; see :func:`llmrank.repair.repair_ffns`.
+        Repaired output maps, of the same masks; see :func:`llmrank.repair.repair_ffns`.
     undoable : bool
         Keep the original tensors. Without, each goes as soon as it is replaced; what fails half-way leaves the model half cut.
 
@@ -236,10 +236,14 @@ def trial_cut(
     masks : Masks or None
         None leaves the model as it is.
     """
-    with ExitStack() as way_back:
+    application = None
+    try:
         if masks is not None:
-            way_back.callback(apply_masks(model, ffns, masks, "zero", repaired=repaired)._roll_back)
+            application = apply_masks(model, ffns, masks, "zero", repaired=repaired)
         yield
+    finally:
+        if application is not None:
+            application._roll_back()
 
 
 class RepairsInPlace:
@@ -249,7 +253,7 @@ class RepairsInPlace:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close()
+        self._file: IO[bytes] | None = None
         self._replaced: list[tuple[nn.Parameter, int]] = []
 
     def write(self, consumer: Projection, repaired: RepairedMap) -> RepairedMap:
@@ -274,6 +278,8 @@ class RepairsInPlace:
         """
         if repaired.weight is None:
             return repaired
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close()
         parameter: nn.Parameter = consumer.module.weight  # type: ignore[assignment]
         start = self._file.seek(0, os.SEEK_END)
         self._file.write(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -283,7 +289,7 @@ class RepairsInPlace:
 
     def restore(self) -> None:
         """Write the model's own weights back, bit for bit."""
-        while self._replaced:
+        while self._replaced and self._file is not None:
             parameter, start = self._replaced[-1]
             self._file.seek(start)
             size = parameter.numel() * parameter.element_size()
@@ -294,7 +300,8 @@ class RepairsInPlace:
     def close(self) -> None:
         """Drop the file; what was written stays."""
         self._replaced.clear()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _unchanged(module: nn.Module) -> Callable[[], bool]:

@@ -1,8 +1,9 @@
 """Cut or repaired: which of the two is nearer to the dense model on held-out calibration tokens.
 
-A repair makes the error of every map smaller, and where its damping was chosen on held-out tokens, their error too. That does
-not say that the whole model comes nearer: where calibration tokens are few it can move away. So both are compared at the end,
-on tokens that nothing was fitted to, and the better one is kept.
+A repair makes the error of every map smaller, on held-out tokens too, where its damping is chosen by them. That does not say that
+the model as a whole comes nearer: where calibration tokens are few it can move away. So both are compared at the end, and the
+better one is kept. No weight is fitted to the held-out tokens; but one damping a map is chosen on them, so that the distance of
+the repaired model comes out a little too small.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llmrank.equivalence import as_masked
 from llmrank.estimate import Estimate
 from llmrank.fidelity import compare_predictions
 from llmrank.masks import Masks
-from llmrank.passes import Progress, announced, evaluating, first_output, model_inputs
+from llmrank.passes import Progress, announced, evaluating, first_output, model_inputs, run_body
 from llmrank.prediction import Prediction, Predictor, has_perplexity
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns
 from llmrank.repair.sequential import Choose
@@ -73,12 +74,13 @@ class Validation:
 
     def sentence(self) -> str:
         """The comparison and its outcome in words."""
-        what = {"divergence": "KL divergence from the dense model's predictions"}.get(
-            self.measure, "squared distance from the dense model's outputs"
-        )
+        what = "squared distance from the dense model's outputs"
+        if self.measure == "divergence":
+            what = "KL divergence from the dense model's predictions"
+        error = "" if self.error is None else f" (standard error of the difference {self.error:.2g})"
         outcome = "kept" if self.improves else "dropped: the model is as it was cut"
         return (
-            f"{what} on {self.tokens:,} held-out calibration tokens: {self.cut:.4g} as cut, {self.repaired:.4g} repaired, "
+            f"{what} on {self.tokens:,} held-out calibration tokens: {self.cut:.4g} as cut, {self.repaired:.4g} repaired{error}, "
             f"so the repair was {outcome}"
         )
 
@@ -92,7 +94,7 @@ class Validator:
         Dense; not changed here.
     ffns : sequence of FFN
     held_out : TokenSequences
-        Nothing was fitted to them.
+        No weight was fitted to them.
     masks : Masks
         What is kept without repair.
     batch_size : int
@@ -141,10 +143,7 @@ class Validator:
                     yield self._predictor.hold(ids, mask)
                 else:
                     inputs = model_inputs(self._model, ids, mask)[0]
-                    result: Any = (
-                        self._model(**inputs) if hasattr(self._model, "config") else self._model(inputs["input_ids"])
-                    )
-                    yield first_output(result).double().cpu()
+                    yield first_output(run_body(self._model, inputs)).cpu().double()
 
     @torch.no_grad()
     def _distances(self) -> Distances:
@@ -219,12 +218,16 @@ def repair_where_it_helps(
             if validator is not None:
                 with announced(progress, "Comparing cut and repaired on the held-out text"):
                     validation = validator.compare(kept, repaired)
+            if validation is not None and not validation.improves:
+                written.restore()
+                return masks, {}, validation
         except BaseException:
-            written.restore()
+            # Again, in case an interrupt cut the first time short.
+            try:
+                written.restore()
+            finally:
+                written.restore()
             raise
-        if validation is not None and not validation.improves:
-            written.restore()
-            return masks, {}, validation
     return kept, repaired, validation
 
 

@@ -267,11 +267,18 @@ def stack_of(name: str) -> str:
     return name
 
 
+def _output_map_last(linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Linear maps with the output map last: of three the one that is the reverse of both others, else as they are defined."""
+    sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
+    odd = [k for k, (read, given) in enumerate(sizes) if sizes.count((given, read)) == 2 and read != given]
+    return [*linears[: odd[0]], *linears[odd[0] + 1 :], linears[odd[0]]] if len(odd) == 1 else linears
+
+
 def _block(name: str, module: nn.Module, linears: list[tuple[str, nn.Module]]) -> FFN | None:
     """The plain, gated or fused FFN that these linear maps are, or None."""
     if len(linears) not in (2, 3) or isinstance(module, nn.Sequential):
         return None
-    *ups, (down_name, down) = linears
+    *ups, (down_name, down) = _output_map_last(linears)
     width, d_model = in_features(down), out_features(down)
     if any(in_features(up) != d_model for _, up in ups):
         return None

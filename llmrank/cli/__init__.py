@@ -40,7 +40,7 @@ class QuietConsole(Console):
         """Say no more, neither now nor when the interpreter flushes its streams."""
         self.quiet = True
         with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            os.dup2(nowhere.fileno(), self.file.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "debug", False):
             traceback.print_exc()
         status, sentence = _told(error)
-        Console(stderr=True, soft_wrap=True).print(f"llmrank: {sentence}", markup=False, highlight=False)
+        with contextlib.suppress(OSError):  # nobody is left to be told
+            QuietConsole(stderr=True, soft_wrap=True).print(f"llmrank: {sentence}", markup=False, highlight=False)
     return status
 
 

@@ -159,7 +159,7 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         budget.add_argument(
             "--repair",
             default=DEFAULTS["repair"],
-            help=f"none, {', '.join(REPAIRS)}: what stands in for the removed neurons, without training (%(default)s)",
+            help=f"none, {', '.join(REPAIRS)}: how kept weights make up for removed neurons, without training (%(default)s)",
         )
         budget.add_argument(
             "--damping",
@@ -168,7 +168,7 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> No
         )
         budget.add_argument(
             "--target",
-            help="lstsq: what the maps are fitted to: stream, what takes the residual stream back to that of the whole model, or "
+            help="lstsq: what the maps are fitted to: stream, what brings the residual stream back to the dense model's, or "
             "output, their own outputs, whatever earlier layers lost (stream)",
         )
         budget.add_argument(

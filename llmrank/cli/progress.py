@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
@@ -88,7 +89,8 @@ class ProgressLog:
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a log that nobody reads any more is no reason to lose the work
+        print(line, file=sys.stderr, flush=True)
 
 
 def _minutes(seconds: float) -> str:

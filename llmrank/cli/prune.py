@@ -14,7 +14,6 @@ from llmrank import checkpoint, demo
 from llmrank.budget import describe_amount
 from llmrank.calibration import BUILT_IN, tokenise
 from llmrank.cli.options import AUTO, check_method, load, make_pipeline
-from llmrank.costs import ModelCosts
 from llmrank.errors import CalibrationError
 from llmrank.evaluate import perplexity, unigram_perplexity
 from llmrank.generation import GENERATED
@@ -62,9 +61,9 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
         raise RuntimeError("the pipeline ran without leaving a report")
     if options.evaluate is None:
         _check_collapse(pipeline, report)
-    console.print(report.table())
     with announced(options.progress, f"Saving {options.output}"):
         directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
+    console.print(report.table())
     _say_written(directory, ["report.json", "masks.safetensors"], console)
     _say_how_to_load(directory, model, console)
     if options.calibration == AUTO:
@@ -75,15 +74,14 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
 def _say_amount(pipeline: BasePipeline, console: Console) -> None:
     """Say what the amount was taken for, since 30 and 0.3 look alike, and warn of too little text, before the work begins."""
     pruner = pipeline.pruner
-    ffns = pipeline.find()
-    pipeline.check(ffns)
-    told = describe_amount(pruner, ffns, ModelCosts(pipeline.model, ffns))
+    ffns, costs = pipeline.prepare()
+    told = describe_amount(pruner, ffns, costs)
     percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
     hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if percent else ""
     console.print(f"--amount {pruner.amount}: {told}{hint}.", markup=False, highlight=False)
-    scarcity = pipeline.scarcity(ffns)
-    if scarcity is not None:
-        console.print(Text(f"Warning: {scarcity}", style="bold yellow"))
+    warning = pipeline.token_warning(ffns)
+    if warning is not None:
+        console.print(Text(f"Warning: {warning}", style="bold yellow"))
 
 
 def _say_steps(pipeline: BasePipeline, console: Console) -> None:

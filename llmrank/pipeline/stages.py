@@ -89,8 +89,9 @@ class BasePipeline:
         Pad compact layers with zeros to one width.
     repair : BaseRepair, optional
         How the kept weights make up for the removed neurons, see :mod:`llmrank.repair`; none by default. Not with a
-        `structure_dict`. For every eight sequences that it is fitted to, one is held out: the next ones of a text, or the last of
-        those given. The repair is kept only where it makes the model predict them better, see :attr:`validation`.
+        `structure_dict`. Of a text, one further sequence is held out for every eight that the repair is fitted to; of given
+        sequences the last eighth (at least one). The repair is kept only where it brings the model nearer to the dense one on
+        them, see :attr:`validation`.
     schedule : Schedule, optional
         In how many steps neurons go, see :class:`llmrank.schedule.Schedule`; one shot by default.
     evaluation : as `calibration`, or True; optional
@@ -176,6 +177,7 @@ class BasePipeline:
         self.validation: Validation | None = None
         self.costs: ModelCosts | None = None
         self.steps: list[Step] = []
+        self._prepared: tuple[tuple[FFN, ...], ModelCosts] | None = None
         self._for_good = False
         self._seconds: dict[str, float] = {}
 
@@ -191,8 +193,8 @@ class BasePipeline:
         self._check_fresh()
         self._seconds = {}
         with self._timed("find"), announced(self.progress, "Finding FFNs"):
-            ffns = self.find()
-            self.check(ffns)
+            ffns, _ = self.prepare()
+        self._prepared = None
         with self._timed("evaluate before"):
             evaluation, texts = self.evaluate()
         with self._timed("calibrate"):
@@ -225,8 +227,8 @@ class BasePipeline:
                     evaluation.after = perplexity(
                         self.model, texts, self.batch_size, self._as("Evaluating the pruned model")
                     )
-                    evaluation.calibration_overlap = overlap(sequences, texts)
-            self.report = self._report(ffns, sequences, facts)
+                    evaluation.calibration_overlap = overlap(sequences.joined(held_out), texts)
+            self.report = self._report(ffns, (sequences, held_out), facts)
         except BaseException:
             if self.undoable:
                 self.undo()
@@ -249,21 +251,45 @@ class BasePipeline:
             self.model.to(self.device)
         return ffns
 
-    def check(self, ffns: Sequence[FFN]) -> None:
+    def prepare(self) -> tuple[tuple[FFN, ...], ModelCosts]:
+        """Find the FFNs and check the budget; once for whoever asks before :meth:`run`.
+
+        Returns
+        -------
+        tuple of FFN
+        ModelCosts
+
+        Raises
+        ------
+        LLMRankError
+            See :meth:`find` and :meth:`check`.
+        """
+        if self._prepared is None:
+            ffns = self.find()
+            self._prepared = ffns, self.check(ffns)
+        return self._prepared
+
+    def check(self, ffns: Sequence[FFN]) -> ModelCosts:
         """Find out what the model costs, and refuse an amount or an alignment that cannot be, before anything is measured."""
         self.costs = ModelCosts(self.model, ffns)
         check_budget(self.pruner, ffns, self.costs, jointly=prunes_jointly(self.structure_dict, self.topology))
         if self.align == "pad":
             check_padding(layer.size for layer in prunable_layers(ffns).values())
+        return self.costs
 
-    def scarcity(self, ffns: Sequence[FFN], tokens: int | None = None) -> str | None:
-        """A sentence where a repair is fitted to so few calibration tokens that more had better be given; else None.
+    def token_warning(self, ffns: Sequence[FFN], tokens: int | None = None) -> str | None:
+        """Warn where a repair is fitted to so few calibration tokens that more had better be given.
 
         Parameters
         ----------
         ffns : sequence of FFN
         tokens : int, optional
             By default what `samples` and `sequence_length` ask for.
+
+        Returns
+        -------
+        str or None
+            A sentence that says how many would do; None where the tokens are enough.
         """
         if self.repair is None:
             return None
@@ -290,7 +316,7 @@ class BasePipeline:
         sequences : TokenSequences
             Those to rank by, and to fit a repair to.
         held_out : TokenSequences, optional
-            Others, to choose and to judge a repair by; without them a part of `sequences` is held out from the repair.
+            Others, to choose and to judge a repair by.
 
         Returns
         -------
@@ -301,8 +327,6 @@ class BasePipeline:
         self._check_fresh()
         self.steps = []
         self.validation = None
-        if self.repair is not None and held_out is None and len(sequences) > 1:
-            sequences = replace(sequences, held_out=n_held_out(len(sequences)))
         present: Masks | None = None
         repaired: dict[str, RepairedMap] = {}
         record = Recording([])
@@ -343,19 +367,28 @@ class BasePipeline:
             )
         return masks, repaired
 
-    def sequences(self) -> TokenSequences:
-        """The calibration sequences."""
-        return self.calibration_texts()[0]
-
     def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
-        """The calibration sequences, and further ones to hold out from a repair, if there is one and the text has more."""
+        """Make the calibration sequences, and those to hold out from a repair.
+
+        Returns
+        -------
+        sequences : TokenSequences
+            Those to rank by, and to fit a repair to. Where nothing follows them, their last ones are held out from the repair.
+        held_out : TokenSequences or None
+            What follows in the text; None without a repair, or where the text has no more.
+        """
         further = n_held_out(self.samples) if self.repair is not None else 0
         if isinstance(self.calibration, str) and self.calibration == GENERATED:
             written = generated_text(
                 self.model, self.tokenizer, self.samples + further, self._length(), progress=self.progress
             )
             return written.split(self.samples)
-        return tokenise_and_hold_out(self.calibration, self.tokenizer, self.samples, self._length(), further)
+        sequences, held_out = tokenise_and_hold_out(
+            self.calibration, self.tokenizer, self.samples, self._length(), further
+        )
+        if further and held_out is None and len(sequences) > 1:
+            sequences = replace(sequences, held_out=n_held_out(len(sequences)))
+        return sequences, held_out
 
     def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
         """The evaluation with the perplexity of the model as it is, and its sequences; None without."""
@@ -527,14 +560,17 @@ class BasePipeline:
             "error_bound": max(rank.error_bound for rank in self.ranks),
         }
 
-    def _report(self, ffns: Sequence[FFN], sequences: TokenSequences, facts: dict[str, Any]) -> Report:
+    def _report(
+        self, ffns: Sequence[FFN], texts: tuple[TokenSequences, TokenSequences | None], facts: dict[str, Any]
+    ) -> Report:
         masks, application, costs = self.masks, self.application, self.costs
         if masks is None or application is None or costs is None:
             raise OptionError("there is nothing to report: run() has not pruned this model")
         reached = reached_by(masks, costs)
         notes = shortfall(self.pruner, reached)
-        scarcity = self.scarcity(ffns, sequences.n_tokens)
-        notes += [scarcity] if scarcity is not None else []
+        fit, held_out = texts if texts[1] is not None else texts[0].parts
+        warning = self.token_warning(ffns, fit.n_tokens)
+        notes += [warning] if warning is not None else []
         if self.validation is not None and not self.validation.improves:
             notes.append(self.validation.sentence())
         elif self.repair is not None and self.validation is None:
@@ -551,7 +587,8 @@ class BasePipeline:
                 "device": str(input_device(self.model)),
                 "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             },
-            calibration=sequences.provenance(),
+            calibration=texts[0].provenance(),
+            held_out=None if held_out is None else held_out.provenance(),
             neurons={
                 "unit": "hidden neurons" if self.structure_dict is None else "rows of the listed Linears",
                 "before": masks.size,

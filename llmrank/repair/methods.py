@@ -17,12 +17,12 @@ from typing import Any, Literal
 import torch
 
 from llmrank.errors import OptionError
-from llmrank.repair.moments import Moments
+from llmrank.repair.moments import Centre, Moments
 
 __all__ = ["BaseRepair", "BiasRepair", "LeastSquaresRepair", "RepairedMap"]
 
-# Four dampings a decade. At the low end the fit is all but undamped, at the high end the map is all but left as it was cut, so
-# that the best damping lies between them; no repair at all (an infinite damping) is tried as well.
+# Four dampings a decade. At the low end the fit is all but undamped, at the high end the weights are all but left as they were
+# cut, so that the best damping lies between them; an infinite one, which leaves the weights alone, is tried as well.
 DAMPINGS = (*(10.0 ** (quarter / 4) for quarter in range(-24, 17)), math.inf)
 # Where no token is held out to choose by. It trusts the fit about as much as the map that was cut.
 CAUTIOUS_DAMPING = 1.0
@@ -43,8 +43,8 @@ class RepairedMap:
     bias : (out,) tensor or None
         None where the map has none.
     damping : float or None
-        Damping of the least squares, relative to the mean square of each kept neuron; infinite where the map is left as it was
-        cut. None for other repairs.
+        Damping of the least squares, relative to the mean square of each kept neuron; infinite where the weights are left as they
+        were cut. None for other repairs.
     before, after : float or None
         Error of the map on held-out calibration tokens, as a share of the mean square of ``W x``: as it is cut, and repaired.
         The error is what the removed neurons gave, and with target "stream" what the stream lacked already. None where no
@@ -108,11 +108,16 @@ class BaseRepair:
             Moments of the calibration tokens to fit to.
         held_out : Moments or None
             Moments of other tokens, to choose and to judge by; None where there are none.
+
+        Returns
+        -------
+        RepairedMap
+            In float64.
         """
         raise NotImplementedError(f"{type(self).__name__} must override solve()")
 
     def tokens_wanted(self, kept: int) -> int:  # noqa: ARG002 -- for repairs that are fitted to every kept neuron
-        """How many calibration tokens a layer takes that keeps so many neurons; 0 where few do as well."""
+        """Return how many calibration tokens a layer takes that keeps so many neurons; 0 where few do as well."""
         return 0
 
     def parameters(self) -> dict[str, Any]:
@@ -163,8 +168,8 @@ class LeastSquaresRepair(BaseRepair):
     Parameters
     ----------
     damping : float or "auto"
-        "auto" takes for each map the damping with the smallest error on the held-out tokens, from 1e-6 to 1e4 or no repair at
-        all; without held-out tokens it is 1.
+        "auto" takes for each map the damping with the smallest error on the held-out tokens, from 1e-6 to 1e4 or infinite, which
+        leaves its weights as they were cut (a bias takes up the means all the same); without held-out tokens it is 1.
     target : {"stream", "output"}
         "output" fits the map to its old outputs for what it reads now (C = 0). "stream" fits it to what brings the residual
         stream behind it back to that of the dense model, and so makes up for what earlier layers lost. "stream" costs a further
@@ -226,7 +231,9 @@ class LeastSquaresRepair(BaseRepair):
         held_out: Moments | None,
     ) -> RepairedMap:
         """See :meth:`BaseRepair.solve`."""
-        system = _System.of(weight, keep, fit, centred=bias is not None)
+        # A bias takes up the means of the tokens that are fitted to.
+        centre = None if bias is None else fit.centre
+        system = _System.of(weight, keep, fit, centre)
         if self.damping != "auto":
             damping = float(self.damping)
             change = system.solve(damping)
@@ -234,7 +241,7 @@ class LeastSquaresRepair(BaseRepair):
             damping = CAUTIOUS_DAMPING
             change = system.solve(damping)
         else:
-            damping, change = system.solve_best(_System.of(weight, keep, held_out, centred=bias is not None))
+            damping, change = system.solve_best(_System.of(weight, keep, held_out, centre))
         return _repaired(weight, bias, keep, change, fit, held_out, damping)
 
 
@@ -254,12 +261,12 @@ class _System:
     right: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor, keep: torch.Tensor, moments: Moments, *, centred: bool) -> _System:
-        right = moments.covariance(keep, ~keep, centred=centred) @ weight[:, ~keep].T
-        cross, _ = moments.lacking(centred=centred)
+    def of(cls, weight: torch.Tensor, keep: torch.Tensor, moments: Moments, centre: Centre | None) -> _System:
+        right = moments.covariance(keep, ~keep, centre) @ weight[:, ~keep].T
+        cross, _ = moments.lacking(centre)
         if cross is not None:
             right += cross[keep]
-        return cls(moments.covariance(keep, keep, centred=centred), right)
+        return cls(moments.covariance(keep, keep, centre), right)
 
     @property
     def scale(self) -> torch.Tensor:
@@ -314,13 +321,15 @@ def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:
     return torch.where(values > floor, 1.0 / (values + damping), 0.0)
 
 
-def _error(weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, *, centred: bool) -> float:
-    """Mean square of W_R x_R + e - change x_K, less its mean where `centred`."""
+def _error(
+    weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, centre: Centre | None
+) -> float:
+    """Mean square of W_R x_R + e - change x_K, with x and e taken less a centre."""
     lost = torch.empty_like(weight)
     lost[:, keep], lost[:, ~keep] = -change, weight[:, ~keep]
-    cross, square = moments.lacking(centred=centred)
+    cross, square = moments.lacking(centre)
     mixed = 0.0 if cross is None else float((lost * cross.T).sum())
-    return moments.energy(lost, centred=centred) + 2.0 * mixed + square
+    return moments.energy(lost, centre) + 2.0 * mixed + square
 
 
 def _repaired(
@@ -335,21 +344,16 @@ def _repaired(
     new = torch.zeros_like(weight)
     new[:, keep] = weight[:, keep] + change
     before = after = None
-    shift = None if bias is None else _mean_error(weight, keep, change, fit)
     if held_out is not None:
-        whole = held_out.energy(weight, centred=False)
-        before = _error(weight, keep, torch.zeros_like(change), held_out, centred=False)
-        after = _error(weight, keep, change, held_out, centred=shift is not None)
-        if shift is not None:
-            # The bias takes up the mean of the tokens that were fitted to, which is not quite that of others.
-            after += float((_mean_error(weight, keep, change, held_out) - shift).square().sum())
-        before, after = (error / whole if whole else 0.0 for error in (before, after))
+        whole = held_out.energy(weight)
+        errors = (
+            _error(weight, keep, torch.zeros_like(change), held_out, None),
+            _error(weight, keep, change, held_out, None if bias is None else fit.centre),
+        )
+        before, after = (error / whole if whole else 0.0 for error in errors)
+    if bias is not None:
+        mean, lack = fit.centre
+        bias = bias + weight[:, ~keep] @ mean[~keep] - change @ mean[keep]
+        bias = bias if lack is None else bias + lack
     target: Literal["output", "stream"] = "output" if fit.lack is None else "stream"
-    bias = bias if bias is None or shift is None else bias + shift
     return RepairedMap(new, bias, damping, before, after, target)
-
-
-def _mean_error(weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments) -> torch.Tensor:
-    """Mean of W_R x_R + e - change x_K, (out,)."""
-    mean = weight[:, ~keep] @ moments.mean[~keep] - change @ moments.mean[keep]
-    return mean if moments.lack is None else mean + moments.lack.total / moments.count

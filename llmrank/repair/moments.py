@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 
 from llmrank.passes import counted, widened
 
-__all__ = ["Lack", "MomentSums", "Moments"]
+__all__ = ["Centre", "Lack", "MomentSums", "Moments"]
 
+# The mean of what a map reads, (n,), and of what the stream lacks, (out,): what a bias takes up.
+Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 # Columns of the second moments that are added to at once.
 BAND = 256
 # What a linear stand-in for a neuron is damped by, as a share of the mean square of a neuron.
@@ -80,26 +83,46 @@ class Moments:
         """Whether no value was NaN or Inf, nor overflowed."""
         return bool(torch.isfinite(self.second).all()) and (self.lack is None or math.isfinite(self.lack.square))
 
-    def covariance(self, rows: torch.Tensor, columns: torch.Tensor, *, centred: bool) -> torch.Tensor:
-        """Mean of x_i x_j, (rows, columns), of x less its mean where `centred`.
+    @property
+    def centre(self) -> Centre:
+        """The mean of x, and that of e; the latter None without a lack."""
+        return self.mean, None if self.lack is None else self.lack.total / self.count
+
+    def covariance(self, rows: torch.Tensor, columns: torch.Tensor, centre: Centre | None = None) -> torch.Tensor:
+        """Mean of x_i x_j, (rows, columns), with x taken less a centre.
 
         Parameters
         ----------
         rows, columns : (n,) bool tensors
             The neurons i and j.
-        centred : bool
+        centre : Centre, optional
+            Of these or of other moments; nothing is subtracted without.
         """
         i, j = rows.nonzero(), columns.nonzero().T
         block = self.second[i, j].div_(self.count)
-        if centred:
-            mean = self.mean
-            block.addr_(mean[rows], mean[columns], alpha=-1.0)
+        if centre is not None:
+            less, mean = centre[0], self.mean
+            block.addr_(mean[rows] - less[rows], less[columns], alpha=-1.0).addr_(less[rows], mean[columns], alpha=-1.0)
         return block
 
-    def energy(self, weight: torch.Tensor, *, centred: bool) -> float:
-        """Mean of ||weight @ x||^2, of x less its mean where `centred`; of a (out, n) float64 tensor."""
+    def energy(self, weight: torch.Tensor, centre: Centre | None = None) -> float:
+        """Mean of ||weight @ x||^2, with x taken less a centre; of a (out, n) float64 tensor."""
         found = float(((weight @ self.second) * weight).sum()) / self.count
-        return found - float((weight @ self.mean).square().sum()) if centred else found
+        if centre is None:
+            return found
+        less, mean = weight @ centre[0], weight @ self.mean
+        return found + float(less @ (less - 2.0 * mean))
+
+    def lacking(self, centre: Centre | None = None) -> tuple[torch.Tensor | None, float]:
+        """Mean of x e^T, (n, out), and mean of ||e||^2, both taken less a centre; None and 0 without a lack."""
+        if self.lack is None:
+            return None, 0.0
+        cross, square = self.lack.cross / self.count, self.lack.square / self.count
+        if centre is not None and centre[1] is not None:
+            (less, lack), (mean, mean_lack) = (centre[0], centre[1]), (self.mean, self.lack.total / self.count)
+            cross.addr_(mean - less, lack, alpha=-1.0).addr_(less, mean_lack, alpha=-1.0)
+            square += float(lack @ (lack - 2.0 * mean_lack))
+        return cross, square
 
     def unexplained(self) -> torch.Tensor:
         """How much of each neuron the others do not explain, (n,) float64.
@@ -122,17 +145,6 @@ class Moments:
         factor = torch.linalg.cholesky(covariance)
         del covariance
         return torch.cholesky_inverse(factor).diagonal().rsqrt()
-
-    def lacking(self, *, centred: bool) -> tuple[torch.Tensor | None, float]:
-        """Mean of x e^T, (n, out), and mean of ||e||^2, of both less their means where `centred`; None and 0 without a lack."""
-        if self.lack is None:
-            return None, 0.0
-        cross, square = self.lack.cross / self.count, self.lack.square / self.count
-        if centred:
-            mean = self.lack.total / self.count
-            cross.addr_(self.mean, mean, alpha=-1.0)
-            square -= float(mean.square().sum())
-        return cross, square
 
 
 class _Sums:
@@ -185,13 +197,15 @@ class MomentSums:
     device : torch.device
     fitted : int, optional
         The first batches, so many, are fitted to, and all after them held out. None: nothing is held out.
+    hold_out : bool
+        Gather the moments of what is held out, too; else those batches are passed over.
     """
 
-    def __init__(self, size: int, device: torch.device, fitted: int | None = None) -> None:
+    def __init__(self, size: int, device: torch.device, fitted: int | None = None, *, hold_out: bool = True) -> None:
         # MPS has no float64.
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._size = size
-        self._fitted = fitted
+        self._fitted, self._holds_out = fitted, hold_out
         self._fit = _Sums(size, self._device)
         # Made when there is a batch for them.
         self._held_out: _Sums | None = None
@@ -204,16 +218,19 @@ class MomentSums:
 
     def end_batch(self, lack: torch.Tensor | None) -> None:
         """See :class:`llmrank.stream.Reader`."""
-        part = self._fit
+        part: _Sums | None = self._fit
         if self._fitted is not None and self._batches >= self._fitted:
-            part = self._held_out = self._held_out or _Sums(self._size, self._device)
+            if self._holds_out and self._held_out is None:
+                self._held_out = _Sums(self._size, self._device)
+            part = self._held_out
         self._batches += 1
-        for values, mask in self._read:
-            missing = None
-            if lack is not None:
-                # Some blocks hand their FFN the tokens of all sequences in one row.
-                missing = counted(lack.reshape(*values.shape[:-1], lack.shape[-1]), mask).to(self._device)
-            part.add(counted(values, mask).to(self._device), missing)
+        if part is not None:
+            for values, mask in self._read:
+                missing = None
+                if lack is not None:
+                    # Some blocks hand their FFN the tokens of all sequences in one row.
+                    missing = counted(lack.reshape(*values.shape[:-1], lack.shape[-1]), mask).to(self._device)
+                part.add(counted(values, mask).to(self._device), missing)
         self._read.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:

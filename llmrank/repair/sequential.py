@@ -58,14 +58,14 @@ def repair_ffns(
     Returns
     -------
     Masks
-        What stays: `masks`, but for what was chosen anew.
+        `masks`, except for the layers whose neurons were chosen anew.
     dict from str to RepairedMap
         By the path of the output map's module, in its dtype; maps that lose no neuron are left out.
 
     Raises
     ------
     OptionError
-        FFNs of the explicit form, whose removed rows nothing stands in for.
+        FFNs of the explicit form, whose removed rows no map reads here.
     CalibrationError
         Non-finite activations; the message names the map.
 
@@ -75,7 +75,7 @@ def repair_ffns(
     more the fewer neurons go, and, unless they are written, the repaired maps; beside what the stream keeps.
     """
     if any(not layer.consumers for ffn in ffns for layer in ffn.prunable.values()):
-        raise OptionError("repair needs whole FFNs; with structure_dict only rows go, and nothing stands in for them")
+        raise OptionError("repair needs whole FFNs; with structure_dict no map is known that reads the removed rows")
     may_add = method.needs_bias and bool(bias_attribute(model))
     repaired: dict[str, RepairedMap] = {}
     kept = dict(masks)
@@ -105,11 +105,13 @@ def _repair_map(
     *,
     may_add: bool,
 ) -> tuple[torch.Tensor, RepairedMap]:
-    """What stays of one layer, and what stands in for its output map; all moments are gone afterwards."""
+    """The keep mask of one layer and its repaired output map; all moments are freed afterwards."""
     (consumer,) = layer.consumers
     device = consumer.weight.device
     sums = MomentSums(layer.size, device, stream.fitted)
-    whole = MomentSums(layer.size, device, stream.fitted) if choose is not None and method.reselects else None
+    whole = None
+    if choose is not None and method.reselects:
+        whole = MomentSums(layer.size, device, stream.fitted, hold_out=False)
     stream.feed(ffn, consumer.module, sums, whole)
     fit, held_out = sums.moments()
     if not fit.count or not fit.finite or (held_out is not None and not held_out.finite):

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from graphs import BlockDigraph, Edges, GraphError, LayeredGraph, pagerank
 from graphs.blocks import SparseBlock
-from graphs.validation import as_block
+from graphs.validation import as_block, as_csr
 
 WEIGHTS = np.array([[1.0, 2.0, 0.0], [0.0, 3.0, 4.0], [5.0, 0.0, 6.0]])
 FAR = 10**8
@@ -160,3 +160,10 @@ def test_sound_tensors_of_every_format_are_read(form: str) -> None:
 def test_a_format_that_scipy_does_not_know_is_refused() -> None:
     with pytest.raises(GraphError, match=r"it: expected a dense, COO, CSR, CSC or BSR tensor, got torch.sparse_bsc"):
         as_block(tensor("bsc", [0, 1], [0]), "it")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "float32"])
+def test_duplicates_of_a_coo_matrix_add_up_whatever_the_dtype(dtype: str) -> None:
+    values = np.array([100, 100], dtype=dtype)
+    found = as_csr(sparse.coo_array((values, ([0, 0], [1, 1])), shape=(1, 2)), "block 1")
+    assert found.toarray().tolist() == [[0.0, 2.0 if dtype == "bool" else 200.0]]

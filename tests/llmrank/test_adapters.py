@@ -488,3 +488,17 @@ def test_edges_of_a_gated_ffn_are_the_sum_of_up_and_gate() -> None:
     for k, entry in enumerate(run.model_graphs):
         torch.testing.assert_close(torch.from_numpy(entry.graph.block(1).toarray()).float(), wanted[k])
         torch.testing.assert_close(torch.from_numpy(entry.graph.block(2).toarray()).float(), down[k])
+
+
+def test_an_output_map_is_told_by_its_shape_wherever_it_is_defined() -> None:
+    class GatedFFN(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w1, self.w2, self.w3 = nn.Linear(6, 10), nn.Linear(10, 6), nn.Linear(6, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.w2(nn.functional.silu(self.w1(x)) * self.w3(x))
+
+    (ffn,) = find_ffns(nn.ModuleDict({"ffn": GatedFFN()}))
+    assert ffn.kind == "gated"
+    assert [[projection.name for projection in stage] for stage in ffn.stages] == [["ffn.w1", "ffn.w3"], ["ffn.w2"]]

@@ -358,3 +358,17 @@ def test_weights_of_a_checkpoint_stay_on_disk(tmp_path: Path) -> None:
             for projection in stage:
                 address = projection.weight.data_ptr()
                 assert any(start <= address < stop for start, stop in regions), ffn.name
+
+
+@pytest.mark.parametrize("error", [AssertionError(), MemoryError()])
+def test_a_check_that_fails_without_a_word_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(llmrank.checkpoint, "read_model", fail)
+    with pytest.raises((CheckpointError, MemoryError)) as raised:
+        save(tmp_path / "out", tiny_llama())
+    assert isinstance(raised.value, MemoryError) or raised.value.__cause__ is error
+    assert not list(tmp_path.iterdir())

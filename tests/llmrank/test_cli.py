@@ -145,7 +145,7 @@ def test_evaluation_lands_in_the_report(checkpoint: Path, corpus: Path, tmp_path
     prune = ("prune", checkpoint, "--output", output, "--calibration", corpus, "--evaluate", corpus)
     assert run(*prune, *SHORT) == 0
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    assert report["evaluation"]["calibration_overlap"] == pytest.approx(2 / 14)  # the first 2 of 14 sequences
+    assert report["evaluation"]["calibration_overlap"] == pytest.approx(3 / 14)  # the first 2 of 14 sequences, and one held out
     assert run("evaluate", output, "--text", corpus, "--json", result, "--samples", 16, "--sequence-length", 16) == 0
     again = json.loads(result.read_text(encoding="utf-8"))
     assert again["protocol"]["source"] == "file corpus.txt"
@@ -446,7 +446,10 @@ def test_closed_streams_change_nothing(monkeypatch: pytest.MonkeyPatch, closed: 
         getattr(sys, name).close()
 
 
-def test_a_reader_that_goes_away_costs_no_checkpoint(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_a_reader_that_goes_away_costs_no_checkpoint(
+    checkpoint: Path, corpus: Path, tmp_path: Path, gone: tuple[str, ...]
+) -> None:
     output = tmp_path / "out"
     command = [
         sys.executable,
@@ -463,11 +466,12 @@ def test_a_reader_that_goes_away_costs_no_checkpoint(checkpoint: Path, corpus: P
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+        streams = {name: writing if name in gone else subprocess.PIPE for name in ("stdout", "stderr")}
+        done = subprocess.run(command, check=False, **streams)
     finally:
         os.close(writing)
-    assert done.returncode == 0, done.stderr[-500:]
-    assert b"BrokenPipe" not in done.stderr
+    assert done.returncode == 0, (done.stderr or b"")[-500:]
+    assert b"BrokenPipe" not in (done.stderr or b"")
     assert (output / "model.safetensors").is_file()
 
 

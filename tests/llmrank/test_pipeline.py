@@ -310,7 +310,7 @@ def test_a_repair_for_good_that_fails_half_way_leaves_the_model_as_it_was() -> N
     before.assert_restored()
     pipeline.repair = LeastSquaresRepair()
     pipeline.run()
-    for again in (pipeline.run, lambda: pipeline.select((), pipeline.sequences())):
+    for again in (pipeline.run, lambda: pipeline.select((), pipeline.calibration_texts()[0])):
         with pytest.raises(OptionError, match="changed its model for good"):
             again()
 
@@ -351,6 +351,7 @@ def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() 
     assert given.calibration_texts()[1] is None
     given.run()
     assert given.validation.tokens == 2 * 11
+    assert given.report.held_out == tokenise(whole.ids[16:], None, 2, 12).provenance()
     single = IsolatedFFNPipeline(tiny_llama(), None, calibration=whole.ids[:1], repair=LeastSquaresRepair())
     single.run()
     assert single.validation is None
@@ -370,14 +371,14 @@ def test_a_repair_from_few_tokens_says_how_many_would_do() -> None:
     ffns = find_ffns(model)
     width = ffns[0].sizes[1]
     wanted = 4 * width // 2
-    assert pipeline.scarcity(ffns, wanted) is None
-    said = pipeline.scarcity(ffns, wanted - 1)
+    assert pipeline.token_warning(ffns, wanted) is None
+    said = pipeline.token_warning(ffns, wanted - 1)
     assert said is not None
     assert f"give {wanted:,} or more (--samples {-(-wanted // 32)} of 32 tokens)" in said
     pipeline.pruner = LocalPruner(3)
-    assert f"for {width:,} neurons" in str(pipeline.scarcity(ffns, 1))
+    assert f"for {width:,} neurons" in str(pipeline.token_warning(ffns, 1))
     pipeline.repair = None
-    assert pipeline.scarcity(ffns, 1) is None
+    assert pipeline.token_warning(ffns, 1) is None
 
 
 def test_the_validation_is_the_divergence_from_the_dense_model_before_and_after() -> None:
@@ -486,7 +487,7 @@ def test_sensitivities_are_those_of_the_even_cut_and_shift_the_budget(topology: 
     assert masks is not None
     pipeline.undo()
     snapshot.assert_restored()
-    expected = layer_sensitivities(model, pipeline.find(), even.masks, pipeline.sequences())
+    expected = layer_sensitivities(model, pipeline.find(), even.masks, pipeline.calibration_texts()[0])
     assert pipeline.sensitivities == expected
     spared = max(expected, key=lambda name: expected[name])
     assert spared == "model.layers.2.mlp"

@@ -94,7 +94,7 @@ def test_errors_are_those_of_held_out_tokens_and_never_more_than_unrepaired(
     assert found.before == pytest.approx(float((dense - cut).square().sum() / energy), rel=1e-6, abs=1e-9)
     assert found.after == pytest.approx(float((dense - new).square().sum() / energy), rel=1e-6, abs=1e-9)
     assert not found.weight[:, ~kept].any()
-    if damping == "auto" and not centred:  # no repair at all is among the choices
+    if damping == "auto" and not centred:  # to leave the map as it was cut is among the choices
         assert found.after <= found.before * (1 + 1e-9) + 1e-9
 
 
@@ -187,7 +187,8 @@ def test_the_damping_is_the_one_that_does_best_on_what_was_held_out(seed: int, c
     bias = torch.zeros(3).double() if centred else None
     fit, held_out = Moments.of(inputs[:12]), Moments.of(inputs[12:])
     found = LeastSquaresRepair().solve(matrix, bias, kept, fit, held_out)
-    rows = inputs[12:] - (inputs[12:].mean(0) if centred else 0.0)
+    # A bias takes up the means of what is fitted to.
+    rows = inputs[12:] - (inputs[:12].mean(0) if centred else 0.0)
 
     def error(weight: torch.Tensor) -> float:
         return float((rows @ (matrix - weight).T).square().sum())
@@ -197,6 +198,7 @@ def test_the_damping_is_the_one_that_does_best_on_what_was_held_out(seed: int, c
     best = min(error(weight) for weight in (*trials, cut) if weight is not None)
     assert found.weight is not None
     assert error(found.weight) == pytest.approx(best, rel=1e-6)
+    assert found.after == pytest.approx(best / float((inputs[12:] @ matrix.T).square().sum()), rel=1e-6)
     assert found.damping in DAMPINGS
 
 
