@@ -21,9 +21,8 @@ from llmrank.repair.moments import Centre, Moments
 
 __all__ = ["BaseRepair", "BiasRepair", "LeastSquaresRepair", "RepairedMap"]
 
-# Four dampings a decade. At the low end the fit is all but undamped, at the high end the weights are all but left as they were
-# cut, so that the best damping lies between them; an infinite one, which leaves the weights alone, is tried as well.
-DAMPINGS = (*(10.0 ** (quarter / 4) for quarter in range(-24, 17)), math.inf)
+# Four dampings a decade, between the ends that nothing lies beyond: an undamped fit, and weights left as they were cut.
+DAMPINGS = (0.0, *(10.0 ** (quarter / 4) for quarter in range(-24, 17)), math.inf)
 # Where no token is held out to choose by. It trusts the fit about as much as the map that was cut.
 CAUTIOUS_DAMPING = 1.0
 # Fewer leave much of what least squares can give, on the models that were measured.
@@ -168,8 +167,8 @@ class LeastSquaresRepair(BaseRepair):
     Parameters
     ----------
     damping : float or "auto"
-        "auto" takes for each map the damping with the smallest error on the held-out tokens, from 1e-6 to 1e4 or infinite, which
-        leaves its weights as they were cut (a bias takes up the means all the same); without held-out tokens it is 1.
+        "auto" takes for each map the damping with the smallest error on the held-out tokens: 0, 1e-6 to 1e4, or infinite, which
+        leaves its weights as they were cut (a bias takes up the means all the same). Without held-out tokens it is 1.
     target : {"stream", "output"}
         "output" fits the map to its old outputs for what it reads now (C = 0). "stream" fits it to what brings the residual
         stream behind it back to that of the dense model, and so makes up for what earlier layers lost. "stream" costs a further

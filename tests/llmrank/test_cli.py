@@ -145,7 +145,9 @@ def test_evaluation_lands_in_the_report(checkpoint: Path, corpus: Path, tmp_path
     prune = ("prune", checkpoint, "--output", output, "--calibration", corpus, "--evaluate", corpus)
     assert run(*prune, *SHORT) == 0
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    assert report["evaluation"]["calibration_overlap"] == pytest.approx(3 / 14)  # the first 2 of 14 sequences, and one held out
+    assert report["evaluation"]["calibration_overlap"] == pytest.approx(
+        3 / 14
+    )  # the first 2 of 14 sequences, and one held out
     assert run("evaluate", output, "--text", corpus, "--json", result, "--samples", 16, "--sequence-length", 16) == 0
     again = json.loads(result.read_text(encoding="utf-8"))
     assert again["protocol"]["source"] == "file corpus.txt"
