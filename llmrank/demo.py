@@ -23,6 +23,10 @@ __all__ = ["draw_figure", "run"]
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 FIGURE_FILE = "what_went_where.png"
+PARTING = (
+    "the pruned model completes the sentence otherwise than the dense one: it has lost what it knew there. Removing fewer neurons "
+    "(--amount 0.1) or calibrating on more text like what it will read (--samples 64 --calibration FILE) keeps more."
+)
 
 
 def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PROMPT) -> Path:
@@ -67,6 +71,8 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     for name, text in said.items():
         # As Text: what a model says may look like markup.
         console.print(Text.assemble(f"{name:>7}: {prompt}", (text, "bold")), highlight=False)
+    if talks and _first_word(said["pruned"]) != _first_word(said["dense"]):
+        console.print(Text(f"Warning: {PARTING}", style="bold yellow"))
     figure = directory / FIGURE_FILE
     try:
         draw_figure(pipeline).savefig(figure, dpi=150)
@@ -79,6 +85,11 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
             )
         )
     return directory
+
+
+def _first_word(text: str) -> str:
+    """The first word of a completion without punctuation; empty where there is none."""
+    return next(iter(text.split()), "").strip(".,;:!?")
 
 
 def draw_figure(pipeline: BasePipeline) -> Figure:

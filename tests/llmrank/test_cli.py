@@ -194,6 +194,16 @@ def test_a_demo_shows_what_models_say_as_they_say_it(
     assert not (output / demo.FIGURE_FILE).exists()
 
 
+@pytest.mark.parametrize(("pruned", "warns"), [(" Rome, of course", False), (" New York.", True), ("", True)])
+def test_a_demo_says_where_the_pruned_model_is_wrong(
+    checkpoint: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, pruned: str, warns: bool
+) -> None:
+    said = iter([" Rome. It", pruned])
+    monkeypatch.setattr(demo, "complete", lambda *_: next(said))
+    assert run("demo", "--model", checkpoint, "--output", tmp_path / "demo", *SHORT) == 0
+    assert ("completes the sentence otherwise" in " ".join(capsys.readouterr().out.split())) is warns
+
+
 def test_a_demo_saves_before_it_prints(checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:
     def refuse(*_: Any) -> None:
         assert (tmp_path / "demo" / "report.json").is_file()
