@@ -24,7 +24,7 @@ __all__ = ["draw_figure", "run"]
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 FIGURE_FILE = "what_went_where.png"
 PARTING = (
-    "the pruned model completes the sentence otherwise than the dense one: it has lost what it knew there. Removing fewer neurons "
+    "the pruned model completes the sentence otherwise than the dense one: it has lost what it knew. Removing fewer neurons "
     "(--amount 0.1) or calibrating on more text like what it will read (--samples 64 --calibration FILE) keeps more."
 )
 
