@@ -380,8 +380,14 @@ def _padded(
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text, without what the tokenizer puts before and after it."""
-    # verbose=False: a long text is cut into sequences here, so its length is no reason to warn.
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    try:
+        # verbose=False: a long text is cut into sequences here, so its length is no reason to warn.
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    except Exception as error:  # tokenizers of damaged files raise bare exceptions
+        raise CalibrationError(
+            f"the model's tokenizer fails on the text ({type(error).__name__}: {error}); its files are damaged or belong to "
+            "another model: fetch them again"
+        ) from error
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -52,6 +52,15 @@ DEMO_ENCODER = PackagedModel(
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel")
 # Masks that attentions of earlier versions saved among the weights; models compute them now.
 OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
+# Their absence says that a model came without a tokenizer; where one is there, its failure is told.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
 TRUST = "Read that code, and if you trust it pass --trust-remote-code (trust_remote_code=True in Python)"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -144,7 +153,7 @@ def load_pretrained(
     Warns
     -----
     UserWarning
-        The tokenizer is code of the checkpoint and `trust_remote_code` is not set, or it is set and there is no usable tokenizer.
+        There are files of a tokenizer that cannot be loaded, or it is code of the checkpoint that is not trusted.
     """
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
     name = os.fspath(source)
@@ -195,11 +204,15 @@ def load_pretrained(
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust, **options)
     except Exception as error:  # as above; a model without a usable tokenizer can be pruned on token tensors
         tokenizer = None
-        if trust_remote_code:
-            warnings.warn(f"the tokenizer of {os.fspath(source)} cannot be loaded: {_first_line(error)}", stacklevel=2)
-        elif "trust_remote_code" in str(error):
+        if "trust_remote_code" in str(error):
             warnings.warn(
                 f"the tokenizer of {os.fspath(source)} is code that comes with it and was not run; the model has none. {TRUST}",
+                stacklevel=2,
+            )
+        elif trust_remote_code or any((path / file).exists() for file in TOKENIZER_FILES):
+            warnings.warn(
+                f"the tokenizer of {os.fspath(source)} cannot be loaded ({_first_line(error)}), so the model has none; fetch its "
+                "files again",
                 stacklevel=2,
             )
     return LoadedModel(model.to(target).eval(), tokenizer, os.fspath(source))

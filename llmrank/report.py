@@ -64,7 +64,9 @@ class Evaluation:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the pruned model is no better than token frequencies."""
+        """Whether the pruned model is no better than token frequencies, and the dense model was."""
+        if self.before is not None and self.before.value >= self.unigram:
+            return False
         return self.after is not None and not self.after.value < self.unigram
 
     def warnings(self) -> list[str]:
@@ -76,8 +78,9 @@ class Evaluation:
                 "perplexity flatters; evaluate on other text"
             )
         if self.collapsed and self.after is not None:
+            unless = " (or the dense model was no better)" if self.before is None else ""
             found.append(
-                f"the pruned model has collapsed: its perplexity {self.after.value:.4g} is not below that of token "
+                f"the pruned model has collapsed{unless}: its perplexity {self.after.value:.4g} is not below that of token "
                 f"frequencies alone ({self.unigram:.4g}); prune less"
             )
         return found

@@ -282,7 +282,14 @@ class RepairsInPlace:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close()
         parameter: nn.Parameter = consumer.module.weight  # type: ignore[assignment]
         start = self._file.seek(0, os.SEEK_END)
-        self._file.write(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        try:
+            self._file.write(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"cannot keep the weights that a repair replaces in the temporary directory {tempfile.gettempdir()} ({error}); "
+                "free space there, or set TMPDIR to another place"
+            ) from error
         self._replaced.append((parameter, start))
         consumer.weight.copy_(repaired.weight)
         return replace(repaired, weight=None)

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0; 1 for a bug, that is an error that nobody foresaw; 2 for bad input, or where the system refuses (a
-        file, or memory); 130 if interrupted, and 143 by SIGTERM. A reader of standard output that goes away changes nothing.
+        file, or memory); 130 if interrupted, 143 by SIGTERM, 129 by SIGHUP. A reader of the output that goes away changes nothing.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options.progress = make_progress()
     try:
-        with _sigterm_interrupts():
+        with _signals_interrupt():
             check_numbers(options)
             torch.manual_seed(getattr(options, "seed", 0))
             status: int = options.run(options, console)
@@ -98,31 +98,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that half-written results are removed."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield  # someone else sees to it
-        return
+def _signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a terminal that closes, end a command as Ctrl-C does: half-written results are removed."""
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Where someone else sees to a signal (nohup), it is left to them.
+    signals = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []
 
-    def interrupt(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one shall not stop the removal
-        raise KeyboardInterrupt(signal.SIGTERM)
+    def interrupt(number: int, _frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one shall not stop the removal
+        raise KeyboardInterrupt(number)
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in signals:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _told(error: BaseException) -> tuple[int, str]:
     """The exit status that an error means, and what to say of it."""
     if isinstance(error, KeyboardInterrupt):
         return (
-            143 if signal.SIGTERM in error.args else 130,
+            128 + (error.args[0] if error.args else signal.SIGINT),
             "interrupted; a checkpoint directory is only there if it is complete",
         )
     if out_of_memory(error):

@@ -115,7 +115,7 @@ def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
     """A look at a few sequences; nobody should find out from users that a model talks nonsense."""
-    if pipeline.tokenizer is None or not has_perplexity(pipeline.model):
+    if pipeline.tokenizer is None or not has_perplexity(pipeline.model) or not report.neurons["removed"]:
         return
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
@@ -147,6 +147,9 @@ def _say_how_to_load(directory: Path, model: Any, console: Console) -> None:
             "(--align pad would fill it up to the original width, and save nothing.)",
             markup=False,
         )
+        return
+    if not type(model).__module__.startswith("transformers."):
+        console.print("Its class is code that comes with it: load it with llmrank.load(..., trust_remote_code=True).")
         return
     loader = type(model).__name__
     auto = "AutoModelForCausalLM" if "CausalLM" in loader or "LMHead" in loader else loader

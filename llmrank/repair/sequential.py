@@ -114,10 +114,14 @@ def _repair_map(
         whole = MomentSums(layer.size, device, stream.fitted, hold_out=False)
     stream.feed(ffn, consumer.module, sums, whole)
     fit, held_out = sums.moments()
-    if not fit.count or not fit.finite or (held_out is not None and not held_out.finite):
+    if not fit.count:
         raise CalibrationError(
-            f"what {consumer.name} reads, or the stream behind it, is not finite once the FFNs before it are cut, or "
-            "no token reached it; prune less, or load the model in float32"
+            f"no calibration token to fit the repair to reached {consumer.name}; give more and longer texts, or use no repair"
+        )
+    if not fit.finite or (held_out is not None and not held_out.finite):
+        raise CalibrationError(
+            f"what {consumer.name} reads, or the stream behind it, is not finite once the FFNs before it are cut; prune less, or "
+            "load the model in float32"
         )
     if choose is not None and whole is not None:
         # Without a stream of the dense model, the stream that is already cut has to do.

@@ -315,3 +315,11 @@ def test_builtin_parts_do_not_overlap() -> None:
     ids = [torch.tensor([[words.setdefault(w, len(words)) for w in t.split()]]) for t in (calibration, evaluation)]
     first, second = (tokenise(row, None, 1, row.shape[1]) for row in ids)
     assert overlap(first, second) < 0.01
+
+
+def test_a_tokenizer_that_fails_is_named() -> None:
+    def damaged(*_: Any, **__: Any) -> Any:
+        raise Exception("WordLevel error: Missing [UNK] token from the vocabulary")
+
+    with pytest.raises(CalibrationError, match=r"tokenizer fails on the text .*Missing .UNK. token"):
+        tokenise("one two three", damaged, 1, 2)

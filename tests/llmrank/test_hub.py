@@ -244,7 +244,7 @@ def test_a_tokenizer_that_is_code_is_told(model: Path, trace: Path) -> None:
     assert not trace.exists()
     assert type(llmrank.load(model, trust_remote_code=True).tokenizer).__name__ == "OwnTokenizer"
     (model / "own.py").write_text("raise OSError('no such thing')")
-    with pytest.warns(UserWarning, match="cannot be loaded: no such thing"):
+    with pytest.warns(UserWarning, match=r"cannot be loaded \(no such thing\)"):
         assert llmrank.load(model, trust_remote_code=True).tokenizer is None
 
 
@@ -271,3 +271,17 @@ def test_an_encoder_with_its_tokenizer_loads_the_same(tmp_path: Path) -> None:
     again = llmrank.load(tmp_path / "model").model
     with torch.no_grad():
         assert torch.equal(again(input_ids=IDS).last_hidden_state, encoder(input_ids=IDS).last_hidden_state)
+
+
+def test_a_damaged_tokenizer_is_told(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    whole = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2], encoding="utf-8")
+    with pytest.warns(UserWarning, match="the tokenizer of .* cannot be loaded"):
+        assert load_pretrained(tmp_path).tokenizer is None
+
+
+def test_a_model_without_a_tokenizer_loads_without_a_word(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    assert load_pretrained(tmp_path).tokenizer is None

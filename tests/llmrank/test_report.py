@@ -142,6 +142,7 @@ def test_collapse_is_judged_against_token_frequencies(after: float, unigram: flo
     assert evaluation.collapsed is collapsed
     assert any("has collapsed" in sentence for sentence in evaluation.warnings()) is collapsed
     assert Evaluation(PROTOCOL, Perplexity(9.0, 14), None, unigram).collapsed is False
+    assert Evaluation(PROTOCOL, Perplexity(90.0, 14), Perplexity(after, 14), unigram).collapsed is False
 
 
 def test_overlap_with_the_calibration_text_is_a_warning() -> None:
