@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0; 1 for a bug, that is an error that nobody foresaw; 2 for bad input, or where the system refuses (a
-        file, or memory); 130 if interrupted, 143 by SIGTERM, 129 by SIGHUP. A reader of the output that goes away changes nothing.
+        file, or memory); 130 if interrupted, 143 by SIGTERM, 129 by SIGHUP. A reader of the output may go away.
 
     Raises
     ------
