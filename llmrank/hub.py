@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ DEMO_ENCODER = PackagedModel(
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel")
 # Masks that attentions of earlier versions saved among the weights; models compute them now.
 OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
+# With this option encoders are made without the layer that only a classifier reads.
+NO_POOLER = {"add_pooling_layer": False}
 # Their absence says that a model came without a tokenizer; where one is there, its failure is told.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -276,7 +279,8 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
         Tensors that are missing or of another shape are freshly initialised.
     differences : str
         Which are missing, unexpected or of another shape; empty where everything fits. Masks of attentions that earlier versions
-        saved, and heads and poolers that only other classes of the same configuration have, are no difference.
+        saved, and heads and poolers that only other classes of the same configuration have, are no difference. An encoder
+        whose pooler alone is missing is read without one.
 
     Raises
     ------
@@ -286,12 +290,22 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
     model, info = model_class.from_pretrained(
         name, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
+    missing = info["missing_keys"]
+    if missing and all(key.startswith("pooler.") for key in missing) and _takes(model_class, NO_POOLER):
+        # Encoders of sentences are saved without: none is better than one of random weights.
+        return read_model(model_class, name, config, **options, **NO_POOLER)
     unexpected = [key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key)]
     if unexpected:
         unexpected = sorted(set(unexpected) - _keys_of_other_heads(model, unexpected))
     shapes = [f"{key} {tuple(there)}, not {tuple(own)}" for key, there, own in info["mismatched_keys"]]
     kinds = {"missing": info["missing_keys"], "unexpected": unexpected, "of another shape": shapes}
     return model, "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys)
+
+
+def _takes(model_class: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a model class, or one that it derives from, is made with these options."""
+    made = [inspect.signature(vars(base)["__init__"]) for base in model_class.__mro__ if "__init__" in vars(base)]
+    return any(options.keys() <= signature.parameters.keys() for signature in made[:-1])
 
 
 def _keys_of_other_heads(model: Any, keys: Iterable[str]) -> set[str]:
