@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Literal, TypeAlias
 
@@ -236,14 +236,19 @@ def trial_cut(
     masks : Masks or None
         None leaves the model as it is.
     """
-    application = None
-    try:
+    applied: list[Application] = []
+    with ExitStack() as way_back:
+        # Registered first, and twice, so that an interrupt at any point still takes the masks back.
+        for _ in range(2):
+            way_back.callback(_take_back, applied)
         if masks is not None:
-            application = apply_masks(model, ffns, masks, "zero", repaired=repaired)
+            applied.append(apply_masks(model, ffns, masks, "zero", repaired=repaired))
         yield
-    finally:
-        if application is not None:
-            application._roll_back()
+
+
+def _take_back(applied: Sequence[Application]) -> None:
+    for application in applied:
+        application._roll_back()
 
 
 class RepairsInPlace:

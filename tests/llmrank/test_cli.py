@@ -563,18 +563,22 @@ def test_signals_end_a_command_as_an_interruption_does(
     name: str, monkeypatch: Any, checkpoint: Path, tmp_path: Path, corpus: Path, capsys: Any
 ) -> None:
     number = getattr(signal, name)
+    before = signal.getsignal(number)
 
     def terminated(_self: Any, directory: Path, **_: Any) -> None:
         (Path(directory) / "model.safetensors").write_bytes(b"half")
         os.kill(os.getpid(), number)
 
-    before = signal.getsignal(number)
+    # Under nohup SIGHUP is ignored, and stays so.
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", terminated)
     output = tmp_path / "out"
     assert run("prune", checkpoint, "--output", output, "--calibration", corpus, *SHORT) == 128 + number
     assert "llmrank: interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [corpus]
-    assert signal.getsignal(number) is before
+    monkeypatch.undo()
+    assert signal.getsignal(number) is signal.SIG_DFL
+    signal.signal(number, before)
 
 
 def test_a_system_that_refuses_is_no_traceback(monkeypatch: Any, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
