@@ -42,7 +42,7 @@ def ranked(scorer: BaseScorer = EXACT, layers: int = 3, **options: Any) -> Resid
     model = tiny_llama(num_hidden_layers=layers)
     pipeline = ResidualFFNPipeline(model, None, scorer=scorer, calibration=IDS, **options)
     ffns = pipeline.find()
-    pipeline.model_graphs = pipeline.draw(ffns, pipeline.calibrate(ffns, pipeline.sequences()))
+    pipeline.model_graphs = pipeline.draw(ffns, pipeline.calibrate(ffns, pipeline.calibration_texts()[0]))
     pipeline.ranks = pipeline.score(pipeline.model_graphs)
     return pipeline
 
@@ -232,7 +232,7 @@ def test_graphs_ask_for_what_they_need() -> None:
     model = tiny_llama()
     pipeline = IsolatedFFNPipeline(model, None, calibration=IDS)
     ffns = find_ffns(model)
-    statistics = pipeline.calibrate(ffns, pipeline.sequences())
+    statistics = pipeline.calibrate(ffns, pipeline.calibration_texts()[0])
     with pytest.raises(OptionError, match="set beta, or collect statistics with skips=True"):
         build_graphs(ffns, statistics, "residual")
     with pytest.raises(OptionError, match="which the chained topology has none of"):
