@@ -169,7 +169,7 @@ def _block_of(name: str) -> str:
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raise for models whose modules stand in for others: adapters of PEFT, and compiled modules."""
+    """Raise for models whose modules wrap others: adapters of PEFT, and compiled modules."""
     for path, module in model.named_modules():
         of = f"{path} of {type(model).__name__}" if path else type(model).__name__
         if hasattr(module, "base_layer") and hasattr(module, "merge"):
@@ -180,9 +180,9 @@ def refuse_wrapped(model: nn.Module) -> None:
             )
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise UnsupportedModelError(
-                f"{of} is compiled (torch.compile), and compiled code does not let another function stand in for a map, as "
-                "repair does; expected a model that is not compiled: prune the model first (a compiled module holds it as "
-                "_orig_mod), and compile what comes out"
+                f"{of} is compiled (torch.compile), and compiled code does not run the functions that repair substitutes for "
+                "linear maps; expected a model that is not compiled: prune the model first (a compiled module holds it as "
+                "_orig_mod), and compile the pruned one"
             )
 
 

@@ -196,7 +196,7 @@ class MomentSums:
         Neurons.
     device : torch.device
     fitted : int, optional
-        The first batches, so many, are fitted to, and all after them held out. None: nothing is held out.
+        How many batches, the first ones, are fitted to; those after them are held out. None holds out nothing.
     hold_out : bool
         Gather the moments of what is held out, too; else those batches are passed over.
     """
