@@ -108,13 +108,15 @@ class Thinning:
         gamma, theta = check_share("gamma", gamma), check_share("theta", theta)
         # Half the L1 distance of two vectors of mass 1 is the mass that they do not share.
         apart = 0.0
+        differ = False  # not told by `apart`, which rounds to 0 where gamma is tiny
         bounds = [0.0]
         for block, (weight, edges) in enumerate(zip(self.dropped_weight, self.dropped_edges, strict=True)):
             if math.isfinite(apart):
                 share = theta * weight + (1.0 - theta) * edges
                 apart = gamma * (apart + share - apart * share)
+                differ = differ or (gamma > 0.0 and share > 0.0)
                 # Equal vectors stay equal under N, whatever dangles.
-                if apart > 0.0 and self._dangling_blocks[block]:
+                if differ and self._dangling_blocks[block]:
                     apart = math.inf
             bounds.append(min(2.0, 2.0 * apart) if math.isfinite(apart) else math.inf)
         return tuple(bounds)

@@ -339,6 +339,12 @@ def test_from_the_first_difference_at_a_dangling_column_on_no_bound_is_claimed(
     assert (found.error_bound(gamma, theta) == np.inf) == lost
 
 
+def test_a_difference_that_rounds_to_nothing_still_ends_the_bounds() -> None:
+    full, dangling = np.array([[0.0], [0.0], [1.0], [1.0]]), np.zeros((3, 4))
+    found = thin(graph_of(full, dangling), top_k=1)
+    assert found.layer_bounds(1e-310)[2] == np.inf
+
+
 def test_a_dangling_column_ends_the_bounds_where_it_stands() -> None:
     weights = [np.array([[3.0, 1.0], [1.0, 1.0]])] * 3
     full = thin(graph_of(*weights), top_k=1).layer_bounds(0.5)
