@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, gallery, residual_graph
-from llmrank import checkpoint
-from llmrank.activations import collect
-from llmrank.adapters import find_ffns
-from llmrank.calibration import builtin_texts, tokenise
-from llmrank.hub import demo_model
-from llmrank.model_graph import build_graphs
+from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, residual_graph
+from graphs.structures import gallery
+from llmrank.calibration.statistics import collect
+from llmrank.calibration.text import builtin_texts, tokenise
+from llmrank.models import find_ffns
+from llmrank.models.loading import demo_model
+from llmrank.score.model_graph import build_graphs
+from llmrank.surgery import checkpoint
 
 __all__ = [
     "CYCLIC",

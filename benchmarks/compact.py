@@ -31,10 +31,10 @@ from benchmarks import figures
 from benchmarks.measure import alternated
 from benchmarks.provenance import provenance, write
 from benchmarks.variants import Variant, model_multiply_adds, multiply_adds, variants
-from llmrank import checkpoint
-from llmrank.adapters import FFN
-from llmrank.calibration import builtin_texts, tokenise
-from llmrank.hub import demo_model
+from llmrank.calibration.text import builtin_texts, tokenise
+from llmrank.models import FFN
+from llmrank.models.loading import demo_model
+from llmrank.surgery import checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 # Measured and promised agree when their quotient is within this of 1.

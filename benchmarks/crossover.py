@@ -1,4 +1,4 @@
-"""Where CSR products overtake dense ones: measures the table in ``graphs/costs.py`` anew.
+"""Where CSR products overtake dense ones: measures the table in ``graphs/linalg/cost_model.py`` anew.
 
 Run it as ``python -m benchmarks.crossover``. One block, float32 weights and a float64 vector, at several densities: seconds
 of a dense product, of a CSR product, and of the conversions, each alternated with the dense product of the full block. It
@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.measure import alternated
 from benchmarks.provenance import provenance, write
-from graphs.backends import make_backend
-from graphs.blocks import DenseBlock, SparseBlock
-from graphs.costs import COSTS
+from graphs.linalg.backends import make_backend
+from graphs.linalg.blocks import DenseBlock, SparseBlock
+from graphs.linalg.cost_model import COSTS
 
 RESULTS = Path(__file__).parent / "results"
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)

@@ -20,11 +20,11 @@ from benchmarks import pruning_peers
 from benchmarks.provenance import opened, write
 from benchmarks.quality import EARLIER, RESULTS, Setting, Study, is_earlier, protocol
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
-from llmrank import checkpoint
-from llmrank.calibration import TokenSequences, n_held_out, tokenise, tokenise_and_hold_out
-from llmrank.checkpoint import LoadedModel
-from llmrank.generation import AT_ONCE, PIECE, generated_text
-from llmrank.hub import demo_model
+from llmrank.calibration.generation import AT_ONCE, PIECE, generated_text
+from llmrank.calibration.text import TokenSequences, n_held_out, tokenise, tokenise_and_hold_out
+from llmrank.models.loading import demo_model
+from llmrank.surgery import checkpoint
+from llmrank.surgery.checkpoint import LoadedModel
 
 ROWS = (
     ("ffn", "weighted pagerank", "isolated", "local", "none"),

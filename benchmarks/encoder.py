@@ -27,17 +27,18 @@ from scipy.stats import spearmanr
 
 from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext
-from llmrank import Masks, checkpoint
-from llmrank.activations import collect
-from llmrank.adapters import find_ffns
-from llmrank.calibration import TokenSequences, n_held_out, tokenise
-from llmrank.config import PIPELINES, make_pruner, make_repair, make_scorer
-from llmrank.hub import demo_encoder
-from llmrank.passes import evaluating, model_inputs
-from llmrank.reselection import Reselection
-from llmrank.stream import recording
-from llmrank.surgery import apply_masks
-from llmrank.validation import repair_where_it_helps
+from llmrank import Masks
+from llmrank.calibration.blockwise import recording
+from llmrank.calibration.forward import evaluating, model_inputs
+from llmrank.calibration.statistics import collect
+from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
+from llmrank.models import find_ffns
+from llmrank.models.loading import demo_encoder
+from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.validation import repair_where_it_helps
+from llmrank.prune.reselection import Reselection
+from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
 # Words of a sentence: shorter ones are mostly captions, longer ones mostly lists.

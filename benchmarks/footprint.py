@@ -30,16 +30,16 @@ from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
 from benchmarks.ranking import peak_growth, statistics_for
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
-from llmrank import checkpoint
-from llmrank.adapters import find_ffns
-from llmrank.adapters.ffn import in_features, out_features
-from llmrank.calibration import TokenSequences
-from llmrank.config import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
-from llmrank.evaluate import perplexity
-from llmrank.generation import generated_text
-from llmrank.hub import demo_model
-from llmrank.model_graph import build_graphs
-from llmrank.passes import evaluating, model_inputs
+from llmrank.calibration.forward import evaluating, model_inputs
+from llmrank.calibration.generation import generated_text
+from llmrank.calibration.text import TokenSequences
+from llmrank.evaluation.perplexity import perplexity
+from llmrank.models import find_ffns
+from llmrank.models.ffn import in_features, out_features
+from llmrank.models.loading import demo_model
+from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.score.model_graph import build_graphs
+from llmrank.surgery import checkpoint
 
 # Dense passes that a pass is the median of.
 PASSES = 5

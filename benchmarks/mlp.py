@@ -29,11 +29,11 @@ from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, mis
 from benchmarks.provenance import provenance, write
 from graphs import LayeredGraph, RankResult
 from llmrank import IsolatedFFNPipeline, Masks
-from llmrank.activations import LayerStatistics
-from llmrank.config import make_pruner, make_repair, make_scorer
+from llmrank.calibration.blockwise import recording
+from llmrank.calibration.statistics import LayerStatistics
+from llmrank.pipeline.registry import make_pruner, make_repair, make_scorer
 from llmrank.score import BaseScorer
-from llmrank.stream import recording
-from llmrank.surgery import apply_masks
+from llmrank.surgery.apply import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5)

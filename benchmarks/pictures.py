@@ -7,10 +7,10 @@ from pathlib import Path
 
 import llmrank
 from llmrank import ChainedFFNPipeline
-from llmrank.config import SCORERS
-from llmrank.figures import DPI, concentration, layer_view, what_went_where
-from llmrank.hub import demo_model
-from llmrank.inspection import inspect_model
+from llmrank.inspection.figures import DPI, concentration, layer_view, what_went_where
+from llmrank.inspection.inspection import inspect_model
+from llmrank.models.loading import demo_model
+from llmrank.pipeline.registry import SCORERS
 from llmrank.prune import GlobalPruner
 
 RESULTS = Path(__file__).parent / "results"

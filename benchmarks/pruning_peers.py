@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from llmrank import Masks
-from llmrank.adapters import FFN
-from llmrank.calibration import TokenSequences
+from llmrank.calibration.text import TokenSequences
+from llmrank.models import FFN
 
 __all__ = ["PEERS", "Peer", "versions"]
 

@@ -23,20 +23,21 @@ from benchmarks import figures, pruning_peers
 from benchmarks.closeness import COLUMNS, Closeness, cells, columns
 from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
-from llmrank import Masks, checkpoint
-from llmrank.activations import FFNStatistics, collect
-from llmrank.adapters import explicit_ffns, find_ffns
-from llmrank.attention import find_attentions
-from llmrank.calibration import TokenSequences
-from llmrank.config import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
-from llmrank.evaluate import perplexity, size
-from llmrank.hub import LoadedModel, demo_model
-from llmrank.last_word import cut_passages
-from llmrank.passes import run_sequences
-from llmrank.reselection import Reselection
-from llmrank.stream import Recording, recording
-from llmrank.surgery import apply_masks
-from llmrank.validation import repair_where_it_helps
+from llmrank import Masks
+from llmrank.calibration.attention import find_attentions
+from llmrank.calibration.blockwise import Recording, recording
+from llmrank.calibration.forward import run_sequences
+from llmrank.calibration.statistics import FFNStatistics, collect
+from llmrank.calibration.text import TokenSequences
+from llmrank.evaluation.last_word import cut_passages
+from llmrank.evaluation.perplexity import perplexity, size
+from llmrank.models import explicit_ffns, find_ffns
+from llmrank.models.loading import LoadedModel, demo_model
+from llmrank.pipeline.registry import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.validation import repair_where_it_helps
+from llmrank.prune.reselection import Reselection
+from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}

@@ -22,12 +22,12 @@ from torch import nn
 
 from benchmarks.provenance import provenance, write
 from graphs import modified_pagerank, weighted_pagerank
-from llmrank import checkpoint
-from llmrank.activations import FFNStatistics, LayerStatistics
-from llmrank.adapters import FFN, find_ffns
-from llmrank.hub import demo_model
-from llmrank.model_graph import build_graphs
+from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
+from llmrank.models import FFN, find_ffns
+from llmrank.models.loading import demo_model
 from llmrank.score import ModifiedPageRankScorer, WeightedPageRankScorer
+from llmrank.score.model_graph import build_graphs
+from llmrank.surgery import checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 

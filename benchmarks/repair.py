@@ -20,19 +20,20 @@ import torch
 
 from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
-from llmrank import Masks, checkpoint
-from llmrank.activations import collect
-from llmrank.adapters import find_ffns
-from llmrank.calibration import TokenSequences
-from llmrank.config import PIPELINES, make_pruner, make_scorer
-from llmrank.estimate import Estimate
-from llmrank.evaluate import Perplexity, sequence_losses
-from llmrank.hub import demo_model
-from llmrank.passes import run_sequences
-from llmrank.repair import LeastSquaresRepair, Moments, RepairedMap, repair_ffns
-from llmrank.stream import Recording, open_stream, recording
-from llmrank.surgery import apply_masks
-from llmrank.validation import repair_where_it_helps
+from llmrank import Masks
+from llmrank.calibration.blockwise import Recording, open_stream, recording
+from llmrank.calibration.forward import run_sequences
+from llmrank.calibration.statistics import collect
+from llmrank.calibration.text import TokenSequences
+from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.perplexity import Perplexity, sequence_losses
+from llmrank.models import find_ffns
+from llmrank.models.loading import demo_model
+from llmrank.pipeline.registry import PIPELINES, make_pruner, make_scorer
+from llmrank.pipeline.validation import repair_where_it_helps
+from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.repair import LeastSquaresRepair, Moments, RepairedMap, repair_ffns
 
 RESULTS = Path(__file__).parent / "results"
 # Tokens to fit to -> sequences of how many tokens.

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from benchmarks import figures
 from benchmarks.provenance import provenance, write
 from graphs import LayeredGraph, weighted_pagerank
-from graphs.shards import open_tensors
+from graphs.io.shards import open_tensors
 
 RESULTS = Path(__file__).parent / "results"
 

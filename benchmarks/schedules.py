@@ -18,12 +18,12 @@ import torch
 from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
-from llmrank import checkpoint
-from llmrank.calibration import TokenSequences
-from llmrank.config import PIPELINES, make_pruner, make_repair
-from llmrank.evaluate import perplexity
-from llmrank.hub import demo_model
-from llmrank.schedule import Schedule
+from llmrank.calibration.text import TokenSequences
+from llmrank.evaluation.perplexity import perplexity
+from llmrank.models.loading import demo_model
+from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair
+from llmrank.prune.schedule import Schedule
+from llmrank.surgery import checkpoint
 
 # Name -> pruner, its options, schedule, repair and its options; weighted PageRank of isolated graphs throughout.
 ROWS: dict[str, tuple[str, dict[str, Any], Schedule, str, dict[str, Any]]] = {

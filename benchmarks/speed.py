@@ -36,8 +36,8 @@ from benchmarks.cases import (
 from benchmarks.measure import WARM, alternated, peak_read_bandwidth, reference_scores
 from benchmarks.provenance import provenance, write
 from graphs import LayeredGraph, pagerank
-from graphs.digraph import as_digraph, teleport_vector
-from graphs.kernels import n_threads
+from graphs.linalg.kernels import n_threads
+from graphs.structures.digraph import as_digraph, teleport_vector
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = (1e-4, 1e-8, 1e-12)

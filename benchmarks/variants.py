@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from llmrank import IsolatedFFNPipeline
-from llmrank.adapters import FFN, find_ffns
+from llmrank.models import FFN, find_ffns
 from llmrank.prune import LocalPruner
 from llmrank.score import RandomScorer
 

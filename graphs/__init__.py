@@ -6,15 +6,15 @@
 True
 """
 
-from graphs.certificate import Certificate, KeepHighest
-from graphs.digraph import BlockDigraph, Edges, bidirectional_graph, residual_graph
-from graphs.digraph_pagerank import pagerank
 from graphs.errors import ConvergenceError, GraphError
-from graphs.io import load_graph, load_rank, save_graph, save_rank
-from graphs.layered import LayeredGraph
-from graphs.layered_pagerank import modified_pagerank, weighted_pagerank
-from graphs.result import RankResult
-from graphs.thinning import Thinning, thin
+from graphs.io.graph_files import load_graph, load_rank, save_graph, save_rank
+from graphs.ranking.digraph import pagerank
+from graphs.ranking.layered import modified_pagerank, weighted_pagerank
+from graphs.reduction.sparsify import Thinning, thin
+from graphs.solvers.certificate import Certificate, KeepHighest
+from graphs.solvers.result import RankResult
+from graphs.structures.digraph import BlockDigraph, Edges, bidirectional_graph, residual_graph
+from graphs.structures.layered import LayeredGraph
 
 __all__ = [
     "BlockDigraph",

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from graphs.blocks import FloatArray, as_numpy
 from graphs.errors import GraphError
-from graphs.layered import LayeredGraph
-from graphs.result import RankResult
+from graphs.linalg.blocks import FloatArray, as_numpy
+from graphs.solvers.result import RankResult
+from graphs.structures.layered import LayeredGraph
 
 __all__ = [
     "as_vector",

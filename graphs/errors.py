@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from graphs.result import RankResult
+    from graphs.solvers.result import RankResult
 
 __all__ = ["ConvergenceError", "GraphError"]
 

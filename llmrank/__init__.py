@@ -1,10 +1,10 @@
 """Prune language models through an explicit graph of their feed-forward networks."""
 
-from llmrank.checkpoint import load, save
 from llmrank.errors import LLMRankError
-from llmrank.masks import Masks
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
-from llmrank.report import Report
+from llmrank.pipeline.report import Report
+from llmrank.prune.masks import Masks
+from llmrank.surgery.checkpoint import load, save
 
 __all__ = [
     "BasePipeline",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import llmrank
-from llmrank.config import PRUNERS, SCORERS
+from llmrank.pipeline.registry import PRUNERS, SCORERS
 from tests.llmrank.models import LLAMA, text, tiny_llama, tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ def test_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Monkey
     for name, seed in (("calibration.txt", 0), ("evaluation.txt", 1)):
         Path(name).write_text(text(2000, seed), encoding="utf-8")
     # The built-in text holds no word of the tiny tokenizer, which would leave nothing to calibrate on but [UNK].
-    monkeypatch.setattr("llmrank.calibration.builtin_texts", lambda: (text(2000, 2), text(2000, 3)))
+    monkeypatch.setattr("llmrank.calibration.text.builtin_texts", lambda: (text(2000, 2), text(2000, 3)))
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict[str, Any] = {}
     try:

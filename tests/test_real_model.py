@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from llmrank import ChainedFFNPipeline, checkpoint
-from llmrank.adapters import find_ffns
-from llmrank.calibration import TokenSequences, tokenise
-from llmrank.config import DEFAULTS, PIPELINES, make_pruner, make_scorer
-from llmrank.evaluate import perplexity
+from llmrank import ChainedFFNPipeline
+from llmrank.calibration.text import TokenSequences, tokenise
+from llmrank.evaluation.perplexity import perplexity
+from llmrank.models import find_ffns
+from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_scorer
 from llmrank.prune import GlobalPruner, LocalPruner
-from llmrank.surgery import apply_masks
+from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import apply_masks
 
 GGUF = os.environ.get("LLMRANK_REAL_MODEL", "")
 WIKITEXT = os.environ.get("LLMRANK_WIKITEXT", "")

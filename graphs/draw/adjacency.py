@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphs.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, SparseBlock
+from graphs.analysis.measures import positions
+from graphs.analysis.strengths import not_finite
 from graphs.checks import check_layer, layer_scores
-from graphs.concentration import positions
 from graphs.draw.axes import fitted, new_axes, whole_ticks
 from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import short_names
 from graphs.errors import GraphError
-from graphs.layered import LayeredGraph
-from graphs.result import RankResult
-from graphs.strengths import not_finite
+from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, SparseBlock
+from graphs.solvers.result import RankResult
+from graphs.structures.layered import LayeredGraph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

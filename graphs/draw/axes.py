@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphs.blocks import FloatArray
 from graphs.draw.wording import short_names
+from graphs.linalg.blocks import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

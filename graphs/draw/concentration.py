@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from graphs.blocks import FloatArray
-from graphs.concentration import gini, lorenz
+from graphs.analysis.measures import gini, lorenz
 from graphs.draw.axes import SMALL, fitted, new_axes, number_logs
 from graphs.draw.colours import FAINT, LINES, line_look
 from graphs.draw.inputs import layer_labels, score_vectors
 from graphs.draw.wording import percent, short_names
+from graphs.linalg.blocks import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,8 +122,8 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
 
     Notes
     -----
-    Curves and coefficients are those of :func:`graphs.concentration.lorenz` and :func:`graphs.concentration.gini`. Of a line
-    with more than `MAX_POINTS` points so many are drawn. Cost: a sort of every layer.
+    Curves and coefficients are those of :func:`graphs.analysis.measures.lorenz` and :func:`graphs.analysis.measures.gini`. Of a
+    line with more than `MAX_POINTS` points so many are drawn. Cost: a sort of every layer.
 
     Examples
     --------

@@ -12,7 +12,7 @@ from graphs.draw.colours import line_look
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import plain
 from graphs.errors import GraphError
-from graphs.result import RankResult
+from graphs.solvers.result import RankResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

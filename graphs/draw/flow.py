@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphs.blocks import FloatArray
+from graphs.analysis.flow import flow, is_modified
+from graphs.analysis.measures import score_buckets
 from graphs.checks import check_layer, layer_scores
-from graphs.concentration import score_buckets
 from graphs.draw.axes import SMALL, fitted, label_layers, new_axes
 from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import percent, short_names
 from graphs.errors import GraphError
-from graphs.flow import flow, is_modified
-from graphs.layered import LayeredGraph
-from graphs.result import RankResult
+from graphs.linalg.blocks import FloatArray
+from graphs.solvers.result import RankResult
+from graphs.structures.layered import LayeredGraph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def layer_flow(
     A layer is a stack of bars, the nodes of the highest scores on top. The middle of a bar is as high as the score
     that its nodes hold, its left edge as what reaches them over edges, its right edge as what leaves them: where the
     edges differ from the middle, a node's own activation (or a node without out-edges) made the difference. The width
-    of a ribbon is :func:`graphs.flow.flow`, and its colour that of the bucket it comes from.
+    of a ribbon is :func:`graphs.analysis.flow.flow`, and its colour that of the bucket it comes from.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def layer_flow(
     Notes
     -----
     Cost: two reads of each block between the layers, and its product with one vector a bucket: some 0.5 s for a block
-    of 4096 x 11008. Extra memory: that of :func:`graphs.flow.flow`.
+    of 4096 x 11008. Extra memory: that of :func:`graphs.analysis.flow.flow`.
 
     Examples
     --------

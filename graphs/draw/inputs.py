@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphs.blocks import FloatArray, as_numpy
 from graphs.errors import GraphError
-from graphs.result import RankResult
+from graphs.linalg.blocks import FloatArray, as_numpy
+from graphs.solvers.result import RankResult
 
 __all__ = ["BoolArray", "IntArray", "keep_masks", "layer_labels", "score_vectors"]
 

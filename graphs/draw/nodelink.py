@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphs.blocks import FloatArray
-from graphs.concentration import positions
+from graphs.analysis.measures import positions
 from graphs.draw.axes import LETTER, LINE, SMALL, fitted, label_layers, new_axes, room
 from graphs.draw.colours import KEPT
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import percent
 from graphs.errors import GraphError
-from graphs.subgraphs import Subgraph
+from graphs.linalg.blocks import FloatArray
+from graphs.reduction.subgraphs import Subgraph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
     Parameters
     ----------
     subgraph : Subgraph
-        What to draw; see :func:`graphs.subgraphs.top_subgraph`.
+        What to draw; see :func:`graphs.reduction.subgraphs.top_subgraph`.
     ax : matplotlib Axes, optional
     max_nodes : int
         The budget.
@@ -80,7 +80,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
     Examples
     --------
     >>> from graphs import LayeredGraph, weighted_pagerank
-    >>> from graphs.subgraphs import top_subgraph
+    >>> from graphs.reduction.subgraphs import top_subgraph
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0], [3.0, 4.0], [0.0, 1.0]]], [1, 1], [[1, 1, 2]])
     >>> ax = node_link(top_subgraph(graph, weighted_pagerank(graph), nodes=2))
     >>> [label.get_text() for label in ax.get_xticklabels()]
@@ -89,7 +89,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
     if not isinstance(subgraph, Subgraph):
         raise GraphError(
             f"node_link draws a Subgraph, got {type(subgraph).__name__}; choose its nodes with "
-            "graphs.subgraphs.top_subgraph(graph, rank, nodes=20)"
+            "graphs.reduction.subgraphs.top_subgraph(graph, rank, nodes=20)"
         )
     counts = [len(nodes) for nodes in subgraph.nodes]
     if sum(counts) > max_nodes:

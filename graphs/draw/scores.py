@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphs.blocks import FloatArray
-from graphs.concentration import kept_overlap, percentiles, positions, rank_correlation
+from graphs.analysis.measures import kept_overlap, percentiles, positions, rank_correlation
 from graphs.draw.axes import SMALL, fitted, new_axes, number_logs, room, whole_ticks
 from graphs.draw.colours import COLOUR_MAP, KEPT, LOST, REMOVED, hatch_missing
 from graphs.draw.inputs import BoolArray, keep_masks, score_vectors
 from graphs.draw.wording import percent, plain
 from graphs.errors import GraphError
+from graphs.linalg.blocks import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

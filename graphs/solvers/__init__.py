@@ -17,11 +17,11 @@ Stopped early, the mixing and Krylov methods may return scores a little below ze
 """
 
 from graphs.solvers.accelerated import AndersonMixing, Extrapolation
-from graphs.solvers.choice import SOLVERS, choose, named
 from graphs.solvers.direct import SparseLU
 from graphs.solvers.iteration import Limits, Progress, Solution, check_limits, held_tolerance, solve, warn_unconverged
 from graphs.solvers.krylov import Krylov
 from graphs.solvers.problem import LinearProblem, Problem, Relaxed, Solver, Step
+from graphs.solvers.registry import SOLVERS, choose, named
 from graphs.solvers.stationary import GaussSeidel, LayerSweep, PowerIteration
 
 __all__ = [

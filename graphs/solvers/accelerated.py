@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from graphs.errors import GraphError
+from graphs.linalg.layer_vectors import State, combine, distances, dot, normalised, subtract
 from graphs.solvers.problem import Problem, Step
-from graphs.states import State, combine, distances, dot, normalised, subtract
 
 __all__ = ["AndersonMixing", "Extrapolation"]
 

@@ -10,8 +10,8 @@ from scipy import sparse
 from scipy.sparse import linalg
 
 from graphs.errors import GraphError
+from graphs.linalg.layer_vectors import State, distances
 from graphs.solvers.problem import LinearProblem, Step, require_linear
-from graphs.states import State, distances
 
 __all__ = ["SparseLU"]
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphs.blocks import FloatArray
-from graphs.certificate import Certificate
 from graphs.errors import GraphError
-from graphs.result import StopReason
+from graphs.linalg.blocks import FloatArray
+from graphs.linalg.layer_vectors import State
+from graphs.solvers.certificate import Certificate
 from graphs.solvers.problem import Problem, Solver
-from graphs.states import State
+from graphs.solvers.result import StopReason
 
 __all__ = ["Limits", "Progress", "Solution", "check_limits", "held_tolerance", "solve", "warn_unconverged"]
 
@@ -65,7 +65,7 @@ class Limits:
     callback : callable, optional
         Takes a :class:`Progress`; stops the iteration by returning True.
     certify : callable, optional
-        As :meth:`graphs.certificate.KeepHighest.certificate`; the iteration stops once it is certified.
+        As :meth:`graphs.solvers.certificate.KeepHighest.certificate`; the iteration stops once it is certified.
     """
 
     tol: float = 1e-12
@@ -138,9 +138,9 @@ def solve(
 
     Examples
     --------
-    >>> from graphs.backends import make_backend
-    >>> from graphs.layer_maps import WeightedMap
-    >>> from graphs.layered import LayeredGraph
+    >>> from graphs.linalg.backends import make_backend
+    >>> from graphs.ranking.layered_problem import WeightedMap
+    >>> from graphs.structures.layered import LayeredGraph
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
     >>> problem = WeightedMap(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
     >>> from graphs.solvers.stationary import PowerIteration

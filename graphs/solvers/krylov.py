@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import linalg
 
-from graphs.blocks import FloatArray
 from graphs.errors import GraphError
+from graphs.linalg.blocks import FloatArray
+from graphs.linalg.layer_vectors import State, distances
 from graphs.solvers.problem import LinearProblem, Step, require_linear
-from graphs.states import State, distances
 
 __all__ = ["Krylov"]
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from scipy import sparse
 
-from graphs.blocks import FloatArray
 from graphs.errors import GraphError
-from graphs.operators import Vector
-from graphs.states import State
+from graphs.linalg.blocks import FloatArray
+from graphs.linalg.layer_vectors import State
+from graphs.linalg.operators import Vector
 
 __all__ = ["LinearProblem", "Problem", "Relaxed", "Solver", "Step", "require_linear"]
 
@@ -179,9 +179,9 @@ def require_linear(problem: Problem, solver: str) -> None:
 
     Examples
     --------
-    >>> from graphs.backends import make_backend
-    >>> from graphs.layer_maps import WeightedMap
-    >>> from graphs.layered import LayeredGraph
+    >>> from graphs.linalg.backends import make_backend
+    >>> from graphs.ranking.layered_problem import WeightedMap
+    >>> from graphs.structures.layered import LayeredGraph
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
     >>> problem = WeightedMap(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
     >>> require_linear(problem, "lu")  # doctest: +ELLIPSIS

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphs.errors import GraphError
+from graphs.linalg.layer_vectors import State, distances, masses
 from graphs.solvers.problem import LinearProblem, Problem, Step
-from graphs.states import State, distances, masses
 
 __all__ = ["GaussSeidel", "LayerSweep", "PowerIteration"]
 

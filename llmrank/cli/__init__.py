@@ -20,15 +20,15 @@ import transformers
 from rich.console import Console
 
 from graphs import GraphError
-from llmrank.calibration import BUILT_IN
+from llmrank.calibration.text import BUILT_IN
 from llmrank.cli.evaluate import evaluate_options, run_evaluate, run_families
 from llmrank.cli.inspect import inspect_options, run_inspect
 from llmrank.cli.options import check_numbers, directory, method_options, model_options, text_source
 from llmrank.cli.progress import make_progress
 from llmrank.cli.prune import run_demo, run_prune
 from llmrank.errors import LLMRankError, out_of_memory
-from llmrank.hub import DEMO_NAME
-from llmrank.report import environment
+from llmrank.models.loading import DEMO_NAME
+from llmrank.pipeline.report import environment
 
 __all__ = ["main"]
 

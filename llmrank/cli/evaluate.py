@@ -14,20 +14,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from graphs.files import replacing
-from llmrank.adapters import FAMILIES
-from llmrank.calibration import TokenSequences, check_text, read_text, tokenise
+from graphs.io.files import replacing
+from llmrank.calibration.forward import fitting_length
+from llmrank.calibration.text import TokenSequences, check_text, read_text, tokenise
 from llmrank.cli.options import check_place, load, text_source
 from llmrank.errors import CalibrationError, CheckpointError, OptionError
-from llmrank.estimate import Estimate
-from llmrank.evaluate import perplexity, size
-from llmrank.fidelity import continuations, fidelity
-from llmrank.harness import HarnessTasks, find_tasks
-from llmrank.hub import LoadedModel
-from llmrank.last_word import CONTEXT_WORDS, Passage, check_continues, cut_passages, last_word
-from llmrank.passes import fitting_length
+from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.fidelity import continuations, fidelity
+from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, check_continues, cut_passages, last_word
+from llmrank.evaluation.lm_eval import HarnessTasks, find_tasks
+from llmrank.evaluation.perplexity import perplexity, size
+from llmrank.models import FAMILIES
+from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
-from llmrank.report import environment, finite
+from llmrank.pipeline.report import environment, finite
 
 __all__ = ["evaluate_options", "run_evaluate", "run_families"]
 

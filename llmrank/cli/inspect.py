@@ -20,20 +20,20 @@ from rich.table import Table
 from rich.text import Text
 
 from graphs import save_graph, save_rank
-from graphs.exchange import write_gexf, write_graphml, write_npz, write_tables
-from graphs.subgraphs import top_subgraph
+from graphs.io.exchange import write_gexf, write_graphml, write_npz, write_tables
+from graphs.reduction.subgraphs import top_subgraph
+from llmrank.calibration.forward import announced
 from llmrank.cli.options import check_method, load, make_pipeline
-from llmrank.config import SCORERS
 from llmrank.errors import OptionError
-from llmrank.figures import FORMATS as FIGURES
-from llmrank.figures import write_figures
-from llmrank.findings import Findings, NeuronFacts, Verdict, find, neuron_facts, parse_neuron, split_neuron
-from llmrank.inspection import Inspection, inspect_model
-from llmrank.output import check_output, whole_directory
-from llmrank.page import write_page
-from llmrank.passes import announced
+from llmrank.inspection.figures import FORMATS as FIGURES
+from llmrank.inspection.figures import write_figures
+from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.page import write_page
+from llmrank.inspection.summary import Findings, NeuronFacts, Verdict, find, neuron_facts, parse_neuron, split_neuron
+from llmrank.pipeline.registry import SCORERS
 from llmrank.score import BaseScorer
-from llmrank.surgery import prunable_layers
+from llmrank.surgery.apply import prunable_layers
+from llmrank.surgery.files import check_output, whole_directory
 
 __all__ = ["inspect_options", "run_inspect"]
 

@@ -8,20 +8,29 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llmrank import checkpoint
-from llmrank.calibration import BUILT_IN, DATASET_PREFIX, check_text
-from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_pruner, make_repair, make_scorer
-from llmrank.costs import UNITS
+from llmrank.calibration.forward import announced
+from llmrank.calibration.generation import AT_ONCE, GENERATED, writes_text
+from llmrank.calibration.text import BUILT_IN, DATASET_PREFIX, check_text
 from llmrank.errors import OptionError
-from llmrank.generation import AT_ONCE, GENERATED, writes_text
-from llmrank.hub import DEMO_NAME, LoadedModel, demo_model, parse_device, parse_dtype
-from llmrank.model_graph import check_beta
-from llmrank.passes import announced
+from llmrank.models.costs import UNITS
+from llmrank.models.loading import DEMO_NAME, LoadedModel, demo_model, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
 from llmrank.pipeline.options import check_options
-from llmrank.repair import BaseRepair
-from llmrank.schedule import Schedule
-from llmrank.surgery import FORMS
+from llmrank.pipeline.registry import (
+    DEFAULTS,
+    PIPELINES,
+    PRUNERS,
+    REPAIRS,
+    SCORERS,
+    make_pruner,
+    make_repair,
+    make_scorer,
+)
+from llmrank.prune.schedule import Schedule
+from llmrank.score.model_graph import check_beta
+from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import FORMS
+from llmrank.surgery.repair import BaseRepair
 
 __all__ = [
     "AUTO",

@@ -10,19 +10,20 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llmrank import checkpoint, demo
-from llmrank.budget import describe_amount
-from llmrank.calibration import BUILT_IN, tokenise
+from llmrank.calibration.forward import announced, fitting_length
+from llmrank.calibration.generation import GENERATED
+from llmrank.calibration.logits import has_perplexity
+from llmrank.calibration.text import BUILT_IN, tokenise
+from llmrank.cli import demo
 from llmrank.cli.options import AUTO, check_method, load, make_pipeline
 from llmrank.errors import CalibrationError
-from llmrank.evaluate import perplexity, unigram_perplexity
-from llmrank.generation import GENERATED
-from llmrank.output import check_output
-from llmrank.passes import announced, fitting_length
+from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.pipeline import BasePipeline
-from llmrank.prediction import has_perplexity
-from llmrank.report import Evaluation, Report
-from llmrank.surgery import WIDTHS_KEY
+from llmrank.pipeline.report import Evaluation, Report
+from llmrank.prune.budget import describe_amount
+from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import WIDTHS_KEY
+from llmrank.surgery.files import check_output
 
 __all__ = ["run_demo", "run_prune"]
 

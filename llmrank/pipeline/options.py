@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmrank.costs import unit_name
 from llmrank.errors import OptionError
+from llmrank.models.costs import unit_name
 from llmrank.prune import BasePruner
-from llmrank.repair import BaseRepair
-from llmrank.schedule import Schedule
+from llmrank.prune.schedule import Schedule
 from llmrank.score import BaseScorer
-from llmrank.surgery import ALIGNMENTS, FORMS, Align, Form
+from llmrank.surgery.apply import ALIGNMENTS, FORMS, Align, Form
+from llmrank.surgery.repair import BaseRepair
 
 __all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "check_options"]
 
@@ -47,7 +47,7 @@ def check_options(
         if value is not None and not isinstance(value, base):
             raise OptionError(
                 f"{name} must be an instance of {base.__name__}, got {value!r}; by name they are made by "
-                f"llmrank.config.make_{name}"
+                f"llmrank.pipeline.registry.make_{name}"
             )
     if form is not None and form not in FORMS:
         raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
@@ -60,7 +60,8 @@ def check_options(
             raise OptionError(f"{name} must be an integer >= 1, got {number!r}")
     if repair is not None and not isinstance(repair, BaseRepair):
         raise OptionError(
-            f"repair must be an instance of BaseRepair, got {repair!r}; by name it is made by llmrank.config.make_repair"
+            f"repair must be an instance of BaseRepair, got {repair!r}; make_repair of llmrank.pipeline.registry "
+            "makes one by its name"
         )
     if repair is not None and structure_dict is not None:
         raise OptionError("repair needs whole FFNs, and structure_dict prunes rows of Linears; leave one of them out")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from llmrank.activations import FFNStatistics
-from llmrank.adapters import FFN
-from llmrank.attention import find_attentions
+from llmrank.calibration.attention import find_attentions
+from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
-from llmrank.model_graph import ModelGraph, Topology, build_graphs, check_beta
-from llmrank.pipeline.stages import BasePipeline
+from llmrank.models import FFN
+from llmrank.pipeline.base_pipeline import BasePipeline
+from llmrank.score.model_graph import ModelGraph, Topology, build_graphs, check_beta
 
 __all__ = ["ChainedFFNPipeline", "IsolatedFFNPipeline", "ResidualFFNPipeline"]
 
@@ -35,7 +35,7 @@ class ResidualFFNPipeline(BasePipeline):
     """Every FFN is a graph of its own, with the residual stream around it: skip edges lead past it to the next one.
 
     The stream's node j passes a share beta of its importance to node j behind the FFN, and the FFN's own scores make up the
-    rest, see :func:`llmrank.stream_rank.rank_graphs`. Not with a `structure_dict`. See :class:`BasePipeline`.
+    rest, see :func:`llmrank.score.rank_graphs.rank_graphs`. Not with a `structure_dict`. See :class:`BasePipeline`.
 
     Parameters
     ----------
@@ -43,11 +43,11 @@ class ResidualFFNPipeline(BasePipeline):
         As for :class:`BasePipeline`.
     beta : "measured" or float
         Share of the skip edges, 0..1. Measured on the calibration tokens it is, block by block, the norm of the hidden states
-        that enter over that plus the norm of what the block adds (:class:`llmrank.skips.SkipSums`), shared out among
-        its graphs. 0 gives the ranks of the chain.
+        that enter over that plus the norm of what the block adds (:class:`llmrank.calibration.residual.SkipSums`), shared out
+        among its graphs. 0 gives the ranks of the chain.
     attention : bool
         Whether the value and output maps of every attention are edges too, a graph in front of its FFN; see
-        :func:`llmrank.attention.find_attentions` for what models.
+        :func:`llmrank.calibration.attention.find_attentions` for what models.
     """
 
     topology: ClassVar[Topology] = "residual"

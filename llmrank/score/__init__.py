@@ -5,12 +5,12 @@ the layers is done for it. The PageRank scorers hand the whole graph to ``graphs
 with their ``score``.
 """
 
-from llmrank.score.both_ways import ForwardBackwardScorer
-from llmrank.score.explained import ExplainedScorer
-from llmrank.score.incoming import ActivationScorer, NormScorer, RandomScorer, WandaScorer
-from llmrank.score.outgoing import FLAPScorer, WandaSPScorer
+from llmrank.score.base_scorer import BaseScorer
+from llmrank.score.baselines import ActivationScorer, NormScorer, RandomScorer, WandaScorer
+from llmrank.score.contribution import ExplainedScorer
+from llmrank.score.flap import FLAPScorer, WandaSPScorer
+from llmrank.score.forward_backward import ForwardBackwardScorer
 from llmrank.score.pagerank import ModifiedPageRankScorer, WeightedPageRankScorer
-from llmrank.score.walk import BaseScorer
 
 __all__ = [
     "ActivationScorer",

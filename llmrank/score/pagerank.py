@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from graphs import LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
-from graphs.backends import TorchArithmetic
-from graphs.blocks import DenseBlock
-from graphs.transition import Transition, modified_step, weighted_step
-from llmrank.activations import LayerStatistics
+from graphs.linalg.backends import TorchArithmetic
+from graphs.linalg.blocks import DenseBlock
+from graphs.linalg.transition import Transition, modified_step, weighted_step
+from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import OptionError
-from llmrank.score.walk import BaseScorer, refuse_unexplained
+from llmrank.score.base_scorer import BaseScorer, refuse_unexplained
 
 __all__ = [
     "Edges",

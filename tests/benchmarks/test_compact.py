@@ -25,7 +25,7 @@ from benchmarks.compact import (
     trials,
 )
 from benchmarks.variants import variants
-from llmrank.adapters import find_ffns
+from llmrank.models import find_ffns
 from tests.llmrank.models import FFN, HIDDEN, Snapshot, family_model, named_family, tiny_llama, token_ids
 
 

@@ -11,9 +11,9 @@ import torch
 
 import llmrank
 from benchmarks import footprint
-from llmrank import generation
-from llmrank.calibration import tokenise
-from llmrank.stream import BlockStream
+from llmrank.calibration import generation
+from llmrank.calibration.blockwise import BlockStream
+from llmrank.calibration.text import tokenise
 from tests.llmrank.models import TALE, spelling_tokenizer, tiny_llama, token_ids
 
 

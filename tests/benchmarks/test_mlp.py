@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks import figures, mlp, mlp_networks
 from benchmarks.mlp_networks import Images, Network, Part, accuracy, trained
 from graphs import LayeredGraph
-from llmrank.activations import LayerStatistics
+from llmrank.calibration.statistics import LayerStatistics
 from llmrank.score import ActivationScorer
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import pruning_peers
-from llmrank.adapters import find_ffns
-from llmrank.calibration import tokenise
+from llmrank.calibration.text import tokenise
+from llmrank.models import find_ffns
 from tests.llmrank.models import Snapshot, tiny_llama, token_ids
 
 

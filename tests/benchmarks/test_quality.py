@@ -6,8 +6,8 @@ from collections import Counter
 from benchmarks import figures
 from benchmarks.provenance import opened
 from benchmarks.quality import CONTENDERS, REPAIRS, SCORERS, TOPOLOGIES, settings, table
-from llmrank.config import PRUNERS
-from llmrank.config import REPAIRS as REGISTERED
+from llmrank.pipeline.registry import PRUNERS
+from llmrank.pipeline.registry import REPAIRS as REGISTERED
 
 
 def test_every_row_is_there_once():

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from benchmarks import schedules
-from llmrank.calibration import TokenSequences, tokenise
-from llmrank.evaluate import perplexity
+from llmrank.calibration.text import TokenSequences, tokenise
+from llmrank.evaluation.perplexity import perplexity
 from tests.llmrank.models import Snapshot, tiny_llama, token_ids
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.variants import cut, model_multiply_adds, multiply_adds, variants
-from llmrank.adapters import find_ffns
+from llmrank.models import find_ffns
 from tests.llmrank.models import FFN, HIDDEN, Snapshot, family_model, logits, named_family, tiny_llama, token_ids
 
 

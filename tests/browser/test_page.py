@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from graphs.concentration import kept_overlap
-from graphs.node_facts import node_facts
+from graphs.analysis.measures import kept_overlap
+from graphs.analysis.node_summary import node_facts
 from llmrank import ChainedFFNPipeline
-from llmrank.findings import margin, neuron_facts
-from llmrank.inspection import Inspection, inspect_model
-from llmrank.masks import Masks
-from llmrank.page import write_page
+from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.page import write_page
+from llmrank.inspection.summary import margin, neuron_facts
 from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
+from llmrank.prune.masks import Masks
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.models import tiny_llama, token_ids
 from tests.llmrank.test_page import HOSTILE, hostile_inspection

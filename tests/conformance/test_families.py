@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 import llmrank
-from llmrank.adapters import FAMILIES, Family, find_ffns
 from llmrank.errors import UnsupportedModelError
+from llmrank.models import FAMILIES, Family, find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
-from llmrank.schedule import Schedule
+from llmrank.prune.schedule import Schedule
 from llmrank.score import BaseScorer, ExplainedScorer, ForwardBackwardScorer, WeightedPageRankScorer
-from llmrank.surgery import apply_masks
+from llmrank.surgery.apply import apply_masks
 from tests.llmrank.models import MIXED, Snapshot, auto_class, family_model, logits, token_ids
 
 IDS = [family.name for family in FAMILIES]

@@ -14,11 +14,11 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 
 from graphs import BlockDigraph, GraphError, RankResult, bidirectional_graph, pagerank, residual_graph
-from graphs.backends import make_backend
-from graphs.digraph import as_digraph
-from graphs.digraph_map import DigraphMap, _Passage
-from graphs.gallery import SEEDED, TINY, layered
+from graphs.linalg.backends import make_backend
+from graphs.ranking.digraph_problem import DigraphMap, _Passage
 from graphs.solvers import SOLVERS, AndersonMixing, Extrapolation, GaussSeidel, Krylov, Progress, SparseLU, named
+from graphs.structures.digraph import as_digraph
+from graphs.structures.gallery import SEEDED, TINY, layered
 from tests.graphs.cases import Array
 
 GAMMAS = (0.5, 0.85, 0.99)

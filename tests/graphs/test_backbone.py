@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
-from graphs import LayeredGraph, backbone
-from graphs.backbone import disparity, significant_in_edges
-from graphs.convert import to_networkx
-from graphs.thinning import thin
+from graphs import LayeredGraph
+from graphs.io.convert import to_networkx
+from graphs.reduction import backbone
+from graphs.reduction.backbone import disparity, significant_in_edges
+from graphs.reduction.sparsify import thin
 from tests.graphs.cases import Array, random_case
 
 
@@ -129,7 +130,7 @@ def test_groups_of_rows_and_columns_do_not_show(elements: int, monkeypatch: pyte
     weight = rng.pareto(1.0, (40, 41)) * rng.permuted(np.tri(40, 41, 0), axis=0)
     expected = thin(graph_of(weight), significance=0.1)
     monkeypatch.setattr(backbone, "BAND_ELEMENTS", elements)
-    monkeypatch.setattr("graphs.thinning.BAND_ELEMENTS", elements)
+    monkeypatch.setattr("graphs.reduction.sparsify.BAND_ELEMENTS", elements)
     found = thin(graph_of(weight), significance=0.1)
     np.testing.assert_array_equal(found.graph.block(1).toarray(), expected.graph.block(1).toarray())
     assert 0.0 < found.kept < 1.0

@@ -13,11 +13,11 @@ import torch
 from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, pagerank, weighted_pagerank
-from graphs.backends import KERNEL_ENTRIES, make_backend
-from graphs.blocks import Block, DenseBlock
-from graphs.costs import Costs
-from graphs.operators import CSRKernelOperator, CSROperator, DenseOperator, KernelOperator, TorchCSROperator
-from graphs.validation import as_block
+from graphs.linalg.backends import KERNEL_ENTRIES, make_backend
+from graphs.linalg.blocks import Block, DenseBlock
+from graphs.linalg.cost_model import Costs
+from graphs.linalg.operators import CSRKernelOperator, CSROperator, DenseOperator, KernelOperator, TorchCSROperator
+from graphs.linalg.validation import as_block
 from tests.graphs.cases import random_case
 
 
@@ -67,7 +67,7 @@ def dense_block(density: float) -> Block:
 def test_auto_picks_the_cheaper_form(block: Block, products: int, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     # The rule, whatever the table holds after the next measurement.
     table = {"compiled": Costs(csr_product=3.0, dense_to_csr=20.0, csr_to_dense=10.0)}
-    monkeypatch.setattr("graphs.backends.COSTS", {**table, "cuda": table["compiled"]})
+    monkeypatch.setattr("graphs.linalg.backends.COSTS", {**table, "cuda": table["compiled"]})
     assert type(make_backend("auto", None, "float64").operator(block, products)) is kind
 
 
@@ -175,8 +175,8 @@ def test_small_graphs_load_no_compiler() -> None:
             graphs.pagerank(graphs.bidirectional_graph(graph), backend=backend)
         graphs.pagerank(graphs.bidirectional_graph(graph).to_scipy())
     """)
-    assert "graphs.layered_pagerank" in loaded
-    assert not loaded & {"numba", "llvmlite", "graphs.kernels", "torch"}
+    assert "graphs.ranking.layered" in loaded
+    assert not loaded & {"numba", "llvmlite", "graphs.linalg.kernels", "torch"}
 
 
 def test_large_graphs_load_it_and_not_torch() -> None:
@@ -185,5 +185,5 @@ def test_large_graphs_load_it_and_not_torch() -> None:
         ones = numpy.ones({SIDE}, dtype=numpy.float32)
         graphs.weighted_pagerank(graphs.LayeredGraph.from_weights([numpy.outer(ones, ones)], ones, [ones]))
     """)
-    assert {"numba", "graphs.kernels"} <= loaded
+    assert {"numba", "graphs.linalg.kernels"} <= loaded
     assert "torch" not in loaded

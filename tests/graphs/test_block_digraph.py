@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs import BlockDigraph, GraphError, LayeredGraph, bidirectional_graph, pagerank, residual_graph
-from graphs.backends import make_backend
-from graphs.blocks import SparseBlock
-from graphs.digraph import Edges, as_digraph, teleport_vector
-from graphs.digraph_map import DigraphMap
-from graphs.gallery import layered
+from graphs.linalg.backends import make_backend
+from graphs.linalg.blocks import SparseBlock
+from graphs.linalg.layer_vectors import masses
+from graphs.ranking.digraph_problem import DigraphMap
 from graphs.solvers import GaussSeidel
-from graphs.states import masses
+from graphs.structures.digraph import Edges, as_digraph, teleport_vector
+from graphs.structures.gallery import layered
 from tests.graphs.cases import Array, Case, cases, random_case, unit
 
 BETAS = (0.0, 0.25, 1.0)

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from graphs import GraphError
-from graphs.blocks import DenseBlock, NumpyBuffers, SparseBlock, index_dtype
-from graphs.validation import as_block
+from graphs.linalg.blocks import DenseBlock, NumpyBuffers, SparseBlock, index_dtype
+from graphs.linalg.validation import as_block
 from tests.graphs.cases import SIGNED, Array
 
 MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(

@@ -27,8 +27,8 @@ from graphs import (
     save_rank,
     weighted_pagerank,
 )
-from graphs.digraph import as_digraph
-from graphs.gallery import layered
+from graphs.structures.digraph import as_digraph
+from graphs.structures.gallery import layered
 from tests.graphs.cases import Array, cases, random_case, transition_matrix
 from tests.graphs.make_golden import textbook_modified, textbook_weighted
 

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from graphs import GraphError
-from graphs.concentration import (
+from graphs.analysis.measures import (
     Spread,
     bucket_ends,
     count_of_share,

@@ -9,8 +9,8 @@ import torch
 from scipy import sparse
 
 from graphs import LayeredGraph, bidirectional_graph, modified_pagerank, pagerank, weighted_pagerank
-from graphs.backends import NumpyArithmetic
-from graphs.operators import CSRKernelOperator, KernelOperator
+from graphs.linalg.backends import NumpyArithmetic
+from graphs.linalg.operators import CSRKernelOperator, KernelOperator
 from tests.graphs.cases import Array, assert_layers_equal, random_case, torch_not_imported
 from tests.graphs.make_golden import textbook_modified, textbook_weighted
 
@@ -79,7 +79,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The name of a backend; the kernels of "dense in kernels" take blocks of every size."""
     name, _, kernels = str(request.param).partition(" in ")
     if kernels:
-        monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+        monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", 1)
     return name
 
 

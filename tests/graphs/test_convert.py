@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, pagerank, weighted_pagerank
-from graphs.convert import from_networkx, to_networkx, to_scipy, to_torch
-from graphs.subgraphs import between, top_subgraph
+from graphs.io.convert import from_networkx, to_networkx, to_scipy, to_torch
+from graphs.reduction.subgraphs import between, top_subgraph
 from tests.graphs.cases import Array, Case, cases, random_case
 from tests.graphs.test_io import same_graph
 
@@ -63,7 +63,7 @@ def test_indices_widen_where_the_whole_is_too_large(monkeypatch: pytest.MonkeyPa
     # A limit of 30 in place of 2**31 - 1: each block fits in it and their sum does not.
     case = random_case(1, (4, 5, 4))
     graph = case.graph().with_csr()
-    monkeypatch.setattr("graphs.blocks.INT32_MAX", 30)
+    monkeypatch.setattr("graphs.linalg.blocks.INT32_MAX", 30)
     csr = to_scipy(graph)
     assert csr.indices.dtype == csr.indptr.dtype == np.int64
     np.testing.assert_array_equal(csr.toarray(), assembled(case))

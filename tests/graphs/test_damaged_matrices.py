@@ -14,8 +14,8 @@ import torch
 from scipy import sparse
 
 from graphs import BlockDigraph, Edges, GraphError, LayeredGraph, pagerank
-from graphs.blocks import SparseBlock
-from graphs.validation import as_block, as_csr
+from graphs.linalg.blocks import SparseBlock
+from graphs.linalg.validation import as_block, as_csr
 
 WEIGHTS = np.array([[1.0, 2.0, 0.0], [0.0, 3.0, 4.0], [5.0, 0.0, 6.0]])
 FAR = 10**8

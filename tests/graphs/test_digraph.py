@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from graphs import BlockDigraph, GraphError, pagerank, weighted_pagerank
-from graphs.digraph import as_digraph
+from graphs.structures.digraph import as_digraph
 from tests.graphs.cases import DAMPINGS, MAGNITUDES, Array, Case, cases, random_case, unit
 
 

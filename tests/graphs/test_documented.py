@@ -11,17 +11,31 @@ from typing import Any
 import pytest
 
 import graphs.draw
-import graphs.exchange
+import graphs.io.exchange
 
 EVERY = [info.name for info in pkgutil.walk_packages(graphs.__path__, "graphs.")]
 MODULES = [
-    *("graphs.arrays", "graphs.files", "graphs.io"),
-    *("graphs.checks", "graphs.backbone", "graphs.thinning", "graphs.concentration", "graphs.strengths", "graphs.flow"),
-    *("graphs.summary", "graphs.fans", "graphs.node_facts", "graphs.paths", "graphs.excerpts", "graphs.subgraphs"),
-    *("graphs.layering", "graphs.convert"),
+    *("graphs.io.arrays", "graphs.io.files", "graphs.io.graph_files"),
+    *(
+        "graphs.checks",
+        "graphs.reduction.backbone",
+        "graphs.reduction.sparsify",
+        "graphs.analysis.measures",
+        "graphs.analysis.strengths",
+        "graphs.analysis.flow",
+    ),
+    *(
+        "graphs.analysis.layer_summary",
+        "graphs.analysis.incident_edges",
+        "graphs.analysis.node_summary",
+        "graphs.analysis.paths",
+        "graphs.reduction.edge_selection",
+        "graphs.reduction.subgraphs",
+    ),
+    *("graphs.structures.layering", "graphs.io.convert"),
     *(
         f"{package.__name__}.{info.name}"
-        for package in (graphs.exchange, graphs.draw)
+        for package in (graphs.io.exchange, graphs.draw)
         for info in pkgutil.iter_modules(package.__path__)
     ),
 ]

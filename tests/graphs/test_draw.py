@@ -34,7 +34,7 @@ from graphs.draw.colours import (
 )
 from graphs.draw.convergence import MAX_STEPS
 from graphs.draw.wording import LONGEST, percent, plain, short_names
-from graphs.subgraphs import top_subgraph
+from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import random_case
 
 CYCLIC = residual_graph(random_case(1, (6, 9, 6, 9, 6)).graph())

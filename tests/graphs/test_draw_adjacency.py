@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, weighted_pagerank
-from graphs.blocks import BAND_ELEMENTS, DenseBlock, SparseBlock
 from graphs.draw import adjacency_heatmap
 from graphs.draw.adjacency import MAX_BUCKETS
+from graphs.linalg.blocks import BAND_ELEMENTS, DenseBlock, SparseBlock
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.test_draw import legible, rank_of
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, residual_graph, weighted_pagerank
-from graphs.concentration import score_buckets
+from graphs.analysis.flow import flow
+from graphs.analysis.measures import score_buckets
 from graphs.draw import layer_flow
 from graphs.draw.flow import MAX_BUCKETS, MAX_LAYERS
-from graphs.flow import flow
 from tests.graphs.cases import Case, cases, random_case, transition_matrix
 from tests.graphs.test_draw import legible, rank_of
 

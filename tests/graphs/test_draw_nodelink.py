@@ -16,7 +16,7 @@ from graphs import GraphError, LayeredGraph, modified_pagerank, weighted_pageran
 from graphs.draw import node_link
 from graphs.draw.nodelink import LARGEST, MAX_EDGES, SMALLEST
 from graphs.draw.wording import percent
-from graphs.subgraphs import Subgraph, between, ego, top_subgraph
+from graphs.reduction.subgraphs import Subgraph, between, ego, top_subgraph
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.test_draw import legible, rank_of
 

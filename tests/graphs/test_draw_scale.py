@@ -14,7 +14,6 @@ import pytest
 from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, RankResult
-from graphs.blocks import DenseBlock, SparseBlock
 from graphs.draw import (
     adjacency_heatmap,
     compare_rankings,
@@ -25,7 +24,8 @@ from graphs.draw import (
     score_distribution,
     score_heatmap,
 )
-from graphs.subgraphs import between, top_subgraph
+from graphs.linalg.blocks import DenseBlock, SparseBlock
+from graphs.reduction.subgraphs import between, top_subgraph
 from tests.graphs.test_draw import legible, rank_of
 
 MB = 1 << 20

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from graphs import excerpts
-from graphs.blocks import Block, DenseBlock
-from graphs.excerpts import edges_at, edges_by_flow, row_chunks
-from graphs.validation import as_block
+from graphs.linalg.blocks import Block, DenseBlock
+from graphs.linalg.validation import as_block
+from graphs.reduction import edge_selection
+from graphs.reduction.edge_selection import edges_at, edges_by_flow, row_chunks
 from tests.graphs.cases import Array, Case, cases
 
 RNG = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def assembled(block: Block, rows: Array | None, columns: Array | None) -> sparse
 def test_chunks_are_the_rows_and_columns_of_the_csr(form: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     block = block_of(form)
     whole = block.to_csr()
-    monkeypatch.setattr(excerpts, "BAND_ELEMENTS", elements)
+    monkeypatch.setattr(edge_selection, "BAND_ELEMENTS", elements)
     for rows, columns in SELECTIONS:
         for by_row, by_column in ((rows, columns), (rows, None), (None, columns), (None, None)):
             found = assembled(block, by_row, by_column)
@@ -103,7 +103,7 @@ def test_edges_by_flow_are_the_first_of_a_sorted_list(
     form: str, elements: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = block_of(form)
-    monkeypatch.setattr(excerpts, "BAND_ELEMENTS", elements)
+    monkeypatch.setattr(edge_selection, "BAND_ELEMENTS", elements)
     dense = block.to_csr().toarray()
     strengths = dense.astype(np.float64).sum(axis=0)
     scores = np.resize([0.25, 0.5, 0.0, 1.0], block.shape[1])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs import GraphError, LayeredGraph
-from graphs.exchange import read_npz, write_npz
+from graphs.io.exchange import read_npz, write_npz
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.test_io import same_graph
 

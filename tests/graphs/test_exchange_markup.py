@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, weighted_pagerank
-from graphs.convert import to_networkx
-from graphs.exchange import read_gexf, read_graphml, write_gexf, write_graphml
-from graphs.subgraphs import top_subgraph
+from graphs.io.convert import to_networkx
+from graphs.io.exchange import read_gexf, read_graphml, write_gexf, write_graphml
+from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.test_io import same_graph
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, weighted_pagerank
-from graphs.convert import to_networkx
-from graphs.exchange import read_tables, write_tables
-from graphs.exchange.rows import EDGE_COLUMNS
-from graphs.subgraphs import top_subgraph
+from graphs.io.convert import to_networkx
+from graphs.io.exchange import read_tables, write_tables
+from graphs.io.exchange.rows import EDGE_COLUMNS
+from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.test_io import same_graph
 
@@ -87,7 +87,7 @@ def test_dense_blocks_are_written_in_bands(
     form: Any, folder: Path, weights: Callable[[Any], Any], elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = CASE.graph([weights(weight) for weight in CASE.weights])
-    monkeypatch.setattr("graphs.excerpts.BAND_ELEMENTS", elements)
+    monkeypatch.setattr("graphs.reduction.edge_selection.BAND_ELEMENTS", elements)
     write_tables(graph, folder / "dense", format=form)
     again, _ = read_tables(folder / "dense", form)
     for layer in (1, 2):
@@ -248,7 +248,7 @@ def test_a_small_file_of_a_row_a_million_times_is_refused_early(
     columns = {name: np.full(count, value) for name, value in zip(EDGE_COLUMNS, (0, 0, 1, 0, 1.0), strict=True)}
     parquet.write_table(pyarrow.table(columns), tmp_path / "edges.parquet")
     assert (tmp_path / "edges.parquet").stat().st_size < 50_000
-    monkeypatch.setattr("graphs.exchange.parquet_files.CHUNK", 1000)
+    monkeypatch.setattr("graphs.io.exchange.parquet_files.CHUNK", 1000)
     tracemalloc.start()
     try:
         with pytest.raises(GraphError, match="more edges from layer 0 to 1 than pairs of nodes; expected every pair"):
@@ -308,8 +308,8 @@ def test_parquet_of_other_types_is_read(tmp_path: Path) -> None:
 def test_chunks_of_lines_do_not_show(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for form in FORMATS:
         write_tables(GRAPH, tmp_path, format=form)
-    monkeypatch.setattr("graphs.exchange.csv_files.CHUNK", rows)
-    monkeypatch.setattr("graphs.exchange.parquet_files.CHUNK", rows)
+    monkeypatch.setattr("graphs.io.exchange.csv_files.CHUNK", rows)
+    monkeypatch.setattr("graphs.io.exchange.parquet_files.CHUNK", rows)
     for form in FORMATS:
         assert same_graph(read_tables(tmp_path, form)[0], GRAPH.with_csr())
 
@@ -568,7 +568,7 @@ def test_a_failed_write_leaves_the_old_files(form: Any, tmp_path: Path, monkeypa
         raise OSError("No space left on device")
 
     # The nodes, after the edges were written whole.
-    monkeypatch.setattr(f"graphs.exchange.{form}_files.write_nodes", fail)
+    monkeypatch.setattr(f"graphs.io.exchange.{form}_files.write_nodes", fail)
     with pytest.raises(OSError, match="No space"):
         write_tables(random_case(2, (2, 2)).graph(), tmp_path, format=form)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -586,7 +586,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
 
 @every_form
 def test_a_block_is_written_in_the_memory_of_a_band(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphs.excerpts.BAND_ELEMENTS", 1 << 14)
+    monkeypatch.setattr("graphs.reduction.edge_selection.BAND_ELEMENTS", 1 << 14)
     graph = LayeredGraph.from_weights([np.broadcast_to(np.ones(500), (500, 500))], np.ones(500), [np.ones(500)])
     tracemalloc.start()
     try:

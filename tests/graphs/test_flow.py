@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, weighted_pagerank
-from graphs.concentration import score_buckets
-from graphs.flow import damping_of, flow, layer_flows
+from graphs.analysis.flow import damping_of, flow, layer_flows
+from graphs.analysis.measures import score_buckets
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix
 from tests.graphs.forms import as_modified, as_scores, every_form, formed
 from tests.graphs.test_concentration import NO_BUCKETS

@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from graphs import GraphError, pagerank, weighted_pagerank
-from graphs.gallery import SEEDED, TINY, Tiny, kronecker, layered, power_law, road, uniform
+from graphs.structures.gallery import SEEDED, TINY, Tiny, kronecker, layered, power_law, road, uniform
 from tests.graphs.cases import Array, transition_matrix
 
 GAMMAS = [0.0, 0.15, 0.5, 0.85, 0.99]

@@ -37,7 +37,7 @@ from graphs import (
     save_rank,
     weighted_pagerank,
 )
-from graphs.files import remove_leftovers, replacing, workplace, write_tensors
+from graphs.io.files import remove_leftovers, replacing, workplace, write_tensors
 from tests.graphs.cases import SHARES, Case, cases, random_case
 
 GRAPH = random_case(1, (3, 4, 3), density=0.7).graph()
@@ -408,7 +408,7 @@ def test_the_arrays_of_another_kind_are_not_even_read(path: Path, monkeypatch: p
         def metadata(self) -> Any:
             return self.inner.metadata()
 
-    monkeypatch.setattr("graphs.files.safe_open", Watched)
+    monkeypatch.setattr("graphs.io.files.safe_open", Watched)
     with pytest.raises(GraphError, match="is not a graph file"):
         load_graph(path)
 
@@ -544,7 +544,7 @@ def write_rank(path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, A
         write_tensors(target, given[0], given[1], kind, version)
 
     with monkeypatch.context() as patch:
-        patch.setattr("graphs.io.write_tensors", changed)
+        patch.setattr("graphs.io.graph_files.write_tensors", changed)
         save_rank(CERTIFIED, path)
 
 
@@ -622,7 +622,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(
         file.write_bytes(b"half of it")
         raise failure
 
-    monkeypatch.setattr("graphs.files.save_file", fail)
+    monkeypatch.setattr("graphs.io.files.save_file", fail)
     with pytest.raises(type(failure)):
         save_graph(random_case(2, (2, 2)).graph(), target)
     assert list(tmp_path.iterdir()) == ([target] if before else [])
@@ -652,7 +652,7 @@ def test_nothing_of_the_new_is_seen_before_it_is_complete(tmp_path: Path) -> Non
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     code = """
         import os, sys
-        from graphs.files import replacing
+        from graphs.io.files import replacing
         with replacing(sys.argv[1]) as partial:
             partial.write_text("half")
             print(partial.parent.name, flush=True)
@@ -781,7 +781,7 @@ def test_certificates_of_layers_that_are_not_there(path: Path, layer: int, monke
         more = {**tensors, f"keep.{layer}": np.ones(3, dtype=np.uint8)}
         write_tensors(target, more, {**meta, "certified_layers": [layer]}, kind, version)
 
-    monkeypatch.setattr("graphs.io.write_tensors", added)
+    monkeypatch.setattr("graphs.io.graph_files.write_tensors", added)
     save_rank(CERTIFIED, path)
     with pytest.raises(GraphError, match=r"is not a consistent rank file: keep masks of shapes"):
         load_rank(path)

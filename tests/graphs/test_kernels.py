@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from graphs import LayeredGraph, kernels, weighted_pagerank
+from graphs import LayeredGraph, weighted_pagerank
+from graphs.linalg import kernels
 from tests.graphs.cases import Array
 
 # One row or column, fewer rows than threads, odd, and no multiple of anything.
@@ -342,7 +343,7 @@ def test_concurrent_calls_do_not_mix() -> None:
 
 
 def test_concurrent_ranks_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", 1)
     rng = np.random.default_rng(1)
     graphs = [
         LayeredGraph.from_weights(
@@ -418,7 +419,7 @@ def test_a_float64_rank_of_narrow_weights_is_exact_to_1e_14(
 ) -> None:
     if np.finfo(np.longdouble).eps >= np.finfo(np.float64).eps:
         pytest.skip("no extended precision here")
-    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", 1)
     rng = np.random.default_rng(11)
     sizes = (211, 307, 190)
     weights = [

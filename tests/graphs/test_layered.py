@@ -9,11 +9,11 @@ import torch
 from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, weighted_pagerank
-from graphs.backends import make_backend
-from graphs.blocks import DenseBlock
-from graphs.excerpts import row_chunks
-from graphs.fans import column_of, row_of
-from graphs.operators import KernelOperator
+from graphs.analysis.incident_edges import column_of, row_of
+from graphs.linalg.backends import make_backend
+from graphs.linalg.blocks import DenseBlock
+from graphs.linalg.operators import KernelOperator
+from graphs.reduction.edge_selection import row_chunks
 from tests.graphs.cases import Case, assert_layers_equal, lu_layers, random_case
 from tests.graphs.forms import every_form, formed
 
@@ -109,7 +109,7 @@ def test_reversing_copies_no_dense_weight() -> None:
 
 
 def test_the_compiled_kernels_read_a_reversed_block_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", 1)
     for form in (np.ascontiguousarray, np.asfortranarray, lambda w: torch.tensor(w).bfloat16()):
         case = random_case(4, (7, 9))
         block = case.graph([form(case.weights[0])]).reversed().blocks[0]

@@ -77,7 +77,7 @@ def test_power_iteration_holds_what_it_converted(chain: LayeredGraph, backend: A
 def test_kernels_read_weights_where_they_lie(
     monkeypatch: pytest.MonkeyPatch, dtype: Any, order: Any, solver: Any
 ) -> None:
-    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", 1)
     given = [np.asarray(w, dtype=dtype, order=order) for w in weights()[:4]]
     graph = LayeredGraph.from_weights(given, np.ones(SIZE), [np.ones(SIZE)] * 4)
 
@@ -92,7 +92,7 @@ def test_kernels_read_weights_where_they_lie(
 @pytest.mark.parametrize("solver", ["power", "gauss-seidel"])
 @pytest.mark.filterwarnings("ignore:.* iteration stopped after max_iter=3:RuntimeWarning")
 def test_general_ranks_read_weights_where_they_lie(monkeypatch: pytest.MonkeyPatch, solver: str) -> None:
-    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", 1)
     given = [w.astype(np.float32) for w in weights()[:4]]
     graph = bidirectional_graph(LayeredGraph.from_weights(given, np.ones(SIZE), [np.ones(SIZE)] * 4))
 

@@ -14,20 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from graphs import GraphError, LayeredGraph, RankResult, fans, modified_pagerank, node_facts, weighted_pagerank
-from graphs.backends import make_backend
-from graphs.blocks import DenseBlock
-from graphs.concentration import percentiles, positions
-from graphs.flow import layer_flows
-from graphs.node_facts import EdgeFact, NodeFacts, strongest_edges
-from graphs.paths import Path, strongest_paths
-from graphs.strengths import strengths
-from graphs.subgraphs import top_subgraph
-from graphs.summary import summarise
+from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
+from graphs.analysis import incident_edges, node_summary
+from graphs.analysis.flow import layer_flows
+from graphs.analysis.layer_summary import summarise
+from graphs.analysis.measures import percentiles, positions
+from graphs.analysis.node_summary import EdgeFact, NodeFacts, strongest_edges
+from graphs.analysis.paths import Path, strongest_paths
+from graphs.analysis.strengths import strengths
+from graphs.linalg.backends import make_backend
+from graphs.linalg.blocks import DenseBlock
+from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import SHARES, Array, Case, cases, networkx_layers, random_case, transition_matrix, unit
 from tests.graphs.forms import as_modified, as_scores, every_form, formed
 
-facts_of = node_facts.node_facts
+facts_of = node_summary.node_facts
 
 
 def tied_case(seed: int, sizes: tuple[int, ...]) -> Case:
@@ -220,7 +221,7 @@ def test_strongest_edges_are_those_of_every_node(case: Case, theta: float, top: 
 @pytest.mark.parametrize("elements", [1, 13, 64])
 def test_bands_do_not_show_even_where_edges_tie(form: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
-    monkeypatch.setattr(fans, "BAND_ELEMENTS", elements)
+    monkeypatch.setattr(incident_edges, "BAND_ELEMENTS", elements)
     graph, seen = formed(tied_case(1, (9, 12, 1, 7)), form)
     rank = weighted_pagerank(graph)
     assert_edges_are_those_of_the_facts(graph, rank, 3, None)

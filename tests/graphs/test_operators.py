@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphs.backends import Arithmetic, NumpyArithmetic, TorchArithmetic, TorchBuffers
-from graphs.blocks import DenseBlock, NumpyBuffers, as_numpy
-from graphs.operators import BlockOperator, CSRKernelOperator, DenseOperator, KernelOperator
-from graphs.validation import as_block
+from graphs.linalg.backends import Arithmetic, NumpyArithmetic, TorchArithmetic, TorchBuffers
+from graphs.linalg.blocks import DenseBlock, NumpyBuffers, as_numpy
+from graphs.linalg.operators import BlockOperator, CSRKernelOperator, DenseOperator, KernelOperator
+from graphs.linalg.validation import as_block
 from tests.graphs.cases import Array
 from tests.graphs.test_blocks import MATRICES
 
@@ -23,7 +23,7 @@ NUMPY, TORCH, COMPILED = NumpyArithmetic(), TorchArithmetic(), NumpyArithmetic(c
 @pytest.fixture
 def kernels_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels however small the block."""
-    monkeypatch.setattr("graphs.backends.KERNEL_ENTRIES", 1)
+    monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", 1)
 
 
 def tensors(block: DenseBlock) -> DenseBlock:

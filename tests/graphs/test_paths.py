@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from graphs import GraphError, LayeredGraph, RankResult, fans, modified_pagerank, paths, weighted_pagerank
-from graphs.blocks import DenseBlock
-from graphs.node_facts import node_facts
-from graphs.paths import Path, strongest_paths
+from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
+from graphs.analysis import incident_edges, paths
+from graphs.analysis.node_summary import node_facts
+from graphs.analysis.paths import Path, strongest_paths
+from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix
 from tests.graphs.forms import as_scores, every_form, formed
 
@@ -77,7 +78,7 @@ def test_of_equal_paths_the_lower_nodes_come_first(
     seed: int, elements: int, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
-    for module in (fans, paths):
+    for module in (incident_edges, paths):
         monkeypatch.setattr(module, "BAND_ELEMENTS", elements)
     case = dyadic_case(seed, (5, 6, 4, 7, 5))
     graph, seen = formed(case, form)

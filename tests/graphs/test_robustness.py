@@ -11,8 +11,8 @@ import pytest
 from scipy import sparse
 
 from graphs import BlockDigraph, Edges, GraphError, KeepHighest, LayeredGraph, pagerank
-from graphs.blocks import SparseBlock
-from graphs.kernels import _Threads
+from graphs.linalg.blocks import SparseBlock
+from graphs.linalg.kernels import _Threads
 from graphs.solvers import GaussSeidel, Krylov
 
 
@@ -123,7 +123,7 @@ def test_aggregation_is_dropped_where_it_leads_astray() -> None:
 
 
 def test_a_krylov_cycle_that_fails_is_taken_back() -> None:
-    from graphs.gallery import SEEDED
+    from graphs.structures.gallery import SEEDED
 
     result = pagerank(SEEDED["power law"](), 0.9, solver=Krylov("bicgstab", inner=2), tol=1e-10, max_iter=400)
     assert result.converged

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from graphs import GraphError, LayeredGraph, weighted_pagerank
-from graphs.shards import open_tensors
+from graphs.io.shards import open_tensors
 from tests.graphs.cases import assert_layers_equal, random_case
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
@@ -62,7 +62,7 @@ def test_ranking_takes_no_memory_for_the_weights(tmp_path: Path, dtype: str) -> 
     code = f"""
 import numpy as np, torch
 from graphs import LayeredGraph, weighted_pagerank
-from graphs.shards import open_tensors
+from graphs.io.shards import open_tensors
 own = lambda: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) / 1e3
 warm = LayeredGraph.from_weights([torch.ones((600, 600), dtype=torch.{dtype})], np.ones(600), [np.ones(600)])
 weighted_pagerank(warm)

@@ -23,8 +23,8 @@ from graphs import (
     residual_graph,
     weighted_pagerank,
 )
-from graphs.gallery import layered, uniform
-from graphs.layer_maps import WeightedMap
+from graphs.linalg.layer_vectors import masses, normalised
+from graphs.ranking.layered_problem import WeightedMap
 from graphs.solvers import (
     SOLVERS,
     AndersonMixing,
@@ -43,7 +43,7 @@ from graphs.solvers import (
     named,
     solve,
 )
-from graphs.states import masses, normalised
+from graphs.structures.gallery import layered, uniform
 from tests.graphs.cases import DAMPINGS, SHARES, Array, Case, assert_layers_equal, cases, distance, random_case
 from tests.graphs.make_golden import modified_step, textbook_modified, textbook_weighted, weighted_step
 

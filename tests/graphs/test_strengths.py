@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 
 from graphs import GraphError, LayeredGraph
-from graphs.blocks import DenseBlock
-from graphs.strengths import engine_of, in_strength, out_strength, strengths
+from graphs.analysis.strengths import engine_of, in_strength, out_strength, strengths
+from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.forms import every_form, formed
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, RankResult, pagerank, weighted_pagerank
-from graphs.blocks import DenseBlock, SparseBlock
-from graphs.convert import to_networkx
-from graphs.subgraphs import Subgraph, between, ego, top_subgraph
+from graphs.io.convert import to_networkx
+from graphs.linalg.blocks import DenseBlock, SparseBlock
+from graphs.reduction.subgraphs import Subgraph, between, ego, top_subgraph
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case
 
 CASE = random_case(3, (7, 9, 5, 8), density=0.6)
@@ -310,7 +310,7 @@ SUBGRAPHS: list[Any] = [
 @pytest.mark.parametrize("elements", [1, 13])
 def test_bands_do_not_show(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [subgraph(GRAPH, RANK) for subgraph in SUBGRAPHS]
-    monkeypatch.setattr("graphs.excerpts.BAND_ELEMENTS", elements)
+    monkeypatch.setattr("graphs.reduction.edge_selection.BAND_ELEMENTS", elements)
     for subgraph, wanted in zip(SUBGRAPHS, expected, strict=True):
         shown = subgraph(GRAPH, RANK)
         check(shown, GRAPH, RANK if shown.scores else None)

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, weighted_pagerank
-from graphs.concentration import Spread
-from graphs.flow import layer_flows
-from graphs.summary import LayerSummary, summarise, to_columns
+from graphs.analysis.flow import layer_flows
+from graphs.analysis.layer_summary import LayerSummary, summarise, to_columns
+from graphs.analysis.measures import Spread
 from tests.graphs.cases import SHARES, Case, cases, networkx_layers, random_case, transition_matrix, unit
 from tests.graphs.forms import as_scores, every_form, formed
 from tests.graphs.test_concentration import gini_by_pairs

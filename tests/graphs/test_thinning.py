@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
-from graphs import GraphError, LayeredGraph, pagerank, thinning, weighted_pagerank
-from graphs.blocks import SparseBlock
-from graphs.thinning import Thinning, thin
+from graphs import GraphError, LayeredGraph, pagerank, weighted_pagerank
+from graphs.linalg.blocks import SparseBlock
+from graphs.reduction import sparsify
+from graphs.reduction.sparsify import Thinning, thin
 from tests.graphs.cases import SHARES, Array, Case, cases, distance, random_case, transition_matrix
 
 ROUND_OFF = 1e-12
@@ -98,7 +99,7 @@ def test_groups_of_columns_do_not_show(rule: dict[str, Any], elements: int, monk
     weight = rng.integers(1, 9, (40, 41)) * (rng.permuted(np.tri(40, 41, 0), axis=0))
     expected = [kept_of(column[:, None], **rule)[:, 0] for column in weight.T]
     lost = [thin(graph_of(column[:, None]), **rule).dropped_weight[0] for column in weight.T]
-    monkeypatch.setattr(thinning, "BAND_ELEMENTS", elements)
+    monkeypatch.setattr(sparsify, "BAND_ELEMENTS", elements)
     np.testing.assert_array_equal(kept_of(weight, **rule), np.transpose(expected))
     assert thin(graph_of(weight), **rule).dropped_weight == pytest.approx([max(lost)], abs=1e-15)
 

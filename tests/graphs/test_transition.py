@@ -8,9 +8,9 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from graphs import GraphError
-from graphs.backends import NumpyArithmetic
-from graphs.operators import CSROperator
-from graphs.transition import Transition, modified_step, normalise, weighted_step
+from graphs.linalg.backends import NumpyArithmetic
+from graphs.linalg.operators import CSROperator
+from graphs.linalg.transition import Transition, modified_step, normalise, weighted_step
 from tests.graphs.cases import SHARES, Array, transition_matrix
 from tests.graphs.test_blocks import MATRICES
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.activations import FFNStatistics, LayerStatistics, collect
-from llmrank.adapters import find_ffns
-from llmrank.calibration import tokenise
+from llmrank.calibration.forward import evaluating, longest_input, model_inputs
+from llmrank.calibration.statistics import FFNStatistics, LayerStatistics, collect
+from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, UnsupportedModelError
-from llmrank.passes import evaluating, longest_input, model_inputs
+from llmrank.models import find_ffns
 from llmrank.pipeline import ChainedFFNPipeline
 from tests.llmrank import textbook
 from tests.llmrank.models import (

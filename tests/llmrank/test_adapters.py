@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import nn
 
-from llmrank.adapters import explicit_ffns, find_ffns
 from llmrank.errors import CalibrationError, UnsupportedModelError
+from llmrank.models import explicit_ffns, find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from tests.llmrank.models import LLAMA, STRUCTURE, Snapshot, features, mlp, tiny_llama, tiny_t5, token_ids

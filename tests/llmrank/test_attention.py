@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.adapters import FFN, find_ffns
-from llmrank.attention import find_attentions
+from llmrank.calibration.attention import find_attentions
 from llmrank.errors import CalibrationError, StructureError, UnsupportedModelError
+from llmrank.models import FFN, find_ffns
 from tests.llmrank.models import HEADS, Snapshot, family_model, mlp, named_family, repeated, tiny_llama, tiny_t5
 
 N_HEADS, N_GROUPS, WIDTH = HEADS["num_attention_heads"], HEADS["num_key_value_heads"], HEADS["head_dim"]

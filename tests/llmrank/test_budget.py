@@ -15,11 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from llmrank.adapters import find_ffns
-from llmrank.budget import Reached, check_budget, describe_amount, reached_by, shortfall
-from llmrank.costs import UNITS, Cost, ModelCosts, Unit
 from llmrank.errors import OptionError
-from llmrank.masks import Masks
+from llmrank.models import find_ffns
+from llmrank.models.costs import UNITS, Cost, ModelCosts, Unit
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import (
     BasePruner,
@@ -30,6 +28,8 @@ from llmrank.prune import (
     protected_names,
     sparing_counts,
 )
+from llmrank.prune.budget import Reached, check_budget, describe_amount, reached_by, shortfall
+from llmrank.prune.masks import Masks
 from tests.llmrank.models import STRUCTURE, Snapshot, mlp, tiny_llama, token_ids
 
 NAMES = [f"model.layers.{k}.mlp" for k in range(12)]

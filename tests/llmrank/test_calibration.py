@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrank.calibration import TokenSequences, builtin_texts, check_text, overlap, read_text, tokenise
+from llmrank.calibration.text import TokenSequences, builtin_texts, check_text, overlap, read_text, tokenise
 from llmrank.errors import CalibrationError
 from tests.llmrank.models import WORDS, text, token_ids, tokenizer
 

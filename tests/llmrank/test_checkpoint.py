@@ -16,15 +16,15 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 import llmrank
-from llmrank.adapters import find_ffns
-from llmrank.checkpoint import load, save
 from llmrank.errors import CheckpointError, ModelSourceError, OptionError
-from llmrank.hub import load_pretrained, parse_device, parse_dtype
-from llmrank.masks import Masks
-from llmrank.output import check_output
+from llmrank.models import find_ffns
+from llmrank.models.loading import load_pretrained, parse_device, parse_dtype
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import LocalPruner
-from llmrank.surgery import apply_masks
+from llmrank.prune.masks import Masks
+from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.checkpoint import load, save
+from llmrank.surgery.files import check_output
 from tests.llmrank.models import LLAMA, logits, mlp, tiny_llama, token_ids, tokenizer
 
 IDS = token_ids(2, 8, seed=5)
@@ -175,7 +175,7 @@ def test_report_that_is_no_json_leaves_nothing(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from llmrank.checkpoint import save
+from llmrank.surgery.checkpoint import save
 from tests.llmrank.models import tiny_llama
 
 class Killed(type(tiny_llama())):
@@ -367,7 +367,7 @@ def test_a_check_that_fails_without_a_word_is_no_success(
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(llmrank.checkpoint, "read_model", fail)
+    monkeypatch.setattr(llmrank.surgery.checkpoint, "read_model", fail)
     with pytest.raises((CheckpointError, MemoryError)) as raised:
         save(tmp_path / "out", tiny_llama())
     assert isinstance(raised.value, MemoryError) or raised.value.__cause__ is error

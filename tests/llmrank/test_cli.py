@@ -17,10 +17,12 @@ import torch
 import transformers
 
 import llmrank
-from llmrank import Masks, cli, config, demo
-from llmrank.adapters import FAMILIES
+from llmrank import Masks, cli
+from llmrank.calibration.forward import longest_input
+from llmrank.cli import demo
 from llmrank.cli import prune as cli_prune
-from llmrank.passes import longest_input
+from llmrank.models import FAMILIES
+from llmrank.pipeline import registry
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.models import FFN, family_model, logits, named_family, tiny_llama, tiny_t5, token_ids, tokenizer
 
@@ -38,7 +40,7 @@ def test_prune_writes_a_smaller_checkpoint_its_masks_and_a_report(
     assert model.config.intermediate_size == FFN * 3 // 4
     assert masks.widths == {f"model.layers.{k}.mlp": 30 for k in range(2)}
     assert report["neurons"]["removed"] == 20
-    assert report["method"]["pipeline"] == config.DEFAULTS["pipeline"]
+    assert report["method"]["pipeline"] == registry.DEFAULTS["pipeline"]
     assert report["calibration"]["sequences"] == 2
     assert transformers.AutoTokenizer.from_pretrained(output)("w4")["input_ids"] == [1, 4, 2]
 
@@ -210,7 +212,7 @@ def test_a_demo_saves_before_it_prints(checkpoint: Path, tmp_path: Path, monkeyp
         assert (tmp_path / "demo" / "report.json").is_file()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmrank.report.Report.table", refuse)
+    monkeypatch.setattr("llmrank.pipeline.report.Report.table", refuse)
     assert run("demo", "--model", checkpoint, "--output", tmp_path / "demo", *SHORT) == 130
     assert (tmp_path / "demo" / "model.safetensors").is_file()
 
@@ -539,7 +541,7 @@ def test_bad_models_are_refused(tmp_path: Path, capsys: Any, checkpoint: Path) -
     assert "no model at ./nowhere" in refused(capsys, "prune", "./nowhere", "--output", output)
     assert "no GGUF file" in refused(capsys, "prune", "nowhere.gguf", "--output", output)
     (tmp_path / "empty").mkdir()
-    assert "no config.json" in refused(capsys, "prune", tmp_path / "empty", "--output", output)
+    assert "no registry.json" in refused(capsys, "prune", tmp_path / "empty", "--output", output)
     assert "not empty" in refused(capsys, "prune", checkpoint, "--output", checkpoint)
     (tmp_path / "broken.gguf").write_bytes(b"GGUFnot really")
     assert "cannot load" in refused(capsys, "prune", tmp_path / "broken.gguf", "--output", output)
@@ -549,7 +551,7 @@ def test_interruption_is_quiet(monkeypatch: Any, checkpoint: Path, tmp_path: Pat
     def interrupt(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmrank.checkpoint.load", interrupt)
+    monkeypatch.setattr("llmrank.surgery.checkpoint.load", interrupt)
     assert run("prune", checkpoint, "--output", tmp_path / "out") == 130
     assert (
         capsys.readouterr()
@@ -585,7 +587,7 @@ def test_a_system_that_refuses_is_no_traceback(monkeypatch: Any, checkpoint: Pat
     def refuse(*_arguments: Any, **_options: Any) -> None:
         raise PermissionError(13, "Permission denied", "weights")
 
-    monkeypatch.setattr("llmrank.checkpoint.load", refuse)
+    monkeypatch.setattr("llmrank.surgery.checkpoint.load", refuse)
     message = refused(capsys, "prune", checkpoint, "--output", tmp_path / "out")
     assert message.endswith("... llmrank: error: [Errno 13] Permission denied: 'weights'")
 

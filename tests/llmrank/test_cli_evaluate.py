@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import llmrank
-from llmrank.calibration import tokenise
-from llmrank.evaluate import perplexity
-from llmrank.fidelity import continuations, fidelity
-from llmrank.last_word import cut_passages, last_word
+from llmrank.calibration.text import tokenise
+from llmrank.evaluation.fidelity import continuations, fidelity
+from llmrank.evaluation.last_word import cut_passages, last_word
+from llmrank.evaluation.perplexity import perplexity
 from tests.llmrank.commands import refused, run
 from tests.llmrank.models import (
     TALE,

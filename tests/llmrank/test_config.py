@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
-from llmrank.config import DEFAULTS, PIPELINES, PRUNERS, SCORERS, Registry, make_pruner, make_scorer
 from llmrank.errors import OptionError
+from llmrank.pipeline.registry import DEFAULTS, PIPELINES, PRUNERS, SCORERS, Registry, make_pruner, make_scorer
 from llmrank.prune import BasePruner, GlobalPruner
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 

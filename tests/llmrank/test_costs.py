@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmrank.adapters import FAMILIES, Family, explicit_ffns, find_ffns
-from llmrank.costs import UNITS, Cost, ModelCosts, neuron_cost, unit_name
 from llmrank.errors import OptionError
-from llmrank.masks import Masks
-from llmrank.surgery import apply_masks, prunable_layers
+from llmrank.models import FAMILIES, Family, explicit_ffns, find_ffns
+from llmrank.models.costs import UNITS, Cost, ModelCosts, neuron_cost, unit_name
+from llmrank.prune.masks import Masks
+from llmrank.surgery.apply import apply_masks, prunable_layers
 from tests.llmrank.models import STRUCTURE, family_model, features, logits, mlp, tiny_llama, token_ids
 
 

@@ -12,16 +12,16 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from torch import nn
 
 import llmrank
-from llmrank.adapters import geometry
+from llmrank.calibration.forward import input_device
 from llmrank.errors import OptionError, UnsupportedModelError
-from llmrank.evaluate import complete, perplexity
-from llmrank.fidelity import continuations, fidelity
-from llmrank.last_word import Passage, last_word
-from llmrank.passes import input_device
+from llmrank.evaluation.fidelity import continuations, fidelity
+from llmrank.evaluation.last_word import Passage, last_word
+from llmrank.evaluation.perplexity import complete, perplexity
+from llmrank.models import detect
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import SensitivityPruner
-from llmrank.repair import LeastSquaresRepair
 from llmrank.score import FLAPScorer, ForwardBackwardScorer, WeightedPageRankScorer
+from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank.devices import FIRST, SECOND, on_two, pretended_devices
 from tests.llmrank.models import logits, text, tiny_llama, token_ids, tokenizer, whole_sequences
 
@@ -150,7 +150,7 @@ def test_inputs_go_where_the_first_parameter_is_brought() -> None:
 @pytest.fixture
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Tensors of these devices are a subclass, which a search for quantised weights takes for one.
-    monkeypatch.setattr(geometry, "refuse_quantised", lambda *_: None)
+    monkeypatch.setattr(detect, "refuse_quantised", lambda *_: None)
     with pretended_devices():
         yield
 

@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 import pytest
 
-from llmrank.estimate import Estimate
+from llmrank.evaluation.estimate import Estimate
 
 
 def test_groups_of_one_have_the_error_of_a_sample_mean() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.adapters import find_ffns
-from llmrank.calibration import TokenSequences, tokenise
+from llmrank.calibration.logits import has_perplexity
+from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import UnsupportedModelError
-from llmrank.evaluate import complete, perplexity, size, unigram_perplexity
+from llmrank.evaluation.perplexity import complete, perplexity, size, unigram_perplexity
+from llmrank.models import find_ffns
 from llmrank.pipeline import ChainedFFNPipeline
-from llmrank.prediction import has_perplexity
 from tests.llmrank.models import (
     Snapshot,
     family_model,

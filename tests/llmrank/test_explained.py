@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llmrank.explained import ExplainedSums
+from llmrank.calibration.contribution import ExplainedSums
 from tests.llmrank import textbook
 
 NUMBERS = st.floats(-10, 10).map(lambda value: round(value, 2))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-import llmrank.fidelity
-from llmrank.calibration import TokenSequences, tokenise
+import llmrank.evaluation.fidelity
+from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
-from llmrank.fidelity import Continuations, continuations, divergences, fidelity
+from llmrank.evaluation.fidelity import Continuations, continuations, divergences, fidelity
 from tests.llmrank.models import (
     Snapshot,
     disturbed,
@@ -63,7 +63,7 @@ def error_of(groups: list[list[float]]) -> float:
 def test_divergence_and_agreement_equal_a_loop_over_tokens(
     name: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llmrank.fidelity, "ROWS", rows)
+    monkeypatch.setattr(llmrank.evaluation.fidelity, "ROWS", rows)
     dense, data = family_model(named_family(name)), padded_sequences()
     model = disturbed(dense)
     terms, same = textbook(dense, model, [r[m] for r, m in zip(data.ids, data.mask, strict=True)], lambda _: 1)
@@ -211,7 +211,7 @@ def test_continuations_equal_loops_without_cache(name: str, early: bool) -> None
 
 def test_shares_are_those_of_the_longer_continuation(monkeypatch: pytest.MonkeyPatch) -> None:
     said = iter([[[7, 8, 9, 2], [7, 2]], [[7, 5, 9], [7, 2]]])
-    monkeypatch.setattr(llmrank.fidelity, "_continue", lambda *_: next(said))
+    monkeypatch.setattr(llmrank.evaluation.fidelity, "_continue", lambda *_: next(said))
     found = continuations(tiny_llama(), tiny_llama(), padded_sequences(), 2, 5, 4)
     assert found.prefix.value == (1 / 4 + 2 / 2) / 2
     assert found.equal.value == (2 / 4 + 2 / 2) / 2

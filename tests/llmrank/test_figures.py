@@ -10,12 +10,12 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from graphs.concentration import gini
+from graphs.analysis.measures import gini
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
-from llmrank.figures import agreement, concentration, layer_view, what_went_where, write_figures
-from llmrank.findings import find
-from llmrank.inspection import Inspection, inspect_model
+from llmrank.inspection.figures import agreement, concentration, layer_view, what_went_where, write_figures
+from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.summary import find
 from llmrank.prune import GlobalPruner
 from llmrank.score import ActivationScorer, NormScorer, WeightedPageRankScorer
 from tests.llmrank.models import STRUCTURE, tiny_llama, token_ids

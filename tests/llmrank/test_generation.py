@@ -12,9 +12,10 @@ import torch
 from transformers import AddedToken
 
 import llmrank
-from llmrank import IsolatedFFNPipeline, generation
+from llmrank import IsolatedFFNPipeline
+from llmrank.calibration import generation
+from llmrank.calibration.generation import generated_text, generating, writes_text
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
-from llmrank.generation import generated_text, generating, writes_text
 from tests.llmrank.commands import SHORT, run
 from tests.llmrank.models import (
     Snapshot,

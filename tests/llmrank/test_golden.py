@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 
 from graphs import LayeredGraph
-from llmrank.masks import Masks
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
+from llmrank.prune.masks import Masks
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,

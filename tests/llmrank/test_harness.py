@@ -15,11 +15,19 @@ import pytest
 import torch
 
 import llmrank
-from llmrank.calibration import plain_ids
+from llmrank.calibration.text import plain_ids
 from llmrank.errors import CalibrationError, LLMRankError, OptionError, UnsupportedModelError
-from llmrank.estimate import Estimate
-from llmrank.harness import PAGE, TASKS, HarnessTasks, _estimates, find_tasks, last_word_documents, page_documents
-from llmrank.last_word import cut_passages, last_word
+from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.last_word import cut_passages, last_word
+from llmrank.evaluation.lm_eval import (
+    PAGE,
+    TASKS,
+    HarnessTasks,
+    _estimates,
+    find_tasks,
+    last_word_documents,
+    page_documents,
+)
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import GlobalPruner
 from tests.llmrank.commands import refused, run

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import llmrank
 from llmrank.errors import ModelSourceError
-from llmrank.hub import load_pretrained
+from llmrank.models.loading import load_pretrained
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from tests.llmrank.commands import SHORT, refused

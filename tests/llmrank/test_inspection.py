@@ -12,8 +12,8 @@ from scipy import stats
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
-from llmrank.findings import find, margin, neuron_facts, parse_neuron, split_neuron
-from llmrank.inspection import Inspection, inspect_model
+from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.summary import find, margin, neuron_facts, parse_neuron, split_neuron
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.models import STRUCTURE, Snapshot, tiny_llama, token_ids

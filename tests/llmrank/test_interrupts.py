@@ -14,20 +14,24 @@ import torch
 from torch.nn.utils import prune as torch_prune
 
 import llmrank
-from llmrank import surgery
-from llmrank.activations import collect
-from llmrank.adapters import find_ffns
-from llmrank.calibration import tokenise
-from llmrank.equivalence import check_equivalence, masked_outputs
-from llmrank.masks import Masks
-from llmrank.repair import BiasRepair, LeastSquaresRepair, RepairedMap, repair_ffns
-from llmrank.stream import BlockStream, PassStream, Stream, open_stream, recording
-from llmrank.surgery import apply_masks, prunable_layers, trial_cut
+from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream, recording
+from llmrank.calibration.statistics import collect
+from llmrank.calibration.text import tokenise
+from llmrank.models import find_ffns
+from llmrank.prune.masks import Masks
+from llmrank.surgery import apply
+from llmrank.surgery.apply import apply_masks, prunable_layers, trial_cut
+from llmrank.surgery.equivalence import check_equivalence, masked_outputs
+from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap, repair_ffns
 from tests.llmrank.models import Snapshot, family_model, logits, named_family, tiny_llama, token_ids
 
 PACKAGE = Path(llmrank.__file__).parent
-WRITERS = {str(PACKAGE / "surgery.py"), str(Path(torch_prune.__file__))}
-WATCHERS = {str(PACKAGE / "equivalence.py"), *WRITERS, *map(str, (PACKAGE / "repair").glob("*.py"))}
+WRITERS = {str(PACKAGE / "surgery" / "apply.py"), str(Path(torch_prune.__file__))}
+WATCHERS = {
+    str(PACKAGE / "surgery" / "equivalence.py"),
+    *WRITERS,
+    *map(str, (PACKAGE / "surgery" / "repair").glob("*.py")),
+}
 SEQUENCES = tokenise(token_ids(3, 8), None, 3, 8)
 
 
@@ -173,12 +177,12 @@ def test_a_way_back_that_is_interrupted_itself_goes_on(
     def failing(*_: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(surgery, "_unchanged", failing)
-    restore = surgery.Application._roll_back
+    monkeypatch.setattr(apply, "_unchanged", failing)
+    restore = apply.Application._roll_back
 
     def count_and_restore() -> int:
         lines = Lines(WRITERS)
-        monkeypatch.setattr(surgery.Application, "_roll_back", traced_by(restore, lines))
+        monkeypatch.setattr(apply.Application, "_roll_back", traced_by(restore, lines))
         with pytest.raises(ZeroDivisionError):
             apply_masks(model, ffns, masks, form, align, repaired)
         return lines.count
@@ -192,7 +196,7 @@ def test_a_way_back_that_is_interrupted_itself_goes_on(
 
     total = count_and_restore()
     for last in sorted({round(k * (total - 1) / (points - 1)) + 1 for k in range(points)}):
-        monkeypatch.setattr(surgery.Application, "_roll_back", traced_by(restore, Lines(WRITERS, last)))
+        monkeypatch.setattr(apply.Application, "_roll_back", traced_by(restore, Lines(WRITERS, last)))
         with pytest.raises(Interrupted):
             apply_masks(model, ffns, masks, form, align, repaired)
         snapshot.assert_restored()

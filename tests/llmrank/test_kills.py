@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import llmrank
-from llmrank import checkpoint, cli
+from llmrank import cli
+from llmrank.surgery import checkpoint
 from tests.llmrank.commands import SHORT
 from tests.llmrank.models import text, tiny_llama, tokenizer
 

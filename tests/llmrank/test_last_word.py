@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrank.calibration import plain_ids
+from llmrank.calibration.text import plain_ids
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
-from llmrank.last_word import Passage, cut_passages, last_word
+from llmrank.evaluation.last_word import Passage, cut_passages, last_word
 from tests.llmrank.models import (
     TALE,
     Snapshot,

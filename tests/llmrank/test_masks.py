@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from graphs.files import write_tensors
-from llmrank.adapters import find_ffns
+from graphs.io.files import write_tensors
 from llmrank.errors import MaskError
-from llmrank.masks import Masks
-from llmrank.surgery import FORMS, apply_masks
+from llmrank.models import find_ffns
+from llmrank.prune.masks import Masks
+from llmrank.surgery.apply import FORMS, apply_masks
 from tests.llmrank.models import Snapshot, tiny_llama
 
 SIZES = st.dictionaries(st.text("abc.0", min_size=1, max_size=4), st.integers(0, 6), max_size=4)
@@ -178,7 +178,7 @@ def test_full_disk_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPa
         Path(path).write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("graphs.files.save_file", full)
+    monkeypatch.setattr("graphs.io.files.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         Masks({"other": [1]}).save(saved)
     assert saved.read_bytes() == content

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from graphs.files import workplace
-from llmrank import output
+from graphs.io.files import workplace
 from llmrank.errors import CheckpointError
-from llmrank.output import check_output, whole_directory
+from llmrank.surgery import files
+from llmrank.surgery.files import check_output, whole_directory
 
 
 def fill(directory: Path) -> None:
@@ -69,7 +69,7 @@ def fixed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "here":
         monkeypatch.chdir(target)
     elif request.param == "mount":
-        monkeypatch.setattr(output, "_is_mount", lambda path: path == target)
+        monkeypatch.setattr(files, "_is_mount", lambda path: path == target)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: target.stat().st_uid + 1)
     return target
@@ -118,8 +118,8 @@ def test_a_part_that_a_kill_left_is_taken_back(fixed: Path, moved: int) -> None:
 
 
 def test_a_mount_is_seen(tmp_path: Path) -> None:
-    assert output._is_mount(Path("/proc").resolve())
-    assert not output._is_mount(tmp_path)
+    assert files._is_mount(Path("/proc").resolve())
+    assert not files._is_mount(tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
@@ -127,7 +127,7 @@ def test_a_mount_from_the_same_file_system_is_filled(tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "a place").mkdir()
     code = (
-        "import sys; from llmrank.output import whole_directory\n"
+        "import sys; from llmrank.surgery.files import whole_directory\n"
         "with whole_directory(sys.argv[1]) as partial: (partial / 'summary.json').write_text('{}')"
     )
     script = 'mount --bind "$1" "$2" || exit 77; shift; exec "$0" -c "$2" "$1"'

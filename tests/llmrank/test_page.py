@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from graphs import GraphError
-from graphs.node_facts import node_facts
+from graphs.analysis.node_summary import node_facts
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import LLMRankError, OptionError
-from llmrank.inspection import Inspection, inspect_model
-from llmrank.page import SCRIPTS, render, write_page
-from llmrank.page_data import payload
+from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.page import SCRIPTS, render, write_page
+from llmrank.inspection.page_data import payload
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.models import STRUCTURE, features, tiny_llama, tiny_t5, token_ids

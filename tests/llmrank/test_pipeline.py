@@ -13,22 +13,22 @@ from typing import Any
 import pytest
 import torch
 
-import llmrank.pipeline.stages
-import llmrank.surgery
+import llmrank.pipeline.base_pipeline
+import llmrank.surgery.apply
 from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
-from llmrank.adapters import find_ffns
-from llmrank.calibration import tokenise
-from llmrank.equivalence import masked_outputs
+from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, MaskError, OptionError, UnsupportedModelError
-from llmrank.evaluate import perplexity, unigram_perplexity
-from llmrank.fidelity import fidelity
-from llmrank.masks import Masks
+from llmrank.evaluation.fidelity import fidelity
+from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
+from llmrank.models import find_ffns
+from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.prune import LocalPruner, SensitivityPruner
-from llmrank.repair import LeastSquaresRepair, RepairedMap
-from llmrank.schedule import Schedule
+from llmrank.prune.masks import Masks
+from llmrank.prune.schedule import Schedule
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
-from llmrank.sensitivity import layer_sensitivities
+from llmrank.surgery.equivalence import masked_outputs
+from llmrank.surgery.repair import LeastSquaresRepair, RepairedMap
 from tests.llmrank.models import (
     STRUCTURE,
     Snapshot,
@@ -194,7 +194,7 @@ def test_failing_evaluation_after_the_cut_undoes_it(monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(llmrank.pipeline.stages, "perplexity", second_fails)
+    monkeypatch.setattr(llmrank.pipeline.base_pipeline, "perplexity", second_fails)
     pipeline = ChainedFFNPipeline(model, None, calibration=token_ids(), evaluation=token_ids(2, 8, seed=3))
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()
@@ -214,7 +214,7 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(
     maps = [module for layer in gone.model.layers for module in (layer.mlp.up_proj, layer.mlp.down_proj)]
     originals = [weakref.ref(module.weight.untyped_storage()) for module in maps]
     alive: list[int] = []
-    set_widths = llmrank.surgery._set_widths
+    set_widths = llmrank.surgery.apply._set_widths
 
     def look(*given: Any) -> None:
         """Once all is cut, but nothing has returned yet."""
@@ -223,7 +223,7 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(
 
     pipeline = topology(gone, None, undoable=False, **options)
     with monkeypatch.context() as patched:
-        patched.setattr(llmrank.surgery, "_set_widths", look)
+        patched.setattr(llmrank.surgery.apply, "_set_widths", look)
         pipeline.run()
     assert torch.equal(logits(gone, token_ids()), logits(kept, token_ids()))
     assert pipeline.report is not None
@@ -281,7 +281,7 @@ def test_for_good_repaired_weights_are_written_over_the_model_s(
         written.extend(solved.weight is None for solved in repaired.values())
         return masked_outputs(model, ffns, masks, sequences, repaired)
 
-    monkeypatch.setattr(llmrank.pipeline.stages, "masked_outputs", look)
+    monkeypatch.setattr(llmrank.pipeline.base_pipeline, "masked_outputs", look)
     repair = LeastSquaresRepair(reselect=reselect)
     topology(tiny_llama(), None, calibration=token_ids(), repair=repair, undoable=False).run()
     assert written == [topology is IsolatedFFNPipeline or not reselect] * 2
@@ -421,7 +421,7 @@ def test_widths_that_cannot_be_padded_are_refused_before_anything_is_repaired() 
 
 
 def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llmrank.pipeline.stages, "check_equivalence", raises(KeyboardInterrupt))
+    monkeypatch.setattr(llmrank.pipeline.base_pipeline, "check_equivalence", raises(KeyboardInterrupt))
     model = tiny_llama()
     with pytest.raises(KeyboardInterrupt):
         IsolatedFFNPipeline(model, None, calibration=token_ids(), undoable=False).run()
@@ -429,7 +429,7 @@ def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_cut_for_good_that_fails_half_way_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llmrank.surgery, "_set_widths", raises(KeyboardInterrupt))
+    monkeypatch.setattr(llmrank.surgery.apply, "_set_widths", raises(KeyboardInterrupt))
     pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(), undoable=False)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, LlamaForCausalLM
 
-import llmrank.prediction
-from llmrank.adapters import FAMILIES, find_ffns
-from llmrank.evaluate import perplexity
-from llmrank.passes import evaluating
-from llmrank.prediction import Predictor, has_perplexity
+import llmrank.calibration.logits
+from llmrank.calibration.forward import evaluating
+from llmrank.calibration.logits import Predictor, has_perplexity
+from llmrank.evaluation.perplexity import perplexity
+from llmrank.models import FAMILIES, find_ffns
 from tests.llmrank.models import LLAMA, family_config, family_model, padded_sequences, tiny_llama, tiny_t5, token_ids
 
 # Mllama has no body under the name that it gives (base_model_prefix), and is read whole.
@@ -35,7 +35,7 @@ def whole_of(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llmrank.prediction, "PLACES", 14)
+    monkeypatch.setattr(llmrank.calibration.logits, "PLACES", 14)
 
 
 @pytest.mark.parametrize("family", DECODERS, ids=lambda family: family.name)
@@ -162,7 +162,7 @@ def test_half_precision_goes_by_the_head_too(dtype: torch.dtype) -> None:
 def test_the_place_of_a_band_does_not_change_a_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = tiny_llama(), []
     for places in (1, 14, 4096):
-        monkeypatch.setattr(llmrank.prediction, "PLACES", places)
+        monkeypatch.setattr(llmrank.calibration.logits, "PLACES", places)
         found.append(perplexity(model, padded_sequences(), 2))
     assert {one.tokens for one in found} == {44}
     assert found[0].value == pytest.approx(found[2].value, rel=1e-6)

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import LLMRankError, OptionError
-from llmrank.masks import Masks
 from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import (
     BasePruner,
@@ -28,6 +27,7 @@ from llmrank.prune import (
     round_width,
     sparing_counts,
 )
+from llmrank.prune.masks import Masks
 from tests.llmrank.models import tiny_llama, token_ids
 
 # Few distinct values, so that ties are the rule.

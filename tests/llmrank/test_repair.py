@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 
 import llmrank
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks
-from llmrank.activations import collect
-from llmrank.adapters import explicit_ffns, find_ffns
-from llmrank.calibration import tokenise
-from llmrank.config import make_repair
+from llmrank.calibration.blockwise import open_stream, recording
+from llmrank.calibration.statistics import collect
+from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionError
+from llmrank.models import explicit_ffns, find_ffns
+from llmrank.pipeline.registry import make_repair
 from llmrank.prune import LocalPruner
-from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
-from llmrank.repair.methods import DAMPINGS
-from llmrank.repair.moments import MomentSums
-from llmrank.repair.sequential import substitute
 from llmrank.score import WeightedPageRankScorer
-from llmrank.stream import open_stream, recording
-from llmrank.surgery import apply_masks, prunable_layers
+from llmrank.surgery.apply import apply_masks, prunable_layers
+from llmrank.surgery.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
+from llmrank.surgery.repair.methods import DAMPINGS
+from llmrank.surgery.repair.moments import MomentSums
+from llmrank.surgery.repair.sequential import substitute
 from tests.llmrank.models import (
     STRUCTURE,
     Snapshot,

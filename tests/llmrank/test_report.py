@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report
-from llmrank.evaluate import Perplexity
+from llmrank.evaluation.perplexity import Perplexity
+from llmrank.pipeline.report import Evaluation, environment
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
-from llmrank.report import Evaluation, environment
 from llmrank.score import BaseScorer
 from tests.llmrank.models import STRUCTURE, features, mlp, tiny_llama, token_ids
 

@@ -12,16 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrank.adapters import find_ffns
 from llmrank.errors import OptionError
-from llmrank.masks import Masks
+from llmrank.models import find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, SensitivityPruner
-from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair
-from llmrank.reselection import Reselection
-from llmrank.schedule import Schedule
+from llmrank.prune.masks import Masks
+from llmrank.prune.reselection import Reselection
+from llmrank.prune.schedule import Schedule
 from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
-from llmrank.surgery import apply_masks, trial_cut
+from llmrank.surgery.apply import apply_masks, trial_cut
+from llmrank.surgery.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from tests.llmrank.models import STRUCTURE, Snapshot, features, logits, mlp, tiny_llama, tiny_t5, token_ids
 
 CALIBRATION = token_ids(5, 16)

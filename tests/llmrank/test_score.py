@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph
-from graphs.flow import damping_of
+from graphs.analysis.flow import damping_of
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
-from llmrank.activations import LayerStatistics
+from llmrank.calibration.contribution import Explained
+from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
-from llmrank.explained import Explained
-from llmrank.model_graph import build_graphs, edge_weights
 from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import (
     ActivationScorer,
@@ -33,6 +32,7 @@ from llmrank.score import (
     WandaSPScorer,
     WeightedPageRankScorer,
 )
+from llmrank.score.model_graph import build_graphs, edge_weights
 from tests.llmrank import textbook
 from tests.llmrank.models import mlp, tiny_llama, token_ids
 

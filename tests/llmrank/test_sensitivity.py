@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-import llmrank.sensitivity
-from llmrank.adapters import FAMILIES, FFN, Family, explicit_ffns, find_ffns
-from llmrank.adapters.ffn import is_transposed
-from llmrank.calibration import TokenSequences, tokenise
+import llmrank.pipeline.sensitivity
+from llmrank.calibration.blockwise import Recording
+from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, MaskError, OptionError
-from llmrank.masks import Masks
-from llmrank.sensitivity import layer_sensitivities
-from llmrank.stream import Recording
-from llmrank.surgery import prunable_layers
+from llmrank.models import FAMILIES, FFN, Family, explicit_ffns, find_ffns
+from llmrank.models.ffn import is_transposed
+from llmrank.pipeline.sensitivity import layer_sensitivities
+from llmrank.prune.masks import Masks
+from llmrank.surgery.apply import prunable_layers
 from tests.llmrank.models import (
     HIDDEN,
     STRUCTURE,
@@ -39,7 +39,7 @@ from tests.llmrank.models import (
 
 @pytest.fixture
 def two_sequences_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmrank.sensitivity.TOKENS", 1)
+    monkeypatch.setattr("llmrank.pipeline.sensitivity.TOKENS", 1)
 
 
 def third(ffns: tuple[FFN, ...]) -> Masks:
@@ -93,7 +93,7 @@ def no_record(*_: Any) -> Iterator[Recording]:
 
 def whole_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if nothing were known of the blocks."""
-    monkeypatch.setattr(llmrank.sensitivity, "recording", no_record)
+    monkeypatch.setattr(llmrank.pipeline.sensitivity, "recording", no_record)
 
 
 def calls_of(modules: list[nn.Module], run: Callable[[], Any]) -> list[int]:
@@ -425,16 +425,16 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 
 def test_short_sequences_are_taken_until_they_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmrank.sensitivity.TOKENS", 60)
+    monkeypatch.setattr("llmrank.pipeline.sensitivity.TOKENS", 60)
     model, sequences = tiny_llama(), sequences_of(token_ids(9, 12))
     ffns = find_ffns(model)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=5)
     assert found != layer_sensitivities(model, ffns, third(ffns), sequences, samples=4)
-    monkeypatch.setattr("llmrank.sensitivity.TOKENS", 13)
+    monkeypatch.setattr("llmrank.pipeline.sensitivity.TOKENS", 13)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=2)
-    monkeypatch.setattr("llmrank.sensitivity.TOKENS", 1_000_000)
+    monkeypatch.setattr("llmrank.pipeline.sensitivity.TOKENS", 1_000_000)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=9)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.activations import collect
-from llmrank.adapters import find_ffns
-from llmrank.calibration import tokenise
+from llmrank.calibration.residual import SkipSums, block_path, hidden_states
+from llmrank.calibration.statistics import collect
+from llmrank.calibration.text import tokenise
 from llmrank.errors import StructureError
-from llmrank.skips import SkipSums, block_path, hidden_states
+from llmrank.models import find_ffns
 from tests.llmrank.models import (
     family_model,
     features,

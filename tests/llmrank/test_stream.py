@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.activations import collect
-from llmrank.adapters import FAMILIES, Family, find_ffns
-from llmrank.calibration import TokenSequences, tokenise
-from llmrank.passes import TokenMasks, first_output
-from llmrank.stream import BlockStream, PassStream, Recording, Stream, open_stream, recording
+from llmrank.calibration.blockwise import BlockStream, PassStream, Recording, Stream, open_stream, recording
+from llmrank.calibration.forward import TokenMasks, first_output
+from llmrank.calibration.statistics import collect
+from llmrank.calibration.text import TokenSequences, tokenise
+from llmrank.models import FAMILIES, Family, find_ffns
 from tests.llmrank.models import family_model, features, mlp, text, tiny_llama, token_ids, tokenizer
 
 

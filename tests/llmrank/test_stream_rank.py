@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from graphs import pagerank
-from graphs.digraph import BlockDigraph, Edges
+from graphs.structures.digraph import BlockDigraph, Edges
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
-from llmrank.adapters import find_ffns
 from llmrank.errors import OptionError, StructureError
-from llmrank.model_graph import build_graphs
+from llmrank.models import find_ffns
 from llmrank.prune import GlobalPruner, LocalPruner
-from llmrank.repair import LeastSquaresRepair
-from llmrank.reselection import Reselection
+from llmrank.prune.reselection import Reselection
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,
@@ -29,7 +27,9 @@ from llmrank.score import (
     WandaSPScorer,
     WeightedPageRankScorer,
 )
-from llmrank.stream_rank import rank_graphs
+from llmrank.score.model_graph import build_graphs
+from llmrank.score.rank_graphs import rank_graphs
+from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank import textbook
 from tests.llmrank.models import Snapshot, logits, mlp, repeated, tiny_llama, tiny_t5, token_ids
 

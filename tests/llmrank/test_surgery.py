@@ -12,14 +12,14 @@ import transformers
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from llmrank import surgery
-from llmrank.adapters import find_ffns
-from llmrank.checkpoint import load, save
 from llmrank.errors import MaskError, OptionError
-from llmrank.masks import Masks
+from llmrank.models import find_ffns
 from llmrank.pipeline import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
-from llmrank.surgery import FORMS, apply_masks, cuts, prunable_layers
+from llmrank.prune.masks import Masks
+from llmrank.surgery import apply
+from llmrank.surgery.apply import FORMS, apply_masks, cuts, prunable_layers
+from llmrank.surgery.checkpoint import load, save
 from tests.llmrank.models import (
     LLAMA,
     Snapshot,
@@ -47,7 +47,7 @@ def some_masks(model: nn.Module, seed: int = 0) -> Masks:
     """Different widths by layer."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
-    for position, (name, layer) in enumerate(surgery.prunable_layers(find_ffns(model)).items()):
+    for position, (name, layer) in enumerate(apply.prunable_layers(find_ffns(model)).items()):
         mask = torch.ones(layer.size, dtype=torch.bool)
         mask[torch.randperm(layer.size, generator=generator)[: 3 + position]] = False
         keep[name] = mask
@@ -107,7 +107,7 @@ def test_failure_in_the_middle_restores_everything(
 ) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
-    honest, n_cuts = getattr(surgery, step), len(cuts(ffns, masks))
+    honest, n_cuts = getattr(apply, step), len(cuts(ffns, masks))
     for last in range(n_cuts + 1):
         done: list[Any] = []
 
@@ -117,7 +117,7 @@ def test_failure_in_the_middle_restores_everything(
             honest(cut)
             done.append(cut)
 
-        monkeypatch.setattr(surgery, step, failing)
+        monkeypatch.setattr(apply, step, failing)
         if last == n_cuts:
             apply_masks(model, ffns, masks, form).undo()
         else:
@@ -132,7 +132,7 @@ def test_failure_in_the_middle_restores_everything(
 def test_failure_at_any_single_write_of_compact_restores_everything(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
-    honest = {name: getattr(surgery, name) for name in ("_replace", "_set")}
+    honest = {name: getattr(apply, name) for name in ("_replace", "_set")}
     total = 0
     for allowed in range(1000):
         count = 0
@@ -148,7 +148,7 @@ def test_failure_at_any_single_write_of_compact_restores_everything(make: Any, m
             return write
 
         for name in honest:
-            monkeypatch.setattr(surgery, name, writing(name))
+            monkeypatch.setattr(apply, name, writing(name))
         try:
             apply_masks(model, ffns, masks, "compact").undo()
         except RuntimeError:
@@ -167,7 +167,7 @@ def test_failure_while_padding_restores_everything(monkeypatch: pytest.MonkeyPat
     def failing(*_: Any) -> None:
         raise RuntimeError("after zeroing and compacting")
 
-    monkeypatch.setattr(surgery, "_set_widths", failing)
+    monkeypatch.setattr(apply, "_set_widths", failing)
     with pytest.raises(RuntimeError, match="after zeroing"):
         apply_masks(model, find_ffns(model), some_masks(model), "compact", "pad")
     snapshot.assert_restored()

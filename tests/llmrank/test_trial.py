@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmrank.adapters import find_ffns
-from llmrank.adapters.trial import linear_chain
 from llmrank.errors import UnsupportedModelError
+from llmrank.models import find_ffns
+from llmrank.models.tracing import linear_chain
 from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner
-from llmrank.repair import LeastSquaresRepair
+from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank.models import Snapshot, features, mlp
 
 

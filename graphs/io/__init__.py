@@ -1,0 +1,3 @@
+"""Graphs and ranks in files, and in the forms of other libraries."""
+
+__all__: list[str] = []

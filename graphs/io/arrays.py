@@ -1,0 +1,143 @@
+"""A layered graph as named arrays, and back: what a file of a whole graph holds, whatever its format.
+
+For every block l there are ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), for every layer
+``activation.l``; the names of the layers and the shapes of the blocks are plain values beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from graphs.errors import GraphError
+from graphs.linalg.validation import check_compressed
+from graphs.structures.layered import LayeredGraph
+
+__all__ = ["graph_arrays", "graph_facts", "graph_of_arrays"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+PARTS = ("data", "indices", "indptr")
+
+
+def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
+    """The arrays of a graph by name, one after the other.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+
+    Yields
+    ------
+    name : str
+        As the module says.
+    array : array, (k,)
+        float64 activations; float32 or float64 data; int32 indices where they fit, else int64. Memory: one block in CSR
+        form at a time.
+
+    Raises
+    ------
+    GraphError
+        NaN or Inf in the weights: :func:`graph_of_arrays` would refuse them.
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]])
+    >>> [name for name, _ in graph_arrays(graph)]
+    ['activation.0', 'activation.1', 'block.1.data', 'block.1.indices', 'block.1.indptr']
+    """
+    for layer, vector in enumerate(graph.activations):
+        yield f"activation.{layer}", vector
+    for position, block in enumerate(graph.blocks, start=1):
+        csr = block.to_csr()
+        if not np.isfinite(csr.data).all():
+            raise GraphError(
+                f"block {position}: the edge weights hold NaN or Inf; expected finite numbers: repair or reload them"
+            )
+        for part in PARTS:
+            yield f"block.{position}.{part}", getattr(csr, part)
+
+
+def graph_facts(graph: LayeredGraph) -> dict[str, Any]:
+    """What of a graph is no array, as JSON takes it.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+
+    Returns
+    -------
+    dict
+        ``names``, the L+1 names of the layers, and ``shapes``, the L shapes (n_l, n_{l-1}) of the blocks.
+
+    Examples
+    --------
+    >>> graph_facts(LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]]))
+    {'names': ['layer 0', 'layer 1'], 'shapes': [[1, 2]]}
+    """
+    return {"names": list(graph.names), "shapes": [list(block.shape) for block in graph.blocks]}
+
+
+def graph_of_arrays(arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> LayeredGraph:
+    """The graph of :func:`graph_arrays` and :func:`graph_facts`, bit for bit.
+
+    Parameters
+    ----------
+    arrays : mapping from str to (k,) array
+        Others than those of the graph are left.
+    facts : mapping
+        ``names`` and ``shapes``.
+
+    Returns
+    -------
+    LayeredGraph
+        Stored CSR blocks.
+
+    Raises
+    ------
+    GraphError
+        Something is missing, is of another type, or does not fit the rest; or edges stand out of order or twice, or have
+        weights that are not positive and finite. Nothing is made room for on the word of `facts` alone.
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]])
+    >>> graph_of_arrays(dict(graph_arrays(graph)), graph_facts(graph))
+    LayeredGraph(2 layers: 2 -> 1 nodes, 3 nodes, 2 edges, density 1)
+    """
+    names, shapes = facts.get("names"), facts.get("shapes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise GraphError(f"expected the names of the layers, a list of texts, got {str(names)[:80]}")
+    if not isinstance(shapes, list) or not shapes or not all(map(_is_shape, shapes)):
+        raise GraphError(f"expected the shapes of the blocks, a list of pairs of integers, got {str(shapes)[:80]}")
+    weights = [_block(arrays, position, tuple(shape)) for position, shape in enumerate(shapes, start=1)]
+    activations = [_vector(arrays, f"activation.{layer}") for layer in range(len(weights) + 1)]
+    return LayeredGraph.from_weights(weights, activations[0], activations[1:], names)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 2**63 for n in value)
+
+
+def _vector(arrays: Mapping[str, Array], name: str) -> Array:
+    if name not in arrays:
+        raise GraphError(f"there is no array {name}")
+    array = arrays[name]
+    if array.ndim != 1 or array.dtype.kind not in "fiu":
+        raise GraphError(f"{name}: expected a vector of numbers, got shape {array.shape} of dtype {array.dtype}")
+    return array
+
+
+def _block(arrays: Mapping[str, Array], position: int, shape: tuple[int, int]) -> sparse.csr_array:
+    data, indices, indptr = (_vector(arrays, f"block.{position}.{part}") for part in PARTS)
+    if data.dtype not in (np.float32, np.float64) or indices.dtype.kind != "i" or indptr.dtype.kind != "i":
+        raise GraphError(f"block {position} has dtypes {data.dtype}, {indices.dtype} and {indptr.dtype}")
+    check_compressed("csr", (data, indices, indptr), shape, f"block {position}")
+    csr = sparse.csr_array((data, indices, indptr), shape=shape)
+    if not csr.has_canonical_format or not (data > 0).all():
+        raise GraphError(f"block {position} has edges that are twice there, out of order or not positive")
+    return csr

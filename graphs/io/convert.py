@@ -1,0 +1,333 @@
+"""A layered graph in the forms of other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from graphs.checks import scores_of
+from graphs.errors import GraphError
+from graphs.linalg.backends import TorchArithmetic
+from graphs.linalg.blocks import FloatArray, index_dtype
+from graphs.reduction.subgraphs import Subgraph
+from graphs.solvers.result import RankResult
+from graphs.structures.layered import LayeredGraph
+from graphs.structures.layering import as_number, found_layers, given_layers, ordered_by
+
+if TYPE_CHECKING:
+    import networkx
+    import torch
+
+__all__ = ["from_networkx", "graph_labels", "shown_scores", "to_networkx", "to_scipy", "to_torch"]
+
+
+def to_scipy(graph: LayeredGraph) -> sparse.csr_array:
+    """One CSR matrix of the whole graph.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+
+    Returns
+    -------
+    scipy.sparse.csr_array, shape (nodes, nodes)
+        Row = target, column = source; node k of layer l stands at ``graph.offsets[l] + k``. int32
+        indices while nodes and edges fit in them, int64 beyond. Memory: 8 to 16 bytes an edge.
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
+    >>> graph.to_scipy().toarray()[2:, :2]
+    array([[1., 0.],
+           [1., 2.]])
+    """
+    offsets = graph.offsets
+    blocks = [block.to_csr() for block in graph.blocks]
+    n_edges = sum(int(block.nnz) for block in blocks)
+    kind = index_dtype(graph.nodes, n_edges)
+    # Filled by hand: scipy's block stacking overflows int32 where the parts fit and the sum does not.
+    dtype = np.result_type(*[block.dtype for block in blocks])
+    data = np.empty(n_edges, dtype=dtype)
+    indices = np.empty(n_edges, dtype=kind)
+    indptr = np.zeros(graph.nodes + 1, dtype=kind)
+    filled = 0
+    for layer, block in enumerate(blocks, start=1):
+        stop = filled + int(block.nnz)
+        data[filled:stop] = block.data
+        indices[filled:stop] = block.indices
+        indices[filled:stop] += kind(offsets[layer - 1])
+        rows = slice(offsets[layer] + 1, offsets[layer + 1] + 1)
+        indptr[rows] = block.indptr[1:]
+        indptr[rows] += kind(filled)
+        filled = stop
+    return sparse.csr_array((data, indices, indptr), shape=(graph.nodes, graph.nodes))
+
+
+def to_torch(graph: LayeredGraph, device: str | torch.device = "cpu", dtype: str = "float64") -> torch.Tensor:
+    """One torch CSR tensor of the whole graph.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+    device : str or torch.device
+    dtype : {"float64", "float32"}
+
+    Returns
+    -------
+    torch.Tensor, sparse CSR, shape (nodes, nodes)
+        As :func:`to_scipy`; a rank step is ``tensor @ vector``.
+
+    Raises
+    ------
+    GraphError
+        The device is not there, or the dtype is another one.
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
+    >>> to_torch(graph).to_dense().tolist()[2:]
+    [[1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
+    """
+    return TorchArithmetic(device, dtype).csr(to_scipy(graph))
+
+
+def to_networkx(
+    graph: LayeredGraph | Subgraph, max_edges: int = 1_000_000, rank: RankResult | None = None
+) -> networkx.DiGraph:
+    """A networkx digraph with nodes ``(layer, index)``.
+
+    Parameters
+    ----------
+    graph : LayeredGraph or Subgraph
+        Of a subgraph, layers and indices are those of the original.
+    max_edges : int
+        networkx takes some 350 bytes an edge; more edges than this are refused.
+    rank : RankResult, optional
+        One score a node, of the graph or of the subgraph's original. A subgraph brings its own scores by default.
+
+    Returns
+    -------
+    networkx.DiGraph
+        Node attributes ``layer``, ``index``, ``name`` (of the layer), ``activation`` and, with a rank, ``score``; edge
+        attribute ``weight``; edges lead from layer l-1 to layer l. Python numbers, so that every writer knows them.
+
+    Raises
+    ------
+    GraphError
+        More than `max_edges` edges, or a rank of another graph.
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
+    >>> to_networkx(graph).edges(data="weight")
+    OutEdgeDataView([((0, 0), (1, 0), 1.0), ((0, 0), (1, 1), 1.0), ((0, 1), (1, 1), 2.0)])
+    """
+    shown = graph if isinstance(graph, LayeredGraph) else graph.graph
+    n_edges = shown.edges
+    if n_edges > max_edges:
+        raise GraphError(
+            f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}; networkx would take about "
+            f"{n_edges * 350 / 1e9:.1f} GB: use to_scipy(), or raise max_edges"
+        )
+    scores = shown_scores(graph, rank)
+    labels = graph_labels(graph)
+    import networkx
+
+    digraph = networkx.DiGraph()
+    for k, (name, activations) in enumerate(zip(shown.names, shown.activations, strict=True)):
+        for at, (label, activation) in enumerate(zip(labels[k], activations.tolist(), strict=True)):
+            facts: dict[str, Any] = {"layer": label[0], "index": label[1], "name": name, "activation": activation}
+            if scores is not None:
+                facts["score"] = float(scores[k][at])
+            digraph.add_node(label, **facts)
+    for k in range(1, len(shown.layers)):
+        block = shown.block(k).tocoo()
+        digraph.add_weighted_edges_from(
+            (labels[k - 1][source], labels[k][target], weight)
+            for target, source, weight in zip(block.row.tolist(), block.col.tolist(), block.data.tolist(), strict=True)
+        )
+    return digraph
+
+
+def graph_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """The names of all nodes.
+
+    Parameters
+    ----------
+    graph : LayeredGraph or Subgraph
+
+    Returns
+    -------
+    tuple, one entry a layer, of tuples of (layer, index)
+        Of a subgraph, layers and indices are those of the original.
+
+    Examples
+    --------
+    >>> graph_labels(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]))
+    (((0, 0), (0, 1)), ((1, 0),))
+    """
+    if isinstance(graph, LayeredGraph):
+        return tuple(tuple((layer, k) for k in range(size)) for layer, size in enumerate(graph.layers))
+    return graph.labels
+
+
+def shown_scores(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> tuple[FloatArray, ...] | None:
+    """The scores to write with a graph.
+
+    Parameters
+    ----------
+    graph : LayeredGraph or Subgraph
+    rank : RankResult or None
+        Of the graph, or of the subgraph's original.
+
+    Returns
+    -------
+    tuple of arrays, one a layer, each (n_l,), or None
+        Those of `rank`, else those a subgraph holds; None without any.
+
+    Raises
+    ------
+    GraphError
+        The rank is not one of the graph, or of the subgraph's original.
+
+    Examples
+    --------
+    >>> shown_scores(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]), None) is None
+    True
+    """
+    if isinstance(graph, LayeredGraph):
+        return None if rank is None else scores_of(graph, rank)
+    return graph.scores if rank is None else graph.scores_from(rank)
+
+
+def from_networkx(
+    digraph: networkx.DiGraph,
+    weight: str | None = "weight",
+    layer: str | None = "layer",
+    activation: str | None = "activation",
+    index: str | None = "index",
+) -> tuple[LayeredGraph, tuple[tuple[Hashable, ...], ...]]:
+    """A layered graph of any networkx digraph whose edges lead from layer to layer.
+
+    Parameters
+    ----------
+    digraph : networkx.DiGraph or networkx.MultiDiGraph
+        Parallel edges of a multigraph add up, as parallel matrices do.
+    weight : str, optional
+        Edge attribute, finite and non-negative; 1 where an edge has none, as in networkx, or with None. An edge of
+        weight 0 is no edge.
+    layer : str, optional
+        Node attribute, an integer; layers are consecutive, and the lowest becomes layer 0. Where no node has it, or with
+        None, layers are found: every edge leads to the next one, and the lowest layer of every weakly connected
+        component is 0. No other assignment does that; a node without edges goes to layer 0.
+    activation : str, optional
+        Node attribute, finite and non-negative; 1 where a node has none, or with None.
+    index : str, optional
+        Node attribute, an integer that orders the nodes of a layer if all have it; else, or with None, they stand in the
+        digraph's own order.
+
+    Returns
+    -------
+    graph : LayeredGraph
+        float64 CSR blocks. A layer is called what the ``name`` of all its nodes says, if they agree and no other layer is
+        called so, as :func:`to_networkx` writes it; else ``layer 0`` and so on.
+    labels : tuple of tuples
+        ``labels[l][k]`` is the networkx node that became node k of layer l.
+
+    Raises
+    ------
+    GraphError
+        Not a digraph, no edge to make a block of, weights, activations, layers or indices that are not what they must
+        be, some nodes with a layer and some without, an edge that does not lead to the next layer, or layers of which
+        none exists because of a cycle or of paths of different lengths between two nodes; an offending edge is named.
+
+    Notes
+    -----
+    Round trips with :func:`to_networkx` keep every number bit for bit; float32 weights come back as float64 of the same
+    value. Cost: a few Python operations for every node and edge.
+
+    Examples
+    --------
+    >>> import networkx
+    >>> graph, labels = from_networkx(networkx.DiGraph([("a", "x"), ("b", "x"), ("x", "z")]))
+    >>> graph.layers, labels
+    ((2, 1, 1), (('a', 'b'), ('x',), ('z',)))
+    """
+    import networkx
+
+    if not isinstance(digraph, networkx.Graph):
+        raise GraphError(f"expected a networkx digraph, got {type(digraph).__name__}")
+    if not digraph.is_directed():
+        raise GraphError("expected a directed graph, got an undirected one; build a networkx.DiGraph")
+    given = None if layer is None else given_layers(digraph, layer)
+    layer_of = found_layers(digraph) if given is None else given
+    members: list[list[Hashable]] = [[] for _ in range(max(layer_of.values(), default=0) + 1)]
+    for node in digraph:
+        members[layer_of[node]].append(node)
+    if len(members) < 2:
+        raise GraphError(
+            f"expected nodes in at least two layers, got {len(digraph)} in one: edges lead from a layer to the next"
+        )
+    if index is not None:
+        members = ordered_by(digraph, members, index)
+    weights = _blocks(digraph, members, layer_of, weight)
+    activations = [
+        [
+            as_number(digraph.nodes[node].get(activation, 1.0), f"{activation!r} of node {node!r}")
+            for node in layer_nodes
+        ]
+        for layer_nodes in members
+    ]
+    graph = LayeredGraph.from_weights(weights, activations[0], activations[1:], _names(digraph, members))
+    return graph, tuple(map(tuple, members))
+
+
+def _blocks(
+    digraph: networkx.DiGraph, members: list[list[Hashable]], layer_of: dict[Hashable, int], weight: str | None
+) -> list[sparse.csr_array]:
+    place = {node: k for nodes in members for k, node in enumerate(nodes)}
+    edges: list[tuple[list[float], list[int], list[int]]] = [([], [], []) for _ in members[1:]]
+    for source, target, value in digraph.edges(data=weight, default=1.0) if weight is not None else _bare(digraph):
+        if layer_of[target] != layer_of[source] + 1:
+            raise GraphError(
+                f"the edge {source!r} -> {target!r} leads from layer {layer_of[source]} to layer {layer_of[target]}; expected "
+                "every edge to lead to the next layer: correct the layers, or pass layer=None to find them from the edges"
+            )
+        number = as_number(value, f"{weight!r} of edge {source!r} -> {target!r}")
+        if number < 0.0:
+            raise GraphError(
+                f"{weight!r} of edge {source!r} -> {target!r}: expected a non-negative number, got {value!r}; take absolute "
+                "values if that is meant"
+            )
+        data, rows, columns = edges[layer_of[source]]
+        data.append(number)
+        rows.append(place[target])
+        columns.append(place[source])
+    blocks = []
+    for layer, (data, rows, columns) in enumerate(edges, start=1):
+        shape = len(members[layer]), len(members[layer - 1])
+        coo = sparse.coo_array((np.array(data, dtype=np.float64), (rows, columns)), shape=shape)
+        with np.errstate(over="ignore"):
+            csr = sparse.csr_array(coo)
+        if not np.isfinite(csr.data).all():
+            raise GraphError(
+                f"{weight!r}: parallel edges into layer {layer} add up beyond float64; scale the weights down"
+            )
+        blocks.append(csr)
+    return blocks
+
+
+def _bare(digraph: networkx.DiGraph) -> Iterator[tuple[Hashable, Hashable, float]]:
+    return ((source, target, 1.0) for source, target in digraph.edges())
+
+
+def _names(digraph: networkx.DiGraph, members: list[list[Hashable]]) -> list[str]:
+    names = []
+    for layer, nodes in enumerate(members):
+        given = [digraph.nodes[node].get("name") for node in nodes]
+        agreed = all(isinstance(name, str) for name in given) and len(set(given)) == 1
+        names.append(given[0] if agreed else f"layer {layer}")
+    return names if len(set(names)) == len(names) else [f"layer {layer}" for layer in range(len(members))]

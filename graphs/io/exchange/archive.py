@@ -1,0 +1,170 @@
+"""npz: a whole graph as plain numpy arrays in an uncompressed zip, which numpy opens anywhere.
+
+It holds the arrays of :mod:`graphs.io.arrays`, and ``meta``: JSON text as bytes, with the names, the shapes and the format's
+version. No pickle.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphs.errors import GraphError
+from graphs.io.arrays import graph_arrays, graph_facts, graph_of_arrays
+from graphs.io.files import replacing
+from graphs.structures.layered import LayeredGraph
+
+__all__ = ["read_npz", "write_npz"]
+
+VERSION = 1
+
+ADVICE = "expected an npz file written by write_npz; the file is damaged or something else: write it again"
+
+
+def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
+    """Write a graph as an uncompressed npz (see the module); dense blocks are stored as their CSR.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+    path : path-like
+        Replaced whole on success, untouched on failure. The same graph gives the same bytes. No suffix is added.
+
+    Raises
+    ------
+    GraphError
+        NaN or Inf in the weights, no such directory, or a path that is none of a file.
+    OSError
+        The disk is full or refuses.
+
+    Notes
+    -----
+    Memory: one block in CSR form. Every array has the zip's CRC-32.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> graph = LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_npz(graph, Path(folder, "graph.npz"))
+    ...     with np.load(Path(folder, "graph.npz")) as arrays:
+    ...         arrays["block.1.data"]
+    array([0.5, 2. ])
+    """
+    meta = json.dumps({"kind": "graph", "version": VERSION, **graph_facts(graph)})
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, "meta", np.frombuffer(meta.encode("ascii"), dtype=np.uint8))
+        for name, array in graph_arrays(graph):
+            _add(archive, name, array)
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
+    # A fixed day, the first that zip knows, in place of now.
+    entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+    entry.external_attr = 0o644 << 16
+    with archive.open(entry, "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
+    """Read a graph written by :func:`write_npz`, bit for bit.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    LayeredGraph
+        Stored CSR blocks. Memory: the size of the file, whatever its headers claim.
+
+    Raises
+    ------
+    GraphError
+        Missing, truncated, corrupted, compressed or with members that overlap (either could expand without end), holding
+        pickles, of another version, or inconsistent.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> graph = LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_npz(graph, Path(folder, "graph.npz"))
+    ...     read_npz(Path(folder, "graph.npz"))
+    LayeredGraph(2 layers: 2 -> 1 nodes, 3 nodes, 2 edges, density 1)
+    """
+    if not Path(path).is_file():
+        raise GraphError(f"no npz file at {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _refuse_more_than(Path(path).stat().st_size, entries)
+            arrays = {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
+    except (
+        *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, LookupError, ArithmeticError),
+        *(NotImplementedError, RuntimeError, TypeError, ValueError),
+    ) as error:
+        raise GraphError(f"{path} cannot be read ({error}); {ADVICE}") from error
+    try:
+        meta = json.loads(arrays["meta"].tobytes().decode("ascii"))
+        if not isinstance(meta, dict) or meta.get("kind") != "graph":
+            raise ValueError(f"its meta is {str(meta)[:80]}")
+        version = meta.get("version")
+    except (LookupError, ValueError, RecursionError) as error:
+        raise GraphError(f"{path} is not a graph ({error}); {ADVICE}") from error
+    if version != VERSION:
+        raise GraphError(
+            f"{path} has format version {version}, this package reads {VERSION}; upgrade the package, or write the file again"
+        )
+    try:
+        return graph_of_arrays(arrays, meta)
+    except GraphError as error:
+        raise GraphError(f"{path} is not a consistent graph: {error}; write it again") from error
+
+
+def _refuse_more_than(size: int, entries: list[zipfile.ZipInfo]) -> None:
+    """Raise a ValueError where members are not as they lie there, one beside the other: room is made before they are read."""
+    names: set[str] = set()
+    total = 0
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{entry.filename} is compressed")
+        if entry.filename in names:
+            raise ValueError(f"{entry.filename} is there twice")
+        names.add(entry.filename)
+        total += entry.file_size
+        if entry.file_size != entry.compress_size or total > size:
+            raise ValueError(f"{entry.filename} claims {entry.file_size} bytes, with those before it {total} of {size}")
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    # The whole member at once, so that its CRC is checked before any of it is believed.
+    content = archive.read(entry)
+    file = io.BytesIO(content)
+    major, _ = np.lib.format.read_magic(file)
+    if major != 1:
+        raise ValueError(f"{entry.filename} has npy version {major}")
+    try:
+        with warnings.catch_warnings():
+            # It would warn of a header that only its second attempt can read.
+            warnings.simplefilter("error")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:
+        # numpy reads the header as Python, and lets through whatever Python's tokenizer, its parser or a dtype raises.
+        raise ValueError(f"the header of {entry.filename} is damaged: {error}") from error
+    if len(shape) != 1 or fortran or dtype.hasobject:
+        raise ValueError(f"{entry.filename} has shape {shape} and dtype {dtype}")
+    # numpy would make room for what the header claims before it looks at what is there.
+    if shape[0] < 0 or shape[0] * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"{entry.filename} claims {shape[0]} numbers of {dtype} in {len(content) - file.tell()} bytes")
+    return np.frombuffer(content, dtype=dtype, offset=file.tell())

@@ -1,0 +1,234 @@
+"""Save and load graphs and ranks.
+
+A graph file holds the arrays of :mod:`graphs.io.arrays`; a rank file ``score.l``, the trace of the steps, and ``keep.l`` where
+the set of nodes to keep was certified.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any, get_args
+
+import numpy as np
+
+from graphs.errors import GraphError
+from graphs.io.arrays import graph_arrays, graph_facts, graph_of_arrays
+from graphs.io.files import read_tensors, write_tensors
+from graphs.solvers.certificate import Certificate
+from graphs.solvers.result import Degenerate, RankResult, StopReason
+from graphs.structures.layered import LayeredGraph
+
+__all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
+
+# Since 2: the trace of the steps.
+RANK_VERSION = 2
+
+
+# The fields of a RankResult that JSON takes as they are, with their types, and those that are arrays.
+PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("stop_reason", "solver", "backend", "method", "choice"), (str,)),
+    **dict.fromkeys(("tolerance", "setup_seconds"), (int, float)),
+    "parameters": (dict,),
+}
+ARRAY_FIELDS = ("residuals", "layer_residuals", "error_bounds", "step_products", "step_seconds")
+
+
+def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
+    """Write a graph as safetensors (see the module); dense blocks are stored as their CSR.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+    path : path-like
+        Replaced whole on success, untouched on failure. Memory: the whole graph in CSR form.
+
+    Raises
+    ------
+    GraphError
+        NaN or Inf in the weights, no such directory, or a path that is none of a file.
+    OSError
+        The disk is full or refuses.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> graph = LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_graph(graph, Path(folder, "graph.safetensors"))
+    ...     load_graph(Path(folder, "graph.safetensors"))
+    LayeredGraph(2 layers: 2 -> 1 nodes, 3 nodes, 2 edges, density 1)
+    """
+    write_tensors(path, dict(graph_arrays(graph)), graph_facts(graph), "graph")
+
+
+def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
+    """Read a graph written by :func:`save_graph`, bit for bit.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    LayeredGraph
+        Stored CSR blocks, in the dtype in which they were written. Memory: the size of the file.
+
+    Raises
+    ------
+    GraphError
+        Missing, truncated, corrupted, of another kind or version, or inconsistent.
+
+    Examples
+    --------
+    >>> load_graph("absent.safetensors")
+    Traceback (most recent call last):
+    ...
+    graphs.errors.GraphError: no graph file at absent.safetensors
+    """
+    facts, arrays = read_tensors(path, "graph")
+    try:
+        return graph_of_arrays(arrays, facts)
+    except GraphError as error:
+        raise GraphError(f"{path} is not a consistent graph file: {error}; write it again") from error
+
+
+def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
+    """Write a rank as safetensors; node labels of general digraphs are kept as text.
+
+    Parameters
+    ----------
+    result : RankResult
+    path : path-like
+        Replaced whole on success, untouched on failure.
+
+    Raises
+    ------
+    GraphError, OSError
+        As :func:`save_graph`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from graphs import weighted_pagerank
+    >>> result = weighted_pagerank(LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 3], [[1]]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_rank(result, Path(folder, "rank.safetensors"))
+    ...     load_rank(Path(folder, "rank.safetensors")).scores[0]
+    array([0.25, 0.75])
+    """
+    certificate = result.certificate
+    meta: dict[str, Any] = {
+        "names": list(result.names),
+        "degenerate": [asdict(entry) for entry in result.degenerate],
+        "labels": None if result.labels is None else [str(label) for label in result.labels],
+        "certified": None if certificate is None else certificate.certified,
+        "certified_layers": [] if certificate is None else sorted(certificate.keep),
+        **{name: getattr(result, name) for name in PLAIN_FIELDS},
+    }
+    tensors: dict[str, Any] = {f"score.{layer}": scores for layer, scores in enumerate(result.scores)}
+    tensors |= {name: getattr(result, name) for name in ARRAY_FIELDS}
+    # Bounds may be infinite, which JSON has no word for.
+    tensors["layer_bounds"] = np.asarray(result.layer_bounds, dtype=np.float64)
+    if certificate is not None:
+        tensors |= {f"keep.{layer}": mask.astype(np.uint8) for layer, mask in certificate.keep.items()}
+        for name in ("gaps", "bounds"):
+            entries = sorted(getattr(certificate, name).items())
+            tensors[f"certificate.{name}"] = np.array(entries, dtype=np.float64)
+    write_tensors(path, tensors, meta, "rank", RANK_VERSION)
+
+
+def load_rank(path: str | os.PathLike[str]) -> RankResult:
+    """Read a rank written by :func:`save_rank`, bit for bit but for labels, which come back as text.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    RankResult
+
+    Raises
+    ------
+    GraphError
+        As :func:`load_graph`.
+
+    Examples
+    --------
+    >>> load_rank("absent.safetensors")
+    Traceback (most recent call last):
+    ...
+    graphs.errors.GraphError: no rank file at absent.safetensors
+    """
+    meta, tensors = read_tensors(path, "rank", RANK_VERSION)
+    try:
+        arrays: dict[str, Any] = {name: tensors[name] for name in ARRAY_FIELDS}
+        plain: dict[str, Any] = {name: meta[name] for name in PLAIN_FIELDS}
+        result = RankResult(
+            scores=tuple(tensors[f"score.{layer}"] for layer in range(len(meta["names"]))),
+            names=tuple(meta["names"]),
+            layer_bounds=tuple(tensors["layer_bounds"].tolist()),
+            certificate=_certificate(tensors, meta["certified"], meta["certified_layers"]),
+            degenerate=tuple(Degenerate(**entry) for entry in meta["degenerate"]),
+            labels=None if meta["labels"] is None else tuple(meta["labels"]),
+            **arrays,
+            **plain,
+        )
+        _refuse_inconsistent(result)
+        return result
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise GraphError(f"{path} is not a consistent rank file: {error}; write it again") from error
+
+
+def _certificate(tensors: dict[str, Any], certified: bool | None, layers: list[int]) -> Certificate | None:
+    if certified is None:
+        return None
+    keep = {layer: tensors[f"keep.{layer}"] != 0 for layer in layers}
+    gaps, bounds = (
+        {int(layer): float(value) for layer, value in tensors[f"certificate.{name}"]} for name in ("gaps", "bounds")
+    )
+    return Certificate(keep, certified, gaps, bounds)
+
+
+def _refuse_inconsistent(result: RankResult) -> None:
+    """Raise a ValueError that names what does not fit."""
+    steps, layers = len(result.residuals), len(result.scores)
+    columns = {scores.shape[1:] for scores in result.scores}
+    if len(columns) != 1 or len(next(iter(columns))) > 1 or any(scores.dtype.kind != "f" for scores in result.scores):
+        found = ", ".join(f"{scores.shape} of {scores.dtype}" for scores in result.scores[:8])
+        raise ValueError(f"expected the scores of every layer, one or several a node, got shapes {found}")
+    for name, shape in (
+        ("residuals", (steps,)),
+        ("layer_residuals", (steps, layers)),
+        ("error_bounds", (steps,)),
+        ("step_products", (steps,)),
+        ("step_seconds", (steps,)),
+    ):
+        array = getattr(result, name)
+        kind = "i" if name == "step_products" else "f"
+        if array.shape != shape or array.dtype.kind != kind:
+            raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected shape {shape}")
+    if len(result.layer_bounds) != layers:
+        raise ValueError(f"{len(result.layer_bounds)} layer_bounds for {layers} layers")
+    for name, types in PLAIN_FIELDS.items():
+        value = getattr(result, name)
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f"{name}: expected {types[-1].__name__}, got {value!r}")
+    if result.stop_reason not in get_args(StopReason):
+        raise ValueError(f"unknown stop_reason {result.stop_reason!r}")
+    texts = [*result.names, *(entry.reason for entry in result.degenerate), *(result.labels or ())]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("names, labels or reasons are not text")
+    nodes = sum(map(len, result.scores))
+    if result.labels is not None and len(result.labels) != nodes:
+        raise ValueError(f"{len(result.labels)} labels for {nodes} nodes")
+    certificate = result.certificate
+    if certificate is not None:
+        sizes = {layer: mask.shape for layer, mask in certificate.keep.items()}
+        if sizes != {layer: (len(result.scores[layer]),) for layer in range(layers) if layer in sizes}:
+            raise ValueError(f"keep masks of shapes {sizes} do not fit the scores")
+        if not certificate.gaps or certificate.gaps.keys() != certificate.bounds.keys():
+            raise ValueError("a certificate's gaps and bounds are of different layers")

@@ -1,0 +1,150 @@
+"""One rank step across one block: the weighted transition and the modified product.
+
+Sources: MATH of the layered rank as in LLM-Rank (arXiv 2410.13299), with every degenerate case
+defined. The two steps here are the only place where the formulas stand; the solvers apply them to
+graphs, and scorers of single layers apply them to one matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphs.errors import GraphError
+from graphs.linalg.backends import Arithmetic
+from graphs.linalg.operators import BlockOperator, Vector
+
+__all__ = ["Normalised", "Transition", "modified_step", "normalise", "weighted_step"]
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A non-negative vector of mass 1, and which fallback it took to get there.
+
+    Attributes
+    ----------
+    vector : Vector
+        Sums to 1.
+    fallback : str
+        Empty, ``"activation"`` (the mass was zero) or ``"uniform"`` (the activation's was too).
+    """
+
+    vector: Vector
+    fallback: str = ""
+
+
+def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
+    """Divide by the sum; a zero vector becomes `fallback` over its sum, or uniform.
+
+    Raises
+    ------
+    GraphError
+        The sum is not finite: NaN or Inf entered through the weights, or the dtype overflowed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> normalise(np.array([1.0, 3.0]))
+    Normalised(vector=array([0.25, 0.75]), fallback='')
+    >>> normalise(np.zeros(2), np.array([1.0, 3.0]))
+    Normalised(vector=array([0.25, 0.75]), fallback='activation')
+    """
+    mass = float(vector.sum())
+    if mass - mass != 0.0:
+        raise GraphError(
+            "a rank step gave NaN or Inf: the edge weights hold non-finite numbers, or overflow the dtype; "
+            "check the weights, or use dtype='float64'"
+        )
+    if mass > 0.0:
+        return Normalised(vector / mass)
+    if fallback is not None:
+        return Normalised(normalise(fallback).vector, "activation" if float(fallback.sum()) > 0.0 else "uniform")
+    uniform = vector * 0.0 + 1.0 / max(len(vector), 1)
+    return Normalised(uniform, "uniform")
+
+
+class Transition:
+    """P = theta W Ds^-1 + (1 - theta) 1[W != 0] Dk^-1 of one block, never formed.
+
+    The vector is divided by the out-strength (and out-degree) before the product, so that no second
+    matrix is needed: two reads of the weights at theta = 1.
+
+    Parameters
+    ----------
+    operator : BlockOperator
+        The block W, (n_targets, n_sources).
+    theta : float
+        Share of the edge weights against the bare edges, 0..1.
+    arithmetic : Arithmetic
+        That of the operator.
+    """
+
+    def __init__(self, operator: BlockOperator, theta: float, arithmetic: Arithmetic) -> None:
+        self.theta = theta
+        strength = operator.out_strength()
+        total = float(strength.sum())
+        if total - total != 0.0:
+            raise GraphError(
+                "the out-strengths are not finite: the edge weights hold NaN or Inf, or overflow the dtype; "
+                "check the weights, or use dtype='float64'"
+            )
+        self.dangling = bool((strength == 0).any())
+        self._by_strength = arithmetic.reciprocal(strength)
+        self._by_degree: Vector | None = None
+        self._full = False
+        if theta < 1.0:
+            degree = operator.out_degree()
+            self._full = bool((degree == operator.shape[0]).all())
+            self._by_degree = arithmetic.reciprocal(degree)
+
+    def apply(self, operator: BlockOperator, rank: Vector) -> Vector:
+        """P @ rank, (n_targets,); the mass of dangling sources is lost here."""
+        weighted = rank * self._by_strength * self.theta
+        if self._by_degree is None:
+            return operator.matvec(weighted)
+        bare = rank * self._by_degree * (1.0 - self.theta)
+        if self._full:
+            # Without zeros every target receives the same: no second product.
+            return operator.matvec(weighted) + bare.sum()
+        return operator.mixed_matvec(weighted, bare)
+
+    def row_maxima(self, operator: BlockOperator) -> Vector:
+        """At least max_j P_ij, (n_targets,)."""
+        maxima = operator.row_maxima(self._by_strength) * self.theta
+        return maxima if self._by_degree is None else maxima + self._by_degree.max() * (1.0 - self.theta)
+
+
+def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalised:
+    """r_l = N(gamma P r_{l-1} + (1 - gamma) a_l / sum(a_l)).
+
+    Parameters
+    ----------
+    passed : Vector, (n_l,)
+        P r_{l-1}.
+    activation : Vector, (n_l,)
+        a_l, non-negative; of zero sum it counts as uniform.
+    gamma : float
+        Damping, 0..1: the share that comes through the graph.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weighted_step(np.array([0.0, 1.0]), np.array([3.0, 1.0]), gamma=0.5).vector
+    array([0.375, 0.625])
+    """
+    teleport = normalise(activation)
+    mixed = passed * gamma + teleport.vector * (1.0 - gamma)
+    return normalise(mixed, activation)
+
+
+def modified_step(product: Vector, activation: Vector) -> Normalised:
+    """r_l = N((W r_{l-1}) * a_l), elementwise; of zero sum the activation counts as uniform.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> modified_step(np.array([1.0, 1.0]), np.array([3.0, 1.0])).vector
+    array([0.75, 0.25])
+    """
+    if float(activation.sum()) > 0.0:
+        return normalise(product * activation, activation)
+    return normalise(product, activation)

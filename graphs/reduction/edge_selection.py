@@ -1,0 +1,237 @@
+"""Excerpts: some edges of a block, read without the rest of it.
+
+A dense block may hold sixty million edges of which a figure shows a hundred. What is asked for is read band by band:
+of dense matrices the chosen entries alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from graphs.linalg.blocks import (
+    BAND_ELEMENTS,
+    Block,
+    DenseBlock,
+    FloatArray,
+    SparseBlock,
+    as_numpy,
+    index_dtype,
+    is_torch,
+)
+
+__all__ = ["EdgeList", "csr_of", "edges_at", "edges_by_flow", "row_chunks"]
+
+IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeList:
+    """Edges of one block.
+
+    Attributes
+    ----------
+    targets, sources : int64 arrays, (k,)
+        Row and column of every edge.
+    weights : float array, (k,)
+        In the dtype of the block's CSR.
+    """
+
+    targets: IntArray
+    sources: IntArray
+    weights: FloatArray
+
+
+def row_chunks(
+    block: Block, rows: IntArray | None = None, columns: IntArray | None = None
+) -> Iterator[tuple[IntArray, sparse.csr_array]]:
+    """Some rows and columns of a block, band by band as CSR.
+
+    Parameters
+    ----------
+    block : Block, (n_targets, n_sources)
+    rows, columns : int arrays, ascending, optional
+        All by default. Nothing else of a dense block is read.
+
+    Yields
+    ------
+    (int array (k,), csr_array (k, len(columns)))
+        Row indices, and their weights as ``block.to_csr()[rows][:, columns]`` holds them: sorted, without zeros, bit for
+        bit. About :data:`graphs.linalg.blocks.BAND_ELEMENTS` entries at most, or one row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> block = DenseBlock((np.array([[1.0, -2.0, 0.0], [3.0, 0.0, 5.0]]),))
+    >>> [(rows.tolist(), csr.toarray().tolist()) for rows, csr in row_chunks(block, columns=np.array([0, 2]))]
+    [([0, 1], [[1.0, 0.0], [3.0, 5.0]])]
+    """
+    n_targets, n_sources = block.shape
+    rows = np.arange(n_targets) if rows is None else rows
+    if not isinstance(block, DenseBlock):
+        csr = block.to_csr()
+        entries = np.cumsum(np.diff(csr.indptr)[rows], dtype=np.int64)
+        for chunk in np.split(rows, np.flatnonzero(np.diff(entries // BAND_ELEMENTS)) + 1):
+            part = csr[chunk] if columns is None else csr[chunk][:, columns]
+            part.sort_indices()
+            yield chunk, part
+        return
+    columns = np.arange(n_sources) if columns is None else columns
+    height = max(1, BAND_ELEMENTS // max(1, len(columns)))
+    for start in range(0, len(rows), height):
+        chunk = rows[start : start + height]
+        # Added up in the dtype and order of DenseBlock, so that the sums are the same bit for bit.
+        total = np.zeros((len(chunk), len(columns)), dtype=block.exact_dtype)
+        for matrix in block.matrices:
+            total += block.weight(as_numpy(_entries(matrix, chunk, columns)).astype(total.dtype, copy=False))
+        yield chunk, sparse.csr_array(total)
+
+
+def _entries(matrix: Any, rows: IntArray, columns: IntArray) -> Any:
+    """``matrix[rows][:, columns]`` without the whole rows in between; a view where both are contiguous."""
+    first, second = _index(rows), _index(columns)
+    if is_torch(matrix):
+        import torch
+
+        first, second = (k if isinstance(k, slice) else torch.from_numpy(k) for k in (first, second))
+    if not isinstance(first, slice) and not isinstance(second, slice):
+        first = first[:, None]
+    return matrix[first, second]
+
+
+def _index(chosen: IntArray) -> Any:
+    contiguous = len(chosen) > 0 and chosen[-1] - chosen[0] + 1 == len(chosen)
+    return slice(int(chosen[0]), int(chosen[-1]) + 1) if contiguous else chosen.astype(np.int64)
+
+
+def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = None) -> Iterator[EdgeList]:
+    """The edges into (or out of) some nodes, of each the heaviest.
+
+    Parameters
+    ----------
+    block : Block, (n_targets, n_sources)
+    nodes : int array, ascending
+        Targets where `incoming`, else sources.
+    incoming : bool
+        Whether to read edges into the nodes.
+    top : int, optional
+        Of every node the `top` heaviest edges; ties go to the lower index at the other end. All by default.
+
+    Yields
+    ------
+    EdgeList
+        A band at a time. Cost: the rows (or columns) of the nodes; of a stored block that is read by columns, one pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> block = DenseBlock((np.array([[1.0, 2.0, 2.0], [3.0, 0.0, 5.0]]),))
+    >>> [(edges.sources.tolist(), edges.weights.tolist()) for edges in edges_at(block, np.array([0]), True, top=1)]
+    [([1], [2.0])]
+    >>> [(edges.targets.tolist(), edges.weights.tolist()) for edges in edges_at(block, np.array([0]), False)]
+    [([0, 1], [1.0, 3.0])]
+    """
+    rows = nodes
+    if not incoming:
+        if isinstance(block, DenseBlock):
+            block = block.transposed()
+        else:
+            block = SparseBlock(sparse.csr_array(block.to_csr()[:, nodes].T))
+            rows = np.arange(len(nodes))
+    for chunk, csr in row_chunks(block, rows):
+        near = np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
+        order: IntArray = np.arange(csr.nnz)
+        if top is not None:
+            # By node, then falling weight, then index: an edge's place within its node is then its place by weight.
+            order = np.lexsort((csr.indices, -csr.data, near))
+            order = np.sort(order[np.arange(csr.nnz) - csr.indptr[near] < top])
+        here = (chunk if rows is nodes else nodes[chunk])[near[order]].astype(np.int64)
+        there = csr.indices[order].astype(np.int64)
+        yield EdgeList(here, there, csr.data[order]) if incoming else EdgeList(there, here, csr.data[order])
+
+
+def edges_by_flow(
+    block: Block, targets: IntArray, sources: IntArray, scores: FloatArray, strengths: FloatArray, count: int
+) -> sparse.csr_array:
+    """Among some nodes, the edges that carry most rank: ``P_ij r_j = W_ij / s_j * r_j``.
+
+    Parameters
+    ----------
+    block : Block, (n_targets, n_sources)
+    targets, sources : int arrays, ascending
+    scores, strengths : (len(sources),) float64 arrays
+        Of the sources: rank r, and out-strength s in the whole block.
+    count : int
+        How many edges.
+
+    Returns
+    -------
+    csr_array, (len(targets), len(sources))
+        The edges' own weights. Ties go to the lower target, then to the lower source.
+
+    Notes
+    -----
+    Cost: the entries chosen, read once. Memory: a band, and `count` edges.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> block = DenseBlock((np.array([[1.0, 2.0], [3.0, 4.0]]),))
+    >>> edges_by_flow(block, np.arange(2), np.arange(2), np.array([0.8, 0.2]), np.array([4.0, 6.0]), 2).toarray()
+    array([[1., 0.],
+           [3., 0.]])
+    """
+    rows: IntArray = np.zeros(0, dtype=np.int64)
+    columns: IntArray = np.zeros(0, dtype=np.int64)
+    carried: FloatArray = np.zeros(0)
+    weights: FloatArray | None = None
+    floor = -1.0
+    done = 0
+    for chunk, csr in row_chunks(block, targets, sources):
+        ends = done + np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
+        done += len(chunk)
+        # The probability first: a rate r / s of its own would overflow where the strength is tiny.
+        flow = csr.data / strengths[csr.indices] * scores[csr.indices]
+        # What only equals the least edge held stands at a later target, and loses the tie.
+        ahead = flow > floor
+        rows, columns = np.concatenate((rows, ends[ahead])), np.concatenate((columns, csr.indices[ahead]))
+        carried = np.concatenate((carried, flow[ahead]))
+        weights = csr.data[ahead] if weights is None else np.concatenate((weights, csr.data[ahead]))
+        if len(carried) >= count:
+            stays = np.sort(np.argsort(-carried, kind="stable")[:count])
+            rows, columns, carried, weights = rows[stays], columns[stays], carried[stays], weights[stays]
+            floor = float(carried.min())
+    return csr_of(rows, columns, weights, (len(targets), len(sources)))
+
+
+def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray | None, shape: tuple[int, int]) -> sparse.csr_array:
+    """The sorted CSR of some entries, each of which stands there once, with int32 indices where they fit.
+
+    Parameters
+    ----------
+    rows, columns : int arrays, (k,)
+    weights : float array, (k,), or None
+        None for no entries at all, as float64.
+    shape : tuple of int
+
+    Returns
+    -------
+    csr_array
+        Of that shape, in the dtype of the weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> csr_of(np.array([1, 0]), np.array([0, 1]), np.array([2.0, 3.0]), (2, 2)).indices.dtype
+    dtype('int32')
+    """
+    data = np.zeros(0) if weights is None else weights
+    # scipy keeps the type of the coordinates, fit or not.
+    kind = index_dtype(*shape, len(data))
+    places = rows.astype(kind, copy=False), columns.astype(kind, copy=False)
+    return sparse.csr_array(sparse.coo_array((data, places), shape=shape))

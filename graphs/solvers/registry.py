@@ -1,0 +1,74 @@
+"""Solvers by name, and the rule behind ``solver="auto"``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from graphs.errors import GraphError
+from graphs.solvers.accelerated import AndersonMixing, Extrapolation
+from graphs.solvers.direct import SparseLU
+from graphs.solvers.krylov import Krylov
+from graphs.solvers.problem import Problem, Solver
+from graphs.solvers.stationary import GaussSeidel, LayerSweep, PowerIteration
+
+__all__ = ["SOLVERS", "choose", "named"]
+
+SOLVERS: Mapping[str, Callable[[], Solver]] = {
+    "power": PowerIteration,
+    "sweep": LayerSweep,
+    "gauss-seidel": GaussSeidel,
+    "aitken": lambda: Extrapolation(degree=1),
+    "quadratic": lambda: Extrapolation(degree=2),
+    "anderson": AndersonMixing,
+    "gmres": lambda: Krylov("gmres"),
+    "bicgstab": lambda: Krylov("bicgstab"),
+    "lu": SparseLU,
+}
+
+
+def named(solver: Any) -> Solver | None:
+    """The solver of this name, the object itself, or None for "auto".
+
+    Raises
+    ------
+    GraphError
+        Another name, or an object without the methods of a solver.
+
+    Examples
+    --------
+    >>> named("gauss-seidel").name, named("auto")
+    ('gauss-seidel', None)
+    """
+    if isinstance(solver, str):
+        if solver == "auto":
+            return None
+        if solver in SOLVERS:
+            return SOLVERS[solver]()
+    elif not isinstance(solver, type) and all(hasattr(solver, a) for a in ("name", "begin", "step")):
+        return solver  # type: ignore[no-any-return]
+    raise GraphError(f"unknown solver {solver!r}; expected 'auto', {', '.join(map(repr, SOLVERS))}, or a Solver object")
+
+
+def choose(problem: Problem) -> tuple[Solver, str]:
+    """The solver for a problem, and why.
+
+    Examples
+    --------
+    >>> from graphs.linalg.backends import make_backend
+    >>> from graphs.ranking.layered_problem import WeightedMap
+    >>> from graphs.structures.layered import LayeredGraph
+    >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
+    >>> problem = WeightedMap(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
+    >>> choose(problem)
+    (LayerSweep(name='sweep'), 'no edge leads back, so one pass in layer order is exact')
+    """
+    if problem.acyclic:
+        return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
+    if problem.layers > 1 and getattr(problem, "sweepable", True):
+        return (
+            GaussSeidel(),
+            "there are cycles, but most edges lead on: passes in layer order, masses by layer aggregated",
+        )
+    why = "no layers" if problem.layers == 1 else "edges within a layer that this backend cannot take in node order"
+    return Extrapolation(degree=2), f"there are cycles, and {why}: power iteration, extrapolated"

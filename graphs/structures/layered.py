@@ -1,0 +1,275 @@
+"""LayeredGraph: node layers, the blocks of edges between them, and what each node carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from graphs.errors import GraphError
+from graphs.linalg.blocks import Block, FloatArray, SparseBlock, as_numpy
+from graphs.linalg.validation import as_block
+
+if TYPE_CHECKING:
+    import networkx
+    import torch
+
+__all__ = ["LayeredGraph"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayeredGraph:
+    """A layered weighted digraph: every edge leads from layer l-1 to layer l.
+
+    Build one with :meth:`from_weights`, which validates; afterwards it is read-only. Blocks given
+    as dense matrices are referred to, not copied, so the graph sees later writes into them.
+
+    Attributes
+    ----------
+    blocks : tuple of L blocks
+        ``blocks[l - 1]`` holds the edges from layer l-1 to layer l.
+    activations : tuple of L+1 float64 arrays, each (n_l,)
+        The non-negative activation of every node, layer 0 (the inputs) first.
+    names : tuple of L+1 str
+        The name of every layer.
+    """
+
+    blocks: tuple[Block, ...]
+    activations: tuple[FloatArray, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: Sequence[Any],
+        inputs: Any,
+        activations: Sequence[Any],
+        names: Sequence[str] | None = None,
+        *,
+        check_finite: bool = True,
+    ) -> LayeredGraph:
+        """Build a graph from weight matrices; edge weights are their absolute values.
+
+        Parameters
+        ----------
+        weights : sequence of L matrices, each (n_l, n_{l-1})
+            Row = target, column = source, as in ``torch.nn.Linear.weight``. Dense arrays, torch
+            tensors (any device and floating dtype), scipy or torch sparse matrices, or a tuple of
+            these for parallel edges, whose absolute values add up.
+        inputs : (n_0,) array-like
+            Activations of layer 0, non-negative.
+        activations : sequence of L array-likes, each (n_l,)
+            Activations of layers 1..L, non-negative.
+        names : sequence of L+1 str, optional
+            Layer names; ``layer 0`` and so on by default.
+        check_finite : bool
+            Read dense weights once now to refuse NaN and Inf. Without it (when the weights are
+            large and will be read anyway) the first product refuses them.
+
+        Raises
+        ------
+        GraphError
+            Shapes that do not chain, negative or non-finite numbers, sparse matrices with damaged index arrays, wrong counts
+            or names.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0], [1.0, 0.0]]], [1, 1], [[1, 2, 3]])
+        >>> graph
+        LayeredGraph(2 layers: 2 -> 3 nodes, 5 nodes, 4 edges, density 0.667)
+        """
+        if len(weights) == 0:
+            raise GraphError("expected at least one weight matrix (one block of edges), got none")
+        if len(activations) != len(weights):
+            raise GraphError(
+                f"expected one activation vector per weight matrix ({len(weights)}; layer 0 goes into "
+                f"`inputs`), got {len(activations)}"
+            )
+        blocks = tuple(
+            as_block(weight, f"block {position}", check_finite) for position, weight in enumerate(weights, start=1)
+        )
+        for position in range(1, len(blocks)):
+            sources, targets = blocks[position].shape[1], blocks[position - 1].shape[0]
+            if sources != targets:
+                raise GraphError(
+                    f"block {position + 1} has {sources} source nodes but block {position} ends in {targets}; "
+                    "consecutive matrices must chain: (n_l, n_{l-1}) then (n_{l+1}, n_l)"
+                )
+        sizes = (blocks[0].shape[1], *(block.shape[0] for block in blocks))
+        if names is None:
+            names = [f"layer {layer}" for layer in range(len(sizes))]
+        if len(names) != len(sizes) or len(set(names)) != len(names):
+            raise GraphError(f"expected {len(sizes)} distinct layer names, got {list(names)}")
+        vectors = tuple(
+            _activation(vector, size, layer)
+            for layer, (vector, size) in enumerate(zip((inputs, *activations), sizes, strict=True))
+        )
+        return cls(blocks, vectors, tuple(str(name) for name in names))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Sizes (n_0, ..., n_L)."""
+        return tuple(len(vector) for vector in self.activations)
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return sum(self.layers)
+
+    @property
+    def edges(self) -> int:
+        """Number of edges. Cost: one pass over dense blocks at the first call."""
+        return sum(block.edges for block in self.blocks)
+
+    @property
+    def capacity(self) -> int:
+        """Number of edges if every block were full."""
+        return sum(block.shape[0] * block.shape[1] for block in self.blocks)
+
+    @property
+    def density(self) -> float:
+        """Edges over capacity, 0..1. Cost as :attr:`edges`."""
+        return self.edges / self.capacity if self.capacity else 0.0
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Index of the first node of every layer in the stacked vector, and the total (L+2 numbers)."""
+        return tuple(int(k) for k in np.concatenate(([0], np.cumsum(self.layers))))
+
+    def block(self, layer: int) -> sparse.csr_array:
+        """The CSR of the edges into `layer` (1..L); row = target. A dense block is converted at each call."""
+        if not 1 <= layer < len(self.activations):
+            raise GraphError(
+                f"expected a layer from 1 to {len(self.blocks)} (layer 0 has no edges into it), got {layer}"
+            )
+        return self.blocks[layer - 1].to_csr()
+
+    def with_csr(self) -> LayeredGraph:
+        """The same graph with every block stored as CSR: more memory, but no conversion afterwards."""
+        return LayeredGraph(tuple(SparseBlock(block.to_csr()) for block in self.blocks), self.activations, self.names)
+
+    def with_activations(self, layer: int, activations: Any) -> LayeredGraph:
+        """The same edges, with other activations of one layer.
+
+        Parameters
+        ----------
+        layer : int
+            0..L.
+        activations : (n_l,) array-like
+            Non-negative.
+
+        Raises
+        ------
+        GraphError
+            No such layer, a wrong shape, negative or non-finite numbers.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([[[1.0, -2.0]]], [1, 1], [[3]])
+        >>> graph.with_activations(0, [1, 5]).activations
+        (array([1., 5.]), array([3.]))
+        """
+        if not 0 <= layer < len(self.activations):
+            raise GraphError(f"expected a layer from 0 to {len(self.blocks)}, got {layer}")
+        vectors = list(self.activations)
+        vectors[layer] = _activation(activations, len(vectors[layer]), layer)
+        return replace(self, activations=tuple(vectors))
+
+    def reversed(self) -> LayeredGraph:
+        """Every edge the other way round: the layers in opposite order, layer 0 the outputs.
+
+        A rank of it flows from what depends on a node to the node. Dense blocks are views of the same weights, which every
+        product reads where they lie, in one pass as the products of this graph do; stored CSR blocks are
+        converted, one copy of the edges.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0]], [[4.0, 5.0]]], [1, 2], [[3, 4], [5]])
+        >>> graph.reversed()
+        LayeredGraph(3 layers: 1 -> 2 -> 2 nodes, 5 nodes, 5 edges, density 0.833)
+        >>> graph.reversed().names, graph.reversed().block(2).toarray()
+        (('layer 2', 'layer 1', 'layer 0'), array([[1., 0.],
+               [2., 3.]]))
+        """
+        blocks = tuple(block.transposed() for block in self.blocks[::-1])
+        return LayeredGraph(blocks, self.activations[::-1], self.names[::-1])
+
+    def squared(self) -> LayeredGraph:
+        """The graph of energies: every edge's weight and every node's activation squared; parallel edges each by itself.
+
+        Where sources vary independently, the energy (sum of squares) of what arrives at a node is the sum over its
+        edges of squared weight times squared activation, so that shares of squares are shares of energy.
+        Dense blocks are squared as they are read, band by band, nothing is copied; stored CSR blocks give new ones.
+
+        Raises
+        ------
+        GraphError
+            An activation's square overflows.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([([[1.0, -2.0]], [[3.0, 0.0]])], [1, 2], [[3]])
+        >>> graph.squared().block(1).toarray(), graph.squared().activations
+        (array([[10.,  4.]]), (array([1., 4.]), array([9.])))
+        """
+        with np.errstate(over="ignore"):  # refused as not finite
+            squares = [np.square(vector) for vector in self.activations]
+        vectors = tuple(_activation(vector, len(vector), layer) for layer, vector in enumerate(squares))
+        return LayeredGraph(tuple(block.squared() for block in self.blocks), vectors, self.names)
+
+    def to_scipy(self) -> sparse.csr_array:
+        """One CSR of the whole graph, shape (nodes, nodes), row = target; see :mod:`graphs.io.convert`."""
+        from graphs.io import convert
+
+        return convert.to_scipy(self)
+
+    def to_torch(self, device: str | torch.device = "cpu", dtype: str = "float64") -> torch.Tensor:
+        """One torch CSR tensor of the whole graph, shape (nodes, nodes); see :mod:`graphs.io.convert`."""
+        from graphs.io import convert
+
+        return convert.to_torch(self, device, dtype)
+
+    def to_networkx(self, max_edges: int = 1_000_000) -> networkx.DiGraph:
+        """A networkx digraph, refused above `max_edges`; see :mod:`graphs.io.convert`."""
+        from graphs.io import convert
+
+        return convert.to_networkx(self, max_edges)
+
+    def __repr__(self) -> str:
+        sizes = self.layers
+        shown = " -> ".join(map(str, sizes if len(sizes) <= 6 else (*sizes[:3], "...", *sizes[-2:])))
+        # Counting the edges of large dense blocks costs a pass over the weights: not for a repr.
+        if all(block.stored for block in self.blocks) or self.capacity <= 1_000_000:
+            edges = f"{self.edges:,} edges, density {self.density:.3g}"
+        else:
+            edges = f"at most {self.capacity:,} edges"
+        return f"LayeredGraph({len(sizes)} layers: {shown} nodes, {self.nodes:,} nodes, {edges})"
+
+
+def _activation(vector: Any, size: int, layer: int) -> FloatArray:
+    where = "inputs" if layer == 0 else f"activations of layer {layer}"
+    try:
+        given = as_numpy(vector)
+        if given.dtype.kind == "c":
+            raise TypeError(f"dtype {given.dtype}")
+        array = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise GraphError(f"{where}: expected {size} real numbers, got {type(vector).__name__}: {error}") from error
+    if array.shape != (size,):
+        raise GraphError(f"{where}: expected shape ({size},), one number per node, got {array.shape}")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if len(bad):
+        raise GraphError(
+            f"{where}: {len(bad)} value(s) are not finite, the first at node {bad[0]} ({array[bad[0]]}); "
+            "check the model and its calibration for NaN or overflow"
+        )
+    if (array < 0).any():
+        node = int(np.flatnonzero(array < 0)[0])
+        raise GraphError(
+            f"{where}: expected non-negative numbers (norms), got {array[node]} at node {node}; take absolute values"
+        )
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,84 @@
+"""The model families that the conformance tests cover. Detection does not read this table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from llmrank.models.ffn import FFNKind
+
+__all__ = ["BIAS_ATTRIBUTES", "FAMILIES", "WIDTH_ATTRIBUTES", "Family", "bias_attribute", "text_config"]
+
+# Names under which configurations say whether all maps of the FFNs have biases,
+BIAS_ATTRIBUTES = ("mlp_bias",)
+# and keep the width of the hidden layer.
+WIDTH_ATTRIBUTES = ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    Attributes
+    ----------
+    name : str
+        As people call it.
+    model_type : str
+        transformers' name.
+    kind : {"plain", "gated", "fused"}
+        Geometry of its FFNs.
+    width : str or None
+        The configuration's attribute for the width; None where it has none, so that a compact
+        checkpoint needs this package's loader, or padding to the original width.
+    """
+
+    name: str
+    model_type: str
+    kind: FFNKind
+    width: str | None = "intermediate_size"
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("Llama, SmolLM2", "llama", "gated"),
+    Family("Mistral", "mistral", "gated"),
+    Family("Qwen2", "qwen2", "gated"),
+    Family("Qwen3", "qwen3", "gated"),
+    Family("Gemma", "gemma", "gated"),
+    Family("Gemma 2", "gemma2", "gated"),
+    Family("Gemma 3 (text)", "gemma3_text", "gated"),
+    Family("Phi", "phi", "plain"),
+    Family("Phi-3", "phi3", "fused"),
+    Family("GLM", "glm", "fused"),
+    Family("StableLM", "stablelm", "gated"),
+    Family("Granite", "granite", "gated"),
+    Family("OLMo 2", "olmo2", "gated"),
+    Family("SmolLM3", "smollm3", "gated"),
+    Family("Cohere", "cohere", "gated"),
+    Family("Jamba (dense)", "jamba", "gated"),
+    Family("OLMo Hybrid", "olmo_hybrid", "gated"),
+    Family("Llama 3.2 Vision (text)", "mllama_text_model", "gated"),
+    Family("GPT-2", "gpt2", "plain", "n_inner"),
+    Family("GPT-NeoX, Pythia", "gpt_neox", "plain"),
+    Family("OPT", "opt", "plain", "ffn_dim"),
+    Family("BLOOM", "bloom", "plain", None),
+    Family("Falcon", "falcon", "plain", "ffn_hidden_size"),
+    Family("T5", "t5", "plain", "d_ff"),
+    Family("T5 v1.1, Flan-T5", "t5", "gated", "d_ff"),
+    Family("BERT", "bert", "plain"),
+    Family("RoBERTa", "roberta", "plain"),
+    Family("ModernBERT", "modernbert", "fused"),
+)
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, None for a plain module."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def bias_attribute(model: nn.Module) -> str:
+    """The attribute of the configuration that would give the FFN's maps biases; empty where they have them, or cannot."""
+    config = text_config(model)
+    return next((name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False), "")

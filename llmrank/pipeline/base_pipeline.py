@@ -1,0 +1,616 @@
+"""Pipelines: the whole way from a model to a smaller one, one stage after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from graphs import LayeredGraph, RankResult
+from llmrank.calibration.blockwise import Recording, recording
+from llmrank.calibration.forward import Progress, announced, fitting_length, input_device, run_sequences
+from llmrank.calibration.generation import GENERATED, generated_text
+from llmrank.calibration.statistics import FFNStatistics, collect
+from llmrank.calibration.text import TokenSequences, n_held_out, overlap, tokenise, tokenise_and_hold_out
+from llmrank.errors import OptionError
+from llmrank.evaluation.perplexity import perplexity, size, unigram_perplexity
+from llmrank.models import FFN, explicit_ffns, find_ffns
+from llmrank.models.costs import ModelCosts
+from llmrank.models.loading import parse_device
+from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, check_options
+from llmrank.pipeline.report import Evaluation, Report
+from llmrank.pipeline.sensitivity import layer_sensitivities
+from llmrank.pipeline.validation import Validation, repair_where_it_helps
+from llmrank.prune import BasePruner, LocalPruner
+from llmrank.prune.budget import check_budget, reached_by, shortfall
+from llmrank.prune.masks import Masks
+from llmrank.prune.reselection import Reselection
+from llmrank.prune.schedule import Schedule, Step
+from llmrank.prune.selection import choose_masks, prunes_jointly
+from llmrank.score import BaseScorer, WeightedPageRankScorer
+from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
+from llmrank.score.rank_graphs import rank_graphs
+from llmrank.surgery.apply import (
+    Align,
+    Application,
+    Form,
+    apply_masks,
+    check_padding,
+    check_writable,
+    prunable_layers,
+    trial_cut,
+)
+from llmrank.surgery.equivalence import check_equivalence, masked_outputs
+from llmrank.surgery.repair import BaseRepair, RepairedMap, summary
+
+__all__ = [
+    "BasePipeline",
+    "model_source",
+]
+
+
+class BasePipeline:
+    """Find FFNs, calibrate, draw the graphs, rank, choose, cut.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place by :meth:`run`.
+    tokenizer : transformers tokenizer or None
+        None where `calibration` is a tensor.
+    structure_dict : mapping, optional
+        None finds the FFNs. A mapping names Linears (``path_to_layers``, ``path_to_modules``) whose
+        rows are pruned, which reproduces the paper's method.
+    scorer : BaseScorer, optional
+        :class:`WeightedPageRankScorer` by default.
+    pruner : BasePruner, optional
+        :class:`LocalPruner` of 30 % by default. One that needs sensitivities has them measured, see :meth:`measure`; not
+        with a `structure_dict`.
+    device : str or torch.device, optional
+        Where the model is moved to; by default it stays.
+    calibration : path, text, list of texts, "dataset:NAME", "generated", "built-in", or tensor; optional
+        See :func:`llmrank.calibration.text.tokenise`; the built-in text by default. "generated" is what the model writes
+        itself, see :func:`llmrank.calibration.generation.generated_text`. A float tensor feeds a plain module (no language
+        model) its features, row by row.
+    samples, sequence_length : int
+        Sequences cut from a calibration text and their length, capped at what the model takes. Tensors are
+        used whole, lists of texts one sequence a text.
+    batch_size : int
+        Sequences in a forward pass; not of what the model writes, which comes 16 texts at once.
+    form : {"compact", "zero", "mask"}, optional
+        Compact by default; zero with a `structure_dict`, where compact is refused.
+    align : {"none", "pad"}
+        Pad compact layers with zeros to one width.
+    repair : BaseRepair, optional
+        How the kept weights make up for the removed neurons, see :mod:`llmrank.surgery.repair`; none by default. Not with a
+        `structure_dict`. Of a text, one further sequence is held out for every eight that the repair is fitted to; of given
+        sequences the last eighth (at least one). The repair is kept only where it brings the model nearer to the dense one on
+        them, see :attr:`validation`.
+    schedule : Schedule, optional
+        In how many steps neurons go, see :class:`llmrank.prune.schedule.Schedule`; one shot by default.
+    evaluation : as `calibration`, or True; optional
+        Text for the perplexity before and after; True is the built-in text's other part. None skips it.
+    evaluation_samples : int
+        Evaluation sequences.
+    progress : callable, optional
+        Such as ``rich.progress.track``; quiet by default.
+    undoable : bool
+        Keep the original weights for :meth:`undo`. Without, each is freed as soon as it is replaced, and :attr:`graph`, which
+        refers to them, and :attr:`repaired` are empty after :meth:`run`; a failure after the cut has begun leaves the model cut,
+        or cut in part.
+
+    Attributes
+    ----------
+    validation : Validation or None
+        After :meth:`run` with a repair: how the cut and the repaired model compare on the held-out sequences, and so which of the
+        two it is; None where nothing could be held out.
+    report, masks, sensitivities, graph, rank : after :meth:`run`
+        What was done, what was kept, what each layer's cut alone does to the output (an empty dict unless the pruner needs
+        it), and the graph(s) with their rank(s): one of each, or tuples where there are several. The graphs refer to the weights
+        as they were, and so keep them in memory as long as the pipeline lives. With several steps sensitivities, graphs and
+        ranks are of the whole model, as the first step saw it; masks are of its neurons whatever the step.
+    """
+
+    topology: ClassVar[Topology]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        structure_dict: Mapping[str, Any] | None = None,
+        scorer: BaseScorer | None = None,
+        pruner: BasePruner | None = None,
+        device: str | torch.device | None = None,
+        *,
+        calibration: Any = None,
+        samples: int = DEFAULT_SAMPLES,
+        sequence_length: int = DEFAULT_LENGTH,
+        batch_size: int = 1,
+        form: Form | None = None,
+        align: Align = "none",
+        repair: BaseRepair | None = None,
+        schedule: Schedule | None = None,
+        evaluation: Any = None,
+        evaluation_samples: int = DEFAULT_SAMPLES,
+        progress: Progress | None = None,
+        undoable: bool = True,
+    ) -> None:
+        counts = {
+            "samples": samples,
+            "sequence_length": sequence_length,
+            "batch_size": batch_size,
+            "evaluation_samples": evaluation_samples,
+        }
+        check_options(structure_dict, scorer, pruner, form, align, repair, schedule, counts)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.structure_dict = structure_dict
+        self.scorer = scorer if scorer is not None else WeightedPageRankScorer()
+        self.pruner = pruner if pruner is not None else LocalPruner()
+        self.device = None if device is None else parse_device(device)
+        self.calibration = calibration
+        self.samples = samples
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
+        self.align: Align = align
+        self.repair = repair
+        self.schedule = schedule if schedule is not None else Schedule()
+        self.schedule.check(self.pruner.amount, repairs=repair is not None)
+        self.evaluation = evaluation
+        self.evaluation_samples = evaluation_samples
+        self.progress = progress
+        self.undoable = undoable
+        self.report: Report | None = None
+        self.masks: Masks | None = None
+        self.sensitivities: dict[str, float] = {}
+        self.application: Application | None = None
+        self.model_graphs: tuple[ModelGraph, ...] = ()
+        self.ranks: tuple[RankResult, ...] = ()
+        self.repaired: dict[str, RepairedMap] = {}
+        self.validation: Validation | None = None
+        self.costs: ModelCosts | None = None
+        self.steps: list[Step] = []
+        self._prepared: tuple[tuple[FFN, ...], ModelCosts] | None = None
+        self._for_good = False
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> nn.Module:
+        """Prune the model and return it.
+
+        Raises
+        ------
+        LLMRankError, graphs.GraphError
+            Bad options, data or models, or a second run without :meth:`undo` in between; the model is
+            untouched then, if it is undoable or nothing was repaired or cut yet.
+        """
+        self._check_fresh()
+        self._seconds = {}
+        with self._timed("find"), announced(self.progress, "Finding FFNs"):
+            ffns, _ = self.prepare()
+        self._prepared = None
+        with self._timed("evaluate before"):
+            evaluation, texts = self.evaluate()
+        with self._timed("calibrate"):
+            sequences, held_out = self.calibration_texts()
+        self.masks, self.repaired = self.select(ffns, sequences, held_out)
+        facts = {
+            "before": size(self.model, ffns),
+            "method": self._method(),
+            "graph": self._graph_facts(),
+            "repaired": summary(self.repaired),
+        }
+        if not self.undoable:
+            self.model_graphs = ()
+        with self._timed("apply"), announced(self.progress, "Applying the masks"):
+            expected = None
+            if self.form == "compact":
+                expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
+            self._for_good = not self.undoable
+            self.application = apply_masks(
+                self.model, ffns, self.masks, self.form, self.align, self.repaired, undoable=self.undoable
+            )
+        if not self.undoable:
+            self.repaired = {}
+        try:
+            if expected is not None:
+                with self._timed("check"), announced(self.progress, "Checking the pruned model"):
+                    check_equivalence(self.model, expected, sequences)
+            with self._timed("evaluate after"):
+                if evaluation is not None and texts is not None:
+                    evaluation.after = perplexity(
+                        self.model, texts, self.batch_size, self._as("Evaluating the pruned model")
+                    )
+                    evaluation.calibration_overlap = overlap(sequences.joined(held_out), texts)
+            self.report = self._report(ffns, (sequences, held_out), facts)
+        except BaseException:
+            if self.undoable:
+                self.undo()
+            raise
+        self.report.evaluation = evaluation
+        return self.model
+
+    def find(self) -> tuple[FFN, ...]:
+        """The FFNs of the model, moved to the device."""
+        structure = self.structure_dict
+        ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
+        check_writable(ffns)  # before hours of calibration, not after
+        if self.device is not None:
+            placed = getattr(self.model, "hf_device_map", None) or {}
+            if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in self.model.parameters()):
+                raise OptionError(
+                    f"device={str(self.device)!r} would move the whole model, but it is spread over several devices or partly "
+                    "offloaded; leave device out: the model is run where its parts are"
+                )
+            self.model.to(self.device)
+        return ffns
+
+    def prepare(self) -> tuple[tuple[FFN, ...], ModelCosts]:
+        """Find the FFNs and check the budget; once for whoever asks before :meth:`run`.
+
+        Returns
+        -------
+        tuple of FFN
+        ModelCosts
+
+        Raises
+        ------
+        LLMRankError
+            See :meth:`find` and :meth:`check`.
+        """
+        if self._prepared is None:
+            ffns = self.find()
+            self._prepared = ffns, self.check(ffns)
+        return self._prepared
+
+    def check(self, ffns: Sequence[FFN]) -> ModelCosts:
+        """Find out what the model costs, and refuse an amount or an alignment that cannot be, before anything is measured."""
+        self.costs = ModelCosts(self.model, ffns)
+        check_budget(self.pruner, ffns, self.costs, jointly=prunes_jointly(self.structure_dict, self.topology))
+        if self.align == "pad":
+            check_padding(layer.size for layer in prunable_layers(ffns).values())
+        return self.costs
+
+    def token_warning(self, ffns: Sequence[FFN], tokens: int | None = None) -> str | None:
+        """Warn where a repair is fitted to so few calibration tokens that more had better be given.
+
+        Parameters
+        ----------
+        ffns : sequence of FFN
+        tokens : int, optional
+            By default what `samples` and `sequence_length` ask for.
+
+        Returns
+        -------
+        str or None
+            A sentence that says how many would do; None where the tokens are enough.
+        """
+        if self.repair is None:
+            return None
+        tokens = self.samples * self._length() if tokens is None else tokens
+        widest = max(layer.size for layer in prunable_layers(ffns).values())
+        amount = self.pruner.amount
+        kept = round(widest * (1.0 - amount)) if isinstance(amount, float) and self.pruner.of == "neurons" else widest
+        wanted = self.repair.tokens_wanted(kept)
+        if tokens >= wanted:
+            return None
+        return (
+            f"The repair is fitted to {tokens:,} calibration tokens for {kept:,} neurons of a layer, which is few: give "
+            f"{wanted:,} or more (--samples {-(-wanted // self._length())} of {self._length():,} tokens)."
+        )
+
+    def select(
+        self, ffns: Sequence[FFN], sequences: TokenSequences, held_out: TokenSequences | None = None
+    ) -> tuple[Masks, dict[str, RepairedMap]]:
+        """Calibrate, rank, choose and repair, in the steps of the schedule.
+
+        Parameters
+        ----------
+        ffns : sequence of FFN
+        sequences : TokenSequences
+            Those to rank by, and to fit a repair to.
+        held_out : TokenSequences, optional
+            Others, to choose and to judge a repair by.
+
+        Returns
+        -------
+        Masks
+        dict from str to RepairedMap
+            The model is as it was, unless it is not undoable: then repaired weights may be written into it already.
+        """
+        self._check_fresh()
+        self.steps = []
+        self.validation = None
+        present: Masks | None = None
+        repaired: dict[str, RepairedMap] = {}
+        record = Recording([])
+        for number, amount in enumerate(self.schedule.amounts(self.pruner.amount), start=1):
+            first, last = number == 1, number == self.schedule.steps
+            earlier = dict(self._seconds)
+            with trial_cut(self.model, ffns, present, repaired):
+                # Repair goes through the whole model block by block: how it calls them is seen on the way.
+                with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else ()) as seen:
+                    statistics = self.calibrate(ffns, sequences)
+                    if seen.blocks and held_out is not None:
+                        run_sequences(self.model, ffns, held_out.batches(self.batch_size))
+                with self._timed("rank"):
+                    graphs = self.draw(ffns, statistics)
+                    ranks = self.score(graphs)
+                if first:
+                    record, self.model_graphs, self.ranks = seen, graphs, ranks
+                    with self._timed("measure"):
+                        self.sensitivities = self.measure(ffns, sequences)
+                with self._timed("prune"):
+                    if first and last:
+                        # An override for one shot need not know of steps.
+                        masks = self.choose(graphs, ranks)
+                    else:
+                        pruner = self.pruner if last else self.pruner.towards(amount)
+                        masks = self.choose(graphs, ranks, pruner, present)
+            repairs = self.repair is not None and (last or self.schedule.repair == "each")
+            if repairs:
+                record.kept = not last
+                with self._timed("repair"):
+                    masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present, held_out)
+            # Graphs of a trial cut look at weights that nobody else needs any more.
+            del graphs, ranks
+            present = masks
+            spent = {stage: seconds - earlier.get(stage, 0.0) for stage, seconds in self._seconds.items()}
+            self.steps.append(
+                Step(amount, masks.size - masks.kept, repairs, {stage: more for stage, more in spent.items() if more})
+            )
+        return masks, repaired
+
+    def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
+        """Make the calibration sequences, and those to hold out from a repair.
+
+        Returns
+        -------
+        sequences : TokenSequences
+            Those to rank by, and to fit a repair to. Where nothing follows them, their last ones are held out from the repair.
+        held_out : TokenSequences or None
+            What follows in the text; None without a repair, or where the text has no more.
+        """
+        further = n_held_out(self.samples) if self.repair is not None else 0
+        if isinstance(self.calibration, str) and self.calibration == GENERATED:
+            written = generated_text(
+                self.model, self.tokenizer, self.samples + further, self._length(), progress=self.progress
+            )
+            return written.split(self.samples)
+        sequences, held_out = tokenise_and_hold_out(
+            self.calibration, self.tokenizer, self.samples, self._length(), further
+        )
+        if further and held_out is None and len(sequences) > 1:
+            sequences = replace(sequences, held_out=n_held_out(len(sequences)))
+        return sequences, held_out
+
+    def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
+        """The evaluation with the perplexity of the model as it is, and its sequences; None without."""
+        if self.evaluation is None or self.evaluation is False:
+            return None, None
+        source = None if self.evaluation is True else self.evaluation
+        texts = tokenise(source, self.tokenizer, self.evaluation_samples, self._length(), "evaluation")
+        before = perplexity(self.model, texts, self.batch_size, self._as("Evaluating the dense model"))
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        protocol = {**texts.provenance(), "dtype": dtype, "torch_seed": torch.initial_seed()}
+        return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
+
+    def _as(self, description: str) -> Progress | None:
+        """The progress, for what would describe itself in other words."""
+        progress = self.progress
+        return None if progress is None else lambda items, _: progress(items, description)
+
+    def _length(self) -> int:
+        return fitting_length(self.model, self.sequence_length)
+
+    def calibrate(
+        self, ffns: Sequence[FFN], sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
+    ) -> tuple[FFNStatistics, ...]:
+        """Activation statistics of every node layer, with all that the pipeline's scorer and others need."""
+        explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
+        around = self.surroundings(ffns)
+        return collect(self.model, ffns, sequences, self.batch_size, self.progress, explained=explained, **around)
+
+    def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that look around
+        """What calibration is to look at beside the FFNs, as options of :func:`llmrank.calibration.statistics.collect`."""
+        return {}
+
+    def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+        """The graphs, in the topology of the pipeline."""
+        return build_graphs(ffns, statistics, self.topology)
+
+    def score(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
+        """The rank of every graph."""
+        steps = self.progress(graphs, "Ranking") if self.progress else graphs
+        return rank_graphs(self.scorer, steps)
+
+    def measure(self, ffns: Sequence[FFN], sequences: TokenSequences) -> dict[str, float]:
+        """The sensitivity of every prunable layer to the pruner's amount, local; empty where the pruner asks for none.
+
+        On the first calibration sequences, see :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
+        """
+        if not self.pruner.needs_sensitivity:
+            return {}
+        pruner = self.pruner
+        trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, of=pruner.of)
+        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs)
+        return layer_sensitivities(self.model, ffns, masks, sequences, self.batch_size, progress=self.progress)
+
+    def choose(
+        self,
+        graphs: Sequence[ModelGraph],
+        ranks: Sequence[RankResult],
+        pruner: BasePruner | None = None,
+        present: Masks | None = None,
+    ) -> Masks:
+        """The keep masks of all prunable layers; on the way to the amount by another pruner, among the neurons still present."""
+        return choose_masks(
+            pruner or self.pruner,
+            graphs,
+            ranks,
+            jointly=prunes_jointly(self.structure_dict, self.topology),
+            sensitivities=self.sensitivities,
+            costs=self.costs,
+            present=present,
+        )
+
+    def repairs(
+        self,
+        ffns: Sequence[FFN],
+        masks: Masks,
+        sequences: TokenSequences,
+        record: Recording,
+        graphs: Sequence[ModelGraph],
+        present: Masks | None = None,
+        held_out: TokenSequences | None = None,
+    ) -> tuple[Masks, dict[str, RepairedMap]]:
+        """The masks and the repaired output maps of the FFNs; those planned and none where the repair does not improve the model.
+
+        In the last step of what is not undoable the maps are written into the model at once, unless a later choice needs the
+        weights as they were.
+        """
+        if self.repair is None:
+            return masks, {}
+        choose = Reselection(self.scorer, graphs, present)
+        # The last step takes the record away.
+        for_good = not (self.undoable or record.kept or (self.repair.reselects and choose.looks_back))
+        kept, repaired, self.validation = repair_where_it_helps(
+            self.model,
+            ffns,
+            masks,
+            self.repair,
+            (sequences, held_out) if held_out is not None else sequences.parts,
+            record,
+            self.batch_size,
+            choose,
+            self.progress,
+            in_place=for_good,
+        )
+        self._for_good = for_good and bool(repaired)
+        return kept, repaired
+
+    def parameters(self) -> dict[str, Any]:
+        """Settings of the topology, for reports."""
+        return {}
+
+    def undo(self) -> nn.Module:
+        """Restore the model as it was before :meth:`run`, bit for bit; not where :attr:`undoable` is False."""
+        if self.application is None:
+            raise OptionError("there is nothing to undo: run() has not pruned this model")
+        self.application.undo()
+        self.application = None
+        return self.model
+
+    @property
+    def graph(self) -> LayeredGraph | tuple[LayeredGraph, ...]:
+        """The graph, or all of them where there are several."""
+        graphs = tuple(entry.graph for entry in self.model_graphs)
+        return graphs[0] if len(graphs) == 1 else graphs
+
+    @property
+    def rank(self) -> RankResult | tuple[RankResult, ...]:
+        """The rank of :attr:`graph`, or all of them."""
+        return self.ranks[0] if len(self.ranks) == 1 else self.ranks
+
+    def _check_fresh(self) -> None:
+        if self._for_good:
+            raise OptionError(
+                "this pipeline has changed its model for good; load the model again, and make another pipeline"
+            )
+        if self.application is not None:
+            raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
+
+    def _method(self) -> dict[str, Any]:
+        """All settings, for the report."""
+        return {
+            "pipeline": self.topology,
+            **self.parameters(),
+            "scorer": {"name": type(self.scorer).__name__, **self.scorer.parameters()},
+            "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
+            "form": self.form,
+            "align": self.align,
+            "schedule": asdict(self.schedule),
+            "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
+            "structure_dict": self.structure_dict,
+        }
+
+    def _graph_facts(self) -> dict[str, Any]:
+        """How large the graphs were, and how they were ranked, for the report."""
+        return {
+            "graphs": len(self.model_graphs),
+            "layers": sum(len(entry.graph.layers) for entry in self.model_graphs),
+            "nodes": sum(entry.graph.nodes for entry in self.model_graphs),
+            "edges_at_most": sum(entry.graph.capacity for entry in self.model_graphs),
+            "solver": self.ranks[0].solver,
+            "backend": self.ranks[0].backend,
+            "iterations": max(rank.iterations for rank in self.ranks),
+            "converged": all(rank.converged for rank in self.ranks),
+            "error_bound": max(rank.error_bound for rank in self.ranks),
+        }
+
+    def _report(
+        self, ffns: Sequence[FFN], texts: tuple[TokenSequences, TokenSequences | None], facts: dict[str, Any]
+    ) -> Report:
+        masks, application, costs = self.masks, self.application, self.costs
+        if masks is None or application is None or costs is None:
+            raise OptionError("there is nothing to report: run() has not pruned this model")
+        reached = reached_by(masks, costs)
+        notes = shortfall(self.pruner, reached)
+        fit, held_out = texts if texts[1] is not None else texts[0].parts
+        warning = self.token_warning(ffns, fit.n_tokens)
+        notes += [warning] if warning is not None else []
+        if self.validation is not None and not self.validation.improves:
+            notes.append(self.validation.sentence())
+        elif self.repair is not None and self.validation is None:
+            notes.append(
+                "nothing could be held out, so the repair was neither chosen nor checked on other text; give more text"
+            )
+        notes += [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
+        return Report(
+            model={
+                "source": model_source(self.model),
+                "class": type(self.model).__name__,
+                "ffns": len(ffns),
+                "kinds": sorted({ffn.kind for ffn in ffns}),
+                "device": str(input_device(self.model)),
+                "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            },
+            calibration=texts[0].provenance(),
+            held_out=None if held_out is None else held_out.provenance(),
+            neurons={
+                "unit": "hidden neurons" if self.structure_dict is None else "rows of the listed Linears",
+                "before": masks.size,
+                "removed": masks.size - masks.kept,
+                "share_asked": self.pruner.amount,
+                "share_of": self.pruner.of,
+                "share_reached": masks.removed_share,
+                "widths": masks.widths,
+                "widths_with_padding": application.widths,
+            },
+            reached={str(unit): found for unit, found in reached.items()},
+            steps=[asdict(step) for step in self.steps],
+            sensitivities=self.sensitivities,
+            after=size(self.model, ffns),
+            seconds=dict(self._seconds),
+            validation=None if self.validation is None else asdict(self.validation),
+            notes=notes,
+            **facts,
+        )
+
+
+def model_source(model: nn.Module) -> str:
+    """The hub name of a model, or the last part of its path: reports travel, directories do not."""
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return Path(name).name if Path(name).exists() else name

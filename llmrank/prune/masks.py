@@ -1,0 +1,182 @@
+"""Masks: which neurons to keep. Polarity is always *keep*."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import torch
+
+from graphs import GraphError
+from graphs.io.files import read_tensors, write_tensors
+from llmrank.errors import MaskError
+from llmrank.models import PrunableLayer
+
+__all__ = ["Masks"]
+
+
+class Masks(Mapping[str, torch.Tensor]):
+    """Keep masks by the name of the prunable layer; immutable.
+
+    Parameters
+    ----------
+    keep : mapping from str to (n,) bool (or 0/1 integer) tensor or sequence
+        True = kept.
+
+    Raises
+    ------
+    MaskError
+        A mask that is not one-dimensional, or holds something else than 0 and 1.
+
+    Examples
+    --------
+    >>> first, second = Masks({"mlp": [1, 1, 0]}), Masks({"mlp": [0, 1, 1]})
+    >>> (first & second)["mlp"].tolist(), (first | second)["mlp"].tolist(), (~first)["mlp"].tolist()
+    ([False, True, False], [True, True, True], [False, False, True])
+    >>> first.kept, first.size, round(first.removed_share, 3)
+    (2, 3, 0.333)
+    """
+
+    def __init__(self, keep: Mapping[str, object]) -> None:
+        self._keep = MappingProxyType({name: _as_mask(name, value) for name, value in keep.items()})
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._keep[name].clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keep)
+
+    def __len__(self) -> int:
+        return len(self._keep)
+
+    @classmethod
+    def full(cls, layers: Mapping[str, int]) -> Masks:
+        """Masks that keep everything, from layer sizes."""
+        return cls({name: torch.ones(size, dtype=torch.bool) for name, size in layers.items()})
+
+    @property
+    def size(self) -> int:
+        """Neurons in all layers."""
+        return sum(len(mask) for mask in self.values())
+
+    @property
+    def kept(self) -> int:
+        """Neurons kept."""
+        return sum(int(mask.sum()) for mask in self.values())
+
+    @property
+    def removed_share(self) -> float:
+        """Share of the neurons removed, 0..1."""
+        return 1.0 - self.kept / self.size if self.size else 0.0
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Neurons kept in every layer."""
+        return {name: int(mask.sum()) for name, mask in self.items()}
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers keep the same number of neurons."""
+        return len(set(self.widths.values())) <= 1
+
+    def removed(self, name: str) -> list[int]:
+        """Indices of the neurons removed from a layer."""
+        return [int(k) for k in (~self[name]).nonzero().flatten()]
+
+    def _combine(self, other: Masks, operation: str) -> Masks:
+        if {n: len(m) for n, m in self.items()} != {n: len(m) for n, m in other.items()}:
+            raise MaskError("masks of different layers cannot be combined; both must name the same layers and sizes")
+        return Masks({name: getattr(mask, operation)(other[name]) for name, mask in self.items()})
+
+    def __and__(self, other: Masks) -> Masks:
+        return self._combine(other, "logical_and")
+
+    def __or__(self, other: Masks) -> Masks:
+        return self._combine(other, "logical_or")
+
+    def __invert__(self) -> Masks:
+        return Masks({name: ~mask for name, mask in self.items()})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return set(self) == set(other) and all(torch.equal(mask, other[name]) for name, mask in self.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple((name, mask.numpy().tobytes()) for name, mask in sorted(self.items())))
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} layers, {self.kept:,} of {self.size:,} neurons kept)"
+
+    def check(self, layers: Mapping[str, PrunableLayer]) -> None:
+        """Raise unless the masks fit these prunable layers.
+
+        Raises
+        ------
+        MaskError
+            Other names or sizes (the masks of another model), or a layer that would be left empty.
+        """
+        missing, unknown = sorted(set(layers) - set(self)), sorted(set(self) - set(layers))
+        if missing or unknown:
+            raise MaskError(
+                f"these masks belong to another model: {_few(unknown)} not in it, {_few(missing)} without a mask; "
+                "expected one mask for each prunable layer of this model"
+            )
+        for name, layer in layers.items():
+            if len(self[name]) != layer.size:
+                raise MaskError(
+                    f"the mask of {name} has {len(self[name])} entries, the layer {layer.size} neurons: masks of another "
+                    "model, or of one that has been compacted already"
+                )
+            if not bool(self[name].any()):
+                raise MaskError(f"the mask of {name} keeps no neuron; keep at least one")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file with one uint8 vector (1 = keep) a layer; replaced whole or not at all.
+
+        Raises
+        ------
+        MaskError
+            The directory is not there, or the path is one.
+        OSError
+            The disk is full or refuses.
+        """
+        tensors = {name: mask.to(torch.uint8).numpy() for name, mask in self.items()}
+        try:
+            write_tensors(path, tensors, {}, "mask")
+        except GraphError as error:
+            raise MaskError(str(error)) from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Masks:
+        """Read a file written by :meth:`save`.
+
+        Raises
+        ------
+        MaskError
+            Missing, truncated, corrupted, of another kind or version.
+        """
+        try:
+            _, tensors = read_tensors(path, "mask")
+        except GraphError as error:
+            raise MaskError(str(error)) from error
+        return cls(tensors)
+
+
+def _as_mask(name: str, value: object) -> torch.Tensor:
+    tensor = torch.as_tensor(value).detach().cpu()
+    if tensor.ndim != 1 or tensor.is_floating_point():
+        raise MaskError(
+            f"mask of {name}: expected a vector of booleans (or 0/1 integers), got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}"
+        )
+    if tensor.dtype != torch.bool:
+        if bool(((tensor != 0) & (tensor != 1)).any()):
+            raise MaskError(f"mask of {name}: expected 0 (removed) and 1 (kept), got other numbers")
+        tensor = tensor.bool()
+    return tensor.clone()
+
+
+def _few(names: list[str]) -> str:
+    return f"{len(names)} layer(s)" + (f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "")

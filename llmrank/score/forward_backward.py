@@ -1,0 +1,90 @@
+"""Weighted PageRank along the edges and against them: what feeds a neuron, and what depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from graphs import LayeredGraph, RankResult, weighted_pagerank
+from graphs.solvers.result import Degenerate
+from llmrank.calibration.statistics import LayerStatistics
+from llmrank.score.pagerank import Edges, WeighingScorer, check_computation, drawn, labelled, unit_interval
+
+__all__ = ["ForwardBackwardScorer"]
+
+
+@dataclass
+class ForwardBackwardScorer(WeighingScorer):
+    """Forward and backward weighted PageRank as one score: ``s_l = N(r_l^balance * b_l^(1 - balance))``.
+
+    r is the weighted PageRank of the graph, b that of the graph with every edge reversed
+    (:meth:`graphs.LayeredGraph.reversed`)::
+
+        r_0 = a_0 / sum(a_0),  r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l)),  P_l = W_l / out-strength of l-1
+        b_L = a_L / sum(a_L),  b_l = N(gamma Q_l b_{l+1} + (1 - gamma) a_l / sum(a_l)),  Q_l = W_{l+1}^T / in-strength of l+1
+
+    (theta mixes bare edges into P and Q alike). b starts at the outputs, each weighted by what arrives there on the
+    calibration tokens, and gives every source of a node its share of the node's score: a neuron scores where much feeds it
+    and where much depends on it. The weighted geometric mean does not depend on the scale of either.
+
+    Parameters
+    ----------
+    gamma : float
+        Damping of both, 0..1. At 0 the score is the activation alone.
+    theta : float
+        Share of the edge weights against the bare edges, 0..1.
+    balance : float
+        Share of the forward rank, 0..1: 1 is the forward rank alone, 0 the backward one.
+    backend, device, dtype, edges, explained
+        As for :class:`llmrank.score.WeightedPageRankScorer`.
+
+    Notes
+    -----
+    Cost: twice that of the weighted rank; both read the weights where they lie (bare edges, theta below 1, in bands on the way
+    back, which takes longer).
+    """
+
+    gamma: float = 0.5
+    theta: float = 1.0
+    balance: float = 0.5
+    backend: Literal["auto", "scipy", "torch", "dense"] = "auto"
+    device: str | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+    edges: Edges = "magnitude"
+    explained: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "theta", "balance", "explained"):
+            unit_interval(name, getattr(self, name))
+        check_computation(backend=self.backend, dtype=self.dtype, edges=self.edges)
+
+    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
+        """Both ranks, and their weighted geometric mean."""
+        weighed = drawn(self, graph, statistics)
+        forward, backward = (
+            weighted_pagerank(each, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
+            for each in (weighed, weighed.reversed())
+        )
+        last = len(graph.layers) - 1
+        degenerate = [*forward.degenerate, *(replace(entry, layer=last - entry.layer) for entry in backward.degenerate)]
+        scores = []
+        for layer, (ahead, behind) in enumerate(zip(forward.scores, backward.scores[::-1], strict=True)):
+            mean = ahead.astype(np.float64) ** self.balance * behind.astype(np.float64) ** (1.0 - self.balance)
+            total = mean.sum()
+            if not total > 0:
+                degenerate.append(Degenerate(layer, "no node has both scores; uniform ones stand in"))
+            scores.append(mean / total if total > 0 else np.full(len(mean), 1.0 / len(mean)))
+        result = replace(
+            forward,
+            scores=tuple(scores),
+            method="forward-backward pagerank",
+            parameters=self.parameters(),
+            step_products=forward.step_products + backward.step_products,
+            step_seconds=forward.step_seconds + backward.step_seconds,
+            setup_seconds=forward.setup_seconds + backward.setup_seconds,
+            degenerate=tuple(degenerate),
+        )
+        return labelled(self, result)

@@ -1,0 +1,155 @@
+"""The last net under the surgery: a compact model must compute what the masked one does.
+
+Geometry can mistake something else for an FFN, or miss that its hidden neurons are coupled. One short
+forward pass with the removed neurons silenced, and one of the compact model, tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.calibration.forward import evaluating, first_output, model_inputs, run_body
+from llmrank.calibration.text import TokenSequences
+from llmrank.errors import UnsupportedModelError
+from llmrank.models import FFN, PrunableLayer
+from llmrank.prune.masks import Masks
+from llmrank.surgery.repair import RepairedMap, substitute
+
+__all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence"]
+
+# What is run: a few tokens of a few sequences are enough, every neuron takes part in each.
+N_SEQUENCES, N_TOKENS = 2, 32
+# Relative to the largest output: summation order differs, nothing else may.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+COARSE_TOLERANCE = 5e-2
+
+
+def masked_outputs(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    masks: Masks,
+    sequences: TokenSequences,
+    repaired: Mapping[str, RepairedMap] | None = None,
+) -> torch.Tensor:
+    """Outputs of the model with the removed neurons silenced where the consuming maps read them, and those maps repaired.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed.
+    ffns : sequence of FFN
+        Found ones (not explicit).
+    masks : Masks
+    sequences : TokenSequences
+        Their first tokens are used.
+    repaired : mapping from str to RepairedMap, optional
+        Repaired output maps.
+
+    Returns
+    -------
+    tensor
+        The model's first output.
+    """
+    with as_masked(ffns, masks, repaired):
+        return _outputs(model, sequences)
+
+
+@contextmanager
+def as_masked(ffns: Sequence[FFN], masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Iterator[None]:
+    """Let a model compute what the compact one will, through hooks: no weight is copied or written.
+
+    Parameters
+    ----------
+    ffns, masks, repaired
+        See :func:`masked_outputs`.
+    """
+    with ExitStack() as hooks:
+        for ffn in ffns:
+            for layer in ffn.prunable.values():
+                silence(hooks, layer, masks[layer.name])
+                for consumer in layer.consumers:
+                    if repaired and consumer.name in repaired:
+                        substitute(hooks, consumer.module, repaired[consumer.name])
+        yield
+
+
+def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: TokenSequences) -> None:
+    """Raise unless the compact model gives the expected outputs.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Compact.
+    expected : tensor
+        From :func:`masked_outputs`, on the same sequences.
+    sequences : TokenSequences
+
+    Raises
+    ------
+    UnsupportedModelError
+        It gives others, or none at all.
+    """
+    advice = (
+        f"{type(model).__name__} has parts with the shapes of an FFN that do not behave like one (neurons that are "
+        "coupled, or read elsewhere), so it cannot be pruned by hidden neuron; name Linears with structure_dict= instead"
+    )
+    try:
+        found = _outputs(model, sequences)
+    except Exception as error:  # whatever a module says about shapes it did not expect
+        raise UnsupportedModelError(f"the compact model does not run ({error}): {advice}") from error
+    scale = float(expected.abs().max()) or 1.0
+    difference = float((found - expected).abs().max()) / scale if found.shape == expected.shape else float("inf")
+    if not difference <= TOLERANCE.get(next(model.parameters()).dtype, COARSE_TOLERANCE):
+        raise UnsupportedModelError(
+            f"the compact model computes something else than the masked one (outputs differ by {difference:.1e} of "
+            f"their largest): {advice}"
+        )
+
+
+def silence(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) -> None:
+    """Let the maps that read a layer read zeros of its removed neurons, until `hooks` closes.
+
+    Parameters
+    ----------
+    hooks : ExitStack
+        Takes the hooks away when it closes.
+    layer : PrunableLayer
+        With consumers (not explicit).
+    keep : (n,) bool tensor
+    """
+    for consumer in layer.consumers:
+        hook = _zeros_of_removed(keep)
+        # Its removal is registered first, and twice, so that an interrupt at any point still removes it.
+        for _ in range(2):
+            hooks.callback(_unhook, consumer.module, hook)
+        consumer.module.register_forward_pre_hook(hook)
+
+
+def _unhook(module: nn.Module, hook: Any) -> None:
+    for key in [key for key, value in module._forward_pre_hooks.items() if value is hook]:
+        module._forward_pre_hooks.pop(key, None)
+
+
+def _zeros_of_removed(keep: torch.Tensor) -> Any:
+    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        nonlocal keep
+        keep = keep.to(inputs[0].device)  # copied the first time only
+        return (torch.where(keep, inputs[0], torch.zeros_like(inputs[0])), *inputs[1:])
+
+    return hook
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, sequences: TokenSequences) -> torch.Tensor:
+    ids, mask = sequences.ids[:N_SEQUENCES], sequences.mask[:N_SEQUENCES]
+    if not ids.is_floating_point():
+        ids, mask = ids[:, :N_TOKENS], mask[:, :N_TOKENS]
+    inputs, _, _ = model_inputs(model, ids, mask)
+    with evaluating(model):
+        output: torch.Tensor = first_output(run_body(model, inputs))
+    return output.detach().cpu().double()

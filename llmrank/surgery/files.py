@@ -1,0 +1,189 @@
+"""Directories of results: written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from graphs.io.files import LOCK, remove_leftovers, workplace
+from llmrank.errors import CheckpointError
+
+__all__ = ["check_output", "whole_directory"]
+
+# Names within a workplace: what becomes the directory, and the list of its entries while they are moved one by one.
+CONTENT, JOURNAL = "content", "journal"
+# The name of workplaces within a directory that cannot be replaced.
+FILLED = "filled"
+
+
+def check_output(directory: str | os.PathLike[str]) -> Path:
+    """Raise unless results can be written there: absent or empty, in a writable place.
+
+    What a killed process has left of an attempt to write there is removed first.
+
+    Parameters
+    ----------
+    directory : path-like
+
+    Returns
+    -------
+    Path
+        `directory`.
+
+    Raises
+    ------
+    CheckpointError
+        The directory exists and is not empty, is a file or a broken link, cannot be written, or its path is not UTF-8.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     check_output(Path(place) / "pruned").name
+    'pruned'
+    """
+    path = Path(directory)
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path} is a link to a place that is not there; remove it, or choose another --output")
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file; expected a directory that does not exist yet")
+    target = path.resolve()
+    try:
+        str(target).encode()
+    except UnicodeEncodeError as error:  # those who write weights take nothing else
+        raise CheckpointError(f"the path {str(path)!a} is not valid UTF-8; choose another --output") from error
+    remove_leftovers(target.parent, target.name)
+    remove_leftovers(target, FILLED, undo=_take_back)
+    if path.is_dir() and any(path.iterdir()):
+        raise CheckpointError(f"{path} exists and is not empty; choose another --output, or remove it first")
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise CheckpointError(f"{place} is a file, so nothing can be written below it; choose another --output")
+    if not os.access(place, os.W_OK):
+        raise CheckpointError(f"{place} is not writable; choose another --output")
+    return path
+
+
+@contextlib.contextmanager
+def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a directory whose content is `directory`'s on success and is removed on failure.
+
+    It takes the place of an absent or empty target in one rename: whenever the process is killed, the target is as it was or
+    whole. What a kill leaves beside it, under a hidden name, is removed by the next call for the same target.
+
+    A mount point, the current directory and the directory of another owner cannot be replaced: the entries are moved into
+    them one by one, config.json last, without which no loader takes them for a checkpoint. A kill within these renames leaves a
+    part, which the next call for the same target takes back.
+
+    Parameters
+    ----------
+    directory : path-like
+        Absent or empty.
+
+    Yields
+    ------
+    Path
+        Where to write. All files get the permissions of any new file.
+
+    Raises
+    ------
+    CheckpointError
+        See :func:`check_output`; or another process wrote to the target meanwhile.
+    OSError
+        The disk is full or refuses.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     with whole_directory(Path(place) / "seen") as partial:
+    ...         _ = (partial / "summary.json").write_text("{}")
+    ...     [path.name for path in (Path(place) / "seen").iterdir()]
+    ['summary.json']
+    """
+    target = check_output(directory).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    filled = target.is_dir() and not _replaceable(target)
+    with workplace(target if filled else target.parent, FILLED if filled else target.name) as place:
+        partial = place / CONTENT
+        partial.mkdir()
+        yield partial
+        mode = stat.S_IMODE((place / LOCK).stat().st_mode)
+        for path in partial.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
+        try:
+            if filled:
+                _move_up(partial)
+            else:
+                if target.is_dir():
+                    partial.chmod(stat.S_IMODE(target.stat().st_mode))
+                partial.rename(target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise CheckpointError(
+                    f"another process wrote to {directory} meanwhile, which is left as it is; choose another --output and "
+                    "run again"
+                ) from error
+            raise
+
+
+def _replaceable(target: Path) -> bool:
+    """Whether a new directory may take the place of an empty one."""
+    found = target.stat()
+    return (
+        os.name == "posix"
+        and (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
+        and os.access(target.parent, os.W_OK)
+        and not _is_mount(target)
+        and not target.samefile(".")
+    )
+
+
+def _is_mount(path: Path) -> bool:
+    """Whether something is mounted there; os.path.ismount does not see a mount from the same file system."""
+    if os.path.ismount(path):
+        return True
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    return str(path).replace("\\", "\\134").replace(" ", "\\040") in (line.split()[4] for line in mounts)
+
+
+def _move_up(partial: Path) -> None:
+    """Move all entries of `partial` from the workplace to the directory around it, or none."""
+    place, target = partial.parent, partial.parent.parent
+    if any(entry != place for entry in target.iterdir()):
+        raise FileExistsError(errno.EEXIST, "not empty any more", str(target))
+    names = sorted((entry.name for entry in partial.iterdir()), key=lambda name: (name == "config.json", name))
+    (place / JOURNAL).write_text(json.dumps(names), encoding="utf-8")
+    try:
+        for name in names:
+            (partial / name).rename(target / name)
+    finally:
+        _take_back(place)
+
+
+def _take_back(place: Path) -> None:
+    """Remove from the directory around a workplace what was moved there, unless that was everything."""
+    try:
+        names = json.loads((place / JOURNAL).read_text(encoding="utf-8"))
+        left = {entry.name for entry in (place / CONTENT).iterdir()}
+    except (OSError, ValueError):  # nothing had been moved yet
+        return
+    for path in [place.parent / name for name in names if left and name not in left]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    # Whoever comes next shall not take back anything again.
+    (place / JOURNAL).unlink()

@@ -1,0 +1,17 @@
+"""Repair of what was removed, without training."""
+
+from llmrank.surgery.repair.methods import BaseRepair, BiasRepair, LeastSquaresRepair, RepairedMap
+from llmrank.surgery.repair.moments import Lack, Moments
+from llmrank.surgery.repair.sequential import repair_ffns, substitute, summary
+
+__all__ = [
+    "BaseRepair",
+    "BiasRepair",
+    "Lack",
+    "LeastSquaresRepair",
+    "Moments",
+    "RepairedMap",
+    "repair_ffns",
+    "substitute",
+    "summary",
+]
