@@ -35,7 +35,7 @@ from llmrank.models import explicit_ffns, find_ffns
 from llmrank.models.loading import LoadedModel, demo_model
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.validation import repair_where_it_helps
-from llmrank.prune.reselection import Reselection
+from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 

@@ -6,13 +6,13 @@
 True
 """
 
-from graphs.errors import ConvergenceError, GraphError
+from graphs.errors import GraphError
 from graphs.io.graph_files import load_graph, load_rank, save_graph, save_rank
 from graphs.ranking.digraph import pagerank
 from graphs.ranking.layered import modified_pagerank, weighted_pagerank
 from graphs.reduction.sparsify import Thinning, thin
 from graphs.solvers.certificate import Certificate, KeepHighest
-from graphs.solvers.result import RankResult
+from graphs.solvers.result import ConvergenceError, RankResult
 from graphs.structures.digraph import BlockDigraph, Edges, bidirectional_graph, residual_graph
 from graphs.structures.layered import LayeredGraph
 

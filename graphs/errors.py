@@ -1,13 +1,8 @@
-"""The errors of the graph side: wrong input, and (on request) failed convergence."""
+"""The error of wrong input. Failed convergence is :class:`graphs.solvers.result.ConvergenceError`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from graphs.solvers.result import RankResult
-
-__all__ = ["ConvergenceError", "GraphError"]
+__all__ = ["GraphError"]
 
 
 class GraphError(ValueError):
@@ -15,17 +10,3 @@ class GraphError(ValueError):
 
     The message says what was expected, what came, and what to do about it.
     """
-
-
-class ConvergenceError(RuntimeError):
-    """An iteration stopped before its tolerance held, and the caller asked for an exception.
-
-    Attributes
-    ----------
-    result : RankResult
-        The unconverged result: the last iterate with its residual trace.
-    """
-
-    def __init__(self, message: str, result: RankResult) -> None:
-        super().__init__(message)
-        self.result = result

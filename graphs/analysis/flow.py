@@ -12,11 +12,13 @@ import numpy as np
 
 from graphs.analysis.measures import bucket_ends, score_buckets
 from graphs.analysis.strengths import engine_of, not_finite, out_strength
-from graphs.checks import check_layer, check_share, layer_scores
+from graphs.checks import check_share
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.transition import Transition
+from graphs.ranking.scores import layer_scores
 from graphs.solvers.result import RankResult
+from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["damping_of", "departing", "flow", "is_modified", "layer_flows", "share_through_graph", "theta_of"]

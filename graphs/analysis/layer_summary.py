@@ -13,8 +13,8 @@ import numpy as np
 from graphs.analysis.flow import damping_of, share_through_graph
 from graphs.analysis.measures import Spread, as_masses, effective_number, gini, positions, top_share
 from graphs.analysis.strengths import engine_of, in_strength, out_strength
-from graphs.checks import layer_scores
 from graphs.linalg.blocks import FloatArray
+from graphs.ranking.scores import layer_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
 

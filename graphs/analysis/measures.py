@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphs.checks import as_vector, check_share
+from graphs.checks import check_share
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray, as_numpy
+from graphs.linalg.validation import as_vector
 
 __all__ = [
     "Spread",

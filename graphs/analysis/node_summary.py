@@ -16,9 +16,11 @@ from graphs.analysis.flow import damping_of, departing, is_modified, share_throu
 from graphs.analysis.incident_edges import Fan, Sources, column_of, fans_of, highest_of_rows, row_of
 from graphs.analysis.measures import percentiles, positions
 from graphs.analysis.strengths import engine_of
-from graphs.checks import check_count, check_layer, check_node, layer_scores
+from graphs.checks import check_count
 from graphs.linalg.blocks import FloatArray
+from graphs.ranking.scores import layer_scores
 from graphs.solvers.result import RankResult
+from graphs.structures.indices import check_layer, check_node
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["EdgeFact", "NodeFacts", "StrongestEdges", "node_facts", "strongest_edges"]

@@ -16,11 +16,13 @@ import numpy.typing as npt
 from graphs.analysis.flow import theta_of
 from graphs.analysis.incident_edges import Fan, Sources, column_of, fans_of, highest_of_rows, row_of
 from graphs.analysis.strengths import engine_of
-from graphs.checks import check_count, check_layer, check_node, scores_of
+from graphs.checks import check_count
 from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import BAND_ELEMENTS, FloatArray
+from graphs.ranking.scores import scores_of
 from graphs.solvers.result import RankResult
+from graphs.structures.indices import check_layer, check_node
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["Path", "strongest_paths"]

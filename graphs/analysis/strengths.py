@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from graphs.checks import check_layer
 from graphs.errors import GraphError
 from graphs.linalg.backends import Backend, make_backend
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.operators import BlockOperator, Vector
+from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["engine_of", "in_strength", "not_finite", "out_strength", "strengths"]

@@ -8,14 +8,15 @@ import numpy as np
 
 from graphs.analysis.measures import positions
 from graphs.analysis.strengths import not_finite
-from graphs.checks import check_layer, layer_scores
 from graphs.draw.axes import fitted, new_axes, whole_ticks
 from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import short_names
 from graphs.errors import GraphError
 from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, SparseBlock
+from graphs.ranking.scores import layer_scores
 from graphs.solvers.result import RankResult
+from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
 if TYPE_CHECKING:

@@ -10,14 +10,15 @@ import numpy as np
 
 from graphs.analysis.flow import flow, is_modified
 from graphs.analysis.measures import score_buckets
-from graphs.checks import check_layer, layer_scores
 from graphs.draw.axes import SMALL, fitted, label_layers, new_axes
 from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import percent, short_names
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
+from graphs.ranking.scores import layer_scores
 from graphs.solvers.result import RankResult
+from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from graphs.checks import scores_of
 from graphs.errors import GraphError
-from graphs.linalg.backends import TorchArithmetic
-from graphs.linalg.blocks import FloatArray, index_dtype
+from graphs.linalg.blocks import FloatArray
+from graphs.ranking.scores import scores_of
 from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
@@ -19,79 +18,8 @@ from graphs.structures.layering import as_number, found_layers, given_layers, or
 
 if TYPE_CHECKING:
     import networkx
-    import torch
 
-__all__ = ["from_networkx", "graph_labels", "shown_scores", "to_networkx", "to_scipy", "to_torch"]
-
-
-def to_scipy(graph: LayeredGraph) -> sparse.csr_array:
-    """One CSR matrix of the whole graph.
-
-    Parameters
-    ----------
-    graph : LayeredGraph
-
-    Returns
-    -------
-    scipy.sparse.csr_array, shape (nodes, nodes)
-        Row = target, column = source; node k of layer l stands at ``graph.offsets[l] + k``. int32
-        indices while nodes and edges fit in them, int64 beyond. Memory: 8 to 16 bytes an edge.
-
-    Examples
-    --------
-    >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
-    >>> graph.to_scipy().toarray()[2:, :2]
-    array([[1., 0.],
-           [1., 2.]])
-    """
-    offsets = graph.offsets
-    blocks = [block.to_csr() for block in graph.blocks]
-    n_edges = sum(int(block.nnz) for block in blocks)
-    kind = index_dtype(graph.nodes, n_edges)
-    # Filled by hand: scipy's block stacking overflows int32 where the parts fit and the sum does not.
-    dtype = np.result_type(*[block.dtype for block in blocks])
-    data = np.empty(n_edges, dtype=dtype)
-    indices = np.empty(n_edges, dtype=kind)
-    indptr = np.zeros(graph.nodes + 1, dtype=kind)
-    filled = 0
-    for layer, block in enumerate(blocks, start=1):
-        stop = filled + int(block.nnz)
-        data[filled:stop] = block.data
-        indices[filled:stop] = block.indices
-        indices[filled:stop] += kind(offsets[layer - 1])
-        rows = slice(offsets[layer] + 1, offsets[layer + 1] + 1)
-        indptr[rows] = block.indptr[1:]
-        indptr[rows] += kind(filled)
-        filled = stop
-    return sparse.csr_array((data, indices, indptr), shape=(graph.nodes, graph.nodes))
-
-
-def to_torch(graph: LayeredGraph, device: str | torch.device = "cpu", dtype: str = "float64") -> torch.Tensor:
-    """One torch CSR tensor of the whole graph.
-
-    Parameters
-    ----------
-    graph : LayeredGraph
-    device : str or torch.device
-    dtype : {"float64", "float32"}
-
-    Returns
-    -------
-    torch.Tensor, sparse CSR, shape (nodes, nodes)
-        As :func:`to_scipy`; a rank step is ``tensor @ vector``.
-
-    Raises
-    ------
-    GraphError
-        The device is not there, or the dtype is another one.
-
-    Examples
-    --------
-    >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
-    >>> to_torch(graph).to_dense().tolist()[2:]
-    [[1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
-    """
-    return TorchArithmetic(device, dtype).csr(to_scipy(graph))
+__all__ = ["from_networkx", "graph_labels", "shown_scores", "to_networkx"]
 
 
 def to_networkx(

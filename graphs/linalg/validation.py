@@ -11,9 +11,9 @@ import numpy.typing as npt
 from scipy import sparse
 
 from graphs.errors import GraphError
-from graphs.linalg.blocks import Block, DenseBlock, SparseBlock, as_numpy, index_dtype, is_torch
+from graphs.linalg.blocks import Block, DenseBlock, FloatArray, SparseBlock, as_numpy, index_dtype, is_torch
 
-__all__ = ["as_block", "as_csr", "check_compressed"]
+__all__ = ["as_block", "as_csr", "as_vector", "check_compressed"]
 
 COMPRESSED = {"csr": sparse.csr_array, "csc": sparse.csc_array, "bsr": sparse.bsr_array}
 
@@ -329,3 +329,47 @@ def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
         (clean.data, clean.indices.astype(width, copy=False), clean.indptr.astype(width, copy=False)),
         shape=clean.shape,
     )
+
+
+def as_vector(values: Any, name: str) -> FloatArray:
+    """Numbers of one layer's nodes.
+
+    Parameters
+    ----------
+    values : (n,) array-like or torch tensor
+        Real and finite, n >= 1.
+    name : str
+        How messages call them.
+
+    Returns
+    -------
+    (n,) float64 array
+        A copy.
+
+    Raises
+    ------
+    GraphError
+        Not real, not one-dimensional, empty or not finite.
+
+    Examples
+    --------
+    >>> as_vector([1, 2], "scores")
+    array([1., 2.])
+    >>> as_vector([1, float("nan")], "scores")
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: scores: expected finite numbers, got nan at node 1
+    """
+    try:
+        given = as_numpy(values)
+        if given.dtype.kind not in "biuf":
+            raise TypeError(f"dtype {given.dtype}")
+    except (TypeError, ValueError) as error:
+        raise GraphError(f"{name}: expected real numbers (n,), got {type(values).__name__}: {error}") from error
+    if given.ndim != 1 or not len(given):
+        raise GraphError(f"{name}: expected one number a node, shape (n,) with n >= 1, got shape {given.shape}")
+    array: FloatArray = given.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(array))
+    if len(bad):
+        raise GraphError(f"{name}: expected finite numbers, got {array[bad[0]]} at node {bad[0]}")
+    return array

@@ -15,11 +15,13 @@ import numpy.typing as npt
 from scipy import sparse
 
 from graphs.analysis.strengths import engine_of, out_strength
-from graphs.checks import check_count, check_layer, check_node, check_share, layer_scores, refuse_other_sizes, scores_of
+from graphs.checks import check_count, check_share, refuse_other_sizes
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray, SparseBlock
+from graphs.ranking.scores import layer_scores, scores_of
 from graphs.reduction.edge_selection import EdgeList, csr_of, edges_at, edges_by_flow, row_chunks
 from graphs.solvers.result import RankResult
+from graphs.structures.indices import check_layer, check_node
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["Subgraph", "between", "ego", "top_subgraph"]

@@ -10,11 +10,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphs.errors import ConvergenceError, GraphError
+from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 from graphs.solvers.certificate import Certificate
 
-__all__ = ["Degenerate", "RankResult", "StopReason"]
+__all__ = ["ConvergenceError", "Degenerate", "RankResult", "StopReason"]
 
 StopReason: TypeAlias = Literal["exact", "tolerance", "certified", "callback", "max_iter"]
 
@@ -171,3 +171,17 @@ class RankResult:
             f"{self.solver} on {self.backend}, {self.block_products} block products, "
             f"{self.setup_seconds + self.solve_seconds:.3g} s)"
         )
+
+
+class ConvergenceError(RuntimeError):
+    """An iteration stopped before its tolerance held, and the caller asked for an exception.
+
+    Attributes
+    ----------
+    result : RankResult
+        The unconverged result: the last iterate with its residual trace.
+    """
+
+    def __init__(self, message: str, result: RankResult) -> None:
+        super().__init__(message)
+        self.result = result

@@ -10,11 +10,12 @@ import numpy as np
 from scipy import sparse
 
 from graphs.errors import GraphError
+from graphs.linalg.backends import TorchArithmetic
 from graphs.linalg.blocks import Block, FloatArray, SparseBlock, as_numpy
+from graphs.linalg.stacking import stack_layers
 from graphs.linalg.validation import as_block
 
 if TYPE_CHECKING:
-    import networkx
     import torch
 
 __all__ = ["LayeredGraph"]
@@ -221,22 +222,48 @@ class LayeredGraph:
         return LayeredGraph(tuple(block.squared() for block in self.blocks), vectors, self.names)
 
     def to_scipy(self) -> sparse.csr_array:
-        """One CSR of the whole graph, shape (nodes, nodes), row = target; see :mod:`graphs.io.convert`."""
-        from graphs.io import convert
+        """One CSR matrix of the whole graph.
 
-        return convert.to_scipy(self)
+        Returns
+        -------
+        scipy.sparse.csr_array, shape (nodes, nodes)
+            Row = target, column = source; node k of layer l stands at ``offsets[l] + k``. int32 indices while nodes and edges
+            fit in them, int64 beyond. Memory: 8 to 16 bytes an edge.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
+        >>> graph.to_scipy().toarray()[2:, :2]
+        array([[1., 0.],
+               [1., 2.]])
+        """
+        return stack_layers(self.blocks)
 
     def to_torch(self, device: str | torch.device = "cpu", dtype: str = "float64") -> torch.Tensor:
-        """One torch CSR tensor of the whole graph, shape (nodes, nodes); see :mod:`graphs.io.convert`."""
-        from graphs.io import convert
+        """One torch CSR tensor of the whole graph.
 
-        return convert.to_torch(self, device, dtype)
+        Parameters
+        ----------
+        device : str or torch.device
+        dtype : {"float64", "float32"}
 
-    def to_networkx(self, max_edges: int = 1_000_000) -> networkx.DiGraph:
-        """A networkx digraph, refused above `max_edges`; see :mod:`graphs.io.convert`."""
-        from graphs.io import convert
+        Returns
+        -------
+        torch.Tensor, sparse CSR, shape (nodes, nodes)
+            As :meth:`to_scipy`; a step of a rank is ``tensor @ vector``.
 
-        return convert.to_networkx(self, max_edges)
+        Raises
+        ------
+        GraphError
+            The device is not there, or the dtype is another one.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
+        >>> graph.to_torch().to_dense().tolist()[2:]
+        [[1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
+        """
+        return TorchArithmetic(device, dtype).csr(self.to_scipy())
 
     def __repr__(self) -> str:
         sizes = self.layers

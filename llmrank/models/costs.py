@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import OptionError
-from llmrank.models import FFN, PrunableLayer
-from llmrank.models.ffn import bias_of, in_features, out_features
+from llmrank.models.ffn import FFN, PrunableLayer, bias_of, in_features, out_features
 
 __all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "neuron_cost", "unit_name"]
 

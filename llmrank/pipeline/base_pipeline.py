@@ -30,9 +30,8 @@ from llmrank.pipeline.validation import Validation, repair_where_it_helps
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget, reached_by, shortfall
 from llmrank.prune.masks import Masks
-from llmrank.prune.reselection import Reselection
 from llmrank.prune.schedule import Schedule, Step
-from llmrank.prune.selection import choose_masks, prunes_jointly
+from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.rank_graphs import rank_graphs

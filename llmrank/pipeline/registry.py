@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from llmrank.errors import OptionError
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
+from llmrank.pipeline.base_pipeline import BasePipeline
+from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import (
     ActivationScorer,

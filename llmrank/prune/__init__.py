@@ -1,12 +1,10 @@
 """Pruners: from importance to keep masks, under a budget."""
 
-from llmrank.prune.amounts import check_amount, global_count, local_count, round_width
+from llmrank.prune.amounts import check_amount, global_count, local_count, protected_names, round_width
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.global_pruner import GlobalPruner
-from llmrank.prune.layer_record import LayerRecord, bare_record
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, bare_record, keep_highest
 from llmrank.prune.local_pruner import LocalPruner
-from llmrank.prune.order import ascending_positions, keep_highest
-from llmrank.prune.protection import protected_names
 from llmrank.prune.sensitivity_pruner import SensitivityPruner, sparing_counts
 
 __all__ = [

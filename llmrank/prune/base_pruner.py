@@ -12,11 +12,9 @@ import torch
 
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.models.costs import UNITS, ModelCosts, Unit, unit_name
-from llmrank.prune.amounts import check_amount, local_count, round_width
-from llmrank.prune.layer_record import LayerRecord
+from llmrank.prune.amounts import Protect, check_amount, check_protect, local_count, protected_names, round_width
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, keep_highest
 from llmrank.prune.masks import Masks
-from llmrank.prune.order import ascending_positions, keep_highest
-from llmrank.prune.protection import Protect, check_protect, protected_names
 
 __all__ = ["BasePruner"]
 

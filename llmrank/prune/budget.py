@@ -8,16 +8,13 @@ from typing import TypeAlias
 from llmrank.errors import OptionError
 from llmrank.models import FFN
 from llmrank.models.costs import UNITS, ModelCosts, Unit, neuron_cost, unit_name
-from llmrank.prune import (
-    BasePruner,
-    GlobalPruner,
-    LayerRecord,
-    LocalPruner,
-    SensitivityPruner,
-    bare_record,
-    protected_names,
-)
+from llmrank.prune.amounts import protected_names
+from llmrank.prune.base_pruner import BasePruner
+from llmrank.prune.global_pruner import GlobalPruner
+from llmrank.prune.layer_record import LayerRecord, bare_record
+from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
+from llmrank.prune.sensitivity_pruner import SensitivityPruner
 
 __all__ = ["Reached", "check_budget", "describe_amount", "reached_by", "shortfall"]
 

@@ -9,11 +9,9 @@ import torch
 
 from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
-from llmrank.prune.amounts import global_count
+from llmrank.prune.amounts import Protect, global_count
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, bare_record, importance_of
-from llmrank.prune.order import ascending_positions
-from llmrank.prune.protection import Protect
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, bare_record, importance_of
 
 __all__ = ["GlobalPruner", "Normalize"]
 

@@ -9,7 +9,7 @@ import torch
 from llmrank.errors import LLMRankError
 from llmrank.models.costs import Cost
 
-__all__ = ["LayerRecord", "bare_record", "importance_of"]
+__all__ = ["LayerRecord", "ascending_positions", "bare_record", "importance_of", "keep_highest"]
 
 
 class LayerRecord:
@@ -118,3 +118,33 @@ def importance_of(layer: LayerRecord) -> torch.Tensor:
             f"{layer.name}: the importance is not finite; look at what the scorer returns for this layer"
         )
     return values if layer.present is None else values.where(layer.present, -torch.inf)
+
+
+def ascending_positions(scores: torch.Tensor) -> torch.Tensor:
+    """How many scores are lower than each; among equals the lower index counts as lower.
+
+    Parameters
+    ----------
+    scores : (n,) tensor
+        On the CPU.
+
+    Returns
+    -------
+    (n,) int64 tensor
+        A permutation of 0..n-1.
+
+    Examples
+    --------
+    >>> ascending_positions(torch.tensor([0.5, 0.1, 0.5])).tolist()
+    [1, 0, 2]
+    """
+    return torch.argsort(torch.argsort(scores, stable=True))
+
+
+def keep_highest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Keep the `count` highest; among equals the lower index goes first.
+
+    >>> keep_highest(torch.tensor([0.5, 0.1, 0.5]), 1).tolist()
+    [False, False, True]
+    """
+    return ascending_positions(scores) >= len(scores) - count

@@ -8,8 +8,7 @@ import torch
 
 from llmrank.models.costs import ModelCosts
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, bare_record, importance_of
-from llmrank.prune.order import ascending_positions
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, bare_record, importance_of
 
 __all__ = ["LocalPruner"]
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
+from llmrank.prune.amounts import Protect
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.layer_record import LayerRecord, bare_record
-from llmrank.prune.protection import Protect
 
 __all__ = ["SensitivityPruner", "sparing_counts"]
 

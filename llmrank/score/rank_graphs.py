@@ -8,7 +8,7 @@ import numpy as np
 
 from graphs import RankResult
 from graphs.linalg.blocks import FloatArray
-from llmrank.score import BaseScorer
+from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.model_graph import ModelGraph
 
 __all__ = ["rank_graphs"]

@@ -9,16 +9,10 @@ import pytest
 import torch
 
 from graphs import GraphError, pagerank, weighted_pagerank
-from graphs.checks import (
-    as_vector,
-    check_count,
-    check_layer,
-    check_node,
-    check_share,
-    layer_scores,
-    refuse_other_sizes,
-    scores_of,
-)
+from graphs.checks import check_count, check_share, refuse_other_sizes
+from graphs.linalg.validation import as_vector
+from graphs.ranking.scores import layer_scores, scores_of
+from graphs.structures.indices import check_layer, check_node
 from tests.graphs.cases import random_case
 
 GRAPH = random_case(3, (7, 9, 5, 8), density=0.6).graph()

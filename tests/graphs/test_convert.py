@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, pagerank, weighted_pagerank
-from graphs.io.convert import from_networkx, to_networkx, to_scipy, to_torch
+from graphs.io.convert import from_networkx, to_networkx
 from graphs.reduction.subgraphs import between, top_subgraph
 from tests.graphs.cases import Array, Case, cases, random_case
 from tests.graphs.test_io import same_graph
@@ -29,7 +29,7 @@ def assembled(case: Case) -> Array:
 
 @given(cases())
 def test_scipy_is_the_assembled_matrix(case: Case) -> None:
-    csr = to_scipy(case.graph())
+    csr = case.graph().to_scipy()
     csr.check_format(full_check=True)
     np.testing.assert_array_equal(csr.toarray(), assembled(case))
     assert csr.nnz == case.graph().edges
@@ -39,7 +39,7 @@ def test_scipy_is_the_assembled_matrix(case: Case) -> None:
 
 @given(cases())
 def test_torch_is_the_assembled_matrix(case: Case) -> None:
-    tensor = to_torch(case.graph())
+    tensor = case.graph().to_torch()
     assert tensor.layout is torch.sparse_csr
     assert tensor.col_indices().dtype == tensor.crow_indices().dtype == torch.int32
     np.testing.assert_array_equal(tensor.to_dense().numpy(), assembled(case))
@@ -47,7 +47,7 @@ def test_torch_is_the_assembled_matrix(case: Case) -> None:
 
 def test_torch_in_float32() -> None:
     case = random_case(1, (4, 5, 3))
-    tensor = to_torch(case.graph(), "cpu", "float32")
+    tensor = case.graph().to_torch("cpu", "float32")
     assert tensor.dtype == torch.float32
     np.testing.assert_allclose(tensor.to_dense().numpy(), assembled(case), rtol=1e-6)
 
@@ -55,8 +55,8 @@ def test_torch_in_float32() -> None:
 def test_the_stored_dtype_is_kept_and_the_widest_wins() -> None:
     case = random_case(1, (4, 5, 3))
     narrow = [w.astype(np.float32) for w in case.weights]
-    assert to_scipy(case.graph(narrow)).dtype == np.float32
-    assert to_scipy(case.graph([narrow[0], case.weights[1]])).dtype == np.float64
+    assert case.graph(narrow).to_scipy().dtype == np.float32
+    assert case.graph([narrow[0], case.weights[1]]).to_scipy().dtype == np.float64
 
 
 def test_indices_widen_where_the_whole_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_indices_widen_where_the_whole_is_too_large(monkeypatch: pytest.MonkeyPa
     case = random_case(1, (4, 5, 4))
     graph = case.graph().with_csr()
     monkeypatch.setattr("graphs.linalg.blocks.INT32_MAX", 30)
-    csr = to_scipy(graph)
+    csr = graph.to_scipy()
     assert csr.indices.dtype == csr.indptr.dtype == np.int64
     np.testing.assert_array_equal(csr.toarray(), assembled(case))
 
@@ -72,7 +72,7 @@ def test_indices_widen_where_the_whole_is_too_large(monkeypatch: pytest.MonkeyPa
 def test_converting_leaves_the_stored_blocks_alone() -> None:
     graph = random_case(2, (4, 5, 4, 3)).graph().with_csr()
     before = [(b.to_csr().indices.copy(), b.to_csr().indptr.copy()) for b in graph.blocks]
-    to_scipy(graph)
+    graph.to_scipy()
     for block, (indices, indptr) in zip(graph.blocks, before, strict=True):
         np.testing.assert_array_equal(block.to_csr().indices, indices)
         np.testing.assert_array_equal(block.to_csr().indptr, indptr)
@@ -104,16 +104,6 @@ def test_networkx_refuses_more_edges_than_allowed() -> None:
     with pytest.raises(GraphError, match=r"200 edges, above max_edges=199; .* use to_scipy\(\), or raise max_edges"):
         to_networkx(graph, max_edges=199)
     assert to_networkx(graph, max_edges=200).number_of_edges() == 200
-
-
-def test_the_methods_are_the_functions() -> None:
-    case = random_case(3, (3, 4))
-    graph = case.graph()
-    np.testing.assert_array_equal(graph.to_scipy().toarray(), assembled(case))
-    np.testing.assert_array_equal(graph.to_torch(dtype="float64").to_dense().numpy(), assembled(case))
-    assert graph.to_networkx().number_of_edges() == graph.edges
-    with pytest.raises(GraphError, match="max_edges=1"):
-        graph.to_networkx(max_edges=1)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "foo"])

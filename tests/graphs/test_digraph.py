@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from graphs import BlockDigraph, GraphError, pagerank, weighted_pagerank
+from graphs.io.convert import to_networkx
 from graphs.structures.digraph import as_digraph
 from tests.graphs.cases import DAMPINGS, MAGNITUDES, Array, Case, cases, random_case, unit
 
@@ -108,7 +109,7 @@ def test_an_early_stop_returns_the_iterate_and_its_residuals(matrix: Array, gamm
 def test_a_layered_graph_ranks_as_its_networkx_form(case: Case, gamma: float) -> None:
     graph = case.graph()
     uniform = np.full(graph.nodes, 1 / graph.nodes)
-    expected = networkx.pagerank(graph.to_networkx(), gamma, tol=1e-14, max_iter=2000)
+    expected = networkx.pagerank(to_networkx(graph), gamma, tol=1e-14, max_iter=2000)
     assert pagerank(graph, gamma, uniform).as_dict() == pytest.approx(expected, abs=1e-10)
 
 
@@ -121,7 +122,7 @@ def test_the_teleport_of_a_layered_graph_is_its_activations(case: Case, gamma: f
         for layer, activation in enumerate((case.inputs, *case.activations))
         for k, share in enumerate(unit(activation))
     }
-    expected = networkx.pagerank(graph.to_networkx(), gamma, mass, tol=1e-14, max_iter=2000)
+    expected = networkx.pagerank(to_networkx(graph), gamma, mass, tol=1e-14, max_iter=2000)
     result = pagerank(graph, gamma)
     assert result.as_dict() == pytest.approx(expected, abs=1e-10)
     assert [scores.shape for scores in result.scores] == [(size,) for size in case.sizes]

@@ -22,6 +22,7 @@ from graphs.analysis.measures import percentiles, positions
 from graphs.analysis.node_summary import EdgeFact, NodeFacts, strongest_edges
 from graphs.analysis.paths import Path, strongest_paths
 from graphs.analysis.strengths import strengths
+from graphs.io.convert import to_networkx
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import DenseBlock
 from graphs.reduction.subgraphs import top_subgraph
@@ -101,7 +102,7 @@ def check_edges(edges: tuple[EdgeFact, ...], weights: Array, chances: Array, car
 @pytest.mark.parametrize("form", ["csr", "float64", "bfloat16"])
 def test_facts_are_networkxs(form: str) -> None:
     graph, _ = formed(random_case(5, (6, 9, 4, 7), density=0.5), form)
-    digraph = graph.to_networkx()
+    digraph = to_networkx(graph)
     walk = networkx.stochastic_graph(digraph)
     # gamma = 1: the score of a node is all that arrives, so what an edge carries is a share of its score.
     rank = weighted_pagerank(graph, gamma=1.0)

@@ -8,6 +8,7 @@ from hypothesis import given
 
 from graphs import GraphError, LayeredGraph
 from graphs.analysis.strengths import engine_of, in_strength, out_strength, strengths
+from graphs.io.convert import to_networkx
 from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.forms import every_form, formed
@@ -35,7 +36,7 @@ def test_strengths_are_networkxs(form: str) -> None:
     case.weights[1][:, 2] = 0
     case.weights[2][0] = 0
     graph, _ = formed(case, form)
-    digraph = graph.to_networkx()
+    digraph = to_networkx(graph)
     for layer, size in enumerate(graph.layers):
         nodes = [(layer, k) for k in range(size)]
         into, out = strengths(graph, layer)

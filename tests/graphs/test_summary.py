@@ -13,6 +13,7 @@ from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, weight
 from graphs.analysis.flow import layer_flows
 from graphs.analysis.layer_summary import LayerSummary, summarise, to_columns
 from graphs.analysis.measures import Spread
+from graphs.io.convert import to_networkx
 from tests.graphs.cases import SHARES, Case, cases, networkx_layers, random_case, transition_matrix, unit
 from tests.graphs.forms import as_scores, every_form, formed
 from tests.graphs.test_concentration import gini_by_pairs
@@ -24,7 +25,7 @@ def test_counts_are_networkxs(form: str) -> None:
     case.weights[1][:, 2] = 0
     case.weights[2][0] = 0
     graph, _ = formed(case, form)
-    digraph = graph.to_networkx()
+    digraph = to_networkx(graph)
     summaries = summarise(graph, weighted_pagerank(graph))
     for layer, size in enumerate(graph.layers):
         nodes = [(layer, k) for k in range(size)]

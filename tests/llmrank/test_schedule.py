@@ -17,8 +17,8 @@ from llmrank.models import find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
-from llmrank.prune.reselection import Reselection
 from llmrank.prune.schedule import Schedule
+from llmrank.prune.selection import Reselection
 from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks, trial_cut
 from llmrank.surgery.repair import BaseRepair, BiasRepair, LeastSquaresRepair

@@ -14,7 +14,7 @@ from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.errors import OptionError, StructureError
 from llmrank.models import find_ffns
 from llmrank.prune import GlobalPruner, LocalPruner
-from llmrank.prune.reselection import Reselection
+from llmrank.prune.selection import Reselection
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,
