@@ -10,7 +10,7 @@ import pytest
 
 import llmrank
 from llmrank.pipeline.registry import PRUNERS, SCORERS
-from tests.llmrank.models import LLAMA, text, tiny_llama, tokenizer
+from tests.llmrank.tiny_models import LLAMA, text, tiny_llama, tokenizer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

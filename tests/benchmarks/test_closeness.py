@@ -15,7 +15,7 @@ from benchmarks.closeness import COLUMNS, Closeness, cells, columns
 from llmrank.calibration.text import tokenise
 from llmrank.evaluation.last_word import cut_passages
 from llmrank.models.loading import LoadedModel
-from tests.llmrank.models import TALE, disturbed, spelling_tokenizer, tiny_llama
+from tests.llmrank.tiny_models import TALE, disturbed, spelling_tokenizer, tiny_llama
 
 
 @pytest.fixture

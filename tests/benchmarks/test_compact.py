@@ -26,7 +26,7 @@ from benchmarks.compact import (
 )
 from benchmarks.variants import variants
 from llmrank.models import find_ffns
-from tests.llmrank.models import FFN, HIDDEN, Snapshot, family_model, named_family, tiny_llama, token_ids
+from tests.llmrank.tiny_models import FFN, HIDDEN, Snapshot, family_model, named_family, tiny_llama, token_ids
 
 
 def test_inputs_of_the_ffns_are_what_they_read() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import llmrank
 from benchmarks import domains, quality
-from tests.llmrank.models import TALE, spelling_tokenizer, tiny_llama
+from tests.llmrank.tiny_models import TALE, spelling_tokenizer, tiny_llama
 
 
 def test_a_run_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

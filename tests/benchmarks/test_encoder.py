@@ -16,7 +16,7 @@ from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
-from tests.llmrank.models import Snapshot, family_config, named_family, text, tokenizer
+from tests.llmrank.tiny_models import Snapshot, family_config, named_family, text, tokenizer
 
 
 def tiny_encoder() -> Any:

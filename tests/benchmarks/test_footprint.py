@@ -14,7 +14,7 @@ from benchmarks import footprint
 from llmrank.calibration import generation
 from llmrank.calibration.blockwise import BlockStream
 from llmrank.calibration.text import tokenise
-from tests.llmrank.models import TALE, spelling_tokenizer, tiny_llama, token_ids
+from tests.llmrank.tiny_models import TALE, spelling_tokenizer, tiny_llama, token_ids
 
 
 def test_work_is_counted_in_multiply_adds_of_linear_maps() -> None:

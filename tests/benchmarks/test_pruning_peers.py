@@ -8,7 +8,7 @@ import torch
 from benchmarks import pruning_peers
 from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns
-from tests.llmrank.models import Snapshot, tiny_llama, token_ids
+from tests.llmrank.tiny_models import Snapshot, tiny_llama, token_ids
 
 
 @pytest.mark.parametrize("peer", pruning_peers.PEERS, ids=lambda peer: f"{peer.name}, {peer.budget}")

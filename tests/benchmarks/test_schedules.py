@@ -9,7 +9,7 @@ import pytest
 from benchmarks import schedules
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.evaluation.perplexity import perplexity
-from tests.llmrank.models import Snapshot, tiny_llama, token_ids
+from tests.llmrank.tiny_models import Snapshot, tiny_llama, token_ids
 
 
 def sequences(seed: int) -> TokenSequences:

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.variants import cut, model_multiply_adds, multiply_adds, variants
 from llmrank.models import find_ffns
-from tests.llmrank.models import FFN, HIDDEN, Snapshot, family_model, logits, named_family, tiny_llama, token_ids
+from tests.llmrank.tiny_models import FFN, HIDDEN, Snapshot, family_model, logits, named_family, tiny_llama, token_ids
 
 
 @pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "Phi-3", "OPT"])

@@ -23,8 +23,8 @@ from llmrank.inspection.summary import margin, neuron_facts
 from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
-from tests.llmrank.models import tiny_llama, token_ids
-from tests.llmrank.test_page import HOSTILE, hostile_inspection
+from tests.llmrank.inspection.test_page import HOSTILE, hostile_inspection
+from tests.llmrank.tiny_models import tiny_llama, token_ids
 
 pytest.importorskip("plotly", reason="the page draws with plotly")
 Open = Callable[..., Any]

@@ -17,7 +17,7 @@ from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPrun
 from llmrank.prune.schedule import Schedule
 from llmrank.score import BaseScorer, ExplainedScorer, ForwardBackwardScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks
-from tests.llmrank.models import MIXED, Snapshot, auto_class, family_model, logits, token_ids
+from tests.llmrank.tiny_models import MIXED, Snapshot, auto_class, family_model, logits, token_ids
 
 IDS = [family.name for family in FAMILIES]
 CALIBRATION = token_ids(3, 16)

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import llmrank
-from tests.llmrank.models import text, tiny_llama, tokenizer
+from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,0 +1,238 @@
+"""Text that a model writes to be calibrated on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AddedToken
+
+import llmrank
+from llmrank import IsolatedFFNPipeline
+from llmrank.calibration import generation
+from llmrank.calibration.generation import generated_text, generating, writes_text
+from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
+from tests.llmrank.commands import SHORT, run
+from tests.llmrank.tiny_models import (
+    Snapshot,
+    family_model,
+    mlp,
+    named_family,
+    spelling_tokenizer,
+    tiny_llama,
+    tiny_t5,
+    tokenizer,
+)
+
+
+@pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM", "Falcon"])
+def test_sequences_begin_as_texts_do_and_are_as_long_as_asked_for(name: str) -> None:
+    model = family_model(named_family(name))
+    found = generated_text(model, tokenizer(), 3, 12, batch_size=2)
+    assert found.ids.shape == (3, 12)
+    assert found.ids.dtype == torch.int64
+    assert bool(found.mask.all())
+    assert found.ids[:, 0].tolist() == [1] * 3
+    assert not set(found.ids[:, 1:].flatten().tolist()) & set(tokenizer().all_special_ids)
+    assert found.source == "written by the model itself, seed 0"
+
+
+@pytest.mark.parametrize("spelled", [tokenizer(), None])
+@pytest.mark.parametrize(("length", "texts", "piece"), [(16, 1, 16), (17, 2, 9), (48, 3, 16), (50, 4, 13)])
+def test_long_sequences_hold_several_texts(monkeypatch: Any, length: int, texts: int, piece: int, spelled: Any) -> None:
+    monkeypatch.setattr(generation, "PIECE", 16)
+    model = tiny_llama()
+    found = generated_text(model, spelled, 3, length, batch_size=100)
+    assert found.ids.shape == found.mask.shape == (3, length)
+    begins = [place for place in range(length) if place % piece == 0]
+    assert len(begins) == texts
+    assert bool((found.ids[:, begins] == 1).all())
+    inside = [place for place in range(length) if place not in begins]
+    assert not bool((found.ids[:, inside] == 1).any())
+    assert ("texts of" in found.source) == (texts > 1)
+    # The same texts, one after the other.
+    alone = generated_text(model, spelled, 3 * texts, piece, batch_size=100).ids
+    assert torch.equal(found.ids, alone.reshape(3, -1)[:, :length])
+
+
+def test_tokens_that_were_added_as_special_are_not_written() -> None:
+    spelled = tokenizer()
+    spelled.add_tokens([AddedToken("w9", special=True)])
+    assert 9 not in spelled.all_special_ids
+    model = tiny_llama()
+    assert 9 in generated_text(model, tokenizer(), 20, 40).ids
+    assert 9 not in generated_text(model, spelled, 20, 40).ids
+
+
+def test_the_seed_decides_and_everything_else_is_left_alone() -> None:
+    model = tiny_llama(attention_dropout=0.5)
+    model.train()
+    snapshot, settings = Snapshot(model), model.generation_config
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    texts = [generated_text(model, tokenizer(), 4, 16, seed).ids for seed in (0, 0, 1)]
+    assert torch.equal(texts[0], texts[1])
+    assert not torch.equal(texts[0], texts[2])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.generation_config is settings
+    assert model.training
+    snapshot.assert_restored()
+
+
+def test_tokens_come_as_likely_as_the_model_holds_them() -> None:
+    """Of a model that ignores what it reads, against its own distribution; no temperature, no truncation of its tail."""
+    model = tiny_llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.ones(64, 16))
+        model.lm_head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        shares = model(input_ids=torch.tensor([[1]])).logits[0, 0].double()
+    shares[1:3] = -math.inf  # what begins and what ends a text
+    model.generation_config.top_k = 3
+    model.generation_config.temperature = 0.1
+    ids = generated_text(model, None, 200, 41, batch_size=200).ids[:, 1:]
+    counts = torch.bincount(ids.flatten(), minlength=64).double()
+    expected = shares.softmax(0) * ids.numel()
+    rare = expected < 5
+    chance = ((counts - expected).square() / expected)[~rare].sum()
+    assert counts[1:3].sum() == 0
+    assert int((~rare).sum()) > 20
+    # Chi-squared of so many places: its mean, and six deviations.
+    places = int((~rare).sum())
+    assert float(chance) < places + 6 * math.sqrt(2 * places)
+
+
+def test_what_begins_a_text_may_be_what_ends_one() -> None:
+    model = tiny_llama(bos_token_id=None, eos_token_id=[2, 3])
+    model.generation_config.bos_token_id = None
+    ids = generated_text(model, None, 2, 200).ids
+    assert ids.shape == (2, 64)  # no more than the model takes
+    assert ids[:, 0].tolist() == [2, 2]
+    assert not set(ids[:, 1:].flatten().tolist()) & {2, 3}
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    with pytest.raises(UnsupportedModelError, match="knows no token of its vocabulary to begin a text with"):
+        generated_text(model, None, 2, 8)
+    assert not writes_text(model)
+
+
+def test_a_token_that_the_model_does_not_have_begins_no_text() -> None:
+    """A GPT-2 with few tokens keeps the number of its class's default, 50256, unless told otherwise."""
+    model = family_model(named_family("GPT-2"))
+    for source in (model.config, model.generation_config):
+        source.bos_token_id, source.eos_token_id = 50256, [50256, 3]
+    assert writes_text(model)
+    assert generated_text(model, None, 2, 8).ids[:, 0].tolist() == [3, 3]
+    for source in (model.config, model.generation_config):
+        source.eos_token_id = 50256
+    assert not writes_text(model)
+    with pytest.raises(UnsupportedModelError, match="knows no token of its vocabulary"):
+        generated_text(model, None, 2, 8)
+
+
+def test_a_model_that_fails_at_writing_says_what_to_do_instead(monkeypatch: Any) -> None:
+    model = tiny_llama()
+
+    def fail(**_given: Any) -> None:
+        raise RuntimeError("no cache of this kind")
+
+    monkeypatch.setattr(model, "generate", fail)
+    with pytest.raises(UnsupportedModelError, match=r"RuntimeError: no cache of this kind\); calibrate on a text file"):
+        generated_text(model, None, 2, 8)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_memory_that_does_not_suffice_is_not_the_models_fault(monkeypatch: Any, error: Exception) -> None:
+    model = tiny_llama()
+
+    def fail(**_given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(model, "generate", fail)
+    with pytest.raises(type(error)):
+        generated_text(model, None, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: family_model(named_family("BERT")), "no text of its own"),
+        (lambda: mlp(4, 6, 2), "no text of its own"),
+        (tiny_t5, "writes no text by itself"),
+    ],
+)
+def test_models_that_write_nothing_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        generated_text(make(), None, 2, 8)
+
+
+@pytest.mark.parametrize(("samples", "length", "batch_size"), [(0, 8, 1), (2, 1, 1), (2, 8, 0)])
+def test_bad_numbers_are_refused(samples: int, length: int, batch_size: int) -> None:
+    with pytest.raises(CalibrationError, match=f"got {samples}, {length} and {batch_size}"):
+        generated_text(tiny_llama(), None, samples, length, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_predictions_that_are_no_numbers_are_refused(value: float) -> None:
+    model = tiny_llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[5:] = value
+    settings = model.generation_config
+    with pytest.raises(CalibrationError, match="predictions are not finite"):
+        generated_text(model, None, 2, 8)
+    assert model.generation_config is settings
+
+
+def test_settings_are_back_whatever_is_raised() -> None:
+    model = tiny_llama()
+    own = model.generation_config
+
+    def interrupted() -> None:
+        with generating(model, do_sample=True):
+            assert model.generation_config.do_sample
+            assert model.generation_config.bos_token_id == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert model.generation_config is own
+
+
+def test_a_pipeline_calibrates_on_it_and_says_so() -> None:
+    seen: list[str] = []
+
+    def look(items: Any, description: str) -> Any:
+        seen.append(description)
+        return items
+
+    pipeline = IsolatedFFNPipeline(
+        tiny_llama(), tokenizer(), calibration="generated", samples=3, sequence_length=16, progress=look
+    )
+    pipeline.run()
+    assert pipeline.report is not None
+    assert pipeline.report.calibration["source"] == "written by the model itself, seed 0"
+    assert pipeline.report.calibration["sequences"] == 3
+    assert seen[:2] == ["Finding FFNs", "Writing calibration text"]
+
+
+def test_a_pipeline_of_an_encoder_refuses_it_before_anything_is_changed() -> None:
+    model = family_model(named_family("BERT"))
+    snapshot = Snapshot(model)
+    with pytest.raises(LLMRankError, match="no text of its own"):
+        IsolatedFFNPipeline(model, tokenizer(), calibration="generated").run()
+    snapshot.assert_restored()
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    llmrank.save(tmp_path / "model", tiny_llama(), spelling_tokenizer())
+    options = ("--calibration", "generated", "--evaluate=generated", *SHORT)
+    assert run("prune", tmp_path / "model", "--output", tmp_path / "pruned", *options) == 2
+    assert "no evaluation text at generated" in " ".join(capsys.readouterr().err.split())
+    assert run("prune", tmp_path / "model", "--output", tmp_path / "pruned", "--calibration", "generated", *SHORT) == 0
+    report = json.loads((tmp_path / "pruned" / "report.json").read_text(encoding="utf-8"))
+    assert report["calibration"]["source"] == "written by the model itself, seed 0"

@@ -1,0 +1,325 @@
+"""Text in any form -> token sequences."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import importlib.machinery
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmrank.calibration.text import TokenSequences, builtin_texts, check_text, overlap, read_text, tokenise
+from llmrank.errors import CalibrationError
+from tests.llmrank.tiny_models import WORDS, text, token_ids, tokenizer
+
+
+def paragraphs(whole: str) -> set[str]:
+    return {" ".join(part.split()) for part in whole.split("\n\n")}
+
+
+def test_builtin_parts_share_no_paragraph() -> None:
+    calibration, evaluation = builtin_texts()
+    assert not paragraphs(calibration) & paragraphs(evaluation)
+    assert min(len(calibration), len(evaluation)) > 50_000
+    assert builtin_texts() == (calibration, evaluation)
+
+
+def test_nothing_means_the_builtin_text_for_the_role() -> None:
+    for source in (None, "built-in"):
+        assert read_text(source)[0] == builtin_texts()[0]
+        found, description = read_text(source, "evaluation")
+        assert found == builtin_texts()[1]
+        assert description.endswith("evaluation part")
+
+
+def test_files_texts_and_lists(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("one two\nthree", encoding="utf-8")
+    for source in (path, str(path)):
+        assert read_text(source) == ("one two\nthree", "file words.txt")
+    assert read_text("one two") == ("one two", "text given by the caller")
+    assert read_text(["one", " ", "two"]) == (["one", "two"], "list of 3 texts")
+    assert read_text(("one", "two"))[0] == ["one", "two"]
+
+
+def test_long_text_is_not_taken_for_a_file_name() -> None:
+    # Longer than a file name may be, and no line break in it.
+    words = "word " * 150
+    assert read_text(words)[0] == words
+
+
+@pytest.mark.parametrize("source", ["missing.txt", "no/such/file"])
+def test_missing_paths_are_refused(source: str, tmp_path: Path) -> None:
+    for given in (source, tmp_path / source):
+        with pytest.raises(CalibrationError, match="no calibration text at"):
+            read_text(given)
+    with pytest.raises(CalibrationError, match="no evaluation text at"):
+        read_text(tmp_path / source, "evaluation")
+
+
+def test_directories_and_files_that_may_not_be_read_are_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CalibrationError, match="is a directory; expected the path of a text file"):
+        read_text(tmp_path, "evaluation")
+    path = tmp_path / "text.txt"
+    path.write_text("words", encoding="utf-8")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(
+        CalibrationError, match=r"cannot read .*Permission denied\); pass a calibration text that you may"
+    ):
+        read_text(path)
+
+
+def test_a_text_is_checked_without_fetching_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
+    sys.modules["datasets"].__spec__ = importlib.machinery.ModuleSpec("datasets", None)
+    check_text("dataset:nobody/has-this,en,train")
+    check_text("built-in", "evaluation")
+    with pytest.raises(CalibrationError, match=r"expected dataset:NAME\[,CONFIG\[,SPLIT\]\], got 'dataset: ,en' as"):
+        check_text("dataset: ,en")
+    with pytest.raises(CalibrationError, match="no evaluation text at"):
+        check_text(tmp_path / "absent", "evaluation")
+
+
+@pytest.mark.parametrize("source", ["", "  \n ", [], [" ", ""]])
+def test_empty_texts_are_refused(source: Any, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="is empty"):
+        read_text(source)
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(CalibrationError, match=r"file empty\.txt\) is empty"):
+        read_text(tmp_path / "empty.txt")
+
+
+def test_binary_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_bytes(bytes(range(256)))
+    with pytest.raises(CalibrationError, match="as UTF-8 text"):
+        read_text(tmp_path / "data.txt")
+
+
+@pytest.mark.parametrize("source", [5, b"bytes", {"a": 1}, ["a", 1]])
+def test_other_types_are_refused(source: Any) -> None:
+    with pytest.raises(CalibrationError, match="expected a path, a text, a list of texts"):
+        read_text(source)
+
+
+def without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "datasets":
+            raise ImportError("no module named datasets")
+        return honest(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def with_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+
+
+def test_dataset_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_datasets(monkeypatch)
+    with pytest.raises(CalibrationError, match=r"pip install 'llmrank\[datasets\]'"):
+        read_text("dataset:wikitext")
+
+
+class Rows(dict[str, list[str]]):
+    @property
+    def column_names(self) -> list[str]:
+        return list(self)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("wikitext", ("wikitext", None, "train")),
+        ("wikitext,wikitext-2-raw-v1", ("wikitext", "wikitext-2-raw-v1", "train")),
+        ("wikitext,wikitext-2-raw-v1,test", ("wikitext", "wikitext-2-raw-v1", "test")),
+        ("ns/data,,validation", ("ns/data", None, "validation")),
+    ],
+)
+@pytest.mark.parametrize("column", ["text", "content", "document"])
+def test_dataset_names(monkeypatch: pytest.MonkeyPatch, name: str, arguments: tuple[Any, ...], column: str) -> None:
+    asked = []
+
+    def load(name: str, config: str | None, split: str) -> Rows:
+        asked.append((name, config, split))
+        return Rows({"id": ["1", "2"], column: ["w4 w5 ", "w6"]})
+
+    with_datasets(monkeypatch, load)
+    assert read_text(f"dataset:{name}") == (["w4 w5 w6"], f"dataset:{name}")
+    assert asked == [arguments]
+
+
+def test_datasets_that_do_not_load_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("nothing there\nsecond line")
+
+    with_datasets(monkeypatch, missing)
+    with pytest.raises(CalibrationError, match="cannot load dataset 'x', split 'train': nothing there;"):
+        read_text("dataset:x")
+    with_datasets(monkeypatch, lambda *_, **__: Rows({"label": ["a"]}))
+    with pytest.raises(CalibrationError, match=r"no column text, content or document, but \['label'\]"):
+        read_text("dataset:x")
+
+
+def test_text_is_cut_into_full_sequences() -> None:
+    words = text(50)
+    data = tokenise(words, tokenizer(special=False), 4, 12)
+    assert data.ids.shape == (4, 12)
+    assert [WORDS[k] for k in data.ids.flatten()] == words.split()[:48]
+    assert bool(data.mask.all())
+    assert data.n_tokens == 48
+    assert tokenise(words, tokenizer(special=False), 3, 12).ids.shape == (3, 12)
+    assert tokenise(words, tokenizer(special=False), 9, 12).ids.shape == (4, 12)
+
+
+def test_special_tokens_are_in_every_sequence() -> None:
+    words = text(50)
+    data = tokenise(words, tokenizer(), 4, 12)
+    assert data.ids.shape == (4, 12)
+    assert data.ids[:, 0].tolist() == [1] * 4
+    assert data.ids[:, -1].tolist() == [2] * 4
+    assert [WORDS[k] for k in data.ids[:, 1:-1].flatten()] == words.split()[:40]
+
+
+def test_list_gives_one_padded_sequence_a_text() -> None:
+    # All texts, whatever the number of samples, which is for texts that are cut.
+    data = tokenise([text(3), text(30), text(5)], tokenizer(), 2, 12)
+    assert data.ids.shape == (3, 12)
+    assert data.mask.sum(1).tolist() == [5, 12, 7]
+    assert data.ids[0, 5:].tolist() == [0] * 7
+    assert data.ids[:, 0].tolist() == [1, 1, 1]
+    assert [int(data.ids[0, 4]), int(data.ids[1, 11])] == [2, 2]
+    assert tokenise([text(3), text(5)], tokenizer(pad=False), 2, 12).mask.sum() == 12
+
+
+def test_too_little_text_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="too short: 9 tokens, and one sequence takes 10"):
+        tokenise(text(9), tokenizer(), 4, 12)
+    assert len(tokenise(text(10), tokenizer(), 4, 12)) == 1
+    with pytest.raises(CalibrationError, match="leaves no room beside the special tokens"):
+        tokenise(text(9), tokenizer(), 4, 2)
+    with pytest.raises(CalibrationError, match="less than 2 tokens"):
+        tokenise(["w4", "w5"], tokenizer(special=False), 4, 8)
+
+
+@pytest.mark.parametrize(("samples", "length"), [(0, 8), (-1, 8), (4, 1), (4, 0)])
+def test_bad_numbers_are_refused(samples: int, length: int) -> None:
+    with pytest.raises(CalibrationError, match="at least 1 sample and a sequence length of at least 2"):
+        tokenise(token_ids(), None, samples, length)
+
+
+def test_text_without_tokenizer_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="needs a tokenizer"):
+        tokenise("some text", None, 4, 8)
+
+
+def test_token_tensors_are_taken_as_they_are() -> None:
+    ids = token_ids(4, 20)
+    for given in (ids, ids.int(), ids.numpy(), ids.to(torch.uint8)):
+        data = tokenise(given, None, 3, 16)
+        assert torch.equal(data.ids, ids)
+        assert data.ids.dtype == torch.int64
+    again = tokenise(tokenise(ids, None, 4, 20), None, 1, 2)
+    assert torch.equal(again.ids, ids)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        torch.ones(8, dtype=torch.int64),
+        torch.ones(2, 8, 3, dtype=torch.int64),
+        torch.ones(2, 1, dtype=torch.int64),
+        torch.ones(0, 8, dtype=torch.int64),
+        torch.ones(2, 8, dtype=torch.bool),
+        torch.ones(2, 8, dtype=torch.complex64),
+        torch.ones(8),
+        np.ones(3),
+    ],
+)
+def test_tensors_of_another_form_are_refused(ids: Any) -> None:
+    with pytest.raises(CalibrationError, match=r"expected an integer tensor of shape \(n, length\)"):
+        tokenise(ids, None, 4, 8)
+
+
+def test_provenance_identifies_the_tokens() -> None:
+    data = tokenise(token_ids(), None, 4, 24)
+    facts = data.provenance()
+    content = data.ids.numpy().tobytes() + data.mask.numpy().tobytes()
+    assert facts["sha256_of_tokens"] == hashlib.sha256(content).hexdigest()
+    assert (facts["sequences"], facts["sequence_length"], facts["tokens"]) == (4, 24, 96)
+    masked = TokenSequences.of(data.ids, torch.zeros_like(data.mask), "other")
+    assert masked.digest != data.digest
+
+
+def test_batches_hold_every_sequence_once() -> None:
+    data = tokenise(token_ids(5, 8), None, 5, 8)
+    parts = list(data.batches(2))
+    assert [len(ids) for ids, _ in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([ids for ids, _ in parts]), data.ids)
+
+
+def tokens(*rows: list[int]) -> TokenSequences:
+    return tokenise(torch.tensor(rows), None, 100, 10_000)
+
+
+def test_overlap_of_texts() -> None:
+    first = tokens(list(range(1000)))
+    assert overlap(first, first) == 1.0
+    assert overlap(first, tokens(list(range(5000, 6000)))) == 0.0
+    # Found wherever it stands in the calibration text, and in whatever sequence.
+    assert overlap(tokens(list(range(7, 107)), list(range(500, 600))), tokens(list(range(17, 81)))) == 1.0
+    half = list(range(100, 164)) + list(range(9000, 9064))
+    assert overlap(first, tokens(half)) == 0.5
+
+
+def test_overlap_of_short_sequences() -> None:
+    """Passages are as long as the sequences allow: the same short text is the same text."""
+    short = tokens(list(range(20)), list(range(100, 120)))
+    assert overlap(short, short) == 1.0
+    assert overlap(short, tokens(list(range(20)), list(range(200, 220)))) == 0.5
+    assert overlap(short, tokens(list(range(1, 21)))) == 0.0
+    whole = tokens(list(range(1000)))
+    assert overlap(whole, tokens(list(range(20)))) == 1.0
+    assert overlap(tokens(list(range(31))), whole) == 1 / 32
+    # One short text does not make passages short for all.
+    mixed = TokenSequences.of(torch.arange(80).reshape(2, 40), torch.ones(2, 40, dtype=torch.bool), "")
+    mixed.mask[0, 2:] = False
+    assert overlap(mixed, tokens(list(range(40, 72)))) == 1.0
+    assert overlap(mixed, tokens([0, 1, *range(500, 530)])) == 0.0
+    assert overlap(mixed, TokenSequences.of(mixed.ids, torch.zeros_like(mixed.mask), "")) == 0.0
+
+
+def test_overlap_ignores_padding() -> None:
+    ids = torch.tensor([list(range(40)) + [0] * 40])
+    mask = torch.tensor([[True] * 40 + [False] * 40])
+    padded = TokenSequences.of(ids, mask, "padded")
+    assert overlap(tokens(list(range(40))), padded) == 1.0
+
+
+def test_builtin_parts_do_not_overlap() -> None:
+    calibration, evaluation = builtin_texts()
+    words: dict[str, int] = {}
+    ids = [torch.tensor([[words.setdefault(w, len(words)) for w in t.split()]]) for t in (calibration, evaluation)]
+    first, second = (tokenise(row, None, 1, row.shape[1]) for row in ids)
+    assert overlap(first, second) < 0.01
+
+
+def test_a_tokenizer_that_fails_is_named() -> None:
+    def damaged(*_: Any, **__: Any) -> Any:
+        raise Exception("WordLevel error: Missing [UNK] token from the vocabulary")
+
+    with pytest.raises(CalibrationError, match=r"tokenizer fails on the text .*Missing .UNK. token"):
+        tokenise("one two three", damaged, 1, 2)

@@ -1,0 +1,237 @@
+"""``llmrank evaluate`` beyond perplexity: what it says and writes is what the library gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmrank
+from llmrank.calibration.text import tokenise
+from llmrank.evaluation.fidelity import continuations, fidelity
+from llmrank.evaluation.last_word import cut_passages, last_word
+from llmrank.evaluation.perplexity import perplexity
+from tests.llmrank.commands import refused, run
+from tests.llmrank.tiny_models import (
+    TALE,
+    disturbed,
+    family_model,
+    named_family,
+    spelling_tokenizer,
+    tiny_llama,
+    tiny_t5,
+    tokenizer,
+)
+
+SHORT = ("--samples", 6, "--sequence-length", 24)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("models")
+    dense = tiny_llama(max_position_embeddings=512)
+    made = {
+        "dense": (dense, spelling_tokenizer(front=True)),
+        "pruned": (disturbed(dense), spelling_tokenizer(front=True)),
+        "plain": (dense, spelling_tokenizer()),
+        "other words": (dense, tokenizer()),
+        "no tokenizer": (dense, None),
+        "T5": (tiny_t5(), spelling_tokenizer()),
+        "BERT": (family_model(named_family("BERT")), spelling_tokenizer()),
+    }
+    return {name: llmrank.save(directory / name.replace(" ", "-"), *pair) for name, pair in made.items()}
+
+
+@pytest.fixture
+def tale(tmp_path: Path) -> Path:
+    words = TALE.split()
+    turned = [words[k:] + words[:k] for k in range(len(words))]
+    sentences = [f"{' '.join(turn).capitalize()}." for turn in turned]
+    path = tmp_path / "tale.txt"
+    path.write_text("\n\n".join(" ".join(sentences[k : k + 9]) for k in range(0, 18, 3)), encoding="utf-8")
+    return path
+
+
+def strict(path: Path) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_everything_at_once_is_what_the_library_gives(
+    models: dict[str, Path], tale: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "result.json"
+    more = ("--prompts", 4, "--prompt-length", 8, "--new-tokens", 5, "--last-word", "--passages", 7)
+    given = ("--text", tale, "--against", models["dense"], *more, *SHORT, "--json", result)
+    assert run("evaluate", models["pruned"], *given) == 0
+    said, found = capsys.readouterr().out, strict(result)
+
+    dense, pruned = (llmrank.load(models[name]) for name in ("dense", "pruned"))
+    text = tale.read_text(encoding="utf-8")
+    sequences = tokenise(text, pruned.tokenizer, 6, 24)
+    compared = fidelity(dense.model, pruned.model, sequences)
+    alike = continuations(dense.model, pruned.model, sequences, 4, 8, 5)
+    asked = last_word(pruned.model, pruned.tokenizer, cut_passages(text, 7))
+    wanted = perplexity(pruned.model, sequences)
+    assert found["perplexity"] == pytest.approx(wanted.value)
+    assert found["tokens"] == wanted.tokens == 6 * 23
+    assert found["against"] == str(models["dense"])
+    assert found["divergence"] == pytest.approx(vars(compared.divergence), rel=1e-4)
+    assert found["top1"] == pytest.approx(vars(compared.agreement))
+    for part in ("prefix", "equal", "exact"):
+        assert found["continuations"][part] == pytest.approx(vars(getattr(alike, part)))
+    assert (found["continuations"]["prompt_length"], found["continuations"]["new_tokens"]) == (8, 5)
+    assert found["last_word"] == {"accuracy": pytest.approx(vars(asked.accuracy)), "skipped": 0}
+    assert found["last_word"]["accuracy"]["count"] == 7
+    assert found["protocol"]["source"] == "file tale.txt"
+    assert f"perplexity {wanted.value:.3f} over 138 tokens" in said
+    assert f"{compared.divergence.value:.4f}" in said
+    for share in (compared.agreement, alike.prefix, asked.accuracy):
+        assert f"{share.value:.1%}" in said
+        assert f"{share.error:.1%}" in said
+
+
+def test_only_what_is_asked_for(
+    models: dict[str, Path], tale: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "result.json"
+    always = {"model", "perplexity", "tokens", "parameters", "bytes", "protocol"}
+    for given, more in (
+        ((), set()),
+        (("--last-word",), {"last_word"}),
+        (("--against", models["dense"], "--prompts", 0), {"against", "divergence", "top1"}),
+    ):
+        assert run("evaluate", models["pruned"], "--text", tale, *SHORT, *given, "--json", result) == 0
+        assert set(strict(result)) == always | more
+        assert ("standard error" in capsys.readouterr().out) == bool(more)
+
+
+def test_a_model_against_itself(models: dict[str, Path], tale: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    given = ("--text", tale, "--against", models["dense"], *SHORT, "--json", result)
+    assert run("evaluate", models["dense"], *given) == 0
+    found = strict(result)
+    assert found["divergence"]["value"] == 0.0
+    assert found["top1"] == {"value": 1.0, "error": 0.0, "count": 138}
+    assert found["continuations"]["exact"] == {"value": 1.0, "error": 0.0, "count": 6}
+    assert found["continuations"]["prompt_length"] == 24  # no longer than the sequences
+
+
+def test_prompts_leave_room_to_continue(models: dict[str, Path], tale: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    source = llmrank.save(tmp_path / "gpt2", family_model(named_family("GPT-2")), spelling_tokenizer())
+    assert run("evaluate", source, "--text", tale, "--against", source, "--samples", 2, "--json", result) == 0
+    assert strict(result)["continuations"]["prompt_length"] == 64 - 32
+
+
+@pytest.mark.parametrize(
+    ("dense", "reason"),
+    [
+        ("other words", "entries of their vocabularies differ"),
+        ("plain", "they cut the text into different tokens"),
+        ("no tokenizer", "came without a tokenizer"),
+    ],
+)
+def test_other_tokenizers_are_refused(
+    models: dict[str, Path], tale: Path, dense: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, "evaluate", models["pruned"], "--text", tale, "--against", models[dense], *SHORT)
+    assert "are not the same" in message
+    assert reason in message
+    assert "that MODEL was cut from" in message
+
+
+def test_an_encoder_decoder_is_compared_but_not_asked_for_last_words(
+    models: dict[str, Path], tale: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "result.json"
+    given = ("evaluate", models["T5"], "--text", tale, *SHORT)
+    assert "does not continue the text it reads" in refused(capsys, *given, "--last-word")
+    assert run(*given, "--against", models["T5"], "--json", result) == 0
+    assert strict(result)["top1"]["value"] == 1.0
+    assert strict(result)["divergence"]["count"] == 6 * 12
+
+
+def test_encoders_are_refused(models: dict[str, Path], tale: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given in ((), ("--last-word",), ("--against", models["BERT"])):
+        assert "predicts no next token" in refused(capsys, "evaluate", models["BERT"], "--text", tale, *SHORT, *given)
+
+
+def test_a_text_without_passages_is_refused_first(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("\n\n".join([f"{TALE.capitalize()}."] * 9), encoding="utf-8")
+    message = refused(capsys, "evaluate", models["pruned"], "--text", path, *SHORT, "--last-word")
+    assert "no passage to ask the last word of in the file short.txt" in message
+    path.write_text("", encoding="utf-8")
+    assert "is empty" in refused(capsys, "evaluate", models["pruned"], "--text", path, "--last-word")
+
+
+def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--passages", "--prompt-length", "--new-tokens", "--documents"):
+        assert f"{option} must be at least 1" in refused(capsys, "evaluate", "./nowhere", option, 0)
+    assert "--prompts must be at least 0" in refused(capsys, "evaluate", "./nowhere", "--prompts", -1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--text", "missing.txt"), "no evaluation text at missing.txt"),
+        (("--text", "."), ". is a directory; expected the path of a text file"),
+        (("--text", "latin.txt"), "cannot read latin.txt as UTF-8 text"),
+        (("--text", "latin.txt", "--last-word"), "cannot read latin.txt as UTF-8 text"),
+        (("--text", "short.txt", "--last-word"), "no passage to ask the last word of in the file short.txt"),
+        (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
+        (("--dtype", "int8"), "unknown dtype 'int8'"),
+        (("--json", "absent/result.json"), "there is no directory absent"),
+        (("--json", "."), ". is a directory"),
+        (("--json", os.devnull), f"{os.devnull} is a device or a pipe; expected the path of a file"),
+        (("--passages", 10**23), "--passages must be at most 2147483647"),
+        (("--new-tokens", 10**23), "--new-tokens must be at most 2147483647"),
+    ],
+)
+def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: tuple[Any, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latin.txt").write_bytes("déjà vu".encode("latin-1"))
+    Path("short.txt").write_text("Nothing to guess.", encoding="utf-8")
+    assert message in refused(capsys, "evaluate", "./nowhere", *given)
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_a_model_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever the tests run as: the superuser may write where permissions forbid it."""
+
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    message = refused(capsys, "evaluate", "./nowhere", "--json", tmp_path / "result.json")
+    assert f"cannot write {tmp_path / 'result.json'}: Permission denied; choose another place" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_tasks_need_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given in (("--documents", 3), ("--task-dir", tmp_path)):
+        assert "name some with --tasks" in refused(capsys, "evaluate", "./nowhere", *given)
+
+
+def test_tasks_without_lm_eval_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    message = refused(capsys, "evaluate", "./nowhere", "--tasks", "llmrank_last_word")
+    assert "pip install 'llmrank[eval]'" in message

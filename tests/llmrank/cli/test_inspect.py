@@ -1,0 +1,288 @@
+"""``llmrank inspect``, run in this process on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import networkx
+import pytest
+
+from graphs import load_graph, load_rank
+from llmrank.cli import inspect as cli_inspect
+from tests.llmrank import commands
+from tests.llmrank.commands import SHORT
+from tests.llmrank.tiny_models import FFN, LLAMA
+
+pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
+
+
+def run(*arguments: Any) -> int:
+    return commands.run("inspect", *arguments)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """What a command that succeeds prints."""
+    assert run(*arguments) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    return commands.refused(capsys, "inspect", *arguments)
+
+
+def row(output: str, layer: str) -> list[str]:
+    """The cells of a row of the table of layers, behind its number."""
+    cells = [line.split() for line in output.splitlines()]
+    return next(words[words.index(layer) :] for words in cells if layer in words[:2] and len(words) > 3)
+
+
+# --- the terminal
+
+
+def test_it_prints_one_row_a_layer(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+    output = shown(capsys, checkpoint, "--calibration", corpus, *SHORT)
+    assert "isolated, 2 graphs" in output  # the default
+    assert f"{LLAMA['hidden_size'] * FFN:,}" in output  # edges into the hidden layer
+    assert "same neurons as wpr, isolated" in output
+    for name in (
+        "mpr",
+        "fbpr",
+        "norm",
+        "activation",
+        "random",
+        "wanda",
+        "wanda-sp",
+        "flap",
+        "explained",
+        "wpr, chained",
+    ):
+        assert name in output
+    for number in (0, 1):
+        cells = row(output, f"{number}.mlp")
+        assert cells[1:3] == [str(FFN), f"{LLAMA['hidden_size'] * FFN:,}"]
+        assert cells[-2] == str(FFN - round(0.3 * FFN))
+    assert row(output, "all")[1] == f"{2 * FFN}"
+    # It fits a terminal of 80 columns.
+    table = output[: output.index("dead:")]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "--output" in output
+
+
+def test_what_the_columns_mean_is_said(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+    output = shown(capsys, checkpoint, "--calibration", corpus, *SHORT, "--amount", "0.25", "--compare", "none")
+    for word in ("dead:", "effective:", "top 1 %:", "Gini:", "highest:", "keeps:", "Spearman:", "25 %"):
+        assert word in output
+    assert "same neurons as wpr" in output  # the other topology is compared in any case
+
+
+def test_a_neuron_is_told_in_words(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+    options = (checkpoint, "--calibration", corpus, *SHORT, "--pipeline", "chained")
+    output = shown(capsys, *options, "--neuron", "1:3", "--neuron", "model.layers.0.mlp:0")
+    for part in (
+        "Neuron 1:3 (model.layers.1.mlp)",
+        "Neuron 0:0 (model.layers.0.mlp)",
+        "from nodes of model.layers.0.mlp:output (share of what arrives): ",
+        "to nodes of model.layers.1.mlp:output (share of what leaves): ",
+        "strongest paths through it",
+        " > 3 > ",
+    ):
+        assert part in output
+    verdicts = [line for line in output.splitlines() if line.startswith(("local: ", "global: "))]
+    assert len(verdicts) == 4
+    assert all("kept, " in line or "removed, " in line for line in verdicts)
+
+
+def test_a_neuron_of_a_layer_that_stays_whole_has_no_margin(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+    output = shown(capsys, checkpoint, "--calibration", corpus, *SHORT, "--amount", 0, "--neuron", "1:3")
+    assert "local: kept; nothing of its layer is removed" in output
+    assert "nan" not in output
+
+
+def test_a_number_of_neurons_that_no_single_layer_has(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+    options = (checkpoint, "--calibration", corpus, *SHORT, "--amount", FFN + 10)
+    output = shown(capsys, *options, "--pruner", "global", "--neuron", "0:1")
+    assert "local pruning refuses this amount: model.layers.0.mlp would keep 0 of" in output
+    assert row(output, "all")[-1] == str(FFN - 10)
+    assert row(output, "1.mlp")[-2] == "refused"
+    assert "would keep 0 of" in refused(capsys, *options, "--pruner", "local")
+
+
+def test_options_of_the_global_budget_count_whichever_was_asked_for(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    common = (
+        checkpoint,
+        "--calibration",
+        corpus,
+        *SHORT,
+        "--normalize",
+        "mean",
+        "--multiple-of",
+        8,
+        "--format",
+        "html",
+    )
+    for budget in ("local", "global"):
+        shown(capsys, *common, "--pruner", budget, "--output", tmp_path / budget)
+    local, together = (json.loads((tmp_path / budget / "summary.json").read_text()) for budget in ("local", "global"))
+    assert local["layers"] == together["layers"]
+    assert (local["pruner"], local["normalize"], local["multiple_of"]) == ("local", "mean", 8)
+
+
+# --- the files
+
+
+def test_it_writes_what_it_found(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "seen"
+    options = ("--calibration", corpus, *SHORT, "--layers", "1", "--top", "5", "--pipeline", "chained")
+    formats = "png,svg,html,graphml,gexf,safetensors,npz,csv"
+    printed = shown(capsys, checkpoint, *options, "--output", output, "--format", formats, "--neuron", "1:3")
+    assert "Neuron 1:3" in printed
+    assert f"Open {output / 'index.html'} in a browser" in printed
+    figures = {
+        f"{stem}.{kind}"
+        for stem in ("what_went_where", "concentration", "agreement", "layer-1")
+        for kind in ("png", "svg")
+    }
+    graphs = {"graph-top.graphml", "graph-top.gexf", "graph.safetensors", "graph-rank.safetensors", "graph.npz"}
+    found = {path.name for path in output.iterdir()}
+    assert figures | graphs | {"summary.json", "index.html"} <= found
+    assert any("edges" in name and name.endswith(".csv") for name in {p.name for p in output.rglob("*.csv")})
+    summary = json.loads((output / "summary.json").read_text())
+    assert list(summary["layers"]) == ["model.layers.1.mlp"]
+    graph, rank = load_graph(output / "graph.safetensors"), load_rank(output / "graph-rank.safetensors")
+    assert graph.layers == tuple(map(len, rank.scores)) == (16, FFN, 16, FFN, 16)
+    drawn = networkx.read_graphml(output / "graph-top.graphml")
+    assert len(drawn) == 5 * 5
+    # The same model and text give the same figures.
+    again = tmp_path / "again"
+    assert run(checkpoint, *options, "--output", again, "--format", "png,svg") == 0
+    for name in figures:
+        assert (output / name).read_bytes() == (again / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_the_page_is_opened_or_its_place_said(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, monkeypatch: Any, opens: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(cli_inspect.webbrowser, "open", lambda address: asked.append(address) or opens)
+    options = ("--calibration", corpus, *SHORT, "--output", tmp_path / "seen", "--format", "html", "--open")
+    output = shown(capsys, checkpoint, *options)
+    assert asked == [(tmp_path / "seen" / "index.html").as_uri()]
+    assert ("in a browser" in output) is not opens
+
+
+def test_it_leaves_nothing_half_written(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("llmrank.cli.inspect.write_page", full)
+    message = run(checkpoint, "--calibration", corpus, *SHORT, "--output", tmp_path / "out")
+    assert message == 2
+    assert "No space left" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt"]
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "pdf"), "unknown format pdf; expected some of png, svg, html"),
+        (("--open",), "--open needs --output"),
+        (("--layers", "7"), "layers 0 to 1, got '7'"),
+        (("--layers", "0-999999999999"), "layers 0 to 1, got '0-999999999999'"),
+        (("--layers", "a-b"), "0-3,29"),
+        (("--neuron", "1:400"), "neurons 0 to 39, got 400"),
+        (("--compare", "pagerank"), "unknown scorer 'pagerank'"),
+        (("--top", 0), "--top must be at least 1"),
+    ],
+)
+def test_it_refuses(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, arguments: tuple[Any, ...], message: str
+) -> None:
+    output = [] if "--open" in arguments else ["--output", tmp_path / "out"]
+    assert message in refused(capsys, checkpoint, "--calibration", corpus, *SHORT, *output, *arguments)
+    assert list(tmp_path.glob("*out*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "pdf"), "unknown format"),
+        (("--layers", "a-b"), "numbers and ranges such as 0-3,29"),
+        (("--layers", "3-1"), "numbers and ranges such as 0-3,29"),
+        (("--layers", ""), "numbers and ranges such as 0-3,29"),
+        (("--neuron", "17"), "expected LAYER:NEURON, such as 3:17"),
+        (("--compare", "pagerank"), "unknown scorer"),
+        (("--scorer", "pagerank"), "unknown scorer"),
+        (("--pruner", "thirds"), "local and global pruning take; got --pruner 'thirds'"),
+        (("--pruner", "sensitivity"), "local and global pruning take; got --pruner 'sensitivity'"),
+        (("--amount", "1.5"), "amount must be a share"),
+        (("--gamma", "2"), "gamma"),
+        (("--normalize", "median"), "expected auto, zscore, robust, mean or none"),
+    ],
+)
+def test_slips_are_found_before_a_model_is_loaded(
+    capsys: Any, monkeypatch: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr(cli_inspect, "load", lambda _: pytest.fail("began to load"))
+    assert message in refused(capsys, "no/such/model", "--output", tmp_path / "seen", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--layers", "7"), "layers 0 to 1, got '7'"),
+        (("--neuron", "1:400"), "neurons 0 to 39, got 400"),
+        (("--neuron", "attention:3"), "no prunable layer 'attention'"),
+        (("--amount", FFN), "would keep 0 of 40 neurons"),
+        (("--min-keep", FFN + 1), "fewer than min_keep=41"),
+    ],
+)
+def test_what_the_model_lacks_is_found_before_the_calibration(
+    checkpoint: Path, capsys: Any, monkeypatch: Any, arguments: tuple[Any, ...], message: str
+) -> None:
+    monkeypatch.setattr("llmrank.pipeline.BasePipeline.calibrate", lambda *_: pytest.fail("began to calibrate"))
+    assert message in refused(capsys, checkpoint, *SHORT, *arguments)
+
+
+def test_parquet_without_pyarrow_is_refused_at_once(capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli_inspect, "find_spec", lambda _: None)
+    monkeypatch.setattr(cli_inspect, "load", lambda _: pytest.fail("began to load"))
+    message = refused(capsys, "no/such/model", "--output", tmp_path / "seen", "--format", "parquet")
+    assert 'pip install "llmrank[tables]"' in message
+
+
+def test_formats_without_a_place_to_write_are_refused(capsys: Any) -> None:
+    assert "needs --output" in refused(capsys, "no/such/model", "--format", "gexf")
+
+
+# --- the residual stream
+
+
+def test_the_residual_graph_is_inspected_as_the_others_are(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    output = tmp_path / "seen"
+    printed = shown(
+        capsys,
+        checkpoint,
+        *("--pipeline", "residual", "--attention", "--scorer", "fbpr", "--explained", 0.5),
+        *("--calibration", corpus, "--output", output, "--format", "png,html,graphml,safetensors", "--neuron", "1:3"),
+        *SHORT,
+    )
+    assert "residual, 4 graphs" in printed  # two attentions, two FFNs
+    assert "fbpr, chained" in printed
+    assert row(printed, "1.mlp")[1] == str(FFN)
+    assert "Neuron 1:3" in printed
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    assert summary["topology"] == "residual"
+    assert list(summary["layers"]) == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    assert (output / "index.html").is_file()

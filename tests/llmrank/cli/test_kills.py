@@ -1,0 +1,175 @@
+"""Commands that are killed while they save: the output is as it was or whole, and the next run removes what is left."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llmrank
+from llmrank import cli
+from llmrank.surgery import checkpoint
+from tests.llmrank.commands import SHORT
+from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+PAUSE = 0.02
+
+
+def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(PAUSE)
+        result = function(*arguments, **options)
+        time.sleep(PAUSE)
+        return result
+
+    return slow
+
+
+def child(arguments: list[str], started: int, cwd: Path | None) -> None:
+    """In a fork: a command whose renames and removals are slow; a byte is written to `started` when it begins to save."""
+    status = 70
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        if cwd is not None:
+            os.chdir(cwd)
+        torch.set_num_threads(1)
+        for name in ("rename", "replace", "rmdir"):
+            setattr(os, name, slowed(getattr(os, name)))
+        save = checkpoint.save
+
+        def announced(*arguments: Any, **options: Any) -> Any:
+            os.write(started, b"!")
+            return save(*arguments, **options)
+
+        checkpoint.save = announced
+        status = cli.main(arguments)
+    finally:
+        os._exit(status)
+
+
+class Command:
+    """``llmrank prune`` on a tiny model, run in forks of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.set_num_threads(1)
+        self.model = llmrank.save(folder / "model", tiny_llama(), tokenizer())
+        self.corpus = folder / "corpus.txt"
+        self.corpus.write_text(text(200), encoding="utf-8")
+        assert self.run(folder / "whole") == 0
+        assert self.run(folder / "again") == 0
+        self.saving = self.seconds
+        self.whole = {path.name: path.stat().st_size for path in (folder / "whole").iterdir()}
+
+    def run(self, output: Path, cwd: Path | None = None, kill: tuple[int, float] | None = None) -> int:
+        """The exit status; minus the number of the signal that ended it."""
+        arguments = ["prune", str(self.model), "--output", str(output), "--calibration", str(self.corpus), *SHORT]
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read)
+            child(arguments, write, cwd)
+        os.close(write)
+        began = os.read(read, 1)
+        os.close(read)
+        started = time.monotonic()
+        if kill is not None and began:
+            time.sleep(kill[1])
+            os.kill(pid, kill[0])
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self.seconds = time.monotonic() - started
+        return status
+
+    def state(self, output: Path) -> str:
+        if not output.exists():
+            return "absent"
+        found = {path.name: path.stat().st_size for path in output.iterdir() if not path.name.endswith(".partial")}
+        if not found:
+            return "empty"
+        if found.keys() == self.whole.keys() and found["model.safetensors"] == self.whole["model.safetensors"]:
+            return "whole"
+        return "part that loads" if "config.json" in found else "part that no loader takes"
+
+
+def kills(folder: Path, n: int, targets: list[str]) -> Counter[tuple[str, ...]]:
+    """What `n` kills at random moments of saving left: (target before, signal, target after, leftovers at once, later)."""
+    command, seen, generator = Command(folder), Counter[tuple[str, ...]](), random.Random(0)
+    for k in itertools.count():
+        if sum(seen.values()) == n:
+            break
+        before, number = targets[k % len(targets)], SIGNALS[k // len(targets) % len(SIGNALS)]
+        place = folder / f"{k}"
+        place.mkdir()
+        output = place / "out"
+        if before != "absent":
+            output.mkdir()
+        if before == "link":
+            (place / "link").symlink_to("out")
+        shown = {"link": place / "link", "here": Path()}.get(before, output)
+        cwd = output if before == "here" else None
+        status = command.run(shown, cwd, (number, generator.uniform(0, command.saving)))
+        if status == 0:  # it was faster
+            continue
+        after = command.state(output)
+        left = leftovers(place, before)
+        again = command.run(shown, cwd)
+        end = command.state(output)
+        if end != "whole" or again not in (0, 2):
+            end = f"{end} with status {again}"
+        later = leftovers(place, before)
+        seen[before, number.name, str(status), after, f"{len(left)} left", end, f"{len(later)} left"] += 1
+    return seen
+
+
+def leftovers(place: Path, before: str) -> list[str]:
+    """All that is there but the target."""
+    own = {place / "out", *([place / "link"] if before == "link" else [])}
+    found = {*place.iterdir()} - own
+    if (place / "out").exists():
+        found |= {path for path in (place / "out").iterdir() if path.name.endswith(".partial")}
+    return [str(path) for path in found]
+
+
+def test_the_target_is_as_it_was_or_whole(tmp_path: Path) -> None:
+    seen = kills(tmp_path, 200, ["absent", "empty", "link"])
+    for before, name, status, after, _, end, later in seen:
+        assert after in ({"absent": "absent"}.get(before, "empty"), "whole")
+        assert (end, later) == ("whole", "0 left")
+        # Behind the last line of a command, a signal ends the process as it ends any other.
+        done = (-signal.SIGTERM,) if (name, after) == ("SIGTERM", "whole") else ()
+        assert int(status) in ({"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}[name], *done)
+    # They came at all times: before the target appeared, and after.
+    for before in ("absent", "empty", "link"):
+        assert len({after for (target, _, _, after, *_), _ in seen.items() if target == before}) == 2
+    # Who can clean up does; between two lines of the cleaning an interruption may still leave something.
+    assert (
+        sum(count for (_, name, _, _, left, *_), count in seen.items() if name != "SIGKILL" and left != "0 left") <= 3
+    )
+    assert any(left != "0 left" for _, _, _, _, left, *_ in seen)
+
+
+def test_a_part_in_the_current_directory_is_taken_back(tmp_path: Path) -> None:
+    """It cannot be replaced; a kill within the renames leaves a part that no loader takes."""
+    seen = kills(tmp_path, 60, ["here"])
+    for _, name, _, after, _, end, later in seen:
+        assert after in ("empty", "whole", *(["part that no loader takes"] if name == "SIGKILL" else []))
+        assert (end, later) == ("whole", "0 left")
+    assert any("part" in after for _, _, _, after, *_ in seen)

@@ -1,0 +1,145 @@
+"""The figures of an inspection: what they draw is what it found, and files come out the same twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from graphs.analysis.measures import gini
+from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.errors import OptionError
+from llmrank.inspection.figures import agreement, concentration, layer_view, what_went_where, write_figures
+from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.summary import find
+from llmrank.prune import GlobalPruner
+from llmrank.score import ActivationScorer, NormScorer, WeightedPageRankScorer
+from tests.llmrank.tiny_models import STRUCTURE, tiny_llama, token_ids
+
+WPR, ACTIVATION = WeightedPageRankScorer(), ActivationScorer()
+
+
+def inspected(scorers: dict[str, Any], topology: type = ChainedFFNPipeline, layers: int = 2) -> Inspection:
+    model = tiny_llama(num_hidden_layers=layers)
+    pipeline = topology(model, None, pruner=GlobalPruner(0.4), calibration=token_ids())
+    return inspect_model(pipeline, scorers, "wpr", "global")
+
+
+@pytest.fixture(scope="module")
+def inspection() -> Inspection:
+    return inspected({"wpr": WPR, "norm": NormScorer(), "activation": ACTIVATION})
+
+
+def drawn(figure: Figure) -> Figure:
+    """The figure, laid out: what cannot be drawn fails here."""
+    figure.canvas.draw()
+    return figure
+
+
+def words(figure: Figure) -> str:
+    from matplotlib.text import Text
+
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_what_goes_is_what_the_masks_remove(inspection: Inspection) -> None:
+    masks = inspection.main.masks["global"]
+    figure = drawn(what_went_where(inspection.main.importance, masks, "global"))
+    heat, bars = figure.axes[:2]
+    assert heat.get_title() == "2 layers of hidden neurons: score, and what goes (global): right of the white line"
+    kept = [float(mask.double().mean()) for mask in masks.values()]
+    heights = [bar.get_height() for bar in bars.patches]
+    assert heights == pytest.approx([*kept, *(1 - share for share in kept)])
+    (line,) = [line for line in bars.lines if len(line.get_ydata()) == len(kept)]
+    lost = [float(inspection.main.importance[name][~mask.numpy()].sum()) for name, mask in masks.items()]
+    assert line.get_ydata() == pytest.approx(lost)
+
+
+def test_all_of_them_are_called_neurons(inspection: Inspection) -> None:
+    figures = (
+        what_went_where(inspection.main.importance, inspection.main.masks["global"]),
+        concentration(inspection),
+        agreement(inspection),
+    )
+    for figure in figures:
+        assert "neuron" in words(drawn(figure))
+        assert "node" not in words(figure)
+
+
+def test_concentration_names_model_scorer_and_gini(inspection: Inspection) -> None:
+    figure = drawn(concentration(inspection))
+    assert figure.get_suptitle() == "LlamaForCausalLM: scores by wpr, chained"
+    for scores in inspection.main.importance.values():
+        assert f"{gini(scores):.2f}" in words(figure)
+
+
+def test_agreement_says_what_the_findings_say(inspection: Inspection) -> None:
+    """The activation is compared where it is there, and the other topology in any case."""
+    figure = drawn(agreement(inspection))
+    found = find(inspection).agreement
+    labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel().startswith("percentile")]
+    assert labels == ["percentile in its layer by activation", "percentile in its layer by wpr, isolated"]
+    for axes, entry in zip(figure.axes, (found["activation"], found["isolated"]), strict=False):
+        title = " ".join(axes.get_title().split())
+        assert title.endswith(f"keeps {entry.global_:.0%}".replace("%", " %"))
+        assert title.startswith("Spearman ")
+
+
+def test_agreement_without_another_scorer_is_that_of_the_topologies() -> None:
+    figure = drawn(agreement(inspected({"wpr": WPR}, IsolatedFFNPipeline)))
+    assert [axes.get_ylabel() for axes in figure.axes] == ["percentile in its layer by wpr, chained"]
+    figure = drawn(agreement(inspected({"norm": NormScorer(), "wpr": WPR})))
+    assert figure.axes[0].get_ylabel() == "percentile in its layer by norm"
+
+
+@pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
+def test_a_layer_is_drawn_with_its_highest_neurons(topology: type) -> None:
+    inspection = inspected({"wpr": WPR}, topology)
+    name = list(inspection.places())[1]
+    figure = drawn(layer_view(inspection, name, top=4))
+    assert figure.get_suptitle() == f"LlamaForCausalLM: {name}"
+    written = words(figure.subfigs[0]).split("\n")
+    highest = np.argsort(-inspection.main.importance[name], kind="stable")[:4]
+    assert {str(neuron) for neuron in highest} <= set(written)
+    assert "36 others" in words(figure)
+
+
+def test_the_last_of_named_linears_has_nothing_after_it() -> None:
+    pipeline = ChainedFFNPipeline(tiny_llama(), None, STRUCTURE, calibration=token_ids())
+    inspection = inspect_model(pipeline, {"wpr": WPR}, "wpr")
+    drawn(layer_view(inspection, list(inspection.places())[-1], top=3))
+
+
+def test_files_are_named_and_the_same_twice(inspection: Inspection, tmp_path: Path) -> None:
+    names = list(inspection.places())
+    for place in ("once", "again"):
+        (tmp_path / place).mkdir()
+    once = write_figures(inspection, tmp_path / "once", ["png", "svg"], top=3, names=names[1:])
+    again = write_figures(inspection, tmp_path / "again", ["png", "svg"], top=3, names=names[1:])
+    stems = ("what_went_where", "concentration", "agreement", "layer-1")
+    assert [path.name for path in once] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
+    assert sorted(once) == sorted((tmp_path / "once").iterdir())
+    for one, other in zip(once, again, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    # No window, and nothing left in matplotlib's own register.
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(("layers", "wanted"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (6, [0, 2, 5])])
+def test_first_middle_and_last_where_nothing_is_asked(tmp_path: Path, layers: int, wanted: list[int]) -> None:
+    written = write_figures(inspected({"wpr": WPR}, layers=layers), tmp_path, ["svg"], top=2)
+    assert [path.stem for path in written[3:]] == [f"layer-{number}" for number in wanted]
+
+
+def test_nothing_is_drawn_for_wrong_names(inspection: Inspection, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no prunable layer 'mlp'; expected one of model"):
+        write_figures(inspection, tmp_path, ["png"], names=["mlp"])
+    with pytest.raises(OptionError, match="written as png, svg, got pdf"):
+        write_figures(inspection, tmp_path, ["png", "pdf"])
+    with pytest.raises(OptionError, match="no prunable layer 'mlp'"):
+        layer_view(inspection, "mlp")
+    assert list(tmp_path.iterdir()) == []

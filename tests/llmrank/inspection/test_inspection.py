@@ -1,0 +1,228 @@
+"""What an inspection finds equals what pipelines and pruners do, and what is computed by other means."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.errors import OptionError
+from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.summary import find, margin, neuron_facts, parse_neuron, split_neuron
+from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
+from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
+from tests.llmrank.tiny_models import STRUCTURE, Snapshot, tiny_llama, token_ids
+
+SCORERS = {"wpr": WeightedPageRankScorer(), "activation": ActivationScorer(), "random": RandomScorer(seed=1)}
+TOPOLOGIES = {"chained": ChainedFFNPipeline, "isolated": IsolatedFFNPipeline}
+
+
+def inspected(topology: str = "chained", budget: BasePruner | None = None, **options: Any) -> Inspection:
+    pipeline = TOPOLOGIES[topology](tiny_llama(), None, pruner=budget, calibration=token_ids())
+    return inspect_model(pipeline, SCORERS, "wpr", **options)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("budget", ["local", "global"])
+def test_it_says_what_the_pipeline_does(topology: str, budget: str) -> None:
+    pruner = LocalPruner(0.4) if budget == "local" else GlobalPruner(0.4)
+    inspection = inspected(topology, pruner, pruner=budget)
+    pipeline = TOPOLOGIES[topology](tiny_llama(), None, scorer=SCORERS["wpr"], pruner=pruner, calibration=token_ids())
+    pipeline.run()
+    assert inspection.main.masks[budget] == pipeline.masks
+    assert inspection.topology == topology
+    assert list(inspection.places()) == list(pipeline.masks or {})
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model = tiny_llama()
+    before = Snapshot(model)
+    inspect_model(ChainedFFNPipeline(model, None, calibration=token_ids()), SCORERS, "wpr")
+    before.assert_restored()
+
+
+def test_the_other_topology_is_scored_too() -> None:
+    chained, isolated = inspected("chained"), inspected("isolated")
+    for name, scores in chained.elsewhere.importance.items():
+        np.testing.assert_array_equal(scores, isolated.main.importance[name])
+    assert chained.elsewhere.masks["local"] == isolated.main.masks["local"]
+
+
+def test_findings_equal_independent_computation() -> None:
+    inspection = inspected("isolated")
+    findings = find(inspection)
+    for name, (position, layer) in inspection.places().items():
+        graph = inspection.graphs[position].graph
+        scores = inspection.main.ranks[position].scores[layer].astype(np.float64)
+        row = findings.layers[name]
+        weights = graph.block(layer).toarray()
+        assert (row.nodes, row.edges_in) == (weights.shape[0], np.count_nonzero(weights))
+        assert row.effective == pytest.approx(1 / sum(s * s for s in scores))
+        assert row.highest == int(scores.argmax())
+        differences = [abs(a - b) for a, b in itertools.product(scores, scores)]
+        assert row.gini == pytest.approx(sum(differences) / (2 * len(scores) ** 2 * scores.mean()))
+        assert findings.kept["local"][name] == len(scores) - round(0.3 * len(scores))
+    activation = findings.agreement["activation"]
+    main, other = inspection.main, inspection.scored["activation"]
+    correlations = [stats.spearmanr(main.importance[n], other.importance[n]).statistic for n in main.importance]
+    assert activation.correlation == pytest.approx(np.mean(correlations))
+    kept = [(main.masks["global"][n], other.masks["global"][n]) for n in main.importance]
+    assert activation.global_ == pytest.approx(
+        sum(int((a & b).sum()) for a, b in kept) / sum(int(a.sum()) for a, _ in kept)
+    )
+    assert set(findings.agreement) == {"activation", "random", "chained"}
+
+
+def test_findings_are_json_and_can_be_of_some_layers() -> None:
+    inspection = inspected("chained")
+    name = list(inspection.places())[1]
+    content = json.loads(json.dumps(find(inspection, [name]).to_dict(), allow_nan=False))
+    assert list(content["layers"]) == [name]
+    assert content["layers"][name]["kept"]["local"] == int(inspection.main.masks["local"][name].sum())
+    assert content["graphs"] == [{"layers": 5, "nodes": 16 * 3 + 40 * 2, "edges": 4 * 16 * 40}]
+
+
+@pytest.mark.parametrize("budget", ["local", "global"])
+def test_verdicts_say_kept_and_by_what_margin(budget: str) -> None:
+    inspection = inspected("chained")
+    for name, scores in inspection.main.importance.items():
+        keep = inspection.main.masks[budget][name].numpy()
+        for neuron in (int(scores.argmax()), int(scores.argmin()), 5):
+            verdict = neuron_facts(inspection, name, neuron).verdicts[budget]
+            assert verdict.kept == keep[neuron]
+            if keep.all() or not keep.any():
+                assert not np.isfinite(verdict.ratio)
+            else:
+                cut = max(scores[~keep]) if keep[neuron] else min(scores[keep])
+                assert verdict.ratio == pytest.approx(scores[neuron] / cut)
+
+
+def test_margins_by_hand() -> None:
+    scores, keep = np.array([0.1, 0.2, 0.4, 0.0]), np.array([False, True, True, False])
+    assert [margin(scores, keep, k) for k in range(4)] == pytest.approx([0.5, 2.0, 4.0, 0.0])
+    everything = np.ones(4, dtype=bool)
+    assert np.isnan(margin(scores, everything, 0))
+    assert np.isnan(margin(scores, ~everything, 0))
+    # Beyond the cut there is only a zero.
+    assert margin(scores, np.array([True, True, True, False]), 1) == np.inf
+    assert np.isnan(margin(np.zeros(2), np.array([True, False]), 0))
+
+
+def test_an_amount_is_refused_before_the_calibration() -> None:
+    for pruner in (LocalPruner(40), GlobalPruner(0.3, min_keep=41)):
+        pipeline = ChainedFFNPipeline(tiny_llama(), None, pruner=pruner, calibration="no/such/file")
+        with pytest.raises(OptionError, match=r"model\.layers\.0\.mlp would keep .* of 40 neurons"):
+            inspect_model(pipeline, SCORERS, "wpr")
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [LocalPruner(protect=0), GlobalPruner(of="bytes"), GlobalPruner(per_cost=True)],
+    ids=["protect", "of", "cost"],
+)
+def test_budgets_that_a_page_could_not_show_are_refused(pruner: BasePruner) -> None:
+    with pytest.raises(OptionError, match="leave protect, of and per_cost to the pruning"):
+        inspected("chained", pruner)
+
+
+def test_a_number_that_only_the_global_budget_has_is_no_reason_to_refuse() -> None:
+    """50 of 80 neurons are there, 50 of every layer's 40 are not."""
+    inspection = inspected("chained", GlobalPruner(50), pruner="global")
+    assert inspection.budgets.refusals == {
+        "local": "model.layers.0.mlp would keep 0 of 40 neurons, fewer than min_keep=1; lower the amount (at most 39 "
+        "of them can go) or min_keep"
+    }
+    assert inspection.main.masks["global"].kept == 30
+    assert set(inspection.main.masks) == set(inspection.elsewhere.masks) == {"global"}
+    content = json.loads(json.dumps(find(inspection).to_dict(), allow_nan=False))
+    assert content["refusals"] == inspection.budgets.refusals
+    assert content["agreement"]["activation"]["local"] is None
+    assert 0 < content["agreement"]["activation"]["global"] <= 1
+    assert {name: set(layer["kept"]) for name, layer in content["layers"].items()} == {
+        name: {"global"} for name in inspection.places()
+    }
+    name = next(iter(inspection.places()))
+    assert set(neuron_facts(inspection, name, 0).verdicts) == {"global"}
+    with pytest.raises(OptionError, match="would keep 0 of 40"):
+        inspected("chained", GlobalPruner(50), pruner="local")
+
+
+def test_settings_of_the_pruner_are_those_of_both_budgets() -> None:
+    pruner = GlobalPruner(0.4, min_keep=3, multiple_of=8, normalize="mean")
+    inspection = inspected("chained", pruner, pruner="global")
+    pipeline = ChainedFFNPipeline(
+        tiny_llama(), None, scorer=SCORERS["wpr"], pruner=pruner, calibration=token_ids(), form="zero"
+    )
+    pipeline.run()
+    assert inspection.main.masks["global"] == pipeline.masks
+    assert {width % 8 for width in inspection.main.masks["local"].widths.values()} == {0}
+    settings = {"amount": 0.4, "min_keep": 3, "multiple_of": 8, "normalize": "mean"}
+    assert {key: find(inspection).to_dict()[key] for key in settings} == settings
+
+
+def test_unknown_layers_are_named_with_those_there_are() -> None:
+    inspection = inspected()
+    with pytest.raises(OptionError, match=r"no prunable layer 'mlp'; expected one of model\.layers\.0\.mlp, model"):
+        find(inspection, ["mlp"])
+
+
+def test_facts_of_a_neuron_of_an_isolated_graph() -> None:
+    inspection = inspected("isolated")
+    name = list(inspection.places())[1]
+    facts = neuron_facts(inspection, name, 3, top=2)
+    graph = inspection.graphs[1].graph
+    weights = graph.block(1).toarray()[3]
+    # The likeliest way in is wide, though not always the widest: what counts is the share of its source.
+    assert facts.facts.in_edges[0].weight == pytest.approx(weights[facts.facts.in_edges[0].node], rel=1e-6)
+    assert facts.facts.in_strength == pytest.approx(weights.sum(), rel=1e-6)
+    assert facts.paths
+    assert all(path.nodes[1] == (1, 3) for path in facts.paths)
+
+
+def test_neurons_are_named_by_number_or_name() -> None:
+    inspection = inspected()
+    names = list(inspection.places())
+    layers = dict.fromkeys(names, 40)
+    assert parse_neuron(layers, "1:17") == (names[1], 17)
+    assert parse_neuron(layers, f"{names[0]}:3") == (names[0], 3)
+    assert parse_neuron(layers, " 1 : 3 ") == (names[1], 3)
+    for wrong, message in (
+        ("17", "LAYER:NEURON"),
+        ("9:1", "0 to 1"),
+        ("mlp:1", "0 to 1"),
+        ("1:x", "LAYER:NEURON"),
+        (":3", "LAYER:NEURON"),
+        ("1:\N{SUPERSCRIPT TWO}", "LAYER:NEURON"),
+        ("1:40", "neurons 0 to 39, got 40"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            parse_neuron(layers, wrong)
+    with pytest.raises(OptionError, match="LAYER:NEURON"):
+        split_neuron("17")
+    with pytest.raises(OptionError, match="neurons 0 to 39, got 40"):
+        neuron_facts(inspection, names[0], 40)
+    with pytest.raises(OptionError, match="no prunable layer 'mlp'"):
+        neuron_facts(inspection, "mlp", 0)
+
+
+def test_unknown_names_are_refused_before_the_calibration() -> None:
+    pipeline = ChainedFFNPipeline(tiny_llama(), None, calibration="no/such/file")
+    with pytest.raises(OptionError, match="expected a scorer of wpr, activation, random"):
+        inspect_model(pipeline, SCORERS, "pagerank")
+    with pytest.raises(OptionError, match="'thirds'"):
+        inspect_model(pipeline, SCORERS, "wpr", "thirds")
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_named_linears_are_pruned_as_the_pipeline_prunes_them(topology: str) -> None:
+    pipeline = TOPOLOGIES[topology](
+        tiny_llama(), None, STRUCTURE, SCORERS["wpr"], GlobalPruner(0.4), calibration=token_ids()
+    )
+    inspection = inspect_model(pipeline, SCORERS, "wpr", "global")
+    pipeline.run()
+    assert inspection.main.masks["global"] == pipeline.masks

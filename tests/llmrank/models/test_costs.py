@@ -1,0 +1,129 @@
+"""What neurons cost, against what a compact model saves and what torch counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from llmrank.errors import OptionError
+from llmrank.models import FAMILIES, Family, explicit_ffns, find_ffns
+from llmrank.models.costs import UNITS, Cost, ModelCosts, neuron_cost, unit_name
+from llmrank.prune.masks import Masks
+from llmrank.surgery.apply import apply_masks, prunable_layers
+from tests.llmrank.tiny_models import STRUCTURE, family_model, features, logits, mlp, tiny_llama, token_ids
+
+
+def masks_of(model: nn.Module, every: int = 3) -> Masks:
+    """Every third neuron goes, in layer k after the first k."""
+    layers = prunable_layers(find_ffns(model))
+    return Masks({name: (torch.arange(layer.size) + k) % every != 0 for k, (name, layer) in enumerate(layers.items())})
+
+
+def counted(model: nn.Module, *inputs: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        logits(model, *inputs)
+    total: int = counter.get_total_flops()
+    return total
+
+
+def weights(model: nn.Module) -> tuple[int, int]:
+    """Parameters and bytes, shared ones once."""
+    unique = {p.data_ptr(): p for p in model.parameters()}.values()
+    return sum(p.numel() for p in unique), sum(p.nbytes for p in unique)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_what_goes_is_what_a_compact_model_saves(family: Family) -> None:
+    model = family_model(family)
+    ids = token_ids(1, 8)
+    ffns = find_ffns(model)
+    costs, masks = ModelCosts(model, ffns), masks_of(model)
+    before, flops = weights(model), counted(model, ids)
+    assert (costs.whole("parameters"), costs.whole("bytes")) == before
+    assert costs.whole("ffn-parameters") == sum(ffn.n_parameters for ffn in ffns)
+    one_by_one = sum(
+        ((len(masks[name]) - int(masks[name].sum())) * neuron_cost(layer).parameters)
+        for name, layer in prunable_layers(ffns).items()
+    )
+    apply_masks(model, ffns, masks)
+    after, less = weights(model), counted(model, ids)
+    for unit, saved in (("parameters", before[0] - after[0]), ("bytes", before[1] - after[1])):
+        assert costs.removed(masks.widths, unit) == costs.removed(masks.widths, f"ffn-{unit}") == saved  # type: ignore[arg-type]
+    # Attention costs the same before and after.
+    assert costs.removed(masks.widths, "flops") * 8 == flops - less
+    assert one_by_one == before[0] - after[0]
+
+
+def test_matrices_compute_and_lookups_do_not() -> None:
+    """All but attention's products with the context: 4 heads of 4, scores and values, for 8 tokens each of 8."""
+    model = tiny_llama(attn_implementation="eager")
+    costs = ModelCosts(model, find_ffns(model))
+    assert counted(model, token_ids(1, 8)) == 8 * costs.model.flops + 2 * 2 * (2 * 4 * 8 * 8 * 4)
+    tied = tiny_llama(tie_word_embeddings=True)
+    shared = ModelCosts(tied, find_ffns(tied))
+    assert shared.model.flops == costs.model.flops
+    assert costs.model.parameters - shared.model.parameters == 64 * 16
+
+
+def test_layers_that_follow_one_another_share_a_matrix() -> None:
+    model = mlp(5, 12, 9, 4)
+    x = features(3, 5)
+    ffns = find_ffns(model)
+    costs = ModelCosts(model, ffns)
+    masks = masks_of(model, every=2)
+    first, second = masks.widths.values()
+    kept = (5 + 1) * first + (first + 1) * second + (second + 1) * 4
+    whole = (5 + 1) * 12 + (12 + 1) * 9 + (9 + 1) * 4
+    assert costs.whole("ffn-parameters") == costs.whole("parameters") == whole
+    assert costs.removed(masks.widths, "parameters") == whole - kept
+    flops = counted(model, x)
+    apply_masks(model, ffns, masks)
+    assert costs.removed(masks.widths, "ffn-flops") * 3 == flops - counted(model, x)
+    assert weights(model)[0] == kept
+
+
+def test_bytes_go_by_the_dtype_of_each_tensor() -> None:
+    model = mlp(4, 8, 3).to(torch.bfloat16)
+    model[2].bias = nn.Parameter(model[2].bias.float())
+    layer = find_ffns(model)[0].prunable[1]
+    assert neuron_cost(layer) == Cost(4 + 1 + 3, 2 * (4 + 1 + 3), 2 * (4 + 3))
+    assert ModelCosts(model, find_ffns(model)).model.bytes == 2 * (4 * 8 + 8 + 8 * 3) + 4 * 3
+
+
+def test_biases_of_a_dtype_of_their_own_go_with_their_neurons() -> None:
+    model = mlp(4, 8, 3).to(torch.float16)
+    model[0].bias = nn.Parameter(model[0].bias.float())
+    ffns = find_ffns(model)
+    assert neuron_cost(ffns[0].prunable[1]) == Cost(4 + 1 + 3, 2 * (4 + 3) + 4, 2 * (4 + 3))
+    assert ModelCosts(model, ffns).removed({"0": 5}, "bytes") == 3 * (2 * (4 + 3) + 4)
+
+
+def test_bags_of_embeddings_are_looked_up() -> None:
+    model = nn.ModuleDict({"words": nn.EmbeddingBag(9, 4), "tower": mlp(4, 8, 3)})
+    assert ModelCosts(model, find_ffns(model)).model == Cost(9 * 4 + 67, 4 * (9 * 4 + 67), 2 * (4 * 8 + 8 * 3))
+
+
+def test_listed_linears_lose_rows() -> None:
+    model = tiny_llama()
+    costs = ModelCosts(model, explicit_ffns(model, STRUCTURE))
+    assert costs.whole("neurons") == 2 * (40 + 16)
+    assert costs.removed({"model.layers.0.mlp.up_proj": 30}, "parameters") == 10 * 16
+    assert costs.removed({"model.layers.1.mlp.down_proj": 10}, "parameters") == 6 * 40
+
+
+def test_units_have_names_and_costs_an_owner() -> None:
+    assert [unit_name(unit) for unit in UNITS][::3] == [
+        "hidden neurons",
+        "FFN FLOPs per token",
+        "model FLOPs per token",
+    ]
+    model = mlp(4, 8, 3)
+    costs = ModelCosts(model, find_ffns(model))
+    assert costs.removed({}, "neurons") == 0
+    assert costs.removed({"0": 5}, "neurons") == 3
+    with pytest.raises(OptionError, match="costs are of another model: it has no layer mlp"):
+        costs.removed({"mlp": 5}, "bytes")

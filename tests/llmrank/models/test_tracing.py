@@ -1,0 +1,195 @@
+"""Multilayer perceptrons written by hand: their chain is found by running them, and cut like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from llmrank.errors import UnsupportedModelError
+from llmrank.models import find_ffns
+from llmrank.models.tracing import linear_chain
+from llmrank.pipeline import IsolatedFFNPipeline
+from llmrank.prune import GlobalPruner, LocalPruner
+from llmrank.surgery.repair import LeastSquaresRepair
+from tests.llmrank.tiny_models import Snapshot, features, mlp
+
+
+class ByHand(nn.Module):
+    """Linears that are defined in another order than they run in, with functions between them."""
+
+    def __init__(self, *sizes: int, flatten: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.flatten = flatten
+        self.n = len(sizes) - 1
+        for k in reversed(range(self.n)):
+            self.add_module(f"fc{k}", nn.Linear(sizes[k], sizes[k + 1]))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.flatten(x, 1) if self.flatten else x
+        for k in range(self.n - 1):
+            x = self.drop(functional.gelu(getattr(self, f"fc{k}")(x)))
+        out: torch.Tensor = getattr(self, f"fc{self.n - 1}")(x)
+        return out
+
+
+class Between(nn.Module):
+    """Three Linears, with something of the test's choice between the first two or around the second."""
+
+    def __init__(self, join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.join = join
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(x))
+        out: torch.Tensor = self.third(self.join(hidden, torch.relu(self.second(hidden))))
+        return out
+
+
+class Twice(nn.Module):
+    """One map in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.middle(torch.relu(self.middle(torch.relu(self.first(x))))))
+        out: torch.Tensor = self.last(hidden)
+        return out
+
+
+class Noisy(nn.Sequential):
+    """Draws a random number in every forward pass, in evaluation mode too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.rand(1)
+        out: torch.Tensor = super().forward(x)
+        return out
+
+
+def nested() -> nn.Module:
+    torch.manual_seed(1)
+    blocks = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in ((6, 12), (12, 10))]
+    return nn.Sequential(*blocks, nn.Linear(10, 4))
+
+
+def linears(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: ByHand(6, 12, 4), ["fc0", "fc1"]),
+        (lambda: ByHand(6, 12, 10, 4), ["fc0", "fc1", "fc2"]),
+        (lambda: ByHand(6, 12, 10, 9, 8, 7, 4), ["fc0", "fc1", "fc2", "fc3", "fc4", "fc5"]),
+        (nested, ["0.0", "1.0", "2"]),
+    ],
+    ids=["2", "3", "6", "nested"],
+)
+@pytest.mark.parametrize("pruner", [LocalPruner(0.4), GlobalPruner(0.4)], ids=["local", "global"])
+def test_what_is_left_computes_what_the_kept_neurons_gave(
+    make: Callable[[], nn.Module], names: list[str], pruner: LocalPruner | GlobalPruner
+) -> None:
+    model, x = make().eval(), features(40, 6, seed=3)
+    snapshot, n_before = Snapshot(model), sum(p.numel() for p in model.parameters())
+    run = IsolatedFFNPipeline(model, None, pruner=pruner, calibration=features(300, 6))
+    run.run()
+    assert run.masks is not None
+    assert list(run.masks) == names[:-1]
+    assert run.masks.removed_share == pytest.approx(0.4, abs=0.05)
+    smaller, n_after = model(x).detach(), sum(p.numel() for p in model.parameters())
+    sizes = [6, *run.masks.widths.values(), 4]
+    assert n_after == sum(a * b + b for a, b in pairwise(sizes)) < n_before
+    run.undo()
+    snapshot.assert_restored()
+    # By hand: the columns that read the removed neurons put to zero in the whole maps.
+    with torch.no_grad():
+        for name, reader in pairwise(names):
+            linears(model)[reader].weight[:, ~run.masks[name]] = 0
+        torch.testing.assert_close(smaller, model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_images_are_taken_as_they_come() -> None:
+    model = ByHand(6, 12, 10, 4, flatten=True).eval()
+    run = IsolatedFFNPipeline(model, None, pruner=LocalPruner(0.5), calibration=features(300, 6).reshape(300, 1, 2, 3))
+    run.run()
+    assert (model.fc0.out_features, model.fc1.in_features, model.fc1.out_features) == (6, 6, 5)
+    assert model(features(2, 6).reshape(2, 1, 2, 3)).shape == (2, 4)
+
+
+def test_repair_brings_a_deep_mlp_nearer_to_its_outputs() -> None:
+    x, given = features(400, 6, seed=5), features(2000, 6)
+    missed = {}
+    for repair in (None, LeastSquaresRepair()):
+        model = ByHand(6, 24, 24, 24, 4).eval()
+        dense = model(x).detach()
+        IsolatedFFNPipeline(model, None, pruner=LocalPruner(0.3), calibration=given, repair=repair).run()
+        missed[repair is None] = float((model(x).detach() - dense).square().mean())
+    assert missed[False] < 0.5 * missed[True]
+
+
+def test_the_model_and_the_random_state_are_left_alone() -> None:
+    model = ByHand(6, 12, 4).train()
+    model.drop.eval()
+    snapshot, state = Snapshot(model), torch.get_rng_state()
+    assert [ffn.sizes for ffn in find_ffns(model)] == [(6, 12, 4)]
+    snapshot.assert_restored()
+    assert torch.equal(state, torch.get_rng_state())
+    assert (model.training, model.fc0.training, model.drop.training) == (True, True, False)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_modules_that_draw_random_numbers_leave_the_random_state_alone() -> None:
+    model = Noisy(*mlp(6, 12, 4))
+    state = torch.get_rng_state()
+    assert linear_chain(model, linears(model)) == ("0", "2")
+    assert torch.equal(state, torch.get_rng_state())
+    assert [ffn.sizes for ffn in find_ffns(model)] == [(6, 12, 4)]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_largest_chain_that_runs_is_taken_whole() -> None:
+    model = nn.ModuleDict({"tower": nn.ModuleDict({"net": ByHand(6, 12, 4)}), "other": ByHand(5, 7, 3)})
+    assert [(ffn.name, ffn.sizes) for ffn in find_ffns(model)] == [("tower.net", (6, 12, 4)), ("other", (5, 7, 3))]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Between(lambda hidden, out: hidden + out),
+        lambda: Between(lambda hidden, out: out.softmax(dim=-1)),
+        lambda: Between(lambda hidden, out: functional.layer_norm(out, (8,))),
+        lambda: Between(lambda hidden, out: out.flip(-1)),
+        lambda: Between(lambda hidden, out: out[..., [1, 0, *range(2, 8)]]),
+        lambda: Between(lambda hidden, out: out * hidden.mean()),
+        Twice,
+    ],
+    ids=["residual", "softmax", "layer norm", "flipped", "two swapped", "scaled by another layer", "called twice"],
+)
+def test_hidden_layers_that_something_else_reads_are_refused(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    assert linear_chain(model, linears(model)) is None
+    with pytest.raises(UnsupportedModelError, match="no feed-forward network"):
+        find_ffns(model)
+
+
+def test_a_chain_with_nothing_between_is_one() -> None:
+    model = Between(lambda hidden, out: out)
+    assert linear_chain(model, linears(model)) == ("first", "second", "third")
+
+
+def test_maps_that_hold_no_data_are_not_run() -> None:
+    with torch.device("meta"):
+        model = ByHand(6, 12, 4)
+    assert linear_chain(model, linears(model)) is None
+    assert linear_chain(mlp(3, 4), {"0": mlp(3, 4)[0]}) is None

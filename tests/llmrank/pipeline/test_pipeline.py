@@ -1,0 +1,547 @@
+"""The pipelines' own contract: options, what stays untouched, evaluation."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import llmrank.pipeline.base_pipeline
+import llmrank.surgery.apply
+from graphs import LayeredGraph, RankResult
+from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.calibration.text import tokenise
+from llmrank.errors import CalibrationError, MaskError, OptionError, UnsupportedModelError
+from llmrank.evaluation.fidelity import fidelity
+from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
+from llmrank.models import find_ffns
+from llmrank.pipeline.sensitivity import layer_sensitivities
+from llmrank.prune import LocalPruner, SensitivityPruner
+from llmrank.prune.masks import Masks
+from llmrank.prune.schedule import Schedule
+from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
+from llmrank.surgery.equivalence import masked_outputs
+from llmrank.surgery.repair import LeastSquaresRepair, RepairedMap
+from tests.llmrank.tiny_models import (
+    STRUCTURE,
+    Snapshot,
+    family_model,
+    features,
+    logits,
+    mlp,
+    named_family,
+    text,
+    tiny_llama,
+    tiny_t5,
+    token_ids,
+    tokenizer,
+)
+
+
+def raises(error: type[BaseException]) -> Any:
+    """A function that fails."""
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
+
+
+topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
+
+
+def test_defaults() -> None:
+    pipeline = ChainedFFNPipeline(tiny_llama(), None, calibration=token_ids())
+    assert pipeline.scorer == WeightedPageRankScorer(gamma=0.5, theta=1.0)
+    assert isinstance(pipeline.pruner, LocalPruner)
+    assert (pipeline.pruner.amount, pipeline.form, pipeline.align) == (0.3, "compact", "none")
+    assert pipeline.report is pipeline.masks is None
+
+
+@topologies
+def test_two_runs_agree_bit_for_bit(topology: type[BasePipeline]) -> None:
+    first, second = tiny_llama(), tiny_llama()
+    for model in (first, second):
+        topology(model, tokenizer(), calibration=text(200), samples=4, sequence_length=32).run()
+    for (name, a), (_, b) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_topology_changes_the_rank_alone() -> None:
+    runs = [t(tiny_llama(), None, calibration=token_ids()) for t in (ChainedFFNPipeline, IsolatedFFNPipeline)]
+    for run in runs:
+        run.run()
+    chained, isolated = runs
+    assert isinstance(chained.graph, LayeredGraph)
+    assert isinstance(chained.rank, RankResult)
+    assert [g.layers for g in isolated.graph] == [(16, 40, 16)] * 2
+    assert chained.graph.layers == (16, 40, 16, 40, 16)
+    # The first FFN's hidden layer has the same past in both; the second has not.
+    names = list(isolated.masks or {})
+    both = [
+        {k: v for e, r in zip(run.model_graphs, run.ranks, strict=True) for k, v in e.importance(r).items()}
+        for run in runs
+    ]
+    assert torch.equal(both[0][names[0]], both[1][names[0]])
+    assert not torch.equal(both[0][names[1]], both[1][names[1]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scorer": "wpr"}, r"scorer must be an instance of BaseScorer, got 'wpr'.*make_scorer"),
+        ({"scorer": NormScorer}, "scorer must be an instance of BaseScorer"),
+        ({"pruner": 0.3}, r"pruner must be an instance of BasePruner, got 0\.3.*make_pruner"),
+        ({"form": "sparse"}, "unknown form 'sparse'; expected one of compact, zero, mask"),
+        ({"align": "left"}, "unknown align 'left'; expected one of none, pad"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+    ],
+)
+def test_bad_options_are_refused_at_construction(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        ChainedFFNPipeline(tiny_llama(), None, calibration=token_ids(), **options)
+
+
+class Fails(BaseScorer):
+    def score(self, prev_importance: Any, in_activations: Any, out_activations: Any, weight: Any) -> Any:
+        return torch.full((len(weight),), math.nan)
+
+
+@topologies
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"calibration": "too short"}, CalibrationError),
+        ({"calibration": "no/such.txt"}, CalibrationError),
+        ({"scorer": Fails()}, ValueError),
+        ({"pruner": LocalPruner(40)}, OptionError),
+    ],
+)
+def test_failures_leave_the_model_untouched(
+    topology: type[BasePipeline], options: dict[str, Any], error: type[Exception]
+) -> None:
+    model = tiny_llama()
+    model.train()
+    snapshot = Snapshot(model)
+    pipeline = topology(model, tokenizer(), **{"calibration": token_ids(), **options})
+    with pytest.raises(error):
+        pipeline.run()
+    snapshot.assert_restored()
+    with pytest.raises(OptionError, match="nothing to undo"):
+        pipeline.undo()
+
+
+def test_nan_in_the_last_map_is_named() -> None:
+    model = mlp(4, 6, 3)
+    with torch.no_grad():
+        model[2].weight[1, 2] = math.nan
+    with pytest.raises(UnsupportedModelError, match=r"^2\.weight .* NaN or Inf in 1 of 18 places, first at \[1, 2\]"):
+        ChainedFFNPipeline(model, None, calibration=features(20, 4)).run()
+
+
+def test_an_overflow_in_the_last_map_names_its_output() -> None:
+    model = mlp(4, 6, 3)
+    with torch.no_grad():
+        model[2].weight[1] = model[2].bias[1] = 3e38
+    with pytest.raises(CalibrationError, match=r"output of 2\) are not finite, first at neuron 1"):
+        ChainedFFNPipeline(model, None, calibration=1e3 * features(20, 4)).run()
+
+
+def test_evaluation_measures_before_and_after() -> None:
+    model, tok = tiny_llama(), tokenizer(special=False)
+    dense = copy.deepcopy(model)
+    words = text(400)
+    pipeline = ChainedFFNPipeline(
+        model,
+        tok,
+        calibration=words,
+        samples=2,
+        sequence_length=50,
+        evaluation=" ".join(words.split()[50:350]),
+        evaluation_samples=3,
+    )
+    pipeline.run()
+    assert pipeline.report is not None
+    evaluation = pipeline.report.evaluation
+    assert evaluation is not None
+    _, sequences = pipeline.evaluate()
+    assert sequences is not None
+    assert len(sequences) == 3
+    assert evaluation.before == perplexity(dense, sequences)
+    assert evaluation.after == perplexity(model, sequences)
+    assert evaluation.unigram == unigram_perplexity(sequences)
+    # One window of 32 tokens a sequence; the first of three sequences was calibrated on.
+    assert evaluation.calibration_overlap == pytest.approx(1 / 3)
+    assert any("occur in the calibration text" in sentence for sentence in pipeline.report.warnings())
+    assert pipeline.report.to_dict()["evaluation"]["protocol"]["sequences"] == 3
+
+
+def test_failing_evaluation_after_the_cut_undoes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+    honest, calls = perplexity, []
+
+    def second_fails(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    monkeypatch.setattr(llmrank.pipeline.base_pipeline, "perplexity", second_fails)
+    pipeline = ChainedFFNPipeline(model, None, calibration=token_ids(), evaluation=token_ids(2, 8, seed=3))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run()
+    assert len(calls) == 2
+    snapshot.assert_restored()
+
+
+@topologies
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+def test_for_good_is_the_same_cut_of_which_nothing_is_kept(
+    topology: type[BasePipeline], form: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, gone = tiny_llama(), tiny_llama()
+    options: dict[str, Any] = {"calibration": token_ids(), "repair": LeastSquaresRepair(reselect=True), "form": form}
+    undoable = topology(kept, None, **options)
+    undoable.run()
+    maps = [module for layer in gone.model.layers for module in (layer.mlp.up_proj, layer.mlp.down_proj)]
+    originals = [weakref.ref(module.weight.untyped_storage()) for module in maps]
+    alive: list[int] = []
+    set_widths = llmrank.surgery.apply._set_widths
+
+    def look(*given: Any) -> None:
+        """Once all is cut, but nothing has returned yet."""
+        alive.append(sum(original() is not None for original in originals))
+        set_widths(*given)
+
+    pipeline = topology(gone, None, undoable=False, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(llmrank.surgery.apply, "_set_widths", look)
+        pipeline.run()
+    assert torch.equal(logits(gone, token_ids()), logits(kept, token_ids()))
+    assert pipeline.report is not None
+    assert undoable.report is not None
+    assert pipeline.report.graph == undoable.report.graph
+    assert pipeline.report.method == undoable.report.method
+    assert pipeline.report.repaired == undoable.report.repaired
+    gc.collect()
+    assert (pipeline.graph, pipeline.repaired) == ((), {})
+    assert pipeline.application is not None
+    assert not pipeline.application._undo
+    if form == "compact":  # elsewhere the parameters stay, with other numbers in them
+        assert alive == [0]
+    with pytest.raises(OptionError, match=r"applied for good .*load the model again"):
+        pipeline.undo()
+    with pytest.raises(OptionError, match="changed its model for good"):
+        pipeline.run()
+
+
+FOR_GOOD: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "GPT-2": (lambda: family_model(named_family("GPT-2")), {}),
+    "BERT": (lambda: family_model(named_family("BERT")), {}),
+    "T5": (tiny_t5, {}),
+    "Phi-3": (lambda: family_model(named_family("Phi-3")), {}),
+    "BLOOM": (lambda: family_model(named_family("BLOOM")), {}),
+    "half": (lambda: tiny_llama().to(torch.bfloat16), {}),
+    "steps": (tiny_llama, {"schedule": Schedule(2, repair="each")}),
+    "perceptron": (lambda: mlp(6, 12, 12, 3), {"calibration": features(512, 6)}),
+}
+
+
+@topologies
+@pytest.mark.parametrize("reselect", [True, False])
+@pytest.mark.parametrize("name", FOR_GOOD)
+def test_for_good_is_the_same_model_bit_for_bit(name: str, reselect: bool, topology: type[BasePipeline]) -> None:
+    make, more = FOR_GOOD[name]
+    options: dict[str, Any] = {"calibration": token_ids(), "repair": LeastSquaresRepair(reselect=reselect), **more}
+    kept, gone = make(), make()
+    topology(kept, None, **options).run()
+    topology(gone, None, undoable=False, **options).run()
+    wanted = kept.state_dict()
+    assert gone.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[key]) for key, value in gone.state_dict().items())
+
+
+@topologies
+@pytest.mark.parametrize("reselect", [True, False])
+def test_for_good_repaired_weights_are_written_over_the_model_s(
+    topology: type[BasePipeline], reselect: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no second set of them is in memory; but not where a later choice still looks at them."""
+    written: list[bool] = []
+
+    def look(model: Any, ffns: Any, masks: Any, sequences: Any, repaired: Any) -> torch.Tensor:
+        written.extend(solved.weight is None for solved in repaired.values())
+        return masked_outputs(model, ffns, masks, sequences, repaired)
+
+    monkeypatch.setattr(llmrank.pipeline.base_pipeline, "masked_outputs", look)
+    repair = LeastSquaresRepair(reselect=reselect)
+    topology(tiny_llama(), None, calibration=token_ids(), repair=repair, undoable=False).run()
+    assert written == [topology is IsolatedFFNPipeline or not reselect] * 2
+
+
+class Fails(LeastSquaresRepair):
+    """From one map on."""
+
+    def __init__(self, maps: int) -> None:
+        super().__init__()
+        self._left = maps
+
+    def solve(self, *arguments: Any) -> RepairedMap:
+        if not self._left:
+            raise KeyboardInterrupt
+        self._left -= 1
+        return super().solve(*arguments)
+
+
+def test_a_repair_for_good_that_fails_half_way_leaves_the_model_as_it_was() -> None:
+    model = tiny_llama()
+    before = Snapshot(model)
+    pipeline = IsolatedFFNPipeline(model, None, calibration=token_ids(), repair=Fails(1), undoable=False)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run()
+    before.assert_restored()
+    pipeline.repair = LeastSquaresRepair()
+    pipeline.run()
+    for again in (pipeline.run, lambda: pipeline.select((), pipeline.calibration_texts()[0])):
+        with pytest.raises(OptionError, match="changed its model for good"):
+            again()
+
+
+@pytest.mark.parametrize("undoable", [True, False])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_repair_that_does_harm_is_dropped_and_said(undoable: bool, half: bool) -> None:
+    class Harms(LeastSquaresRepair):
+        def solve(self, weight: torch.Tensor, *arguments: Any) -> RepairedMap:
+            found = super().solve(weight, *arguments)
+            return replace(found, weight=weight.flip(0) * 3.0)
+
+    def run(repair: Any) -> tuple[Any, Any]:
+        model = tiny_llama().to(torch.bfloat16 if half else torch.float32)
+        pipeline = IsolatedFFNPipeline(model, None, calibration=token_ids(), repair=repair, undoable=undoable)
+        pipeline.run()
+        return pipeline, model.state_dict()
+
+    (cut, wanted), (harmed, found) = run(None), run(Harms())
+    assert harmed.validation.repaired > harmed.validation.cut
+    assert harmed.masks == cut.masks
+    assert all(torch.equal(value, wanted[key]) for key, value in found.items())
+    assert any("so the repair was dropped" in note for note in harmed.report.notes)
+    assert harmed.report.to_dict()["repaired"] == {}
+    assert cut.validation is None
+
+
+def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() -> None:
+    model, words = tiny_llama(), "one two three four five six seven eight nine ten " * 60
+    pipeline = IsolatedFFNPipeline(
+        model, tokenizer(), calibration=words, samples=16, sequence_length=12, repair=LeastSquaresRepair()
+    )
+    sequences, further = pipeline.calibration_texts()
+    assert (len(sequences), len(further)) == (16, 2)
+    whole = tokenise(words, tokenizer(), 18, 12)
+    assert torch.equal(torch.cat([sequences.ids, further.ids]), whole.ids)
+    given = IsolatedFFNPipeline(model, None, calibration=whole.ids, repair=LeastSquaresRepair(), samples=4)
+    assert given.calibration_texts()[1] is None
+    given.run()
+    assert given.validation.tokens == 2 * 11
+    assert given.report.held_out == tokenise(whole.ids[16:], None, 2, 12).provenance()
+    single = IsolatedFFNPipeline(tiny_llama(), None, calibration=whole.ids[:1], repair=LeastSquaresRepair())
+    single.run()
+    assert single.validation is None
+    assert any("nothing could be held out" in note for note in single.report.notes)
+
+
+def test_a_repair_from_few_tokens_says_how_many_would_do() -> None:
+    model = tiny_llama()
+    pipeline = IsolatedFFNPipeline(
+        model,
+        None,
+        calibration=token_ids(8, 48),
+        repair=LeastSquaresRepair(),
+        pruner=LocalPruner(0.5),
+        sequence_length=32,
+    )
+    ffns = find_ffns(model)
+    width = ffns[0].sizes[1]
+    wanted = 4 * width // 2
+    assert pipeline.token_warning(ffns, wanted) is None
+    said = pipeline.token_warning(ffns, wanted - 1)
+    assert said is not None
+    assert f"give {wanted:,} or more (--samples {-(-wanted // 32)} of 32 tokens)" in said
+    pipeline.pruner = LocalPruner(3)
+    assert f"for {width:,} neurons" in str(pipeline.token_warning(ffns, 1))
+    pipeline.repair = None
+    assert pipeline.token_warning(ffns, 1) is None
+
+
+def test_the_validation_is_the_divergence_from_the_dense_model_before_and_after() -> None:
+    ids = token_ids(17, 24)
+    dense, held_out = tiny_llama(), tokenise(ids[15:], None, 2, 24)
+    pipelines = {}
+    for name, repair in (("cut", None), ("repaired", LeastSquaresRepair())):
+        model = tiny_llama()
+        pipelines[name] = IsolatedFFNPipeline(model, None, calibration=ids, repair=repair, pruner=LocalPruner(0.5))
+        pipelines[name].run()
+        expected = fidelity(dense, model, held_out).divergence
+        if name == "cut":
+            cut = expected
+    found = pipelines["repaired"].validation
+    assert found.measure == "divergence"
+    assert found.tokens == expected.count
+    assert found.cut == pytest.approx(cut.value, rel=1e-4)
+    assert found.repaired == pytest.approx(expected.value, rel=1e-4)
+    assert found.error > 0.0
+
+
+def test_a_repair_for_good_that_fails_at_first_has_changed_nothing() -> None:
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+    pipeline = IsolatedFFNPipeline(model, None, calibration=token_ids(), repair=Fails(0), undoable=False)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run()
+    snapshot.assert_restored()
+    pipeline.repair = LeastSquaresRepair()
+    pipeline.run()
+
+
+def test_widths_that_cannot_be_padded_are_refused_before_anything_is_repaired() -> None:
+    model = mlp(6, 12, 10, 3)
+    snapshot = Snapshot(model)
+    options: dict[str, Any] = {"calibration": features(512, 6), "repair": LeastSquaresRepair(), "align": "pad"}
+    with pytest.raises(MaskError, match="needs layers of one original width"):
+        IsolatedFFNPipeline(model, None, undoable=False, **options).run()
+    snapshot.assert_restored()
+
+
+def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llmrank.pipeline.base_pipeline, "check_equivalence", raises(KeyboardInterrupt))
+    model = tiny_llama()
+    with pytest.raises(KeyboardInterrupt):
+        IsolatedFFNPipeline(model, None, calibration=token_ids(), undoable=False).run()
+    assert model.config.intermediate_size == 28
+
+
+def test_a_cut_for_good_that_fails_half_way_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llmrank.surgery.apply, "_set_widths", raises(KeyboardInterrupt))
+    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(), undoable=False)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run()
+    with pytest.raises(OptionError, match="changed its model for good"):
+        pipeline.run()
+
+
+def test_evaluation_of_an_encoder_is_refused_before_anything() -> None:
+    model = family_model(named_family("BERT"))
+    snapshot = Snapshot(model)
+    with pytest.raises(UnsupportedModelError, match="predicts no next token"):
+        ChainedFFNPipeline(model, None, calibration=token_ids(), evaluation=token_ids()).run()
+    snapshot.assert_restored()
+
+
+def test_progress_sees_every_batch_and_graph() -> None:
+    seen: dict[str, int] = {}
+
+    def progress(items: Any, description: str) -> Any:
+        seen[description] = len(items)
+        return items
+
+    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(4), batch_size=3, progress=progress)
+    pipeline.run()
+    steps = {"Finding FFNs": 1, "Calibrating": 2, "Ranking": 2, "Applying the masks": 1, "Checking the pruned model": 1}
+    assert seen == steps
+    IsolatedFFNPipeline(
+        tiny_llama(), None, pruner=SensitivityPruner(), calibration=token_ids(4), batch_size=2, progress=progress
+    ).run()
+    assert seen == {**steps, "Measuring sensitivities": 4}
+
+
+def test_without_progress_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    texts = {"calibration": token_ids(4), "evaluation": token_ids(2)}
+    IsolatedFFNPipeline(tiny_llama(), None, pruner=SensitivityPruner(), repair=LeastSquaresRepair(), **texts).run()
+    assert capfd.readouterr() == ("", "")
+
+
+@topologies
+def test_sensitivities_are_those_of_the_even_cut_and_shift_the_budget(topology: type[BasePipeline]) -> None:
+    model = tiny_llama(num_hidden_layers=4)
+    with torch.no_grad():
+        for k in (0, 1, 3):
+            model.model.layers[k].mlp.down_proj.weight *= 0.1
+    snapshot = Snapshot(model)
+    calibration = token_ids(4, 16)
+    even = topology(model, None, calibration=calibration, pruner=LocalPruner(0.25))
+    even.run()
+    even.undo()
+    assert even.sensitivities == {}
+    assert even.masks is not None
+    pipeline = topology(model, None, calibration=calibration, pruner=SensitivityPruner(0.25))
+    pipeline.run()
+    masks = pipeline.masks
+    assert masks is not None
+    pipeline.undo()
+    snapshot.assert_restored()
+    expected = layer_sensitivities(model, pipeline.find(), even.masks, pipeline.calibration_texts()[0])
+    assert pipeline.sensitivities == expected
+    spared = max(expected, key=lambda name: expected[name])
+    assert spared == "model.layers.2.mlp"
+    assert masks.widths[spared] > 30
+    assert max(width for name, width in masks.widths.items() if name != spared) < 30
+    assert masks.size - masks.kept == 40
+    # Within a layer the same go first.
+    assert all(bool((masks[name] & ~even.masks[name] == 0).all()) for name in masks if name != spared)
+
+
+def test_choosing_may_be_overridden_and_finds_the_sensitivities() -> None:
+    class Halves(IsolatedFFNPipeline):
+        def choose(self, graphs: Any, ranks: Any) -> Masks:
+            assert set(self.sensitivities) == {"model.layers.0.mlp", "model.layers.1.mlp"}
+            return super().choose(graphs, ranks)
+
+        def measure(self, ffns: Any, sequences: Any) -> dict[str, float]:
+            return {name: float(k) for k, name in enumerate(super().measure(ffns, sequences))}
+
+    pipeline = Halves(tiny_llama(), None, calibration=token_ids(), pruner=SensitivityPruner(0.5, limit=0.5))
+    pipeline.run()
+    assert pipeline.masks is not None
+    # 1 is four times half the median of 0 and 1: a quarter of 20, and the rest from the other.
+    assert list(pipeline.masks.widths.values()) == [5, 35]
+
+
+def test_sensitivities_of_models_of_other_kinds() -> None:
+    for model, calibration in ((tiny_t5(), token_ids()), (mlp(4, 12, 3), features(300, 4))):
+        pipeline = ChainedFFNPipeline(model, None, calibration=calibration, pruner=SensitivityPruner(0.25))
+        pipeline.run()
+        assert pipeline.masks is not None
+        assert pipeline.masks.size - pipeline.masks.kept == pipeline.masks.size // 4
+        assert set(pipeline.sensitivities) == set(pipeline.masks)
+
+
+def test_sensitivities_of_listed_linears_are_refused_at_construction() -> None:
+    with pytest.raises(OptionError, match=r"SensitivityPruner needs the sensitivities of whole FFNs.*use LocalPruner"):
+        ChainedFFNPipeline(tiny_llama(), None, STRUCTURE, pruner=SensitivityPruner(), calibration=token_ids())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@topologies
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+def test_gpu_keeps_the_same_neurons(topology: type[BasePipeline], form: Any) -> None:
+    here = topology(tiny_llama(), None, calibration=token_ids(), form=form)
+    there = topology(tiny_llama(), None, None, None, None, "cuda", calibration=token_ids(), form=form)
+    here.run()
+    there.run()
+    assert here.masks == there.masks
+    assert {p.device.type for p in there.model.parameters()} == {"cuda"}
+    ids = token_ids(2, 8, seed=4)
+    with torch.no_grad():
+        cpu = here.model(input_ids=ids).logits
+        gpu = there.model(input_ids=ids.cuda()).logits.cpu()
+    torch.testing.assert_close(gpu, cpu, rtol=1e-3, atol=1e-3)
+    there.undo()

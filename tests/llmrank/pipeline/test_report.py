@@ -1,0 +1,184 @@
+"""The report: strict JSON, and the warnings that a reader must not miss."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report
+from llmrank.evaluation.perplexity import Perplexity
+from llmrank.pipeline.report import Evaluation, environment
+from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
+from llmrank.score import BaseScorer
+from tests.llmrank.tiny_models import STRUCTURE, features, mlp, tiny_llama, token_ids
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def some_report(**options: Any) -> Report:
+    pipeline = ChainedFFNPipeline(tiny_llama(), None, calibration=token_ids(), **options)
+    pipeline.run()
+    assert pipeline.report is not None
+    return pipeline.report
+
+
+def printed(report: Report) -> str:
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(report.table())
+    # Titles and long sentences wrap where the table ends.
+    return " ".join(captured.get().split())
+
+
+PROTOCOL = {"source": "test", "sequences": 2, "sequence_length": 8, "tokens": 16}
+
+
+def test_report_says_what_was_done() -> None:
+    report = some_report(pruner=GlobalPruner(0.25, min_keep=2))
+    plain = report.to_dict()
+    assert plain["format"] == 1
+    assert plain["model"]["class"] == "LlamaForCausalLM"
+    assert plain["model"]["kinds"] == ["gated"]
+    assert plain["method"]["pipeline"] == "chained"
+    assert plain["method"]["scorer"]["name"] == "WeightedPageRankScorer"
+    assert plain["method"]["scorer"]["gamma"] == 0.5
+    assert plain["method"]["pruner"]["name"] == "GlobalPruner"
+    assert plain["method"]["pruner"]["min_keep"] == 2
+    assert plain["method"]["form"] == "compact"
+    assert plain["neurons"]["before"] == 80
+    assert plain["neurons"]["removed"] == 20
+    assert plain["neurons"]["share_asked"] == plain["neurons"]["share_reached"] == 0.25
+    assert sum(plain["neurons"]["widths"].values()) == 60
+    assert plain["graph"]["nodes"] == 3 * 16 + 2 * 40
+    assert plain["graph"]["edges_at_most"] == 4 * 16 * 40
+    assert plain["graph"]["converged"]
+    assert plain["calibration"]["tokens"] == 96
+    assert plain["before"]["ffn_parameters"] - plain["after"]["ffn_parameters"] == 3 * 16 * 20
+    assert {"find", "calibrate", "rank", "prune", "apply"} <= set(plain["seconds"])
+    assert plain["sensitivities"] == {}
+    assert plain["evaluation"] is None
+    assert plain["warnings"] == []
+    assert {"torch", "transformers", "python"} <= set(environment())
+
+
+def test_report_holds_what_the_budget_was_shifted_by(tmp_path: Path) -> None:
+    report = some_report(pruner=SensitivityPruner(0.25, limit=1.5))
+    report.save(tmp_path / "report.json")
+    plain = strict((tmp_path / "report.json").read_text())
+    assert plain["method"]["pruner"] == {
+        "name": "SensitivityPruner",
+        "amount": 0.25,
+        "min_keep": 1,
+        "multiple_of": 1,
+        "limit": 1.5,
+        "protect": [],
+        "of": "neurons",
+    }
+    assert list(plain["sensitivities"]) == list(plain["neurons"]["widths"])
+    assert all(value > 0 for value in plain["sensitivities"].values())
+    assert plain["neurons"]["removed"] == 20
+    assert plain["seconds"]["measure"] > 0
+
+
+def test_file_is_strict_json_and_round_trips(tmp_path: Path) -> None:
+    report = some_report()
+    report.evaluation = Evaluation(PROTOCOL, Perplexity(10.0, 14), Perplexity(math.inf, 14), math.nan, 0.5)
+    report.notes.append("a note")
+    report.save(tmp_path / "report.json")
+    found = strict((tmp_path / "report.json").read_text())
+    assert found == report.to_dict()
+    assert found["evaluation"]["after"] == {"value": "inf", "tokens": 14}
+    assert found["evaluation"]["unigram"] == "nan"
+    assert found["evaluation"]["collapsed"] is True
+    assert found["warnings"] == report.warnings()
+    assert found["warnings"][0] == "a note"
+
+
+def test_settings_of_any_type_end_as_text(tmp_path: Path) -> None:
+    class Odd(BaseScorer):
+        def __init__(self) -> None:
+            self.table = torch.ones(2)
+            self.device = torch.device("cpu")
+            self.shares = (0.1, math.nan, {1: None})
+
+        def score(self, prev_importance: Any, in_activations: Any, out_activations: Any, weight: Any) -> Any:
+            return out_activations
+
+    report = some_report(scorer=Odd())
+    report.save(tmp_path / "report.json")
+    scorer = strict((tmp_path / "report.json").read_text())["method"]["scorer"]
+    assert scorer["device"] == "device(type='cpu')"
+    assert scorer["shares"] == [0.1, "nan", {"1": None}]
+    assert isinstance(scorer["table"], str)
+
+
+def test_explicit_structure_is_reported(tmp_path: Path) -> None:
+    report = some_report(structure_dict=STRUCTURE)
+    report.save(tmp_path / "report.json")
+    assert strict((tmp_path / "report.json").read_text())["method"]["structure_dict"]["path_to_modules"] == [
+        ["mlp", "up_proj"],
+        ["mlp", "down_proj"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("after", "unigram", "collapsed"),
+    [(10.0, 20.0, False), (20.0, 20.0, True), (30.0, 20.0, True), (math.inf, 20.0, True), (math.nan, 20.0, True)],
+)
+def test_collapse_is_judged_against_token_frequencies(after: float, unigram: float, collapsed: bool) -> None:
+    evaluation = Evaluation(PROTOCOL, Perplexity(9.0, 14), Perplexity(after, 14), unigram)
+    assert evaluation.collapsed is collapsed
+    assert any("has collapsed" in sentence for sentence in evaluation.warnings()) is collapsed
+    assert Evaluation(PROTOCOL, Perplexity(9.0, 14), None, unigram).collapsed is False
+    assert Evaluation(PROTOCOL, Perplexity(90.0, 14), Perplexity(after, 14), unigram).collapsed is False
+
+
+def test_overlap_with_the_calibration_text_is_a_warning() -> None:
+    evaluation = Evaluation(PROTOCOL, Perplexity(9.0, 14), Perplexity(10.0, 14), 20.0, 0.25)
+    (sentence,) = evaluation.warnings()
+    assert sentence.startswith("25.0% of the evaluation passages occur in the calibration text")
+    report = some_report()
+    report.evaluation = evaluation
+    assert report.warnings() == [sentence]
+    assert sentence[:40] in printed(report)
+
+
+def test_degenerate_layers_are_notes() -> None:
+    model = mlp(4, 6, 2)
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1.0)
+    pipeline = ChainedFFNPipeline(model, None, calibration=features(20, 4))
+    pipeline.run()
+    assert pipeline.report is not None
+    assert any(note.startswith("0: ") and "sum to zero" in note for note in pipeline.report.notes)
+
+
+def test_table_shows_before_and_after() -> None:
+    report = some_report(pruner=LocalPruner(0.5))
+    report.evaluation = Evaluation(PROTOCOL, Perplexity(9.0, 14), Perplexity(10.0, 14), 20.0)
+    shown = printed(report)
+    for part in ("50.0% of the hidden neurons removed", "3,840", "1,920", "-50.0%", "9.00", "10.00", "+11.1%"):
+        assert part in shown
+    assert "widths 20" in shown
+    assert "Warning" not in shown
+
+
+def test_isolated_report_counts_all_graphs() -> None:
+    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids())
+    pipeline.run()
+    assert pipeline.report is not None
+    assert pipeline.report.graph["graphs"] == 2
+    assert pipeline.report.graph["nodes"] == 2 * (16 + 40 + 16)

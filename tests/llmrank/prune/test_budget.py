@@ -1,0 +1,516 @@
+"""What budgets are of, whom they spare, and what they cannot be: against textbook loops."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from llmrank.errors import OptionError
+from llmrank.models import find_ffns
+from llmrank.models.costs import UNITS, Cost, ModelCosts, Unit
+from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.prune import (
+    BasePruner,
+    GlobalPruner,
+    LayerRecord,
+    LocalPruner,
+    SensitivityPruner,
+    protected_names,
+    sparing_counts,
+)
+from llmrank.prune.budget import Reached, check_budget, describe_amount, reached_by, shortfall
+from llmrank.prune.masks import Masks
+from tests.llmrank.tiny_models import STRUCTURE, Snapshot, mlp, tiny_llama, token_ids
+
+NAMES = [f"model.layers.{k}.mlp" for k in range(12)]
+PRUNERS = [LocalPruner, GlobalPruner, SensitivityPruner]
+every_pruner = pytest.mark.parametrize("pruner", PRUNERS)
+
+
+def records(layers: Sequence[Sequence[float]], names: Sequence[str] = NAMES) -> list[LayerRecord]:
+    return [
+        LayerRecord(name, torch.tensor(scores, dtype=torch.float64), sensitivity=0.1)
+        for name, scores in zip(names, layers, strict=False)
+    ]
+
+
+def random_scores(sizes: Sequence[int], seed: int) -> list[list[float]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(n, generator=generator, dtype=torch.float64).tolist() for n in sizes]
+
+
+# --- who is spared
+
+
+@pytest.mark.parametrize(
+    ("protect", "positions"),
+    [
+        ((), []),
+        ([0, -1], [0, 11]),
+        ("model.layers.1", [1]),
+        ("model.layers.1*", [1, 10, 11]),
+        (["model.layers.[23].mlp", 2, "*.11.*"], [2, 3, 11]),
+        ("*", list(range(12))),
+        (3, [3]),
+    ],
+)
+def test_layers_are_named_by_pattern_or_position(protect: Any, positions: list[int]) -> None:
+    assert protected_names(LocalPruner(protect=protect).protect, NAMES) == {NAMES[k] for k in positions}
+
+
+@pytest.mark.parametrize("protect", ["model.layers.12", "mlp", "MODEL.layers.0.mlp", 12, -13, "model.layers.[0", ""])
+def test_what_means_no_layer_is_refused_with_the_names(protect: str | int) -> None:
+    for pruner in (LocalPruner(0.5, protect=["*.0.mlp", protect]), GlobalPruner(0.5, protect=protect)):
+        with pytest.raises(OptionError, match=r"means no prunable layer.*model\.layers\.0\.mlp, model\.layers\.1\.mlp"):
+            pruner.prune(records([[0.5, 0.5]] * 12))
+
+
+@pytest.mark.parametrize("protect", [True, 1.5, [None], [["a"]], {"a": 1}, {0}])
+def test_other_things_are_refused_at_construction(protect: Any) -> None:
+    with pytest.raises(OptionError, match="protect must be names or patterns"):
+        LocalPruner(protect=protect)
+
+
+@every_pruner
+def test_protected_layers_keep_everything(pruner: type[BasePruner]) -> None:
+    scores = random_scores([30, 18, 10], 0)
+    masks = pruner(0.3, multiple_of=4, protect=[1, "model.layers.2"]).prune(records(scores))
+    assert list(masks.widths.values())[1:] == [18, 10]
+    assert masks.widths[NAMES[0]] in (12, 20)
+
+
+def test_the_others_give_more_under_one_budget_and_the_same_under_an_even_one() -> None:
+    scores = random_scores([20, 20, 20], 1)
+    assert list(LocalPruner(0.25, protect=1).prune(records(scores)).widths.values()) == [15, 20, 15]
+    widths = GlobalPruner(0.25, protect=1, normalize="none").prune(records(scores)).widths
+    assert widths[NAMES[1]] == 20
+    assert sum(widths.values()) == 45
+    # The lowest 15 of the two that are not protected.
+    lowest = sorted((score, k) for k in (0, 2) for score in scores[k])[:15]
+    assert widths[NAMES[0]] == 20 - sum(k == 0 for _, k in lowest)
+    assert list(SensitivityPruner(0.25, protect=1).prune(records(scores)).widths.values()) == [12, 20, 13]
+
+
+def test_protected_layers_do_not_count_for_the_median() -> None:
+    """Of 0.1, 0.1, 0.5 the last is spared by 2 medians; of 0.1 and 0.5 it is not."""
+    layers = [0.1, 0.1, 0.5]
+    assert sparing_counts([100] * 3, layers, 0.3) == [39, 39, 12]
+    assert sparing_counts([100] * 3, layers, 0.3, protected=[True, False, False]) == [0, 45, 45]
+    assert sparing_counts([100] * 2, layers[:2], 0.3, protected=[True, True]) == [0, 0]
+    with pytest.raises(
+        OptionError, match=r"each of 1 layers that are not protected; lower the amount \(at most 99 can go"
+    ):
+        sparing_counts([100] * 2, layers[:2], 0.5, protected=[True, False])
+
+
+def test_pruners_of_third_parties_are_overruled() -> None:
+    class Half(BasePruner):
+        def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+            for layer in layer_list:
+                layer.pruning_mask = torch.arange(layer.out_features) % 2 == 0
+
+    assert list(Half(protect=-1).prune(records([[0.1] * 4] * 3)).widths.values()) == [2, 2, 4]
+
+
+def test_marks_are_set_anew() -> None:
+    entries = records([[0.1, 0.2]] * 2)
+    LocalPruner(0.5, protect=0).prune(entries)
+    assert list(LocalPruner(0.5).prune(entries).widths.values()) == [1, 1]
+
+
+# --- what an amount is of
+
+
+def sequential(sizes: Sequence[int]) -> tuple[nn.Module, ModelCosts, list[str]]:
+    model = mlp(*sizes)
+    ffns = find_ffns(model)
+    return model, ModelCosts(model, ffns), [layer.name for ffn in ffns for layer in ffn.prunable.values()]
+
+
+def parameters_left(sizes: Sequence[int]) -> int:
+    return sum((a + 1) * b for a, b in itertools.pairwise(sizes))
+
+
+@given(
+    hidden=st.lists(st.integers(2, 12), min_size=1, max_size=3),
+    share=st.integers(0, 60).map(lambda p: p / 100),
+    seed=st.integers(0, 5),
+)
+def test_globally_the_fewest_neurons_go_that_reach_the_parameters(hidden: list[int], share: float, seed: int) -> None:
+    sizes = [4, *hidden, 3]
+    _, costs, names = sequential(sizes)
+    scores = random_scores(hidden, seed)
+    # One by one, from the lowest.
+    left, whole = list(hidden), parameters_left(sizes)
+    order = sorted((score, layer) for layer, values in enumerate(scores) for score in values)
+    wanted = Fraction(repr(share)) * whole
+    while order and whole - parameters_left([4, *left, 3]) < wanted:
+        _, layer = order.pop(0)
+        if left[layer] > 1:
+            left[layer] -= 1
+    pruner = GlobalPruner(share, normalize="none", of="parameters")
+    if whole - parameters_left([4, *left, 3]) < wanted:
+        with pytest.raises(OptionError, match="model parameters cannot be removed: at most"):
+            pruner.prune(records(scores, names), costs)
+    else:
+        assert list(pruner.prune(records(scores, names), costs).widths.values()) == left
+
+
+@given(hidden=st.lists(st.integers(2, 12), min_size=1, max_size=3), share=st.integers(0, 60).map(lambda p: p / 100))
+def test_locally_the_same_share_of_every_layer_goes(hidden: list[int], share: float) -> None:
+    sizes = [4, *hidden, 3]
+    _, costs, names = sequential(sizes)
+    whole = parameters_left(sizes)
+    # Shares at which any layer changes, from the lowest.
+    found = None
+    for part in sorted({(k - 0.25) / sum(hidden) for k in range(1, sum(hidden))} | {0.0}):
+        left = [n - round(part * n) for n in hidden]
+        if min(left) > 0 and whole - parameters_left([4, *left, 3]) >= Fraction(repr(share)) * whole:
+            found = left
+            break
+    pruner = LocalPruner(share, of="parameters")
+    entries = records(random_scores(hidden, 0), names)
+    if found is None:
+        with pytest.raises(OptionError, match="at most"):
+            pruner.prune(entries, costs)
+    else:
+        assert list(pruner.prune(entries, costs).widths.values()) == found
+
+
+@every_pruner
+@pytest.mark.parametrize("unit", UNITS[1:])
+def test_every_unit_is_reached_by_the_fewest_neurons(pruner: type[BasePruner], unit: Unit) -> None:
+    model = tiny_llama(num_hidden_layers=3)
+    ffns = find_ffns(model)
+    costs = ModelCosts(model, ffns)
+    entries = records(random_scores([40] * 3, 2))
+    masks = pruner(0.2, of=unit).prune(entries, costs)
+    removed = costs.removed(masks.widths, unit)
+    assert removed >= 0.2 * costs.whole(unit)
+    # A neuron less of each layer that gives some would not do; under one budget a single one less.
+    step = 3 if pruner is LocalPruner else 1
+    assert removed - step * (removed // (120 - masks.kept)) < 0.2 * costs.whole(unit)
+    # As a number: the same.
+    count = math.ceil(0.2 * costs.whole(unit))
+    assert pruner(count, of=unit).prune(entries, costs) == masks
+
+
+def test_with_equal_widths_a_share_of_ffn_parameters_is_one_of_neurons() -> None:
+    model = tiny_llama(num_hidden_layers=3)
+    costs = ModelCosts(model, find_ffns(model))
+    for pruner in (LocalPruner, GlobalPruner):
+        entries = records(random_scores([40] * 3, 3))
+        assert pruner(0.3, of="ffn-parameters").prune(entries, costs) == pruner(0.3).prune(entries)
+
+
+def test_protected_layers_leave_the_total_to_the_others() -> None:
+    model = tiny_llama(num_hidden_layers=3)
+    costs = ModelCosts(model, find_ffns(model))
+    for pruner in (LocalPruner, GlobalPruner):
+        masks = pruner(0.2, of="bytes", protect=0).prune(records(random_scores([40] * 3, 3)), costs)
+        assert masks.widths[NAMES[0]] == 40
+        assert 0.2 <= costs.removed(masks.widths, "bytes") / costs.whole("bytes") < 0.23
+
+
+def test_widths_are_rounded_after_the_target_is_met() -> None:
+    model = tiny_llama()
+    costs = ModelCosts(model, find_ffns(model))
+    entries = records(random_scores([40] * 2, 4))
+    plain, rounded = (LocalPruner(0.2, multiple_of=m, of="bytes").prune(entries, costs) for m in (1, 8))
+    assert set(rounded.widths.values()) == {8 * round(plain.widths[NAMES[0]] / 8)}
+
+
+@pytest.mark.parametrize("pruner", [*PRUNERS, BasePruner])
+def test_more_than_the_ffns_can_give_is_refused_with_what_they_can(pruner: type[BasePruner]) -> None:
+    model = tiny_llama()
+    ffns = find_ffns(model)
+    costs = ModelCosts(model, ffns)
+    most = 2 * 39 * 48 / costs.whole("parameters")
+    message = (
+        rf"95.0% of the model parameters cannot be removed: at most {math.floor(1000 * most) / 10:.1f}% can.*embeddings"
+    )
+    with pytest.raises(OptionError, match=message):
+        check_budget(pruner(0.95, of="parameters"), ffns, costs, jointly=True)
+    # What the message says is possible is.
+    check_budget(pruner(math.floor(1000 * most) / 1000, of="parameters"), ffns, costs, jointly=True)
+    with pytest.raises(
+        OptionError, match=f"9,999 of {costs.whole('ffn-parameters'):,} FFN parameters.*at most 3,744 can"
+    ):
+        check_budget(pruner(9999, of="ffn-parameters"), ffns, costs, jointly=True)
+    with pytest.raises(OptionError, match=r"at most 1,872 can.*and the protected layers; lower"):
+        check_budget(pruner(2000, of="ffn-parameters", protect=0), ffns, costs, jointly=True)
+
+
+def test_an_amount_of_costs_needs_costs_and_a_known_unit() -> None:
+    with pytest.raises(OptionError, match="an amount of model bytes needs the costs of the model; run the pruner in a"):
+        LocalPruner(0.2, of="bytes").prune(records([[0.5, 0.5]]))
+    with pytest.raises(
+        OptionError, match="unknown unit 'tokens' of an amount; expected one of neurons, ffn-parameters"
+    ):
+        LocalPruner(0.2, of="tokens")  # type: ignore[arg-type]
+
+
+# --- what is compared
+
+
+def test_scores_per_cost_are_a_knapsack_by_density() -> None:
+    """A neuron of the first layer costs twice as much: it goes first unless it is worth more than twice."""
+    entries = records([[0.2, 0.8], [0.15, 0.85]])
+    entries[0].cost, entries[1].cost = Cost(20, 8, 3), Cost(10, 8, 30)
+    plain, dense = (
+        GlobalPruner(1, normalize="none", per_cost=per_cost).prune(entries).widths for per_cost in (False, True)
+    )
+    assert plain == {NAMES[0]: 2, NAMES[1]: 1}
+    assert dense == {NAMES[0]: 1, NAMES[1]: 2}
+    assert GlobalPruner(1, normalize="mean", per_cost=True).prune(entries).widths == dense
+
+
+def test_costs_divide_in_the_unit_of_the_amount() -> None:
+    model, costs, names = sequential([4, 10, 10, 3])
+    ffns = find_ffns(model)
+    scores = random_scores([10, 10], 5)
+    entries = records(scores, names)
+    for entry, layer in zip(entries, ffns[0].prunable.values(), strict=True):
+        entry.cost = Cost(1, 1, 1 + 9 * (layer.name == names[0]))
+    widths = GlobalPruner(0.3, of="flops", per_cost=True).prune(entries, costs).widths
+    assert widths[names[0]] < widths[names[1]]
+    assert GlobalPruner(0.3, per_cost=True).prune(entries) == GlobalPruner(0.3, normalize="mean").prune(entries)
+
+
+def test_ratios_need_a_zero_and_a_cost() -> None:
+    for normalize in ("zscore", "robust"):
+        with pytest.raises(OptionError, match="per_cost divides scores, and those of normalize='"):
+            GlobalPruner(0.3, normalize=normalize, per_cost=True)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"layers\.0\.mlp carries no cost to divide by"):
+        GlobalPruner(0.3, per_cost=True).prune(records([[0.5, 0.5]]))
+
+
+@given(
+    layers=st.lists(st.lists(st.integers(0, 5).map(lambda k: k / 8), min_size=2, max_size=9), min_size=2, max_size=4)
+)
+def test_robust_standing_by_sorting(layers: list[list[float]]) -> None:
+    def median(values: Sequence[float]) -> float:
+        ordered, n = sorted(values), len(values)
+        return ordered[n // 2] if n % 2 else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
+
+    standing = []
+    for scores in layers:
+        away = [score - median(scores) for score in scores]
+        sizes = [abs(value) for value in away]
+        spread = median(sizes) or sum(sizes) / len(sizes) or 1.0
+        standing.append([value / spread for value in away])
+    count = sum(map(len, layers)) - len(layers) - 1
+    keep = [[True] * len(scores) for scores in layers]
+    left = count
+    for _, layer, k in sorted((round(s, 9), i, k) for i, values in enumerate(standing) for k, s in enumerate(values)):
+        if left and sum(keep[layer]) > 1:
+            keep[layer][k] = False
+            left -= 1
+    found = GlobalPruner(count, normalize="robust").prune(records(layers))
+    assert list(found.widths.values()) == [sum(mask) for mask in keep]
+
+
+def test_a_heavy_tail_does_not_spare_a_layer_by_the_median() -> None:
+    even = [0.5 + 0.05 * k for k in range(10)]
+    heavy = [*even[:9], 90.0]
+    spared = GlobalPruner(4, normalize="zscore").prune(records([even, heavy])).widths
+    fair = GlobalPruner(4, normalize="robust").prune(records([even, heavy])).widths
+    assert list(spared.values()) == [6, 10]
+    assert list(fair.values()) == [8, 8]
+
+
+# --- before anything is measured, and afterwards
+
+
+@pytest.mark.parametrize(
+    ("pruner", "message"),
+    [
+        (LocalPruner(40), "would keep 0 of 40 neurons, fewer than min_keep=1.*at most 39"),
+        (GlobalPruner(80), "removing 80 of 80 neurons.*at most 78 neurons can go"),
+        (SensitivityPruner(40), "removing 80 of 80 neurons"),
+        (LocalPruner(0.9, of="bytes"), "at most"),
+        (LocalPruner(protect="model.layers.7"), "means no prunable layer"),
+        (GlobalPruner(0.6, protect=0), "in each of 1 layers that are not protected"),
+        (GlobalPruner(protect=[0, 1]), "every prunable layer is protected"),
+    ],
+)
+@pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
+def test_impossible_budgets_cost_no_pass(pruner: BasePruner, message: str, topology: type[BasePipeline]) -> None:
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+    calls: list[Any] = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(OptionError, match=message):
+        topology(model, None, pruner=pruner, calibration=token_ids(), evaluation=token_ids(1, 8)).run()
+    handle.remove()
+    assert calls == []
+    snapshot.assert_restored()
+
+
+def test_listed_linears_are_counted_group_by_group_and_protected_by_name() -> None:
+    for pruner in (LocalPruner(0.25, protect="*.0.mlp"), GlobalPruner(0.25, protect="*.0.mlp")):
+        pipeline = IsolatedFFNPipeline(tiny_llama(), None, STRUCTURE, pruner=pruner, calibration=token_ids())
+        pipeline.run()
+        assert pipeline.masks is not None
+        widths = list(pipeline.masks.widths.values())
+        assert widths[:2] == [40, 16]
+        assert sum(widths[2:]) == 42
+    with pytest.raises(
+        OptionError, match=r"structure_dict zeroes rows of Linears.*an amount of model bytes means nothing"
+    ):
+        IsolatedFFNPipeline(tiny_llama(), None, STRUCTURE, pruner=LocalPruner(0.2, of="bytes"))
+
+
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+def test_reports_say_what_was_reached_in_each_unit(form: Any) -> None:
+    model = tiny_llama()
+    pipeline = IsolatedFFNPipeline(
+        model, None, pruner=GlobalPruner(0.2, of="bytes"), calibration=token_ids(), form=form
+    )
+    pipeline.run()
+    assert pipeline.report is not None
+    plain = pipeline.report.to_dict()
+    reached = plain["reached"]
+    assert list(reached) == list(UNITS)
+    assert plain["neurons"]["share_of"] == "bytes"
+    assert 0.2 <= reached["bytes"]["share"] < 0.21
+    assert reached["neurons"]["removed"] == plain["neurons"]["removed"]
+    if form == "compact":
+        assert reached["bytes"]["removed"] == plain["before"]["bytes"] - plain["after"]["bytes"]
+    assert plain["warnings"] == []
+
+
+def test_rounding_that_misses_a_target_is_said() -> None:
+    model = tiny_llama()
+    ffns = find_ffns(model)
+    costs = ModelCosts(model, ffns)
+    asked = LocalPruner(0.2, multiple_of=16, of="bytes")
+    found = reached_by(Masks({name: torch.arange(40) < 32 for name in NAMES[:2]}), costs)
+    (sentence,) = shortfall(asked, found)
+    assert f"{found['bytes']['share']:.2%} of the model bytes went where 20.00% was asked for" in sentence
+    assert "multiples of 16" in sentence
+    assert shortfall(LocalPruner(found["bytes"]["share"], of="bytes"), found) == []
+    assert shortfall(LocalPruner(int(found["bytes"]["removed"]), of="bytes"), found) == []
+    assert shortfall(LocalPruner(8), found) == []
+    assert "20.0% was removed where 30.0% was asked for" in shortfall(LocalPruner(0.3), found)[0]
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.1985, True), (0.1995, False), (0.2195, False), (0.2205, True)])
+@pytest.mark.parametrize("amount", [0.2, 200])
+def test_costs_may_be_exceeded_by_more_than_they_may_be_missed_by(amount: float, share: float, said: bool) -> None:
+    reached: Reached = {"bytes": {"before": 1000, "removed": 1000 * share, "share": share}}
+    assert bool(shortfall(LocalPruner(amount, of="bytes"), reached)) is said
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.179, True), (0.181, False), (0.219, False), (0.221, True)])
+def test_neurons_may_be_missed_by_rounding_either_way(share: float, said: bool) -> None:
+    reached: Reached = {"neurons": {"before": 1000, "removed": 1000 * share, "share": share}}
+    assert bool(shortfall(LocalPruner(0.2), reached)) is said
+
+
+# --- what is said of an amount before anything is measured
+
+
+class Halving(BasePruner):
+    """Somebody's own: nobody knows what it takes before it has seen the scores."""
+
+    def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+        for layer in layer_list:
+            layer.pruning_mask = layer.weight.sum(1) > 1
+
+
+@pytest.mark.parametrize(
+    ("pruner", "said"),
+    [
+        # A gated FFN over 16 features: 48 parameters a neuron; 7,504 in all.
+        (
+            LocalPruner(30),
+            "30 of 40 hidden neurons in each of 2 layers (60 in total, 75.0 %), 2,880 of 7,504 parameters",
+        ),
+        (
+            LocalPruner(0.3),
+            "12 of 40 hidden neurons in each of 2 layers (24 in total, 30.0 %), 1,152 of 7,504 parameters",
+        ),
+        (
+            LocalPruner(0.3, multiple_of=16),
+            "8 of 40 hidden neurons in each of 2 layers (16 in total, 20.0 %), 768 of 7,504 parameters",
+        ),
+        (
+            LocalPruner(30, protect=0),
+            "30 of 80 hidden neurons in 1 layer (37.5 %; 1 protected layer keeps all), 1,440 of 7,504 parameters",
+        ),
+        (GlobalPruner(30), "30 of 80 hidden neurons in 2 layers together (37.5 %), 1,440 of 7,504 parameters"),
+        (GlobalPruner(0.3), "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504 parameters"),
+        (GlobalPruner(0.3, per_cost=True), "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504"),
+        (
+            GlobalPruner(0.3, multiple_of=16),
+            "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504 parameters, before widths are rounded",
+        ),
+        (SensitivityPruner(30), "60 of 80 hidden neurons in 2 layers together (75.0 %), 2,880 of 7,504 parameters"),
+        (SensitivityPruner(0.3), "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504 parameters"),
+        (
+            LocalPruner(0.2, of="bytes"),
+            "6,144 of 30,016 model bytes (20.5 %), with 16 of 40 hidden neurons in each of 2 layers (32 in total, 40.0 %), 1,536",
+        ),
+        (
+            GlobalPruner(1000, of="parameters"),
+            "1,008 of 7,504 model parameters (13.4 %), with 21 of 80 hidden neurons in 2 layers together (26.2 %)",
+        ),
+        (Halving(0.3), "Halving decides how many neurons that is"),
+    ],
+)
+def test_an_amount_is_said_in_neurons_as_a_share_and_in_parameters(pruner: BasePruner, said: str) -> None:
+    model = tiny_llama()
+    ffns = find_ffns(model)
+    assert describe_amount(pruner, ffns, ModelCosts(model, ffns)).startswith(said)
+
+
+@every_pruner
+@pytest.mark.parametrize("amount", [5, 0.3])
+@pytest.mark.parametrize("protect", [(), (1,)])
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_is_said_is_what_goes(pruner: type[BasePruner], amount: float, protect: Sequence[int], unit: Unit) -> None:
+    if unit != "neurons":
+        amount = 300 * amount if isinstance(amount, int) else amount / 4
+    model = tiny_llama()
+    made = pruner(amount, protect=protect, of=unit)
+    ffns = find_ffns(model)
+    said = describe_amount(made, ffns, ModelCosts(model, ffns))
+    pipeline = IsolatedFFNPipeline(model, None, pruner=made, calibration=token_ids())
+    pipeline.run()
+    report = pipeline.report
+    assert report is not None
+    removed = report.reached["neurons"]["removed"]
+    assert f"({removed} in total" in said or f"{removed} of 80 hidden neurons in" in said
+    told = re.search(r"([0-9,]+) of 7,504 (model )?parameters", said)
+    assert told is not None
+    assert int(told[1].replace(",", "")) == report.before.parameters - report.after.parameters
+    if unit != "neurons":
+        assert said.startswith(f"{report.reached[unit]['removed']:,} of {report.reached[unit]['before']:,} ")
+
+
+def test_layers_of_other_widths_and_costs_are_said_in_total() -> None:
+    model = mlp(4, 8, 20, 3)
+    ffns = find_ffns(model)
+    costs = ModelCosts(model, ffns)
+    assert describe_amount(LocalPruner(2), ffns, costs).startswith("4 of 28 hidden neurons in 2 layers (14.3 %), ")
+    said = describe_amount(GlobalPruner(2), ffns, costs)
+    assert said.startswith("2 of 28 hidden neurons in 2 layers together (7.1 %), about ")
+
+
+@every_pruner
+def test_amounts_beyond_any_model_are_refused(pruner: type[BasePruner]) -> None:
+    layers = records(random_scores((8, 8), 0))
+    with pytest.raises(OptionError, match="min_keep=1"):
+        pruner(10**23).prune(layers)
+    assert pruner(10**23, protect="*").prune(layers).widths == {NAMES[0]: 8, NAMES[1]: 8}

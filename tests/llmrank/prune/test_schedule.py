@@ -1,0 +1,434 @@
+"""Little by little: against pruning compact models again and again; and the model is whole whatever happens."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmrank.errors import OptionError
+from llmrank.models import find_ffns
+from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, SensitivityPruner
+from llmrank.prune.masks import Masks
+from llmrank.prune.schedule import Schedule
+from llmrank.prune.selection import Reselection
+from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
+from llmrank.surgery.apply import apply_masks, trial_cut
+from llmrank.surgery.repair import BaseRepair, BiasRepair, LeastSquaresRepair
+from tests.llmrank.tiny_models import STRUCTURE, Snapshot, features, logits, mlp, tiny_llama, tiny_t5, token_ids
+
+CALIBRATION = token_ids(5, 16)
+topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
+
+
+def model_of(seed: int = 0) -> Any:
+    return tiny_llama(seed, num_hidden_layers=3)
+
+
+def ran(topology: type[BasePipeline], model: Any, *arguments: Any, **options: Any) -> BasePipeline:
+    pipeline = topology(model, None, *arguments, **{"calibration": CALIBRATION, **options})
+    pipeline.run()
+    return pipeline
+
+
+def masks_of(pipeline: BasePipeline) -> Masks:
+    assert pipeline.masks is not None
+    return pipeline.masks
+
+
+def lifted(outer: Masks, inner: Masks) -> Masks:
+    """The masks of a compact model in terms of the one that it was made from."""
+    found = {}
+    for name, mask in outer.items():
+        kept = mask.nonzero().flatten()
+        found[name] = torch.zeros_like(mask)
+        found[name][kept[inner[name]]] = True
+    return Masks(found)
+
+
+# --- amounts
+
+
+def test_amounts_by_hand() -> None:
+    assert Schedule().amounts(0.3) == [0.3]
+    assert Schedule(4).amounts(0.4) == [0.1, 0.2, pytest.approx(0.3), 0.4]
+    assert Schedule(4).amounts(9) == [2, 4, 7, 9]
+    assert Schedule(3).amounts(1) == [0, 1, 1]
+    assert Schedule(2, "geometric").amounts(0.75) == [0.5, 0.75]
+
+
+@given(steps=st.integers(1, 9), percent=st.integers(0, 99))
+def test_geometric_steps_take_the_same_share_of_what_is_left(steps: int, percent: int) -> None:
+    left = [1.0, *(1.0 - amount for amount in Schedule(steps, "geometric").amounts(percent / 100))]
+    assert left[-1] == 1.0 - percent / 100
+    for before, after in itertools.pairwise(left):
+        assert after / before == pytest.approx((1 - percent / 100) ** (1 / steps))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "steps must be an integer >= 1, got 0"),
+        ((2.0,), "steps must be an integer >= 1"),
+        ((True,), "steps must be an integer >= 1"),
+        ((1001,), "steps must be at most 1000, got 1001: each takes a pass"),
+        ((10**14,), "steps must be at most 1000"),
+        ((2, "cubic"), "unknown growth 'cubic' of a schedule; expected one of linear, geometric"),
+        ((2, "linear", "never"), "unknown repair 'never' of a schedule; expected one of last, each"),
+    ],
+)
+def test_bad_schedules_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Schedule(*arguments)
+
+
+def test_schedules_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(
+        OptionError, match="geometric growth takes the same share of what is left, and needs a share, got 7"
+    ):
+        IsolatedFFNPipeline(model_of(), None, pruner=LocalPruner(7), schedule=Schedule(2, "geometric"))
+    assert Schedule(1, "geometric").amounts(7) == [7]
+    with pytest.raises(OptionError, match="a schedule with repair='each' needs a repair"):
+        IsolatedFFNPipeline(model_of(), None, schedule=Schedule(2, repair="each"))
+    with pytest.raises(OptionError, match=r"schedule must be a Schedule, got 4; four steps are Schedule\(4\)"):
+        IsolatedFFNPipeline(model_of(), None, schedule=4)  # type: ignore[arg-type]
+
+
+def test_a_schedule_says_what_it_costs() -> None:
+    told = "2 steps, to 5, 10 of the hidden neurons: 2 passes of the calibration text to rank by"
+    assert Schedule(2).describe(10, "neurons", repairs=False) == told
+    for repair, end in (("last", "the last"), ("each", "each")):
+        schedule = Schedule(2, repair=repair)  # type: ignore[arg-type]
+        assert schedule.describe(10, "neurons", repairs=True) == f"{told}, and a repair after {end}"
+
+
+# --- what goes
+
+
+@topologies
+@pytest.mark.parametrize("scorer", [WeightedPageRankScorer(), ModifiedPageRankScorer(), WandaSPScorer()])
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        LocalPruner,
+        GlobalPruner,
+        lambda n: GlobalPruner(n, normalize="robust"),
+        lambda n: GlobalPruner(n, 3, normalize="mean"),
+    ],
+    ids=["local", "zscore", "robust", "mean"],
+)
+def test_steps_are_compact_models_pruned_again(topology: type[BasePipeline], scorer: BaseScorer, pruner: Any) -> None:
+    """Each step by itself: make the model really smaller, calibrate and prune that."""
+    number, layers = (24, 3) if pruner is not LocalPruner else (8, 1)
+    found = masks_of(ran(topology, model_of(), scorer=scorer, pruner=pruner(number), schedule=Schedule(3)))
+    small, wanted, gone = model_of(), None, 0
+    for amount in Schedule(3).amounts(number):
+        run = ran(topology, small, scorer=scorer, pruner=pruner(amount - gone))
+        wanted = masks_of(run) if wanted is None else lifted(wanted, masks_of(run))
+        gone = amount
+    assert wanted is not None
+    assert found == wanted
+    assert found.size - found.kept == number * 3 / layers
+
+
+@topologies
+def test_one_step_is_what_a_pipeline_without_schedule_does(topology: type[BasePipeline]) -> None:
+    plain, scheduled = model_of(), model_of()
+    ran(topology, plain, repair=LeastSquaresRepair(reselect=True))
+    ran(topology, scheduled, repair=LeastSquaresRepair(reselect=True), schedule=Schedule(1, "geometric", "each"))
+    for (name, a), (_, b) in zip(plain.state_dict().items(), scheduled.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@topologies
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        LocalPruner(0.4, multiple_of=8),
+        GlobalPruner(0.4, multiple_of=8),
+        SensitivityPruner(0.4, limit=0.5),
+        LocalPruner(0.2, of="bytes"),
+        GlobalPruner(0.2, of="flops", protect=1),
+    ],
+    ids=["local", "global", "sensitivity", "bytes", "flops"],
+)
+@pytest.mark.parametrize("growth", ["linear", "geometric"])
+def test_what_is_gone_stays_gone_and_the_end_is_that_of_one_shot(
+    topology: type[BasePipeline], pruner: BasePruner, growth: Any
+) -> None:
+    steps: list[Masks] = []
+
+    class Watched(topology):  # type: ignore[misc, valid-type]
+        def choose(self, *arguments: Any) -> Masks:
+            steps.append(super().choose(*arguments))
+            return steps[-1]
+
+    run = ran(Watched, model_of(), pruner=pruner, schedule=Schedule(4, growth))
+    assert len(steps) == 4
+    for before, after in itertools.pairwise(steps):
+        assert (before & after) == after
+        assert after.kept < before.kept
+    assert run.masks == steps[-1]
+    once = masks_of(ran(topology, model_of(), pruner=pruner))
+    if isinstance(pruner, GlobalPruner):
+        # Which layers give is for the later steps to say; rounded widths need not add up to the same.
+        assert pruner.multiple_of > 1 or masks_of(run).kept == once.kept
+    else:
+        assert masks_of(run).widths == once.widths
+    # Only the last step rounds.
+    if pruner.multiple_of > 1:
+        assert {width % 8 for width in masks_of(run).widths.values()} == {0}
+        assert {width % 8 for mask in steps[:-1] for width in mask.widths.values()} != {0}
+
+
+def test_rounding_brings_nothing_back() -> None:
+    """Of 20 neurons 9 are gone: 12 would be the nearest multiple of 4 to 10, and 8 it is."""
+    present = torch.arange(20) >= 9
+    for pruner in (LocalPruner(10, multiple_of=4), GlobalPruner(10, multiple_of=4)):
+        record = LayerRecord("mlp", torch.arange(20.0).flip(0) / 190, present=present)
+        keep = pruner.prune([record])["mlp"]
+        assert int(keep.sum()) == 8, type(pruner).__name__
+        assert not bool(keep[:9].any())
+    few = LayerRecord("mlp", torch.arange(20.0) / 190, present=torch.arange(20) >= 17)
+    assert LocalPruner(17, min_keep=3, multiple_of=4).prune([few]).kept == 3
+
+
+def test_neurons_that_are_gone_count_for_no_layer_s_standing() -> None:
+    scores = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.6, 0.7, 0.8], dtype=torch.float64)
+    other = LayerRecord("b", torch.tensor([0.1, 0.4, 0.5, 0.6], dtype=torch.float64))
+    for normalize in ("zscore", "robust", "mean", "none"):
+        pruner = GlobalPruner(5, normalize=normalize)  # type: ignore[arg-type]
+        found = pruner.prune([LayerRecord("a", scores, present=scores > 0), other])
+        pruner.amount = 2
+        alone = pruner.prune([LayerRecord("a", scores[3:]), other])
+        assert found["a"].tolist() == [False] * 3 + alone["a"].tolist(), normalize
+        assert torch.equal(found["b"], alone["b"])
+
+
+def test_pruners_of_third_parties_go_step_by_step_too() -> None:
+    class Shares(BasePruner):
+        def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+            for layer in layer_list:
+                layer.pruning_mask = layer.importance
+
+    class Marks(BasePruner):
+        def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+            for layer in layer_list:
+                count = round(self.amount * layer.out_features)
+                layer.pruning_mask = layer.importance >= layer.importance.sort().values[count]
+
+    wanted = masks_of(ran(IsolatedFFNPipeline, model_of(), pruner=LocalPruner(0.4), schedule=Schedule(3)))
+    for pruner in (Shares, Marks):
+        assert masks_of(ran(IsolatedFFNPipeline, model_of(), pruner=pruner(0.4), schedule=Schedule(3))) == wanted
+
+
+def test_scores_that_know_nothing_of_the_cut_do_not_bring_neurons_back() -> None:
+    run = ran(
+        IsolatedFFNPipeline, model_of(), scorer=RandomScorer(seed=3), pruner=GlobalPruner(0.5), schedule=Schedule(5)
+    )
+    assert masks_of(run).kept == 60
+
+
+@topologies
+def test_listed_linears_go_step_by_step(topology: type[BasePipeline]) -> None:
+    model = model_of()
+    snapshot = Snapshot(model)
+    run = ran(topology, model, STRUCTURE, pruner=LocalPruner(0.5), schedule=Schedule(2))
+    assert set(masks_of(run).widths.values()) == {20, 8}
+    run.undo()
+    snapshot.assert_restored()
+
+
+def test_models_of_other_kinds_go_step_by_step() -> None:
+    for model, calibration in ((tiny_t5(), token_ids()), (mlp(4, 12, 8, 3), features(300, 4))):
+        snapshot = Snapshot(model)
+        run = ran(ChainedFFNPipeline, model, pruner=GlobalPruner(0.5), schedule=Schedule(3), calibration=calibration)
+        assert masks_of(run).kept == masks_of(run).size // 2
+        run.undo()
+        snapshot.assert_restored()
+
+
+# --- what later steps see
+
+
+@pytest.mark.parametrize(
+    ("repair", "when"),
+    [
+        (None, "last"),
+        (BiasRepair(), "last"),
+        (BiasRepair(), "each"),
+        (LeastSquaresRepair(reselect=True), "last"),
+        (LeastSquaresRepair(reselect=True), "each"),
+    ],
+)
+def test_later_steps_calibrate_on_the_model_as_cut_so_far(repair: BaseRepair | None, when: Any) -> None:
+    model = model_of()
+    dense = copy.deepcopy(model)
+    seen: list[torch.Tensor] = []
+    kept: list[Masks] = []
+
+    class Watched(IsolatedFFNPipeline):
+        def draw(self, *arguments: Any) -> Any:
+            seen.append(logits(self.model, CALIBRATION))
+            return super().draw(*arguments)
+
+        def repairs(self, ffns: Any, masks: Masks, *arguments: Any) -> Any:
+            found = super().repairs(ffns, masks, *arguments)
+            kept.append(found[0])
+            return found
+
+    run = ran(Watched, model, pruner=LocalPruner(0.5), repair=repair, schedule=Schedule(2, repair=when))
+    final = logits(run.undo(), CALIBRATION)
+    assert torch.equal(seen[0], logits(dense, CALIBRATION))
+    assert torch.equal(final, seen[0])
+    one_shot = ran(
+        IsolatedFFNPipeline, dense, pruner=LocalPruner(0.25), repair=repair if when == "each" else None, form="zero"
+    )
+    torch.testing.assert_close(seen[1], logits(dense, CALIBRATION), rtol=1e-4, atol=1e-4)
+    assert (seen[1] - seen[0]).abs().max() > 1e-2
+    if repair is not None:
+        assert len(kept) == (2 if when == "each" else 1)
+        if when == "each":
+            assert (masks_of(one_shot) & kept[1]) == kept[1]
+
+
+def test_the_last_repair_starts_from_the_whole_model() -> None:
+    """Not from what earlier repairs left: it is the repair of the final masks."""
+    run = ran(
+        IsolatedFFNPipeline,
+        model_of(),
+        pruner=LocalPruner(0.5),
+        repair=LeastSquaresRepair(0.01),
+        schedule=Schedule(3, repair="each"),
+    )
+
+    class Given(LocalPruner):
+        def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
+            for layer in layer_list:
+                layer.pruning_mask = masks_of(run)[layer.name]
+
+    once = ran(IsolatedFFNPipeline, model_of(), pruner=Given(0.5), repair=LeastSquaresRepair(0.01))
+    assert once.masks == run.masks
+    for name, solved in once.repaired.items():
+        assert torch.equal(run.repaired[name].weight, solved.weight)
+
+
+def test_reselection_chooses_among_what_is_there() -> None:
+    run = ran(IsolatedFFNPipeline, model_of(), pruner=LocalPruner(0.25))
+    first = run.model_graphs[0]
+    (name,) = (layer.name for layer in first.prunable.values())
+    among = Masks({n: torch.arange(40) < 20 for n in masks_of(run)})
+    choose = Reselection(run.scorer, run.model_graphs, among)
+    keep = choose(name, torch.arange(40) < 10, torch.arange(40, dtype=torch.float64))
+    assert int(keep.sum()) == 10
+    assert not bool(keep[20:].any())
+
+
+def test_graphs_and_sensitivities_are_of_the_whole_model() -> None:
+    model = model_of()
+    run = ran(ChainedFFNPipeline, model, pruner=SensitivityPruner(0.5), schedule=Schedule(3))
+    once = ran(ChainedFFNPipeline, model_of(), pruner=SensitivityPruner(0.5))
+    assert run.sensitivities == once.sensitivities
+    for a, b in zip(run.ranks[0].scores, once.ranks[0].scores, strict=True):
+        assert (a == b).all()
+    assert torch.equal(run.model_graphs[0].statistics[1].norm, once.model_graphs[0].statistics[1].norm)
+
+
+# --- transaction and report
+
+
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+def test_forms_agree_and_are_undone(form: Any) -> None:
+    model = model_of()
+    snapshot = Snapshot(model)
+    options = {"pruner": GlobalPruner(0.4), "repair": LeastSquaresRepair(), "schedule": Schedule(2, repair="each")}
+    run = ran(ChainedFFNPipeline, model, form=form, **options)
+    found = logits(model, CALIBRATION)
+    run.undo()
+    snapshot.assert_restored()
+    again = model_of()
+    apply_masks(again, find_ffns(again), masks_of(run), "zero", repaired=run.repaired)
+    torch.testing.assert_close(found, logits(again, CALIBRATION), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("stage", ["calibrate", "draw", "score", "choose", "repairs"])
+@pytest.mark.parametrize("repair", [LeastSquaresRepair(reselect=True), BiasRepair()], ids=["lstsq", "bias"])
+def test_whatever_is_raised_in_a_step_the_model_is_whole(step: int, stage: str, repair: BaseRepair) -> None:
+    model = model_of()
+    model.train()
+    snapshot = Snapshot(model)
+    pipeline = ChainedFFNPipeline(
+        model,
+        None,
+        pruner=GlobalPruner(0.5),
+        calibration=CALIBRATION,
+        repair=repair,
+        schedule=Schedule(3, repair="each"),
+    )
+    honest, calls = getattr(pipeline, stage), []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(stage)
+        if len(calls) < step:
+            return honest(*arguments)
+        honest(*arguments)
+        raise KeyboardInterrupt
+
+    setattr(pipeline, stage, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run()
+    assert len(calls) == step
+    snapshot.assert_restored()
+    with pytest.raises(OptionError, match="nothing to undo"):
+        pipeline.undo()
+    setattr(pipeline, stage, honest)
+    pipeline.run()
+    pipeline.undo()
+    snapshot.assert_restored()
+
+
+def test_a_trial_cut_is_zeros_for_a_while() -> None:
+    model = model_of()
+    snapshot = Snapshot(model)
+    ffns = find_ffns(model)
+    masks = Masks({ffn.name: torch.arange(40) > 3 for ffn in ffns})
+    with trial_cut(model, ffns, masks):
+        for layer in model.model.layers:
+            assert not bool(layer.mlp.up_proj.weight[:4].any())
+            assert not bool(layer.mlp.down_proj.weight[:, :4].any())
+            assert bool(layer.mlp.gate_proj.weight[4:].all())
+    snapshot.assert_restored()
+    with pytest.raises(KeyboardInterrupt), trial_cut(model, ffns, masks):
+        raise KeyboardInterrupt
+    snapshot.assert_restored()
+    with trial_cut(model, ffns, None):
+        snapshot.assert_restored()
+
+
+def test_the_report_shows_each_step_and_its_cost() -> None:
+    run = ran(
+        IsolatedFFNPipeline, model_of(), pruner=LocalPruner(0.5), repair=LeastSquaresRepair(), schedule=Schedule(2)
+    )
+    assert run.report is not None
+    plain = run.report.to_dict()
+    assert plain["method"]["schedule"] == {"steps": 2, "growth": "linear", "repair": "last"}
+    first, second = plain["steps"]
+    assert (first["amount"], first["removed"], first["calibration_passes"], first["repaired"]) == (0.25, 30, 1, False)
+    assert (second["amount"], second["removed"], second["calibration_passes"], second["repaired"]) == (0.5, 60, 1, True)
+    assert {"calibrate", "rank", "prune"} <= set(first["seconds"])
+    assert "repair" in second["seconds"]
+    for stage in ("calibrate", "rank", "prune"):
+        both = first["seconds"][stage] + second["seconds"][stage]
+        assert 0 < both <= plain["seconds"][stage] * (1 + 1e-9)
+    # A second run starts its clocks anew.
+    run.undo()
+    run.run()
+    assert len(run.report.to_dict()["steps"]) == 2

@@ -1,0 +1,267 @@
+"""Whatever is raised, and on whatever line: the model is as it was, or a second undo makes it so."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils import prune as torch_prune
+
+import llmrank
+from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream, recording
+from llmrank.calibration.statistics import collect
+from llmrank.calibration.text import tokenise
+from llmrank.models import find_ffns
+from llmrank.prune.masks import Masks
+from llmrank.surgery import apply
+from llmrank.surgery.apply import apply_masks, prunable_layers, trial_cut
+from llmrank.surgery.equivalence import check_equivalence, masked_outputs
+from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap, repair_ffns
+from tests.llmrank.tiny_models import Snapshot, family_model, logits, named_family, tiny_llama, token_ids
+
+PACKAGE = Path(llmrank.__file__).parent
+WRITERS = {str(PACKAGE / "surgery" / "apply.py"), str(Path(torch_prune.__file__))}
+WATCHERS = {
+    str(PACKAGE / "surgery" / "equivalence.py"),
+    *WRITERS,
+    *map(str, (PACKAGE / "surgery" / "repair").glob("*.py")),
+}
+SEQUENCES = tokenise(token_ids(3, 8), None, 3, 8)
+
+
+class Interrupted(BaseException):
+    """Like KeyboardInterrupt, but nothing else raises it."""
+
+
+class Lines:
+    """Counts the lines that run in some files, and raises in front of one of them."""
+
+    def __init__(self, files: set[str], last: int | None = None) -> None:
+        self.files, self.last, self.count, self.where = files, last, 0, ""
+
+    def __call__(self, frame: Any, event: str, _argument: Any) -> Any:
+        if frame.f_code.co_filename not in self.files:
+            return None
+        # A `try` does nothing, and the line of a `with` is passed again on the way out: only a tracer interrupts these.
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
+        if event == "line" and not line.startswith(("with ", "try:")):
+            self.count += 1
+            if self.count == self.last:
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise Interrupted(self.where)
+        return self
+
+    @contextmanager
+    def traced(self) -> Iterator[None]:
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+
+def every_line(files: set[str], points: int, begin: Callable[[], tuple[Callable[[], Any], Callable[[], None]]]) -> None:
+    """Run an action anew for so many lines, interrupt it there, and check what it left.
+
+    `begin` returns the action and the check.
+    """
+    action, check = begin()
+    lines = Lines(files)
+    with lines.traced():
+        action()
+    assert lines.count > 20
+    for last in sorted({round(k * (lines.count - 1) / (points - 1)) + 1 for k in range(points)}):
+        action, check = begin()
+        lines = Lines(files, last)
+        with suppress(Interrupted), lines.traced():
+            action()
+        assert lines.where
+        try:
+            check()
+        except AssertionError as error:
+            raise AssertionError(f"interrupted in front of {lines.where}: {error}") from error
+
+
+def masks_of(model: Any, *, uniform: bool) -> Masks:
+    """The second layer keeps everything unless all are to be of one width."""
+    sizes = {name: layer.size for name, layer in prunable_layers(find_ffns(model)).items()}
+    return Masks(
+        {name: torch.arange(size) % 3 > (0 if uniform or not k else -1) for k, (name, size) in enumerate(sizes.items())}
+    )
+
+
+def repaired_of(model: Any, masks: Masks) -> dict[str, RepairedMap]:
+    """Other weights, and biases where the configuration can give them."""
+    found = {}
+    for ffn in find_ffns(model):
+        (layer,) = ffn.prunable.values()
+        if not masks[layer.name].all():
+            weight = layer.consumers[0].weight * 1.5 * masks[layer.name]
+            found[layer.consumers[0].name] = RepairedMap(weight, torch.ones(len(weight)), None, 0.0, 0.0)
+    return found
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "Llama": tiny_llama,
+    "GPT-2": lambda: family_model(named_family("GPT-2")),
+}
+CASES = [
+    ("Llama", "compact", "none", True),
+    ("Llama", "compact", "none", False),
+    ("Llama", "compact", "pad", False),
+    ("Llama", "zero", "none", False),
+    ("Llama", "mask", "none", False),
+    ("GPT-2", "compact", "none", True),
+    ("GPT-2", "mask", "none", True),
+]
+every_case = pytest.mark.parametrize(("name", "form", "align", "uniform"), CASES)
+every_amount = pytest.mark.parametrize("points", [25, pytest.param(300, marks=pytest.mark.slow)])
+
+
+@every_case
+@every_amount
+def test_an_interrupted_cut_leaves_the_model_whole(
+    name: str, form: Any, align: Any, uniform: bool, points: int
+) -> None:
+    model = MODELS[name]()
+    snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
+    repaired = repaired_of(model, masks)
+    taken: list[Any] = []
+
+    def begin() -> tuple[Callable[[], Any], Callable[[], None]]:
+        while taken:  # the counting run alone comes to its end
+            taken.pop().undo()
+        return lambda: taken.append(apply_masks(model, ffns, masks, form, align, repaired)), snapshot.assert_restored
+
+    every_line(WRITERS, points, begin)
+
+
+@every_case
+@every_amount
+def test_an_interrupted_undo_is_finished_by_the_next(
+    name: str, form: Any, align: Any, uniform: bool, points: int
+) -> None:
+    model = MODELS[name]()
+    snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
+    repaired = repaired_of(model, masks)
+
+    def begin() -> tuple[Callable[[], Any], Callable[[], None]]:
+        application = apply_masks(model, ffns, masks, form, align, repaired)
+
+        def check() -> None:
+            application.undo()
+            snapshot.assert_restored()
+
+        return application.undo, check
+
+    every_line(WRITERS, points, begin)
+
+
+@every_case
+@every_amount
+def test_a_way_back_that_is_interrupted_itself_goes_on(
+    name: str, form: Any, align: Any, uniform: bool, points: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all is written something fails, and while that is taken back something else does."""
+    model = MODELS[name]()
+    snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
+    repaired = repaired_of(model, masks)
+
+    def failing(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(apply, "_unchanged", failing)
+    restore = apply.Application._roll_back
+
+    def count_and_restore() -> int:
+        lines = Lines(WRITERS)
+        monkeypatch.setattr(apply.Application, "_roll_back", traced_by(restore, lines))
+        with pytest.raises(ZeroDivisionError):
+            apply_masks(model, ffns, masks, form, align, repaired)
+        return lines.count
+
+    def traced_by(function: Any, lines: Lines) -> Any:
+        def traced(application: Any) -> None:
+            with lines.traced():
+                function(application)
+
+        return traced
+
+    total = count_and_restore()
+    for last in sorted({round(k * (total - 1) / (points - 1)) + 1 for k in range(points)}):
+        monkeypatch.setattr(apply.Application, "_roll_back", traced_by(restore, Lines(WRITERS, last)))
+        with pytest.raises(Interrupted):
+            apply_masks(model, ffns, masks, form, align, repaired)
+        snapshot.assert_restored()
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_each_module_is_restored_whatever_another_says(failure: type[BaseException]) -> None:
+    model = tiny_llama()
+    snapshot, ffns = Snapshot(model), find_ffns(model)
+    for position in range(7):  # six maps, and the configuration among the rest
+        application = apply_masks(model, ffns, masks_of(model, uniform=True), "compact")
+        honest = list(application._undo)
+
+        def fail() -> None:
+            raise failure("not this one")
+
+        application._undo[position] = fail
+        with pytest.raises(failure, match="not this one"):
+            application.undo()
+        application._undo[:] = [honest[position]]
+        application.undo()
+        snapshot.assert_restored()
+
+
+@every_amount
+def test_an_interrupted_trial_leaves_the_model_whole(points: int) -> None:
+    model = tiny_llama()
+    snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=False)
+
+    def trial() -> None:
+        with trial_cut(model, ffns, masks):
+            logits(model, SEQUENCES.ids)
+
+    every_line(WRITERS, points, lambda: (trial, snapshot.assert_restored))
+
+
+# A generator that nobody asks any more is closed where no exception can leave it; what it held is checked all the same.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("method", [LeastSquaresRepair(), BiasRepair()], ids=["lstsq", "bias"])
+@pytest.mark.parametrize("by_blocks", [True, False])
+@every_amount
+def test_interrupted_repair_and_checks_leave_no_trace(method: Any, by_blocks: bool, points: int) -> None:
+    model = tiny_llama()
+    snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=True)
+    applied: list[Any] = []
+
+    def whole() -> None:
+        with recording(model, ffns) as record:
+            collect(model, ffns, SEQUENCES, 2)
+        stream: Stream = open_stream(model, ffns, SEQUENCES, 2, record, follow=method.follows)
+        assert isinstance(stream, BlockStream)
+        if not by_blocks:
+            stream = PassStream(model, ffns, list(SEQUENCES.batches(2)), 2)
+        _, repaired = repair_ffns(model, ffns, masks, method, stream)
+        expected = masked_outputs(model, ffns, masks, SEQUENCES, repaired)
+        applied.append(apply_masks(model, ffns, masks, "compact", repaired=repaired))
+        check_equivalence(model, expected, SEQUENCES)
+
+    def check() -> None:
+        while applied:
+            applied.pop().undo()
+        snapshot.assert_restored()
+
+    def begin() -> tuple[Callable[[], Any], Callable[[], None]]:
+        check()
+        return whole, check
+
+    every_line(WATCHERS, points, begin)
