@@ -262,7 +262,7 @@ def test_the_settings_asked_for_are_the_start(visit: Open, tmp_path: Path) -> No
 
 def test_the_arithmetic_is_pythons(chromium: Any) -> None:
     """Every count of every width up to 600, and the widths of real models, halves included."""
-    script = (files("llmrank") / "templates" / "exact.js").read_text(encoding="utf-8")
+    script = (files("llmrank.inspection") / "templates" / "exact.js").read_text(encoding="utf-8")
     page = chromium.new_page()
     sizes = [*range(1, 601), 1536, 11008, 14336, 28672]
     counts = page.evaluate(
