@@ -21,7 +21,7 @@ from benchmarks import figures
 from benchmarks.cases import CYCLIC, gallery_graphs, model_chains, random_control, shuffled_control, small_chain
 from benchmarks.measure import reference_scores, trace
 from benchmarks.provenance import provenance, write
-from graphs import KeepHighest, LayeredGraph, pagerank, thin, weighted_pagerank
+from graphs import KeepHighest, LayeredGraph, pagerank, sparsify, weighted_pagerank
 from graphs.solvers import SOLVERS
 
 RESULTS = Path(__file__).parent / "results"
@@ -104,7 +104,7 @@ def shapes(chains: dict[int, LayeredGraph], seeds: int) -> dict[str, list[dict[s
     middle = chains[min(chains, key=lambda ffns: abs(ffns - 4))]
     density = []
     for kept in (1.0, 0.9, 0.7, 0.5, 0.2):
-        thinned = middle if kept == 1.0 else thin(middle, mass=kept).graph
+        thinned = middle if kept == 1.0 else sparsify(middle, mass=kept).graph
         density += [{"mass": kept, "density": thinned.density, **row} for row in steps(thinned)]
     controls = [{"weights": "real", **row} for row in steps(middle)]
     for seed in range(seeds):
@@ -214,7 +214,7 @@ def thinning(chain: LayeredGraph, gamma: float = 0.5) -> list[dict[str, Any]]:
     ]
     rows = []
     for setting in settings:
-        thinned = thin(chain, **setting)
+        thinned = sparsify(chain, **setting)
         scores = weighted_pagerank(thinned.graph, gamma).scores
         now = keep.certificate(scores, [0.0] * len(scores)).keep
         gone = sum(int((~full[layer]).sum()) for layer in hidden)

@@ -29,7 +29,7 @@ from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
 from llmrank.calibration.blockwise import recording
-from llmrank.calibration.forward import evaluating, model_inputs
+from llmrank.calibration.forward import evaluation_mode, model_inputs
 from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
 from llmrank.models import find_ffns
@@ -132,7 +132,7 @@ class Corpus:
     def embeddings(self, model: Any) -> torch.Tensor:
         """(sentences, hidden) float64, of length 1 each, in the order the sentences came in."""
         found = []
-        with evaluating(model):
+        with evaluation_mode(model):
             for batch in self.batches:
                 inputs, _, _ = model_inputs(model, batch.ids, batch.mask)
                 states = model(**inputs).last_hidden_state.double().cpu()

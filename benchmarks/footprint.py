@@ -30,7 +30,7 @@ from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
 from benchmarks.ranking import peak_growth, statistics_for
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
-from llmrank.calibration.forward import evaluating, model_inputs
+from llmrank.calibration.forward import evaluation_mode, model_inputs
 from llmrank.calibration.generation import generated_text
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.perplexity import perplexity
@@ -69,7 +69,7 @@ def plain_pass(model: Any, sequences: TokenSequences) -> None:
     """The first sequence through the whole model."""
     (batch, *_) = sequences.batches(1)
     inputs, *_ = model_inputs(model, *batch)
-    with evaluating(model):
+    with evaluation_mode(model):
         model(**inputs)
 
 

@@ -10,22 +10,22 @@ from graphs.errors import GraphError
 from graphs.io.graph_files import load_graph, load_rank, save_graph, save_rank
 from graphs.ranking.digraph import pagerank
 from graphs.ranking.layered import modified_pagerank, weighted_pagerank
-from graphs.reduction.sparsify import Thinning, thin
+from graphs.reduction.sparsify import Sparsification, sparsify
 from graphs.solvers.certificate import Certificate, KeepHighest
 from graphs.solvers.result import ConvergenceError, RankResult
-from graphs.structures.digraph import BlockDigraph, Edges, bidirectional_graph, residual_graph
+from graphs.structures.digraph import BlockDigraph, EdgeBlock, bidirectional_graph, residual_graph
 from graphs.structures.layered import LayeredGraph
 
 __all__ = [
     "BlockDigraph",
     "Certificate",
     "ConvergenceError",
-    "Edges",
+    "EdgeBlock",
     "GraphError",
     "KeepHighest",
     "LayeredGraph",
     "RankResult",
-    "Thinning",
+    "Sparsification",
     "bidirectional_graph",
     "load_graph",
     "load_rank",
@@ -34,6 +34,6 @@ __all__ = [
     "residual_graph",
     "save_graph",
     "save_rank",
-    "thin",
+    "sparsify",
     "weighted_pagerank",
 ]

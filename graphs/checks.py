@@ -11,8 +11,8 @@ from graphs.errors import GraphError
 
 __all__ = [
     "check_count",
+    "check_score_shapes",
     "check_share",
-    "refuse_other_sizes",
 ]
 
 
@@ -88,7 +88,7 @@ def check_count(name: str, value: Any, lowest: int = 1) -> int:
     return int(value)
 
 
-def refuse_other_sizes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], first: int = 0) -> None:
+def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], first: int = 0) -> None:
     """Refuse scores that are not one a node in layers of these sizes.
 
     Parameters
@@ -107,7 +107,7 @@ def refuse_other_sizes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
 
     Examples
     --------
-    >>> refuse_other_sizes([(2,), (3,)], (2, 4))  # doctest: +ELLIPSIS
+    >>> check_score_shapes([(2,), (3,)], (2, 4))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     graphs.errors.GraphError: expected a rank of this graph: one score a node, in layers of 2, 4, got 2, 3; they part at ...

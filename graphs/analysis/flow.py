@@ -11,17 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphs.analysis.measures import bucket_ends, score_buckets
-from graphs.analysis.strengths import engine_of, not_finite, out_strength
+from graphs.analysis.strengths import default_backend, not_finite, out_strength
 from graphs.checks import check_share
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.transition import Transition
-from graphs.ranking.scores import layer_scores
+from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["damping_of", "departing", "flow", "is_modified", "layer_flows", "share_through_graph", "theta_of"]
+__all__ = ["damping_of", "departing_scores", "flow", "is_modified", "layer_flows", "share_through_graph", "theta_of"]
 
 
 def flow(
@@ -76,10 +76,10 @@ def flow(
     array([[0.375, 0.25 ],
            [0.375, 0.   ]])
     """
-    scores = layer_scores(graph, rank)
+    scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer, first=1)
     bucket_ends(buckets)
-    return _flow(graph, rank, scores, layer, buckets, theta_of(rank, theta), engine_of(graph))
+    return _flow(graph, rank, scores, layer, buckets, theta_of(rank, theta), default_backend(graph))
 
 
 def layer_flows(
@@ -112,9 +112,9 @@ def layer_flows(
     >>> [part.tolist() for part in layer_flows(graph, weighted_pagerank(graph), buckets=1)]
     [[[1.0]], [[1.0]]]
     """
-    scores = layer_scores(graph, rank)
+    scores = finite_scores(graph, rank)
     bucket_ends(buckets)
-    engine, share = engine_of(graph), theta_of(rank, theta)
+    engine, share = default_backend(graph), theta_of(rank, theta)
     return tuple(_flow(graph, rank, scores, layer, buckets, share, engine) for layer in range(1, len(graph.layers)))
 
 
@@ -129,7 +129,7 @@ def _flow(
 ) -> FloatArray:
     sources, targets = (score_buckets(scores[k], buckets) for k in (layer - 1, layer))
     count = len(bucket_ends(buckets))
-    masses = departing(rank, scores[layer - 1])
+    masses = departing_scores(rank, scores[layer - 1])
     columns = np.zeros((len(masses), count))
     columns[np.arange(len(masses)), sources] = masses
     operator = engine.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else count)
@@ -231,7 +231,7 @@ def theta_of(rank: RankResult, theta: float | None) -> float:
     return check_share("theta", rank.parameters.get("theta", 1.0) if theta is None else theta)
 
 
-def departing(rank: RankResult, scores: FloatArray) -> FloatArray:
+def departing_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
     """What the sources of a block pass on: their scores, the lowest zeroed where the modified rank did so.
 
     Parameters
@@ -250,7 +250,7 @@ def departing(rank: RankResult, scores: FloatArray) -> FloatArray:
     >>> from graphs import modified_pagerank
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
     >>> rank = modified_pagerank(graph, zero_lowest=0.5)
-    >>> departing(rank, rank.scores[0])
+    >>> departing_scores(rank, rank.scores[0])
     array([0.  , 0.75])
     """
     count = int(rank.parameters.get("zero_lowest", 0.0) * len(scores)) if is_modified(rank) else 0

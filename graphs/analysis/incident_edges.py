@@ -18,13 +18,13 @@ from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["Fan", "Sources", "column_of", "fans_of", "highest_of_rows", "row_of"]
+__all__ = ["IncidentEdges", "SourceTotals", "column_of", "highest_in_rows", "incident_edges", "row_of"]
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Sources:
+class SourceTotals:
     """What P needs to know of the sources of a block; 1 in place of the 0 of those that dangle.
 
     Attributes
@@ -41,7 +41,7 @@ class Sources:
     theta: float
 
     @classmethod
-    def of(cls, graph: LayeredGraph, layer: int, theta: float, engine: Backend) -> Sources:
+    def of(cls, graph: LayeredGraph, layer: int, theta: float, engine: Backend) -> SourceTotals:
         """All sources of the block into `layer`. Cost: a read of the block, two for theta < 1.
 
         Raises
@@ -51,9 +51,9 @@ class Sources:
 
         Examples
         --------
-        >>> from graphs.analysis.strengths import engine_of
+        >>> from graphs.analysis.strengths import default_backend
         >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [3.0, 0.0]]], [1, 1], [[1, 1]])
-        >>> Sources.of(graph, 1, 0.5, engine_of(graph)).chances(np.array([3.0, 0.0]))
+        >>> SourceTotals.of(graph, 1, 0.5, default_backend(graph)).chances(np.array([3.0, 0.0]))
         array([0.625, 0.   ])
         """
         operator = engine.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else 2)
@@ -62,13 +62,13 @@ class Sources:
         return cls(np.where(strength > 0, strength, 1.0), None if degree is None else np.maximum(degree, 1.0), theta)
 
     @classmethod
-    def alone(cls, column: FloatArray, theta: float) -> Sources:
+    def alone(cls, column: FloatArray, theta: float) -> SourceTotals:
         """One source, given by the weights of its edges, (n_targets,).
 
         Examples
         --------
         >>> column = np.array([1.0, 3.0])
-        >>> Sources.alone(column, 1.0).chances(column)
+        >>> SourceTotals.alone(column, 1.0).chances(column)
         array([0.25, 0.75])
         """
         strength, degree = float(column.sum()), float(np.count_nonzero(column))
@@ -91,7 +91,7 @@ class Sources:
 
         Examples
         --------
-        >>> sources = Sources(np.array([4.0, 2.0]), None, 1.0)
+        >>> sources = SourceTotals(np.array([4.0, 2.0]), None, 1.0)
         >>> sources.chances(np.array([[1.0, 1.0], [3.0, 1.0]]))
         array([[0.25, 0.5 ],
                [0.75, 0.5 ]])
@@ -105,7 +105,7 @@ class Sources:
 
 
 @dataclass(frozen=True, eq=False)
-class Fan:
+class IncidentEdges:
     """Edges of some nodes of a block towards one side, ordered by the node at the other end.
 
     Attributes
@@ -126,14 +126,14 @@ class Fan:
 
         Examples
         --------
-        >>> fan = Fan(np.array([4, 7]), np.array([[0, 2], [1, 3]]), np.ones((2, 2)))
+        >>> fan = IncidentEdges(np.array([4, 7]), np.array([[0, 2], [1, 3]]), np.ones((2, 2)))
         >>> fan.ends_at(np.array([1]), np.array([[1, 0]]))
         array([[3, 1]])
         """
         return self.ends[picks] if self.ends.ndim == 1 else self.ends[rows[:, None], picks]
 
 
-def fans_of(block: Block, side: Literal["source", "target"]) -> Iterator[Fan]:
+def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[IncidentEdges]:
     """All edges of a block, by their targets or by their sources, a band at a time.
 
     Parameters
@@ -144,7 +144,7 @@ def fans_of(block: Block, side: Literal["source", "target"]) -> Iterator[Fan]:
 
     Yields
     ------
-    Fan
+    IncidentEdges
         The edges of one node may be spread over several fans of a dense block, in the order of their ends; nodes
         without edges may be missing. Cost: one read; memory: a few bands of a dense block, or a few times the edges of a
         CSR one.
@@ -152,7 +152,7 @@ def fans_of(block: Block, side: Literal["source", "target"]) -> Iterator[Fan]:
     Examples
     --------
     >>> block = DenseBlock((np.array([[1.0, -2.0], [3.0, 0.0]]),))
-    >>> [(fan.nodes.tolist(), fan.weights.tolist()) for fan in fans_of(block, "source")]
+    >>> [(fan.nodes.tolist(), fan.weights.tolist()) for fan in incident_edges(block, "source")]
     [([0, 1], [[1.0, 3.0], [2.0, 0.0]])]
     """
     if isinstance(block, DenseBlock):
@@ -160,9 +160,9 @@ def fans_of(block: Block, side: Literal["source", "target"]) -> Iterator[Fan]:
             rows, columns = (np.arange(part.start, part.stop) for part in (band.rows, band.columns))
             # In rows of contiguous memory: they are scanned many times.
             if side == "target":
-                yield Fan(rows, columns, np.ascontiguousarray(band.matrix))
+                yield IncidentEdges(rows, columns, np.ascontiguousarray(band.matrix))
             else:
-                yield Fan(columns, rows, np.ascontiguousarray(band.matrix.T))
+                yield IncidentEdges(columns, rows, np.ascontiguousarray(band.matrix.T))
         return
     csr = block.to_csr()
     lines = csr if side == "target" else csr.tocsc()
@@ -177,10 +177,10 @@ def fans_of(block: Block, side: Literal["source", "target"]) -> Iterator[Fan]:
         along = np.arange(width)
         places = np.minimum(lines.indptr[nodes].astype(np.int64)[:, None] + along, lines.nnz - 1)
         weights = np.where(along < degrees[nodes, None], lines.data[places], 0.0).astype(np.float64, copy=False)
-        yield Fan(nodes, lines.indices[places].astype(np.int64), weights)
+        yield IncidentEdges(nodes, lines.indices[places].astype(np.int64), weights)
 
 
-def highest_of_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
+def highest_in_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
     """Columns and values of the highest keys of every row, falling, of equals the first.
 
     Scans, not a partition: for a handful they are several times faster, and they know which of two equals comes first.
@@ -199,7 +199,7 @@ def highest_of_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]
 
     Examples
     --------
-    >>> picks, found = highest_of_rows(np.array([[1.0, 3.0, 3.0]]), 2)
+    >>> picks, found = highest_in_rows(np.array([[1.0, 3.0, 3.0]]), 2)
     >>> picks.tolist(), found.tolist()
     ([[1, 2]], [[3.0, 3.0]])
     """

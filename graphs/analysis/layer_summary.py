@@ -12,13 +12,13 @@ import numpy as np
 
 from graphs.analysis.flow import damping_of, share_through_graph
 from graphs.analysis.measures import Spread, as_masses, effective_number, gini, positions, top_share
-from graphs.analysis.strengths import engine_of, in_strength, out_strength
+from graphs.analysis.strengths import default_backend, in_strength, out_strength
 from graphs.linalg.blocks import FloatArray
-from graphs.ranking.scores import layer_scores
+from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["LayerSummary", "summarise", "to_columns"]
+__all__ = ["LayerSummary", "summarise_layers", "to_columns"]
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class LayerSummary:
         --------
         >>> from graphs import weighted_pagerank
         >>> graph = LayeredGraph.from_weights([[[1.0, 3.0]]], [1, 1], [[1]])
-        >>> summarise(graph, weighted_pagerank(graph))[1].to_dict()["in_strength"]["mean"]
+        >>> summarise_layers(graph, weighted_pagerank(graph))[1].to_dict()["in_strength"]["mean"]
         4.0
         """
         return dataclasses.asdict(self)
 
 
-def summarise(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummary, ...]:
+def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummary, ...]:
     """Summarise every layer of a ranked graph.
 
     Parameters
@@ -115,12 +115,12 @@ def summarise(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummary, ...]
     --------
     >>> from graphs import weighted_pagerank
     >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 0.0]]], [1, 1], [[1, 0]])
-    >>> inputs, outputs = summarise(graph, weighted_pagerank(graph))
+    >>> inputs, outputs = summarise_layers(graph, weighted_pagerank(graph))
     >>> inputs.dangling, outputs.density, outputs.dead, round(outputs.through_graph, 3)
     (1, 0.5, 1, 0.333)
     """
-    scores = layer_scores(graph, rank)
-    engine = engine_of(graph)
+    scores = finite_scores(graph, rank)
+    engine = default_backend(graph)
     gamma = damping_of(rank)
     into: list[FloatArray | None] = [None]
     out: list[FloatArray | None] = []
@@ -180,7 +180,7 @@ def to_columns(summaries: Sequence[LayerSummary]) -> dict[str, list[Any]]:
     --------
     >>> from graphs import weighted_pagerank
     >>> graph = LayeredGraph.from_weights([[[1.0], [2.0]]], [1], [[1, 1]])
-    >>> table = to_columns(summarise(graph, weighted_pagerank(graph)))
+    >>> table = to_columns(summarise_layers(graph, weighted_pagerank(graph)))
     >>> table["nodes"], table["in_strength_mean"]
     ([1, 2], [None, 1.5])
     """

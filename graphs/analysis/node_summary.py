@@ -12,24 +12,31 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphs.analysis.flow import damping_of, departing, is_modified, share_through_graph, theta_of
-from graphs.analysis.incident_edges import Fan, Sources, column_of, fans_of, highest_of_rows, row_of
+from graphs.analysis.flow import damping_of, departing_scores, is_modified, share_through_graph, theta_of
+from graphs.analysis.incident_edges import (
+    IncidentEdges,
+    SourceTotals,
+    column_of,
+    highest_in_rows,
+    incident_edges,
+    row_of,
+)
 from graphs.analysis.measures import percentiles, positions
-from graphs.analysis.strengths import engine_of
+from graphs.analysis.strengths import default_backend
 from graphs.checks import check_count
 from graphs.linalg.blocks import FloatArray
-from graphs.ranking.scores import layer_scores
+from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer, check_node
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["EdgeFact", "NodeFacts", "StrongestEdges", "node_facts", "strongest_edges"]
+__all__ = ["NodeSummary", "RankedEdge", "StrongestEdges", "strongest_edges", "summarise_node"]
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class EdgeFact:
+class RankedEdge:
     """One edge of a node.
 
     Attributes
@@ -52,7 +59,7 @@ class EdgeFact:
 
 
 @dataclass(frozen=True)
-class NodeFacts:
+class NodeSummary:
     """What there is to say about one node of a ranked graph.
 
     Attributes
@@ -74,9 +81,9 @@ class NodeFacts:
     through_graph : float, optional
         Share of its score that came through the graph and not from its own activation; of a weighted PageRank only,
         None for layer 0.
-    in_edges : tuple of EdgeFact
+    in_edges : tuple of RankedEdge
         Those that carry most, falling; of equal ones the lower node comes first. Edges that carry nothing are left out.
-    out_edges : tuple of EdgeFact
+    out_edges : tuple of RankedEdge
         The heaviest, likewise.
     """
 
@@ -92,8 +99,8 @@ class NodeFacts:
     in_degree: int
     out_degree: int
     through_graph: float | None
-    in_edges: tuple[EdgeFact, ...]
-    out_edges: tuple[EdgeFact, ...]
+    in_edges: tuple[RankedEdge, ...]
+    out_edges: tuple[RankedEdge, ...]
 
 
 class StrongestEdges(NamedTuple):
@@ -115,9 +122,9 @@ class StrongestEdges(NamedTuple):
     out_shares: FloatArray
 
 
-def node_facts(
+def summarise_node(
     graph: LayeredGraph, rank: RankResult, layer: int, node: int, top: int = 5, *, theta: float | None = None
-) -> NodeFacts:
+) -> NodeSummary:
     """Everything about one node.
 
     Along an in-edge travels ``P_ij r_j``, r being the score of the layer before; for a modified PageRank, whose step
@@ -137,7 +144,7 @@ def node_facts(
 
     Returns
     -------
-    NodeFacts
+    NodeSummary
 
     Raises
     ------
@@ -153,13 +160,13 @@ def node_facts(
     --------
     >>> from graphs import weighted_pagerank
     >>> graph = LayeredGraph.from_weights([[[1.0, 1.0], [3.0, 0.0]]], [1, 3], [[1, 1]])
-    >>> facts = node_facts(graph, weighted_pagerank(graph), layer=1, node=0)
+    >>> facts = summarise_node(graph, weighted_pagerank(graph), layer=1, node=0)
     >>> facts.position, facts.percentile, [(edge.node, edge.probability) for edge in facts.in_edges]
     (0, 0.75, [(1, 1.0), (0, 0.25)])
     >>> [round(edge.carried, 3) for edge in facts.in_edges]
     [0.923, 0.077]
     """
-    scores = layer_scores(graph, rank)
+    scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer)
     node = check_node(graph, layer, node)
     top = check_count("top", top, 0)
@@ -167,14 +174,14 @@ def node_facts(
     own, activations = scores[layer], graph.activations[layer]
     arriving: FloatArray = np.zeros(0)
     leaving: FloatArray = np.zeros(0)
-    in_edges: tuple[EdgeFact, ...] = ()
-    out_edges: tuple[EdgeFact, ...] = ()
+    in_edges: tuple[RankedEdge, ...] = ()
+    out_edges: tuple[RankedEdge, ...] = ()
     through = None
     if layer > 0:
-        sources = Sources.of(graph, layer, theta, engine_of(graph))
+        sources = SourceTotals.of(graph, layer, theta, default_backend(graph))
         arriving = row_of(graph.blocks[layer - 1], node)
         chances = sources.chances(arriving)
-        masses = (arriving if is_modified(rank) else chances) * departing(rank, scores[layer - 1])
+        masses = (arriving if is_modified(rank) else chances) * departing_scores(rank, scores[layer - 1])
         in_edges = _edges(masses, top, arriving, chances, masses / (masses.sum() or 1.0))
         gamma = damping_of(rank)
         if gamma is not None:
@@ -183,9 +190,9 @@ def node_facts(
             through = share_through_graph(gamma, passed, float(teleport))
     if layer < len(graph.blocks):
         leaving = column_of(graph.blocks[layer], node, layer + 1)
-        chances = Sources.alone(leaving, theta).chances(leaving)
+        chances = SourceTotals.alone(leaving, theta).chances(leaving)
         out_edges = _edges(leaving, top, leaving, chances, chances)
-    return NodeFacts(
+    return NodeSummary(
         layer=layer,
         node=node,
         name=graph.names[layer],
@@ -206,7 +213,7 @@ def node_facts(
 def strongest_edges(
     graph: LayeredGraph, rank: RankResult, layer: int, top: int = 3, *, theta: float | None = None
 ) -> StrongestEdges:
-    """The edges of :func:`node_facts` for all nodes of a layer at once.
+    """The edges of :func:`summarise_node` for all nodes of a layer at once.
 
     Parameters
     ----------
@@ -218,7 +225,7 @@ def strongest_edges(
     top : int
         How many edges to name on either side, at least 1.
     theta : float, optional
-        As for :func:`node_facts`.
+        As for :func:`summarise_node`.
 
     Returns
     -------
@@ -228,7 +235,7 @@ def strongest_edges(
     Raises
     ------
     GraphError
-        As for :func:`node_facts`.
+        As for :func:`summarise_node`.
 
     Notes
     -----
@@ -247,25 +254,25 @@ def strongest_edges(
     array([[0.923, 0.077],
            [1.   , 0.   ]])
     """
-    scores = layer_scores(graph, rank)
+    scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer)
     top = check_count("top", top)
     theta = theta_of(rank, theta)
-    engine = engine_of(graph)
+    engine = default_backend(graph)
     size = graph.layers[layer]
     into, out = _Leaders.none(size, top), _Leaders.none(size, top)
     arrived = np.zeros(size)
     if layer > 0:
-        sources = Sources.of(graph, layer, theta, engine)
-        passed = departing(rank, scores[layer - 1])
-        for fan in fans_of(graph.blocks[layer - 1], "target"):
+        sources = SourceTotals.of(graph, layer, theta, engine)
+        passed = departing_scores(rank, scores[layer - 1])
+        for fan in incident_edges(graph.blocks[layer - 1], "target"):
             chances = fan.weights if is_modified(rank) else sources.chances(fan.weights, fan.ends)
             masses = chances * passed[fan.ends]
             arrived[fan.nodes] += masses.sum(axis=1)
             into.admit(fan, masses)
     if layer < len(graph.blocks):
-        sources = Sources.of(graph, layer + 1, theta, engine)
-        for fan in fans_of(graph.blocks[layer], "source"):
+        sources = SourceTotals.of(graph, layer + 1, theta, engine)
+        for fan in incident_edges(graph.blocks[layer], "source"):
             out.admit(fan, fan.weights)
         out.keys[:] = sources.chances(out.keys, np.index_exp[:, np.newaxis])
     return StrongestEdges(into.ends, into.keys / np.where(arrived > 0, arrived, 1.0)[:, None], out.ends, out.keys)
@@ -282,12 +289,12 @@ class _Leaders:
     def none(cls, size: int, top: int) -> _Leaders:
         return cls(np.full((size, top), -1, dtype=np.int64), np.zeros((size, top)))
 
-    def admit(self, fan: Fan, keys: FloatArray) -> None:
+    def admit(self, fan: IncidentEdges, keys: FloatArray) -> None:
         """Let the edges of a fan compete by `keys` (m, w); those of key 0 do not count."""
         # After a few bands most nodes know better edges already.
         rows = np.flatnonzero(keys.max(axis=1) > self.keys[fan.nodes, -1])
         nodes = fan.nodes[rows]
-        picks, found = highest_of_rows(keys[rows], self.keys.shape[1])
+        picks, found = highest_in_rows(keys[rows], self.keys.shape[1])
         known = np.concatenate((self.keys[nodes], found), axis=1)
         ends = np.concatenate((self.ends[nodes], fan.ends_at(rows, picks)), axis=1)
         # Stable: fans come in the order of their ends, so of equals the lower end stays in front, and empty places
@@ -299,11 +306,11 @@ class _Leaders:
 
 def _edges(
     keys: FloatArray, top: int, weights: FloatArray, chances: FloatArray, carried: FloatArray
-) -> tuple[EdgeFact, ...]:
+) -> tuple[RankedEdge, ...]:
     """The `top` edges of highest key; of equals the lower node first."""
     order = np.argsort(-keys, kind="stable")[:top]
     return tuple(
-        EdgeFact(int(end), float(weights[end]), float(chances[end]), float(carried[end]))
+        RankedEdge(int(end), float(weights[end]), float(chances[end]), float(carried[end]))
         for end in order
         if keys[end] > 0
     )

@@ -14,13 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.analysis.flow import theta_of
-from graphs.analysis.incident_edges import Fan, Sources, column_of, fans_of, highest_of_rows, row_of
-from graphs.analysis.strengths import engine_of
+from graphs.analysis.incident_edges import (
+    IncidentEdges,
+    SourceTotals,
+    column_of,
+    highest_in_rows,
+    incident_edges,
+    row_of,
+)
+from graphs.analysis.strengths import default_backend
 from graphs.checks import check_count
 from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import BAND_ELEMENTS, FloatArray
-from graphs.ranking.scores import scores_of
+from graphs.ranking.scores import check_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer, check_node
 from graphs.structures.layered import LayeredGraph
@@ -105,7 +112,7 @@ def strongest_paths(
     ((0, 0), (1, 0), (2, 1)) 0.5625
     ((0, 1), (1, 0), (2, 1)) 0.375
     """
-    scores_of(graph, rank)
+    check_scores(graph, rank)
     layer = check_layer(graph, layer)
     node = check_node(graph, layer, node)
     k, before, after = check_count("k", k), check_count("before", before, 0), check_count("after", after, 0)
@@ -116,7 +123,7 @@ def strongest_paths(
             f"paths from layer {first} to {last} would leave the graph, which has layers 0 to {len(graph.blocks)}; "
             f"expected before <= {layer} and after <= {len(graph.blocks) - layer}"
         )
-    engine = engine_of(graph)
+    engine = default_backend(graph)
     beams = [_Beam.none(graph.layers[last], k)]
     beams[0].values[slice(None) if after else node, 0] = 1.0
     exponent = 0
@@ -136,20 +143,20 @@ def strongest_paths(
 
 def _outgoing(
     graph: LayeredGraph, position: int, layer: int, node: int, theta: float, engine: Backend
-) -> Iterator[Fan]:
+) -> Iterator[IncidentEdges]:
     """Transition probabilities out of layer `position`, by source; where that is, or leads to, `layer`, of `node` alone."""
     block = graph.blocks[position]
     if position == layer:
         column = column_of(block, node, position + 1)
-        chances = Sources.alone(column, theta).chances(column)
-        yield Fan(np.array([node]), np.arange(len(column)), chances[None, :])
+        chances = SourceTotals.alone(column, theta).chances(column)
+        yield IncidentEdges(np.array([node]), np.arange(len(column)), chances[None, :])
         return
-    sources = Sources.of(graph, position + 1, theta, engine)
+    sources = SourceTotals.of(graph, position + 1, theta, engine)
     if position + 1 == layer:
-        yield Fan(np.arange(block.shape[1]), np.array([node]), sources.chances(row_of(block, node))[:, None])
+        yield IncidentEdges(np.arange(block.shape[1]), np.array([node]), sources.chances(row_of(block, node))[:, None])
         return
-    for fan in fans_of(block, "source"):
-        yield Fan(fan.nodes, fan.ends, sources.chances(fan.weights, (fan.nodes, None)))
+    for fan in incident_edges(block, "source"):
+        yield IncidentEdges(fan.nodes, fan.ends, sources.chances(fan.weights, (fan.nodes, None)))
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ class _Beam:
         ends, turns = (np.zeros((size, k), dtype=np.int64) for _ in range(2))
         return cls(np.zeros((size, k)), ends, turns)
 
-    def admit(self, fan: Fan, ahead: _Beam) -> None:
+    def admit(self, fan: IncidentEdges, ahead: _Beam) -> None:
         """Let the paths that begin with the edges of a fan (its weights being P) compete with those found so far."""
         keys = fan.weights * ahead.values[fan.ends, 0]
         better = np.flatnonzero(keys.max(axis=1) > self.values[fan.nodes, -1])
@@ -183,7 +190,7 @@ class _Beam:
         step = max(1, BAND_ELEMENTS // (width * k))
         for rows in (better[start : start + step] for start in range(0, len(better), step)):
             nodes = fan.nodes[rows]
-            picks, _ = highest_of_rows(keys[rows], width)
+            picks, _ = highest_in_rows(keys[rows], width)
             picks.sort(axis=1)  # of equal products the lower end is to come first
             ends = fan.ends_at(rows, picks)
             products = fan.weights[rows[:, None], picks][:, :, None] * ahead.values[ends]

@@ -13,7 +13,7 @@ from graphs.linalg.operators import BlockOperator, Vector
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["engine_of", "in_strength", "not_finite", "out_strength", "strengths"]
+__all__ = ["default_backend", "in_strength", "not_finite", "out_strength", "strengths"]
 
 
 def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
@@ -46,7 +46,7 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     (array([3., 3.]), array([0., 0.]))
     """
     layer = check_layer(graph, layer)
-    engine = engine_of(graph)
+    engine = default_backend(graph)
     into: FloatArray = np.zeros(graph.layers[layer])
     out: FloatArray = np.zeros(graph.layers[layer])
     if layer > 0:
@@ -56,7 +56,7 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     return into, out
 
 
-def engine_of(graph: LayeredGraph) -> Backend:
+def default_backend(graph: LayeredGraph) -> Backend:
     """The backend that reads a graph's blocks, in float64, where they lie.
 
     Parameters
@@ -70,7 +70,7 @@ def engine_of(graph: LayeredGraph) -> Backend:
 
     Examples
     --------
-    >>> engine_of(LayeredGraph.from_weights([[[1.0, -2.0]]], [1, 1], [[1]])).name
+    >>> default_backend(LayeredGraph.from_weights([[[1.0, -2.0]]], [1, 1], [[1]])).name
     'compiled (float64, auto)'
     """
     return make_backend("auto", None, "float64", graph.blocks)
@@ -100,7 +100,7 @@ def in_strength(engine: Backend, operator: BlockOperator, layer: int) -> FloatAr
     Examples
     --------
     >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0]]], [1, 1], [[1, 1]])
-    >>> engine = engine_of(graph)
+    >>> engine = default_backend(graph)
     >>> in_strength(engine, engine.operator(graph.blocks[0], 1), layer=1)
     array([3., 3.])
     """
@@ -127,7 +127,7 @@ def out_strength(engine: Backend, operator: BlockOperator, layer: int) -> FloatA
     Examples
     --------
     >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0]]], [1, 1], [[1, 1]])
-    >>> engine = engine_of(graph)
+    >>> engine = default_backend(graph)
     >>> out_strength(engine, engine.operator(graph.blocks[0], 1), layer=1)
     array([1., 5.])
     """

@@ -14,7 +14,7 @@ from graphs.draw.inputs import IntArray
 from graphs.draw.wording import short_names
 from graphs.errors import GraphError
 from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, SparseBlock
-from graphs.ranking.scores import layer_scores
+from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
@@ -72,7 +72,7 @@ def adjacency_heatmap(
     array([[8., 0.],
            [2., 1.]])
     """
-    scores = layer_scores(graph, rank)
+    scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer, first=1)
     if isinstance(buckets, bool) or not isinstance(buckets, (int, np.integer)) or not 1 <= buckets <= MAX_BUCKETS:
         raise GraphError(f"expected 1 to {MAX_BUCKETS} buckets, got {buckets!r}; a page shows no more cells a side")

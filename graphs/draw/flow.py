@@ -16,7 +16,7 @@ from graphs.draw.inputs import IntArray
 from graphs.draw.wording import percent, short_names
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
-from graphs.ranking.scores import layer_scores
+from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
@@ -97,7 +97,7 @@ def layer_flow(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['highest 50 % of nodes', 'lowest 50 % of nodes']
     """
-    scores = layer_scores(graph, rank)
+    scores = finite_scores(graph, rank)
     chosen = _consecutive(graph, layers)
     shares = _shares(buckets)
     names = [graph.names[layer] for layer in chosen]

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
-from graphs.ranking.scores import scores_of
+from graphs.ranking.scores import check_scores
 from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
@@ -19,7 +19,7 @@ from graphs.structures.layering import as_number, found_layers, given_layers, or
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["from_networkx", "graph_labels", "shown_scores", "to_networkx"]
+__all__ = ["from_networkx", "graph_labels", "scores_to_write", "to_networkx"]
 
 
 def to_networkx(
@@ -60,7 +60,7 @@ def to_networkx(
             f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}; networkx would take about "
             f"{n_edges * 350 / 1e9:.1f} GB: use to_scipy(), or raise max_edges"
         )
-    scores = shown_scores(graph, rank)
+    scores = scores_to_write(graph, rank)
     labels = graph_labels(graph)
     import networkx
 
@@ -102,7 +102,7 @@ def graph_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int],
     return graph.labels
 
 
-def shown_scores(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> tuple[FloatArray, ...] | None:
+def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> tuple[FloatArray, ...] | None:
     """The scores to write with a graph.
 
     Parameters
@@ -123,11 +123,11 @@ def shown_scores(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> tup
 
     Examples
     --------
-    >>> shown_scores(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]), None) is None
+    >>> scores_to_write(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]), None) is None
     True
     """
     if isinstance(graph, LayeredGraph):
-        return None if rank is None else scores_of(graph, rank)
+        return None if rank is None else check_scores(graph, rank)
     return graph.scores if rank is None else graph.scores_from(rank)
 
 

@@ -16,7 +16,7 @@ from graphs.errors import GraphError
 from graphs.io.arrays import graph_arrays, graph_facts, graph_of_arrays
 from graphs.io.files import read_tensors, write_tensors
 from graphs.solvers.certificate import Certificate
-from graphs.solvers.result import Degenerate, RankResult, StopReason
+from graphs.solvers.result import DegenerateLayer, RankResult, StopReason
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
@@ -172,7 +172,7 @@ def load_rank(path: str | os.PathLike[str]) -> RankResult:
             names=tuple(meta["names"]),
             layer_bounds=tuple(tensors["layer_bounds"].tolist()),
             certificate=_certificate(tensors, meta["certified"], meta["certified_layers"]),
-            degenerate=tuple(Degenerate(**entry) for entry in meta["degenerate"]),
+            degenerate=tuple(DegenerateLayer(**entry) for entry in meta["degenerate"]),
             labels=None if meta["labels"] is None else tuple(meta["labels"]),
             **arrays,
             **plain,

@@ -62,11 +62,11 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
         return SparseBlock(total)
     if check_finite:
         for matrix in matrices:
-            refuse_nonfinite(matrix, name)
+            check_finite_entries(matrix, name)
     return DenseBlock(matrices)
 
 
-def refuse_nonfinite(matrix: Any, name: str) -> None:
+def check_finite_entries(matrix: Any, name: str) -> None:
     """Raise a GraphError that locates the first NaN or Inf of a dense matrix. Cost: one read.
 
     NaN and Inf survive sums and extremes, so these are read first and the entries only where they are not finite.

@@ -12,9 +12,9 @@ from graphs.checks import check_share
 from graphs.errors import GraphError
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import FloatArray
-from graphs.ranking.digraph_problem import DigraphMap
-from graphs.ranking.solve import first_state, rank
-from graphs.solvers import LayerSweep, Progress, Solver, SparseLU, check_limits, named
+from graphs.ranking.digraph_problem import DigraphProblem
+from graphs.ranking.solve import solve_for_rank, starting_state
+from graphs.solvers import LayerSweep, Solver, SolverProgress, SparseLU, check_stopping_criteria, solver_by_name
 from graphs.solvers.certificate import KeepHighest
 from graphs.solvers.result import RankResult
 from graphs.structures.digraph import BlockDigraph, as_digraph, teleport_vector
@@ -44,7 +44,7 @@ def pagerank(
     max_iter: int = 1000,
     *,
     start: RankResult | Sequence[Any] | None = None,
-    callback: Callable[[Progress], Any] | None = None,
+    callback: Callable[[SolverProgress], Any] | None = None,
     keep: KeepHighest | None = None,
 ) -> RankResult:
     """PageRank of any digraph, with cycles or dangling nodes.
@@ -85,7 +85,7 @@ def pagerank(
     start : RankResult or sequence of arrays, optional
         First iterate, one array a layer: a warm start. Uniform by default.
     callback : callable, optional
-        Takes a :class:`graphs.solvers.Progress` after every step; stops the iteration by returning True.
+        Takes a :class:`graphs.solvers.SolverProgress` after every step; stops the iteration by returning True.
     keep : KeepHighest, optional
         Stop as soon as the set of these nodes is certain, and return the certificate. Not for k columns.
 
@@ -110,7 +110,7 @@ def pagerank(
     """
     begun = perf_counter()
     gamma = check_share("gamma", gamma, below_one=True)
-    limits, chosen = check_limits(tol, max_iter, callback), named(solver)
+    limits, chosen = check_stopping_criteria(tol, max_iter, callback), solver_by_name(solver)
     digraph = as_digraph(graph, weight)
     jump = teleport_vector(digraph, teleport)
     if keep is not None:
@@ -122,9 +122,9 @@ def pagerank(
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
     engine = make_backend(backend, device, dtype, digraph.blocks)
     once = isinstance(chosen, (LayerSweep, SparseLU)) or (chosen is None and digraph.topological[1])
-    problem = DigraphMap(digraph, engine, gamma, jump, 1 if once else GUESSED_PRODUCTS)
-    first = None if start is None else first_state(start, digraph.layers, problem.columns, each_layer=False)
-    return rank(
+    problem = DigraphProblem(digraph, engine, gamma, jump, 1 if once else GUESSED_PRODUCTS)
+    first = None if start is None else starting_state(start, digraph.layers, problem.columns, each_layer=False)
+    return solve_for_rank(
         problem,
         chosen,
         None if first is None else problem.split(np.concatenate(first)),

@@ -17,17 +17,17 @@ from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import State, column_sums, masses, rows_scaled, times
 from graphs.linalg.operators import BlockOperator, CSRKernelOperator, CSROperator, Vector
-from graphs.solvers.problem import Relaxed
-from graphs.structures.digraph import BlockDigraph, Edges
+from graphs.solvers.problem import SweptState
+from graphs.structures.digraph import BlockDigraph, EdgeBlock
 
-__all__ = ["DigraphMap"]
+__all__ = ["DigraphProblem"]
 
 
 @dataclass(frozen=True, eq=False)
 class _Passage:
     """Edges ready to multiply: P = scale applied to the source, then the operator."""
 
-    edges: Edges
+    edges: EdgeBlock
     operator: BlockOperator
     scale: Vector
     share: Vector
@@ -38,7 +38,7 @@ class _Passage:
         return self.operator.rmatvec(x) if self.edges.transposed else self.operator.matvec(x)
 
 
-class DigraphMap:
+class DigraphProblem:
     """F(r) = gamma P r + (gamma * dangling mass + 1 - gamma) v, block by block.
 
     Parameters
@@ -170,7 +170,7 @@ class DigraphMap:
             return False
         return all(_is_acyclic(p.operator) for p in self._passages if self._is_inner(p))
 
-    def relax(self, state: State, jump: Vector) -> Relaxed:
+    def relax(self, state: State, jump: Vector) -> SweptState:
         """One Gauss-Seidel pass over x = gamma P x + jump * v in layer order. One product a block."""
         current = list(state)
         back, signed = jump * 0.0, jump * 0.0
@@ -197,7 +197,7 @@ class DigraphMap:
         self._refuse_nonfinite(mass)
         # x misses its equation by e of norm gamma * back at most; scaled to mass 1, F(x) - x is e - sum(e) v.
         residual = float((self.gamma * (back + abs(signed)) / mass).max())
-        return Relaxed([times(vector, 1.0 / mass) for vector in current], jump / mass, residual)
+        return SweptState([times(vector, 1.0 / mass) for vector in current], jump / mass, residual)
 
     def aggregated(self, state: State, jump: Vector) -> State:
         """`state` with the layers' masses set to those of the small chain of layers that it implies.
@@ -284,7 +284,7 @@ class DigraphMap:
     def _is_inner(self, passage: _Passage) -> bool:
         return passage.edges.source == passage.edges.target
 
-    def _against(self, edges: Edges) -> bool:
+    def _against(self, edges: EdgeBlock) -> bool:
         return self._order.index(edges.source) >= self._order.index(edges.target)
 
     def _split(self, layer: int) -> _Within:

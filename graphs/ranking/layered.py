@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graphs.checks import check_share
 from graphs.linalg.backends import make_backend
-from graphs.ranking.layered_problem import ModifiedMap, WeightedMap
-from graphs.ranking.solve import first_state, rank
-from graphs.solvers import LayerSweep, Progress, Solver, check_limits, named
+from graphs.ranking.layered_problem import ModifiedPageRankProblem, WeightedPageRankProblem
+from graphs.ranking.solve import solve_for_rank, starting_state
+from graphs.solvers import LayerSweep, Solver, SolverProgress, check_stopping_criteria, solver_by_name
 from graphs.solvers.certificate import KeepHighest
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
@@ -33,7 +33,7 @@ def weighted_pagerank(
     max_iter: int = 1000,
     *,
     start: RankResult | Sequence[Any] | None = None,
-    callback: Callable[[Progress], Any] | None = None,
+    callback: Callable[[SolverProgress], Any] | None = None,
     keep: KeepHighest | None = None,
 ) -> RankResult:
     """Weighted PageRank of a layered graph.
@@ -66,7 +66,7 @@ def weighted_pagerank(
     start : RankResult or sequence of L+1 arrays, optional
         First iterate, of positive mass in every layer (a warm start); layer 0 is ignored. Uniform by default.
     callback : callable, optional
-        Takes a :class:`graphs.solvers.Progress` after every step; stops the iteration by returning True.
+        Takes a :class:`graphs.solvers.SolverProgress` after every step; stops the iteration by returning True.
     keep : KeepHighest, optional
         Stop as soon as the set of these nodes is certain, and return the certificate.
 
@@ -100,13 +100,13 @@ def weighted_pagerank(
     """
     gamma, theta = check_share("gamma", gamma), check_share("theta", theta)
     begun = perf_counter()
-    chosen, limits = named(solver), check_limits(tol, max_iter, callback)
+    chosen, limits = solver_by_name(solver), check_stopping_criteria(tol, max_iter, callback)
     engine = make_backend(backend, device, dtype, graph.blocks)
-    problem = WeightedMap(graph, engine, _products(chosen, graph, max_iter), gamma, theta)
-    return rank(
+    problem = WeightedPageRankProblem(graph, engine, _products(chosen, graph, max_iter), gamma, theta)
+    return solve_for_rank(
         problem,
         chosen,
-        None if start is None else problem.split(first_state(start, graph.layers, None, each_layer=True)),
+        None if start is None else problem.split(starting_state(start, graph.layers, None, each_layer=True)),
         limits,
         None if keep is None else keep.check(graph.layers),
         engine,
@@ -128,7 +128,7 @@ def modified_pagerank(
     zero_lowest: float = 0.0,
     *,
     start: RankResult | Sequence[Any] | None = None,
-    callback: Callable[[Progress], Any] | None = None,
+    callback: Callable[[SolverProgress], Any] | None = None,
     keep: KeepHighest | None = None,
 ) -> RankResult:
     """Modified PageRank of a layered graph: ``r_l = N((W_l r_{l-1}) * a_l)``.
@@ -164,13 +164,13 @@ def modified_pagerank(
     """
     zero_lowest = check_share("zero_lowest", zero_lowest)
     begun = perf_counter()
-    chosen, limits = named(solver), check_limits(tol, max_iter, callback)
+    chosen, limits = solver_by_name(solver), check_stopping_criteria(tol, max_iter, callback)
     engine = make_backend(backend, device, dtype, graph.blocks)
-    problem = ModifiedMap(graph, engine, _products(chosen, graph, max_iter), zero_lowest)
-    return rank(
+    problem = ModifiedPageRankProblem(graph, engine, _products(chosen, graph, max_iter), zero_lowest)
+    return solve_for_rank(
         problem,
         chosen,
-        None if start is None else problem.split(first_state(start, graph.layers, None, each_layer=True)),
+        None if start is None else problem.split(starting_state(start, graph.layers, None, each_layer=True)),
         limits,
         None if keep is None else keep.check(graph.layers),
         engine,

@@ -13,13 +13,13 @@ from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import State
 from graphs.linalg.operators import BlockOperator, Vector
 from graphs.linalg.transition import Normalised, Transition, modified_step, normalise, weighted_step
-from graphs.solvers.problem import Relaxed
+from graphs.solvers.problem import SweptState
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["GraphMap", "ModifiedMap", "WeightedMap"]
+__all__ = ["LayeredProblem", "ModifiedPageRankProblem", "WeightedPageRankProblem"]
 
 
-class GraphMap:
+class LayeredProblem:
     """What the two maps share: layer 0 is given, layer l follows from layer l-1 alone.
 
     Parameters
@@ -58,12 +58,12 @@ class GraphMap:
         """Every layer from the given state."""
         return [self._first(), *(self.step(layer, state[layer - 1]) for layer in range(1, self.layers))]
 
-    def relax(self, state: State, jump: Vector) -> Relaxed:
+    def relax(self, state: State, jump: Vector) -> SweptState:
         """Every layer from the one before: the fixed point."""
         found = [self._first()]
         for layer in range(1, self.layers):
             found.append(self.step(layer, found[-1]))
-        return Relaxed(found, jump, 0.0)
+        return SweptState(found, jump, 0.0)
 
     def total(self, changes: Sequence[float]) -> float:
         """The largest over the layers, each of mass 1."""
@@ -135,7 +135,7 @@ def _near_one(vector: FloatArray) -> FloatArray:
     return scaled
 
 
-class WeightedMap(GraphMap):
+class WeightedPageRankProblem(LayeredProblem):
     """r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l)); see :func:`graphs.weighted_pagerank`."""
 
     def __init__(self, graph: LayeredGraph, backend: Backend, products: int, gamma: float, theta: float) -> None:
@@ -174,7 +174,7 @@ class WeightedMap(GraphMap):
         return result.vector
 
 
-class ModifiedMap(GraphMap):
+class ModifiedPageRankProblem(LayeredProblem):
     """r_l = N((W_l r_{l-1}) * a_l); see :func:`graphs.modified_pagerank`."""
 
     def __init__(self, graph: LayeredGraph, backend: Backend, products: int, zero_lowest: float) -> None:

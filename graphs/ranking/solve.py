@@ -11,19 +11,19 @@ from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray, as_numpy
 from graphs.linalg.layer_vectors import State
-from graphs.solvers import Limits, Solver, choose, solve, warn_unconverged
+from graphs.solvers import Solver, StoppingCriteria, automatic_solver, solve, warn_unconverged
 from graphs.solvers.certificate import KeepHighest
 from graphs.solvers.problem import Problem
-from graphs.solvers.result import Degenerate, RankResult
+from graphs.solvers.result import DegenerateLayer, RankResult
 
-__all__ = ["first_state", "rank"]
+__all__ = ["solve_for_rank", "starting_state"]
 
 
-def rank(
+def solve_for_rank(
     problem: Problem,
     solver: Solver | None,
     start: State | None,
-    limits: Limits,
+    limits: StoppingCriteria,
     keep: KeepHighest | None,
     backend: Backend,
     setup_seconds: float,
@@ -38,7 +38,7 @@ def rank(
         None chooses.
     start : State or None
         None is the problem's own.
-    limits : Limits
+    limits : StoppingCriteria
     keep : KeepHighest or None
         Asks for a certificate.
     backend : Backend
@@ -49,17 +49,17 @@ def rank(
     Examples
     --------
     >>> from graphs.linalg.backends import make_backend
-    >>> from graphs.ranking.layered_problem import WeightedMap
+    >>> from graphs.ranking.layered_problem import WeightedPageRankProblem
     >>> from graphs.structures.layered import LayeredGraph
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
     >>> backend = make_backend("auto", None, "float64", graph.blocks)
-    >>> problem = WeightedMap(graph, backend, products=1, gamma=0.5, theta=1.0)
-    >>> rank(problem, None, None, Limits(), None, backend, 0.0, names=graph.names, method="by hand").choice
+    >>> problem = WeightedPageRankProblem(graph, backend, products=1, gamma=0.5, theta=1.0)
+    >>> solve_for_rank(problem, None, None, StoppingCriteria(), None, backend, 0.0, names=graph.names, method="by hand").choice
     'no edge leads back, so one pass in layer order is exact'
     """
     choice = ""
     if solver is None:
-        solver, choice = choose(problem)
+        solver, choice = automatic_solver(problem)
 
     def to_scores(state: State) -> tuple[FloatArray, ...]:
         return tuple(backend.arithmetic.to_numpy(vector) for vector in state)
@@ -87,12 +87,12 @@ def rank(
         step_seconds=solution.seconds,
         setup_seconds=setup_seconds,
         certificate=solution.certificate,
-        degenerate=tuple(Degenerate(layer, reason) for layer, reason in sorted(degenerate.items())),
+        degenerate=tuple(DegenerateLayer(layer, reason) for layer, reason in sorted(degenerate.items())),
         **described,
     )
 
 
-def first_state(start: Any, sizes: tuple[int, ...], columns: int | None, each_layer: bool) -> list[FloatArray]:
+def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each_layer: bool) -> list[FloatArray]:
     """A user's first iterate by layer, validated; a RankResult (warm start) or one array a layer.
 
     Parameters
@@ -112,7 +112,7 @@ def first_state(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
 
     Examples
     --------
-    >>> first_state([[1, 1], [3]], (2, 1), columns=None, each_layer=True)
+    >>> starting_state([[1, 1], [3]], (2, 1), columns=None, each_layer=True)
     [array([0.5, 0.5]), array([1.])]
     """
     given = start.scores if isinstance(start, RankResult) else start

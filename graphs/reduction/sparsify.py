@@ -1,4 +1,4 @@
-"""Thinning: a layered graph with fewer edges, and the proven bound on what that costs the ranks.
+"""Sparsification: a layered graph with fewer edges, and the proven bound on what that costs the ranks.
 
 Edges are chosen source by source, because P divides every column by its own sum: a source keeps the
 first of its out-edges in the order of falling weight (ties: lower target first), and P shares the
@@ -23,7 +23,7 @@ from graphs.linalg.blocks import BAND_ELEMENTS, Block, FloatArray, SparseBlock, 
 from graphs.reduction.backbone import disparity, significant_in_edges
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["Thinning", "thin"]
+__all__ = ["Sparsification", "sparsify"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 # (weights (c, d) of c columns, each falling and filled up with zeros; degrees (c,)) -> edges kept (c,)
@@ -31,7 +31,7 @@ Rule: TypeAlias = Callable[[FloatArray, IntArray], IntArray]
 
 
 @dataclass(frozen=True)
-class Thinning:
+class Sparsification:
     """A thinned graph, what was dropped, and how far that can move the ranks.
 
     Attributes
@@ -45,7 +45,7 @@ class Thinning:
     dropped_edges : tuple of L floats
         eps_k of every block: the largest share of its out-edges that a source lost, in [0, 1).
     dangling : bool
-        Whether a source of any block has no edge. Thinning never makes one: it was so before.
+        Whether a source of any block has no edge. Sparsification never makes one: it was so before.
 
     Notes
     -----
@@ -102,7 +102,7 @@ class Thinning:
         Examples
         --------
         >>> graph = LayeredGraph.from_weights([[[3.0, 1.0], [1.0, 1.0]]], [1, 1], [[1, 1]])
-        >>> thin(graph, threshold=0.3).layer_bounds(gamma=0.5)
+        >>> sparsify(graph, threshold=0.3).layer_bounds(gamma=0.5)
         (0.0, 0.25)
         """
         gamma, theta = check_share("gamma", gamma), check_share("theta", theta)
@@ -144,7 +144,7 @@ class Thinning:
         Examples
         --------
         >>> graph = LayeredGraph.from_weights([[[3.0, 1.0], [1.0, 1.0]]], [1, 1], [[1, 1]])
-        >>> thin(graph, top_k=1).error_bound(gamma=0.5)
+        >>> sparsify(graph, top_k=1).error_bound(gamma=0.5)
         0.5
         """
         return max(self.layer_bounds(gamma, theta))
@@ -177,7 +177,7 @@ class Thinning:
         Examples
         --------
         >>> graph = LayeredGraph.from_weights([[[3.0, 1.0], [1.0, 1.0]]], [1, 1], [[1, 1]])
-        >>> round(thin(graph, top_k=1).pagerank_bound(gamma=0.5), 4)
+        >>> round(sparsify(graph, top_k=1).pagerank_bound(gamma=0.5), 4)
         0.6667
         """
         gamma = check_share("gamma", gamma, below_one=True)
@@ -193,14 +193,14 @@ class Thinning:
         return tuple(bool((np.bincount(csr.indices, minlength=csr.shape[1]) == 0).any()) for csr in csrs)
 
 
-def thin(
+def sparsify(
     graph: LayeredGraph,
     *,
     top_k: int | None = None,
     threshold: float | None = None,
     mass: float | None = None,
     significance: float | None = None,
-) -> Thinning:
+) -> Sparsification:
     """Drop light edges of a layered graph.
 
     Exactly one of `top_k`, `threshold`, `mass` and `significance` chooses. A source that has an edge keeps its heaviest
@@ -227,7 +227,7 @@ def thin(
 
     Returns
     -------
-    Thinning
+    Sparsification
         With stored CSR blocks of the weights' dtype (float32 or float64), sorted, int32 indices where they fit.
 
     Raises
@@ -247,18 +247,18 @@ def thin(
     Examples
     --------
     >>> graph = LayeredGraph.from_weights([[[4.0, 1.0], [3.0, 1.0], [1.0, 0.0]]], [1, 1], [[1, 1, 1]])
-    >>> thinning = thin(graph, top_k=1)
+    >>> thinning = sparsify(graph, top_k=1)
     >>> thinning.graph.block(1).toarray()
     array([[4., 1.],
            [0., 0.],
            [0., 0.]])
     >>> thinning.dropped_weight, thinning.kept
     ((0.5,), 0.4)
-    >>> thin(graph, mass=0.8).graph.block(1).toarray()
+    >>> sparsify(graph, mass=0.8).graph.block(1).toarray()
     array([[4., 1.],
            [3., 1.],
            [0., 0.]])
-    >>> thin(graph, significance=0.3).graph.block(1).toarray()
+    >>> sparsify(graph, significance=0.3).graph.block(1).toarray()
     array([[4., 1.],
            [3., 0.],
            [0., 0.]])
@@ -268,7 +268,7 @@ def thin(
     parts = [
         _thin_block(block, rule, level, f"block {position}") for position, block in enumerate(graph.blocks, start=1)
     ]
-    return Thinning(
+    return Sparsification(
         graph=LayeredGraph(tuple(part.block for part in parts), graph.activations, graph.names),
         edges_before=sum(part.edges_before for part in parts),
         edges_after=sum(part.block.edges for part in parts),

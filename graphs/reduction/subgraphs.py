@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from graphs.analysis.strengths import engine_of, out_strength
-from graphs.checks import check_count, check_share, refuse_other_sizes
+from graphs.analysis.strengths import default_backend, out_strength
+from graphs.checks import check_count, check_score_shapes, check_share
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray, SparseBlock
-from graphs.ranking.scores import layer_scores, scores_of
+from graphs.ranking.scores import check_scores, finite_scores
 from graphs.reduction.edge_selection import EdgeList, csr_of, edges_at, edges_by_flow, row_chunks
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer, check_node
@@ -99,7 +99,7 @@ class Subgraph:
                 f"rank: expected a RankResult of the original graph with a layer {self.layers[-1]}, got {rank!r}"
             )
         shapes = [np.shape(rank.scores[layer]) for layer in self.layers]
-        refuse_other_sizes(shapes, self.total_nodes, self.layers[0])
+        check_score_shapes(shapes, self.total_nodes, self.layers[0])
         return tuple(rank.scores[layer][at] for layer, at in zip(self.layers, self.nodes, strict=True))
 
 
@@ -158,7 +158,7 @@ def top_subgraph(
     (array([[4., 1.],
            [0., 2.]]), (0.7777777777777778,))
     """
-    scores, masses = scores_of(graph, rank), layer_scores(graph, rank)
+    scores, masses = check_scores(graph, rank), finite_scores(graph, rank)
     if nodes is not None and mass is not None:
         raise GraphError(f"expected nodes or mass, got both: nodes={nodes!r}, mass={mass!r}")
     chosen = _consecutive(graph, range(len(graph.layers)) if layers is None else layers)
@@ -222,7 +222,7 @@ def between(
             f"expected layer_a below layer_b, got {first} and {last}; a block of edges lies between two layers"
         )
     check_count("max_edges", max_edges)
-    scores = None if rank is None else scores_of(graph, rank)
+    scores = None if rank is None else check_scores(graph, rank)
     chosen = tuple(range(first, last + 1))
     if nodes is None:
         picked: list[IntArray] = [np.arange(graph.layers[layer]) for layer in chosen]
@@ -230,7 +230,7 @@ def between(
         raise GraphError(f"nodes={nodes!r} keeps the highest-scored nodes and needs their scores; pass rank=")
     else:
         count = check_count("nodes", nodes)
-        masses = layer_scores(graph, rank)
+        masses = finite_scores(graph, rank)
         picked = [_highest(masses[layer], count) for layer in chosen]
     return _induced(graph, chosen, picked, scores, None, max_edges)
 
@@ -289,7 +289,7 @@ def ego(
     node = check_node(graph, layer, node)
     hops, max_edges = check_count("hops", hops), check_count("max_edges", max_edges)
     top = None if top is None else check_count("top", top)
-    scores = None if rank is None else scores_of(graph, rank)
+    scores = None if rank is None else check_scores(graph, rank)
     walked: dict[int, EdgeList] = {}
     held = 0
     for step in (-1, 1):
@@ -331,7 +331,7 @@ def ego(
         )
         for into, sources, targets in zip(chosen[1:], nodes[:-1], nodes[1:], strict=True)
     ]
-    engine = engine_of(graph)
+    engine = default_backend(graph)
     strengths = [out_strength(engine, engine.operator(graph.blocks[into - 1], 1), into) for into in chosen[1:]]
     return _subgraph(graph, chosen, nodes, csrs, strengths, scores)
 
@@ -347,7 +347,7 @@ def _induced(
     """The subgraph of all edges among the nodes, or of every block's `edges` that carry most."""
     csrs: list[sparse.csr_array] = []
     strengths = []
-    engine = engine_of(graph)
+    engine = default_backend(graph)
     held = 0
     for into, sources, targets in zip(layers[1:], nodes[:-1], nodes[1:], strict=True):
         block = graph.blocks[into - 1]

@@ -18,10 +18,18 @@ Stopped early, the mixing and Krylov methods may return scores a little below ze
 
 from graphs.solvers.accelerated import AndersonMixing, Extrapolation
 from graphs.solvers.direct import SparseLU
-from graphs.solvers.iteration import Limits, Progress, Solution, check_limits, held_tolerance, solve, warn_unconverged
+from graphs.solvers.iteration import (
+    Solution,
+    SolverProgress,
+    StoppingCriteria,
+    attainable_tolerance,
+    check_stopping_criteria,
+    solve,
+    warn_unconverged,
+)
 from graphs.solvers.krylov import Krylov
-from graphs.solvers.problem import LinearProblem, Problem, Relaxed, Solver, Step
-from graphs.solvers.registry import SOLVERS, choose, named
+from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, SweptState
+from graphs.solvers.registry import SOLVERS, automatic_solver, solver_by_name
 from graphs.solvers.stationary import GaussSeidel, LayerSweep, PowerIteration
 
 __all__ = [
@@ -31,20 +39,20 @@ __all__ = [
     "GaussSeidel",
     "Krylov",
     "LayerSweep",
-    "Limits",
     "LinearProblem",
     "PowerIteration",
     "Problem",
-    "Progress",
-    "Relaxed",
     "Solution",
     "Solver",
+    "SolverProgress",
+    "SolverStep",
     "SparseLU",
-    "Step",
-    "check_limits",
-    "choose",
-    "held_tolerance",
-    "named",
+    "StoppingCriteria",
+    "SweptState",
+    "attainable_tolerance",
+    "automatic_solver",
+    "check_stopping_criteria",
     "solve",
+    "solver_by_name",
     "warn_unconverged",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphs.errors import GraphError
 from graphs.linalg.layer_vectors import State, combine, distances, dot, normalised, subtract
-from graphs.solvers.problem import Problem, Step
+from graphs.solvers.problem import Problem, SolverStep
 
 __all__ = ["AndersonMixing", "Extrapolation"]
 
@@ -48,7 +48,7 @@ class Extrapolation:
         """The start alone."""
         return (start,), 0, np.inf
 
-    def step(self, problem: Problem, memory: Any) -> Step:
+    def step(self, problem: Problem, memory: Any) -> SolverStep:
         """One application of F, or two around a jump."""
         iterates, steps, before = memory
         products = 0
@@ -64,11 +64,11 @@ class Extrapolation:
         kept = (*iterates, following)[-(self.degree + 2) :]
         return self._step(problem, kept, changes, steps, products + problem.block_count)
 
-    def _step(self, problem: Problem, iterates: Any, changes: list[float], steps: int, products: int) -> Step:
+    def _step(self, problem: Problem, iterates: Any, changes: list[float], steps: int, products: int) -> SolverStep:
         residual = problem.total(changes)
         # A jump makes the layers forget that they were exact: the bound counts one application, no more.
         memory = (iterates, steps + 1, residual)
-        return Step(iterates[-1], changes, residual, problem.bounds(changes, 1), products, memory)
+        return SolverStep(iterates[-1], changes, residual, problem.bounds(changes, 1), products, memory)
 
     def _extrapolated(self, iterates: tuple[State, ...], *, each_layer: bool) -> State:
         first, *rest = iterates
@@ -109,7 +109,7 @@ class AndersonMixing:
         """The start, and nothing to remember."""
         return start, (), np.inf
 
-    def step(self, problem: Problem, memory: Any) -> Step:
+    def step(self, problem: Problem, memory: Any) -> SolverStep:
         """One application of F, and the next point."""
         point, history, best = memory
         image = problem.apply(point)
@@ -122,7 +122,7 @@ class AndersonMixing:
         # Sums of large terms of either sign lose mass by rounding, and the bound is one for mass 1.
         point = normalised(self._mixed(history), each_layer=not problem.linear)
         memory = (point, history, min(best, residual))
-        return Step(image, changes, residual, problem.bounds(changes, 1), problem.block_count, memory)
+        return SolverStep(image, changes, residual, problem.bounds(changes, 1), problem.block_count, memory)
 
     def _mixed(self, history: Any) -> State:
         image, defect = history[-1]

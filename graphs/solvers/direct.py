@@ -11,7 +11,7 @@ from scipy.sparse import linalg
 
 from graphs.errors import GraphError
 from graphs.linalg.layer_vectors import State, distances
-from graphs.solvers.problem import LinearProblem, Step, require_linear
+from graphs.solvers.problem import LinearProblem, SolverStep, check_linear
 
 __all__ = ["SparseLU"]
 
@@ -31,7 +31,7 @@ class SparseLU:
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
         """Refuse what is not linear, or too large to be put together."""
-        require_linear(problem, self.name)
+        check_linear(problem, self.name)
         n_edges = problem.edges
         if n_edges > self.max_edges:
             raise GraphError(
@@ -39,7 +39,7 @@ class SparseLU:
                 "SparseLU(max_edges=...)"
             )
 
-    def step(self, problem: LinearProblem, memory: Any) -> Step:
+    def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Factorise, solve, and apply F once, whose change gives residual and bound."""
         matrix = problem.matrix()
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
@@ -47,7 +47,7 @@ class SparseLU:
         state = problem.split(solution / solution.sum(axis=0))
         image = problem.apply(state)
         changes = distances(image, state)
-        return Step(
+        return SolverStep(
             image,
             changes,
             problem.total(changes),

@@ -19,11 +19,19 @@ from graphs.solvers.certificate import Certificate
 from graphs.solvers.problem import Problem, Solver
 from graphs.solvers.result import StopReason
 
-__all__ = ["Limits", "Progress", "Solution", "check_limits", "held_tolerance", "solve", "warn_unconverged"]
+__all__ = [
+    "Solution",
+    "SolverProgress",
+    "StoppingCriteria",
+    "attainable_tolerance",
+    "check_stopping_criteria",
+    "solve",
+    "warn_unconverged",
+]
 
 
 @dataclass(frozen=True)
-class Progress:
+class SolverProgress:
     """What a callback sees after every step.
 
     Attributes
@@ -53,7 +61,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Limits:
+class StoppingCriteria:
     """When to stop.
 
     Attributes
@@ -63,14 +71,14 @@ class Limits:
     max_iter : int
         Steps at the most.
     callback : callable, optional
-        Takes a :class:`Progress`; stops the iteration by returning True.
+        Takes a :class:`SolverProgress`; stops the iteration by returning True.
     certify : callable, optional
         As :meth:`graphs.solvers.certificate.KeepHighest.certificate`; the iteration stops once it is certified.
     """
 
     tol: float = 1e-12
     max_iter: int = 1000
-    callback: Callable[[Progress], Any] | None = None
+    callback: Callable[[SolverProgress], Any] | None = None
     certify: Callable[..., Certificate] | None = None
 
 
@@ -90,24 +98,24 @@ class Solution:
     certificate: Certificate | None
 
 
-def held_tolerance(tol: float, dtype: str) -> float:
+def attainable_tolerance(tol: float, dtype: str) -> float:
     """The tolerance that a unit-mass vector of this dtype can hold: at least 8 eps in float32.
 
     Examples
     --------
-    >>> held_tolerance(1e-12, "float64"), held_tolerance(1e-12, "float32") > 1e-7
+    >>> attainable_tolerance(1e-12, "float64"), attainable_tolerance(1e-12, "float32") > 1e-7
     (1e-12, True)
     """
     return max(tol, 8.0 * float(np.finfo(np.float32).eps)) if dtype == "float32" else tol
 
 
-def check_limits(tol: Any, max_iter: Any, callback: Any) -> Limits:
+def check_stopping_criteria(tol: Any, max_iter: Any, callback: Any) -> StoppingCriteria:
     """All as they should be, or a GraphError that names the bad one.
 
     Examples
     --------
-    >>> check_limits(1e-9, 50, None)
-    Limits(tol=1e-09, max_iter=50, callback=None, certify=None)
+    >>> check_stopping_criteria(1e-9, 50, None)
+    StoppingCriteria(tol=1e-09, max_iter=50, callback=None, certify=None)
     """
     if not (isinstance(tol, (int, float, np.floating)) and tol >= 0.0):
         raise GraphError(f"tol must be a number >= 0 (absolute L1 residual), got {tol!r}")
@@ -115,14 +123,14 @@ def check_limits(tol: Any, max_iter: Any, callback: Any) -> Limits:
         raise GraphError(f"max_iter must be an integer >= 1, got {max_iter!r}")
     if callback is not None and not callable(callback):
         raise GraphError(f"callback must be callable with a Progress, got {callback!r}")
-    return Limits(float(tol), int(max_iter), callback)
+    return StoppingCriteria(float(tol), int(max_iter), callback)
 
 
 def solve(
     problem: Problem,
     solver: Solver,
     start: State,
-    limits: Limits,
+    limits: StoppingCriteria,
     to_scores: Callable[[State], tuple[FloatArray, ...]],
 ) -> Solution:
     """Step until the answer is exact, within the tolerance or certified, or the steps run out.
@@ -132,22 +140,22 @@ def solve(
     problem : Problem
     solver : Solver
     start : State
-    limits : Limits
+    limits : StoppingCriteria
     to_scores : callable
         A state as numpy arrays.
 
     Examples
     --------
     >>> from graphs.linalg.backends import make_backend
-    >>> from graphs.ranking.layered_problem import WeightedMap
+    >>> from graphs.ranking.layered_problem import WeightedPageRankProblem
     >>> from graphs.structures.layered import LayeredGraph
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
-    >>> problem = WeightedMap(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
+    >>> problem = WeightedPageRankProblem(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
     >>> from graphs.solvers.stationary import PowerIteration
-    >>> solve(problem, PowerIteration(), problem.start(), Limits(), tuple).stop_reason
+    >>> solve(problem, PowerIteration(), problem.start(), StoppingCriteria(), tuple).stop_reason
     'exact'
     """
-    tol = held_tolerance(limits.tol, problem.dtype)
+    tol = attainable_tolerance(limits.tol, problem.dtype)
     memory = solver.begin(problem, start, tol)
     begun = perf_counter()
     residuals: list[float] = []
@@ -179,7 +187,7 @@ def solve(
             if certificate.certified and reason == "max_iter":
                 reason = "certified"
         if limits.callback is not None:
-            progress = Progress(
+            progress = SolverProgress(
                 iteration=len(residuals),
                 residual=step.residual,
                 error_bound=bounds[-1],

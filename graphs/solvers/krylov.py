@@ -11,7 +11,7 @@ from scipy.sparse import linalg
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import State, distances
-from graphs.solvers.problem import LinearProblem, Step, require_linear
+from graphs.solvers.problem import LinearProblem, SolverStep, check_linear
 
 __all__ = ["Krylov"]
 
@@ -51,10 +51,10 @@ class Krylov:
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
         """The start, scaled as the solution is scaled when no node dangles."""
-        require_linear(problem, self.name)
+        check_linear(problem, self.name)
         return problem.stacked(start) / (1.0 - problem.gamma), tol, None
 
-    def step(self, problem: LinearProblem, memory: Any) -> Step:
+    def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """One cycle a column, and one application of F."""
         x, tol, last = memory
         right = problem.stacked(problem.teleport)
@@ -75,7 +75,7 @@ class Krylov:
             changes = distances(image, state)
             products += 1
         residual = problem.total(changes)
-        return Step(
+        return SolverStep(
             image,
             changes,
             residual,

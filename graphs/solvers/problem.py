@@ -17,11 +17,11 @@ from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import State
 from graphs.linalg.operators import Vector
 
-__all__ = ["LinearProblem", "Problem", "Relaxed", "Solver", "Step", "require_linear"]
+__all__ = ["LinearProblem", "Problem", "Solver", "SolverStep", "SweptState", "check_linear"]
 
 
 @dataclass(frozen=True)
-class Relaxed:
+class SweptState:
     """What a pass in layer order gives.
 
     Attributes
@@ -72,7 +72,7 @@ class Problem(Protocol):
     def apply(self, state: State) -> State:
         """F."""
 
-    def relax(self, state: State, jump: Vector) -> Relaxed:
+    def relax(self, state: State, jump: Vector) -> SweptState:
         """One pass in layer order, every layer from the newest."""
 
     def total(self, changes: Sequence[float]) -> float:
@@ -127,7 +127,7 @@ class LinearProblem(Problem, Protocol):
 
 
 @dataclass(frozen=True)
-class Step:
+class SolverStep:
     """What one step of a solver gives.
 
     Attributes
@@ -170,21 +170,21 @@ class Solver(Protocol):
     def begin(self, problem: Any, start: State, tol: float) -> Any:
         """The memory of the first step, or a GraphError if the problem is none for this solver."""
 
-    def step(self, problem: Any, memory: Any) -> Step:
+    def step(self, problem: Any, memory: Any) -> SolverStep:
         """One step."""
 
 
-def require_linear(problem: Problem, solver: str) -> None:
+def check_linear(problem: Problem, solver: str) -> None:
     """Refuse a problem that is not linear.
 
     Examples
     --------
     >>> from graphs.linalg.backends import make_backend
-    >>> from graphs.ranking.layered_problem import WeightedMap
+    >>> from graphs.ranking.layered_problem import WeightedPageRankProblem
     >>> from graphs.structures.layered import LayeredGraph
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
-    >>> problem = WeightedMap(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
-    >>> require_linear(problem, "lu")  # doctest: +ELLIPSIS
+    >>> problem = WeightedPageRankProblem(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
+    >>> check_linear(problem, "lu")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     graphs.errors.GraphError: solver 'lu' needs a linear system, which layered ranks normalise away layer by layer; ...

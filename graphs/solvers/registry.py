@@ -12,7 +12,7 @@ from graphs.solvers.krylov import Krylov
 from graphs.solvers.problem import Problem, Solver
 from graphs.solvers.stationary import GaussSeidel, LayerSweep, PowerIteration
 
-__all__ = ["SOLVERS", "choose", "named"]
+__all__ = ["SOLVERS", "automatic_solver", "solver_by_name"]
 
 SOLVERS: Mapping[str, Callable[[], Solver]] = {
     "power": PowerIteration,
@@ -27,7 +27,7 @@ SOLVERS: Mapping[str, Callable[[], Solver]] = {
 }
 
 
-def named(solver: Any) -> Solver | None:
+def solver_by_name(solver: Any) -> Solver | None:
     """The solver of this name, the object itself, or None for "auto".
 
     Raises
@@ -37,7 +37,7 @@ def named(solver: Any) -> Solver | None:
 
     Examples
     --------
-    >>> named("gauss-seidel").name, named("auto")
+    >>> solver_by_name("gauss-seidel").name, solver_by_name("auto")
     ('gauss-seidel', None)
     """
     if isinstance(solver, str):
@@ -50,17 +50,17 @@ def named(solver: Any) -> Solver | None:
     raise GraphError(f"unknown solver {solver!r}; expected 'auto', {', '.join(map(repr, SOLVERS))}, or a Solver object")
 
 
-def choose(problem: Problem) -> tuple[Solver, str]:
+def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     """The solver for a problem, and why.
 
     Examples
     --------
     >>> from graphs.linalg.backends import make_backend
-    >>> from graphs.ranking.layered_problem import WeightedMap
+    >>> from graphs.ranking.layered_problem import WeightedPageRankProblem
     >>> from graphs.structures.layered import LayeredGraph
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
-    >>> problem = WeightedMap(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
-    >>> choose(problem)
+    >>> problem = WeightedPageRankProblem(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
+    >>> automatic_solver(problem)
     (LayerSweep(name='sweep'), 'no edge leads back, so one pass in layer order is exact')
     """
     if problem.acyclic:

@@ -14,13 +14,13 @@ from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 from graphs.solvers.certificate import Certificate
 
-__all__ = ["ConvergenceError", "Degenerate", "RankResult", "StopReason"]
+__all__ = ["ConvergenceError", "DegenerateLayer", "RankResult", "StopReason"]
 
 StopReason: TypeAlias = Literal["exact", "tolerance", "certified", "callback", "max_iter"]
 
 
 @dataclass(frozen=True)
-class Degenerate:
+class DegenerateLayer:
     """A layer where a defined fallback replaced the formula.
 
     Attributes
@@ -80,7 +80,7 @@ class RankResult:
         a layer and count that as solving.
     certificate : Certificate, optional
         Where ``keep`` was asked for.
-    degenerate : tuple of Degenerate
+    degenerate : tuple of DegenerateLayer
         Layers where a fallback replaced the formula.
     labels : tuple, optional
         Node labels of a general digraph, in the order of the scores.
@@ -103,7 +103,7 @@ class RankResult:
     step_seconds: FloatArray = field(default_factory=lambda: np.zeros(0))
     setup_seconds: float = 0.0
     certificate: Certificate | None = None
-    degenerate: tuple[Degenerate, ...] = ()
+    degenerate: tuple[DegenerateLayer, ...] = ()
     labels: tuple[Hashable, ...] | None = None
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 from graphs.errors import GraphError
 from graphs.linalg.layer_vectors import State, distances, masses
-from graphs.solvers.problem import LinearProblem, Problem, Step
+from graphs.solvers.problem import LinearProblem, Problem, SolverStep
 
 __all__ = ["GaussSeidel", "LayerSweep", "PowerIteration"]
 
@@ -27,13 +27,13 @@ class PowerIteration:
         """The start, and no step taken."""
         return start, 0
 
-    def step(self, problem: Problem, memory: Any) -> Step:
+    def step(self, problem: Problem, memory: Any) -> SolverStep:
         """One application of F."""
         state, steps = memory
         following = problem.apply(state)
         changes = distances(following, state)
         steps += 1
-        return Step(
+        return SolverStep(
             following,
             changes,
             problem.total(changes),
@@ -64,11 +64,11 @@ class LayerSweep:
             )
         return start
 
-    def step(self, problem: Problem, memory: Any) -> Step:
+    def step(self, problem: Problem, memory: Any) -> SolverStep:
         """The pass."""
         relaxed = problem.relax(memory, masses(memory))
         zeros = [0.0] * problem.layers
-        return Step(relaxed.state, zeros, 0.0, zeros, problem.block_count, relaxed.state, exact=True, image=False)
+        return SolverStep(relaxed.state, zeros, 0.0, zeros, problem.block_count, relaxed.state, exact=True, image=False)
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,19 @@ class GaussSeidel:
         gamma = getattr(problem, "gamma", 0.0)
         return start, masses(start) * (1.0 - gamma), math.inf, self.aggregation
 
-    def step(self, problem: LinearProblem, memory: Any) -> Step:
+    def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Aggregate, then one pass."""
         state, jump, before, aggregate = memory
         if problem.acyclic:
             swept = LayerSweep().step(problem, state)
-            return Step(swept.state, swept.changes, 0.0, swept.bounds, swept.products, memory, exact=True, image=False)
+            return SolverStep(
+                swept.state, swept.changes, 0.0, swept.bounds, swept.products, memory, exact=True, image=False
+            )
         begun = problem.aggregated(state, jump) if aggregate else state
         relaxed = problem.relax(begun, jump)
         # Aggregation converges only near the solution: after one that did worse than a power step comes a plain pass.
         failed = aggregate and relaxed.residual > problem.gamma * before
-        return Step(
+        return SolverStep(
             relaxed.state,
             distances(relaxed.state, state),
             relaxed.residual,

@@ -26,11 +26,11 @@ from graphs.structures.layered import LayeredGraph
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["BlockDigraph", "Edges", "as_digraph", "bidirectional_graph", "residual_graph", "teleport_vector"]
+__all__ = ["BlockDigraph", "EdgeBlock", "as_digraph", "bidirectional_graph", "residual_graph", "teleport_vector"]
 
 
 @dataclass(frozen=True, eq=False)
-class Edges:
+class EdgeBlock:
     """The edges from one layer to another.
 
     Attributes
@@ -66,7 +66,7 @@ class BlockDigraph:
     ----------
     layers : tuple of int
         Sizes.
-    edges : tuple of Edges
+    edges : tuple of EdgeBlock
     names : tuple of str
         Of the layers.
     activations : tuple of arrays, each (n_l,), or None
@@ -76,7 +76,7 @@ class BlockDigraph:
     """
 
     layers: tuple[int, ...]
-    edges: tuple[Edges, ...]
+    edges: tuple[EdgeBlock, ...]
     names: tuple[str, ...]
     activations: tuple[FloatArray, ...] | None = None
     labels: tuple[Hashable, ...] | None = None
@@ -256,7 +256,7 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
     if csr.nnz and (csr.data < 0).any():
         raise GraphError("edge weights must be non-negative, got negative ones; take absolute values if that is meant")
     block = as_block(csr, "graph")
-    return BlockDigraph((csr.shape[0],), (Edges(0, 0, block),), ("digraph",), labels=labels)
+    return BlockDigraph((csr.shape[0],), (EdgeBlock(0, 0, block),), ("digraph",), labels=labels)
 
 
 def _from_networkx(graph: networkx.Graph, weight: str | None) -> tuple[sparse.csr_array, tuple[Hashable, ...]]:
@@ -272,8 +272,8 @@ def _from_networkx(graph: networkx.Graph, weight: str | None) -> tuple[sparse.cs
     return adjacency.T.tocsr(), labels
 
 
-def _chain(graph: LayeredGraph) -> tuple[Edges, ...]:
-    return tuple(Edges(layer, layer + 1, block) for layer, block in enumerate(graph.blocks))
+def _chain(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
+    return tuple(EdgeBlock(layer, layer + 1, block) for layer, block in enumerate(graph.blocks))
 
 
 def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
@@ -295,7 +295,7 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
            [1., 0., 0., 0.],
            [1., 2., 0., 0.]])
     """
-    back = tuple(Edges(e.target, e.source, e.block, transposed=True) for e in _chain(graph))
+    back = tuple(EdgeBlock(e.target, e.source, e.block, transposed=True) for e in _chain(graph))
     return BlockDigraph(graph.layers, _chain(graph) + back, graph.names, graph.activations)
 
 
@@ -348,9 +348,9 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
     edges = []
     for step in _chain(graph):
         share = 1.0 - beta if step.source in following else 1.0
-        edges.append(Edges(step.source, step.target, step.block, share=share))
-    edges += [Edges(source, target, one, share=beta) for source, target in following.items()]
-    edges.append(Edges(chosen[-1], chosen[0], one, share=1.0))
+        edges.append(EdgeBlock(step.source, step.target, step.block, share=share))
+    edges += [EdgeBlock(source, target, one, share=beta) for source, target in following.items()]
+    edges.append(EdgeBlock(chosen[-1], chosen[0], one, share=1.0))
     return BlockDigraph(graph.layers, tuple(edges), graph.names, graph.activations)
 
 

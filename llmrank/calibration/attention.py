@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import body_of, counted, evaluating, model_inputs, run_body
+from llmrank.calibration.forward import body_of, evaluation_mode, model_inputs, run_body, unpadded_rows
 from llmrank.calibration.residual import block_path
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import FFN, Projection
@@ -128,9 +128,9 @@ def _passed(
     passed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def keep(name: str, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        passed[name] = counted(inputs[0], None).float(), counted(output, None).float()
+        passed[name] = unpadded_rows(inputs[0], None).float(), unpadded_rows(output, None).float()
 
-    with ExitStack() as hooks, torch.no_grad(), evaluating(model):
+    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
         for name, module in maps.items():
             hook = module.register_forward_hook(lambda _module, inputs, output, n=name: keep(n, inputs, output))
             hooks.callback(hook.remove)

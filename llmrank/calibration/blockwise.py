@@ -19,14 +19,14 @@ from torch import nn
 from llmrank.calibration.forward import (
     Accumulator,
     TokenMasks,
+    add_hook,
+    at_least_float32,
     body_of,
-    evaluating,
+    evaluation_mode,
     first_output,
     model_inputs,
     run_body,
-    version_of,
-    watch,
-    widened,
+    write_count,
 )
 from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFN
@@ -122,7 +122,7 @@ class Recording:
         if not self.unbroken or hidden is None:
             self.first.clear()
             return
-        self._given = hidden, version_of(hidden)
+        self._given = hidden, write_count(hidden)
         if position == 0:
             self.first.append(hidden.detach())
         rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
@@ -133,7 +133,7 @@ class Recording:
         if self._given is not None:
             hidden, version = self._given
             # What was written into would not be what this block is given the next time.
-            self.unbroken = self.unbroken and version_of(hidden) == version
+            self.unbroken = self.unbroken and write_count(hidden) == version
             self._given = None
         self._last = first_output(output)
         self._next = (position + 1) % len(self.blocks)
@@ -292,7 +292,7 @@ class BlockStream:
         alone = by_ffn and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
         calls: list[tuple[_Call, Any]] = []
         with ExitStack() as hooks:
-            watch(hooks, self._model, ffn, module, reader, self._masks)
+            add_hook(hooks, self._model, ffn, module, reader, self._masks)
             if alone:
                 _listen(hooks, ffn.module, calls)
             for k, output in self._outputs(position, self._states):
@@ -312,7 +312,7 @@ class BlockStream:
         self._front = self._whole[0].clone()
         with ExitStack() as hooks:
             if whole is not None:
-                watch(hooks, self._model, ffn, module, whole, self._masks)
+                add_hook(hooks, self._model, ffn, module, whole, self._masks)
             for k, output in self._outputs(position, self._whole):
                 if whole is not None:
                     whole.end_batch(None)
@@ -346,17 +346,17 @@ class BlockStream:
         if fits != [True] or float((moved - output - added).abs().max()) > rounding:
             return False, False
         # What is taken away and added again is rounded twice, which half precision would show.
-        if len(calls) != 1 or not calls[0][0].lasts or widened(output).dtype != output.dtype:
+        if len(calls) != 1 or not calls[0][0].lasts or at_least_float32(output).dtype != output.dtype:
             return True, False
         call, returned = calls[0]
-        with torch.no_grad(), evaluating(self._model):
+        with torch.no_grad(), evaluation_mode(self._model):
             again = call.of(ffn.module)
         like_stream = isinstance(again, torch.Tensor) and again.shape == added.shape
         return True, like_stream and torch.equal(again + added, returned)
 
     def _go_past(self, position: int, states: list[torch.Tensor]) -> None:
         if states is self._states and self._leaving is not None:
-            with torch.no_grad(), evaluating(self._model):
+            with torch.no_grad(), evaluation_mode(self._model):
                 for k, call in enumerate(self._left):
                     _put(states, k, states[k] + call.of(self._leaving))
             self._left.clear()
@@ -367,7 +367,7 @@ class BlockStream:
 
     def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         block, calls = self._blocks[position], self._calls[position]
-        with torch.no_grad(), evaluating(self._model):
+        with torch.no_grad(), evaluation_mode(self._model):
             for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
                 self._masks.take(masks)
                 yield k, first_output(block(state, *call.args, **call.kwargs))
@@ -447,8 +447,8 @@ class PassStream:
                 raise _Reached
 
         token_masks = TokenMasks()
-        with ExitStack() as hooks, torch.no_grad(), evaluating(self._model):
-            watch(hooks, self._model, ffn, module, reader, token_masks)
+        with ExitStack() as hooks, torch.no_grad(), evaluation_mode(self._model):
+            add_hook(hooks, self._model, ffn, module, reader, token_masks)
             hooks.callback(ffn.stages[-1][-1].module.register_forward_hook(count).remove)
             for ids, mask in self._batches:
                 inputs, *masks = model_inputs(self._model, ids, mask)

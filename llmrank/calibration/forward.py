@@ -18,23 +18,23 @@ __all__ = [
     "Accumulator",
     "Progress",
     "TokenMasks",
-    "announced",
+    "add_hook",
+    "at_least_float32",
     "body_of",
     "check_ids",
-    "counted",
-    "evaluating",
+    "evaluation_mode",
     "first_output",
     "fitting_length",
     "input_device",
     "is_decoder",
     "longest_input",
     "model_inputs",
+    "progress_step",
     "run_body",
     "run_sequences",
-    "stand_in",
-    "version_of",
-    "watch",
-    "widened",
+    "substitute_forward",
+    "unpadded_rows",
+    "write_count",
 ]
 
 # ``progress(items, description)`` returns an iterable over the items.
@@ -42,7 +42,7 @@ Progress = Callable[[Sequence[Any], str], Any]
 
 
 @contextmanager
-def announced(progress: Progress | None, description: str) -> Iterator[None]:
+def progress_step(progress: Progress | None, description: str) -> Iterator[None]:
     """Tell a progress of work that is one step; None hears nothing."""
     for _ in progress([None], description) if progress else [None]:
         yield
@@ -73,7 +73,7 @@ class Accumulator(Protocol):
         """Values (..., n) of one batch, and which of their rows count."""
 
 
-def counted(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def unpadded_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The rows (tokens, n) of values (..., n) that are not padding."""
     values = values.detach()
     if mask is not None:
@@ -242,7 +242,7 @@ def run_body(body: nn.Module, inputs: dict[str, Any]) -> Any:
 def run_sequences(model: nn.Module, ffns: Sequence[FFN], batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Forward passes of batches (ids, mask) for their hooks alone, in evaluation mode and without gradients."""
     body = body_of(model, ffns)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluation_mode(model):
         for ids, mask in batches:
             run_body(body, model_inputs(model, ids, mask)[0])
 
@@ -257,7 +257,7 @@ def body_of(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout), and every module back in its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -268,7 +268,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def watch(
+def add_hook(
     hooks: ExitStack,
     model: nn.Module,
     ffn: FFN,
@@ -313,7 +313,7 @@ def watch(
     hooks.callback(handle.remove)
 
 
-def stand_in(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+def substitute_forward(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
     """Let a function compute in place of a module (whose hooks stay in force), until `hooks` closes."""
     own = vars(module)
     if "forward" in own:
@@ -323,7 +323,7 @@ def stand_in(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -
     own["forward"] = forward
 
 
-def version_of(values: torch.Tensor) -> int | None:
+def write_count(values: torch.Tensor) -> int | None:
     """How often something was written into a tensor; None where torch does not keep count."""
     return None if values.is_inference() else values._version
 
@@ -333,6 +333,6 @@ def first_output(output: Any) -> Any:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
-def widened(values: torch.Tensor) -> torch.Tensor:
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     """Values in float32, or float64 where they are."""
     return values if values.dtype == torch.float64 else values.float()

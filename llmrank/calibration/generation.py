@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from llmrank.calibration.forward import Progress, evaluating, fitting_length, input_device
+from llmrank.calibration.forward import Progress, evaluation_mode, fitting_length, input_device
 from llmrank.calibration.logits import check_predicts, has_perplexity
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, out_of_memory
@@ -165,7 +165,7 @@ def generated_text(
         "suppress_tokens": forbidden or None,
     }
     with (
-        evaluating(model),
+        evaluation_mode(model),
         generating(model, **settings),
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
     ):

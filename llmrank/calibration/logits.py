@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
-from llmrank.calibration.forward import first_output, model_inputs, stand_in
+from llmrank.calibration.forward import first_output, model_inputs, substitute_forward
 from llmrank.errors import UnsupportedModelError
 
 __all__ = ["Prediction", "Predictor", "check_predicts", "has_perplexity"]
@@ -191,7 +191,7 @@ class Predictor:
                 return _narrowed(returned[0], band)
 
             with ExitStack() as hooks:
-                stand_in(hooks, body, narrowed)
+                substitute_forward(hooks, body, narrowed)
                 logits: torch.Tensor = self._model(**inputs).logits
             if calls != 1:
                 raise RuntimeError(f"{type(self._model).__name__} calls its {type(body).__name__} {calls} times")

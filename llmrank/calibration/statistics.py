@@ -18,14 +18,14 @@ from llmrank.calibration.contribution import Explained, ExplainedSums
 from llmrank.calibration.forward import (
     Progress,
     TokenMasks,
+    add_hook,
     body_of,
-    counted,
-    evaluating,
+    evaluation_mode,
     first_output,
     is_decoder,
     model_inputs,
     run_body,
-    watch,
+    unpadded_rows,
 )
 from llmrank.calibration.residual import SkipSums, block_path, hidden_states
 from llmrank.calibration.text import TokenSequences
@@ -108,7 +108,7 @@ class _Rows:
     take: Callable[[torch.Tensor], None]
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        self.take(counted(values, mask))
+        self.take(unpadded_rows(values, mask))
 
 
 class _Accumulator:
@@ -122,7 +122,7 @@ class _Accumulator:
         self.count = 0
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        values = counted(values, mask).to(self.total)
+        values = unpadded_rows(values, mask).to(self.total)
         self.total += values.sum(0)
         self.squares += values.square().sum(0)
         self.count += len(values)
@@ -202,7 +202,7 @@ def collect(
     units = [*ffns, *before.values()]
     body = body_of(model, units)
     blocks: dict[str, SkipSums] = {}
-    with ExitStack() as hooks, torch.no_grad(), evaluating(model):
+    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
         sums = [_Sums(hooks, model, unit, masks, explained=explained) for unit in units]
         for ffn in ffns if skips else ():
             path = block_path(ffn)
@@ -246,7 +246,7 @@ def _watch_block(
         before, after = hidden_states(args, kwargs), first_output(output)
         if mask is not None and before.shape[:-1] != mask.shape:
             mask = mask.reshape(-1)
-        sums.add(counted(before, mask), counted(after, mask))
+        sums.add(unpadded_rows(before, mask), unpadded_rows(after, mask))
 
     hooks.callback(block.register_forward_hook(add, with_kwargs=True).remove)
 
@@ -261,15 +261,15 @@ class _Sums:
         self._explained: dict[int, ExplainedSums] = {}
         for layer, stage in enumerate(ffn.stages):
             self._reads.append(_Accumulator(stage[0].in_features, stage[0].weight.device))
-            watch(hooks, model, ffn, stage[0].module, self._reads[-1], masks)
+            add_hook(hooks, model, ffn, stage[0].module, self._reads[-1], masks)
             if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
                 self._writes[layer + 1] = _Accumulator(stage[0].size, stage[0].weight.device)
-                watch(hooks, model, ffn, stage[0].module, self._writes[layer + 1], masks, output=True)
+                add_hook(hooks, model, ffn, stage[0].module, self._writes[layer + 1], masks, output=True)
         for layer in range(1, len(ffn.stages)) if explained and ffn.kind != "explicit" else ():
             (reader,) = ffn.stages[layer]
             sums = self._explained[layer] = ExplainedSums(reader.weight, bias_of(reader.module))
-            watch(hooks, model, ffn, reader.module, _Rows(sums.read), masks)
-            watch(hooks, model, ffn, reader.module, _Rows(sums.written), masks, output=True)
+            add_hook(hooks, model, ffn, reader.module, _Rows(sums.read), masks)
+            add_hook(hooks, model, ffn, reader.module, _Rows(sums.written), masks, output=True)
 
     def finish(self) -> tuple[LayerStatistics, ...]:
         """Of every node layer."""

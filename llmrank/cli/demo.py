@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from llmrank.calibration.forward import announced
+from llmrank.calibration.forward import progress_step
 from llmrank.calibration.logits import has_perplexity
 from llmrank.evaluation.perplexity import complete
 from llmrank.inspection.figures import what_went_where
@@ -65,7 +65,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
     content = {**report.to_dict(), "completions": said}
-    with announced(pipeline.progress, f"Saving {output}"):
+    with progress_step(pipeline.progress, f"Saving {output}"):
         directory = checkpoint.save(output, model, pipeline.tokenizer, pipeline.masks, content)
     console.print(report.table())
     for name, text in said.items():

@@ -22,14 +22,22 @@ from rich.text import Text
 from graphs import save_graph, save_rank
 from graphs.io.exchange import write_gexf, write_graphml, write_npz, write_tables
 from graphs.reduction.subgraphs import top_subgraph
-from llmrank.calibration.forward import announced
+from llmrank.calibration.forward import progress_step
 from llmrank.cli.options import check_method, load, make_pipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.figures import FORMATS as FIGURES
 from llmrank.inspection.figures import write_figures
 from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.page import write_page
-from llmrank.inspection.summary import Findings, NeuronFacts, Verdict, find, neuron_facts, parse_neuron, split_neuron
+from llmrank.inspection.summary import (
+    InspectionSummary,
+    NeuronFacts,
+    Verdict,
+    neuron_facts,
+    parse_neuron,
+    split_neuron,
+    summarise_inspection,
+)
 from llmrank.pipeline.registry import SCORERS
 from llmrank.score import BaseScorer
 from llmrank.surgery.apply import prunable_layers
@@ -93,15 +101,15 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     shown = _chosen(list(layers), ranges, options.layers)
     neurons = [parse_neuron(layers, text) for text in options.neuron]
     inspection = inspect_model(pipeline, scorers, options.scorer, options.pruner)
-    with announced(options.progress, "Summarising the graph"):
-        findings = find(inspection, shown)
+    with progress_step(options.progress, "Summarising the graph"):
+        findings = summarise_inspection(inspection, shown)
     _print_table(findings, console)
     for layer, neuron in neurons:
         _print_neuron(neuron_facts(inspection, layer, neuron), list(layers).index(layer), console)
     if options.output is None:
         console.print("Nothing was written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
-    with announced(options.progress, f"Writing {options.output}"), whole_directory(options.output) as partial:
+    with progress_step(options.progress, f"Writing {options.output}"), whole_directory(options.output) as partial:
         _write(partial, findings, formats, options, selected=options.layers is not None)
     names = sorted(path.name for path in options.output.iterdir())
     console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
@@ -166,7 +174,7 @@ def _chosen(names: Sequence[str], ranges: Sequence[tuple[int, int]] | None, text
 # --- the terminal
 
 
-def _print_table(findings: Findings, console: Console) -> None:
+def _print_table(findings: InspectionSummary, console: Console) -> None:
     inspection = findings.inspection
     numbers = {name: number for number, name in enumerate(inspection.places())}
     graphs = inspection.graphs
@@ -253,7 +261,7 @@ def _legend(inspection: Inspection) -> str:
     )
 
 
-def _print_agreement(findings: Findings, console: Console) -> None:
+def _print_agreement(findings: InspectionSummary, console: Console) -> None:
     inspection = findings.inspection
     console.print(
         f"\nDo others keep the same neurons as {inspection.scorer}, {inspection.topology}?\n",
@@ -322,7 +330,7 @@ def _verdict(verdict: Verdict, score: float) -> str:
 
 
 def _write(
-    directory: Path, findings: Findings, formats: Sequence[str], options: argparse.Namespace, *, selected: bool
+    directory: Path, findings: InspectionSummary, formats: Sequence[str], options: argparse.Namespace, *, selected: bool
 ) -> None:
     inspection = findings.inspection
     summary = json.dumps(findings.to_dict(), indent=2, allow_nan=False) + "\n"

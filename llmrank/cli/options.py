@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llmrank.calibration.forward import announced
+from llmrank.calibration.forward import progress_step
 from llmrank.calibration.generation import AT_ONCE, GENERATED, writes_text
 from llmrank.calibration.text import BUILT_IN, DATASET_PREFIX, check_text
 from llmrank.errors import OptionError
@@ -385,7 +385,7 @@ def load(options: argparse.Namespace) -> LoadedModel:
     """The model named, or the demo model."""
     source = options.model
     if source is None:
-        with announced(options.progress, f"Fetching {DEMO_NAME} (93 MB, once)"):
+        with progress_step(options.progress, f"Fetching {DEMO_NAME} (93 MB, once)"):
             source = demo_model()
-    with announced(options.progress, f"Loading {source}"):
+    with progress_step(options.progress, f"Loading {source}"):
         return checkpoint.load(source, options.dtype, options.device, trust_remote_code=options.trust_remote_code)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llmrank.calibration.forward import announced, fitting_length
+from llmrank.calibration.forward import fitting_length, progress_step
 from llmrank.calibration.generation import GENERATED
 from llmrank.calibration.logits import has_perplexity
 from llmrank.calibration.text import BUILT_IN, tokenise
@@ -62,7 +62,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
         raise RuntimeError("the pipeline ran without leaving a report")
     if options.evaluate is None:
         _check_collapse(pipeline, report)
-    with announced(options.progress, f"Saving {options.output}"):
+    with progress_step(options.progress, f"Saving {options.output}"):
         directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
     console.print(report.table())
     _say_written(directory, ["report.json", "masks.safetensors"], console)
@@ -121,7 +121,7 @@ def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
         texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, length, "evaluation")
-        with announced(pipeline.progress, "Checking whether the pruned model has collapsed"):
+        with progress_step(pipeline.progress, "Checking whether the pruned model has collapsed"):
             after = perplexity(pipeline.model, texts)
     except CalibrationError as error:
         report.notes.append(f"whether the pruned model has collapsed was not checked: {error}")

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import Progress, check_ids, evaluating, input_device, longest_input, widened
+from llmrank.calibration.forward import (
+    Progress,
+    at_least_float32,
+    check_ids,
+    evaluation_mode,
+    input_device,
+    longest_input,
+)
 from llmrank.calibration.generation import end_tokens, generating
 from llmrank.calibration.logits import Prediction, Predictor, check_predicts
 from llmrank.calibration.text import TokenSequences
@@ -105,7 +112,7 @@ def fidelity(
     diverged: list[float] = []
     agreed: list[float] = []
     counts: list[int] = []
-    with evaluating(dense), evaluating(model):
+    with evaluation_mode(dense), evaluation_mode(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Comparing") if progress else batches:
             totals, tokens = compare_predictions(
@@ -164,7 +171,7 @@ def _compare(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     found = torch.zeros(len(dense), 2, dtype=torch.float64)
     for start in range(0, len(dense), ROWS):
         band = slice(start, start + ROWS)
-        p, q = widened(dense[band]), widened(logits[band])
+        p, q = at_least_float32(dense[band]), at_least_float32(logits[band])
         found[band, 0] = divergences(p.log_softmax(-1), q)
         found[band, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
     if bool(found.isnan().any()):
@@ -274,7 +281,7 @@ def continuations(
     prefix, equal, exact = [], [], []
     with ExitStack() as settings:
         for one in {id(dense): dense, id(model): model}.values():
-            settings.enter_context(evaluating(one))
+            settings.enter_context(evaluation_mode(one))
             settings.enter_context(generating(one, do_sample=False, max_new_tokens=new_tokens))
         for batch in progress(batches, "Continuing") if progress else batches:
             for wanted, found in zip(_continue(dense, batch), _continue(model, batch), strict=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from llmrank.calibration.forward import Progress, check_ids, evaluating, input_device, longest_input
+from llmrank.calibration.forward import Progress, check_ids, evaluation_mode, input_device, longest_input
 from llmrank.calibration.logits import check_predicts
 from llmrank.calibration.text import plain_ids, special_tokens
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
@@ -196,7 +196,7 @@ def last_word(
         )
     partial = "logits_to_keep" in inspect.signature(model.forward).parameters
     right = 0
-    with evaluating(model):
+    with evaluation_mode(model):
         batches = list(_batches(asked, batch_tokens))
         for batch in progress(batches, "Asking last words") if progress else batches:
             right += _right(model, batch, partial=partial)

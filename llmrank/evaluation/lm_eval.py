@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmrank.calibration.forward import evaluating, input_device
+from llmrank.calibration.forward import evaluation_mode, input_device
 from llmrank.calibration.logits import check_predicts
 from llmrank.calibration.text import DATASET_PREFIX, read_text
 from llmrank.errors import CalibrationError, LLMRankError, OptionError, out_of_memory
@@ -81,7 +81,7 @@ class HarnessTasks:
         from lm_eval.models.huggingface import HFLM
 
         try:
-            with evaluating(model), _generators_as_they_were(input_device(model)):
+            with evaluation_mode(model), _generators_as_they_were(input_device(model)):
                 outcome = simple_evaluate(
                     model=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
                     tasks=list(self.names),

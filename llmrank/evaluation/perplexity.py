@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import Progress, evaluating, input_device
+from llmrank.calibration.forward import Progress, evaluation_mode, input_device
 from llmrank.calibration.logits import Predictor, check_predicts
 from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFN
@@ -115,7 +115,7 @@ def sequence_losses(
     predictor = Predictor(model)
     totals: list[float] = []
     counts: list[int] = []
-    with evaluating(model):
+    with evaluation_mode(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Evaluating") if progress else batches:
             lost = torch.zeros(len(ids), dtype=torch.float64)

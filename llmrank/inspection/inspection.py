@@ -9,7 +9,7 @@ from typing import Any
 
 from graphs import RankResult
 from graphs.linalg.blocks import FloatArray
-from llmrank.calibration.forward import announced
+from llmrank.calibration.forward import progress_step
 from llmrank.errors import OptionError
 from llmrank.models import FFN
 from llmrank.pipeline import BasePipeline, model_source
@@ -197,7 +197,7 @@ def inspect_model(
     topology: Topology = pipeline.topology
     other: Topology = "isolated" if topology == "chained" else "chained"
     jointly = {each: prunes_jointly(pipeline.structure_dict, each) for each in (topology, other)}
-    with announced(pipeline.progress, "Finding FFNs"):
+    with progress_step(pipeline.progress, "Finding FFNs"):
         ffns = pipeline.find()
     budgets = _budgets(pipeline.pruner, ffns, jointly=all(jointly.values()))
     if pruner in budgets.refusals:
@@ -211,7 +211,7 @@ def inspect_model(
         name: _score(graphs, entry, budgets, jointly=jointly[topology])
         for name, entry in (pipeline.progress(steps, "Ranking") if pipeline.progress else steps)
     }
-    with announced(pipeline.progress, f"Ranking, {other}"):
+    with progress_step(pipeline.progress, f"Ranking, {other}"):
         elsewhere = _score(build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly[other])
     lap("rank")
     return Inspection(

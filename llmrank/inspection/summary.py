@@ -11,15 +11,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphs.analysis.layer_summary import LayerSummary, summarise
+from graphs.analysis.layer_summary import LayerSummary, summarise_layers
 from graphs.analysis.measures import kept_overlap, rank_correlation
-from graphs.analysis.node_summary import NodeFacts, node_facts
+from graphs.analysis.node_summary import NodeSummary, summarise_node
 from graphs.analysis.paths import Path, strongest_paths
 from llmrank.errors import OptionError
 from llmrank.inspection.inspection import Inspection, Scored
 from llmrank.pipeline.report import environment
 
-__all__ = ["Agreement", "Findings", "NeuronFacts", "Verdict", "find", "margin", "neuron_facts", "parse_neuron"]
+__all__ = [
+    "Agreement",
+    "InspectionSummary",
+    "NeuronFacts",
+    "Verdict",
+    "margin",
+    "neuron_facts",
+    "parse_neuron",
+    "summarise_inspection",
+]
 
 FORMAT = 1
 
@@ -43,7 +52,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Findings:
+class InspectionSummary:
     """An inspection in numbers.
 
     Attributes
@@ -93,7 +102,7 @@ class Findings:
         }
 
 
-def find(inspection: Inspection, names: Sequence[str] | None = None) -> Findings:
+def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = None) -> InspectionSummary:
     """Summarise an inspection.
 
     Parameters
@@ -104,7 +113,7 @@ def find(inspection: Inspection, names: Sequence[str] | None = None) -> Findings
 
     Returns
     -------
-    Findings
+    InspectionSummary
 
     Raises
     ------
@@ -125,7 +134,7 @@ def find(inspection: Inspection, names: Sequence[str] | None = None) -> Findings
     >>> from llmrank.score import ActivationScorer
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     >>> pipeline = IsolatedFFNPipeline(model, None, calibration=torch.rand(8, 4))
-    >>> findings = find(inspect_model(pipeline, {"activation": ActivationScorer()}, "activation"))
+    >>> findings = summarise_inspection(inspect_model(pipeline, {"activation": ActivationScorer()}, "activation"))
     >>> findings.layers["0"].nodes, findings.kept["local"], list(findings.agreement)
     (6, {'0': 4}, ['chained'])
     """
@@ -136,10 +145,10 @@ def find(inspection: Inspection, names: Sequence[str] | None = None) -> Findings
     for entry, rank in zip(inspection.graphs, inspection.main.ranks, strict=True):
         if not any(layer.name in chosen for layer in entry.prunable.values()):
             continue
-        summaries = summarise(entry.graph, rank)
+        summaries = summarise_layers(entry.graph, rank)
         rows.update({layer.name: summaries[place] for place, layer in entry.prunable.items()})
     others = {name: scored for name, scored in inspection.scored.items() if name != inspection.scorer}
-    return Findings(
+    return InspectionSummary(
         layers={name: rows[name] for name in chosen},
         kept={
             budget: {name: int(masks[name].sum()) for name in chosen} for budget, masks in inspection.main.masks.items()
@@ -186,7 +195,7 @@ class NeuronFacts:
     ----------
     layer : str
         Name of its prunable layer.
-    facts : NodeFacts
+    facts : NodeSummary
         Score, percentile, strengths, strongest edges.
     verdicts : mapping from str to Verdict
         By budget; without budgets that refuse the amount.
@@ -197,7 +206,7 @@ class NeuronFacts:
     """
 
     layer: str
-    facts: NodeFacts
+    facts: NodeSummary
     verdicts: dict[str, Verdict]
     paths: tuple[Path, ...]
     before: str
@@ -253,7 +262,7 @@ def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) 
     last = node_layer == len(graph.layers) - 1
     return NeuronFacts(
         layer,
-        node_facts(graph, rank, node_layer, neuron, top=top),
+        summarise_node(graph, rank, node_layer, neuron, top=top),
         verdicts,
         strongest_paths(graph, rank, node_layer, neuron, k=top, before=1, after=0 if last else 1),
         graph.names[node_layer - 1],

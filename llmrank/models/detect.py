@@ -64,12 +64,12 @@ def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
     >>> [(ffn.kind, ffn.sizes, len(ffn.prunable)) for ffn in find_ffns(mlp)]
     [('sequential', (4, 8, 6, 2), 2)]
     """
-    refuse_wrapped(model)
-    refuse_experts(model)
+    check_not_wrapped(model)
+    check_no_experts(model)
     modules = dict(model.named_modules())
     linears = {name: module for name, module in modules.items() if is_linear(module)}
-    refuse_quantised(model, linears)
-    refuse_non_finite(model)
+    check_not_quantised(model, linears)
+    check_weights_finite(model)
     attention = _attentions(modules, linears)
     free = {name: module for name, module in linears.items() if not _prefix(name).startswith(attention)}
     claimed: set[str] = set()
@@ -96,7 +96,7 @@ def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
             f"a module that takes features through one Linear after the other. {_inventory(linears)} Name the Linears "
             "explicitly with structure_dict="
         )
-    refuse_tied(model, ffns)
+    check_not_tied(model, ffns)
     probed: set[tuple[type[nn.Module], str]] = set()
     for ffn in ffns:
         kind = (type(ffn.module), ffn.kind)
@@ -168,7 +168,7 @@ def _block_of(name: str) -> str:
     return name if stack == name else ".".join(name.split(".")[: stack.count(".") + 1 + bool(stack)])
 
 
-def refuse_wrapped(model: nn.Module) -> None:
+def check_not_wrapped(model: nn.Module) -> None:
     """Raise for models whose modules wrap others: adapters of PEFT, and compiled modules."""
     for path, module in model.named_modules():
         of = f"{path} of {type(model).__name__}" if path else type(model).__name__
@@ -186,7 +186,7 @@ def refuse_wrapped(model: nn.Module) -> None:
             )
 
 
-def refuse_non_finite(model: nn.Module) -> None:
+def check_weights_finite(model: nn.Module) -> None:
     """Raise if a parameter holds NaN or Inf; the message names it. Reads every weight once, and copies none."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return  # it is being built, and what is not on the meta device holds nothing yet either
@@ -203,7 +203,7 @@ def refuse_non_finite(model: nn.Module) -> None:
             )
 
 
-def refuse_experts(model: nn.Module) -> None:
+def check_no_experts(model: nn.Module) -> None:
     """Raise for mixture-of-experts models."""
     config = getattr(model, "config", None)
     counts = [name for name in EXPERT_COUNTS if (getattr(config, name, None) or 0) > 1]
@@ -220,7 +220,7 @@ def refuse_experts(model: nn.Module) -> None:
         )
 
 
-def refuse_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
+def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
     """Raise if a linear map holds packed, integer or wrapped weights, which cannot be cut row by row."""
     for name, module in linears.items():
         weight: object = getattr(module, "qweight", None)
@@ -238,7 +238,7 @@ def refuse_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
             )
 
 
-def refuse_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
+def check_not_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
     """Raise if a linear map of the FFNs shares a parameter with any other module of the model."""
     inside = {id(p.module): p.name for ffn in ffns for stage in ffn.stages for p in stage}
     owner: dict[int, str] = {}

@@ -9,7 +9,13 @@ from typing import Any
 from torch import nn
 
 from llmrank.errors import StructureError
-from llmrank.models.detect import is_linear, refuse_non_finite, refuse_quantised, refuse_tied, refuse_wrapped
+from llmrank.models.detect import (
+    check_not_quantised,
+    check_not_tied,
+    check_not_wrapped,
+    check_weights_finite,
+    is_linear,
+)
 from llmrank.models.ffn import FFN, Projection
 
 __all__ = ["explicit_ffns"]
@@ -44,7 +50,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
     if not isinstance(structure["path_to_modules"], Iterable) or not structure["path_to_modules"]:
         raise StructureError(f"structure_dict: path_to_modules lists no module; expected something like {EXAMPLE}")
-    refuse_wrapped(model)
+    check_not_wrapped(model)
     layers_path = _path(structure["path_to_layers"], "path_to_layers")
     layers = _follow(model, layers_path, type(model).__name__)
     if not isinstance(layers, (nn.ModuleList, nn.Sequential)) or len(layers) == 0:
@@ -66,7 +72,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
                 )
             if any(module is stage[0].module for stage in stages):
                 raise StructureError(f"structure_dict: path_to_modules lists {name} twice; list every Linear once")
-            refuse_quantised(model, {name: module})
+            check_not_quantised(model, {name: module})
             stages.append((Projection.whole(name, module),))
         for before, after in pairwise(stages):
             if before[0].size != after[0].in_features:
@@ -75,8 +81,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
                     f"{after[0].in_features}; list Linears in the order of the data, each reading the one before"
                 )
         ffns.append(FFN(f"{prefix}.{position}", "explicit", tuple(stages), prefix, layer))
-    refuse_tied(model, ffns)
-    refuse_non_finite(model)
+    check_not_tied(model, ffns)
+    check_weights_finite(model)
     return tuple(ffns)
 
 

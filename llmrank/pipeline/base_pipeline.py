@@ -14,7 +14,7 @@ from torch import nn
 
 from graphs import LayeredGraph, RankResult
 from llmrank.calibration.blockwise import Recording, recording
-from llmrank.calibration.forward import Progress, announced, fitting_length, input_device, run_sequences
+from llmrank.calibration.forward import Progress, fitting_length, input_device, progress_step, run_sequences
 from llmrank.calibration.generation import GENERATED, generated_text
 from llmrank.calibration.statistics import FFNStatistics, collect
 from llmrank.calibration.text import TokenSequences, n_held_out, overlap, tokenise, tokenise_and_hold_out
@@ -28,16 +28,16 @@ from llmrank.pipeline.report import Evaluation, Report
 from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.pipeline.validation import Validation, repair_where_it_helps
 from llmrank.prune import BasePruner, LocalPruner
-from llmrank.prune.budget import check_budget, reached_by, shortfall
+from llmrank.prune.budget import check_budget, reached_amounts, shortfall
 from llmrank.prune.masks import Masks
-from llmrank.prune.schedule import Schedule, Step
+from llmrank.prune.schedule import Schedule, ScheduleStep
 from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery.apply import (
     Align,
-    Application,
+    AppliedMasks,
     Form,
     apply_masks,
     check_padding,
@@ -169,13 +169,13 @@ class BasePipeline:
         self.report: Report | None = None
         self.masks: Masks | None = None
         self.sensitivities: dict[str, float] = {}
-        self.application: Application | None = None
+        self.application: AppliedMasks | None = None
         self.model_graphs: tuple[ModelGraph, ...] = ()
         self.ranks: tuple[RankResult, ...] = ()
         self.repaired: dict[str, RepairedMap] = {}
         self.validation: Validation | None = None
         self.costs: ModelCosts | None = None
-        self.steps: list[Step] = []
+        self.steps: list[ScheduleStep] = []
         self._prepared: tuple[tuple[FFN, ...], ModelCosts] | None = None
         self._for_good = False
         self._seconds: dict[str, float] = {}
@@ -191,7 +191,7 @@ class BasePipeline:
         """
         self._check_fresh()
         self._seconds = {}
-        with self._timed("find"), announced(self.progress, "Finding FFNs"):
+        with self._timed("find"), progress_step(self.progress, "Finding FFNs"):
             ffns, _ = self.prepare()
         self._prepared = None
         with self._timed("evaluate before"):
@@ -207,7 +207,7 @@ class BasePipeline:
         }
         if not self.undoable:
             self.model_graphs = ()
-        with self._timed("apply"), announced(self.progress, "Applying the masks"):
+        with self._timed("apply"), progress_step(self.progress, "Applying the masks"):
             expected = None
             if self.form == "compact":
                 expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
@@ -219,7 +219,7 @@ class BasePipeline:
             self.repaired = {}
         try:
             if expected is not None:
-                with self._timed("check"), announced(self.progress, "Checking the pruned model"):
+                with self._timed("check"), progress_step(self.progress, "Checking the pruned model"):
                     check_equivalence(self.model, expected, sequences)
             with self._timed("evaluate after"):
                 if evaluation is not None and texts is not None:
@@ -261,7 +261,7 @@ class BasePipeline:
         Raises
         ------
         LLMRankError
-            See :meth:`find` and :meth:`check`.
+            See :meth:`summarise_inspection` and :meth:`check`.
         """
         if self._prepared is None:
             ffns = self.find()
@@ -362,7 +362,9 @@ class BasePipeline:
             present = masks
             spent = {stage: seconds - earlier.get(stage, 0.0) for stage, seconds in self._seconds.items()}
             self.steps.append(
-                Step(amount, masks.size - masks.kept, repairs, {stage: more for stage, more in spent.items() if more})
+                ScheduleStep(
+                    amount, masks.size - masks.kept, repairs, {stage: more for stage, more in spent.items() if more}
+                )
             )
         return masks, repaired
 
@@ -565,7 +567,7 @@ class BasePipeline:
         masks, application, costs = self.masks, self.application, self.costs
         if masks is None or application is None or costs is None:
             raise OptionError("there is nothing to report: run() has not pruned this model")
-        reached = reached_by(masks, costs)
+        reached = reached_amounts(masks, costs)
         notes = shortfall(self.pruner, reached)
         fit, held_out = texts if texts[1] is not None else texts[0].parts
         warning = self.token_warning(ffns, fit.n_tokens)

@@ -112,7 +112,7 @@ class Report:
         For each unit that an amount can be of (see :data:`llmrank.models.costs.UNITS`) what there was ("before"), and what of
         it goes with the removed neurons where a model is really made smaller ("removed", "share").
     steps : list of dict
-        See :class:`llmrank.prune.schedule.Step`; one in one shot.
+        See :class:`llmrank.prune.schedule.SolverStep`; one in one shot.
     sensitivities : dict from str to float
         For each prunable layer what its cut alone does to the output, see :mod:`llmrank.pipeline.sensitivity`; empty where the
         pruner did not ask for it.

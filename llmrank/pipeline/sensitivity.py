@@ -17,14 +17,14 @@ from torch import nn
 from llmrank.calibration.blockwise import recording
 from llmrank.calibration.forward import (
     Progress,
-    counted,
-    evaluating,
+    at_least_float32,
+    evaluation_mode,
     first_output,
     model_inputs,
     run_body,
-    stand_in,
-    version_of,
-    widened,
+    substitute_forward,
+    unpadded_rows,
+    write_count,
 )
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
@@ -122,7 +122,7 @@ def layer_sensitivities(
     steps = [(batch, layer) for batch in batches for layer in cut]
     totals = dict.fromkeys(layers, 0.0)
     count = 0
-    with evaluating(model):
+    with evaluation_mode(model):
         for batch, layer in progress(steps, "Measuring sensitivities") if progress else steps:
             if layer is cut[0]:
                 dense = _Dense(model, ffns, *batch)
@@ -181,7 +181,7 @@ class _Dense:
         with ExitStack() as hooks:
             silence(hooks, layer, keep)
             for block, returned in zip(self._before(layer), self._returned, strict=False):
-                stand_in(hooks, block, lambda *_args, answer=returned, **_kwargs: answer)
+                substitute_forward(hooks, block, lambda *_args, answer=returned, **_kwargs: answer)
             output, _ = self._run()
         if self._predicts:
             return float(divergences(self._output, output).sum())
@@ -195,18 +195,18 @@ class _Dense:
         def noting(compute: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 returned.append(compute(*args, **kwargs))
-                versions.append(version_of(first_output(returned[-1])))
+                versions.append(write_count(first_output(returned[-1])))
                 return returned[-1]
 
             return forward
 
         with recording(self._model, ffns) as record, ExitStack() as hooks:
             for block in record.blocks:
-                stand_in(hooks, block, noting(block.forward))
+                substitute_forward(hooks, block, noting(block.forward))
             output = self._run()
         # The last block is never stood in for, and what comes after it may write to what it returned.
         unchanged = all(
-            version is not None and version == version_of(first_output(answer))
+            version is not None and version == write_count(first_output(answer))
             for version, answer in zip(versions[:-1], returned[:-1], strict=True)
         )
         if record.unbroken and all(len(calls) == 1 for calls in record.calls) and unchanged:
@@ -223,8 +223,8 @@ class _Dense:
         values = logits if isinstance(logits, torch.Tensor) and predicts else first_output(result)
         mask = self._mask
         # One output for a whole sequence has no padding.
-        rows = counted(values, mask if mask is not None and mask.shape == values.shape[:-1] else None)
-        return widened(rows), predicts
+        rows = unpadded_rows(values, mask if mask is not None and mask.shape == values.shape[:-1] else None)
+        return at_least_float32(rows), predicts
 
     def _before(self, layer: PrunableLayer) -> list[nn.Module]:
         """The blocks that no cut of this layer reaches."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from llmrank.calibration.blockwise import Recording, open_stream
-from llmrank.calibration.forward import Progress, announced, evaluating, first_output, model_inputs, run_body
+from llmrank.calibration.forward import Progress, evaluation_mode, first_output, model_inputs, progress_step, run_body
 from llmrank.calibration.logits import Prediction, Predictor, has_perplexity
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
@@ -137,7 +137,7 @@ class Validator:
     @torch.no_grad()
     def _outputs(self) -> Iterator[Any]:
         """What the model returns for each batch: predictions (a callable that makes them), or its first output."""
-        with evaluating(self._model):
+        with evaluation_mode(self._model):
             for ids, mask in self._batches:
                 if self._measure == "divergence":
                     yield self._predictor.hold(ids, mask)
@@ -152,7 +152,7 @@ class Validator:
         counts: list[int] = []
         measure: Callable[..., Distances] = _divergences if self._measure == "divergence" else _squared_errors
         for dense, output, (_, mask) in zip(self._dense, self._outputs(), self._batches, strict=True):
-            with evaluating(self._model):
+            with evaluation_mode(self._model):
                 found, tokens = measure(dense, output, mask)
             distances += found
             counts += tokens
@@ -207,7 +207,7 @@ def repair_where_it_helps(
     fit, held_out = texts
     validator = None
     if held_out is not None:
-        with announced(progress, "Running the held-out text"):
+        with progress_step(progress, "Running the held-out text"):
             validator = Validator(model, ffns, held_out, masks, batch_size)
     stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.follows)
     validation = None
@@ -216,7 +216,7 @@ def repair_where_it_helps(
             write = written.write if in_place else None
             kept, repaired = repair_ffns(model, ffns, masks, method, stream, progress, choose, write)
             if validator is not None:
-                with announced(progress, "Comparing cut and repaired on the held-out text"):
+                with progress_step(progress, "Comparing cut and repaired on the held-out text"):
                     validation = validator.compare(kept, repaired)
             if validation is not None and not validation.improves:
                 written.restore()

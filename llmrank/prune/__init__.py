@@ -5,7 +5,7 @@ from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.global_pruner import GlobalPruner
 from llmrank.prune.layer_record import LayerRecord, ascending_positions, bare_record, keep_highest
 from llmrank.prune.local_pruner import LocalPruner
-from llmrank.prune.sensitivity_pruner import SensitivityPruner, sparing_counts
+from llmrank.prune.sensitivity_pruner import SensitivityPruner, sensitivity_counts
 
 __all__ = [
     "BasePruner",
@@ -21,5 +21,5 @@ __all__ = [
     "local_count",
     "protected_names",
     "round_width",
-    "sparing_counts",
+    "sensitivity_counts",
 ]

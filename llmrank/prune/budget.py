@@ -16,7 +16,7 @@ from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.sensitivity_pruner import SensitivityPruner
 
-__all__ = ["Reached", "check_budget", "describe_amount", "reached_by", "shortfall"]
+__all__ = ["Reached", "check_budget", "describe_amount", "reached_amounts", "shortfall"]
 
 Reached: TypeAlias = dict[Unit, dict[str, float]]
 # The share reached may miss the share asked for by this much without a word.
@@ -139,7 +139,7 @@ def _short(number: int) -> str:
     return f"{number:,}"
 
 
-def reached_by(masks: Masks, costs: ModelCosts) -> Reached:
+def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
     """What there was of each unit ("before") and what goes with the removed neurons ("removed", "share").
 
     Examples
@@ -147,7 +147,7 @@ def reached_by(masks: Masks, costs: ModelCosts) -> Reached:
     >>> from torch import nn
     >>> from llmrank.models import find_ffns
     >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    >>> reached_by(Masks({"0": [1] * 6 + [0] * 2}), ModelCosts(mlp, find_ffns(mlp)))["flops"]
+    >>> reached_amounts(Masks({"0": [1] * 6 + [0] * 2}), ModelCosts(mlp, find_ffns(mlp)))["flops"]
     {'before': 112, 'removed': 28, 'share': 0.25}
     """
     found: Reached = {}

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from llmrank.errors import OptionError
 from llmrank.models.costs import Unit, unit_name
 
-__all__ = ["GROWTHS", "REPAIR_TIMES", "Growth", "RepairTime", "Schedule", "Step"]
+__all__ = ["GROWTHS", "REPAIR_TIMES", "Growth", "RepairTime", "Schedule", "ScheduleStep"]
 
 Growth: TypeAlias = Literal["linear", "geometric"]
 RepairTime: TypeAlias = Literal["last", "each"]
@@ -109,7 +109,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Step:
+class ScheduleStep:
     """What one step did and cost.
 
     Attributes

@@ -14,7 +14,7 @@ from llmrank.prune.amounts import Protect
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.layer_record import LayerRecord, bare_record
 
-__all__ = ["SensitivityPruner", "sparing_counts"]
+__all__ = ["SensitivityPruner", "sensitivity_counts"]
 
 
 class SensitivityPruner(BasePruner):
@@ -22,7 +22,7 @@ class SensitivityPruner(BasePruner):
 
     A layer whose sensitivity is above `limit` times the median of all is spared: the share it gives shrinks until its
     sensitivity times that share is what `limit` times the median gives. What the spared layers do not give comes evenly
-    from the others, see :func:`sparing_counts`. Within a layer the lowest neurons go, as for :class:`LocalPruner`.
+    from the others, see :func:`sensitivity_counts`. Within a layer the lowest neurons go, as for :class:`LocalPruner`.
 
     Only outliers are spared, since sensitivities are measured one layer at a time and on little text: below the limit their
     differences say too little to shift a budget by.
@@ -80,7 +80,7 @@ class SensitivityPruner(BasePruner):
         OptionError
             A record without a usable sensitivity, or an amount that leaves less than `min_keep` of each layer.
         """
-        counts = sparing_counts(
+        counts = sensitivity_counts(
             [layer.out_features for layer in layer_list],
             [_sensitivity(layer) for layer in layer_list],
             self.amount,
@@ -110,7 +110,7 @@ def _sensitivity(layer: LayerRecord) -> float:
     return float(value)
 
 
-def sparing_counts(
+def sensitivity_counts(
     sizes: Sequence[int],
     sensitivities: Sequence[float],
     amount: float | int,
@@ -158,9 +158,9 @@ def sparing_counts(
 
     Examples
     --------
-    >>> sparing_counts([100, 100, 100, 100], [0.8, 0.1, 0.1, 0.1], 0.3)
+    >>> sensitivity_counts([100, 100, 100, 100], [0.8, 0.1, 0.1, 0.1], 0.3)
     [8, 38, 37, 37]
-    >>> sparing_counts([100, 100, 100, 100], [0.1, 0.1, 0.15, 0.1], 30)
+    >>> sensitivity_counts([100, 100, 100, 100], [0.1, 0.1, 0.15, 0.1], 30)
     [30, 30, 30, 30]
     """
     total = amount * len(sizes) if isinstance(amount, int) else round(amount * sum(sizes))

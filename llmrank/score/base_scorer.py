@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from graphs import LayeredGraph, RankResult
-from graphs.solvers.result import Degenerate
+from graphs.solvers.result import DegenerateLayer
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.score.model_graph import edge_weights
 
-__all__ = ["BaseScorer", "as_share", "refuse_unexplained"]
+__all__ = ["BaseScorer", "as_share", "check_has_explained"]
 
 
 class BaseScorer:
-    """Base of all scorers. Override :meth:`score`; :meth:`rank` walks the layers with it.
+    """Base of all scorers. Override :meth:`score`; :meth:`solve_for_rank` walks the layers with it.
 
     Examples
     --------
@@ -100,11 +100,11 @@ class BaseScorer:
         reads = [torch.from_numpy(np.array(vector)) for vector in graph.activations]
         if statistics:
             reads = [entry.read_norm for entry in statistics]
-        degenerate: list[Degenerate] = []
+        degenerate: list[DegenerateLayer] = []
 
         def share(vector: torch.Tensor, layer: int) -> torch.Tensor:
             if not bool(vector.sum() > 0):
-                degenerate.append(Degenerate(layer, "the scores sum to zero; uniform ones stand in"))
+                degenerate.append(DegenerateLayer(layer, "the scores sum to zero; uniform ones stand in"))
             return as_share(vector)
 
         scores = [share(torch.from_numpy(np.array(graph.activations[0])), 0)]
@@ -135,7 +135,7 @@ class BaseScorer:
         return vector
 
     def _result(
-        self, graph: LayeredGraph, scores: Sequence[Any], seconds: float, degenerate: Sequence[Degenerate] = ()
+        self, graph: LayeredGraph, scores: Sequence[Any], seconds: float, degenerate: Sequence[DegenerateLayer] = ()
     ) -> RankResult:
         return RankResult(
             scores=tuple(scores),
@@ -160,7 +160,7 @@ class BaseScorer:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
-def refuse_unexplained(scorer: BaseScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> None:
+def check_has_explained(scorer: BaseScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> None:
     """Refuse statistics that do not say what the hidden neurons of a graph explain.
 
     Raises

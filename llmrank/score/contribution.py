@@ -13,7 +13,7 @@ import torch
 from graphs import LayeredGraph, RankResult
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import OptionError
-from llmrank.score.base_scorer import BaseScorer, as_share, refuse_unexplained
+from llmrank.score.base_scorer import BaseScorer, as_share, check_has_explained
 
 __all__ = ["ExplainedScorer"]
 
@@ -56,7 +56,7 @@ class ExplainedScorer(BaseScorer):
         OptionError
             Without statistics that say what neurons explain.
         """
-        refuse_unexplained(self, graph, statistics)
+        check_has_explained(self, graph, statistics)
         start = perf_counter()
         scores = []
         for layer, entry in enumerate(statistics):

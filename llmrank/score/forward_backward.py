@@ -9,9 +9,16 @@ from typing import Literal
 import numpy as np
 
 from graphs import LayeredGraph, RankResult, weighted_pagerank
-from graphs.solvers.result import Degenerate
+from graphs.solvers.result import DegenerateLayer
 from llmrank.calibration.statistics import LayerStatistics
-from llmrank.score.pagerank import Edges, WeighingScorer, check_computation, drawn, labelled, unit_interval
+from llmrank.score.pagerank import (
+    EdgeMeasure,
+    WeighingScorer,
+    check_computation,
+    check_unit_interval,
+    labelled,
+    reweighted_graph,
+)
 
 __all__ = ["ForwardBackwardScorer"]
 
@@ -53,17 +60,17 @@ class ForwardBackwardScorer(WeighingScorer):
     backend: Literal["auto", "scipy", "torch", "dense"] = "auto"
     device: str | None = None
     dtype: Literal["float32", "float64"] = "float32"
-    edges: Edges = "magnitude"
+    edges: EdgeMeasure = "magnitude"
     explained: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("gamma", "theta", "balance", "explained"):
-            unit_interval(name, getattr(self, name))
+            check_unit_interval(name, getattr(self, name))
         check_computation(backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Both ranks, and their weighted geometric mean."""
-        weighed = drawn(self, graph, statistics)
+        weighed = reweighted_graph(self, graph, statistics)
         forward, backward = (
             weighted_pagerank(each, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
             for each in (weighed, weighed.reversed())
@@ -75,7 +82,7 @@ class ForwardBackwardScorer(WeighingScorer):
             mean = ahead.astype(np.float64) ** self.balance * behind.astype(np.float64) ** (1.0 - self.balance)
             total = mean.sum()
             if not total > 0:
-                degenerate.append(Degenerate(layer, "no node has both scores; uniform ones stand in"))
+                degenerate.append(DegenerateLayer(layer, "no node has both scores; uniform ones stand in"))
             scores.append(mean / total if total > 0 else np.full(len(mean), 1.0 / len(mean)))
         result = replace(
             forward,

@@ -14,20 +14,20 @@ from graphs.linalg.blocks import DenseBlock
 from graphs.linalg.transition import Transition, modified_step, weighted_step
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import OptionError
-from llmrank.score.base_scorer import BaseScorer, refuse_unexplained
+from llmrank.score.base_scorer import BaseScorer, check_has_explained
 
 __all__ = [
-    "Edges",
+    "EdgeMeasure",
     "ModifiedPageRankScorer",
     "WeighingScorer",
     "WeightedPageRankScorer",
     "check_computation",
-    "drawn",
+    "check_unit_interval",
     "labelled",
-    "unit_interval",
+    "reweighted_graph",
 ]
 
-Edges: TypeAlias = Literal["magnitude", "energy"]
+EdgeMeasure: TypeAlias = Literal["magnitude", "energy"]
 KNOWN: dict[str, tuple[str, ...]] = {
     "solver": ("sweep", "power"),
     "backend": ("auto", "scipy", "torch", "dense"),
@@ -45,7 +45,7 @@ class WeighingScorer(BaseScorer):
     explained : float
     """
 
-    edges: Edges
+    edges: EdgeMeasure
     explained: float
 
     @property
@@ -88,12 +88,12 @@ class WeightedPageRankScorer(WeighingScorer):
     backend: Literal["auto", "scipy", "torch", "dense"] = "auto"
     device: str | None = None
     dtype: Literal["float32", "float64"] = "float32"
-    edges: Edges = "magnitude"
+    edges: EdgeMeasure = "magnitude"
     explained: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("gamma", "theta", "explained"):
-            unit_interval(name, getattr(self, name))
+            check_unit_interval(name, getattr(self, name))
         check_computation(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def score(
@@ -114,7 +114,7 @@ class WeightedPageRankScorer(WeighingScorer):
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """The rank of the whole graph."""
         result = weighted_pagerank(
-            drawn(self, graph, statistics),
+            reweighted_graph(self, graph, statistics),
             self.gamma,
             self.theta,
             self.solver,
@@ -142,12 +142,12 @@ class ModifiedPageRankScorer(WeighingScorer):
     backend: Literal["auto", "scipy", "torch", "dense"] = "auto"
     device: str | None = None
     dtype: Literal["float32", "float64"] = "float32"
-    edges: Edges = "magnitude"
+    edges: EdgeMeasure = "magnitude"
     explained: float = 0.0
 
     def __post_init__(self) -> None:
-        unit_interval("zero_lowest", self.zero_lowest)
-        unit_interval("explained", self.explained)
+        check_unit_interval("zero_lowest", self.zero_lowest)
+        check_unit_interval("explained", self.explained)
         check_computation(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def score(
@@ -168,7 +168,7 @@ class ModifiedPageRankScorer(WeighingScorer):
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """The rank of the whole graph."""
         result = modified_pagerank(
-            drawn(self, graph, statistics),
+            reweighted_graph(self, graph, statistics),
             self.solver,
             self.backend,
             device=self.device,
@@ -178,7 +178,9 @@ class ModifiedPageRankScorer(WeighingScorer):
         return labelled(self, result)
 
 
-def drawn(scorer: WeighingScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> LayeredGraph:
+def reweighted_graph(
+    scorer: WeighingScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]
+) -> LayeredGraph:
     """A graph with its edges and activations as a scorer weighs them; no dense weight is copied.
 
     Raises
@@ -187,7 +189,7 @@ def drawn(scorer: WeighingScorer, graph: LayeredGraph, statistics: Sequence[Laye
         The statistics do not say what neurons explain, and that counts.
     """
     if scorer.needs_explained:
-        refuse_unexplained(scorer, graph, statistics)
+        check_has_explained(scorer, graph, statistics)
         for layer, entry in enumerate(statistics):
             if entry.explained is not None:
                 amplitude = entry.explained.energy.abs().sqrt().numpy()
@@ -210,7 +212,7 @@ def labelled(scorer: WeighingScorer, result: RankResult) -> RankResult:
     return replace(result, method=named)
 
 
-def unit_interval(name: str, value: float) -> None:
+def check_unit_interval(name: str, value: float) -> None:
     """Refuse what is no share."""
     if not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
         raise OptionError(f"{name} must be a number in [0, 1], got {value!r}")
@@ -223,7 +225,7 @@ def check_computation(**named: str) -> None:
             raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(KNOWN[name])}")
 
 
-def _step_energies(edges: Edges, weight: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _step_energies(edges: EdgeMeasure, weight: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight.square(), own.square()) if edges == "energy" else (weight, own)
 
 

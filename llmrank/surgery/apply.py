@@ -30,7 +30,7 @@ __all__ = [
     "ALIGNMENTS",
     "FORMS",
     "Align",
-    "Application",
+    "AppliedMasks",
     "Form",
     "RepairsInPlace",
     "apply_masks",
@@ -54,7 +54,7 @@ ABSENT = object()
 
 
 @dataclass
-class Application:
+class AppliedMasks:
     """Masks applied to a model, and how to take them back.
 
     Attributes
@@ -156,7 +156,7 @@ def apply_masks(
     repaired: Mapping[str, RepairedMap] | None = None,
     *,
     undoable: bool = True,
-) -> Application:
+) -> AppliedMasks:
     """Remove neurons from a model.
 
     A hidden neuron goes with its rows in the producing maps, their biases, and its columns in the
@@ -192,7 +192,7 @@ def apply_masks(
     _check(ffns, masks, layers, form, align)
     maps = consumers(ffns)
     _check_repaired(maps, repaired or {})
-    application = Application(form, masks, {}, undoable)
+    application = AppliedMasks(form, masks, {}, undoable)
     solved = {id(maps[name]): one for name, one in (repaired or {}).items()}
     if undoable:
         application._undo += _ways_back(model, ffns)
@@ -236,7 +236,7 @@ def trial_cut(
     masks : Masks or None
         None leaves the model as it is.
     """
-    applied: list[Application] = []
+    applied: list[AppliedMasks] = []
     with ExitStack() as way_back:
         # Registered first, and twice, so that an interrupt at any point still takes the masks back.
         for _ in range(2):
@@ -246,7 +246,7 @@ def trial_cut(
         yield
 
 
-def _take_back(applied: Sequence[Application]) -> None:
+def _take_back(applied: Sequence[AppliedMasks]) -> None:
     for application in applied:
         application._roll_back()
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import evaluating, first_output, model_inputs, run_body
+from llmrank.calibration.forward import evaluation_mode, first_output, model_inputs, run_body
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import UnsupportedModelError
 from llmrank.models import FFN, PrunableLayer
@@ -150,6 +150,6 @@ def _outputs(model: nn.Module, sequences: TokenSequences) -> torch.Tensor:
     if not ids.is_floating_point():
         ids, mask = ids[:, :N_TOKENS], mask[:, :N_TOKENS]
     inputs, _, _ = model_inputs(model, ids, mask)
-    with evaluating(model):
+    with evaluation_mode(model):
         output: torch.Tensor = first_output(run_body(model, inputs))
     return output.detach().cpu().double()

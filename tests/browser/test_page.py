@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from graphs.analysis.measures import kept_overlap
-from graphs.analysis.node_summary import node_facts
+from graphs.analysis.node_summary import summarise_node
 from llmrank import ChainedFFNPipeline
 from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.page import write_page
@@ -344,7 +344,9 @@ def test_the_facts_of_a_neuron(visit: Open, path: Path, inspection: Inspection, 
     page.press("#query", "Enter")
     name = list(inspection.places())[3]
     position, node_layer = inspection.places()[name]
-    facts = node_facts(inspection.graphs[position].graph, inspection.main.ranks[position], node_layer, neuron, top=3)
+    facts = summarise_node(
+        inspection.graphs[position].graph, inspection.main.ranks[position], node_layer, neuron, top=3
+    )
     terms = page.locator("#neuron-facts > dl > dt").all_inner_texts()
     shown = dict(zip(terms, page.locator("#neuron-facts > dl > dd").all_inner_texts(), strict=True))
     assert float(shown["score"]) == pytest.approx(facts.score, rel=1e-3)

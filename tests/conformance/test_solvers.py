@@ -15,8 +15,17 @@ from scipy.sparse.linalg import splu
 
 from graphs import BlockDigraph, GraphError, RankResult, bidirectional_graph, pagerank, residual_graph
 from graphs.linalg.backends import make_backend
-from graphs.ranking.digraph_problem import DigraphMap, _Passage
-from graphs.solvers import SOLVERS, AndersonMixing, Extrapolation, GaussSeidel, Krylov, Progress, SparseLU, named
+from graphs.ranking.digraph_problem import DigraphProblem, _Passage
+from graphs.solvers import (
+    SOLVERS,
+    AndersonMixing,
+    Extrapolation,
+    GaussSeidel,
+    Krylov,
+    SolverProgress,
+    SparseLU,
+    solver_by_name,
+)
 from graphs.structures.digraph import as_digraph
 from graphs.structures.gallery import SEEDED, TINY, layered
 from tests.graphs.cases import Array
@@ -100,10 +109,10 @@ def default_teleport(digraph: BlockDigraph) -> Array:
 class Trace:
     """What a callback saw."""
 
-    steps: list[Progress]
+    steps: list[SolverProgress]
     scores: list[Array]
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: SolverProgress) -> None:
         self.steps.append(progress)
         self.scores.append(np.concatenate(progress.scores()))
 
@@ -124,7 +133,7 @@ def followed(graph: Any, exact: Array, round_off: float = ROUND_OFF, **options: 
     return result
 
 
-def check_record(result: RankResult, steps: list[Progress]) -> None:
+def check_record(result: RankResult, steps: list[SolverProgress]) -> None:
     """The arrays of a result agree with each other and with what the callback saw."""
     count = result.iterations
     assert [p.iteration for p in steps] == list(range(1, count + 1))
@@ -281,8 +290,8 @@ def test_a_step_tells_whether_its_answer_is_an_image(solver: str) -> None:
     digraph = graph_of("chain" if solver == "sweep" else "residual, dense")
     digraph = as_digraph(digraph)
     jump = default_teleport(digraph)
-    found = DigraphMap(digraph, make_backend("scipy", None, "float64", digraph.blocks), 0.9, jump, 5)
-    knobs = named(solver)
+    found = DigraphProblem(digraph, make_backend("scipy", None, "float64", digraph.blocks), 0.9, jump, 5)
+    knobs = solver_by_name(solver)
     assert knobs is not None
     step = knobs.step(found, knobs.begin(found, found.start(), 1e-12))
     assert step.image == (solver not in PASSES)
@@ -449,7 +458,7 @@ def test_the_bound_of_power_iteration_is_attained() -> None:
     for gamma in GAMMAS:
         errors, bounds = [], []
 
-        def watch(progress: Progress, errors: list[float] = errors, bounds: list[float] = bounds) -> bool:
+        def watch(progress: SolverProgress, errors: list[float] = errors, bounds: list[float] = bounds) -> bool:
             errors.append(float(np.abs(progress.scores()[0] - 0.5).sum()))
             bounds.append(progress.error_bound)
             return progress.iteration == 12
@@ -466,7 +475,7 @@ def test_the_bound_of_a_pass_is_nearly_attained() -> None:
     transition = gamma * matrix + (1 - gamma) * np.outer(teleport, np.ones(3))
     ratios = []
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: SolverProgress) -> None:
         scores = progress.scores()[0]
         true = np.abs(transition @ scores - scores).sum()
         assert true <= progress.residual * (1 + 1e-9) + 1e-15
@@ -480,26 +489,26 @@ def test_the_bound_of_a_pass_is_nearly_attained() -> None:
 
 @pytest.mark.parametrize("solver", ["power", "aitken", "quadratic", "anderson"])
 def test_a_wrong_contraction_is_caught(monkeypatch: pytest.MonkeyPatch, solver: str) -> None:
-    def too_low(self: DigraphMap, changes: Any, steps: int) -> list[float]:
+    def too_low(self: DigraphProblem, changes: Any, steps: int) -> list[float]:
         factor = self.gamma / 2
         return [factor / (1.0 - factor) * sum(changes)] * self.layers
 
     options: dict[str, Any] = {"gamma": 0.85, "solver": solver, "start": [np.array([1.0, 0.0])]}
     followed(two_traps(), np.full(2, 0.5), **options)
-    monkeypatch.setattr(DigraphMap, "bounds", too_low)
+    monkeypatch.setattr(DigraphProblem, "bounds", too_low)
     with pytest.raises(AssertionError, match="step 1"):
         followed(two_traps(), np.full(2, 0.5), **options)
 
 
 def test_a_wrong_bound_of_passes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_low(self: DigraphMap, residual: float) -> list[float]:
+    def too_low(self: DigraphProblem, residual: float) -> list[float]:
         return [residual / (1.0 - self.gamma / 2)] * self.layers
 
     # Two pairs that keep what they have, and all of it in one of them: aggregation by layers knows nothing of that.
     pairs, exact = sparse.csr_array(np.kron(np.eye(2), [[0.0, 1.0], [1.0, 0.0]])), np.full(4, 0.25)
     options: dict[str, Any] = {"gamma": 0.9, "solver": "gauss-seidel", "start": [np.array([1.0, 1.0, 0.0, 0.0])]}
     followed(pairs, exact, **options)
-    monkeypatch.setattr(DigraphMap, "residual_bounds", too_low)
+    monkeypatch.setattr(DigraphProblem, "residual_bounds", too_low)
     with pytest.raises(AssertionError, match="step 1"):
         followed(pairs, exact, **options)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from graphs import GraphError, pagerank, weighted_pagerank
-from graphs.checks import check_count, check_share, refuse_other_sizes
+from graphs.checks import check_count, check_score_shapes, check_share
 from graphs.linalg.validation import as_vector
-from graphs.ranking.scores import layer_scores, scores_of
+from graphs.ranking.scores import check_scores, finite_scores
 from graphs.structures.indices import check_layer, check_node
 from tests.graphs.cases import random_case
 
@@ -71,8 +71,8 @@ def test_vectors() -> None:
 
 def test_scores_are_the_ranks_own_and_those_to_compute_with_copies() -> None:
     narrow = weighted_pagerank(GRAPH, dtype="float32")
-    assert scores_of(GRAPH, narrow) is narrow.scores
-    for wide, own in zip(layer_scores(GRAPH, narrow), narrow.scores, strict=True):
+    assert check_scores(GRAPH, narrow) is narrow.scores
+    for wide, own in zip(finite_scores(GRAPH, narrow), narrow.scores, strict=True):
         assert wide.dtype == np.float64
         np.testing.assert_array_equal(wide, own)
         assert not np.shares_memory(wide, own)
@@ -80,27 +80,27 @@ def test_scores_are_the_ranks_own_and_those_to_compute_with_copies() -> None:
 
 def test_ranks_that_are_not_of_the_graph_are_refused() -> None:
     with pytest.raises(GraphError, match="expected a RankResult, as weighted_pagerank returns, got list"):
-        scores_of(GRAPH, list(RANK.scores))  # type: ignore[arg-type]
+        check_scores(GRAPH, list(RANK.scores))  # type: ignore[arg-type]
     with pytest.raises(GraphError, match=r"in layers of 7, 9, 5, 8, got 2, 3, 2; they part at layer 0"):
-        scores_of(GRAPH, weighted_pagerank(random_case(0, (2, 3, 2)).graph()))
+        check_scores(GRAPH, weighted_pagerank(random_case(0, (2, 3, 2)).graph()))
     with pytest.raises(GraphError, match=r"got 7, 9, 5; they part at layer 3"):
-        scores_of(GRAPH, weighted_pagerank(random_case(0, (7, 9, 5)).graph()))
+        check_scores(GRAPH, weighted_pagerank(random_case(0, (7, 9, 5)).graph()))
     two = pagerank(GRAPH, 0.5, np.ones((29, 2)) / 29)
     with pytest.raises(GraphError, match=r"got 7 x 2, 9 x 2, 5 x 2, 8 x 2; .* pick a column"):
-        scores_of(GRAPH, two)
+        check_scores(GRAPH, two)
     spoiled = dataclasses.replace(RANK, scores=(*RANK.scores[:3], np.full(8, np.nan)))
-    assert scores_of(GRAPH, spoiled) is spoiled.scores
+    assert check_scores(GRAPH, spoiled) is spoiled.scores
     with pytest.raises(GraphError, match="scores of layer 3: expected finite numbers, got nan at node 0"):
-        layer_scores(GRAPH, spoiled)
+        finite_scores(GRAPH, spoiled)
 
 
 def test_a_long_list_of_layers_is_cut_and_says_where_the_two_part() -> None:
     sizes = [3] * 40
-    refuse_other_sizes([(size,) for size in sizes], sizes)
+    check_score_shapes([(size,) for size in sizes], sizes)
     shapes = [(4 if layer == 20 else 3,) for layer in range(40)]
     message = r"in layers of 3, 3, 3, \.\.\., 3, 3, got 3, 3, 3, \.\.\., 3, 3; they part at layer 25"
     with pytest.raises(GraphError, match=message):
-        refuse_other_sizes(shapes, sizes, first=5)
+        check_score_shapes(shapes, sizes, first=5)
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.25)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from graphs import BlockDigraph, Edges, GraphError, KeepHighest, LayeredGraph, pagerank
+from graphs import BlockDigraph, EdgeBlock, GraphError, KeepHighest, LayeredGraph, pagerank
 from graphs.linalg.blocks import SparseBlock
 from graphs.linalg.kernels import _Threads
 from graphs.solvers import GaussSeidel, Krylov
@@ -98,7 +98,7 @@ def wild(seed: int) -> tuple[BlockDigraph, float, Any]:
     rng = np.random.default_rng(seed)
     layers = tuple(int(n) for n in rng.integers(1, 5, rng.integers(2, 4)))
     edges = [
-        Edges(a, b, SparseBlock(sparse.csr_array(10.0 ** rng.uniform(-6, 3, (layers[b], layers[a])))))
+        EdgeBlock(a, b, SparseBlock(sparse.csr_array(10.0 ** rng.uniform(-6, 3, (layers[b], layers[a])))))
         for a, b in itertools.permutations(range(len(layers)), 2)
     ]
     graph = BlockDigraph(layers, tuple(edges), tuple(map(str, layers_names(layers))))
@@ -155,7 +155,7 @@ def test_huge_activations_make_no_other_teleport() -> None:
 
 def test_labels_of_several_layers() -> None:
     block = SparseBlock(sparse.csr_array(np.ones((3, 2))))
-    graph = BlockDigraph((2, 3), (Edges(0, 1, block),), ("a", "b"), labels=tuple("vwxyz"))
+    graph = BlockDigraph((2, 3), (EdgeBlock(0, 1, block),), ("a", "b"), labels=tuple("vwxyz"))
     found = pagerank(graph, teleport={"v": 1.0}).as_dict()
     assert list(found) == list("vwxyz")
     assert found["w"] == 0.0
@@ -171,10 +171,10 @@ BLOCK = SparseBlock(sparse.csr_array(np.ones((3, 2))))
         (((2, 0), (), ("a", "b")), "each of at least one node"),
         (((2, 3), (), ("a",)), "expected 2 names"),
         (((2, 3), (), ("a", "b"), None, ("x",)), "5 labels, got 2 and 1"),
-        (((2, 3), (Edges(-2, 1, BLOCK),), ("a", "b")), r"expected layers of 0\.\.1"),
-        (((2, 3), (Edges(0, 5, BLOCK),), ("a", "b")), r"expected layers of 0\.\.1"),
-        (((2, 3), (Edges(1, 0, BLOCK),), ("a", "b")), r"expected shape \(2, 3\)"),
-        (((2, 3), (Edges(0, 1, BLOCK, share=float("nan")),), ("a", "b")), "shares out of layer 0"),
+        (((2, 3), (EdgeBlock(-2, 1, BLOCK),), ("a", "b")), r"expected layers of 0\.\.1"),
+        (((2, 3), (EdgeBlock(0, 5, BLOCK),), ("a", "b")), r"expected layers of 0\.\.1"),
+        (((2, 3), (EdgeBlock(1, 0, BLOCK),), ("a", "b")), r"expected shape \(2, 3\)"),
+        (((2, 3), (EdgeBlock(0, 1, BLOCK, share=float("nan")),), ("a", "b")), "shares out of layer 0"),
         (((2, 3), (), ("a", "b"), (np.array([-1.0, 3.0]), np.ones(3))), "finite, non-negative"),
         (((2, 3), (), ("a", "b"), (np.ones(2), np.ones(2))), "of sizes"),
     ],

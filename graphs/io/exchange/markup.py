@@ -204,7 +204,7 @@ def _for_files(graph: LayeredGraph | Subgraph, rank: RankResult | None, max_edge
     if n_edges > max_edges:
         raise GraphError(
             f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}, more than a viewer shows; write a part "
-            "(top_subgraph, ego, between) or its backbone (thin), or the whole as tables (write_tables), or raise max_edges"
+            "(top_subgraph, ego, between) or its backbone (sparsify), or the whole as tables (write_tables), or raise max_edges"
         )
     for name in shown.names:
         bad = UNWRITABLE.search(name)

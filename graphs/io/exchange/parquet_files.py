@@ -16,13 +16,13 @@ import numpy as np
 from graphs.errors import GraphError
 from graphs.io.exchange.rows import EDGE_COLUMNS, EdgeRows, NodeRows, column_places
 
-__all__ = ["read_edges", "read_nodes", "require_pyarrow", "write_edges", "write_nodes"]
+__all__ = ["check_pyarrow", "read_edges", "read_nodes", "write_edges", "write_nodes"]
 
 # Rows read at once.
 CHUNK = 1 << 19
 
 
-def require_pyarrow() -> tuple[Any, Any]:
+def check_pyarrow() -> tuple[Any, Any]:
     """Import pyarrow and pyarrow.parquet, or say what to install.
 
     Returns
@@ -36,7 +36,7 @@ def require_pyarrow() -> tuple[Any, Any]:
 
     Examples
     --------
-    >>> pyarrow, parquet = require_pyarrow()
+    >>> pyarrow, parquet = check_pyarrow()
     """
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
@@ -71,7 +71,7 @@ def write_nodes(rows: NodeRows, path: Path) -> None:
     ...     read_nodes(Path(folder, "nodes.parquet")).names
     ['in']
     """
-    pyarrow, parquet = require_pyarrow()
+    pyarrow, parquet = check_pyarrow()
     columns = {
         "layer": pyarrow.array(rows.layer, pyarrow.int32()),
         "index": pyarrow.array(rows.index, pyarrow.int64()),
@@ -111,7 +111,7 @@ def write_edges(chunks: Iterable[EdgeRows], path: Path, weights: Any = np.float6
     ...     [rows.weight.tolist() for rows in read_edges(Path(folder, "edges.parquet"))]
     [[0.5]]
     """
-    pyarrow, parquet = require_pyarrow()
+    pyarrow, parquet = check_pyarrow()
     kinds = {name: pyarrow.int32() if name.endswith("layer") else pyarrow.int64() for name in EDGE_COLUMNS}
     kinds["weight"] = pyarrow.from_numpy_dtype(np.dtype(weights))
     schema = pyarrow.schema(list(kinds.items()))
@@ -199,7 +199,7 @@ def _joined(parts: list[dict[str, Any]], name: str, dtype: Any) -> Any:
 
 def _batches(path: Path, wanted: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The columns by name, a chunk at a time: numbers as int64, float32 or float64 arrays, text as lists."""
-    pyarrow, parquet = require_pyarrow()
+    pyarrow, parquet = check_pyarrow()
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             found = [str(name) for name in file.schema_arrow.names]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.errors import GraphError
-from graphs.io.convert import shown_scores
+from graphs.io.convert import scores_to_write
 from graphs.io.exchange import csv_files, parquet_files
 from graphs.io.exchange.assembly import Labels, layered_graph
 from graphs.io.exchange.rows import EdgeRows, NodeRows
@@ -94,12 +94,12 @@ def write_tables(
     0,1,1,0,2.0
     <BLANKLINE>
     """
-    scores = shown_scores(graph, rank)
+    scores = scores_to_write(graph, rank)
     shown = graph if isinstance(graph, LayeredGraph) else graph.graph
     if format not in FORMATS:
         raise GraphError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     if format == "parquet":
-        parquet_files.require_pyarrow()
+        parquet_files.check_pyarrow()
     for name in shown.names:
         if UNWRITABLE.search(name):
             raise GraphError(

@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import torch
 
-from llmrank.calibration.forward import counted, widened
+from llmrank.calibration.forward import at_least_float32, unpadded_rows
 
-__all__ = ["Centre", "Lack", "MomentSums", "Moments"]
+__all__ = ["Centre", "MissingOutput", "MomentSums", "Moments"]
 
 # The mean of what a map reads, (n,), and of what the stream lacks, (out,): what a bias takes up.
 Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
@@ -21,7 +21,7 @@ DAMPING = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
-class Lack:
+class MissingOutput:
     """Sums over calibration tokens of e, what the stream behind a map lacks.
 
     Attributes
@@ -51,7 +51,7 @@ class Moments:
         Sum of x.
     second : (n, n) float64 tensor
         Sum of x x^T.
-    lack : Lack or None
+    lack : MissingOutput or None
         None where the map is fitted to its own outputs.
 
     Examples
@@ -64,7 +64,7 @@ class Moments:
     count: int
     total: torch.Tensor
     second: torch.Tensor
-    lack: Lack | None = None
+    lack: MissingOutput | None = None
 
     @classmethod
     def of(cls, values: torch.Tensor, lack: torch.Tensor | None = None) -> Moments:
@@ -154,14 +154,14 @@ class _Sums:
         self.count = 0
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
         self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
-        self._lack: Lack | None = None
+        self._lack: MissingOutput | None = None
 
     def add(self, values: torch.Tensor, lack: torch.Tensor | None) -> None:
         """Take values (tokens, n) and what is lacking (tokens, out) in.
 
         Products of what is narrower than float64 are float32's.
         """
-        wide = widened(values)
+        wide = at_least_float32(values)
         self.count += len(values)
         self._total += wide.sum(0)
         # The matrix is symmetric: bands of columns from the diagonal down are all that is computed.
@@ -172,7 +172,9 @@ class _Sums:
             lack = lack.to(wide)
             wider = lack.double()
             if self._lack is None:
-                self._lack = Lack(wider.new_zeros(wider.shape[1]), wider.new_zeros(wide.shape[1], wider.shape[1]), 0.0)
+                self._lack = MissingOutput(
+                    wider.new_zeros(wider.shape[1]), wider.new_zeros(wide.shape[1], wider.shape[1]), 0.0
+                )
             self._lack.total.add_(wider.sum(0))
             self._lack.cross.add_(wide.T @ lack)
             self._lack = replace(self._lack, square=self._lack.square + float(wider.square().sum()))
@@ -231,8 +233,8 @@ class MomentSums:
                 missing = None
                 if lack is not None:
                     # Some blocks hand their FFN the tokens of all sequences in one row.
-                    missing = counted(lack.reshape(*values.shape[:-1], lack.shape[-1]), mask).to(self._device)
-                part.add(counted(values, mask).to(self._device), missing)
+                    missing = unpadded_rows(lack.reshape(*values.shape[:-1], lack.shape[-1]), mask).to(self._device)
+                part.add(unpadded_rows(values, mask).to(self._device), missing)
         self._read.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llmrank.calibration.blockwise import Stream
-from llmrank.calibration.forward import stand_in
+from llmrank.calibration.forward import substitute_forward
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, Projection, PrunableLayer
 from llmrank.models.families import bias_attribute
@@ -149,7 +149,9 @@ def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None
     weight = answer.weight
     if weight is None:
         weight = Projection.whole("", module).weight
-    stand_in(hooks, module, lambda values: nn.functional.linear(values.to(weight.device), weight, answer.bias))
+    substitute_forward(
+        hooks, module, lambda values: nn.functional.linear(values.to(weight.device), weight, answer.bias)
+    )
 
 
 def summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:

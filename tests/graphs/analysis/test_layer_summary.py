@@ -11,7 +11,7 @@ from hypothesis import given
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, weighted_pagerank
 from graphs.analysis.flow import layer_flows
-from graphs.analysis.layer_summary import LayerSummary, summarise, to_columns
+from graphs.analysis.layer_summary import LayerSummary, summarise_layers, to_columns
 from graphs.analysis.measures import Spread
 from graphs.io.convert import to_networkx
 from tests.graphs.analysis.test_measures import gini_by_pairs
@@ -26,7 +26,7 @@ def test_counts_are_networkxs(form: str) -> None:
     case.weights[2][0] = 0
     graph, _ = formed(case, form)
     digraph = to_networkx(graph)
-    summaries = summarise(graph, weighted_pagerank(graph))
+    summaries = summarise_layers(graph, weighted_pagerank(graph))
     for layer, size in enumerate(graph.layers):
         nodes = [(layer, k) for k in range(size)]
         found = summaries[layer]
@@ -38,7 +38,7 @@ def test_counts_are_networkxs(form: str) -> None:
 
 def test_what_is_highest_follows_from_networkxs_pagerank() -> None:
     case = random_case(12, (6, 150, 8, 120), density=0.6)
-    found = summarise(case.graph(), weighted_pagerank(case.graph(), gamma=0.7, theta=0.4))
+    found = summarise_layers(case.graph(), weighted_pagerank(case.graph(), gamma=0.7, theta=0.4))
     for summary, scores in zip(found, networkx_layers(case, 0.7, 0.4), strict=True):
         falling = sorted(scores, reverse=True)
         assert summary.highest == list(scores).index(falling[0])
@@ -53,7 +53,7 @@ def test_what_is_highest_follows_from_networkxs_pagerank() -> None:
 def test_a_summary_by_loops(case: Case, gamma: float, form: str) -> None:
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, gamma)
-    summaries = summarise(graph, rank)
+    summaries = summarise_layers(graph, rank)
     activations = [case.inputs, *case.activations]
     assert [summary.layer for summary in summaries] == list(range(len(activations)))
     for layer, found in enumerate(summaries):
@@ -100,18 +100,18 @@ def test_the_score_through_the_graph_is_what_the_formula_adds() -> None:
         own = (1 - gamma) * unit(case.activations[layer - 1])
         np.testing.assert_allclose((through + own) / (through + own).sum(), rank.scores[layer])
         expected = through.sum() / (through + own).sum()
-        assert summarise(graph, rank)[layer].through_graph == pytest.approx(expected)
+        assert summarise_layers(graph, rank)[layer].through_graph == pytest.approx(expected)
 
 
 def test_only_the_weighted_rank_of_layers_has_a_part_through_the_graph() -> None:
     graph = random_case(1, (3, 4)).graph()
     for rank in (modified_pagerank(graph), pagerank(graph), as_scores(weighted_pagerank(graph))):
-        assert [summary.through_graph for summary in summarise(graph, rank)] == [None, None]
+        assert [summary.through_graph for summary in summarise_layers(graph, rank)] == [None, None]
 
 
 def test_a_table_of_summaries() -> None:
     graph = random_case(2, (3, 4, 2), density=0.7).graph()
-    summaries = summarise(graph, weighted_pagerank(graph))
+    summaries = summarise_layers(graph, weighted_pagerank(graph))
     table = to_columns(summaries)
     flat = [
         {
@@ -132,7 +132,7 @@ def test_a_table_of_summaries() -> None:
 @pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
 def test_edges_of_large_blocks_are_counted(form: str) -> None:
     graph, seen = formed(random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9), form)
-    assert summarise(graph, weighted_pagerank(graph))[1].edges_in == np.count_nonzero(seen.weights[0])
+    assert summarise_layers(graph, weighted_pagerank(graph))[1].edges_in == np.count_nonzero(seen.weights[0])
 
 
 # --- doors
@@ -142,13 +142,13 @@ def test_a_rank_of_another_graph_is_refused() -> None:
     graph, other = random_case(0, (3, 4)).graph(), random_case(0, (4, 3)).graph()
     rank = weighted_pagerank(other)
     with pytest.raises(GraphError, match=r"expected a rank of this graph.*in layers of 3, 4, got 4, 3"):
-        summarise(graph, rank)
+        summarise_layers(graph, rank)
     several = dataclasses.replace(rank, scores=tuple(np.stack([part, part], axis=1) for part in rank.scores))
     with pytest.raises(GraphError, match="pick a column"):
-        summarise(other, several)
+        summarise_layers(other, several)
     spoiled = dataclasses.replace(rank, scores=(np.full(4, np.nan), rank.scores[1]))
     with pytest.raises(GraphError, match="scores of layer 0: expected finite"):
-        summarise(other, spoiled)
+        summarise_layers(other, spoiled)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -159,16 +159,16 @@ def test_weights_that_are_not_numbers_are_refused(bad: float) -> None:
     weight[1, 1] = bad  # dense weights are referred to
     graph = LayeredGraph.from_weights([weight], [1, 1], [[1, 1, 1]], check_finite=False)
     with pytest.raises(GraphError, match=r"not finite"):
-        summarise(graph, rank)
+        summarise_layers(graph, rank)
 
 
 def test_summaries_copy_no_weights() -> None:
     weight = torch.randn(2048, 3000, generator=torch.Generator().manual_seed(0)).bfloat16()
     graph = LayeredGraph.from_weights([weight], torch.ones(3000), [torch.ones(2048)])
     rank = weighted_pagerank(graph)
-    summarise(graph, rank)  # whatever loads once
+    summarise_layers(graph, rank)  # whatever loads once
     tracemalloc.start()
-    summarise(graph, rank)
+    summarise_layers(graph, rank)
     layer_flows(graph, rank)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

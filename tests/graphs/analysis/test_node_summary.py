@@ -17,9 +17,9 @@ from scipy import sparse
 from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
 from graphs.analysis import incident_edges, node_summary
 from graphs.analysis.flow import layer_flows
-from graphs.analysis.layer_summary import summarise
+from graphs.analysis.layer_summary import summarise_layers
 from graphs.analysis.measures import percentiles, positions
-from graphs.analysis.node_summary import EdgeFact, NodeFacts, strongest_edges
+from graphs.analysis.node_summary import NodeSummary, RankedEdge, strongest_edges
 from graphs.analysis.paths import Path, strongest_paths
 from graphs.analysis.strengths import strengths
 from graphs.io.convert import to_networkx
@@ -29,7 +29,7 @@ from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import SHARES, Array, Case, cases, networkx_layers, random_case, transition_matrix, unit
 from tests.graphs.forms import as_modified, as_scores, every_form, formed
 
-facts_of = node_summary.node_facts
+facts_of = node_summary.summarise_node
 
 
 def tied_case(seed: int, sizes: tuple[int, ...]) -> Case:
@@ -92,7 +92,7 @@ def test_facts_by_their_definition(case: Case, theta: float, gamma: float, top: 
                 assert (found.out_degree, found.out_edges) == (0, ())
 
 
-def check_edges(edges: tuple[EdgeFact, ...], weights: Array, chances: Array, carried: Array) -> None:
+def check_edges(edges: tuple[RankedEdge, ...], weights: Array, chances: Array, carried: Array) -> None:
     assert len({edge.node for edge in edges}) == len(edges)
     for edge in edges:
         expected = (weights[edge.node], chances[edge.node], carried[edge.node])
@@ -184,7 +184,9 @@ def test_facts_of_layers_of_one_node_and_of_zeros() -> None:
     graph = LayeredGraph.from_weights([[[0.0, 0.0]], [[3.0], [0.0]]], [0, 0], [[0], [0, 0]])
     rank = weighted_pagerank(graph, gamma=1.0)
     found = facts_of(graph, rank, 1, 0)
-    assert found == NodeFacts(1, 0, "layer 1", 1.0, 0.5, 0, 0.0, 0.0, 3.0, 0, 1, 0.0, (), (EdgeFact(0, 3.0, 1.0, 1.0),))
+    assert found == NodeSummary(
+        1, 0, "layer 1", 1.0, 0.5, 0, 0.0, 0.0, 3.0, 0, 1, 0.0, (), (RankedEdge(0, 3.0, 1.0, 1.0),)
+    )
     silent = as_scores(rank, scores=(np.zeros(2), np.zeros(1), np.zeros(2)))
     assert facts_of(graph, silent, 2, 0).in_edges == ()
     assert strongest_edges(graph, silent, 2).in_nodes.tolist() == [[-1] * 3] * 2
@@ -258,15 +260,22 @@ def test_operators_of_torch_give_the_same(form: str, theta: float, monkeypatch: 
         return [
             *(part.tolist() for part in (*edges, *layer_flows(graph, rank, 3), *strengths(graph, 1))),
             *(dataclasses.astuple(facts_of(graph, rank, layer, 2)) for layer in range(3)),
-            *(layer.to_dict() for layer in summarise(graph, rank)),
+            *(layer.to_dict() for layer in summarise_layers(graph, rank)),
             strongest_paths(graph, rank, 1, 2),
             *top_subgraph(graph, rank, 3).weight_shares,
         ]
 
     expected = answers()
-    for module in ("strengths", "flow", "summary", "node_facts", "paths", "subgraphs"):
+    for module in (
+        "analysis.strengths",
+        "analysis.flow",
+        "analysis.layer_summary",
+        "analysis.node_summary",
+        "analysis.paths",
+        "reduction.subgraphs",
+    ):
         monkeypatch.setattr(
-            f"graphs.{module}.engine_of", lambda graph: make_backend("torch", "cpu", "float64", graph.blocks)
+            f"graphs.{module}.default_backend", lambda graph: make_backend("torch", "cpu", "float64", graph.blocks)
         )
     assert_close(answers(), expected)
 

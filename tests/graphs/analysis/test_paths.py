@@ -17,7 +17,7 @@ from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
 from graphs.analysis import incident_edges, paths
-from graphs.analysis.node_summary import node_facts
+from graphs.analysis.node_summary import summarise_node
 from graphs.analysis.paths import Path, strongest_paths
 from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix
@@ -150,7 +150,7 @@ def test_paths_take_the_theta_of_the_rank_as_the_facts_do(theta: float) -> None:
     rank = weighted_pagerank(graph, theta=theta)
     found = strongest_paths(graph, rank, 1, 2, k=50)
     assert found == strongest_paths(graph, as_scores(rank), 1, 2, k=50, theta=theta)
-    facts = node_facts(graph, rank, 1, 2, top=50)
+    facts = summarise_node(graph, rank, 1, 2, top=50)
     into = {edge.node: edge.probability for edge in facts.in_edges}
     out = {edge.node: edge.probability for edge in facts.out_edges}
     assert len(found) == len(into) * len(out)

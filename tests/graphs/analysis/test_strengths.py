@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from graphs import GraphError, LayeredGraph
-from graphs.analysis.strengths import engine_of, in_strength, out_strength, strengths
+from graphs.analysis.strengths import default_backend, in_strength, out_strength, strengths
 from graphs.io.convert import to_networkx
 from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import Case, cases, random_case
@@ -64,7 +64,7 @@ def test_sums_that_are_not_finite_are_refused(bad: float) -> None:
     weight = np.array([[bad, bad], [bad, 1.0]])
     graph = LayeredGraph.from_weights([np.eye(2), weight], [1, 1], [[1, 1], [1, 1]], check_finite=False)
     assert isinstance(graph.blocks[1], DenseBlock)
-    engine = engine_of(graph)
+    engine = default_backend(graph)
     message = "block 2: the edge weights hold NaN or Inf, or their sum overflows"
     for sums in (in_strength, out_strength):
         with pytest.raises(GraphError, match=message):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from graphs import BlockDigraph, Edges, GraphError, LayeredGraph, pagerank
+from graphs import BlockDigraph, EdgeBlock, GraphError, LayeredGraph, pagerank
 from graphs.linalg.blocks import SparseBlock
 from graphs.linalg.validation import as_block, as_csr
 
@@ -118,7 +118,7 @@ def test_damaged_index_arrays_are_refused(case: str) -> None:
 def test_a_block_of_a_digraph_is_looked_at_too() -> None:
     block = SparseBlock(matrix("csr", put("indptr", 1, FAR)))
     with pytest.raises(GraphError, match="edges from layer 0 to layer 0: the CSR matrix is damaged"):
-        BlockDigraph((3,), (Edges(0, 0, block),), ("all",))
+        BlockDigraph((3,), (EdgeBlock(0, 0, block),), ("all",))
 
 
 def test_no_damaged_matrix_ends_the_process() -> None:

@@ -14,7 +14,7 @@ from graphs import LayeredGraph
 from graphs.io.convert import to_networkx
 from graphs.reduction import backbone
 from graphs.reduction.backbone import disparity, significant_in_edges
-from graphs.reduction.sparsify import thin
+from graphs.reduction.sparsify import sparsify
 from tests.graphs.cases import Array, random_case
 
 
@@ -50,19 +50,21 @@ levels = st.sampled_from([0.0, 0.0123, 0.0503, 0.1207, 0.2031, 0.3109, 0.5003, 0
 
 @given(integers, levels)
 def test_the_edges_kept_are_those_of_the_textbook(weight: Array, level: float) -> None:
-    found = thin(graph_of(weight), significance=level).graph.block(1).toarray()
+    found = sparsify(graph_of(weight), significance=level).graph.block(1).toarray()
     np.testing.assert_array_equal(found, kept_by_the_textbook(weight.tolist(), Fraction(level)))
 
 
 def test_an_edge_exactly_at_the_level_goes() -> None:
     # Two equal edges: alpha = 1/2 from their source; and each alone at its target.
     weight = np.array([[3.0], [3.0]])
-    assert thin(graph_of(weight), significance=0.5).edges_after == 1
-    assert thin(graph_of(weight), significance=0.500001).edges_after == 2
+    assert sparsify(graph_of(weight), significance=0.5).edges_after == 1
+    assert sparsify(graph_of(weight), significance=0.500001).edges_after == 2
     # And from their target, where the sources' heaviest lead elsewhere.
     weight = np.array([[3.0, 3.0], [5.0, 5.0]])
-    np.testing.assert_array_equal(thin(graph_of(weight), significance=0.5).graph.block(1).toarray(), [[0, 0], [5, 5]])
-    assert thin(graph_of(weight), significance=0.500001).edges_after == 4
+    np.testing.assert_array_equal(
+        sparsify(graph_of(weight), significance=0.5).graph.block(1).toarray(), [[0, 0], [5, 5]]
+    )
+    assert sparsify(graph_of(weight), significance=0.500001).edges_after == 4
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2])
@@ -79,7 +81,7 @@ def test_the_backbone_follows_from_networkx_strengths(level: float) -> None:
         heaviest = max(digraph.out_edges(u, data="weight"), key=lambda edge: edge[2])[1]
         if min(by_source, by_target) < level or v == heaviest:
             expected.add((u, v))
-    found = set(to_networkx(thin(graph, significance=level).graph).edges())
+    found = set(to_networkx(sparsify(graph, significance=level).graph).edges())
     assert found == expected
     assert len(found) < digraph.number_of_edges()
 
@@ -87,17 +89,17 @@ def test_the_backbone_follows_from_networkx_strengths(level: float) -> None:
 def test_a_single_edge_is_judged_by_its_other_end() -> None:
     # Target 0 has one in-edge; its source has three, of which this is light.
     weight = np.array([[1.0, 0.0], [10.0, 5.0], [10.0, 5.0]])
-    kept = thin(graph_of(weight), significance=0.2).graph.block(1).toarray()
+    kept = sparsify(graph_of(weight), significance=0.2).graph.block(1).toarray()
     assert kept[0, 0] == 0.0
     # And where it is heavy, it stays.
     weight[0, 0] = 100.0
-    assert thin(graph_of(weight), significance=0.2).graph.block(1).toarray()[0, 0] == 100.0
+    assert sparsify(graph_of(weight), significance=0.2).graph.block(1).toarray()[0, 0] == 100.0
 
 
 def test_edges_that_stand_out_at_their_target_alone_stay() -> None:
     # Every out-edge of source 0 is a third of its strength; at target 0 it towers above the others.
     weight = np.array([[9.0, 0.1, 0.1], [9.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
-    kept = thin(graph_of(weight), significance=0.05).graph.block(1).toarray()
+    kept = sparsify(graph_of(weight), significance=0.05).graph.block(1).toarray()
     assert kept[0, 0] == 9.0
     np.testing.assert_array_equal(kept[0, 1:], 0.0)
 
@@ -128,10 +130,10 @@ def test_chance_spreads_a_strength_as_the_null_model_says() -> None:
 def test_groups_of_rows_and_columns_do_not_show(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     weight = rng.pareto(1.0, (40, 41)) * rng.permuted(np.tri(40, 41, 0), axis=0)
-    expected = thin(graph_of(weight), significance=0.1)
+    expected = sparsify(graph_of(weight), significance=0.1)
     monkeypatch.setattr(backbone, "BAND_ELEMENTS", elements)
     monkeypatch.setattr("graphs.reduction.sparsify.BAND_ELEMENTS", elements)
-    found = thin(graph_of(weight), significance=0.1)
+    found = sparsify(graph_of(weight), significance=0.1)
     np.testing.assert_array_equal(found.graph.block(1).toarray(), expected.graph.block(1).toarray())
     assert 0.0 < found.kept < 1.0
 

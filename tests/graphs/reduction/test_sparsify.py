@@ -15,8 +15,7 @@ from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, pagerank, weighted_pagerank
 from graphs.linalg.blocks import SparseBlock
-from graphs.reduction import sparsify
-from graphs.reduction.sparsify import Thinning, thin
+from graphs.reduction.sparsify import Sparsification, sparsify
 from tests.graphs.cases import SHARES, Array, Case, cases, distance, random_case, transition_matrix
 
 ROUND_OFF = 1e-12
@@ -43,7 +42,7 @@ def graph_of(*weights: Any) -> LayeredGraph:
 
 
 def kept_of(weight: Any, **rule: Any) -> Array:
-    return np.asarray(thin(graph_of(weight), **rule).graph.block(1).toarray())
+    return np.asarray(sparsify(graph_of(weight), **rule).graph.block(1).toarray())
 
 
 def exactly_kept(column: Sequence[int], rule: str, value: Fraction) -> list[int]:
@@ -67,7 +66,7 @@ def exactly_kept(column: Sequence[int], rule: str, value: Fraction) -> list[int]
     return [abs(weight) if target in targets else 0 for target, weight in enumerate(column)]
 
 
-def errors(case: Case, found: Thinning, gamma: float, theta: float) -> list[float]:
+def errors(case: Case, found: Sparsification, gamma: float, theta: float) -> list[float]:
     """The true L1 error of every layer."""
     before, after = (weighted_pagerank(graph, gamma, theta).scores for graph in (case.graph(), found.graph))
     return [float(np.abs(b - a).sum()) for b, a in zip(before, after, strict=True)]
@@ -98,10 +97,10 @@ def test_groups_of_columns_do_not_show(rule: dict[str, Any], elements: int, monk
     rng = np.random.default_rng(0)
     weight = rng.integers(1, 9, (40, 41)) * (rng.permuted(np.tri(40, 41, 0), axis=0))
     expected = [kept_of(column[:, None], **rule)[:, 0] for column in weight.T]
-    lost = [thin(graph_of(column[:, None]), **rule).dropped_weight[0] for column in weight.T]
-    monkeypatch.setattr(sparsify, "BAND_ELEMENTS", elements)
+    lost = [sparsify(graph_of(column[:, None]), **rule).dropped_weight[0] for column in weight.T]
+    monkeypatch.setattr("graphs.reduction.sparsify.BAND_ELEMENTS", elements)
     np.testing.assert_array_equal(kept_of(weight, **rule), np.transpose(expected))
-    assert thin(graph_of(weight), **rule).dropped_weight == pytest.approx([max(lost)], abs=1e-15)
+    assert sparsify(graph_of(weight), **rule).dropped_weight == pytest.approx([max(lost)], abs=1e-15)
 
 
 def test_columns_are_thinned_by_their_own_strength() -> None:
@@ -120,7 +119,7 @@ def test_ties_go_to_the_lower_target() -> None:
 
 @given(cases(), rules)
 def test_every_source_with_an_edge_keeps_its_heaviest(case: Case, rule: dict[str, Any]) -> None:
-    found = thin(case.graph(), **rule)
+    found = sparsify(case.graph(), **rule)
     for weight, block in zip(case.weights, found.graph.blocks, strict=True):
         before, after = np.abs(weight), block.to_csr().toarray()
         np.testing.assert_array_equal(after.max(axis=0), before.max(axis=0))
@@ -138,7 +137,7 @@ def test_thinning_less_keeps_a_superset(case: Case, k: int, l: int, low: float, 
         ({"significance": low}, {"significance": high}),
     ]
     for few, many in pairs:
-        fewer, more = thin(case.graph(), **few), thin(case.graph(), **many)
+        fewer, more = sparsify(case.graph(), **few), sparsify(case.graph(), **many)
         for small, large in zip(fewer.graph.blocks, more.graph.blocks, strict=True):
             assert (large.to_csr().toarray()[small.to_csr().toarray() != 0] != 0).all()
         assert fewer.kept <= more.kept
@@ -148,21 +147,21 @@ def test_thinning_less_keeps_a_superset(case: Case, k: int, l: int, low: float, 
 
 @given(cases(), rules)
 def test_a_second_thinning_by_the_same_count_or_threshold_drops_nothing(case: Case, rule: dict[str, Any]) -> None:
-    once = thin(case.graph(), **rule)
-    twice = thin(once.graph, **rule)
+    once = sparsify(case.graph(), **rule)
+    twice = sparsify(once.graph, **rule)
     if "significance" not in rule and rule.get("mass", 1.0) == 1.0:
         assert twice.kept == 1.0
         assert twice.graph.blocks == once.graph.blocks
 
 
 def test_a_second_thinning_by_the_same_mass_may_drop_more() -> None:
-    once = thin(graph_of(np.ones((10, 1))), mass=0.5)
-    assert (once.edges_after, thin(once.graph, mass=0.5).edges_after) == (5, 3)
+    once = sparsify(graph_of(np.ones((10, 1))), mass=0.5)
+    assert (once.edges_after, sparsify(once.graph, mass=0.5).edges_after) == (5, 3)
 
 
 @given(cases(), st.sampled_from([{"mass": 1.0}, {"threshold": 0.0}, {"top_k": 5}, {"top_k": 10**30}]), SHARES, SHARES)
 def test_what_drops_nothing_costs_nothing(case: Case, rule: dict[str, Any], gamma: float, theta: float) -> None:
-    found = thin(case.graph(), **rule)
+    found = sparsify(case.graph(), **rule)
     for weight, block in zip(case.weights, found.graph.blocks, strict=True):
         np.testing.assert_array_equal(block.to_csr().toarray(), np.abs(weight))
     assert (found.kept, found.edges_after) == (1.0, found.edges_before)
@@ -174,8 +173,8 @@ def test_what_drops_nothing_costs_nothing(case: Case, rule: dict[str, Any], gamm
 
 def test_full_mass_keeps_edges_too_light_to_count() -> None:
     weight = np.array([[1.0], [1e-40], [5e-324]])
-    assert thin(graph_of(weight), mass=1.0).kept == 1.0
-    assert thin(graph_of(weight), mass=1.0 - 1e-16).edges_after == 1
+    assert sparsify(graph_of(weight), mass=1.0).kept == 1.0
+    assert sparsify(graph_of(weight), mass=1.0 - 1e-16).edges_after == 1
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-320, 1e-200, 1e300, 4e307])
@@ -185,7 +184,7 @@ def test_the_scale_of_weights_does_not_matter(rule: dict[str, Any], scale: float
     weight = np.array([[4.0, 1.0], [2.0, 1.0], [1.0, 4.0], [4.0, 0.0]])
     if scale < 1e-300:
         scale = 5e-324 * np.ceil(scale / 5e-324)
-    found, expected = thin(graph_of(weight * scale), **rule), thin(graph_of(weight), **rule)
+    found, expected = sparsify(graph_of(weight * scale), **rule), sparsify(graph_of(weight), **rule)
     np.testing.assert_array_equal(found.graph.block(1).toarray() != 0, expected.graph.block(1).toarray() != 0)
     assert found.dropped_weight == pytest.approx(expected.dropped_weight, abs=1e-15)
 
@@ -195,7 +194,7 @@ def test_the_scale_of_weights_does_not_matter(rule: dict[str, Any], scale: float
 
 @given(cases(), rules)
 def test_dropped_shares_are_the_largest_of_a_column(case: Case, rule: dict[str, Any]) -> None:
-    found = thin(case.graph(), **rule)
+    found = sparsify(case.graph(), **rule)
     for position, weight in enumerate(case.weights):
         before, after = np.abs(weight), found.graph.block(position + 1).toarray()
         has = before.any(axis=0)
@@ -214,7 +213,7 @@ def test_dropped_shares_are_the_largest_of_a_column(case: Case, rule: dict[str, 
 def test_columns_of_the_transition_change_by_twice_the_dropped_share(
     case: Case, rule: dict[str, Any], theta: float
 ) -> None:
-    found = thin(case.graph(), **rule)
+    found = sparsify(case.graph(), **rule)
     for position, weight in enumerate(case.weights):
         change = transition_matrix(weight, theta) - transition_matrix(found.graph.block(position + 1).toarray(), theta)
         share = theta * found.dropped_weight[position] + (1 - theta) * found.dropped_edges[position]
@@ -226,7 +225,7 @@ def test_columns_of_the_transition_change_by_twice_the_dropped_share(
 def test_the_graph_keeps_activations_names_and_is_sorted_csr() -> None:
     case = random_case(0, (6, 9, 4), density=0.8)
     graph = LayeredGraph.from_weights(case.weights, case.inputs, case.activations, names=("in", "hidden", "out"))
-    found = thin(graph, top_k=3).graph
+    found = sparsify(graph, top_k=3).graph
     assert found.names == graph.names
     assert all(a is b for a, b in zip(found.activations, graph.activations, strict=True))
     for block in found.blocks:
@@ -242,7 +241,7 @@ def test_int64_indices_become_int32_where_they_fit() -> None:
     csr = sparse.random_array((20, 10), density=0.5, format="csr", random_state=0)
     wide = sparse.csr_array((csr.data, csr.indices.astype(np.int64), csr.indptr.astype(np.int64)), shape=csr.shape)
     graph = LayeredGraph((SparseBlock(wide),), (np.ones(10), np.ones(20)), ("a", "b"))
-    found = thin(graph, top_k=2).graph.block(1)
+    found = sparsify(graph, top_k=2).graph.block(1)
     assert found.indices.dtype == found.indptr.dtype == np.int32
     np.testing.assert_array_equal(found.toarray(), kept_of(csr, top_k=2))
 
@@ -265,10 +264,10 @@ FORMS = {
 def test_the_form_of_the_weights_does_not_matter(rule: dict[str, Any], dtype: Any) -> None:
     case = random_case(3, (7, 12), density=0.6)
     weight = np.round(case.weights[0] * 4).astype(dtype)
-    expected = thin(case.graph([weight.astype(np.float64)]), **rule)
+    expected = sparsify(case.graph([weight.astype(np.float64)]), **rule)
     for name, form in FORMS.items():
         given = weight.copy()
-        found = thin(case.graph([form(given)]), **rule)
+        found = sparsify(case.graph([form(given)]), **rule)
         np.testing.assert_array_equal(found.graph.block(1).toarray(), expected.graph.block(1).toarray(), err_msg=name)
         assert found.graph.block(1).dtype == dtype, name
         assert found.dropped_weight == expected.dropped_weight, name
@@ -277,7 +276,7 @@ def test_the_form_of_the_weights_does_not_matter(rule: dict[str, Any], dtype: An
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_weights_become_float32(dtype: torch.dtype) -> None:
-    found = thin(graph_of(torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=dtype)), top_k=1).graph.block(1)
+    found = sparsify(graph_of(torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=dtype)), top_k=1).graph.block(1)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.toarray(), [[0, 2], [3, 0]])
 
@@ -286,13 +285,13 @@ def test_stored_blocks_are_left_as_they_are() -> None:
     weight = random_case(1, (6, 8)).weights[0]
     graph = graph_of(sparse.csr_array(weight))
     before = graph.block(1).copy()
-    thin(graph, top_k=2)
+    sparsify(graph, top_k=2)
     np.testing.assert_array_equal(graph.block(1).toarray(), before.toarray())
-    assert thin(graph, mass=1.0).graph.blocks[0] is graph.blocks[0]
+    assert sparsify(graph, mass=1.0).graph.blocks[0] is graph.blocks[0]
 
 
 def test_a_graph_without_edges_is_thinned_to_itself() -> None:
-    found = thin(graph_of(np.zeros((3, 2))), top_k=1)
+    found = sparsify(graph_of(np.zeros((3, 2))), top_k=1)
     assert (found.edges_before, found.edges_after, found.kept, found.dangling) == (0, 0, 1.0, True)
     assert found.layer_bounds(0.5) == (0.0, 0.0)
 
@@ -305,7 +304,7 @@ def test_layers_without_dangling_columns_keep_their_bounds(
     case: Case, rule: dict[str, Any], gamma: float, theta: float
 ) -> None:
     case = case.without_dangling()
-    found = thin(case.graph(), **rule)
+    found = sparsify(case.graph(), **rule)
     bounds = found.layer_bounds(gamma, theta)
     truth = errors(case, found, gamma, theta)
     assert bounds[0] == truth[0] == 0.0
@@ -325,7 +324,7 @@ def test_layers_without_dangling_columns_keep_their_bounds(
 def test_from_the_first_difference_at_a_dangling_column_on_no_bound_is_claimed(
     case: Case, rule: dict[str, Any], gamma: float, theta: float
 ) -> None:
-    found = thin(case.graph(), **rule)
+    found = sparsify(case.graph(), **rule)
     bounds = found.layer_bounds(gamma, theta)
     truth = errors(case, found, gamma, theta)
     assert all(error <= bound + ROUND_OFF for error, bound in zip(truth, bounds, strict=True))
@@ -342,20 +341,20 @@ def test_from_the_first_difference_at_a_dangling_column_on_no_bound_is_claimed(
 
 def test_a_difference_that_rounds_to_nothing_still_ends_the_bounds() -> None:
     full, dangling = np.array([[0.0], [0.0], [1.0], [1.0]]), np.zeros((3, 4))
-    found = thin(graph_of(full, dangling), top_k=1)
+    found = sparsify(graph_of(full, dangling), top_k=1)
     assert found.layer_bounds(1e-310)[2] == np.inf
 
 
 def test_a_dangling_column_ends_the_bounds_where_it_stands() -> None:
     weights = [np.array([[3.0, 1.0], [1.0, 1.0]])] * 3
-    full = thin(graph_of(*weights), top_k=1).layer_bounds(0.5)
+    full = sparsify(graph_of(*weights), top_k=1).layer_bounds(0.5)
     weights[1] = np.array([[3.0, 0.0], [1.0, 0.0]])
-    found = thin(graph_of(*weights), top_k=1)
+    found = sparsify(graph_of(*weights), top_k=1)
     assert found.dangling
     assert found.layer_bounds(0.5) == (0.0, full[1], np.inf, np.inf)
     # A dangling column before the first difference does no harm.
     weights = [np.array([[3.0, 0.0], [0.0, 0.0]]), weights[0]]
-    assert thin(graph_of(*weights), top_k=1).layer_bounds(0.5) == (0.0, 0.0, full[1])
+    assert sparsify(graph_of(*weights), top_k=1).layer_bounds(0.5) == (0.0, 0.0, full[1])
     assert found.error_bound(0.0) == 0.0
 
 
@@ -368,14 +367,14 @@ def test_the_layer_bounds_are_attained(gamma: float, theta: float, n_blocks: int
     weights = [np.kron(np.eye(2**layer), [[7.0], [3.0]]) for layer in range(n_blocks)]
     first = [np.eye(1, 2**layer)[0] for layer in range(n_blocks + 1)]
     case = Case(weights, first[0], first[1:])
-    found = thin(case.graph(), threshold=0.5)
+    found = sparsify(case.graph(), threshold=0.5)
     assert found.layer_bounds(gamma, theta) == pytest.approx(errors(case, found, gamma, theta), abs=ROUND_OFF)
     assert found.error_bound(gamma, theta) == pytest.approx(max(errors(case, found, gamma, theta)), abs=ROUND_OFF)
 
 
 @given(cases(), rules, st.floats(0.0, 0.99), st.integers(0, 2**32 - 1))
 def test_the_general_rank_keeps_its_bound(case: Case, rule: dict[str, Any], gamma: float, seed: int) -> None:
-    found = thin(case.graph(), **rule)
+    found = sparsify(case.graph(), **rule)
     rng = np.random.default_rng(seed)
     teleport = rng.exponential(size=found.graph.nodes) ** 4
     uniform = np.full(found.graph.nodes, 1.0 / found.graph.nodes)
@@ -397,7 +396,7 @@ def test_the_bound_of_the_general_rank_is_nearly_attained(gamma: float) -> None:
         np.ones(1),
         [np.ones(2 ** (layer + 1)) for layer in range(n_blocks)],
     )
-    found = thin(case.graph(), top_k=1)
+    found = sparsify(case.graph(), top_k=1)
     home = np.eye(1, found.graph.nodes)[0]
     before, after = (pagerank(graph, gamma, home, tol=1e-13).stacked for graph in (case.graph(), found.graph))
     truth = distance([before], [after])
@@ -407,7 +406,7 @@ def test_the_bound_of_the_general_rank_is_nearly_attained(gamma: float) -> None:
 def test_bounds_of_large_graphs_hold() -> None:
     case = random_case(5, (60, 150, 40, 120))
     for rule in RULES:
-        found = thin(case.graph(), **rule)
+        found = sparsify(case.graph(), **rule)
         for gamma, theta in itertools.product((0.2, 0.5, 0.85, 1.0), (0.0, 0.5, 1.0)):
             truth, bounds = errors(case, found, gamma, theta), found.layer_bounds(gamma, theta)
             assert all(error <= bound + ROUND_OFF for error, bound in zip(truth, bounds, strict=True))
@@ -438,7 +437,7 @@ def test_bounds_of_large_graphs_hold() -> None:
 )
 def test_rules_that_do_not_fit_are_refused(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(GraphError, match=message):
-        thin(graph_of(np.eye(2)), **rule)
+        sparsify(graph_of(np.eye(2)), **rule)
 
 
 def test_numpy_scalars_are_numbers() -> None:
@@ -453,11 +452,11 @@ def test_unchecked_weights_that_are_not_finite_are_found(bad: float) -> None:
     case.weights[1][2, 3] = bad
     graph = LayeredGraph.from_weights(case.weights, case.inputs, case.activations, check_finite=False)
     with pytest.raises(GraphError, match="block 2: the edge weights hold NaN or Inf"):
-        thin(graph, top_k=1)
+        sparsify(graph, top_k=1)
 
 
 def test_dampings_out_of_range_are_refused() -> None:
-    found = thin(graph_of(np.eye(2)), top_k=1)
+    found = sparsify(graph_of(np.eye(2)), top_k=1)
     for bound in (found.layer_bounds, found.error_bound):
         with pytest.raises(GraphError, match=r"gamma must be a number in \[0, 1\], got 1.1"):
             bound(1.1)

@@ -24,7 +24,7 @@ from graphs import (
     weighted_pagerank,
 )
 from graphs.linalg.layer_vectors import masses, normalised
-from graphs.ranking.layered_problem import WeightedMap
+from graphs.ranking.layered_problem import WeightedPageRankProblem
 from graphs.solvers import (
     SOLVERS,
     AndersonMixing,
@@ -33,15 +33,15 @@ from graphs.solvers import (
     Krylov,
     LayerSweep,
     PowerIteration,
-    Progress,
-    Relaxed,
+    SolverProgress,
+    SolverStep,
     SparseLU,
-    Step,
-    check_limits,
-    choose,
-    held_tolerance,
-    named,
+    SweptState,
+    attainable_tolerance,
+    automatic_solver,
+    check_stopping_criteria,
     solve,
+    solver_by_name,
 )
 from graphs.structures.gallery import layered, uniform
 from tests.graphs.cases import DAMPINGS, SHARES, Array, Case, assert_layers_equal, cases, distance, random_case
@@ -90,9 +90,9 @@ def stopped(rank: Callable[..., RankResult], *args: Any, **options: Any) -> Rank
 
 def assert_bounds_hold(exact: list[Any], rank: Callable[..., RankResult], *args: Any, **options: Any) -> RankResult:
     """The rank, after every layer of every step was held against the exact scores."""
-    steps: list[Progress] = []
+    steps: list[SolverProgress] = []
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: SolverProgress) -> None:
         steps.append(progress)
         for layer, scores in enumerate(progress.scores()):
             error = float(np.abs(scores - exact[layer]).sum())
@@ -184,10 +184,10 @@ def test_solvers_of_linear_systems_say_what_to_use_instead(solver: Any) -> None:
 def test_every_name_is_tested() -> None:
     assert {*LAYERED, *LINEAR} == set(SOLVERS)
     for name in SOLVERS:
-        solver = named(name)
+        solver = solver_by_name(name)
         assert solver is not None
         assert solver.name == name
-        assert named(solver) is solver
+        assert solver_by_name(solver) is solver
 
 
 @pytest.mark.parametrize("solver", ["auto", "sweep"])
@@ -386,8 +386,8 @@ def test_a_wrong_contraction_is_caught(monkeypatch: pytest.MonkeyPatch, solver: 
     case, start = mixing_start(0.5, 40)
     exact = list(weighted_pagerank(case.graph(), 0.5).scores)
     assert_bounds_hold(exact, weighted_pagerank, case.graph(), 0.5, solver=solver, start=start)
-    right = WeightedMap._contraction
-    monkeypatch.setattr(WeightedMap, "_contraction", lambda self, layer: right(self, layer) / 2)
+    right = WeightedPageRankProblem._contraction
+    monkeypatch.setattr(WeightedPageRankProblem, "_contraction", lambda self, layer: right(self, layer) / 2)
     with pytest.raises(AssertionError, match="step 1, layer"):
         assert_bounds_hold(exact, weighted_pagerank, case.graph(), 0.5, solver=solver, start=start)
 
@@ -472,10 +472,10 @@ DOORS = {
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("solver", ["power", "aitken", "quadratic", "anderson"])
 def test_a_callback_sees_every_step_and_may_stop(door: str, solver: str) -> None:
-    seen: list[Progress] = []
+    seen: list[SolverProgress] = []
     kept: list[Any] = []
 
-    def watch(progress: Progress) -> bool:
+    def watch(progress: SolverProgress) -> bool:
         seen.append(progress)
         kept.append(progress.scores())
         return progress.iteration == 3
@@ -647,9 +647,9 @@ def test_only_the_last_iterate_is_flagged_as_degenerate() -> None:
 
 def test_float32_holds_no_tolerance_below_its_resolution() -> None:
     floor = 8 * np.finfo(np.float32).eps
-    assert held_tolerance(0.0, "float32") == floor
-    assert held_tolerance(1e-3, "float32") == 1e-3
-    assert held_tolerance(0.0, "float64") == 0.0
+    assert attainable_tolerance(0.0, "float32") == floor
+    assert attainable_tolerance(1e-3, "float32") == 1e-3
+    assert attainable_tolerance(0.0, "float64") == 0.0
     graph = random_case(6, (5,) * 61).graph()
     result = weighted_pagerank(graph, 0.3, solver="power", tol=0.0, dtype="float32")
     assert (result.stop_reason, result.tolerance) == ("tolerance", floor)
@@ -727,12 +727,12 @@ class Doubling:
         self.visits += 3
         return [state[0], *(2 * vector + 1 for vector in state[:-1])]
 
-    def relax(self, state: list[Array], jump: Any) -> Relaxed:
+    def relax(self, state: list[Array], jump: Any) -> SweptState:
         found = [state[0]]
         for _ in range(3):
             self.visits += 1
             found.append(2 * found[-1] + 1)
-        return Relaxed(found, jump, 0.0)
+        return SweptState(found, jump, 0.0)
 
     def total(self, changes: Any) -> float:
         return max(changes)
@@ -744,12 +744,12 @@ class Doubling:
 @pytest.mark.parametrize(("solver", "visits"), [(LayerSweep(), 3), (GaussSeidel(), 3), (PowerIteration(), 9)])
 def test_solvers_take_any_problem(solver: Any, visits: int) -> None:
     problem = Doubling()
-    solution = solve(problem, solver, problem.start(), check_limits(0.0, 10, None), tuple)  # type: ignore[arg-type]
+    solution = solve(problem, solver, problem.start(), check_stopping_criteria(0.0, 10, None), tuple)  # type: ignore[arg-type]
     assert [float(v[0]) for v in solution.state] == [1.0, 3.0, 7.0, 15.0]
     assert problem.visits == solution.block_products[-1] == visits
     assert solution.stop_reason == "exact"
     assert solution.error_bounds[-1] == 0.0
-    chosen, why = choose(problem)  # type: ignore[arg-type]
+    chosen, why = automatic_solver(problem)  # type: ignore[arg-type]
     assert (chosen, why[:12]) == (LayerSweep(), "no edge lead")
 
 
@@ -762,12 +762,12 @@ def test_anyone_can_write_a_solver() -> None:
         def begin(self, problem: Any, start: Any, tol: float) -> Any:
             return start
 
-        def step(self, problem: Any, memory: Any) -> Step:
+        def step(self, problem: Any, memory: Any) -> SolverStep:
             middle = problem.apply(memory)
             last = problem.apply(middle)
             changes = [float(np.abs(a - b).sum()) for a, b in zip(last, middle, strict=True)]
             bounds = problem.bounds(changes, 1)
-            return Step(last, changes, problem.total(changes), bounds, 2 * problem.block_count, last)
+            return SolverStep(last, changes, problem.total(changes), bounds, 2 * problem.block_count, last)
 
     result = pagerank(CYCLIC, 0.9, solver=Twice())
     plain = pagerank(CYCLIC, 0.9, solver="power")
@@ -779,9 +779,9 @@ def test_anyone_can_write_a_solver() -> None:
 
 def test_a_solver_that_leaves_the_finite_numbers_is_stopped() -> None:
     class Broken(PowerIteration):
-        def step(self, problem: Any, memory: Any) -> Step:
+        def step(self, problem: Any, memory: Any) -> SolverStep:
             step = super().step(problem, memory)
-            return Step(step.state, step.changes, math.nan, step.bounds, step.products, step.memory)
+            return SolverStep(step.state, step.changes, math.nan, step.bounds, step.products, step.memory)
 
     with pytest.raises(GraphError, match="solver 'power' left the finite numbers; use solver='power', or dtype"):
         pagerank(CYCLIC, solver=Broken())

@@ -15,9 +15,9 @@ from graphs import BlockDigraph, GraphError, LayeredGraph, bidirectional_graph, 
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import SparseBlock
 from graphs.linalg.layer_vectors import masses
-from graphs.ranking.digraph_problem import DigraphMap
+from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.solvers import GaussSeidel
-from graphs.structures.digraph import Edges, as_digraph, teleport_vector
+from graphs.structures.digraph import EdgeBlock, as_digraph, teleport_vector
 from graphs.structures.gallery import layered
 from tests.graphs.cases import Array, Case, cases, random_case, unit
 
@@ -69,9 +69,9 @@ def bidirectional_matrix(case: Case) -> Array:
     return column_stochastic(matrix)
 
 
-def problem(digraph: BlockDigraph, gamma: float, teleport: Any = None, backend: str = "auto") -> DigraphMap:
+def problem(digraph: BlockDigraph, gamma: float, teleport: Any = None, backend: str = "auto") -> DigraphProblem:
     jump = teleport_vector(digraph, teleport)
-    return DigraphMap(digraph, make_backend(backend, None, "float64", digraph.blocks), gamma, jump, 5)
+    return DigraphProblem(digraph, make_backend(backend, None, "float64", digraph.blocks), gamma, jump, 5)
 
 
 def transition(digraph: BlockDigraph, backend: str = "auto") -> Array:
@@ -211,13 +211,25 @@ def test_blocks_are_not_copied() -> None:
     [
         (
             (2, 3),
-            [Edges(0, 1, block(np.ones((2, 3))))],
+            [EdgeBlock(0, 1, block(np.ones((2, 3))))],
             r"from layer 0 to layer 1: expected shape \(3, 2\) .*got \(2, 3\)",
         ),
-        ((2, 3), [Edges(0, 1, block(np.ones((3, 2))), transposed=True)], r"expected shape \(3, 2\) .* got \(2, 3\)"),
-        ((2, 2), [Edges(0, 1, block(np.eye(2)), share=0.5)], "shares out of layer 0: .* of sum 1, got"),
-        ((2, 2), [Edges(0, 1, block(np.eye(2)), share=1.5), Edges(0, 0, block(np.eye(2)), share=-0.5)], "non-negative"),
-        ((2, 2), [Edges(0, 1, block(np.eye(2)), share=1.0), Edges(0, 0, block(np.eye(2)))], "one for all its edges"),
+        (
+            (2, 3),
+            [EdgeBlock(0, 1, block(np.ones((3, 2))), transposed=True)],
+            r"expected shape \(3, 2\) .* got \(2, 3\)",
+        ),
+        ((2, 2), [EdgeBlock(0, 1, block(np.eye(2)), share=0.5)], "shares out of layer 0: .* of sum 1, got"),
+        (
+            (2, 2),
+            [EdgeBlock(0, 1, block(np.eye(2)), share=1.5), EdgeBlock(0, 0, block(np.eye(2)), share=-0.5)],
+            "non-negative",
+        ),
+        (
+            (2, 2),
+            [EdgeBlock(0, 1, block(np.eye(2)), share=1.0), EdgeBlock(0, 0, block(np.eye(2)))],
+            "one for all its edges",
+        ),
     ],
 )
 def test_blocks_and_shares_have_to_fit(layers: Any, edges: Any, message: str) -> None:
@@ -228,10 +240,10 @@ def test_blocks_and_shares_have_to_fit(layers: Any, edges: Any, message: str) ->
 def test_shares_are_of_a_layer() -> None:
     # Out of layer 0 shares, out of layer 1 weights: 3 of 4 parts to layer 0, and no share to a block without an edge.
     edges = (
-        Edges(0, 1, block([[2.0, 0.0], [6.0, 0.0]]), share=0.9),
-        Edges(0, 0, block([[0.0, 5.0], [1.0, 0.0]]), share=0.1),
-        Edges(1, 0, block([[3.0, 0.0], [0.0, 0.0]])),
-        Edges(1, 1, block([[0.0, 0.0], [1.0, 0.0]])),
+        EdgeBlock(0, 1, block([[2.0, 0.0], [6.0, 0.0]]), share=0.9),
+        EdgeBlock(0, 0, block([[0.0, 5.0], [1.0, 0.0]]), share=0.1),
+        EdgeBlock(1, 0, block([[3.0, 0.0], [0.0, 0.0]])),
+        EdgeBlock(1, 1, block([[0.0, 0.0], [1.0, 0.0]])),
     )
     digraph = BlockDigraph((2, 2), edges, ("a", "b"))
     expected = np.array([[0, 1.0, 0.75, 0], [0.1, 0, 0, 0], [0.225, 0, 0, 0], [0.675, 0, 0.25, 0]])
@@ -240,7 +252,7 @@ def test_shares_are_of_a_layer() -> None:
 
 
 def test_parallel_blocks_add_up() -> None:
-    edges = (Edges(0, 1, block([[1.0, 2.0]])), Edges(0, 1, block([[2.0], [0.0]]), transposed=True))
+    edges = (EdgeBlock(0, 1, block([[1.0, 2.0]])), EdgeBlock(0, 1, block([[2.0], [0.0]]), transposed=True))
     digraph = BlockDigraph((2, 1), edges, ("a", "b"))
     np.testing.assert_array_equal(digraph.to_scipy().toarray(), [[0, 0, 0], [0, 0, 0], [3, 2, 0]])
     assert digraph.to_scipy().nnz == 2
@@ -280,7 +292,7 @@ def test_anything_becomes_a_digraph() -> None:
 def test_the_order_is_topological_where_there_is_one(n_layers: int, data: st.DataObject) -> None:
     pairs = data.draw(st.sets(st.tuples(st.integers(0, n_layers - 1), st.integers(0, n_layers - 1)), max_size=8))
     digraph = BlockDigraph(
-        (1,) * n_layers, tuple(Edges(s, t, block([[1.0]])) for s, t in sorted(pairs)), ("",) * n_layers
+        (1,) * n_layers, tuple(EdgeBlock(s, t, block([[1.0]])) for s, t in sorted(pairs)), ("",) * n_layers
     )
     order, acyclic = digraph.topological
     reference = networkx.DiGraph()
@@ -299,9 +311,9 @@ def test_inner_edges_of_a_layered_dag_are_swept_in_node_order() -> None:
     inner = np.tril(rng.random((5, 5)), -1)
     labels = rng.permutation(5)
     edges = (
-        Edges(0, 0, block(inner[np.ix_(labels, labels)])),
-        Edges(0, 1, block(rng.random((4, 5)))),
-        Edges(1, 1, block(np.tril(rng.random((4, 4))))),
+        EdgeBlock(0, 0, block(inner[np.ix_(labels, labels)])),
+        EdgeBlock(0, 1, block(rng.random((4, 5)))),
+        EdgeBlock(1, 1, block(np.tril(rng.random((4, 4))))),
     )
     digraph = BlockDigraph((5, 4), edges, ("a", "b"))
     teleport = rng.random(9)
@@ -311,7 +323,7 @@ def test_inner_edges_of_a_layered_dag_are_swept_in_node_order() -> None:
         expected = pagerank(digraph, 0.9, teleport, solver="lu")
         np.testing.assert_allclose(result.stacked, expected.stacked, rtol=0, atol=1e-14)
     # One edge from b to a leads back.
-    cyclic = BlockDigraph((5, 4), (*edges, Edges(1, 0, block(np.eye(5, 4)))), ("a", "b"))
+    cyclic = BlockDigraph((5, 4), (*edges, EdgeBlock(1, 0, block(np.eye(5, 4)))), ("a", "b"))
     result = pagerank(cyclic, 0.9, teleport)
     assert (result.solver, result.stop_reason) == ("gauss-seidel", "tolerance")
     expected = pagerank(cyclic, 0.9, teleport, solver="lu")
@@ -364,7 +376,7 @@ def test_teleports_that_do_not_fit_are_refused(teleport: Any, message: str) -> N
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[DigraphMap, Array]:
+def problems(draw: st.DrawFn) -> tuple[DigraphProblem, Array]:
     """A problem with cycles, and F as a dense matrix."""
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     kind = draw(st.sampled_from(["residual", "bidirectional", "matrix", "blocks"]))
@@ -378,7 +390,7 @@ def problems(draw: st.DrawFn) -> tuple[DigraphMap, Array]:
     else:
         sizes = (3, 2, 4)
         edges = [
-            Edges(s, t, block(rng.random((sizes[t], sizes[s])) * (rng.random((sizes[t], sizes[s])) < 0.5)))
+            EdgeBlock(s, t, block(rng.random((sizes[t], sizes[s])) * (rng.random((sizes[t], sizes[s])) < 0.5)))
             for s, t in itertools.product(range(3), repeat=2)
             if rng.random() < 0.7
         ]
@@ -394,7 +406,7 @@ def problems(draw: st.DrawFn) -> tuple[DigraphMap, Array]:
 
 
 @given(problems())
-def test_caps_are_the_largest_entries_of_every_row(drawn: tuple[DigraphMap, Array]) -> None:
+def test_caps_are_the_largest_entries_of_every_row(drawn: tuple[DigraphProblem, Array]) -> None:
     found, _ = drawn
     matrix = column_stochastic(found.digraph.to_scipy().toarray())
     dangling = ~matrix.any(axis=0)
@@ -409,7 +421,7 @@ def test_caps_of_parallel_blocks_hold_for_their_sum(backend: str) -> None:
     case = random_case(3, (4, 4, 4))
     for digraph in (
         residual_graph(case.graph(), 0.5, stream=(0, 1, 2)),
-        BlockDigraph((2, 1), (Edges(0, 1, block([[1.0, 2.0]])), Edges(0, 1, block([[1.0, 2.0]]))), ("a", "b")),
+        BlockDigraph((2, 1), (EdgeBlock(0, 1, block([[1.0, 2.0]])), EdgeBlock(0, 1, block([[1.0, 2.0]]))), ("a", "b")),
     ):
         matrix, found = transition(digraph, backend), problem(digraph, 0.5, backend=backend)
         assert (np.concatenate(found.caps()) >= matrix.max(axis=1) * (1 - 1e-12)).all()
@@ -424,7 +436,7 @@ def fixed_point(matrix: Array) -> Array:
 
 
 @given(problems(), st.integers(0, 10**6))
-def test_f_is_the_dense_map(drawn: tuple[DigraphMap, Array], seed: int) -> None:
+def test_f_is_the_dense_map(drawn: tuple[DigraphProblem, Array], seed: int) -> None:
     found, matrix = drawn
     vector = unit(np.random.default_rng(seed).pareto(1.0, len(matrix)))
     image = found.stacked(found.apply(found.split(vector)))
@@ -434,7 +446,7 @@ def test_f_is_the_dense_map(drawn: tuple[DigraphMap, Array], seed: int) -> None:
 
 @given(problems(), st.integers(0, 10**6), st.booleans())
 def test_the_residual_of_a_pass_is_an_upper_bound(
-    drawn: tuple[DigraphMap, Array], seed: int, aggregation: bool
+    drawn: tuple[DigraphProblem, Array], seed: int, aggregation: bool
 ) -> None:
     found, matrix = drawn
     rng = np.random.default_rng(seed)
@@ -454,7 +466,7 @@ def test_the_residual_of_a_pass_is_an_upper_bound(
 
 
 @given(problems(), st.integers(0, 10**6))
-def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphMap, Array], seed: int) -> None:
+def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphProblem, Array], seed: int) -> None:
     # Plain Gauss-Seidel on x = gamma P x + jump v in the order of the layers; nodes within a layer in any order.
     found, _ = drawn
     digraph = found.digraph
@@ -473,7 +485,7 @@ def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphMap, Arra
 
 
 @given(problems(), st.integers(0, 10**6))
-def test_aggregation_solves_the_chain_of_layers(drawn: tuple[DigraphMap, Array], seed: int) -> None:
+def test_aggregation_solves_the_chain_of_layers(drawn: tuple[DigraphProblem, Array], seed: int) -> None:
     found, _ = drawn
     digraph = found.digraph
     state = unit(np.random.default_rng(seed).pareto(1.0, digraph.nodes))
@@ -487,7 +499,7 @@ def test_aggregation_solves_the_chain_of_layers(drawn: tuple[DigraphMap, Array],
 
 
 @given(problems())
-def test_the_fixed_point_stays_where_it_is(drawn: tuple[DigraphMap, Array]) -> None:
+def test_the_fixed_point_stays_where_it_is(drawn: tuple[DigraphProblem, Array]) -> None:
     found, matrix = drawn
     exact = fixed_point(matrix)
     transition = column_stochastic(found.digraph.to_scipy().toarray())
@@ -501,7 +513,7 @@ def test_the_fixed_point_stays_where_it_is(drawn: tuple[DigraphMap, Array]) -> N
 
 
 @given(problems(), st.integers(0, 10**6))
-def test_columns_are_passed_apart(drawn: tuple[DigraphMap, Array], seed: int) -> None:
+def test_columns_are_passed_apart(drawn: tuple[DigraphProblem, Array], seed: int) -> None:
     found, _ = drawn
     rng = np.random.default_rng(seed)
     teleport = rng.random((found.digraph.nodes, 3)) + 0.01
@@ -526,6 +538,6 @@ def test_columns_are_passed_apart(drawn: tuple[DigraphMap, Array], seed: int) ->
 
 
 def test_overflow_of_the_weights_is_told() -> None:
-    edges = (Edges(0, 1, block(np.full((3, 1), 1e308))),)
+    edges = (EdgeBlock(0, 1, block(np.full((3, 1), 1e308))),)
     with pytest.raises(GraphError, match="edges from layer 0 to layer 1: the out-strengths are not finite"):
         pagerank(BlockDigraph((1, 3), edges, ("a", "b")))

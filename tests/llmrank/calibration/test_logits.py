@@ -9,7 +9,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration, LlamaForCausalLM
 
 import llmrank.calibration.logits
-from llmrank.calibration.forward import evaluating
+from llmrank.calibration.forward import evaluation_mode
 from llmrank.calibration.logits import Predictor, has_perplexity
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import FAMILIES, find_ffns
@@ -30,13 +30,13 @@ DECODERS = [family for family in FAMILIES if family.model_type not in OTHERS]
 
 @torch.no_grad()
 def bands_of(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-    with evaluating(model):
+    with evaluation_mode(model):
         return list(Predictor(model).bands(ids, mask))
 
 
 @torch.no_grad()
 def whole_of(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    with evaluating(model):
+    with evaluation_mode(model):
         found: torch.Tensor = model(input_ids=ids, attention_mask=mask.long()).logits
     return found
 
@@ -162,7 +162,7 @@ def test_half_precision_goes_by_the_head_too(dtype: torch.dtype) -> None:
     """Its rounding is no reason to read everything whole; what is one is tested above, in half precision as well."""
     model = tiny_llama().to(dtype)
     predictor = Predictor(model)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluation_mode(model):
         list(predictor.bands(token_ids(2, 24), torch.ones(2, 24, dtype=torch.bool)))
     assert predictor._body is not None
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import evaluating, longest_input, model_inputs
+from llmrank.calibration.forward import evaluation_mode, longest_input, model_inputs
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics, collect
 from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, UnsupportedModelError
@@ -247,7 +247,7 @@ def test_everything_is_left_alone_after_an_exception() -> None:
     snapshot.assert_restored()
 
     def fail() -> None:
-        with evaluating(model):
+        with evaluation_mode(model):
             assert not any(module.training for module in model.modules())
             raise ZeroDivisionError
 

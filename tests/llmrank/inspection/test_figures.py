@@ -15,7 +15,7 @@ from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.figures import agreement, concentration, layer_view, what_went_where, write_figures
 from llmrank.inspection.inspection import Inspection, inspect_model
-from llmrank.inspection.summary import find
+from llmrank.inspection.summary import summarise_inspection
 from llmrank.prune import GlobalPruner
 from llmrank.score import ActivationScorer, NormScorer, WeightedPageRankScorer
 from tests.llmrank.tiny_models import STRUCTURE, tiny_llama, token_ids
@@ -80,7 +80,7 @@ def test_concentration_names_model_scorer_and_gini(inspection: Inspection) -> No
 def test_agreement_says_what_the_findings_say(inspection: Inspection) -> None:
     """The activation is compared where it is there, and the other topology in any case."""
     figure = drawn(agreement(inspection))
-    found = find(inspection).agreement
+    found = summarise_inspection(inspection).agreement
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel().startswith("percentile")]
     assert labels == ["percentile in its layer by activation", "percentile in its layer by wpr, isolated"]
     for axes, entry in zip(figure.axes, (found["activation"], found["isolated"]), strict=False):

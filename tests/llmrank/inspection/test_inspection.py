@@ -13,7 +13,7 @@ from scipy import stats
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.inspection import Inspection, inspect_model
-from llmrank.inspection.summary import find, margin, neuron_facts, parse_neuron, split_neuron
+from llmrank.inspection.summary import margin, neuron_facts, parse_neuron, split_neuron, summarise_inspection
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, tiny_llama, token_ids
@@ -55,7 +55,7 @@ def test_the_other_topology_is_scored_too() -> None:
 
 def test_findings_equal_independent_computation() -> None:
     inspection = inspected("isolated")
-    findings = find(inspection)
+    findings = summarise_inspection(inspection)
     for name, (position, layer) in inspection.places().items():
         graph = inspection.graphs[position].graph
         scores = inspection.main.ranks[position].scores[layer].astype(np.float64)
@@ -81,7 +81,7 @@ def test_findings_equal_independent_computation() -> None:
 def test_findings_are_json_and_can_be_of_some_layers() -> None:
     inspection = inspected("chained")
     name = list(inspection.places())[1]
-    content = json.loads(json.dumps(find(inspection, [name]).to_dict(), allow_nan=False))
+    content = json.loads(json.dumps(summarise_inspection(inspection, [name]).to_dict(), allow_nan=False))
     assert list(content["layers"]) == [name]
     assert content["layers"][name]["kept"]["local"] == int(inspection.main.masks["local"][name].sum())
     assert content["graphs"] == [{"layers": 5, "nodes": 16 * 3 + 40 * 2, "edges": 4 * 16 * 40}]
@@ -139,7 +139,7 @@ def test_a_number_that_only_the_global_budget_has_is_no_reason_to_refuse() -> No
     }
     assert inspection.main.masks["global"].kept == 30
     assert set(inspection.main.masks) == set(inspection.elsewhere.masks) == {"global"}
-    content = json.loads(json.dumps(find(inspection).to_dict(), allow_nan=False))
+    content = json.loads(json.dumps(summarise_inspection(inspection).to_dict(), allow_nan=False))
     assert content["refusals"] == inspection.budgets.refusals
     assert content["agreement"]["activation"]["local"] is None
     assert 0 < content["agreement"]["activation"]["global"] <= 1
@@ -162,13 +162,13 @@ def test_settings_of_the_pruner_are_those_of_both_budgets() -> None:
     assert inspection.main.masks["global"] == pipeline.masks
     assert {width % 8 for width in inspection.main.masks["local"].widths.values()} == {0}
     settings = {"amount": 0.4, "min_keep": 3, "multiple_of": 8, "normalize": "mean"}
-    assert {key: find(inspection).to_dict()[key] for key in settings} == settings
+    assert {key: summarise_inspection(inspection).to_dict()[key] for key in settings} == settings
 
 
 def test_unknown_layers_are_named_with_those_there_are() -> None:
     inspection = inspected()
     with pytest.raises(OptionError, match=r"no prunable layer 'mlp'; expected one of model\.layers\.0\.mlp, model"):
-        find(inspection, ["mlp"])
+        summarise_inspection(inspection, ["mlp"])
 
 
 def test_facts_of_a_neuron_of_an_isolated_graph() -> None:

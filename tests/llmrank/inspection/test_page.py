@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from graphs import GraphError
-from graphs.analysis.node_summary import node_facts
+from graphs.analysis.node_summary import summarise_node
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.inspection.inspection import Inspection, inspect_model
@@ -115,7 +115,7 @@ def test_facts_are_those_of_the_graph() -> None:
         assert layer["in"] == {"name": graph.names[node_layer - 1], "size": 16}
         assert layer["out"] == {"name": graph.names[node_layer + 1], "size": 16}
         for neuron in (0, 7, 39):
-            one = node_facts(graph, rank, node_layer, neuron, top=2)
+            one = summarise_node(graph, rank, node_layer, neuron, top=2)
             assert split(content, scorer["scores"])[name][neuron] == np.float32(one.score)
             place = int(split(content, scorer["local"])[name][neuron])
             assert size - 1 - place == one.position
@@ -324,7 +324,9 @@ def test_every_label_names_something(hostile: tuple[dict[str, Any], Elements]) -
     pointing = [v for _, name, v in page.attributes if name in ("for", "aria-labelledby", "aria-describedby") and v]
     assert pointing
     assert {part for value in pointing for part in value.split()} <= set(ids)
-    scripts = "".join((files("llmrank.inspection") / "templates" / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = "".join(
+        (files("llmrank.inspection") / "templates" / name).read_text(encoding="utf-8") for name in SCRIPTS
+    )
     assert set(re.findall(r'byId\("([^"]+)"\)', scripts)) <= set(ids)
 
 

@@ -150,7 +150,7 @@ def test_inputs_go_where_the_first_parameter_is_brought() -> None:
 @pytest.fixture
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Tensors of these devices are a subclass, which a search for quantised weights takes for one.
-    monkeypatch.setattr(detect, "refuse_quantised", lambda *_: None)
+    monkeypatch.setattr(detect, "check_not_quantised", lambda *_: None)
     with pretended_devices():
         yield
 

@@ -26,9 +26,9 @@ from llmrank.prune import (
     LocalPruner,
     SensitivityPruner,
     protected_names,
-    sparing_counts,
+    sensitivity_counts,
 )
-from llmrank.prune.budget import Reached, check_budget, describe_amount, reached_by, shortfall
+from llmrank.prune.budget import Reached, check_budget, describe_amount, reached_amounts, shortfall
 from llmrank.prune.masks import Masks
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, mlp, tiny_llama, token_ids
 
@@ -104,13 +104,13 @@ def test_the_others_give_more_under_one_budget_and_the_same_under_an_even_one() 
 def test_protected_layers_do_not_count_for_the_median() -> None:
     """Of 0.1, 0.1, 0.5 the last is spared by 2 medians; of 0.1 and 0.5 it is not."""
     layers = [0.1, 0.1, 0.5]
-    assert sparing_counts([100] * 3, layers, 0.3) == [39, 39, 12]
-    assert sparing_counts([100] * 3, layers, 0.3, protected=[True, False, False]) == [0, 45, 45]
-    assert sparing_counts([100] * 2, layers[:2], 0.3, protected=[True, True]) == [0, 0]
+    assert sensitivity_counts([100] * 3, layers, 0.3) == [39, 39, 12]
+    assert sensitivity_counts([100] * 3, layers, 0.3, protected=[True, False, False]) == [0, 45, 45]
+    assert sensitivity_counts([100] * 2, layers[:2], 0.3, protected=[True, True]) == [0, 0]
     with pytest.raises(
         OptionError, match=r"each of 1 layers that are not protected; lower the amount \(at most 99 can go"
     ):
-        sparing_counts([100] * 2, layers[:2], 0.5, protected=[True, False])
+        sensitivity_counts([100] * 2, layers[:2], 0.5, protected=[True, False])
 
 
 def test_pruners_of_third_parties_are_overruled() -> None:
@@ -395,7 +395,7 @@ def test_rounding_that_misses_a_target_is_said() -> None:
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)
     asked = LocalPruner(0.2, multiple_of=16, of="bytes")
-    found = reached_by(Masks({name: torch.arange(40) < 32 for name in NAMES[:2]}), costs)
+    found = reached_amounts(Masks({name: torch.arange(40) < 32 for name in NAMES[:2]}), costs)
     (sentence,) = shortfall(asked, found)
     assert f"{found['bytes']['share']:.2%} of the model bytes went where 20.00% was asked for" in sentence
     assert "multiples of 16" in sentence

@@ -25,7 +25,7 @@ from llmrank.prune import (
     global_count,
     local_count,
     round_width,
-    sparing_counts,
+    sensitivity_counts,
 )
 from llmrank.prune.masks import Masks
 from tests.llmrank.tiny_models import tiny_llama, token_ids
@@ -225,9 +225,9 @@ def test_sparing_keeps_the_total_to_the_neuron(
     total = amount * len(sizes) if isinstance(amount, int) else round(amount * sum(sizes))
     if total > sum(max(n - min_keep, 0) for n in sizes):
         with pytest.raises(OptionError, match=f"leaves fewer than min_keep={min_keep}"):
-            sparing_counts(sizes, costs, amount, min_keep, limit)
+            sensitivity_counts(sizes, costs, amount, min_keep, limit)
         return
-    counts = sparing_counts(sizes, costs, amount, min_keep, limit)
+    counts = sensitivity_counts(sizes, costs, amount, min_keep, limit)
     assert sum(counts) == total
     assert all(0 <= count <= max(n - min_keep, 0) for count, n in zip(counts, sizes, strict=True))
 
@@ -239,7 +239,7 @@ def test_sparing_is_the_textbook_formula_up_to_one_neuron(
     wanted = textbook_sparing(layers, amount, limit)
     if any(count > n - 1 for count, (n, _) in zip(wanted, layers, strict=True)):
         return
-    counts = sparing_counts([n for n, _ in layers], [c for _, c in layers], amount, 1, limit)
+    counts = sensitivity_counts([n for n, _ in layers], [c for _, c in layers], amount, 1, limit)
     assert all(abs(count - part) < 1 for count, part in zip(counts, wanted, strict=True))
 
 
@@ -248,12 +248,12 @@ def test_sparing_moves_with_the_layers(layers: list[tuple[int, float]], amount: 
     order = data.draw(st.permutations(range(len(layers))))
     shuffled = [layers[k] for k in order]
     try:
-        counts = sparing_counts([n for n, _ in layers], [c for _, c in layers], amount)
+        counts = sensitivity_counts([n for n, _ in layers], [c for _, c in layers], amount)
     except OptionError:
         with pytest.raises(OptionError):
-            sparing_counts([n for n, _ in shuffled], [c for _, c in shuffled], amount)
+            sensitivity_counts([n for n, _ in shuffled], [c for _, c in shuffled], amount)
         return
-    moved = sparing_counts([n for n, _ in shuffled], [c for _, c in shuffled], amount)
+    moved = sensitivity_counts([n for n, _ in shuffled], [c for _, c in shuffled], amount)
     # Where remainders tie the place decides, by one neuron.
     assert all(abs(count - counts[k]) <= 1 for count, k in zip(moved, order, strict=True))
     assert sum(moved) == sum(counts)
@@ -261,19 +261,21 @@ def test_sparing_moves_with_the_layers(layers: list[tuple[int, float]], amount: 
 
 def test_sparing_moves_exactly_where_nothing_ties() -> None:
     sizes, costs = [101, 211, 307, 401], [0.9, 0.02, 0.3, 0.01]
-    counts = sparing_counts(sizes, costs, 0.3)
+    counts = sensitivity_counts(sizes, costs, 0.3)
     for order in ([3, 1, 0, 2], [2, 3, 1, 0], [1, 0, 3, 2]):
-        assert sparing_counts([sizes[k] for k in order], [costs[k] for k in order], 0.3) == [counts[k] for k in order]
+        assert sensitivity_counts([sizes[k] for k in order], [costs[k] for k in order], 0.3) == [
+            counts[k] for k in order
+        ]
 
 
 @given(layers=BUDGETS, amount=AMOUNTS, scale=st.sampled_from([0.125, 2.0, 1024.0]))
 def test_the_unit_of_sensitivity_is_of_no_account(layers: list[tuple[int, float]], amount: float, scale: float) -> None:
     sizes, costs = [n for n, _ in layers], [c for _, c in layers]
     try:
-        counts = sparing_counts(sizes, costs, amount)
+        counts = sensitivity_counts(sizes, costs, amount)
     except OptionError:
         return
-    assert sparing_counts(sizes, [c * scale for c in costs], amount) == counts
+    assert sensitivity_counts(sizes, [c * scale for c in costs], amount) == counts
 
 
 @pytest.mark.parametrize(
@@ -302,7 +304,7 @@ def test_the_unit_of_sensitivity_is_of_no_account(layers: list[tuple[int, float]
 def test_sparing_by_hand(
     sizes: list[int], costs: list[float], amount: float, min_keep: int, limit: float, counts: list[int]
 ) -> None:
-    assert sparing_counts(sizes, costs, amount, min_keep, limit) == counts
+    assert sensitivity_counts(sizes, costs, amount, min_keep, limit) == counts
 
 
 @given(
@@ -315,7 +317,7 @@ def test_sparing_step_by_step_gives_nothing_back_and_keeps_the_total(
     gone = [0] * len(layers)
     for percent in sorted(steps):
         try:
-            counts = sparing_counts(sizes, costs, percent / 100, limit=limit, gone=gone)
+            counts = sensitivity_counts(sizes, costs, percent / 100, limit=limit, gone=gone)
         except OptionError:
             return
         assert sum(counts) == round(percent / 100 * sum(sizes))
@@ -324,17 +326,17 @@ def test_sparing_step_by_step_gives_nothing_back_and_keeps_the_total(
 
 
 def test_sparing_what_is_gone_by_hand() -> None:
-    assert sparing_counts([10, 10], [0.1, 0.1], 0.5, gone=[6, 0]) == [6, 4]
-    assert sparing_counts([10, 10], [0.1, 0.1], 0.5, gone=[6, 5]) == [6, 5]
+    assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, gone=[6, 0]) == [6, 4]
+    assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, gone=[6, 5]) == [6, 5]
     # Parts of 5 each: two neurons too many are gone from the first, and the others give one less each, the last first.
-    assert sparing_counts([10] * 3, [0.1] * 3, 0.5, gone=[7, 0, 0]) == [7, 4, 4]
-    assert sparing_counts([10] * 3, [0.1] * 3, 0.5, gone=[6, 0, 0]) == [6, 5, 4]
+    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, gone=[7, 0, 0]) == [7, 4, 4]
+    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, gone=[6, 0, 0]) == [6, 5, 4]
     # Of them one has no less to give.
-    assert sparing_counts([10] * 3, [0.1] * 3, 0.5, gone=[7, 0, 5]) == [7, 3, 5]
+    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, gone=[7, 0, 5]) == [7, 3, 5]
     # Parts of 4.5, 3.15 and 4.95, rounded down: the second comes nearest to its own, and gives one less.
-    assert sparing_counts([10, 7, 11], [0.1] * 3, 0.45, gone=[7, 0, 0]) == [7, 2, 4]
+    assert sensitivity_counts([10, 7, 11], [0.1] * 3, 0.45, gone=[7, 0, 0]) == [7, 2, 4]
     # Parts of 5.8: of 17 neurons one is left to round up by, and the first has more than its part.
-    assert sparing_counts([10] * 3, [0.1] * 3, 0.58, gone=[6, 0, 0]) == [6, 6, 5]
+    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.58, gone=[6, 0, 0]) == [6, 6, 5]
 
 
 def sensitive(layers: Sequence[Sequence[float]], costs: Sequence[float | None]) -> list[LayerRecord]:

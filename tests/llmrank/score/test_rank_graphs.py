@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from graphs import pagerank
-from graphs.structures.digraph import BlockDigraph, Edges
+from graphs.structures.digraph import BlockDigraph, EdgeBlock
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.errors import OptionError, StructureError
 from llmrank.models import find_ffns
@@ -126,9 +126,9 @@ def test_the_graph_alone_is_a_random_walk_with_skip_edges() -> None:
     identity = build_identity(16)
     edges = []
     for k in range(3):
-        edges.append(Edges(2 * k, 2 * k + 1, chain[2 * k], share=1 - beta))
-        edges.append(Edges(2 * k + 1, 2 * k + 2, chain[2 * k + 1], share=1.0))
-        edges.append(Edges(2 * k, 2 * k + 2, identity, share=beta))
+        edges.append(EdgeBlock(2 * k, 2 * k + 1, chain[2 * k], share=1 - beta))
+        edges.append(EdgeBlock(2 * k + 1, 2 * k + 2, chain[2 * k + 1], share=1.0))
+        edges.append(EdgeBlock(2 * k, 2 * k + 2, identity, share=beta))
     digraph = BlockDigraph((16, 40, 16, 40, 16, 40, 16), tuple(edges), tuple("abcdefg"))
     teleport = np.zeros(digraph.nodes)
     teleport[:16] = pipeline.ranks[0].scores[0]

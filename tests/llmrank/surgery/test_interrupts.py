@@ -178,11 +178,11 @@ def test_a_way_back_that_is_interrupted_itself_goes_on(
         raise ZeroDivisionError
 
     monkeypatch.setattr(apply, "_unchanged", failing)
-    restore = apply.Application._roll_back
+    restore = apply.AppliedMasks._roll_back
 
     def count_and_restore() -> int:
         lines = Lines(WRITERS)
-        monkeypatch.setattr(apply.Application, "_roll_back", traced_by(restore, lines))
+        monkeypatch.setattr(apply.AppliedMasks, "_roll_back", traced_by(restore, lines))
         with pytest.raises(ZeroDivisionError):
             apply_masks(model, ffns, masks, form, align, repaired)
         return lines.count
@@ -196,7 +196,7 @@ def test_a_way_back_that_is_interrupted_itself_goes_on(
 
     total = count_and_restore()
     for last in sorted({round(k * (total - 1) / (points - 1)) + 1 for k in range(points)}):
-        monkeypatch.setattr(apply.Application, "_roll_back", traced_by(restore, Lines(WRITERS, last)))
+        monkeypatch.setattr(apply.AppliedMasks, "_roll_back", traced_by(restore, Lines(WRITERS, last)))
         with pytest.raises(Interrupted):
             apply_masks(model, ffns, masks, form, align, repaired)
         snapshot.assert_restored()

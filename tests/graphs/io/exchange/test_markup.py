@@ -291,7 +291,7 @@ def test_parallel_edges_add_up(path: Path) -> None:
 def test_more_edges_than_a_viewer_shows_are_refused(form: str, tmp_path: Path) -> None:
     graph = LayeredGraph.from_weights([np.ones((10, 20))], np.ones(20), [np.ones(10)])
     with pytest.raises(
-        GraphError, match=r"200 edges, above max_edges=199, .* \(top_subgraph, ego, between\) .* \(thin\)"
+        GraphError, match=r"200 edges, above max_edges=199, .* \(top_subgraph, ego, between\) .* \(sparsify\)"
     ):
         WRITERS[form](graph, tmp_path / "file", max_edges=199)
     assert list(tmp_path.iterdir()) == []
