@@ -1,4 +1,4 @@
-"""The command line: ``llmrank demo | prune | inspect | evaluate | families``."""
+"""The command line: ``llmrank demo | prune | inspect | evaluate | components | families``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rich.console import Console
 
 from graphs import GraphError
 from llmrank.calibration.text import BUILT_IN
+from llmrank.cli.components import run_components
 from llmrank.cli.evaluate import evaluate_options, run_evaluate, run_families
 from llmrank.cli.inspect import inspect_options, run_inspect
 from llmrank.cli.options import check_numbers, directory, method_options, model_options, text_source
@@ -156,32 +157,36 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "demo", help=f"prune {DEMO_NAME} and show what it cost; nothing to prepare", parents=[common]
     )
-    command.add_argument("--model", help=f"a model directory, hub name or .gguf file instead of {DEMO_NAME} from PyPI")
-    command.add_argument(
+    group = command.add_argument_group("model and output")
+    group.add_argument("--model", help=f"a model directory, hub name or .gguf file instead of {DEMO_NAME} from PyPI")
+    group.add_argument(
         "--output", type=directory, default=Path("llmrank-demo"), help="directory to write (%(default)s)"
     )
+    model_options(group)
     method_options(command)
     command.set_defaults(run=run_demo, evaluate=True, pipeline="chained", calibration=BUILT_IN)
 
     command = commands.add_parser("prune", help="prune a model and write a checkpoint", parents=[common])
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
-    command.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
-    command.add_argument(
+    group = command.add_argument_group("model and output")
+    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
+    model_options(group)
+    method_options(command).add_argument(
         "--evaluate",
         nargs="?",
         const=True,
         default=None,
         type=text_source,
         metavar="TEXT",
-        help="perplexity before and after, on this text file (or dataset:NAME) or, without one, on the built-in text; "
-        "put it last or write --evaluate=TEXT, for it takes the word that follows as TEXT, MODEL too",
+        help="perplexity before and after on a text file or dataset:NAME, or on the built-in text without TEXT; put it last or "
+        "write --evaluate=TEXT",
     )
-    method_options(command)
     command.set_defaults(run=run_prune)
 
     command = commands.add_parser("inspect", help="show the graph of a model and where its rank lies", parents=[common])
     command.add_argument("model", metavar="MODEL", nargs="?", help=f"default: {DEMO_NAME}")
     inspect_options(command)
+    model_options(command.add_argument_group("model"))
     method_options(command, cuts=False)
     command.set_defaults(run=run_inspect, calibration=BUILT_IN)
 
@@ -189,8 +194,14 @@ def parser() -> argparse.ArgumentParser:
         "evaluate", help="how good a model is, pruned or not, and how close to another", parents=[common]
     )
     evaluate_options(command)
-    model_options(command)
+    model_options(command.add_argument_group("model"))
     command.set_defaults(run=run_evaluate)
+
+    command = commands.add_parser(
+        "components", help="list pipelines, scorers, pruners and repairs, or the options of one", parents=[common]
+    )
+    command.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
+    command.set_defaults(run=run_components)
 
     command = commands.add_parser("families", help="list the model families that are tested", parents=[common])
     command.set_defaults(run=run_families)

@@ -55,6 +55,7 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
         default=DEFAULT_LENGTH,
         help="tokens in a sequence, at most what the model takes (%(default)s)",
     )
+    command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     dense = command.add_argument_group("against the dense model")
     dense.add_argument(
@@ -253,7 +254,7 @@ def run_families(_options: argparse.Namespace, console: Console) -> int:
     for heading in ("family", "model type", "FFN", "width in the configuration"):
         table.add_column(heading)
     for family in FAMILIES:
-        width = family.width or "none: llmrank.load, or --align pad (original width)"
+        width = family.width or "none: llmrank.load, or --form padded (original width)"
         table.add_row(family.name, family.model_type, family.kind, width)
     console.print(table)
     console.print("Also nn.Sequential MLPs. Mixture-of-experts models and quantised weights are refused.")

@@ -38,7 +38,7 @@ from llmrank.inspection.summary import (
     split_neuron,
     summarise_inspection,
 )
-from llmrank.pipeline.registry import SCORERS
+from llmrank.pipeline.registry import SCORERS, split_spec
 from llmrank.score import BaseScorer
 from llmrank.surgery.apply import prunable_layers
 from llmrank.surgery.files import check_output, whole_directory
@@ -93,14 +93,15 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     for text in options.neuron:
         split_neuron(text)
     # Both budgets are shown: their options count whichever was asked for, and the global pruner takes them all.
-    settings = argparse.Namespace(**{**vars(options), "pruner": "global"})
-    scorers = _scorers(settings, options.pruner)
+    name = split_spec(options.pruner)[0]
+    settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(name) :]})
+    scorers = _scorers(settings, name)
     loaded = load(options)
     pipeline = make_pipeline(settings, loaded, evaluation=None)
     layers = {name: layer.size for name, layer in prunable_layers(pipeline.find()).items()}
     shown = _chosen(list(layers), ranges, options.layers)
     neurons = [parse_neuron(layers, text) for text in options.neuron]
-    inspection = inspect_model(pipeline, scorers, options.scorer, options.pruner)
+    inspection = inspect_model(pipeline, scorers, options.scorer, name)
     with progress_step(options.progress, "Summarising the graph"):
         findings = summarise_inspection(inspection, shown)
     _print_table(findings, console)
@@ -144,9 +145,9 @@ def _scorers(settings: argparse.Namespace, pruner: str) -> dict[str, BaseScorer]
     if pruner not in ("local", "global"):
         raise OptionError(f"inspect shows what local and global pruning take; got --pruner {pruner!r}")
     scorer, _ = check_method(settings)
-    names = list(SCORERS) if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
+    names = SCORERS.names() if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
-    return {settings.scorer: scorer, **{n: SCORERS.make(n) for n in names if n != settings.scorer}}
+    return {settings.scorer: scorer, **{n: SCORERS.make(n) for n in names if n != split_spec(settings.scorer)[0]}}
 
 
 def _ranges(text: str | None) -> list[tuple[int, int]] | None:

@@ -139,13 +139,13 @@ def _say_how_to_load(directory: Path, model: Any, console: Console) -> None:
     widths = set((getattr(model.config.get_text_config(), WIDTHS_KEY, None) or {}).values())
     if len(widths) > 1:
         console.print(
-            "Its layers differ in width: load it with llmrank.load, or prune with --align pad for stock loaders."
+            "Its layers differ in width: load it with llmrank.load, or prune with --form padded for stock loaders."
         )
         return
     if widths:
         console.print(
             f"Its layers are all {widths.pop()} wide, which its configuration cannot say: load it with llmrank.load. "
-            "(--align pad would fill it up to the original width, and save nothing.)",
+            "(--form padded would fill it up to the original width, and save nothing.)",
             markup=False,
         )
         return

@@ -1,20 +1,31 @@
-"""Registries: names of the command line -> classes. Third parties can add theirs.
+"""Registries: the components that the command line knows by name, and how they are made from a spec.
+
+A spec is a name, or a name with options: ``wpr``, ``wpr:gamma=0.9,edges=energy``. The options are the fields of the component's
+class, so that they are typed once. Other distributions add components with entry points of the groups ``llmrank.scorers``,
+``llmrank.pruners`` and ``llmrank.repairs``; a program adds them with :meth:`Registry.register`:
 
 >>> from llmrank.score import BaseScorer
 >>> @SCORERS.register("in-strength")
 ... class InStrength(BaseScorer):
+...     "Sum of the edge weights that lead into a neuron."
 ...     def score(self, prev_importance, in_activations, out_activations, weight):
 ...         return weight.sum(dim=1)
->>> type(make_scorer("in-strength")).__name__
+>>> type(SCORERS.make("in-strength")).__name__
 'InStrength'
 >>> del SCORERS["in-strength"]
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from llmrank.errors import OptionError
 from llmrank.pipeline.base_pipeline import BasePipeline
@@ -39,75 +50,346 @@ __all__ = [
     "DEFAULTS",
     "PIPELINES",
     "PRUNERS",
+    "REGISTRIES",
     "REPAIRS",
     "SCORERS",
+    "Field",
     "Registry",
     "make_pruner",
     "make_repair",
     "make_scorer",
+    "split_spec",
 ]
 
 T = TypeVar("T")
+NO_DEFAULT = inspect.Parameter.empty
+WORDS: dict[Any, str] = {float: "number", int: "integer", bool: "true or false", str: "text", type(None): "none"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """An option of a component.
+
+    Attributes
+    ----------
+    name : str
+    annotation : type
+        What a value must be: bool, int, float, str, a Literal, a sequence, or a union of these.
+    default : object
+        What holds if the option is left out.
+    doc : str
+        Its entry under "Parameters" in the docstring of the class, as one line; may be empty.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    doc: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The type, for readers: ``number``, ``"magnitude" or "energy"``."""
+        return _kind(self.annotation)
+
+    def read(self, values: list[str]) -> Any:
+        """Convert what was written for the option.
+
+        Parameters
+        ----------
+        values : list of str
+            One, or several if the option was repeated, which makes a list of a field that takes one.
+
+        Raises
+        ------
+        OptionError
+            The values are no `annotation`.
+        """
+        if len(values) > 1 and not _takes_several(self.annotation):
+            raise OptionError(f"option {self.name} was given {len(values)} times; give it once")
+        read = [_converted(self.annotation, value) for value in values]
+        if any(value is NO_DEFAULT for value in read):
+            raise OptionError(f"option {self.name} must be {self.kind}, got {','.join(values)!r}")
+        return read if _takes_several(self.annotation) else read[0]
 
 
 class Registry(dict[str, type[T]], Generic[T]):
-    """Names of one kind of class.
+    """The components of one kind, by name.
 
     Parameters
     ----------
     kind : str
-        How messages call an entry.
+        How messages call a component: scorer, pruner, repair, pipeline.
     base : type
-        What entries must inherit from.
+        What every component must inherit from.
+    entries : dict from str to type
+        The components of this package.
+    group : str, optional
+        Entry point group in which other distributions declare theirs. They are loaded when a name is asked for that is not among
+        `entries`, or when all names are listed.
     """
 
-    def __init__(self, kind: str, base: type[T], entries: dict[str, type[T]]) -> None:
+    def __init__(self, kind: str, base: type[T], entries: dict[str, type[T]], group: str | None = None) -> None:
         super().__init__(entries)
         self.kind = kind
         self.base = base
+        self.group = group
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator that adds an entry.
+        """Return a class decorator that adds a component.
 
         Raises
         ------
         OptionError
-            The name is taken, or the class does not inherit from the base.
+            The name is taken or no name (it may not hold ``:``, ``,`` or ``=``), or the class does not inherit from the base.
         """
 
         def add(entry: type[T]) -> type[T]:
-            if name in self or not issubclass(entry, self.base):
-                raise OptionError(
-                    f"cannot register {entry.__name__} as {self.kind} {name!r}: the name must be free and the class a "
-                    f"{self.base.__name__}"
-                )
-            self[name] = entry
+            self._add(name, entry, getattr(entry, "__name__", repr(entry)))
             return entry
 
         return add
 
-    def find(self, name: str) -> type[T]:
-        """The class of a name, or an OptionError that lists the names."""
-        if name not in self:
-            raise OptionError(f"unknown {self.kind} {name!r}; expected one of {', '.join(sorted(self))}")
-        return self[name]
+    def names(self) -> list[str]:
+        """List the names of all components, those of other distributions too."""
+        for name in self._elsewhere:
+            self.find(name)
+        return list(self)
 
-    def make(self, name: str, **options: Any) -> T:
-        """An instance; options that are None are left to the class.
+    def find(self, name: str) -> type[T]:
+        """Return the class of a name.
 
         Raises
         ------
         OptionError
-            Unknown name, or an option that the class does not take.
+            No component has the name; the message lists those that exist.
         """
+        if name not in self and name in self._elsewhere:
+            point = self._elsewhere[name]
+            try:
+                entry = point.load()
+            except Exception as error:
+                raise OptionError(
+                    f"{self.kind} {name!r} of {point.value} cannot be imported ({type(error).__name__}: {error}); mend or "
+                    "uninstall the distribution that declares it"
+                ) from error
+            self._add(name, entry, point.value)
+        if name not in self:
+            known = sorted({*self, *self._elsewhere})
+            raise OptionError(f"unknown {self.kind} {name!r}{_near(name, known)}; expected one of {', '.join(known)}")
+        return self[name]
+
+    def fields(self, name: str) -> tuple[Field, ...]:
+        """Return the options of a component, read from its class."""
         entry = self.find(name)
-        given = {key: value for key, value in options.items() if value is not None}
-        accepted = inspect.signature(entry).parameters
-        foreign = [key for key in given if key not in accepted]
-        if foreign:
-            takes = ", ".join(accepted) or "no options"
-            raise OptionError(f"{self.kind} {name!r} does not take {', '.join(foreign)}; it takes {takes}")
-        return entry(**given)
+        # A pipeline's own options are those that its base does not have: the others are other flags of the command line.
+        skipped = set(inspect.signature(self.base).parameters) if self.base is BasePipeline else set()
+        hints = get_type_hints(entry.__init__)
+        return tuple(
+            Field(key, hints.get(key, str), parameter.default, self._doc(entry, key))
+            for key, parameter in inspect.signature(entry).parameters.items()
+            if key not in skipped and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        )
+
+    def options(self, spec: str) -> tuple[type[T], dict[str, Any]]:
+        """Read a spec.
+
+        Parameters
+        ----------
+        spec : str
+            ``NAME``, or ``NAME:OPTION=VALUE,OPTION=VALUE``. An option that is repeated makes a list.
+
+        Returns
+        -------
+        type
+            The class of the component.
+        dict from str to object
+            The options that were given, converted to the types of its fields.
+
+        Raises
+        ------
+        OptionError
+            An unknown name or option (the message lists those that exist), a value of another type, or no spec at all.
+
+        Examples
+        --------
+        >>> entry, options = SCORERS.options("wpr:gamma=0.9,edges=energy")
+        >>> entry.__name__, options
+        ('WeightedPageRankScorer', {'gamma': 0.9, 'edges': 'energy'})
+        >>> PRUNERS.options("local:protect=0,protect=model.layers.29")[1]
+        {'protect': [0, 'model.layers.29']}
+        """
+        name, written = split_spec(spec)
+        entry, fields = self.find(name), {field.name: field for field in self.fields(name)}
+        self._check_options(name, written, fields)
+        return entry, {key: fields[key].read(values) for key, values in written.items()}
+
+    def make(self, spec: str | T, **given: Any) -> T:
+        """Make a component from a spec; an instance is returned as it is.
+
+        Parameters
+        ----------
+        spec : str or component
+            See :meth:`options`.
+        **given : object
+            Options that the caller sets; those that are None are left to the class.
+
+        Raises
+        ------
+        OptionError
+            As for :meth:`options`, an option that is set in both places, or one that the class refuses.
+        """
+        if isinstance(spec, self.base):
+            return spec
+        if not isinstance(spec, str):
+            raise OptionError(
+                f"{self.kind} must be a {self.base.__name__} or its name, such as {next(iter(self))!r}, got {spec!r}"
+            )
+        entry, options = self.options(spec)
+        given = {key: value for key, value in given.items() if value is not None}
+        twice = sorted(options.keys() & given.keys())
+        if twice:
+            raise OptionError(
+                f"{', '.join(twice)} of {self.kind} {spec!r} is set outside of the spec; leave it out there"
+            )
+        name = split_spec(spec)[0]
+        self._check_options(name, given, {field.name: field for field in self.fields(name)})
+        return entry(**options, **given)
+
+    def _doc(self, entry: type, option: str) -> str:
+        """What the docstring of a class says of an option; "As for" another class leads there."""
+        said = _parameter_docs(entry).get(option, "")
+        reference = re.match(r"As for :class:`[~\w.]*?(\w+)`[;.,]? ?", said)
+        if reference is None:
+            return said
+        other = next((known for known in (*entry.__mro__, *self.values()) if known.__name__ == reference[1]), entry)
+        there = "" if other is entry else self._doc(other, option)
+        rest = said[reference.end() :]
+        return f"{there} {rest[:1].upper()}{rest[1:]}".strip()
+
+    def _check_options(self, name: str, given: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
+        for key in given:
+            if key not in fields:
+                own = [f"{field.name} ({field.default})" for field in fields.values()]
+                shown = f"its options are {', '.join(own)}" if own else "it has no options"
+                raise OptionError(f"{self.kind} {name!r} has no option {key!r}{_near(key, fields)}; {shown}")
+
+    def _add(self, name: str, entry: Any, where: str) -> None:
+        if name in self or not name or set(name) & set(":,="):
+            raise OptionError(
+                f"cannot register {where} as {self.kind} {name!r}: expected a name that is free and holds no ':', ',' or '='"
+            )
+        if not (isinstance(entry, type) and issubclass(entry, self.base)):
+            raise OptionError(
+                f"cannot register {where} as {self.kind} {name!r}: expected a child of {self.base.__name__}"
+            )
+        self[name] = entry
+
+    @cached_property
+    def _elsewhere(self) -> dict[str, metadata.EntryPoint]:
+        """Entry points of other distributions, by name."""
+        return {} if self.group is None else {point.name: point for point in metadata.entry_points(group=self.group)}
+
+
+def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
+    """Split a spec into the name and the values written for every option.
+
+    Raises
+    ------
+    OptionError
+        A part that is not ``OPTION=VALUE``.
+
+    Examples
+    --------
+    >>> split_spec("global:normalize=robust,min_keep=8")
+    ('global', {'normalize': ['robust'], 'min_keep': ['8']})
+    """
+    name, colon, rest = spec.partition(":")
+    written: dict[str, list[str]] = {}
+    for part in rest.split(",") if colon else ():
+        key, equals, value = part.partition("=")
+        if not (equals and key.strip() and value.strip()):
+            raise OptionError(f"expected NAME:OPTION=VALUE,OPTION=VALUE, got {part!r} in {spec!r}")
+        written.setdefault(key.strip().replace("-", "_"), []).append(value.strip())
+    return name.strip(), written
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types that a union is made of."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def _element(annotation: Any) -> Any:
+    """What a sequence holds; None for what is no sequence."""
+    origin = get_origin(annotation)
+    several = (isinstance(origin, type) and issubclass(origin, (list, tuple))) or getattr(
+        origin, "__name__", ""
+    ) == "Sequence"
+    return get_args(annotation)[0] if several else None
+
+
+def _takes_several(annotation: Any) -> bool:
+    return any(_element(member) is not None for member in _members(annotation))
+
+
+def _converted(annotation: Any, text: str) -> Any:
+    """A value of the first type that the text fits, narrowest first; NO_DEFAULT where it fits none."""
+    members = [_element(member) or member for member in _members(annotation)]
+    members = [inner for member in members for inner in _members(member)]
+    for literal in (choice for member in members if get_origin(member) is Literal for choice in get_args(member)):
+        if str(literal) == text:
+            return literal
+    if bool in members and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if type(None) in members and text.lower() == "none":
+        return None
+    for kind in (int, float):
+        if kind in members:
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+    return text if str in members or Any in members else NO_DEFAULT
+
+
+def _kind(annotation: Any) -> str:
+    names = []
+    for member in _members(annotation):
+        if get_origin(member) is Literal:
+            names += [f'"{choice}"' for choice in get_args(member)]
+        elif _element(member) is not None:
+            names.append(f"several of {_kind(_element(member))}")
+        else:
+            names.append(WORDS.get(member, getattr(member, "__name__", str(member))))
+    return " or ".join(dict.fromkeys(names))
+
+
+def _parameter_docs(entry: type) -> dict[str, str]:
+    """The entries under "Parameters" in a numpydoc docstring, by name, each as one line."""
+    lines = (inspect.getdoc(entry) or "").splitlines()
+    try:
+        start = next(k for k, line in enumerate(lines) if line == "Parameters" and lines[k + 1].startswith("---"))
+    except (StopIteration, IndexError):
+        return {}
+    docs: dict[str, str] = {}
+    names: list[str] = []
+    for line, following in zip(lines[start + 2 :], [*lines[start + 3 :], ""], strict=True):
+        if following.startswith("---") and line.strip():
+            break
+        if line and not line.startswith(" "):
+            names = [name.strip() for name in line.split(":")[0].split(",")]
+        elif line.strip():
+            for name in names:
+                docs[name] = f"{docs.get(name, '')} {line.strip()}".strip()
+    return docs
 
 
 SCORERS: Registry[BaseScorer] = Registry(
@@ -125,46 +407,53 @@ SCORERS: Registry[BaseScorer] = Registry(
         "flap": FLAPScorer,
         "explained": ExplainedScorer,
     },
+    "llmrank.scorers",
 )
 PRUNERS: Registry[BasePruner] = Registry(
-    "pruner", BasePruner, {"local": LocalPruner, "global": GlobalPruner, "sensitivity": SensitivityPruner}
+    "pruner",
+    BasePruner,
+    {"local": LocalPruner, "global": GlobalPruner, "sensitivity": SensitivityPruner},
+    "llmrank.pruners",
 )
 PIPELINES: Registry[BasePipeline] = Registry(
     "pipeline",
     BasePipeline,
     {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline, "residual": ResidualFFNPipeline},
 )
-REPAIRS: Registry[BaseRepair] = Registry("repair", BaseRepair, {"bias": BiasRepair, "lstsq": LeastSquaresRepair})
+REPAIRS: Registry[BaseRepair] = Registry(
+    "repair", BaseRepair, {"bias": BiasRepair, "lstsq": LeastSquaresRepair}, "llmrank.repairs"
+)
+REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
 # What `llmrank prune` does when nothing is said: what measured best on held-out text among the graph
 # ranks whose checkpoints stock transformers loads (benchmarks/results/quality.md, benchmarks/LOG.md), repaired
 # in a way, and calibrated on a text, that hold on text of another kind too (benchmarks/results/out_of_domain.md).
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, str] = {
     "scorer": "wpr",
     "pruner": "local",
     "pipeline": "isolated",
     "repair": "lstsq",
-    "reselect": False,
     "calibration": "auto",
 }
 
 
-def make_scorer(name: str, **options: Any) -> BaseScorer:
-    """A scorer by name; see :meth:`Registry.make`."""
-    return SCORERS.make(name, **options)
+def make_scorer(spec: str | BaseScorer, **options: Any) -> BaseScorer:
+    """Make a scorer; see :meth:`Registry.make`."""
+    return SCORERS.make(spec, **options)
 
 
-def make_pruner(name: str, **options: Any) -> BasePruner:
-    """A pruner by name; see :meth:`Registry.make`."""
-    return PRUNERS.make(name, **options)
+def make_pruner(spec: str | BasePruner, **options: Any) -> BasePruner:
+    """Make a pruner; see :meth:`Registry.make`."""
+    return PRUNERS.make(spec, **options)
 
 
-def make_repair(name: str, **options: Any) -> BaseRepair | None:
-    """A repair by name, None for "none"; see :meth:`Registry.make`."""
-    if name != "none":
-        return REPAIRS.make(name, **options)
-    given = [key for key, value in options.items() if value is not None]
-    if given:
-        raise OptionError(
-            f"repair 'none' does not take {', '.join(given)}; leave it out, or choose {', '.join(REPAIRS)}"
-        )
-    return None
+def make_repair(spec: str | BaseRepair | None, **options: Any) -> BaseRepair | None:
+    """Make a repair, or none where the spec is None or "none"; see :meth:`Registry.make`."""
+    if spec is None or spec == "none":
+        if any(value is not None for value in options.values()):
+            raise OptionError(
+                f"repair 'none' has no options; leave them out, or name one of {', '.join(REPAIRS.names())}"
+            )
+        return None
+    if isinstance(spec, str) and split_spec(spec)[0] == "none":
+        raise OptionError(f"repair 'none' has no options, got {spec!r}; name one of {', '.join(REPAIRS.names())}")
+    return REPAIRS.make(spec, **options)

@@ -117,15 +117,11 @@ def test_options_of_the_global_budget_count_whichever_was_asked_for(
         "--calibration",
         corpus,
         *SHORT,
-        "--normalize",
-        "mean",
-        "--multiple-of",
-        8,
         "--format",
         "html",
     )
     for budget in ("local", "global"):
-        shown(capsys, *common, "--pruner", budget, "--output", tmp_path / budget)
+        shown(capsys, *common, "--pruner", f"{budget}:multiple_of=8", "--output", tmp_path / budget)
     local, together = (json.loads((tmp_path / budget / "summary.json").read_text()) for budget in ("local", "global"))
     assert local["layers"] == together["layers"]
     assert (local["pruner"], local["normalize"], local["multiple_of"]) == ("local", "mean", 8)
@@ -225,8 +221,8 @@ def test_it_refuses(
         (("--pruner", "thirds"), "local and global pruning take; got --pruner 'thirds'"),
         (("--pruner", "sensitivity"), "local and global pruning take; got --pruner 'sensitivity'"),
         (("--amount", "1.5"), "amount must be a share"),
-        (("--gamma", "2"), "gamma"),
-        (("--normalize", "median"), "expected auto, zscore, robust, mean or none"),
+        (("--scorer", "wpr:gamma=2"), "gamma"),
+        (("--pruner", "global:normalize=median"), "option normalize must be"),
     ],
 )
 def test_slips_are_found_before_a_model_is_loaded(
@@ -243,7 +239,7 @@ def test_slips_are_found_before_a_model_is_loaded(
         (("--neuron", "1:400"), "neurons 0 to 39, got 400"),
         (("--neuron", "attention:3"), "no prunable layer 'attention'"),
         (("--amount", FFN), "would keep 0 of 40 neurons"),
-        (("--min-keep", FFN + 1), "fewer than min_keep=41"),
+        (("--pruner", f"local:min_keep={FFN + 1}"), "fewer than min_keep=41"),
     ],
 )
 def test_what_the_model_lacks_is_found_before_the_calibration(
@@ -274,7 +270,7 @@ def test_the_residual_graph_is_inspected_as_the_others_are(
     printed = shown(
         capsys,
         checkpoint,
-        *("--pipeline", "residual", "--attention", "--scorer", "fbpr", "--explained", 0.5),
+        *("--pipeline", "residual:attention=true", "--scorer", "fbpr:explained=0.5"),
         *("--calibration", corpus, "--output", output, "--format", "png,html,graphml,safetensors", "--neuron", "1:3"),
         *SHORT,
     )

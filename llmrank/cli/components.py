@@ -1,0 +1,69 @@
+"""``llmrank components``: what can be named on the command line, and the options of each."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmrank.errors import OptionError
+from llmrank.pipeline.registry import REGISTRIES, Registry
+
+__all__ = ["run_components"]
+
+
+def run_components(options: argparse.Namespace, console: Console) -> int:
+    """Run ``llmrank components``."""
+    if options.name is None:
+        _print_all(console)
+        return 0
+    registries = [registry for registry in REGISTRIES if options.name in registry.names()]
+    if not registries:
+        names = ", ".join(name for registry in REGISTRIES for name in registry.names())
+        raise OptionError(f"unknown component {options.name!r}; expected one of {names}")
+    for registry in registries:
+        _print_one(registry, options.name, console)
+    return 0
+
+
+def _print_all(console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("kind", "name", "what it is"):
+        table.add_column(heading, overflow="fold")
+    for registry in REGISTRIES:
+        for name in registry.names():
+            table.add_row(registry.kind, name, _plain(_summary(registry.find(name))))
+    console.print(table)
+    console.print("llmrank components NAME prints the options of one.", highlight=False)
+
+
+def _print_one(registry: Registry[Any], name: str, console: Console) -> None:
+    entry = registry.find(name)
+    console.print(Text(f"{registry.kind} {name}", style="bold"), Text(f"({entry.__module__}.{entry.__qualname__})"))
+    console.print(Text(_plain(_summary(entry))))
+    fields = registry.fields(name)
+    if not fields:
+        console.print("It has no options.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("option", "type", "default", "what it is"):
+        table.add_column(heading, overflow="fold")
+    for field in fields:
+        default = "" if field.default in ((), []) else str(field.default).lower()
+        table.add_row(field.name, Text(field.kind), Text(default), Text(_plain(field.doc)))
+    console.print(table)
+
+
+def _summary(entry: type) -> str:
+    """The first paragraph of a docstring."""
+    return " ".join((inspect.getdoc(entry) or "").split("\n\n")[0].split())
+
+
+def _plain(text: str) -> str:
+    """A docstring's text without its markup."""
+    return re.sub(r":\w+:`[~\w.]*?(\w+)`", r"\1", text).replace("``", "").replace("`", "")
