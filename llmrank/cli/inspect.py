@@ -101,7 +101,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     layers = {name: layer.size for name, layer in prunable_layers(pipeline.find()).items()}
     shown = _chosen(list(layers), ranges, options.layers)
     neurons = [parse_neuron(layers, text) for text in options.neuron]
-    inspection = inspect_model(pipeline, scorers, options.scorer, name)
+    inspection = inspect_model(pipeline, scorers, next(iter(scorers)), name)
     with progress_step(options.progress, "Summarising the graph"):
         findings = summarise_inspection(inspection, shown)
     _print_table(findings, console)
@@ -147,7 +147,8 @@ def _scorers(settings: argparse.Namespace, pruner: str) -> dict[str, BaseScorer]
     scorer, _ = check_method(settings)
     names = SCORERS.names() if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
-    return {settings.scorer: scorer, **{n: SCORERS.make(n) for n in names if n != split_spec(settings.scorer)[0]}}
+    main = split_spec(settings.scorer)[0]
+    return {main: scorer, **{name: SCORERS.make(name) for name in names if name != main}}
 
 
 def _ranges(text: str | None) -> list[tuple[int, int]] | None:

@@ -121,7 +121,7 @@ def test_options_of_the_global_budget_count_whichever_was_asked_for(
         "html",
     )
     for budget in ("local", "global"):
-        shown(capsys, *common, "--pruner", f"{budget}:multiple_of=8", "--output", tmp_path / budget)
+        shown(capsys, *common, "--pruner", f"{budget}:multiple_of=8,normalize=mean", "--output", tmp_path / budget)
     local, together = (json.loads((tmp_path / budget / "summary.json").read_text()) for budget in ("local", "global"))
     assert local["layers"] == together["layers"]
     assert (local["pruner"], local["normalize"], local["multiple_of"]) == ("local", "mean", 8)
