@@ -34,6 +34,7 @@ from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
 from llmrank.models import find_ffns
 from llmrank.models.loading import demo_encoder
+from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.prune.selection import Reselection
@@ -176,7 +177,9 @@ class Study:
         """What a setting keeps, and how it chooses anew."""
         name, knobs, topology = SCORERS[setting.scorer]
         scorer, pruner = make_scorer(name, **knobs), make_pruner(setting.budget, amount=setting.amount)
-        pipeline = PIPELINES[topology](self.model, self.tokenizer, None, scorer, pruner, batch_size=BATCH)
+        pipeline = PIPELINES[topology](
+            self.model, self.tokenizer, None, scorer, pruner, calibration=CalibrationText(batch_size=BATCH)
+        )
         pipeline.model_graphs = graphs = pipeline.draw(self.ffns, self.statistics)
         pipeline.ranks = ranks = pipeline.score(graphs)
         pipeline.sensitivities = pipeline.measure(self.ffns, self.calibration)

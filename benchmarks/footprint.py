@@ -111,7 +111,7 @@ def measure(
         None,
         scorer=make_scorer(DEFAULTS["scorer"]),
         pruner=make_pruner(DEFAULTS["pruner"], amount=amount),
-        repair=make_repair(DEFAULTS["repair"], reselect=DEFAULTS["reselect"]),
+        repair=make_repair(DEFAULTS["repair"]),
         calibration=calibration.ids,
         undoable=False,
     )

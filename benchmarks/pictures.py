@@ -10,6 +10,7 @@ from llmrank import ChainedFFNPipeline
 from llmrank.inspection.figures import DPI, concentration, layer_view, what_went_where
 from llmrank.inspection.inspection import inspect_model
 from llmrank.models.loading import demo_model
+from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.registry import SCORERS
 from llmrank.prune import GlobalPruner
 
@@ -30,8 +31,7 @@ def main() -> None:
         loaded.model,
         loaded.tokenizer,
         pruner=GlobalPruner(0.3),
-        samples=options.samples,
-        sequence_length=options.sequence_length,
+        calibration=CalibrationText(samples=options.samples, sequence_length=options.sequence_length),
     )
     inspection = inspect_model(pipeline, {name: SCORERS.make(name) for name in COMPARED}, "wpr", "global")
     middle = list(inspection.places())[len(inspection.places()) // 2]

@@ -2,6 +2,7 @@
 
 from llmrank.errors import LLMRankError
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
+from llmrank.pipeline.prune_model import PrunedModel, prune_model
 from llmrank.pipeline.report import Report
 from llmrank.prune.masks import Masks
 from llmrank.surgery.checkpoint import load, save
@@ -12,8 +13,10 @@ __all__ = [
     "IsolatedFFNPipeline",
     "LLMRankError",
     "Masks",
+    "PrunedModel",
     "Report",
     "ResidualFFNPipeline",
     "load",
+    "prune_model",
     "save",
 ]

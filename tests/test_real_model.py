@@ -16,6 +16,7 @@ from llmrank import ChainedFFNPipeline
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
+from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_scorer
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.surgery import checkpoint
@@ -72,8 +73,7 @@ def test_checkpoint_computes_what_the_masked_model_does(loaded: Any, tmp_path: P
         model,
         tokenizer,
         pruner=LocalPruner(0.3) if case == "local" else GlobalPruner(0.3),
-        samples=4,
-        sequence_length=128,
+        calibration=CalibrationText(samples=4, sequence_length=128),
         align="pad" if case == "global padded" else "none",
     )
     pipeline.run()

@@ -37,7 +37,11 @@ def _print_all(console: Console) -> None:
         table.add_column(heading, overflow="fold")
     for registry in REGISTRIES:
         for name in registry.names():
-            table.add_row(registry.kind, name, _plain(_summary(registry.find(name))))
+            try:
+                said = _plain(_summary(registry.find(name)))
+            except OptionError as error:  # of another distribution
+                said = str(error)
+            table.add_row(registry.kind, name, Text(said))
     console.print(table)
     console.print("llmrank components NAME prints the options of one.", highlight=False)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.calibration.forward import progress_step
-from llmrank.calibration.generation import GENERATED, writes_text
+from llmrank.calibration.generation import GENERATED
 from llmrank.calibration.text import BUILT_IN, DATASET_PREFIX, check_text
 from llmrank.errors import OptionError
 from llmrank.models.costs import UNITS
 from llmrank.models.loading import DEMO_NAME, LoadedModel, demo_model, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
-from llmrank.pipeline.options import check_options
+from llmrank.pipeline.options import AUTO, CalibrationText, check_options
 from llmrank.pipeline.registry import (
     DEFAULTS,
     PIPELINES,
@@ -31,8 +31,6 @@ from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
 
 __all__ = [
-    "AUTO",
-    "calibration_of",
     "check_method",
     "check_numbers",
     "check_place",
@@ -46,8 +44,6 @@ __all__ = [
     "text_source",
 ]
 
-# The model's own text where it can write, else the built-in one.
-AUTO = "auto"
 # The smallest numbers that make sense; a sequence of one token predicts nothing.
 LEAST = {
     "samples": 1,
@@ -104,7 +100,7 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> An
         help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
     )
     # What inspection shows needs no pass through the model that prunes it.
-    pruners = [name for name in PRUNERS.names() if cuts or not PRUNERS.find(name).needs_sensitivity]
+    pruners = [name for name in PRUNERS.names() if cuts or not (name in PRUNERS and PRUNERS[name].needs_sensitivity)]
     for flag, names in (("pipeline", PIPELINES.names()), ("scorer", SCORERS.names()), ("pruner", pruners)):
         method.add_argument(
             f"--{flag}", default=DEFAULTS[flag], metavar="COMPONENT", help=f"{', '.join(names)} (%(default)s)"
@@ -146,7 +142,9 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> An
     data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
     data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    data.add_argument("--seed", type=int, default=0, help="seed of torch (%(default)s)")
+    data.add_argument(
+        "--seed", type=int, default=0, help="seed of torch, and of the text that the model writes (%(default)s)"
+    )
     return data
 
 
@@ -181,13 +179,6 @@ def calibration_source(value: str) -> str | Path:
     return value if value in (AUTO, GENERATED) else text_source(value)
 
 
-def calibration_of(asked: str | Path, model: Any) -> str | Path:
-    """The text asked for, of a model that may or may not write one."""
-    if asked != AUTO:
-        return asked
-    return GENERATED if writes_text(model) else BUILT_IN
-
-
 def check_numbers(options: argparse.Namespace) -> None:
     """Refuse counts that are too small or too large before anything is loaded."""
     for name, least in LEAST.items():
@@ -202,7 +193,7 @@ def check_method(options: argparse.Namespace) -> tuple[Any, Any]:
     scorer, pruner = make_parts(options)
     PIPELINES.options(options.pipeline)
     form, align = form_of(options)
-    check_options(None, scorer, pruner, form, align, make_repair(options.repair), schedule_of(options), {})
+    check_options(None, scorer, pruner, form, align, make_repair(options.repair), schedule_of(options))
     check_place(options)
     if options.calibration not in (AUTO, GENERATED):
         check_text(options.calibration)
@@ -233,10 +224,9 @@ def make_pipeline(
         **own,
         repair=make_repair(options.repair),
         schedule=schedule_of(options),
-        calibration=calibration_of(options.calibration, loaded.model),
-        samples=options.samples,
-        sequence_length=options.sequence_length,
-        batch_size=options.batch_size,
+        calibration=CalibrationText(
+            options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
+        ),
         form=form,
         align=align,
         evaluation=evaluation,

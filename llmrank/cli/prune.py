@@ -15,10 +15,11 @@ from llmrank.calibration.generation import GENERATED
 from llmrank.calibration.logits import has_perplexity
 from llmrank.calibration.text import BUILT_IN, tokenise
 from llmrank.cli import demo
-from llmrank.cli.options import AUTO, check_method, load, make_pipeline
+from llmrank.cli.options import check_method, load, make_pipeline
 from llmrank.errors import CalibrationError
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.pipeline import BasePipeline
+from llmrank.pipeline.options import AUTO
 from llmrank.pipeline.report import Evaluation, Report
 from llmrank.prune.budget import describe_amount
 from llmrank.surgery import checkpoint
@@ -95,7 +96,7 @@ def _say_steps(pipeline: BasePipeline, console: Console) -> None:
 
 def _say_wait(pipeline: BasePipeline, console: Console) -> None:
     """What takes long at first, where nobody asked for it."""
-    if pipeline.calibration == GENERATED:
+    if pipeline.calibration.source == GENERATED:
         console.print(
             f"The model first writes the text to calibrate on; --calibration FILE or {BUILT_IN} does without.",
             markup=False,
@@ -105,7 +106,7 @@ def _say_wait(pipeline: BasePipeline, console: Console) -> None:
 
 def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
     """What would have served better, where nobody said what the model is for."""
-    own = pipeline.calibration == GENERATED
+    own = pipeline.calibration.source == GENERATED
     console.print(
         f"The model was calibrated on {'text that it wrote' if own else 'the Python language reference'}. Text like what it will "
         "read serves better: --calibration FILE.",

@@ -1,14 +1,16 @@
 """Pipelines: the whole way from a model to a smaller one, one stage after the other."""
 
 from llmrank.pipeline.base_pipeline import BasePipeline, model_source
-from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES
+from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 
 __all__ = [
     "DEFAULT_LENGTH",
     "DEFAULT_SAMPLES",
     "BasePipeline",
+    "CalibrationText",
     "ChainedFFNPipeline",
+    "EvaluationText",
     "IsolatedFFNPipeline",
     "ResidualFFNPipeline",
     "model_source",

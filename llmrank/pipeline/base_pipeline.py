@@ -23,7 +23,7 @@ from llmrank.evaluation.perplexity import perplexity, size, unigram_perplexity
 from llmrank.models import FFN, explicit_ffns, find_ffns
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
-from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, check_options
+from llmrank.pipeline.options import CalibrationText, EvaluationText, check_options
 from llmrank.pipeline.report import Evaluation, Report
 from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.pipeline.validation import Validation, repair_where_it_helps
@@ -73,15 +73,8 @@ class BasePipeline:
         with a `structure_dict`.
     device : str or torch.device, optional
         Where the model is moved to; by default it stays.
-    calibration : path, text, list of texts, "dataset:NAME", "generated", "built-in", or tensor; optional
-        See :func:`llmrank.calibration.text.tokenise`; the built-in text by default. "generated" is what the model writes
-        itself, see :func:`llmrank.calibration.generation.generated_text`. A float tensor feeds a plain module (no language
-        model) its features, row by row.
-    samples, sequence_length : int
-        Sequences cut from a calibration text and their length, capped at what the model takes. Tensors are
-        used whole, lists of texts one sequence a text.
-    batch_size : int
-        Sequences in a forward pass; not of what the model writes, which comes 16 texts at once.
+    calibration : CalibrationText, or a source of one; optional
+        The text that statistics are taken on; 16 sequences of 1,024 tokens of the built-in text by default.
     form : {"compact", "zero", "mask"}, optional
         Compact by default; zero with a `structure_dict`, where compact is refused.
     align : {"none", "pad"}
@@ -93,10 +86,8 @@ class BasePipeline:
         them, see :attr:`validation`.
     schedule : Schedule, optional
         In how many steps neurons go, see :class:`llmrank.prune.schedule.Schedule`; one shot by default.
-    evaluation : as `calibration`, or True; optional
-        Text for the perplexity before and after; True is the built-in text's other part. None skips it.
-    evaluation_samples : int
-        Evaluation sequences.
+    evaluation : EvaluationText, a source of one, or True; optional
+        The text that the perplexity before and after is measured on; True is the other part of the built-in text. None skips it.
     progress : callable, optional
         Such as ``rich.progress.track``; quiet by default.
     undoable : bool
@@ -128,42 +119,28 @@ class BasePipeline:
         device: str | torch.device | None = None,
         *,
         calibration: Any = None,
-        samples: int = DEFAULT_SAMPLES,
-        sequence_length: int = DEFAULT_LENGTH,
-        batch_size: int = 1,
         form: Form | None = None,
         align: Align = "none",
         repair: BaseRepair | None = None,
         schedule: Schedule | None = None,
         evaluation: Any = None,
-        evaluation_samples: int = DEFAULT_SAMPLES,
         progress: Progress | None = None,
         undoable: bool = True,
     ) -> None:
-        counts = {
-            "samples": samples,
-            "sequence_length": sequence_length,
-            "batch_size": batch_size,
-            "evaluation_samples": evaluation_samples,
-        }
-        check_options(structure_dict, scorer, pruner, form, align, repair, schedule, counts)
+        check_options(structure_dict, scorer, pruner, form, align, repair, schedule)
         self.model = model
         self.tokenizer = tokenizer
         self.structure_dict = structure_dict
         self.scorer = scorer if scorer is not None else WeightedPageRankScorer()
         self.pruner = pruner if pruner is not None else LocalPruner()
         self.device = None if device is None else parse_device(device)
-        self.calibration = calibration
-        self.samples = samples
-        self.sequence_length = sequence_length
-        self.batch_size = batch_size
+        self.calibration = CalibrationText.of(calibration).for_model(model)
         self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
         self.align: Align = align
         self.repair = repair
         self.schedule = schedule if schedule is not None else Schedule()
         self.schedule.check(self.pruner.amount, repairs=repair is not None)
-        self.evaluation = evaluation
-        self.evaluation_samples = evaluation_samples
+        self.evaluation = EvaluationText.of(evaluation)
         self.progress = progress
         self.undoable = undoable
         self.report: Report | None = None
@@ -224,7 +201,7 @@ class BasePipeline:
             with self._timed("evaluate after"):
                 if evaluation is not None and texts is not None:
                     evaluation.after = perplexity(
-                        self.model, texts, self.batch_size, self._as("Evaluating the pruned model")
+                        self.model, texts, self.calibration.batch_size, self._as("Evaluating the pruned model")
                     )
                     evaluation.calibration_overlap = overlap(sequences.joined(held_out), texts)
             self.report = self._report(ffns, (sequences, held_out), facts)
@@ -283,7 +260,7 @@ class BasePipeline:
         ----------
         ffns : sequence of FFN
         tokens : int, optional
-            By default what `samples` and `sequence_length` ask for.
+            By default what :attr:`calibration` asks for.
 
         Returns
         -------
@@ -292,7 +269,7 @@ class BasePipeline:
         """
         if self.repair is None:
             return None
-        tokens = self.samples * self._length() if tokens is None else tokens
+        tokens = self.calibration.samples * self._length() if tokens is None else tokens
         widest = max(layer.size for layer in prunable_layers(ffns).values())
         amount = self.pruner.amount
         kept = round(widest * (1.0 - amount)) if isinstance(amount, float) and self.pruner.of == "neurons" else widest
@@ -337,7 +314,7 @@ class BasePipeline:
                 with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else ()) as seen:
                     statistics = self.calibrate(ffns, sequences)
                     if seen.blocks and held_out is not None:
-                        run_sequences(self.model, ffns, held_out.batches(self.batch_size))
+                        run_sequences(self.model, ffns, held_out.batches(self.calibration.batch_size))
                 with self._timed("rank"):
                     graphs = self.draw(ffns, statistics)
                     ranks = self.score(graphs)
@@ -378,26 +355,24 @@ class BasePipeline:
         held_out : TokenSequences or None
             What follows in the text; None without a repair, or where the text has no more.
         """
-        further = n_held_out(self.samples) if self.repair is not None else 0
-        if isinstance(self.calibration, str) and self.calibration == GENERATED:
+        text = self.calibration
+        further = n_held_out(text.samples) if self.repair is not None else 0
+        if isinstance(text.source, str) and text.source == GENERATED:
             written = generated_text(
-                self.model, self.tokenizer, self.samples + further, self._length(), progress=self.progress
+                self.model, self.tokenizer, text.samples + further, self._length(), text.seed, progress=self.progress
             )
-            return written.split(self.samples)
-        sequences, held_out = tokenise_and_hold_out(
-            self.calibration, self.tokenizer, self.samples, self._length(), further
-        )
+            return written.split(text.samples)
+        sequences, held_out = tokenise_and_hold_out(text.source, self.tokenizer, text.samples, self._length(), further)
         if further and held_out is None and len(sequences) > 1:
             sequences = replace(sequences, held_out=n_held_out(len(sequences)))
         return sequences, held_out
 
     def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
         """The evaluation with the perplexity of the model as it is, and its sequences; None without."""
-        if self.evaluation is None or self.evaluation is False:
+        if self.evaluation is None:
             return None, None
-        source = None if self.evaluation is True else self.evaluation
-        texts = tokenise(source, self.tokenizer, self.evaluation_samples, self._length(), "evaluation")
-        before = perplexity(self.model, texts, self.batch_size, self._as("Evaluating the dense model"))
+        texts = tokenise(self.evaluation.source, self.tokenizer, self.evaluation.samples, self._length(), "evaluation")
+        before = perplexity(self.model, texts, self.calibration.batch_size, self._as("Evaluating the dense model"))
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         protocol = {**texts.provenance(), "dtype": dtype, "torch_seed": torch.initial_seed()}
         return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
@@ -408,7 +383,7 @@ class BasePipeline:
         return None if progress is None else lambda items, _: progress(items, description)
 
     def _length(self) -> int:
-        return fitting_length(self.model, self.sequence_length)
+        return fitting_length(self.model, self.calibration.sequence_length)
 
     def calibrate(
         self, ffns: Sequence[FFN], sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
@@ -416,7 +391,9 @@ class BasePipeline:
         """Activation statistics of every node layer, with all that the pipeline's scorer and others need."""
         explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
         around = self.surroundings(ffns)
-        return collect(self.model, ffns, sequences, self.batch_size, self.progress, explained=explained, **around)
+        return collect(
+            self.model, ffns, sequences, self.calibration.batch_size, self.progress, explained=explained, **around
+        )
 
     def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that look around
         """What calibration is to look at beside the FFNs, as options of :func:`llmrank.calibration.statistics.collect`."""
@@ -441,7 +418,9 @@ class BasePipeline:
         pruner = self.pruner
         trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, of=pruner.of)
         masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs)
-        return layer_sensitivities(self.model, ffns, masks, sequences, self.batch_size, progress=self.progress)
+        return layer_sensitivities(
+            self.model, ffns, masks, sequences, self.calibration.batch_size, progress=self.progress
+        )
 
     def choose(
         self,
@@ -488,7 +467,7 @@ class BasePipeline:
             self.repair,
             (sequences, held_out) if held_out is not None else sequences.parts,
             record,
-            self.batch_size,
+            self.calibration.batch_size,
             choose,
             self.progress,
             in_place=for_good,

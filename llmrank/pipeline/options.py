@@ -1,10 +1,13 @@
-"""What a pipeline accepts, checked before it does anything."""
+"""The options of a pipeline: the texts it reads, and checks of what goes together before anything is done."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from llmrank.calibration.generation import GENERATED, writes_text
+from llmrank.calibration.text import BUILT_IN
 from llmrank.errors import OptionError
 from llmrank.models.costs import unit_name
 from llmrank.prune import BasePruner
@@ -13,10 +16,96 @@ from llmrank.score import BaseScorer
 from llmrank.surgery.apply import ALIGNMENTS, FORMS, Align, Form
 from llmrank.surgery.repair import BaseRepair
 
-__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "check_options"]
+__all__ = ["AUTO", "DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "check_options"]
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
+# The model's own text where it can write, else the built-in one.
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """The text that statistics are taken on, and how it passes through the model.
+
+    Parameters
+    ----------
+    source : path, text, list of texts, "dataset:NAME", "built-in", "generated", "auto", or tensor; optional
+        See :func:`llmrank.calibration.text.tokenise`; the built-in text by default. "generated" is what the model writes itself,
+        see :func:`llmrank.calibration.generation.generated_text`; "auto" is that where the model can write, else the built-in
+        text. A float tensor feeds a plain module (no language model) its features, row by row.
+    samples, sequence_length : int
+        Number of sequences that are cut from a text, and their length in tokens, at most what the model takes. Tensors are used
+        whole, lists of texts give one sequence a text.
+    batch_size : int
+        Sequences in a forward pass. What the model writes itself comes 16 texts at once.
+    seed : int
+        Seed of the sampling, for a text that the model writes itself.
+
+    Raises
+    ------
+    OptionError
+        A number is out of range.
+    """
+
+    source: Any = None
+    samples: int = DEFAULT_SAMPLES
+    sequence_length: int = DEFAULT_LENGTH
+    batch_size: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_counts(samples=self.samples, sequence_length=self.sequence_length, batch_size=self.batch_size)
+
+    @classmethod
+    def of(cls, source: Any) -> CalibrationText:
+        """Wrap a source; settings are returned as they are."""
+        return source if isinstance(source, CalibrationText) else cls(source)
+
+    def for_model(self, model: Any) -> CalibrationText:
+        """Decide what "auto" means for a model."""
+        if isinstance(self.source, str) and self.source == AUTO:
+            return replace(self, source=GENERATED if writes_text(model) else BUILT_IN)
+        return self
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """The text that the perplexity is measured on, before and after; its sequences are as long as those of the calibration.
+
+    Parameters
+    ----------
+    source : as for :class:`CalibrationText`; optional
+        By default the part of the built-in text that is not calibrated on.
+    samples : int
+        Number of sequences.
+
+    Raises
+    ------
+    OptionError
+        The number is out of range.
+    """
+
+    source: Any = None
+    samples: int = DEFAULT_SAMPLES
+
+    def __post_init__(self) -> None:
+        _check_counts(samples=self.samples)
+
+    @classmethod
+    def of(cls, source: Any) -> EvaluationText | None:
+        """Wrap a source; True is the built-in text, None and False are no evaluation, settings are returned as they are."""
+        if source is None or source is False:
+            return None
+        if source is True:
+            return cls()
+        return source if isinstance(source, EvaluationText) else cls(source)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, number in counts.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise OptionError(f"{name} must be an integer >= 1, got {number!r}")
 
 
 def check_options(
@@ -27,7 +116,6 @@ def check_options(
     align: Align,
     repair: BaseRepair | None,
     schedule: Schedule | None,
-    counts: Mapping[str, int],
 ) -> None:
     """Raise unless the options of a pipeline are of the right kind and go together.
 
@@ -35,8 +123,6 @@ def check_options(
     ----------
     structure_dict, scorer, pruner, form, align, repair, schedule
         As for :class:`llmrank.pipeline.BasePipeline`.
-    counts : mapping from str to int
-        The options that count something, by name.
 
     Raises
     ------
@@ -55,9 +141,6 @@ def check_options(
         raise OptionError(f"unknown align {align!r}; expected one of {', '.join(ALIGNMENTS)}")
     if align == "pad" and form not in (None, "compact"):
         raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
-    for name, number in counts.items():
-        if not isinstance(number, int) or number < 1:
-            raise OptionError(f"{name} must be an integer >= 1, got {number!r}")
     if repair is not None and not isinstance(repair, BaseRepair):
         raise OptionError(
             f"repair must be an instance of BaseRepair, got {repair!r}; make_repair of llmrank.pipeline.registry "

@@ -124,8 +124,8 @@ class Registry(dict[str, type[T]], Generic[T]):
     entries : dict from str to type
         The components of this package.
     group : str, optional
-        Entry point group in which other distributions declare theirs. They are loaded when a name is asked for that is not among
-        `entries`, or when all names are listed.
+        Entry point group in which other distributions declare theirs. They are imported when their name is
+        asked for.
     """
 
     def __init__(self, kind: str, base: type[T], entries: dict[str, type[T]], group: str | None = None) -> None:
@@ -150,10 +150,8 @@ class Registry(dict[str, type[T]], Generic[T]):
         return add
 
     def names(self) -> list[str]:
-        """List the names of all components, those of other distributions too."""
-        for name in self._elsewhere:
-            self.find(name)
-        return list(self)
+        """List the names of all components, those of other distributions too, which are not imported for it."""
+        return list(dict.fromkeys((*self, *self._elsewhere)))
 
     def find(self, name: str) -> type[T]:
         """Return the class of a name.
@@ -174,7 +172,7 @@ class Registry(dict[str, type[T]], Generic[T]):
                 ) from error
             self._add(name, entry, point.value)
         if name not in self:
-            known = sorted({*self, *self._elsewhere})
+            known = sorted(self.names())
             raise OptionError(f"unknown {self.kind} {name!r}{_near(name, known)}; expected one of {', '.join(known)}")
         return self[name]
 

@@ -16,6 +16,7 @@ from llmrank import IsolatedFFNPipeline
 from llmrank.calibration import generation
 from llmrank.calibration.generation import generated_text, generating, writes_text
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
+from llmrank.pipeline import CalibrationText
 from tests.llmrank.commands import SHORT, run
 from tests.llmrank.tiny_models import (
     Snapshot,
@@ -211,7 +212,7 @@ def test_a_pipeline_calibrates_on_it_and_says_so() -> None:
         return items
 
     pipeline = IsolatedFFNPipeline(
-        tiny_llama(), tokenizer(), calibration="generated", samples=3, sequence_length=16, progress=look
+        tiny_llama(), tokenizer(), calibration=CalibrationText("generated", 3, 16), progress=look
     )
     pipeline.run()
     assert pipeline.report is not None

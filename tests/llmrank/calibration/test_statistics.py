@@ -15,7 +15,7 @@ from llmrank.calibration.statistics import FFNStatistics, LayerStatistics, colle
 from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import find_ffns
-from llmrank.pipeline import ChainedFFNPipeline
+from llmrank.pipeline import CalibrationText, ChainedFFNPipeline
 from tests.llmrank import textbook
 from tests.llmrank.tiny_models import (
     STRUCTURE,
@@ -317,7 +317,7 @@ def test_foreign_token_ids_are_refused(ids: list[list[int]], message: str) -> No
 def test_sequences_are_capped_at_what_the_model_takes(name: str, options: dict[str, int], longest: int | None) -> None:
     model = family_model(named_family(name), **options)
     assert longest_input(model) == longest
-    pipeline = ChainedFFNPipeline(model, tokenizer(), calibration=text(300), sequence_length=100)
+    pipeline = ChainedFFNPipeline(model, tokenizer(), calibration=CalibrationText(text(300), sequence_length=100))
     pipeline.run()
     assert pipeline.report is not None
     assert pipeline.report.calibration["sequence_length"] == (longest or 100)

@@ -22,6 +22,7 @@ from llmrank.errors import CalibrationError, MaskError, OptionError, Unsupported
 from llmrank.evaluation.fidelity import fidelity
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models import find_ffns
+from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
@@ -69,7 +70,7 @@ def test_defaults() -> None:
 def test_two_runs_agree_bit_for_bit(topology: type[BasePipeline]) -> None:
     first, second = tiny_llama(), tiny_llama()
     for model in (first, second):
-        topology(model, tokenizer(), calibration=text(200), samples=4, sequence_length=32).run()
+        topology(model, tokenizer(), calibration=CalibrationText(text(200), 4, 32)).run()
     for (name, a), (_, b) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
 
@@ -161,11 +162,8 @@ def test_evaluation_measures_before_and_after() -> None:
     pipeline = ChainedFFNPipeline(
         model,
         tok,
-        calibration=words,
-        samples=2,
-        sequence_length=50,
-        evaluation=" ".join(words.split()[50:350]),
-        evaluation_samples=3,
+        calibration=CalibrationText(words, 2, 50),
+        evaluation=EvaluationText(" ".join(words.split()[50:350]), 3),
     )
     pipeline.run()
     assert pipeline.report is not None
@@ -341,13 +339,13 @@ def test_a_repair_that_does_harm_is_dropped_and_said(undoable: bool, half: bool)
 def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() -> None:
     model, words = tiny_llama(), "one two three four five six seven eight nine ten " * 60
     pipeline = IsolatedFFNPipeline(
-        model, tokenizer(), calibration=words, samples=16, sequence_length=12, repair=LeastSquaresRepair()
+        model, tokenizer(), calibration=CalibrationText(words, 16, 12), repair=LeastSquaresRepair()
     )
     sequences, further = pipeline.calibration_texts()
     assert (len(sequences), len(further)) == (16, 2)
     whole = tokenise(words, tokenizer(), 18, 12)
     assert torch.equal(torch.cat([sequences.ids, further.ids]), whole.ids)
-    given = IsolatedFFNPipeline(model, None, calibration=whole.ids, repair=LeastSquaresRepair(), samples=4)
+    given = IsolatedFFNPipeline(model, None, calibration=CalibrationText(whole.ids, 4), repair=LeastSquaresRepair())
     assert given.calibration_texts()[1] is None
     given.run()
     assert given.validation.tokens == 2 * 11
@@ -363,10 +361,9 @@ def test_a_repair_from_few_tokens_says_how_many_would_do() -> None:
     pipeline = IsolatedFFNPipeline(
         model,
         None,
-        calibration=token_ids(8, 48),
+        calibration=CalibrationText(token_ids(8, 48), sequence_length=32),
         repair=LeastSquaresRepair(),
         pruner=LocalPruner(0.5),
-        sequence_length=32,
     )
     ffns = find_ffns(model)
     width = ffns[0].sizes[1]
@@ -452,12 +449,18 @@ def test_progress_sees_every_batch_and_graph() -> None:
         seen[description] = len(items)
         return items
 
-    pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(4), batch_size=3, progress=progress)
+    pipeline = IsolatedFFNPipeline(
+        tiny_llama(), None, calibration=CalibrationText(token_ids(4), batch_size=3), progress=progress
+    )
     pipeline.run()
     steps = {"Finding FFNs": 1, "Calibrating": 2, "Ranking": 2, "Applying the masks": 1, "Checking the pruned model": 1}
     assert seen == steps
     IsolatedFFNPipeline(
-        tiny_llama(), None, pruner=SensitivityPruner(), calibration=token_ids(4), batch_size=2, progress=progress
+        tiny_llama(),
+        None,
+        pruner=SensitivityPruner(),
+        calibration=CalibrationText(token_ids(4), batch_size=2),
+        progress=progress,
     ).run()
     assert seen == {**steps, "Measuring sensitivities": 4}
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.errors import OptionError
-from llmrank.pipeline.registry import DEFAULTS, PIPELINES, PRUNERS, SCORERS, Registry, make_pruner, make_scorer
+from llmrank.pipeline.registry import (
+    DEFAULTS,
+    PIPELINES,
+    PRUNERS,
+    REGISTRIES,
+    REPAIRS,
+    SCORERS,
+    Registry,
+    make_pruner,
+    make_scorer,
+)
 from llmrank.prune import BasePruner, GlobalPruner
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 
@@ -98,3 +114,95 @@ def test_register() -> None:
         registry.register("other")(GlobalPruner)  # type: ignore[arg-type]
     assert set(registry) == {"wpr", "mine"}
     assert "mine" not in SCORERS
+
+
+@pytest.mark.parametrize(
+    ("registry", "spec", "options"),
+    [
+        (SCORERS, "wpr:gamma=0.9,edges=energy", {"gamma": 0.9, "edges": "energy"}),
+        (SCORERS, "random:seed=3", {"seed": 3}),
+        (PRUNERS, "global:normalize=robust,min-keep=8", {"normalize": "robust", "min_keep": 8}),
+        (PRUNERS, "local:protect=0,protect=*.1.*", {"protect": [0, "*.1.*"]}),
+        (PRUNERS, "local:amount=3", {"amount": 3}),
+        (PRUNERS, "local:amount=0.5", {"amount": 0.5}),
+        (REPAIRS, "lstsq:damping=auto,reselect=True", {"damping": "auto", "reselect": True}),
+        (REPAIRS, "lstsq:damping=0.01", {"damping": 0.01}),
+        (PIPELINES, "residual:beta=measured,attention=false", {"beta": "measured", "attention": False}),
+        (SCORERS, "wpr:device=none", {"device": None}),
+    ],
+)
+def test_a_spec_is_read_by_the_fields_of_the_class(registry: Registry[Any], spec: str, options: dict[str, Any]) -> None:
+    entry, found = registry.options(spec)
+    assert entry is registry[spec.partition(":")[0]]
+    assert found == options
+    assert {key: type(value) for key, value in found.items()} == {key: type(value) for key, value in options.items()}
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)
+def test_every_option_has_a_type_and_a_line_of_documentation(registry: Registry[Any]) -> None:
+    for name in registry.names():
+        for field in registry.fields(name):
+            assert field.kind, f"{name}:{field.name}"
+            assert field.doc, f"{name}:{field.name}"
+            assert "As for" not in field.doc, f"{name}:{field.name}"
+
+
+WHEEL = {
+    "far_scorer.py": """
+from dataclasses import dataclass
+
+from llmrank.score import BaseScorer
+
+
+@dataclass(frozen=True)
+class Power(BaseScorer):
+    '''Sum of powers of the edge weights.
+
+    Parameters
+    ----------
+    power : float
+        Exponent of a weight.
+    '''
+
+    power: float = 1.0
+
+    def score(self, prev_importance, in_activations, out_activations, weight):
+        return (weight**self.power).sum(1)
+""",
+    "far-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: far\nVersion: 1.0\n",
+    "far-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "far-1.0.dist-info/entry_points.txt": "[llmrank.scorers]\nfar = far_scorer:Power\nbroken = no_such_module:X\n",
+    "far-1.0.dist-info/RECORD": "",
+}
+
+
+def test_another_distribution_adds_a_scorer(tmp_path: Path) -> None:
+    wheel = tmp_path / "far-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in WHEEL.items():
+            archive.writestr(name, content)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path / "site")]
+    subprocess.run([*pip, str(wheel)], check=True)
+    command = [sys.executable, "-m", "llmrank", "components"]
+    paths = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[3])])
+    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "100"}
+
+    def shown(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], capture_output=True, text=True, env=environment, check=False)
+
+    described = shown("far")
+    assert described.returncode == 0, described.stderr
+    assert "Sum of powers of the edge weights." in described.stdout
+    assert re.search(r"power +number +1\.0 +Exponent of a weight\.", described.stdout)
+    everything = shown()
+    assert everything.returncode == 0, everything.stderr
+    assert "Sum of powers" in everything.stdout
+    assert "cannot be imported" in everything.stdout
+    refused = shown("broken")
+    assert refused.returncode == 2
+    assert "scorer 'broken' of no_such_module:X cannot be imported" in refused.stderr
+    used = "from llmrank.pipeline.registry import make_scorer; print(make_scorer('far:power=2').power)"
+    outcome = subprocess.run(
+        [sys.executable, "-c", used], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path
+    )
+    assert outcome.stdout == "2.0\n"

@@ -1,0 +1,151 @@
+"""The whole of pruning in one call."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.calibration.forward import Progress
+from llmrank.models.costs import Unit
+from llmrank.pipeline.base_pipeline import BasePipeline
+from llmrank.pipeline.options import AUTO, DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
+from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.report import Report
+from llmrank.prune import BasePruner
+from llmrank.prune.masks import Masks
+from llmrank.prune.schedule import Schedule
+from llmrank.score import BaseScorer
+from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import Form
+from llmrank.surgery.repair import BaseRepair
+
+__all__ = ["PrunedModel", "prune_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedModel:
+    """A pruned model, with what was kept and what was done.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The model that was given, pruned.
+    masks : Masks
+        Keep masks of all prunable layers, over the neurons of the dense model.
+    report : Report
+        The protocol and the outcome.
+    tokenizer : transformers tokenizer or None
+        The one that was given.
+    """
+
+    model: nn.Module
+    masks: Masks
+    report: Report
+    tokenizer: Any = None
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write a checkpoint with masks and report; see :func:`llmrank.save`."""
+        return checkpoint.save(directory, self.model, self.tokenizer, self.masks, self.report.to_dict())
+
+
+def prune_model(
+    model: nn.Module,
+    tokenizer: Any = None,
+    amount: float | int = 0.3,
+    *,
+    amount_of: Unit = "neurons",
+    pipeline: str | type[BasePipeline] = DEFAULTS["pipeline"],
+    scorer: str | BaseScorer = DEFAULTS["scorer"],
+    pruner: str | BasePruner = DEFAULTS["pruner"],
+    repair: str | BaseRepair | None = DEFAULTS["repair"],
+    calibration: Any = AUTO,
+    samples: int = DEFAULT_SAMPLES,
+    sequence_length: int = DEFAULT_LENGTH,
+    batch_size: int = 1,
+    evaluation: Any = None,
+    steps: int = 1,
+    form: Form = "compact",
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> PrunedModel:
+    """Prune the FFNs of a model: calibrate, rank, choose, cut, repair.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A transformers model or another one with FFNs. It is changed in place for good, which needs the least memory;
+        a pipeline of :mod:`llmrank.pipeline` can undo.
+    tokenizer : transformers tokenizer, optional
+        Not needed where `calibration` is a tensor.
+    amount : float or int
+        Share in [0, 1), or number, to remove. It belongs to `pruner` where that is an object.
+    amount_of : str
+        What the amount is a share or a number of: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes or flops.
+    pipeline : str or class
+        How the graphs of FFNs are joined: isolated, chained, residual, or a spec such as ``"residual:beta=0.5"``.
+    scorer, pruner, repair : str or object
+        Components, by spec such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists them) or as objects; None or "none" repairs
+        nothing.
+    calibration : CalibrationText, or a source of one
+        By default what the model writes itself where it can write, else the built-in text.
+    samples, sequence_length, batch_size : int
+        Of the calibration, where `calibration` is a source.
+    evaluation : EvaluationText, a source of one, or True; optional
+        The text that the perplexity before and after is measured on; True is the built-in text.
+    steps : int
+        Number of steps to prune in, each with a pass of the calibration text through the model as pruned so far.
+    form : {"compact", "zero", "mask"}
+        Smaller matrices, removed neurons at zero, or masks in parametrisations.
+    device : str or torch.device, optional
+        Where the model is moved to; by default it stays.
+    progress : callable, optional
+        Such as ``rich.progress.track``; quiet by default.
+
+    Returns
+    -------
+    PrunedModel
+
+    Raises
+    ------
+    LLMRankError, graphs.GraphError
+        Bad options, data or models. The model is untouched then, unless the repair had begun.
+
+    Examples
+    --------
+    >>> import llmrank
+    >>> from llmrank.models.loading import demo_model
+    >>> loaded = llmrank.load(demo_model())  # doctest: +SKIP
+    >>> pruned = prune_model(loaded.model, loaded.tokenizer, amount=0.3)  # doctest: +SKIP
+    >>> pruned.save("pruned")  # doctest: +SKIP
+    """
+    make, own = PIPELINES.options(pipeline) if isinstance(pipeline, str) else (pipeline, {})
+    text = calibration
+    if not isinstance(calibration, CalibrationText):
+        text = CalibrationText(calibration, samples, sequence_length, batch_size)
+    if isinstance(pruner, str):
+        pruner = make_pruner(pruner, amount=amount, of=amount_of)
+    run = make(
+        model,
+        tokenizer,
+        None,
+        make_scorer(scorer),
+        pruner,
+        device,
+        calibration=text,
+        form=form,
+        repair=make_repair(repair),
+        schedule=Schedule(steps),
+        evaluation=evaluation,
+        progress=progress,
+        undoable=False,
+        **own,
+    )
+    run.run()
+    if run.masks is None or run.report is None:
+        raise RuntimeError("the pipeline ran without leaving masks and a report")
+    return PrunedModel(model, run.masks, run.report, tokenizer)
