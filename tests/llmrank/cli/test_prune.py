@@ -541,7 +541,7 @@ def test_bad_models_are_refused(tmp_path: Path, capsys: Any, checkpoint: Path) -
     assert "no model at ./nowhere" in refused(capsys, "prune", "./nowhere", "--output", output)
     assert "no GGUF file" in refused(capsys, "prune", "nowhere.gguf", "--output", output)
     (tmp_path / "empty").mkdir()
-    assert "no registry.json" in refused(capsys, "prune", tmp_path / "empty", "--output", output)
+    assert "no config.json" in refused(capsys, "prune", tmp_path / "empty", "--output", output)
     assert "not empty" in refused(capsys, "prune", checkpoint, "--output", checkpoint)
     (tmp_path / "broken.gguf").write_bytes(b"GGUFnot really")
     assert "cannot load" in refused(capsys, "prune", tmp_path / "broken.gguf", "--output", output)
