@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphs.analysis.measures import positions
-from graphs.analysis.strengths import not_finite
+from graphs.analysis.strengths import not_finite_error
 from graphs.draw.axes import fitted, new_axes, whole_ticks
 from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
 from graphs.draw.inputs import IntArray
@@ -81,7 +81,7 @@ def adjacency_heatmap(
         graph.blocks[layer - 1], _bucket_of(scores[layer], targets), _bucket_of(scores[layer - 1], sources)
     )
     if not np.isfinite(sums).all():
-        raise not_finite(layer)
+        raise not_finite_error(layer)
     means = np.ma.masked_equal(sums / np.outer(np.diff(targets), np.diff(sources)), 0.0)
     ax = new_axes(ax)
     hatch_missing(ax)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphs.analysis.buckets import score_buckets
 from graphs.analysis.flow import flow, is_modified
-from graphs.analysis.measures import score_buckets
 from graphs.draw.axes import SMALL, fitted, label_layers, new_axes
 from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
 from graphs.draw.inputs import IntArray

@@ -331,8 +331,8 @@ def ego(
         )
         for into, sources, targets in zip(chosen[1:], nodes[:-1], nodes[1:], strict=True)
     ]
-    engine = default_backend(graph)
-    strengths = [out_strength(engine, engine.operator(graph.blocks[into - 1], 1), into) for into in chosen[1:]]
+    backend = default_backend(graph)
+    strengths = [out_strength(backend, backend.operator(graph.blocks[into - 1], 1), into) for into in chosen[1:]]
     return _subgraph(graph, chosen, nodes, csrs, strengths, scores)
 
 
@@ -347,11 +347,11 @@ def _induced(
     """The subgraph of all edges among the nodes, or of every block's `edges` that carry most."""
     csrs: list[sparse.csr_array] = []
     strengths = []
-    engine = default_backend(graph)
+    backend = default_backend(graph)
     held = 0
     for into, sources, targets in zip(layers[1:], nodes[:-1], nodes[1:], strict=True):
         block = graph.blocks[into - 1]
-        strength = out_strength(engine, engine.operator(block, 1), into)
+        strength = out_strength(backend, backend.operator(block, 1), into)
         strengths.append(strength)
         if edges is not None and scores is not None:
             csrs.append(edges_by_flow(block, targets, sources, scores[into - 1][sources], strength[sources], edges))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, weighted_pagerank
-from graphs.analysis.flow import damping_of, flow, layer_flows
-from graphs.analysis.measures import score_buckets
+from graphs.analysis.buckets import score_buckets
+from graphs.analysis.flow import damping_of, flow
 from tests.graphs.analysis.test_measures import NO_BUCKETS
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix
 from tests.graphs.forms import as_modified, as_scores, every_form, formed
@@ -31,15 +31,12 @@ def expected_flow(weight: Array, scores: tuple[Array, Array], buckets: Any, thet
 def test_flow_by_its_definition(case: Case, theta: float, buckets: Any, form: str) -> None:
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, 0.6, theta)
-    parts = layer_flows(graph, rank, buckets)
-    assert len(parts) == len(graph.blocks)
     for layer, weight in enumerate(seen.weights, start=1):
         before, after = rank.scores[layer - 1], rank.scores[layer]
         found = flow(graph, rank, layer, buckets)
         np.testing.assert_allclose(found, expected_flow(weight, (before, after), buckets, theta), rtol=1e-9, atol=1e-12)
-        np.testing.assert_array_equal(found, parts[layer - 1])
         assert found.sum() == pytest.approx(before[weight.any(axis=0)].sum())
-        # A theta of one's own, and scores that know none.
+        # A theta argument, and scores of a method without theta.
         half = flow(graph, rank, layer, buckets, theta=0.5)
         np.testing.assert_allclose(half, expected_flow(weight, (before, after), buckets, 0.5), rtol=1e-9, atol=1e-12)
         plain = flow(graph, as_scores(rank), layer, buckets)
@@ -88,23 +85,21 @@ def test_a_rank_that_does_not_say_its_damping_has_none() -> None:
     assert damping_of(rank) is None
 
 
-# --- doors
+# --- refused arguments
 
 
 def test_a_rank_of_another_graph_is_refused() -> None:
     graph, rank = random_case(0, (3, 4)).graph(), weighted_pagerank(random_case(0, (4, 3)).graph())
-    for ask in (lambda: flow(graph, rank, 1), lambda: layer_flows(graph, rank)):
-        with pytest.raises(GraphError, match=r"expected a rank of this graph.*in layers of 3, 4, got 4, 3"):
-            ask()
+    with pytest.raises(GraphError, match=r"expected a rank of this graph.*in layers of 3, 4, got 4, 3"):
+        flow(graph, rank, 1)
 
 
 @pytest.mark.parametrize("buckets", NO_BUCKETS)
 def test_buckets_that_are_none(buckets: Any) -> None:
     graph = random_case(0, (2, 3)).graph()
     rank = weighted_pagerank(graph)
-    for ask in (lambda: flow(graph, rank, 1, buckets), lambda: layer_flows(graph, rank, buckets)):
-        with pytest.raises(GraphError, match="buckets: expected an integer"):
-            ask()
+    with pytest.raises(GraphError, match="buckets: expected an integer"):
+        flow(graph, rank, 1, buckets)
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 2, True, 1.0, "1", None])

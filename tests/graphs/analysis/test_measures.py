@@ -1,6 +1,5 @@
 """Measures of one layer's scores against textbook loops and scipy, and what must hold for any scores."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,9 +14,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from graphs import GraphError
+from graphs.analysis.buckets import bucket_ends, score_buckets
 from graphs.analysis.measures import (
-    Spread,
-    bucket_ends,
     count_of_share,
     effective_number,
     gini,
@@ -26,7 +24,6 @@ from graphs.analysis.measures import (
     percentiles,
     positions,
     rank_correlation,
-    score_buckets,
     top_share,
 )
 from llmrank.prune import keep_highest
@@ -245,11 +242,3 @@ def test_pairs_that_do_not_match() -> None:
         kept_overlap([[True]], [True])
     with pytest.raises(GraphError, match="b: expected finite"):
         rank_correlation([1, 2], [1, np.nan])
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 9])
-def test_spread(size: int) -> None:
-    values = np.random.default_rng(size).random(size)
-    found = Spread.of(values)
-    expected = stats.scoreatpercentile(values, [0, 25, 50, 75, 100])
-    assert dataclasses.astuple(found) == pytest.approx([*expected, sum(values) / size])

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
 from graphs.analysis import incident_edges, node_summary
-from graphs.analysis.flow import layer_flows
+from graphs.analysis.flow import flow
 from graphs.analysis.layer_summary import summarise_layers
 from graphs.analysis.measures import percentiles, positions
 from graphs.analysis.node_summary import NodeSummary, RankedEdge, strongest_edges
@@ -257,8 +257,9 @@ def test_operators_of_torch_give_the_same(form: str, theta: float, monkeypatch: 
 
     def answers() -> list[Any]:
         edges = [part for layer in range(3) for part in strongest_edges(graph, rank, layer)]
+        flows = [flow(graph, rank, layer, 3) for layer in (1, 2)]
         return [
-            *(part.tolist() for part in (*edges, *layer_flows(graph, rank, 3), *strengths(graph, 1))),
+            *(part.tolist() for part in (*edges, *flows, *strengths(graph, 1))),
             *(dataclasses.astuple(facts_of(graph, rank, layer, 2)) for layer in range(3)),
             *(layer.to_dict() for layer in summarise_layers(graph, rank)),
             strongest_paths(graph, rank, 1, 2),
@@ -325,7 +326,7 @@ def test_strongest_edges_take_the_memory_of_bands() -> None:
     assert peak < 30e6
 
 
-# --- doors
+# --- refused arguments
 
 
 @pytest.mark.parametrize(

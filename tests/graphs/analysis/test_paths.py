@@ -179,7 +179,7 @@ def test_paths_take_the_memory_of_bands() -> None:
     assert peak < 30e6
 
 
-# --- doors
+# --- refused arguments
 
 
 @pytest.mark.parametrize(

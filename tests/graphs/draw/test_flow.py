@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, residual_graph, weighted_pagerank
+from graphs.analysis.buckets import score_buckets
 from graphs.analysis.flow import flow
-from graphs.analysis.measures import score_buckets
 from graphs.draw import layer_flow
 from graphs.draw.flow import MAX_BUCKETS, MAX_LAYERS
 from tests.graphs.cases import Case, cases, random_case, transition_matrix
