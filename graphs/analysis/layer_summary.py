@@ -82,9 +82,9 @@ class LayerSummary:
     highest_share : float
         Share of the layer's score that this node holds.
     through_graph : float, optional
-            Share of the layer's score that came through the graph; the rest came from the nodes' own activations. It is
-            ``gamma m / (gamma m + 1 - gamma)``, where m is the share of the sources' score that non-dangling sources hold.
-            None for layer 0 and for ranks other than a weighted PageRank.
+        Share of the layer's score that came through the graph; the rest came from the nodes' own activations. It is
+        ``gamma m / (gamma m + 1 - gamma)``, where m is the share of the sources' score that non-dangling sources hold.
+        None for layer 0 and for ranks other than a weighted PageRank.
     """
 
     layer: int

@@ -17,8 +17,8 @@ from graphs.draw.wording import percent, short_names
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 from graphs.ranking.scores import finite_scores
+from graphs.reduction.node_selection import check_consecutive_layers
 from graphs.solvers.result import RankResult
-from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def layer_flow(
     ['highest 50 % of nodes', 'lowest 50 % of nodes']
     """
     scores = finite_scores(graph, rank)
-    chosen = _consecutive(graph, layers)
+    chosen = check_consecutive_layers(graph, layers)
     shares = _shares(buckets)
     names = [graph.names[layer] for layer in chosen]
     if len(chosen) > MAX_LAYERS:
@@ -138,13 +138,6 @@ def layer_flow(
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL + 0.5)
     ax.set_title(fitted(ax, "Rank that flows between nodes of high and low score", 10.0, LEGEND), fontsize=10)
     return ax
-
-
-def _consecutive(graph: LayeredGraph, layers: Sequence[int] | None) -> list[int]:
-    chosen = [check_layer(graph, layer) for layer in (range(len(graph.layers)) if layers is None else layers)]
-    if not chosen or chosen != list(range(chosen[0], chosen[-1] + 1)):
-        raise GraphError(f"layers: expected consecutive ones, ascending, such as range(1, 4); got {chosen}")
-    return chosen
 
 
 def _shares(buckets: Any) -> list[float]:

@@ -178,7 +178,7 @@ def test_refusals() -> None:
     graph = random_case(7, (3, 4, 5)).graph()
     rank = weighted_pagerank(graph)
     for layers in ([], [0, 2], [1, 0], [0, 0]):
-        with pytest.raises(GraphError, match="layers: expected consecutive ones"):
+        with pytest.raises(GraphError, match="layers: expected at least 1 consecutive ascending layers"):
             layer_flow(graph, rank, layers=layers)
     with pytest.raises(GraphError, match="expected a layer from 0 to 2, got 3"):
         layer_flow(graph, rank, layers=[2, 3])

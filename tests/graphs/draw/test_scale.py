@@ -25,7 +25,7 @@ from graphs.draw import (
     score_heatmap,
 )
 from graphs.linalg.blocks import DenseBlock, SparseBlock
-from graphs.reduction.subgraphs import between, top_subgraph
+from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.draw.test_draw import legible, rank_of
 
 MB = 1 << 20
@@ -135,6 +135,6 @@ def test_node_link_takes_a_subgraph_or_refuses(case: str, request: pytest.Fixtur
         lambda: legible(node_link(top_subgraph(graph, rank, nodes=20, layers=range(3)))), seconds=20, megabytes=300
     )
     assert f"60 of {sum(graph.layers[:3]):,} nodes" in drawn.get_title()
-    whole = between(graph, 0, 1, rank, nodes=1000)
+    whole = top_subgraph(graph, rank, nodes=1000, layers=(0, 1))
     with pytest.raises(GraphError, match="up to 300 nodes, got 2,000"):
         node_link(whole)

@@ -265,11 +265,7 @@ def test_between_is_the_blocks_themselves(case: Case, data: st.DataObject) -> No
     assert induced(shown, case.weights)
 
 
-def test_between_with_the_highest_nodes() -> None:
-    shown = between(GRAPH, 1, 3, RANK, nodes=4)
-    check(shown, GRAPH, RANK)
-    assert [at.tolist() for at in shown.nodes] == [highest(RANK.scores[layer], 4) for layer in (1, 2, 3)]
-    assert induced(shown, CASE.weights)
+def test_between_carries_the_scores_of_a_rank() -> None:
     everything = between(GRAPH, 1, 3, RANK)
     check(everything, GRAPH, RANK)
     assert everything.score_shares == (1.0, 1.0, 1.0)
@@ -303,7 +299,7 @@ SUBGRAPHS: list[Any] = [
     lambda graph, rank: ego(graph, 1, 2, hops=2, top=3),
     lambda graph, rank: ego(graph, 2, 0),
     lambda graph, rank: between(graph, 0, 2),
-    lambda graph, rank: between(graph, 1, 3, rank, 3),
+    lambda graph, rank: top_subgraph(graph, rank, 3, layers=range(1, 4)),
 ]
 
 
@@ -356,8 +352,8 @@ def test_scores_of_another_rank_of_the_original() -> None:
         ({"mass": 1.1}, r"mass must be a number in \[0, 1\], got 1.1"),
         ({"edges": 0}, "edges must be an integer >= 1, got 0"),
         ({"max_edges": 0}, "max_edges must be an integer >= 1, got 0"),
-        ({"layers": [1]}, r"two or more consecutive ones, .* got \[1\]"),
-        ({"layers": []}, r"two or more consecutive ones, .* got \[\]"),
+        ({"layers": [1]}, r"at least 2 consecutive ascending layers, .* got \[1\]"),
+        ({"layers": []}, r"at least 2 consecutive ascending layers, .* got \[\]"),
         ({"layers": [0, 2]}, r"got \[0, 2\]"),
         ({"layers": [2, 1]}, r"got \[2, 1\]"),
         ({"layers": [2, 3, 4]}, "layers: expected a layer from 0 to 3, got 4"),
@@ -399,11 +395,10 @@ def test_what_makes_no_ego(arguments: Any, message: str) -> None:
         ((3, 1), "expected layer_a below layer_b, got 3 and 1"),
         ((0, 4), "layer_b: expected a layer from 0 to 3, got 4"),
         (("0", 1), "layer_a: expected a layer from 0 to 3, got '0'"),
-        ((0, 1, None, 3), "nodes=3 keeps the highest-scored nodes and needs their scores; pass rank="),
-        ((0, 1, None, None, 5), "more than max_edges=5 edges"),
+        ((0, 1, None, 5), "more than max_edges=5 edges"),
     ],
 )
-def test_what_lies_not_between(arguments: Any, message: str) -> None:
+def test_between_refuses_wrong_layers(arguments: Any, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         between(GRAPH, *arguments)
 
@@ -414,14 +409,12 @@ def test_ranks_that_are_not_of_the_graph_are_refused() -> None:
     for subgraph in (
         lambda rank: top_subgraph(GRAPH, rank),
         lambda rank: between(GRAPH, 0, 2, rank),
-        lambda rank: between(GRAPH, 0, 2, rank, 3),
         lambda rank: ego(GRAPH, 1, 0, rank=rank),
     ):
         with pytest.raises(GraphError, match="in layers of 7, 9, 5, 8, got 2, 3, 2"):
             subgraph(other)
-    for subgraph in (lambda rank: top_subgraph(GRAPH, rank), lambda rank: between(GRAPH, 0, 2, rank, 3)):
-        with pytest.raises(GraphError, match="scores of layer 0: expected finite numbers"):
-            subgraph(spoiled)
+    with pytest.raises(GraphError, match="scores of layer 0: expected finite numbers"):
+        top_subgraph(GRAPH, spoiled)
 
 
 def test_unchecked_weights_that_are_not_finite_are_found() -> None:
