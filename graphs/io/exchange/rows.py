@@ -1,4 +1,4 @@
-"""Rows: what the tables of a graph hold, whatever the format of the file."""
+"""The rows of the tables of nodes and edges, independent of the file format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NodeRows:
     ----------
     layer, index : int64 arrays, (n,)
     names : list of n str, or None
-        Of the node's layer.
+        The name of each node's layer.
     activation : float64 array, (n,)
     score : float64 array, (n,), or None
     """
@@ -56,14 +56,14 @@ class EdgeRows:
 
 
 def column_places(found: list[str], wanted: tuple[str, ...], where: object) -> dict[str, int]:
-    """The place of every column by its name.
+    """Map the name of every column to its place.
 
     Parameters
     ----------
     found, wanted : sequence of str
         The columns that a table has, and those that it must have.
     where : object
-        How messages call the table.
+        Name of the table in error messages.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def column_places(found: list[str], wanted: tuple[str, ...], where: object) -> d
     Raises
     ------
     GraphError
-        A wanted column is missing, or a name stands twice.
+        A wanted column is missing, or a name occurs twice.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Tables of nodes and edges, as CSV or Parquet, for pandas, spreadsheets and databases.
 
-Three files: ``nodes`` (layer, index, name, activation and, with a rank, score), ``edges`` (source_layer, source,
-target_layer, target, weight), and a manifest in JSON with the checksums of the two. Tables of other origin are read
-without a manifest. They are written block by block, so that a whole model passes through the memory of one.
+There are three files: ``nodes`` (layer, index, name, activation and, with a rank, score), ``edges`` (source_layer, source,
+target_layer, target, weight), and a manifest in JSON with the checksums of the two. Tables of another program have no
+manifest. Writing goes block by block, so only a part of the graph is in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from graphs.errors import GraphError
 from graphs.io.convert import scores_to_write
 from graphs.io.exchange import csv_files, parquet_files
-from graphs.io.exchange.assembly import Labels, layered_graph
+from graphs.io.exchange.assembly import Labels, assemble_graph
 from graphs.io.exchange.rows import EdgeRows, NodeRows
 from graphs.io.files import replacing
 from graphs.linalg.blocks import FloatArray
@@ -39,7 +39,7 @@ IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 FORMATS: dict[str, ModuleType] = {"csv": csv_files, "parquet": parquet_files}
 VERSION = 1
 
-# Half of a surrogate pair has no UTF-8, and some readers of CSV stop at a null.
+# UTF-8 cannot encode half of a surrogate pair, and some readers of CSV stop at a null.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -47,39 +47,40 @@ def write_tables(
     graph: LayeredGraph | Subgraph,
     where: str | os.PathLike[str],
     rank: RankResult | None = None,
-    format: Format = "csv",  # noqa: A002 (the word that pandas and pyarrow use)
+    format: Format = "csv",  # noqa: A002 (the parameter's name in pandas and pyarrow)
 ) -> tuple[Path, Path]:
-    """Write a table of nodes and one of edges.
+    """Write a table of nodes, a table of edges and a manifest.
 
     Parameters
     ----------
     graph : LayeredGraph or Subgraph
-        Of a subgraph, layers and indices are those of the original.
+        Layers and indices of a subgraph are those of the original.
     where : path-like
-        An existing directory, for ``nodes.csv``, ``edges.csv`` and ``manifest.csv.json`` in it; else a stem, for
-        ``STEM.nodes.csv`` and so on. Each file is replaced whole on success and untouched on failure, the manifest last.
+        An existing directory, for ``nodes.csv``, ``edges.csv`` and ``manifest.csv.json`` in it; else the start of the
+        paths, for ``STEM.nodes.csv`` and so on. Each file is replaced completely on success and not changed on failure;
+        the manifest comes last.
     rank : RankResult, optional
-        One score a node, of the graph or of the subgraph's original. A subgraph brings its own scores by default.
+        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
     format : {"csv", "parquet"}
         Parquet needs pyarrow (the extra ``tables``).
 
     Returns
     -------
     tuple of Path
-        Of the nodes and of the edges.
+        The paths of the tables of nodes and of edges.
 
     Raises
     ------
     GraphError
-        Unknown format, pyarrow missing, a rank of another graph, a layer name that is no text, NaN or Inf in the weights, or
-        no such directory.
+        Unknown format, pyarrow is missing, a rank of another graph, a layer name that text files cannot hold, NaN or Inf in
+        the weights, or a directory that does not exist.
     OSError
-        The disk is full or refuses.
+        The disk is full, or the system refuses.
 
     Notes
     -----
-    CSV holds every float with the digits that give it back; Parquet holds float32 weights as such where all blocks are.
-    The same graph gives the same bytes (Parquet: with the same pyarrow). Memory: a band of a dense block. Cost: CSV about
+    CSV holds every float with enough digits to read it back exactly; Parquet holds weights as float32 if all blocks are. The
+    same graph gives the same bytes (Parquet: with the same pyarrow). Memory: a band of a dense block. Cost of CSV: about
     a microsecond and 25 bytes an edge.
 
     Examples
@@ -99,11 +100,11 @@ def write_tables(
     if format not in FORMATS:
         raise GraphError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     if format == "parquet":
-        parquet_files.check_pyarrow()
+        parquet_files.import_pyarrow()
     for name in shown.names:
         if UNWRITABLE.search(name):
             raise GraphError(
-                f"the layer name {name!r} holds a character that text files cannot; give the graph other names"
+                f"the layer name {name!r} holds a character that text files cannot hold; give the layers other names"
             )
     nodes, edges, manifest = _paths(where, format)
     with replacing(manifest) as manifest_file, replacing(nodes) as nodes_file, replacing(edges) as edges_file:
@@ -132,28 +133,28 @@ def read_tables(
     where : path-like
         As for :func:`write_tables`.
     format : {"csv", "parquet"}, optional
-        By default whichever is there.
+        By default the format of the files that exist.
     partial : bool
-        Take the tables for those of a subgraph: layers may begin anywhere, indices have gaps, and nodes are numbered anew
-        in their order. A manifest says so by itself. Otherwise a gap is damage.
+        Whether the tables are those of a subgraph: layers then may begin at any number and indices may have gaps, and nodes
+        are numbered anew in their order. A manifest says this itself. Otherwise a gap is an error.
 
     Returns
     -------
     graph : LayeredGraph
-        Stored CSR blocks: float64 from CSV, with float32 weights exactly; from Parquet in the dtype of the column.
+        Stored CSR blocks: float64 from CSV, which holds float32 weights exactly; from Parquet in the dtype of the column.
     labels : tuple of tuples
-        ``labels[l][k]`` is the (layer, index) in the tables of node k of layer l.
+        ``labels[l][k]`` is the (layer, index) of node k of layer l in the tables.
 
     Raises
     ------
     GraphError
-        A table or pyarrow is missing, damaged (its checksum differs from the manifest, or it is cut off), without a column,
-        with something that is no number, with nodes twice, with gaps in layers or indices, without one name a layer; or with
-        edges twice, negative, between layers that are not neighbours or nodes that are not there.
+        A table or pyarrow is missing; a table is damaged (its checksum differs from the manifest, or it is cut off), lacks a
+        column, or has text where numbers belong; nodes are repeated, layers or indices have gaps, a layer has several names;
+        edges are repeated, negative, between layers that do not follow each other, or between nodes that do not exist.
 
     Notes
     -----
-    Rows may stand in any order. Cost: CSV about a microsecond an edge. Memory: 24 bytes an edge.
+    Rows may be in any order. Cost of CSV: about a microsecond an edge. Memory: 24 bytes an edge.
 
     Examples
     --------
@@ -179,9 +180,9 @@ def read_tables(
             else f"no tables at {where}; expected {names} in {_paths(where, 'csv')[0].parent}"
         )
     nodes_file, edges_file, manifest = _paths(where, found[0])
-    partial = _checked(manifest, nodes_file, edges_file) or partial
+    partial = _check_manifest(manifest, nodes_file, edges_file) or partial
     reader = FORMATS[found[0]]
-    return layered_graph(
+    return assemble_graph(
         reader.read_nodes(nodes_file), reader.read_edges(edges_file), nodes_file, edges_file, partial=partial
     )
 
@@ -226,7 +227,7 @@ def _edge_rows(graph: LayeredGraph | Subgraph) -> Iterator[EdgeRows]:
 
 
 def _parts(graph: LayeredGraph | Subgraph) -> tuple[LayeredGraph, tuple[int, ...], tuple[IntArray, ...]]:
-    """The edges, and the original layer and index of every node."""
+    """Return the graph, and the original layers and indices of its nodes."""
     if isinstance(graph, LayeredGraph):
         return graph, tuple(range(len(graph.layers))), tuple(np.arange(size) for size in graph.layers)
     return graph.graph, graph.layers, graph.nodes
@@ -245,8 +246,8 @@ def _crc32(path: Path) -> str:
     return f"{crc:08x}"
 
 
-def _checked(manifest: Path, nodes: Path, edges: Path) -> bool:
-    """Whether the manifest says that the tables are a subgraph's; without one, nothing is known of them."""
+def _check_manifest(manifest: Path, nodes: Path, edges: Path) -> bool:
+    """Check the tables against the manifest, if there is one; return whether it says that they are a subgraph's."""
     if not manifest.is_file():
         return False
     try:
@@ -255,7 +256,7 @@ def _checked(manifest: Path, nodes: Path, edges: Path) -> bool:
         expected = {"nodes": facts["crc32"]["nodes"], "edges": facts["crc32"]["edges"]}
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise GraphError(
-            f"{manifest} is no manifest of tables ({error}); write the tables again, or remove it"
+            f"{manifest} is not a manifest of tables ({error}); write the tables again, or remove it"
         ) from error
     if kind != "tables" or version != VERSION or not isinstance(part, bool):
         raise GraphError(

@@ -458,7 +458,7 @@ def test_what_networkx_would_make_another_graph_of_is_refused(form: str, path: P
 @every_form
 def test_several_graphs_are_refused(form: str, path: Path) -> None:
     path.write_bytes(by_hand(form, NODES, EDGES, tail=MORE[form]))
-    with pytest.raises(GraphError, match=r"4 nodes and 2 edges stand there, and 3 and 2 are what they make"):
+    with pytest.raises(GraphError, match=r"the file has 4 nodes and 2 edges, but they make a graph of 3 and 2"):
         READERS[form](path)
 
 

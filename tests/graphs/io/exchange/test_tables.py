@@ -375,7 +375,7 @@ def test_tables_of_nodes_that_are_none(tmp_path: Path, old: str, new: str, messa
         ("0,1,1,0,2\n", "-1,1,0,0,2\n", "lead from a layer to the next"),
         ("0,1,1,0,2\n", "0,5,1,0,2\n", "join nodes of the table of nodes, got one from node 5"),
         ("0,1,1,0,2\n", "0,1,1,-1,2\n", "join nodes of the table of nodes"),
-        ("0,1,1,0,2\n", "0,0,1,0,2\n", "1 edge.s. from layer 0 to 1 stand there more than once; expected every pair"),
+        ("0,1,1,0,2\n", "0,0,1,0,2\n", "1 edge.s. from layer 0 to 1 occur more than once; expected every pair"),
         ("0,0,1,0,1.5\n", "0,0,1,0,1.5", "ends within a line"),
         ("0,1,1,0,2\n", "0,1,1,0,2#\n", "expected rows of source_layer"),
     ],
@@ -521,8 +521,8 @@ def test_tables_of_two_writes_are_not_mixed(tmp_path: Path) -> None:
         ({"version": 2}, "version 2, this package reads tables of version 1; upgrade the package"),
         ({"kind": "graph"}, "is of kind 'graph'"),
         ({"subgraph": "no"}, "is of kind"),
-        ({"crc32": {}}, "is no manifest of tables"),
-        ({"crc32": None}, "is no manifest of tables"),
+        ({"crc32": {}}, "is not a manifest of tables"),
+        ({"crc32": None}, "is not a manifest of tables"),
     ],
 )
 def test_other_manifests_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -533,7 +533,7 @@ def test_other_manifests_are_refused(tmp_path: Path, change: dict[str, Any], mes
         read_tables(tmp_path)
     for content in ("", "[]", "5", "[" * 100_000):
         manifest.write_text(content)
-        with pytest.raises(GraphError, match="is no manifest of tables"):
+        with pytest.raises(GraphError, match="is not a manifest of tables"):
             read_tables(tmp_path)
 
 
