@@ -26,14 +26,14 @@ from graphs.draw.colours import (
     FAINT,
     KEPT,
     LINES,
-    LOST,
     REMOVED,
+    SCORE_REMOVED,
+    add_log_colour_bar,
     line_look,
-    log_colour_bar,
-    log_colours,
+    log_norm,
 )
 from graphs.draw.convergence import MAX_STEPS
-from graphs.draw.wording import LONGEST, percent, plain, short_names
+from graphs.draw.wording import LONGEST, as_literal, percent, short_names
 from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import random_case
 
@@ -268,7 +268,7 @@ def lab(colour: Any, blindness: str) -> Any:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-@pytest.mark.parametrize("colour", [*LINES, KEPT, REMOVED, LOST, FAINT])
+@pytest.mark.parametrize("colour", [*LINES, KEPT, REMOVED, SCORE_REMOVED, FAINT])
 def test_lines_stand_out_on_paper(colour: str) -> None:
     """WCAG 2.1 asks 3 to 1 of what carries meaning."""
     assert 1.05 / (luminance(colour) + 0.05) >= 3.0
@@ -322,8 +322,8 @@ def test_long_names_lose_their_middle() -> None:
 @pytest.mark.parametrize("text", ["$a$", "$x", r"\$5", "_hidden", "a_b^c"])
 def test_text_is_shown_as_it_is(text: str) -> None:
     ax = new_axes(None)
-    ax.plot([0, 1], [0, 1], label=plain(text))
-    ax.set_title(plain(text))
+    ax.plot([0, 1], [0, 1], label=as_literal(text))
+    ax.set_title(as_literal(text))
     ax.legend()
     legible(ax)
     assert len(ax.get_legend().get_texts()) == 1
@@ -353,10 +353,10 @@ def test_layer_names_never_overlap(count: int) -> None:
 @given(st.floats(1e-12, 1e12), st.floats(1.0001, 1e12))
 def test_a_colour_bar_has_numbers_and_not_too_many(low: float, factor: float) -> None:
     cells = np.ma.array([[low, low * factor, 0.0]])
-    norm = log_colours(cells)
+    norm = log_norm(cells)
     assert (norm.vmin, norm.vmax) == (low, low * factor)
     ax = new_axes(None)
-    log_colour_bar(ax, ax.pcolormesh(cells, norm=norm), "weight")
+    add_log_colour_bar(ax, ax.pcolormesh(cells, norm=norm), "weight")
     ticks = ax.figure.axes[1].get_yticks()
     assert 3 <= len(ticks) <= 9
     assert (ticks >= low * (1 - 1e-12)).all()
@@ -364,14 +364,14 @@ def test_a_colour_bar_has_numbers_and_not_too_many(low: float, factor: float) ->
 
 
 def test_a_colour_scale_of_one_value_is_around_it() -> None:
-    assert (log_colours(np.ma.array([3.0, 3.0])).vmin, log_colours(np.ma.array([3.0])).vmax) == (1.5, 6.0)
-    assert log_colours(np.ma.array([0.0])).vmin == 0.5
+    assert (log_norm(np.ma.array([3.0, 3.0])).vmin, log_norm(np.ma.array([3.0])).vmax) == (1.5, 6.0)
+    assert log_norm(np.ma.array([0.0])).vmin == 0.5
 
 
 @pytest.mark.parametrize("low", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
 @pytest.mark.parametrize("high", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
 def test_colour_scales_reach_as_far_as_floats(low: float, high: float) -> None:
-    norm = log_colours(np.ma.array([low, high]))
+    norm = log_norm(np.ma.array([low, high]))
     assert 0.0 < norm.vmin < norm.vmax < np.inf
     ticks = log_ticks(norm.vmin, norm.vmax)
     assert 3 <= len(ticks) <= 9
