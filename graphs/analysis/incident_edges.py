@@ -181,9 +181,9 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
 
 
 def highest_in_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
-    """Find the highest keys of every row, in decreasing order; of equal keys the first column comes first.
+    """Find the highest keys of every row, in decreasing order; among equal keys the first column comes first.
 
-    Repeated scans are several times faster than a partition for a handful of keys, and they keep the order of equal keys.
+    Repeated scans are several times faster than a partition for a handful of keys, and they keep the order among equal keys.
 
     Parameters
     ----------

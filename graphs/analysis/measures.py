@@ -1,7 +1,7 @@
 """Measures of the scores of one layer: how concentrated they are, how they order nodes, and how two scores agree.
 
 Scores may have any scale. Where scores are added up, a layer of zeros counts as uniform, as it does in ranks. Nodes are
-ordered as pruning removes them: the lowest score first, and of equal scores the lower index first.
+ordered as pruning removes them: the lowest score first, and among equal scores the lower index first.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def positions(scores: Any) -> IntArray:
     Returns
     -------
     (n,) int64 array
-        A permutation of 0..n-1. Of equal scores the lower index is removed first, so it has the larger position.
+        A permutation of 0..n-1. Among equal scores the lower index is removed first, so it has the larger position.
 
     Raises
     ------

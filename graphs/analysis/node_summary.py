@@ -72,7 +72,7 @@ class NodeSummary:
         Share of the layer's nodes with a lower score; nodes with the same score (itself too) count half; see
         :func:`graphs.analysis.measures.percentiles`.
     position : int
-        0 for the highest score. Of equal scores the lower index is removed first, so it has the larger position.
+        0 for the highest score. Among equal scores the lower index is removed first, so it has the larger position.
     activation : float
     in_strength, out_strength : float
         Sums of the weights of its edges; 0 on a side without a block.
@@ -82,7 +82,7 @@ class NodeSummary:
         Share of its score that came through the graph and not from its own activation; None for layer 0 and for ranks other
         than a weighted PageRank.
     in_edges : tuple of RankedEdge
-        The in-edges that carry most, in decreasing order; of equal ones the lower node comes first. Edges that carry
+        The in-edges that carry most, in decreasing order; among equal ones the lower node comes first. Edges that carry
         nothing are left out.
     out_edges : tuple of RankedEdge
         The heaviest out-edges, in the same order.
@@ -300,7 +300,7 @@ class _TopEdges:
         picks, best = highest_in_rows(keys[rows], self.keys.shape[1])
         known = np.concatenate((self.keys[nodes], best), axis=1)
         neighbours = np.concatenate((self.neighbours[nodes], edges.neighbours_at(rows, picks)), axis=1)
-        # A stable sort: bands come in the order of their neighbours, so of equal keys the lower neighbour stays in
+        # A stable sort: bands come in the order of their neighbours, so among equal keys the lower neighbour stays in
         # front, and empty places stay in front of edges with key 0.
         order = np.argsort(-known, axis=1, kind="stable")[:, : self.keys.shape[1]]
         self.keys[nodes] = np.take_along_axis(known, order, axis=1)
@@ -310,7 +310,7 @@ class _TopEdges:
 def _edges(
     keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, carried: FloatArray
 ) -> tuple[RankedEdge, ...]:
-    """List the `top` edges with the highest keys; of equal keys the lower node comes first."""
+    """List the `top` edges with the highest keys; among equal keys the lower node comes first."""
     order = np.argsort(-keys, kind="stable")[:top]
     return tuple(
         RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(carried[end]))

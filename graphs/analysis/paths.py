@@ -98,7 +98,7 @@ def strongest_paths(
     The result is exact. A path that continues one of the k best from a node j is at least as probable as one that
     continues a worse one, so k paths for every node suffice, found layer by layer from the end (Bellman's principle; for k
     paths Hoffman and Pavley, 1959). At most k edges of a node can begin its k best paths. Products are taken from the last
-    edge to the first. Of equal products the path with the lower nodes, first layer first, comes first (except for round-off).
+    edge to the first. Among equal products the path with the lower nodes, first layer first, comes first (except for round-off).
 
     Cost: one column of the block out of `layer`. Every other block is read once for the out-strengths (twice for theta < 1),
     and blocks that do not touch the node once more, with k scans of every band in the cache. Memory: O(k) numbers a node of
@@ -194,7 +194,7 @@ class _Beam:
         for rows in (better[start : start + step] for start in range(0, len(better), step)):
             nodes = edges.nodes[rows]
             picks, _ = highest_in_rows(keys[rows], width)
-            picks.sort(axis=1)  # of equal products the lower node comes first
+            picks.sort(axis=1)  # among equal products the lower node comes first
             ends = edges.neighbours_at(rows, picks)
             products = edges.weights[rows[:, None], picks][:, :, None] * ahead.values[ends]
             new = _Beam(

@@ -86,7 +86,7 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
     ax.set_xscale("log")
     ax.set_yscale("log")
     if any(values.any() for values in layers):
-        # Around a single point matplotlib would extend the axis to ten times the whole.
+        # Around a single point matplotlib would extend the axis to ten times the share of all nodes.
         ax.set_ylim(top=min(ax.get_ylim()[1], 1.2))
     else:
         # Without a line a logarithmic axis has no limits.
@@ -162,7 +162,7 @@ def _exceedance(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     if not mean > 0.0:
         return np.zeros(0), np.zeros(0)
     relative = np.sort(values)[::-1] / mean
-    # The last of equal scores counts them all.
+    # The last among equal scores counts them all.
     last = np.append(relative[1:] != relative[:-1], True) & (relative > 0.0)
     places = np.flatnonzero(last)
     if len(places) > MAX_POINTS:

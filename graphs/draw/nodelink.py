@@ -98,7 +98,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
         raise GraphError(
             f"node_link draws up to {max_nodes} nodes, got {sum(counts):,} in {len(counts)} layers; take fewer with "
             f"top_subgraph(graph, rank, {fewer}), or draw adjacency_heatmap or "
-            "layer_flow of the whole graph"
+            "layer_flow of the graph"
         )
     ax = new_axes(ax)
     ax.set_xlim(-0.5, len(counts) - 0.5)

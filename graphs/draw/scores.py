@@ -186,7 +186,7 @@ def compare_rankings(
         Names of the two scores.
     keep : float, or tuple of two (n,) bool arrays, optional
         The share of nodes to keep, 0..1, or the nodes that `a` and `b` keep. Lines mark the cuts, and the title says which
-        share of the nodes that `a` keeps is kept by `b` too. Of equal scores the lower index is removed first.
+        share of the nodes that `a` keeps is kept by `b` too. Among equal scores the lower index is removed first.
     ax : matplotlib Axes, optional
 
     Returns

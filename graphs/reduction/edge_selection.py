@@ -120,7 +120,7 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     incoming : bool
         True for edges into the nodes, False for edges out of them.
     top : int, optional
-        Number of edges of every node; of equal weights the lower index at the other end comes first. All by default.
+        Number of edges of every node; among equal weights the lower index at the other end comes first. All by default.
 
     Yields
     ------
@@ -172,7 +172,7 @@ def edges_by_flow(
     Returns
     -------
     csr_array, (len(targets), len(sources))
-        The weights of these edges. Of equal edges the lower target comes first, then the lower source.
+        The weights of these edges. Among equal edges the lower target comes first, then the lower source.
 
     Notes
     -----

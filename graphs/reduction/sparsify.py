@@ -1,7 +1,7 @@
 """Sparsification: a layered graph with fewer edges, and a proven bound on the change of its ranks.
 
 Edges are chosen source by source, because P divides every column by its own sum. A source keeps the first of its
-out-edges in order of decreasing weight (of equal weights the lower target comes first), and P shares the weight of the
+out-edges in order of decreasing weight (among equal weights the lower target comes first), and P shares the weight of the
 dropped edges among the kept ones. The backbone also keeps edges that are significant at their target.
 """
 
@@ -202,7 +202,7 @@ def sparsify(
     """Drop light edges of a layered graph.
 
     Exactly one of `top_k`, `threshold`, `mass` and `significance` is given. A source that has edges keeps at least the
-    heaviest; of equal weights the edge to the lower target index is kept first. Weights do not change, because P normalises
+    heaviest; among equal weights the edge to the lower target index is kept first. Weights do not change, because P normalises
     them.
 
     Parameters
@@ -312,7 +312,7 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
         places = csc.indptr[columns, np.newaxis].astype(np.int64) + offsets
         weights = csc.data[np.minimum(places, before - 1)].astype(np.float64)
         weights[offsets >= degrees[columns, np.newaxis]] = 0.0
-        # Padding is lighter than any edge, so it comes last; the sort is stable, so of equal weights the lower target does too.
+        # Padding is lighter than any edge, so it comes last; the sort is stable, so among equal weights the lower target does too.
         order = np.argsort(-weights, axis=1, kind="stable")
         places = np.take_along_axis(places, order, axis=1)
         weights = np.take_along_axis(weights, order, axis=1)

@@ -136,7 +136,7 @@ def top_subgraph(
     Returns
     -------
     Subgraph
-        Of equal scores the lower index is taken first; of edges that carry the same, the lower target, then the lower source.
+        Among equal scores the lower index is taken first; of edges that carry the same, the lower target, then the lower source.
 
     Raises
     ------
@@ -241,7 +241,7 @@ def ego(
     hops : int
         Number of steps backwards and forwards, at least 1.
     top : int, optional
-        Follow only the `top` heaviest edges of every node (in-edges backwards, out-edges forwards; of equal weights the
+        Follow only the `top` heaviest edges of every node (in-edges backwards, out-edges forwards; among equal weights the
         lower index first), and hold only these, which keeps a dense graph small. All by default.
     rank : RankResult, optional
         A rank of `graph`, with one score a node; its scores are part of the result.
