@@ -28,7 +28,7 @@ def expected_flow(weight: Array, scores: tuple[Array, Array], buckets: Any, thet
 
 @every_form
 @given(case=cases(), theta=SHARES, buckets=st.one_of(st.integers(1, 6), st.just((0.2, 0.3, 0.5))))
-def test_flow_by_its_definition(case: Case, theta: float, buckets: Any, form: str) -> None:
+def test_flow_agrees_with_its_definition(case: Case, theta: float, buckets: Any, form: str) -> None:
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, 0.6, theta)
     for layer, weight in enumerate(seen.weights, start=1):
@@ -45,7 +45,7 @@ def test_flow_by_its_definition(case: Case, theta: float, buckets: Any, form: st
 
 @every_form
 @given(case=cases(), zero_lowest=st.sampled_from([0.0, 0.3, 0.6, 1.0]), buckets=st.integers(1, 4))
-def test_flow_of_the_modified_rank_is_where_its_score_comes_from(
+def test_flow_of_a_modified_rank_agrees_with_its_definition(
     case: Case, zero_lowest: float, buckets: int, form: str
 ) -> None:
     graph, seen = formed(case, form)
@@ -68,8 +68,8 @@ def test_flow_of_the_modified_rank_is_where_its_score_comes_from(
 
 @pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
 @pytest.mark.parametrize("theta", [1.0, 0.4])
-def test_large_blocks_take_the_compiled_way_to_the_same_numbers(form: str, theta: float) -> None:
-    # From 2**18 entries on.
+def test_large_blocks_give_the_same_numbers_through_compiled_kernels(form: str, theta: float) -> None:
+    # Compiled kernels are used from 2**18 entries on.
     case = random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9)
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, 0.5, theta)
@@ -77,7 +77,7 @@ def test_large_blocks_take_the_compiled_way_to_the_same_numbers(form: str, theta
     np.testing.assert_allclose(flow(graph, rank, 1, 4), expected, rtol=1e-9)
 
 
-def test_a_rank_that_does_not_say_its_damping_has_none() -> None:
+def test_a_rank_without_gamma_has_no_damping() -> None:
     rank = weighted_pagerank(random_case(0, (3, 4)).graph(), gamma=0.3)
     assert damping_of(rank) == 0.3
     assert damping_of(as_modified(rank)) is None
@@ -95,7 +95,7 @@ def test_a_rank_of_another_graph_is_refused() -> None:
 
 
 @pytest.mark.parametrize("buckets", NO_BUCKETS)
-def test_buckets_that_are_none(buckets: Any) -> None:
+def test_invalid_buckets_are_refused(buckets: Any) -> None:
     graph = random_case(0, (2, 3)).graph()
     rank = weighted_pagerank(graph)
     with pytest.raises(GraphError, match="buckets: expected an integer"):
@@ -103,7 +103,7 @@ def test_buckets_that_are_none(buckets: Any) -> None:
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 2, True, 1.0, "1", None])
-def test_layers_that_are_none(layer: Any) -> None:
+def test_layers_out_of_range_are_refused(layer: Any) -> None:
     graph = random_case(0, (3, 4)).graph()
     with pytest.raises(GraphError, match="expected a layer from 1 to 1"):
         flow(graph, weighted_pagerank(graph), layer)
@@ -116,7 +116,7 @@ def test_theta_out_of_range() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_numbers_are_refused(bad: float) -> None:
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     weight = np.ones((3, 2), dtype=np.float32)
     rank = weighted_pagerank(LayeredGraph.from_weights([weight], [1, 1], [[1, 1, 1]]))
     weight[1, 1] = bad  # dense weights are referred to

@@ -20,7 +20,7 @@ from tests.graphs.forms import as_scores, every_form, formed
 
 
 @pytest.mark.parametrize("form", ["csr", "float64", "column-major", "bfloat16"])
-def test_counts_are_networkxs(form: str) -> None:
+def test_counts_agree_with_networkx(form: str) -> None:
     case = random_case(3, (5, 9, 6, 1, 4), density=0.4)
     case.weights[1][:, 2] = 0
     case.weights[2][0] = 0
@@ -36,7 +36,7 @@ def test_counts_are_networkxs(form: str) -> None:
     assert (summaries[1].dangling or 0) >= 1
 
 
-def test_what_is_highest_follows_from_networkxs_pagerank() -> None:
+def test_the_highest_node_agrees_with_networkx_pagerank() -> None:
     case = random_case(12, (6, 150, 8, 120), density=0.6)
     found = summarise_layers(case.graph(), weighted_pagerank(case.graph(), gamma=0.7, theta=0.4))
     for summary, scores in zip(found, networkx_layers(case, 0.7, 0.4), strict=True):
@@ -50,7 +50,7 @@ def test_what_is_highest_follows_from_networkxs_pagerank() -> None:
 
 @every_form
 @given(case=cases(), gamma=SHARES)
-def test_a_summary_by_loops(case: Case, gamma: float, form: str) -> None:
+def test_layer_summaries_agree_with_loops(case: Case, gamma: float, form: str) -> None:
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, gamma)
     summaries = summarise_layers(graph, rank)
@@ -90,7 +90,7 @@ def test_a_summary_by_loops(case: Case, gamma: float, form: str) -> None:
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
 
 
-def test_the_score_through_the_graph_is_what_the_formula_adds() -> None:
+def test_the_share_through_the_graph_agrees_with_the_formula() -> None:
     case = random_case(7, (6, 8, 5), density=0.5)
     case.weights[1][:, :3] = 0
     graph, gamma = case.graph(), 0.7
@@ -140,7 +140,7 @@ def test_a_rank_of_another_graph_is_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_numbers_are_refused(bad: float) -> None:
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     weight = np.ones((3, 2), dtype=np.float32)
     healthy = LayeredGraph.from_weights([weight], [1, 1], [[1, 1, 1]])
     rank = weighted_pagerank(healthy)
@@ -160,5 +160,5 @@ def test_summaries_copy_no_weights() -> None:
     flow(graph, rank, 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # In float64 the block takes 49 MB; a band 4 MB, and in the making its float32 copy.
+    # In float64 the block takes 49 MB; a band 4 MB, and its float32 copy for a moment.
     assert peak < 16e6

@@ -32,7 +32,7 @@ MB = 1 << 20
 
 
 def bounded(act: Callable[[], Any], seconds: float, megabytes: float) -> Any:
-    """What `act` returns, once it is known to take no more; run twice, since watching the memory takes time."""
+    """Check that `act` stays within the limits and return its result; it runs twice, because tracing memory takes time."""
     begun = time.perf_counter()
     result = act()
     assert time.perf_counter() - begun < seconds
@@ -72,7 +72,7 @@ def ten_million_edges() -> tuple[LayeredGraph, RankResult]:
 
 @pytest.fixture(scope="module")
 def seven_billion() -> tuple[LayeredGraph, RankResult]:
-    """33 layers, 1.4 G edges: every row of a block is the same one in memory."""
+    """33 layers, 1.4 G edges: all rows of a block share their memory."""
     sizes = [4096, 11008] * 16 + [4096]
     rng = np.random.default_rng(0)
     blocks = tuple(
@@ -102,7 +102,7 @@ def test_score_figures(name: str, case: str, request: pytest.FixtureRequest) -> 
     page = io.BytesIO()
     ax = bounded(lambda: legible(SCORE_FIGURES[name](rank)), seconds=10, megabytes=100)
     ax.figure.savefig(page, format="svg")
-    # An aggregate: no file grows with the nodes.
+    # The figure is an aggregate, so its file does not grow with the nodes.
     assert page.tell() < 3 * MB
 
 
