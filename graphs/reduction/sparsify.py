@@ -312,7 +312,7 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
         places = csc.indptr[columns, np.newaxis].astype(np.int64) + offsets
         weights = csc.data[np.minimum(places, before - 1)].astype(np.float64)
         weights[offsets >= degrees[columns, np.newaxis]] = 0.0
-        # Padding is lighter than any edge, so it comes last; the sort is stable, and among equal weights the lower target is first.
+        # Padding is lighter than any edge, so it comes last. The sort is stable: among equal weights the lower target is first.
         order = np.argsort(-weights, axis=1, kind="stable")
         places = np.take_along_axis(places, order, axis=1)
         weights = np.take_along_axis(weights, order, axis=1)
