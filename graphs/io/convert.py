@@ -53,8 +53,8 @@ def to_networkx(
     >>> to_networkx(graph).edges(data="weight")
     OutEdgeDataView([((0, 0), (1, 0), 1.0), ((0, 0), (1, 1), 1.0), ((0, 1), (1, 1), 2.0)])
     """
-    shown = graph if isinstance(graph, LayeredGraph) else graph.graph
-    n_edges = shown.edges
+    layered = graph if isinstance(graph, LayeredGraph) else graph.graph
+    n_edges = layered.edges
     if n_edges > max_edges:
         raise GraphError(
             f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}; networkx would take about "
@@ -65,14 +65,14 @@ def to_networkx(
     import networkx
 
     digraph = networkx.DiGraph()
-    for k, (name, activations) in enumerate(zip(shown.names, shown.activations, strict=True)):
+    for k, (name, activations) in enumerate(zip(layered.names, layered.activations, strict=True)):
         for at, (label, activation) in enumerate(zip(labels[k], activations.tolist(), strict=True)):
             attributes: dict[str, Any] = {"layer": label[0], "index": label[1], "name": name, "activation": activation}
             if scores is not None:
                 attributes["score"] = float(scores[k][at])
             digraph.add_node(label, **attributes)
-    for k in range(1, len(shown.layers)):
-        block = shown.block(k).tocoo()
+    for k in range(1, len(layered.layers)):
+        block = layered.block(k).tocoo()
         digraph.add_weighted_edges_from(
             (labels[k - 1][source], labels[k][target], weight)
             for target, source, weight in zip(block.row.tolist(), block.col.tolist(), block.data.tolist(), strict=True)

@@ -201,15 +201,15 @@ def read_gexf(path: str | os.PathLike[str], max_edges: int = 1_000_000) -> Label
 
 def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, max_edges: int) -> networkx.DiGraph:
     """Check that a graph can be written, and convert it to a digraph with the node ids of the file."""
-    shown = graph if isinstance(graph, LayeredGraph) else graph.graph
-    n_edges = shown.edges
+    layered = graph if isinstance(graph, LayeredGraph) else graph.graph
+    n_edges = layered.edges
     if n_edges > max_edges:
         raise GraphError(
             f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}, more than a viewer shows; write a part "
             "(top_subgraph, ego, between) or its backbone (sparsify), or write all edges as tables (write_tables), or raise "
             "max_edges"
         )
-    for name in shown.names:
+    for name in layered.names:
         bad = UNWRITABLE.search(name)
         if bad:
             raise GraphError(

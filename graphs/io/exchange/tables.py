@@ -96,12 +96,12 @@ def write_tables(
     <BLANKLINE>
     """
     scores = scores_to_write(graph, rank)
-    shown = graph if isinstance(graph, LayeredGraph) else graph.graph
+    layered = graph if isinstance(graph, LayeredGraph) else graph.graph
     if format not in FORMATS:
         raise GraphError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     if format == "parquet":
         parquet_files.import_pyarrow()
-    for name in shown.names:
+    for name in layered.names:
         if UNWRITABLE.search(name):
             raise GraphError(
                 f"the layer name {name!r} holds a character that text files cannot hold; give the layers other names"
@@ -109,13 +109,14 @@ def write_tables(
     nodes, edges, manifest = _paths(where, format)
     with replacing(manifest) as manifest_file, replacing(nodes) as nodes_file, replacing(edges) as edges_file:
         if format == "parquet":
-            parquet_files.write_edges(_edge_rows(graph), edges_file, _weight_dtype(shown))
+            parquet_files.write_edges(_edge_rows(graph), edges_file, _weight_dtype(layered))
         else:
             csv_files.write_edges(_edge_rows(graph), edges_file)
         FORMATS[format].write_nodes(_node_rows(graph, scores), nodes_file)
-        facts = {"kind": "tables", "version": VERSION, "subgraph": not isinstance(graph, LayeredGraph)}
+        metadata = {"kind": "tables", "version": VERSION, "subgraph": not isinstance(graph, LayeredGraph)}
         manifest_file.write_text(
-            json.dumps({**facts, "crc32": {"nodes": _crc32(nodes_file), "edges": _crc32(edges_file)}}, indent=1) + "\n"
+            json.dumps({**metadata, "crc32": {"nodes": _crc32(nodes_file), "edges": _crc32(edges_file)}}, indent=1)
+            + "\n"
         )
     return nodes, edges
 
@@ -167,51 +168,54 @@ def read_tables(
     """
     if format is not None and format not in FORMATS:
         raise GraphError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
-    found = [
-        form for form in FORMATS if format in (form, None) and all(path.is_file() for path in _paths(where, form)[:2])
+    formats = [
+        file_format
+        for file_format in FORMATS
+        if format in (file_format, None) and all(path.is_file() for path in _paths(where, file_format)[:2])
     ]
-    if len(found) != 1:
+    if len(formats) != 1:
         names = " or ".join(
-            f"{_paths(where, form)[0].name} and {_paths(where, form)[1].name}" for form in found or FORMATS
+            f"{_paths(where, file_format)[0].name} and {_paths(where, file_format)[1].name}"
+            for file_format in formats or FORMATS
         )
         raise GraphError(
-            f"there are tables in {len(found)} formats at {where}; choose one with format="
-            if found
+            f"there are tables in {len(formats)} formats at {where}; choose one with format="
+            if formats
             else f"no tables at {where}; expected {names} in {_paths(where, 'csv')[0].parent}"
         )
-    nodes_file, edges_file, manifest = _paths(where, found[0])
+    nodes_file, edges_file, manifest = _paths(where, formats[0])
     partial = _check_manifest(manifest, nodes_file, edges_file) or partial
-    reader = FORMATS[found[0]]
+    reader = FORMATS[formats[0]]
     return assemble_graph(
         reader.read_nodes(nodes_file), reader.read_edges(edges_file), nodes_file, edges_file, partial=partial
     )
 
 
-def _paths(where: str | os.PathLike[str], form: str) -> tuple[Path, Path, Path]:
+def _paths(where: str | os.PathLike[str], file_format: str) -> tuple[Path, Path, Path]:
     base = Path(where)
     directory, prefix = (base, "") if base.is_dir() else (base.parent, f"{base.name}.")
     return (
-        directory / f"{prefix}nodes.{form}",
-        directory / f"{prefix}edges.{form}",
-        directory / f"{prefix}manifest.{form}.json",
+        directory / f"{prefix}nodes.{file_format}",
+        directory / f"{prefix}edges.{file_format}",
+        directory / f"{prefix}manifest.{file_format}.json",
     )
 
 
 def _node_rows(graph: LayeredGraph | Subgraph, scores: tuple[FloatArray, ...] | None) -> NodeRows:
-    shown, layers, nodes = _parts(graph)
+    layered, layers, nodes = _parts(graph)
     sizes = [len(at) for at in nodes]
     return NodeRows(
         layer=np.repeat(layers, sizes),
         index=np.concatenate(nodes),
-        names=[name for name, size in zip(shown.names, sizes, strict=True) for _ in range(size)],
-        activation=np.concatenate(shown.activations),
+        names=[name for name, size in zip(layered.names, sizes, strict=True) for _ in range(size)],
+        activation=np.concatenate(layered.activations),
         score=None if scores is None else np.concatenate(scores).astype(np.float64),
     )
 
 
 def _edge_rows(graph: LayeredGraph | Subgraph) -> Iterator[EdgeRows]:
-    shown, layers, nodes = _parts(graph)
-    for position, block in enumerate(shown.blocks, start=1):
+    layered, layers, nodes = _parts(graph)
+    for position, block in enumerate(layered.blocks, start=1):
         for chunk, csr in row_chunks(block):
             if not np.isfinite(csr.data).all():
                 raise GraphError(
@@ -251,9 +255,9 @@ def _check_manifest(manifest: Path, nodes: Path, edges: Path) -> bool:
     if not manifest.is_file():
         return False
     try:
-        facts = json.loads(manifest.read_text(encoding="utf-8"))
-        kind, version, part = facts["kind"], facts["version"], facts["subgraph"]
-        expected = {"nodes": facts["crc32"]["nodes"], "edges": facts["crc32"]["edges"]}
+        metadata = json.loads(manifest.read_text(encoding="utf-8"))
+        kind, version, part = metadata["kind"], metadata["version"], metadata["subgraph"]
+        expected = {"nodes": metadata["crc32"]["nodes"], "edges": metadata["crc32"]["edges"]}
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise GraphError(
             f"{manifest} is not a manifest of tables ({error}); write the tables again, or remove it"
