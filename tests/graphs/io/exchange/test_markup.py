@@ -474,7 +474,7 @@ def test_nodes_without_an_id_are_refused(form: str, path: Path, node: str) -> No
 def test_defaults_of_nodes_and_edges_alike_are_refused(path: Path, kind: str) -> None:
     key = f'<key id="w"{kind} attr.name="weight" attr.type="double"><default>2</default></key>'
     path.write_bytes(by_hand("graphml", NODES, EDGES, key))
-    with pytest.raises(GraphError, match="for nodes and edges alike has a default value"):
+    with pytest.raises(GraphError, match="for both nodes and edges has a default value"):
         read_graphml(path)
 
 
