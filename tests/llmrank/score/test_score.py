@@ -487,7 +487,7 @@ def test_a_layer_whose_nodes_have_one_of_both_ranks_alone_is_uniform_and_said_so
     assert result.scores[1].tolist() == [0.5, 0.5]
     # Nothing arrives at the end, nor, the other way, at the start.
     assert [entry.layer for entry in result.degenerate] == [2, 0, 1]
-    assert "no node has both scores" in result.degenerate[-1].reason
+    assert "no node has a positive score in both ranks" in result.degenerate[-1].reason
 
 
 def test_layers_without_mass_are_named_as_the_graph_counts_them() -> None:
@@ -504,7 +504,7 @@ def test_what_neurons_explain_must_have_been_collected() -> None:
         for scorer in (ExplainedScorer(), WeightedPageRankScorer(explained=0.1), ForwardBackwardScorer(explained=1)):
             assert scorer.needs_explained
             with pytest.raises(
-                OptionError, match=f"{type(scorer).__name__} needs statistics of all 3 layers that say what"
+                OptionError, match=f"{type(scorer).__name__} needs statistics of all 3 layers that say what share"
             ):
                 scorer.rank(small_graph(), layers)
     assert not WeightedPageRankScorer().needs_explained
