@@ -44,7 +44,8 @@ def test_what_goes_is_what_a_compact_model_saves(family: Family) -> None:
     costs, masks = ModelCosts(model, ffns), masks_of(model)
     before, flops = weights(model), counted(model, ids)
     assert (costs.whole("parameters"), costs.whole("bytes")) == before
-    assert costs.whole("ffn-parameters") == sum(ffn.n_parameters for ffn in ffns)
+    maps = nn.ModuleList({id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}.values())
+    assert costs.whole("ffn-parameters") == weights(maps)[0]
     one_by_one = sum(
         ((len(masks[name]) - int(masks[name].sum())) * neuron_cost(layer).parameters)
         for name, layer in prunable_layers(ffns).items()

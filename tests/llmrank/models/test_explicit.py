@@ -191,7 +191,7 @@ def changed(**entries: Any) -> dict[str, Any]:
         (changed(path_to_modules=(("mlp",),)), "model.layers.0.mlp is a LlamaMLP; expected a Linear"),
         (
             changed(path_to_modules=(("mlp", "up_proj"), ("mlp", "gate_proj"))),
-            "model.layers.0.mlp.up_proj gives 40 outputs but model.layers.0.mlp.gate_proj reads 16",
+            "model.layers.0.mlp.up_proj returns 40 outputs but model.layers.0.mlp.gate_proj reads 16",
         ),
     ],
 )
