@@ -138,11 +138,13 @@ def load_pretrained(
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
     source = os.fspath(source)
     _check_source(source)
-    name, options = source, {"trust_remote_code": trust_remote_code}
+    name = source
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     is_gguf = source.endswith(".gguf")
     if is_gguf:
         path = Path(source)
-        name, options = str(path.parent), {**options, "gguf_file": path.name}
+        name = str(path.parent)
+        options["gguf_file"] = path.name
         if torch_dtype == "auto":
             torch_dtype = torch.float32
     try:

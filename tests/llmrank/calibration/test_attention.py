@@ -111,7 +111,7 @@ def test_refusals_say_what_was_not_found() -> None:
     with pytest.raises(StructureError, match="lies in no repeating stack"):
         attention_of(mlp(4, 6, 4))
     stacked = nn.ModuleDict({"layers": nn.ModuleList([mlp(4, 6, 4)])})
-    with pytest.raises(UnsupportedModelError, match="ModuleDict is no transformers model that reads token ids"):
+    with pytest.raises(UnsupportedModelError, match="ModuleDict is not a transformers model that reads token ids"):
         attention_of(stacked)
 
 

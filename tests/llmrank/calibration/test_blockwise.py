@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.calibration.blockwise import BlockStream, PassStream, Recording, Stream, open_stream, recording
+from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream
 from llmrank.calibration.forward import TokenMasks, first_output
+from llmrank.calibration.recording import Recording, recording
 from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.models import FAMILIES, Family, find_ffns
@@ -243,9 +244,9 @@ def check_against_passes(model: nn.Module, *, follow: bool) -> None:
 def test_a_record_that_is_kept_serves_another_stream(follow: bool) -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     record = recorded(model, sequences)
-    first = [states.clone() for states in record.first]
+    first = [states.clone() for states in record.first_states]
     found = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
-    assert all(torch.equal(one, other) for one, other in zip(record.first, first, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(record.first_states, first, strict=True))
     again = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
@@ -361,10 +362,10 @@ def test_a_record_that_is_not_kept_gives_its_states_away() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     record = recorded(model, sequences)
     open_stream(model, find_ffns(model), sequences, 2, record)
-    assert len(record.first) == 3
+    assert len(record.first_states) == 3
     record.kept = False
     open_stream(model, find_ffns(model), sequences, 2, record)
-    assert record.first == []
+    assert record.first_states == []
 
 
 def test_a_map_is_not_fed_twice() -> None:
@@ -379,13 +380,13 @@ def test_a_map_is_not_fed_twice() -> None:
 def test_records_of_blocks_out_of_order_are_broken() -> None:
     record = Recording([nn.Identity(), nn.Identity()])
     hidden: Any = torch.ones(1, 2)
-    record.before(1, (hidden,), {})
+    record.record_call(1, (hidden,), {})
     assert not record.unbroken
-    assert record.first == []
+    assert record.first_states == []
 
 
 def test_masks_become_those_of_the_next_batch() -> None:
     masks, mask = TokenMasks(), torch.tensor([[True, False]])
-    masks.take(TokenMasks(mask))
+    masks.replace(TokenMasks(mask))
     assert masks.input is mask
     assert masks.decoder is None

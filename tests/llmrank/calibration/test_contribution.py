@@ -17,8 +17,8 @@ NUMBERS = st.floats(-10, 10).map(lambda value: round(value, 2))
 def explained(weight: torch.Tensor, *batches: torch.Tensor, bias: torch.Tensor | None = None) -> ExplainedSums:
     sums = ExplainedSums(weight, bias)
     for x in batches:
-        sums.read(x)
-        sums.written(x @ weight.T + (0.0 if bias is None else bias))
+        sums.add_input(x)
+        sums.add_output(x @ weight.T + (0.0 if bias is None else bias))
     return sums
 
 
@@ -67,9 +67,9 @@ def test_half_precision_is_added_up_in_full() -> None:
 
 
 def test_an_output_without_an_input_is_a_fault() -> None:
-    with pytest.raises(RuntimeError, match="before it was given anything"):
-        ExplainedSums(torch.ones(1, 1), None).written(torch.ones(1, 1))
+    with pytest.raises(RuntimeError, match="came without its input"):
+        ExplainedSums(torch.ones(1, 1), None).add_output(torch.ones(1, 1))
     # Each input is for one output.
     sums = explained(torch.ones(1, 1), torch.ones(1, 1))
-    with pytest.raises(RuntimeError, match="before it was given anything"):
-        sums.written(torch.ones(1, 1))
+    with pytest.raises(RuntimeError, match="came without its input"):
+        sums.add_output(torch.ones(1, 1))

@@ -116,7 +116,7 @@ def test_what_begins_a_text_may_be_what_ends_one() -> None:
     assert ids[:, 0].tolist() == [2, 2]
     assert not set(ids[:, 1:].flatten().tolist()) & {2, 3}
     model.config.eos_token_id = model.generation_config.eos_token_id = None
-    with pytest.raises(UnsupportedModelError, match="knows no token of its vocabulary to begin a text with"):
+    with pytest.raises(UnsupportedModelError, match="has no token in its vocabulary to begin a text with"):
         generated_text(model, None, 2, 8)
     assert not writes_text(model)
 
@@ -131,7 +131,7 @@ def test_a_token_that_the_model_does_not_have_begins_no_text() -> None:
     for source in (model.config, model.generation_config):
         source.eos_token_id = 50256
     assert not writes_text(model)
-    with pytest.raises(UnsupportedModelError, match="knows no token of its vocabulary"):
+    with pytest.raises(UnsupportedModelError, match="has no token in its vocabulary"):
         generated_text(model, None, 2, 8)
 
 
@@ -163,7 +163,7 @@ def test_memory_that_does_not_suffice_is_not_the_models_fault(monkeypatch: Any, 
     [
         (lambda: family_model(named_family("BERT")), "no text of its own"),
         (lambda: mlp(4, 6, 2), "no text of its own"),
-        (tiny_t5, "writes no text by itself"),
+        (tiny_t5, "cannot write text without a prompt"),
     ],
 )
 def test_models_that_write_nothing_are_refused(make: Any, message: str) -> None:

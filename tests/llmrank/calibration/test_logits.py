@@ -43,7 +43,7 @@ def whole_of(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llmrank.calibration.logits, "PLACES", 14)
+    monkeypatch.setattr(llmrank.calibration.logits, "POSITIONS_AT_ONCE", 14)
 
 
 @pytest.mark.parametrize("family", DECODERS, ids=lambda family: family.name)
@@ -170,7 +170,7 @@ def test_half_precision_goes_by_the_head_too(dtype: torch.dtype) -> None:
 def test_the_place_of_a_band_does_not_change_a_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = tiny_llama(), []
     for places in (1, 14, 4096):
-        monkeypatch.setattr(llmrank.calibration.logits, "PLACES", places)
+        monkeypatch.setattr(llmrank.calibration.logits, "POSITIONS_AT_ONCE", places)
         found.append(perplexity(model, padded_sequences(), 2))
     assert {one.tokens for one in found} == {44}
     assert found[0].value == pytest.approx(found[2].value, rel=1e-6)

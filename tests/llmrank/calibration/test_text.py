@@ -76,7 +76,7 @@ def test_directories_and_files_that_may_not_be_read_are_called_so(
 
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(
-        CalibrationError, match=r"cannot read .*Permission denied\); pass a calibration text that you may"
+        CalibrationError, match=r"cannot read .*Permission denied\); pass a calibration text in UTF-8 that you can"
     ):
         read_text(path)
 
@@ -211,7 +211,7 @@ def test_too_little_text_is_refused() -> None:
     assert len(tokenise(text(10), tokenizer(), 4, 12)) == 1
     with pytest.raises(CalibrationError, match="leaves no room beside the special tokens"):
         tokenise(text(9), tokenizer(), 4, 2)
-    with pytest.raises(CalibrationError, match="less than 2 tokens"):
+    with pytest.raises(CalibrationError, match="fewer than 2 tokens"):
         tokenise(["w4", "w5"], tokenizer(special=False), 4, 8)
 
 

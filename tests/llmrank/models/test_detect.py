@@ -372,7 +372,7 @@ def test_a_model_that_wants_more_than_ids_is_told_so() -> None:
 
     model = Picky(tiny_llama().config)
     model.model = Body(model.config)
-    with pytest.raises(CalibrationError, match=r"Picky does not run on what calibration passes it, input_ids, .*boxes"):
+    with pytest.raises(CalibrationError, match=r"Picky does not run on the inputs of calibration, input_ids, .*boxes"):
         IsolatedFFNPipeline(model, None, calibration=token_ids(2, 8)).run()
 
 
