@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from graphs import LayeredGraph, RankResult
-from llmrank.calibration.blockwise import Recording, recording
 from llmrank.calibration.forward import Progress, fitting_length, input_device, progress_step, run_sequences
 from llmrank.calibration.generation import GENERATED, generated_text
+from llmrank.calibration.recording import Recording, recording
 from llmrank.calibration.statistics import FFNStatistics, collect
 from llmrank.calibration.text import TokenSequences, n_held_out, overlap, tokenise, tokenise_and_hold_out
 from llmrank.errors import OptionError

@@ -16,9 +16,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.calibration.blockwise import Recording, open_stream
+from llmrank.calibration.blockwise import open_stream
 from llmrank.calibration.forward import Progress, evaluation_mode, first_output, model_inputs, progress_step, run_body
 from llmrank.calibration.logits import Prediction, Predictor, has_perplexity
+from llmrank.calibration.recording import Recording
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import compare_predictions

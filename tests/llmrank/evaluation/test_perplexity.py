@@ -116,7 +116,7 @@ def test_size_by_hand() -> None:
     model = tiny_llama(tie_word_embeddings=True)
     found = size(model, find_ffns(model))
     attention = 16 * 16 + 2 * 16 * 8 + 16 * 16
-    assert found.ffn_parameters == 2 * 3 * 16 * 40 == sum(ffn.n_parameters for ffn in find_ffns(model))
+    assert found.ffn_parameters == 2 * 3 * 16 * 40
     assert found.parameters == 64 * 16 + 2 * (attention + 3 * 16 * 40 + 2 * 16) + 16
     assert (found.bytes, found.ffn_bytes) == (4 * found.parameters, 4 * found.ffn_parameters)
     half = size(model.to(torch.bfloat16), find_ffns(model))

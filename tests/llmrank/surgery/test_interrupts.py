@@ -14,7 +14,8 @@ import torch
 from torch.nn.utils import prune as torch_prune
 
 import llmrank
-from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream, recording
+from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream
+from llmrank.calibration.recording import recording
 from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import llmrank
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks
-from llmrank.calibration.blockwise import open_stream, recording
+from llmrank.calibration.blockwise import open_stream
+from llmrank.calibration.recording import recording
 from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionError
