@@ -204,7 +204,7 @@ def test_a_demo_says_where_the_pruned_model_is_wrong(
     said = iter([" Rome. It", pruned])
     monkeypatch.setattr(demo, "complete", lambda *_: next(said))
     assert run("demo", "--model", checkpoint, "--output", tmp_path / "demo", *SHORT) == 0
-    assert ("completes the sentence otherwise" in " ".join(capsys.readouterr().out.split())) is warns
+    assert ("completes the sentence with another word" in " ".join(capsys.readouterr().out.split())) is warns
 
 
 def test_a_demo_saves_before_it_prints(checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:
