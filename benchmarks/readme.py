@@ -119,7 +119,9 @@ def gains(quality_results: dict[str, Any], compact: dict[str, Any], speed: dict[
         own, peer = (_row(rows, key, CHOSEN_AT) for key in (ours, other))
         if own and peer:
             lines.append(f"| perplexity, {label} | {_cell(own, 'test')} | {_cell(peer, 'test')} ({name}) |")
-            lines.append(f"| KL divergence from the dense model, {label} | {_divergence(own)} | {_divergence(peer)} ({name}) |")
+            lines.append(
+                f"| KL divergence from the dense model, {label} | {_divergence(own)} | {_divergence(peer)} ({name}) |"
+            )
     ffn = next(row for row in compact["cases"][0]["rows"] if FASTER.items() <= row.items())
     low, high = ffn["quartiles"]
     lines.append(

@@ -11,8 +11,8 @@ import inspect
 import pkgutil
 import re
 import sys
-from pathlib import Path
 from collections.abc import Mapping
+from pathlib import Path
 from types import GenericAlias, ModuleType
 from typing import Any
 
@@ -29,7 +29,10 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc", "myst_nb"
 exclude_patterns = ["_build"]
 # Every reference to a name of our own must be found. There is no inventory of other projects, because the build needs no network.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!(graphs|llmrank)\.).*"), ("py:.*", r".*\.[A-Z]")]  # the latter are type variables
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!(graphs|llmrank)\.).*"),
+    ("py:.*", r".*\.[A-Z]"),
+]  # the latter are type variables
 
 html_theme = "pydata_sphinx_theme"
 html_title = "llmrank"
@@ -42,7 +45,7 @@ html_theme_options = {
 }
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
-copyright = "The llmrank developers, Apache-2.0"  # noqa: A001 (the name that Sphinx reads)
+copyright = "The llmrank developers, Apache-2.0"
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -68,6 +71,12 @@ def write_api_pages(*_: Any) -> None:
     pages = {f"{name}.rst": module_page(importlib.import_module(name), names) for name in names}
     pages["index.rst"] = index_page()
     write_pages(API, pages)
+
+
+def copy_notebooks(*_: Any) -> None:
+    """Copy the notebooks beside the pages, because Sphinx reads no file outside its folder."""
+    notebooks = {path.name: path.read_text(encoding="utf-8") for path in (DOCS.parent / "notebooks").glob("*.ipynb")}
+    write_pages(DOCS / "notebooks", notebooks)
 
 
 def write_measured_pages(*_: Any) -> None:
@@ -145,7 +154,11 @@ def find_where_defined(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     if node.get("refdomain") != "py" or target.split(".")[0] not in PACKAGES:
         return None
     holder, _, last = target.rpartition(".")
-    for prefix, rest in ((target, ""), (holder, last), (holder.rpartition(".")[0], f"{holder.rpartition('.')[2]}.{last}")):
+    for prefix, rest in (
+        (target, ""),
+        (holder, last),
+        (holder.rpartition(".")[0], f"{holder.rpartition('.')[2]}.{last}"),
+    ):
         value = load(prefix)
         home, qualified = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
         if home and qualified:
@@ -183,5 +196,6 @@ def setup(app: Any) -> None:
     """Connect the steps above to Sphinx."""
     app.connect("builder-inited", write_api_pages)
     app.connect("builder-inited", write_measured_pages)
+    app.connect("builder-inited", copy_notebooks)
     app.connect("autodoc-process-docstring", escape_bars)
     app.connect("missing-reference", find_where_defined)
