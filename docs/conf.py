@@ -16,6 +16,11 @@ from pathlib import Path
 from types import GenericAlias, ModuleType
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+
 DOCS = Path(__file__).parent
 API = DOCS / "api"
 MEASURED = DOCS / "results" / "measured"
@@ -34,21 +39,25 @@ nitpick_ignore_regex = [
     ("py:.*", r".*\.[A-Z]"),
 ]  # the latter are type variables
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "llmrank"
 html_theme_options = {
-    "show_prev_next": True,
+    "header_links_before_dropdown": 8,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
     "navigation_with_keys": False,
 }
+# Pages without pages below them have nothing to list at the side.
+html_sidebars = {name: [] for name in ("index", "inspect", "pagerank", "glossary")}
 html_static_path = ["_static"]
-html_css_files = ["wide.css"]
+html_css_files = ["style.css"]
 copyright = "The llmrank developers, Apache-2.0"
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+myst_update_mathjax = False
 nb_execution_mode = "off"  # a step of .ci/run executes the notebooks; here their stored outputs are shown
 
 autodoc_typehints_format = "short"
@@ -165,9 +174,23 @@ def find_where_defined(app: Any, env: Any, node: Any, contnode: Any) -> Any:
             full = f"{home}.{qualified}" + (f".{rest}" if rest else "")
             if full == target:
                 continue
-            domain = env.get_domain("py")
-            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, contnode)
-    return None
+            found = env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, contnode)
+            if found is not None:
+                return found
+    # A name that exists but is not public is shown without a link.
+    return None if load(target) is None else contnode
+
+
+def math_as_text(translator: Any, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers draw by themselves: no script is fetched from anywhere."""
+    block = isinstance(node, nodes.math_block)
+    try:
+        formula = tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        logging.getLogger(__name__).warning("formula %r: %s", node.astext(), error, location=node)
+        raise nodes.SkipNode from error
+    translator.body.append(f'<div class="formula">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
 
 
 def escape_bars(_app: Any, _what: str, _name: str, _value: Any, _options: Any, lines: list[str]) -> None:
@@ -194,6 +217,7 @@ def load(dotted: str) -> Any:
 
 def setup(app: Any) -> None:
     """Connect the steps above to Sphinx."""
+    app.add_html_math_renderer("mathml", (math_as_text, None), (math_as_text, None))
     app.connect("builder-inited", write_api_pages)
     app.connect("builder-inited", write_measured_pages)
     app.connect("builder-inited", copy_notebooks)
