@@ -14,7 +14,7 @@ from graphs.structures import gallery
 from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import builtin_texts, tokenise
 from llmrank.models import find_ffns
-from llmrank.models.loading import demo_model
+from llmrank.models.demo_models import demo_model
 from llmrank.score.model_graph import build_graphs
 from llmrank.surgery import checkpoint
 

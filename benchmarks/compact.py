@@ -33,7 +33,7 @@ from benchmarks.provenance import provenance, write
 from benchmarks.variants import Variant, model_multiply_adds, multiply_adds, variants
 from llmrank.calibration.text import builtin_texts, tokenise
 from llmrank.models import FFN
-from llmrank.models.loading import demo_model
+from llmrank.models.demo_models import demo_model
 from llmrank.surgery import checkpoint
 
 RESULTS = Path(__file__).parent / "results"

@@ -22,7 +22,7 @@ from benchmarks.quality import EARLIER, RESULTS, Setting, Study, is_earlier, pro
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank.calibration.generation import AT_ONCE, PIECE, generated_text
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise, tokenise_and_hold_out
-from llmrank.models.loading import demo_model
+from llmrank.models.demo_models import demo_model
 from llmrank.surgery import checkpoint
 from llmrank.surgery.checkpoint import LoadedModel
 

@@ -28,12 +28,12 @@ from scipy.stats import spearmanr
 from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
-from llmrank.calibration.blockwise import recording
 from llmrank.calibration.forward import evaluation_mode, model_inputs
+from llmrank.calibration.recording import recording
 from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
 from llmrank.models import find_ffns
-from llmrank.models.loading import demo_encoder
+from llmrank.models.demo_models import demo_encoder
 from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.validation import repair_where_it_helps

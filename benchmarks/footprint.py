@@ -35,8 +35,8 @@ from llmrank.calibration.generation import generated_text
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
+from llmrank.models.demo_models import demo_model
 from llmrank.models.ffn import in_features, out_features
-from llmrank.models.loading import demo_model
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.score.model_graph import build_graphs
 from llmrank.surgery import checkpoint

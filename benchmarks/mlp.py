@@ -29,7 +29,7 @@ from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, mis
 from benchmarks.provenance import provenance, write
 from graphs import LayeredGraph, RankResult
 from llmrank import IsolatedFFNPipeline, Masks
-from llmrank.calibration.blockwise import recording
+from llmrank.calibration.recording import recording
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.pipeline.registry import make_pruner, make_repair, make_scorer
 from llmrank.score import BaseScorer

@@ -9,7 +9,7 @@ import llmrank
 from llmrank import ChainedFFNPipeline
 from llmrank.inspection.figures import DPI, concentration, layer_view, what_went_where
 from llmrank.inspection.inspection import inspect_model
-from llmrank.models.loading import demo_model
+from llmrank.models.demo_models import demo_model
 from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.registry import SCORERS
 from llmrank.prune import GlobalPruner

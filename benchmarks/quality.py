@@ -25,14 +25,15 @@ from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
 from llmrank.calibration.attention import find_attentions
-from llmrank.calibration.blockwise import Recording, recording
 from llmrank.calibration.forward import run_sequences
+from llmrank.calibration.recording import Recording, recording
 from llmrank.calibration.statistics import FFNStatistics, collect
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.last_word import cut_passages
 from llmrank.evaluation.perplexity import perplexity, size
 from llmrank.models import explicit_ffns, find_ffns
-from llmrank.models.loading import LoadedModel, demo_model
+from llmrank.models.demo_models import demo_model
+from llmrank.models.loading import LoadedModel
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.prune.selection import Reselection

@@ -21,14 +21,15 @@ import torch
 from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
-from llmrank.calibration.blockwise import Recording, open_stream, recording
+from llmrank.calibration.blockwise import open_stream
 from llmrank.calibration.forward import run_sequences
+from llmrank.calibration.recording import Recording, recording
 from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.models import find_ffns
-from llmrank.models.loading import demo_model
+from llmrank.models.demo_models import demo_model
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_scorer
 from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.surgery import checkpoint

@@ -20,7 +20,7 @@ from benchmarks.quality import RESULTS
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.perplexity import perplexity
-from llmrank.models.loading import demo_model
+from llmrank.models.demo_models import demo_model
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair
 from llmrank.prune.schedule import Schedule
 from llmrank.surgery import checkpoint

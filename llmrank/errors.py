@@ -1,4 +1,4 @@
-"""The errors of the model side. Every message says what was expected, what came, and what to do."""
+"""The errors that llmrank raises. Every message says what was expected, what came, and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LLMRankError(ValueError):
 
 
 class OptionError(LLMRankError):
-    """An option or parameter is out of range, or names something unknown."""
+    """An option or parameter is out of range, or has an unknown name."""
 
 
 class ModelSourceError(LLMRankError):
@@ -28,7 +28,7 @@ class ModelSourceError(LLMRankError):
 
 
 class UnsupportedModelError(LLMRankError):
-    """A model has no FFN that can be pruned here: unknown geometry, mixture of experts, quantised weights."""
+    """A model has no FFN that can be pruned: its geometry is unknown, it has experts, or its weights are quantised."""
 
 
 class StructureError(LLMRankError):
@@ -36,7 +36,7 @@ class StructureError(LLMRankError):
 
 
 class CalibrationError(LLMRankError):
-    """Calibration or evaluation data are empty, too short, or gave non-finite activations."""
+    """Calibration or evaluation text is empty or too short, or gave non-finite activations."""
 
 
 class MaskError(LLMRankError):
@@ -48,7 +48,7 @@ class CheckpointError(LLMRankError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, says that memory did not suffice: Python's, a device's, or torch's on the CPU.
+    """Whether an error, or its cause, reports that memory ran out: Python's, a device's, or torch's on the CPU.
 
     >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     (True, True)

@@ -35,7 +35,6 @@ HEAVY = {
     "networkx": {"graphs.structures", "graphs.ranking", "graphs.io"},
     "numba": {"graphs.linalg"},
     "matplotlib": {"graphs.draw", "llmrank.inspection", "llmrank.cli"},
-    "plotly": {"llmrank.inspection"},
 }
 # Of these, what graphs and llmrank import only when it is asked for.
 LAZY = {"graphs": {"torch", "networkx", "matplotlib"}, "llmrank": {"datasets", "lm_eval"}}

@@ -1,3 +1,3 @@
-"""What a graph and its rank say: concentration, flow, paths, and summaries of layers and nodes."""
+"""Analysis of a graph and its rank: concentration, flow, paths, and summaries of layers and nodes."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""Flow: how score passes from layer to layer, and between the nodes of high and low score of two.
+"""Flow: how much score passes from layer to layer, between nodes of high and low score.
 
-A weighted rank passes ``P_ij r_j`` along an edge from j to i, P dividing by the out-strength; a modified one ``W_ij r_j``,
-times the target's activation. Of other scores the flow is that of a weighted rank.
+A weighted PageRank passes ``P_ij r_j`` along an edge from j to i, where P divides by out-strengths. A modified PageRank
+passes ``W_ij r_j``, times the target's activation. Any other rank is treated like a weighted PageRank.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graphs.analysis.measures import bucket_ends, score_buckets
-from graphs.analysis.strengths import default_backend, not_finite, out_strength
+from graphs.analysis.buckets import bucket_ends, score_buckets
+from graphs.analysis.strengths import default_backend, not_finite_error, out_strength
 from graphs.checks import check_share
-from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.transition import Transition
 from graphs.ranking.scores import finite_scores
@@ -21,7 +20,7 @@ from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["damping_of", "departing_scores", "flow", "is_modified", "layer_flows", "share_through_graph", "theta_of"]
+__all__ = ["damping_of", "departing_scores", "flow", "is_modified", "share_through_graph", "theta_of"]
 
 
 def flow(
@@ -32,40 +31,40 @@ def flow(
     *,
     theta: float | None = None,
 ) -> FloatArray:
-    """How score flows across a block, from the nodes of high and low score to those of high and low score.
+    """Compute how much score flows across a block, from buckets of source nodes to buckets of target nodes.
 
-    ``F[t, s] = sum of P_ij r_j over the targets i of bucket t and the sources j of bucket s``, r being the score of
-    layer - 1. For a modified PageRank, whose step does not divide by out-strengths, ``a_i W_ij r_j`` takes the place of
-    ``P_ij r_j``, over its sum (``zero_lowest`` is heeded).
+    ``F[t, s] = sum of P_ij r_j over the targets i of bucket t and the sources j of bucket s``, where r is the score of
+    layer - 1. For a modified PageRank, whose step does not divide by out-strengths, it is ``a_i W_ij r_j`` divided by the
+    sum over all edges, with the sources' lowest scores at zero as `zero_lowest` says.
 
     Parameters
     ----------
     graph : LayeredGraph
     rank : RankResult
-        One score a node of this graph.
+        The rank of this graph, with one score a node.
     layer : int
-        The block into this layer, 1..L.
+        The layer that the block leads into, 1..L.
     buckets : int or sequence of float
-        As for :func:`graphs.analysis.measures.score_buckets`.
+        As for :func:`graphs.analysis.buckets.score_buckets`.
     theta : float, optional
-        Share of the edge weights against the bare edges in P; by default that of the rank, or 1. Without effect on a
+        Share of the edge weights against the bare edges in P; by default that of the rank, or 1. It has no effect on a
         modified PageRank.
 
     Returns
     -------
     (buckets, buckets) float64 array
-        Row = target bucket, column = source bucket; bucket 0 holds the highest scores. A column sums to the mass of
-        its sources less that of those that dangle; for a modified PageRank a row sums to the mass of its targets.
+        Row = target bucket, column = source bucket; bucket 0 holds the highest scores. A column sums to the score of its
+        sources, without dangling sources; for a modified PageRank a row sums to the score of its targets.
 
     Raises
     ------
     GraphError
-        No such block, a rank of another graph or of several vectors, buckets as for
-        :func:`graphs.analysis.measures.score_buckets`, theta out of range, NaN or Inf in the weights.
+        No such layer, a rank of another graph or of several vectors, invalid buckets (see
+        :func:`graphs.analysis.buckets.score_buckets`), theta out of range, or NaN or Inf in the weights.
 
     Notes
     -----
-    Cost: two reads of the block, one of them a product with as many columns as there are buckets; for theta < 1 a
+    Cost: two reads of the block, one of them a product with as many columns as there are buckets; for theta < 1 one
     product a bucket. Memory: O(nodes of the two layers * buckets).
 
     Examples
@@ -78,88 +77,39 @@ def flow(
     """
     scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer, first=1)
-    bucket_ends(buckets)
-    return _flow(graph, rank, scores, layer, buckets, theta_of(rank, theta), default_backend(graph))
-
-
-def layer_flows(
-    graph: LayeredGraph, rank: RankResult, buckets: int | Sequence[float] = 10, *, theta: float | None = None
-) -> tuple[FloatArray, ...]:
-    """The :func:`flow` across every block.
-
-    Parameters
-    ----------
-    graph, rank, buckets, theta
-        As for :func:`flow`.
-
-    Returns
-    -------
-    tuple of L (buckets, buckets) float64 arrays
-
-    Raises
-    ------
-    GraphError
-        As for :func:`flow`.
-
-    Notes
-    -----
-    Cost: that of :func:`flow` for every block.
-
-    Examples
-    --------
-    >>> from graphs import weighted_pagerank
-    >>> graph = LayeredGraph.from_weights([[[1.0], [1.0]], [[1.0, 1.0]]], [1], [[1, 1], [1]])
-    >>> [part.tolist() for part in layer_flows(graph, weighted_pagerank(graph), buckets=1)]
-    [[[1.0]], [[1.0]]]
-    """
-    scores = finite_scores(graph, rank)
-    bucket_ends(buckets)
-    engine, share = default_backend(graph), theta_of(rank, theta)
-    return tuple(_flow(graph, rank, scores, layer, buckets, share, engine) for layer in range(1, len(graph.layers)))
-
-
-def _flow(
-    graph: LayeredGraph,
-    rank: RankResult,
-    scores: Sequence[FloatArray],
-    layer: int,
-    buckets: int | Sequence[float],
-    theta: float,
-    engine: Backend,
-) -> FloatArray:
+    count, theta, backend = len(bucket_ends(buckets)), theta_of(rank, theta), default_backend(graph)
     sources, targets = (score_buckets(scores[k], buckets) for k in (layer - 1, layer))
-    count = len(bucket_ends(buckets))
     masses = departing_scores(rank, scores[layer - 1])
     columns = np.zeros((len(masses), count))
     columns[np.arange(len(masses)), sources] = masses
-    operator = engine.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else count)
-    to_numpy, vector = engine.arithmetic.to_numpy, engine.arithmetic.vector
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+    operator = backend.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else count)
+    to_numpy, vector = backend.arithmetic.to_numpy, backend.arithmetic.vector
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite raise an error below
         if is_modified(rank):
             activation = graph.activations[layer]
             highest = activation.max()
-            own = activation / highest if highest > 0 else np.ones_like(activation)
-            arrived = to_numpy(operator.matvec(vector(columns))) * own[:, None]
+            relative = activation / highest if highest > 0 else np.ones_like(activation)
+            arrived = to_numpy(operator.matvec(vector(columns))) * relative[:, None]
             total = float(arrived.sum())
-            if not np.isfinite(total):  # what is divided by infinity would pass for zero
-                raise not_finite(layer)
+            if not np.isfinite(total):  # a division by infinity would give zeros
+                raise not_finite_error(layer)
             arrived /= total or 1.0
         elif theta == 1.0:
-            strength = out_strength(engine, operator, layer)[:, None]
+            strength = out_strength(backend, operator, layer)[:, None]
             shares = np.divide(columns, strength, out=np.zeros_like(columns), where=strength > 0)
             arrived = to_numpy(operator.matvec(vector(shares)))
         else:
-            transition = Transition(operator, theta, engine.arithmetic)
+            transition = Transition(operator, theta, backend.arithmetic)
             arrived = np.stack([to_numpy(transition.apply(operator, vector(part))) for part in columns.T], axis=1)
-    found = np.zeros((count, count))
-    np.add.at(found, targets, arrived)
-    if not np.isfinite(found).all():
-        raise not_finite(layer)
-    return found
+    flows = np.zeros((count, count))
+    np.add.at(flows, targets, arrived)
+    if not np.isfinite(flows).all():
+        raise not_finite_error(layer)
+    return flows
 
 
 def is_modified(rank: RankResult) -> bool:
-    """Whether score passes an edge as ``W_ij r_j``, not as ``P_ij r_j``.
+    """Tell whether a rank passes ``W_ij r_j`` along an edge (modified PageRank) instead of ``P_ij r_j``.
 
     Parameters
     ----------
@@ -180,7 +130,7 @@ def is_modified(rank: RankResult) -> bool:
 
 
 def damping_of(rank: RankResult) -> float | None:
-    """Gamma of a weighted PageRank of layers; other scores have no part that came through the graph.
+    """Return gamma if the rank is a weighted PageRank of layers; only its scores have a part that came through the graph.
 
     Parameters
     ----------
@@ -189,7 +139,7 @@ def damping_of(rank: RankResult) -> float | None:
     Returns
     -------
     float or None
-        None for other scores, and for a rank that does not say.
+        None for another method, or if the rank does not say.
 
     Examples
     --------
@@ -203,7 +153,7 @@ def damping_of(rank: RankResult) -> float | None:
 
 
 def theta_of(rank: RankResult, theta: float | None) -> float:
-    """The theta asked for, else that of the rank, else 1.
+    """Return the given theta, or else that of the rank, or else 1.
 
     Parameters
     ----------
@@ -232,13 +182,13 @@ def theta_of(rank: RankResult, theta: float | None) -> float:
 
 
 def departing_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
-    """What the sources of a block pass on: their scores, the lowest zeroed where the modified rank did so.
+    """Return the scores that sources pass on: a modified PageRank may have zeroed the lowest ones.
 
     Parameters
     ----------
     rank : RankResult
     scores : (n,) float64 array
-        Of the sources.
+        Scores of the sources.
 
     Returns
     -------
@@ -256,25 +206,25 @@ def departing_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
     count = int(rank.parameters.get("zero_lowest", 0.0) * len(scores)) if is_modified(rank) else 0
     if not count:
         return scores
-    found: FloatArray = scores.copy()
-    found[np.argsort(scores, kind="stable")[:count]] = 0.0
-    return found
+    passed: FloatArray = scores.copy()
+    passed[np.argsort(scores, kind="stable")[:count]] = 0.0
+    return passed
 
 
 def share_through_graph(gamma: float, passed: float, own: float) -> float:
-    """The part of a score that came through the graph: ``gamma passed / (gamma passed + (1 - gamma) own)``.
+    """Compute the share of a score that came through the graph: ``gamma passed / (gamma passed + (1 - gamma) own)``.
 
     Parameters
     ----------
     gamma : float
         Damping, 0..1.
     passed, own : float
-        What arrives along the edges, and the share of the teleport, at a node or in a layer; non-negative.
+        Score that arrives along edges, and share of the teleport, of one node or one layer; non-negative.
 
     Returns
     -------
     float
-        In [0, 1]; 0 where nothing came from either.
+        In [0, 1]; 0 where both are zero.
 
     Examples
     --------

@@ -1,29 +1,59 @@
-"""Summaries: what there is to say of every layer of a ranked graph, as values and as a table."""
+"""Summaries of the layers of a ranked graph."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from graphs.analysis.flow import damping_of, share_through_graph
-from graphs.analysis.measures import Spread, as_masses, effective_number, gini, positions, top_share
+from graphs.analysis.measures import as_masses, effective_number, gini, positions, top_share
 from graphs.analysis.strengths import default_backend, in_strength, out_strength
 from graphs.linalg.blocks import FloatArray
+from graphs.linalg.validation import as_vector
 from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["LayerSummary", "summarise_layers", "to_columns"]
+__all__ = ["LayerSummary", "Spread", "summarise_layers"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Five-number summary and mean of a layer's values; quartiles are interpolated linearly."""
+
+    minimum: float
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+    maximum: float
+    mean: float
+
+    @classmethod
+    def of(cls, values: Any) -> Spread:
+        """Compute the spread of (n,) finite numbers.
+
+        Raises
+        ------
+        GraphError
+            Not one-dimensional, empty or not finite.
+
+        Examples
+        --------
+        >>> Spread.of([1, 2, 3, 10]).median
+        2.5
+        """
+        array = as_vector(values, "values")
+        lowest, lower, median, upper, highest = np.quantile(array, [0.0, 0.25, 0.5, 0.75, 1.0]).tolist()
+        return cls(lowest, lower, median, upper, highest, float(array.mean()))
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """What there is to say about one layer of a ranked graph.
+    """Summary of one layer of a ranked graph.
 
     Attributes
     ----------
@@ -32,29 +62,29 @@ class LayerSummary:
     name : str
     nodes : int
     edges_in : int
-        Edges from the layer before; 0 for layer 0.
+        Number of edges from the layer before; 0 for layer 0.
     density : float, optional
-        `edges_in` over the number there could be; None for layer 0, which has no block of edges into it.
+        `edges_in` divided by the number of pairs of nodes; None for layer 0, which has no block of edges into it.
     in_strength, out_strength : Spread, optional
-        Sums of the weights of a node's in-edges and out-edges; None for layer 0, and for the last layer.
+        Sums of the weights of each node's in-edges and out-edges; None for layer 0 (in) and for the last layer (out).
     activation : Spread
     dead : int
-        Nodes of activation 0.
+        Number of nodes with activation 0.
     unreached : int, optional
-        Nodes without an edge in; None for layer 0.
+        Number of nodes without an in-edge; None for layer 0.
     dangling : int, optional
-        Nodes without an edge out, whose mass is lost; None for the last layer.
+        Number of nodes without an out-edge, whose scores the next layer does not get; None for the last layer.
     gini, effective, top_share : float
         Concentration of the scores: :func:`graphs.analysis.measures.gini`, :func:`graphs.analysis.measures.effective_number`,
         and :func:`graphs.analysis.measures.top_share` of the highest 1 %.
     highest : int
-        The node of the highest score (position 0), and
+        Index of the node with the highest score (position 0).
     highest_share : float
-        its share of the layer's score.
+        Share of the layer's score that this node holds.
     through_graph : float, optional
-        Share of the layer's score that came through the graph, the rest being the nodes' own activation:
-        ``gamma m / (gamma m + 1 - gamma)``, m the mass of the sources that do not dangle. Of a weighted PageRank
-        only; None for layer 0.
+        Share of the layer's score that came through the graph; the rest came from the nodes' own activations. It is
+        ``gamma m / (gamma m + 1 - gamma)``, where m is the share of the sources' score that non-dangling sources hold.
+        None for layer 0 and for ranks other than a weighted PageRank.
     """
 
     layer: int
@@ -76,7 +106,7 @@ class LayerSummary:
     through_graph: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values for JSON: no NaN, no infinity; what does not apply is None.
+        """Convert to plain Python values for JSON: no NaN, no infinity, None where a value does not apply.
 
         Examples
         --------
@@ -95,7 +125,7 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     ----------
     graph : LayeredGraph
     rank : RankResult
-        One score a node of this graph.
+        The rank of this graph, with one score a node.
 
     Returns
     -------
@@ -104,12 +134,12 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     Raises
     ------
     GraphError
-        A rank of another graph or of several vectors; weights that are NaN or Inf, or whose sums are.
+        The rank belongs to another graph or has several vectors; weights or their sums are NaN or Inf.
 
     Notes
     -----
-    Cost: two reads of every block for the strengths, and for dense ones a third that counts edges, at the first call.
-    Memory above the graph: O(nodes), and one block where the backend converts it.
+    Cost: two reads of every block for the strengths. The first call reads dense blocks a third time to count their edges.
+    Memory beside the graph: O(nodes), and one block where the backend converts it.
 
     Examples
     --------
@@ -120,16 +150,16 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     (1, 0.5, 1, 0.333)
     """
     scores = finite_scores(graph, rank)
-    engine = default_backend(graph)
+    backend = default_backend(graph)
     gamma = damping_of(rank)
     into: list[FloatArray | None] = [None]
     out: list[FloatArray | None] = []
     for layer, block in enumerate(graph.blocks, start=1):
-        operator = engine.operator(block, 2)
-        out.append(out_strength(engine, operator, layer))
-        into.append(in_strength(engine, operator, layer))
+        operator = backend.operator(block, 2)
+        out.append(out_strength(backend, operator, layer))
+        into.append(in_strength(backend, operator, layer))
     out.append(None)
-    found = []
+    summaries = []
     for layer, (name, activation) in enumerate(zip(graph.names, graph.activations, strict=True)):
         arriving, leaving, before = into[layer], out[layer], out[layer - 1]
         block_in = graph.blocks[layer - 1] if layer else None
@@ -139,7 +169,7 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
         if layer and before is not None and gamma is not None:
             sources = as_masses(scores[layer - 1])
             through = share_through_graph(gamma, float(sources[before > 0].sum() / sources.sum()), 1.0)
-        found.append(
+        summaries.append(
             LayerSummary(
                 layer=layer,
                 name=name,
@@ -160,37 +190,4 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
                 through_graph=through,
             )
         )
-    return tuple(found)
-
-
-def to_columns(summaries: Sequence[LayerSummary]) -> dict[str, list[Any]]:
-    """A table of summaries: the values of every column, one a layer.
-
-    Parameters
-    ----------
-    summaries : sequence of LayerSummary
-
-    Returns
-    -------
-    dict from str to list
-        In the order of the attributes; a spread becomes columns such as ``in_strength_median``. None where a value
-        does not apply.
-
-    Examples
-    --------
-    >>> from graphs import weighted_pagerank
-    >>> graph = LayeredGraph.from_weights([[[1.0], [2.0]]], [1], [[1, 1]])
-    >>> table = to_columns(summarise_layers(graph, weighted_pagerank(graph)))
-    >>> table["nodes"], table["in_strength_mean"]
-    ([1, 2], [None, 1.5])
-    """
-    columns: dict[str, list[Any]] = {}
-    parts = [field.name for field in dataclasses.fields(Spread)]
-    for field in dataclasses.fields(LayerSummary):
-        values = [getattr(summary, field.name) for summary in summaries]
-        if "Spread" in str(field.type):
-            for part in parts:
-                columns[f"{field.name}_{part}"] = [None if value is None else getattr(value, part) for value in values]
-        else:
-            columns[field.name] = values
-    return columns
+    return tuple(summaries)

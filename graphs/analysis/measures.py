@@ -1,15 +1,12 @@
-"""Measures of one layer's scores: concentration, order, agreement of two, buckets.
+"""Measures of the scores of one layer: how concentrated they are, how they order nodes, and how two scores agree.
 
-Scores are the numbers of one layer, of any scale; where they are masses, a layer of zeros counts as uniform, as it does
-in the ranks. Nodes are ordered as pruning removes them: by score, and among equals the lower index goes first.
+Scores may have any scale. Where scores are added up, a layer of zeros counts as uniform, as it does in ranks. Nodes are
+ordered as pruning removes them: the lowest score first, and among equal scores the lower index first.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -22,9 +19,7 @@ from graphs.linalg.blocks import FloatArray, as_numpy
 from graphs.linalg.validation import as_vector
 
 __all__ = [
-    "Spread",
     "as_masses",
-    "bucket_ends",
     "count_of_share",
     "effective_number",
     "gini",
@@ -33,7 +28,6 @@ __all__ = [
     "percentiles",
     "positions",
     "rank_correlation",
-    "score_buckets",
     "top_share",
 ]
 
@@ -41,7 +35,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def gini(scores: Any) -> float:
-    """Gini coefficient: 0 where all scores are equal, towards 1 where one node holds everything.
+    """Compute the Gini coefficient: 0 where all scores are equal, near 1 where one node holds almost all of the score.
 
     Parameters
     ----------
@@ -51,8 +45,8 @@ def gini(scores: Any) -> float:
     Returns
     -------
     float
-        In [0, 1 - 1/n]: half the mean absolute difference of two nodes over the mean score. Twice the area between
-        the diagonal and :func:`lorenz`.
+        In [0, 1 - 1/n]. It is half the mean absolute difference of two nodes, divided by the mean score, and twice the
+        area between the diagonal and the curve of :func:`lorenz`.
 
     Raises
     ------
@@ -71,13 +65,13 @@ def gini(scores: Any) -> float:
     ascending = np.sort(as_masses(scores))
     size = len(ascending)
     half = size // 2
-    # Pairs from both ends: no term is negative, so nothing cancels, and equal scores give exactly 0.
+    # The lowest and the highest score are paired, and so on: no term is negative, so nothing cancels, and equal scores give 0.
     gaps = ascending[::-1][:half] - ascending[:half]
     return float((size - 1.0 - 2.0 * np.arange(half)) @ gaps / (size * ascending.sum()))
 
 
 def effective_number(scores: Any) -> float:
-    """How many equal nodes would be as concentrated: ``1 / sum(p**2)`` of the shares p.
+    """Compute the number of equal nodes that would be as concentrated: ``1 / sum(p**2)`` for the shares p.
 
     Parameters
     ----------
@@ -108,14 +102,14 @@ def effective_number(scores: Any) -> float:
 
 
 def top_share(scores: Any, share: float = 0.01) -> float:
-    """The share of all score that the highest ``ceil(share * n)`` nodes hold.
+    """Compute the share of the layer's score that the highest ``ceil(share * n)`` nodes hold.
 
     Parameters
     ----------
     scores : (n,) array-like
         Non-negative.
     share : float
-        Share of the nodes, 0..1; read as it is written, so that 0.07 of 100 nodes are 7.
+        Share of the nodes, 0..1; taken as the decimal number it is written as, see :func:`count_of_share`.
 
     Returns
     -------
@@ -125,7 +119,7 @@ def top_share(scores: Any, share: float = 0.01) -> float:
     Raises
     ------
     GraphError
-        Scores as for :func:`gini`, or `share` out of range.
+        Scores that :func:`gini` refuses too, or `share` out of range.
 
     Notes
     -----
@@ -145,7 +139,7 @@ def top_share(scores: Any, share: float = 0.01) -> float:
 
 
 def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
-    """The Lorenz curve: which share of the score the lowest x of the nodes hold.
+    """Compute the Lorenz curve: the share y of the score that the lowest share x of the nodes holds.
 
     Parameters
     ----------
@@ -155,7 +149,7 @@ def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
     Returns
     -------
     x, y : (n + 1,) float64 arrays
-        From (0, 0) to (1, 1), convex, never above the diagonal but for round-off.
+        From (0, 0) to (1, 1); convex, and never above the diagonal except for round-off.
 
     Raises
     ------
@@ -178,7 +172,7 @@ def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
 
 
 def rank_correlation(a: Any, b: Any) -> float:
-    """Spearman's rank correlation of two scores of the same nodes; ties get their average rank.
+    """Compute Spearman's rank correlation of two scores of the same nodes; equal scores get their average rank.
 
     Parameters
     ----------
@@ -188,7 +182,7 @@ def rank_correlation(a: Any, b: Any) -> float:
     Returns
     -------
     float
-        In [-1, 1]; nan where one of them is constant, since then there is no order to agree with.
+        In [-1, 1]; nan where one of them is constant, because it then orders nothing.
 
     Raises
     ------
@@ -214,7 +208,7 @@ def rank_correlation(a: Any, b: Any) -> float:
 
 
 def kept_overlap(a: Any, b: Any) -> float:
-    """The share of the nodes that `a` keeps which `b` keeps too.
+    """Compute which share of the nodes that `a` keeps is kept by `b` too.
 
     Parameters
     ----------
@@ -224,7 +218,7 @@ def kept_overlap(a: Any, b: Any) -> float:
     Returns
     -------
     float
-        In [0, 1]; nan where `a` keeps nothing. Symmetric where both keep as many.
+        In [0, 1]; nan where `a` keeps no node. Symmetric where both keep the same number of nodes.
 
     Raises
     ------
@@ -247,7 +241,7 @@ def kept_overlap(a: Any, b: Any) -> float:
 
 
 def positions(scores: Any) -> IntArray:
-    """The place of every node in its layer: 0 is the highest, n - 1 the first that pruning removes.
+    """Compute the position of every node in its layer: 0 is the highest score, n - 1 the node that pruning removes first.
 
     Parameters
     ----------
@@ -257,7 +251,7 @@ def positions(scores: Any) -> IntArray:
     Returns
     -------
     (n,) int64 array
-        A permutation of 0..n-1. Among equals the lower index is removed first, so it has the larger position.
+        A permutation of 0..n-1. Among equal scores the lower index is removed first, so it has the larger position.
 
     Raises
     ------
@@ -274,13 +268,13 @@ def positions(scores: Any) -> IntArray:
     array([2, 0, 1, 3])
     """
     values = as_vector(scores, "scores")
-    found = np.empty(len(values), dtype=np.int64)
-    found[np.argsort(values, kind="stable")] = np.arange(len(values))[::-1]
-    return found
+    places = np.empty(len(values), dtype=np.int64)
+    places[np.argsort(values, kind="stable")] = np.arange(len(values))[::-1]
+    return places
 
 
 def percentiles(scores: Any) -> FloatArray:
-    """The share of the layer's nodes with a lower score, those with the same score (itself too) counted half.
+    """Compute the share of the layer's nodes with a lower score; nodes with the same score (itself too) count half.
 
     Parameters
     ----------
@@ -290,7 +284,7 @@ def percentiles(scores: Any) -> FloatArray:
     Returns
     -------
     (n,) float64 array
-        In (0, 1), of mean 1/2; equal for equal scores. The percentile rank of the "mean" kind.
+        In (0, 1), with mean 1/2, and equal for equal scores: the percentile rank of kind "mean".
 
     Raises
     ------
@@ -310,75 +304,15 @@ def percentiles(scores: Any) -> FloatArray:
     return (_average_ranks(values) - 0.5) / len(values)
 
 
-def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
-    """The bucket of every node when nodes are ordered by score, highest first.
-
-    Parameters
-    ----------
-    scores : (n,) array-like
-        Finite.
-    buckets : int or sequence of float
-        How many buckets of equal size; or the share of the nodes in each, of sum 1, such as ``(0.01, 0.09, 0.9)``.
-        Higher buckets round up, so bucket 0 is never empty; the last ones may be, in a layer of few nodes.
-
-    Returns
-    -------
-    (n,) int64 array
-        0 for the highest scores; order and ties as in :func:`positions`.
-
-    Raises
-    ------
-    GraphError
-        Scores as for :func:`positions`; no bucket, or shares that are not positive or do not sum to 1.
-
-    Examples
-    --------
-    >>> score_buckets([0.1, 0.4, 0.3, 0.2], 2), score_buckets([0.1, 0.4, 0.3, 0.2], (0.1, 0.9))
-    (array([1, 0, 0, 1]), array([1, 0, 1, 1]))
-    """
-    places = positions(scores)
-    ends = [math.ceil(end * len(places)) for end in bucket_ends(buckets)]
-    return np.searchsorted(ends, places, side="right").astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Five numbers and the mean of a layer's values; quartiles interpolate linearly."""
-
-    minimum: float
-    lower_quartile: float
-    median: float
-    upper_quartile: float
-    maximum: float
-    mean: float
-
-    @classmethod
-    def of(cls, values: Any) -> Spread:
-        """The spread of (n,) finite numbers.
-
-        Raises
-        ------
-        GraphError
-            Not one-dimensional, empty or not finite.
-
-        Examples
-        --------
-        >>> Spread.of([1, 2, 3, 10]).median
-        2.5
-        """
-        array = as_vector(values, "values")
-        lowest, lower, median, upper, highest = np.quantile(array, [0.0, 0.25, 0.5, 0.75, 1.0]).tolist()
-        return cls(lowest, lower, median, upper, highest, float(array.mean()))
-
-
 def count_of_share(share: float, total: int) -> int:
-    """How many of `total` nodes a share of them is, rounded up: ``ceil(share * total)``.
+    """Compute how many of `total` nodes a share of them is, rounded up: ``ceil(share * total)``.
 
     Parameters
     ----------
     share : float
-        0..1; read as it is written: 0.07 of 100 is 7, though ``0.07 * 100 > 7`` in floats.
+        0..1; taken as the decimal number it is written as: 0.07 of 100 is 7, though ``0.07 * 100 > 7`` in floats.
     total : int
+        Number of nodes.
 
     Returns
     -------
@@ -389,52 +323,11 @@ def count_of_share(share: float, total: int) -> int:
     >>> count_of_share(0.07, 100), count_of_share(0.071, 100)
     (7, 8)
     """
-    return math.ceil(_as_written(share) * total)
-
-
-def _as_written(share: float) -> Fraction:
-    """The decimal number that a share is written as, exactly."""
-    return Fraction(repr(float(share)))
-
-
-def bucket_ends(buckets: int | Sequence[float]) -> list[Fraction]:
-    """Where every bucket ends, as an exact share of the nodes.
-
-    Parameters
-    ----------
-    buckets : int or sequence of float
-        As for :func:`score_buckets`.
-
-    Returns
-    -------
-    list of Fraction
-        Ascending; the last is 1.
-
-    Raises
-    ------
-    GraphError
-        No bucket, or shares that are not positive or do not sum to 1.
-
-    Examples
-    --------
-    >>> [str(end) for end in bucket_ends((0.07, 0.93))]
-    ['7/100', '1']
-    """
-    given: Any = buckets
-    if isinstance(given, (int, np.integer)) and not isinstance(given, bool) and given >= 1:
-        return [Fraction(k, int(given)) for k in range(1, int(given) + 1)]
-    try:
-        shares = [_as_written(share) for share in given]
-    except (TypeError, ValueError):
-        shares = []
-    if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1.0, rel_tol=1e-9):
-        raise GraphError(f"buckets: expected an integer >= 1, or positive shares of sum 1, got {buckets!r}")
-    # Shares may sum to a little over 1.
-    return [*(min(end, Fraction(1)) for end in itertools.accumulate(shares[:-1])), Fraction(1)]
+    return math.ceil(Fraction(repr(float(share))) * total)
 
 
 def as_masses(scores: Any) -> FloatArray:
-    """Scores to add up: of maximum near 1, so that no sum or square overflows or vanishes.
+    """Scale scores so that they can be added up: their maximum is near 1, so no sum or square overflows or vanishes.
 
     Parameters
     ----------
@@ -444,7 +337,7 @@ def as_masses(scores: Any) -> FloatArray:
     Returns
     -------
     (n,) float64 array
-        The scores times one power of two, exactly as they relate; ones where all are zero.
+        The scores times one power of two, so their ratios are exact; ones where all scores are zero.
 
     Raises
     ------
@@ -467,7 +360,7 @@ def as_masses(scores: Any) -> FloatArray:
 
 
 def _average_ranks(values: FloatArray) -> FloatArray:
-    """Ranks from 1, lowest first; equal values share the mean of theirs."""
+    """Return ranks from 1, lowest score first; equal values get the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    found: FloatArray = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
-    return found
+    ranks: FloatArray = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
+    return ranks

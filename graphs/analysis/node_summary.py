@@ -1,6 +1,6 @@
-"""One node of a ranked graph: where it stands, and which edges carry its score; at once for all nodes of a layer.
+"""Summary of one node of a ranked graph, and the strongest edges of all nodes of a layer at once.
 
-The probabilities of edges are those of :mod:`graphs.analysis.incident_edges`; the paths through a node are in
+Probabilities of edges are those of :mod:`graphs.analysis.incident_edges`; paths through a node are in
 :mod:`graphs.analysis.paths`.
 """
 
@@ -37,7 +37,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RankedEdge:
-    """One edge of a node.
+    """One edge of a node, with the score that it carries.
 
     Attributes
     ----------
@@ -46,10 +46,10 @@ class RankedEdge:
     weight : float
         W_ij, the sum of parallel edges.
     probability : float
-        P_ij, the share of its source's mass that takes this edge.
+        P_ij, the share of its source's score that the edge takes.
     carried : float
-        Of an in-edge: the share of all that arrives at the node which comes along this edge. Of an out-edge: the
-        share of the node's mass that leaves along it, which is `probability`.
+        For an in-edge, the share of the score arriving at the node that comes along this edge. For an out-edge, the share of
+        the node's score that leaves along it, which is `probability`.
     """
 
     node: int
@@ -60,31 +60,32 @@ class RankedEdge:
 
 @dataclass(frozen=True)
 class NodeSummary:
-    """What there is to say about one node of a ranked graph.
+    """Summary of one node of a ranked graph.
 
     Attributes
     ----------
     layer, node : int
     name : str
-        Of the layer.
+        Name of the layer.
     score : float
     percentile : float
-        Share of the layer's nodes with a lower score, equal ones (itself too) counted half; see
+        Share of the layer's nodes with a lower score; nodes with the same score (itself too) count half; see
         :func:`graphs.analysis.measures.percentiles`.
     position : int
-        0 for the highest score; among equals the lower index is removed first, so it stands behind.
+        0 for the highest score. Among equal scores the lower index is removed first, so it has the larger position.
     activation : float
     in_strength, out_strength : float
-        Sums of the weights of its edges; 0 where there is no block on that side.
+        Sums of the weights of its edges; 0 on a side without a block.
     in_degree, out_degree : int
-        Their numbers.
+        Numbers of its edges.
     through_graph : float, optional
-        Share of its score that came through the graph and not from its own activation; of a weighted PageRank only,
-        None for layer 0.
+        Share of its score that came through the graph and not from its own activation; None for layer 0 and for ranks other
+        than a weighted PageRank.
     in_edges : tuple of RankedEdge
-        Those that carry most, falling; of equal ones the lower node comes first. Edges that carry nothing are left out.
+        The in-edges that carry most, in decreasing order; among equal ones the lower node comes first. Edges that carry
+        nothing are left out.
     out_edges : tuple of RankedEdge
-        The heaviest, likewise.
+        The heaviest out-edges, in the same order.
     """
 
     layer: int
@@ -104,16 +105,16 @@ class NodeSummary:
 
 
 class StrongestEdges(NamedTuple):
-    """The strongest edges of every node of a layer, falling; see :func:`strongest_edges`.
+    """The strongest edges of every node of a layer, in decreasing order; see :func:`strongest_edges`.
 
     Attributes
     ----------
     in_nodes : (n, top) int64 array
-        Sources in the layer before; -1 where there are fewer edges that carry anything.
+        Sources in the layer before; -1 where the node has fewer edges that carry anything.
     in_shares : (n, top) float64 array
-        Share of what arrives at the node that comes along the edge; 0 beside -1.
+        Share of the score arriving at the node that comes along the edge; 0 beside -1.
     out_nodes, out_shares : (n, top) arrays
-        Targets in the layer after, and the share of the node's mass that leaves along the edge, P_ij.
+        Targets in the layer after, and the share P_ij of the node's score that leaves along the edge.
     """
 
     in_nodes: IntArray
@@ -125,20 +126,20 @@ class StrongestEdges(NamedTuple):
 def summarise_node(
     graph: LayeredGraph, rank: RankResult, layer: int, node: int, top: int = 5, *, theta: float | None = None
 ) -> NodeSummary:
-    """Everything about one node.
+    """Summarise one node: its score, its position, and the edges that carry its score.
 
-    Along an in-edge travels ``P_ij r_j``, r being the score of the layer before; for a modified PageRank, whose step
-    does not divide by out-strengths, ``W_ij r_j`` (``zero_lowest`` is heeded).
+    An in-edge carries ``P_ij r_j``, where r is the score of the layer before. For a modified PageRank, whose step does not
+    divide by out-strengths, it carries ``W_ij r_j``, with the sources' lowest scores at zero as `zero_lowest` says.
 
     Parameters
     ----------
     graph : LayeredGraph
     rank : RankResult
-        One score a node of this graph.
+        The rank of this graph, with one score a node.
     layer, node : int
         0..L, and 0..n_l - 1.
     top : int
-        How many edges to name on either side, at least 0.
+        Number of edges to list on each side, at least 0.
     theta : float, optional
         Share of the edge weights against the bare edges in P; by default that of the rank, or 1.
 
@@ -149,7 +150,7 @@ def summarise_node(
     Raises
     ------
     GraphError
-        No such layer or node, a rank of another graph or of several vectors, NaN or Inf in the weights.
+        No such layer or node, a rank of another graph or of several vectors, or NaN or Inf in the weights.
 
     Notes
     -----
@@ -171,18 +172,18 @@ def summarise_node(
     node = check_node(graph, layer, node)
     top = check_count("top", top, 0)
     theta = theta_of(rank, theta)
-    own, activations = scores[layer], graph.activations[layer]
+    own_scores, activations = scores[layer], graph.activations[layer]
     arriving: FloatArray = np.zeros(0)
     leaving: FloatArray = np.zeros(0)
     in_edges: tuple[RankedEdge, ...] = ()
     out_edges: tuple[RankedEdge, ...] = ()
     through = None
     if layer > 0:
-        sources = SourceTotals.of(graph, layer, theta, default_backend(graph))
+        sources = SourceTotals.of_block(graph, layer, theta, default_backend(graph))
         arriving = row_of(graph.blocks[layer - 1], node)
-        chances = sources.chances(arriving)
-        masses = (arriving if is_modified(rank) else chances) * departing_scores(rank, scores[layer - 1])
-        in_edges = _edges(masses, top, arriving, chances, masses / (masses.sum() or 1.0))
+        probabilities = sources.probabilities(arriving)
+        masses = (arriving if is_modified(rank) else probabilities) * departing_scores(rank, scores[layer - 1])
+        in_edges = _edges(masses, top, arriving, probabilities, masses / (masses.sum() or 1.0))
         gamma = damping_of(rank)
         if gamma is not None:
             teleport = activations[node] / activations.sum() if activations.any() else 1.0 / len(activations)
@@ -190,15 +191,15 @@ def summarise_node(
             through = share_through_graph(gamma, passed, float(teleport))
     if layer < len(graph.blocks):
         leaving = column_of(graph.blocks[layer], node, layer + 1)
-        chances = SourceTotals.alone(leaving, theta).chances(leaving)
-        out_edges = _edges(leaving, top, leaving, chances, chances)
+        probabilities = SourceTotals.of_column(leaving, theta).probabilities(leaving)
+        out_edges = _edges(leaving, top, leaving, probabilities, probabilities)
     return NodeSummary(
         layer=layer,
         node=node,
         name=graph.names[layer],
-        score=float(own[node]),
-        percentile=float(percentiles(own)[node]),
-        position=int(positions(own)[node]),
+        score=float(own_scores[node]),
+        percentile=float(percentiles(own_scores)[node]),
+        position=int(positions(own_scores)[node]),
         activation=float(activations[node]),
         in_strength=float(arriving.sum()),
         out_strength=float(leaving.sum()),
@@ -213,24 +214,24 @@ def summarise_node(
 def strongest_edges(
     graph: LayeredGraph, rank: RankResult, layer: int, top: int = 3, *, theta: float | None = None
 ) -> StrongestEdges:
-    """The edges of :func:`summarise_node` for all nodes of a layer at once.
+    """Find the strongest edges of all nodes of a layer at once, as :func:`summarise_node` does for one.
 
     Parameters
     ----------
     graph : LayeredGraph
     rank : RankResult
-        One score a node of this graph.
+        The rank of this graph, with one score a node.
     layer : int
         0..L.
     top : int
-        How many edges to name on either side, at least 1.
+        Number of edges to list on each side, at least 1.
     theta : float, optional
         As for :func:`summarise_node`.
 
     Returns
     -------
     StrongestEdges
-        Four (n_l, top) arrays, which unpack; no edges (-1) on a side without a block.
+        A named tuple of four (n_l, top) arrays; -1 (no edges) on a side without a block.
 
     Raises
     ------
@@ -240,7 +241,7 @@ def strongest_edges(
     Notes
     -----
     Cost: two reads of the blocks on both sides (three for theta < 1), with `top` scans of every band in the cache.
-    Memory: the result and a few bands of a dense block, or a few times the edges of a CSR one.
+    Memory: the result and a few bands of a dense block, or a few times the edges of a CSR block.
 
     Examples
     --------
@@ -258,59 +259,61 @@ def strongest_edges(
     layer = check_layer(graph, layer)
     top = check_count("top", top)
     theta = theta_of(rank, theta)
-    engine = default_backend(graph)
+    backend = default_backend(graph)
     size = graph.layers[layer]
-    into, out = _Leaders.none(size, top), _Leaders.none(size, top)
+    into, out = _TopEdges.empty(size, top), _TopEdges.empty(size, top)
     arrived = np.zeros(size)
     if layer > 0:
-        sources = SourceTotals.of(graph, layer, theta, engine)
+        sources = SourceTotals.of_block(graph, layer, theta, backend)
         passed = departing_scores(rank, scores[layer - 1])
-        for fan in incident_edges(graph.blocks[layer - 1], "target"):
-            chances = fan.weights if is_modified(rank) else sources.chances(fan.weights, fan.ends)
-            masses = chances * passed[fan.ends]
-            arrived[fan.nodes] += masses.sum(axis=1)
-            into.admit(fan, masses)
+        for edges in incident_edges(graph.blocks[layer - 1], "target"):
+            rates = edges.weights if is_modified(rank) else sources.probabilities(edges.weights, edges.neighbours)
+            masses = rates * passed[edges.neighbours]
+            arrived[edges.nodes] += masses.sum(axis=1)
+            into.update(edges, masses)
     if layer < len(graph.blocks):
-        sources = SourceTotals.of(graph, layer + 1, theta, engine)
-        for fan in incident_edges(graph.blocks[layer], "source"):
-            out.admit(fan, fan.weights)
-        out.keys[:] = sources.chances(out.keys, np.index_exp[:, np.newaxis])
-    return StrongestEdges(into.ends, into.keys / np.where(arrived > 0, arrived, 1.0)[:, None], out.ends, out.keys)
+        sources = SourceTotals.of_block(graph, layer + 1, theta, backend)
+        for edges in incident_edges(graph.blocks[layer], "source"):
+            out.update(edges, edges.weights)
+        out.keys[:] = sources.probabilities(out.keys, np.index_exp[:, np.newaxis])
+    return StrongestEdges(
+        into.neighbours, into.keys / np.where(arrived > 0, arrived, 1.0)[:, None], out.neighbours, out.keys
+    )
 
 
 @dataclass(frozen=True)
-class _Leaders:
-    """The edges of highest key of every node: ends (n, top), -1 for none, and keys (n, top)."""
+class _TopEdges:
+    """The edges with the highest keys of every node: neighbours (n, top), -1 for none, and keys (n, top)."""
 
-    ends: IntArray
+    neighbours: IntArray
     keys: FloatArray
 
     @classmethod
-    def none(cls, size: int, top: int) -> _Leaders:
+    def empty(cls, size: int, top: int) -> _TopEdges:
         return cls(np.full((size, top), -1, dtype=np.int64), np.zeros((size, top)))
 
-    def admit(self, fan: IncidentEdges, keys: FloatArray) -> None:
-        """Let the edges of a fan compete by `keys` (m, w); those of key 0 do not count."""
-        # After a few bands most nodes know better edges already.
-        rows = np.flatnonzero(keys.max(axis=1) > self.keys[fan.nodes, -1])
-        nodes = fan.nodes[rows]
-        picks, found = highest_in_rows(keys[rows], self.keys.shape[1])
-        known = np.concatenate((self.keys[nodes], found), axis=1)
-        ends = np.concatenate((self.ends[nodes], fan.ends_at(rows, picks)), axis=1)
-        # Stable: fans come in the order of their ends, so of equals the lower end stays in front, and empty places
-        # stay in front of edges of key 0.
+    def update(self, edges: IncidentEdges, keys: FloatArray) -> None:
+        """Let edges compete by their keys (m, w); an edge with key 0 does not count."""
+        # After a few bands most nodes have found better edges already.
+        rows = np.flatnonzero(keys.max(axis=1) > self.keys[edges.nodes, -1])
+        nodes = edges.nodes[rows]
+        picks, best = highest_in_rows(keys[rows], self.keys.shape[1])
+        known = np.concatenate((self.keys[nodes], best), axis=1)
+        neighbours = np.concatenate((self.neighbours[nodes], edges.neighbours_at(rows, picks)), axis=1)
+        # A stable sort: bands come in the order of their neighbours, so among equal keys the lower neighbour stays in
+        # front, and empty places stay in front of edges with key 0.
         order = np.argsort(-known, axis=1, kind="stable")[:, : self.keys.shape[1]]
         self.keys[nodes] = np.take_along_axis(known, order, axis=1)
-        self.ends[nodes] = np.take_along_axis(ends, order, axis=1)
+        self.neighbours[nodes] = np.take_along_axis(neighbours, order, axis=1)
 
 
 def _edges(
-    keys: FloatArray, top: int, weights: FloatArray, chances: FloatArray, carried: FloatArray
+    keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, carried: FloatArray
 ) -> tuple[RankedEdge, ...]:
-    """The `top` edges of highest key; of equals the lower node first."""
+    """List the `top` edges with the highest keys; among equal keys the lower node comes first."""
     order = np.argsort(-keys, kind="stable")[:top]
     return tuple(
-        RankedEdge(int(end), float(weights[end]), float(chances[end]), float(carried[end]))
+        RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(carried[end]))
         for end in order
         if keys[end] > 0
     )

@@ -1,6 +1,7 @@
-"""Paths: the strongest ways through a node, from layer to layer.
+"""The strongest paths through a node, from layer to layer.
 
-Strength is the product of the transition probabilities P_ij of the edges, as :mod:`graphs.analysis.incident_edges` has them.
+The strength of a path is the product of the transition probabilities P_ij of its edges; see
+:mod:`graphs.analysis.incident_edges`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,14 +40,14 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Path:
-    """A path of edges from layer to layer.
+    """A path that takes one edge from each layer to the next.
 
     Attributes
     ----------
     nodes : tuple of (layer, node)
         In the direction of the edges.
     probability : float
-        Product of P_ij along it: the chance that a walk from the first node takes it.
+        Product of the P_ij along the path: the probability that a walk from the first node takes it.
     """
 
     nodes: tuple[tuple[int, int], ...]
@@ -64,44 +65,44 @@ def strongest_paths(
     *,
     theta: float | None = None,
 ) -> tuple[Path, ...]:
-    """The k paths through a node with the highest product of transition probabilities.
+    """Find the k paths through a node that have the highest product of transition probabilities.
 
     Parameters
     ----------
     graph : LayeredGraph
     rank : RankResult
-        One score a node of this graph; only its theta matters.
+        The rank of this graph, with one score a node; only its theta matters.
     layer, node : int
         0..L, and 0..n_l - 1.
     k : int
-        How many paths at the most.
+        Highest number of paths.
     before, after : int
-        How many layers the paths begin before `layer`, and end after it.
+        Number of layers that the paths cover before `layer`, and after it.
     theta : float, optional
-        Share of the edge weights against the bare edges in P; by default that of the rank, or 1 (a modified PageRank knows
-        no P: its paths are those of a walk by weight).
+        Share of the edge weights against the bare edges in P. By default that of the rank, or 1: a modified PageRank has no
+        P, so its paths are those of a walk by weight.
 
     Returns
     -------
     tuple of Path
-        Falling, all distinct, each from layer - before to layer + after; fewer than `k` where there are no more.
+        Distinct paths in decreasing order, each from layer - before to layer + after; fewer than `k` where no more exist.
 
     Raises
     ------
     GraphError
         No such layer or node, a rank of another graph or of several vectors, paths that would leave the graph, NaN or Inf in
-        the weights, another parameter out of range.
+        the weights, or another parameter out of range.
 
     Notes
     -----
-    Exact. A path that continues one of the k best from a node j on is at least as probable as one that continues a
-    worse one, so k paths for every node suffice, found layer by layer from the end (Bellman's principle; for k paths
-    Hoffman and Pavley, 1959). At most k edges of a node can begin its k best. Products are taken from the last edge to
-    the first; of equal ones the path with the lower nodes, first layer first, comes first (round-off aside).
+    The result is exact. A path that continues one of the k best from a node j is at least as probable as one that
+    continues a worse one, so k paths for every node suffice, found layer by layer from the end (Bellman's principle; for k
+    paths Hoffman and Pavley, 1959). At most k edges of a node can begin its k best paths. Products are taken from the last
+    edge to the first. Among equal products the path with the lower nodes, first layer first, comes first (except for round-off).
 
-    Cost: of the block out of `layer` one column. Of every other a read for the out-strengths (two for theta < 1), and of
-    those that do not touch the node one more, with k scans of every band in the cache. Memory: O(k) numbers a node of the
-    layers between, and a few bands. A probability below the smallest float64 reads 0, its path is found still.
+    Cost: one column of the block out of `layer`. Every other block is read once for the out-strengths (twice for theta < 1),
+    and blocks that do not touch the node once more, with k scans of every band in the cache. Memory: O(k) numbers a node of
+    the covered layers, and a few bands. A probability below the smallest float64 is 0 in the result; its path is still found.
 
     Examples
     --------
@@ -123,14 +124,14 @@ def strongest_paths(
             f"paths from layer {first} to {last} would leave the graph, which has layers 0 to {len(graph.blocks)}; "
             f"expected before <= {layer} and after <= {len(graph.blocks) - layer}"
         )
-    engine = default_backend(graph)
-    beams = [_Beam.none(graph.layers[last], k)]
+    backend = default_backend(graph)
+    beams = [_Beam.empty(graph.layers[last], k)]
     beams[0].values[slice(None) if after else node, 0] = 1.0
     exponent = 0
     for position in range(last - 1, first - 1, -1):
-        beam = _Beam.none(graph.layers[position], k)
-        for fan in _outgoing(graph, position, layer, node, theta, engine):
-            beam.admit(fan, beams[-1])
+        beam = _Beam.empty(graph.layers[position], k)
+        for edges in _outgoing(graph, position, layer, node, theta, backend):
+            beam.update(edges, beams[-1])
         # Powers of two, kept apart, so that long products do not underflow.
         shift = math.frexp(float(beam.values.max()))[1]
         beam.values[:] = np.ldexp(beam.values, -shift)
@@ -142,74 +143,82 @@ def strongest_paths(
 
 
 def _outgoing(
-    graph: LayeredGraph, position: int, layer: int, node: int, theta: float, engine: Backend
+    graph: LayeredGraph, position: int, layer: int, node: int, theta: float, backend: Backend
 ) -> Iterator[IncidentEdges]:
-    """Transition probabilities out of layer `position`, by source; where that is, or leads to, `layer`, of `node` alone."""
+    """Yield transition probabilities out of layer `position`, by source; only those of `node` out of or into `layer`."""
     block = graph.blocks[position]
     if position == layer:
         column = column_of(block, node, position + 1)
-        chances = SourceTotals.alone(column, theta).chances(column)
-        yield IncidentEdges(np.array([node]), np.arange(len(column)), chances[None, :])
+        probabilities = SourceTotals.of_column(column, theta).probabilities(column)
+        yield IncidentEdges(np.array([node]), np.arange(len(column)), probabilities[None, :])
         return
-    sources = SourceTotals.of(graph, position + 1, theta, engine)
+    sources = SourceTotals.of_block(graph, position + 1, theta, backend)
     if position + 1 == layer:
-        yield IncidentEdges(np.arange(block.shape[1]), np.array([node]), sources.chances(row_of(block, node))[:, None])
+        yield IncidentEdges(
+            np.arange(block.shape[1]), np.array([node]), sources.probabilities(row_of(block, node))[:, None]
+        )
         return
-    for fan in incident_edges(block, "source"):
-        yield IncidentEdges(fan.nodes, fan.ends, sources.chances(fan.weights, (fan.nodes, None)))
+    for edges in incident_edges(block, "source"):
+        yield IncidentEdges(edges.nodes, edges.neighbours, sources.probabilities(edges.weights, (edges.nodes, None)))
 
 
 @dataclass(frozen=True)
 class _Beam:
-    """The k best paths from every node of a layer on.
+    """The k best paths that start at each node of a layer.
 
     Attributes
     ----------
     values : (n, k) float64 array
-        Products, falling; 0 where there is no path.
-    ends, turns : (n, k) int64 arrays
-        The next node, and which of its k paths goes on from there.
+        Products in decreasing order; 0 where there is no path.
+    next_nodes, next_paths : (n, k) int64 arrays
+        The node that the path goes on to, and the number of that node's path that it continues.
     """
 
     values: FloatArray
-    ends: IntArray
-    turns: IntArray
+    next_nodes: IntArray
+    next_paths: IntArray
 
     @classmethod
-    def none(cls, size: int, k: int) -> _Beam:
-        ends, turns = (np.zeros((size, k), dtype=np.int64) for _ in range(2))
-        return cls(np.zeros((size, k)), ends, turns)
+    def empty(cls, size: int, k: int) -> _Beam:
+        next_nodes, next_paths = (np.zeros((size, k), dtype=np.int64) for _ in range(2))
+        return cls(np.zeros((size, k)), next_nodes, next_paths)
 
-    def admit(self, fan: IncidentEdges, ahead: _Beam) -> None:
-        """Let the paths that begin with the edges of a fan (its weights being P) compete with those found so far."""
-        keys = fan.weights * ahead.values[fan.ends, 0]
-        better = np.flatnonzero(keys.max(axis=1) > self.values[fan.nodes, -1])
+    def update(self, edges: IncidentEdges, ahead: _Beam) -> None:
+        """Let the paths that begin with these edges (whose weights are P_ij) compete with those found so far."""
+        keys = edges.weights * ahead.values[edges.neighbours, 0]
+        better = np.flatnonzero(keys.max(axis=1) > self.values[edges.nodes, -1])
         k = self.values.shape[1]
         width = min(k, keys.shape[1])
-        # A band of candidates at a time, for k of them begin with each of the best edges.
+        # At most a band of candidates at a time, because k paths begin with each of the best edges.
         step = max(1, BAND_ELEMENTS // (width * k))
         for rows in (better[start : start + step] for start in range(0, len(better), step)):
-            nodes = fan.nodes[rows]
+            nodes = edges.nodes[rows]
             picks, _ = highest_in_rows(keys[rows], width)
-            picks.sort(axis=1)  # of equal products the lower end is to come first
-            ends = fan.ends_at(rows, picks)
-            products = fan.weights[rows[:, None], picks][:, :, None] * ahead.values[ends]
-            candidates = (
-                (self.values, products.reshape(len(rows), width * k)),
-                (self.ends, np.repeat(ends, k, axis=1)),
-                (self.turns, np.tile(np.arange(k), (len(rows), width))),
+            picks.sort(axis=1)  # among equal products the lower node comes first
+            ends = edges.neighbours_at(rows, picks)
+            products = edges.weights[rows[:, None], picks][:, :, None] * ahead.values[ends]
+            new = _Beam(
+                products.reshape(len(rows), width * k),
+                np.repeat(ends, k, axis=1),
+                np.tile(np.arange(k), (len(rows), width)),
             )
-            values, *_ = both = [np.concatenate((known[nodes], new), axis=1) for known, new in candidates]
-            order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-            for (known, _), contenders in zip(candidates, both, strict=True):
+            both = [
+                np.concatenate((known[nodes], added), axis=1)
+                for known, added in zip(self._arrays(), new._arrays(), strict=True)
+            ]
+            order = np.argsort(-both[0], axis=1, kind="stable")[:, :k]
+            for known, contenders in zip(self._arrays(), both, strict=True):
                 known[nodes] = np.take_along_axis(contenders, order, axis=1)
+
+    def _arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        return self.values, self.next_nodes, self.next_paths
 
 
 def _trace(beams: list[_Beam], first: int, start: int) -> tuple[tuple[int, int], ...]:
-    """The nodes of path `start` of the first beam, which counts paths node by node."""
-    node, turn = divmod(start, beams[0].values.shape[1])
+    """List the nodes of path number `start` of the first beam, where paths are counted node by node."""
+    node, number = divmod(start, beams[0].values.shape[1])
     nodes = [(first, node)]
     for layer, beam in enumerate(beams[:-1], start=first + 1):
-        node, turn = int(beam.ends[node, turn]), int(beam.turns[node, turn])
+        node, number = int(beam.next_nodes[node, number]), int(beam.next_paths[node, number])
         nodes.append((layer, node))
     return tuple(nodes)

@@ -1,4 +1,4 @@
-"""Strengths: the sums of the weights of a node's edges, in and out, and the backend that reads a graph for them."""
+"""Strengths: the sums of the weights of a node's in-edges and out-edges, and the backend that computes them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from graphs.linalg.operators import BlockOperator, Vector
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["default_backend", "in_strength", "not_finite", "out_strength", "strengths"]
+__all__ = ["default_backend", "in_strength", "not_finite_error", "out_strength", "strengths"]
 
 
 def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
-    """In- and out-strength of every node of a layer: the sums of the weights of its edges.
+    """Compute the in-strength and out-strength of every node of a layer: the sums of the weights of its edges.
 
     Parameters
     ----------
@@ -28,12 +28,12 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     Returns
     -------
     in_strength, out_strength : (n_l,) float64 arrays
-        Zeros where a side has no block: into layer 0, and out of layer L.
+        Zeros on a side without a block: into layer 0, and out of layer L.
 
     Raises
     ------
     GraphError
-        No such layer; weights that are NaN or Inf, or whose sums are.
+        No such layer, or weights or their sums are NaN or Inf.
 
     Notes
     -----
@@ -46,18 +46,18 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     (array([3., 3.]), array([0., 0.]))
     """
     layer = check_layer(graph, layer)
-    engine = default_backend(graph)
+    backend = default_backend(graph)
     into: FloatArray = np.zeros(graph.layers[layer])
     out: FloatArray = np.zeros(graph.layers[layer])
     if layer > 0:
-        into = in_strength(engine, engine.operator(graph.blocks[layer - 1], 1), layer)
+        into = in_strength(backend, backend.operator(graph.blocks[layer - 1], 1), layer)
     if layer < len(graph.blocks):
-        out = out_strength(engine, engine.operator(graph.blocks[layer], 1), layer + 1)
+        out = out_strength(backend, backend.operator(graph.blocks[layer], 1), layer + 1)
     return into, out
 
 
 def default_backend(graph: LayeredGraph) -> Backend:
-    """The backend that reads a graph's blocks, in float64, where they lie.
+    """Choose the backend that reads a graph's blocks in float64, on the device where they lie.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def default_backend(graph: LayeredGraph) -> Backend:
     Returns
     -------
     Backend
-        On the GPU where the graph's first torch matrix lies on one, else on the CPU.
+        On the GPU if the graph's first torch matrix lies on one, else on the CPU.
 
     Examples
     --------
@@ -76,17 +76,17 @@ def default_backend(graph: LayeredGraph) -> Backend:
     return make_backend("auto", None, "float64", graph.blocks)
 
 
-def in_strength(engine: Backend, operator: BlockOperator, layer: int) -> FloatArray:
-    """In-strengths of the targets of one block.
+def in_strength(backend: Backend, operator: BlockOperator, layer: int) -> FloatArray:
+    """Compute the in-strengths of the targets of one block.
 
     Parameters
     ----------
-    engine : Backend
-        That of the operator, in float64.
+    backend : Backend
+        The operator's backend, in float64.
     operator : BlockOperator
         The block into `layer`, (n_targets, n_sources).
     layer : int
-        For the message.
+        The number of the layer, for the error message.
 
     Returns
     -------
@@ -95,24 +95,24 @@ def in_strength(engine: Backend, operator: BlockOperator, layer: int) -> FloatAr
     Raises
     ------
     GraphError
-        Weights that are NaN or Inf, or whose sums are.
+        Weights or their sums are NaN or Inf.
 
     Examples
     --------
     >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0]]], [1, 1], [[1, 1]])
-    >>> engine = default_backend(graph)
-    >>> in_strength(engine, engine.operator(graph.blocks[0], 1), layer=1)
+    >>> backend = default_backend(graph)
+    >>> in_strength(backend, backend.operator(graph.blocks[0], 1), layer=1)
     array([3., 3.])
     """
-    return _finite(engine, operator.in_strength, layer)
+    return _finite(backend, operator.in_strength, layer)
 
 
-def out_strength(engine: Backend, operator: BlockOperator, layer: int) -> FloatArray:
-    """Out-strengths of the sources of one block.
+def out_strength(backend: Backend, operator: BlockOperator, layer: int) -> FloatArray:
+    """Compute the out-strengths of the sources of one block.
 
     Parameters
     ----------
-    engine, operator, layer
+    backend, operator, layer
         As for :func:`in_strength`.
 
     Returns
@@ -127,37 +127,37 @@ def out_strength(engine: Backend, operator: BlockOperator, layer: int) -> FloatA
     Examples
     --------
     >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0]]], [1, 1], [[1, 1]])
-    >>> engine = default_backend(graph)
-    >>> out_strength(engine, engine.operator(graph.blocks[0], 1), layer=1)
+    >>> backend = default_backend(graph)
+    >>> out_strength(backend, backend.operator(graph.blocks[0], 1), layer=1)
     array([1., 5.])
     """
-    return _finite(engine, operator.out_strength, layer)
+    return _finite(backend, operator.out_strength, layer)
 
 
-def _finite(engine: Backend, sums: Callable[[], Vector], layer: int) -> FloatArray:
+def _finite(backend: Backend, compute: Callable[[], Vector], layer: int) -> FloatArray:
     with np.errstate(over="ignore", invalid="ignore"):
-        found: FloatArray = engine.arithmetic.to_numpy(sums())
-        if not np.isfinite(found.sum()):
-            raise not_finite(layer)
-    return found
+        sums: FloatArray = backend.arithmetic.to_numpy(compute())
+        if not np.isfinite(sums.sum()):
+            raise not_finite_error(layer)
+    return sums
 
 
-def not_finite(layer: int) -> GraphError:
-    """The error for weights that do not add up to a number.
+def not_finite_error(layer: int) -> GraphError:
+    """Make the error that is raised for weights whose sums are not finite.
 
     Parameters
     ----------
     layer : int
-        That their block leads into.
+        The layer that their block leads into.
 
     Returns
     -------
     GraphError
-        To be raised.
+        The caller raises it.
 
     Examples
     --------
-    >>> print(not_finite(2))
+    >>> print(not_finite_error(2))
     block 2: the edge weights hold NaN or Inf, or their sum overflows, so strengths are not finite; reload or rescale them
     """
     return GraphError(

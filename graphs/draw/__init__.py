@@ -1,19 +1,19 @@
-"""Figures of layered graphs and their ranks, drawn with matplotlib onto axes of your own or new ones.
+"""Figures of layered graphs and their ranks, drawn with matplotlib on given axes or new ones.
 
-Every figure returns its axes, uses no global state, and keeps to a budget: what is too large to be read is drawn as an
-aggregate that says so, or refused with a sentence that says what to draw instead.
+Every figure function returns its axes, uses no global state, and has a limit of size: a larger graph is drawn as an
+aggregate, which the title names, or raises an error that says what to draw instead.
 
 ========================== =========================================================== ==============================
 figure                     shows                                                       up to
 ========================== =========================================================== ==============================
 :func:`node_link`          the top nodes and the edges between them                    300 nodes of any graph
-:func:`layer_flow`         rank that flows between buckets of nodes, layer by layer    12 layers, then a heat map
+:func:`layer_flow`         flow of score between buckets of nodes, layer by layer      12 layers, then a heat map
 :func:`adjacency_heatmap`  the edges of one block, nodes ordered by score              any block
-:func:`score_heatmap`      layers against nodes ordered by score, and the cut          any number of layers and nodes
+:func:`score_heatmap`      scores by layer, nodes ordered by score, and the cut        any number of layers and nodes
 :func:`score_distribution` how unequal scores are: distribution of every layer         8 layers, then bands
-:func:`lorenz_curves`      the same as shares of the whole, with Gini coefficients     8 layers, then bands
+:func:`lorenz_curves`      how unequal scores are: Lorenz curves, Gini coefficients    8 layers, then bands
 :func:`compare_rankings`   two scores of the same nodes                                any number of nodes
-:func:`kept_by_layer`      nodes kept and removed, and the score that goes             any number of layers
+:func:`kept_by_layer`      nodes kept and removed, and the score removed               any number of layers
 :func:`convergence`        residual and error bound of every step                      any number of steps
 ========================== =========================================================== ==============================
 """

@@ -1,4 +1,4 @@
-"""The edges of one block as a heat map: nodes ordered by score, weights averaged in buckets of nodes."""
+"""Heat map of the edges of one block: nodes ordered by score, weights averaged over buckets of nodes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphs.analysis.measures import positions
-from graphs.analysis.strengths import not_finite
-from graphs.draw.axes import fitted, new_axes, whole_ticks
-from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
+from graphs.analysis.strengths import not_finite_error
+from graphs.draw.axes import new_axes, use_whole_ticks, wrap_to_axes
+from graphs.draw.colours import COLOUR_MAP, add_log_colour_bar, hatch_background, log_norm
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import short_names
 from graphs.errors import GraphError
@@ -24,34 +24,34 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "adjacency_heatmap"]
 
-# Cells a side; a page resolves no more.
+# Highest number of cells a side; a page shows no more.
 MAX_BUCKETS = 400
 
 
 def adjacency_heatmap(
     graph: LayeredGraph, layer: int, rank: RankResult, buckets: int = 64, ax: Axes | None = None
 ) -> Axes:
-    """Mean weight of the edges into a layer, by buckets of nodes ordered by score.
+    """Draw the mean weight of the edges into a layer, by buckets of nodes ordered by score.
 
-    Targets run down and sources to the right, the highest score first. A missing edge counts as a weight of zero, and a
-    cell without any edge is hatched. The colours are logarithmic.
+    Rows are targets and columns are sources, the highest score first. A missing edge counts as a weight of zero, and a cell
+    without edges is hatched. The colours are logarithmic.
 
     Parameters
     ----------
     graph : LayeredGraph
     layer : int
-        1..L: the block between it and the layer before.
+        1..L: the layer that the block leads into.
     rank : RankResult
-        Of this graph.
+        A rank of this graph.
     buckets : int
-        Buckets of (nearly) equal numbers of nodes on both sides, 1 to `MAX_BUCKETS`; of a layer with fewer nodes, one a
-        node.
+        Number of buckets on both sides, with (nearly) equal numbers of nodes, 1 to `MAX_BUCKETS`; a layer with fewer nodes
+        has one bucket a node.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        The mesh's array is the (targets, sources) matrix of means, masked where there is no edge.
+        The array of the mesh is the (targets, sources) matrix of means, masked where there is no edge.
 
     Raises
     ------
@@ -81,41 +81,41 @@ def adjacency_heatmap(
         graph.blocks[layer - 1], _bucket_of(scores[layer], targets), _bucket_of(scores[layer - 1], sources)
     )
     if not np.isfinite(sums).all():
-        raise not_finite(layer)
+        raise not_finite_error(layer)
     means = np.ma.masked_equal(sums / np.outer(np.diff(targets), np.diff(sources)), 0.0)
     ax = new_axes(ax)
-    hatch_missing(ax)
-    mesh = ax.pcolormesh(sources, targets, means, cmap=COLOUR_MAP, norm=log_colours(means), rasterized=True)
-    log_colour_bar(ax, mesh, "mean weight of a pair of nodes")
+    hatch_background(ax)
+    mesh = ax.pcolormesh(sources, targets, means, cmap=COLOUR_MAP, norm=log_norm(means), rasterized=True)
+    add_log_colour_bar(ax, mesh, "mean weight of a pair of nodes")
     source, target = short_names(graph.names)[layer - 1 : layer + 1]
     ax.set_xlim(0, sources[-1])
     ax.set_ylim(targets[-1], 0)
-    whole_ticks(ax.xaxis, ax.yaxis)
-    ax.set_xlabel(fitted(ax, f"nodes of {source}, highest score first", 10.0))
-    ax.set_ylabel(fitted(ax, f"nodes of {target}, highest score first", 10.0, upright=True))
+    use_whole_ticks(ax.xaxis, ax.yaxis)
+    ax.set_xlabel(wrap_to_axes(ax, f"nodes of {source}, highest score first", 10.0))
+    ax.set_ylabel(wrap_to_axes(ax, f"nodes of {target}, highest score first", 10.0, upright=True))
     cells = f"{len(targets) - 1} x {len(sources) - 1} cells of {targets[-1]:,} x {sources[-1]:,} nodes"
     title = "no edges" if not means.count() else "mean weight"
-    ax.set_title(fitted(ax, f"Edges {source} to {target}: {title}, {cells}", 10.0), fontsize=10)
+    ax.set_title(wrap_to_axes(ax, f"Edges {source} to {target}: {title}, {cells}", 10.0), fontsize=10)
     return ax
 
 
 def _bounds(count: int, buckets: int) -> IntArray:
-    """Where the buckets of `count` nodes start, and where the last one ends; none is empty."""
+    """Compute where the buckets of `count` nodes start, and where the last one ends; none is empty."""
     buckets = min(buckets, count)
     return np.arange(buckets + 1, dtype=np.int64) * count // buckets
 
 
 def _bucket_of(scores: FloatArray, bounds: IntArray) -> IntArray:
-    """The bucket of every node, 0 the highest scores."""
+    """Assign nodes to buckets; bucket 0 holds the highest scores."""
     return np.asarray(np.searchsorted(bounds, positions(scores), side="right") - 1)
 
 
 def _bucket_sums(block: Block, targets: IntArray, sources: IntArray) -> FloatArray:
-    """Sum of the weights of every pair of a target bucket (row) and a source bucket (column)."""
+    """Add the weights of every pair of a target bucket (row) and a source bucket (column)."""
     total = np.zeros((int(targets.max()) + 1, int(sources.max()) + 1))
     if isinstance(block, DenseBlock):
         for band in block.bands(NumpyBuffers(np.float64)):
-            # Along what is contiguous.
+            # The matrix is read along its contiguous axis.
             if block.column_major:
                 _add_sums(total.T, band.matrix.T, sources[band.columns], targets)
             else:
@@ -124,7 +124,7 @@ def _bucket_sums(block: Block, targets: IntArray, sources: IntArray) -> FloatArr
     csr = (block if isinstance(block, SparseBlock) else SparseBlock(block.to_csr())).csr
     start = 0
     while start < csr.shape[0]:
-        # As many rows as fit a band, one at least.
+        # As many rows as fit in a band, at least one.
         stop = int(np.searchsorted(csr.indptr, int(csr.indptr[start]) + BAND_ELEMENTS, side="right")) - 1
         stop = min(max(stop, start + 1), csr.shape[0])
         part = slice(int(csr.indptr[start]), int(csr.indptr[stop]))
@@ -136,7 +136,7 @@ def _bucket_sums(block: Block, targets: IntArray, sources: IntArray) -> FloatArr
 
 
 def _add_sums(total: FloatArray, matrix: FloatArray, rows: IntArray, columns: IntArray) -> None:
-    """Add the entries of `matrix` to the cells of their row's and column's buckets."""
+    """Add the entries of `matrix` to the cells of the buckets of their row and column."""
     order = np.argsort(columns, kind="stable")
     sorted_columns = columns[order]
     starts = np.flatnonzero(np.append(True, sorted_columns[1:] != sorted_columns[:-1]))

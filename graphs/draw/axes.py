@@ -1,4 +1,4 @@
-"""Axes without global state, and text that fits them."""
+"""Axes without global state, their ticks, and text that fits them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ __all__ = [
     "LETTER",
     "LINE",
     "SMALL",
-    "fitted",
     "label_layers",
     "log_ticks",
     "new_axes",
-    "number_logs",
-    "room",
-    "whole_ticks",
+    "number_log_axis",
+    "size_in_inches",
+    "use_whole_ticks",
+    "wrap_to_axes",
 ]
 
-# Points; no text of a figure is smaller.
+# Font size in points; no text of a figure is smaller.
 SMALL = 8.0
-# Inches that an average letter of SMALL takes, and a line of them.
+# Average width of a letter of size SMALL, and height of a line, in inches.
 LETTER, LINE = 0.065, 0.15
 
 
 def new_axes(ax: Axes | None) -> Axes:
-    """`ax` itself, or the axes of a new figure of 8 x 4 inches, without pyplot: no global state, no window.
+    """Return `ax`, or the axes of a new figure of 8 x 4 inches; pyplot is not used, so there is no global state and no window.
 
     Parameters
     ----------
@@ -58,8 +58,8 @@ def new_axes(ax: Axes | None) -> Axes:
     return Figure(figsize=(8, 4), layout="constrained").subplots()
 
 
-def room(ax: Axes) -> tuple[float, float]:
-    """Width and height of the axes in inches, as far as known before the layout is done.
+def size_in_inches(ax: Axes) -> tuple[float, float]:
+    """Measure the width and height of the axes in inches, as far as they are known before the layout is computed.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def room(ax: Axes) -> tuple[float, float]:
 
     Examples
     --------
-    >>> width, height = room(new_axes(None))
+    >>> width, height = size_in_inches(new_axes(None))
     >>> 4 < width < 8 and 2 < height < 4
     True
     """
@@ -80,8 +80,8 @@ def room(ax: Axes) -> tuple[float, float]:
     return float(box.width / dpi), float(box.height / dpi)
 
 
-def fitted(ax: Axes, text: str, size: float, beside: float = 0.0, *, upright: bool = False) -> str:
-    """`text` in `size` points, broken into lines that are no longer than the axes are wide, or high.
+def wrap_to_axes(ax: Axes, text: str, size: float, beside: float = 0.0, *, upright: bool = False) -> str:
+    """Break a text of `size` points into lines that are no longer than the axes are wide, or high.
 
     Parameters
     ----------
@@ -89,46 +89,45 @@ def fitted(ax: Axes, text: str, size: float, beside: float = 0.0, *, upright: bo
     text : str
     size : float
     beside : float
-        Inches that a legend beside the axes takes, or names below them.
+        Inches of that length which a legend beside the axes or labels below them need.
     upright : bool
-        Along the y axis.
+        Whether the text runs along the y axis.
 
     Returns
     -------
     str
-        Words longer than a line stay whole, and a number stays with its unit.
+        Words longer than a line are not broken, and a number stays with its unit.
 
     Examples
     --------
     >>> from matplotlib.figure import Figure
     >>> narrow = Figure(figsize=(4, 3)).subplots()
-    >>> fitted(narrow, "Edges of the first layer to those of the second: mean weight, 12 %", 10.0).splitlines()
+    >>> wrap_to_axes(narrow, "Edges of the first layer to those of the second: mean weight, 12 %", 10.0).splitlines()
     ['Edges of the first layer to those of the second:', 'mean weight, 12 %']
     """
-    length = room(ax)[upright] - beside
+    length = size_in_inches(ax)[upright] - beside
     letters = max(20, int(length * 1.1 / (LETTER / SMALL * 0.86 * size)))
-    # A number stays with its unit.
     lines = [textwrap.wrap(line, letters) for line in text.replace(" %", "\N{NO-BREAK SPACE}%").split("\n")]
     return "\n".join(part for line in lines for part in line).replace("\N{NO-BREAK SPACE}%", " %")
 
 
 def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = None, beside: float = 0.0) -> float:
-    """Write the short names of layers under the x axis: slanted or only every so many where they would overlap.
+    """Write the short names of layers under the x axis; where they would overlap they are slanted, and some are left out.
 
     Parameters
     ----------
     ax : matplotlib Axes
-        Its x limits are final.
+        Axes whose x limits are final.
     names : sequence of n str
     positions : (n,) array, optional
-        Where on the axis; 0, 1, ... by default.
+        Positions on the axis; 0, 1, ... by default.
     beside : float
-        Inches of the width that a legend beside the axes takes.
+        Inches of the width that a legend beside the axes needs.
 
     Returns
     -------
     float
-        The height in inches that slanted names take from the axes, 0 for level ones.
+        Height in inches that slanted names need below the axes; 0 for horizontal names.
 
     Examples
     --------
@@ -143,7 +142,7 @@ def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = 
     places = np.arange(len(names), dtype=float) if positions is None else positions
     labels = short_names(names)
     low, high = ax.get_xlim()
-    pitch = max(room(ax)[0] - beside, LINE) / max(abs(high - low), 1e-9)
+    pitch = max(size_in_inches(ax)[0] - beside, LINE) / max(abs(high - low), 1e-9)
     if len(places) > 1:
         pitch *= float(np.diff(places).min())
     longest = LETTER * max(map(len, labels))
@@ -156,8 +155,8 @@ def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = 
     return longest * 0.71
 
 
-def whole_ticks(*axes: Any) -> None:
-    """Number axes of nodes or layers by whole numbers only: there is no layer 0.5.
+def use_whole_ticks(*axes: Any) -> None:
+    """Put ticks only at whole numbers, for axes of nodes or layers.
 
     Parameters
     ----------
@@ -168,7 +167,7 @@ def whole_ticks(*axes: Any) -> None:
     >>> ax = new_axes(None)
     >>> ax.set_xlim(0, 2)
     (0.0, 2.0)
-    >>> whole_ticks(ax.xaxis)
+    >>> use_whole_ticks(ax.xaxis)
     >>> ax.get_xticks().tolist()
     [0.0, 1.0, 2.0]
     """
@@ -179,7 +178,7 @@ def whole_ticks(*axes: Any) -> None:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of every decade between two numbers; round numbers where that leaves fewer than three.
+    """Choose ticks at 1, 2 and 5 of every decade between two numbers; at round numbers where that gives fewer than three.
 
     Parameters
     ----------
@@ -189,7 +188,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     Returns
     -------
     list of 3 to 9 float
-        Of many decades the powers of ten only, and of very many some.
+        For many decades only powers of ten, and for very many decades some of them.
 
     Examples
     --------
@@ -208,29 +207,29 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [float(tick) for tick in even if low <= tick <= high]
     if 3 <= len(ticks) <= 9:
         return ticks
-    # Not geomspace, which overflows before its end does.
+    # Not geomspace, which overflows before it reaches its end.
     steps = low * np.exp(np.linspace(0.0, 1.0, 5) * (math.log(high) - math.log(low)))
     return [float(tick) for tick in np.clip(steps, low, high)]
 
 
-def number_logs(axis: Any, low: float, high: float, *, logarithms: bool = False) -> None:
-    """Number a logarithmic axis by plain numbers, three at least, with as many digits as tell them apart.
+def number_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = False) -> None:
+    """Number a logarithmic axis with plain numbers: at least three, with as many digits as are needed to tell them apart.
 
-    matplotlib's own ticks would leave an axis of less than a decade without any, or write 4 x 10^-1 for 0.4.
+    matplotlib's own ticks may leave an axis of less than a decade without numbers, or write 4 x 10^-1 for 0.4.
 
     Parameters
     ----------
     axis : matplotlib Axis
     low, high : float
-        Positive; where the numbers begin and end.
+        Lowest and highest number; positive.
     logarithms : bool
-        The axis is a linear one of decimal logarithms.
+        Whether the axis is a linear axis of decimal logarithms.
 
     Examples
     --------
     >>> ax = new_axes(None)
     >>> ax.set_xscale("log")
-    >>> number_logs(ax.xaxis, 1.0, 1.002)
+    >>> number_log_axis(ax.xaxis, 1.0, 1.002)
     >>> [text.get_text() for text in ax.get_xticklabels()]
     ['1', '1.0005', '1.001', '1.0015', '1.002']
     """

@@ -1,4 +1,4 @@
-"""Colours of figures: palettes that survive grey print and colour-blind readers, and logarithmic colour scales."""
+"""Colours of figures: palettes that work in grey print and for colour-blind readers, and logarithmic colour scales."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphs.draw.axes import number_logs
+from graphs.draw.axes import number_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,37 +18,37 @@ __all__ = [
     "FAINT",
     "KEPT",
     "LINES",
-    "LOST",
     "REMOVED",
-    "hatch_missing",
+    "SCORE_REMOVED",
+    "add_log_colour_bar",
+    "hatch_background",
     "line_look",
-    "log_colour_bar",
-    "log_colours",
+    "log_norm",
 ]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-KEPT, REMOVED, LOST, FAINT = "#0072B2", "#D55E00", "#000000", "#767676"
-# The same hues, as dark as it takes for a thin line to stand out on white as 3 to 1, and as far apart as then is possible.
+KEPT, REMOVED, SCORE_REMOVED, FAINT = "#0072B2", "#D55E00", "#000000", "#767676"
+# The same hues, dark enough for a thin line to contrast with white by 3 to 1, and as distinct as that allows.
 LINES = ("#000000", "#BA5100", "#005F96", "#00835F", "#915476", "#4696C3", "#C58800", "#494949")
-# Grey prints and colour-blind readers follow a line by its dashes, and find its end by its marker.
+# Dashes and end markers tell lines apart in grey print and for colour-blind readers.
 DASHES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (3, 1)), (0, (1, 2.5)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-# Monotone in lightness, and the same to the colour-blind.
+# Its lightness is monotone, also for colour-blind readers.
 COLOUR_MAP = "cividis"
 
 
 def line_look(position: int) -> dict[str, Any]:
-    """Colour, dashes and marker of a line; eight of them differ in each.
+    """Choose colour, dashes and marker of a line; the first eight lines differ in all three.
 
     Parameters
     ----------
     position : int
-        Number of the line, from 0; the ninth looks like the first.
+        Number of the line, from 0; the ninth line looks like the first.
 
     Returns
     -------
     dict
-        For matplotlib's ``plot``.
+        Keyword arguments of matplotlib's ``plot``.
 
     Examples
     --------
@@ -62,8 +62,8 @@ def line_look(position: int) -> dict[str, Any]:
     }
 
 
-def hatch_missing(ax: Axes) -> None:
-    """Hatch the background, so that a cell without a value differs from the darkest one.
+def hatch_background(ax: Axes) -> None:
+    """Hatch the background of the axes, so that a cell without a value differs from the darkest colour.
 
     Parameters
     ----------
@@ -73,15 +73,15 @@ def hatch_missing(ax: Axes) -> None:
     --------
     >>> from graphs.draw.axes import new_axes
     >>> ax = new_axes(None)
-    >>> hatch_missing(ax)
+    >>> hatch_background(ax)
     >>> ax.patch.get_hatch()
     '////'
     """
     ax.patch.set(facecolor="white", edgecolor="#BBBBBB", hatch="////")
 
 
-def log_colours(values: Any) -> Any:
-    """A logarithmic norm over positive values; what is not positive takes the lowest colour.
+def log_norm(values: Any) -> Any:
+    """Make a logarithmic norm over positive values; other values get the lowest colour.
 
     Parameters
     ----------
@@ -90,11 +90,11 @@ def log_colours(values: Any) -> Any:
     Returns
     -------
     matplotlib.colors.LogNorm
-        From the lowest to the highest of them; around the only one, and around 1 where there is none.
+        From the lowest to the highest positive value; a range around it if there is only one, around 1 if there is none.
 
     Examples
     --------
-    >>> norm = log_colours(np.ma.masked_equal([0.0, 2.0, 8.0], 0.0))
+    >>> norm = log_norm(np.ma.masked_equal([0.0, 2.0, 8.0], 0.0))
     >>> norm.vmin, norm.vmax
     (2.0, 8.0)
     """
@@ -107,10 +107,10 @@ def log_colours(values: Any) -> Any:
     return LogNorm(low, high, clip=True)
 
 
-def log_colour_bar(ax: Axes, mesh: Any, label: str) -> None:
-    """The colour bar of a mesh normed by :func:`log_colours`, with three numbers on it at least.
+def add_log_colour_bar(ax: Axes, mesh: Any, label: str) -> None:
+    """Add a colour bar to a mesh that is normed by :func:`log_norm`, with at least three numbers.
 
-    Values often span less than a decade, where logarithmic ticks would leave the bar without any.
+    Values often span less than a decade, where matplotlib's logarithmic ticks would leave the bar without numbers.
 
     Parameters
     ----------
@@ -123,10 +123,10 @@ def log_colour_bar(ax: Axes, mesh: Any, label: str) -> None:
     >>> from graphs.draw.axes import new_axes
     >>> ax = new_axes(None)
     >>> cells = np.ma.array([[1.5, 24.0]])
-    >>> log_colour_bar(ax, ax.pcolormesh(cells, norm=log_colours(cells)), "weight")
+    >>> add_log_colour_bar(ax, ax.pcolormesh(cells, norm=log_norm(cells)), "weight")
     >>> [text.get_text() for text in ax.figure.axes[1].get_yticklabels()]
     ['2', '5', '10', '20']
     """
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02)
     bar.set_label(label)
-    number_logs(bar.ax.yaxis, mesh.norm.vmin, mesh.norm.vmax)
+    number_log_axis(bar.ax.yaxis, mesh.norm.vmin, mesh.norm.vmax)

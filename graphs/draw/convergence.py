@@ -1,4 +1,4 @@
-"""How a rank was reached: the residual and the proven bound of every step."""
+"""Convergence of ranks: the residual and the proven error bound of every step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from graphs.draw.axes import SMALL, fitted, new_axes
+from graphs.draw.axes import SMALL, new_axes, wrap_to_axes
 from graphs.draw.colours import line_look
 from graphs.draw.inputs import IntArray
-from graphs.draw.wording import plain
+from graphs.draw.wording import as_literal
 from graphs.errors import GraphError
 from graphs.solvers.result import RankResult
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_STEPS", "convergence"]
 
-# Steps drawn of a result: no printer shows more, and vector files stay small.
+# Highest number of steps drawn for a result: a page shows no more, and vector files stay small.
 MAX_STEPS = 1000
 
 
@@ -29,13 +29,13 @@ def convergence(
     labels: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Error bound (line) and residual (small markers) of every step, on logarithmic axes.
+    """Plot the error bound (line) and the residual (small markers) of every step, on logarithmic axes.
 
     Parameters
     ----------
     results : sequence of RankResult
     against : {"steps", "products", "seconds"}
-        What the steps are laid out by; block products make solvers comparable.
+        Quantity on the x axis; block products make solvers comparable.
     labels : sequence of str, optional
         By default the solvers' names.
     ax : matplotlib Axes, optional
@@ -43,8 +43,8 @@ def convergence(
     Returns
     -------
     matplotlib Axes
-        A large marker ends each line. What is exactly zero has no place on a logarithmic axis: the legend says so of a
-        result that ended exact.
+        A large marker ends each line. Values of exactly zero cannot be drawn on a logarithmic axis, so the legend says which
+        results are exact.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def convergence(
 
     Notes
     -----
-    Of more than `MAX_STEPS` steps so many are drawn, evenly spaced on the logarithmic axis.
+    If a result has more than `MAX_STEPS` steps, that many are drawn, evenly spaced on the logarithmic axis.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def convergence(
     if len(names) != len(results):
         raise GraphError(f"expected {len(results)} labels, one a result, got {len(names)}")
     ax = new_axes(ax)
-    seen = False
+    any_error = False
     for position, (result, name) in enumerate(zip(results, names, strict=True)):
         at = _drawn(result.iterations)
         across = {
@@ -79,7 +79,7 @@ def convergence(
             "products": result.step_products,
             "seconds": result.step_seconds,
         }[against][at]
-        # An exact step has nothing left to show on a logarithmic axis, and an unknown bound nothing to show at all.
+        # A logarithmic axis shows neither the zeros of exact steps nor unknown bounds.
         bounds, residuals = (
             np.where((values > 0) & np.isfinite(values), values, np.nan)[at]
             for values in (result.error_bounds, result.residuals)
@@ -93,12 +93,12 @@ def convergence(
             linewidth=1.4,
             markersize=6,
             markevery=shown[-1:].tolist(),
-            label=plain(f"{name}{exact}"),
+            label=as_literal(f"{name}{exact}"),
             **look,
         )
         ax.plot(across, residuals, **{**look, "linestyle": "none"}, markersize=2.5)
-        seen = seen or bool(np.isfinite(bounds).any() or np.isfinite(residuals).any())
-    if seen:
+        any_error = any_error or bool(np.isfinite(bounds).any() or np.isfinite(residuals).any())
+    if any_error:
         ax.set_xscale("log")
         ax.set_yscale("log")
     else:
@@ -106,13 +106,13 @@ def convergence(
         ax.set_yticks([])
         ax.text(0.5, 0.5, "no step left an error", ha="center", va="center", transform=ax.transAxes)
     ax.set_xlabel({"steps": "steps", "products": "block products", "seconds": "seconds"}[against])
-    ax.set_ylabel(fitted(ax, "L1: bound on the error (line), residual (markers)", 10.0, upright=True))
+    ax.set_ylabel(wrap_to_axes(ax, "L1: bound on the error (line), residual (markers)", 10.0, upright=True))
     ax.legend(frameon=False, fontsize=SMALL + 0.5, handlelength=3.5)
     return ax
 
 
 def _drawn(steps: int) -> IntArray:
-    """Which of so many steps are drawn, the first and the last among them."""
+    """Choose the steps to draw, with the first and the last among them."""
     if steps <= MAX_STEPS:
         return np.arange(steps)
     return np.unique(np.geomspace(1, steps, MAX_STEPS).round().astype(np.int64)) - 1

@@ -1,4 +1,4 @@
-"""How rank flows from layer to layer, between buckets of nodes of high and low score."""
+"""Flow of score from layer to layer, between buckets of nodes of high and low score."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphs.analysis.buckets import score_buckets
 from graphs.analysis.flow import flow, is_modified
-from graphs.analysis.measures import score_buckets
-from graphs.draw.axes import SMALL, fitted, label_layers, new_axes
-from graphs.draw.colours import COLOUR_MAP, hatch_missing, log_colour_bar, log_colours
+from graphs.draw.axes import SMALL, label_layers, new_axes, wrap_to_axes
+from graphs.draw.colours import COLOUR_MAP, add_log_colour_bar, hatch_background, log_norm
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import percent, short_names
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 from graphs.ranking.scores import finite_scores
+from graphs.reduction.node_selection import check_consecutive_layers
 from graphs.solvers.result import RankResult
-from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
 if TYPE_CHECKING:
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "MAX_LAYERS", "layer_flow"]
 
-# Layers side by side whose ribbons a reader can still follow; more become a heat map.
+# Highest number of layers whose ribbons a reader can follow; more become a heat map.
 MAX_LAYERS = 12
-# Buckets whose shares of nodes are whole per cents, and whose colours are told apart.
+# Highest number of buckets with shares of whole per cents and distinct colours.
 MAX_BUCKETS = 8
-# Half the width of a bar, the flat part of it, and what lies between two bars of a stack.
+# Half the width of a bar, half the width of its flat middle, and the gap between two bars of a stack.
 HALF, FLAT, GAP = 0.09, 0.03, 0.025
-# Inches that the legend takes beside the axes.
+# Inches that the legend needs beside the axes.
 LEGEND = 1.8
 
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """What the buckets of a layer hold, and what arrives at and leaves them, all over the layer's score; (buckets,)."""
+    """Score that arrives at, is held by and leaves each bucket of a layer, divided by the layer's score; (buckets,)."""
 
     arrives: FloatArray
     holds: FloatArray
@@ -52,31 +52,31 @@ def layer_flow(
     buckets: int | Sequence[float] = 5,
     ax: Axes | None = None,
 ) -> Axes:
-    """Rank that flows between buckets of nodes, layer by layer: stacked bars joined by ribbons.
+    """Draw how score flows between buckets of nodes, layer by layer: stacked bars joined by ribbons.
 
-    A layer is a stack of bars, the nodes of the highest scores on top. The middle of a bar is as high as the score
-    that its nodes hold, its left edge as what reaches them over edges, its right edge as what leaves them: where the
-    edges differ from the middle, a node's own activation (or a node without out-edges) made the difference. The width
-    of a ribbon is :func:`graphs.analysis.flow.flow`, and its colour that of the bucket it comes from.
+    A layer is a stack of bars, the nodes with the highest scores on top. The middle of a bar is as high as the score of its
+    nodes, its left edge as the score that reaches them over edges, its right edge as the score that leaves them. Where the
+    edges differ from the middle, the nodes' own activations or dangling nodes make the difference. The width of a ribbon is
+    :func:`graphs.analysis.flow.flow`, and its colour is that of the bucket it comes from.
 
     Parameters
     ----------
     graph : LayeredGraph
     rank : RankResult
-        One score a node of this graph.
+        A rank of this graph, with one score a node.
     layers : sequence of int, optional
-        Consecutive, ascending; all by default.
+        Consecutive, ascending layers; all by default.
     buckets : int or sequence of float
-        1 to `MAX_BUCKETS`: how many, ending at equal steps of the logarithm from the highest 1 % of the nodes to all of
-        them (5: 1, 3, 10, 32 and 100 %). Or the share of the nodes in each, of sum 1.
+        The number of buckets, 1 to `MAX_BUCKETS`; they end at equal steps of the logarithm from the highest 1 % of the nodes
+        to all of them (5 buckets: 1, 3, 10, 32 and 100 %). Or the share of the nodes in each bucket, with sum 1.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        Of more than `MAX_LAYERS` layers a heat map, and the title says so: for every block and bucket the share of its
-        rank that the edges carry to the bucket of the same place, over the share that this bucket gets of all rank. 1
-        is what chance would keep.
+        For more than `MAX_LAYERS` layers a heat map, which the title says: for every block and bucket, the share of the
+        bucket's score that edges carry to the bucket of the same place in the next layer, divided by the share of all score
+        that this bucket gets. 1 is the value that chance would give.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def layer_flow(
     ['highest 50 % of nodes', 'lowest 50 % of nodes']
     """
     scores = finite_scores(graph, rank)
-    chosen = _consecutive(graph, layers)
+    chosen = check_consecutive_layers(graph, layers)
     shares = _shares(buckets)
     names = [graph.names[layer] for layer in chosen]
     if len(chosen) > MAX_LAYERS:
@@ -109,7 +109,7 @@ def layer_flow(
         np.bincount(score_buckets(scores[layer], shares), weights=scores[layer], minlength=len(shares)) / total
         for layer, total in zip(chosen, totals, strict=True)
     ]
-    # A modified rank's flow is over its sum already; that of any other has the mass of its sources.
+    # The flow of a modified PageRank has sum 1 already; that of another rank has the sum of its sources' scores.
     flows = [
         flow(graph, rank, layer, shares) / (1.0 if is_modified(rank) else total)
         for layer, total in zip(chosen[1:], totals, strict=False)
@@ -128,27 +128,20 @@ def layer_flow(
     tallest = max(max(part.sum() for part in (stack.arrives, stack.holds, stack.leaves)) for stack in stacks)
     ax.set_xlim(-0.5, len(chosen) - 0.5)
     ax.set_ylim(_top(len(shares)) - max(tallest, 1.0) - GAP * len(shares), _top(len(shares)) + GAP)
-    taken = label_layers(ax, names, beside=LEGEND)
+    labels_height = label_layers(ax, names, beside=LEGEND)
     ax.set_yticks([])
-    ax.set_ylabel(fitted(ax, "rank of the layer, highest scores on top", 10.0, taken, upright=True))
-    key = "layer (bar: score; its edges: what arrives, what leaves; ribbon: in the colour of its source)"
-    ax.set_xlabel(fitted(ax, key, 9.0, LEGEND), fontsize=9)
+    ax.set_ylabel(wrap_to_axes(ax, "score of the layer, highest scores on top", 10.0, labels_height, upright=True))
+    key = "layer (bar: score; its edges: score that arrives and leaves; ribbon: in the colour of its source)"
+    ax.set_xlabel(wrap_to_axes(ax, key, 9.0, LEGEND), fontsize=9)
     for side in ("top", "right", "left", "bottom"):
         ax.spines[side].set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL + 0.5)
-    ax.set_title(fitted(ax, "Rank that flows between nodes of high and low score", 10.0, LEGEND), fontsize=10)
+    ax.set_title(wrap_to_axes(ax, "Flow of score between nodes of high and low score", 10.0, LEGEND), fontsize=10)
     return ax
 
 
-def _consecutive(graph: LayeredGraph, layers: Sequence[int] | None) -> list[int]:
-    chosen = [check_layer(graph, layer) for layer in (range(len(graph.layers)) if layers is None else layers)]
-    if not chosen or chosen != list(range(chosen[0], chosen[-1] + 1)):
-        raise GraphError(f"layers: expected consecutive ones, ascending, such as range(1, 4); got {chosen}")
-    return chosen
-
-
 def _shares(buckets: Any) -> list[float]:
-    """The share of the nodes in every bucket."""
+    """Compute the share of the nodes in every bucket."""
     if isinstance(buckets, (int, np.integer)) and not isinstance(buckets, bool):
         if not 1 <= buckets <= MAX_BUCKETS:
             raise GraphError(f"expected 1 to {MAX_BUCKETS} buckets, or the shares of the nodes in them, got {buckets}")
@@ -178,7 +171,7 @@ def _top(count: int) -> float:
 
 
 def _tops(heights: FloatArray) -> FloatArray:
-    """The upper edge of every bar of a stack, the first on top."""
+    """Compute the upper edge of every bar of a stack, the first on top."""
     above = np.concatenate(([0.0], np.cumsum(heights)[:-1]))
     return np.asarray(_top(len(heights)) - above - GAP * np.arange(len(heights)))
 
@@ -194,7 +187,7 @@ def _draw_bars(ax: Axes, stacks: Sequence[_Stack], shares: Sequence[float]) -> N
             upper = np.array([_tops(part)[bucket] for part in parts])
             lower = upper - np.array([part[bucket] for part in parts])
             bars.append(np.column_stack((np.append(x, x[::-1]), np.append(upper, lower[::-1]))))
-            # Of a bucket without rank no edge is left to see.
+            # A bucket without score gets no outline.
             widths.append(0.4 if (upper > lower).any() else 0.0)
         ax.add_collection(
             PolyCollection(
@@ -213,13 +206,13 @@ def _draw_ribbons(ax: Axes, flows: Sequence[FloatArray], stacks: Sequence[_Stack
 
     count = len(stacks[0].holds)
     along = np.linspace(0.0, 1.0, 24)
-    # Level at both ends, so that a ribbon leaves and enters its bars straight.
+    # The curve is level at both ends, so a ribbon leaves and enters its bars straight.
     bend = along * along * (3.0 - 2.0 * along)
     for source, colour in enumerate(_colours(count)):
         ribbons = []
         for layer, part in enumerate(flows):
             x = layer + HALF + along * (1.0 - 2.0 * HALF)
-            # At a source ribbons stand in the order of their targets, at a target in that of their sources.
+            # At a source ribbons are ordered by target, at a target by source.
             start = _tops(stacks[layer].leaves)[source] - np.concatenate(([0.0], np.cumsum(part[:, source])))[:-1]
             for target in np.flatnonzero(part[:, source] > 0.0):
                 stop = _tops(stacks[layer + 1].arrives)[target] - part[target, :source].sum()
@@ -233,7 +226,7 @@ def _draw_ribbons(ax: Axes, flows: Sequence[FloatArray], stacks: Sequence[_Stack
 
 
 def _colours(count: int) -> list[Any]:
-    """Dark for high scores to light for low ones: an order that survives grey print."""
+    """Choose colours from dark for high scores to light for low ones, which stay ordered in grey print."""
     from matplotlib import colormaps
 
     return [colormaps[COLOUR_MAP](value) for value in np.linspace(0.0, 0.95, count)]
@@ -246,12 +239,12 @@ def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[fl
         chance = part.sum(axis=1) * part.sum(axis=0) / (part.sum() or 1.0)
         known: IntArray = np.flatnonzero(chance > 0.0)
         ratios[known, block] = own[known] / chance[known]
-    stays = np.ma.masked_invalid(ratios)
-    hatch_missing(ax)
+    persistence = np.ma.masked_invalid(ratios)
+    hatch_background(ax)
     edges = np.arange(len(flows) + 1) + 0.5
     places = np.arange(len(shares) + 1) - 0.5
-    mesh = ax.pcolormesh(edges, places, stays, cmap=COLOUR_MAP, norm=log_colours(stays))
-    log_colour_bar(ax, mesh, "rank that stays in its bucket,\nover what chance would keep")
+    mesh = ax.pcolormesh(edges, places, persistence, cmap=COLOUR_MAP, norm=log_norm(persistence))
+    add_log_colour_bar(ax, mesh, "score that stays in its bucket,\nrelative to chance")
     ax.set_xlim(edges[0], edges[-1])
     ax.set_ylim(len(shares) - 0.5, -0.5)
     label_layers(ax, names[1:], np.arange(1.0, len(names)))
@@ -259,5 +252,5 @@ def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[fl
     ax.set_xlabel("block into layer")
     first, last = short_names(names)[:: len(names) - 1]
     many = f"{len(names)} layers ({first} to {last}), too many for ribbons (up to {MAX_LAYERS}):"
-    ax.set_title(fitted(ax, f"{many}\nhow much rank stays among nodes of like score", 10.0), fontsize=10)
+    ax.set_title(wrap_to_axes(ax, f"{many}\nhow much score stays among nodes of similar score", 10.0), fontsize=10)
     return ax

@@ -1,4 +1,4 @@
-"""What figures accept: scores of layers, and names for them."""
+"""Checks of the arguments of figures: scores, names and keep masks of layers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray, as_numpy
 from graphs.solvers.result import RankResult
 
-__all__ = ["BoolArray", "IntArray", "keep_masks", "layer_labels", "score_vectors"]
+__all__ = ["BoolArray", "IntArray", "check_keep_masks", "check_layer_names", "check_layer_scores"]
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
-def layer_labels(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """`names` in full, or "layer 0" and so on.
+def check_layer_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Check the names of layers; by default "layer 0" and so on.
 
     Parameters
     ----------
     names : sequence of str, optional
     count : int
-        Layers.
+        Number of layers.
 
     Returns
     -------
@@ -34,11 +34,11 @@ def layer_labels(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     Raises
     ------
     GraphError
-        Another number of names, or names that are not distinct.
+        A wrong number of names, or names that are not distinct.
 
     Examples
     --------
-    >>> layer_labels(None, 2)
+    >>> check_layer_names(None, 2)
     ('layer 0', 'layer 1')
     """
     if names is None:
@@ -49,8 +49,8 @@ def layer_labels(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return labels
 
 
-def score_vectors(scores: Sequence[Any]) -> list[FloatArray]:
-    """The scores of every layer as float64 vectors.
+def check_layer_scores(scores: Sequence[Any]) -> list[FloatArray]:
+    """Check the scores of every layer, and convert them to float64 vectors.
 
     Parameters
     ----------
@@ -64,11 +64,11 @@ def score_vectors(scores: Sequence[Any]) -> list[FloatArray]:
     Raises
     ------
     GraphError
-        No layer, an empty one, several scores a node, negative or non-finite scores.
+        No layer, an empty layer, several scores a node, negative or non-finite scores.
 
     Examples
     --------
-    >>> score_vectors([[1, 3]])
+    >>> check_layer_scores([[1, 3]])
     [array([1., 3.])]
     """
     if isinstance(scores, RankResult):
@@ -93,14 +93,14 @@ def score_vectors(scores: Sequence[Any]) -> list[FloatArray]:
     return vectors
 
 
-def keep_masks(scores: Sequence[FloatArray], keep: Sequence[Any]) -> list[BoolArray]:
-    """The keep masks of the layers of some scores.
+def check_keep_masks(scores: Sequence[FloatArray], keep: Sequence[Any]) -> list[BoolArray]:
+    """Check that keep masks fit the scores, and convert them to booleans.
 
     Parameters
     ----------
     scores : sequence of (n_l,) arrays
     keep : sequence of (n_l,) array-likes
-        True = kept; numpy or torch.
+        True keeps a node; numpy or torch.
 
     Returns
     -------
@@ -109,11 +109,11 @@ def keep_masks(scores: Sequence[FloatArray], keep: Sequence[Any]) -> list[BoolAr
     Raises
     ------
     GraphError
-        Other layers than those of the scores.
+        The masks do not have the sizes of the scores.
 
     Examples
     --------
-    >>> keep_masks([np.array([1.0, 3.0])], [[0, 1]])
+    >>> check_keep_masks([np.array([1.0, 3.0])], [[0, 1]])
     [array([False,  True])]
     """
     masks = [as_numpy(mask) for mask in keep]

@@ -1,4 +1,4 @@
-"""Scores by layer: as a heat map, what is kept of them, and how far two rankings agree."""
+"""Scores by layer: heat map, kept and removed shares, and the agreement of two scores."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphs.analysis.measures import kept_overlap, percentiles, positions, rank_correlation
-from graphs.draw.axes import SMALL, fitted, new_axes, number_logs, room, whole_ticks
-from graphs.draw.colours import COLOUR_MAP, KEPT, LOST, REMOVED, hatch_missing
-from graphs.draw.inputs import BoolArray, keep_masks, score_vectors
-from graphs.draw.wording import percent, plain
+from graphs.draw.axes import SMALL, new_axes, number_log_axis, size_in_inches, use_whole_ticks, wrap_to_axes
+from graphs.draw.colours import COLOUR_MAP, KEPT, REMOVED, SCORE_REMOVED, hatch_background
+from graphs.draw.inputs import BoolArray, check_keep_masks, check_layer_scores
+from graphs.draw.wording import as_literal, percent
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_rankings", "kept_by_layer", "score_heatmap"]
 
-# Columns of the heat map: more are averaged, so that any width fits a page.
+# Highest number of columns of the heat map; wider layers are averaged.
 MAX_COLUMNS = 400
-# Nodes drawn one by one in a comparison: more become densities.
+# Highest number of nodes drawn as dots in a comparison; more become densities.
 MAX_DOTS = 1000
 
 
 def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: Axes | None = None) -> Axes:
-    """Layers against nodes sorted by score; the colour is the score over the layer's mean.
+    """Draw a heat map of layers and nodes ordered by score; the colour is the score over the layer's mean.
 
     Parameters
     ----------
     scores : sequence of (n_l,) arrays
         Non-negative.
     keep : sequence of (n_l,) bool arrays, optional
-        True = kept; a white line marks where a layer's removed nodes begin.
+        True keeps a node; a white line marks where a layer's removed nodes begin.
     ax : matplotlib Axes, optional
 
     Returns
@@ -44,11 +44,11 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     Raises
     ------
     GraphError
-        Nothing to draw, or sizes that differ.
+        No layer, or masks whose sizes differ from those of the scores.
 
     Notes
     -----
-    Of layers wider than `MAX_COLUMNS` every column is a mean. Cost: a sort of every layer.
+    In layers wider than `MAX_COLUMNS` every column is a mean. Cost: a sort of every layer.
 
     Examples
     --------
@@ -56,8 +56,8 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     >>> ax.get_ylabel()
     'layer'
     """
-    layers = score_vectors(scores)
-    masks = None if keep is None else keep_masks(layers, keep)
+    layers = check_layer_scores(scores)
+    masks = None if keep is None else check_keep_masks(layers, keep)
     widest = max(map(len, layers))
     columns = min(MAX_COLUMNS, widest)
     edges = np.linspace(0, widest, columns + 1).astype(int)
@@ -72,7 +72,7 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     positive = image[np.isfinite(image) & (image > 0)]
     floor = float(positive.min()) if len(positive) else 1.0
     shown = np.log10(np.maximum(image, floor))
-    # A few nodes hold a hundred times the mean: the scale ends before them, or all others look alike.
+    # A few nodes score a hundred times the mean: the scale ends before them, so that the others can be told apart.
     low, high = np.nanpercentile(shown, [1, 99])
     if not low < high:
         low, high = low - 0.5, high + 0.5
@@ -87,8 +87,8 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     )
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, extend="both")
     bar.set_label("score / layer mean")
-    number_logs(bar.ax.yaxis, 10.0**low, 10.0**high, logarithms=True)
-    hatch_missing(ax)
+    number_log_axis(bar.ax.yaxis, 10.0**low, 10.0**high, logarithms=True)
+    hatch_background(ax)
     if masks is not None:
         from matplotlib.patheffects import withStroke
 
@@ -98,27 +98,27 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
             np.ravel([(row - 0.5, row + 0.5) for row in range(len(kept))]),
             color="white",
             linewidth=1.5,
-            # White alone would be lost on the brightest colours and beside the layers.
+            # White alone would not be visible on the brightest colours and beside the layers.
             path_effects=[withStroke(linewidth=3.0, foreground="black")],
             label="removed to the right",
         )
     cut = "" if masks is None else "; removed: right of the white line"
-    ax.set_xlabel(fitted(ax, f"node, highest score first{cut}", 10.0))
+    ax.set_xlabel(wrap_to_axes(ax, f"node, highest score first{cut}", 10.0))
     ax.set_ylabel("layer")
     ax.set_ylim(len(layers) - 0.5, -0.5)
-    whole_ticks(ax.xaxis, ax.yaxis)
+    use_whole_ticks(ax.xaxis, ax.yaxis)
     return ax
 
 
 def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = None) -> Axes:
-    """Share of nodes kept and removed in every layer, and the share of score that went with them.
+    """Draw the share of nodes kept and removed in every layer, and the share of the score that the removed nodes held.
 
     Parameters
     ----------
     scores : sequence of (n_l,) arrays
         Non-negative.
     keep : sequence of (n_l,) bool arrays
-        True = kept.
+        True keeps a node.
     ax : matplotlib Axes, optional
 
     Returns
@@ -128,7 +128,7 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     Raises
     ------
     GraphError
-        Nothing to draw, or sizes that differ.
+        No layer, or masks whose sizes differ from those of the scores.
 
     Examples
     --------
@@ -136,24 +136,35 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     >>> ax.get_lines()[0].get_ydata().tolist()
     [0.25]
     """
-    layers = score_vectors(scores)
-    masks = keep_masks(layers, keep)
+    layers = check_layer_scores(scores)
+    masks = check_keep_masks(layers, keep)
     ax = new_axes(ax)
     kept = np.array([mask.mean() for mask in masks])
-    lost = [float(values[~mask].sum() / (values.sum() or 1.0)) for values, mask in zip(layers, masks, strict=True)]
+    removed_score = [
+        float(values[~mask].sum() / (values.sum() or 1.0)) for values, mask in zip(layers, masks, strict=True)
+    ]
     places = np.arange(len(layers))
     ax.bar(places, kept, color=KEPT, width=0.85, label="nodes kept")
     ax.bar(
         places, 1.0 - kept, bottom=kept, color=REMOVED, width=0.85, label="nodes removed", hatch="///", edgecolor="white",
         linewidth=0.0,
     )  # fmt: skip
-    ax.plot(places, lost, color=LOST, marker="o", markersize=3, linewidth=1, label="score removed", clip_on=False)
+    ax.plot(
+        places,
+        removed_score,
+        color=SCORE_REMOVED,
+        marker="o",
+        markersize=3,
+        linewidth=1,
+        label="score removed",
+        clip_on=False,
+    )
     ax.set_xlabel("layer")
     ax.set_ylabel("share")
     ax.set_ylim(0, 1)
     ax.margins(x=0.01)
-    whole_ticks(ax.xaxis)
-    columns = 3 if room(ax)[0] > 3.8 else 2
+    use_whole_ticks(ax.xaxis)
+    columns = 3 if size_in_inches(ax)[0] > 3.8 else 2
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=SMALL + 0.5)
     return ax
 
@@ -165,24 +176,24 @@ def compare_rankings(
     keep: float | tuple[Any, Any] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Percentile of every node by one score against that by another.
+    """Draw the percentile of every node by one score against that by another.
 
     Parameters
     ----------
     a, b : (n,) arrays
         Two scores of the same nodes, non-negative.
     labels : tuple of two str
-        What the scores are called.
+        Names of the two scores.
     keep : float, or tuple of two (n,) bool arrays, optional
-        The share of nodes that would be kept, 0..1, or which nodes would, by `a` and by `b`. Lines mark the cuts, and the
-        title says which share of what `a` keeps `b` keeps too. Of equal scores the lower index goes first.
+        The share of nodes to keep, 0..1, or the nodes that `a` and `b` keep. Lines mark the cuts, and the title says which
+        share of the nodes that `a` keeps is kept by `b` too. Among equal scores the lower index is removed first.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        A dot a node up to `MAX_DOTS` nodes, hexagons coloured by the number of nodes beyond. In the title, Spearman's
-        rank correlation.
+        One dot a node up to `MAX_DOTS` nodes, else hexagons coloured by the number of nodes. The title has Spearman's rank
+        correlation.
 
     Raises
     ------
@@ -191,7 +202,7 @@ def compare_rankings(
 
     Notes
     -----
-    Tied nodes share the mean of their ranks. Cost: two sorts; a million nodes take about two seconds.
+    Nodes with equal scores get the mean of their ranks. Cost: two sorts; a million nodes take about two seconds.
 
     Examples
     --------
@@ -199,14 +210,14 @@ def compare_rankings(
     >>> ax.get_title()
     'Spearman 0.80; of the nodes that norm keeps (50 %), rank keeps 100 %'
     """
-    first, second = score_vectors([a, b])
+    first, second = check_layer_scores([a, b])
     size = len(first)
     if len(second) != size:
         raise GraphError(f"expected two scores of the same nodes, got {size} and {len(second)} scores")
     if len(labels) != 2:
         raise GraphError(f"expected two labels, got {list(labels)}")
-    masks = None if keep is None else _kept_by_both(first, second, keep)
-    names = [plain(str(label)) for label in labels]
+    masks = None if keep is None else _masks_of_both(first, second, keep)
+    names = [as_literal(str(label)) for label in labels]
     ax = new_axes(ax)
     x, y = 100.0 * percentiles(first), 100.0 * percentiles(second)
     if size <= MAX_DOTS:
@@ -217,11 +228,11 @@ def compare_rankings(
         )
         bar = ax.figure.colorbar(cells, ax=ax, pad=0.02)
         bar.set_label("nodes")
-        number_logs(bar.ax.yaxis, *bar.ax.get_ylim())
+        number_log_axis(bar.ax.yaxis, *bar.ax.get_ylim())
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 100)
-    ax.set_xlabel(fitted(ax, f"percentile by {names[0]}", 10.0))
-    ax.set_ylabel(fitted(ax, f"percentile by {names[1]}", 10.0, upright=True))
+    ax.set_xlabel(wrap_to_axes(ax, f"percentile by {names[0]}", 10.0))
+    ax.set_ylabel(wrap_to_axes(ax, f"percentile by {names[1]}", 10.0, upright=True))
     agreement = rank_correlation(first, second)
     title = f"Spearman {agreement:.2f}" if np.isfinite(agreement) else "Spearman undefined (equal scores)"
     if masks is not None:
@@ -230,13 +241,13 @@ def compare_rankings(
         ax.axhline(cuts[1], color=REMOVED, linewidth=1.4, linestyle="--")
         title += f"; of the nodes that {names[0]} keeps ({percent(float(masks[0].mean()))}), {names[1]} keeps "
         title += percent(kept_overlap(*masks)) if masks[0].any() else "none"
-    ax.set_title(fitted(ax, title, 10.0), fontsize=10)
+    ax.set_title(wrap_to_axes(ax, title, 10.0), fontsize=10)
     return ax
 
 
-def _kept_by_both(first: FloatArray, second: FloatArray, keep: Any) -> list[BoolArray]:
+def _masks_of_both(first: FloatArray, second: FloatArray, keep: Any) -> list[BoolArray]:
     if isinstance(keep, (tuple, list)):
-        return keep_masks([first, second], keep)
+        return check_keep_masks([first, second], keep)
     try:
         share = float(keep)
     except (TypeError, ValueError):

@@ -1,18 +1,18 @@
-"""Words on figures: shares, and names as short as an axis wants them."""
+"""Text on figures: shares, and short names of layers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-__all__ = ["LONGEST", "percent", "plain", "short_names"]
+__all__ = ["LONGEST", "as_literal", "percent", "short_names"]
 
-# Letters of the longest short name.
+# Highest number of letters of a short name.
 LONGEST = 22
 
 
 def percent(share: float) -> str:
-    """A share as text, with a digit after the point below ten per cent.
+    """Format a share as a percentage, with a digit after the point below ten per cent.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def percent(share: float) -> str:
     Returns
     -------
     str
-        "0 %" and "100 %" of nothing and all of it only.
+        "0 %" and "100 %" only for exactly these shares.
 
     Examples
     --------
@@ -30,10 +30,10 @@ def percent(share: float) -> str:
     ['0 %', '<0.1 %', '3.4 %', '50 %', '>99 %', '100 %']
     """
     value = 100.0 * share
-    # Sums of parts may miss the whole by their rounding errors.
+    # A sum of parts may differ from the whole by rounding errors.
     if value == 0.0 or abs(value - 100.0) < 1e-9:
         return f"{value:.0f} %"
-    # What rounds to nothing or to all of it is neither.
+    # Shares that only round to 0 % or 100 % are neither.
     if value < 0.1:
         return "<0.1 %"
     if value >= 99.5:
@@ -41,8 +41,8 @@ def percent(share: float) -> str:
     return f"{value:.1f} %" if value < 9.95 else f"{value:.0f} %"
 
 
-def plain(text: str) -> str:
-    r"""`text` as matplotlib shows it literally: no formulas, no hidden legend entries.
+def as_literal(text: str) -> str:
+    r"""Escape a text so that matplotlib shows it literally: not as a formula, and not left out of the legend.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def plain(text: str) -> str:
 
     Examples
     --------
-    >>> plain("$a$")
+    >>> as_literal("$a$")
     '\\$a\\$'
     """
     text = text.replace("$", r"\$")
@@ -62,10 +62,10 @@ def plain(text: str) -> str:
 
 
 def short_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of layers as short as an axis wants them, still distinct.
+    """Shorten the names of layers so that they fit an axis and stay distinct.
 
-    A path is cut down to what follows its first number (the layer of a model), any other to its last two parts. Where
-    that would make two names equal, all stay whole; what is still long loses its middle, if that keeps them distinct.
+    A path is reduced to the part after its first number (the layer of a model), any other name to its last two parts. If that
+    would make two names equal, all stay complete. Names that are still long lose their middle, if they stay distinct.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
         short = list(names)
     half = LONGEST // 2
     elided = [name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}" for name in short]
-    return tuple(plain(name) for name in (elided if len(set(elided)) == len(set(names)) else short))
+    return tuple(as_literal(name) for name in (elided if len(set(elided)) == len(set(names)) else short))
 
 
 def _tail(name: str) -> str:
@@ -98,6 +98,6 @@ def _tail(name: str) -> str:
     number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
     if number is None:
         return " ".join(parts[-2:]) or name
-    # A number alone says too little.
+    # A number alone says too little, so the word before it is kept too.
     first = number - 1 if number == len(parts) - 1 else number
     return " ".join(parts[max(first, 0) :])

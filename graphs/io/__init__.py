@@ -1,3 +1,3 @@
-"""Graphs and ranks in files, and in the forms of other libraries."""
+"""Graphs and ranks in files, and conversion from and to other libraries."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""A layered graph as named arrays, and back: what a file of a whole graph holds, whatever its format.
+"""A layered graph as named arrays, and back: the contents of a graph file, independent of the file format.
 
-For every block l there are ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), for every layer
-``activation.l``; the names of the layers and the shapes of the blocks are plain values beside them.
+Every block l has ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), and every layer ``activation.l``. The
+names of the layers and the shapes of the blocks are plain values, the metadata.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphs.errors import GraphError
 from graphs.linalg.validation import check_compressed
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["graph_arrays", "graph_facts", "graph_of_arrays"]
+__all__ = ["graph_arrays", "graph_from_arrays", "graph_metadata"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -25,7 +25,7 @@ PARTS = ("data", "indices", "indptr")
 
 
 def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
-    """The arrays of a graph by name, one after the other.
+    """Yield the arrays of a graph by name.
 
     Parameters
     ----------
@@ -34,15 +34,15 @@ def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
     Yields
     ------
     name : str
-        As the module says.
+        As described in the module.
     array : array, (k,)
-        float64 activations; float32 or float64 data; int32 indices where they fit, else int64. Memory: one block in CSR
-        form at a time.
+        float64 activations; float32 or float64 data; int32 indices where they fit, else int64. Memory: the CSR form of one
+        block at a time.
 
     Raises
     ------
     GraphError
-        NaN or Inf in the weights: :func:`graph_of_arrays` would refuse them.
+        NaN or Inf in the weights, which :func:`graph_from_arrays` would not accept.
 
     Examples
     --------
@@ -62,8 +62,8 @@ def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
             yield f"block.{position}.{part}", getattr(csr, part)
 
 
-def graph_facts(graph: LayeredGraph) -> dict[str, Any]:
-    """What of a graph is no array, as JSON takes it.
+def graph_metadata(graph: LayeredGraph) -> dict[str, Any]:
+    """Return the parts of a graph that are not arrays, as JSON can hold them.
 
     Parameters
     ----------
@@ -76,20 +76,20 @@ def graph_facts(graph: LayeredGraph) -> dict[str, Any]:
 
     Examples
     --------
-    >>> graph_facts(LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]]))
+    >>> graph_metadata(LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]]))
     {'names': ['layer 0', 'layer 1'], 'shapes': [[1, 2]]}
     """
     return {"names": list(graph.names), "shapes": [list(block.shape) for block in graph.blocks]}
 
 
-def graph_of_arrays(arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> LayeredGraph:
-    """The graph of :func:`graph_arrays` and :func:`graph_facts`, bit for bit.
+def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> LayeredGraph:
+    """Build the graph of :func:`graph_arrays` and :func:`graph_metadata`; every number is the same bit for bit.
 
     Parameters
     ----------
     arrays : mapping from str to (k,) array
-        Others than those of the graph are left.
-    facts : mapping
+        Arrays with other names are ignored.
+    metadata : mapping
         ``names`` and ``shapes``.
 
     Returns
@@ -100,16 +100,16 @@ def graph_of_arrays(arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> La
     Raises
     ------
     GraphError
-        Something is missing, is of another type, or does not fit the rest; or edges stand out of order or twice, or have
-        weights that are not positive and finite. Nothing is made room for on the word of `facts` alone.
+        Something is missing, has the wrong type or does not fit the rest; or edges are repeated, out of order, or have
+        weights that are not positive and finite. No memory is allocated for sizes that only `metadata` claims.
 
     Examples
     --------
     >>> graph = LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]])
-    >>> graph_of_arrays(dict(graph_arrays(graph)), graph_facts(graph))
+    >>> graph_from_arrays(dict(graph_arrays(graph)), graph_metadata(graph))
     LayeredGraph(2 layers: 2 -> 1 nodes, 3 nodes, 2 edges, density 1)
     """
-    names, shapes = facts.get("names"), facts.get("shapes")
+    names, shapes = metadata.get("names"), metadata.get("shapes")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise GraphError(f"expected the names of the layers, a list of texts, got {str(names)[:80]}")
     if not isinstance(shapes, list) or not shapes or not all(map(_is_shape, shapes)):
@@ -139,5 +139,5 @@ def _block(arrays: Mapping[str, Array], position: int, shape: tuple[int, int]) -
     check_compressed("csr", (data, indices, indptr), shape, f"block {position}")
     csr = sparse.csr_array((data, indices, indptr), shape=shape)
     if not csr.has_canonical_format or not (data > 0).all():
-        raise GraphError(f"block {position} has edges that are twice there, out of order or not positive")
+        raise GraphError(f"block {position} has edges that are repeated, out of order or not positive")
     return csr

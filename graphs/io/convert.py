@@ -1,4 +1,4 @@
-"""A layered graph in the forms of other libraries."""
+"""Conversion of layered graphs to and from networkx."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from graphs.structures.layering import as_number, found_layers, given_layers, or
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["from_networkx", "graph_labels", "scores_to_write", "to_networkx"]
+__all__ = ["from_networkx", "node_labels", "scores_to_write", "to_networkx"]
 
 
 def to_networkx(
     graph: LayeredGraph | Subgraph, max_edges: int = 1_000_000, rank: RankResult | None = None
 ) -> networkx.DiGraph:
-    """A networkx digraph with nodes ``(layer, index)``.
+    """Convert a graph to a networkx digraph with nodes ``(layer, index)``.
 
     Parameters
     ----------
     graph : LayeredGraph or Subgraph
-        Of a subgraph, layers and indices are those of the original.
+        Layers and indices of a subgraph are those of the original.
     max_edges : int
-        networkx takes some 350 bytes an edge; more edges than this are refused.
+        Highest number of edges; more raise an error, because networkx needs some 350 bytes an edge.
     rank : RankResult, optional
-        One score a node, of the graph or of the subgraph's original. A subgraph brings its own scores by default.
+        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
 
     Returns
     -------
     networkx.DiGraph
         Node attributes ``layer``, ``index``, ``name`` (of the layer), ``activation`` and, with a rank, ``score``; edge
-        attribute ``weight``; edges lead from layer l-1 to layer l. Python numbers, so that every writer knows them.
+        attribute ``weight``. Edges lead from layer l-1 to layer l. All values are Python numbers or text.
 
     Raises
     ------
@@ -53,26 +53,26 @@ def to_networkx(
     >>> to_networkx(graph).edges(data="weight")
     OutEdgeDataView([((0, 0), (1, 0), 1.0), ((0, 0), (1, 1), 1.0), ((0, 1), (1, 1), 2.0)])
     """
-    shown = graph if isinstance(graph, LayeredGraph) else graph.graph
-    n_edges = shown.edges
+    layered = graph if isinstance(graph, LayeredGraph) else graph.graph
+    n_edges = layered.edges
     if n_edges > max_edges:
         raise GraphError(
             f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}; networkx would take about "
             f"{n_edges * 350 / 1e9:.1f} GB: use to_scipy(), or raise max_edges"
         )
     scores = scores_to_write(graph, rank)
-    labels = graph_labels(graph)
+    labels = node_labels(graph)
     import networkx
 
     digraph = networkx.DiGraph()
-    for k, (name, activations) in enumerate(zip(shown.names, shown.activations, strict=True)):
+    for k, (name, activations) in enumerate(zip(layered.names, layered.activations, strict=True)):
         for at, (label, activation) in enumerate(zip(labels[k], activations.tolist(), strict=True)):
-            facts: dict[str, Any] = {"layer": label[0], "index": label[1], "name": name, "activation": activation}
+            attributes: dict[str, Any] = {"layer": label[0], "index": label[1], "name": name, "activation": activation}
             if scores is not None:
-                facts["score"] = float(scores[k][at])
-            digraph.add_node(label, **facts)
-    for k in range(1, len(shown.layers)):
-        block = shown.block(k).tocoo()
+                attributes["score"] = float(scores[k][at])
+            digraph.add_node(label, **attributes)
+    for k in range(1, len(layered.layers)):
+        block = layered.block(k).tocoo()
         digraph.add_weighted_edges_from(
             (labels[k - 1][source], labels[k][target], weight)
             for target, source, weight in zip(block.row.tolist(), block.col.tolist(), block.data.tolist(), strict=True)
@@ -80,8 +80,8 @@ def to_networkx(
     return digraph
 
 
-def graph_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """The names of all nodes.
+def node_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Return the labels (layer, index) of all nodes.
 
     Parameters
     ----------
@@ -90,11 +90,11 @@ def graph_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int],
     Returns
     -------
     tuple, one entry a layer, of tuples of (layer, index)
-        Of a subgraph, layers and indices are those of the original.
+        Layers and indices of a subgraph are those of the original.
 
     Examples
     --------
-    >>> graph_labels(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]))
+    >>> node_labels(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]))
     (((0, 0), (0, 1)), ((1, 0),))
     """
     if isinstance(graph, LayeredGraph):
@@ -103,23 +103,23 @@ def graph_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int],
 
 
 def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> tuple[FloatArray, ...] | None:
-    """The scores to write with a graph.
+    """Choose the scores to write with a graph.
 
     Parameters
     ----------
     graph : LayeredGraph or Subgraph
     rank : RankResult or None
-        Of the graph, or of the subgraph's original.
+        A rank of the graph, or of the subgraph's original.
 
     Returns
     -------
-    tuple of arrays, one a layer, each (n_l,), or None
-        Those of `rank`, else those a subgraph holds; None without any.
+    tuple of arrays, one a layer, or None
+        Those of `rank`, else those of the subgraph, else None.
 
     Raises
     ------
     GraphError
-        The rank is not one of the graph, or of the subgraph's original.
+        The rank does not belong to the graph, or to the subgraph's original.
 
     Examples
     --------
@@ -138,44 +138,44 @@ def from_networkx(
     activation: str | None = "activation",
     index: str | None = "index",
 ) -> tuple[LayeredGraph, tuple[tuple[Hashable, ...], ...]]:
-    """A layered graph of any networkx digraph whose edges lead from layer to layer.
+    """Convert a networkx digraph whose edges lead from each layer to the next to a layered graph.
 
     Parameters
     ----------
     digraph : networkx.DiGraph or networkx.MultiDiGraph
-        Parallel edges of a multigraph add up, as parallel matrices do.
+        Parallel edges of a multigraph are added.
     weight : str, optional
-        Edge attribute, finite and non-negative; 1 where an edge has none, as in networkx, or with None. An edge of
-        weight 0 is no edge.
+        Name of an edge attribute with finite, non-negative values; 1 where an edge lacks it, as in networkx, or with None.
+        An edge of weight 0 is dropped.
     layer : str, optional
-        Node attribute, an integer; layers are consecutive, and the lowest becomes layer 0. Where no node has it, or with
-        None, layers are found: every edge leads to the next one, and the lowest layer of every weakly connected
-        component is 0. No other assignment does that; a node without edges goes to layer 0.
+        Name of a node attribute with integers; layers are consecutive, and the lowest becomes layer 0. Where no node has
+        it, or with None, layers are derived: every edge leads to the next layer, and the lowest layer of every weakly
+        connected component is 0. No other assignment does that; a node without edges goes to layer 0.
     activation : str, optional
-        Node attribute, finite and non-negative; 1 where a node has none, or with None.
+        Name of a node attribute with finite, non-negative values; 1 where a node lacks it, or with None.
     index : str, optional
-        Node attribute, an integer that orders the nodes of a layer if all have it; else, or with None, they stand in the
-        digraph's own order.
+        Name of a node attribute with integers that order the nodes of a layer, if all nodes have it; else, or with None,
+        nodes are in the digraph's order.
 
     Returns
     -------
     graph : LayeredGraph
-        float64 CSR blocks. A layer is called what the ``name`` of all its nodes says, if they agree and no other layer is
-        called so, as :func:`to_networkx` writes it; else ``layer 0`` and so on.
+        float64 CSR blocks. The name of a layer is the ``name`` attribute of its nodes, as :func:`to_networkx` writes it, if
+        they agree and no other layer has that name; else ``layer 0`` and so on.
     labels : tuple of tuples
         ``labels[l][k]`` is the networkx node that became node k of layer l.
 
     Raises
     ------
     GraphError
-        Not a digraph, no edge to make a block of, weights, activations, layers or indices that are not what they must
-        be, some nodes with a layer and some without, an edge that does not lead to the next layer, or layers of which
-        none exists because of a cycle or of paths of different lengths between two nodes; an offending edge is named.
+        Not a digraph; no edge; weights, activations, layers or indices that are invalid; some nodes with a layer and some
+        without; an edge that does not lead to the next layer; or no valid layers because of a cycle or of paths of
+        different lengths between two nodes. The message names an edge that is wrong.
 
     Notes
     -----
-    Round trips with :func:`to_networkx` keep every number bit for bit; float32 weights come back as float64 of the same
-    value. Cost: a few Python operations for every node and edge.
+    After a round trip with :func:`to_networkx` every number is the same bit for bit; float32 weights become float64 of the
+    same value. Cost: a few Python operations for every node and edge.
 
     Examples
     --------
@@ -190,14 +190,14 @@ def from_networkx(
         raise GraphError(f"expected a networkx digraph, got {type(digraph).__name__}")
     if not digraph.is_directed():
         raise GraphError("expected a directed graph, got an undirected one; build a networkx.DiGraph")
-    given = None if layer is None else given_layers(digraph, layer)
-    layer_of = found_layers(digraph) if given is None else given
+    stated_layers = None if layer is None else given_layers(digraph, layer)
+    layer_of = found_layers(digraph) if stated_layers is None else stated_layers
     members: list[list[Hashable]] = [[] for _ in range(max(layer_of.values(), default=0) + 1)]
     for node in digraph:
         members[layer_of[node]].append(node)
     if len(members) < 2:
         raise GraphError(
-            f"expected nodes in at least two layers, got {len(digraph)} in one: edges lead from a layer to the next"
+            f"expected nodes in at least two layers, got {len(digraph)} in one: edges lead from each layer to the next"
         )
     if index is not None:
         members = ordered_by(digraph, members, index)
@@ -218,7 +218,9 @@ def _blocks(
 ) -> list[sparse.csr_array]:
     place = {node: k for nodes in members for k, node in enumerate(nodes)}
     edges: list[tuple[list[float], list[int], list[int]]] = [([], [], []) for _ in members[1:]]
-    for source, target, value in digraph.edges(data=weight, default=1.0) if weight is not None else _bare(digraph):
+    for source, target, value in (
+        digraph.edges(data=weight, default=1.0) if weight is not None else _unweighted_edges(digraph)
+    ):
         if layer_of[target] != layer_of[source] + 1:
             raise GraphError(
                 f"the edge {source!r} -> {target!r} leads from layer {layer_of[source]} to layer {layer_of[target]}; expected "
@@ -228,7 +230,7 @@ def _blocks(
         if number < 0.0:
             raise GraphError(
                 f"{weight!r} of edge {source!r} -> {target!r}: expected a non-negative number, got {value!r}; take absolute "
-                "values if that is meant"
+                "values if the sign does not matter"
             )
         data, rows, columns = edges[layer_of[source]]
         data.append(number)
@@ -248,7 +250,7 @@ def _blocks(
     return blocks
 
 
-def _bare(digraph: networkx.DiGraph) -> Iterator[tuple[Hashable, Hashable, float]]:
+def _unweighted_edges(digraph: networkx.DiGraph) -> Iterator[tuple[Hashable, Hashable, float]]:
     return ((source, target, 1.0) for source, target in digraph.edges())
 
 

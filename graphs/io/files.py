@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all, and files of arrays among them: safetensors with a checksum, versioned, no pickle.
+"""Files that are replaced completely or not at all, and safetensors files with a version and a checksum.
 
-The header's ``meta`` entry is JSON, its ``crc32`` entry a checksum over that text and all arrays.
+The ``meta`` entry of a safetensors header is JSON text; its ``crc32`` entry is a checksum of that text and all arrays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from graphs.errors import GraphError
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nothing is locked and so no leftover removed
+except ImportError:  # Windows has no fcntl: there nothing is locked, and so no leftover is removed
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["LOCK", "read_tensors", "remove_leftovers", "replacing", "workplace", "write_tensors"]
@@ -38,27 +38,27 @@ SUFFIX = ".partial"
 
 @contextlib.contextmanager
 def workplace(directory: Path, name: str) -> Iterator[Path]:
-    """Make a hidden directory in which something is prepared before it is moved to its place; it is removed at the end.
+    """Make a hidden directory to prepare a file or directory in before it is moved to its place; it is removed at the end.
 
-    A process that is killed leaves it behind. The file ``lock`` in it tells: whoever lives holds a lock on it, and
+    A process that is killed leaves the directory behind. A living process holds a lock on the file ``lock`` in it;
     :func:`remove_leftovers` removes the directories whose lock is free. That file has the permissions of any new file.
 
     Parameters
     ----------
     directory : Path
-        Where it is made; moving to a place in here is one rename.
+        Parent of the hidden directory; moving a file from there into `directory` is one rename.
     name : str
-        What is prepared: leftovers are looked for by this name.
+        Name of the file or directory that is prepared; leftovers are found by it.
 
     Yields
     ------
     Path
-        Empty but for the lock.
+        The directory, which holds only the lock.
 
     Raises
     ------
     OSError
-        The disk is full or refuses.
+        The disk is full, or the system refuses.
 
     Examples
     --------
@@ -74,26 +74,26 @@ def workplace(directory: Path, name: str) -> Iterator[Path]:
         lock = None
         while lock is None:
             place = Path(tempfile.mkdtemp(prefix=prefix, suffix=SUFFIX, dir=directory))
-            stack.callback(_discard, place)
-            lock = _locked(place, surely=False)
+            stack.callback(_remove, place)
+            lock = _take_lock(place, require_lock=False)
         stack.callback(os.close, lock)
         yield place
 
 
 def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | None = None) -> None:
-    """Remove the workplaces of that name whose processes are dead.
+    """Remove the hidden directories of :func:`workplace` with that name whose processes are dead.
 
-    Those of other machines on a shared file system stay, whose locks may not be visible here. Two machines are taken for one
-    if they have the same host name.
+    Directories of other machines on a shared file system are kept, because their locks may not be visible here. Two machines
+    with the same host name count as one.
 
     Parameters
     ----------
     directory : Path
-        Where they lie. Nothing happens if it cannot be read.
+        Parent of the hidden directories. Nothing happens if it cannot be read.
     name : str
         As for :func:`workplace`.
     undo : callable, optional
-        Called with every workplace before it is removed.
+        Called with every hidden directory before it is removed.
 
     Examples
     --------
@@ -111,19 +111,19 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
         if not place.name.endswith(SUFFIX) or not {*place.name.split(".")[-4:-2]} & {*_machine()}:
             continue
         with contextlib.suppress(OSError):
-            lock = _locked(place, surely=True)
+            lock = _take_lock(place, require_lock=True)
             if lock is None:
                 continue
             try:
                 if undo is not None:
                     undo(place)
-                _discard(place)
+                _remove(place)
             finally:
                 os.close(lock)
 
 
-def _discard(place: Path) -> None:
-    """Remove a workplace; an interruption waits until it is gone."""
+def _remove(place: Path) -> None:
+    """Remove a hidden directory; an interruption is raised after it is gone."""
     try:
         shutil.rmtree(place, ignore_errors=True)
     except BaseException:
@@ -132,12 +132,12 @@ def _discard(place: Path) -> None:
 
 
 def _prefix(name: str) -> str:
-    """Names may be as long as the system allows; that of a workplace is longer than the target's."""
+    """Return the start of a hidden directory's name; it is cut, because names that are too long are refused."""
     return f".{name[:40]}."
 
 
 def _machine() -> tuple[str, str]:
-    """Short names of this host, which outlasts its restarts, and of its running kernel, which containers share."""
+    """Return short names of this host, which restarts do not change, and of its running kernel, which containers share."""
     host = platform.node()
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
@@ -147,10 +147,10 @@ def _machine() -> tuple[str, str]:
     return host, kernel
 
 
-def _locked(place: Path, *, surely: bool) -> int | None:
-    """An open file that holds the lock of a workplace; None if another process holds it or has removed it.
+def _take_lock(place: Path, *, require_lock: bool) -> int | None:
+    """Open and lock the lock file of a hidden directory; None if another process holds it or has removed it.
 
-    Where the file system has no locks, None too if it is to be held `surely`.
+    Where the file system has no locks, the result is None with `require_lock`, else the open file.
     """
     try:
         lock = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -160,12 +160,12 @@ def _locked(place: Path, *, surely: bool) -> int | None:
         if fcntl is None:
             raise OSError("no locks on this system")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between opening and locking another process may have removed it.
+        # Another process may have removed the file between opening and locking.
         held = os.path.samestat(os.fstat(lock), (place / LOCK).stat())
     except (BlockingIOError, FileNotFoundError):
         held = False
     except OSError:
-        held = not surely
+        held = not require_lock
     if held:
         return lock
     os.close(lock)
@@ -174,42 +174,42 @@ def _locked(place: Path, *, surely: bool) -> int | None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary file that takes the place of `path` on success and is removed on failure.
+    """Yield a temporary file that replaces `path` on success and is removed on failure.
 
-    What a killed process has left is removed by the next call for the same path.
+    What a killed process has left behind is removed by the next call for the same path.
 
     Parameters
     ----------
     path : path-like
-        A file or what is to become one. A symbolic link stays one, and what it leads to is replaced. An old file leaves its
-        permissions to the new one; otherwise they are those of any new file.
+        An existing or a new file. If it is a symbolic link, the link stays and its target is replaced. The new file gets the
+        permissions of the old one, or else those of any new file.
 
     Yields
     ------
     Path
-        Empty, to be written; whoever reads `path` sees the old file until the block has ended.
+        An empty file to write to. Readers of `path` see the old file until the block has ended.
 
     Raises
     ------
     GraphError
-        The directory is not there, or the path is a directory, a device or a pipe.
+        The directory does not exist, or the path is a directory, a device or a pipe.
     OSError
-        The system refuses.
+        The system cannot write the file.
 
     Examples
     --------
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder, "file")) as partial:
-    ...         _ = partial.write_text("all of it")
+    ...         _ = partial.write_text("new text")
     ...     Path(folder, "file").read_text()
-    'all of it'
+    'new text'
     """
     target = Path(path).resolve()
     if not target.parent.is_dir():
         raise GraphError(f"cannot write {path}: there is no directory {target.parent}; create it first")
     if target.exists() and not target.is_file():
-        what = "a directory" if target.is_dir() else "a device or a pipe"
-        raise GraphError(f"cannot write {path}: it is {what}; expected the path of a file")
+        file_type = "a directory" if target.is_dir() else "a device or a pipe"
+        raise GraphError(f"cannot write {path}: it is {file_type}; expected the path of a file")
     remove_leftovers(target.parent, target.name)
     with workplace(target.parent, target.name) as place:
         partial = place / "content"
@@ -232,21 +232,21 @@ def write_tensors(
     Parameters
     ----------
     path : path-like
-        Replaced whole on success, untouched on failure.
+        Replaced completely on success, not changed on failure.
     tensors : mapping from str to array
     meta : mapping
-        Plain values for JSON.
+        Plain values that JSON can hold.
     kind : str
-        What the file holds, in a word; readers ask for it.
+        One word for the contents of the file; readers check it.
     version : int
-        Of that kind's format.
+        Version of that kind's format.
 
     Raises
     ------
     GraphError
-        As :func:`replacing`.
+        As for :func:`replacing`.
     OSError
-        The disk is full or refuses.
+        The disk is full, or the system refuses.
 
     Examples
     --------
@@ -261,12 +261,12 @@ def write_tensors(
         try:
             save_file(contiguous, partial, {"meta": text, "crc32": _checksum(text, contiguous)})
         except SafetensorError as error:
-            # The library wraps what the system said (disk full, say); a caller expects an OSError.
+            # The library wraps the error of the system (a full disk, for example); callers expect an OSError.
             raise OSError(f"cannot write {path}: {error}") from error
 
 
 def _checksum(text: str, tensors: dict[str, Any]) -> str:
-    """CRC-32 of the metadata and of every tensor's name, dtype, shape and bytes, in order of names."""
+    """Compute the CRC-32 of the metadata and of every tensor's name, dtype, shape and bytes, in order of names."""
     crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -278,22 +278,22 @@ def _checksum(text: str, tensors: dict[str, Any]) -> str:
 def read_tensors(
     path: str | os.PathLike[str], kind: str, version: int = 1
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Metadata and arrays of a file written by :func:`write_tensors`.
+    """Read the metadata and the arrays of a file written by :func:`write_tensors`.
 
     Parameters
     ----------
     path : path-like
     kind : str
-        What the file shall hold.
+        Expected contents of the file.
     version : int
-        Of that kind's format; no other is read.
+        Version of that kind's format; no other is read.
 
     Returns
     -------
     meta : dict
         Without kind and version.
     tensors : dict from str to array
-        In the shapes and dtypes in which they were written. Memory: the size of the file, whatever its header claims.
+        In the shapes and dtypes in which they were written. Memory: the size of the file, even if its header claims more.
 
     Raises
     ------
@@ -315,7 +315,7 @@ def read_tensors(
             header = file.metadata() or {}
             text = header.get("meta", "null")
             meta = json.loads(text)
-            # Before the arrays are read: they may be those of a whole model.
+            # Checked before the arrays are read, which may be those of a large model.
             if not isinstance(meta, dict) or meta.get("kind") != kind:
                 raise GraphError(f"{path} is not a {kind} file; {advice}")
             if meta.get("version") != version:
@@ -328,7 +328,7 @@ def read_tensors(
         raise
     except (
         *(SafetensorError, OSError, RecursionError, ValueError),
-        # Types that numpy does not know.
+        # Raised for dtypes that numpy does not know.
         *(AttributeError, LookupError, TypeError),
     ) as error:
         raise GraphError(f"{path} cannot be read ({error}); {advice}") from error

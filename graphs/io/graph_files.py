@@ -1,7 +1,7 @@
 """Save and load graphs and ranks.
 
-A graph file holds the arrays of :mod:`graphs.io.arrays`; a rank file ``score.l``, the trace of the steps, and ``keep.l`` where
-the set of nodes to keep was certified.
+A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds ``score.l`` for every layer l, the trace of the
+steps, and ``keep.l`` for every layer with a certified keep mask.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 
 from graphs.errors import GraphError
-from graphs.io.arrays import graph_arrays, graph_facts, graph_of_arrays
+from graphs.io.arrays import graph_arrays, graph_from_arrays, graph_metadata
 from graphs.io.files import read_tensors, write_tensors
 from graphs.solvers.certificate import Certificate
 from graphs.solvers.result import DegenerateLayer, RankResult, StopReason
@@ -21,11 +21,11 @@ from graphs.structures.layered import LayeredGraph
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
-# Since 2: the trace of the steps.
+# Version 2 added the trace of the steps.
 RANK_VERSION = 2
 
 
-# The fields of a RankResult that JSON takes as they are, with their types, and those that are arrays.
+# The fields of a RankResult that JSON takes as they are, with their types, and the fields that are arrays.
 PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("stop_reason", "solver", "backend", "method", "choice"), (str,)),
     **dict.fromkeys(("tolerance", "setup_seconds"), (int, float)),
@@ -35,20 +35,20 @@ ARRAY_FIELDS = ("residuals", "layer_residuals", "error_bounds", "step_products",
 
 
 def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
-    """Write a graph as safetensors (see the module); dense blocks are stored as their CSR.
+    """Write a graph as safetensors; dense blocks are stored as their CSR form.
 
     Parameters
     ----------
     graph : LayeredGraph
     path : path-like
-        Replaced whole on success, untouched on failure. Memory: the whole graph in CSR form.
+        Replaced completely on success, not changed on failure. Memory: the graph in CSR form.
 
     Raises
     ------
     GraphError
-        NaN or Inf in the weights, no such directory, or a path that is none of a file.
+        NaN or Inf in the weights, a directory that does not exist, or a path that is not that of a file.
     OSError
-        The disk is full or refuses.
+        The disk is full, or the system refuses.
 
     Examples
     --------
@@ -60,11 +60,11 @@ def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     ...     load_graph(Path(folder, "graph.safetensors"))
     LayeredGraph(2 layers: 2 -> 1 nodes, 3 nodes, 2 edges, density 1)
     """
-    write_tensors(path, dict(graph_arrays(graph)), graph_facts(graph), "graph")
+    write_tensors(path, dict(graph_arrays(graph)), graph_metadata(graph), "graph")
 
 
 def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
-    """Read a graph written by :func:`save_graph`, bit for bit.
+    """Read a graph written by :func:`save_graph`; every number is the same bit for bit.
 
     Parameters
     ----------
@@ -87,26 +87,26 @@ def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
     ...
     graphs.errors.GraphError: no graph file at absent.safetensors
     """
-    facts, arrays = read_tensors(path, "graph")
+    metadata, arrays = read_tensors(path, "graph")
     try:
-        return graph_of_arrays(arrays, facts)
+        return graph_from_arrays(arrays, metadata)
     except GraphError as error:
         raise GraphError(f"{path} is not a consistent graph file: {error}; write it again") from error
 
 
 def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
-    """Write a rank as safetensors; node labels of general digraphs are kept as text.
+    """Write a rank as safetensors; node labels of general digraphs are saved as text.
 
     Parameters
     ----------
     result : RankResult
     path : path-like
-        Replaced whole on success, untouched on failure.
+        Replaced completely on success, not changed on failure.
 
     Raises
     ------
     GraphError, OSError
-        As :func:`save_graph`.
+        As for :func:`save_graph`.
 
     Examples
     --------
@@ -130,7 +130,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
     }
     tensors: dict[str, Any] = {f"score.{layer}": scores for layer, scores in enumerate(result.scores)}
     tensors |= {name: getattr(result, name) for name in ARRAY_FIELDS}
-    # Bounds may be infinite, which JSON has no word for.
+    # Bounds may be infinite, which JSON cannot hold.
     tensors["layer_bounds"] = np.asarray(result.layer_bounds, dtype=np.float64)
     if certificate is not None:
         tensors |= {f"keep.{layer}": mask.astype(np.uint8) for layer, mask in certificate.keep.items()}
@@ -141,7 +141,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
 
 
 def load_rank(path: str | os.PathLike[str]) -> RankResult:
-    """Read a rank written by :func:`save_rank`, bit for bit but for labels, which come back as text.
+    """Read a rank written by :func:`save_rank`, bit for bit except for labels, which come back as text.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def load_rank(path: str | os.PathLike[str]) -> RankResult:
     Raises
     ------
     GraphError
-        As :func:`load_graph`.
+        As for :func:`load_graph`.
 
     Examples
     --------
@@ -177,7 +177,7 @@ def load_rank(path: str | os.PathLike[str]) -> RankResult:
             **arrays,
             **plain,
         )
-        _refuse_inconsistent(result)
+        _check_consistent(result)
         return result
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise GraphError(f"{path} is not a consistent rank file: {error}; write it again") from error
@@ -193,13 +193,13 @@ def _certificate(tensors: dict[str, Any], certified: bool | None, layers: list[i
     return Certificate(keep, certified, gaps, bounds)
 
 
-def _refuse_inconsistent(result: RankResult) -> None:
-    """Raise a ValueError that names what does not fit."""
+def _check_consistent(result: RankResult) -> None:
+    """Raise a ValueError that names the inconsistent field."""
     steps, layers = len(result.residuals), len(result.scores)
     columns = {scores.shape[1:] for scores in result.scores}
     if len(columns) != 1 or len(next(iter(columns))) > 1 or any(scores.dtype.kind != "f" for scores in result.scores):
-        found = ", ".join(f"{scores.shape} of {scores.dtype}" for scores in result.scores[:8])
-        raise ValueError(f"expected the scores of every layer, one or several a node, got shapes {found}")
+        shapes = ", ".join(f"{scores.shape} of {scores.dtype}" for scores in result.scores[:8])
+        raise ValueError(f"expected the scores of every layer, one or several a node, got shapes {shapes}")
     for name, shape in (
         ("residuals", (steps,)),
         ("layer_residuals", (steps, layers)),

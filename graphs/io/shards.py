@@ -1,7 +1,7 @@
-"""Weights that stay on disk: tensors of safetensors files, mapped and read when they are multiplied.
+"""Weights that stay on disk: tensors of safetensors files, mapped into memory and read when they are multiplied.
 
-A graph built from them takes no memory of its own for its edges: the system's page cache holds what was
-read last and gives it up when others need room, so that a graph larger than memory can be ranked.
+A graph built from them needs no memory of its own for its edges: the page cache of the system holds the parts that were
+read last and releases them when other programs need memory, so a graph larger than memory can be ranked.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ __all__ = ["open_tensors"]
 
 
 def open_tensors(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Mapping[str, Any]:
-    """The tensors of one or many safetensors files by name, mapped from disk.
+    """Map the tensors of one or many safetensors files from disk, by name.
 
     Parameters
     ----------
     source : path, or iterable of paths
-        Files, or a directory, of which all ``*.safetensors`` files are taken (the shards of a checkpoint).
+        Files; or a directory, whose ``*.safetensors`` files (the shards of a checkpoint) are all taken.
 
     Returns
     -------
     mapping from str to torch.Tensor
-        On the CPU, in the dtype of the file. Nothing is read until a tensor is.
+        On the CPU, in the dtype of the file. A tensor is read from disk when it is used.
 
     Raises
     ------
     GraphError
-        No such file, none in the directory, a damaged one, or a name that two files give.
+        No such file, no file in the directory, a damaged file, or a name that occurs in two files.
 
     Notes
     -----
-    Build graphs from them with ``check_finite=False``: the ranks refuse NaN at the first product, and a check
-    of its own would read the whole disk once more. Files must not be changed while a graph refers to them.
+    Build graphs from them with ``check_finite=False``: ranks raise an error for NaN at the first product, and a separate
+    check would read all files once more. Files must not be changed while a graph refers to them.
 
     Examples
     --------
@@ -56,17 +56,17 @@ def open_tensors(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str
     tensors: dict[str, Any] = {}
     owner: dict[str, Path] = {}
     for path in _files(source):
-        for name, tensor in _mapped(path).items():
+        for name, tensor in _map_tensors(path).items():
             if name in tensors:
                 raise GraphError(
-                    f"{path} and {owner[name]} both hold a tensor {name!r}; expected shards of one checkpoint: pass the files "
-                    "of one alone"
+                    f"{path} and {owner[name]} both hold a tensor {name!r}; expected the shards of one checkpoint: pass "
+                    "its files only"
                 )
             tensors[name], owner[name] = tensor, path
     return MappingProxyType(tensors)
 
 
-def _mapped(path: Path) -> dict[str, Any]:
+def _map_tensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -75,18 +75,18 @@ def _mapped(path: Path) -> dict[str, Any]:
 
 
 def _files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    given = [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
-    found: list[Path] = []
-    for path in given:
+    paths = [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
+    files: list[Path] = []
+    for path in paths:
         if path.is_dir():
             shards = sorted(path.glob("*.safetensors"))
             if not shards:
                 raise GraphError(f"no *.safetensors file in {path}; expected a checkpoint in that format")
-            found += shards
+            files += shards
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         else:
             raise GraphError(f"no file or directory {path}; expected safetensors files")
-    if not found:
+    if not files:
         raise GraphError("expected at least one safetensors file, got none")
-    return found
+    return files

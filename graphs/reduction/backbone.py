@@ -1,11 +1,11 @@
-"""The disparity filter: which edges of a node are heavier than chance would have them.
+"""The disparity filter: the edges of a node that are heavier than chance would make them.
 
-The null model spreads a node's strength over its k edges at random, as k - 1 points dropped uniformly cut a unit
-interval. An edge that holds the share p of the strength is then as heavy as that, or heavier, with probability
-``alpha = (1 - p)**(k - 1)``; where alpha is small, the edge stands out at its node whatever the node's strength.
+The null model spreads a node's strength over its k edges at random, as k - 1 uniform points cut a unit interval. An edge
+that holds the share p of the strength is then at least as heavy with probability ``alpha = (1 - p)**(k - 1)``. Where
+alpha is small, the edge is significant at its node, whatever the node's strength.
 
 Source: Serrano, Boguna and Vespignani, Extracting the multiscale backbone of complex weighted networks, PNAS 106 (2009)
-6483-6488, doi 10.1073/pnas.0808904106, equation 2; for digraphs, out-edges and in-edges are judged apart.
+6483-6488, doi 10.1073/pnas.0808904106, equation 2; for digraphs, out-edges and in-edges are tested separately.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def disparity(weights: FloatArray, strengths: FloatArray, degrees: IntArray) -> FloatArray:
-    """The probability alpha that chance makes an edge as heavy, seen from one of its ends.
+    """Compute the probability alpha that chance makes an edge as heavy, seen from one of its ends.
 
     Parameters
     ----------
     weights, strengths : float64 arrays that broadcast
-        Of every edge: its weight, and its node's sum of weights, above 0.
+        Weight of every edge, and the sum of its node's weights, above 0.
     degrees : int array that broadcasts
-        Its node's number of edges, at least 1.
+        Number of edges of its node, at least 1.
 
     Returns
     -------
     float64 array
-        In [0, 1]; 1 for the single edge of a node, which says nothing about it.
+        In [0, 1]; 1 for the only edge of a node.
 
     Examples
     --------
@@ -46,22 +46,22 @@ def disparity(weights: FloatArray, strengths: FloatArray, degrees: IntArray) -> 
     >>> disparity(np.array([7.0]), np.array(7.0), np.array(1))
     array([1.])
     """
-    # What the other edges hold, in this form: near p = 1 the difference is exact, where 1 - p has lost its digits.
+    # The weight of the other edges, in this form: near p = 1 the difference is exact, where 1 - p has lost its digits.
     others = np.maximum(strengths - weights, 0.0) / strengths
     # 0 ** 0 is 1.
-    result: FloatArray = np.power(others, np.asarray(degrees, dtype=np.float64) - 1.0)
-    return result
+    alphas: FloatArray = np.power(others, np.asarray(degrees, dtype=np.float64) - 1.0)
+    return alphas
 
 
 def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDArray[np.bool_]:
-    """Which edges their targets find heavier than chance would have them.
+    """Tell which edges are heavier than chance would make them, at their targets.
 
     Parameters
     ----------
     csr : csr_array, (n_targets, n_sources)
         Positive, finite weights.
     significance : float
-        An edge passes where alpha, among the in-edges of its target, is below it.
+        An edge is significant if its alpha among the in-edges of its target is below this level.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDAr
     >>> significant_in_edges(csr, 0.05)
     array([ True, False, False, False])
     """
-    passes = np.zeros(csr.nnz, dtype=np.bool_)
+    significant = np.zeros(csr.nnz, dtype=np.bool_)
     all_degrees = np.diff(csr.indptr)
     rows = np.flatnonzero(all_degrees)
     stops = csr.indptr[rows + 1].astype(np.int64)
@@ -83,9 +83,9 @@ def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDAr
         degrees = all_degrees[group]
         firsts = (csr.indptr[group] - start).astype(np.int64)
         weights = csr.data[start:stop].astype(np.float64)
-        # A power of two rounds nothing, and no sum overflows after it.
+        # Multiplying by a power of two is exact, and no sum overflows afterwards.
         exponents = np.frexp(np.maximum.reduceat(weights, firsts))[1]
         weights = np.ldexp(weights, -np.repeat(exponents, degrees))
         strengths = np.repeat(np.add.reduceat(weights, firsts), degrees)
-        passes[start:stop] = disparity(weights, strengths, np.repeat(degrees, degrees)) < significance
-    return passes
+        significant[start:stop] = disparity(weights, strengths, np.repeat(degrees, degrees)) < significance
+    return significant

@@ -1,7 +1,7 @@
-"""Excerpts: some edges of a block, read without the rest of it.
+"""Selected edges of a block, read without reading the rest of it.
 
-A dense block may hold sixty million edges of which a figure shows a hundred. What is asked for is read band by band:
-of dense matrices the chosen entries alone.
+A dense block may have sixty million edges of which a figure shows a hundred. Selected rows and columns are read band by
+band; only the chosen entries of a dense matrix are read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class EdgeList:
 def row_chunks(
     block: Block, rows: IntArray | None = None, columns: IntArray | None = None
 ) -> Iterator[tuple[IntArray, sparse.csr_array]]:
-    """Some rows and columns of a block, band by band as CSR.
+    """Yield some rows and columns of a block as CSR, band by band.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def row_chunks(
     Yields
     ------
     (int array (k,), csr_array (k, len(columns)))
-        Row indices, and their weights as ``block.to_csr()[rows][:, columns]`` holds them: sorted, without zeros, bit for
-        bit. About :data:`graphs.linalg.blocks.BAND_ELEMENTS` entries at most, or one row.
+        Row indices, and their weights bit for bit as in ``block.to_csr()[rows][:, columns]``: sorted, without zeros. At
+        most about :data:`graphs.linalg.blocks.BAND_ELEMENTS` entries, or one row.
 
     Examples
     --------
@@ -85,15 +85,15 @@ def row_chunks(
     height = max(1, BAND_ELEMENTS // max(1, len(columns)))
     for start in range(0, len(rows), height):
         chunk = rows[start : start + height]
-        # Added up in the dtype and order of DenseBlock, so that the sums are the same bit for bit.
+        # Added in the dtype and order that DenseBlock uses, so that the sums are the same bit for bit.
         total = np.zeros((len(chunk), len(columns)), dtype=block.exact_dtype)
         for matrix in block.matrices:
-            total += block.weight(as_numpy(_entries(matrix, chunk, columns)).astype(total.dtype, copy=False))
+            total += block.weight(as_numpy(_select(matrix, chunk, columns)).astype(total.dtype, copy=False))
         yield chunk, sparse.csr_array(total)
 
 
-def _entries(matrix: Any, rows: IntArray, columns: IntArray) -> Any:
-    """``matrix[rows][:, columns]`` without the whole rows in between; a view where both are contiguous."""
+def _select(matrix: Any, rows: IntArray, columns: IntArray) -> Any:
+    """Return ``matrix[rows][:, columns]`` without an intermediate copy of the rows; a view where both are contiguous."""
     first, second = _index(rows), _index(columns)
     if is_torch(matrix):
         import torch
@@ -110,7 +110,7 @@ def _index(chosen: IntArray) -> Any:
 
 
 def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = None) -> Iterator[EdgeList]:
-    """The edges into (or out of) some nodes, of each the heaviest.
+    """Yield the edges into (or out of) some nodes; with `top`, only the heaviest edges of every node.
 
     Parameters
     ----------
@@ -118,14 +118,14 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     nodes : int array, ascending
         Targets where `incoming`, else sources.
     incoming : bool
-        Whether to read edges into the nodes.
+        True for edges into the nodes, False for edges out of them.
     top : int, optional
-        Of every node the `top` heaviest edges; ties go to the lower index at the other end. All by default.
+        Number of edges of every node; among equal weights the lower index at the other end comes first. All by default.
 
     Yields
     ------
     EdgeList
-        A band at a time. Cost: the rows (or columns) of the nodes; of a stored block that is read by columns, one pass.
+        At most a band at a time. Cost: the rows (or columns) of the nodes; one pass over a stored block read by columns.
 
     Examples
     --------
@@ -147,36 +147,36 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
         near = np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
         order: IntArray = np.arange(csr.nnz)
         if top is not None:
-            # By node, then falling weight, then index: an edge's place within its node is then its place by weight.
+            # By node, then decreasing weight, then index: the place of an edge within its node is its place by weight.
             order = np.lexsort((csr.indices, -csr.data, near))
             order = np.sort(order[np.arange(csr.nnz) - csr.indptr[near] < top])
-        here = (chunk if rows is nodes else nodes[chunk])[near[order]].astype(np.int64)
-        there = csr.indices[order].astype(np.int64)
-        yield EdgeList(here, there, csr.data[order]) if incoming else EdgeList(there, here, csr.data[order])
+        ends = (chunk if rows is nodes else nodes[chunk])[near[order]].astype(np.int64)
+        others = csr.indices[order].astype(np.int64)
+        yield EdgeList(ends, others, csr.data[order]) if incoming else EdgeList(others, ends, csr.data[order])
 
 
 def edges_by_flow(
     block: Block, targets: IntArray, sources: IntArray, scores: FloatArray, strengths: FloatArray, count: int
 ) -> sparse.csr_array:
-    """Among some nodes, the edges that carry most rank: ``P_ij r_j = W_ij / s_j * r_j``.
+    """Find the edges among some nodes that carry most score: ``P_ij r_j = W_ij / s_j * r_j``.
 
     Parameters
     ----------
     block : Block, (n_targets, n_sources)
     targets, sources : int arrays, ascending
     scores, strengths : (len(sources),) float64 arrays
-        Of the sources: rank r, and out-strength s in the whole block.
+        Score r of the sources, and their out-strength s in the whole block.
     count : int
-        How many edges.
+        Number of edges.
 
     Returns
     -------
     csr_array, (len(targets), len(sources))
-        The edges' own weights. Ties go to the lower target, then to the lower source.
+        The weights of these edges. Among equal edges the lower target comes first, then the lower source.
 
     Notes
     -----
-    Cost: the entries chosen, read once. Memory: a band, and `count` edges.
+    Cost: one read of the chosen entries. Memory: a band, and `count` edges.
 
     Examples
     --------
@@ -195,34 +195,34 @@ def edges_by_flow(
     for chunk, csr in row_chunks(block, targets, sources):
         ends = done + np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
         done += len(chunk)
-        # The probability first: a rate r / s of its own would overflow where the strength is tiny.
+        # The division comes first, because r / s would overflow where the strength is tiny.
         flow = csr.data / strengths[csr.indices] * scores[csr.indices]
-        # What only equals the least edge held stands at a later target, and loses the tie.
+        # An edge that only equals the lowest one held has a later target, so it comes after it.
         ahead = flow > floor
         rows, columns = np.concatenate((rows, ends[ahead])), np.concatenate((columns, csr.indices[ahead]))
         carried = np.concatenate((carried, flow[ahead]))
         weights = csr.data[ahead] if weights is None else np.concatenate((weights, csr.data[ahead]))
         if len(carried) >= count:
-            stays = np.sort(np.argsort(-carried, kind="stable")[:count])
-            rows, columns, carried, weights = rows[stays], columns[stays], carried[stays], weights[stays]
+            best = np.sort(np.argsort(-carried, kind="stable")[:count])
+            rows, columns, carried, weights = rows[best], columns[best], carried[best], weights[best]
             floor = float(carried.min())
     return csr_of(rows, columns, weights, (len(targets), len(sources)))
 
 
 def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray | None, shape: tuple[int, int]) -> sparse.csr_array:
-    """The sorted CSR of some entries, each of which stands there once, with int32 indices where they fit.
+    """Make a sorted CSR of distinct entries, with int32 indices where they fit.
 
     Parameters
     ----------
     rows, columns : int arrays, (k,)
     weights : float array, (k,), or None
-        None for no entries at all, as float64.
+        None for no entries, which gives float64.
     shape : tuple of int
 
     Returns
     -------
     csr_array
-        Of that shape, in the dtype of the weights.
+        Has that shape and the dtype of the weights.
 
     Examples
     --------
@@ -231,7 +231,7 @@ def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray | None, shape:
     dtype('int32')
     """
     data = np.zeros(0) if weights is None else weights
-    # scipy keeps the type of the coordinates, fit or not.
-    kind = index_dtype(*shape, len(data))
-    places = rows.astype(kind, copy=False), columns.astype(kind, copy=False)
+    # scipy keeps the dtype of the coordinates, even where a smaller one fits.
+    dtype = index_dtype(*shape, len(data))
+    places = rows.astype(dtype, copy=False), columns.astype(dtype, copy=False)
     return sparse.csr_array(sparse.coo_array((data, places), shape=shape))

@@ -1,7 +1,7 @@
-"""Subgraphs: the part of a layered graph that a person can look at, and how much of the whole it shows.
+"""Subgraphs: the part of a layered graph that a person can look at, and the share of the graph that it shows.
 
-Nodes are chosen by score, by reach from one node, or by layer. Of a dense block only the chosen rows and columns are
-read, besides one pass for its total weight; see :mod:`graphs.reduction.edge_selection`.
+Nodes are chosen by score, by distance from one node, or by layer. Only the chosen rows and columns of a dense block are
+read, after one pass for its total weight; see :mod:`graphs.reduction.edge_selection`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray, SparseBlock
 from graphs.ranking.scores import check_scores, finite_scores
 from graphs.reduction.edge_selection import EdgeList, csr_of, edges_at, edges_by_flow, row_chunks
+from graphs.reduction.node_selection import check_consecutive_layers, count_of_mass, highest_scored
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer, check_node
 from graphs.structures.layered import LayeredGraph
@@ -28,30 +29,30 @@ __all__ = ["Subgraph", "between", "ego", "top_subgraph"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
-# What still opens in a graph viewer on a laptop, and takes networkx a third of a gigabyte.
+# A graph viewer on a laptop still opens this many; networkx needs a third of a gigabyte for them.
 MAX_EDGES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Subgraph:
-    """Some nodes of some consecutive layers, the edges chosen among them, and the share of the whole they hold.
+    """Some nodes of consecutive layers, the edges chosen among them, and the share of the original that they hold.
 
     Attributes
     ----------
     graph : LayeredGraph
-        The nodes and edges shown, as stored CSR; activations and names are those of the original.
+        The nodes and edges, as stored CSR; activations and names are those of the original.
     layers : tuple of int
-        Which layers of the original, consecutive and ascending.
+        Numbers of the layers in the original, consecutive and ascending.
     nodes : tuple of int64 arrays, one a layer
-        Original index of every node shown, ascending.
+        Index in the original of every node, ascending.
     scores : tuple of arrays, one a layer, or None
-        Scores of the nodes shown; None without a rank.
+        Scores of the nodes; None without a rank.
     score_shares : tuple of float, one a layer, or None
-        Share of the layer's score that the nodes shown hold, 0..1; 1 for a layer of no score.
+        Share of the layer's score that the nodes hold, 0..1; 1 for a layer whose scores are zero.
     weight_shares : tuple of float, one a block
-        Share of the block's total edge weight that the edges shown hold, 0..1; 1 for a block without edges.
+        Share of the block's total edge weight that the edges hold, 0..1; 1 for a block without edges.
     total_nodes : tuple of int, one a layer
-        Nodes of the layer in the original.
+        Number of nodes of the layer in the original.
     """
 
     graph: LayeredGraph
@@ -64,27 +65,27 @@ class Subgraph:
 
     @property
     def labels(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Of every layer, the original (layer, index) of its nodes."""
+        """The (layer, index) in the original of every node, by layer."""
         return tuple(
             tuple((layer, int(node)) for node in nodes) for layer, nodes in zip(self.layers, self.nodes, strict=True)
         )
 
     def scores_from(self, rank: RankResult) -> tuple[FloatArray, ...]:
-        """The scores of the nodes shown in another rank of the original graph.
+        """Return the scores of the nodes in another rank of the original graph.
 
         Parameters
         ----------
         rank : RankResult
-            One score a node of the original.
+            A rank of the original, with one score a node.
 
         Returns
         -------
-        tuple of arrays, one a layer, each (nodes shown,)
+        tuple of arrays, one a layer
 
         Raises
         ------
         GraphError
-            Not a rank of the original: a layer missing, or of another size.
+            Not a rank of the original: a layer is missing or has another size.
 
         Examples
         --------
@@ -112,29 +113,30 @@ def top_subgraph(
     layers: Sequence[int] | None = None,
     max_edges: int = MAX_EDGES,
 ) -> Subgraph:
-    """The highest-scored nodes of every layer and the edges among them.
+    """Select the nodes with the highest scores of every layer, and the edges among them.
 
     Parameters
     ----------
     graph : LayeredGraph
     rank : RankResult
-        One score a node of `graph`.
+        A rank of `graph`, with one score a node.
     nodes : int, optional
-        How many of every layer, at least 1 (of a smaller layer all); 20 where `mass` is not given either.
+        Number of nodes of every layer, at least 1; a smaller layer gives all. 20 if `mass` is not given either.
     mass : float, optional
-        In place of `nodes`: the fewest nodes of every layer that hold at least this share of its score, 0..1.
+        Instead of `nodes`: the fewest nodes of every layer that hold at least this share of its score, 0..1.
     edges : int, optional
-        Most edges of a block, at least 1: those that carry most rank, ``P_ij r_j = W_ij r_j / s_j`` with ``s_j`` the
-        out-strength of source j in the whole graph (theta = 1). All by default.
+        Highest number of edges of a block, at least 1. The edges that carry most score are taken, by
+        ``P_ij r_j = W_ij r_j / s_j`` with ``s_j`` the out-strength of source j in the whole graph (theta = 1). All by
+        default.
     layers : sequence of int, optional
         Two or more consecutive layers; all by default.
     max_edges : int
-        Refuse to hold more edges than this, all blocks together.
+        Highest number of edges of all blocks together; more raise an error.
 
     Returns
     -------
     Subgraph
-        Of equal scores the lower index is taken first; of edges that carry the same, the lower target, then source.
+        Among equal scores the lower index is taken first; of edges that carry the same, the lower target, then the lower source.
 
     Raises
     ------
@@ -144,8 +146,8 @@ def top_subgraph(
 
     Notes
     -----
-    Cost: one pass over each block for its strengths, and a read of the chosen rows and columns. Memory: a band and the
-    edges held.
+    Cost: one pass over each block for its strengths, and one read of the chosen rows and columns. Memory: a band and the
+    chosen edges.
 
     Examples
     --------
@@ -161,28 +163,23 @@ def top_subgraph(
     scores, masses = check_scores(graph, rank), finite_scores(graph, rank)
     if nodes is not None and mass is not None:
         raise GraphError(f"expected nodes or mass, got both: nodes={nodes!r}, mass={mass!r}")
-    chosen = _consecutive(graph, range(len(graph.layers)) if layers is None else layers)
+    chosen = check_consecutive_layers(graph, layers, fewest=2)
     check_count("max_edges", max_edges)
     if edges is not None:
         edges = check_count("edges", edges)
     if mass is None:
         count = check_count("nodes", 20 if nodes is None else nodes)
-        picked = [_highest(masses[layer], count) for layer in chosen]
+        picked = [highest_scored(masses[layer], count) for layer in chosen]
     else:
         share = check_share("mass", mass)
-        picked = [_highest(masses[layer], _count_of_mass(masses[layer], share)) for layer in chosen]
+        picked = [highest_scored(masses[layer], count_of_mass(masses[layer], share)) for layer in chosen]
     return _induced(graph, chosen, picked, scores, edges, max_edges)
 
 
 def between(
-    graph: LayeredGraph,
-    layer_a: int,
-    layer_b: int,
-    rank: RankResult | None = None,
-    nodes: int | None = None,
-    max_edges: int = MAX_EDGES,
+    graph: LayeredGraph, layer_a: int, layer_b: int, rank: RankResult | None = None, max_edges: int = MAX_EDGES
 ) -> Subgraph:
-    """The layers from `layer_a` to `layer_b`, both included, with all their nodes or the highest of each.
+    """Select the layers from `layer_a` to `layer_b`, both included, with all their nodes.
 
     Parameters
     ----------
@@ -190,11 +187,9 @@ def between(
     layer_a, layer_b : int
         First and last layer, ``0 <= layer_a < layer_b <= L``.
     rank : RankResult, optional
-        One score a node of `graph`; needed for `nodes`.
-    nodes : int, optional
-        How many nodes of every layer, the highest-scored; all by default.
+        A rank of `graph`, with one score a node; its scores are part of the result.
     max_edges : int
-        Refuse to hold more edges than this, all blocks together.
+        Highest number of edges of all blocks together; more raise an error.
 
     Returns
     -------
@@ -203,12 +198,12 @@ def between(
     Raises
     ------
     GraphError
-        Layers out of range or order, `nodes` without a rank, a rank of another graph, NaN or Inf in the weights, or
-        more than `max_edges` edges.
+        Layers out of range or not ascending, a rank of another graph, NaN or Inf in the weights, or more than `max_edges`
+        edges.
 
     Notes
     -----
-    Cost and memory as of :func:`top_subgraph`.
+    Cost and memory as for :func:`top_subgraph`.
 
     Examples
     --------
@@ -224,15 +219,7 @@ def between(
     check_count("max_edges", max_edges)
     scores = None if rank is None else check_scores(graph, rank)
     chosen = tuple(range(first, last + 1))
-    if nodes is None:
-        picked: list[IntArray] = [np.arange(graph.layers[layer]) for layer in chosen]
-    elif rank is None:
-        raise GraphError(f"nodes={nodes!r} keeps the highest-scored nodes and needs their scores; pass rank=")
-    else:
-        count = check_count("nodes", nodes)
-        masses = finite_scores(graph, rank)
-        picked = [_highest(masses[layer], count) for layer in chosen]
-    return _induced(graph, chosen, picked, scores, None, max_edges)
+    return _induced(graph, chosen, [np.arange(graph.layers[layer]) for layer in chosen], scores, None, max_edges)
 
 
 def ego(
@@ -244,27 +231,27 @@ def ego(
     rank: RankResult | None = None,
     max_edges: int = MAX_EDGES,
 ) -> Subgraph:
-    """One node, and what reaches it and is reached from it in up to `hops` steps.
+    """Select one node, and the nodes that reach it or are reached from it in at most `hops` steps.
 
     Parameters
     ----------
     graph : LayeredGraph
     layer, node : int
-        Which node.
+        The layer and the index of the node.
     hops : int
-        Steps backwards and forwards, at least 1.
+        Number of steps backwards and forwards, at least 1.
     top : int, optional
-        Follow only the `top` heaviest edges of every node met (in-edges backwards, out-edges forwards; ties: lower
-        index first), and hold only these: what keeps a dense graph small. All by default.
+        Follow only the `top` heaviest edges of every node (in-edges backwards, out-edges forwards; among equal weights the
+        lower index first), and hold only these, which keeps a dense graph small. All by default.
     rank : RankResult, optional
-        One score a node of `graph`, to be carried along.
+        A rank of `graph`, with one score a node; its scores are part of the result.
     max_edges : int
-        Refuse to hold more edges than this.
+        Highest number of edges; more raise an error.
 
     Returns
     -------
     Subgraph
-        Of the layers that were reached; nodes and edges met on the way, no others.
+        The reached layers, with the nodes and edges on the way and no others.
 
     Raises
     ------
@@ -274,8 +261,8 @@ def ego(
 
     Notes
     -----
-    Cost: one pass over every block walked, for its total weight, and a read of the rows (backwards) and columns
-    (forwards) of the nodes met. Memory: a band and the edges held.
+    Cost: one pass over every reached block for its total weight, and one read of the rows (backwards) and columns
+    (forwards) of the nodes on the way. Memory: a band and the held edges.
 
     Examples
     --------
@@ -290,50 +277,52 @@ def ego(
     hops, max_edges = check_count("hops", hops), check_count("max_edges", max_edges)
     top = None if top is None else check_count("top", top)
     scores = None if rank is None else check_scores(graph, rank)
-    walked: dict[int, EdgeList] = {}
-    held = 0
-    for step in (-1, 1):
-        met: IntArray = np.array([node], dtype=np.int64)
-        for hop in range(hops):
-            into = layer - hop if step < 0 else layer + hop + 1
-            if not 1 <= into < len(graph.layers):
-                break
-            parts = []
-            for part in edges_at(graph.blocks[into - 1], met, step < 0, top):
-                held += len(part.weights)
-                _refuse_more(held, max_edges, "follow fewer edges of a node with top=, or take fewer hops")
-                parts.append(part)
-            edges = EdgeList(
-                np.concatenate([part.targets for part in parts]),
-                np.concatenate([part.sources for part in parts]),
-                np.concatenate([part.weights for part in parts]),
-            )
-            if not len(edges.weights):
-                break
-            walked[into] = edges
-            met = np.unique(edges.sources if step < 0 else edges.targets)
-    if not walked:
+    followed = _follow_edges(graph, layer, node, hops, top, max_edges)
+    if not followed:
         raise GraphError(
             f"node {node} of layer {layer} has no edge, so there is nothing around it; choose another node"
         )
-    chosen = tuple(range(min(walked) - 1, max(walked) + 1))
+    chosen = tuple(range(min(followed) - 1, max(followed) + 1))
     ends: dict[int, list[IntArray]] = {number: [] for number in chosen}
-    for into, edges in walked.items():
+    for into, edges in followed.items():
         ends[into].append(edges.targets)
         ends[into - 1].append(edges.sources)
     nodes = [np.unique(np.concatenate(ends[number])) for number in chosen]
     csrs = [
         csr_of(
-            np.searchsorted(targets, walked[into].targets),
-            np.searchsorted(sources, walked[into].sources),
-            walked[into].weights,
+            np.searchsorted(targets, followed[into].targets),
+            np.searchsorted(sources, followed[into].sources),
+            followed[into].weights,
             (len(targets), len(sources)),
         )
         for into, sources, targets in zip(chosen[1:], nodes[:-1], nodes[1:], strict=True)
     ]
-    engine = default_backend(graph)
-    strengths = [out_strength(engine, engine.operator(graph.blocks[into - 1], 1), into) for into in chosen[1:]]
-    return _subgraph(graph, chosen, nodes, csrs, strengths, scores)
+    return _subgraph(graph, chosen, nodes, csrs, [_out_strength(graph, into) for into in chosen[1:]], scores)
+
+
+def _follow_edges(
+    graph: LayeredGraph, layer: int, node: int, hops: int, top: int | None, max_edges: int
+) -> dict[int, EdgeList]:
+    """Follow edges backwards and forwards from a node; return them by the layer that they lead into."""
+    followed: dict[int, EdgeList] = {}
+    held = 0
+    for incoming in (True, False):
+        reached: IntArray = np.array([node], dtype=np.int64)
+        for hop in range(hops):
+            into = layer - hop if incoming else layer + hop + 1
+            if not 1 <= into < len(graph.layers):
+                break
+            parts = []
+            for part in edges_at(graph.blocks[into - 1], reached, incoming, top):
+                held += len(part.weights)
+                _check_edge_count(held, max_edges, "follow fewer edges of a node with top=, or take fewer hops")
+                parts.append((part.targets, part.sources, part.weights))
+            edges = EdgeList(*map(np.concatenate, zip(*parts, strict=True)))
+            if not len(edges.weights):
+                break
+            followed[into] = edges
+            reached = np.unique(edges.sources if incoming else edges.targets)
+    return followed
 
 
 def _induced(
@@ -344,24 +333,22 @@ def _induced(
     edges: int | None,
     max_edges: int,
 ) -> Subgraph:
-    """The subgraph of all edges among the nodes, or of every block's `edges` that carry most."""
+    """Make the subgraph of all edges among the nodes, or of the `edges` of every block that carry most."""
     csrs: list[sparse.csr_array] = []
-    strengths = []
-    engine = default_backend(graph)
+    strengths: list[FloatArray] = []
     held = 0
     for into, sources, targets in zip(layers[1:], nodes[:-1], nodes[1:], strict=True):
-        block = graph.blocks[into - 1]
-        strength = out_strength(engine, engine.operator(block, 1), into)
+        block, strength = graph.blocks[into - 1], _out_strength(graph, into)
         strengths.append(strength)
         if edges is not None and scores is not None:
             csrs.append(edges_by_flow(block, targets, sources, scores[into - 1][sources], strength[sources], edges))
             held += csrs[-1].nnz
-            _refuse_more(held, max_edges, "choose fewer edges, nodes or layers")
+            _check_edge_count(held, max_edges, "choose fewer edges, nodes or layers")
             continue
         parts = []
         for _, part in row_chunks(block, targets, sources):
             held += part.nnz
-            _refuse_more(held, max_edges, "choose fewer nodes or layers")
+            _check_edge_count(held, max_edges, "choose fewer nodes or layers")
             parts.append(part)
         csrs.append(sparse.csr_array(sparse.vstack(parts, format="csr")))
     return _subgraph(graph, layers, nodes, csrs, strengths, scores)
@@ -375,55 +362,36 @@ def _subgraph(
     strengths: list[FloatArray],
     scores: tuple[FloatArray, ...] | None,
 ) -> Subgraph:
-    held = [_sum(csr.data) for csr in csrs]
-    shown = None if scores is None else tuple(scores[k][at] for k, at in zip(layers, nodes, strict=True))
+    chosen = None if scores is None else tuple(scores[k][at] for k, at in zip(layers, nodes, strict=True))
     activations = tuple(graph.activations[layer][at] for layer, at in zip(layers, nodes, strict=True))
     nodes = [at.astype(np.int64) for at in nodes]
-    for array in (*nodes, *activations, *(shown or ())):
+    for array in (*nodes, *activations, *(chosen or ())):
         array.setflags(write=False)
     return Subgraph(
         graph=LayeredGraph(tuple(map(SparseBlock, csrs)), activations, tuple(graph.names[k] for k in layers)),
         layers=layers,
         nodes=tuple(nodes),
-        scores=shown,
+        scores=chosen,
         score_shares=None
-        if scores is None or shown is None
-        else tuple(_share(_sum(part), _sum(scores[k])) for k, part in zip(layers, shown, strict=True)),
-        weight_shares=tuple(_share(part, _sum(s)) for part, s in zip(held, strengths, strict=True)),
+        if scores is None or chosen is None
+        else tuple(_share(part, scores[k]) for k, part in zip(layers, chosen, strict=True)),
+        weight_shares=tuple(_share(csr.data, strength) for csr, strength in zip(csrs, strengths, strict=True)),
         total_nodes=tuple(graph.layers[layer] for layer in layers),
     )
 
 
-def _sum(values: FloatArray) -> float:
-    return float(values.sum(dtype=np.float64))
+def _out_strength(graph: LayeredGraph, layer: int) -> FloatArray:
+    """Compute the out-strengths of the sources of the block into a layer."""
+    backend = default_backend(graph)
+    return out_strength(backend, backend.operator(graph.blocks[layer - 1], 1), layer)
 
 
-def _share(part: float, whole: float) -> float:
-    # Summed in another order than the whole, a part may seem a rounding error more than all.
-    return min(1.0, part / whole) if whole > 0.0 else 1.0
+def _share(part: FloatArray, whole: FloatArray) -> float:
+    """Divide the sums of two arrays; a sum in another order may exceed that of the whole by a rounding error."""
+    total = float(whole.sum(dtype=np.float64))
+    return min(1.0, float(part.sum(dtype=np.float64)) / total) if total > 0.0 else 1.0
 
 
-def _highest(scores: FloatArray, count: int) -> IntArray:
-    order: IntArray = np.argsort(-scores, kind="stable")[:count]
-    return np.sort(order)
-
-
-def _count_of_mass(scores: FloatArray, share: float) -> int:
-    running = np.cumsum(-np.sort(-scores))
-    if running[-1] <= 0.0:
-        return 1
-    return min(len(running), int((running / running[-1] < share).sum()) + 1)
-
-
-def _refuse_more(held: int, limit: int, advice: str) -> None:
+def _check_edge_count(held: int, limit: int, advice: str) -> None:
     if held > limit:
         raise GraphError(f"the subgraph has more than max_edges={limit:,} edges; {advice}, or raise max_edges")
-
-
-def _consecutive(graph: LayeredGraph, layers: Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(check_layer(graph, layer, name="layers") for layer in layers)
-    if len(chosen) < 2 or list(chosen) != list(range(chosen[0], chosen[-1] + 1)):
-        raise GraphError(
-            f"layers: expected two or more consecutive ones, ascending, such as range(1, 4); got {list(chosen)}"
-        )
-    return chosen

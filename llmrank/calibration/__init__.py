@@ -1,3 +1,3 @@
-"""What a model does on calibration text: the text, the forward passes, and what is summed over tokens."""
+"""Calibration: the text, the forward passes over it, and the statistics that are summed over its tokens."""
 
 __all__: list[str] = []

@@ -1,9 +1,9 @@
 """Find the value and output maps of every attention, by what they compute.
 
-A single token can only attend to itself, with weight 1: what an attention's output map then reads is, entry for entry,
-what its value map returned. So each linear map of a block is watched while the model reads some tokens one by one, and
-the map whose outputs turn up in what another one reads is the value map. That tells which rows of a fused map are the
-values, in whatever order it holds queries, keys and values, and which heads share them, without the model's name.
+A single token can only attend to itself, with weight 1. So the input of an attention's output map is, entry for entry, the
+output of its value map. Hooks record the inputs and outputs of each linear map of a block while the model reads some tokens
+one by one; the map whose outputs appear as the inputs of another map is the value map. This tells which rows of a fused map
+are the values, in whatever order it holds queries, keys and values, and which heads share values, without the model's name.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from llmrank.models.detect import is_linear
 
 __all__ = ["SelectedRows", "find_attentions"]
 
-# Enough that two entries do not agree in all by chance, in eight significant bits either.
+# Tokens to read: enough that two entries do not agree for all of them by chance, even with eight significant bits.
 PROBES = 16
-# Of the largest value: an attention weight of 1 changes no more than the last bits.
+# Allowed difference, as a share of the largest value: an attention weight of 1 changes only the last bits.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class SelectedRows(Projection):
-    """Some output rows of a linear map in any order, also several times; its weight is a copy.
+    """Selected output rows of a linear map, in any order and possibly repeated; its weight is a copy.
 
     Attributes
     ----------
     rows : (size,) int64 tensor
+        Numbers of the rows.
     """
 
     rows: torch.Tensor
@@ -44,39 +45,39 @@ class SelectedRows(Projection):
     @property
     def weight(self) -> torch.Tensor:
         """The (size, in_features) weight."""
-        whole = Projection.whole(self.name, self.module).weight
-        return whole[self.rows.to(whole.device)]
+        all_rows = Projection.whole(self.name, self.module).weight
+        return all_rows[self.rows.to(all_rows.device)]
 
 
 def find_attentions(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, FFN]:
-    """The attention in front of every FFN.
+    """Find the attention in front of every FFN.
 
     Parameters
     ----------
     model : nn.Module
         A transformers model whose blocks have one attention each.
     ffns : sequence of FFN
-        In a repeating stack.
+        FFNs in a repeating stack of blocks.
 
     Returns
     -------
     dict from str to FFN
-        By the FFN's name: of the kind attention, with two stages. ``|V|`` has a row for each input of the output map: heads
-        that share values each have their own.
+        The attentions by the name of the FFN, of the kind "attention", with two stages. ``|V|`` has one row for each input of the
+        output map: heads that share values have a copy each.
 
     Raises
     ------
     UnsupportedModelError
-        Encoder-decoder models, whose decoders attend to two streams; models that read no token ids; a block without a map
-        that returns what another one reads, or with several, or whose weights are offloaded.
+        The model is an encoder-decoder, whose decoder attends to two streams; it does not read token ids; a block has no map
+        whose output is the input of another map, or has several; or weights are offloaded.
     StructureError
-        FFNs outside a stack of blocks.
+        FFNs lie outside a stack of blocks.
     CalibrationError
-        NaN or Inf on the way.
+        Inputs or outputs contain NaN or Inf.
 
     Notes
     -----
-    Cost: a forward pass over 16 tokens, and in every block the distances between what its maps read and return for them.
+    Cost: a forward pass over 16 tokens, and in every block the distances between the inputs and outputs of its maps.
 
     Examples
     --------
@@ -94,41 +95,41 @@ def find_attentions(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, FFN]:
             f"{type(model).__name__} is an encoder-decoder model, whose decoder attends to two streams: its attentions cannot "
             "be edges of the graph; leave attention out"
         )
-    own = {projection.name for ffn in ffns for stage in ffn.stages for projection in stage}
+    ffn_maps = {projection.name for ffn in ffns for stage in ffn.stages for projection in stage}
     blocks: dict[str, dict[str, nn.Module]] = {}
     for ffn in ffns:
         path = block_path(ffn)
         inside = model.get_submodule(path).named_modules(prefix=path)
-        blocks[path] = {name: module for name, module in inside if is_linear(module) and name not in own}
-    watched = {name: module for maps in blocks.values() for name, module in maps.items()}
-    passed = _passed(model, ffns, watched)
-    found: dict[str, FFN] = {}
-    taken: set[str] = set()
+        blocks[path] = {name: module for name, module in inside if is_linear(module) and name not in ffn_maps}
+    linears = {name: module for maps in blocks.values() for name, module in maps.items()}
+    activations = _single_token_activations(model, ffns, linears)
+    attentions: dict[str, FFN] = {}
+    done: set[str] = set()
     for ffn in ffns:
         path = block_path(ffn)
-        if path in taken:
+        if path in done:
             continue
-        taken.add(path)
-        found[ffn.name] = _attention(path, ffn, blocks[path], passed)
-    return found
+        done.add(path)
+        attentions[ffn.name] = _attention(path, ffn, blocks[path], activations)
+    return attentions
 
 
-def _passed(
+def _single_token_activations(
     model: nn.Module, ffns: Sequence[FFN], maps: dict[str, nn.Module]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """What linear maps read and returned for single tokens, (tokens, n) each."""
-    lookup: Any = getattr(model, "get_input_embeddings", None)
-    size = getattr(lookup() if callable(lookup) else None, "num_embeddings", None)
+    """Return the inputs and outputs of linear maps for single tokens, (tokens, n) each."""
+    input_embeddings: Any = getattr(model, "get_input_embeddings", None)
+    size = getattr(input_embeddings() if callable(input_embeddings) else None, "num_embeddings", None)
     if not isinstance(size, int) or getattr(model, "config", None) is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} is no transformers model that reads token ids, by which attentions are found; leave "
-            "attention out"
+            f"{type(model).__name__} is not a transformers model that reads token ids, which are needed to find attentions; "
+            "leave attention out"
         )
     ids = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:PROBES, None]
-    passed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    activations: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def keep(name: str, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        passed[name] = unpadded_rows(inputs[0], None).float(), unpadded_rows(output, None).float()
+        activations[name] = unpadded_rows(inputs[0], None).float(), unpadded_rows(output, None).float()
 
     with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
         for name, module in maps.items():
@@ -136,57 +137,57 @@ def _passed(
             hooks.callback(hook.remove)
         inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
         run_body(body_of(model, ffns), inputs)
-    for name, pair in passed.items():
+    for name, pair in activations.items():
         if not all(bool(torch.isfinite(values).all()) for values in pair):
             raise CalibrationError(
-                f"what {name} reads or returns is not finite: the weights hold NaN or Inf, or the dtype overflows; load the "
+                f"the input or output of {name} is not finite: the weights hold NaN or Inf, or the dtype overflows; load the "
                 "model in float32 or bfloat16 and check its perplexity"
             )
-    return passed
+    return activations
 
 
 def _attention(
-    path: str, ffn: FFN, maps: dict[str, nn.Module], passed: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    path: str, ffn: FFN, maps: dict[str, nn.Module], activations: dict[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> FFN:
-    """The attention of one block."""
+    """Find the attention of one block."""
     pairs = []
     for output in maps:
         for value in maps:
-            if value != output and value in passed and output in passed:
-                rows = _source_rows(passed[output][0], passed[value][1])
+            if value != output and value in activations and output in activations:
+                rows = _matching_columns(activations[output][0], activations[value][1])
                 if rows is not None:
                     pairs.append((value, output, rows))
     if len(pairs) != 1:
         listed = ", ".join(f"{value} and {output}" for value, output, _ in pairs) or ", ".join(maps) or "no linear map"
         raise UnsupportedModelError(
-            f"expected one pair of linear maps in {path} of which the second reads just what the first returns for a single "
-            f"token, the value and the output map of an attention; found {len(pairs)} (seen: {listed}): leave attention out"
+            f"expected one pair of linear maps in {path} such that for a single token the input of the second is the output of "
+            f"the first (the value and the output map of an attention); found {len(pairs)} (seen: {listed}): leave attention out"
         )
     value, output, rows = pairs[0]
     for name in (value, output):
         if Projection.whole(name, maps[name]).weight.is_meta:
             raise UnsupportedModelError(
                 f"{name} holds no data here (offloaded or on the meta device), and the weights of attentions are edges of the "
-                "graph; load the model whole, or leave attention out"
+                "graph; load the model with all its weights, or leave attention out"
             )
-    source = _selected(value, maps[value], rows)
-    stages = ((source,), (Projection.whole(output, maps[output]),))
-    if source.in_features != ffn.sizes[0] or stages[1][0].size != ffn.sizes[0]:
+    value_map = _select_rows(value, maps[value], rows)
+    stages = ((value_map,), (Projection.whole(output, maps[output]),))
+    if value_map.in_features != ffn.sizes[0] or stages[1][0].size != ffn.sizes[0]:
         raise UnsupportedModelError(
-            f"{value} reads {source.in_features} numbers and {output} returns {stages[1][0].size}, but {ffn.name} reads "
-            f"{ffn.sizes[0]}: they do not share a residual stream; leave attention out"
+            f"{value} has {value_map.in_features} inputs and {output} has {stages[1][0].size} outputs, but {ffn.name} has "
+            f"{ffn.sizes[0]} inputs: they do not share a residual stream; leave attention out"
         )
     name = output.rpartition(".")[0]
     return FFN(name, "attention", stages, ffn.stack, maps[output])
 
 
-def _source_rows(read: torch.Tensor, returned: torch.Tensor) -> torch.Tensor | None:
-    """For every column of `read` the column of `returned` that equals it, or None where one has none."""
+def _matching_columns(read: torch.Tensor, returned: torch.Tensor) -> torch.Tensor | None:
+    """Return for every column of `read` the column of `returned` that equals it; None if a column has no equal."""
     if len(read) != len(returned):
         return None
     returned = returned.to(read.device)
     scale = returned.abs().max()
-    # Equal up to rounding, column by column; a first look at one of them spares most pairs the rest.
+    # Columns are equal up to rounding. The first column alone is tried before all of them, which rules out most pairs early.
     for columns in (slice(0, 1), slice(None)):
         distance = torch.cdist(read.T[columns].contiguous(), returned.T.contiguous(), p=float("inf"))
         nearest = distance.min(dim=1)
@@ -195,7 +196,8 @@ def _source_rows(read: torch.Tensor, returned: torch.Tensor) -> torch.Tensor | N
     return nearest.indices.cpu()
 
 
-def _selected(name: str, module: nn.Module, rows: torch.Tensor) -> Projection:
+def _select_rows(name: str, module: nn.Module, rows: torch.Tensor) -> Projection:
+    """Select output rows of a linear map, as a view if they are consecutive."""
     start = int(rows[0])
     if torch.equal(rows, torch.arange(start, start + len(rows))):
         return Projection(name, module, start, len(rows))

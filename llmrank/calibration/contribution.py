@@ -1,12 +1,12 @@
-"""What each input of a linear map explains of the map's output, summed over tokens as they pass.
+"""The share of a linear map's output that each of its inputs explains, summed over calibration tokens.
 
-With ``y = W x`` the output without the bias, input j adds ``x_j W_:j`` to it, and the part of that which points along y is
-``x_j (W^T y)_j``. Summed over the inputs it is ``||y||^2``: so the sums over tokens
+Let ``y = W x`` be the output without the bias. Input j adds ``x_j W_:j`` to it, and the component of that along y, times
+``||y||``, is ``x_j (W^T y)_j``. Summed over the inputs it is ``||y||^2``, so the sums over tokens
 
     e_j = sum_t x_j(t) (W^T y(t))_j / sum_t ||y(t)||^2
 
-are shares of the output's energy. An input that others cancel explains little, or less than nothing, however large it is;
-one that moves with the others explains more than it adds by itself. About the means (``x - mean(x)`` for x) the shares are
+are shares of the output's energy. An input that others cancel explains little, or less than nothing, however large it is. An
+input that varies together with others explains more than it adds by itself. With ``x - mean(x)`` in place of x, the shares are
 those of the output's variance.
 """
 
@@ -21,14 +21,14 @@ __all__ = ["Explained", "ExplainedSums"]
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """Shares of the output of a linear map.
+    """Shares of the output of a linear map that its inputs explain.
 
     Attributes
     ----------
     energy : (n,) float64 tensor
-        Of its energy, by input; sum 1 (zeros where there is none), single ones may be negative.
+        Share of the output's energy for each input. The sum is 1 (all are 0 if there is no energy); some may be negative.
     variance : (n,) float64 tensor
-        Of its variance over tokens, likewise.
+        Share of the output's variance over tokens, likewise.
     """
 
     energy: torch.Tensor
@@ -36,62 +36,65 @@ class Explained:
 
 
 class ExplainedSums:
-    """Streaming sums over tokens.
+    """Sums over tokens from which :class:`Explained` is computed.
 
     Parameters
     ----------
     weight : (out, n) tensor
+        Weight of the linear map.
     bias : (out,) tensor or None
+        Its bias.
 
     Notes
     -----
-    Cost: one product with the weight a token. Memory: the values of a batch, and two float64 vectors of n.
+    Cost: one product with the weight for each token. Memory: the inputs of a batch, and two float64 vectors of length n.
 
     Examples
     --------
     >>> weight = torch.tensor([[1.0, 1.0, 0.0]])
     >>> sums, x = ExplainedSums(weight, None), torch.tensor([[3.0, -1.0, 5.0], [3.0, -1.0, 4.0]])
-    >>> sums.read(x)
-    >>> sums.written(x @ weight.T)
+    >>> sums.add_input(x)
+    >>> sums.add_output(x @ weight.T)
     >>> sums.finish().energy
     tensor([ 1.5000, -0.5000,  0.0000], dtype=torch.float64)
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         # MPS has no float64.
-        self._wide = torch.float32 if weight.device.type == "mps" else torch.float64
+        self._sum_dtype = torch.float32 if weight.device.type == "mps" else torch.float64
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach()
-        self._products = torch.zeros(weight.shape[1], dtype=self._wide, device=weight.device)
-        self._total = torch.zeros_like(self._products)
+        self._product_sum = torch.zeros(weight.shape[1], dtype=self._sum_dtype, device=weight.device)
+        self._input_sum = torch.zeros_like(self._product_sum)
         self._count = 0
-        self._values: torch.Tensor | None = None
+        self._input: torch.Tensor | None = None
 
-    def read(self, values: torch.Tensor) -> None:
-        """What the map reads, (tokens, n)."""
-        self._values = values.to(self._weight.device).float()
+    def add_input(self, values: torch.Tensor) -> None:
+        """Hold the inputs (tokens, n) of the map until its output is known."""
+        self._input = values.to(self._weight.device).float()
 
-    def written(self, values: torch.Tensor) -> None:
-        """What it returns for that, (tokens, out)."""
-        if self._values is None:
-            raise RuntimeError("a map returned something before it was given anything")
-        x, y = self._values, values.float()
-        self._values = None
+    def add_output(self, values: torch.Tensor) -> None:
+        """Add the outputs (tokens, out) of the map for the inputs given before."""
+        if self._input is None:
+            raise RuntimeError("an output came without its input; call add_input before each add_output")
+        x, y = self._input, values.float()
+        self._input = None
         if self._bias is not None:
             y = y - self._bias.float()
-        back = y @ self._weight.float()
-        self._products += (x.to(self._wide) * back.to(self._wide)).sum(0)
-        self._total += x.sum(0, dtype=self._wide)
+        back_projected = y @ self._weight.float()
+        self._product_sum += (x.to(self._sum_dtype) * back_projected.to(self._sum_dtype)).sum(0)
+        self._input_sum += x.sum(0, dtype=self._sum_dtype)
         self._count += len(x)
 
     def finish(self) -> Explained:
-        """The shares, on the CPU."""
-        products, total = self._products.double().cpu(), self._total.double().cpu()
-        mean, weight = total / max(self._count, 1), self._weight.double().cpu()
-        about = products - self._count * mean * (weight.T @ (weight @ mean))
-        return Explained(_shares(products), _shares(about))
+        """Compute the shares, on the CPU."""
+        products, input_sum = self._product_sum.double().cpu(), self._input_sum.double().cpu()
+        mean, weight = input_sum / max(self._count, 1), self._weight.double().cpu()
+        centred = products - self._count * mean * (weight.T @ (weight @ mean))
+        return Explained(_shares(products), _shares(centred))
 
 
 def _shares(products: torch.Tensor) -> torch.Tensor:
+    """Divide by the sum; all shares are 0 if it is not positive."""
     total = products.sum()
     return products / total if total > 0 else torch.zeros_like(products)

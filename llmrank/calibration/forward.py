@@ -1,4 +1,4 @@
-"""Forward passes: what a model is given, which tokens count, and hooks that watch what passes a module."""
+"""Forward passes: the inputs of a model, the tokens that count, and hooks that record the activations of a module."""
 
 from __future__ import annotations
 
@@ -43,38 +43,38 @@ Progress = Callable[[Sequence[Any], str], Any]
 
 @contextmanager
 def progress_step(progress: Progress | None, description: str) -> Iterator[None]:
-    """Tell a progress of work that is one step; None hears nothing."""
+    """Report a piece of work to a progress as a single step; None reports nothing."""
     for _ in progress([None], description) if progress else [None]:
         yield
 
 
 @dataclass
 class TokenMasks:
-    """Which tokens of the batch that passes are not padding; None means all.
+    """The tokens of the current batch that are not padding; None means all tokens.
 
     Attributes
     ----------
     input, decoder : (batch, length) bool tensor or None
-        Of the model's input, and of the decoder side of an encoder-decoder model.
+        Mask of the model's input, and of the input of an encoder-decoder model's decoder.
     """
 
     input: torch.Tensor | None = None
     decoder: torch.Tensor | None = None
 
-    def take(self, other: TokenMasks) -> None:
-        """Become those of the next batch: hooks hold on to this object."""
+    def replace(self, other: TokenMasks) -> None:
+        """Set the masks to those of the next batch, in place, because hooks keep a reference to this object."""
         self.input, self.decoder = other.input, other.decoder
 
 
 class Accumulator(Protocol):
-    """What takes the values that pass a module."""
+    """Receives the inputs or outputs of a module."""
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Values (..., n) of one batch, and which of their rows count."""
+        """Add the values (..., n) of one batch; the mask is False at rows that do not count."""
 
 
 def unpadded_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The rows (tokens, n) of values (..., n) that are not padding."""
+    """Return the rows (tokens, n) of values (..., n) that are not padding."""
     values = values.detach()
     if mask is not None:
         values = values[mask.to(values.device)]
@@ -84,31 +84,31 @@ def unpadded_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tens
 def model_inputs(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, *, text_only: bool = False
 ) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
-    """Keyword inputs of a forward pass, and the token masks of the input and the decoder side.
+    """Return the keyword inputs of a forward pass, and the token masks of the input and of the decoder's input.
 
-    Encoder-decoder models are run as prefix language models: the encoder reads the first half of a
-    sequence, the decoder (teacher forcing) the second, shifted by its start token.
+    An encoder-decoder model runs as a prefix language model: the encoder reads the first half of a sequence, and the decoder
+    predicts the second half, which it reads shifted by its start token (teacher forcing).
 
-    Some decoders skip the blocks that attend to an image where there is none (Mllama). They are given one vector of zeros for
-    it, unless `text_only`: nothing is attended to, and the FFNs of these blocks read the text.
+    Some decoders skip the blocks that attend to an image if there is none (Mllama). Unless `text_only` is set, they get one
+    vector of zeros as the image: attention to it adds nothing, and the FFNs of these blocks process the text.
 
     Raises
     ------
     CalibrationError
-        Token ids outside the model's vocabulary, features for a language model, or a model that reads no token ids.
+        Token ids lie outside the model's vocabulary, a language model gets features, or the model does not read token ids.
     """
     config = getattr(model, "config", None)
     if config is not None:
         main = getattr(model, "main_input_name", "input_ids")
         try:
             _ = main == "input_ids" and model.get_input_embeddings()  # type: ignore[operator]
-        except NotImplementedError:  # what transformers says of models without one lookup for tokens (CLIP)
+        except NotImplementedError:  # transformers raises this for models without a single token embedding (CLIP)
             main = "more than token ids"
         if main != "input_ids":
             raise CalibrationError(
                 f"{type(model).__name__} reads {main}, and calibration passes token ids alone; expected a language model: prune "
                 "its text model by itself if it has one, or wrap it in a plain nn.Module whose forward takes one tensor, and "
-                "give such a tensor as calibration="
+                "pass such a tensor as calibration="
             )
         check_ids(model, ids)
     elif ids.is_floating_point():
@@ -142,22 +142,22 @@ def model_inputs(
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """The device that a model's inputs belong on: where its first parameter is when the model computes.
+    """Return the device for a model's inputs: the one of its first parameter when the model computes.
 
     Parameters
     ----------
     model : nn.Module
-        May be spread over several devices or offloaded by accelerate, which moves what its modules read by itself.
+        It may be spread over several devices or offloaded by accelerate, which moves the inputs of its modules.
 
     Raises
     ------
     OptionError
-        The first parameter holds no data, and nothing brings it in.
+        The first parameter holds no data, and no hook loads it.
     """
     name, parameter = next(model.named_parameters())
     if not parameter.is_meta:
         return parameter.device
-    # The hook that brings an offloaded parameter in belongs to its module, or to one around that.
+    # The hook that loads an offloaded parameter belongs to its module, or to a module around it.
     while name:
         name = name.rpartition(".")[0]
         hook: Any = getattr(model.get_submodule(name), "_hf_hook", None)
@@ -172,30 +172,31 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def longest_input(model: nn.Module) -> int | None:
-    """Tokens that a model with learnt positions can take, None where nothing limits them."""
+    """Return the largest number of tokens that a model takes, or None if there is no limit."""
     config = getattr(model, "config", None)
     stated = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
-    # XLNet says -1 where it means no limit.
+    # XLNet has -1 for no limit.
     longest = next((value for value in stated if isinstance(value, int) and value > 0), None)
     if longest is None:
         return None
-    lookup: Any = getattr(model, "get_input_embeddings", None)
-    tokens = lookup() if callable(lookup) else None
+    token_embeddings = _token_embeddings(model)
     for module in model.modules():
-        # RoBERTa counts positions from behind its padding index.
-        if isinstance(module, nn.Embedding) and module is not tokens and module.num_embeddings == longest:
+        # RoBERTa counts positions from its padding index plus 1.
+        if isinstance(module, nn.Embedding) and module is not token_embeddings and module.num_embeddings == longest:
             return longest - (0 if module.padding_idx is None else module.padding_idx + 1)
     return longest
 
 
 def fitting_length(model: nn.Module, length: int) -> int:
-    """`length`, capped at the tokens that the model can take."""
+    """Return `length`, or the largest number of tokens that the model takes if that is smaller."""
     longest = longest_input(model)
     return length if longest is None else min(length, longest)
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
-    """Raise unless a language model can read these ids; before they reach a GPU, where a bad one kills the whole context.
+    """Check that a language model can read these ids.
+
+    On a GPU, a bad id would make the device unusable for the process.
 
     Parameters
     ----------
@@ -205,7 +206,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
     Raises
     ------
     CalibrationError
-        No integers, outside the model's vocabulary, or longer than it takes.
+        They are not integers, lie outside the model's vocabulary, or are longer than the model takes.
     """
     if ids.is_floating_point():
         raise CalibrationError(
@@ -218,9 +219,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
             f"the sequences are {ids.shape[1]} tokens long, and {type(model).__name__} takes {longest}; cut the tensor to "
             "that length"
         )
-    lookup: Any = getattr(model, "get_input_embeddings", None)
-    embeddings = lookup() if callable(lookup) else None
-    size = getattr(embeddings, "num_embeddings", None)
+    size = getattr(_token_embeddings(model), "num_embeddings", None)
     if isinstance(size, int) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
         raise CalibrationError(
             f"token ids run from {int(ids.min())} to {int(ids.max())}, but {type(model).__name__} has {size} tokens; the "
@@ -228,19 +227,25 @@ def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
         )
 
 
+def _token_embeddings(model: nn.Module) -> Any:
+    """Return the module that holds the token embeddings, or None."""
+    input_embeddings: Any = getattr(model, "get_input_embeddings", None)
+    return input_embeddings() if callable(input_embeddings) else None
+
+
 def is_decoder(model: nn.Module, ffn: FFN) -> bool:
-    """Whether an FFN lies on the decoder side of an encoder-decoder model, where other tokens are padding."""
+    """Whether an FFN lies in the decoder of an encoder-decoder model, which has a padding mask of its own."""
     config = getattr(model, "config", None)
     return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in ffn.stack
 
 
 def run_body(body: nn.Module, inputs: dict[str, Any]) -> Any:
-    """Run a forward pass and return its result; a plain module takes the ids (or features) by themselves."""
+    """Run a forward pass and return its result; a plain module takes the ids (or features) as its only argument."""
     return body(**inputs) if hasattr(body, "config") else body(inputs["input_ids"])
 
 
 def run_sequences(model: nn.Module, ffns: Sequence[FFN], batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Forward passes of batches (ids, mask) for their hooks alone, in evaluation mode and without gradients."""
+    """Run forward passes of batches (ids, mask) without gradients, for the effect of hooks alone."""
     body = body_of(model, ffns)
     with torch.no_grad(), evaluation_mode(model):
         for ids, mask in batches:
@@ -248,7 +253,7 @@ def run_sequences(model: nn.Module, ffns: Sequence[FFN], batches: Iterable[tuple
 
 
 def body_of(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
-    """The model without its prediction head, where that holds every FFN: the logits are not needed."""
+    """Return the model without its prediction head if that holds every FFN, else the model; the logits are not needed."""
     body = getattr(model, "base_model", model)
     inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) else set()
     if all(id(projection.module) in inside for ffn in ffns for stage in ffn.stages for projection in stage):
@@ -258,7 +263,7 @@ def body_of(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout), and every module back in its own mode afterwards."""
+    """Set a model to evaluation mode (no dropout), and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -278,20 +283,21 @@ def add_hook(
     *,
     output: bool = False,
 ) -> None:
-    """Hand what a module of an FFN reads (or with `output` returns) to an accumulator, until `hooks` closes.
+    """Pass the input (or with `output` the output) of a module of an FFN to an accumulator, until `hooks` closes.
 
     Parameters
     ----------
     hooks : ExitStack
-        Takes the hook away when it closes.
+        Removes the hook when it closes.
     model : nn.Module
     ffn : FFN
     module : nn.Module
-        One of its linear maps.
+        One of the FFN's linear maps.
     accumulator : Accumulator
     masks : TokenMasks
-        Of the batch that passes.
+        Masks of the current batch.
     output : bool
+        Whether to pass on the output instead of the input.
     """
     side = "decoder" if is_decoder(model, ffn) else "input"
 
@@ -300,7 +306,7 @@ def add_hook(
         if mask is not None and values.shape[:-1] != mask.shape:
             if values.shape[:-1] != (mask.numel(),):
                 raise CalibrationError(
-                    f"cannot tell padding from text: an FFN reads {tuple(values.shape)}, the tokens are "
+                    f"cannot tell padding from text: the input of an FFN has shape {tuple(values.shape)}, the tokens have shape "
                     f"{tuple(mask.shape)}; calibrate on one text (sequences without padding) instead of a list of texts"
                 )
             mask = mask.reshape(-1)
@@ -314,25 +320,25 @@ def add_hook(
 
 
 def substitute_forward(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Let a function compute in place of a module (whose hooks stay in force), until `hooks` closes."""
-    own = vars(module)
-    if "forward" in own:
-        hooks.callback(own.__setitem__, "forward", own["forward"])
+    """Make a function compute in place of a module until `hooks` closes; the hooks of the module stay active."""
+    attributes = vars(module)
+    if "forward" in attributes:
+        hooks.callback(attributes.__setitem__, "forward", attributes["forward"])
     else:
-        hooks.callback(own.pop, "forward", None)
-    own["forward"] = forward
+        hooks.callback(attributes.pop, "forward", None)
+    attributes["forward"] = forward
 
 
 def write_count(values: torch.Tensor) -> int | None:
-    """How often something was written into a tensor; None where torch does not keep count."""
+    """Return how often a tensor was written to, or None if torch does not count (inference tensors)."""
     return None if values.is_inference() else values._version
 
 
 def first_output(output: Any) -> Any:
-    """The hidden states among what a block returned."""
+    """Return the hidden states from the output of a block."""
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """Values in float32, or float64 where they are."""
+    """Convert values to float32, unless they are float64."""
     return values if values.dtype == torch.float64 else values.float()

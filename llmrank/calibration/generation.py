@@ -1,7 +1,7 @@
-"""What a language model writes: with settings of ours instead of its own, and as a text to calibrate on.
+"""Text that a language model writes: with given generation settings, and as calibration text.
 
-A model's own text is near what it was trained on, whatever that was, and needs no data. Source: Williams, Chrysostomou and
-Aletras 2024 (arXiv 2410.17170); here it is sampled at temperature 1 throughout.
+A model's own text resembles its training data, whatever that was, and needs no data. Source: Williams, Chrysostomou and Aletras
+2024 (arXiv 2410.17170); here it is sampled at temperature 1 throughout.
 """
 
 from __future__ import annotations
@@ -20,75 +20,75 @@ from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
 
 __all__ = ["AT_ONCE", "GENERATED", "PIECE", "end_tokens", "generated_text", "generating", "writes_text"]
 
-# What names such a text where a path or a text is expected.
+# Name of such a text in places that expect a path or a text.
 GENERATED = "generated"
-# Longer sequences hold several texts of at most so many tokens, so that their keys and values stay few.
+# Longest text in tokens. Longer sequences consist of several texts, so that the memory for keys and values stays small.
 PIECE = 256
-# Texts written at once: enough that the weights are not read for one token alone, few enough for their keys and values.
+# Number of texts written at once: it spreads the cost of reading the weights, and keeps the keys and values small.
 AT_ONCE = 16
 
 
 def end_tokens(model: Any) -> list[int]:
-    """The tokens that end a text."""
+    """Return the tokens that end a text."""
     end = _special(model, "eos_token_id")
     return [] if end is None else [end] if isinstance(end, int) else list(end)
 
 
 def _special(model: Any, name: str) -> Any:
-    """A token id (or list of them) as the generation settings have it, else the configuration; None for none."""
+    """Return a token id (or a list) from the generation settings, else from the configuration; None if neither has it."""
     stated = (getattr(source, name, None) for source in (model.generation_config, model.config))
     return next((value for value in stated if value is not None), None)
 
 
 def writes_text(model: Any) -> bool:
-    """Whether a model writes text by itself: a decoder that predicts tokens, can generate, and has a token to begin with.
+    """Whether a model can write text without a prompt: a decoder that can generate and has a token to begin a text.
 
     Parameters
     ----------
     model : nn.Module
-        Any; only asked, never run.
+        Any model; it is not run.
 
     Returns
     -------
     bool
     """
-    return _generates(model) and _beginning(model) is not None
+    return _can_generate(model) and _first_token(model) is not None
 
 
-def _generates(model: Any) -> bool:
+def _can_generate(model: Any) -> bool:
     if not has_perplexity(model) or model.config.is_encoder_decoder:
         return False
     return hasattr(model, "can_generate") and bool(model.can_generate())
 
 
-def _beginning(model: Any) -> int | None:
-    """The token that a text begins with: of the beginning of a text, or else what ends one.
+def _first_token(model: Any) -> int | None:
+    """Return the token that begins a text: the beginning-of-text token, or else one that ends a text.
 
-    Configurations may name tokens that the model does not have: those that its class has by default.
+    A configuration may name tokens outside the vocabulary, as defaults of its class.
     """
-    named = [_special(model, "bos_token_id"), *end_tokens(model)]
+    candidates = [_special(model, "bos_token_id"), *end_tokens(model)]
     size = getattr(model.config.get_text_config(), "vocab_size", 0)
-    return next((token for token in named if token is not None and 0 <= token < size), None)
+    return next((token for token in candidates if token is not None and 0 <= token < size), None)
 
 
 @contextmanager
 def generating(model: Any, **settings: Any) -> Iterator[None]:
-    """Let a model generate with these settings and no others: `generate` fills up what it is not told from the model's own.
+    """Make a model generate with these settings alone; otherwise `generate` takes missing settings from the model's own.
 
     Parameters
     ----------
     model : transformers language model
     **settings
-        See :class:`transformers.GenerationConfig`; the special tokens are the model's unless they are given.
+        See :class:`transformers.GenerationConfig`. Special tokens are those of the model unless they are given.
     """
     names = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
     special = {**{name: _special(model, name) for name in names}, "eos_token_id": end_tokens(model) or None}
-    own = model.generation_config
+    original = model.generation_config
     model.generation_config = GenerationConfig(**{**special, **settings})  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = original
 
 
 @torch.no_grad()
@@ -101,43 +101,43 @@ def generated_text(
     batch_size: int = AT_ONCE,
     progress: Progress | None = None,
 ) -> TokenSequences:
-    """Sequences that a model writes by itself, token by token as likely as it holds them, without special tokens inside a text.
+    """Let a model write sequences by itself; each token is sampled by its probability, without special tokens inside a text.
 
     Parameters
     ----------
     model : transformers causal language model
-        Left as it came.
+        It is not changed.
     tokenizer : transformers tokenizer or None
-        Says which tokens are special; without one only those that begin and end a text are.
+        Tells which tokens are special; without one, only those that begin and end a text are.
     samples, sequence_length : int
-        Sequences, and their tokens, capped at what the model takes. A sequence of more than 256 tokens holds several texts of
-        one length, one after the other (the last may be cut off). Every text begins with the token of the beginning of a text,
-        or with what ends one.
+        Number of sequences, and their tokens, at most as many as the model takes. A sequence of more than 256 tokens consists
+        of several texts of one length, one after the other; the last one may be cut off. Every text begins with the
+        beginning-of-text token, or else with one that ends a text.
     seed : int
-        Of the sampling; torch's random state is left as it was, of the CPU and of CUDA devices.
+        Seed of the sampling. The random state of torch is restored afterwards, on the CPU and on CUDA devices.
     batch_size : int
-        Texts written at once. What they say depends on it.
+        Number of texts written at once. The texts depend on it.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect`.
 
     Raises
     ------
     UnsupportedModelError
-        The model is no decoder, cannot generate, has neither a beginning nor an end of text in its vocabulary, or fails at it.
+        The model is no decoder, cannot generate, has neither a beginning-of-text nor an end-of-text token in its vocabulary, or
+        fails while it generates.
     CalibrationError
-        Bad numbers, or predictions that are not numbers.
+        A number is out of range, or predictions are not finite.
 
     Notes
     -----
-    Cost: a forward pass of one token a text for every token, which takes several times as long as to read them; 16 sequences
-    of 1024 tokens take 1020. Memory: the keys and values of `batch_size` texts, which short texts keep small.
+    Cost: for every token, a forward pass of one token for each text of a batch, which takes several times as long as reading the
+    text; 16 sequences of 1024 tokens take 1020 passes. Memory: the keys and values of `batch_size` texts, which short texts
+    keep small.
     """
-    from transformers import LogitsProcessorList
-
     check_predicts(model, "text of its own")
-    if not _generates(model):
+    if not _can_generate(model):
         raise UnsupportedModelError(
-            f"{type(model).__name__} writes no text by itself; calibrate on a text file, or on the built-in text "
+            f"{type(model).__name__} cannot write text without a prompt; calibrate on a text file, or on the built-in text "
             "('built-in')"
         )
     if samples < 1 or sequence_length < 2 or batch_size < 1:
@@ -146,37 +146,50 @@ def generated_text(
             f"{samples}, {sequence_length} and {batch_size}"
         )
     length = fitting_length(model, sequence_length)
-    begin = _beginning(model)
-    if begin is None:
+    first = _first_token(model)
+    if first is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} knows no token of its vocabulary to begin a text with; set config.bos_token_id, or "
+            f"{type(model).__name__} has no token in its vocabulary to begin a text with; set config.bos_token_id, or "
             "calibrate on a text file"
         )
     size = model.config.get_text_config().vocab_size
-    forbidden = sorted(token for token in {begin, *end_tokens(model), *_special_tokens(tokenizer)} if token < size)
-    pieces = -(-length // PIECE)
-    piece = -(-length // pieces)
-    starts = torch.full((samples * pieces, 1), begin, device=input_device(model))
+    forbidden = sorted(token for token in {first, *end_tokens(model), *_special_tokens(tokenizer)} if token < size)
+    n_texts = -(-length // PIECE)
+    text_length = -(-length // n_texts)
+    starts = torch.full((samples * n_texts, 1), first, device=input_device(model))
     settings = {
         "do_sample": True,
         "top_k": 0,
-        "max_new_tokens": piece - 1,
+        "max_new_tokens": text_length - 1,
         "eos_token_id": None,
         "suppress_tokens": forbidden or None,
     }
+    texts = _generate(model, list(torch.split(starts, batch_size)), settings, seed, progress)
+    ids = torch.cat(texts).cpu().reshape(samples, -1)[:, :length]
+    description = f"written by the model itself, seed {seed}" + (
+        f", texts of {text_length} tokens" if n_texts > 1 else ""
+    )
+    return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), description)
+
+
+def _generate(
+    model: Any, batches: list[torch.Tensor], settings: dict[str, Any], seed: int, progress: Progress | None
+) -> list[torch.Tensor]:
+    """Continue each batch of first tokens; errors of the model's own code become UnsupportedModelError."""
+    from transformers import LogitsProcessorList
+
     with (
         evaluation_mode(model),
         generating(model, **settings),
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
     ):
         torch.manual_seed(seed)
-        batches: list[torch.Tensor] = list(torch.split(starts, batch_size))
         try:
-            written = [
+            return [
                 model.generate(
                     input_ids=batch,
                     attention_mask=torch.ones_like(batch),
-                    logits_processor=LogitsProcessorList([_refuse_no_numbers]),
+                    logits_processor=LogitsProcessorList([_check_scores_finite]),
                 )
                 for batch in (progress(batches, "Writing calibration text") if progress else batches)
             ]
@@ -185,24 +198,21 @@ def generated_text(
         except Exception as error:
             if out_of_memory(error):
                 raise
-            # Whatever a model's own code does there, it was not the user who asked for it.
+            # The model's own code may raise any error, and the user may not have asked for generated text.
             raise UnsupportedModelError(
                 f"{type(model).__name__} failed to write text ({type(error).__name__}: {error}); calibrate on a text file, or on "
                 "the built-in text ('built-in')"
             ) from error
-    ids = torch.cat(written).cpu().reshape(samples, -1)[:, :length]
-    said = f"written by the model itself, seed {seed}" + (f", texts of {piece} tokens" if pieces > 1 else "")
-    return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), said)
 
 
 def _special_tokens(tokenizer: Any) -> set[int]:
-    """Those with a name, and others that were added as special."""
+    """Return the special tokens of a tokenizer: those with a name, and those that were added as special."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {*getattr(tokenizer, "all_special_ids", ()), *(token for token, said in added.items() if said.special)}
+    return {*getattr(tokenizer, "all_special_ids", ()), *(id_ for id_, token in added.items() if token.special)}
 
 
-def _refuse_no_numbers(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Before they are sampled from: on a GPU that would end the process's use of it."""
+def _check_scores_finite(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Check predictions before they are sampled: on a GPU, sampling from NaN makes the device unusable for the process."""
     if not bool((scores < torch.inf).all()):
         raise CalibrationError(
             "the model's predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load the model in "

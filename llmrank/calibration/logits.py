@@ -1,8 +1,8 @@
-"""What a language model says of the tokens of a text, each given those before it; a few places at a time.
+"""Predictions of a language model for every token of a text, given the tokens before it, a few positions at a time.
 
-Logits are the widest thing a pass makes: of 1024 tokens and a vocabulary of 50,000 they take 200 MB, and as much again to
-work with. What is wanted of them is small. So the model runs without its head, and the head on one band of places after
-the other.
+Logits are the largest tensor of a forward pass: for 1024 tokens and a vocabulary of 50,000 they take 200 MB, and as much
+again to work with, while the results taken from them are small. So the model runs without its head, and the head then runs on one
+band of positions after the other.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from llmrank.errors import UnsupportedModelError
 __all__ = ["Prediction", "Predictor", "check_predicts", "has_perplexity"]
 
 Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-# Places of all sequences of a batch whose logits are made at once.
-PLACES = 128
-# Places of the trial: together, and in two halves.
-N_TRIED = 4
-# By how many rounding errors of the largest logit the trial's may differ; half precision rounds once, after the sum.
+# Number of positions whose logits are computed at once, over all sequences of a batch.
+POSITIONS_AT_ONCE = 128
+# Number of positions of the trial, which computes them together and in two halves.
+N_TRIAL_POSITIONS = 4
+# Allowed difference of the trial's logits, in rounding errors of the largest one; half precision rounds once, after the sum.
 ROUNDINGS, COARSE_ROUNDINGS = 64, 4
 
 
@@ -39,18 +39,18 @@ def has_perplexity(model: nn.Module) -> bool:
 
 
 def check_predicts(model: nn.Module, metric: str) -> None:
-    """Raise unless the model predicts tokens.
+    """Check that a model predicts the next token.
 
     Parameters
     ----------
     model : nn.Module
     metric : str
-        What it has none of otherwise, for the message.
+        Name of the quantity that needs predictions, for the message.
 
     Raises
     ------
     UnsupportedModelError
-        The model has no next-token prediction (an encoder, a plain module).
+        The model predicts no next token (an encoder, a plain module).
     """
     if not has_perplexity(model):
         raise UnsupportedModelError(
@@ -60,19 +60,20 @@ def check_predicts(model: nn.Module, metric: str) -> None:
 
 
 class Predictor:
-    """Predictions of one model.
+    """Computes the predictions of one model.
 
     Parameters
     ----------
     model : transformers causal or encoder-decoder language model
-        In evaluation mode, and not changed.
+        It must be in evaluation mode, and is not changed.
 
     Notes
     -----
-    Cost: a pass, and on the first batch one more for every body that was tried in vain. Memory: the logits of two bands of
-    128 places (of one place of every sequence at the least), and what a pass without the head takes. Where the head cannot be
-    run by itself, which a trial on the first batch finds out (the model calls no body, or more than once, or reads more of it
-    than the place it speaks of; T5), the logits of the whole batch: batch * length * vocabulary * 4 bytes.
+    Cost: a forward pass; on the first batch, one more for every body that is tried without success. Memory: the logits of two
+    bands of 128 positions (of at least one position of every sequence), and a forward pass without the head. Some models
+    cannot run their head by itself: they call no body, or several times, or need other positions of its output than the one
+    they predict for (T5). A trial on the first batch detects that. Then the logits of the whole batch are computed:
+    batch * length * vocabulary * 4 bytes.
     """
 
     def __init__(self, model: Any) -> None:
@@ -81,7 +82,7 @@ class Predictor:
         self._bodies = _bodies(model)
 
     def bands(self, ids: torch.Tensor, mask: torch.Tensor) -> Iterator[Prediction]:
-        """Logits, targets and which of them count, place by place of all sequences of a batch.
+        """Yield the logits and targets of a batch, band by band of positions.
 
         Parameters
         ----------
@@ -92,10 +93,10 @@ class Predictor:
         Yields
         ------
         logits : (batch, steps, vocabulary) tensor
-            All but the first token of a sequence are predicted; by an encoder-decoder the second half, given the first.
+            Predictions for all tokens of a sequence but the first; an encoder-decoder predicts the second half, given the first.
         targets : (batch, steps) int64 tensor
         valid : (batch, steps) bool tensor
-            False where the target is padding. All three on the device of the logits.
+            False if the target is padding. All three tensors are on the device of the logits.
 
         Raises
         ------
@@ -105,7 +106,7 @@ class Predictor:
         return self._predictions(ids, mask, self._logits)()
 
     def hold(self, ids: torch.Tensor, mask: torch.Tensor) -> Callable[[], Iterator[Prediction]]:
-        """Run the model's body now, and keep what it returned: predictions can be made later, whatever becomes of the body.
+        """Run the model's body now and keep its output, so that predictions can be made after the body has changed.
 
         Parameters
         ----------
@@ -115,28 +116,32 @@ class Predictor:
         Returns
         -------
         callable
-            Yields the bands anew at every call.
+            Each call yields the bands of :meth:`bands` from the beginning.
         """
 
-        def logits_now(inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
+        def run_body_now(inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
             logits_of = self._logits(inputs)
             logits_of(slice(0, 1))
             return logits_of
 
-        return self._predictions(ids, mask, logits_now)
+        return self._predictions(ids, mask, run_body_now)
 
     def _predictions(
-        self, ids: torch.Tensor, mask: torch.Tensor, logits: Callable[[dict[str, Any]], Callable[[slice], torch.Tensor]]
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        logits_function: Callable[[dict[str, Any]], Callable[[slice], torch.Tensor]],
     ) -> Callable[[], Iterator[Prediction]]:
+        """Return a function that yields the bands; `logits_function` maps a model's inputs to the logits of a band."""
         inputs, _, _ = model_inputs(self._model, ids, mask, text_only=True)
         first = ids.shape[1] // 2 if "decoder_input_ids" in inputs else 1
         targets, valid = ids[:, first:], mask[:, first:]
-        logits_of = logits(inputs)
-        places = max(1, PLACES // max(1, len(ids)))
+        logits_of = logits_function(inputs)
+        positions = max(1, POSITIONS_AT_ONCE // max(1, len(ids)))
 
         def predictions() -> Iterator[Prediction]:
-            for start in range(0, targets.shape[1], places):
-                band = slice(start, min(start + places, targets.shape[1]))
+            for start in range(0, targets.shape[1], positions):
+                band = slice(start, min(start + positions, targets.shape[1]))
                 logits = logits_of(band)
                 yield logits, targets[:, band].to(logits.device), valid[:, band].to(logits.device)
                 del logits
@@ -144,15 +149,15 @@ class Predictor:
         return predictions
 
     def _logits(self, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
-        """What makes the logits of a band of places, of all sequences of a batch."""
+        """Return a function that computes the logits of a band of positions, for all sequences of a batch."""
         if self._body is not None:
-            return self._by_head(self._body, inputs)
+            return self._band_logits(self._body, inputs)
         while self._bodies:
             body = self._bodies.pop(0)
             try:
-                logits_of = self._by_head(body, inputs)
-                fits = self._place_by_place(logits_of, inputs)
-            except Exception:  # whatever a model says that was not made for it
+                logits_of = self._band_logits(body, inputs)
+                fits = self._is_consistent(logits_of, inputs)
+            except Exception:  # a model may raise any error when its body is replaced
                 fits = False
             if fits:
                 self._body, self._bodies = body, []
@@ -160,38 +165,38 @@ class Predictor:
         logits: torch.Tensor = self._model(**inputs).logits
         return lambda band: logits[:, band]
 
-    def _place_by_place(self, logits_of: Callable[[slice], torch.Tensor], inputs: dict[str, Any]) -> bool:
-        """Whether the head says the same of a few places together as of each half of them."""
-        half = N_TRIED // 2
-        whole = logits_of(slice(0, N_TRIED))
-        parts = torch.cat([logits_of(slice(0, half)), logits_of(slice(half, N_TRIED))], dim=1)
+    def _is_consistent(self, logits_of: Callable[[slice], torch.Tensor], inputs: dict[str, Any]) -> bool:
+        """Whether the logits of a few positions are the same if they are computed together and in two halves."""
+        half = N_TRIAL_POSITIONS // 2
+        together = logits_of(slice(0, N_TRIAL_POSITIONS))
+        halves = torch.cat([logits_of(slice(0, half)), logits_of(slice(half, N_TRIAL_POSITIONS))], dim=1)
         length = inputs.get("decoder_input_ids", inputs["input_ids"]).shape[1]
-        if whole.shape[1] != min(N_TRIED, length) or parts.shape != whole.shape:
+        if together.shape[1] != min(N_TRIAL_POSITIONS, length) or halves.shape != together.shape:
             return False
-        # Some models compute in half precision and widen the logits afterwards.
-        eps = max(torch.finfo(dtype).eps for dtype in (whole.dtype, next(self._model.parameters()).dtype))
+        # Some models compute in half precision and convert the logits to float32 afterwards.
+        eps = max(torch.finfo(dtype).eps for dtype in (together.dtype, next(self._model.parameters()).dtype))
         roundings = ROUNDINGS if eps <= torch.finfo(torch.float32).eps else COARSE_ROUNDINGS
-        # Infinities and what is no number are found where they are read.
-        largest = float(torch.nan_to_num(whole, 0.0, 0.0, 0.0).abs().max())
-        return torch.allclose(parts, whole, rtol=0.0, atol=roundings * eps * largest, equal_nan=True)
+        # NaN and Inf are reported by the code that reads the logits.
+        largest = float(torch.nan_to_num(together, 0.0, 0.0, 0.0).abs().max())
+        return torch.allclose(halves, together, rtol=0.0, atol=roundings * eps * largest, equal_nan=True)
 
-    def _by_head(self, body: nn.Module, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
-        """Logits of a band: the model's, of a body that returns that band of what it returned the first time."""
+    def _band_logits(self, body: nn.Module, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
+        """Return a function that runs the model on a band; its body runs once and then returns bands of that output."""
         forward = body.forward
         returned: list[Any] = []
 
         def run(band: slice) -> torch.Tensor:
             calls = 0
 
-            def narrowed(*args: Any, **kwargs: Any) -> Any:
+            def band_of_body(*args: Any, **kwargs: Any) -> Any:
                 nonlocal calls
                 calls += 1
                 if not returned:
                     returned.append(forward(*args, **kwargs))
-                return _narrowed(returned[0], band)
+                return _narrow(returned[0], band)
 
             with ExitStack() as hooks:
-                substitute_forward(hooks, body, narrowed)
+                substitute_forward(hooks, body, band_of_body)
                 logits: torch.Tensor = self._model(**inputs).logits
             if calls != 1:
                 raise RuntimeError(f"{type(self._model).__name__} calls its {type(body).__name__} {calls} times")
@@ -201,21 +206,21 @@ class Predictor:
 
 
 def _bodies(model: Any) -> list[nn.Module]:
-    """What may be all of a model but its head."""
-    # Not with this module: that would load all that models are made of whenever llmrank is imported.
+    """Return the modules that may be the model without its head, in the order to try them."""
+    # Imported here, because it loads the modelling code of transformers, which would slow down every import of llmrank.
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
         return []
-    found = [model.base_model]
+    bodies = [model.base_model]
     if not model.config.is_encoder_decoder:
-        # Some call that in their body by themselves (OPT). An encoder beside it would run again for every band.
-        found.insert(0, model.get_decoder())  # type: ignore[no-untyped-call]
-    return [body for body in dict.fromkeys(found) if isinstance(body, nn.Module) and body is not model]
+        # Some models hold the decoder inside their body (OPT). In an encoder-decoder, the encoder would run again for every band.
+        bodies.insert(0, model.get_decoder())  # type: ignore[no-untyped-call]
+    return [body for body in dict.fromkeys(bodies) if isinstance(body, nn.Module) and body is not model]
 
 
-def _narrowed(output: Any, band: slice) -> Any:
-    """What a body returned, with the hidden states of a band of places."""
+def _narrow(output: Any, band: slice) -> Any:
+    """Reduce the hidden states in the output of a body to a band of positions."""
     states = first_output(output)[:, band]
     if isinstance(output, ModelOutput):
         (name, *_) = output.keys()

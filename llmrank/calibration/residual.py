@@ -1,4 +1,4 @@
-"""How much of a residual stream goes past a block of the model unchanged, summed over tokens as they pass."""
+"""Measure the share of a residual stream that skips a block of the model, over calibration tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SkipSums", "block_path", "hidden_states"]
 
 
 def block_path(ffn: FFN) -> str:
-    """Path of the block of the repeating stack that an FFN lies in.
+    """Return the path of the block of the repeating stack that an FFN lies in.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def block_path(ffn: FFN) -> str:
     Raises
     ------
     StructureError
-        It lies in no stack.
+        The FFN lies in no stack.
 
     Examples
     --------
@@ -34,8 +34,8 @@ def block_path(ffn: FFN) -> str:
     """
     if ffn.stack == ffn.name or not ffn.name.startswith(f"{ffn.stack}."):
         raise StructureError(
-            f"{ffn.name or 'the model'} lies in no repeating stack of blocks, so no residual stream is known that could skip "
-            "it; use the chained or the isolated pipeline"
+            f"{ffn.name or 'the model'} lies in no repeating stack of blocks, so no residual stream is known that skips it; use "
+            "the chained or the isolated pipeline"
         )
     return f"{ffn.stack}.{ffn.name.removeprefix(f'{ffn.stack}.').split('.')[0]}"
 
@@ -43,13 +43,13 @@ def block_path(ffn: FFN) -> str:
 class SkipSums:
     """The share of a block's output that is its input: ``sum_t |h(t)| / (sum_t |h(t)| + sum_t |o(t) - h(t)|)``.
 
-    h is the hidden states that enter the block and o those that leave it; the sums of norms (not of squares) keep the few
-    tokens with huge hidden states, which many models have, from deciding alone.
+    h is the hidden state that enters the block, and o the one that leaves it. Sums of norms, not of their squares, are used so
+    that the few tokens with huge hidden states, which many models have, do not dominate.
 
     Parameters
     ----------
     name : str
-        Path of the block, for messages.
+        Path of the block, for error messages.
 
     Examples
     --------
@@ -61,49 +61,49 @@ class SkipSums:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._kept = self._moved = 0.0
+        self._input_norms = self._change_norms = 0.0
 
     def add(self, before: torch.Tensor, after: torch.Tensor) -> None:
-        """Hidden states (tokens, n) in front of and behind the block.
+        """Add the hidden states (tokens, n) in front of and behind the block.
 
         Raises
         ------
         StructureError
-            They differ in shape.
+            Their shapes differ.
         """
         if before.shape != after.shape:
             raise StructureError(
                 f"{self._name} takes hidden states of shape {tuple(before.shape)} and returns {tuple(after.shape)}: it has no "
                 "residual stream; use the chained or the isolated pipeline"
             )
-        # A model that is spread over devices hands a block what the one before returned, on the device of that.
+        # In a model that is spread over devices, the input of a block may be on the device of the block before.
         before, after = before.detach().to(after.device).float(), after.detach().float()
-        self._kept += float(before.norm(dim=-1).double().sum())
-        self._moved += float((after - before).norm(dim=-1).double().sum())
+        self._input_norms += float(before.norm(dim=-1).double().sum())
+        self._change_norms += float((after - before).norm(dim=-1).double().sum())
 
     def share(self) -> float:
-        """0..1."""
-        total = self._kept + self._moved
-        return self._kept / total if total > 0 else 0.0
+        """Return the share, 0..1; 0 if no token was added."""
+        total = self._input_norms + self._change_norms
+        return self._input_norms / total if total > 0 else 0.0
 
 
 def hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The hidden states that a block is called with.
+    """Return the hidden states among the arguments of a block.
 
     Raises
     ------
     StructureError
-        It is called otherwise.
+        The first argument is not a tensor of hidden states.
 
     Examples
     --------
     >>> hidden_states((), {"hidden_states": torch.ones(1, 2)}).shape
     torch.Size([1, 2])
     """
-    found = args[0] if args else kwargs.get("hidden_states")
-    if not isinstance(found, torch.Tensor):
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(hidden, torch.Tensor):
         raise StructureError(
-            "a block of the stack is not called with hidden states first, so that its residual stream cannot be measured; set "
-            "beta to a number"
+            "a block of the stack is not called with hidden states first, so its residual stream cannot be measured; set beta "
+            "to a number"
         )
-    return found
+    return hidden

@@ -1,7 +1,7 @@
-"""Forward hooks -> streaming statistics of what flows through the node layers of the FFNs.
+"""Collect statistics of the activations at every layer of the FFNs, with forward hooks.
 
-Only sums are kept: of the values and of their squares, in float64, over all tokens that are not
-padding. The activations themselves are never stored.
+Only the sums of the values and of their squares over all tokens that are not padding are kept, in float64. The
+activations themselves are never stored.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ __all__ = ["AttentionStatistics", "FFNStatistics", "LayerStatistics", "collect"]
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """What the calibration tokens did at one node layer.
+    """Statistics of one layer of nodes over the calibration tokens.
 
     Attributes
     ----------
     norm : (n,) float64 tensor
-        sqrt(sum over tokens of x^2): the activation of the nodes.
+        sqrt(sum over tokens of x^2), the activation of each node.
     mean : (n,) float64 tensor
-        Over tokens.
+        Mean over tokens.
     variance : (n,) float64 tensor
         Population variance over tokens.
     count : int
-        Tokens.
+        Number of tokens.
     read_norm : (n,) float64 tensor
-        Norm of what the maps that leave this layer read; equal to `norm` except in the explicit
-        form, where `norm` is that of the Linear's own output.
+        Norm of the inputs of the maps that read this layer. It equals `norm` except in the explicit form, where `norm` is
+        taken of the Linear's own output.
     explained : Explained, optional
-        What each node explains of what the map that reads it returns; of hidden layers, where it was asked for.
+        Share of the output of the map that reads the layer which each node explains; for hidden layers, if requested.
     """
 
     norm: torch.Tensor
@@ -72,12 +72,11 @@ class FFNStatistics:
     Attributes
     ----------
     layers : tuple of LayerStatistics
-        Of its k+1 node layers, inputs first.
+        One for each of its k+1 layers of nodes, inputs first.
     skip : float, optional
-        Share of the residual stream that goes past its block, see :class:`llmrank.calibration.residual.SkipSums`; where it was
-        asked for.
+        Share of the residual stream that skips its block, see :class:`llmrank.calibration.residual.SkipSums`; if requested.
     attention : AttentionStatistics, optional
-        Of the attention in front of it, where that was asked for.
+        Statistics of the attention in front of it, if requested.
     """
 
     layers: tuple[LayerStatistics, ...]
@@ -92,9 +91,9 @@ class AttentionStatistics:
     Attributes
     ----------
     attention : FFN
-        Of the kind attention.
+        An attention in the form of an FFN, of the kind "attention".
     layers : tuple of LayerStatistics
-        Of what its value map reads, of what its output map reads, and of what that returns.
+        Statistics of the input of its value map, and of the input and the output of its output map.
     """
 
     attention: FFN
@@ -102,23 +101,23 @@ class AttentionStatistics:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """An accumulator for what takes (tokens, n) alone."""
+class _RowsAccumulator:
+    """An accumulator that calls a function with the unpadded rows (tokens, n)."""
 
-    take: Callable[[torch.Tensor], None]
+    function: Callable[[torch.Tensor], None]
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        self.take(unpadded_rows(values, mask))
+        self.function(unpadded_rows(values, mask))
 
 
-class _Accumulator:
-    """Streaming sums over tokens."""
+class _LayerSums:
+    """Sums of a layer's activations and of their squares over tokens."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         # MPS has no float64.
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        self.total = torch.zeros(size, dtype=wide, device=device)
-        self.squares = torch.zeros(size, dtype=wide, device=device)
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.total = torch.zeros(size, dtype=dtype, device=device)
+        self.squares = torch.zeros(size, dtype=dtype, device=device)
         self.count = 0
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -127,17 +126,17 @@ class _Accumulator:
         self.squares += values.square().sum(0)
         self.count += len(values)
 
-    def finish(self, where: str) -> LayerStatistics:
+    def finish(self, layer: str) -> LayerStatistics:
         if self.count == 0:
             raise CalibrationError(
-                f"no calibration token passed through {where}: the module was never called in a forward pass; remove it "
+                f"no calibration token passed through {layer}: the module was never called in a forward pass; remove it "
                 "from the model, or name the Linears to prune with structure_dict="
             )
         total, squares = self.total.double().cpu(), self.squares.double().cpu()
         if not bool(torch.isfinite(squares).all()):
             bad = int((~torch.isfinite(squares)).nonzero()[0])
             raise CalibrationError(
-                f"the activations of {where} are not finite, first at neuron {bad}: the weights hold NaN or Inf, or the "
+                f"the activations of {layer} are not finite, first at neuron {bad}: the weights hold NaN or Inf, or the "
                 "dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
             )
         mean = total / self.count
@@ -156,27 +155,27 @@ def collect(
     skips: bool = False,
     attentions: Mapping[str, FFN] | None = None,
 ) -> tuple[FFNStatistics, ...]:
-    """Run the calibration sequences and gather the statistics of every node layer.
+    """Run a model on the calibration sequences, and collect the statistics of every layer of its FFNs.
 
     Parameters
     ----------
     model : nn.Module
-        Left in the mode (training or evaluation) it came in; runs without gradients. A transformers
-        model, or a module that takes the ids alone.
+        A transformers model, or a module that takes the ids alone. It runs without gradients in evaluation mode, and is
+        left in the mode that it had.
     ffns : sequence of FFN
     sequences : TokenSequences
     batch_size : int
-        Sequences at once; the result does not depend on it beyond round-off.
+        Number of sequences in one forward pass; the result does not depend on it except for rounding.
     progress : callable, optional
         ``progress(items, description)`` returns an iterable over the items.
     explained : bool
-        Whether to find out what hidden neurons (and the inputs of attentions' output maps) explain of the outputs, see
-        :mod:`llmrank.calibration.contribution`: one product more with every such map. Explicitly listed Linears have no hidden
-        neurons.
+        Whether to compute the shares of the outputs that hidden neurons (and the inputs of attentions' output maps) explain,
+        see :mod:`llmrank.calibration.contribution`. This costs one more product with every such map. Explicitly listed Linears
+        have no hidden neurons.
     skips : bool
-        Whether to measure what share of the residual stream goes past every block.
+        Whether to measure the share of the residual stream that skips every block.
     attentions : mapping from str to FFN, optional
-        The attention in front of an FFN by its name, whose statistics are to be collected too, see
+        The attentions to collect statistics of too, by the name of the FFN behind them, see
         :mod:`llmrank.calibration.attention`.
 
     Returns
@@ -187,58 +186,58 @@ def collect(
     Raises
     ------
     CalibrationError
-        Non-finite activations (the message names the layer), an FFN that no token reached, or a model that does not run on
-        token ids alone.
+        Activations are not finite (the message names the layer), no token reached an FFN, or the model does not run on token
+        ids alone.
     StructureError
-        Skips of FFNs without a residual stream.
+        `skips` is set, and FFNs have no residual stream.
 
     Notes
     -----
-    Cost: one forward pass without the prediction head where the model has a separate body. Memory:
-    three float64 numbers a node, and what the forward pass takes.
+    Cost: one forward pass, without the prediction head if the model has a separate body. Memory: three float64 numbers for
+    each node, and that of the forward pass.
     """
     masks = TokenMasks()
-    before = attentions or {}
-    units = [*ffns, *before.values()]
+    attentions = attentions or {}
+    units = [*ffns, *attentions.values()]
     body = body_of(model, units)
-    blocks: dict[str, SkipSums] = {}
+    skip_sums: dict[str, SkipSums] = {}
     with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
-        sums = [_Sums(hooks, model, unit, masks, explained=explained) for unit in units]
+        sums = [_FFNSums(hooks, model, unit, masks, explained=explained) for unit in units]
         for ffn in ffns if skips else ():
             path = block_path(ffn)
-            if path not in blocks:
-                blocks[path] = SkipSums(path)
-                _watch_block(hooks, model, ffn, model.get_submodule(path), blocks[path], masks)
+            if path not in skip_sums:
+                skip_sums[path] = SkipSums(path)
+                _add_block_hook(hooks, model, ffn, model.get_submodule(path), skip_sums[path], masks)
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Calibrating") if progress else batches:
-            inputs, *of_batch = model_inputs(model, ids, mask)
-            masks.take(TokenMasks(*of_batch))
+            inputs, *batch_masks = model_inputs(model, ids, mask)
+            masks.replace(TokenMasks(*batch_masks))
             try:
                 run_body(body, inputs)
             except LLMRankError:
                 raise
-            except (TypeError, ValueError, AttributeError) as error:  # what models say of inputs that they do not get
+            except (TypeError, ValueError, AttributeError) as error:  # models raise these for missing inputs
                 raise CalibrationError(
-                    f"{type(model).__name__} does not run on what calibration passes it, {', '.join(inputs)} alone ({error}); "
-                    "expected a language model, or a plain module that takes features: prune the part that is one by itself "
-                    "(a text_model, say)"
+                    f"{type(model).__name__} does not run on the inputs of calibration, {', '.join(inputs)} alone ({error}); "
+                    "expected a language model, or a plain module that takes features: if the model contains one (a text_model, "
+                    "for example), prune that part by itself"
                 ) from error
     layers = [entry.finish() for entry in sums]
-    around = dict(zip(before, layers[len(ffns) :], strict=True))
+    attention_layers = dict(zip(attentions, layers[len(ffns) :], strict=True))
     return tuple(
         FFNStatistics(
-            own,
-            blocks[block_path(ffn)].share() if skips else None,
-            AttentionStatistics(before[ffn.name], around[ffn.name]) if ffn.name in before else None,
+            ffn_layers,
+            skip_sums[block_path(ffn)].share() if skips else None,
+            AttentionStatistics(attentions[ffn.name], attention_layers[ffn.name]) if ffn.name in attentions else None,
         )
-        for ffn, own in zip(ffns, layers[: len(ffns)], strict=True)
+        for ffn, ffn_layers in zip(ffns, layers[: len(ffns)], strict=True)
     )
 
 
-def _watch_block(
+def _add_block_hook(
     hooks: ExitStack, model: nn.Module, ffn: FFN, block: nn.Module, sums: SkipSums, masks: TokenMasks
 ) -> None:
-    """Hand the hidden states around a block to sums, until `hooks` closes."""
+    """Add the hidden states in front of and behind a block to sums, until `hooks` closes."""
     side = "decoder" if is_decoder(model, ffn) else "input"
 
     def add(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -251,33 +250,35 @@ def _watch_block(
     hooks.callback(block.register_forward_hook(add, with_kwargs=True).remove)
 
 
-class _Sums:
-    """All that streams of one FFN (or attention), fed until `hooks` closes."""
+class _FFNSums:
+    """All sums of one FFN (or attention); hooks add to them until `hooks` closes."""
 
     def __init__(self, hooks: ExitStack, model: nn.Module, ffn: FFN, masks: TokenMasks, *, explained: bool) -> None:
         self._ffn = ffn
-        self._reads: list[_Accumulator] = []
-        self._writes: dict[int, _Accumulator] = {}
+        self._input_sums: list[_LayerSums] = []
+        self._output_sums: dict[int, _LayerSums] = {}
         self._explained: dict[int, ExplainedSums] = {}
         for layer, stage in enumerate(ffn.stages):
-            self._reads.append(_Accumulator(stage[0].in_features, stage[0].weight.device))
-            add_hook(hooks, model, ffn, stage[0].module, self._reads[-1], masks)
+            self._input_sums.append(_LayerSums(stage[0].in_features, stage[0].weight.device))
+            add_hook(hooks, model, ffn, stage[0].module, self._input_sums[-1], masks)
             if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
-                self._writes[layer + 1] = _Accumulator(stage[0].size, stage[0].weight.device)
-                add_hook(hooks, model, ffn, stage[0].module, self._writes[layer + 1], masks, output=True)
+                self._output_sums[layer + 1] = _LayerSums(stage[0].size, stage[0].weight.device)
+                add_hook(hooks, model, ffn, stage[0].module, self._output_sums[layer + 1], masks, output=True)
         for layer in range(1, len(ffn.stages)) if explained and ffn.kind != "explicit" else ():
-            (reader,) = ffn.stages[layer]
-            sums = self._explained[layer] = ExplainedSums(reader.weight, bias_of(reader.module))
-            add_hook(hooks, model, ffn, reader.module, _Rows(sums.read), masks)
-            add_hook(hooks, model, ffn, reader.module, _Rows(sums.written), masks, output=True)
+            (output_map,) = ffn.stages[layer]
+            sums = self._explained[layer] = ExplainedSums(output_map.weight, bias_of(output_map.module))
+            add_hook(hooks, model, ffn, output_map.module, _RowsAccumulator(sums.add_input), masks)
+            add_hook(hooks, model, ffn, output_map.module, _RowsAccumulator(sums.add_output), masks, output=True)
 
     def finish(self) -> tuple[LayerStatistics, ...]:
-        """Of every node layer."""
+        """Return the statistics of every layer."""
         ffn = self._ffn
-        read = [acc.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})") for k, acc in enumerate(self._reads)]
+        read = [
+            sums.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})") for k, sums in enumerate(self._input_sums)
+        ]
         written = {
-            layer: acc.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})")
-            for layer, acc in self._writes.items()
+            layer: sums.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})")
+            for layer, sums in self._output_sums.items()
         }
         if ffn.kind == "explicit":
             inner = [
@@ -285,8 +286,8 @@ class _Sums:
                 for layer in range(1, len(read) + 1)
             ]
             return (read[0], *inner)
-        found = [
+        layers = [
             replace(entry, explained=self._explained[k].finish()) if k in self._explained else entry
             for k, entry in enumerate(read)
         ]
-        return (*found, written[len(read)])
+        return (*layers, written[len(read)])

@@ -1,10 +1,11 @@
-"""Text in any form -> token sequences, for calibration and for evaluation alike."""
+"""Token sequences for calibration and evaluation, made from text in any form."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from llmrank.errors import CalibrationError
 
@@ -30,22 +32,22 @@ __all__ = [
     "tokenise_and_hold_out",
 ]
 
-# What names the built-in text where a path or a text is expected.
+# Name of the built-in text in places that expect a path or a text.
 BUILT_IN = "built-in"
 REFERENCE = f"{BUILT_IN}: the Python language reference (pydoc_data.topics)"
 DATASET_PREFIX = "dataset:"
-# Every fourth topic of the built-in text is kept for evaluation.
+# Every fourth topic of the built-in text is reserved for evaluation.
 EVALUATION_STRIDE = 4
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# One sequence is held out beside so many to fit to.
+# One sequence is held out for this many sequences to fit to.
 HELD_OUT_SHARE = 8
-# Texts share a passage when this many consecutive tokens agree (fewer where sequences are shorter).
-SHARED_WINDOW = 32
+# Number of consecutive tokens that make a passage (fewer in shorter sequences).
+PASSAGE_LENGTH = 32
 
 
 @dataclass(frozen=True, eq=False)
 class TokenSequences:
-    """Token sequences of one length, and where they came from.
+    """Token sequences of one length, and the source of their text.
 
     Attributes
     ----------
@@ -53,11 +55,11 @@ class TokenSequences:
     mask : (n, length) bool tensor
         False at padding.
     source : str
-        Where the text came from, in words.
+        Source of the text, in words.
     digest : str
         sha256 of the token ids and the mask.
     held_out : int
-        The last so many sequences are held out from what is fitted to the others; no batch holds sequences of both kinds.
+        Number of sequences at the end that nothing is fitted to. No batch mixes them with the others.
     """
 
     ids: torch.Tensor
@@ -68,8 +70,8 @@ class TokenSequences:
 
     @classmethod
     def of(cls, ids: torch.Tensor, mask: torch.Tensor, source: str) -> TokenSequences:
-        """Compute the digest."""
-        # As bytes: numpy knows no bfloat16, which features may come in.
+        """Make sequences from token ids and a mask, and compute their digest."""
+        # As bytes, because features may be bfloat16, which numpy does not have.
         content = b"".join(tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in (ids, mask))
         return cls(ids, mask, source, hashlib.sha256(content).hexdigest())
 
@@ -78,12 +80,12 @@ class TokenSequences:
 
     @property
     def length(self) -> int:
-        """Tokens in a sequence, padding included."""
+        """Number of tokens in a sequence, padding included."""
         return int(self.ids.shape[1])
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """Number of tokens that are not padding."""
         return int(self.mask.sum())
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -96,26 +98,26 @@ class TokenSequences:
                 yield self.ids[rows], self.mask[rows]
 
     def split(self, first: int) -> tuple[TokenSequences, TokenSequences | None]:
-        """The first so many sequences, and those after them; None where there are none."""
-        parts = [
+        """Split into the first `first` sequences and the others, or None if there are no others."""
+        head, tail = (
             TokenSequences.of(self.ids[rows], self.mask[rows], self.source)
             for rows in (slice(0, first), slice(first, None))
-        ]
-        return parts[0], parts[1] if len(parts[1]) else None
+        )
+        return head, tail if len(tail) else None
 
     def joined(self, other: TokenSequences | None) -> TokenSequences:
-        """These sequences and others of the same length."""
+        """Append other sequences of the same length."""
         if other is None:
             return self
         return TokenSequences.of(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), self.source)
 
     @property
     def parts(self) -> tuple[TokenSequences, TokenSequences | None]:
-        """The sequences to fit to, and those held out; None where there are none."""
+        """The sequences to fit to, and the held-out ones or None."""
         return self.split(len(self) - self.held_out)
 
     def provenance(self) -> dict[str, Any]:
-        """What a report states about the data."""
+        """Describe the sequences for a report."""
         return {
             "source": self.source,
             "sequences": len(self),
@@ -126,10 +128,10 @@ class TokenSequences:
 
 
 def builtin_texts() -> tuple[str, str]:
-    """The built-in text, split into (calibration, evaluation) without a paragraph in common.
+    """Return the built-in text in two parts (calibration, evaluation) that share no paragraph.
 
-    Every CPython carries the language reference in ``pydoc_data.topics``. Topics repeat each other's
-    paragraphs, so a paragraph counts only where it appears first.
+    It is the language reference, which every CPython has in ``pydoc_data.topics``. Topics repeat paragraphs of other topics, so a
+    paragraph is used only where it appears first.
     """
     from pydoc_data.topics import topics
 
@@ -146,13 +148,13 @@ def builtin_texts() -> tuple[str, str]:
 
 
 def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str = "calibration") -> tuple[Any, str]:
-    """Resolve what a user named as text.
+    """Read the text that a user names.
 
     Parameters
     ----------
     source : None, "built-in", path, text, list of texts, or ``dataset:NAME[,CONFIG[,SPLIT]]``
-        None, like "built-in", is the built-in text's part for `role`. Any other string is a path if such a file exists, a
-        dataset with the prefix, else the text itself.
+        None and "built-in" name the part of the built-in text for `role`. Any other string is a path if that file exists, a
+        dataset if it has the prefix, and else the text itself.
     role : {"calibration", "evaluation"}
 
     Returns
@@ -163,7 +165,7 @@ def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str =
     Raises
     ------
     CalibrationError
-        A path that is not there, an empty text, a dataset that cannot be loaded.
+        A path does not exist, a text is empty, or a dataset cannot be loaded.
     """
     text: str | list[str]
     if source is None or (isinstance(source, str) and source == BUILT_IN):
@@ -172,16 +174,16 @@ def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str =
     if isinstance(source, os.PathLike) or (isinstance(source, str) and _looks_like_path(source)):
         path = Path(source)
         if not path.is_file():
-            found = f"{path} is a directory" if path.is_dir() else f"no {role} text at {path}"
+            problem = f"{path} is a directory" if path.is_dir() else f"no {role} text at {path}"
             raise CalibrationError(
-                f"{found}; expected the path of a text file (UTF-8), or {DATASET_PREFIX}NAME for a dataset"
+                f"{problem}; expected the path of a text file (UTF-8), or {DATASET_PREFIX}NAME for a dataset"
             )
         try:
             text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CalibrationError(f"cannot read {path} as UTF-8 text ({error}); convert it to UTF-8") from error
-        except OSError as error:
-            raise CalibrationError(f"cannot read {path} ({error}); pass a {role} text that you may read") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CalibrationError(
+                f"cannot read {path} as UTF-8 text ({error}); pass a {role} text in UTF-8 that you can read"
+            ) from error
         description = f"file {path.name}"
     elif isinstance(source, str):
         if source.startswith(DATASET_PREFIX):
@@ -200,22 +202,18 @@ def read_text(source: str | os.PathLike[str] | Sequence[str] | None, role: str =
 
 
 def check_text(source: str | os.PathLike[str], role: str = "calibration") -> None:
-    """Raise unless a text is there, as far as that is known without fetching a dataset.
+    """Check that a text can be read, without fetching a dataset; a text file is read once.
 
     Parameters
     ----------
     source : "built-in", path, text, or ``dataset:NAME[,CONFIG[,SPLIT]]``
-        As for :func:`read_text`.
+        See :func:`read_text`.
     role : {"calibration", "evaluation"}
 
     Raises
     ------
     CalibrationError
-        As :func:`read_text`; of a dataset, no name or no package to load it with.
-
-    Notes
-    -----
-    Cost: a text file is read once.
+        As for :func:`read_text`; for a dataset, its name is missing, or the package to load it with.
     """
     if not (isinstance(source, str) and source.startswith(DATASET_PREFIX)):
         read_text(source, role)
@@ -224,10 +222,10 @@ def check_text(source: str | os.PathLike[str], role: str = "calibration") -> Non
     if not name.split(",")[0].strip():
         raise CalibrationError(f"expected {DATASET_PREFIX}NAME[,CONFIG[,SPLIT]], got {source!r} as {role} text")
     if find_spec("datasets") is None:
-        raise _no_datasets(name)
+        raise _datasets_missing(name)
 
 
-def _no_datasets(name: str) -> CalibrationError:
+def _datasets_missing(name: str) -> CalibrationError:
     return CalibrationError(
         f"dataset:{name} needs the datasets package; pip install 'llmrank[datasets]', or pass a text file"
     )
@@ -236,18 +234,17 @@ def _no_datasets(name: str) -> CalibrationError:
 def _looks_like_path(source: str) -> bool:
     if source.startswith(DATASET_PREFIX) or "\n" in source or len(source) > 1024:
         return False
-    try:
-        exists = Path(source).is_file()
-    except OSError:  # longer than a file name can be
-        exists = False
-    return exists or (" " not in source.strip() and (os.sep in source or source.endswith(".txt")))
+    with suppress(OSError):  # the string may be too long for a file name
+        if Path(source).is_file():
+            return True
+    return " " not in source.strip() and (os.sep in source or source.endswith(".txt"))
 
 
 def _read_dataset(name: str) -> list[str]:
     try:
         import datasets
     except ImportError as error:
-        raise _no_datasets(name) from error
+        raise _datasets_missing(name) from error
     parts = name.split(",")
     split = parts[2] if len(parts) > 2 else "train"
     try:
@@ -267,51 +264,48 @@ def _read_dataset(name: str) -> list[str]:
 
 
 def n_held_out(samples: int) -> int:
-    """How many sequences are held out, to choose and to judge a repair by, beside so many to fit it to."""
+    """Return the number of sequences to hold out, to choose and to judge a repair by, for `samples` sequences to fit it to."""
     return max(1, samples // HELD_OUT_SHARE)
 
 
 def tokenise(
     source: Any, tokenizer: Any, samples: int, sequence_length: int, role: str = "calibration"
 ) -> TokenSequences:
-    """Token sequences of a text, see :func:`tokenise_and_hold_out`; it takes the same parameters and raises the same errors."""
+    """Make token sequences as :func:`tokenise_and_hold_out` does, and hold out none."""
     return tokenise_and_hold_out(source, tokenizer, samples, sequence_length, 0, role)[0]
 
 
 def tokenise_and_hold_out(
     source: Any, tokenizer: Any, samples: int, sequence_length: int, held_out: int, role: str = "calibration"
 ) -> tuple[TokenSequences, TokenSequences | None]:
-    """Token sequences of a text, and those that follow them there.
+    """Cut a text into token sequences, and hold out some of those that follow them.
 
     Parameters
     ----------
     source : see :func:`read_text`, or (n, length) integer tensor
-        A text (or a list of one) is cut into consecutive sequences without padding. A list of several
-        texts gives one sequence a text, all of them, truncated and padded. A tensor is taken as it
-        is: all rows at their full length.
+        A text (or a list of one text) is cut into consecutive sequences without padding. A list of several texts gives one
+        sequence for each text, truncated and padded. All rows of a tensor are used, at their full length.
     tokenizer : transformers tokenizer or None
         Not needed for a tensor.
     samples : int
-        Sequences cut from a text at the most, from its beginning; lists of texts and tensors are
-        used whole.
+        Largest number of sequences, taken from the beginning of a text. Lists of texts and tensors are used completely.
     sequence_length : int
-        Tokens in a sequence of a text, special tokens included: where the tokenizer adds some to a
-        text (BOS, CLS and SEP), every sequence carries them. Texts of a list are truncated to it;
-        a tensor is not.
+        Number of tokens in a sequence. Special tokens that the tokenizer adds to a text (BOS, CLS and SEP) are included, and
+        every sequence has them. Texts of a list are truncated to this length; a tensor is not.
     held_out : int
-        Further sequences cut from a text at the most.
+        Largest number of sequences that are held out.
     role : {"calibration", "evaluation"}
 
     Returns
     -------
     sequences : TokenSequences
-    further : TokenSequences or None
-        None where `source` holds no more, or is used whole.
+    held_out : TokenSequences or None
+        None if the text is too short, or `source` is used completely.
 
     Raises
     ------
     CalibrationError
-        Empty, or shorter than one sequence; no tokenizer for a text; bad numbers.
+        The text is empty or shorter than one sequence, there is no tokenizer for it, or a number is out of range.
     """
     if samples < 1 or sequence_length < 2:
         raise CalibrationError(
@@ -320,7 +314,7 @@ def tokenise_and_hold_out(
     if isinstance(source, TokenSequences):
         return source, None
     if isinstance(source, (torch.Tensor, np.ndarray)):
-        return _given(torch.as_tensor(source), role), None
+        return _from_tensor(torch.as_tensor(source), role), None
     text, description = read_text(source, role)
     if tokenizer is None:
         raise CalibrationError(
@@ -329,28 +323,30 @@ def tokenise_and_hold_out(
     prefix, suffix = special_tokens(tokenizer)
     room = sequence_length - len(prefix) - len(suffix)
     if room < 1:
-        raise CalibrationError(f"sequence length {sequence_length} leaves no room beside the special tokens")
+        raise CalibrationError(
+            f"a sequence length of {sequence_length} leaves no room beside the special tokens; give a larger one"
+        )
     if isinstance(text, list) and len(text) > 1:
-        return _padded(text, tokenizer, room, prefix, suffix, description), None
-    joined = text if isinstance(text, str) else text[0]
-    # Long texts are read no further than needed: a token has at most some tens of characters.
+        return _from_list(text, tokenizer, room, prefix, suffix, description), None
+    single = text if isinstance(text, str) else text[0]
+    # The rest of a long text is not tokenised: a token has at most some tens of characters.
     wanted = samples + held_out
-    ids = plain_ids(tokenizer, joined[: (wanted + 1) * sequence_length * 32])
+    ids = plain_ids(tokenizer, single[: (wanted + 1) * sequence_length * 32])
     count = min(wanted, len(ids) // room)
     if count == 0:
         raise CalibrationError(
             f"the {role} text ({description}) is too short: {len(ids)} tokens, and one sequence takes {room}; give "
             "more text or a smaller sequence length"
         )
-    rows = torch.tensor(ids[: count * room], dtype=torch.long).reshape(count, room)
-    ends = [torch.tensor(end, dtype=torch.long).expand(count, -1) for end in (prefix, suffix)]
-    rows = torch.cat([ends[0], rows, ends[1]], dim=1)
+    body = torch.tensor(ids[: count * room], dtype=torch.long).reshape(count, room)
+    before, after = (torch.tensor(special, dtype=torch.long).expand(count, -1) for special in (prefix, suffix))
+    rows = torch.cat([before, body, after], dim=1)
     return TokenSequences.of(rows, torch.ones_like(rows, dtype=torch.bool), description).split(samples)
 
 
-def _given(ids: torch.Tensor, role: str) -> TokenSequences:
+def _from_tensor(ids: torch.Tensor, role: str) -> TokenSequences:
     if ids.is_floating_point() and ids.ndim >= 2 and len(ids):
-        # Features of a plain module: every row is one example, and all of them are used.
+        # Features for a plain module: every row is one example, and all of them are used.
         features = ids.to("cpu").contiguous()
         return TokenSequences.of(features, torch.ones(len(features), dtype=torch.bool), "features given by the caller")
     if ids.ndim != 2 or ids.numel() == 0 or ids.shape[1] < 2 or ids.dtype not in INTEGERS:
@@ -362,26 +358,22 @@ def _given(ids: torch.Tensor, role: str) -> TokenSequences:
     return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), "token tensor given by the caller")
 
 
-def _padded(
+def _from_list(
     texts: list[str], tokenizer: Any, room: int, prefix: list[int], suffix: list[int], description: str
 ) -> TokenSequences:
-    rows = [prefix + plain_ids(tokenizer, text)[:room] + suffix for text in texts]
-    length = max(len(row) for row in rows)
-    if length < 2:
-        raise CalibrationError(f"every text of the {description} has less than 2 tokens; give longer texts")
+    rows = [torch.tensor(prefix + plain_ids(tokenizer, text)[:room] + suffix, dtype=torch.long) for text in texts]
+    if max(map(len, rows)) < 2:
+        raise CalibrationError(f"every text of the {description} has fewer than 2 tokens; give longer texts")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    ids = torch.full((len(rows), length), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), length), dtype=torch.bool)
-    for k, row in enumerate(rows):
-        ids[k, : len(row)] = torch.tensor(row)
-        mask[k, : len(row)] = True
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
     return TokenSequences.of(ids, mask, description)
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text, without what the tokenizer puts before and after it."""
+    """Return the tokens of a text, without the special tokens that the tokenizer adds."""
     try:
-        # verbose=False: a long text is cut into sequences here, so its length is no reason to warn.
+        # verbose=False: the text is cut into sequences later, so no warning about its length is needed.
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     except Exception as error:  # tokenizers of damaged files raise bare exceptions
         raise CalibrationError(
@@ -391,7 +383,7 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
+    """Return the special tokens that the tokenizer adds before and after a text."""
     plain = plain_ids(tokenizer, "a")
     full = list(tokenizer("a")["input_ids"])
     for start in range(len(full) - len(plain) + 1):
@@ -401,32 +393,32 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def overlap(first: TokenSequences, second: TokenSequences) -> float:
-    """Share of `second`'s passages that occur in `first`, 0..1.
+    """Compute the share of `second`'s passages that occur in `first`, 0..1.
 
-    A passage is a window of 32 consecutive tokens, side by side in a sequence of `second` and anywhere
-    in one of `first`. A sequence of `second` that is shorter is one passage, and where all sequences of
-    `first` are shorter, passages are as long as its longest.
+    The passages of a sequence of `second` are consecutive windows of 32 tokens; they may occur anywhere in a sequence of
+    `first`. A shorter sequence is one passage. If all of `first` are shorter, passages are as long as its longest sequence.
     """
-    known, asked = _rows(first), _rows(second)
-    if not known or not asked:
+    rows, other_rows = _rows_without_padding(first), _rows_without_padding(second)
+    if not rows or not other_rows:
         return 0.0
-    longest = min(SHARED_WINDOW, max(len(row) for row in known))
-    wanted: dict[int, set[bytes]] = {}
-    for row in asked:
+    longest = min(PASSAGE_LENGTH, max(len(row) for row in rows))
+    passages: dict[int, set[bytes]] = {}
+    for row in other_rows:
         window = min(longest, len(row))
-        wanted.setdefault(window, set()).update(_windows(row, window, window))
-    found = sum(
-        len(passages & {passage for row in known for passage in _windows(row, window, 1)})
-        for window, passages in wanted.items()
+        passages.setdefault(window, set()).update(_windows(row, window, window))
+    n_found = sum(
+        len(of_length & {passage for row in rows for passage in _windows(row, window, 1)})
+        for window, of_length in passages.items()
     )
-    return found / sum(len(passages) for passages in wanted.values())
+    return n_found / sum(map(len, passages.values()))
 
 
-def _rows(sequences: TokenSequences) -> list[npt.NDArray[np.int64]]:
-    """The tokens of every sequence without padding; sequences of nothing else are left out."""
+def _rows_without_padding(sequences: TokenSequences) -> list[npt.NDArray[np.int64]]:
+    """Return the tokens of every sequence without padding, except for sequences that are all padding."""
     rows = [row[mask] for row, mask in zip(sequences.ids.numpy(), sequences.mask.numpy(), strict=True)]
     return [row for row in rows if len(row)]
 
 
 def _windows(row: npt.NDArray[np.int64], window: int, step: int) -> Iterator[bytes]:
+    """Yield the windows of a sequence as bytes."""
     return (row[start : start + window].tobytes() for start in range(0, len(row) - window + 1, step))

@@ -28,7 +28,7 @@ from llmrank.cli.options import check_numbers, directory, method_options, model_
 from llmrank.cli.progress import make_progress
 from llmrank.cli.prune import run_demo, run_prune
 from llmrank.errors import LLMRankError, out_of_memory
-from llmrank.models.loading import DEMO_NAME
+from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline.report import environment
 
 __all__ = ["main"]

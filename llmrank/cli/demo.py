@@ -1,4 +1,4 @@
-"""The demo: a real LLM, pruned through its graph, before and after side by side."""
+"""``llmrank demo``: prune a real LLM through its graph, and show it before and after."""
 
 from __future__ import annotations
 
@@ -23,56 +23,57 @@ __all__ = ["draw_figure", "run"]
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 FIGURE_FILE = "what_went_where.png"
-PARTING = (
-    "the pruned model completes the sentence otherwise than the dense one: it has lost what it knew. Removing fewer neurons "
-    "(--amount 0.1) or calibrating on more text like what it will read (--samples 64 --calibration FILE) keeps more."
+DIFFERENT_COMPLETION = (
+    "the pruned model completes the sentence with another word than the dense model: it has lost knowledge. It keeps more if "
+    "fewer neurons are removed (--amount 0.1), or if it is calibrated on more text of the kind that it will read (--samples 64 "
+    "--calibration FILE)."
 )
 
 
 def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PROMPT) -> Path:
-    """Run a pipeline, write checkpoint and report, show what it cost, and write the figure.
+    """Run a pipeline, save the checkpoint and the report, print the results, and write a figure.
 
-    The checkpoint comes first: what can still fail after it is no reason to lose it. A figure that
-    cannot be written is a warning.
+    The checkpoint is saved first, so that no later failure can lose it. If the figure cannot be written, there is only a
+    warning.
 
     Parameters
     ----------
     pipeline : BasePipeline
-        Not run yet.
+        A pipeline that has not run yet.
     output : Path
-        Absent or empty.
+        Directory to write, absent or empty.
     console : rich Console
     prompt : str
-        Completed by both models.
+        Text that the dense and the pruned model complete.
 
     Returns
     -------
     Path
-        The directory written.
+        `output`.
 
     Raises
     ------
     LLMRankError
-        As the pipeline and :func:`llmrank.surgery.checkpoint.save`.
+        As :meth:`BasePipeline.run` and :func:`llmrank.surgery.checkpoint.save`.
     """
     check_output(output)
-    talks = pipeline.tokenizer is not None and has_perplexity(pipeline.model)
-    said = {"dense": complete(pipeline.model, pipeline.tokenizer, prompt)} if talks else {}
+    can_complete = pipeline.tokenizer is not None and has_perplexity(pipeline.model)
+    completions = {"dense": complete(pipeline.model, pipeline.tokenizer, prompt)} if can_complete else {}
     model = pipeline.run()
-    if talks:
-        said["pruned"] = complete(model, pipeline.tokenizer, prompt)
+    if can_complete:
+        completions["pruned"] = complete(model, pipeline.tokenizer, prompt)
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
-    content = {**report.to_dict(), "completions": said}
+    content = {**report.to_dict(), "completions": completions}
     with progress_step(pipeline.progress, f"Saving {output}"):
         directory = checkpoint.save(output, model, pipeline.tokenizer, pipeline.masks, content)
     console.print(report.table())
-    for name, text in said.items():
-        # As Text: what a model says may look like markup.
+    for name, text in completions.items():
+        # The text of a model may look like markup, which Text does not interpret.
         console.print(Text.assemble(f"{name:>7}: {prompt}", (text, "bold")), highlight=False)
-    if talks and _first_word(said["pruned"]) != _first_word(said["dense"]):
-        console.print(Text(f"Warning: {PARTING}", style="bold yellow"))
+    if can_complete and _first_word(completions["pruned"]) != _first_word(completions["dense"]):
+        console.print(Text(f"Warning: {DIFFERENT_COMPLETION}", style="bold yellow"))
     figure = directory / FIGURE_FILE
     try:
         draw_figure(pipeline).savefig(figure, dpi=150)
@@ -88,12 +89,15 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
 
 
 def _first_word(text: str) -> str:
-    """The first word of a completion without punctuation; empty where there is none."""
+    """Return the first word of a completion without punctuation, or an empty string."""
     return next(iter(text.split()), "").strip(".,;:!?")
 
 
 def draw_figure(pipeline: BasePipeline) -> Figure:
-    """What went where, see :func:`llmrank.inspection.figures.what_went_where`; of a pipeline that has run."""
+    """Draw the scores and the removed neurons of a pipeline that has run.
+
+    See :func:`llmrank.inspection.figures.what_went_where`.
+    """
     scores: dict[str, Any] = {}
     for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
         scores.update({name: values.numpy() for name, values in entry.importance(rank).items()})

@@ -1,4 +1,4 @@
-"""``llmrank inspect``: a model's graph on the terminal, in figures, on a page and in files."""
+"""``llmrank inspect``: show a model's graph on the terminal, in figures, on a page and in files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import webbrowser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from math import isfinite, isnan
 from pathlib import Path
@@ -25,6 +25,7 @@ from graphs.reduction.subgraphs import top_subgraph
 from llmrank.calibration.forward import progress_step
 from llmrank.cli.options import check_method, load, make_pipeline
 from llmrank.errors import OptionError
+from llmrank.inspection.budgets import amount_label
 from llmrank.inspection.figures import FORMATS as FIGURES
 from llmrank.inspection.figures import write_figures
 from llmrank.inspection.inspection import Inspection, inspect_model
@@ -45,54 +46,59 @@ from llmrank.surgery.files import check_output, whole_directory
 
 __all__ = ["inspect_options", "run_inspect"]
 
-# Subgraphs of the highest-ranked nodes, for other programs;
+# Formats for the subgraph of the highest nodes, and for complete graphs.
 SUBGRAPHS = ("graphml", "gexf")
-# and whole graphs.
-WHOLE = ("safetensors", "npz", "csv", "parquet")
+COMPLETE_GRAPHS = ("safetensors", "npz", "csv", "parquet")
 DEFAULT_FORMATS = "png,svg,html"
 PAGE = "index.html"
 SUMMARY = "summary.json"
-# Columns of a table that is printed whole, whatever the terminal.
-WIDEST = 1000
+# A table is printed at its full width, up to this number of columns, however narrow the terminal is.
+MAX_TABLE_WIDTH = 1000
 
 
 def inspect_options(command: argparse.ArgumentParser) -> None:
-    """Options of the command's own."""
+    """Add the options that only this command has."""
     command.add_argument(
         "--output",
         type=Path,
-        help="directory to write, absent or empty: summary.json, figures, and index.html to explore the model in; "
-        "without it only the table is printed",
+        help="directory to write, absent or empty: summary.json, figures, and index.html, a page to explore the model in a "
+        "browser; without it only the tables are printed",
     )
     command.add_argument(
         "--format",
         default=DEFAULT_FORMATS,
-        help=f"what to write, of {', '.join((*FIGURES, 'html'))} and graph files: {', '.join(SUBGRAPHS)} (the "
-        f"highest-ranked nodes), {', '.join(WHOLE)} (whole graphs) (%(default)s)",
+        help=f"formats to write: {', '.join((*FIGURES, 'html'))}, and for graphs {', '.join(SUBGRAPHS)} (only the highest nodes) "
+        f"and {', '.join(COMPLETE_GRAPHS)} (complete graphs) (%(default)s)",
     )
     command.add_argument(
-        "--layers", help="layers to list and draw, such as 0-3,29 (all; figures of single layers: three)"
+        "--layers", help="layers to list and draw, such as 0-3,29 (all are listed, and three get a figure of their own)"
     )
-    command.add_argument("--top", type=int, default=20, help="neurons a layer in drawings of subgraphs (%(default)s)")
+    command.add_argument(
+        "--top", type=int, default=20, help="number of neurons of each layer in drawings of subgraphs (%(default)s)"
+    )
     command.add_argument(
         "--compare",
-        help="scorers to compare with, separated by commas, or none (all that need no setting of their own)",
+        help="scorers to compare with, separated by commas, or none (all scorers that need no settings)",
     )
     command.add_argument(
-        "--neuron", action="append", default=[], metavar="LAYER:N", help="print the facts of this neuron; repeatable"
+        "--neuron",
+        action="append",
+        default=[],
+        metavar="LAYER:N",
+        help="print the facts of this neuron; can be repeated",
     )
     command.add_argument("--open", action="store_true", help="open the page in a browser")
 
 
 def run_inspect(options: argparse.Namespace, console: Console) -> int:
-    """``llmrank inspect``."""
+    """Run ``llmrank inspect``; return the exit status."""
     formats = _formats(options)
     if options.output is not None:
         check_output(options.output)
     ranges = _ranges(options.layers)
     for text in options.neuron:
         split_neuron(text)
-    # Both budgets are shown: their options count whichever was asked for, and the global pruner takes them all.
+    # Both budgets are shown whichever --pruner names, and the global pruner has the options of both.
     name = split_spec(options.pruner)[0]
     settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(name) :]})
     scorers = _scorers(settings, name)
@@ -103,47 +109,48 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     neurons = [parse_neuron(layers, text) for text in options.neuron]
     inspection = inspect_model(pipeline, scorers, next(iter(scorers)), name)
     with progress_step(options.progress, "Summarising the graph"):
-        findings = summarise_inspection(inspection, shown)
-    _print_table(findings, console)
+        summary = summarise_inspection(inspection, shown)
+    _print_layers(summary, console)
     for layer, neuron in neurons:
         _print_neuron(neuron_facts(inspection, layer, neuron), list(layers).index(layer), console)
     if options.output is None:
-        console.print("Nothing was written; --output DIR writes figures and a page to explore.", style="dim")
+        console.print("No files were written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
     with progress_step(options.progress, f"Writing {options.output}"), whole_directory(options.output) as partial:
-        _write(partial, findings, formats, options, selected=options.layers is not None)
+        _write(partial, summary, formats, options, selected=options.layers is not None)
     names = sorted(path.name for path in options.output.iterdir())
     console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
     if PAGE in names:
         page = (options.output / PAGE).absolute()
         if not options.open or not webbrowser.open(page.as_uri()):
-            console.print(f"Open {page} in a browser to explore the model; no network is needed.", markup=False)
+            console.print(f"Open {page} in a browser to explore the model; it needs no network.", markup=False)
     return 0
 
 
-# --- what was asked for
+# --- the options
 
 
 def _formats(options: argparse.Namespace) -> tuple[str, ...]:
-    known = (*FIGURES, "html", *SUBGRAPHS, *WHOLE)
-    asked = tuple(name.strip().lower() for name in options.format.split(",") if name.strip())
-    unknown = [name for name in asked if name not in known]
+    """Return the formats of ``--format``."""
+    known = (*FIGURES, "html", *SUBGRAPHS, *COMPLETE_GRAPHS)
+    formats = tuple(name.strip().lower() for name in options.format.split(",") if name.strip())
+    unknown = [name for name in formats if name not in known]
     if unknown:
         raise OptionError(f"unknown format {', '.join(unknown)}; expected some of {', '.join(known)}")
-    # Now, and not after the minutes that the model takes.
-    if "parquet" in asked and find_spec("pyarrow") is None:
+    # A missing package is reported now, and not after the minutes that the model takes.
+    if "parquet" in formats and find_spec("pyarrow") is None:
         raise OptionError('the format parquet needs pyarrow, which is not installed; pip install "llmrank[tables]"')
     if options.output is None and options.format != DEFAULT_FORMATS:
-        raise OptionError("--format says what to write, so it needs --output")
-    if options.open and (options.output is None or "html" not in asked):
+        raise OptionError("--format needs --output, the directory to write")
+    if options.open and (options.output is None or "html" not in formats):
         raise OptionError("--open needs --output and the format html")
-    return asked
+    return formats
 
 
 def _scorers(settings: argparse.Namespace, pruner: str) -> dict[str, BaseScorer]:
-    """The scorer asked for with its settings, and those to compare with at their defaults."""
+    """Return the scorer of ``--scorer`` with its settings, and those of ``--compare`` with their defaults."""
     if pruner not in ("local", "global"):
-        raise OptionError(f"inspect shows what local and global pruning take; got --pruner {pruner!r}")
+        raise OptionError(f"inspect expects --pruner local or global, got {pruner!r}")
     scorer, _ = check_method(settings)
     names = SCORERS.names() if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
@@ -152,51 +159,64 @@ def _scorers(settings: argparse.Namespace, pruner: str) -> dict[str, BaseScorer]
 
 
 def _ranges(text: str | None) -> list[tuple[int, int]] | None:
-    """``0-3,29`` as first and last numbers; None where nothing was said."""
+    """Return ``0-3,29`` as pairs of first and last numbers, or None if the option is missing."""
     if text is None:
         return None
-    found = []
+    ranges = []
     for part in text.split(","):
         ends = re.fullmatch(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", part)
         if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
             raise OptionError(f"--layers expects numbers and ranges such as 0-3,29, got {text!r}")
-        found.append((int(ends[1]), int(ends[2] or ends[1])))
-    return found
+        ranges.append((int(ends[1]), int(ends[2] or ends[1])))
+    return ranges
 
 
 def _chosen(names: Sequence[str], ranges: Sequence[tuple[int, int]] | None, text: str | None) -> list[str]:
-    """The layers of these numbers, in the order of the model; all where nothing was said."""
+    """Return the layers with numbers in the ranges, in the order of the model, or all layers if there are no ranges."""
     if ranges is None:
         return list(names)
     if any(last >= len(names) for _, last in ranges):
-        raise OptionError(f"--layers: the model has prunable layers 0 to {len(names) - 1}, got {text!r}")
+        raise OptionError(f"--layers expects prunable layers 0 to {len(names) - 1}, got {text!r}")
     return [name for k, name in enumerate(names) if any(first <= k <= last for first, last in ranges)]
 
 
 # --- the terminal
 
 
-def _print_table(findings: InspectionSummary, console: Console) -> None:
-    inspection = findings.inspection
+def _print_layers(summary: InspectionSummary, console: Console) -> None:
+    """Print the table of layers, what its columns mean, and the table of agreement."""
+    inspection = summary.inspection
     numbers = {name: number for number, name in enumerate(inspection.places())}
     graphs = inspection.graphs
-    counted = "1 graph" if len(graphs) == 1 else f"{len(graphs)} graphs"
+    n_graphs = "1 graph" if len(graphs) == 1 else f"{len(graphs)} graphs"
     console.print(
         f"{inspection.source}: {sum(map(len, inspection.main.importance.values())):,} hidden neurons in {len(numbers)} "
-        f"layers\n{inspection.topology}, {counted}: {sum(e.graph.nodes for e in graphs):,} nodes, "
-        f"{sum(e.graph.edges for e in graphs):,} edges; scored by {inspection.scorer}\n",
+        f"layers\n{inspection.topology}, {n_graphs}: {sum(entry.graph.nodes for entry in graphs):,} nodes, "
+        f"{sum(entry.graph.edges for entry in graphs):,} edges; scored by {inspection.scorer}\n",
         markup=False,
         highlight=False,
     )
-    layers = findings.layers.values()
-    kept = {budget: findings.kept.get(budget) for budget in ("local", "global")}
+    _print_full_width(_layer_table(summary, numbers), console)
+    for budget, reason in inspection.budgets.refusals.items():
+        console.print(f"{budget} pruning refuses this amount: {reason}.", markup=False, highlight=False)
+    console.print(_legend(inspection), markup=False, highlight=False)
+    if summary.agreement:
+        _print_agreement(summary, console)
+
+
+def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Table:
+    """Return a table with a row for each layer; `numbers` are those of all prunable layers."""
+    layers = summary.layers.values()
+    kept = {budget: summary.kept.get(budget) for budget in ("local", "global")}
     totals = {budget: f"{sum(counts.values()):,}" if counts else "" for budget, counts in kept.items()}
-    labels = _brief(findings.layers, numbers)
-    # The numbers that --layers and --neuron take, unless the names say them already.
-    told = all(label.split(".")[0] == str(numbers[name]) for name, label in zip(findings.layers, labels, strict=True))
+    labels = _short_names(summary.layers, numbers)
+    # --layers and --neuron take numbers: they get a column of their own, unless the names begin with them.
+    numbered = all(
+        label.split(".")[0] == str(numbers[name]) for name, label in zip(summary.layers, labels, strict=True)
+    )
     table = _compact(show_footer=True)
     for heading, footer in (
-        *([] if told else [("", "")]),
+        *([] if numbered else [("", "")]),
         ("layer", "all" if len(layers) == len(numbers) else "these"),
         ("neurons", f"{sum(layer.nodes for layer in layers):,}"),
         ("edges in", ""),
@@ -206,9 +226,9 @@ def _print_table(findings: InspectionSummary, console: Console) -> None:
         ("global\nkeeps", totals["global"]),
     ):
         table.add_column(heading, footer, justify="left" if heading == "layer" else "right", no_wrap=True)
-    for (name, layer), label in zip(findings.layers.items(), labels, strict=True):
+    for (name, layer), label in zip(summary.layers.items(), labels, strict=True):
         table.add_row(
-            *([] if told else [str(numbers[name])]),
+            *([] if numbered else [str(numbers[name])]),
             escape(label),
             f"{layer.nodes:,}",
             f"{layer.edges_in:,}",
@@ -219,30 +239,27 @@ def _print_table(findings: InspectionSummary, console: Console) -> None:
             str(layer.highest),
             *(f"{counts[name]:,}" if counts else "refused" for counts in kept.values()),
         )
-    _print_whole(table, console)
-    for budget, reason in inspection.budgets.refusals.items():
-        console.print(f"{budget} pruning refuses this amount: {reason}.", markup=False, highlight=False)
-    console.print(_legend(inspection), markup=False, highlight=False)
-    if findings.agreement:
-        _print_agreement(findings, console)
+    return table
 
 
 def _compact(**options: Any) -> Table:
-    """A table that leaves the room to the numbers: a model's layers should fit a terminal of 80 columns."""
+    """Return a table with little space between columns, so that the layers of a model fit a terminal of 80 columns."""
     return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
 
 
-def _print_whole(table: Table, console: Console) -> None:
-    """A table in the width it needs: numbers broken over two lines cannot be read anywhere, a pipe included."""
+def _print_full_width(table: Table, console: Console) -> None:
+    """Print a table at its full width, because numbers that are broken over two lines cannot be read."""
     usual = console.width
-    console.width = max(usual, Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum)
+    console.width = max(
+        usual, Measurement.get(console, console.options.update(max_width=MAX_TABLE_WIDTH), table).maximum
+    )
     console.print(table)
     console.width = usual
 
 
-def _brief(names: Iterable[str], among: Iterable[str]) -> list[str]:
-    """Names without the dotted parts that all begin with; one part stays at least."""
-    split = [name.split(".") for name in among]
+def _short_names(names: Iterable[str], all_names: Iterable[str]) -> list[str]:
+    """Return names without the dotted parts that all names begin with; at least one part remains."""
+    split = [name.split(".") for name in all_names]
     same = 0
     while all(len(parts) > same + 1 for parts in split) and len({parts[same] for parts in split}) == 1:
         same += 1
@@ -250,23 +267,22 @@ def _brief(names: Iterable[str], among: Iterable[str]) -> list[str]:
 
 
 def _legend(inspection: Inspection) -> str:
-    """What the columns mean, for those who see them for the first time."""
-    amount = inspection.amount
-    asked = f"{amount:,} neurons" if isinstance(amount, int) else f"{100 * amount:.6g} %"
+    """Return what the columns of the table of layers mean."""
     return (
-        "\ndead: silent on the whole calibration text. highest: the neuron of the highest score.\n"
-        "effective: as many neurons of equal score would be as concentrated as these.\n"
-        "top 1 %: what the highest 1 % of neurons hold of the layer's score.\n"
-        "Gini: 0 where all score alike, near 1 where one has everything.\n"
-        f"keeps: what stays if pruning removes {asked} of every layer (local), or of all\n"
-        "layers together (global)."
+        "\ndead: number of neurons that are zero on all calibration tokens.\n"
+        "effective: number of neurons of equal score that would be as concentrated.\n"
+        "top 1 %: share of the layer's score that its highest 1 % of neurons have.\n"
+        "Gini: 0 if all scores are equal, near 1 if one neuron has the whole score.\n"
+        "highest: the neuron of the highest score.\n"
+        f"keeps: number of neurons kept if pruning removes {amount_label(inspection.amount)} of every layer\n"
+        "(local), or of all layers together (global)."
     )
 
 
-def _print_agreement(findings: InspectionSummary, console: Console) -> None:
-    inspection = findings.inspection
+def _print_agreement(summary: InspectionSummary, console: Console) -> None:
+    inspection = summary.inspection
     console.print(
-        f"\nDo others keep the same neurons as {inspection.scorer}, {inspection.topology}?\n",
+        f"\nDo other scorers keep the same neurons as {inspection.scorer}, {inspection.topology}?\n",
         markup=False,
         highlight=False,
     )
@@ -277,14 +293,14 @@ def _print_agreement(findings: InspectionSummary, console: Console) -> None:
     def share(value: float) -> str:
         return f"{value:.1%}" if isfinite(value) else "-"
 
-    for name, entry in findings.agreement.items():
+    for name, entry in summary.agreement.items():
         label = f"{inspection.scorer}, {name}" if name == inspection.other_topology else name
         correlation = f"{entry.correlation:.3f}" if isfinite(entry.correlation) else "-"
         table.add_row(escape(label), correlation, share(entry.local), share(entry.global_))
-    _print_whole(table, console)
+    _print_full_width(table, console)
     console.print(
-        "\nSpearman: correlation of the orders, 1 for the same, 0 for none.\n"
-        f"local, global: of the neurons that {inspection.scorer} keeps, the share that the other keeps.",
+        "\nSpearman: correlation of the ranks, 1 for the same order, 0 for unrelated orders.\n"
+        f"local, global: share of the neurons kept by {inspection.scorer} that the other scorer keeps too.",
         markup=False,
         highlight=False,
     )
@@ -293,14 +309,15 @@ def _print_agreement(findings: InspectionSummary, console: Console) -> None:
 def _print_neuron(neuron: NeuronFacts, number: int, console: Console) -> None:
     facts = neuron.facts
     console.print(Text(f"\nNeuron {number}:{facts.node} ({neuron.layer})", style="bold"))
-    stands = f"score {facts.score:.4g}, above {facts.percentile:.1%} of its layer"
+    place = f"score {facts.score:.4g}, above {facts.percentile:.1%} of its layer"
+    strengths = f"strength in {facts.in_strength:.4g}, out {facts.out_strength:.4g}"
     lines = [
-        f"{stands}; activation {facts.activation:.4g}; strength in {facts.in_strength:.4g}, out {facts.out_strength:.4g}",
+        f"{place}; activation {facts.activation:.4g}; {strengths}",
         *(f"{budget}: {_verdict(verdict, facts.score)}" for budget, verdict in neuron.verdicts.items()),
     ]
     for edges, title in (
-        (facts.in_edges, f"from nodes of {neuron.before} (share of what arrives)"),
-        (facts.out_edges, f"to nodes of {neuron.after} (share of what leaves)"),
+        (facts.in_edges, f"strongest edges from nodes of {neuron.before} (share of what arrives)"),
+        (facts.out_edges, f"strongest edges to nodes of {neuron.after} (share of what leaves)"),
     ):
         if edges:
             lines.append(f"{title}: {', '.join(f'{edge.node} ({edge.carried:.2%})' for edge in edges)}")
@@ -308,38 +325,36 @@ def _print_neuron(neuron: NeuronFacts, number: int, console: Console) -> None:
         paths = ", ".join(
             f"{' > '.join(str(node) for _, node in path.nodes)} ({path.probability:.2g})" for path in neuron.paths
         )
-        lines.append(f"strongest paths through it (transition probability): {paths}")
+        lines.append(f"strongest paths through the neuron (transition probability): {paths}")
     for line in lines:
         console.print(line, markup=False, highlight=False)
 
 
 def _verdict(verdict: Verdict, score: float) -> str:
-    """In words, whatever the margin."""
+    """Return a verdict in words."""
     state = "kept" if verdict.kept else "removed"
-    beyond = "highest removed score" if verdict.kept else "lowest kept score"
+    other_side = "highest removed score" if verdict.kept else "lowest kept score"
     if isnan(verdict.ratio):
-        return (
-            f"{state}; nothing of its layer is removed"
-            if score > 0
-            else f"{state}; there is no score to compare it with"
-        )
+        reason = "no neuron of its layer is removed" if score > 0 else "there is no score to compare it with"
+        return f"{state}; {reason}"
     if not isfinite(verdict.ratio):
-        return f"{state}; the {beyond} is 0"
-    return f"{state}, {verdict.ratio:.3g} times the {beyond} of its layer"
+        return f"{state}; the {other_side} is 0"
+    return f"{state}, {verdict.ratio:.3g} times the {other_side} of its layer"
 
 
 # --- the files
 
 
 def _write(
-    directory: Path, findings: InspectionSummary, formats: Sequence[str], options: argparse.Namespace, *, selected: bool
+    directory: Path, summary: InspectionSummary, formats: Sequence[str], options: argparse.Namespace, *, selected: bool
 ) -> None:
-    inspection = findings.inspection
-    summary = json.dumps(findings.to_dict(), indent=2, allow_nan=False) + "\n"
-    (directory / SUMMARY).write_text(summary, encoding="utf-8")
-    pictures = [name for name in FIGURES if name in formats]
-    if pictures:
-        write_figures(inspection, directory, pictures, options.top, list(findings.layers) if selected else None)
+    """Write the files of an inspection; `selected` says whether each listed layer gets a figure of its own."""
+    inspection = summary.inspection
+    text = json.dumps(summary.to_dict(), indent=2, allow_nan=False) + "\n"
+    (directory / SUMMARY).write_text(text, encoding="utf-8")
+    figures = [name for name in FIGURES if name in formats]
+    if figures:
+        write_figures(inspection, directory, figures, options.top, list(summary.layers) if selected else None)
     if "html" in formats:
         write_page(inspection, directory / PAGE)
     _write_graphs(directory, inspection, formats, options.top)

@@ -12,7 +12,8 @@ from llmrank.calibration.generation import GENERATED
 from llmrank.calibration.text import BUILT_IN, DATASET_PREFIX, check_text
 from llmrank.errors import OptionError
 from llmrank.models.costs import UNITS
-from llmrank.models.loading import DEMO_NAME, LoadedModel, demo_model, parse_device, parse_dtype
+from llmrank.models.demo_models import DEMO_NAME, demo_model
+from llmrank.models.loading import LoadedModel, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
 from llmrank.pipeline.options import AUTO, CalibrationText, check_options
 from llmrank.pipeline.registry import (

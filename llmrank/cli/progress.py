@@ -1,4 +1,4 @@
-"""How far a command is, on standard error: a bar on a terminal, lines in a log."""
+"""Progress of a command on standard error: bars on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from llmrank.calibration.forward import Progress
 
 __all__ = ["ProgressLog", "make_progress"]
 
-# Seconds that a stage may take without a word after its beginning, and until how many that doubles from line to line.
+# Seconds until the first line within a stage. The gap between lines then doubles, up to the largest gap.
 FIRST_GAP, LARGEST_GAP = 5.0, 30.0
-# A longer stage gets about so many lines.
-LINES = 10
+# A stage that is too long for the largest gap gets about this many lines.
+N_LINES = 10
 
 
 def make_progress() -> Progress:
-    """Bars where standard error is a terminal that can draw them, else lines."""
+    """Return progress bars if standard error is a terminal that can draw them, else a log of lines."""
     return _bar if sys.stderr.isatty() and Console(stderr=True).is_interactive else ProgressLog()
 
 
 def _bar(items: Sequence[Any], description: str) -> Iterable[Any]:
-    """A bar, or for a single item something that turns; gone when done."""
+    """Show a bar while the items are processed, or a spinner for a single item; both disappear at the end."""
     console = Console(stderr=True)
     if len(items) == 1:
         with console.status(escape(description)):
@@ -38,17 +38,17 @@ def _bar(items: Sequence[Any], description: str) -> Iterable[Any]:
 
 
 class ProgressLog:
-    """Progress as lines, each with the time since the command began.
+    """Progress as lines, each with the time since the command started.
 
-    A stage says how many steps it has. If it takes long, it also says now and then how far it is and for about how long it will
-    go on, and in the end how long it took.
+    The first line of a stage names its number of steps. If the stage takes long, more lines follow with the number of steps
+    done and an estimate of the time left, and the last line says how long the stage took.
 
     Parameters
     ----------
     clock : callable
-        Seconds, from any beginning.
+        Returns the time in seconds, from any origin.
     write : callable, optional
-        Takes a line; by default it goes to standard error at once.
+        Writes a line; by default to standard error, without buffering.
 
     Examples
     --------
@@ -64,36 +64,36 @@ class ProgressLog:
     def __init__(self, clock: Callable[[], float] = monotonic, write: Callable[[str], None] | None = None) -> None:
         self._clock = clock
         self._write = write if write is not None else _to_stderr
-        self._begun = clock()
+        self._started = clock()
 
     def __call__(self, items: Sequence[Any], description: str) -> Iterator[Any]:
-        """The items, one after the other; the time from one to the next is that of a step."""
+        """Yield the items; the time between two of them is the time of a step."""
         total = len(items)
-        start = said = self._clock()
-        self._say(start, f"{description} ..." if total == 1 else f"{description}: {total:,} steps")
+        start = last_line = self._clock()
+        self._log(start, f"{description} ..." if total == 1 else f"{description}: {total:,} steps")
         gap = FIRST_GAP
         for done, item in enumerate(items, start=1):
             yield item
             now = self._clock()
             expected = (now - start) / done * total
-            if done < total and now - said >= min(gap, max(LARGEST_GAP, expected / LINES)):
+            if done < total and now - last_line >= min(gap, max(LARGEST_GAP, expected / N_LINES)):
                 left = _minutes(expected - (now - start))
-                self._say(now, f"{description}: {done:,} of {total:,}, about {left} left")
-                said, gap = now, 2.0 * gap
+                self._log(now, f"{description}: {done:,} of {total:,}, about {left} left")
+                last_line, gap = now, 2.0 * gap
         now = self._clock()
         if now - start >= FIRST_GAP:
-            self._say(now, f"{description}: done in {_minutes(now - start)}")
+            self._log(now, f"{description}: done in {_minutes(now - start)}")
 
-    def _say(self, now: float, line: str) -> None:
-        self._write(f"[{_minutes(now - self._begun):>6}] {line}")
+    def _log(self, now: float, line: str) -> None:
+        self._write(f"[{_minutes(now - self._started):>6}] {line}")
 
 
 def _to_stderr(line: str) -> None:
-    with contextlib.suppress(OSError):  # a log that nobody reads any more is no reason to lose the work
+    with contextlib.suppress(OSError):  # if the reader of the log has gone, the work must still go on
         print(line, file=sys.stderr, flush=True)
 
 
 def _minutes(seconds: float) -> str:
-    """Such as 0:08 and 1:02:03."""
+    """Format a time as 0:08 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

@@ -1,3 +1,3 @@
-"""A model's graph, looked at: what every scorer says, figures, and a page."""
+"""Inspection of a model's graphs: ranks by every scorer, figures, and a page to explore."""
 
 __all__: list[str] = []

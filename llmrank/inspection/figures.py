@@ -1,4 +1,4 @@
-"""The figures of an inspection, as files."""
+"""Figures of an inspection, drawn and written to files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graphs.analysis.measures import percentiles
 from graphs.linalg.blocks import FloatArray
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.errors import OptionError
-from llmrank.inspection.inspection import Inspection, Scored
+from llmrank.inspection.inspection import Inspection, ScorerResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,42 +24,40 @@ __all__ = ["agreement", "concentration", "layer_view", "what_went_where", "write
 
 DPI = 150
 FORMATS = ("png", "svg")
-# Of a model with many layers these are drawn one by one where nothing else is asked for.
-DRAWN = 3
 
 
 def write_figures(
     inspection: Inspection, directory: Path, formats: Sequence[str], top: int = 20, names: Sequence[str] | None = None
 ) -> list[Path]:
-    """Draw an inspection: what goes, how concentrated scores are, who agrees, and single layers.
+    """Draw the figures of an inspection: removed neurons, concentration of scores, agreement of scorers, and single layers.
 
     Parameters
     ----------
     inspection : Inspection
     directory : Path
-        Exists.
+        An existing directory.
     formats : sequence of {"png", "svg"}
     top : int
-        Neurons a layer in drawings of subgraphs.
+        Number of neurons of each layer in drawings of subgraphs.
     names : sequence of str, optional
-        Prunable layers to draw one by one; the first, the middle and the last by default.
+        Prunable layers that get a figure of their own; the first, the middle and the last by default.
 
     Returns
     -------
     list of Path
-        ``what_went_where``, ``concentration``, ``agreement`` and, K counting the prunable layers from 0, ``layer-K``; each
-        in every format. The same inspection gives the same bytes.
+        Files named ``what_went_where``, ``concentration``, ``agreement``, and ``layer-K`` for prunable layer K, counted from
+        0; each in every format. The same inspection gives the same bytes.
 
     Raises
     ------
     OptionError
-        No such layer, or a format that figures do not have.
+        There is no such layer, or figures cannot be written in this format.
     OSError
-        The directory is not there, or the disk is full.
+        The directory does not exist, or the disk is full.
 
     Notes
     -----
-    Cost: some seconds a figure of a layer, and two reads of the blocks beside it.
+    Cost: some seconds for each figure of a layer, and two reads of the blocks next to the layer.
 
     Examples
     --------
@@ -80,34 +78,34 @@ def write_figures(
         raise OptionError(f"figures are written as {', '.join(FORMATS)}, got {', '.join(unknown)}")
     for name in names or ():
         inspection.place(name)
-    everything = list(inspection.places())
-    chosen = _spread(everything) if names is None else names
-    pictures = {
+    all_names = list(inspection.places())
+    chosen = _first_middle_last(all_names) if names is None else names
+    figures = {
         "what_went_where": what_went_where(
             inspection.main.importance, inspection.main.masks[inspection.pruner], inspection.pruner
         ),
         "concentration": concentration(inspection),
         "agreement": agreement(inspection),
     }
-    written = []
-    for stem, figure in pictures.items():
-        written += _save(figure, directory, stem, formats)
+    paths = []
+    for stem, figure in figures.items():
+        paths += _save(figure, directory, stem, formats)
     for name in chosen:
-        written += _save(layer_view(inspection, name, top), directory, f"layer-{everything.index(name)}", formats)
-    return written
+        paths += _save(layer_view(inspection, name, top), directory, f"layer-{all_names.index(name)}", formats)
+    return paths
 
 
 def what_went_where(importance: Mapping[str, Any], masks: Mapping[str, Any], budget: str = "") -> Figure:
-    """Scores of every layer with the cut, and the shares kept and removed.
+    """Draw the scores of every layer with the cut, and the shares of neurons kept and removed.
 
     Parameters
     ----------
     importance : mapping from str to (n,) array
-        Scores of the prunable layers.
+        Scores of the prunable layers, by name.
     masks : mapping from str to (n,) bool tensor
-        True = kept.
+        Keep masks, True = kept.
     budget : str
-        Named in the title.
+        Name of the budget, for the title.
 
     Returns
     -------
@@ -117,14 +115,14 @@ def what_went_where(importance: Mapping[str, Any], masks: Mapping[str, Any], bud
     Raises
     ------
     GraphError
-        Nothing to draw, or masks of other sizes than the scores.
+        There is nothing to draw, or the sizes of masks and scores differ.
 
     Examples
     --------
     >>> import torch
     >>> figure = what_went_where({"a": [0.1, 0.7, 0.2]}, {"a": torch.tensor([False, True, True])}, "local")
     >>> figure.axes[0].get_title()
-    '1 layer of hidden neurons: score, and what goes (local): right of the white line'
+    '1 layer: scores of the hidden neurons; those right of the white line are removed (local)'
     """
     figure = _figure(10, 8)
     upper, lower = figure.subplots(2, 1)
@@ -132,14 +130,14 @@ def what_went_where(importance: Mapping[str, Any], masks: Mapping[str, Any], bud
     keep = [masks[name].numpy() for name in importance]
     draw.score_heatmap(scores, keep, upper)
     draw.kept_by_layer(scores, keep, lower)
-    how = f" ({budget})" if budget else ""
+    by_budget = f" ({budget})" if budget else ""
     layers = "1 layer" if len(scores) == 1 else f"{len(scores)} layers"
-    upper.set_title(f"{layers} of hidden neurons: score, and what goes{how}: right of the white line")
-    return _of_neurons(figure)
+    upper.set_title(f"{layers}: scores of the hidden neurons; those right of the white line are removed{by_budget}")
+    return _say_neuron(figure)
 
 
 def concentration(inspection: Inspection) -> Figure:
-    """How scores are distributed within the layers: the tail, and Lorenz curves.
+    """Draw how concentrated the scores of each layer are.
 
     Parameters
     ----------
@@ -148,7 +146,7 @@ def concentration(inspection: Inspection) -> Figure:
     Returns
     -------
     matplotlib Figure
-        Two axes.
+        Two axes: the distribution of scores, and Lorenz curves.
     """
     figure = _figure(11, 4.5)
     left, right = figure.subplots(1, 2)
@@ -156,13 +154,14 @@ def concentration(inspection: Inspection) -> Figure:
     draw.score_distribution(scores, names, ax=left)
     draw.lorenz_curves(scores, names, ax=right)
     figure.suptitle(f"{inspection.source}: scores by {inspection.scorer}, {inspection.topology}")
-    return _of_neurons(figure)
+    return _say_neuron(figure)
 
 
 def agreement(inspection: Inspection) -> Figure:
-    """The scorer asked for against another one, and against itself in the other topology; all layers together.
+    """Compare the inspection's scorer with another one, and with itself in the other topology, over all layers.
 
-    The other one is the activation (a node's own part of the rank) where it was compared, else the first compared.
+    The other scorer is ``activation``, which is the part of a rank that needs no graph; if the inspection does not have it,
+    it is the first other scorer.
 
     Parameters
     ----------
@@ -171,16 +170,16 @@ def agreement(inspection: Inspection) -> Figure:
     Returns
     -------
     matplotlib Figure
-        An axes a comparison: percentiles of all neurons within their layers, and the share that both keep.
+        One axes for each comparison: percentiles of all neurons within their layers, and the share that both keep.
     """
-    others = [name for name in inspection.scored if name != inspection.scorer]
-    rivals = [name for name in ("activation", *others) if name in others][:1]
-    pairs = [(name, inspection.scored[name]) for name in rivals]
-    pairs.append((f"{inspection.scorer}, {inspection.other_topology}", inspection.elsewhere))
-    figure = _figure(5.5 * len(pairs), 5)
-    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
+    others = [name for name in inspection.results if name != inspection.scorer]
+    first = [name for name in ("activation", *others) if name in others][:1]
+    compared = [(name, inspection.results[name]) for name in first]
+    compared.append((f"{inspection.scorer}, {inspection.other_topology}", inspection.in_other_topology))
+    figure = _figure(5.5 * len(compared), 5)
+    panels = figure.subplots(1, len(compared), squeeze=False)[0]
     main = inspection.main
-    for axes, (name, other) in zip(panels, pairs, strict=True):
+    for axes, (name, other) in zip(panels, compared, strict=True):
         draw.compare_rankings(
             _percentiles(main),
             _percentiles(other, main.importance),
@@ -194,82 +193,80 @@ def agreement(inspection: Inspection) -> Figure:
         axes.set_title(_wrapped(axes.get_title()), fontsize=9)
         axes.set_xlabel(f"percentile in its layer by {inspection.scorer}, {inspection.topology}")
         axes.set_ylabel(f"percentile in its layer by {name}")
-    return _of_neurons(figure)
+    return _say_neuron(figure)
 
 
 def layer_view(inspection: Inspection, name: str, top: int = 20) -> Figure:
-    """One prunable layer: its highest-ranked neighbourhood, the edges into it by score, and the flow through it.
+    """Draw one prunable layer: its highest neurons and their neighbours, the edges into it, and the flow through it.
 
     Parameters
     ----------
     inspection : Inspection
     name : str
-        Of a prunable layer.
+        Name of a prunable layer.
     top : int
-        Neurons a layer in the drawing of the neighbourhood.
+        Number of nodes of each layer in the drawing of the subgraph.
 
     Returns
     -------
     matplotlib Figure
-        Two subfigures: the node-link drawing, and below it edges and flow.
+        Two subfigures: the subgraph, and below it the edges and the flow.
 
     Raises
     ------
     OptionError
-        No such layer.
+        There is no such layer.
     GraphError
-        `top` below 1, or more nodes than can be drawn.
+        `top` is below 1, or more nodes than can be drawn.
 
     Notes
     -----
-    Cost: two reads of the blocks beside the layer.
+    Cost: two reads of the blocks next to the layer.
     """
     position, layer = inspection.place(name)
     graph, rank = inspection.graphs[position].graph, inspection.main.ranks[position]
-    around = range(layer - 1, min(layer + 1, len(graph.layers) - 1) + 1)
+    neighbourhood = range(layer - 1, min(layer + 1, len(graph.layers) - 1) + 1)
     figure = _figure(13, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
     above, below = halves
-    draw.node_link(top_subgraph(graph, rank, nodes=top, edges=6 * top, layers=around), ax=above.subplots())
+    draw.node_link(top_subgraph(graph, rank, nodes=top, edges=6 * top, layers=neighbourhood), ax=above.subplots())
     left, right = below.subplots(1, 2)
     draw.adjacency_heatmap(graph, layer, rank, ax=left)
-    draw.layer_flow(graph, rank, layers=around, ax=right)
+    draw.layer_flow(graph, rank, layers=neighbourhood, ax=right)
     figure.suptitle(f"{inspection.source}: {name}")
     return figure
 
 
-def _percentiles(scored: Scored, order: Iterable[str] | None = None) -> FloatArray:
-    """Of every neuron within its layer, all layers one after the other: scores of different layers do not compare."""
-    names = scored.importance if order is None else order
-    return np.concatenate([percentiles(scored.importance[name]) for name in names])
+def _percentiles(result: ScorerResult, order: Iterable[str] | None = None) -> FloatArray:
+    """Return the percentile of every neuron within its layer, because scores of different layers are not comparable."""
+    names = result.importance if order is None else order
+    return np.concatenate([percentiles(result.importance[name]) for name in names])
 
 
-def _of_neurons(figure: Figure) -> Figure:
-    """The figure in the words of models: where all nodes are neurons, they are called so."""
+def _say_neuron(figure: Figure) -> Figure:
+    """Write neuron for node in all texts of a figure whose nodes are all neurons."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        words = re.sub(r"\bnode(s?)\b", r"neuron\1", text.get_text())
-        if words != text.get_text():
-            text.set_text(words)
+        renamed = re.sub(r"\bnode(s?)\b", r"neuron\1", text.get_text())
+        if renamed != text.get_text():
+            text.set_text(renamed)
     return figure
 
 
 def _wrapped(text: str) -> str:
-    held_together = text.replace(" %", "\N{NO-BREAK SPACE}%")
-    return "\n".join(textwrap.wrap(held_together, 60))
+    return "\n".join(textwrap.wrap(text.replace(" %", "\N{NO-BREAK SPACE}%"), 60))
 
 
-def _spread(names: Sequence[str]) -> list[str]:
-    """The first, the middle and the last."""
-    places = {round(k * (len(names) - 1) / (DRAWN - 1)) for k in range(DRAWN)}
-    return [names[place] for place in sorted(places)]
+def _first_middle_last(names: Sequence[str]) -> list[str]:
+    indices = {round(k * (len(names) - 1) / 2) for k in range(3)}
+    return [names[index] for index in sorted(indices)]
 
 
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    # Not pyplot: no global state, and no window.
+    # pyplot would add global state, and could open a window.
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -279,7 +276,7 @@ def _save(figure: Figure, directory: Path, stem: str, formats: Sequence[str]) ->
     paths = []
     for name in formats:
         path = directory / f"{stem}.{name}"
-        # The same figure gives the same bytes: without the date, and with identifiers that do not change.
+        # Without the date, and with fixed identifiers, the same figure gives the same bytes.
         with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
             figure.savefig(path, dpi=DPI, metadata={"Date": None} if name == "svg" else None)
         paths.append(path)

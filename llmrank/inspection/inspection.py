@@ -1,4 +1,4 @@
-"""Inspection: a model's graph, how every scorer ranks it, and what pruning would take; nothing is written to the model."""
+"""Inspection: a model's graphs, their ranks by every scorer, and what pruning would remove. The model is not changed."""
 
 from __future__ import annotations
 
@@ -11,53 +11,29 @@ from graphs import RankResult
 from graphs.linalg.blocks import FloatArray
 from llmrank.calibration.forward import progress_step
 from llmrank.errors import OptionError
-from llmrank.models import FFN
+from llmrank.inspection.budgets import Budgets, make_budgets
 from llmrank.pipeline import BasePipeline, model_source
-from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, bare_record
 from llmrank.prune.masks import Masks
 from llmrank.prune.selection import choose_masks, prunes_jointly
 from llmrank.score import BaseScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.rank_graphs import rank_graphs
 
-__all__ = ["Budgets", "Inspection", "Scored", "inspect_model"]
+__all__ = ["Inspection", "ScorerResult", "inspect_model"]
 
 
 @dataclass(frozen=True, eq=False)
-class Budgets:
-    """The two budgets that an inspection compares, at one amount.
-
-    Attributes
-    ----------
-    local : LocalPruner
-    global_ : GlobalPruner
-    refusals : mapping from str to str
-        Why a budget (``local`` or ``global``) refuses the amount for this model; empty where neither does. A number of
-        neurons that is little for all layers together can be more than one layer has.
-    """
-
-    local: LocalPruner
-    global_: GlobalPruner
-    refusals: Mapping[str, str]
-
-    def possible(self) -> dict[str, BasePruner]:
-        """The budgets that do not refuse, by name."""
-        both: dict[str, BasePruner] = {"local": self.local, "global": self.global_}
-        return {name: pruner for name, pruner in both.items() if name not in self.refusals}
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """What one scorer says.
+class ScorerResult:
+    """The ranks by one scorer, and the masks that follow from them.
 
     Attributes
     ----------
     ranks : tuple of RankResult
-        One a graph.
+        One for each graph.
     importance : mapping from str to (n,) float64 array
-        Scores of every prunable layer by its name, each of sum 1.
+        Scores of the neurons of each prunable layer, by the name of the layer; they sum to 1.
     masks : mapping from str to Masks
-        What ``local`` and ``global`` pruning would keep at the inspection's amount, of those that do not refuse it.
+        Keep masks at the inspection's amount by budget (``local``, ``global``), without budgets that refuse the amount.
     """
 
     ranks: tuple[RankResult, ...]
@@ -67,7 +43,7 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """The graph of a model and everything that was found out about it.
+    """The graphs of a model, and the results of all scorers on them.
 
     Attributes
     ----------
@@ -75,16 +51,18 @@ class Inspection:
         The model's name.
     topology : {"isolated", "chained", "residual"}
     budgets : Budgets
-        With the amount, min_keep, multiple_of and normalisation of what pruning would take.
+        Local and global pruning, with the amount and the other settings.
     graphs : tuple of ModelGraph
-        One an FFN (and an attention), or one a stack.
-    scored : mapping from str to Scored
-        By the scorer's name; :attr:`scorer` is the one asked for, the others are there to compare.
+        Isolated: one for each FFN; chained: one for each stack of transformer blocks; residual: one for each FFN and, if
+        attention is included, for each attention.
+    results : mapping from str to ScorerResult
+        Results by the name of the scorer.
     scorer : str
+        Name of the scorer that the inspection is about; the others are compared with it.
     pruner : str
-        The budget asked for, ``local`` or ``global``.
-    elsewhere : Scored
-        :attr:`scorer` in the other topology: isolated of a chain, else chained.
+        The budget that the inspection is about, ``local`` or ``global``.
+    in_other_topology : ScorerResult
+        The results of :attr:`scorer` in the other topology, see :attr:`other_topology`.
     calibration : mapping
         Provenance of the calibration text.
     seconds : mapping from str to float
@@ -95,30 +73,30 @@ class Inspection:
     topology: Topology
     budgets: Budgets
     graphs: tuple[ModelGraph, ...]
-    scored: Mapping[str, Scored]
+    results: Mapping[str, ScorerResult]
     scorer: str
     pruner: str
-    elsewhere: Scored
+    in_other_topology: ScorerResult
     calibration: Mapping[str, Any]
     seconds: Mapping[str, float]
 
     @property
     def amount(self) -> float | int:
-        """Share or number of neurons that pruning would take."""
+        """The share or number of neurons that pruning would remove."""
         return self.budgets.local.amount
 
     @property
-    def main(self) -> Scored:
-        """What the scorer asked for says."""
-        return self.scored[self.scorer]
+    def main(self) -> ScorerResult:
+        """The results of :attr:`scorer`."""
+        return self.results[self.scorer]
 
     @property
     def other_topology(self) -> Topology:
-        """The topology of :attr:`elsewhere`."""
-        return "isolated" if self.topology == "chained" else "chained"
+        """The topology of :attr:`in_other_topology`: isolated for a chained inspection, else chained."""
+        return _other_topology(self.topology)
 
     def places(self) -> dict[str, tuple[int, int]]:
-        """(graph, node layer) of every prunable layer by name, in the order of the model."""
+        """Return (graph, node layer) for the name of each prunable layer, in the order of the model."""
         return {
             layer.name: (position, node_layer)
             for position, entry in enumerate(self.graphs)
@@ -126,34 +104,33 @@ class Inspection:
         }
 
     def place(self, name: str) -> tuple[int, int]:
-        """(graph, node layer) of a prunable layer.
+        """Return (graph, node layer) for the name of a prunable layer.
 
         Raises
         ------
         OptionError
-            No such layer; the message lists them.
+            There is no such layer; the message lists the layers.
         """
         places = self.places()
         if name not in places:
-            raise OptionError(f"no prunable layer {name!r}; expected one of {', '.join(places)}")
+            raise OptionError(f"there is no prunable layer {name!r}; expected one of {', '.join(places)}")
         return places[name]
 
 
 def inspect_model(
     pipeline: BasePipeline, scorers: Mapping[str, BaseScorer], scorer: str, pruner: str = "local"
 ) -> Inspection:
-    """Calibrate, draw the graphs, and score them by every scorer.
+    """Calibrate a model, build its graphs, and rank them by every scorer.
 
     Parameters
     ----------
     pipeline : BasePipeline
-        Says the model, the calibration, the topology and (through its pruner) amount, min_keep,
-        multiple_of and normalisation; its own scorer is not used.
+        Its model, calibration, topology and pruner (amount, min_keep, multiple_of, normalisation) are used, its scorer is not.
     scorers : mapping from str to BaseScorer
     scorer : str
-        Which of them was asked for.
+        Name of the scorer that the inspection is about.
     pruner : {"local", "global"}
-        Which budget was asked for.
+        The budget that the inspection is about.
 
     Returns
     -------
@@ -162,103 +139,85 @@ def inspect_model(
     Raises
     ------
     OptionError
-        A name that is not there, or an amount that the budget asked for refuses.
+        The scorer or the budget is unknown, or the budget refuses the amount.
     LLMRankError, graphs.GraphError
         As :meth:`BasePipeline.run`.
 
     Notes
     -----
-    Cost: the forward passes of the calibration, and some reads of the FFN weights a scorer.
+    Cost: the forward passes of the calibration, and for each scorer a few reads of the FFN weights.
 
     Examples
     --------
     >>> from llmrank.pipeline import IsolatedFFNPipeline
     >>> import torch
+    >>> from llmrank.prune import LocalPruner
     >>> from llmrank.score import ActivationScorer, WeightedPageRankScorer
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     >>> pipeline = IsolatedFFNPipeline(model, None, pruner=LocalPruner(0.5), calibration=torch.rand(8, 4))
     >>> scorers = {"wpr": WeightedPageRankScorer(), "activation": ActivationScorer()}
     >>> inspection = inspect_model(pipeline, scorers, "wpr")
-    >>> inspection.main.importance["0"].shape, inspection.main.masks["local"].kept, inspection.elsewhere.masks["local"].kept
-    ((6,), 3, 3)
+    >>> inspection.main.importance["0"].shape, inspection.main.masks["local"].kept
+    ((6,), 3)
+    >>> inspection.other_topology, inspection.in_other_topology.masks["local"].kept
+    ('chained', 3)
     """
     if scorer not in scorers or pruner not in ("local", "global"):
         raise OptionError(
-            f"expected a scorer of {', '.join(scorers)} and the pruner local or global, got {scorer!r} and {pruner!r}"
+            f"expected one of the scorers {', '.join(scorers)} and the pruner local or global, got {scorer!r} and {pruner!r}"
         )
     seconds: dict[str, float] = {}
-    begun = perf_counter()
+    started = perf_counter()
 
-    def lap(stage: str) -> None:
-        nonlocal begun
+    def record_time(stage: str) -> None:
+        nonlocal started
         now = perf_counter()
-        seconds[stage], begun = now - begun, now
+        seconds[stage], started = now - started, now
 
     topology: Topology = pipeline.topology
-    other: Topology = "isolated" if topology == "chained" else "chained"
+    other = _other_topology(topology)
     jointly = {each: prunes_jointly(pipeline.structure_dict, each) for each in (topology, other)}
     with progress_step(pipeline.progress, "Finding FFNs"):
         ffns = pipeline.find()
-    budgets = _budgets(pipeline.pruner, ffns, jointly=all(jointly.values()))
+    budgets = make_budgets(pipeline.pruner, ffns, jointly=all(jointly.values()))
     if pruner in budgets.refusals:
         raise OptionError(budgets.refusals[pruner])
     sequences = pipeline.calibration_texts()[0]
     statistics = pipeline.calibrate(ffns, sequences, list(scorers.values()))
-    lap("calibrate")
+    record_time("calibrate")
     graphs = pipeline.draw(ffns, statistics)
-    steps = list(scorers.items())
-    scored = {
-        name: _score(graphs, entry, budgets, jointly=jointly[topology])
-        for name, entry in (pipeline.progress(steps, "Ranking") if pipeline.progress else steps)
+    named = list(scorers.items())
+    results = {
+        name: _score(graphs, each, budgets, jointly=jointly[topology])
+        for name, each in (pipeline.progress(named, "Ranking") if pipeline.progress else named)
     }
     with progress_step(pipeline.progress, f"Ranking, {other}"):
-        elsewhere = _score(build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly[other])
-    lap("rank")
+        in_other_topology = _score(
+            build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly[other]
+        )
+    record_time("rank")
     return Inspection(
         source=model_source(pipeline.model),
         topology=topology,
         budgets=budgets,
         graphs=graphs,
-        scored=scored,
+        results=results,
         scorer=scorer,
         pruner=pruner,
-        elsewhere=elsewhere,
+        in_other_topology=in_other_topology,
         calibration=sequences.provenance(),
         seconds=seconds,
     )
 
 
-def _budgets(pruner: BasePruner, ffns: Sequence[FFN], *, jointly: bool) -> Budgets:
-    if pruner.protect or pruner.of != "neurons" or (isinstance(pruner, GlobalPruner) and pruner.per_cost):
-        raise OptionError(
-            "an inspection shows what goes of all layers by numbers of neurons; leave protect, of and per_cost to the pruning"
-        )
-    limits = (pruner.amount, pruner.min_keep, pruner.multiple_of)
-    local = LocalPruner(*limits)
-    global_ = GlobalPruner(*limits, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
-    # Whether an amount can be depends on sizes alone: there is no need to calibrate first.
-    alone = [[bare_record(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
-    together = [record for group in alone for record in group]
-    groups = [together] if jointly else [together, *alone]
-    both: dict[str, BasePruner] = {"local": local, "global": global_}
-    refusals = {name: _refusal(budget, groups) for name, budget in both.items()}
-    return Budgets(local, global_, {name: reason for name, reason in refusals.items() if reason})
+def _other_topology(topology: Topology) -> Topology:
+    return "isolated" if topology == "chained" else "chained"
 
 
-def _refusal(budget: BasePruner, groups: Sequence[Sequence[LayerRecord]]) -> str:
-    """Why a budget cannot be, or an empty string."""
-    try:
-        for group in groups:
-            budget.check(group)
-    except OptionError as error:
-        return str(error)
-    return ""
-
-
-def _score(graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Budgets, *, jointly: bool) -> Scored:
+def _score(graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Budgets, *, jointly: bool) -> ScorerResult:
     ranks = rank_graphs(scorer, graphs)
     importance: dict[str, FloatArray] = {}
     for entry, rank in zip(graphs, ranks, strict=True):
         importance.update({name: values.numpy() for name, values in entry.importance(rank).items()})
     masks = {name: choose_masks(budget, graphs, ranks, jointly=jointly) for name, budget in budgets.possible().items()}
-    return Scored(ranks, importance, masks)
+    return ScorerResult(ranks, importance, masks)

@@ -1,4 +1,4 @@
-"""What an inspection says, in plain values: layer by layer, scorer against scorer, neuron by neuron."""
+"""The results of an inspection in plain values: for each layer, for each pair of scorers, and for single neurons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphs.analysis.measures import kept_overlap, rank_correlation
 from graphs.analysis.node_summary import NodeSummary, summarise_node
 from graphs.analysis.paths import Path, strongest_paths
 from llmrank.errors import OptionError
-from llmrank.inspection.inspection import Inspection, Scored
+from llmrank.inspection.inspection import Inspection, ScorerResult
 from llmrank.pipeline.report import environment
 
 __all__ = [
@@ -35,15 +35,16 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far another scorer (or the other topology) agrees with the one asked for; means over the prunable layers.
+    """How far another scorer, or the same scorer in the other topology, agrees with the scorer of an inspection.
 
     Attributes
     ----------
     correlation : float
-        Spearman's, -1..1; layers where it is not defined (constant scores) are left out, NaN where all are.
+        Mean of Spearman's correlation over the prunable layers, in -1..1. Layers with constant scores, where it is not
+        defined, are left out; NaN if no layer is left.
     local, global_ : float
-        Share of the neurons kept by the one that the other keeps too, under either budget, over all layers together; NaN
-        where the budget refuses the amount.
+        Of the neurons of all layers that the inspection's scorer keeps, the share that the other keeps too, by budget; NaN if
+        the budget refuses the amount.
     """
 
     correlation: float
@@ -58,11 +59,11 @@ class InspectionSummary:
     Attributes
     ----------
     layers : mapping from str to LayerSummary
-        Of the prunable layers shown, by name.
+        Summaries of the chosen prunable layers, by name.
     kept : mapping from str to mapping from str to int
-        Neurons that each budget keeps of those layers, by budget and layer; without budgets that refuse the amount.
+        Number of neurons kept, by budget and layer; without budgets that refuse the amount.
     agreement : mapping from str to Agreement
-        Of the other scorers, and of the other topology (by its name).
+        Agreement with each other scorer, by its name, and with the other topology, by the topology's name.
     inspection : Inspection
     """
 
@@ -72,24 +73,25 @@ class InspectionSummary:
     inspection: Inspection
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the scores, for JSON: finite numbers, None where there is none."""
-        seen = self.inspection
+        """Return everything except the scores, for JSON; numbers that are not finite become None."""
+        inspection = self.inspection
         return {
             "format": FORMAT,
-            "model": seen.source,
-            "topology": seen.topology,
-            "scorer": seen.scorer,
-            "pruner": seen.pruner,
-            "amount": seen.amount,
-            "min_keep": seen.budgets.local.min_keep,
-            "multiple_of": seen.budgets.local.multiple_of,
-            "normalize": seen.budgets.global_.normalize,
-            "refusals": dict(seen.budgets.refusals),
-            "calibration": dict(seen.calibration),
+            "model": inspection.source,
+            "topology": inspection.topology,
+            "scorer": inspection.scorer,
+            "pruner": inspection.pruner,
+            "amount": inspection.amount,
+            "min_keep": inspection.budgets.local.min_keep,
+            "multiple_of": inspection.budgets.local.multiple_of,
+            "normalize": inspection.budgets.global_.normalize,
+            "refusals": dict(inspection.budgets.refusals),
+            "calibration": dict(inspection.calibration),
             "environment": environment(),
-            "seconds": dict(seen.seconds),
+            "seconds": dict(inspection.seconds),
             "graphs": [
-                {"layers": len(e.graph.layers), "nodes": e.graph.nodes, "edges": e.graph.edges} for e in seen.graphs
+                {"layers": len(entry.graph.layers), "nodes": entry.graph.nodes, "edges": entry.graph.edges}
+                for entry in inspection.graphs
             ],
             "layers": {
                 name: {**layer.to_dict(), "kept": {budget: counts[name] for budget, counts in self.kept.items()}}
@@ -109,7 +111,7 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     ----------
     inspection : Inspection
     names : sequence of str, optional
-        Of the prunable layers to list; all by default. Agreements are over all layers in any case.
+        Names of the prunable layers to summarise; all by default. The agreement always covers all layers.
 
     Returns
     -------
@@ -118,9 +120,9 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     Raises
     ------
     OptionError
-        No such layer.
+        There is no such layer.
     GraphError
-        NaN or Inf in the weights.
+        The weights hold NaN or Inf.
 
     Notes
     -----
@@ -134,41 +136,41 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     >>> from llmrank.score import ActivationScorer
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     >>> pipeline = IsolatedFFNPipeline(model, None, calibration=torch.rand(8, 4))
-    >>> findings = summarise_inspection(inspect_model(pipeline, {"activation": ActivationScorer()}, "activation"))
-    >>> findings.layers["0"].nodes, findings.kept["local"], list(findings.agreement)
+    >>> summary = summarise_inspection(inspect_model(pipeline, {"activation": ActivationScorer()}, "activation"))
+    >>> summary.layers["0"].nodes, summary.kept["local"], list(summary.agreement)
     (6, {'0': 4}, ['chained'])
     """
     chosen = list(inspection.places()) if names is None else list(names)
     for name in chosen:
         inspection.place(name)
-    rows: dict[str, LayerSummary] = {}
+    by_name: dict[str, LayerSummary] = {}
     for entry, rank in zip(inspection.graphs, inspection.main.ranks, strict=True):
         if not any(layer.name in chosen for layer in entry.prunable.values()):
             continue
         summaries = summarise_layers(entry.graph, rank)
-        rows.update({layer.name: summaries[place] for place, layer in entry.prunable.items()})
-    others = {name: scored for name, scored in inspection.scored.items() if name != inspection.scorer}
+        by_name.update({layer.name: summaries[node_layer] for node_layer, layer in entry.prunable.items()})
+    others = {name: result for name, result in inspection.results.items() if name != inspection.scorer}
     return InspectionSummary(
-        layers={name: rows[name] for name in chosen},
+        layers={name: by_name[name] for name in chosen},
         kept={
             budget: {name: int(masks[name].sum()) for name in chosen} for budget, masks in inspection.main.masks.items()
         },
         agreement={
-            name: _agreement(inspection.main, scored)
-            for name, scored in {**others, inspection.other_topology: inspection.elsewhere}.items()
+            name: _agreement(inspection.main, result)
+            for name, result in {**others, inspection.other_topology: inspection.in_other_topology}.items()
         },
         inspection=inspection,
     )
 
 
-def _agreement(main: Scored, other: Scored) -> Agreement:
+def _agreement(main: ScorerResult, other: ScorerResult) -> Agreement:
     correlations = [rank_correlation(scores, other.importance[name]) for name, scores in main.importance.items()]
     defined = [value for value in correlations if np.isfinite(value)]
     overlaps = {"local": float("nan"), "global": float("nan")}
     for budget, masks in main.masks.items():
-        ours = np.concatenate([masks[name].numpy() for name in main.importance])
-        theirs = np.concatenate([other.masks[budget][name].numpy() for name in main.importance])
-        overlaps[budget] = kept_overlap(ours, theirs)
+        keep = np.concatenate([masks[name].numpy() for name in main.importance])
+        other_keep = np.concatenate([other.masks[budget][name].numpy() for name in main.importance])
+        overlaps[budget] = kept_overlap(keep, other_keep)
     return Agreement(mean(defined) if defined else float("nan"), overlaps["local"], overlaps["global"])
 
 
@@ -180,7 +182,7 @@ class Verdict:
     ----------
     kept : bool
     ratio : float
-        See :func:`margin`.
+        The neuron's :func:`margin`.
     """
 
     kept: bool
@@ -189,20 +191,20 @@ class Verdict:
 
 @dataclass(frozen=True)
 class NeuronFacts:
-    """All there is to know of one neuron.
+    """The facts of one neuron.
 
     Attributes
     ----------
     layer : str
         Name of its prunable layer.
     facts : NodeSummary
-        Score, percentile, strengths, strongest edges.
+        Score, percentile, strengths and strongest edges.
     verdicts : mapping from str to Verdict
-        By budget; without budgets that refuse the amount.
+        Whether each budget keeps the neuron; without budgets that refuse the amount.
     paths : tuple of Path
-        The likeliest ways through it, from the layer before to the layer after.
+        The strongest paths through the neuron, from the layer before to the layer after.
     before, after : str or None
-        Names of these layers; None where there is none after.
+        Names of these two layers; `after` is None if the neuron's layer is the last.
     """
 
     layer: str
@@ -214,7 +216,7 @@ class NeuronFacts:
 
 
 def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) -> NeuronFacts:
-    """The facts of one neuron.
+    """Collect the facts of one neuron.
 
     Parameters
     ----------
@@ -222,8 +224,9 @@ def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) 
     layer : str
         Name of a prunable layer.
     neuron : int
+        Index in the layer.
     top : int
-        Edges each way, and paths.
+        Largest number of edges on each side, and of paths.
 
     Returns
     -------
@@ -232,11 +235,11 @@ def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) 
     Raises
     ------
     OptionError
-        No such layer or neuron.
+        There is no such layer or neuron.
 
     Notes
     -----
-    Cost: a few reads of the blocks beside the layer.
+    Cost: a few reads of the blocks next to the layer.
 
     Examples
     --------
@@ -271,21 +274,21 @@ def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) 
 
 
 def margin(scores: npt.NDArray[np.floating[Any]], keep: npt.NDArray[np.bool_], neuron: int) -> float:
-    """A neuron's score over the score at the cut of its layer.
+    """Divide a neuron's score by the score on the other side of the cut in its layer.
 
     Parameters
     ----------
     scores : (n,) array
-        Of the layer.
+        Scores of the layer.
     keep : (n,) bool array
-        True = kept.
+        Keep mask of the layer, True = kept.
     neuron : int
 
     Returns
     -------
     float
-        For a kept neuron over the highest score that is removed, for a removed one over the lowest that is kept; inf
-        where only the divisor is zero, NaN where both are or nothing lies beyond the cut.
+        A kept neuron's score divided by the highest removed score, or a removed neuron's score divided by the lowest kept
+        score. Inf if only the divisor is zero; NaN if both are zero, or if there is no neuron on the other side.
 
     Examples
     --------
@@ -293,17 +296,17 @@ def margin(scores: npt.NDArray[np.floating[Any]], keep: npt.NDArray[np.bool_], n
     >>> margin(scores, keep, 2), margin(scores, keep, 0)
     (5.0, 0.5)
     """
-    beyond = scores[keep != keep[neuron]]
-    if not len(beyond):
+    other_side = scores[keep != keep[neuron]]
+    if not len(other_side):
         return float("nan")
-    score, cut = float(scores[neuron]), float(beyond.max() if keep[neuron] else beyond.min())
+    score, cut = float(scores[neuron]), float(other_side.max() if keep[neuron] else other_side.min())
     if cut == 0:
         return float("inf") if score > 0 else float("nan")
     return score / cut
 
 
 def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
-    """A neuron as people write it: ``3:17`` (the fourth prunable layer) or ``model.layers.3.mlp:17``.
+    """Parse a neuron as people write it: ``3:17``, where 3 is the fourth prunable layer, or ``model.layers.3.mlp:17``.
 
     Parameters
     ----------
@@ -314,12 +317,14 @@ def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
     Returns
     -------
     layer : str
+        Name of the layer.
     neuron : int
+        Index in the layer.
 
     Raises
     ------
     OptionError
-        Something else, or no such layer or neuron.
+        The text has another form, or there is no such layer or neuron.
 
     Examples
     --------
@@ -331,7 +336,7 @@ def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
     if layer not in layers:
         if not (layer.isdecimal() and int(layer) < len(names)):
             raise OptionError(
-                f"no prunable layer {layer!r}; expected 0 to {len(names) - 1}, or one of {', '.join(names)}"
+                f"there is no prunable layer {layer!r}; expected 0 to {len(names) - 1}, or one of {', '.join(names)}"
             )
         layer = names[int(layer)]
     check_neuron(layer, neuron, layers[layer])
@@ -339,12 +344,12 @@ def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
 
 
 def split_neuron(text: str) -> tuple[str, int]:
-    """``LAYER:NEURON`` in two, whatever the model: a slip is found before one is loaded.
+    """Split ``LAYER:NEURON``; this needs no model, so a wrong form is found before one is loaded.
 
     Raises
     ------
     OptionError
-        Something else.
+        The text has another form.
 
     Examples
     --------
@@ -358,6 +363,6 @@ def split_neuron(text: str) -> tuple[str, int]:
 
 
 def check_neuron(layer: str, neuron: int, size: int) -> None:
-    """Raise an OptionError unless the layer has this neuron."""
+    """Check that a layer of this size has the neuron, else raise an OptionError."""
     if not 0 <= neuron < size:
         raise OptionError(f"{layer} has neurons 0 to {size - 1}, got {neuron}")

@@ -1,4 +1,4 @@
-"""Adapters: from a model to its FFNs, by geometry or by an explicit list."""
+"""The FFNs of a model, found by their geometry or named by an explicit list."""
 
 from llmrank.models.detect import find_ffns
 from llmrank.models.explicit import explicit_ffns

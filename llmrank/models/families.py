@@ -11,9 +11,9 @@ from llmrank.models.ffn import FFNKind
 
 __all__ = ["BIAS_ATTRIBUTES", "FAMILIES", "WIDTH_ATTRIBUTES", "Family", "bias_attribute", "text_config"]
 
-# Names under which configurations say whether all maps of the FFNs have biases,
+# Configuration attributes that say whether all maps of the FFNs have biases.
 BIAS_ATTRIBUTES = ("mlp_bias",)
-# and keep the width of the hidden layer.
+# Configuration attributes that hold the number of hidden neurons.
 WIDTH_ATTRIBUTES = ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size")
 
 
@@ -24,14 +24,14 @@ class Family:
     Attributes
     ----------
     name : str
-        As people call it.
+        Common name.
     model_type : str
-        transformers' name.
+        Name in transformers (``config.model_type``).
     kind : {"plain", "gated", "fused"}
         Geometry of its FFNs.
     width : str or None
-        The configuration's attribute for the width; None where it has none, so that a compact
-        checkpoint needs this package's loader, or padding to the original width.
+        Configuration attribute for the width of the FFNs. None if there is none: then a compact checkpoint needs the loader
+        of this package, or padding to the original width.
     """
 
     name: str
@@ -73,12 +73,12 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the language model, None for a plain module."""
+    """Return the configuration of the language model, or None for a plain module."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def bias_attribute(model: nn.Module) -> str:
-    """The attribute of the configuration that would give the FFN's maps biases; empty where they have them, or cannot."""
+    """Return the configuration attribute that would give the FFN's maps biases; empty if they have biases or cannot have any."""
     config = text_config(model)
     return next((name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False), "")

@@ -1,4 +1,4 @@
-"""What an adapter hands over: FFNs as stages of projections between node layers."""
+"""An FFN as stages of linear maps between layers of nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit"
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map inside a module: all of it, or a band of its output rows (fused gate and up).
+    """A linear map: all output rows of a module, or a range of them (one half of a fused gate and up map).
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class Projection:
         Path of the module in the model.
     module : nn.Linear or Conv1D
     start, size : int
-        Which output rows of the module are meant.
+        The first output row and the number of output rows.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Projection:
 
     @classmethod
     def whole(cls, name: str, module: nn.Module) -> Projection:
-        """All rows of a module."""
+        """Take all output rows of a module."""
         return cls(name, module, 0, out_features(module))
 
     @property
@@ -44,7 +44,7 @@ class Projection:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The (size, in_features) weight: a detached view, row = output whatever the module's own layout."""
+        """The (size, in_features) weight: a detached view with one row for each output, whatever the layout of the module is."""
         weight = _weight(self.module).detach()
         if is_transposed(self.module):
             weight = weight.T
@@ -59,41 +59,41 @@ def _weight(module: nn.Module) -> torch.Tensor:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module stores (in, out) instead of (out, in)."""
+    """Whether the module stores its weight as (in, out) instead of (out, in)."""
     return isinstance(module, Conv1D)
 
 
 def out_features(module: nn.Module) -> int:
-    """Number of outputs of a Linear or Conv1D."""
+    """Return the number of outputs of a Linear or Conv1D."""
     return int(_weight(module).shape[1 if is_transposed(module) else 0])
 
 
 def in_features(module: nn.Module) -> int:
-    """Number of inputs of a Linear or Conv1D."""
+    """Return the number of inputs of a Linear or Conv1D."""
     return int(_weight(module).shape[0 if is_transposed(module) else 1])
 
 
 def bias_of(module: nn.Module) -> torch.Tensor | None:
-    """The bias of a Linear or Conv1D, None where it has none."""
+    """Return the bias of a Linear or Conv1D, or None if it has none."""
     bias = getattr(module, "bias", None)
     return bias if isinstance(bias, torch.Tensor) else None
 
 
 @dataclass(frozen=True)
 class PrunableLayer:
-    """Neurons that can go, and everything that goes with them.
+    """Neurons that can be removed, and the weights that are removed with them.
 
     Attributes
     ----------
     name : str
-        Key of its mask: the FFN's module path; for one of several layers (sequential, explicit) the
-        path of the Linear that produces it.
+        Key of its keep mask: the path of the FFN's module. If the FFN may have several prunable layers (sequential,
+        explicit), the path of the Linear that produces the layer.
     size : int
         Number of neurons.
     producers : tuple of Projection
-        Their row j (and bias j) makes neuron j.
+        Input maps: their row j (and bias j) computes neuron j.
     consumers : tuple of Projection
-        Their column j reads neuron j; empty in the explicit form, where only rows go.
+        Output maps: their column j reads neuron j. Empty in the explicit form, where only rows are removed.
     """
 
     name: str
@@ -104,20 +104,20 @@ class PrunableLayer:
 
 @dataclass(frozen=True)
 class FFN:
-    """One feed-forward network: k stages of parallel projections between k+1 node layers.
+    """A feed-forward network: k stages of parallel projections between k+1 layers of nodes.
 
     Attributes
     ----------
     name : str
-        Path of the module that holds it.
+        Path of the module that holds the FFN.
     kind : {"plain", "gated", "fused", "sequential", "explicit", "attention"}
-        An attention's value and output maps are such stages too, of which nothing can be pruned.
+        An attention is given in the same form: its value and output maps are the stages, and nothing of it can be pruned.
     stages : tuple of tuples of Projection
-        ``stages[l]`` leads from node layer l to l+1; projections of one stage are parallel edges.
+        ``stages[l]`` leads from layer l of the nodes to layer l+1; the projections of one stage are parallel edges.
     stack : str
-        Path of the repeating stack it belongs to; FFNs of one stack are chained, in order.
+        Path of the repeating stack of blocks that the FFN belongs to. The chained topology joins the FFNs of one stack in order.
     module : nn.Module
-        What holds it.
+        The module that holds the FFN.
     """
 
     name: str
@@ -128,12 +128,12 @@ class FFN:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sizes of the k+1 node layers."""
+        """Sizes of the k+1 layers of nodes."""
         return (self.stages[0][0].in_features, *(stage[0].size for stage in self.stages))
 
     @property
     def prunable(self) -> dict[int, PrunableLayer]:
-        """Node layer -> prunable layer: the hidden ones, or every target in the explicit form."""
+        """The prunable layers by their number: the hidden layers, or in the explicit form every layer but the first."""
         if self.kind == "attention":
             return {}
         if self.kind == "explicit":
@@ -147,9 +147,3 @@ class FFN:
             name = producers[0].name if self.kind == "sequential" else self.name
             layers[layer] = PrunableLayer(name, producers[0].size, producers, consumers)
         return layers
-
-    @property
-    def n_parameters(self) -> int:
-        """Parameters of its modules, biases included."""
-        modules = {id(p.module): p.module for stage in self.stages for p in stage}
-        return sum(parameter.numel() for module in modules.values() for parameter in module.parameters())

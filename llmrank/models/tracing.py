@@ -1,7 +1,7 @@
-"""Trial runs: how a module calls its linear maps, and who else reads what they give.
+"""Trial runs of a module: in which order it calls its linear maps, and whether other code reads their outputs.
 
-Code that chains linear maps by hand says nothing by its shapes: which map comes after which, and whether a hidden layer
-is read by the next map alone, shows when it runs.
+If code chains linear maps by hand, their shapes do not tell which map follows which, nor whether a hidden layer is read by
+the next map alone. A run of the module does.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from torch import nn
 
 from llmrank.models.ffn import in_features, out_features
 
-__all__ = ["linear_chain", "undisturbed"]
+__all__ = ["linear_chain", "trial_run"]
 
-# Two neurons that change places escape notice once in 2 ** ROWS.
+# A run that swaps two neurons goes unnoticed with a probability of 2 ** -ROWS.
 ROWS = 16
 
 
 def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[str, ...] | None:
-    """The names of the linear maps in the order of the data, where the module is a plain chain of them.
+    """Return the names of a module's linear maps in the order of the data, if the module is a plain chain of them.
 
-    Each map must be called once, each hidden layer be read by the next map alone, through functions that act on every
-    neuron by itself.
+    In a plain chain each map is called once, and each hidden layer is read by the next map alone, through functions that act on
+    every neuron by itself.
 
     Parameters
     ----------
     module : nn.Module
-        Run on random features in evaluation mode, without gradients; left as it was.
+        It runs on random features in evaluation mode, without gradients, and is left unchanged.
     linears : mapping from str to nn.Module
-        All its linear maps.
+        All linear maps of the module, by name.
 
     Returns
     -------
     tuple of str, or None
-        None where it is something else, or does not run on a (rows, features) tensor.
+        None if the module is no plain chain, or does not run on a (rows, features) tensor.
 
     Notes
     -----
-    Cost: a forward pass of 16 rows, and four for each hidden layer.
+    Cost: one forward pass of 16 rows, and four more for each hidden layer.
 
     Examples
     --------
@@ -60,92 +60,95 @@ def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[s
     weights = [parameter for linear in linears.values() for parameter in linear.parameters()]
     if len(linears) < 2 or any(weight.is_meta for weight in weights):
         return None
-    # The map that is called first decides how many features there are; until it is known every width is tried.
+    # The map that is called first decides the number of features; it is not known yet, so every width is tried.
     widths = dict.fromkeys(in_features(linear) for linear in linears.values())
     generator = torch.Generator().manual_seed(0)
-    with undisturbed(module):
+    with trial_run(module):
         for width in widths:
             probe = torch.randn(ROWS, width, generator=generator).to(weights[0])
             try:
-                order = _order(module, linears, probe)
-                if order is not None and all(_is_private(module, a, b, probe, generator) for a, b in pairwise(order)):
+                order = _call_order(module, linears, probe)
+                if order is not None and all(_reads_alone(module, a, b, probe, generator) for a, b in pairwise(order)):
                     names = {id(linear): name for name, linear in linears.items()}
                     return tuple(names[id(linear)] for linear in order)
-            except Exception:  # whatever a module says about an input that it did not expect
+            except Exception:  # a module may raise any error for an input that it does not expect
                 continue
     return None
 
 
-def _order(module: nn.Module, linears: Mapping[str, nn.Module], probe: torch.Tensor) -> list[nn.Module] | None:
-    """The maps as they are called, or None where they are no chain by number and size."""
+def _call_order(module: nn.Module, linears: Mapping[str, nn.Module], probe: torch.Tensor) -> list[nn.Module] | None:
+    """Return the maps in the order of their calls, or None if their number or sizes rule out a chain."""
     called: list[nn.Module] = []
     with ExitStack() as hooks:
         for linear in linears.values():
-            hooks.callback(linear.register_forward_pre_hook(lambda own, _inputs: called.append(own)).remove)
+            hooks.callback(linear.register_forward_pre_hook(lambda linear, _inputs: called.append(linear)).remove)
         module(probe)
     fits = all(out_features(a) == in_features(b) for a, b in pairwise(called))
     once = len(called) == len(linears) == len({id(linear) for linear in called})
     return called if once and fits and in_features(called[0]) == probe.shape[-1] else None
 
 
-def _is_private(
+def _reads_alone(
     module: nn.Module, producer: nn.Module, consumer: nn.Module, probe: torch.Tensor, generator: torch.Generator
 ) -> bool:
-    """Whether the consumer alone reads what the producer gives, and neuron by neuron."""
+    """Whether the consumer alone reads the output of the producer, through functions of single neurons."""
     shape = (ROWS, out_features(producer))
     one, other = (torch.randn(shape, generator=generator).to(probe) for _ in range(2))
-    which = (torch.rand(shape, generator=generator) < 0.5).to(probe.device)
+    from_one = (torch.rand(shape, generator=generator) < 0.5).to(probe.device)
     read: list[torch.Tensor] = []
 
-    def run(given: torch.Tensor, handed_on: torch.Tensor | None = None) -> Any:
+    def run(hidden: torch.Tensor, consumer_input: torch.Tensor | None = None) -> Any:
+        """Run the module with `hidden` as the producer's output, and optionally another input of the consumer."""
         with ExitStack() as hooks:
-            hooks.callback(producer.register_forward_hook(lambda *_: given).remove)
-            hooks.callback(consumer.register_forward_pre_hook(_reader(read, handed_on)).remove)
+            hooks.callback(producer.register_forward_hook(lambda *_: hidden).remove)
+            hooks.callback(consumer.register_forward_pre_hook(_read_hook(read, consumer_input)).remove)
             return module(probe)
 
-    outputs = [run(one), run(other), run(torch.where(which, one, other))]
-    # What the consumer reads is held; should the output still move, something else reads the hidden layer.
+    outputs = [run(one), run(other), run(torch.where(from_one, one, other))]
+    # The consumer gets the same input as in the first run. If the output still differs, something else reads the hidden layer.
     outputs.append(run(other, read[0]))
     if any(not isinstance(output, torch.Tensor) for output in outputs) or any(r.shape != shape for r in read):
         return False
-    by_neuron = torch.equal(read[2], torch.where(which, read[0], read[1]))
-    return by_neuron and torch.equal(outputs[0], outputs[3])
+    separate = torch.equal(read[2], torch.where(from_one, read[0], read[1]))
+    return separate and torch.equal(outputs[0], outputs[3])
 
 
-def _reader(
-    read: list[torch.Tensor], handed_on: torch.Tensor | None
+def _read_hook(
+    read: list[torch.Tensor], substitute: torch.Tensor | None
 ) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...] | None]:
+    """Make a hook that appends a module's input to `read`, and replaces it if there is a substitute."""
+
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         read.append(inputs[0].detach())
-        return None if handed_on is None else (handed_on, *inputs[1:])
+        return None if substitute is None else (substitute, *inputs[1:])
 
     return hook
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and the global random state come back afterwards.
+def trial_run(module: nn.Module) -> Iterator[None]:
+    """Run a module in evaluation mode without gradients; restore its modes and the global random state afterwards.
 
     Parameters
     ----------
     module : nn.Module
-        Of its parts every one gets its own mode back, whatever is raised.
+        Each of its submodules gets its own mode back, even if an error is raised.
 
     Examples
     --------
     >>> dropout, state = nn.Dropout(), torch.get_rng_state()
-    >>> with undisturbed(dropout):
+    >>> with trial_run(dropout):
     ...     _ = torch.rand(1)
     ...     print(dropout.training)
     False
     >>> dropout.training, torch.equal(torch.get_rng_state(), state)
     (True, True)
     """
-    modes: Sequence[tuple[nn.Module, bool]] = [(part, part.training) for part in module.modules()]
+    modes: Sequence[tuple[nn.Module, bool]] = [(submodule, submodule.training) for submodule in module.modules()]
     try:
         module.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        for submodule, mode in modes:
+            submodule.training = mode

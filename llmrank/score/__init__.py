@@ -1,16 +1,17 @@
-"""Scorers: the importance of every node of a graph.
+"""Scorers: they compute the importance of every node of a graph.
 
-A scorer of your own overrides :meth:`BaseScorer.score`, which sees one layer at a time; the walk over
-the layers is done for it. The PageRank scorers hand the whole graph to ``graphs`` and share the step
-with their ``score``.
+To write your own scorer, override :meth:`BaseScorer.score`, which sees one layer at a time;
+:meth:`BaseScorer.rank` calls it for each layer in turn. The PageRank scorers pass the whole graph to
+``graphs``, and their ``score`` is one step of that rank.
 """
 
 from llmrank.score.base_scorer import BaseScorer
-from llmrank.score.baselines import ActivationScorer, NormScorer, RandomScorer, WandaScorer
+from llmrank.score.baselines import ActivationScorer, NormScorer, RandomScorer
 from llmrank.score.contribution import ExplainedScorer
-from llmrank.score.flap import FLAPScorer, WandaSPScorer
+from llmrank.score.flap import FLAPScorer
 from llmrank.score.forward_backward import ForwardBackwardScorer
 from llmrank.score.pagerank import ModifiedPageRankScorer, WeightedPageRankScorer
+from llmrank.score.wanda import WandaScorer, WandaSPScorer
 
 __all__ = [
     "ActivationScorer",

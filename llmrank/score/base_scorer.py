@@ -1,4 +1,4 @@
-"""BaseScorer: the walk over a graph, layer by layer, and what a score must be."""
+"""The base classes of scorers: they go through a graph layer by layer, and check the scores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.score.model_graph import edge_weights
 
-__all__ = ["BaseScorer", "as_share", "check_has_explained"]
+__all__ = ["BaseScorer", "OutgoingScorer", "check_has_explained", "normalised"]
 
 
 class BaseScorer:
-    """Base of all scorers. Override :meth:`score`; :meth:`solve_for_rank` walks the layers with it.
+    """Base of all scorers: override :meth:`score`, and :meth:`rank` calls it for each layer in turn.
 
     Examples
     --------
@@ -33,14 +33,14 @@ class BaseScorer:
 
     @property
     def needs_explained(self) -> bool:
-        """Whether the statistics must say what hidden neurons explain of the outputs (:mod:`llmrank.calibration.contribution`).
+        """Whether the scorer needs the explained shares of hidden neurons (:mod:`llmrank.calibration.contribution`).
 
-        That costs the calibration more; pipelines see to it where the scorer asks.
+        They make the calibration more expensive; pipelines collect them only if the scorer asks.
         """
         return False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # A child of a scorer with a rank of its own that overrides score alone means the walk with its score.
+        # If a subclass overrides score alone, its rank must use that score, not the rank method of its parent.
         super().__init_subclass__(**kwargs)
         nearest = next(base for base in cls.__mro__ if "rank" in vars(base) or "score" in vars(base))
         if "rank" not in vars(nearest):
@@ -53,70 +53,70 @@ class BaseScorer:
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> Any:
-        """Importance of the rows of one layer.
+        """Compute the importance of the nodes of one layer.
 
         Parameters
         ----------
         prev_importance : (in,) tensor
-            Importance of the layer before, of sum 1.
+            Importance of the layer before; its sum is 1.
         in_activations : (in,) tensor
-            Norms of what the layer reads.
+            Norms of the layer's inputs.
         out_activations : (out,) tensor
             Activation norms of the layer's own nodes.
         weight : (out, in) tensor
-            Non-negative edge weights, on their own device; the vectors share their dtype and device.
+            Non-negative edge weights on their own device. The vectors have the same dtype and device.
 
         Returns
         -------
         (out,) tensor or array
-            Finite and non-negative; the walk divides it by its sum.
+            Finite and non-negative; :meth:`rank` divides it by its sum.
         """
         raise NotImplementedError(f"{type(self).__name__} must override score() or rank()")
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Scores of every layer of a graph, by walking it with :meth:`score`.
+        """Score every layer of a graph in order, with :meth:`score`.
 
         Parameters
         ----------
         graph : LayeredGraph
         statistics : sequence of LayerStatistics
-            One a layer, or empty; then the graph's activations serve as input norms too.
+            One for each layer. If empty, the graph's activations are used as input norms too.
 
         Returns
         -------
         RankResult
-            Every layer of sum 1; layer 0 holds its activations.
+            The scores of every layer sum to 1; those of layer 0 are its activations.
 
         Raises
         ------
         LLMRankError
-            `score` returned the wrong shape, or negative or non-finite numbers.
+            `score` returned a wrong shape, or negative or non-finite numbers.
 
         Notes
         -----
         Memory: one dense block at a time.
         """
         start = perf_counter()
-        reads = [torch.from_numpy(np.array(vector)) for vector in graph.activations]
+        input_norms = [torch.from_numpy(np.array(vector)) for vector in graph.activations]
         if statistics:
-            reads = [entry.read_norm for entry in statistics]
+            input_norms = [entry.read_norm for entry in statistics]
         degenerate: list[DegenerateLayer] = []
 
-        def share(vector: torch.Tensor, layer: int) -> torch.Tensor:
+        def normalise(vector: torch.Tensor, layer: int) -> torch.Tensor:
             if not bool(vector.sum() > 0):
-                degenerate.append(DegenerateLayer(layer, "the scores sum to zero; uniform ones stand in"))
-            return as_share(vector)
+                degenerate.append(DegenerateLayer(layer, "the scores sum to zero; uniform scores replace them"))
+            return normalised(vector)
 
-        scores = [share(torch.from_numpy(np.array(graph.activations[0])), 0)]
+        scores = [normalise(torch.from_numpy(np.array(graph.activations[0])), 0)]
         for layer in range(1, len(graph.layers)):
             weight = edge_weights(graph, layer)
             value = self.score(
                 scores[-1].to(weight),
-                reads[layer - 1].to(weight),
+                input_norms[layer - 1].to(weight),
                 torch.from_numpy(np.array(graph.activations[layer])).to(weight),
                 weight,
             )
-            scores.append(share(self._checked(value, graph.names[layer], graph.layers[layer]), layer))
+            scores.append(normalise(self._checked(value, graph.names[layer], graph.layers[layer]), layer))
         seconds = perf_counter() - start
         return self._result(graph, [vector.numpy() for vector in scores], seconds, degenerate)
 
@@ -125,7 +125,7 @@ class BaseScorer:
         if vector.shape != (size,):
             raise LLMRankError(
                 f"{type(self).__name__}.score returned shape {tuple(vector.shape)} for {name}; expected ({size},), one "
-                "number a row"
+                "number for each row"
             )
         if not bool(torch.isfinite(vector).all()) or bool((vector < 0).any()):
             raise LLMRankError(
@@ -156,26 +156,60 @@ class BaseScorer:
         )
 
     def parameters(self) -> dict[str, Any]:
-        """The scorer's settings, for reports: its public attributes."""
+        """Return the scorer's settings for reports: its public attributes."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
+class OutgoingScorer(BaseScorer):
+    """Base of scorers that multiply a statistic of a node by a norm of the weights that leave it."""
+
+    def _weight_factor(self, outgoing: torch.Tensor) -> torch.Tensor:
+        """Compute (n,) factors from the (n_next, n) weights that leave a layer."""
+        raise NotImplementedError
+
+    def _activation_factor(self, statistics: LayerStatistics) -> torch.Tensor:
+        """Return (n,) factors from the statistics of a layer."""
+        raise NotImplementedError
+
+    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
+        """Score every layer that has outgoing edges; the last layer has none and gets its activations.
+
+        Raises
+        ------
+        OptionError
+            There are not as many statistics as layers.
+        """
+        if len(statistics) != len(graph.layers):
+            raise OptionError(
+                f"{type(self).__name__} needs the statistics of all {len(graph.layers)} layers, got {len(statistics)}: pass "
+                "those that the graph was built from"
+            )
+        start = perf_counter()
+        scores = []
+        for layer in range(len(graph.layers) - 1):
+            outgoing = edge_weights(graph, layer + 1)
+            value = self._activation_factor(statistics[layer]).to(outgoing) * self._weight_factor(outgoing)
+            scores.append(normalised(self._checked(value, graph.names[layer], graph.layers[layer])).numpy())
+        scores.append(normalised(torch.from_numpy(np.array(graph.activations[-1]))).numpy())
+        return self._result(graph, scores, perf_counter() - start)
+
+
 def check_has_explained(scorer: BaseScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> None:
-    """Refuse statistics that do not say what the hidden neurons of a graph explain.
+    """Check that the statistics of a graph hold the explained shares of its hidden neurons.
 
     Raises
     ------
     OptionError
-        Not one a layer, or none that says.
+        There are not as many statistics as layers, or none holds explained shares.
     """
     if len(statistics) != len(graph.layers) or not any(entry.explained for entry in statistics):
         raise OptionError(
-            f"{type(scorer).__name__} needs statistics of all {len(graph.layers)} layers that say what hidden neurons "
-            "explain: collect them with explained=True; explicitly listed Linears have none"
+            f"{type(scorer).__name__} needs statistics of all {len(graph.layers)} layers that say what share of the output "
+            "each hidden neuron explains: collect them with explained=True; explicitly listed Linears have none"
         )
 
 
-def as_share(vector: torch.Tensor) -> torch.Tensor:
-    """Divide by the sum; a zero vector becomes uniform."""
+def normalised(vector: torch.Tensor) -> torch.Tensor:
+    """Divide a vector by its sum; a vector of zeros becomes uniform."""
     total = vector.sum()
     return vector / total if total > 0 else torch.full_like(vector, 1.0 / max(len(vector), 1))

@@ -1,4 +1,4 @@
-"""Baselines that look at a node and at what comes in: norm, activation, random, Wanda."""
+"""Baseline scorers: the norm of a node's weights, its activation, and random numbers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 from graphs import LayeredGraph, RankResult
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import OptionError
-from llmrank.score.base_scorer import BaseScorer, as_share
+from llmrank.score.base_scorer import BaseScorer, normalised
 
-__all__ = ["ActivationScorer", "NormScorer", "RandomScorer", "WandaScorer", "check_norm_order"]
+__all__ = ["ActivationScorer", "NormScorer", "RandomScorer", "check_norm_order"]
 
 
 @dataclass
 class NormScorer(BaseScorer):
-    """p-norm of the edge weights into a node: ``(sum_k |W_jk|^p)^(1/p)``.
+    """The p-norm of the edge weights into a node: ``(sum_k |W_jk|^p)^(1/p)``.
 
     Parameters
     ----------
     p : float
-        At least 1.
+        Order of the norm, at least 1.
     """
 
     p: float = 1.0
@@ -40,14 +40,14 @@ class NormScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Row norms of the weight."""
+        """Compute the norms of the weight's rows."""
         result: torch.Tensor = torch.linalg.vector_norm(weight, ord=self.p, dim=1)
         return result
 
 
 @dataclass
 class ActivationScorer(BaseScorer):
-    """The node's own activation norm; the graph plays no part."""
+    """The node's own activation norm; the edges have no effect."""
 
     def score(
         self,
@@ -56,34 +56,34 @@ class ActivationScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """The activations themselves."""
+        """Return the activation norms of the layer."""
         return out_activations
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """The activations of every layer over their sums, without reading a weight."""
+        """Divide the activations of every layer by their sum, without reading a weight."""
         start = perf_counter()
-        scores = [as_share(torch.from_numpy(np.array(vector))).numpy() for vector in graph.activations]
+        scores = [normalised(torch.from_numpy(np.array(vector))).numpy() for vector in graph.activations]
         return self._result(graph, scores, perf_counter() - start)
 
 
 @dataclass
 class RandomScorer(BaseScorer):
-    """Seeded uniform scores: the control.
+    """Seeded uniform scores, as a control.
 
     Parameters
     ----------
     seed : int
-        In a graph every layer draws from the seed and its own name, so that neither the topology nor
-        the other layers change its scores. Repeated calls of `score` continue one stream.
+        Every layer of a graph draws from the seed and its own name, so that neither the topology nor the other layers change
+        its scores. Repeated calls of `score` continue one sequence of random numbers.
     """
 
     seed: int = 0
-    _stream: torch.Generator = field(init=False, repr=False)
+    _generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise OptionError(f"seed must be an integer from 0 to 2**63 - 1, got {self.seed!r}")
-        self._stream = torch.Generator().manual_seed(self.seed)
+        self._generator = torch.Generator().manual_seed(self.seed)
 
     def score(
         self,
@@ -92,11 +92,11 @@ class RandomScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Uniform numbers in [0, 1)."""
-        return torch.rand(len(weight), generator=self._stream).to(weight)
+        """Draw uniform numbers from [0, 1)."""
+        return torch.rand(len(weight), generator=self._generator).to(weight)
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Uniform numbers over their sum, layer by layer."""
+        """Draw uniform numbers for every layer, and divide them by their sum."""
         start = perf_counter()
         scores = []
         for name, size in zip(graph.names, graph.layers, strict=True):
@@ -105,25 +105,7 @@ class RandomScorer(BaseScorer):
         return self._result(graph, scores, perf_counter() - start)
 
 
-@dataclass
-class WandaScorer(BaseScorer):
-    """Wanda, summed over a node's inputs: ``sum_k |W_jk| a_k`` with a the input norms.
-
-    Source: Sun et al. 2023 (arXiv 2306.11695), as a channel score.
-    """
-
-    def score(
-        self,
-        prev_importance: torch.Tensor,
-        in_activations: torch.Tensor,
-        out_activations: torch.Tensor,
-        weight: torch.Tensor,
-    ) -> torch.Tensor:
-        """The weight times the input norms."""
-        return weight @ in_activations
-
-
 def check_norm_order(p: float) -> None:
-    """Refuse a p below 1, which is no norm."""
+    """Raise OptionError if p is below 1, where the sum is not a norm."""
     if not (isinstance(p, (int, float)) and p >= 1.0):
         raise OptionError(f"p must be a number >= 1, got {p!r}")

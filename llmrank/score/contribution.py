@@ -1,4 +1,4 @@
-"""The share of an FFN's output that a hidden neuron explains on the calibration tokens."""
+"""Scores neurons by the share of an FFN's output that they explain on the calibration tokens."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ import torch
 from graphs import LayeredGraph, RankResult
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import OptionError
-from llmrank.score.base_scorer import BaseScorer, as_share, check_has_explained
+from llmrank.score.base_scorer import BaseScorer, check_has_explained, normalised
 
 __all__ = ["ExplainedScorer"]
 
 
 @dataclass
 class ExplainedScorer(BaseScorer):
-    """Share of the output map's energy (or variance) that a hidden neuron explains.
+    """Share of the energy (or variance) of the output map's output that a hidden neuron explains.
 
-    ``s_j = |e_j|``, ``e_j = sum_t x_j(t) (W^T y(t))_j / sum_t ||y(t)||^2`` with ``y = W x`` what the output map makes of the
-    hidden neurons, its bias left out; for the variance about the means of x. The e_j of a layer sum to 1. Unlike the squared
-    norm of what a neuron adds by itself, e_j counts what it has in common with the others. It may be negative: such a
-    neuron takes back what others overdo, and without it the output is as much too large as it would be too
-    small without one of the opposite share. Layers that are not hidden keep their activations. Repair that chooses neurons
-    anew by other activations chooses the same ones again.
+    ``s_j = |e_j|`` with ``e_j = sum_t x_j(t) (W^T y(t))_j / sum_t ||y(t)||^2``, where ``y = W x`` is the output for the hidden
+    activations x without the bias; for the variance, x is taken about its mean. The e_j of a layer sum to 1. Unlike the
+    squared norm of a neuron's own contribution, e_j includes what it has in common with the other neurons. It may be
+    negative: such a neuron cancels a part of what the others add, and removing it makes the output too large by as much as
+    removing a neuron of the opposite share would make it too small. Layers that are not hidden keep their activations. The
+    shares do not depend on the activations in the graph, so a repair that selects neurons again by new activations selects
+    the same ones.
 
     Parameters
     ----------
     explains : {"energy", "variance"}
+        The quantity of the output whose shares are taken.
     signed : bool
-        Whether the most negative go first, as they make the output smaller: ``s_j = e_j - min(e, 0)``.
+        Whether the most negative neurons are removed first, because they make the output smaller: ``s_j = e_j - min(e, 0)``.
     """
 
     explains: Literal["energy", "variance"] = "energy"
@@ -45,16 +47,16 @@ class ExplainedScorer(BaseScorer):
 
     @property
     def needs_explained(self) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """The shares of every hidden layer, without reading a weight.
+        """Score every hidden layer by its explained shares, without reading a weight.
 
         Raises
         ------
         OptionError
-            Without statistics that say what neurons explain.
+            The statistics hold no explained shares.
         """
         check_has_explained(self, graph, statistics)
         start = perf_counter()
@@ -65,5 +67,5 @@ class ExplainedScorer(BaseScorer):
                 shares: torch.Tensor = getattr(entry.explained, self.explains)
                 value = shares - shares.min().clamp(max=0.0) if self.signed else shares.abs()
                 value = self._checked(value, graph.names[layer], graph.layers[layer])
-            scores.append(as_share(value).numpy())
+            scores.append(normalised(value).numpy())
         return self._result(graph, scores, perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Weighted PageRank along the edges and against them: what feeds a neuron, and what depends on it."""
+"""Weighted PageRank along the edges and against them, combined into one score."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from graphs import LayeredGraph, RankResult, weighted_pagerank
 from graphs.solvers.result import DegenerateLayer
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.score.pagerank import (
+    BasePageRankScorer,
     EdgeMeasure,
-    WeighingScorer,
-    check_computation,
+    check_choices,
     check_unit_interval,
-    labelled,
     reweighted_graph,
+    with_method_name,
 )
 
 __all__ = ["ForwardBackwardScorer"]
 
 
 @dataclass
-class ForwardBackwardScorer(WeighingScorer):
+class ForwardBackwardScorer(BasePageRankScorer):
     """Forward and backward weighted PageRank as one score: ``s_l = N(r_l^balance * b_l^(1 - balance))``.
 
-    r is the weighted PageRank of the graph, b that of the graph with every edge reversed
+    r is the weighted PageRank of the graph, and b that of the graph with every edge reversed
     (:meth:`graphs.LayeredGraph.reversed`)::
 
         r_0 = a_0 / sum(a_0),  r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l)),  P_l = W_l / out-strength of l-1
         b_L = a_L / sum(a_L),  b_l = N(gamma Q_l b_{l+1} + (1 - gamma) a_l / sum(a_l)),  Q_l = W_{l+1}^T / in-strength of l+1
 
-    (theta mixes bare edges into P and Q alike). b starts at the outputs, each weighted by what arrives there on the
-    calibration tokens, and gives every source of a node its share of the node's score: a neuron scores where much feeds it
-    and where much depends on it. The weighted geometric mean does not depend on the scale of either.
+    N divides by the sum; theta mixes bare edges into P and Q alike. b starts at the outputs, weighted by their activations on
+    the calibration tokens, and shares the score of each node among its sources. So a neuron scores high if strong inputs
+    reach it and if much depends on it. The weighted geometric mean does not depend on the scale of r and b.
 
     Parameters
     ----------
     gamma : float
-        Damping of both, 0..1. At 0 the score is the activation alone.
+        Damping of both ranks, 0..1. At 0 the score is the activation alone.
     theta : float
         Share of the edge weights against the bare edges, 0..1.
     balance : float
-        Share of the forward rank, 0..1: 1 is the forward rank alone, 0 the backward one.
+        Exponent of the forward rank, 0..1: 1 is the forward rank alone, 0 the backward rank alone.
     backend, device, dtype, edges, explained
         As for :class:`llmrank.score.WeightedPageRankScorer`.
 
     Notes
     -----
-    Cost: twice that of the weighted rank; both read the weights where they lie (bare edges, theta below 1, in bands on the way
-    back, which takes longer).
+    Cost: twice that of the weighted rank. Both ranks read the weights without copying them. With theta below 1 the backward
+    rank processes the bare edges in bands, which takes longer.
     """
 
     gamma: float = 0.5
@@ -66,23 +66,25 @@ class ForwardBackwardScorer(WeighingScorer):
     def __post_init__(self) -> None:
         for name in ("gamma", "theta", "balance", "explained"):
             check_unit_interval(name, getattr(self, name))
-        check_computation(backend=self.backend, dtype=self.dtype, edges=self.edges)
+        check_choices(backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Both ranks, and their weighted geometric mean."""
-        weighed = reweighted_graph(self, graph, statistics)
+        """Compute both ranks, and return their weighted geometric mean."""
+        reweighted = reweighted_graph(self, graph, statistics)
         forward, backward = (
-            weighted_pagerank(each, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
-            for each in (weighed, weighed.reversed())
+            weighted_pagerank(one, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
+            for one in (reweighted, reweighted.reversed())
         )
         last = len(graph.layers) - 1
         degenerate = [*forward.degenerate, *(replace(entry, layer=last - entry.layer) for entry in backward.degenerate)]
         scores = []
-        for layer, (ahead, behind) in enumerate(zip(forward.scores, backward.scores[::-1], strict=True)):
-            mean = ahead.astype(np.float64) ** self.balance * behind.astype(np.float64) ** (1.0 - self.balance)
+        for layer, (along, against) in enumerate(zip(forward.scores, backward.scores[::-1], strict=True)):
+            mean = along.astype(np.float64) ** self.balance * against.astype(np.float64) ** (1.0 - self.balance)
             total = mean.sum()
             if not total > 0:
-                degenerate.append(DegenerateLayer(layer, "no node has both scores; uniform ones stand in"))
+                degenerate.append(
+                    DegenerateLayer(layer, "no node has a positive score in both ranks; uniform scores replace them")
+                )
             scores.append(mean / total if total > 0 else np.full(len(mean), 1.0 / len(mean)))
         result = replace(
             forward,
@@ -94,4 +96,4 @@ class ForwardBackwardScorer(WeighingScorer):
             setup_seconds=forward.setup_seconds + backward.setup_seconds,
             degenerate=tuple(degenerate),
         )
-        return labelled(self, result)
+        return with_method_name(self, result)

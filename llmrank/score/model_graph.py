@@ -1,4 +1,4 @@
-"""FFN blocks and statistics <-> layered graphs: where neurons become nodes and scores come back."""
+"""Layered graphs built from FFNs and their statistics, and the way back from scores of nodes to neurons."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ TOPOLOGIES: tuple[Topology, ...] = ("isolated", "chained", "residual")
 
 @dataclass(frozen=True, eq=False)
 class ModelGraph:
-    """A layered graph of one FFN or of a chain, with the way back to the neurons.
+    """A layered graph of one FFN or of a chain of FFNs, with the mapping from its nodes to neurons.
 
     Attributes
     ----------
     graph : LayeredGraph
         Its dense blocks are views of the model's weights, not copies.
     statistics : tuple of LayerStatistics
-        Of every node layer.
-    prunable : mapping from node layer to PrunableLayer
+        One for each layer of the graph.
+    prunable : mapping from int to PrunableLayer
+        The prunable layers by their position in the graph.
     follows : bool
-        Whether its first layer is the last one of the graph before it, which a residual stream skips.
+        Whether its first layer is the last layer of the graph before it, which the residual stream skips.
     skip : float
-        Beta, the share of what reaches the first layer that skips the graph, 0..1; see
-        :func:`llmrank.score.rank_graphs.rank_graphs`. Only what follows takes notice.
+        Beta, the share of the first layer's importance that skips the graph, 0..1; see
+        :func:`llmrank.score.rank_graphs.rank_graphs`. It only affects the graphs that follow.
     """
 
     graph: LayeredGraph
@@ -47,14 +48,14 @@ class ModelGraph:
     skip: float = 0.0
 
     def importance(self, result: RankResult) -> dict[str, torch.Tensor]:
-        """Scores of the prunable layers by name, float64."""
+        """Return the float64 scores of the prunable layers, by layer name."""
         return {
             layer.name: torch.from_numpy(result.scores[position].astype(np.float64))
             for position, layer in self.prunable.items()
         }
 
     def with_norms(self, position: int, norms: torch.Tensor) -> ModelGraph:
-        """The same graph with other activations (n,) of one node layer."""
+        """Return this graph with other activations (n,) of one layer."""
         layers = list(self.statistics)
         layers[position] = replace(layers[position], norm=norms, read_norm=norms)
         return replace(self, graph=self.graph.with_activations(position, norms), statistics=tuple(layers))
@@ -63,39 +64,40 @@ class ModelGraph:
 def build_graphs(
     ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], topology: Topology, beta: float | None = None
 ) -> tuple[ModelGraph, ...]:
-    """The graphs of a model: one an FFN (isolated), one a stack (chained), or one an FFN with skip edges past it (residual).
+    """Build the graphs of a model.
 
-    In a chain the output layer of an FFN is the input layer of the next one; its activation is the
-    norm of what the next one reads (in the explicit form: of the Linear's own output). In the residual form that layer is
-    the end of one graph and the start of the next, and the nodes of the stream have edges past the graph between
-    them. Where the statistics hold attentions, each is a graph of its own in front of its FFN: from the stream over
-    ``|V|`` (heads that share it each with its own copy) and over ``|O|`` back to the stream, without prunable layers.
+    There is one graph for each FFN (isolated), one for each stack (chained), or one for each FFN with skip edges past it
+    (residual). In a chain, the output layer of an FFN is the input layer of the next one; its activation is the norm of the
+    next FFN's input (in the explicit form: of the Linear's own output). In the residual topology that layer ends one graph and
+    starts the next, and skip edges lead past each graph. If the statistics include attentions, each attention is a graph of its
+    own in front of its FFN: from the residual stream over ``|V|`` (heads that share values have a copy each) and ``|O|`` back
+    to the stream, without prunable layers.
 
     Parameters
     ----------
     ffns : sequence of FFN
     statistics : sequence of FFNStatistics
-        Of the same FFNs.
+        One for each of the FFNs.
     topology : {"isolated", "chained", "residual"}
     beta : float, optional
-        Residual: the share that skips a graph, 0..1. By default it is what the statistics say of the block, so that what
-        skips all graphs of a block, one after the other, is that.
+        For the residual topology: the share that skips a graph, 0..1. By default it is taken from the statistics, so that the
+        share that skips all graphs of a block, one after the other, is the measured one.
 
     Raises
     ------
     OptionError
-        Unknown topology, a beta out of range or without a topology that has it, or none and none measured.
+        The topology is unknown; beta is out of range or the topology has no skip edges; or beta is neither given nor measured.
     StructureError
         Explicitly listed Linears of neighbouring layers do not chain, or have no residual stream.
     GraphError
-        Negative or non-finite activations.
+        Activations are negative or not finite.
     """
     if topology not in TOPOLOGIES:
         raise OptionError(f"unknown topology {topology!r}; expected 'isolated', 'chained' or 'residual'")
     if topology == "residual":
-        return _residual(ffns, statistics, beta)
+        return _build_residual(ffns, statistics, beta)
     if beta is not None:
-        raise OptionError(f"beta is the share of skip edges, which the {topology} topology has none of; leave it out")
+        raise OptionError(f"beta is the share of skip edges, and the {topology} topology has none; leave it out")
     chains: list[list[tuple[FFN, FFNStatistics]]] = []
     for ffn, entry in zip(ffns, statistics, strict=True):
         previous = chains[-1][-1][0] if chains else None
@@ -111,16 +113,16 @@ def build_graphs(
             chains[-1].append((ffn, entry))
         else:
             chains.append([(ffn, entry)])
-    return tuple(_chain(chain) for chain in chains)
+    return tuple(_build_chain(chain) for chain in chains)
 
 
 def check_beta(beta: object) -> float:
-    """A share of skip edges.
+    """Return beta as a float.
 
     Raises
     ------
     OptionError
-        No number in [0, 1].
+        It is not a number in [0, 1].
 
     Examples
     --------
@@ -133,18 +135,22 @@ def check_beta(beta: object) -> float:
     return float(beta)  # type: ignore[arg-type]
 
 
-def _residual(ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], beta: float | None) -> tuple[ModelGraph, ...]:
-    """One graph an FFN and an attention, in the order of the stream."""
+def _build_residual(
+    ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], beta: float | None
+) -> tuple[ModelGraph, ...]:
+    """Build one graph for each FFN and each attention, in the order of the residual stream."""
     if any(ffn.kind == "explicit" for ffn in ffns):
         raise StructureError(
-            "structure_dict lists Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or the "
-            "isolated pipeline"
+            "structure_dict lists single Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or "
+            "the isolated pipeline"
         )
     blocks = [block_path(ffn) for ffn in ffns]
     units: list[tuple[FFN, tuple[LayerStatistics, ...], float]] = []
     for ffn, entry, block in zip(ffns, statistics, blocks, strict=True):
         if beta is None and entry.skip is None:
-            raise OptionError("set beta, or collect statistics with skips=True, which measures it")
+            raise OptionError(
+                "the residual topology needs a beta; set beta, or collect statistics with skips=True, which measures it"
+            )
         count = sum(1 + (s.attention is not None) for s, b in zip(statistics, blocks, strict=True) if b == block)
         skip = check_beta(beta) if entry.skip is None or beta is not None else entry.skip ** (1.0 / count)
         if entry.attention is not None:
@@ -153,20 +159,22 @@ def _residual(ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], beta: fl
     graphs = []
     for position, (unit, layers, skip) in enumerate(units):
         following = units[position + 1] if position + 1 < len(units) else None
-        if following is not None and _joins(unit, following[0]):
-            # The node is that of the stream: what the next one reads of it.
+        if following is not None and _shares_stream(unit, following[0]):
+            # The layer holds the nodes of the stream, and their activation is what the next FFN or attention reads.
             layers = (*layers[:-1], following[1][0])
-        graph = _chain([(unit, FFNStatistics(layers))])
-        follows = position > 0 and _joins(units[position - 1][0], unit)
+        graph = _build_chain([(unit, FFNStatistics(layers))])
+        follows = position > 0 and _shares_stream(units[position - 1][0], unit)
         graphs.append(replace(graph, follows=follows, skip=skip))
     return tuple(graphs)
 
 
-def _joins(before: FFN, after: FFN) -> bool:
+def _shares_stream(before: FFN, after: FFN) -> bool:
+    """Whether two FFNs (or attentions) follow each other on one residual stream."""
     return before.stack == after.stack and before.sizes[-1] == after.sizes[0] == before.sizes[0]
 
 
-def _chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
+def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
+    """Build one graph for FFNs that follow each other."""
     weights: list[tuple[torch.Tensor, ...]] = []
     names: list[str] = []
     layers: list[LayerStatistics] = []
@@ -181,23 +189,24 @@ def _chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
         else:
             layers[-1] = entry.layers[0]
         layers += entry.layers[1:]
-        own = ffn.prunable
+        ffn_prunable = ffn.prunable
         for layer, stage in enumerate(ffn.stages, start=1):
             weights.append(tuple(projection.weight for projection in stage))
-            last = layer == len(ffn.stages)
-            names.append(own[layer].name if layer in own else f"{ffn.name}:{'output' if last else 'heads'}")
-            if layer in own:
-                prunable[first + layer] = own[layer]
+            if layer in ffn_prunable:
+                names.append(ffn_prunable[layer].name)
+                prunable[first + layer] = ffn_prunable[layer]
+            else:
+                names.append(f"{ffn.name}:{'output' if layer == len(ffn.stages) else 'heads'}")
     activations = [entry.norm for entry in layers]
-    # The ranks read every weight anyway and refuse NaN there: no extra pass over the model.
+    # The ranks read every weight anyway, and raise an error for NaN, so no extra pass over the model is needed.
     graph = LayeredGraph.from_weights(weights, activations[0], activations[1:], names, check_finite=False)
     return ModelGraph(graph, tuple(layers), prunable)
 
 
 def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
-    """The edges into a layer as one dense tensor (n_l, n_{l-1}), non-negative, float32 or wider.
+    """Return the edges into a layer as one dense tensor (n_l, n_{l-1}), non-negative, float32 or wider.
 
-    It is built at each call, on the device of the weights: one block in memory at a time.
+    Each call builds it anew on the device of the weights, so that only one block is in memory at a time.
     """
     block = graph.blocks[layer - 1]
     if not isinstance(block, DenseBlock):
@@ -208,5 +217,5 @@ def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
         part = block.weight(tensor.float() if tensor.itemsize < 4 else tensor)
         total = part if total is None else total + part.to(total.device)
     if total is None:
-        raise OptionError(f"layer {layer} has no edges into it")
+        raise OptionError(f"no edges lead into layer {layer}; expected at least one weight matrix")
     return total

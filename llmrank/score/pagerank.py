@@ -1,4 +1,4 @@
-"""The PageRank scorers: the whole graph goes to ``graphs``, and one step of it is their ``score``."""
+"""The PageRank scorers: ``rank`` passes the whole graph to ``graphs``, and ``score`` is one step of that rank."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from llmrank.errors import OptionError
 from llmrank.score.base_scorer import BaseScorer, check_has_explained
 
 __all__ = [
+    "BasePageRankScorer",
     "EdgeMeasure",
     "ModifiedPageRankScorer",
-    "WeighingScorer",
     "WeightedPageRankScorer",
-    "check_computation",
+    "check_choices",
     "check_unit_interval",
-    "labelled",
     "reweighted_graph",
+    "with_method_name",
 ]
 
 EdgeMeasure: TypeAlias = Literal["magnitude", "energy"]
-KNOWN: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "solver": ("sweep", "power"),
     "backend": ("auto", "scipy", "torch", "dense"),
     "dtype": ("float32", "float64"),
@@ -36,13 +36,15 @@ KNOWN: dict[str, tuple[str, ...]] = {
 }
 
 
-class WeighingScorer(BaseScorer):
-    """What the scorers share that weigh edges and activations in a way of their own.
+class BasePageRankScorer(BaseScorer):
+    """Base of scorers that may change a graph's edge weights and activations before they rank it.
 
     Attributes
     ----------
     edges : {"magnitude", "energy"}
+        See :class:`WeightedPageRankScorer`.
     explained : float
+        See :class:`WeightedPageRankScorer`.
     """
 
     edges: EdgeMeasure
@@ -50,12 +52,12 @@ class WeighingScorer(BaseScorer):
 
     @property
     def needs_explained(self) -> bool:
-        """Where it counts."""
+        """True if `explained` is above 0."""
         return self.explained > 0.0
 
 
 @dataclass
-class WeightedPageRankScorer(WeighingScorer):
+class WeightedPageRankScorer(BasePageRankScorer):
     """Weighted PageRank, see :func:`graphs.weighted_pagerank`.
 
     Parameters
@@ -67,19 +69,18 @@ class WeightedPageRankScorer(WeighingScorer):
     solver : {"sweep", "power"}
     backend : {"auto", "scipy", "torch", "dense"}
     device : str, optional
-        Where to compute; by default where the weights lie.
+        Device to compute on; by default the one that holds the weights.
     dtype : {"float32", "float64"}
-        float32 reads float32 weights without widening them; both keep the same neurons but for ties
-        within 1e-6.
+        float32 reads float32 weights without converting them. Both keep the same neurons, except for ties within 1e-6.
     edges : {"magnitude", "energy"}
-        What an edge weighs: ``|W_ij|``, or ``W_ij^2`` with squared activations beside it, see
-        :meth:`graphs.LayeredGraph.squared`. A step then hands on shares of energy. Squares are taken in bands, not by the
-        compiled kernels, which takes several times as long.
+        Weight of an edge: ``|W_ij|``, or ``W_ij^2`` together with squared activations, see
+        :meth:`graphs.LayeredGraph.squared`. With squares, a step passes on shares of energy. They are computed band by band
+        instead of by the compiled kernels, which takes several times as long.
     explained : float
-        How much what a hidden neuron explains of the output counts in its activation, 0..1:
-        ``a_j = ||x_j||^(1 - explained) * |e_j|^(explained / 2)`` with e_j the share of the output's energy, see
-        :class:`llmrank.score.ExplainedScorer`. 0 is the norm alone, 1/2 the geometric mean of both, in which the calibration
-        costs one product more with every output map.
+        How much the explained share of a hidden neuron counts in its activation, 0..1:
+        ``a_j = ||x_j||^(1 - explained) * |e_j|^(explained / 2)``, where e_j is its share of the output's energy, see
+        :class:`llmrank.score.ExplainedScorer`. 0 is the norm alone, 1/2 the geometric mean of both. Above 0 the calibration
+        costs one more product with every output map.
     """
 
     gamma: float = 0.5
@@ -94,7 +95,7 @@ class WeightedPageRankScorer(WeighingScorer):
     def __post_init__(self) -> None:
         for name in ("gamma", "theta", "explained"):
             check_unit_interval(name, getattr(self, name))
-        check_computation(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
+        check_choices(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def score(
         self,
@@ -103,16 +104,16 @@ class WeightedPageRankScorer(WeighingScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """One step of the rank across one block; parallel edges, whose weights come added up, are squared as one."""
-        weight, out_activations = _step_energies(self.edges, weight, out_activations)
+        """Compute one step of the rank across one block; parallel edges arrive summed and are squared as one edge."""
+        weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         prev, own = prev_importance.to(weight), out_activations.to(weight)
-        passed = Transition(operator, self.theta, arithmetic).apply(operator, prev)
-        result: torch.Tensor = weighted_step(passed, own, self.gamma).vector
+        from_edges = Transition(operator, self.theta, arithmetic).apply(operator, prev)
+        result: torch.Tensor = weighted_step(from_edges, own, self.gamma).vector
         return result
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """The rank of the whole graph."""
+        """Rank the whole graph."""
         result = weighted_pagerank(
             reweighted_graph(self, graph, statistics),
             self.gamma,
@@ -122,17 +123,17 @@ class WeightedPageRankScorer(WeighingScorer):
             device=self.device,
             dtype=self.dtype,
         )
-        return labelled(self, result)
+        return with_method_name(self, result)
 
 
 @dataclass
-class ModifiedPageRankScorer(WeighingScorer):
+class ModifiedPageRankScorer(BasePageRankScorer):
     """Modified PageRank, see :func:`graphs.modified_pagerank`.
 
     Parameters
     ----------
     zero_lowest : float
-        Share of the previous layer's lowest scores that count as zero in a step, 0..1.
+        Share of the previous layer's nodes, those with the lowest scores, that count as zero in a step, 0..1.
     solver, backend, device, dtype, edges, explained
         As for :class:`WeightedPageRankScorer`.
     """
@@ -148,7 +149,7 @@ class ModifiedPageRankScorer(WeighingScorer):
     def __post_init__(self) -> None:
         check_unit_interval("zero_lowest", self.zero_lowest)
         check_unit_interval("explained", self.explained)
-        check_computation(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
+        check_choices(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def score(
         self,
@@ -157,8 +158,8 @@ class ModifiedPageRankScorer(WeighingScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """One step of the rank across one block; parallel edges, whose weights come added up, are squared as one."""
-        weight, out_activations = _step_energies(self.edges, weight, out_activations)
+        """Compute one step of the rank across one block; parallel edges arrive summed and are squared as one edge."""
+        weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         count = int(self.zero_lowest * len(prev_importance))
         prev = arithmetic.with_lowest_zeroed(prev_importance.to(weight), count)
@@ -166,7 +167,7 @@ class ModifiedPageRankScorer(WeighingScorer):
         return result
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """The rank of the whole graph."""
+        """Rank the whole graph."""
         result = modified_pagerank(
             reweighted_graph(self, graph, statistics),
             self.solver,
@@ -175,18 +176,18 @@ class ModifiedPageRankScorer(WeighingScorer):
             dtype=self.dtype,
             zero_lowest=self.zero_lowest,
         )
-        return labelled(self, result)
+        return with_method_name(self, result)
 
 
 def reweighted_graph(
-    scorer: WeighingScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]
+    scorer: BasePageRankScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]
 ) -> LayeredGraph:
-    """A graph with its edges and activations as a scorer weighs them; no dense weight is copied.
+    """Return a graph with the edge weights and activations that a scorer asks for; no dense weight is copied.
 
     Raises
     ------
     OptionError
-        The statistics do not say what neurons explain, and that counts.
+        The scorer needs explained shares, and the statistics hold none.
     """
     if scorer.needs_explained:
         check_has_explained(scorer, graph, statistics)
@@ -198,35 +199,37 @@ def reweighted_graph(
     return graph.squared() if scorer.edges == "energy" else graph
 
 
-def labelled(scorer: WeighingScorer, result: RankResult) -> RankResult:
-    """The rank under a name of its own where it was not drawn as the graph is.
+def with_method_name(scorer: BasePageRankScorer, result: RankResult) -> RankResult:
+    """Return a rank with a method name of its own if its weights or activations are not those of the graph.
 
-    What follows a rank along the graph's own weights and activations (the share that came through the graph, say) goes by
-    the name, and then takes it for scores from elsewhere.
+    Code that explains a rank by the graph's own weights and activations (for example the share of a score that came along
+    edges) reads the name, and treats such a rank as scores of unknown origin.
     """
-    named = result.method
+    method = result.method
     if scorer.edges == "energy":
-        named += " of energies"
+        method += " of energies"
     if scorer.needs_explained:
-        named += " with explained activations"
-    return replace(result, method=named)
+        method += " with explained activations"
+    return replace(result, method=method)
 
 
 def check_unit_interval(name: str, value: float) -> None:
-    """Refuse what is no share."""
+    """Raise OptionError if the value is not a number in [0, 1]."""
     if not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
         raise OptionError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
-def check_computation(**named: str) -> None:
-    """Refuse unknown names at construction: the rank comes only after the calibration."""
-    for name, value in named.items():
-        if value not in KNOWN[name]:
-            raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(KNOWN[name])}")
+def check_choices(**options: str) -> None:
+    """Raise OptionError for an unknown choice when the scorer is made: the rank comes only after the calibration."""
+    for name, value in options.items():
+        if value not in CHOICES[name]:
+            raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(CHOICES[name])}")
 
 
-def _step_energies(edges: EdgeMeasure, weight: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return (weight.square(), own.square()) if edges == "energy" else (weight, own)
+def _step_inputs(
+    edges: EdgeMeasure, weight: torch.Tensor, activations: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (weight.square(), activations.square()) if edges == "energy" else (weight, activations)
 
 
 def _dense_operator(weight: torch.Tensor) -> tuple[TorchArithmetic, Any]:

@@ -1,4 +1,4 @@
-"""Ranks of a model's graphs, one after the other where a residual stream leads from one to the next."""
+"""Rank the graphs of a model in order, where a residual stream may lead from one graph to the next."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ __all__ = ["rank_graphs"]
 
 
 def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankResult, ...]:
-    """The rank of every graph.
+    """Rank every graph.
 
-    A graph that follows another starts from the stream behind that one. With x_k the importance of the stream's nodes in front of
-    graph k and s_k the scores that the scorer gives them behind it,
+    A graph that follows another one starts from the residual stream behind that one. Let x_k be the importance of the stream's
+    nodes in front of graph k, and s_k the scores that the scorer gives them behind it. Then
 
         x_{k+1} = beta_k x_k + (1 - beta_k) s_k
 
-    where x_0 is the first graph's own: node j keeps a share beta of what it had, which takes the skip edge to itself. That is
-    exact after one pass, since no edge leads back. Beta 0 gives the ranks of the chain, beta 1 lets nothing but the first stream
-    reach a later graph.
+    and x_0 is the first graph's own. Along the skip edge from a node to itself, the node keeps the share beta of its importance.
+    One pass gives the exact result, since no edge leads back. Beta 0 gives the ranks of the chain; with beta 1 only the first
+    stream reaches later graphs.
 
     Parameters
     ----------
     scorer : BaseScorer
     graphs : iterable of ModelGraph
-        In the order of the model. What follows nothing is ranked by itself.
+        In the order of the model. A graph that follows none is ranked by itself.
 
     Returns
     -------
     tuple of RankResult
-        Layer 0 of a rank holds x_k where the scorer takes its importance from the graph's activations, as the ranks do.
+        Layer 0 of a rank holds x_k if the scorer takes its importance from the graph's activations, as the PageRank scorers
+        do.
 
     Notes
     -----
-    Cost: one rank a graph. Scorers that look at one layer at a time score hidden neurons alike in every topology.
+    Cost: one rank for each graph. Scorers that look at one layer at a time give hidden neurons the same scores in every
+    topology.
     """
     ranks: list[RankResult] = []
     stream: FloatArray | None = None

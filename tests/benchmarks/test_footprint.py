@@ -65,8 +65,8 @@ def test_going_past_an_ffn_alone_is_seen_in_the_work(monkeypatch: pytest.MonkeyP
         found: float = row["parts"]["prune"]["passes"]
         return found
 
-    alone, trial = passes(), BlockStream._trial
-    monkeypatch.setattr(BlockStream, "_trial", lambda *given: (trial(*given)[0], False))
+    alone, trial = passes(), BlockStream._try_addition
+    monkeypatch.setattr(BlockStream, "_try_addition", lambda *given: (trial(*given)[0], False))
     model = tiny_llama()
     ffn, head = (
         sum(module.weight.numel() for module in part)

@@ -1,4 +1,4 @@
-"""A headless Chromium, and pages opened in it from disk."""
+"""Fixtures: a headless Chromium, and pages opened in it from disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """A browser: the system's, or the one that playwright installed."""
+    """Start Chromium: the system's, or the one that playwright installed."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="the page's browser tests need playwright")
     with sync_api.sync_playwright() as playwright:
         found = os.environ.get("LLMRANK_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -25,14 +25,14 @@ def chromium() -> Iterator[Any]:
             pytest.skip(
                 "the page's browser tests need Chromium: apt-get install chromium, or playwright install chromium"
             )
-        # Containers have no user namespaces for the sandbox.
+        # In containers there are no user namespaces, which the sandbox needs.
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 class Visit:
-    """A page that was opened, and everything it should not have done."""
+    """An opened page, with its complaints and requests; a good page has none."""
 
     def __init__(self, context: Any, path: Path) -> None:
         self.page = context.new_page()
@@ -42,16 +42,16 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
-        self.until("performance.getEntriesByName('interactive').length === 1")
-        # The first request is the page's own file; data: and blob: addresses stay inside.
+        self.settle()
+        # The first request is for the page's own file; data: and blob: addresses need no network.
         self.outside = lambda: [url for url in self.requests[1:] if not url.startswith(("data:", "blob:"))]
 
     def number(self, selector: str) -> int:
-        """The number that an element shows."""
+        """Return the number that an element shows."""
         return int(self.page.inner_text(selector).replace(",", "").replace("\N{MINUS SIGN}", ""))
 
     def until(self, expression: str, seconds: float = 20) -> None:
-        """Wait for something to hold; playwright's own way evaluates strings, which the page's policy forbids."""
+        """Wait until an expression is true; playwright's own way evaluates strings, which the page's policy forbids."""
         held = self.page.evaluate(
             f"""until => new Promise(done => {{
               const look = () => {{
@@ -63,7 +63,7 @@ class Visit:
             }})""",
             1000 * (time.time() + seconds),
         )
-        assert held, f"waited {seconds} s in vain for: {expression}"
+        assert held, f"after {seconds} s this was still not true: {expression}"
 
     def amount(self, percent: int) -> None:
         """Move the slider as a pointer would."""
@@ -74,13 +74,13 @@ class Visit:
         )
 
     def settle(self) -> None:
-        """Wait until plots that were asked for are drawn."""
+        """Wait until the charts are drawn."""
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 @pytest.fixture
 def visit(chromium: Any) -> Iterator[Callable[..., Visit]]:
-    """Open pages; afterwards none may have complained or asked for anything outside."""
+    """Open pages; at the end no page may have complained, or requested anything from outside."""
     contexts, visits = [], []
 
     def opened(path: Path, **options: Any) -> Visit:

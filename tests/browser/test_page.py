@@ -1,4 +1,4 @@
-"""The page in a browser: what it shows is what the library computes, with the mouse and without."""
+"""The page in a browser: it shows what the library computes, and works with the mouse and with the keyboard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import math
 import re
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.inspection.test_page import HOSTILE, hostile_inspection
 from tests.llmrank.tiny_models import tiny_llama, token_ids
 
-pytest.importorskip("plotly", reason="the page draws with plotly")
 Open = Callable[..., Any]
 
 
@@ -43,7 +41,7 @@ def path(inspection: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def masks(inspection: Inspection, scorer: str, budget: str, percent: int, multiple: int = 1) -> Masks:
-    layers = [LayerRecord(name, torch.from_numpy(v)) for name, v in inspection.scored[scorer].importance.items()]
+    layers = [LayerRecord(name, torch.from_numpy(v)) for name, v in inspection.results[scorer].importance.items()]
     budgets = {"local": LocalPruner, "global": GlobalPruner}
     return budgets[budget](percent / 100, multiple_of=multiple).prune(layers)
 
@@ -59,7 +57,7 @@ def rows(page: Any, table: str = "neurons") -> list[list[str]]:
 
 
 def listed_as(page: Any, state: str) -> list[int]:
-    """All neurons of the open layer that a filter of the table leaves, from every page of it."""
+    """Return the neurons of the open layer that a filter of the table leaves, from all pages of the table."""
     page.select_option("#filter", state)
     listed = [int(row[0]) for row in rows(page)]
     while page.is_enabled("#page-next"):
@@ -69,64 +67,106 @@ def listed_as(page: Any, state: str) -> list[int]:
     return sorted(listed)
 
 
-# --- it opens
+# --- the page and its charts
 
 
-def test_it_opens_without_a_word_and_says_what_it_shows(visit: Open, path: Path, inspection: Inspection) -> None:
+def test_the_page_opens_and_says_which_inspection_it_shows(visit: Open, path: Path, inspection: Inspection) -> None:
     page = visit(path).page
     assert page.title() == inspection.source
     text = page.inner_text("#provenance")
     for part in ("chained", "wpr, local, 30 %", "1,080 in 12 layers", "sequences"):
         assert part in text
-    assert page.locator("main .js-plotly-plot").count() == 3
+    assert page.locator("main .plot > svg").count() == 3
     assert page.locator("#notes").is_hidden()
     assert page.locator("#scorer option").all_inner_texts() == ["wpr", "activation", "random", "wpr, isolated"]
 
 
-def test_plots_draw_what_there_is(visit: Open, path: Path, inspection: Inspection) -> None:
+HEAT = """() => new Promise(done => {
+  const image = new Image();
+  image.onload = () => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.width, image.height];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    const { data } = context.getImageData(0, 0, image.width, image.height);
+    done([image.width, image.height, [...data]]);
+  };
+  image.src = document.querySelector("#overview-plot image").getAttribute("href");
+})"""
+
+
+def test_charts_draw_the_inspection(visit: Open, path: Path, inspection: Inspection) -> None:
     page = visit(path).page
-    heat = page.evaluate("document.getElementById('overview-plot').data[0].z.map(row => [...row])")
-    for row, scores in zip(heat, inspection.main.importance.values(), strict=True):
-        # 90 neurons in 100 buckets: the first bucket is the highest neuron.
-        assert 10 ** row[0] == pytest.approx(90 * scores.max(), rel=1e-5)
-        assert 10 ** row[-1] == pytest.approx(90 * scores.min(), rel=1e-5)
-    bars = page.evaluate("document.getElementById('distribution-plot').data.map(bar => [bar.name, bar.y])")
-    assert {name: sum(heights) for name, heights in bars} == {"removed": 27, "kept": 63}
-    nodes = page.evaluate("document.getElementById('subgraph-plot').data.find(trace => trace.customdata)?.customdata")
+    # The heat map has a pixel for each bucket, and lighter colours for higher scores.
+    width, height, pixels = page.evaluate(HEAT)
+    assert (width, height) == (100, 12)
+    colours = np.array(pixels).reshape(height, width, 4)
+    assert (colours[..., 3] == 255).all()
+    assert (np.diff(colours[..., :3].sum(axis=2), axis=1) <= 2).all()
+    # 90 neurons in 100 buckets: the first bucket is the highest neuron.
     scores = next(iter(inspection.main.importance.values()))
-    assert nodes == np.argsort(-scores, kind="stable")[:8].tolist()
+    row = page.locator("#overview-plot [data-layer='0']")
+    row.hover(position={"x": 1, "y": 5})
+    shown = float(re.findall(r"mean score ([\d.]+) ", page.inner_text("#tip"))[0])
+    assert shown == pytest.approx(90 * scores.max(), rel=1e-3)
+    counts = page.eval_on_selector_all(
+        "#distribution-plot .bin", "bins => bins.map(bin => [bin.classList[1], Number(bin.dataset.count)])"
+    )
+    assert {name: sum(n for each, n in counts if each == name) for name in ("removed", "kept")} == {
+        "removed": 27,
+        "kept": 63,
+    }
+    highest = np.argsort(-scores, kind="stable")[:8].tolist()
+    assert page.eval_on_selector_all("#subgraph-plot .neuron", "marks => marks.map(m => +m.dataset.neuron)") == highest
     held = float(re.findall(r"hold ([\d.]+) %", page.inner_text("#subgraph-caption"))[0])
     assert held == pytest.approx(100 * np.sort(scores)[-8:].sum(), abs=0.06)
 
 
-POINT = """([id, x, y]) => {
-  const plot = document.getElementById(id);
-  const { xaxis, yaxis } = plot._fullLayout;
-  const box = plot.getBoundingClientRect();
-  return [box.left + xaxis._offset + xaxis.l2p(x), box.top + yaxis._offset + yaxis.l2p(y)];
-}"""
+def test_the_cuts_are_drawn_where_the_library_cuts(visit: Open, path: Path, inspection: Inspection) -> None:
+    opened = visit(path)
+    opened.amount(50)
+    opened.settle()
+    rows, cut = opened.page.evaluate(
+        """() => {
+          const box = element => { const { x, y, width, height } = element.getBBox(); return [x, y, width, height]; };
+          const rows = [...document.querySelectorAll("#overview-plot [data-layer]")].map(box);
+          return [rows, document.querySelector("#overview-plot .cut.other").getAttribute("d")];
+        }"""
+    )
+    points = [tuple(map(float, point.split(","))) for point in cut[1:].split("L")]
+    keep = masks(inspection, "wpr", "global", 50).values()
+    for (left, top, width, height), mask, upper, lower in zip(rows, keep, points[::2], points[1::2], strict=True):
+        share = float(mask.double().mean())
+        assert upper == pytest.approx((left + share * width, top), abs=0.01)
+        assert lower == pytest.approx((left + share * width, top + height), abs=0.01)
 
 
-def test_clicks_on_the_plots_open_and_choose(visit: Open, path: Path, inspection: Inspection) -> None:
+def test_clicks_on_the_charts_open_layers_and_neurons(visit: Open, path: Path, inspection: Inspection) -> None:
     opened = visit(path, viewport={"width": 1280, "height": 1600})
     page = opened.page
-
-    def click(plot: str, x: float, y: float) -> None:
+    for layer, x in ((7, 20), (3, 250)):  # among the kept neurons, and under the veil of the removed ones
         opened.settle()
-        page.mouse.move(5, 5)
-        opened.until(f"!document.querySelector('#{plot} .hovertext')")
-        page.mouse.move(*page.evaluate(POINT, [plot, x, y]))
-        # A plot knows what is clicked from what is hovered.
-        opened.until(f"document.querySelector('#{plot} .hovertext')")
-        page.mouse.down()
-        page.mouse.up()
-
-    for layer, x in ((7, 20), (3, 95)):  # among the kept, and under the veil of the removed
-        click("overview-plot", x, layer)
+        page.locator(f"#overview-plot [data-layer='{layer}']").click(position={"x": x, "y": 5})
         opened.until(f"document.getElementById('layer-choice').value === '{layer}'")
+    opened.settle()
     second = np.argsort(-list(inspection.main.importance.values())[3], kind="stable")[1]
-    click("subgraph-plot", 1, 1 - 1 / 7)
-    opened.until(f"document.getElementById('neuron-heading').textContent === 'Neuron 3:{second}'")
+    page.click(f"#subgraph-plot [data-neuron='{second}']")
+    assert page.inner_text("#neuron-heading") == f"Neuron 3:{second}"
+
+
+def test_charts_describe_the_element_under_the_pointer(visit: Open, path: Path, inspection: Inspection) -> None:
+    page = visit(path).page
+    assert page.is_hidden("#tip")
+    page.locator("#overview-plot .effective").first.hover()
+    assert "effective number of neurons: " in page.inner_text("#tip")
+    page.locator("#distribution-plot .target").first.hover()
+    assert "1 removed" in page.inner_text("#tip")
+    page.locator("#subgraph-plot .neuron").first.hover()
+    assert page.inner_text("#tip").endswith("kept")
+    page.locator("#subgraph-plot .node").first.hover()
+    assert "model.layers.0.mlp:input" in page.inner_text("#tip")
+    page.hover("h1")
+    assert page.is_hidden("#tip")
 
 
 # --- budgets
@@ -134,7 +174,7 @@ def test_clicks_on_the_plots_open_and_choose(visit: Open, path: Path, inspection
 
 @pytest.mark.parametrize("scorer", ["wpr", "activation", "random"])
 @pytest.mark.parametrize("budget", ["local", "global"])
-def test_the_slider_shows_what_the_library_computes(
+def test_the_slider_shows_the_masks_of_the_library(
     visit: Open, path: Path, inspection: Inspection, scorer: str, budget: str
 ) -> None:
     opened = visit(path)
@@ -152,12 +192,12 @@ def test_the_slider_shows_what_the_library_computes(
             column = 2 if each == "local" else 3
             shown = [int(row[column].replace("\N{MINUS SIGN}", "").replace(",", "")) for row in rows(page, "layers")]
             assert shown == [len(mask) - int(mask.sum()) for mask in expected.values()]
-        # Which neurons of the open layer go, not only how many.
+        # The page shows the right neurons of the open layer, not only their number.
         assert listed_as(page, "removed") == removed(masks(inspection, scorer, budget, percent)[name])
 
 
-def test_the_answer_comes_at_once(visit: Open, path: Path) -> None:
-    """Within the very event: no timer, no frame in between."""
+def test_counts_change_while_the_slider_moves(visit: Open, path: Path) -> None:
+    """The counts change within the event itself, before the next frame."""
     page = visit(path).page
     before, after = page.evaluate(
         """() => {
@@ -172,7 +212,7 @@ def test_the_answer_comes_at_once(visit: Open, path: Path) -> None:
     assert (before, after) == ("324", "648")
 
 
-def test_the_amount_asked_for_is_the_start_and_can_be_had_back(
+def test_the_page_starts_at_the_amount_of_the_inspection_and_returns_to_it(
     visit: Open, tmp_path: Path, inspection: Inspection
 ) -> None:
     model = tiny_llama()
@@ -184,29 +224,27 @@ def test_the_amount_asked_for_is_the_start_and_can_be_had_back(
     assert page.is_checked("[name=budget][value=global]")
     assert opened.number("#count-global .removed") == math.ceil(0.333 * 80)
     assert opened.number("#count-local .removed") == 2 * round(0.333 * 40)
-    assert page.is_disabled("#as-asked")
+    assert page.is_disabled("#as-inspected")
     opened.amount(50)
     assert opened.number("#count-global .removed") == 40
-    page.click("#as-asked")
+    page.click("#as-inspected")
     assert opened.number("#count-global .removed") == 27
     assert page.inner_text("#amount-shown") == "33.3 %"
 
 
-def test_what_the_library_refuses_the_page_refuses(visit: Open, tmp_path: Path) -> None:
+def test_the_page_shows_the_refusals_of_the_library(visit: Open, tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
     pipeline = ChainedFFNPipeline(model, None, calibration=torch.rand(20, 4))
     tiny = inspect_model(pipeline, {"activation": ActivationScorer()}, "activation")
     opened = visit(write_page(tiny, tmp_path / "index.html"))
     opened.amount(90)
-    assert "refused: 0 would keep 0 of 3 neurons" in opened.page.inner_text("#count-local")
+    assert "refused: 0 would keep 0 of 3 neurons, fewer than min_keep=1" in opened.page.inner_text("#count-local")
     assert "refused" in opened.page.inner_text("#count-global")
     assert opened.number("#layers tbody td:nth-child(3)") == 0
 
 
 @pytest.mark.parametrize("multiple", [8, 64, 128])
-def test_widths_are_rounded_as_the_library_rounds_them(
-    visit: Open, path: Path, inspection: Inspection, multiple: int
-) -> None:
+def test_widths_are_rounded_as_in_the_library(visit: Open, path: Path, inspection: Inspection, multiple: int) -> None:
     opened = visit(path)
     page = opened.page
     page.select_option("#multiple", str(multiple))
@@ -226,7 +264,7 @@ def test_widths_are_rounded_as_the_library_rounds_them(
                 ]
                 assert shown == [len(mask) - int(mask.sum()) for mask in expected.values()]
             assert listed_as(page, "removed") == removed(masks(inspection, "wpr", budget, percent, multiple)[name])
-    # The facts of a neuron are rounded too.
+    # The facts of a neuron follow from the rounded widths too.
     opened.amount(30)
     neuron = int(importance.argmin())
     page.fill("#query", f"5:{neuron}")
@@ -241,7 +279,7 @@ def test_widths_are_rounded_as_the_library_rounds_them(
         assert at == (f"{goes[0]} %" if goes else "> 90 %")
 
 
-def test_the_settings_asked_for_are_the_start(visit: Open, tmp_path: Path) -> None:
+def test_the_page_starts_with_the_settings_of_the_inspection(visit: Open, tmp_path: Path) -> None:
     pruner = GlobalPruner(0.4, min_keep=5, multiple_of=6, normalize="mean")
     pipeline = ChainedFFNPipeline(tiny_llama(), None, pruner=pruner, calibration=token_ids())
     seen = inspect_model(pipeline, {"wpr": WeightedPageRankScorer()}, "wpr", "global")
@@ -260,23 +298,7 @@ def test_the_settings_asked_for_are_the_start(visit: Open, tmp_path: Path) -> No
     assert opened.number("#count-global .kept") == plain.kept
 
 
-def test_the_arithmetic_is_pythons(chromium: Any) -> None:
-    """Every count of every width up to 600, and the widths of real models, halves included."""
-    script = (files("llmrank.inspection") / "templates" / "exact.js").read_text(encoding="utf-8")
-    page = chromium.new_page()
-    sizes = [*range(1, 601), 1536, 11008, 14336, 28672]
-    counts = page.evaluate(
-        f"""sizes => {{ {script}
-          return sizes.map(size => Array.from({{ length: 91 }}, (_, percent) => [
-            localCount({{}}, {{ percent }}, {{ size }}), globalCount({{ total: size }}, {{ percent }})])); }}""",
-        sizes,
-    )
-    for size, by_percent in zip(sizes, counts, strict=True):
-        assert by_percent == [[round(p / 100 * size), -(-p * size // 100)] for p in range(91)]
-    page.close()
-
-
-# --- finding
+# --- search
 
 
 FOUND = {
@@ -294,10 +316,10 @@ FOUND = {
 }
 
 
-def test_search_finds(visit: Open, path: Path) -> None:
+def test_search_finds_layers_and_neurons(visit: Open, path: Path) -> None:
     page = visit(path).page
     for query, found in FOUND.items():
-        # From the first layer, sorted by place: what is found has to be brought into view.
+        # The search starts in the first layer, in a table sorted by place, so it has to turn the pages.
         page.select_option("#layer-choice", "0")
         page.fill("#query", query)
         page.press("#query", "Enter")
@@ -313,12 +335,12 @@ def test_search_finds(visit: Open, path: Path) -> None:
         assert page.inner_text("#layer-heading").startswith("Layer 3"), query
 
 
-def test_search_says_what_it_did_not_find(visit: Open, path: Path) -> None:
+def test_search_says_why_it_finds_nothing(visit: Open, path: Path) -> None:
     page = visit(path).page
     for query, answer in {
-        "3:90": "has neurons 0 to 89; there is no 90",
-        "12:1": "No layer “12”",
-        "attention 5": "No layer “attention”",
+        "3:90": "has neurons 0 to 89, and no neuron 90",
+        "12:1": "There is no layer “12”",
+        "attention 5": "There is no layer “attention”",
         "mlp 5": "12 layers match",
         "": "Type a layer and a neuron",
     }.items():
@@ -351,7 +373,6 @@ def test_the_facts_of_a_neuron(visit: Open, path: Path, inspection: Inspection, 
     shown = dict(zip(terms, page.locator("#neuron-facts > dl > dd").all_inner_texts(), strict=True))
     assert float(shown["score"]) == pytest.approx(facts.score, rel=1e-3)
     assert shown["place"] == f"{facts.position + 1} of 90"
-    assert shown["percentile"] == f"{100 * facts.percentile:.2f} %"
     for term, value in (
         ("activation", facts.activation),
         ("strength in", facts.in_strength),
@@ -412,7 +433,7 @@ def test_the_table_sorts_and_follows_the_pointer(visit: Open, path: Path, inspec
 
 
 @pytest.mark.parametrize(("what", "scope"), [("removed", "layer"), ("kept", "model"), ("all", "model")])
-def test_the_csv_holds_the_set(
+def test_the_csv_holds_the_chosen_neurons(
     visit: Open, path: Path, inspection: Inspection, tmp_path: Path, what: str, scope: str
 ) -> None:
     opened = visit(path)
@@ -444,12 +465,14 @@ def test_the_csv_holds_the_set(
         layer, neuron = row["layer"], int(row["neuron"])
         assert np.float32(row["score"]) == np.float32(inspection.main.importance[layer][neuron])
         assert int(row["layer_number"]) == layers.index(layer)
+        scores = inspection.main.importance[layer]
+        assert int(row["place"]) == np.argsort(-scores, kind="stable").tolist().index(neuron) + 1
         for budget, mask in both.items():
             assert row[budget] == ("kept" if mask[layer][neuron] else "removed")
     assert f"{len(expected)}" in page.inner_text("#download-result").replace(",", "")
 
 
-# --- without a mouse, and in other light
+# --- keyboard, colours and widths
 
 
 def test_everything_can_be_done_with_the_keyboard(visit: Open, path: Path) -> None:
@@ -469,7 +492,7 @@ def test_everything_can_be_done_with_the_keyboard(visit: Open, path: Path) -> No
     assert page.evaluate("document.activeElement.textContent") == "2"
     page.keyboard.press("End")
     assert page.inner_text("#layer-heading").startswith("Layer 11")
-    # The table of neurons: into the next page and back, choosing on the way.
+    # In the table of neurons: to the next page and back, and select a neuron on the way.
     page.focus("#neurons tbody button[tabindex='0']")
     for _ in range(20):
         page.keyboard.press("ArrowDown")
@@ -491,7 +514,7 @@ def test_everything_can_be_done_with_the_keyboard(visit: Open, path: Path) -> No
     assert page.get_attribute("#count-global", "class") == "chosen"
 
 
-def test_counts_are_spoken_when_the_slider_rests(visit: Open, path: Path) -> None:
+def test_counts_are_announced_when_the_slider_rests(visit: Open, path: Path) -> None:
     opened = visit(path)
     for percent in range(31, 61):
         opened.amount(percent)
@@ -534,16 +557,16 @@ CONTRAST = """() => {
     return [255, 255, 255, 1];
   };
   const found = [];
-  for (const e of document.querySelectorAll('body *:not(script, option, .js-plotly-plot *, .unseen)')) {
+  for (const e of document.querySelectorAll('body *:not(script, option, .plot *, .unseen)')) {
     const own = [...e.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
     if (!own || !e.checkVisibility() || e.matches(':disabled, .skip')) continue;
     const [a, b] = [luminance(parse(getComputedStyle(e).color)), luminance(behind(e))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) found.push(`${ratio.toFixed(2)} ${e.tagName} ${e.textContent.slice(0, 40)}`);
   }
-  for (const e of document.querySelectorAll('.js-plotly-plot text')) {
+  for (const e of document.querySelectorAll('.plot text')) {
     if (!e.textContent.trim()) continue;
-    const [a, b] = [luminance(parse(getComputedStyle(e).fill)), luminance(behind(e.closest('.js-plotly-plot')))];
+    const [a, b] = [luminance(parse(getComputedStyle(e).fill)), luminance(behind(e.closest('.plot')))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) found.push(`${ratio.toFixed(2)} plot ${e.textContent.slice(0, 40)}`);
   }
@@ -558,13 +581,13 @@ def test_it_follows_the_colour_scheme_and_can_be_read(visit: Open, path: Path, s
     assert page.evaluate(CONTRAST) == []
 
 
-def test_light_and_dark_switch_and_the_plots_with_them(visit: Open, path: Path) -> None:
-    # Without transitions: colours in the middle of one belong to neither scheme.
+def test_the_page_and_its_charts_switch_between_light_and_dark(visit: Open, path: Path) -> None:
+    # Transitions would show colours that belong to neither scheme.
     opened = visit(path, color_scheme="light", reduced_motion="reduce")
     page = opened.page
     colours = """() => [
       getComputedStyle(document.body).backgroundColor,
-      getComputedStyle(document.querySelector('#distribution-plot .xtick text')).fill,
+      getComputedStyle(document.querySelector('#distribution-plot .tick')).fill,
     ]"""
     light = page.evaluate(colours)
     page.click("#theme")
@@ -579,31 +602,31 @@ def test_light_and_dark_switch_and_the_plots_with_them(visit: Open, path: Path) 
 
 
 @pytest.mark.parametrize("width", [1280, 800, 400])
-def test_nothing_sticks_out_sideways(visit: Open, path: Path, width: int) -> None:
+def test_the_page_is_never_wider_than_the_window(visit: Open, path: Path, width: int) -> None:
     page = visit(path, viewport={"width": width, "height": 800}).page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_plots_keep_to_their_boxes_when_the_window_changes(visit: Open, path: Path) -> None:
+def test_charts_follow_the_width_of_the_window(visit: Open, path: Path) -> None:
     opened = visit(path)
     page = opened.page
     boxes = (
         "() => [...document.querySelectorAll('.plot')].map(box => "
-        "[box.clientWidth, box.querySelector('.main-svg').clientWidth, box.querySelector('.main-svg').clientHeight])"
+        "[box.clientWidth, box.querySelector('svg').clientWidth, box.querySelector('svg').clientHeight])"
     )
     before = page.evaluate(boxes)
-    assert page.evaluate("document.getElementById('overview-plot').data.length") == 5
+    assert page.locator("#overview-plot .effective").count() == 12
     page.set_viewport_size({"width": 400, "height": 700})
-    fits = "Math.abs(box.clientWidth - box.querySelector('.main-svg').clientWidth) <= 1"
+    fits = "Math.abs(box.clientWidth - box.querySelector('svg').clientWidth) <= 1"
     opened.until(f"[...document.querySelectorAll('.plot')].every(box => {fits})")
     narrow = page.evaluate(boxes)
     assert all(one[0] != other[0] for one, other in zip(before, narrow, strict=True))
-    # Heights follow from the content, not from the window; and a narrow overview leaves out its bars.
+    # Heights depend on the content and not on the window. A narrow overview has no bars.
     assert [height for _, _, height in narrow] == [height for _, _, height in before]
-    assert page.evaluate("document.getElementById('overview-plot').data.length") == 4
+    assert page.locator("#overview-plot .effective").count() == 0
 
 
-def test_motion_is_only_for_those_who_want_it(visit: Open, path: Path) -> None:
+def test_nothing_moves_if_the_reader_prefers_reduced_motion(visit: Open, path: Path) -> None:
     page = visit(path, reduced_motion="reduce").page
     moving = (
         "() => [...document.querySelectorAll('button')]"
@@ -619,7 +642,7 @@ def test_hostile_names_are_shown_and_do_nothing(visit: Open, tmp_path: Path) -> 
     opened = visit(write_page(hostile_inspection(), tmp_path / "index.html"))
     page = opened.page
     assert page.inner_text("h1").split() == HOSTILE.split()
-    assert page.locator("script").count() == 4
+    assert page.locator("script").count() == 3
     assert HOSTILE.split()[0] in page.inner_text("#layer-heading")
     page.fill("#query", "0:3")
     page.press("#query", "Enter")

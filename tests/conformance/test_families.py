@@ -1,4 +1,4 @@
-"""Every model family that the package names, from finding its FFNs to loading the pruned checkpoint."""
+"""Tests of every model family of the package, from finding its FFNs to loading the pruned checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pipeline(
 
 
 def uneven_model(family: Family) -> Any:
-    """A model whose first FFN concentrates on a few neurons, so that a global budget gives unequal widths."""
+    """Make a model whose first FFN relies on few neurons, so that a global budget gives unequal widths."""
     model = family_model(family)
     with torch.no_grad():
         for producer in find_ffns(model)[0].stages[0]:
@@ -41,7 +41,7 @@ def uneven_model(family: Family) -> Any:
 
 
 def loaded_quietly(family: Family, directory: Path) -> Any:
-    """What the stock loader makes of a directory."""
+    """Load a directory with the loader of transformers."""
     model, info = auto_class(family).from_pretrained(directory, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -54,14 +54,14 @@ def test_found_by_geometry(family: Family) -> None:
     model = family_model(family)
     ffns = find_ffns(model)
     assert {ffn.kind for ffn in ffns} == {family.kind}
-    # Two layers; an encoder-decoder has two stacks of them.
+    # Two blocks; an encoder-decoder has two stacks of them.
     assert len(ffns) == (4 if family.model_type == "t5" else 2)
     assert len({ffn.stack for ffn in ffns}) == (2 if family.model_type == "t5" else 1)
     assert {ffn.sizes for ffn in ffns} == {(16, 64 if family.model_type == "bloom" else 40, 16)}
 
 
-# Both topologies and all pruners see every family, but in three of the six pairs: the form of the cut does not
-# depend on how the scores came about.
+# Every family meets both topologies and all pruners, but only in three of the six pairs: the pruned form does not
+# depend on the origin of the scores.
 @every_family
 @pytest.mark.parametrize(
     ("topology", "pruner"),
@@ -107,7 +107,7 @@ def test_three_forms_compute_the_same(family: Family, topology: type[BasePipelin
 
 
 @every_family
-def test_two_steps_leave_what_masks_say_and_undo(family: Family) -> None:
+def test_two_steps_agree_with_the_masks_and_can_be_undone(family: Family) -> None:
     model = family_model(family)
     snapshot = Snapshot(model)
     run = pipeline(model, GlobalPruner(0.4), schedule=Schedule(2))
@@ -122,7 +122,7 @@ def test_two_steps_leave_what_masks_say_and_undo(family: Family) -> None:
 
 
 def removed_parameters(run: BasePipeline) -> int:
-    """Rows of every producer with their biases, and columns of every consumer; the consumer's bias stays."""
+    """Count the removed rows of every input map with their biases, and the removed columns of every output map."""
     assert run.masks is not None
     total = 0
     for entry in run.model_graphs:
@@ -177,7 +177,7 @@ def test_the_residual_stream_and_attentions_are_part_of_the_graph(family: Family
         return
     run.run()
     attentions, ffns = run.model_graphs[::2], run.model_graphs[1::2]
-    # Four heads of four, whether they share their values or not.
+    # There are four heads of size four, whether they share values or not.
     assert [entry.graph.layers for entry in attentions] == [(16, 16, 16)] * 2
     assert [list(entry.prunable) for entry in (*attentions, *ffns)] == [[], [], [1], [1]]
     assert [entry.follows for entry in run.model_graphs] == [False, True, True, True]
@@ -196,7 +196,7 @@ def test_uniform_widths_load_in_stock_transformers(family: Family, tmp_path: Pat
     assert all(vector.dtype == torch.uint8 for vector in vectors.values())
     assert llmrank.Masks(vectors) == run.masks
     if family.width is None:
-        # The configuration cannot say this width, so only our loader can build the model.
+        # The configuration cannot express this width, so only this package's loader can build the model.
         with pytest.raises(RuntimeError, match="mismatched"):
             auto_class(family).from_pretrained(tmp_path / "out")
         again = llmrank.load(tmp_path / "out").model
@@ -215,7 +215,7 @@ def test_uniform_widths_load_in_stock_transformers(family: Family, tmp_path: Pat
 
 
 @every_family
-def test_widths_by_layer_load_here_and_are_refused_elsewhere(family: Family, tmp_path: Path) -> None:
+def test_widths_by_layer_load_here_and_raise_in_transformers(family: Family, tmp_path: Path) -> None:
     model = uneven_model(family)
     run = pipeline(model, GlobalPruner(0.25, normalize="none"))
     run.run()

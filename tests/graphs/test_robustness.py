@@ -1,4 +1,4 @@
-"""What must hold when things go wrong: interrupts, float32 with many nodes, starts far from the solution, odd input."""
+"""Tests of difficult cases: interrupts, float32 with many nodes, starts far from the solution, unusual input."""
 
 import itertools
 import signal
@@ -12,7 +12,7 @@ from scipy import sparse
 
 from graphs import BlockDigraph, EdgeBlock, GraphError, KeepHighest, LayeredGraph, pagerank
 from graphs.linalg.blocks import SparseBlock
-from graphs.linalg.kernels import _Threads
+from graphs.linalg.threads import ThreadPool
 from graphs.solvers import GaussSeidel, Krylov
 
 
@@ -26,8 +26,8 @@ def ring(size: int) -> sparse.csr_array:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs POSIX signals")
 def test_an_interrupt_leaves_the_threads_usable() -> None:
-    threads = _Threads()
-    threads.count = 2
+    threads = ThreadPool()
+    threads.size = 2
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -51,8 +51,8 @@ def test_an_interrupt_leaves_the_threads_usable() -> None:
 
 
 def test_an_error_of_any_thread_reaches_the_caller() -> None:
-    threads = _Threads()
-    threads.count = 2
+    threads = ThreadPool()
+    threads.size = 2
     for bad in (0, 1):
 
         def fail(start: int, stop: int, part: int, bad: int = bad) -> None:
@@ -68,8 +68,8 @@ def test_without_threads_to_be_had_the_work_is_done(monkeypatch: pytest.MonkeyPa
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    threads = _Threads()
-    threads.count = 3
+    threads = ThreadPool()
+    threads.size = 3
     monkeypatch.setattr(threading.Thread, "start", refuse)
     seen: list[int] = []
     threads.run(lambda start, stop, part: seen.append(part), [0, 1, 2, 3])
@@ -81,7 +81,7 @@ def test_without_threads_to_be_had_the_work_is_done(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("solver", ["power", "gauss-seidel"])
 def test_float32_with_many_nodes_and_columns_keeps_its_mass(solver: str) -> None:
-    # numpy adds the rows of a float32 matrix one after the other, which loses a thousandth here.
+    # numpy adds the rows of a float32 matrix one after another, which has an error of 1/1000 here.
     size = 300_000
     result = pagerank(ring(size), 0.5, np.ones((size, 2)), solver=solver, backend="scipy", dtype="float32")
     assert result.converged
@@ -94,7 +94,7 @@ def test_float32_with_many_nodes_and_columns_keeps_its_mass(solver: str) -> None
 
 
 def wild(seed: int) -> tuple[BlockDigraph, float, Any]:
-    """Two or three tiny layers, every block there is, weights over nine and teleports over twelve orders of magnitude."""
+    """Two or three tiny layers, all blocks between them, weights over nine and teleports over twelve orders of magnitude."""
     rng = np.random.default_rng(seed)
     layers = tuple(int(n) for n in rng.integers(1, 5, rng.integers(2, 4)))
     edges = [
@@ -117,13 +117,13 @@ def test_aggregation_is_dropped_where_it_leads_astray() -> None:
         assert helped.solver == "gauss-seidel"
         assert helped.converged, seed
         plain = pagerank(graph, gamma, teleport, solver=GaussSeidel(aggregation=False), tol=1e-11, max_iter=300)
-        # A failed attempt costs a pass of its own, every second one at the most.
+        # A failed aggregation costs one sweep, in at most every second step.
         if plain.converged:
             assert helped.iterations <= 2 * plain.iterations + 2, (seed, helped.iterations, plain.iterations)
 
 
 def test_a_krylov_cycle_that_fails_is_taken_back() -> None:
-    from graphs.structures.gallery import SEEDED
+    from tests.graphs.known_graphs import SEEDED
 
     result = pagerank(SEEDED["power law"](), 0.9, solver=Krylov("bicgstab", inner=2), tol=1e-10, max_iter=400)
     assert result.converged
@@ -171,10 +171,10 @@ BLOCK = SparseBlock(sparse.csr_array(np.ones((3, 2))))
         (((2, 0), (), ("a", "b")), "each of at least one node"),
         (((2, 3), (), ("a",)), "expected 2 names"),
         (((2, 3), (), ("a", "b"), None, ("x",)), "5 labels, got 2 and 1"),
-        (((2, 3), (EdgeBlock(-2, 1, BLOCK),), ("a", "b")), r"expected layers of 0\.\.1"),
-        (((2, 3), (EdgeBlock(0, 5, BLOCK),), ("a", "b")), r"expected layers of 0\.\.1"),
+        (((2, 3), (EdgeBlock(-2, 1, BLOCK),), ("a", "b")), r"expected layers 0\.\.1"),
+        (((2, 3), (EdgeBlock(0, 5, BLOCK),), ("a", "b")), r"expected layers 0\.\.1"),
         (((2, 3), (EdgeBlock(1, 0, BLOCK),), ("a", "b")), r"expected shape \(2, 3\)"),
-        (((2, 3), (EdgeBlock(0, 1, BLOCK, share=float("nan")),), ("a", "b")), "shares out of layer 0"),
+        (((2, 3), (EdgeBlock(0, 1, BLOCK, share=float("nan")),), ("a", "b")), "shares of edges from layer 0"),
         (((2, 3), (), ("a", "b"), (np.array([-1.0, 3.0]), np.ones(3))), "finite, non-negative"),
         (((2, 3), (), ("a", "b"), (np.ones(2), np.ones(2))), "of sizes"),
     ],

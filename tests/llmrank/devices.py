@@ -1,4 +1,4 @@
-"""Devices that are not there: tensors that say they are on one, compute on the CPU, and refuse to be mixed as a GPU's do."""
+"""Simulated devices: tensors that report such a device, compute on the CPU, and raise if devices are mixed, as GPUs do."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-# A device type that torch knows by name without asking for hardware.
+# A device type that torch knows by name and that needs no hardware.
 FIRST, SECOND = torch.device("lazy", 0), torch.device("lazy", 1)
 aten = torch.ops.aten
-# What may read from one device and write to another; indices may be on the CPU.
+# Operations that may read from one device and write to another; indices may be on the CPU.
 CROSSING = {aten._to_copy.default, aten.copy_.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
 class DistantTensor(torch.Tensor):
-    """A tensor that says it is on another device than the CPU, where its values are."""
+    """A tensor that reports a device other than the CPU, although its values are on the CPU."""
 
     values: torch.Tensor
 
@@ -59,15 +59,15 @@ class DistantTensor(torch.Tensor):
 def pretended_devices() -> Iterator[None]:
     """Let tensors be on :data:`FIRST` and :data:`SECOND` beside the CPU.
 
-    An operation of tensors on several devices is an error, as it is on GPUs: copies, single numbers and indices of the CPU are
-    not.
+    An operation on tensors of several devices raises an error, as with GPUs, except for copies, and for single numbers and
+    indices on the CPU.
     """
     with _Literals(), _Operations():
         yield
 
 
 class _Literals(TorchFunctionMode):
-    """``torch.tensor``, which makes its tensor before any operation is called."""
+    """Handles ``torch.tensor``, which makes its tensor before any operation is called."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -96,7 +96,7 @@ class _Operations(TorchDispatchMode):
         result = func(*plain_args, **plain_kwargs)
         if device.type == "cpu":
             return result
-        # What was written into is returned as it is.
+        # An operation that writes to its argument returns that argument.
         own = {id(tensor.values): tensor for tensor in tensors if isinstance(tensor, DistantTensor)}
         return tree_map_only(
             torch.Tensor, lambda value: own[id(value)] if id(value) in own else DistantTensor(value, device), result
@@ -104,7 +104,7 @@ class _Operations(TorchDispatchMode):
 
 
 def on_two(model: Any) -> Any:
-    """A model of two decoder layers, spread over both devices by accelerate: the embeddings and the first layer, and the rest."""
+    """Spread a model of two blocks over both devices with accelerate: the embeddings and the first block, and the rest."""
     parts = {"model.embed_tokens": FIRST, "model.rotary_emb": FIRST, "model.layers.0": FIRST}
     rest = dict.fromkeys(("model.layers.1", "model.norm", "lm_head"), SECOND)
     return dispatch_model(model, {**parts, **rest}, main_device=FIRST)

@@ -1,4 +1,4 @@
-"""The formulas as loops over Python numbers: slow, obvious, and independent of the package."""
+"""The formulas as loops over Python numbers: slow, simple, and independent of the package."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def modified(weight: Matrix, previous: Vector, activation: Vector, zero_lowest: 
 
 
 def backward(weight: Matrix, following: Vector, activation: Vector, gamma: float, theta: float) -> list[float]:
-    """One step against the edges: every target gives its sources their share of what arrives at it."""
+    """Compute one step against the edges: every target divides its score among its sources."""
     passed = [0.0] * len(activation)
     for row, score in zip(weight, following, strict=True):
         strength, degree = sum(map(abs, row)), sum(w != 0 for w in row)
@@ -67,7 +67,7 @@ def backward(weight: Matrix, following: Vector, activation: Vector, gamma: float
 
 
 def explained(x: Matrix, weight: Matrix, *, centred: bool = False) -> list[float]:
-    """Shares of the output's energy: what each input adds to it, projected on it, token by token."""
+    """Compute shares of the output's energy: each input's contribution projected on the output, token by token."""
     n = len(x[0])
     mean = [sum(row[j] for row in x) / len(x) if centred else 0.0 for j in range(n)]
     found, total = [0.0] * n, 0.0
@@ -83,7 +83,7 @@ def explained(x: Matrix, weight: Matrix, *, centred: bool = False) -> list[float
 def least_squares(
     x: Matrix, weight: Matrix, bias: Vector | None, keep: Sequence[bool], damping: float
 ) -> tuple[list[list[float]], list[float] | None]:
-    """Weights and bias of the kept neurons that come nearest to the old outputs, by Gaussian elimination."""
+    """Compute the weights and bias of the kept neurons that best fit the old outputs, by Gaussian elimination."""
     tokens, n = len(x), len(keep)
     mean = [sum(row[j] for row in x) / tokens if bias is not None else 0.0 for j in range(n)]
     second = [[sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in x) / tokens for j in range(n)] for i in range(n)]

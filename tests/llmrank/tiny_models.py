@@ -64,9 +64,9 @@ CONFIGS |= {
     | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
     "mllama_text_model": LLAMA | {"cross_attention_layers": [1]},
 }
-# Families whose blocks do not all have a self-attention over the text.
+# Families in which some blocks have no self-attention over the text.
 MIXED = ("jamba", "olmo_hybrid", "mllama_text_model")
-# A Llama's maps by name, as the paper's code is told them.
+# The maps of a Llama in the explicit form, as in the paper's code.
 STRUCTURE: dict[str, Any] = {
     "path_to_layers": ["model", "layers"],
     "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj")),
@@ -96,20 +96,20 @@ def auto_class(family: Family) -> Any:
 
 
 def family_model(family: Family, seed: int = 0, **changes: Any) -> Any:
-    """A model of a family whose biases are not zero: a fresh one's are, which would hide a bias left behind."""
+    """Make a model of a family with biases that are not zero; the zeros of a new model would hide a forgotten bias."""
     torch.manual_seed(seed)
     auto = auto_class(family)
     build = auto.from_config if hasattr(auto, "from_config") else auto._from_config
     model = build(family_config(family, **changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            # Wider than the usual initialisation, so that 1e-5 on the logits means something.
+            # Larger than the usual initialisation, so that a difference of 1e-5 in the logits is meaningful.
             parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.ndim == 1 else 0.0))
     return model
 
 
 def disturbed(model: Any, scale: float = 0.05) -> Any:
-    """A copy that computes something else, but not altogether."""
+    """Return a copy of a model with slightly different parameters."""
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -131,17 +131,17 @@ def tiny_t5(seed: int = 0, **changes: Any) -> Any:
 
 
 def token_ids(n: int = 4, length: int = 24, seed: int = 0) -> torch.Tensor:
-    """Random ids without the special ones."""
+    """Return random token ids that are not special."""
     return torch.randint(4, VOCABULARY, (n, length), generator=torch.Generator().manual_seed(seed))
 
 
 def whole_sequences(ids: torch.Tensor, mask: torch.Tensor | None = None) -> TokenSequences:
-    """Ids (or features) as they are; without a mask none of them is padding."""
+    """Make sequences of token ids (or features); without a mask none of them is padding."""
     return TokenSequences.of(ids, torch.ones(ids.shape[:2], dtype=torch.bool) if mask is None else mask, "test")
 
 
 def padded_sequences() -> TokenSequences:
-    """Five sequences of up to 12 tokens; the second has 8 of them, the fourth 5."""
+    """Make five sequences of up to 12 tokens; the second has 8 and the fourth 5, and the rest is padding."""
     ids = token_ids(5, 12)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, 8:] = mask[3, 5:] = False
@@ -149,14 +149,14 @@ def padded_sequences() -> TokenSequences:
 
 
 def repeated(weight: torch.Tensor) -> torch.Tensor:
-    """The value rows of every head where each group's are shared by several."""
+    """Repeat the value rows of each group for all heads that share them."""
     width, groups = HEADS["head_dim"], HEADS["num_key_value_heads"]
     heads = [weight[k * width : (k + 1) * width] for k in range(groups)]
     return torch.cat([head for head in heads for _ in range(HEADS["num_attention_heads"] // groups)])
 
 
 def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, seed: int = 0) -> nn.Sequential:
-    """Linears with activations between them."""
+    """Make a sequence of Linears with activation functions between them."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for position in range(len(sizes) - 1):
@@ -170,7 +170,7 @@ def features(n: int, size: int, seed: int = 0) -> torch.Tensor:
 
 
 def tokenizer(*, special: bool = True, pad: bool = True) -> Any:
-    """Words w4 .. w63; with `special` a text becomes [BOS] text [EOS]."""
+    """Make a tokenizer for the words w4 .. w63; with `special`, a text becomes [BOS] text [EOS]."""
     backend = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     if special:
@@ -187,9 +187,9 @@ def tokenizer(*, special: bool = True, pad: bool = True) -> Any:
 
 
 def spelling_tokenizer(*, across: bool = False, front: bool = False, back: bool = False) -> Any:
-    """Byte pairs of few words: short ones are one token, others several; `across` merges over spaces too."""
+    """Train byte pairs on few words: short words are one token, others several; `across` merges over spaces too."""
     backend = Tokenizer(models.BPE(unk_token="[UNK]"))
-    # An alphabet without pre-tokenisation would be that of the text.
+    # Without pre-tokenisation, the alphabet would be that of the training text.
     backend.pre_tokenizer = None if across else pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
@@ -206,7 +206,7 @@ def spelling_tokenizer(*, across: bool = False, front: bool = False, back: bool 
 
 
 def text(n: int, seed: int = 0) -> str:
-    """`n` words, one token each."""
+    """Return `n` words of one token each."""
     return " ".join(f"w{int(k)}" for k in token_ids(1, n, seed)[0])
 
 
@@ -218,7 +218,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
         return result
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     if model.config.model_type == "mllama_text_model":
-        # Without an image its cross-attention layers are skipped.
+        # Without an image, the model skips its cross-attention layers.
         states = torch.randn(len(ids), 3, HIDDEN, generator=torch.Generator().manual_seed(3))
         more = {"cross_attention_states": states.to(model.dtype)}
     output: torch.Tensor = model(input_ids=ids, **more).logits
@@ -226,7 +226,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 class Snapshot:
-    """All that a transaction must restore: parameters (bits, identity, order), buffers, hooks, modes, attributes."""
+    """Everything that a transaction must restore: parameters (bits, identity, order), buffers, hooks, modes, attributes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -1,6 +1,6 @@
-"""Files for other programs: GraphML and GEXF of what is looked at, tables and npz of whole graphs.
+"""Files for other programs: GraphML and GEXF for small graphs, tables and npz for graphs of any size.
 
-:mod:`graphs.io.graph_files` saves and loads graphs and ranks for this package itself.
+:mod:`graphs.io.graph_files` saves and loads graphs and ranks in the format of this package.
 """
 
 from graphs.io.exchange.archive import read_npz, write_npz

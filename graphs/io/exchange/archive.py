@@ -1,7 +1,7 @@
-"""npz: a whole graph as plain numpy arrays in an uncompressed zip, which numpy opens anywhere.
+"""npz: a graph as plain numpy arrays in an uncompressed zip file, which numpy can open.
 
-It holds the arrays of :mod:`graphs.io.arrays`, and ``meta``: JSON text as bytes, with the names, the shapes and the format's
-version. No pickle.
+It holds the arrays of :mod:`graphs.io.arrays`, and ``meta``: JSON text as bytes, with the names, the shapes and the version
+of the format. It holds no pickles.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.errors import GraphError
-from graphs.io.arrays import graph_arrays, graph_facts, graph_of_arrays
+from graphs.io.arrays import graph_arrays, graph_from_arrays, graph_metadata
 from graphs.io.files import replacing
 from graphs.structures.layered import LayeredGraph
 
@@ -32,24 +32,24 @@ ADVICE = "expected an npz file written by write_npz; the file is damaged or some
 
 
 def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
-    """Write a graph as an uncompressed npz (see the module); dense blocks are stored as their CSR.
+    """Write a graph as an uncompressed npz; dense blocks are stored as their CSR form.
 
     Parameters
     ----------
     graph : LayeredGraph
     path : path-like
-        Replaced whole on success, untouched on failure. The same graph gives the same bytes. No suffix is added.
+        Replaced completely on success, not changed on failure. The same graph gives the same bytes. No suffix is added.
 
     Raises
     ------
     GraphError
-        NaN or Inf in the weights, no such directory, or a path that is none of a file.
+        NaN or Inf in the weights, a directory that does not exist, or a path that is not that of a file.
     OSError
-        The disk is full or refuses.
+        The disk is full, or the system refuses.
 
     Notes
     -----
-    Memory: one block in CSR form. Every array has the zip's CRC-32.
+    Memory: one block in CSR form. Every array has a CRC-32 in the zip file.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     ...         arrays["block.1.data"]
     array([0.5, 2. ])
     """
-    meta = json.dumps({"kind": "graph", "version": VERSION, **graph_facts(graph)})
+    meta = json.dumps({"kind": "graph", "version": VERSION, **graph_metadata(graph)})
     with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, "meta", np.frombuffer(meta.encode("ascii"), dtype=np.uint8))
         for name, array in graph_arrays(graph):
@@ -69,7 +69,7 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
-    # A fixed day, the first that zip knows, in place of now.
+    # A fixed date, the first that zip can hold, instead of the current one.
     entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
     entry.external_attr = 0o644 << 16
     with archive.open(entry, "w", force_zip64=True) as file:
@@ -77,7 +77,7 @@ def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
 
 
 def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
-    """Read a graph written by :func:`write_npz`, bit for bit.
+    """Read a graph written by :func:`write_npz`; every number is the same bit for bit.
 
     Parameters
     ----------
@@ -86,13 +86,13 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
     Returns
     -------
     LayeredGraph
-        Stored CSR blocks. Memory: the size of the file, whatever its headers claim.
+        Stored CSR blocks. Memory: the size of the file, even if its headers claim more.
 
     Raises
     ------
     GraphError
-        Missing, truncated, corrupted, compressed or with members that overlap (either could expand without end), holding
-        pickles, of another version, or inconsistent.
+        The file is missing, truncated, corrupted, compressed or has members that overlap (either could expand without end),
+        holds pickles, has another version, or is inconsistent.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            _refuse_more_than(Path(path).stat().st_size, entries)
+            _check_members(Path(path).stat().st_size, entries)
             arrays = {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
     except (
         *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, LookupError, ArithmeticError),
@@ -127,28 +127,30 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
             f"{path} has format version {version}, this package reads {VERSION}; upgrade the package, or write the file again"
         )
     try:
-        return graph_of_arrays(arrays, meta)
+        return graph_from_arrays(arrays, meta)
     except GraphError as error:
         raise GraphError(f"{path} is not a consistent graph: {error}; write it again") from error
 
 
-def _refuse_more_than(size: int, entries: list[zipfile.ZipInfo]) -> None:
-    """Raise a ValueError where members are not as they lie there, one beside the other: room is made before they are read."""
+def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
+    """Check that members are stored uncompressed and side by side, because memory is allocated before they are read."""
     names: set[str] = set()
     total = 0
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{entry.filename} is compressed")
         if entry.filename in names:
-            raise ValueError(f"{entry.filename} is there twice")
+            raise ValueError(f"{entry.filename} occurs twice")
         names.add(entry.filename)
         total += entry.file_size
         if entry.file_size != entry.compress_size or total > size:
-            raise ValueError(f"{entry.filename} claims {entry.file_size} bytes, with those before it {total} of {size}")
+            raise ValueError(
+                f"{entry.filename} claims {entry.file_size} bytes, which makes {total} so far in a file of {size}"
+            )
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
-    # The whole member at once, so that its CRC is checked before any of it is believed.
+    # The member is read completely, so that its CRC is checked before its header is used.
     content = archive.read(entry)
     file = io.BytesIO(content)
     major, _ = np.lib.format.read_magic(file)
@@ -156,15 +158,15 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]
         raise ValueError(f"{entry.filename} has npy version {major}")
     try:
         with warnings.catch_warnings():
-            # It would warn of a header that only its second attempt can read.
+            # numpy warns of a header that only its second attempt can read.
             warnings.simplefilter("error")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:
-        # numpy reads the header as Python, and lets through whatever Python's tokenizer, its parser or a dtype raises.
+        # numpy parses the header as Python and lets any error of the tokenizer, the parser or the dtype through.
         raise ValueError(f"the header of {entry.filename} is damaged: {error}") from error
     if len(shape) != 1 or fortran or dtype.hasobject:
         raise ValueError(f"{entry.filename} has shape {shape} and dtype {dtype}")
-    # numpy would make room for what the header claims before it looks at what is there.
+    # numpy would allocate memory for the claimed size before it reads the contents.
     if shape[0] < 0 or shape[0] * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"{entry.filename} claims {shape[0]} numbers of {dtype} in {len(content) - file.tell()} bytes")
     return np.frombuffer(content, dtype=dtype, offset=file.tell())

@@ -1,4 +1,4 @@
-"""Assembly: rows of nodes and edges -> a layered graph, or a GraphError that names the row which does not fit."""
+"""Assembly of rows of nodes and edges into a layered graph; errors name the row that does not fit."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from graphs.io.exchange.rows import EdgeRows, NodeRows
 from graphs.linalg.blocks import FloatArray
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["Labels", "layered_graph"]
+__all__ = ["Labels", "assemble_graph"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 Labels: TypeAlias = tuple[tuple[tuple[int, int], ...], ...]
 
-ONCE = "expected every pair of nodes once: add their weights up"
+REPEATED_EDGE_ADVICE = "expected every pair of nodes once: add their weights up"
 
 
-def layered_graph(
+def assemble_graph(
     rows: NodeRows, chunks: Iterable[EdgeRows], nodes_file: Path, edges_file: Path, *, partial: bool
 ) -> tuple[LayeredGraph, Labels]:
-    """The graph of tables in any order.
+    """Assemble a layered graph from rows in any order.
 
     Parameters
     ----------
     rows : NodeRows
     chunks : iterable of EdgeRows
     nodes_file, edges_file : Path
-        How messages call the tables.
+        Names of the tables in error messages.
     partial : bool
-        Whether layers may begin anywhere and indices have gaps.
+        Whether layers may begin at any number and indices may have gaps.
 
     Returns
     -------
     graph : LayeredGraph
-        Stored CSR blocks in the dtype of the edges' weights.
+        Stored CSR blocks, in the dtype of the edges' weights.
     labels : tuple of tuples
-        The (layer, index) in the tables of every node.
+        The (layer, index) of every node in the tables.
 
     Raises
     ------
     GraphError
-        Rows that do not make a layered graph.
+        The rows do not make a layered graph.
 
     Examples
     --------
     >>> nodes = NodeRows(np.array([4, 3]), np.array([7, 2]), None, np.ones(2))
     >>> edges = EdgeRows(*(np.array([k]) for k in (3, 2, 4, 7)), np.array([0.5]))
-    >>> graph, labels = layered_graph(nodes, [edges], Path("nodes"), Path("edges"), partial=True)
+    >>> graph, labels = assemble_graph(nodes, [edges], Path("nodes"), Path("edges"), partial=True)
     >>> labels, graph.block(1).toarray()
     ((((3, 2),), ((4, 7),)), array([[0.5]]))
     """
@@ -71,20 +71,20 @@ def layered_graph(
 
 
 def _layers(rows: NodeRows, path: Path, partial: bool) -> tuple[tuple[int, ...], list[IntArray], IntArray]:
-    """Which layers there are, the indices of the nodes of each, ascending, and the rows in that order."""
+    """Return the numbers of the layers, the ascending indices of the nodes of each, and the order of the rows."""
     order = np.lexsort((rows.index, rows.layer))
     layer, index = rows.layer[order], rows.index[order]
-    found, starts = np.unique(layer, return_index=True)
-    if len(found) < 2:
-        raise GraphError(f"{path}: expected nodes of at least two layers, got {len(found)}")
-    first = int(found[0]) if partial else 0
-    if found[0] < 0 or found[0] != first or int(found[-1]) - int(found[0]) + 1 != len(found):
+    numbers, starts = np.unique(layer, return_index=True)
+    if len(numbers) < 2:
+        raise GraphError(f"{path}: expected nodes of at least two layers, got {len(numbers)}")
+    first = int(numbers[0]) if partial else 0
+    if numbers[0] < 0 or numbers[0] != first or int(numbers[-1]) - int(numbers[0]) + 1 != len(numbers):
         raise GraphError(
-            f"{path}: expected consecutive layers from {first}, got {', '.join(map(str, found[:10]))}; a row is missing or "
+            f"{path}: expected consecutive layers from {first}, got {', '.join(map(str, numbers[:10]))}; a row is missing or "
             "wrong, or the tables are those of a subgraph: pass partial=True"
         )
     nodes = np.split(index, starts[1:])
-    for number, at in zip(found.tolist(), nodes, strict=True):
+    for number, at in zip(numbers.tolist(), nodes, strict=True):
         repeated = at[1:][at[1:] == at[:-1]]
         if len(repeated) or at[0] < 0:
             fault = f"index {repeated[0]} twice" if len(repeated) else f"index {at[0]}"
@@ -95,7 +95,7 @@ def _layers(rows: NodeRows, path: Path, partial: bool) -> tuple[tuple[int, ...],
                 f"{path}: layer {number} has no index {gap} and goes on to {at[-1]}; a row is missing, or the tables are "
                 "those of a subgraph: pass partial=True"
             )
-    return tuple(found.tolist()), nodes, order
+    return tuple(numbers.tolist()), nodes, order
 
 
 def _names(rows: NodeRows, order: IntArray, bounds: IntArray, path: Path) -> list[str] | None:
@@ -116,26 +116,28 @@ def _blocks(
     chunks: Iterable[EdgeRows], layers: tuple[int, ...], nodes: list[IntArray], path: Path
 ) -> list[sparse.csr_array]:
     parts: list[list[tuple[IntArray, IntArray, FloatArray]]] = [[] for _ in layers[1:]]
-    room = [len(targets) * len(sources) for sources, targets in itertools.pairwise(nodes)]
-    kind: Any = np.float64
+    free_pairs = [len(targets) * len(sources) for sources, targets in itertools.pairwise(nodes)]
+    dtype: Any = np.float64
     for rows in chunks:
-        kind = rows.weight.dtype
+        dtype = rows.weight.dtype
         inside = (rows.source_layer >= layers[0]) & (rows.source_layer < layers[-1])
-        _refuse(~inside | (rows.target_layer != rows.source_layer + 1), rows, "lead from a layer to the next", path)
-        _refuse(~np.isfinite(rows.weight) | (rows.weight < 0), rows, "have a finite, non-negative weight", path)
+        _check_rows(~inside | (rows.target_layer != rows.source_layer + 1), rows, "lead from a layer to the next", path)
+        _check_rows(~np.isfinite(rows.weight) | (rows.weight < 0), rows, "have a finite, non-negative weight", path)
         for layer in np.unique(rows.source_layer):
             among = np.flatnonzero(rows.source_layer == layer)
             position = int(layer) - layers[0]
-            room[position] -= len(among)
-            # Known before all are read: a small file can hold a row a billion times.
-            if room[position] < 0:
-                raise GraphError(f"{path}: more edges from layer {layer} to {layer + 1} than pairs of nodes; {ONCE}")
+            free_pairs[position] -= len(among)
+            # Checked before all rows are read, because a small file can repeat a row a billion times.
+            if free_pairs[position] < 0:
+                raise GraphError(
+                    f"{path}: more edges from layer {layer} to {layer + 1} than pairs of nodes; {REPEATED_EDGE_ADVICE}"
+                )
             ends = []
             for at, given in ((nodes[position + 1], rows.target[among]), (nodes[position], rows.source[among])):
                 places = np.searchsorted(at, given)
                 absent = at[np.minimum(places, len(at) - 1)] != given
                 if absent.any():
-                    _refuse(
+                    _check_rows(
                         np.isin(np.arange(len(rows.weight)), among[absent]),
                         rows,
                         "join nodes of the table of nodes",
@@ -147,20 +149,20 @@ def _blocks(
     for part, sources, targets in zip(parts, nodes[:-1], nodes[1:], strict=True):
         shape = len(targets), len(sources)
         if not part:
-            blocks.append(sparse.csr_array(shape, dtype=kind))
+            blocks.append(sparse.csr_array(shape, dtype=dtype))
             continue
         into, out_of, weights = (np.concatenate(columns) for columns in zip(*part, strict=True))
         csr = sparse.csr_array(sparse.coo_array((weights, (into, out_of)), shape=shape))
         if csr.nnz != len(weights):
             raise GraphError(
                 f"{path}: {len(weights) - csr.nnz} edge(s) from layer {layers[len(blocks)]} to {layers[len(blocks) + 1]} "
-                f"stand there more than once; {ONCE}"
+                f"occur more than once; {REPEATED_EDGE_ADVICE}"
             )
         blocks.append(csr)
     return blocks
 
 
-def _refuse(bad: npt.NDArray[np.bool_], rows: EdgeRows, expected: str, path: Path) -> None:
+def _check_rows(bad: npt.NDArray[np.bool_], rows: EdgeRows, expected: str, path: Path) -> None:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise GraphError(

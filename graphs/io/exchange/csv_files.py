@@ -1,6 +1,6 @@
-"""Rows as CSV: commas, a header, UTF-8, one line a row; floats with as many digits as it takes to read them back exactly.
+"""Rows as CSV in UTF-8: commas, a header, one line a row; floats have as many digits as are needed to read them back exactly.
 
-What other programs write is read too: a byte order mark, quotes around anything, Windows line ends.
+Reading also accepts a byte order mark, quotes around any field, and Windows line ends, which other programs write.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from graphs.io.exchange.rows import EDGE_COLUMNS, EdgeRows, NodeRows, column_pla
 
 __all__ = ["read_edges", "read_nodes", "write_edges", "write_nodes"]
 
-# Lines read at once: some 80 MB while numpy parses them.
+# Lines read at once; numpy needs some 80 MB to parse them.
 CHUNK = 1 << 20
 
-# Python's int takes underscores, spaces and other scripts' digits too, which no writer of tables means.
+# Python's int also takes underscores, spaces and digits of other scripts, which are errors in a table.
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def write_nodes(rows: NodeRows, path: Path) -> None:
-    r"""Write a table of nodes, score last where there is one.
+    r"""Write a table of nodes, with the score in the last column if there is one.
 
     Parameters
     ----------
     rows : NodeRows
-        Layer names may hold anything but a null and lone surrogates.
+        Layer names may hold any characters except null and lone surrogates.
     path : Path
         Overwritten.
 
     Raises
     ------
     OSError
-        The system refuses.
+        The system cannot write the file.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def write_nodes(rows: NodeRows, path: Path) -> None:
     'layer,index,name,activation\n0,3,"in",0.1\n'
     """
     names = [""] * len(rows.layer) if rows.names is None else rows.names
-    # Always quoted: some readers of CSV know a bare carriage return in a name for the end of a line.
+    # Always quoted, because some readers of CSV take a bare carriage return in a name for the end of a line.
     quoted = ['"' + name.replace('"', '""') + '"' for name in names]
     columns = [
         map(str, rows.layer.tolist()),
@@ -69,19 +69,19 @@ def write_nodes(rows: NodeRows, path: Path) -> None:
 
 
 def write_edges(chunks: Iterable[EdgeRows], path: Path) -> None:
-    r"""Write a table of edges, chunk by chunk. Cost: about a microsecond an edge.
+    r"""Write a table of edges chunk by chunk. Cost: about a microsecond an edge.
 
     Parameters
     ----------
     chunks : iterable of EdgeRows
-        Read one after the other; no more than one is held.
+        Consumed one after the other; only one is in memory.
     path : Path
         Overwritten.
 
     Raises
     ------
     OSError
-        The system refuses.
+        The system cannot write the file.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def write_edges(chunks: Iterable[EdgeRows], path: Path) -> None:
 
 
 def read_nodes(path: Path) -> NodeRows:
-    r"""Read a table of nodes; a column ``name`` is taken where there is one, others are left.
+    r"""Read a table of nodes; the column ``name`` is optional, other columns are ignored.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def read_nodes(path: Path) -> NodeRows:
     Raises
     ------
     GraphError
-        Not such a table, or one that ends within a line.
+        The file is not such a table, or ends within a line.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def read_nodes(path: Path) -> NodeRows:
     ...     read_nodes(Path(folder, "nodes.csv")).index
     array([3])
     """
-    _refuse_cut_off(path)
+    _check_last_line(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
@@ -150,7 +150,7 @@ def read_nodes(path: Path) -> NodeRows:
 
 
 def read_edges(path: Path) -> Iterator[EdgeRows]:
-    r"""Read a table of edges, chunk by chunk; other columns are left.
+    r"""Read a table of edges chunk by chunk; other columns are ignored.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def read_edges(path: Path) -> Iterator[EdgeRows]:
     Raises
     ------
     GraphError
-        Not such a table, or one that ends within a line.
+        The file is not such a table, or ends within a line.
 
     Examples
     --------
@@ -174,13 +174,13 @@ def read_edges(path: Path) -> Iterator[EdgeRows]:
     ...     [rows.weight.tolist() for rows in read_edges(Path(folder, "edges.csv"))]
     [[0.5]]
     """
-    _refuse_cut_off(path)
-    kinds = np.dtype([(name, np.float64 if name == "weight" else np.int64) for name in EDGE_COLUMNS])
+    _check_last_line(path)
+    dtypes = np.dtype([(name, np.float64 if name == "weight" else np.int64) for name in EDGE_COLUMNS])
     try:
         with path.open(encoding="utf-8-sig") as file:
             header = next(csv.reader([file.readline()], strict=True), [])
             places = column_places(header, EDGE_COLUMNS, path)
-            # With columns to pick, numpy does not mind how long a row is: none are picked where there are no others.
+            # With usecols numpy does not check the length of rows, so it is only used where there are other columns.
             picked = None if tuple(header) == EDGE_COLUMNS else [places[name] for name in EDGE_COLUMNS]
             while True:
                 with warnings.catch_warnings():
@@ -188,7 +188,7 @@ def read_edges(path: Path) -> Iterator[EdgeRows]:
                     warnings.filterwarnings("ignore", message=".*contained no data", category=UserWarning)
                     rows = np.loadtxt(
                         file,
-                        kinds,
+                        dtypes,
                         delimiter=",",
                         comments=None,
                         quotechar='"',
@@ -208,8 +208,8 @@ def read_edges(path: Path) -> Iterator[EdgeRows]:
         ) from error
 
 
-def _refuse_cut_off(path: Path) -> None:
-    """A last line without its end may have lost digits, and would still be a number."""
+def _check_last_line(path: Path) -> None:
+    """Check that the last line is complete: a line that is cut off may have lost digits and still be a number."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size:

@@ -1,8 +1,8 @@
-"""GraphML and GEXF: files that Gephi, yEd, Cytoscape and igraph open, for graphs small enough to look at.
+"""GraphML and GEXF: files that Gephi, yEd, Cytoscape and igraph open, for graphs small enough to draw.
 
-Nodes are called ``layer:index`` and carry ``layer``, ``index``, ``name``, ``activation`` and, with a rank, ``score``, all
-typed; edges carry ``weight``. Floats are written in full, so that what is read back is the same bit for bit. A comment at
-the head holds a checksum of the rest, which other programs pass over.
+Node ids are ``layer:index``. Nodes have the typed attributes ``layer``, ``index``, ``name``, ``activation`` and, with a
+rank, ``score``; edges have ``weight``. Floats are written with all digits, so that they are read back bit for bit. A
+comment at the start holds a checksum of the rest, which other programs ignore.
 
 Formats: graphml.graphdrawing.org/specification.html, gexf.net (1.2draft).
 """
@@ -22,7 +22,7 @@ from xml.etree.ElementTree import ParseError
 import numpy as np
 
 from graphs.errors import GraphError
-from graphs.io.convert import from_networkx, graph_labels, to_networkx
+from graphs.io.convert import from_networkx, node_labels, to_networkx
 from graphs.io.exchange.scan import scan
 from graphs.io.files import replacing
 from graphs.reduction.subgraphs import Subgraph
@@ -36,14 +36,16 @@ __all__ = ["read_gexf", "read_graphml", "write_gexf", "write_graphml"]
 
 Labelled: TypeAlias = tuple[LayeredGraph, tuple[tuple[Hashable, ...], ...]]
 
-# What XML 1.0 cannot hold, and the carriage return, which its readers turn into a line feed.
+# Characters that XML 1.0 cannot hold, and the carriage return, which XML readers turn into a line feed.
 UNWRITABLE = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 # The attributes that make a layered graph.
-MEANT = {"layer", "index", "name", "activation", "weight"}
+GRAPH_ATTRIBUTES = {"layer", "index", "name", "activation", "weight"}
 
-# Where the checksum stands, and what it is of.
-SEALED = re.compile(rb"\A(<\?xml[^>]*\?>\s*)<!-- crc32 of the lines below: ([0-9a-f]{8}) -->\n(.*)\Z", re.DOTALL)
+# The XML declaration, the comment with the checksum, and the content that it covers.
+CHECKSUM_COMMENT = re.compile(
+    rb"\A(<\?xml[^>]*\?>\s*)<!-- crc32 of the lines below: ([0-9a-f]{8}) -->\n(.*)\Z", re.DOTALL
+)
 
 
 def write_graphml(
@@ -57,22 +59,22 @@ def write_graphml(
     Parameters
     ----------
     graph : LayeredGraph or Subgraph
-        Of a subgraph, layers and indices are those of the original.
+        Layers and indices of a subgraph are those of the original.
     path : path-like
-        Replaced whole on success, untouched on failure. The same graph gives the same bytes.
+        Replaced completely on success, not changed on failure. The same graph gives the same bytes.
     rank : RankResult, optional
-        One score a node, of the graph or of the subgraph's original. A subgraph brings its own scores by default.
+        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
     max_edges : int
-        Refuse more edges than this: the file takes some 100 bytes an edge, writing it 1.6 KB of memory and 30 microseconds,
-        and no viewer draws as many.
+        Highest number of edges; more raise an error, because no viewer draws as many. Every edge takes some 100 bytes of the
+        file, and 1.6 KB of memory and 30 microseconds to write.
 
     Raises
     ------
     GraphError
-        Too many edges, a rank of another graph, a layer name that XML cannot hold, NaN or Inf in the weights, no such
-        directory, or a path that is one.
+        Too many edges, a rank of another graph, a layer name that XML cannot hold, NaN or Inf in the weights, a directory
+        that does not exist, or a path that is a directory.
     OSError
-        The disk is full or refuses.
+        The disk is full, or the system refuses.
 
     Examples
     --------
@@ -83,14 +85,14 @@ def write_graphml(
     ...     networkx.read_graphml(Path(folder, "graph.graphml")).edges(data=True)
     OutEdgeDataView([('0:0', '1:0', {'weight': 0.1}), ('0:1', '1:0', {'weight': 2.0})])
     """
-    digraph = _for_files(graph, rank, max_edges)
+    digraph = _digraph_to_write(graph, rank, max_edges)
     import networkx
 
     written = io.BytesIO()
-    # Not write_graphml, which writes in another way where lxml is installed.
+    # Not write_graphml, whose output differs where lxml is installed.
     networkx.write_graphml_xml(digraph, written)
     with replacing(path) as partial:
-        partial.write_bytes(_sealed(written.getvalue()))
+        partial.write_bytes(_with_checksum(written.getvalue()))
 
 
 def write_gexf(
@@ -104,12 +106,12 @@ def write_gexf(
     Parameters
     ----------
     graph, path, rank, max_edges
-        As for :func:`write_graphml`. The weight is the edge's own, which Gephi draws as its thickness.
+        As for :func:`write_graphml`. Gephi draws the weight of an edge as its thickness.
 
     Raises
     ------
     GraphError, OSError
-        As :func:`write_graphml`.
+        As for :func:`write_graphml`.
 
     Examples
     --------
@@ -120,15 +122,15 @@ def write_gexf(
     ...     networkx.read_gexf(Path(folder, "graph.gexf")).edges(data="weight")
     OutEdgeDataView([('0:0', '1:0', 0.1), ('0:1', '1:0', 2.0)])
     """
-    digraph = _for_files(graph, rank, max_edges)
+    digraph = _digraph_to_write(graph, rank, max_edges)
     import networkx
 
     written = io.BytesIO()
     networkx.write_gexf(digraph, written)
-    # The day it was written is not of the graph, and an empty name is not of the format.
+    # The date would make the bytes differ from day to day, and the format does not allow an empty name.
     content = re.sub(rb' lastmodifieddate="[^"]*"| name=""', b"", written.getvalue(), count=2)
     with replacing(path) as partial:
-        partial.write_bytes(_sealed(content))
+        partial.write_bytes(_with_checksum(content))
 
 
 def read_graphml(path: str | os.PathLike[str], max_edges: int = 1_000_000) -> Labelled:
@@ -138,21 +140,21 @@ def read_graphml(path: str | os.PathLike[str], max_edges: int = 1_000_000) -> La
     ----------
     path : path-like
     max_edges : int
-        Refuse a file of more edges: networkx, which reads it, takes two kilobytes each.
+        Highest number of edges; more raise an error, because networkx needs two kilobytes an edge to read them.
 
     Returns
     -------
     graph : LayeredGraph
     labels : tuple of tuples of str
-        ``labels[l][k]`` is the id in the file of node k of layer l; see :func:`graphs.io.convert.from_networkx`, which also
-        says what becomes of files without layers.
+        ``labels[l][k]`` is the id in the file of node k of layer l. :func:`graphs.io.convert.from_networkx` describes how
+        layers are found in files that do not state them.
 
     Raises
     ------
     GraphError
-        Missing, truncated, damaged, not XML, not GraphML, a document type declaration (entities can be made to expand without
-        end), nested too deep, too many edges, several graphs, ids that are missing, twice there or of nothing, or a graph that
-        is not layered.
+        The file is missing, truncated, damaged, not XML or not GraphML; it has a document type declaration (entities can expand
+        without end), nests too deep, has too many edges, several graphs, or ids that are missing, repeated or unknown; or
+        the graph is not layered.
 
     Examples
     --------
@@ -178,12 +180,12 @@ def read_gexf(path: str | os.PathLike[str], max_edges: int = 1_000_000) -> Label
     Returns
     -------
     graph, labels
-        As of :func:`read_graphml`.
+        As for :func:`read_graphml`.
 
     Raises
     ------
     GraphError
-        As :func:`read_graphml`.
+        As for :func:`read_graphml`.
 
     Examples
     --------
@@ -197,84 +199,90 @@ def read_gexf(path: str | os.PathLike[str], max_edges: int = 1_000_000) -> Label
     return _read(path, "gexf", "GEXF", lambda networkx, file: networkx.read_gexf(file), max_edges)
 
 
-def _for_files(graph: LayeredGraph | Subgraph, rank: RankResult | None, max_edges: int) -> networkx.DiGraph:
-    """The digraph whose nodes are called as in the file, once it is known to fit one."""
-    shown = graph if isinstance(graph, LayeredGraph) else graph.graph
-    n_edges = shown.edges
+def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, max_edges: int) -> networkx.DiGraph:
+    """Check that a graph can be written, and convert it to a digraph with the node ids of the file."""
+    layered = graph if isinstance(graph, LayeredGraph) else graph.graph
+    n_edges = layered.edges
     if n_edges > max_edges:
         raise GraphError(
             f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}, more than a viewer shows; write a part "
-            "(top_subgraph, ego, between) or its backbone (sparsify), or the whole as tables (write_tables), or raise max_edges"
+            "(top_subgraph, ego, between) or its backbone (sparsify), or write all edges as tables (write_tables), or raise "
+            "max_edges"
         )
-    for name in shown.names:
+    for name in layered.names:
         bad = UNWRITABLE.search(name)
         if bad:
             raise GraphError(
-                f"the layer name {name!r} holds {bad.group()!r}, which XML cannot hold; name layers without control characters"
+                f"the layer name {name!r} holds {bad.group()!r}, which XML cannot hold; use names without control characters"
             )
     digraph = to_networkx(graph, max_edges, rank)
     if not all(np.isfinite(weight) for _, _, weight in digraph.edges(data="weight")):
         raise GraphError("the edge weights hold NaN or Inf; expected finite numbers: repair or reload them")
     import networkx
 
-    names = {label: f"{label[0]}:{label[1]}" for layer in graph_labels(graph) for label in layer}
-    return networkx.relabel_nodes(digraph, names)
+    ids = {label: f"{label[0]}:{label[1]}" for layer in node_labels(graph) for label in layer}
+    return networkx.relabel_nodes(digraph, ids)
 
 
-def _sealed(content: bytes) -> bytes:
-    """The document with a checksum of all but its first line, the declaration, behind that line."""
+def _with_checksum(content: bytes) -> bytes:
+    """Insert a comment with the checksum of all lines but the first, the XML declaration, after that line."""
     declaration, rest = content.split(b"\n", 1)
     return b"%b\n<!-- crc32 of the lines below: %08x -->\n%b" % (declaration, zlib.crc32(rest), rest)
 
 
-def _take_defaults(digraph: networkx.DiGraph) -> None:
-    """Give nodes and edges the values that the file says once for all of them: networkx keeps those apart."""
+def _apply_defaults(digraph: networkx.DiGraph) -> None:
+    """Set the default values of the file on all nodes and edges, because networkx does not."""
     edges = (values for _, _, values in digraph.edges(data=True))
-    for kind, elements in (("node", (values for _, values in digraph.nodes(data=True))), ("edge", edges)):
-        defaults = {name: value for name, value in digraph.graph.get(f"{kind}_default", {}).items() if name in MEANT}
+    for element, attributes in (("node", (values for _, values in digraph.nodes(data=True))), ("edge", edges)):
+        stated = digraph.graph.get(f"{element}_default", {})
+        defaults = {name: value for name, value in stated.items() if name in GRAPH_ATTRIBUTES}
         if defaults:
-            for values in elements:
+            for values in attributes:
                 for name, default in defaults.items():
                     values.setdefault(name, default)
 
 
 def _read(
-    path: str | os.PathLike[str], root: str, kind: str, read: Callable[[Any, io.BytesIO], Any], max_edges: int
+    path: str | os.PathLike[str],
+    root: str,
+    format_name: str,
+    read: Callable[[Any, io.BytesIO], Any],
+    max_edges: int,
 ) -> Labelled:
     if not Path(path).is_file():
-        raise GraphError(f"no {kind} file at {path}")
+        raise GraphError(f"no {format_name} file at {path}")
     content = Path(path).read_bytes()
-    sealed = SEALED.match(content)
-    if sealed and int(sealed[2], 16) != zlib.crc32(sealed[3]):
+    checked = CHECKSUM_COMMENT.match(content)
+    if checked and int(checked[2], 16) != zlib.crc32(checked[3]):
         raise GraphError(
-            f"{path} is not as it was written (its checksum differs): it is damaged and must be written again, or was changed on "
-            "purpose; then remove the comment with the checksum"
+            f"{path} is not as it was written (its checksum differs): it is damaged and must be written again, or it was "
+            "changed on purpose; then remove the comment with the checksum"
         )
-    declared = scan(content, root, f"{path} is not a {kind} file that can be read", max_edges)
+    declared = scan(content, root, f"{path} is not a {format_name} file that can be read", max_edges)
     import networkx
 
     try:
         with warnings.catch_warnings():
-            # Of ports and untyped keys, which do not matter here: what matters is checked below.
+            # networkx warns of ports and untyped keys, which do not matter here; the rest is checked below.
             warnings.simplefilter("ignore")
             digraph = read(networkx, io.BytesIO(content))
     except (
         *(networkx.NetworkXException, ParseError, ArithmeticError, AttributeError, LookupError),
         *(RuntimeError, TypeError, ValueError),
     ) as error:
-        # networkx trusts a file to be of its kind, and fails in whatever way it comes to.
+        # networkx assumes that the file is valid, and raises many kinds of errors if it is not.
         raise GraphError(
-            f"{path} is not a {kind} file that can be read ({type(error).__name__}: {error}); the file is damaged or something "
-            "else: write it again"
+            f"{path} is not a {format_name} file that can be read ({type(error).__name__}: {error}); the file is damaged or "
+            "something else: write it again"
         ) from error
     built = len(digraph), digraph.number_of_edges()
     if built != (declared.nodes, declared.edges):
         raise GraphError(
-            f"{path}: {declared.nodes:,} nodes and {declared.edges:,} edges stand there, and {built[0]:,} and {built[1]:,} are "
-            "what they make; expected one graph, without graphs in it, whose nodes and parallel edges have ids of their own "
-            "and whose edges join its nodes: correct it, or write it again"
+            f"{path}: the file has {declared.nodes:,} nodes and {declared.edges:,} edges, but they make a graph of "
+            f"{built[0]:,} and {built[1]:,}; expected one graph without nested graphs, whose nodes and parallel edges have "
+            "distinct ids and whose edges join its nodes: correct it, or write it again"
         )
-    _take_defaults(digraph)
+    _apply_defaults(digraph)
     try:
         return from_networkx(digraph)
     except GraphError as error:

@@ -1,7 +1,7 @@
 """Rows as Parquet, through pyarrow, with a checksum of every page.
 
-Parquet compresses: a file may hold many times what it weighs. Of edges no more are taken than nodes can have between them;
-of nodes all that stand there.
+Parquet compresses, so the contents may be many times larger than the file. No more edges are accepted than there are pairs
+of nodes; the number of nodes has no such limit.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from graphs.errors import GraphError
 from graphs.io.exchange.rows import EDGE_COLUMNS, EdgeRows, NodeRows, column_places
 
-__all__ = ["check_pyarrow", "read_edges", "read_nodes", "write_edges", "write_nodes"]
+__all__ = ["import_pyarrow", "read_edges", "read_nodes", "write_edges", "write_nodes"]
 
 # Rows read at once.
 CHUNK = 1 << 19
 
 
-def check_pyarrow() -> tuple[Any, Any]:
-    """Import pyarrow and pyarrow.parquet, or say what to install.
+def import_pyarrow() -> tuple[Any, Any]:
+    """Import pyarrow and pyarrow.parquet, or raise an error that says what to install.
 
     Returns
     -------
@@ -32,11 +32,11 @@ def check_pyarrow() -> tuple[Any, Any]:
     Raises
     ------
     GraphError
-        Not installed.
+        pyarrow is not installed.
 
     Examples
     --------
-    >>> pyarrow, parquet = check_pyarrow()
+    >>> pyarrow, parquet = import_pyarrow()
     """
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
@@ -60,7 +60,7 @@ def write_nodes(rows: NodeRows, path: Path) -> None:
     GraphError
         pyarrow is not installed.
     OSError
-        The system refuses.
+        The system cannot write the file.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def write_nodes(rows: NodeRows, path: Path) -> None:
     ...     read_nodes(Path(folder, "nodes.parquet")).names
     ['in']
     """
-    pyarrow, parquet = check_pyarrow()
+    pyarrow, parquet = import_pyarrow()
     columns = {
         "layer": pyarrow.array(rows.layer, pyarrow.int32()),
         "index": pyarrow.array(rows.index, pyarrow.int64()),
@@ -86,21 +86,21 @@ def write_nodes(rows: NodeRows, path: Path) -> None:
 
 
 def write_edges(chunks: Iterable[EdgeRows], path: Path, weights: Any = np.float64) -> None:
-    """Write a table of edges, a chunk a row group: layers int32, nodes int64, weight float or double.
+    """Write a table of edges, one chunk as one row group: layers int32, nodes int64, weight float or double.
 
     Parameters
     ----------
     chunks : iterable of EdgeRows
     path : Path
     weights : float32 or float64
-        The column's type; narrower weights widen.
+        Type of the weight column; narrower weights are widened.
 
     Raises
     ------
     GraphError
         pyarrow is not installed.
     OSError
-        The system refuses.
+        The system cannot write the file.
 
     Examples
     --------
@@ -111,20 +111,20 @@ def write_edges(chunks: Iterable[EdgeRows], path: Path, weights: Any = np.float6
     ...     [rows.weight.tolist() for rows in read_edges(Path(folder, "edges.parquet"))]
     [[0.5]]
     """
-    pyarrow, parquet = check_pyarrow()
-    kinds = {name: pyarrow.int32() if name.endswith("layer") else pyarrow.int64() for name in EDGE_COLUMNS}
-    kinds["weight"] = pyarrow.from_numpy_dtype(np.dtype(weights))
-    schema = pyarrow.schema(list(kinds.items()))
-    # Weights repeat too seldom for a dictionary to pay.
-    coded = [name for name in EDGE_COLUMNS if name != "weight"]
-    with parquet.ParquetWriter(path, schema, use_dictionary=coded, write_page_checksum=True) as writer:
+    pyarrow, parquet = import_pyarrow()
+    types = {name: pyarrow.int32() if name.endswith("layer") else pyarrow.int64() for name in EDGE_COLUMNS}
+    types["weight"] = pyarrow.from_numpy_dtype(np.dtype(weights))
+    schema = pyarrow.schema(list(types.items()))
+    # Weights repeat too seldom for a dictionary to save space.
+    encoded = [name for name in EDGE_COLUMNS if name != "weight"]
+    with parquet.ParquetWriter(path, schema, use_dictionary=encoded, write_page_checksum=True) as writer:
         for rows in chunks:
-            arrays = [pyarrow.array(getattr(rows, name)).cast(kind) for name, kind in kinds.items()]
+            arrays = [pyarrow.array(getattr(rows, name)).cast(column_type) for name, column_type in types.items()]
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
 
 
 def read_nodes(path: Path) -> NodeRows:
-    """Read a table of nodes; a column ``name`` is taken where there is one, others are left.
+    """Read a table of nodes; the column ``name`` is optional, other columns are ignored.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def read_nodes(path: Path) -> NodeRows:
     Raises
     ------
     GraphError
-        Not such a table, a damaged one, or pyarrow is not installed.
+        The file is damaged or not such a table, or pyarrow is not installed.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def read_nodes(path: Path) -> NodeRows:
 
 
 def read_edges(path: Path) -> Iterator[EdgeRows]:
-    """Read a table of edges, chunk by chunk; other columns are left.
+    """Read a table of edges chunk by chunk; other columns are ignored.
 
     Parameters
     ----------
@@ -173,12 +173,12 @@ def read_edges(path: Path) -> Iterator[EdgeRows]:
     Yields
     ------
     EdgeRows
-        Up to `CHUNK` rows: int64, and weights in float32 where the column is, else float64.
+        Up to `CHUNK` rows: int64, and weights in float32 if the column has that type, else float64.
 
     Raises
     ------
     GraphError
-        Not such a table, a damaged one, or pyarrow is not installed.
+        The file is damaged or not such a table, or pyarrow is not installed.
 
     Examples
     --------
@@ -198,13 +198,13 @@ def _joined(parts: list[dict[str, Any]], name: str, dtype: Any) -> Any:
 
 
 def _batches(path: Path, wanted: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The columns by name, a chunk at a time: numbers as int64, float32 or float64 arrays, text as lists."""
-    pyarrow, parquet = check_pyarrow()
+    """Yield the columns by name, chunk by chunk: numbers as int64, float32 or float64 arrays, text as lists."""
+    pyarrow, parquet = import_pyarrow()
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            found = [str(name) for name in file.schema_arrow.names]
-            column_places(found, wanted, path)
-            columns = [*wanted, *(name for name in optional if name in found)]
+            names = [str(name) for name in file.schema_arrow.names]
+            column_places(names, wanted, path)
+            columns = [*wanted, *(name for name in optional if name in names)]
             for batch in file.iter_batches(CHUNK, columns=columns):
                 yield {name: _values(pyarrow, batch.column(name), name, path) for name in columns}
     except GraphError:

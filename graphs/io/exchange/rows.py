@@ -1,4 +1,4 @@
-"""Rows: what the tables of a graph hold, whatever the format of the file."""
+"""The rows of the tables of nodes and edges, independent of the file format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NodeRows:
     ----------
     layer, index : int64 arrays, (n,)
     names : list of n str, or None
-        Of the node's layer.
+        The name of each node's layer.
     activation : float64 array, (n,)
     score : float64 array, (n,), or None
     """
@@ -55,15 +55,15 @@ class EdgeRows:
     weight: FloatArray
 
 
-def column_places(found: list[str], wanted: tuple[str, ...], where: object) -> dict[str, int]:
-    """The place of every column by its name.
+def column_places(columns: list[str], required: tuple[str, ...], where: object) -> dict[str, int]:
+    """Map the name of every column to its place.
 
     Parameters
     ----------
-    found, wanted : sequence of str
+    columns, required : sequence of str
         The columns that a table has, and those that it must have.
     where : object
-        How messages call the table.
+        Name of the table in error messages.
 
     Returns
     -------
@@ -72,15 +72,15 @@ def column_places(found: list[str], wanted: tuple[str, ...], where: object) -> d
     Raises
     ------
     GraphError
-        A wanted column is missing, or a name stands twice.
+        A required column is missing, or a name occurs twice.
 
     Examples
     --------
     >>> column_places(["index", "layer", "colour"], ("layer", "index"), "nodes.csv")
     {'index': 0, 'layer': 1, 'colour': 2}
     """
-    missing = [name for name in wanted if name not in found]
-    if missing or len(set(found)) != len(found):
+    missing = [name for name in required if name not in columns]
+    if missing or len(set(columns)) != len(columns):
         fault = f"has no column {', '.join(missing)}" if missing else "has a column twice"
-        raise GraphError(f"{where} {fault}; expected {', '.join(wanted)}, got {', '.join(found)[:200]}")
-    return {name: place for place, name in enumerate(found)}
+        raise GraphError(f"{where} {fault}; expected {', '.join(required)}, got {', '.join(columns)[:200]}")
+    return {name: place for place, name in enumerate(columns)}

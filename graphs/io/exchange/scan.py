@@ -1,4 +1,4 @@
-"""Scanning: a look through an XML document that builds nothing, before a reader that builds everything is let at it."""
+"""A check of an XML document that builds no tree, run before a reader that builds one."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from xml.parsers import expat
 
 from graphs.errors import GraphError
 
-__all__ = ["Contents", "scan"]
+__all__ = ["ElementCounts", "scan"]
 
-# The formats need six levels; what nests deeper is made to exhaust the reader.
-DEEPEST = 64
+# The formats need six levels; deeper nesting can exhaust the reader's stack.
+MAX_DEPTH = 64
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a document declares.
+class ElementCounts:
+    """Numbers of the elements of a document.
 
     Attributes
     ----------
     nodes, edges : int
-        Elements of these names in the document's own namespace, at any depth.
+        Numbers of elements of these names in the document's namespace, at any depth.
     """
 
     nodes: int
     edges: int
 
 
-def scan(content: bytes, root: str, complaint: str, max_edges: int) -> Contents:
-    """Count the nodes and edges of a document, and refuse what is not XML of this kind, or would not end.
+def scan(content: bytes, root: str, complaint: str, max_edges: int) -> ElementCounts:
+    """Count the nodes and edges of a document, and check that it is well-formed XML of this kind within safe limits.
 
     Parameters
     ----------
@@ -37,28 +37,28 @@ def scan(content: bytes, root: str, complaint: str, max_edges: int) -> Contents:
     root : str
         The name of the root element.
     complaint : str
-        How a message begins.
+        Start of the error messages.
     max_edges : int
-        More are refused.
+        Highest number of edges; more raise an error.
 
     Returns
     -------
-    Contents
+    ElementCounts
 
     Raises
     ------
     GraphError
         Not well-formed, another root element, a document type declaration, nested too deep, too many edges, a node without
-        an id, or a default value that holds for nodes and edges alike, which networkx passes over.
+        an id, or a default value of a key for both nodes and edges, which networkx ignores.
 
     Notes
     -----
-    Cost: some 0.1 s for 10 MB. Memory: next to nothing.
+    Cost: some 0.1 s for 10 MB. Memory: negligible.
 
     Examples
     --------
     >>> scan(b"<gexf><graph><nodes><node id='a'/></nodes></graph></gexf>", "gexf", "file", max_edges=10)
-    Contents(nodes=1, edges=0)
+    ElementCounts(nodes=1, edges=0)
     """
     depth = 0
     own = ""
@@ -80,8 +80,8 @@ def scan(content: bytes, root: str, complaint: str, max_edges: int) -> Contents:
                     f"{complaint}: expected the root element <{root}>, got <{local}>; choose the reader of its format"
                 )
         depth += 1
-        if depth > DEEPEST:
-            raise GraphError(f"{complaint}: its elements nest more than {DEEPEST} deep; expected a flat graph")
+        if depth > MAX_DEPTH:
+            raise GraphError(f"{complaint}: its elements nest more than {MAX_DEPTH} deep; expected a flat graph")
         if namespace != own:
             return
         if local in counts:
@@ -96,15 +96,15 @@ def scan(content: bytes, root: str, complaint: str, max_edges: int) -> Contents:
             shared = attributes.get("for", "all") == "all"
         if local == "default" and shared:
             raise GraphError(
-                f"{complaint}: a <key> for nodes and edges alike has a default value; expected it for one of them: declare the "
-                "key twice"
+                f"{complaint}: a <key> for both nodes and edges has a default value; expected it for one of them: declare "
+                "the key twice"
             )
 
     def end(_: str) -> None:
         nonlocal depth
         depth -= 1
 
-    # Names come as "namespace name".
+    # The parser gives names as "namespace name".
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.StartDoctypeDeclHandler = doctype
     parser.StartElementHandler = start
@@ -117,4 +117,4 @@ def scan(content: bytes, root: str, complaint: str, max_edges: int) -> Contents:
         raise GraphError(
             f"{complaint}: {error}; expected well-formed XML: the file is truncated, damaged or something else"
         ) from error
-    return Contents(counts["node"], counts["edge"])
+    return ElementCounts(counts["node"], counts["edge"])

@@ -1,49 +1,51 @@
-// What people do, and what follows.
+// What happens when the reader does something, and when the page is opened.
 
-// --- plots: drawn once a frame at the most, however fast the slider moves
+// --- charts: drawn at most once per frame, however fast the slider moves
 
-let pending = 0;
+let frame = 0;
 
-function schedulePlots() {
-  if (pending || typeof Plotly === "undefined") return;
-  pending = requestAnimationFrame(() => {
-    pending = 0;
-    drawPlots();
+function scheduleCharts() {
+  if (frame) return;
+  frame = requestAnimationFrame(() => {
+    frame = 0;
+    drawCharts();
     showAgreement();
   });
 }
 
-function drawPlots() {
-  const shown = scorer();
+function drawCharts() {
+  // The text beside the pointer may describe an element that is replaced now.
+  hideTip();
+  const scorer = currentScorer();
   const { layer } = state;
-  const gone = plans[state.budget].counts[layer.number];
+  const removed = plans[state.budget].counts[layer.number];
 
   const overview = byId("overview-plot");
-  drawOverview(overview, model, shown, plans, state);
-  overview.ariaLabel = `Heat map: scores of ${plural(model.layers.length, "layer")} and both cuts, as in the table below.`;
+  drawOverview(overview, model, scorer, plans, state);
+  overview.ariaLabel = `Heat map of the scores of ${plural(model.layers.length, "layer")} with both cuts; the table below holds the same.`;
 
   const distribution = byId("distribution-plot");
-  const zeros = drawDistribution(distribution, model, shown, plans, state);
+  const zeros = drawDistribution(distribution, model, scorer, plans, state);
   const missing = zeros ? `; ${plural(zeros, "neuron")} of score 0 not drawn` : "";
-  const shares = `${count(layer.size - gone)} kept (plain) and ${count(gone)} removed (hatched)${missing}.`;
+  const shares = `${count(layer.size - removed)} kept (plain) and ${count(removed)} removed (hatched)${missing}.`;
   byId("distribution-caption").textContent = shares;
   distribution.ariaLabel = `Histogram of the scores of layer ${layer.number}: ${shares}`;
 
   const subgraph = byId("subgraph-plot");
-  const part = strongestPart(model, shown, layer, Number(byId("subgraph-size").value), state.neuron);
-  drawSubgraph(subgraph, model, shown, plans, state, part);
+  const part = strongestPart(model, scorer, layer, Number(byId("subgraph-size").value), state.neuron);
+  drawSubgraph(subgraph, model, scorer, plans, state, part);
   const held =
-    `hold ${percent(part.held)} of the layer's score. Their ${model.edges.top} strongest edges each way carry ` +
+    `hold ${percent(part.held)} of the layer's score. Their ${model.edges.top} strongest edges on each side carry ` +
     `${percent(part.carriedIn)} of what arrives and ${percent(part.carriedOut)} of what leaves` +
-    `${part.unknown ? "; some edges are not in this page" : ""}.`;
+    `${part.unknown ? "; the page does not hold the edges of all of them" : ""}.`;
   byId("subgraph-caption").textContent = held;
-  subgraph.ariaLabel = `Node-link drawing: the ${part.highest.length} highest neurons ${held}`;
+  subgraph.ariaLabel = `Graph: the ${part.highest.length} highest neurons ${held}`;
 }
 
-// --- the whole
+// --- the state
 
 function refresh() {
-  planned = new Map();
+  plansByScorer = new Map();
   plans = Object.fromEntries(BUDGETS.map((budget) => [budget, planOf(state.scorer, budget)]));
   sortNeurons();
   showCounts();
@@ -51,7 +53,7 @@ function refresh() {
   showLayer();
   showNeuron();
   showNeurons();
-  schedulePlots();
+  scheduleCharts();
 }
 
 function open(layer, neuron = null) {
@@ -61,13 +63,13 @@ function open(layer, neuron = null) {
   state.page = 0;
   refresh();
   if (neuron !== null) {
-    // A filter would hide what was asked for.
+    // A filter must not hide the neuron that is opened.
     if (!rows.includes(neuron)) {
       state.filter = "all";
       byId("filter").value = "all";
       sortNeurons();
     }
-    reveal(neuron);
+    turnToNeuron(neuron);
     showNeurons();
   }
 }
@@ -75,14 +77,14 @@ function open(layer, neuron = null) {
 function select(neuron) {
   state.neuron = neuron;
   state.preview = null;
-  reveal(neuron);
+  turnToNeuron(neuron);
   showNeuron();
   showNeurons();
-  schedulePlots();
+  scheduleCharts();
 }
 
-/** Open what a text names, and say what came of it. */
-function goTo(text) {
+/** Open the layer or neuron that a text names, and tell the reader. */
+function openNamed(text) {
   const found = findNeuron(model, text, state.layer);
   if (found.error) {
     byId("query-result").textContent = found.error;
@@ -94,19 +96,19 @@ function goTo(text) {
   byId(found.neuron === null ? "layer" : "neuron").scrollIntoView({ block: "nearest" });
 }
 
-/** A link may end in #3:17. Other fragments, such as the skip link's, are places of the page. */
+/** Open the neuron of a link that ends in, say, #3:17. Other fragments, such as the skip link's, are places in the page. */
 function followFragment() {
   const text = new URLSearchParams(`q=${location.hash.slice(1)}`).get("q");
-  if (text && !byId(text)) goTo(text);
+  if (text && !byId(text)) openNamed(text);
 }
 
-// --- what people do
+// --- controls
 
 /**
- * Arrow keys within the column of buttons of a table: one tab stop, whatever the number of rows.
- * `turn(key)` may bring other rows and says which of their buttons comes next.
+ * Let arrow keys move between the buttons in a table's first column, which then has one tab stop.
+ * `turn(key)` may turn to other rows, and returns the button that gets the focus, or null.
  */
-function roving(table, moved, turn = () => null) {
+function moveByArrowKeys(table, moved, turn = () => null) {
   table.addEventListener("keydown", (event) => {
     const button = event.target.closest("tbody button");
     if (!button) return;
@@ -114,7 +116,7 @@ function roving(table, moved, turn = () => null) {
     const at = buttons.indexOf(button);
     const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
     const next = buttons[to] ?? turn(event.key);
-    // At either end the arrow must not scroll the page instead.
+    // At both ends the arrow key would scroll the page.
     if (next || to !== undefined) event.preventDefault();
     if (!next) return;
     for (const each of table.querySelectorAll("tbody button")) each.tabIndex = each === next ? 0 : -1;
@@ -123,7 +125,7 @@ function roving(table, moved, turn = () => null) {
   });
 }
 
-function listen() {
+function listenToChoices() {
   byId("scorer").addEventListener("change", (event) => {
     state.scorer = event.target.value;
     refresh();
@@ -139,109 +141,100 @@ function listen() {
     });
   }
   byId("amount").addEventListener("input", (event) => {
-    state.amount = { percent: Number(event.target.value) };
+    state.amount = Number(event.target.value);
     refresh();
   });
-  byId("as-asked").addEventListener("click", () => {
-    state.amount = model.asked.percent === null ? "asked" : { percent: model.asked.percent };
+  byId("as-inspected").addEventListener("click", () => {
+    state.amount = data.inspected.amount;
     refresh();
-    // The button disables itself; the keyboard should not fall back to the start of the page.
+    // The button is disabled now: without this the keyboard focus would return to the start of the page.
     byId("amount").focus();
   });
+  byId("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    openNamed(byId("query").value);
+  });
+  byId("download").addEventListener("submit", (event) => {
+    event.preventDefault();
+    download(byId("download-what").value, byId("download-scope").value);
+  });
+}
 
-  const layers = byId("layers");
-  layers.addEventListener("click", (event) => {
+function listenToLayers() {
+  const table = byId("layers");
+  table.addEventListener("click", (event) => {
     const row = event.target.closest("tbody tr");
     if (row) open(model.layers[Number(row.dataset.row)]);
   });
-  roving(layers, (button) => open(model.layers[Number(button.closest("tr").dataset.row)]));
+  moveByArrowKeys(table, (button) => open(model.layers[Number(button.closest("tr").dataset.row)]));
   byId("layer-choice").addEventListener("change", (event) => open(model.layers[Number(event.target.value)]));
   byId("previous").addEventListener("click", () => open(model.layers[state.layer.number - 1]));
   byId("next").addEventListener("click", () => open(model.layers[state.layer.number + 1]));
   byId("agreement").addEventListener("toggle", showAgreement);
-  byId("subgraph-size").addEventListener("change", schedulePlots);
+  byId("subgraph-size").addEventListener("change", scheduleCharts);
+}
 
-  const neurons = byId("neurons");
-  neurons.tHead.addEventListener("click", (event) => {
+function listenToNeurons() {
+  const table = byId("neurons");
+  table.tHead.addEventListener("click", (event) => {
     const column = event.target.closest("button")?.dataset.column;
     if (!column) return;
     state.sort = { column, descending: state.sort.column === column && !state.sort.descending };
-    state.page = 0;
-    sortNeurons();
-    showNeurons();
+    showFirstNeurons();
   });
-  const body = neurons.tBodies[0];
+  byId("filter").addEventListener("change", (event) => {
+    state.filter = event.target.value;
+    showFirstNeurons();
+  });
+  const body = table.tBodies[0];
   const neuronOf = (event) => {
     const row = event.target.closest("tr");
     return row ? Number(row.dataset.row) : null;
   };
   body.addEventListener("click", (event) => select(neuronOf(event)));
-  for (const name of ["mouseover", "focusin"]) {
-    body.addEventListener(name, (event) => {
-      const neuron = neuronOf(event);
-      if (neuron === state.preview) return;
-      state.preview = neuron;
-      showNeuron();
-    });
-  }
-  const endPreview = () => {
-    state.preview = null;
+  const preview = (neuron) => {
+    if (neuron === state.preview) return;
+    state.preview = neuron;
     showNeuron();
   };
-  body.addEventListener("mouseleave", endPreview);
+  for (const name of ["mouseover", "focusin"]) body.addEventListener(name, (event) => preview(neuronOf(event)));
+  body.addEventListener("mouseleave", () => preview(null));
   body.addEventListener("focusout", (event) => {
-    if (!body.contains(event.relatedTarget)) endPreview();
+    if (!body.contains(event.relatedTarget)) preview(null);
   });
-  roving(
-    neurons,
-    () => {},
-    (key) => {
-      const by = { ArrowDown: 1, PageDown: 1, ArrowUp: -1, PageUp: -1 }[key] ?? 0;
-      if (by === 0 || state.page + by < 0 || state.page + by >= pages()) return null;
-      turnTo(state.page + by);
-      const buttons = [...body.querySelectorAll("button")];
-      return key === "ArrowUp" ? buttons.at(-1) : buttons[0];
-    },
-  );
-  byId("filter").addEventListener("change", (event) => {
-    state.filter = event.target.value;
-    state.page = 0;
-    sortNeurons();
-    showNeurons();
-  });
+  const turn = (key) => {
+    const by = { ArrowDown: 1, PageDown: 1, ArrowUp: -1, PageUp: -1 }[key] ?? 0;
+    if (by === 0 || state.page + by < 0 || state.page + by >= pages()) return null;
+    turnTo(state.page + by);
+    const buttons = [...body.querySelectorAll("button")];
+    return key === "ArrowUp" ? buttons.at(-1) : buttons[0];
+  };
+  moveByArrowKeys(table, () => {}, turn);
   byId("page-first").addEventListener("click", () => turnTo(0));
   byId("page-previous").addEventListener("click", () => turnTo(state.page - 1));
   byId("page-next").addEventListener("click", () => turnTo(state.page + 1));
   byId("page-last").addEventListener("click", () => turnTo(pages() - 1));
+}
 
-  byId("search").addEventListener("submit", (event) => {
-    event.preventDefault();
-    goTo(byId("query").value);
-  });
-
-  byId("download").addEventListener("submit", (event) => {
-    event.preventDefault();
-    download(byId("download-what").value, byId("download-scope").value);
-  });
-
+/** Let the page follow the system's light or dark until the reader chooses one, and links to neurons. */
+function listenToPage() {
   const system = matchMedia("(prefers-color-scheme: dark)");
   const follow = (event) => setTheme(event.matches);
   system.addEventListener("change", follow);
   byId("theme").addEventListener("click", () => {
-    // What was chosen by hand stays.
     system.removeEventListener("change", follow);
     setTheme(!isDark());
   });
   addEventListener("hashchange", followFragment);
 }
 
-/** Plots are drawn for the width of their boxes, and again where that changes; heights follow from what is shown. */
+/** Draw the charts again when the width of a box changes. Their heights depend only on what they show. */
 function watchWidths() {
   const widths = new Map();
   const observer = new ResizeObserver((entries) => {
     const changed = entries.filter(({ target, contentRect }) => widths.get(target) !== contentRect.width);
     for (const { target, contentRect } of changed) widths.set(target, contentRect.width);
-    if (changed.length) schedulePlots();
+    if (changed.length) scheduleCharts();
   });
   for (const box of document.querySelectorAll(".plot")) {
     widths.set(box, box.clientWidth);
@@ -249,38 +242,34 @@ function watchWidths() {
   }
 }
 
-/** Clicks on the plots; they are a second way, everything they do the tables do too. */
-function listenToPlots() {
-  byId("overview-plot").on("plotly_click", ({ points }) => {
-    const layer = model.layers[Math.round(points[0].y)];
-    if (layer) open(layer);
-  });
-  byId("subgraph-plot").on("plotly_click", ({ points }) => {
-    if (points[0].customdata !== undefined) select(points[0].customdata);
-  });
+/** Let the pointer open layers and neurons in the charts; everything can be done in the tables too, without a pointer. */
+function listenToCharts() {
+  for (const box of document.querySelectorAll(".plot")) {
+    box.addEventListener("pointermove", showTip);
+    box.addEventListener("pointerleave", hideTip);
+    box.addEventListener("click", (event) => {
+      const { layer, neuron } = event.target.dataset;
+      if (layer !== undefined) open(model.layers[Number(layer)]);
+      if (neuron !== undefined) select(Number(neuron));
+    });
+  }
 }
 
 // --- download
 
 const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
 
-/** Scores have nine digits, which name a float32 uniquely; the positions are the library's orders of removal. */
+/** The chosen neurons of some layers as CSV. Scores have nine digits, which are enough to restore a float32 exactly. */
 function csv(what, layers) {
-  const shown = scorer();
-  const lines = ["layer_number,layer,neuron,score,place,local_position,global_position,local,global"];
+  const scorer = currentScorer();
+  const lines = ["layer_number,layer,neuron,score,place,local,global"];
   const chosen = plans[state.budget];
-  const word = (budget, layer, k) => (plans[budget].removes(layer, k) ? "removed" : "kept");
   for (const layer of layers) {
     for (let k = 0; k < layer.size; k += 1) {
       if (what !== "all" && chosen.removes(layer, k) !== (what === "removed")) continue;
-      const at = layer.start + k;
-      lines.push(
-        [
-          ...[layer.number, quoted(layer.name), k, Number(shown.scores[at].toPrecision(9))],
-          ...[layer.size - shown.local[at], shown.local[at], shown.global[at]],
-          ...[word("local", layer, k), word("global", layer, k)],
-        ].join(","),
-      );
+      const score = Number(scorer.scores[layer.start + k].toPrecision(9));
+      const words = BUDGETS.map((budget) => (plans[budget].removes(layer, k) ? "removed" : "kept"));
+      lines.push([layer.number, quoted(layer.name), k, score, model.place(scorer, layer, k), ...words].join(","));
     }
   }
   return { text: `${lines.join("\r\n")}\r\n`, rows: lines.length - 1 };
@@ -308,7 +297,6 @@ function isDark() {
 function setTheme(dark) {
   document.documentElement.dataset.theme = dark ? "dark" : "light";
   byId("theme").setAttribute("aria-pressed", String(dark));
-  if (plans.local) schedulePlots();
 }
 
 function start() {
@@ -317,19 +305,15 @@ function start() {
   byId("scorer").value = state.scorer;
   byId("multiple").value = state.multiple;
   document.querySelector(`[name=budget][value=${state.budget}]`).checked = true;
-  byId("amount").max = SLIDER_END;
-  listen();
+  byId("amount").max = data.slider_end;
+  listenToChoices();
+  listenToLayers();
+  listenToNeurons();
+  listenToCharts();
+  listenToPage();
   refresh();
   followFragment();
-  performance.mark("responsive");
-  // The charts library comes last in the page and takes longest: until then counts and tables work without it.
-  document.addEventListener("DOMContentLoaded", () => {
-    drawPlots();
-    showAgreement();
-    listenToPlots();
-    watchWidths();
-    performance.mark("interactive");
-  });
+  watchWidths();
 }
 
 start();

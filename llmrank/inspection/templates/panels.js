@@ -1,12 +1,12 @@
-// What is shown of the state: counts, tables, facts. Every function reads the state and writes one part of the page.
+// Counts, tables and facts. Every function reads the state and writes one part of the page.
 
 const PAGE_ROWS = 20;
-// Screen readers should hear where the slider came to rest, not every step on the way.
-const SPOKEN_AFTER = 400;
+// Screen readers announce where the slider comes to rest, not every step on the way. In milliseconds.
+const ANNOUNCED_AFTER = 400;
 
 const byId = (id) => document.getElementById(id);
 
-/** An element; strings become text, never markup, so that names from a model cannot do anything. */
+/** An HTML element. Strings become text, never markup, so that names from a model cannot do harm. */
 function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [key, value] of Object.entries(properties)) {
@@ -18,60 +18,53 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** Terms and values of a description list, one after the other. */
-function flat(pairs) {
+/** The terms and values of a description list. */
+function termsAndValues(pairs) {
   return pairs.flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, value)]);
 }
 
-function scorer() {
+function currentScorer() {
   return model.scorer(state.scorer);
 }
 
-/** A budget with the widths that the page was told to round to. */
-function rounded(name) {
-  return { name, multiple: state.multiple };
+/** What a budget removes by a scorer at the chosen amount. */
+function planOf(scorer, budget) {
+  const key = `${budget} ${scorer}`;
+  if (!plansByScorer.has(key)) {
+    plansByScorer.set(key, model.plan(model.scorer(scorer), budget, state.multiple, state.amount));
+  }
+  return plansByScorer.get(key);
 }
 
-/** What a budget removes by the scores of any scorer at the present amount. */
-function planOf(name, budget) {
-  const key = `${budget} ${name}`;
-  if (!planned.has(key)) planned.set(key, prune(model, model.scorer(name), state.amount, rounded(budget)));
-  return planned.get(key);
-}
-
-function verdict(gone) {
-  return element("span", { class: gone ? "state gone" : "state" }, gone ? "removed" : "kept");
+function verdict(removed) {
+  return element("span", { class: removed ? "state removed" : "state" }, removed ? "removed" : "kept");
 }
 
 function amountText() {
-  return state.amount === "asked" ? model.asked.label : `${state.amount.percent} %`;
+  return data.amounts[state.amount];
 }
 
-function plural(n, noun) {
-  return `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
-}
-
-// --- what never changes
+// --- what does not change
 
 function showProvenance() {
   byId("provenance").append(
     ...[
       ["topology", data.topology],
-      ["asked for", `${data.scorer}, ${data.pruner}, ${model.asked.label}`],
+      ["inspected with", `${data.scorer}, ${data.pruner}, ${data.amounts[data.inspected.amount]}`],
       ["neurons", `${count(model.total)} in ${plural(model.layers.length, "layer")}`],
       ["graph", `${count(data.graph.nodes)} nodes, ${count(data.graph.edges)} edges`],
       ["calibration", data.calibration],
-    ].map((pair) => element("div", {}, ...flat([pair]))),
+    ].map((pair) => element("div", {}, ...termsAndValues([pair]))),
   );
   byId("notes").hidden = data.notes.length === 0;
   byId("notes").textContent = data.notes.join(" ");
   byId("scorer").append(...model.names.map((name) => element("option", { value: name }, name)));
-  const multiples = [...new Set([1, 8, 64, 128, data.multiple_of])].sort((a, b) => a - b);
-  byId("multiple").append(...multiples.map((n) => element("option", { value: n }, n === 1 ? "any width" : `multiples of ${n}`)));
+  const widths = data.multiples.map((n) => element("option", { value: n }, n === 1 ? "any width" : `multiples of ${n}`));
+  byId("multiple").append(...widths);
   byId("layer-choice").append(
     ...model.layers.map((layer) => element("option", { value: layer.number }, `${layer.number} · ${layer.name}`)),
   );
-  byId("as-asked").textContent = `back to ${model.asked.label}`;
+  byId("as-inspected").textContent = `back to ${data.amounts[data.inspected.amount]}`;
   byId("query").placeholder = `such as ${Math.min(3, model.layers.length - 1)}:17`;
   byId("normalize").textContent = data.normalize;
   byId("min-keep").textContent = plural(data.min_keep, "neuron");
@@ -83,7 +76,7 @@ function showProvenance() {
 
 // --- counts
 
-let spoken = 0;
+let announcement = 0;
 
 function showCounts() {
   for (const budget of BUDGETS) {
@@ -100,15 +93,14 @@ function showCounts() {
   const sentence = refusal
     ? `${state.budget} pruning refuses ${amountText()}: ${refusal}.`
     : `${amountText()}: ${state.budget} pruning removes ${count(total)} of ${count(model.total)} neurons and keeps ` +
-      `${count(model.total - total)}; ${count(plans[state.budget].counts[state.layer.number])} go in the open layer.`;
-  clearTimeout(spoken);
-  spoken = setTimeout(() => (byId("status").textContent = sentence), SPOKEN_AFTER);
+      `${count(model.total - total)}. In the open layer it removes ${count(plans[state.budget].counts[state.layer.number])}.`;
+  clearTimeout(announcement);
+  announcement = setTimeout(() => (byId("status").textContent = sentence), ANNOUNCED_AFTER);
   const slider = byId("amount");
-  slider.value = state.amount === "asked" ? Math.round(100 * model.asked.share) : state.amount.percent;
+  slider.value = state.amount === data.inspected.amount ? data.inspected.slider : state.amount;
   slider.setAttribute("aria-valuetext", `${amountText()}, ${count(total)} neurons removed`);
   byId("amount-shown").textContent = amountText();
-  const asked = state.amount === "asked" || state.amount.percent === model.asked.percent;
-  byId("as-asked").disabled = asked;
+  byId("as-inspected").disabled = state.amount === data.inspected.amount;
 }
 
 // --- all layers
@@ -117,20 +109,20 @@ const LAYER_COLUMNS = ["layer", "neurons", "local", "global", "kept", "effective
 
 function showLayers() {
   const { counts } = plans[state.budget];
-  const shown = scorer();
+  const scorer = currentScorer();
   byId("overview-caption").textContent =
-    `Scores by ${state.scorer}. What lies right of the line goes at ${amountText()} with the ${state.budget} budget; ` +
-    "click a layer to open it.";
+    `Scores by ${state.scorer}. At ${amountText()} the ${state.budget} budget removes the neurons to the right of the ` +
+    "solid line. Click a layer to open it.";
   const other = state.budget === "local" ? "global" : "local";
-  const key = (kind, text) => element("span", {}, element("i", { class: kind }), text);
+  const entry = (kind, words) => element("span", {}, element("i", { class: kind }), words);
   byId("overview-legend").replaceChildren(
-    key("", `${state.budget} cut`),
-    key("other", `${other} cut`),
-    key("veil", "removed"),
+    entry("", `${state.budget} cut`),
+    entry("other", `${other} cut`),
+    entry("veiled", "removed"),
   );
   const head = element("tr", {}, ...LAYER_COLUMNS.map((name) => element("th", { scope: "col" }, name)));
   byId("layers").tHead.replaceChildren(head);
-  // The rows stay and their cells change: a focused button must not be taken away under the keyboard.
+  // The rows stay and only their cells change, because a button that has the keyboard focus must not disappear.
   const body = byId("layers").tBodies[0];
   if (!body.rows.length) {
     for (const layer of model.layers) {
@@ -158,9 +150,9 @@ function showLayers() {
     cells[2].textContent = `−${count(plans.local.counts[k])}`;
     cells[3].textContent = `−${count(plans.global.counts[k])}`;
     cells[4].replaceChildren(count(kept), bar);
-    cells[5].textContent = count(Math.round(shown.effective[k]));
-    cells[6].textContent = shown.gini[k].toFixed(2);
-    cells[7].textContent = percent(shown.top[k]);
+    cells[5].textContent = count(Math.round(scorer.effective[k]));
+    cells[6].textContent = scorer.gini[k].toFixed(2);
+    cells[7].textContent = percent(scorer.top[k]);
   });
 }
 
@@ -170,7 +162,7 @@ function showAgreement() {
   if (!box.open || box.hidden) return;
   const own = plans[state.budget];
   byId("agreement-caption").textContent =
-    `Of the neurons that ${state.scorer} keeps (${state.budget}, ${amountText()}), the share that the others keep too.`;
+    `The share of the neurons kept by ${state.scorer} (${state.budget}, ${amountText()}) that each other scorer keeps too.`;
   const head = ["scorer", "all layers", "open layer"].map((name, k) =>
     element("th", { scope: "col", class: k ? "" : "words" }, name),
   );
@@ -182,13 +174,13 @@ function showAgreement() {
       .filter((name) => name !== state.scorer)
       .map((name) => {
         const theirs = planOf(name, state.budget);
-        const all = overlap(model.layers, own, theirs);
+        const all = keptOverlap(model.layers, own, theirs);
         return element(
           "tr",
           {},
           element("th", { scope: "row", class: "words" }, name),
           element("td", {}, share(all)),
-          element("td", {}, share(overlap([state.layer], own, theirs))),
+          element("td", {}, share(keptOverlap([state.layer], own, theirs))),
         );
       }),
   );
@@ -203,68 +195,64 @@ function showLayer() {
   byId("layer-choice").value = layer.number;
   byId("previous").disabled = layer.number === 0;
   byId("next").disabled = layer.number === model.layers.length - 1;
-  const gone = BUDGETS.map((budget) => `${budget} ${count(plans[budget].counts[layer.number])}`);
+  const removed = BUDGETS.map((budget) => `${budget} ${count(plans[budget].counts[layer.number])}`);
   const differ = Array.from({ length: layer.size }, (_, k) => k).filter(
     (k) => plans.local.removes(layer, k) !== plans.global.removes(layer, k),
   ).length;
   byId("layer-caption").textContent =
-    `${plural(layer.size, "neuron")}. Removed at ${amountText()}: ${gone.join(", ")}; ` +
-    `the two differ on ${plural(differ, "neuron")}.`;
+    `${plural(layer.size, "neuron")}. Removed at ${amountText()}: ${removed.join(", ")}; ` +
+    `the two budgets differ in ${plural(differ, "neuron")}.`;
 }
 
 function showNeuron() {
   const { layer } = state;
-  const neuron = state.preview ?? state.neuron ?? model.order(scorer(), layer)[0];
+  const scorer = currentScorer();
+  const neuron = state.preview ?? state.neuron ?? model.order(scorer, layer)[0];
   byId("neuron-heading").textContent = `Neuron ${layer.number}:${neuron}`;
-  const shown = scorer();
   const at = layer.start + neuron;
-  const place = layer.size - shown.local[at];
   const facts = [
-    ["score", significant(shown.scores[at])],
-    ["× mean", significant(model.relative(shown, layer, neuron))],
-    ["place", `${count(place)} of ${count(layer.size)}`],
-    ["percentile", percent(percentile(shown, layer, neuron), 2)],
+    ["score", significant(scorer.scores[at])],
+    ["× mean", significant(model.relativeScore(scorer, layer, neuron))],
+    ["place", `${count(model.place(scorer, layer, neuron))} of ${count(layer.size)}`],
     ["activation", significant(model.activation[at])],
     ["strength in", significant(model.inStrength[at])],
     ["strength out", significant(model.outStrength[at])],
   ];
   byId("neuron-facts").replaceChildren(
-    element("dl", {}, ...flat(facts)),
-    neighbours(layer, neuron, "in", "arrives from"),
-    neighbours(layer, neuron, "out", "leaves to"),
+    element("dl", {}, ...termsAndValues(facts)),
+    strongestEdges(layer, neuron, "in", "Strongest edges from"),
+    strongestEdges(layer, neuron, "out", "Strongest edges to"),
     verdicts(layer, neuron),
   );
 }
 
-/** The strongest edges on one side of a neuron, with the share each carries. */
-function neighbours(layer, neuron, side, title) {
+/** The strongest edges on one side of a neuron, with their shares. */
+function strongestEdges(layer, neuron, side, title) {
   const near = layer[side];
-  if (!near) return element("div", {}, element("h4", {}, `${title}: no layer`));
+  if (!near) return element("div", {}, element("h4", {}, `${title}: there is no layer`));
   const heading = element("h4", {}, `${title} `, element("span", { class: "name" }, near.name));
-  const found = model.edges.of(layer, neuron, side);
+  const edges = model.edges.of(layer, neuron, side);
   let pairs = [["–", "not in this page; see the note at the top"]];
-  if (found !== null) {
-    pairs = found.length ? found.map(({ node, share }) => [`node ${node}`, percent(share, 2)]) : [["–", "no edge"]];
+  if (edges !== null) {
+    pairs = edges.length ? edges.map(({ node, share }) => [`node ${node}`, percent(share, 2)]) : [["–", "no edge"]];
   }
-  return element("div", {}, heading, element("dl", {}, ...flat(pairs)));
+  return element("div", {}, heading, element("dl", {}, ...termsAndValues(pairs)));
 }
 
-/** What every scorer says of one neuron under both budgets. */
+/** For every scorer: whether both budgets keep a neuron, by what margin, and from which amount they remove it. */
 function verdicts(layer, neuron) {
-  const head = ["scorer", "× mean", "place", "local", "margin", "goes at", "global", "margin", "goes at"];
+  const head = ["scorer", "× mean", "place", "local", "margin", "removed from", "global", "margin", "removed from"];
   const body = model.names.map((name) => {
-    const theirs = model.scorer(name);
-    const at = layer.start + neuron;
-    const cells = [significant(model.relative(theirs, layer, neuron)), count(layer.size - theirs.local[at])];
+    const scorer = model.scorer(name);
+    const cells = [significant(model.relativeScore(scorer, layer, neuron)), count(model.place(scorer, layer, neuron))];
     for (const budget of BUDGETS) {
       const plan = planOf(name, budget);
-      const gone = plan.removes(layer, neuron);
-      const ratio = margin(model, theirs, layer, neuron, plan);
-      const when = goesAt(model, theirs, layer, neuron, rounded(budget), SLIDER_END);
+      const margin = model.margin(scorer, layer, neuron, plan);
+      const from = model.removedFrom(scorer, layer, neuron, budget, state.multiple);
       cells.push(
-        verdict(gone),
-        ratio === Infinity ? "∞" : Number.isNaN(ratio) ? "–" : significant(ratio),
-        when === null ? `> ${SLIDER_END} %` : `${when} %`,
+        verdict(plan.removes(layer, neuron)),
+        margin === Infinity ? "∞" : Number.isNaN(margin) ? "–" : significant(margin),
+        from === null ? `> ${data.slider_end} %` : `${from} %`,
       );
     }
     const row = [element("th", { scope: "row", class: "words" }, name), ...cells.map((cell) => element("td", {}, cell))];
@@ -274,36 +262,36 @@ function verdicts(layer, neuron) {
   const table = element(
     "table",
     {},
-    element("caption", { class: "unseen" }, "What every scorer says of this neuron"),
+    element("caption", { class: "unseen" }, "This neuron by every scorer, under both budgets"),
     element("thead", {}, element("tr", {}, ...columns)),
     element("tbody", {}, ...body),
   );
   const box = element("div", { class: "verdicts scroll", tabIndex: 0, role: "region" }, table);
-  box.setAttribute("aria-label", "What every scorer says of this neuron");
+  box.setAttribute("aria-label", "This neuron by every scorer, under both budgets");
   return box;
 }
 
 // --- the table of neurons
 
-const stacked = (k) => state.layer.start + k;
-const goes = (budget) => (k) => plans[budget].removes(state.layer, k);
-const numeric = (array) => [(k) => array[stacked(k)], (k) => significant(array[stacked(k)])];
+const place = (k) => model.place(currentScorer(), state.layer, k);
+const removes = (budget, k) => plans[budget].removes(state.layer, k);
+const numeric = (array) => [(k) => array[state.layer.start + k], (k) => significant(array[state.layer.start + k])];
 
-/** Columns: what they are called, what they are sorted by, what they show. Scores are sorted by the library's order. */
+/** The columns: their names, what they are sorted by, and what they show. Scores are sorted by the library's order. */
 const COLUMNS = [
   ["neuron", (k) => k, (k) => String(k)],
-  ["place", (k) => -scorer().local[stacked(k)], (k) => count(state.layer.size - scorer().local[stacked(k)])],
-  ["× mean", (k) => scorer().local[stacked(k)], (k) => significant(model.relative(scorer(), state.layer, k))],
+  ["place", place, (k) => count(place(k))],
+  ["× mean", (k) => -place(k), (k) => significant(model.relativeScore(currentScorer(), state.layer, k))],
   ["activation", ...numeric(model.activation)],
   ["strength in", ...numeric(model.inStrength)],
   ["strength out", ...numeric(model.outStrength)],
-  ...BUDGETS.map((budget) => [budget, (k) => Number(goes(budget)(k)), (k) => verdict(goes(budget)(k))]),
+  ...BUDGETS.map((budget) => [budget, (k) => Number(removes(budget, k)), (k) => verdict(removes(budget, k))]),
 ];
 const FILTERS = {
   all: () => true,
-  kept: (k) => !goes(state.budget)(k),
-  removed: (k) => goes(state.budget)(k),
-  differ: (k) => goes("local")(k) !== goes("global")(k),
+  kept: (k) => !removes(state.budget, k),
+  removed: (k) => removes(state.budget, k),
+  differ: (k) => removes("local", k) !== removes("global", k),
 };
 
 function sortNeurons() {
@@ -335,9 +323,9 @@ function showNeurons() {
   table.tHead.replaceChildren(element("tr", {}, ...head));
   const first = state.page * PAGE_ROWS;
   const visible = rows.slice(first, first + PAGE_ROWS);
-  const stop = visible.includes(state.neuron) ? state.neuron : visible[0];
+  const tabStop = visible.includes(state.neuron) ? state.neuron : visible[0];
   const body = visible.map((k) => {
-    const button = element("button", { type: "button", tabIndex: k === stop ? 0 : -1 }, String(k));
+    const button = element("button", { type: "button", tabIndex: k === tabStop ? 0 : -1 }, String(k));
     button.dataset.neuron = k;
     const cells = COLUMNS.slice(1).map(([, , show]) => element("td", {}, show(k)));
     const row = element("tr", { class: k === state.neuron ? "chosen" : "" }, element("th", { scope: "row" }, button), ...cells);
@@ -352,11 +340,18 @@ function showNeurons() {
     : "no neuron";
   for (const id of ["page-first", "page-previous"]) byId(id).disabled = state.page === 0;
   for (const id of ["page-next", "page-last"]) byId(id).disabled = state.page >= pages() - 1;
-  // The row in focus was rebuilt: give the focus back to its successor.
+  // The row that had the keyboard focus was replaced: its successor gets the focus.
   if (focused?.column) table.tHead.querySelector(`[data-column="${focused.column}"]`).focus();
   if (focused?.neuron) {
     (table.querySelector(`[data-neuron="${focused.neuron}"]`) ?? table.querySelector("tbody button"))?.focus();
   }
+}
+
+/** Sort and filter the neurons again, and show the first page of them. */
+function showFirstNeurons() {
+  state.page = 0;
+  sortNeurons();
+  showNeurons();
 }
 
 function turnTo(page) {
@@ -364,8 +359,8 @@ function turnTo(page) {
   showNeurons();
 }
 
-/** Bring the page of the table that holds a neuron. */
-function reveal(neuron) {
+/** Turn to the page of the table that holds a neuron. */
+function turnToNeuron(neuron) {
   const at = rows.indexOf(neuron);
   if (at >= 0) state.page = Math.floor(at / PAGE_ROWS);
 }

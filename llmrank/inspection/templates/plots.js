@@ -1,311 +1,191 @@
-// The three plots. Each reads its colours from the style sheet, so that light and dark follow it.
+// The three charts: the scores of all layers, the scores of one layer, and the strongest part of its graph.
 
 const BUCKETS = 100;
 const BINS = 48;
-// More nodes on a side of a drawing than this go without their numbers.
-const LABELLED = 28;
-const CONFIG = {
-  displaylogo: false,
-  modeBarButtons: [["toImage"]],
-  toImageButtonOptions: { format: "svg" },
-};
-const COUNT = new Intl.NumberFormat("en-US");
-
-function count(n) {
-  return COUNT.format(n);
-}
-
-/** Four significant digits, plain where that is short. */
-function significant(x) {
-  if (x === 0) return "0";
-  const size = Math.abs(x);
-  return size >= 1e-3 && size < 1e6 ? String(Number(x.toPrecision(4))) : x.toExponential(3);
-}
-
-function percent(share, digits = 1) {
-  return `${(100 * share).toFixed(digits)} %`;
-}
-
-function palette() {
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(`--${name}`).trim();
-  return {
-    ink: colour("ink"),
-    muted: colour("muted"),
-    rule: colour("rule"),
-    panel: colour("panel"),
-    kept: colour("kept"),
-    removed: colour("removed"),
-    veil: colour("veil"),
-    cut: colour("cut"),
-    font: style.getPropertyValue("--text").trim(),
-  };
-}
-
-function layout(colours, div, own) {
-  const axis = {
-    fixedrange: true,
-    zeroline: false,
-    gridcolor: colours.rule,
-    linecolor: colours.rule,
-    tickcolor: colours.rule,
-    ticks: "outside",
-    ticklen: 3,
-  };
-  const { xaxis, yaxis, ...rest } = own;
-  return {
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: colours.font, size: 11, color: colours.muted },
-    hoverlabel: {
-      bgcolor: colours.panel,
-      bordercolor: colours.rule,
-      font: { family: colours.font, size: 12, color: colours.ink },
-      align: "left",
-    },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.rule, activecolor: colours.ink },
-    showlegend: false,
-    width: div.clientWidth,
-    dragmode: false,
-    xaxis: { ...axis, ...xaxis },
-    yaxis: { ...axis, ...yaxis },
-    ...rest,
-  };
-}
-
-/** Ticks of a log10 axis at 1, 2, 5 of every decade, or at whole decades where those would crowd. */
-function logTicks(low, high) {
-  const dense = high - low < 2.2;
-  const values = [];
-  for (let decade = Math.floor(low); decade <= Math.ceil(high); decade += high - low > 8 ? 2 : 1) {
-    for (const step of dense ? [1, 2, 5] : [1]) values.push(decade + Math.log10(step));
-  }
-  const shown = values.filter((value) => value >= low - 1e-9 && value <= high + 1e-9);
-  return { tickmode: "array", tickvals: shown, ticktext: shown.map((value) => significant(10 ** value)) };
-}
-
-/** Plot texts are a small HTML of their own: names must not be read as that. */
-function plain(text) {
-  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-}
+// If a side of the graph has more nodes than this, they are drawn without their numbers.
+const MAX_LABELLED = 28;
 
 // --- all layers
 
-const overviewRows = new WeakMap();
+const heatMaps = new WeakMap();
 
-/** log10 of the mean score of every bucket of neurons, highest first, relative to the layer's mean. */
-function heat(model, scorer) {
-  if (overviewRows.has(scorer)) return overviewRows.get(scorer);
+/** The heat map of a scorer: log10 of the mean score of each bucket of neurons, relative to the mean of the layer. */
+function heatMap(model, scorer) {
+  if (heatMaps.has(scorer)) return heatMaps.get(scorer);
   const rows = model.layers.map((layer) => {
     const order = model.order(scorer, layer);
     return Array.from({ length: BUCKETS }, (_, bucket) => {
       const first = Math.min(Math.floor((bucket * layer.size) / BUCKETS), layer.size - 1);
-      const last = Math.max(Math.floor(((bucket + 1) * layer.size) / BUCKETS), first + 1);
+      const end = Math.max(Math.floor(((bucket + 1) * layer.size) / BUCKETS), first + 1);
       let sum = 0;
-      for (let k = first; k < last; k += 1) sum += model.relative(scorer, layer, order[k]);
-      return sum > 0 ? Math.log10(sum / (last - first)) : null;
+      for (let k = first; k < end; k += 1) sum += model.relativeScore(scorer, layer, order[k]);
+      return sum > 0 ? Math.log10(sum / (end - first)) : null;
     });
   });
   const values = rows.flat().filter((value) => value !== null);
   values.sort((a, b) => a - b);
-  // One outlier must not take the whole scale.
-  const at = (share) => values[Math.round(share * (values.length - 1))] ?? 0;
-  let [low, high] = [at(0.002), at(0.998)];
+  // The ends of the colours leave out the extremes, so that one outlier does not take all colours.
+  const quantile = (share) => values[Math.round(share * (values.length - 1))] ?? 0;
+  let [low, high] = [quantile(0.002), quantile(0.998)];
   if (high - low < 0.05) [low, high] = [low - 0.05, high + 0.05];
-  const entry = { rows, low, high };
-  overviewRows.set(scorer, entry);
-  return entry;
+  const image = heatImage(rows.map((row) => row.map((value) => (value === null ? null : (value - low) / (high - low)))));
+  const map = { rows, low, high, image };
+  heatMaps.set(scorer, map);
+  return map;
 }
 
-function steps(model, counts) {
-  const x = [];
-  const y = [];
-  for (const { number, size } of model.layers) {
-    const kept = 100 * (1 - counts[number] / size);
-    x.push(kept, kept);
-    y.push(number - 0.5, number + 0.5);
-  }
-  return { x, y };
+/** The colours of a heat map and the scores that they mean. */
+function colourBar(x, width, low, high) {
+  const stops = CIVIDIS.map((colour, k) => svg("stop", { offset: k / (CIVIDIS.length - 1), "stop-color": colour }));
+  const place = scale([low, high], [x, x + width]);
+  return svg(
+    "g",
+    {},
+    svg("linearGradient", { id: "heat-colours" }, ...stops),
+    text(x, 10, "mean score of the bucket, × mean of the layer"),
+    rect(x, 16, width, 8, { fill: "url(#heat-colours)" }),
+    ...logTicks(low, high).map(({ value, label }) => text(place(value), 36, label, { class: "tick", "text-anchor": "middle" })),
+  );
 }
 
-function drawOverview(div, model, scorer, plans, state) {
-  const colours = palette();
-  const { rows, low, high } = heat(model, scorer);
+function drawOverview(box, model, scorer, plans, state) {
+  const { rows, low, high, image } = heatMap(model, scorer);
   const layers = model.layers.length;
-  const narrow = div.clientWidth < 460;
-  const chosen = steps(model, plans[state.budget].counts);
-  const other = steps(model, plans[state.budget === "local" ? "global" : "local"].counts);
-  const wide = { x: [...chosen.x, 100, 100], y: [...chosen.y, layers - 0.5, -0.5] };
-  const line = { type: "scatter", mode: "lines", hoverinfo: "skip" };
-  const x = Array.from({ length: BUCKETS }, (_, bucket) => bucket + 0.5);
-  const traces = [
-    {
-      type: "heatmap",
-      z: rows,
-      x,
-      y: model.layers.map((layer) => layer.number),
-      zmin: low,
-      zmax: high,
-      colorscale: "Cividis",
-      colorbar: {
-        orientation: "h",
-        thickness: 8,
-        len: narrow ? 0.8 : 0.5,
-        x: 0,
-        xanchor: "left",
-        y: 1,
-        yref: "container",
-        yanchor: "top",
-        ypad: 0,
-        outlinewidth: 0,
-        title: { text: "mean score of the bucket, × mean of the layer", side: "top", font: { size: 11 } },
-        ...logTicks(low, high),
-      },
-      customdata: rows.map((row) => row.map((value) => (value === null ? "0" : significant(10 ** value)))),
-      hovertemplate: "layer %{y}<br>neurons at %{x:.1f} % of the order<br>score %{customdata} × mean<extra></extra>",
-    },
-    { ...line, ...wide, fill: "toself", fillcolor: colours.veil, line: { width: 0 } },
-    { ...line, ...other, line: { color: colours.cut, width: 1.2, dash: "dot" } },
-    { ...line, ...chosen, line: { color: colours.cut, width: 2 } },
-  ];
-  if (!narrow) {
-    traces.push({
-      type: "bar",
-      orientation: "h",
-      xaxis: "x2",
-      y: model.layers.map((layer) => layer.number),
-      x: model.layers.map((layer) => (100 * scorer.effective[layer.number]) / layer.size),
-      marker: { color: colours.muted },
-      customdata: model.layers.map((layer) => count(Math.round(scorer.effective[layer.number]))),
-      hovertemplate: "layer %{y}<br>as concentrated as %{customdata} equal neurons (%{x:.1f} %)<extra></extra>",
+  const narrow = box.clientWidth < 460;
+  const [left, top, inner] = [40, 46, box.clientWidth - 52];
+  const bottom = top + Math.max(160, layers * (layers > 48 ? 9 : 13));
+  const x = scale([0, 100], [left, left + inner * (narrow ? 1 : 0.77)]);
+  const y = scale([-0.5, layers - 0.5], [top, bottom]);
+  const rowHeight = y(1) - y(0);
+  const cut = (counts) =>
+    model.layers.flatMap(({ number, size }) => {
+      const kept = x(100 * (1 - counts[number] / size));
+      return [
+        [kept, y(number - 0.5)],
+        [kept, y(number + 0.5)],
+      ];
     });
-  }
-  const open = state.layer.number;
-  const own = layout(colours, div, {
-    height: 106 + Math.max(160, layers * (layers > 48 ? 9 : 13)),
-    margin: { l: 40, r: 8, t: 58, b: 40 },
-    bargap: 0.35,
-    xaxis: {
-      domain: [0, narrow ? 1 : 0.77],
-      range: [0, 100],
-      showgrid: false,
-      title: { text: "neurons of the layer, highest score first (%)", standoff: 6 },
-    },
-    yaxis: {
-      range: [layers - 0.5, -0.5],
-      showgrid: false,
-      tickformat: "d",
-      dtick: Math.max(1, Math.ceil(layers / 16)),
-      title: { text: "layer", standoff: 4 },
-    },
-    shapes: [
-      {
-        type: "rect",
-        x0: 0,
-        x1: 100,
-        y0: open - 0.5,
-        y1: open + 0.5,
-        line: { color: colours.ink, width: 1.5 },
+  const chosen = cut(plans[state.budget].counts);
+  const other = cut(plans[state.budget === "local" ? "global" : "local"].counts);
+  const step = Math.max(1, Math.ceil(layers / 16));
+  const layerTicks = model.layers.filter(({ number }) => number % step === 0);
+  const percentTicks = [0, 20, 40, 60, 80, 100].map((value) => ({ value, label: String(value) }));
+  const tips = model.layers.map(({ number }) =>
+    rect(x(0), y(number - 0.5), x(100) - x(0), rowHeight, {
+      class: "target",
+      "data-layer": number,
+      tip: (share) => {
+        const bucket = Math.min(Math.floor(share * BUCKETS), BUCKETS - 1);
+        const value = rows[number][bucket];
+        const score = value === null ? "0" : significant(10 ** value);
+        return `layer ${number}\nneurons at ${bucket} % to ${bucket + 1} % of the order\nmean score ${score} × mean of the layer`;
       },
-    ],
+    }),
+  );
+  const parts = [
+    colourBar(left, inner * (narrow ? 0.8 : 0.5), low, high),
+    svg("image", { href: image, x: x(0), y: top, width: x(100) - x(0), height: bottom - top, preserveAspectRatio: "none", class: "heat" }),
+    path([...chosen, [x(100), bottom], [x(100), top]], { class: "veil" }),
+    // The line under each cut keeps it visible on dark and light colours.
+    path(other, { class: "cut under" }),
+    path(other, { class: "cut other" }),
+    path(chosen, { class: "cut under" }),
+    path(chosen, { class: "cut" }),
+    rect(x(0), y(state.layer.number - 0.5), x(100) - x(0), rowHeight, { class: "open-layer" }),
+    bottomAxis(x, bottom, percentTicks, "neurons of the layer, highest score first (%)", (x(0) + x(100)) / 2),
+    leftAxis(left, y, layerTicks.map(({ number }) => ({ value: number, label: String(number) })), "layer", (top + bottom) / 2),
+    ...tips,
+  ];
+  if (!narrow) parts.push(effectiveBars(model, scorer, [left + inner * 0.82, left + inner], y, bottom));
+  showChart(box, bottom + 40, ...parts);
+}
+
+/** A bar for each layer: its effective number of neurons, as a share of all its neurons. */
+function effectiveBars(model, scorer, [start, end], y, bottom) {
+  const x = scale([0, 100], [start, end]);
+  const height = 0.65 * (y(1) - y(0));
+  const bars = model.layers.map(({ number, size }) => {
+    const share = (100 * scorer.effective[number]) / size;
+    const equal = count(Math.round(scorer.effective[number]));
+    const tip = `layer ${number}\neffective number of neurons: ${equal} (${share.toFixed(1)} %)`;
+    return rect(start, y(number) - height / 2, x(share) - start, height, { class: "effective", tip });
   });
-  if (!narrow) {
-    own.xaxis2 = {
-      ...own.xaxis,
-      domain: [0.82, 1],
-      range: [0, 105],
-      showgrid: true,
-      title: { text: "effective (%)", standoff: 6 },
-      dtick: 50,
-    };
-  }
-  Plotly.react(div, traces, own, CONFIG);
+  const ticks = [0, 50, 100].map((value) => ({ value, label: String(value) }));
+  const grid = ticks.map(({ value }) => line(x(value), y(-0.5), x(value), bottom, { class: "rule" }));
+  return svg("g", {}, ...grid, ...bars, bottomAxis(x, bottom, ticks, "effective (%)", (start + end) / 2));
 }
 
 // --- one layer: its scores
 
-/** Returns how many scores of zero a logarithmic axis leaves out. */
-function drawDistribution(div, model, scorer, plans, state) {
-  const colours = palette();
+/** Draw a histogram of log10 scores; return how many scores of zero it leaves out. */
+function drawDistribution(box, model, scorer, plans, state) {
   const { layer } = state;
   const plan = plans[state.budget];
-  const logs = [];
-  let zeros = 0;
-  for (let neuron = 0; neuron < layer.size; neuron += 1) {
-    const value = model.relative(scorer, layer, neuron);
-    logs.push(value > 0 ? Math.log10(value) : null);
-    if (value <= 0) zeros += 1;
-  }
-  const present = logs.filter((value) => value !== null);
+  const logs = Array.from({ length: layer.size }, (_, k) => Math.log10(model.relativeScore(scorer, layer, k)));
+  const present = logs.filter((value) => value > -Infinity);
   let low = present.reduce((a, b) => Math.min(a, b), present.length ? Infinity : 0);
   let high = present.reduce((a, b) => Math.max(a, b), present.length ? -Infinity : 0);
   if (high - low < 0.02) [low, high] = [low - 0.5, high + 0.5];
   const width = (high - low) / BINS;
-  const kept = new Array(BINS).fill(0);
-  const removed = new Array(BINS).fill(0);
+  const bins = Array.from({ length: BINS }, () => ({ kept: 0, removed: 0 }));
   logs.forEach((value, neuron) => {
-    if (value === null) return;
+    if (value === -Infinity) return;
     const bin = Math.min(Math.floor((value - low) / width), BINS - 1);
-    (plan.removes(layer, neuron) ? removed : kept)[bin] += 1;
+    bins[bin][plan.removes(layer, neuron) ? "removed" : "kept"] += 1;
   });
-  const centres = Array.from({ length: BINS }, (_, bin) => low + (bin + 0.5) * width);
-  const spans = centres.map((c) => `${significant(10 ** (c - width / 2))} – ${significant(10 ** (c + width / 2))}`);
-  const bar = (name, y, color, pattern) => ({
-    type: "bar",
-    name,
-    x: centres,
-    y,
-    width,
-    customdata: spans,
-    marker: { color, line: { width: 0.5, color: colours.panel }, pattern },
-    hovertemplate: `%{y} ${name}<br>score %{customdata} × mean<extra></extra>`,
+  const [left, right, top, bottom] = [44, box.clientWidth - 10, 46, 300];
+  const highest = Math.max(...bins.map(({ kept, removed }) => kept + removed), 1);
+  const x = scale([low, high], [left, right]);
+  const y = scale([0, 1.05 * highest], [bottom, top]);
+  const bars = bins.flatMap(({ kept, removed }, k) => {
+    const [start, end] = [low + k * width, low + (k + 1) * width];
+    const [from, wide] = [x(start), x(end) - x(start)];
+    const scores = `score ${significant(10 ** start)} to ${significant(10 ** end)} × mean`;
+    return [
+      rect(from, y(removed), wide, bottom - y(removed), { class: "bin removed", "data-count": removed }),
+      rect(from, y(removed + kept), wide, y(removed) - y(removed + kept), { class: "bin kept", "data-count": kept }),
+      rect(from, top, wide, bottom - top, { class: "target", tip: `${scores}\n${count(kept)} kept, ${count(removed)} removed` }),
+    ];
   });
-  // Kept and removed differ by pattern too: colour alone does not reach everyone.
-  const hatch = { shape: "/", size: 5, solidity: 0.3, bgcolor: colours.removed, fgcolor: colours.panel };
-  const shapes = [];
-  const annotations = [];
-  ["local", "global"].forEach((budget, row) => {
-    const { removed: below, kept: above } = cut(model, scorer, layer, plans[budget]);
-    if (below === null || above === null || above <= 0) return;
-    const at = Math.log10(layer.size * (below > 0 ? Math.sqrt(below * above) : above));
-    const x = Math.min(Math.max(at, low), high);
-    const chosen = budget === state.budget;
-    const line = { color: colours.ink, width: chosen ? 2 : 1.2, dash: chosen ? "solid" : "dot" };
-    shapes.push({ type: "line", x0: x, x1: x, y0: 0, y1: 1.02 + row * 0.09, yref: "paper", line });
-    annotations.push({
-      x,
-      y: 1.02 + row * 0.09,
-      yref: "paper",
-      yanchor: "bottom",
-      xanchor: x > (low + high) / 2 ? "right" : "left",
-      showarrow: false,
-      text: `${budget} cut`,
-      font: { size: 11, color: chosen ? colours.ink : colours.muted },
-    });
-  });
-  const own = layout(colours, div, {
-    height: 340,
-    margin: { l: 44, r: 10, t: 46, b: 40 },
-    barmode: "stack",
-    bargap: 0,
-    shapes,
-    annotations,
-    xaxis: {
-      range: [low, high],
-      showgrid: false,
-      title: { text: "score, × mean of the layer", standoff: 6 },
-      ...logTicks(low, high),
-    },
-    yaxis: { title: { text: "neurons", standoff: 6 }, rangemode: "tozero", tickformat: ",d" },
-  });
-  const traces = [bar("removed", removed, colours.removed, hatch), bar("kept", kept, colours.kept, undefined)];
-  Plotly.react(div, traces, own, CONFIG);
-  return zeros;
+  const ticks = wholeTicks(highest, 5);
+  showChart(
+    box,
+    340,
+    hatching(),
+    ...ticks.map(({ value }) => line(left, y(value), right, y(value), { class: "rule" })),
+    ...bars,
+    ...BUDGETS.map((budget, row) => cutLine(model, scorer, layer, plans, budget, budget === state.budget, x, [low, high], row)),
+    bottomAxis(x, bottom, logTicks(low, high), "score, × mean of the layer", (left + right) / 2),
+    leftAxis(left, y, ticks, "neurons", (top + bottom) / 2),
+  );
+  return layer.size - present.length;
 }
 
-// --- one layer: its strongest part
+/** The pattern of removed neurons: not everyone can tell them from kept ones by colour alone. */
+function hatching() {
+  const pattern = { id: "hatching", width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" };
+  return svg("pattern", pattern, rect(0, 0, 5, 5, { class: "removed-ground" }), rect(0, 0, 1.6, 5, { class: "removed-stripe" }));
+}
 
-/** The highest neurons (and the one looked at) with their strongest edges, and the shares that are shown. */
+/** A line between the kept and the removed neurons of a budget; nothing if the budget keeps or removes all. */
+function cutLine(model, scorer, layer, plans, budget, chosen, x, [low, high], row) {
+  const { removed, kept } = model.cut(scorer, layer, plans[budget]);
+  if (removed === null || kept === null || kept <= 0) return "";
+  const middle = Math.log10(layer.size * (removed > 0 ? Math.sqrt(removed * kept) : kept));
+  const value = Math.min(Math.max(middle, low), high);
+  const [at, top] = [x(value), 34 - 16 * row];
+  const right = value > (low + high) / 2;
+  return svg(
+    "g",
+    { class: chosen ? "level chosen" : "level" },
+    line(at, top, at, 300),
+    text(at + (right ? -4 : 4), top + 5, `${budget} cut`, { "text-anchor": right ? "end" : "start" }),
+  );
+}
+
+// --- one layer: the strongest part of its graph
+
+/** The highest neurons and the selected one, their strongest edges, and what share of the whole these are. */
 function strongestPart(model, scorer, layer, size, neuron) {
   const highest = Array.from(model.order(scorer, layer).subarray(0, size));
   const shown = neuron === null || highest.includes(neuron) ? highest : [...highest, neuron];
@@ -323,157 +203,100 @@ function strongestPart(model, scorer, layer, size, neuron) {
   return { shown, highest, edges, held, carriedIn: carried("in"), carriedOut: carried("out"), unknown: shown.length - known };
 }
 
-/** Places of the nodes of one side: in the order of what they are tied to, which leaves few crossings. */
-function column(edges, rowOf) {
-  const ties = new Map();
+/** The nodes on one side, ordered by the mean place of the neurons that they have edges to: this leaves few crossings. */
+function sideNodes(edges, rowOf) {
+  const totals = new Map();
   for (const { node, neuron, share } of edges) {
-    const tie = ties.get(node) ?? { node, sum: 0, weight: 0 };
-    tie.sum += share * rowOf.get(neuron);
-    tie.weight += share;
-    ties.set(node, tie);
+    const total = totals.get(node) ?? { node, rows: 0, weight: 0 };
+    total.rows += share * rowOf.get(neuron);
+    total.weight += share;
+    totals.set(node, total);
   }
-  return [...ties.values()].sort((a, b) => a.sum / a.weight - b.sum / b.weight || a.node - b.node);
+  const ordered = [...totals.values()].sort((a, b) => a.rows / a.weight - b.rows / b.weight || a.node - b.node);
+  return ordered.map(({ node }) => node);
 }
 
-/** A name without the parts that all layers begin with. */
-function brief(model, name) {
+/** The name of a layer without the parts that all prunable layers begin with, and short enough for a heading. */
+function shortName(model, name) {
   const [first, ...others] = model.layers.map((layer) => layer.name.split("."));
   let same = 0;
   while (others.length && same < first.length - 1 && others.every((parts) => parts[same] === first[same])) same += 1;
   const prefix = first.slice(0, same).map((part) => `${part}.`).join("");
-  return name.startsWith(prefix) ? name.slice(prefix.length) : name;
+  const rest = name.startsWith(prefix) ? name.slice(prefix.length) : name;
+  return rest.length > 18 ? `…${rest.slice(-17)}` : rest;
 }
 
-function spread(k, n) {
-  return n === 1 ? 0.5 : 1 - k / (n - 1);
-}
-
-function drawSubgraph(div, model, scorer, plans, state, part) {
-  const colours = palette();
+function drawSubgraph(box, model, scorer, plans, state, part) {
   const { layer } = state;
-  const plan = plans[state.budget];
-  const narrow = div.clientWidth < 380;
   const rowOf = new Map(part.shown.map((neuron, row) => [neuron, row]));
+  const sides = Object.fromEntries(["in", "out"].map((side) => [side, sideNodes(part.edges[side], rowOf)]));
+  // The labels need room: above the neurons, and beside the nodes as long as these have labels.
+  const most = Math.max(sides.in.length, sides.out.length);
+  const room = Math.max(31 * (part.shown.length - 1), (most > MAX_LABELLED ? 7 : 12) * (most - 1), 200);
+  const [top, bottom] = [58, 58 + room];
+  const margin = box.clientWidth < 380 ? 52 : 64;
+  const x = { in: margin, neurons: box.clientWidth / 2, out: box.clientWidth - margin };
+  const spread = (row, n) => (n === 1 ? (top + bottom) / 2 : top + (row * (bottom - top)) / (n - 1));
   const yOf = new Map(part.shown.map((neuron, row) => [neuron, spread(row, part.shown.length)]));
-  const traces = [];
-  const lines = [1, 2, 3, 4].map(() => ({ x: [], y: [] }));
-  const middles = { x: [], y: [], text: [] };
-  const others = [];
+  const edges = [];
   const nodes = [];
-  ["in", "out"].forEach((side, k) => {
-    const ends = column(part.edges[side], rowOf);
-    const x = k === 0 ? 0 : 2;
-    const places = new Map(ends.map(({ node }, row) => [node, spread(row, ends.length)]));
-    const heaviest = part.edges[side].reduce((most, { share }) => Math.max(most, share), 0);
-    const at = layer[side];
-    for (const { node, neuron, share } of part.edges[side]) {
-      const line = lines[Math.min(Math.floor((4 * share) / heaviest), 3)];
-      const [y0, y1] = [places.get(node), yOf.get(neuron)];
-      line.x.push(x, 1, null);
-      line.y.push(y0, y1, null);
-      middles.x.push(x + 0.38 * (1 - x));
-      middles.y.push(y0 + 0.38 * (y1 - y0));
-      middles.text.push(
-        side === "in"
-          ? `node ${node} → neuron ${neuron}<br>${percent(share, 2)} of what arrives`
-          : `neuron ${neuron} → node ${node}<br>${percent(share, 2)} of what leaves`,
-      );
+  for (const side of ["in", "out"]) {
+    const near = layer[side];
+    if (!near) continue;
+    const numbers = sides[side];
+    const places = new Map(numbers.map((node, row) => [node, spread(row, numbers.length)]));
+    edges.push(...edgeLines(part.edges[side], side, x, places, yOf));
+    const outward = side === "in" ? -1 : 1;
+    for (const [node, y] of places) {
+      nodes.push(svg("circle", { cx: x[side], cy: y, r: 3, class: "node", tip: `node ${node} of ${near.name}` }));
+      if (numbers.length > MAX_LABELLED) continue;
+      const anchor = side === "in" ? "end" : "start";
+      nodes.push(text(x[side] + 7 * outward, y, node, { class: "tick", dy: "0.35em", "text-anchor": anchor }));
     }
-    if (!at) return;
-    const names = ends.map(({ node }) => String(node));
-    nodes.push({
-      type: "scatter",
-      mode: ends.length > LABELLED ? "markers" : "markers+text",
-      x: ends.map(() => x),
-      y: ends.map(({ node }) => places.get(node)),
-      text: names,
-      textposition: k === 0 ? "middle left" : "middle right",
-      textfont: { size: 10, color: colours.muted },
-      marker: { size: 6, color: colours.muted },
-      hovertext: ends.map(({ node }) => `node ${node} of ${plain(at.name)}`),
-      hoverinfo: "text",
-    });
-    others.push({ x, number: at.size - ends.length });
+    const heading = { "text-anchor": side === "in" ? "start" : "end" };
+    nodes.push(text(side === "in" ? 6 : box.clientWidth - 6, 14, shortName(model, near.name), heading));
+    nodes.push(otherNodes(x[side], bottom, near.size - numbers.length));
+  }
+  nodes.push(otherNodes(x.neurons, bottom, layer.size - part.shown.length));
+  const neurons = part.shown.map((neuron) => neuronMark(model, scorer, plans, state, part, neuron, x.neurons, yOf.get(neuron)));
+  showChart(box, bottom + 56, ...edges, ...nodes, ...neurons);
+}
+
+/** The edges between the nodes of one side and the neurons; stronger edges are thicker. */
+function edgeLines(edges, side, x, places, yOf) {
+  const heaviest = edges.reduce((most, { share }) => Math.max(most, share), 0);
+  return edges.flatMap(({ node, neuron, share }) => {
+    const ends = [x[side], places.get(node), x.neurons, yOf.get(neuron)];
+    const tip =
+      side === "in"
+        ? `node ${node} → neuron ${neuron}\n${percent(share, 2)} of what arrives at the neuron`
+        : `neuron ${neuron} → node ${node}\n${percent(share, 2)} of what leaves the neuron`;
+    const quarter = Math.min(Math.floor((4 * share) / heaviest), 3);
+    // A thin line is hard to point at: a wide transparent one has the text.
+    return [line(...ends, { class: `edge strength-${quarter}` }), line(...ends, { class: "target edge-target", tip })];
   });
-  lines.forEach(({ x, y }, k) => {
-    if (!x.length) return;
-    const line = { color: colours.ink, width: 0.6 + 0.7 * k };
-    traces.push({ type: "scatter", mode: "lines", x, y, line, opacity: 0.25 + 0.17 * k, hoverinfo: "skip" });
-  });
-  traces.push({
-    type: "scatter",
-    mode: "markers",
-    ...middles,
-    hoverinfo: "text",
-    marker: { size: 9, color: "rgba(0,0,0,0)" },
-  });
-  traces.push(...nodes);
-  const highest = model.relative(scorer, layer, part.highest[0]) || 1;
-  const goes = part.shown.map((neuron) => plan.removes(layer, neuron));
-  traces.push({
-    type: "scatter",
-    mode: "markers+text",
-    x: part.shown.map(() => 1),
-    y: part.shown.map((neuron) => yOf.get(neuron)),
-    text: part.shown.map(String),
-    textposition: "top center",
-    textfont: { size: 10, color: colours.ink },
-    customdata: part.shown,
-    hovertext: part.shown.map((neuron, row) => {
-      const score = significant(model.relative(scorer, layer, neuron));
-      return `neuron ${neuron}: score ${score} × mean, ${goes[row] ? "removed" : "kept"}`;
-    }),
-    hoverinfo: "text",
-    marker: {
-      size: part.shown.map((neuron) => 7 + 11 * Math.sqrt(model.relative(scorer, layer, neuron) / highest)),
-      opacity: 1,
-      color: goes.map((gone) => (gone ? colours.removed : colours.kept)),
-      symbol: goes.map((gone) => (gone ? "diamond" : "circle")),
-      line: {
-        color: part.shown.map((neuron) => (neuron === state.neuron ? colours.ink : colours.panel)),
-        width: part.shown.map((neuron) => (neuron === state.neuron ? 2.5 : 1)),
-      },
-    },
-  });
-  others.push({ x: 1, number: layer.size - part.shown.length });
-  // What is not drawn is there all the same: one node a layer stands for the others.
-  const rest = others.filter(({ number }) => number > 0);
-  traces.push({
-    type: "scatter",
-    mode: "markers+text",
-    x: rest.map(({ x }) => x),
-    y: rest.map(() => -0.17),
-    text: rest.map(({ number }) => `${count(number)} others`),
-    textposition: "bottom center",
-    textfont: { size: 10, color: colours.muted },
-    hoverinfo: "skip",
-    marker: { size: 9, symbol: "square-open", color: colours.muted },
-  });
-  const short = (name) => plain(name.length > 18 ? `…${name.slice(-17)}` : name);
-  const headings = [
-    { x: 0, text: layer.in ? short(brief(model, layer.in.name)) : "" },
-    { x: 2, text: layer.out ? short(brief(model, layer.out.name)) : "" },
-  ];
-  // Room for the labels: over the neurons, and beside the nodes while those have some.
-  const ends = Math.max(...nodes.map((trace) => trace.x.length), 0);
-  const room = Math.max(31 * (part.shown.length - 1), (ends > LABELLED ? 7 : 12) * (ends - 1));
-  const own = layout(colours, div, {
-    height: Math.max(340, Math.round(36 + 1.47 * room)),
-    margin: { l: 6, r: 6, t: 30, b: 6 },
-    hovermode: "closest",
-    xaxis: { range: narrow ? [-0.55, 2.55] : [-0.4, 2.4], visible: false },
-    yaxis: { range: [-0.34, 1.13], visible: false },
-    annotations: headings.map(({ x, text }, k) => ({
-      x,
-      y: 1.02,
-      yref: "paper",
-      yanchor: "bottom",
-      xanchor: k === 0 ? "left" : "right",
-      xshift: (k === 0 ? -1 : 1) * (narrow ? 30 : 40),
-      showarrow: false,
-      text,
-      font: { size: 11, color: colours.muted },
-    })),
-  });
-  Plotly.react(div, traces, own, CONFIG);
+}
+
+/** A square for all nodes of a layer that are not drawn. */
+function otherNodes(x, bottom, number) {
+  if (number <= 0) return "";
+  const label = text(x, bottom + 50, `${count(number)} others`, { class: "tick", "text-anchor": "middle" });
+  return svg("g", {}, rect(x - 4, bottom + 29, 8, 8, { class: "others" }), label);
+}
+
+function neuronMark(model, scorer, plans, state, part, neuron, x, y) {
+  const { layer } = state;
+  const relative = model.relativeScore(scorer, layer, neuron);
+  const highest = model.relativeScore(scorer, layer, part.highest[0]) || 1;
+  const radius = 3.5 + 5.5 * Math.sqrt(relative / highest);
+  const removed = plans[state.budget].removes(layer, neuron);
+  const attributes = {
+    class: `neuron ${removed ? "removed" : "kept"}${neuron === state.neuron ? " selected" : ""}`,
+    "data-neuron": neuron,
+    tip: `neuron ${neuron}: score ${significant(relative)} × mean, ${removed ? "removed" : "kept"}`,
+  };
+  const mark = removed
+    ? rect(x - radius, y - radius, 2 * radius, 2 * radius, { ...attributes, transform: `rotate(45 ${x} ${y})` })
+    : svg("circle", { cx: x, cy: y, r: radius, ...attributes });
+  return svg("g", {}, mark, text(x, y - radius - 3, neuron, { class: "tick strong", "text-anchor": "middle" }));
 }

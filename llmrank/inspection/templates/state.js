@@ -1,24 +1,26 @@
-// What the page holds (the inspection), and where in it one looks.
+// The data of the page, and what the reader has chosen.
 
 const BUDGETS = ["local", "global"];
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const SLIDER_END = data.slider_end;
 const model = new Model(data);
 
 const state = {
   scorer: data.scorer,
   budget: data.pruner,
-  multiple: data.multiple_of,
-  amount: data.asked.percent === null ? "asked" : { percent: data.asked.percent },
+  multiple: data.multiples[data.inspected.multiple],
+  // The index of an amount; below the end of the slider it is the percentage.
+  amount: data.inspected.amount,
   layer: model.layers[0],
   neuron: null,
+  // The neuron under the pointer in the table, shown for as long as the pointer is there.
   preview: null,
   sort: { column: "place", descending: false },
   filter: "all",
   page: 0,
 };
-// What both budgets remove by the chosen scorer; all plans made at this amount; the rows of the table of neurons.
+// What both budgets remove by the chosen scorer, and by all scorers that were needed so far.
 let plans = {};
-let planned = new Map();
+let plansByScorer = new Map();
+// The neurons in the table, in its order.
 let rows = [];

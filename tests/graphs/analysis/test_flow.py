@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, weighted_pagerank
-from graphs.analysis.flow import damping_of, flow, layer_flows
-from graphs.analysis.measures import score_buckets
+from graphs.analysis.buckets import score_buckets
+from graphs.analysis.flow import damping_of, flow
 from tests.graphs.analysis.test_measures import NO_BUCKETS
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix
 from tests.graphs.forms import as_modified, as_scores, every_form, formed
@@ -28,18 +28,15 @@ def expected_flow(weight: Array, scores: tuple[Array, Array], buckets: Any, thet
 
 @every_form
 @given(case=cases(), theta=SHARES, buckets=st.one_of(st.integers(1, 6), st.just((0.2, 0.3, 0.5))))
-def test_flow_by_its_definition(case: Case, theta: float, buckets: Any, form: str) -> None:
+def test_flow_agrees_with_its_definition(case: Case, theta: float, buckets: Any, form: str) -> None:
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, 0.6, theta)
-    parts = layer_flows(graph, rank, buckets)
-    assert len(parts) == len(graph.blocks)
     for layer, weight in enumerate(seen.weights, start=1):
         before, after = rank.scores[layer - 1], rank.scores[layer]
         found = flow(graph, rank, layer, buckets)
         np.testing.assert_allclose(found, expected_flow(weight, (before, after), buckets, theta), rtol=1e-9, atol=1e-12)
-        np.testing.assert_array_equal(found, parts[layer - 1])
         assert found.sum() == pytest.approx(before[weight.any(axis=0)].sum())
-        # A theta of one's own, and scores that know none.
+        # A theta argument, and scores of a method without theta.
         half = flow(graph, rank, layer, buckets, theta=0.5)
         np.testing.assert_allclose(half, expected_flow(weight, (before, after), buckets, 0.5), rtol=1e-9, atol=1e-12)
         plain = flow(graph, as_scores(rank), layer, buckets)
@@ -48,7 +45,7 @@ def test_flow_by_its_definition(case: Case, theta: float, buckets: Any, form: st
 
 @every_form
 @given(case=cases(), zero_lowest=st.sampled_from([0.0, 0.3, 0.6, 1.0]), buckets=st.integers(1, 4))
-def test_flow_of_the_modified_rank_is_where_its_score_comes_from(
+def test_flow_of_a_modified_rank_agrees_with_its_definition(
     case: Case, zero_lowest: float, buckets: int, form: str
 ) -> None:
     graph, seen = formed(case, form)
@@ -71,8 +68,8 @@ def test_flow_of_the_modified_rank_is_where_its_score_comes_from(
 
 @pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
 @pytest.mark.parametrize("theta", [1.0, 0.4])
-def test_large_blocks_take_the_compiled_way_to_the_same_numbers(form: str, theta: float) -> None:
-    # From 2**18 entries on.
+def test_large_blocks_give_the_same_numbers_through_compiled_kernels(form: str, theta: float) -> None:
+    # Compiled kernels are used from 2**18 entries on.
     case = random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9)
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, 0.5, theta)
@@ -80,7 +77,7 @@ def test_large_blocks_take_the_compiled_way_to_the_same_numbers(form: str, theta
     np.testing.assert_allclose(flow(graph, rank, 1, 4), expected, rtol=1e-9)
 
 
-def test_a_rank_that_does_not_say_its_damping_has_none() -> None:
+def test_a_rank_without_gamma_has_no_damping() -> None:
     rank = weighted_pagerank(random_case(0, (3, 4)).graph(), gamma=0.3)
     assert damping_of(rank) == 0.3
     assert damping_of(as_modified(rank)) is None
@@ -88,27 +85,25 @@ def test_a_rank_that_does_not_say_its_damping_has_none() -> None:
     assert damping_of(rank) is None
 
 
-# --- doors
+# --- refused arguments
 
 
 def test_a_rank_of_another_graph_is_refused() -> None:
     graph, rank = random_case(0, (3, 4)).graph(), weighted_pagerank(random_case(0, (4, 3)).graph())
-    for ask in (lambda: flow(graph, rank, 1), lambda: layer_flows(graph, rank)):
-        with pytest.raises(GraphError, match=r"expected a rank of this graph.*in layers of 3, 4, got 4, 3"):
-            ask()
+    with pytest.raises(GraphError, match=r"expected a rank of this graph.*in layers of 3, 4, got 4, 3"):
+        flow(graph, rank, 1)
 
 
 @pytest.mark.parametrize("buckets", NO_BUCKETS)
-def test_buckets_that_are_none(buckets: Any) -> None:
+def test_invalid_buckets_are_refused(buckets: Any) -> None:
     graph = random_case(0, (2, 3)).graph()
     rank = weighted_pagerank(graph)
-    for ask in (lambda: flow(graph, rank, 1, buckets), lambda: layer_flows(graph, rank, buckets)):
-        with pytest.raises(GraphError, match="buckets: expected an integer"):
-            ask()
+    with pytest.raises(GraphError, match="buckets: expected an integer"):
+        flow(graph, rank, 1, buckets)
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 2, True, 1.0, "1", None])
-def test_layers_that_are_none(layer: Any) -> None:
+def test_layers_out_of_range_are_refused(layer: Any) -> None:
     graph = random_case(0, (3, 4)).graph()
     with pytest.raises(GraphError, match="expected a layer from 1 to 1"):
         flow(graph, weighted_pagerank(graph), layer)
@@ -121,7 +116,7 @@ def test_theta_out_of_range() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_numbers_are_refused(bad: float) -> None:
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     weight = np.ones((3, 2), dtype=np.float32)
     rank = weighted_pagerank(LayeredGraph.from_weights([weight], [1, 1], [[1, 1, 1]]))
     weight[1, 1] = bad  # dense weights are referred to

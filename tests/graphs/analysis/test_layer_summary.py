@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from scipy import stats
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, weighted_pagerank
-from graphs.analysis.flow import layer_flows
-from graphs.analysis.layer_summary import LayerSummary, summarise_layers, to_columns
-from graphs.analysis.measures import Spread
+from graphs.analysis.flow import flow
+from graphs.analysis.layer_summary import Spread, summarise_layers
 from graphs.io.convert import to_networkx
 from tests.graphs.analysis.test_measures import gini_by_pairs
 from tests.graphs.cases import SHARES, Case, cases, networkx_layers, random_case, transition_matrix, unit
@@ -20,7 +20,7 @@ from tests.graphs.forms import as_scores, every_form, formed
 
 
 @pytest.mark.parametrize("form", ["csr", "float64", "column-major", "bfloat16"])
-def test_counts_are_networkxs(form: str) -> None:
+def test_counts_agree_with_networkx(form: str) -> None:
     case = random_case(3, (5, 9, 6, 1, 4), density=0.4)
     case.weights[1][:, 2] = 0
     case.weights[2][0] = 0
@@ -36,7 +36,7 @@ def test_counts_are_networkxs(form: str) -> None:
     assert (summaries[1].dangling or 0) >= 1
 
 
-def test_what_is_highest_follows_from_networkxs_pagerank() -> None:
+def test_the_highest_node_agrees_with_networkx_pagerank() -> None:
     case = random_case(12, (6, 150, 8, 120), density=0.6)
     found = summarise_layers(case.graph(), weighted_pagerank(case.graph(), gamma=0.7, theta=0.4))
     for summary, scores in zip(found, networkx_layers(case, 0.7, 0.4), strict=True):
@@ -50,7 +50,7 @@ def test_what_is_highest_follows_from_networkxs_pagerank() -> None:
 
 @every_form
 @given(case=cases(), gamma=SHARES)
-def test_a_summary_by_loops(case: Case, gamma: float, form: str) -> None:
+def test_layer_summaries_agree_with_loops(case: Case, gamma: float, form: str) -> None:
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, gamma)
     summaries = summarise_layers(graph, rank)
@@ -90,7 +90,7 @@ def test_a_summary_by_loops(case: Case, gamma: float, form: str) -> None:
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
 
 
-def test_the_score_through_the_graph_is_what_the_formula_adds() -> None:
+def test_the_share_through_the_graph_agrees_with_the_formula() -> None:
     case = random_case(7, (6, 8, 5), density=0.5)
     case.weights[1][:, :3] = 0
     graph, gamma = case.graph(), 0.7
@@ -109,33 +109,21 @@ def test_only_the_weighted_rank_of_layers_has_a_part_through_the_graph() -> None
         assert [summary.through_graph for summary in summarise_layers(graph, rank)] == [None, None]
 
 
-def test_a_table_of_summaries() -> None:
-    graph = random_case(2, (3, 4, 2), density=0.7).graph()
-    summaries = summarise_layers(graph, weighted_pagerank(graph))
-    table = to_columns(summaries)
-    flat = [
-        {
-            f"{key}_{part}" if part else key: entry
-            for key, value in summary.to_dict().items()
-            for part, entry in (value.items() if isinstance(value, dict) else [("", value)])
-        }
-        for summary in summaries
-    ]
-    assert flat[1].keys() <= table.keys()
-    for name, column in table.items():
-        assert column == [entry.get(name) for entry in flat]
-    assert list(table)[:4] == ["layer", "name", "nodes", "edges_in"]
-    assert len(table) == len(dataclasses.fields(LayerSummary)) - 3 + 3 * 6
-    assert to_columns([]).keys() == table.keys()
-
-
 @pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
 def test_edges_of_large_blocks_are_counted(form: str) -> None:
     graph, seen = formed(random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9), form)
     assert summarise_layers(graph, weighted_pagerank(graph))[1].edges_in == np.count_nonzero(seen.weights[0])
 
 
-# --- doors
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_spread(size: int) -> None:
+    values = np.random.default_rng(size).random(size)
+    found = Spread.of(values)
+    expected = stats.scoreatpercentile(values, [0, 25, 50, 75, 100])
+    assert dataclasses.astuple(found) == pytest.approx([*expected, sum(values) / size])
+
+
+# --- refused arguments
 
 
 def test_a_rank_of_another_graph_is_refused() -> None:
@@ -152,7 +140,7 @@ def test_a_rank_of_another_graph_is_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_numbers_are_refused(bad: float) -> None:
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     weight = np.ones((3, 2), dtype=np.float32)
     healthy = LayeredGraph.from_weights([weight], [1, 1], [[1, 1, 1]])
     rank = weighted_pagerank(healthy)
@@ -169,8 +157,8 @@ def test_summaries_copy_no_weights() -> None:
     summarise_layers(graph, rank)  # whatever loads once
     tracemalloc.start()
     summarise_layers(graph, rank)
-    layer_flows(graph, rank)
+    flow(graph, rank, 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # In float64 the block takes 49 MB; a band 4 MB, and in the making its float32 copy.
+    # In float64 the block takes 49 MB; a band 4 MB, and its float32 copy for a moment.
     assert peak < 16e6

@@ -1,6 +1,5 @@
-"""Measures of one layer's scores against textbook loops and scipy, and what must hold for any scores."""
+"""Measures of one layer's scores against textbook loops and scipy, and properties that hold for any scores."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,9 +14,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from graphs import GraphError
+from graphs.analysis.buckets import bucket_ends, score_buckets
 from graphs.analysis.measures import (
-    Spread,
-    bucket_ends,
     count_of_share,
     effective_number,
     gini,
@@ -26,7 +24,6 @@ from graphs.analysis.measures import (
     percentiles,
     positions,
     rank_correlation,
-    score_buckets,
     top_share,
 )
 from llmrank.prune import keep_highest
@@ -51,7 +48,7 @@ def test_gini_is_the_mean_difference_of_all_pairs(scores: Array) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_concentration_at_its_ends(size: int) -> None:
+def test_concentration_of_extreme_distributions(size: int) -> None:
     one = np.zeros(size)
     one[size // 2] = 3.0
     assert gini(one) == pytest.approx(1 - 1 / size)
@@ -80,7 +77,7 @@ def test_top_share_by_a_loop(scores: Array, share: float) -> None:
     assert 0.0 <= top_share(scores, share) <= 1.0
 
 
-def test_the_top_share_reads_the_share_as_it_is_written() -> None:
+def test_the_top_share_takes_the_share_as_a_decimal() -> None:
     assert 0.07 * 100 > 7
     assert top_share(np.ones(100), 0.07) == pytest.approx(0.07)
     assert top_share(np.ones(3), 0) == 0.0
@@ -108,11 +105,11 @@ def test_the_lorenz_curve_is_convex_below_the_diagonal_and_measures_gini(scores:
 
 
 @given(scores_of_a_layer, st.floats(1e-3, 1e3), st.randoms(use_true_random=False))
-def test_concentration_knows_neither_scale_nor_order_nor_copies(scores: Array, scale: float, random: Any) -> None:
+def test_concentration_does_not_depend_on_scale_order_or_copies(scores: Array, scale: float, random: Any) -> None:
     order = list(range(len(scores)))
     random.shuffle(order)
     for measure in (gini, effective_number, lambda s: top_share(s, 0.25)):
-        # Exact where nothing rounds.
+        # Exact, because nothing is rounded.
         assert measure(scores * 0.125) == measure(scores)
         assert measure(scores * scale) == pytest.approx(measure(scores), abs=1e-12)
         assert measure(scores[order]) == pytest.approx(measure(scores), rel=1e-13)
@@ -134,7 +131,7 @@ def test_concentration_at_the_ends_of_float64(scale: float) -> None:
 
 
 @given(tied, st.data())
-def test_rank_correlation_is_scipys(a: list[float], data: st.DataObject) -> None:
+def test_rank_correlation_agrees_with_scipy(a: list[float], data: st.DataObject) -> None:
     b = data.draw(st.lists(st.integers(-3, 3), min_size=len(a), max_size=len(a)))
     found = rank_correlation(a, b)
     if len(set(a)) == 1 or len(set(b)) == 1:
@@ -170,7 +167,7 @@ def test_positions_follow_the_order_of_removal(scores: list[float]) -> None:
 
 
 @given(tied)
-def test_percentiles_are_scipys_of_the_mean_kind(scores: list[float]) -> None:
+def test_percentiles_agree_with_scipy(scores: list[float]) -> None:
     expected = [stats.percentileofscore(scores, score, kind="mean") / 100 for score in scores]
     np.testing.assert_allclose(percentiles(scores), expected)
     assert percentiles(scores).mean() == pytest.approx(0.5)
@@ -180,7 +177,7 @@ def test_percentiles_are_scipys_of_the_mean_kind(scores: list[float]) -> None:
 def test_equal_buckets(scores: list[float], buckets: int) -> None:
     found, places = score_buckets(scores, buckets), positions(scores)
     for node, bucket in enumerate(found):
-        # Bucket b takes the places from ceil(b n / B) on.
+        # Bucket b holds the positions from ceil(b n / B) on.
         assert -(-bucket * len(scores) // buckets) <= places[node] < -(-(bucket + 1) * len(scores) // buckets)
     sizes = np.bincount(found, minlength=buckets)
     assert sizes[0] >= 1
@@ -203,13 +200,13 @@ def test_buckets_by_shares() -> None:
 @pytest.mark.parametrize(
     "scores", [[], [[1.0, 2.0]], 3.0, [1.0, np.nan], [np.inf], ["a"], [1j], [[1], [1, 2]], None], ids=str
 )
-def test_scores_that_are_none(measure: Callable[[Any], Any], scores: Any) -> None:
+def test_invalid_scores_are_refused(measure: Callable[[Any], Any], scores: Any) -> None:
     with pytest.raises(GraphError, match="scores: expected"):
         measure(scores)
 
 
 @pytest.mark.parametrize("measure", [gini, effective_number, top_share, lorenz])
-def test_masses_are_not_negative(measure: Callable[[Any], Any]) -> None:
+def test_negative_masses_are_refused(measure: Callable[[Any], Any]) -> None:
     with pytest.raises(GraphError, match=r"non-negative numbers, got -2.0 at node 1"):
         measure([1.0, -2.0])
 
@@ -229,12 +226,12 @@ NO_BUCKETS: list[Any] = [0, -1, True, 2.5, [], [0.5, 0.4], [1.5, -0.5], [0.5, ma
 
 
 @pytest.mark.parametrize("buckets", NO_BUCKETS)
-def test_buckets_that_are_none(buckets: Any) -> None:
+def test_invalid_buckets_are_refused(buckets: Any) -> None:
     with pytest.raises(GraphError, match="buckets: expected an integer"):
         score_buckets([1.0], buckets)
 
 
-def test_pairs_that_do_not_match() -> None:
+def test_pairs_that_do_not_match_are_refused() -> None:
     with pytest.raises(GraphError, match="same nodes, got 2 and 1"):
         rank_correlation([1, 2], [1])
     with pytest.raises(GraphError, match="same nodes, got 2 and 1"):
@@ -245,11 +242,3 @@ def test_pairs_that_do_not_match() -> None:
         kept_overlap([[True]], [True])
     with pytest.raises(GraphError, match="b: expected finite"):
         rank_correlation([1, 2], [1, np.nan])
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 9])
-def test_spread(size: int) -> None:
-    values = np.random.default_rng(size).random(size)
-    found = Spread.of(values)
-    expected = stats.scoreatpercentile(values, [0, 25, 50, 75, 100])
-    assert dataclasses.astuple(found) == pytest.approx([*expected, sum(values) / size])

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
 from graphs.analysis import incident_edges, node_summary
-from graphs.analysis.flow import layer_flows
+from graphs.analysis.flow import flow
 from graphs.analysis.layer_summary import summarise_layers
 from graphs.analysis.measures import percentiles, positions
 from graphs.analysis.node_summary import NodeSummary, RankedEdge, strongest_edges
@@ -40,7 +40,7 @@ def tied_case(seed: int, sizes: tuple[int, ...]) -> Case:
 
 
 def strongest(masses: Array, top: int) -> list[int]:
-    """The nodes of most mass; of equal ones the lower first; none without mass."""
+    """The nodes with the highest values; of equal ones the lower first; none that carries nothing."""
     return sorted((k for k in range(len(masses)) if masses[k] > 0), key=lambda k: (-masses[k], k))[:top]
 
 
@@ -49,7 +49,9 @@ def strongest(masses: Array, top: int) -> list[int]:
 
 @every_form
 @given(case=cases(max_blocks=3), theta=SHARES, gamma=SHARES, top=st.integers(0, 6))
-def test_facts_by_their_definition(case: Case, theta: float, gamma: float, top: int, form: str) -> None:
+def test_node_summaries_agree_with_their_definition(
+    case: Case, theta: float, gamma: float, top: int, form: str
+) -> None:
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, gamma, theta)
     activations = [case.inputs, *case.activations]
@@ -100,11 +102,11 @@ def check_edges(edges: tuple[RankedEdge, ...], weights: Array, chances: Array, c
 
 
 @pytest.mark.parametrize("form", ["csr", "float64", "bfloat16"])
-def test_facts_are_networkxs(form: str) -> None:
+def test_node_summaries_agree_with_networkx(form: str) -> None:
     graph, _ = formed(random_case(5, (6, 9, 4, 7), density=0.5), form)
     digraph = to_networkx(graph)
     walk = networkx.stochastic_graph(digraph)
-    # gamma = 1: the score of a node is all that arrives, so what an edge carries is a share of its score.
+    # gamma = 1: the whole score of a node arrives along edges, so an edge carries a share of that score.
     rank = weighted_pagerank(graph, gamma=1.0)
     for layer, size in enumerate(graph.layers):
         for node in range(size):
@@ -128,7 +130,7 @@ def test_facts_are_networkxs(form: str) -> None:
 
 
 @pytest.mark.parametrize("theta", [1.0, 0.4])
-def test_scores_and_places_are_those_of_networkxs_pagerank(theta: float) -> None:
+def test_scores_and_positions_agree_with_networkx_pagerank(theta: float) -> None:
     case = random_case(11, (6, 9, 4, 7), density=0.6)
     graph, gamma = case.graph(), 0.7
     rank = weighted_pagerank(graph, gamma, theta)
@@ -140,13 +142,13 @@ def test_scores_and_places_are_those_of_networkxs_pagerank(theta: float) -> None
             assert found.position == falling.index(node)
             assert found.percentile == pytest.approx(1 - (falling.index(node) + 0.5) / len(expected))
             if layer:
-                # What the activation gave, in the units of the layer before normalising: no source dangles here.
+                # The share of the teleport before normalising; no source dangles here.
                 own = (1 - gamma) * unit(case.activations[layer - 1])[node]
                 assert found.through_graph == pytest.approx(1 - own / score, rel=1e-8)
 
 
 @pytest.mark.parametrize("zero_lowest", [0.0, 0.4])
-def test_along_edges_of_the_modified_rank_travels_weight_times_score(zero_lowest: float) -> None:
+def test_edges_of_a_modified_rank_carry_weight_times_score(zero_lowest: float) -> None:
     case = random_case(6, (5, 7, 4))
     graph = case.graph()
     rank = modified_pagerank(graph, zero_lowest=zero_lowest)
@@ -166,11 +168,11 @@ def test_along_edges_of_the_modified_rank_travels_weight_times_score(zero_lowest
             assert facts.through_graph is None
 
 
-def test_of_equal_edges_the_lower_node_comes_first_and_idle_ones_are_left_out() -> None:
+def test_equal_edges_are_ordered_by_node_and_edges_that_carry_nothing_are_left_out() -> None:
     weight = np.array([[2.0, 1.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]])
     graph = LayeredGraph.from_weights([weight], [1, 2, 2, 0], [[1, 1]])
     rank = weighted_pagerank(graph)
-    # Node 0 gets 1/5 from 0 and half of 2/5 from 1; source 3 has nothing to give.
+    # Node 0 gets 1/5 from 0 and half of 2/5 from 1; source 3 has score 0.
     found = facts_of(graph, rank, 1, 0)
     assert [(edge.node, edge.carried) for edge in found.in_edges] == [(0, 0.5), (1, 0.5)]
     assert found.in_degree == 3
@@ -180,7 +182,7 @@ def test_of_equal_edges_the_lower_node_comes_first_and_idle_ones_are_left_out() 
     assert strongest_edges(graph, rank, 0, top=2).out_nodes.tolist() == [[0, -1], [0, 1], [1, -1], [0, 1]]
 
 
-def test_facts_of_layers_of_one_node_and_of_zeros() -> None:
+def test_node_summaries_of_layers_with_one_node_and_with_zeros() -> None:
     graph = LayeredGraph.from_weights([[[0.0, 0.0]], [[3.0], [0.0]]], [0, 0], [[0], [0, 0]])
     rank = weighted_pagerank(graph, gamma=1.0)
     found = facts_of(graph, rank, 1, 0)
@@ -213,7 +215,7 @@ def assert_edges_are_those_of_the_facts(graph: LayeredGraph, rank: RankResult, t
 
 @every_form
 @given(case=cases(), theta=SHARES, top=st.integers(1, 6))
-def test_strongest_edges_are_those_of_every_node(case: Case, theta: float, top: int, form: str) -> None:
+def test_strongest_edges_agree_with_node_summaries(case: Case, theta: float, top: int, form: str) -> None:
     graph, _ = formed(case, form)
     rank = weighted_pagerank(graph, 0.8, theta)
     assert_edges_are_those_of_the_facts(graph, rank, top, None)
@@ -222,7 +224,9 @@ def test_strongest_edges_are_those_of_every_node(case: Case, theta: float, top: 
 
 @every_form
 @pytest.mark.parametrize("elements", [1, 13, 64])
-def test_bands_do_not_show_even_where_edges_tie(form: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_band_size_does_not_matter_even_for_equal_edges(
+    form: str, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
     monkeypatch.setattr(incident_edges, "BAND_ELEMENTS", elements)
     graph, seen = formed(tied_case(1, (9, 12, 1, 7)), form)
@@ -251,14 +255,15 @@ def test_large_layers(form: str) -> None:
 @pytest.mark.parametrize("form", ["csr", "bfloat16"])
 @pytest.mark.parametrize("theta", [1.0, 0.4])
 def test_operators_of_torch_give_the_same(form: str, theta: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What a graph on a GPU takes, here on the CPU.
+    # The operators of a graph on a GPU, here on the CPU.
     graph, _ = formed(random_case(10, (6, 9, 5), density=0.6), form)
     rank = weighted_pagerank(graph, 0.7, theta)
 
     def answers() -> list[Any]:
         edges = [part for layer in range(3) for part in strongest_edges(graph, rank, layer)]
+        flows = [flow(graph, rank, layer, 3) for layer in (1, 2)]
         return [
-            *(part.tolist() for part in (*edges, *layer_flows(graph, rank, 3), *strengths(graph, 1))),
+            *(part.tolist() for part in (*edges, *flows, *strengths(graph, 1))),
             *(dataclasses.astuple(facts_of(graph, rank, layer, 2)) for layer in range(3)),
             *(layer.to_dict() for layer in summarise_layers(graph, rank)),
             strongest_paths(graph, rank, 1, 2),
@@ -281,7 +286,7 @@ def test_operators_of_torch_give_the_same(form: str, theta: float, monkeypatch: 
 
 
 def assert_close(found: Any, expected: Any) -> None:
-    """Equal but for round-off, however deep the numbers lie."""
+    """Compare nested values, with numbers equal up to round-off."""
     if isinstance(expected, (list, tuple)):
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
@@ -294,7 +299,7 @@ def assert_close(found: Any, expected: Any) -> None:
         assert found == (pytest.approx(expected) if isinstance(expected, float) else expected)
 
 
-def test_edges_that_fall_between_a_few_hubs() -> None:
+def test_sparse_edges_among_a_few_hubs() -> None:
     # A dense row and a dense column among sparse ones: padding must stay small, and nothing may be lost.
     weight = sparse.random_array((400, 300), density=0.01, rng=np.random.default_rng(0), format="lil")
     weight[7], weight[:, 9] = 0.5, 0.25
@@ -308,7 +313,7 @@ def test_edges_that_fall_between_a_few_hubs() -> None:
     assert [[node for node in row if node >= 0] for row in found.tolist()] == [strongest(row, 2) for row in dense.T]
 
 
-def test_strongest_edges_take_the_memory_of_bands() -> None:
+def test_strongest_edges_need_only_the_memory_of_bands() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(3000, 2000, generator=generator).bfloat16() for _ in range(2)]
     down = torch.randn(2000, 3000, generator=generator).bfloat16()
@@ -325,7 +330,7 @@ def test_strongest_edges_take_the_memory_of_bands() -> None:
     assert peak < 30e6
 
 
-# --- doors
+# --- refused arguments
 
 
 @pytest.mark.parametrize(
@@ -342,7 +347,7 @@ def test_strongest_edges_take_the_memory_of_bands() -> None:
         (lambda graph, rank: strongest_edges(graph, rank, 1, theta=-1), "theta must be"),
     ],
 )
-def test_questions_that_have_no_answer(ask: Callable[[LayeredGraph, RankResult], Any], message: str) -> None:
+def test_arguments_out_of_range_are_refused(ask: Callable[[LayeredGraph, RankResult], Any], message: str) -> None:
     graph = random_case(0, (3, 4, 2)).graph()
     with pytest.raises(GraphError, match=message):
         ask(graph, weighted_pagerank(graph))
@@ -357,7 +362,7 @@ def test_a_rank_of_another_graph_is_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_numbers_are_refused(bad: float) -> None:
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     weight, rest = np.ones((3, 2), dtype=np.float32), np.ones((2, 3), dtype=np.float32)
     rank = weighted_pagerank(LayeredGraph.from_weights([weight, rest], [1, 1], [[1, 1, 1], [1, 1]]))
     for spoiled, asks in (

@@ -40,7 +40,9 @@ def all_paths(matrices: list[Array], layer: int, node: int, before: int, after: 
 
 @every_form
 @given(case=cases(min_blocks=2, max_size=4), theta=SHARES, k=st.integers(1, 12), data=st.data())
-def test_paths_are_the_best_of_all(case: Case, theta: float, k: int, data: st.DataObject, form: str) -> None:
+def test_paths_are_the_best_of_all_enumerated_paths(
+    case: Case, theta: float, k: int, data: st.DataObject, form: str
+) -> None:
     graph, seen = formed(case, form)
     layer = data.draw(st.integers(0, len(graph.blocks)))
     node = data.draw(st.integers(0, graph.layers[layer] - 1))
@@ -74,9 +76,7 @@ def dyadic_case(seed: int, sizes: tuple[int, ...]) -> Case:
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("elements", [5, 1 << 19])
 @pytest.mark.parametrize("form", ["csr", "float32", "column-major"])
-def test_of_equal_paths_the_lower_nodes_come_first(
-    seed: int, elements: int, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_paths_are_ordered_by_node(seed: int, elements: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
     for module in (incident_edges, paths):
         monkeypatch.setattr(module, "BAND_ELEMENTS", elements)
@@ -92,7 +92,7 @@ def test_of_equal_paths_the_lower_nodes_come_first(
 
 
 @pytest.mark.parametrize("theta", [1.0, 0.3])
-def test_paths_are_networkxs_shortest_simple_paths(theta: float) -> None:
+def test_paths_agree_with_networkx_shortest_simple_paths(theta: float) -> None:
     case = random_case(9, (6, 8, 5, 7), density=0.7)
     graph, layer, node = case.graph(), 1, 3
     digraph = networkx.DiGraph()
@@ -114,13 +114,13 @@ def test_paths_are_networkxs_shortest_simple_paths(theta: float) -> None:
 
 
 @given(cases(min_blocks=2, max_size=3).map(Case.without_dangling), SHARES)
-def test_all_paths_from_a_node_share_its_mass(case: Case, theta: float) -> None:
+def test_probabilities_of_all_paths_from_a_node_sum_to_one(case: Case, theta: float) -> None:
     graph = case.graph()
     found = strongest_paths(graph, weighted_pagerank(graph, 0.5, theta), 0, 0, k=200, before=0, after=len(graph.blocks))
     assert sum(path.probability for path in found) == pytest.approx(1.0)
 
 
-def test_a_node_itself_is_a_path_and_dead_ends_have_none() -> None:
+def test_a_node_alone_is_a_path_and_dangling_nodes_have_none() -> None:
     graph = LayeredGraph.from_weights([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0]]], [1, 1], [[1, 1], [1]])
     rank = weighted_pagerank(graph)
     assert strongest_paths(graph, rank, 1, 1, before=0, after=0) == (Path(((1, 1),), 1.0),)
@@ -145,7 +145,7 @@ def test_long_paths_do_not_underflow() -> None:
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.3, 1.0])
-def test_paths_take_the_theta_of_the_rank_as_the_facts_do(theta: float) -> None:
+def test_paths_use_the_theta_of_the_rank(theta: float) -> None:
     graph = random_case(3, (4, 6, 5), density=0.7).graph()
     rank = weighted_pagerank(graph, theta=theta)
     found = strongest_paths(graph, rank, 1, 2, k=50)
@@ -162,7 +162,7 @@ def test_paths_take_the_theta_of_the_rank_as_the_facts_do(theta: float) -> None:
     assert strongest_paths(graph, modified_pagerank(graph), 1, 2) == plain
 
 
-def test_paths_take_the_memory_of_bands() -> None:
+def test_paths_need_only_the_memory_of_bands() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(3000, 2000, generator=generator).bfloat16() for _ in range(2)]
     down = torch.randn(2000, 3000, generator=generator).bfloat16()
@@ -179,7 +179,7 @@ def test_paths_take_the_memory_of_bands() -> None:
     assert peak < 30e6
 
 
-# --- doors
+# --- refused arguments
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_paths_take_the_memory_of_bands() -> None:
         (lambda graph, rank: strongest_paths(graph, rank, 1, 0, theta=math.nan), "theta must be"),
     ],
 )
-def test_questions_that_have_no_answer(ask: Callable[[LayeredGraph, RankResult], Any], message: str) -> None:
+def test_arguments_out_of_range_are_refused(ask: Callable[[LayeredGraph, RankResult], Any], message: str) -> None:
     graph = random_case(0, (3, 4, 2)).graph()
     with pytest.raises(GraphError, match=message):
         ask(graph, weighted_pagerank(graph))
@@ -210,7 +210,7 @@ def test_a_rank_of_another_graph_is_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_numbers_are_refused(bad: float) -> None:
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     weight, rest = np.ones((3, 2), dtype=np.float32), np.ones((2, 3), dtype=np.float32)
     rank = weighted_pagerank(LayeredGraph.from_weights([weight, rest], [1, 1], [[1, 1, 1], [1, 1]]))
     rest[1, 1] = bad

@@ -31,7 +31,7 @@ def test_strengths_are_sums_of_weights(case: Case, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["csr", "float64", "column-major", "bfloat16"])
-def test_strengths_are_networkxs(form: str) -> None:
+def test_strengths_agree_with_networkx(form: str) -> None:
     case = random_case(3, (5, 9, 6, 1, 4), density=0.4)
     case.weights[1][:, 2] = 0
     case.weights[2][0] = 0
@@ -45,22 +45,22 @@ def test_strengths_are_networkxs(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
-def test_large_blocks_take_the_compiled_way_to_the_same_numbers(form: str) -> None:
-    # From 2**18 entries on.
+def test_large_blocks_give_the_same_numbers_through_compiled_kernels(form: str) -> None:
+    # Compiled kernels are used from 2**18 entries on.
     graph, seen = formed(random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9), form)
     np.testing.assert_allclose(strengths(graph, 1)[0], seen.weights[0].sum(axis=1), rtol=1e-12)
     np.testing.assert_allclose(strengths(graph, 0)[1], seen.weights[0].sum(axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("layer", [-1, 2, True, 1.0, "1", None])
-def test_layers_that_are_none(layer: Any) -> None:
+def test_layers_out_of_range_are_refused(layer: Any) -> None:
     with pytest.raises(GraphError, match="expected a layer from 0 to 1"):
         strengths(random_case(0, (3, 4)).graph(), layer)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1.7e308])
 def test_sums_that_are_not_finite_are_refused(bad: float) -> None:
-    # Two of the last overflow.
+    # The sum of two of the largest floats overflows.
     weight = np.array([[bad, bad], [bad, 1.0]])
     graph = LayeredGraph.from_weights([np.eye(2), weight], [1, 1], [[1, 1], [1, 1]], check_finite=False)
     assert isinstance(graph.blocks[1], DenseBlock)

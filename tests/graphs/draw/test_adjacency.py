@@ -20,7 +20,7 @@ from tests.graphs.draw.test_draw import legible, rank_of
 
 
 def plain_means(weight: Any, targets: Any, sources: Any, buckets: int) -> Any:
-    """Highest score first, of equal ones the higher index; cells by loops."""
+    """Compute the cells by loops, with the highest score first and the higher of equal indices first."""
     orders = [sorted(range(len(s)), key=lambda k: (-s[k], -k)) for s in (targets, sources)]
     cuts = [[k * len(order) // b for k in range(b + 1)] for order in orders for b in [min(buckets, len(order))]]
     means = np.zeros([len(cut) - 1 for cut in cuts])
@@ -94,7 +94,7 @@ def test_degenerate_blocks(weight: Any) -> None:
     legible(adjacency_heatmap(graph, 1, rank_of(graph, [np.zeros(size) for size in graph.layers])))
 
 
-def test_refusals() -> None:
+def test_invalid_arguments_are_refused() -> None:
     graph = random_case(0, (3, 4)).graph()
     rank = weighted_pagerank(graph)
     for layer in (0, 2, -1, 1.0, True):

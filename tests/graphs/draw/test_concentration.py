@@ -1,4 +1,4 @@
-"""Distributions and Lorenz curves show the numbers that plain loops find, line by line and as bands."""
+"""Distributions and Lorenz curves show the same numbers as plain loops, line by line and as bands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def entries(ax: Any) -> list[str]:
 
 @settings(deadline=None, max_examples=30)
 @given(LAYERS)
-def test_a_line_gives_the_share_of_nodes_above(scores: list[list[float]]) -> None:
+def test_a_line_is_the_share_of_nodes_with_at_least_a_score(scores: list[list[float]]) -> None:
     ax = score_distribution(scores)
     for values, line in zip(scores, ax.get_lines(), strict=False):
         mean = sum(values) / len(values)
@@ -46,7 +46,7 @@ def test_a_line_gives_the_share_of_nodes_above(scores: list[list[float]]) -> Non
 def test_zeros_are_named_where_they_cannot_be_drawn() -> None:
     ax = legible(score_distribution([[0.0, 1.0, 1.0, 2.0], [0.0, 0.0], [3.0]], ["a", "b", "c"]))
     assert entries(ax) == ["a (25 % zero)", "b (all zero)", "c"]
-    # A single score is a marker, since no line has one end only.
+    # A single score is only a marker, because a line needs two points.
     assert ax.get_lines()[2].get_markevery() == [-1]
 
 
@@ -69,7 +69,7 @@ def test_many_layers_become_bands_of_quantiles() -> None:
         reached = []
         for values in layers:
             falling = sorted((v / values.mean() for v in values), reverse=True)
-            # The most nodes that are no more than this share, one at least.
+            # The largest number of nodes within this share, at least one.
             reached.append(falling[max(0, int(np.ceil(share * len(values) - 1e-9)) - 1)])
         assert x == pytest.approx(np.median(reached))
     wide, half = (c for c in ax.collections if isinstance(c, PolyCollection))
@@ -125,7 +125,7 @@ def test_lorenz_bands() -> None:
     assert len(lorenz_curves([heavy(0, 5000)]).get_lines()[1].get_xdata()) == MAX_POINTS
 
 
-def test_refusals() -> None:
+def test_invalid_arguments_are_refused() -> None:
     ranked = weighted_pagerank(random_case(0, (3, 2)).graph())
     for figure in (score_distribution, lorenz_curves):
         with pytest.raises(GraphError, match="at least one layer, got none"):

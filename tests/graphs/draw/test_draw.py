@@ -1,4 +1,4 @@
-"""Figures show what the results hold: convergence, and what all figures share."""
+"""Convergence figures, and properties that all figures share."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from graphs.draw.colours import (
     FAINT,
     KEPT,
     LINES,
-    LOST,
     REMOVED,
+    SCORE_REMOVED,
+    add_log_colour_bar,
     line_look,
-    log_colour_bar,
-    log_colours,
+    log_norm,
 )
 from graphs.draw.convergence import MAX_STEPS
-from graphs.draw.wording import LONGEST, percent, plain, short_names
+from graphs.draw.wording import LONGEST, as_literal, percent, short_names
 from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import random_case
 
@@ -56,12 +56,12 @@ every_figure = pytest.mark.parametrize("name", list(FIGURES))
 
 
 def rank_of(graph: LayeredGraph, scores: Any) -> RankResult:
-    """A weighted rank of `graph` with scores of our own."""
+    """A weighted rank of `graph` with given scores."""
     return replace(RANK, scores=tuple(np.asarray(part, dtype=np.float64) for part in scores), names=graph.names)
 
 
 def legible(ax: Any) -> Any:
-    """Draw for print, and check that no text is small, cut off or, along the x axis, written over another."""
+    """Draw for print, and check that no text is too small, cut off, or overlaps another along the x axis."""
     figure = ax.figure
     figure.set_dpi(150)
     canvas = FigureCanvasAgg(figure)
@@ -99,7 +99,7 @@ def test_every_figure_of_the_package_is_listed_here() -> None:
 
 
 @every_figure
-def test_axes_are_passed_through_or_new(name: str) -> None:
+def test_given_axes_are_used_or_new_ones_made(name: str) -> None:
     own = Figure(figsize=(6, 4), layout="constrained").subplots()
     assert FIGURES[name](own) is own
     first, second = FIGURES[name](None), FIGURES[name](None)
@@ -131,7 +131,7 @@ LONG = "transformer.encoder.blocks.{}.feed_forward_network.intermediate_dense_pr
 
 
 def unusual(kind: str) -> tuple[LayeredGraph, RankResult]:
-    """Graphs at the edge of what the figures are for, and their ranks."""
+    """Unusual graphs and their ranks."""
     sizes = {"pair": (9, 7), "single node": (6, 1, 5), "three nodes": (1, 1, 1), "forty layers": (12,) * 40}
     graph = random_case(3, sizes.get(kind, (8, 30, 8, 30))).graph()
     if kind == "long names":
@@ -175,7 +175,7 @@ def drawn(name: str, graph: LayeredGraph, rank: RankResult, ax: Any = None) -> A
 @pytest.mark.parametrize("kind", UNUSUAL)
 def test_unusual_graphs_are_legible(name: str, kind: str) -> None:
     legible(drawn(name, *unusual(kind)))
-    # In a column of a journal.
+    # The width of a journal column.
     legible(drawn(name, *unusual(kind), Figure(figsize=(4.5, 3.2), layout="constrained").subplots()))
 
 
@@ -223,7 +223,7 @@ def test_exact_steps_and_unknown_bounds_leave_gaps() -> None:
     assert np.isfinite(bound.get_ydata()[0])
 
 
-def test_refusals() -> None:
+def test_invalid_arguments_are_refused() -> None:
     result = pagerank(CYCLIC)
     with pytest.raises(GraphError, match="expected results"):
         convergence([])
@@ -240,7 +240,7 @@ def test_eight_lines_differ_in_colour_dashes_and_marker() -> None:
 
 
 def linear(colour: Any) -> Any:
-    """Linear light of an sRGB colour."""
+    """Convert an sRGB colour to linear light."""
     from matplotlib.colors import to_rgb
 
     channels = np.array(to_rgb(colour))
@@ -251,7 +251,7 @@ def luminance(colour: Any) -> float:
     return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
 
 
-# Machado, Oliveira and Fernandes (2009): what those see who lack a kind of cones.
+# Machado, Oliveira and Fernandes (2009): how readers see who lack one kind of cones.
 BLINDNESS = {
     "none": np.eye(3),
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -261,21 +261,21 @@ BLINDNESS = {
 
 
 def lab(colour: Any, blindness: str) -> Any:
-    """CIE L*a*b* of a colour as seen."""
+    """Compute CIE L*a*b* of a colour as a reader sees it."""
     seen = np.clip(np.asarray(BLINDNESS[blindness]) @ linear(colour), 0.0, 1.0)
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     x, y, z = np.cbrt(np.maximum(np.asarray(to_xyz) @ seen / [0.9505, 1.0, 1.089], 1e-3))
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-@pytest.mark.parametrize("colour", [*LINES, KEPT, REMOVED, LOST, FAINT])
-def test_lines_stand_out_on_paper(colour: str) -> None:
-    """WCAG 2.1 asks 3 to 1 of what carries meaning."""
+@pytest.mark.parametrize("colour", [*LINES, KEPT, REMOVED, SCORE_REMOVED, FAINT])
+def test_lines_have_contrast_on_white(colour: str) -> None:
+    """WCAG 2.1 requires a contrast of 3 to 1 for graphics."""
     assert 1.05 / (luminance(colour) + 0.05) >= 3.0
 
 
 @pytest.mark.parametrize("blindness", list(BLINDNESS))
-def test_colours_differ_for_every_eye(blindness: str) -> None:
+def test_colours_differ_for_colour_blind_readers(blindness: str) -> None:
     for one, other in itertools.combinations(LINES, 2):
         assert np.linalg.norm(lab(one, blindness) - lab(other, blindness)) > 12.0, (one, other)
     assert np.linalg.norm(lab(KEPT, blindness) - lab(REMOVED, blindness)) > 40.0
@@ -320,17 +320,17 @@ def test_long_names_lose_their_middle() -> None:
 
 
 @pytest.mark.parametrize("text", ["$a$", "$x", r"\$5", "_hidden", "a_b^c"])
-def test_text_is_shown_as_it_is(text: str) -> None:
+def test_text_is_shown_literally(text: str) -> None:
     ax = new_axes(None)
-    ax.plot([0, 1], [0, 1], label=plain(text))
-    ax.set_title(plain(text))
+    ax.plot([0, 1], [0, 1], label=as_literal(text))
+    ax.set_title(as_literal(text))
     ax.legend()
     legible(ax)
     assert len(ax.get_legend().get_texts()) == 1
 
 
 @given(st.floats(0.0, 1.0))
-def test_percentages_claim_neither_all_nor_nothing_wrongly(share: float) -> None:
+def test_percentages_do_not_round_to_all_or_nothing(share: float) -> None:
     text = percent(share)
     assert (text == "100 %") == (1.0 - share < 1e-11)
     assert (text == "0 %") == (share == 0.0)
@@ -346,32 +346,32 @@ def test_layer_names_never_overlap(count: int) -> None:
     legible(ax)
     boxes = [text.get_window_extent() for text in ax.get_xticklabels()]
     starts = sorted(box.x1 for box in boxes)
-    # Slanted ones end side by side, at least a line apart.
+    # Slanted names end side by side, at least a line apart.
     assert all(right - left >= 0.13 * 150 for left, right in itertools.pairwise(starts))
 
 
 @given(st.floats(1e-12, 1e12), st.floats(1.0001, 1e12))
 def test_a_colour_bar_has_numbers_and_not_too_many(low: float, factor: float) -> None:
     cells = np.ma.array([[low, low * factor, 0.0]])
-    norm = log_colours(cells)
+    norm = log_norm(cells)
     assert (norm.vmin, norm.vmax) == (low, low * factor)
     ax = new_axes(None)
-    log_colour_bar(ax, ax.pcolormesh(cells, norm=norm), "weight")
+    add_log_colour_bar(ax, ax.pcolormesh(cells, norm=norm), "weight")
     ticks = ax.figure.axes[1].get_yticks()
     assert 3 <= len(ticks) <= 9
     assert (ticks >= low * (1 - 1e-12)).all()
     assert (ticks <= low * factor * (1 + 1e-12)).all()
 
 
-def test_a_colour_scale_of_one_value_is_around_it() -> None:
-    assert (log_colours(np.ma.array([3.0, 3.0])).vmin, log_colours(np.ma.array([3.0])).vmax) == (1.5, 6.0)
-    assert log_colours(np.ma.array([0.0])).vmin == 0.5
+def test_a_colour_scale_of_one_value_surrounds_it() -> None:
+    assert (log_norm(np.ma.array([3.0, 3.0])).vmin, log_norm(np.ma.array([3.0])).vmax) == (1.5, 6.0)
+    assert log_norm(np.ma.array([0.0])).vmin == 0.5
 
 
 @pytest.mark.parametrize("low", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
 @pytest.mark.parametrize("high", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
-def test_colour_scales_reach_as_far_as_floats(low: float, high: float) -> None:
-    norm = log_colours(np.ma.array([low, high]))
+def test_colour_scales_cover_all_floats(low: float, high: float) -> None:
+    norm = log_norm(np.ma.array([low, high]))
     assert 0.0 < norm.vmin < norm.vmax < np.inf
     ticks = log_ticks(norm.vmin, norm.vmax)
     assert 3 <= len(ticks) <= 9
@@ -402,11 +402,11 @@ def test_solvers_differ_by_more_than_colour_and_exact_ends_are_named() -> None:
     assert len({line.get_linestyle() for line in bounds}) == len({line.get_marker() for line in bounds}) == 3
     entries = [text.get_text() for text in ax.get_legend().get_texts()]
     assert entries == ["a", "b", f"c (exact after {exact.iterations})"]
-    # The marker ends the line, where there is something to see.
+    # The marker is at the end of the visible line.
     assert bounds[2].get_markevery() == [exact.iterations - 2]
 
 
-def test_the_colour_bar_of_scores_bears_scores() -> None:
+def test_the_colour_bar_of_scores_has_scores() -> None:
     ax = draw.score_heatmap([np.geomspace(1, 1000, 50)])
     legible(ax)
     bar = ax.figure.axes[1]

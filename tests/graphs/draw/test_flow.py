@@ -1,4 +1,4 @@
-"""Bars and ribbons are as wide as the rank that flows."""
+"""Bars and ribbons are as wide as the flow of score."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, residual_graph, weighted_pagerank
+from graphs.analysis.buckets import score_buckets
 from graphs.analysis.flow import flow
-from graphs.analysis.measures import score_buckets
 from graphs.draw import layer_flow
 from graphs.draw.flow import MAX_BUCKETS, MAX_LAYERS
 from tests.graphs.cases import Case, cases, random_case, transition_matrix
@@ -22,7 +22,7 @@ SHARES = (0.25, 0.25, 0.5)
 
 
 def bars(ax: Any) -> Any:
-    """(layers, buckets, 3): what arrives, is held, and leaves, by the heights of the bars."""
+    """(layers, buckets, 3): score that arrives, is held and leaves, from the heights of the bars."""
     stacks = [c for c in ax.collections if not c.get_label().startswith("_")]
     found = []
     for bucket in stacks:
@@ -48,7 +48,7 @@ def ribbons(ax: Any) -> list[tuple[int, int, float, float, float, float]]:
 
 @settings(deadline=None, max_examples=40)
 @given(cases(min_blocks=1, max_blocks=3), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
-def test_widths_are_the_flow(case: Case, gamma: float, modified: bool) -> None:
+def test_ribbon_widths_are_the_flow(case: Case, gamma: float, modified: bool) -> None:
     graph = case.graph()
     rank = modified_pagerank(graph) if modified else weighted_pagerank(graph, gamma=gamma)
     ax = layer_flow(graph, rank, buckets=SHARES)
@@ -85,7 +85,7 @@ def test_ribbons_fill_their_bars_without_overlap() -> None:
         for end in (2, 3):
             spans = sorted((r[end] - r[4] / 2, r[end] + r[4] / 2) for r in drawn if r[0] == layer)
             assert all(above[0] >= below[1] - 1e-12 for below, above in itertools.pairwise(spans))
-    # The rank's order: what comes from higher buckets arrives above what comes from lower ones.
+    # Ribbons from higher buckets arrive above those from lower ones.
     for layer in (0, 1):
         targets = [r for r in drawn if r[0] == layer]
         highest = [r[3] for r in targets if r[1] == 0]
@@ -93,7 +93,7 @@ def test_ribbons_fill_their_bars_without_overlap() -> None:
         assert all(a > b for a, b in zip(highest, lowest, strict=True))
 
 
-def test_bars_are_of_a_layer_whatever_its_mass() -> None:
+def test_bars_have_the_height_of_the_layer_share() -> None:
     """A PageRank sums to 1 over all layers, not in each."""
     graph = random_case(2, (5, 7, 5)).graph()
     rank = pagerank(residual_graph(graph))
@@ -124,7 +124,7 @@ def test_buckets_are_named(buckets: Any, names: list[str]) -> None:
     assert bars(ax).shape == (2, len(names), 3)
 
 
-def test_every_number_of_buckets_shares_out_all_nodes() -> None:
+def test_buckets_cover_all_nodes() -> None:
     graph = random_case(3, (500, 5)).graph()
     rank = weighted_pagerank(graph)
     for count in range(1, MAX_BUCKETS + 1):
@@ -174,11 +174,11 @@ def test_degenerate_graphs() -> None:
     assert not ax.collections[0].get_array().count()
 
 
-def test_refusals() -> None:
+def test_invalid_arguments_are_refused() -> None:
     graph = random_case(7, (3, 4, 5)).graph()
     rank = weighted_pagerank(graph)
     for layers in ([], [0, 2], [1, 0], [0, 0]):
-        with pytest.raises(GraphError, match="layers: expected consecutive ones"):
+        with pytest.raises(GraphError, match="layers: expected at least 1 consecutive ascending layers"):
             layer_flow(graph, rank, layers=layers)
     with pytest.raises(GraphError, match="expected a layer from 0 to 2, got 3"):
         layer_flow(graph, rank, layers=[2, 3])

@@ -81,7 +81,7 @@ def test_areas_are_proportional_to_scores() -> None:
     np.testing.assert_allclose(areas[large] / areas.max(), scores[large] / scores.max())
 
 
-def test_the_title_and_the_boxes_say_what_is_shown() -> None:
+def test_the_title_and_the_boxes_give_the_shares() -> None:
     graph = random_case(3, (30, 40, 20)).graph()
     rank = weighted_pagerank(graph)
     subgraph = top_subgraph(graph, rank, nodes=5)
@@ -99,7 +99,7 @@ def test_the_title_and_the_boxes_say_what_is_shown() -> None:
     texts = [text.get_text() for text in ax.texts]
     for hidden, share in zip((25, 35, 15), shares, strict=True):
         assert f"{hidden} others\n{percent(1 - share)}" in texts
-    # Every node bears its index in the original, where there is room.
+    # Every node is labelled with its index in the original where there is space.
     assert {str(node) for nodes in subgraph.nodes for node in nodes} <= set(texts)
 
 
@@ -112,7 +112,7 @@ def test_texts_never_overlap(sizes: tuple[int, ...], nodes: int) -> None:
     ax = legible(node_link(top_subgraph(graph, weighted_pagerank(graph), nodes=nodes)))
     boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]
     assert len(boxes) >= len(sizes)
-    # A line's box is higher than its digits by ascent and descent.
+    # The box of a text line is higher than its digits.
     inner = [
         type(box).from_extents(box.x0, box.y0 + 0.15 * box.height, box.x1, box.y1 - 0.15 * box.height) for box in boxes
     ]
@@ -161,7 +161,7 @@ def test_degenerate_subgraphs() -> None:
     legible(node_link(top_subgraph(wide, weighted_pagerank(wide), nodes=250)))
 
 
-def test_refusals() -> None:
+def test_invalid_arguments_are_refused() -> None:
     graph = random_case(7, (200, 200)).graph()
     subgraph = between(graph, 0, 1)
     with pytest.raises(GraphError, match=r"up to 300 nodes, got 400 in 2 layers; take fewer with .*nodes=150\)"):

@@ -25,14 +25,14 @@ from graphs.draw import (
     score_heatmap,
 )
 from graphs.linalg.blocks import DenseBlock, SparseBlock
-from graphs.reduction.subgraphs import between, top_subgraph
+from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.draw.test_draw import legible, rank_of
 
 MB = 1 << 20
 
 
 def bounded(act: Callable[[], Any], seconds: float, megabytes: float) -> Any:
-    """What `act` returns, once it is known to take no more; run twice, since watching the memory takes time."""
+    """Check that `act` stays within the limits and return its result; it runs twice, because tracing memory takes time."""
     begun = time.perf_counter()
     result = act()
     assert time.perf_counter() - begun < seconds
@@ -72,7 +72,7 @@ def ten_million_edges() -> tuple[LayeredGraph, RankResult]:
 
 @pytest.fixture(scope="module")
 def seven_billion() -> tuple[LayeredGraph, RankResult]:
-    """33 layers, 1.4 G edges: every row of a block is the same one in memory."""
+    """33 layers, 1.4 G edges: all rows of a block share their memory."""
     sizes = [4096, 11008] * 16 + [4096]
     rng = np.random.default_rng(0)
     blocks = tuple(
@@ -102,7 +102,7 @@ def test_score_figures(name: str, case: str, request: pytest.FixtureRequest) -> 
     page = io.BytesIO()
     ax = bounded(lambda: legible(SCORE_FIGURES[name](rank)), seconds=10, megabytes=100)
     ax.figure.savefig(page, format="svg")
-    # An aggregate: no file grows with the nodes.
+    # The figure is an aggregate, so its file does not grow with the nodes.
     assert page.tell() < 3 * MB
 
 
@@ -135,6 +135,6 @@ def test_node_link_takes_a_subgraph_or_refuses(case: str, request: pytest.Fixtur
         lambda: legible(node_link(top_subgraph(graph, rank, nodes=20, layers=range(3)))), seconds=20, megabytes=300
     )
     assert f"60 of {sum(graph.layers[:3]):,} nodes" in drawn.get_title()
-    whole = between(graph, 0, 1, rank, nodes=1000)
+    whole = top_subgraph(graph, rank, nodes=1000, layers=(0, 1))
     with pytest.raises(GraphError, match="up to 300 nodes, got 2,000"):
         node_link(whole)

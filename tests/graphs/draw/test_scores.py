@@ -1,4 +1,4 @@
-"""Figures of scores show the numbers that plain loops find."""
+"""Figures of scores show the same numbers as plain loops."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_dots_are_percentiles_and_the_title_counts(pairs: list[tuple[float, floa
         assert title.endswith("keeps none")
 
 
-def test_masks_say_which_nodes_are_kept() -> None:
+def test_masks_select_the_kept_nodes() -> None:
     a = [1.0, 2.0, 3.0, 4.0]
     ax = legible(compare_rankings(a, a, ("x", "y"), keep=([True, False, True, True], [False, False, True, False])))
     assert ax.get_title().endswith("of the nodes that x keeps (75 %), y keeps 33 %")
@@ -115,7 +115,7 @@ def test_bars_share_a_layer_between_kept_and_removed() -> None:
     assert [bar.get_hatch() for bar in ax.patches] == [None, None, "///", "///"]
 
 
-def test_refusals() -> None:
+def test_invalid_arguments_are_refused() -> None:
     for scores in ([], [[1.0], np.ones((2, 2))], [[]], [[-1.0, 2.0]], [[np.nan]], [["a"]]):
         with pytest.raises(GraphError, match="expected"):
             score_heatmap(scores)

@@ -1,4 +1,4 @@
-"""The whole graph as one scipy, torch or networkx object, and graphs made of networkx's."""
+"""Graphs as one scipy, torch or networkx object, and graphs built from networkx."""
 
 import random
 from fractions import Fraction
@@ -59,8 +59,8 @@ def test_the_stored_dtype_is_kept_and_the_widest_wins() -> None:
     assert case.graph([narrow[0], case.weights[1]]).to_scipy().dtype == np.float64
 
 
-def test_indices_widen_where_the_whole_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A limit of 30 in place of 2**31 - 1: each block fits in it and their sum does not.
+def test_indices_widen_where_the_stacked_matrix_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With a limit of 30 instead of 2**31 - 1 each block fits, but their sum does not.
     case = random_case(1, (4, 5, 4))
     graph = case.graph().with_csr()
     monkeypatch.setattr("graphs.linalg.blocks.INT32_MAX", 30)
@@ -69,7 +69,7 @@ def test_indices_widen_where_the_whole_is_too_large(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(csr.toarray(), assembled(case))
 
 
-def test_converting_leaves_the_stored_blocks_alone() -> None:
+def test_converting_does_not_change_the_stored_blocks() -> None:
     graph = random_case(2, (4, 5, 4, 3)).graph().with_csr()
     before = [(b.to_csr().indices.copy(), b.to_csr().indptr.copy()) for b in graph.blocks]
     graph.to_scipy()
@@ -152,7 +152,7 @@ def test_subgraphs_keep_the_names_of_the_original() -> None:
     assert dict(digraph.nodes(data=True)) == {node: whole.nodes[node] for node in digraph}
     expected = whole.subgraph(digraph)
     assert networkx.utils.graphs_equal(networkx.DiGraph(expected), digraph)
-    # Another rank of the original takes the place of the subgraph's own.
+    # Another rank of the original replaces the subgraph's own scores.
     other = weighted_pagerank(graph, 0.9)
     assert to_networkx(shown, rank=other).nodes[shown.labels[0][0]]["score"] == other.as_dict()[shown.labels[0][0]]
     assert "score" not in to_networkx(between(graph, 0, 2)).nodes[0, 0]
@@ -202,7 +202,7 @@ def test_layer_names_come_back() -> None:
         (("a", ["x"], "b"), ("a", "layer 1", "b")),
     ],
 )
-def test_names_that_are_not_those_of_layers_are_left(names: Any, expected: Any) -> None:
+def test_names_that_are_not_one_a_layer_are_ignored(names: Any, expected: Any) -> None:
     digraph = networkx.DiGraph([(0, 1), (1, 2)])
     for node, name in enumerate(names):
         digraph.nodes[node]["name"] = name
@@ -210,7 +210,7 @@ def test_names_that_are_not_those_of_layers_are_left(names: Any, expected: Any) 
 
 
 def layers_by_relaxing(digraph: networkx.DiGraph) -> dict[Any, int]:
-    """Layers by another way: distances within the component, edges walked backwards counting down."""
+    """Find layers in another way: by distances within the component, edges walked backwards counting down."""
     layers = {}
     for component in networkx.weakly_connected_components(digraph):
         undirected = networkx.Graph(digraph.subgraph(component).to_undirected())
@@ -240,7 +240,7 @@ def test_layers_are_found_from_edges_alone(case: Case, rng: random.Random) -> No
     assert found == layers_by_relaxing(bare)
     assert graph.edges == len(edges)
     for members in labels:
-        # Without indices, in the digraph's own order.
+        # Without indices, nodes are in the digraph's order.
         assert list(members) == [node for node in nodes if node in members]
     again = to_networkx(graph)
     for u, v, weight in edges:
@@ -249,7 +249,7 @@ def test_layers_are_found_from_edges_alone(case: Case, rng: random.Random) -> No
     assert all((vector == 1).all() for vector in graph.activations)
 
 
-def test_a_source_in_the_middle_goes_where_its_edges_put_it() -> None:
+def test_a_source_in_the_middle_gets_the_layer_of_its_edges() -> None:
     digraph = networkx.DiGraph([("a", "b"), ("b", "c"), ("late", "c"), ("x", "y")])
     digraph.add_node("alone")
     graph, labels = from_networkx(digraph)
@@ -287,7 +287,7 @@ def layered(**facts: Any) -> networkx.DiGraph:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"layer": None}, r"node 'b' \(one of 1\) has no attribute 'layer' and others have"),
+        ({"layer": None}, "expected attribute 'layer' at all nodes or at none, got 1 nodes without it, such as 'b'"),
         ({"layer": "1"}, "'layer' of node 'b': expected a finite number, got '1'"),
         ({"layer": 0.5}, "'layer' of node 'b': expected an integer, got 0.5"),
         ({"layer": True}, "'layer' of node 'b': expected a finite number, got True"),
@@ -297,7 +297,7 @@ def layered(**facts: Any) -> networkx.DiGraph:
         ),
         ({"layer": 3}, "expected consecutive layers, got none between 1 and 3"),
         ({"layer": -2}, "expected consecutive layers, got none between -2 and 0"),
-        ({"index": 0}, "nodes 'a' and 'b' of layer 0 both have 0"),
+        ({"index": 0}, "expected a different index for every node of a layer, got 0 for nodes 'a' and 'b' of layer 0"),
         ({"index": "x"}, "'index' of node 'b': expected a finite number, got 'x'"),
         ({"activation": "much"}, "'activation' of node 'b': expected a finite number, got 'much'"),
         ({"activation": float("nan")}, "'activation' of node 'b': expected a finite number, got nan"),
@@ -310,7 +310,7 @@ def test_attributes_that_do_not_fit_are_refused(facts: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize("weight", [-1.0, "1", None, True, 1j, float("nan"), float("inf"), 10**400, [1]])
-def test_weights_that_are_none_are_refused(weight: Any) -> None:
+def test_invalid_weights_are_refused(weight: Any) -> None:
     digraph = layered()
     digraph.edges["b", "z"]["weight"] = weight
     with pytest.raises(GraphError, match="'weight' of edge 'b' -> 'z': expected a"):
@@ -334,7 +334,7 @@ def test_missing_weights_count_as_one_and_zeros_as_no_edge() -> None:
     np.testing.assert_array_equal(from_networkx(digraph, weight=None)[0].block(1).toarray(), [[1.0, 1.0]])
 
 
-def test_attributes_of_other_names_and_none() -> None:
+def test_attribute_names_can_be_chosen_or_none() -> None:
     digraph = networkx.DiGraph()
     digraph.add_nodes_from([("a", {"level": 7, "a": 2.0}), ("z", {"level": 8})])
     digraph.add_edge("a", "z", w=4.0)
@@ -345,7 +345,7 @@ def test_attributes_of_other_names_and_none() -> None:
         [2.0],
         [1.0],
     )
-    # A wrong layer does no harm where layers are found; nor an index where it is not asked for.
+    # A wrong layer does not matter where layers are derived, nor an index that is not used.
     assert from_networkx(layered(layer=5, index=0), layer=None, index=None)[1] == (("a", "b"), ("z",))
 
 
@@ -366,7 +366,7 @@ def test_parallel_edges_add_up() -> None:
         from_networkx(digraph)
 
 
-def test_what_is_no_digraph_is_refused() -> None:
+def test_other_objects_than_digraphs_are_refused() -> None:
     with pytest.raises(GraphError, match="expected a networkx digraph, got dict"):
         from_networkx({})  # type: ignore[arg-type]
     for graph in (networkx.Graph([(0, 1)]), networkx.MultiGraph([(0, 1)])):

@@ -1,4 +1,4 @@
-"""Files: bit-exact round trips, and refusal of everything damaged, foreign or half-written."""
+"""Files: bit-exact round trips, and errors for files that are damaged, foreign or incomplete."""
 
 import errno
 import json
@@ -47,12 +47,12 @@ CERTIFIED = weighted_pagerank(GRAPH, 0.6, 0.9, "power", keep=KeepHighest({1: 2, 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place to overwrite again and again: hypothesis takes no fixture that changes with the test."""
+    """A path that every example overwrites, because hypothesis accepts no fixture that changes with the test."""
     return tmp_path_factory.mktemp("io") / "file.safetensors"
 
 
 def same_array(one: Any, other: Any) -> bool:
-    """Bit for bit, so that -0.0 is not 0.0."""
+    """Compare bit for bit, so that -0.0 is not 0.0."""
     return bool(one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes())
 
 
@@ -92,7 +92,7 @@ def same_rank(one: RankResult, other: RankResult) -> bool:
     return True
 
 
-def test_same_rank_sees_every_field() -> None:
+def test_same_rank_compares_every_field() -> None:
     result = CERTIFIED
     assert same_rank(result, replace(result))
     others: dict[str, Any] = {
@@ -259,7 +259,7 @@ def test_files_hold_no_pickle_and_open_with_plain_safetensors(path: Path) -> Non
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
-def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+def test_new_files_have_default_permissions(tmp_path: Path) -> None:
     save_graph(GRAPH, tmp_path / "graph")
     (tmp_path / "plain").touch()
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("graph", "plain")}
@@ -300,7 +300,7 @@ def test_flipped_bytes_are_refused_or_change_nothing(path: Path, kind: str, data
     assert same_graph(loaded, GRAPH) if kind == "graph" else same_rank(loaded, CERTIFIED)
 
 
-def test_every_single_flipped_bit_of_the_numbers_is_noticed(path: Path) -> None:
+def test_every_flipped_bit_of_the_numbers_is_detected(path: Path) -> None:
     whole = written(path, "graph")
     first = 8 + int.from_bytes(whole[:8], "little")
     for position in range(first, len(whole)):
@@ -344,14 +344,14 @@ def test_foreign_files_are_refused(path: Path, content: bytes, message: str) -> 
 
 
 @pytest.mark.parametrize("meta", [None, "[1, 2]", "no json", '{"kind": "model"}', '{"kind": 5}', "[" * 100_000])
-def test_safetensors_of_other_origin_are_refused(path: Path, meta: str | None) -> None:
+def test_safetensors_of_other_programs_are_refused(path: Path, meta: str | None) -> None:
     save_file({"weight": np.ones(3)}, path, None if meta is None else {"meta": meta})
     with pytest.raises(GraphError, match=r"is not a graph file|cannot be read"):
         load_graph(path)
 
 
 def raw(header: dict[str, Any], data: bytes = b"", meta: dict[str, Any] | None = None) -> bytes:
-    """A safetensors file by hand: what the library would not write."""
+    """Write a safetensors file by hand that the library would not write."""
     facts = {
         "__metadata__": {"meta": json.dumps({"kind": "graph", "version": 1} if meta is None else meta), "crc32": "0"}
     }
@@ -374,11 +374,11 @@ def test_tensors_of_every_type_are_refused_and_never_crash(path: Path, dtype: st
 
 
 @pytest.mark.parametrize("shape", [[10**18], [2**62, 4], [2**63, 2**63], [10**30], [-1], [1.5], ["8"], None, [[8]]])
-def test_a_header_that_claims_more_than_is_there_is_refused_before_room_is_made(path: Path, shape: Any) -> None:
+def test_a_header_that_claims_too_much_is_refused_before_memory_is_allocated(path: Path, shape: Any) -> None:
     path.write_bytes(raw({"activation.0": {"dtype": "F64", "shape": shape, "data_offsets": [0, 8]}}, b"\0" * 8))
     with pytest.raises(GraphError, match="cannot be read"):
         load_graph(path)
-    # As long as a number can say, and longer than the file.
+    # The largest length that fits, and one longer than the file.
     for length in (2**63, 2**64 - 1, 10**8, 1000):
         path.write_bytes(length.to_bytes(8, "little") + b"{}")
         with pytest.raises(GraphError, match="cannot be read"):
@@ -439,7 +439,7 @@ def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
             load_rank(missing)
 
 
-# --- files of the right kind, with a valid checksum, that are no graph
+# --- files of the right kind, with a valid checksum, that hold no graph
 
 
 def graph_parts() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -451,7 +451,7 @@ def graph_parts() -> tuple[dict[str, Any], dict[str, Any]]:
     return tensors, meta
 
 
-def test_the_parts_alone_make_a_graph(path: Path) -> None:
+def test_the_unchanged_parts_make_a_graph(path: Path) -> None:
     write_tensors(path, *graph_parts(), "graph")
     assert same_graph(load_graph(path), GRAPH)
 
@@ -533,7 +533,7 @@ RANK_META = [
 
 
 def write_rank(path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
-    """The rank file of CERTIFIED, with parts changed, or left out where the change is None."""
+    """The rank file of CERTIFIED, with parts changed, or left out if the change is None."""
 
     def changed(target: Any, tensors: dict[str, Any], meta: dict[str, Any], kind: str, version: int) -> None:
         assert (sorted(tensors), sorted(meta)) == (sorted(RANK_TENSORS), sorted(RANK_META))
@@ -548,7 +548,7 @@ def write_rank(path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, A
         save_rank(CERTIFIED, path)
 
 
-def test_the_parts_alone_make_a_rank(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unchanged_parts_make_a_rank(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rank(path, monkeypatch, {})
     assert same_rank(load_rank(path), CERTIFIED)
 
@@ -630,7 +630,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(
         assert same_graph(load_graph(target), GRAPH)
 
 
-def test_a_write_replaces_the_old_file_whole(tmp_path: Path) -> None:
+def test_a_write_replaces_the_old_file_completely(tmp_path: Path) -> None:
     target = tmp_path / "graph.safetensors"
     save_graph(random_case(2, (30, 30)).graph(), target)
     save_graph(GRAPH, target)
@@ -638,7 +638,7 @@ def test_a_write_replaces_the_old_file_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_nothing_of_the_new_is_seen_before_it_is_complete(tmp_path: Path) -> None:
+def test_a_new_file_is_not_visible_before_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
     with replacing(target) as partial:
@@ -649,7 +649,7 @@ def test_nothing_of_the_new_is_seen_before_it_is_complete(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs locks")
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed_by_the_next_write(tmp_path: Path) -> None:
     code = """
         import os, sys
         from graphs.io.files import replacing
@@ -663,7 +663,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         left = tmp_path / run.stdout.readline().strip()
-        # As long as it lives its file stays.
+        # Its file is kept as long as the process lives.
         for content in ("mine", "mine too"):
             with replacing(tmp_path / "file") as partial:
                 partial.write_text(content)
@@ -678,7 +678,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs locks")
-def test_a_place_without_locks_is_written_and_not_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_files_are_written_and_leftovers_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -691,9 +691,7 @@ def test_a_place_without_locks_is_written_and_not_cleared(tmp_path: Path, monkey
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs locks")
-def test_a_workplace_that_is_removed_before_it_is_locked_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_workplace_removed_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, made = tempfile.mkdtemp, []
 
     def unlucky(*arguments: object, **options: Any) -> str:
@@ -711,7 +709,7 @@ def test_a_workplace_that_is_removed_before_it_is_locked_is_made_again(
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")
 def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
-    # A limit on file sizes stands in for the disk: the library under the package meets a real write error.
+    # A limit on file sizes acts like a full disk: safetensors gets a real write error.
     code = f"""
         import resource, signal, numpy
         from graphs import LayeredGraph, save_graph
@@ -761,7 +759,7 @@ def test_links_stay_links_and_pipes_and_devices_are_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
-def test_an_old_file_leaves_its_permissions(tmp_path: Path) -> None:
+def test_a_new_file_gets_the_permissions_of_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "graph"
     save_graph(GRAPH, target)
     target.chmod(0o600)
@@ -776,7 +774,7 @@ def test_names_as_long_as_the_system_allows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layer", [99, 3, -1])
-def test_certificates_of_layers_that_are_not_there(path: Path, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificates_of_missing_layers_are_refused(path: Path, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def added(target: Any, tensors: dict[str, Any], meta: dict[str, Any], kind: str, version: int) -> None:
         more = {**tensors, f"keep.{layer}": np.ones(3, dtype=np.uint8)}
         write_tensors(target, more, {**meta, "certified_layers": [layer]}, kind, version)

@@ -1,4 +1,4 @@
-"""Weights on disk: mapped, not copied; ranked in no memory of their own."""
+"""Weights on disk are mapped, not copied, and ranked without memory of their own."""
 
 import subprocess
 import sys
@@ -53,7 +53,7 @@ def test_tensors_are_mapped(tmp_path: Path) -> None:
 
 @LINUX
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ranking_takes_no_memory_for_the_weights(tmp_path: Path, dtype: str) -> None:
+def test_ranking_needs_no_memory_for_the_weights(tmp_path: Path, dtype: str) -> None:
     """200 MB of weights against anonymous memory, in a process of its own."""
     kind = getattr(torch, dtype)
     rows = 200_000_000 // (2048 * kind.itemsize) // 2
@@ -79,7 +79,7 @@ print(own() - before)
     assert float(outcome.stdout) < 20.0
 
 
-def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match=r"no file or directory .*nowhere; expected safetensors"):
         open_tensors(tmp_path / "nowhere")
     with pytest.raises(GraphError, match=r"no \*.safetensors file in"):

@@ -1,4 +1,4 @@
-"""Blocks: canonical CSR, dense blocks that are referred to, and what is refused."""
+"""Tests of blocks: canonical CSR, dense blocks without copies, and errors."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def test_bands_tile_the_block_exactly_once(matrix: Array, elements: int, column_
 
 
 def test_long_rows_and_many_bands_make_the_same_csr() -> None:
-    # Over 2**19 entries: several bands of the default size.
+    # More than 2**19 entries, that is several bands of the default size.
     matrix = np.random.default_rng(1).standard_normal((700, 1100)) * (np.arange(1100) % 3 > 0)
     for form in (matrix, np.asfortranarray(matrix)):
         csr = as_block(form, "block").to_csr()
@@ -113,7 +113,7 @@ def test_edges_of_tiny_and_huge_float64_weights_are_counted_as_the_csr_has_them(
     assert block.edges == block.to_csr().nnz == 3
 
 
-# --- a dense block refers
+# --- a dense block does not copy
 
 
 @pytest.mark.parametrize("view", [lambda w: w, lambda w: w.T, lambda w: w[::2, 1:]])
@@ -180,11 +180,14 @@ NOT_FINITE = np.array([[1.0, 2.0], [3.0, np.nan]])
         (torch.ones(2, 2) * 1j, "it: expected real floating-point weights, got torch.complex64"),
         (
             torch.sparse_coo_tensor(size=(2, 2), device="meta", check_invariants=False),
-            "it: the weights lie on the meta device",
+            "it: the weights are on the meta device",
         ),
-        (torch.ones(2, 2, device="meta"), "it: the weights lie on the meta device .*load the model first"),
-        ((np.ones((2, 2)), np.ones((2, 3))), r"it: parallel edges need .* one shape, got \(2, 2\) and \(2, 3\)"),
-        ((sparse.eye_array(2), np.ones((2, 3))), r"it: parallel edges need .* one shape, got \(2, 2\) and \(2, 3\)"),
+        (torch.ones(2, 2, device="meta"), "it: the weights are on the meta device .*load the model first"),
+        ((np.ones((2, 2)), np.ones((2, 3))), r"it: expected parallel edges in .* one shape, got \(2, 2\) and \(2, 3\)"),
+        (
+            (sparse.eye_array(2), np.ones((2, 3))),
+            r"it: expected parallel edges in .* one shape, got \(2, 2\) and \(2, 3\)",
+        ),
         (NOT_FINITE, r"it: 1 weight\(s\) are not finite, the first at row 1, column 1 \(nan\)"),
         (np.array([[np.inf, -np.inf]]), r"it: 2 weight\(s\) are not finite, the first at row 0, column 0 \(inf\)"),
         ((np.ones((2, 2)), NOT_FINITE), "not finite, the first at row 1, column 1"),
@@ -212,7 +215,7 @@ def test_a_quantised_tensor_is_refused() -> None:
     "weights", [np.full((2, 2), 3e38, np.float32), np.full((2, 2), 1.5e308), torch.full((9, 9), 6e4).half()]
 )
 def test_a_sum_that_overflows_is_no_refusal(weights: Any) -> None:
-    # The check for NaN reads sums first; finite weights pass whatever their sum.
+    # The check for NaN reads sums first; finite weights are valid even if their sum overflows.
     assert as_block(weights, "it").shape == tuple(weights.shape)
 
 

@@ -1,4 +1,4 @@
-"""Sparse matrices whose index arrays do not fit them: scipy and torch follow them into memory of something else."""
+"""Tests of sparse matrices with damaged index arrays, with which scipy and torch access foreign memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAR = 10**8
 
 
 def matrix(form: str, change: Callable[[Any], Any]) -> Any:
-    """A matrix of a format, damaged by hand: constructors look at what they are given, attributes do not."""
+    """A matrix of a format, damaged through its attributes, which scipy does not check."""
     made = sparse.csr_array(WEIGHTS).asformat(form)
     change(made)
     return made
@@ -37,8 +37,8 @@ def swap(array: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def tensor(form: str, *indices: Any) -> Any:
-    """A torch tensor of a format that nobody checked."""
-    # torch's notices about formats in beta, and about what it does not check.
+    """A torch tensor of a format, made without checks."""
+    # torch's warnings about formats in beta, and about checks that it omits.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         make = getattr(torch, f"sparse_{form}_tensor")
@@ -51,15 +51,18 @@ SOUND = [0, 1, 1, 2, 0, 2]
 DAMAGED: dict[str, tuple[Callable[[], Any], str]] = {
     "csr, index high": (
         lambda: matrix("csr", put("indices", 1, FAR)),
-        "the CSR matrix is damaged: expected column indices from 0 to 2, got 100000000 at entry 1; build it anew",
+        "the CSR matrix is damaged: expected column indices from 0 to 2, got 100000000 at entry 1; build it again",
     ),
     "csr, index negative": (lambda: matrix("csr", put("indices", 4, -1)), "from 0 to 2, got -1 at entry 4"),
     "csr, index one too high": (lambda: matrix("csr", put("indices", 1, 3)), "from 0 to 2, got 3 at entry 1"),
     "csr, floats": (lambda: matrix("csr", swap("indices", np.float64)), "expected integer column indices .* float64"),
-    "csr, pointer high": (lambda: matrix("csr", put("indptr", 1, FAR)), "never fall, got 100000000 and then 4 at 2"),
+    "csr, pointer high": (
+        lambda: matrix("csr", put("indptr", 1, FAR)),
+        "never decrease, got 100000000 and then 4 at 2",
+    ),
     "csr, pointer negative": (
         lambda: matrix("csr", put("indptr", 1, -FAR)),
-        "never fall, got 0 and then -100000000 at 1",
+        "never decrease, got 0 and then -100000000 at 1",
     ),
     "csr, last pointer high": (lambda: matrix("csr", put("indptr", 3, FAR)), "pointers from 0 to 100000000, 6 values"),
     "csr, last pointer zero": (
@@ -70,7 +73,7 @@ DAMAGED: dict[str, tuple[Callable[[], Any], str]] = {
     "csr, pointers short": (lambda: matrix("csr", swap("indptr", lambda p: p[:-1])), r"expected 4 integers .* \(3,\)"),
     "csr, values short": (lambda: matrix("csr", swap("data", lambda d: d[:-2])), "4 values and 6 indices"),
     "csc, index high": (lambda: matrix("csc", put("indices", 1, FAR)), "the CSC matrix .* row indices from 0 to 2"),
-    "csc, pointer high": (lambda: matrix("csc", put("indptr", 1, FAR)), "never fall"),
+    "csc, pointer high": (lambda: matrix("csc", put("indptr", 1, FAR)), "never decrease"),
     "bsr, index high": (lambda: matrix("bsr", put("indices", 0, FAR)), "the BSR matrix .* column indices"),
     "bsr, pointer high": (lambda: matrix("bsr", put("indptr", -1, FAR)), "the BSR matrix .* pointers from 0"),
     "bsr, other blocks": (lambda: matrix("bsr", swap("data", lambda d: np.ones((len(d), 2, 2)))), r"of shape \(3, 3\)"),
@@ -94,7 +97,7 @@ DAMAGED: dict[str, tuple[Callable[[], Any], str]] = {
     "lil, rows few": (lambda: matrix("lil", swap("rows", lambda rows: rows[:1])), "as many columns as values"),
     "dia, values few": (lambda: matrix("dia", swap("data", lambda d: d[:1])), "the DIA matrix is damaged"),
     "dok, row high": (lambda: matrix("dok", lambda made: made._dict.__setitem__((FAR, 0), 1.0)), "the DOK matrix"),
-    "torch csr, pointer high": (lambda: tensor("csr", [0, FAR, 4, 6], SOUND), "the CSR matrix .* never fall"),
+    "torch csr, pointer high": (lambda: tensor("csr", [0, FAR, 4, 6], SOUND), "the CSR matrix .* never decrease"),
     "torch csr, index high": (lambda: tensor("csr", [0, 2, 4, 6], [0, FAR, 1, 2, 0, 2]), "the CSR matrix .* column"),
     "torch csc, index high": (lambda: tensor("csc", [0, 2, 4, 6], [0, FAR, 1, 2, 0, 2]), "the CSC matrix .* row"),
     "torch bsr, index high": (lambda: tensor("bsr", [0, 1], [FAR]), "the BSR matrix .* column indices from 0 to 0"),
@@ -122,7 +125,7 @@ def test_a_block_of_a_digraph_is_looked_at_too() -> None:
 
 
 def test_no_damaged_matrix_ends_the_process() -> None:
-    """In a process of its own: what is not refused may end it by a signal."""
+    """Run code in a process of its own, which a missing check may end by a signal."""
     program = (
         "from tests.graphs.linalg.test_validation import DAMAGED\n"
         "from graphs import GraphError, LayeredGraph\n"

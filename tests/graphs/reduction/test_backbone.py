@@ -24,7 +24,7 @@ def graph_of(weight: Any) -> LayeredGraph:
 
 
 def alpha(weight: int, weights: list[int]) -> Fraction:
-    """The textbook: (1 - p) ** (k - 1) among the edges of one node."""
+    """The formula: (1 - p) ** (k - 1) among the edges of one node."""
     edges = [w for w in weights if w]
     return (1 - Fraction(weight, sum(edges))) ** (len(edges) - 1)
 
@@ -44,22 +44,22 @@ def kept_by_the_textbook(weight: list[list[int]], level: Fraction) -> list[list[
 
 
 integers = arrays(np.int64, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 9))
-# Off the grid of what fractions of small integers can be, where round-off decides.
+# Not a fraction of small integers, for which round-off would decide.
 levels = st.sampled_from([0.0, 0.0123, 0.0503, 0.1207, 0.2031, 0.3109, 0.5003, 0.7919, 0.99])
 
 
 @given(integers, levels)
-def test_the_edges_kept_are_those_of_the_textbook(weight: Array, level: float) -> None:
+def test_the_kept_edges_agree_with_the_formula(weight: Array, level: float) -> None:
     found = sparsify(graph_of(weight), significance=level).graph.block(1).toarray()
     np.testing.assert_array_equal(found, kept_by_the_textbook(weight.tolist(), Fraction(level)))
 
 
-def test_an_edge_exactly_at_the_level_goes() -> None:
-    # Two equal edges: alpha = 1/2 from their source; and each alone at its target.
+def test_an_edge_exactly_at_the_level_is_dropped() -> None:
+    # Two equal edges: alpha = 1/2 at their source, and each is the only edge of its target.
     weight = np.array([[3.0], [3.0]])
     assert sparsify(graph_of(weight), significance=0.5).edges_after == 1
     assert sparsify(graph_of(weight), significance=0.500001).edges_after == 2
-    # And from their target, where the sources' heaviest lead elsewhere.
+    # And at their target, while the heaviest edges of their sources lead elsewhere.
     weight = np.array([[3.0, 3.0], [5.0, 5.0]])
     np.testing.assert_array_equal(
         sparsify(graph_of(weight), significance=0.5).graph.block(1).toarray(), [[0, 0], [5, 5]]
@@ -70,7 +70,7 @@ def test_an_edge_exactly_at_the_level_goes() -> None:
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2])
 def test_the_backbone_follows_from_networkx_strengths(level: float) -> None:
     case = random_case(4, (30, 50, 20), density=0.5)
-    # Heavy tails, or nothing stands out.
+    # Heavy tails, because otherwise no edge is significant.
     graph = case.graph([np.sign(w) * np.abs(w) ** 4 for w in case.weights])
     digraph = to_networkx(graph)
     out_strength, in_strength = digraph.out_degree(weight="weight"), digraph.in_degree(weight="weight")
@@ -86,18 +86,18 @@ def test_the_backbone_follows_from_networkx_strengths(level: float) -> None:
     assert len(found) < digraph.number_of_edges()
 
 
-def test_a_single_edge_is_judged_by_its_other_end() -> None:
-    # Target 0 has one in-edge; its source has three, of which this is light.
+def test_a_single_edge_is_tested_at_its_other_end() -> None:
+    # Target 0 has one in-edge; its source has three, and this is a light one.
     weight = np.array([[1.0, 0.0], [10.0, 5.0], [10.0, 5.0]])
     kept = sparsify(graph_of(weight), significance=0.2).graph.block(1).toarray()
     assert kept[0, 0] == 0.0
-    # And where it is heavy, it stays.
+    # If it is heavy, it is kept.
     weight[0, 0] = 100.0
     assert sparsify(graph_of(weight), significance=0.2).graph.block(1).toarray()[0, 0] == 100.0
 
 
-def test_edges_that_stand_out_at_their_target_alone_stay() -> None:
-    # Every out-edge of source 0 is a third of its strength; at target 0 it towers above the others.
+def test_edges_significant_only_at_their_target_are_kept() -> None:
+    # Every out-edge of source 0 is a third of its strength; at target 0 its edge is far heavier than the others.
     weight = np.array([[9.0, 0.1, 0.1], [9.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
     kept = sparsify(graph_of(weight), significance=0.05).graph.block(1).toarray()
     assert kept[0, 0] == 9.0
@@ -108,7 +108,7 @@ def test_edges_that_stand_out_at_their_target_alone_stay() -> None:
     arrays(np.float64, st.integers(1, 30), elements=st.floats(1e-3, 1e3)),
     st.sampled_from([1e-300, 1.0, 1e300]),
 )
-def test_alpha_is_a_probability_that_falls_with_weight_and_knows_no_scale(weights: Array, scale: float) -> None:
+def test_alpha_is_a_probability_that_decreases_with_weight_and_ignores_scale(weights: Array, scale: float) -> None:
     weights = np.sort(weights)
     found = disparity(weights, np.asarray(weights.sum()), np.asarray(len(weights)))
     assert ((found >= 0) & (found <= 1)).all()
@@ -127,7 +127,7 @@ def test_chance_spreads_a_strength_as_the_null_model_says() -> None:
 
 
 @pytest.mark.parametrize("elements", [1, 5, 1 << 19])
-def test_groups_of_rows_and_columns_do_not_show(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_size_does_not_matter(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     weight = rng.pareto(1.0, (40, 41)) * rng.permuted(np.tri(40, 41, 0), axis=0)
     expected = sparsify(graph_of(weight), significance=0.1)
@@ -144,5 +144,5 @@ def test_sums_beyond_float64_do_not_overflow() -> None:
     np.testing.assert_array_equal(significant_in_edges(weight, 0.06), [False, False, False, False, True, False])
 
 
-def test_a_block_without_edges_has_none_that_stand_out() -> None:
+def test_a_block_without_edges_has_no_significant_edges() -> None:
     assert significant_in_edges(sparse.csr_array((3, 2)), 0.5).shape == (0,)

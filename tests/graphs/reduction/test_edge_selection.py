@@ -1,4 +1,4 @@
-"""Excerpts of blocks against the whole block, for every form in which weights come."""
+"""Selected edges against the complete block, for every form of the weights."""
 
 import tracemalloc
 from typing import Any
@@ -17,7 +17,7 @@ from graphs.reduction.edge_selection import edges_at, edges_by_flow, row_chunks
 from tests.graphs.cases import Array, Case, cases
 
 RNG = np.random.default_rng(0)
-# Multiples of an eighth: every form below holds them exactly, eight bits too. Ties and zeros are many.
+# Multiples of an eighth: every form below holds them exactly, even with eight bits. Many are equal or zero.
 WEIGHT = np.round(RNG.standard_normal((23, 17)) * 4) / 4 * (RNG.random((23, 17)) < 0.8)
 FORMS: dict[str, Any] = {
     "float64": WEIGHT,
@@ -124,7 +124,7 @@ def test_edges_by_flow_are_the_first_of_a_sorted_list(
 
 
 @given(cases(max_blocks=1), st.data())
-def test_excerpts_of_any_block(case: Case, data: st.DataObject) -> None:
+def test_selections_of_any_block(case: Case, data: st.DataObject) -> None:
     block = case.graph().blocks[0]
     rows, columns = (np.array(sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1)))) for size in block.shape)
     np.testing.assert_array_equal(
@@ -132,8 +132,8 @@ def test_excerpts_of_any_block(case: Case, data: st.DataObject) -> None:
     )
 
 
-def test_an_excerpt_of_a_large_block_takes_little_memory() -> None:
-    # 100 million entries of 8 bytes; one row is stored, so that the test itself takes none.
+def test_a_selection_of_a_large_block_needs_little_memory() -> None:
+    # 100 million entries of 8 bytes; only one row is stored, so that the test itself needs little memory.
     block = DenseBlock((np.broadcast_to(np.linspace(1.0, 2.0, 10_000), (10_000, 10_000)),))
     rows, columns = np.arange(0, 10_000, 1000), np.arange(0, 10_000, 777)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Thinning against a slow reference, and its bounds against the truth."""
+"""Sparsification against a slow reference, and its bounds against true errors."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ RULES: list[dict[str, Any]] = [
     *({"threshold": t} for t in (0.0, 0.1, 0.3, 0.6, 1.0)),
     *({"mass": m} for m in (0.0, 0.4, 0.7, 0.95)),
 ]
-# What a source keeps by these depends on its own edges alone.
+# By these rules the edges that a source keeps depend only on its own edges.
 BY_SOURCE = RULES.copy()
 RULES += [{"significance": s} for s in (0.0, 0.05, 0.3, 1.0)]
 rules = st.one_of(
@@ -46,7 +46,7 @@ def kept_of(weight: Any, **rule: Any) -> Array:
 
 
 def exactly_kept(column: Sequence[int], rule: str, value: Fraction) -> list[int]:
-    """The kept column of integer weights, by its definition in rational numbers."""
+    """Sparsify a column of integer weights by the definition, in rational numbers."""
     edges = sorted((-abs(weight), target) for target, weight in enumerate(column) if weight)
     total = sum(-weight for weight, _ in edges)
     if rule == "top_k":
@@ -72,7 +72,7 @@ def errors(case: Case, found: Sparsification, gamma: float, theta: float) -> lis
     return [float(np.abs(b - a).sum()) for b, a in zip(before, after, strict=True)]
 
 
-# --- which edges stay
+# --- kept edges
 
 
 @given(
@@ -82,8 +82,8 @@ def errors(case: Case, found: Sparsification, gamma: float, theta: float) -> lis
         st.tuples(st.sampled_from(["threshold", "mass"]), st.fractions(0, 1, max_denominator=40)),
     ),
 )
-def test_the_edges_kept_are_those_of_the_definition(weight: Array, rule: tuple[str, Fraction]) -> None:
-    # Small integers tie often, and meet thresholds and masses exactly.
+def test_the_kept_edges_agree_with_the_definition(weight: Array, rule: tuple[str, Fraction]) -> None:
+    # Small integers are often equal, and meet thresholds and masses exactly.
     name, value = rule
     found = kept_of(weight, **{name: int(value) if name == "top_k" else float(value)})
     expected = [exactly_kept([int(entry) for entry in column], name, value) for column in weight.T]
@@ -92,7 +92,7 @@ def test_the_edges_kept_are_those_of_the_definition(weight: Array, rule: tuple[s
 
 @pytest.mark.parametrize("rule", BY_SOURCE, ids=str)
 @pytest.mark.parametrize("elements", [1, 7, 1 << 19])
-def test_groups_of_columns_do_not_show(rule: dict[str, Any], elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_size_does_not_matter(rule: dict[str, Any], elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Degrees from 0 to 40, so that groups are padded; one column a group is the reference.
     rng = np.random.default_rng(0)
     weight = rng.integers(1, 9, (40, 41)) * (rng.permuted(np.tri(40, 41, 0), axis=0))
@@ -103,7 +103,7 @@ def test_groups_of_columns_do_not_show(rule: dict[str, Any], elements: int, monk
     assert sparsify(graph_of(weight), **rule).dropped_weight == pytest.approx([max(lost)], abs=1e-15)
 
 
-def test_columns_are_thinned_by_their_own_strength() -> None:
+def test_edges_are_compared_with_the_strength_of_their_source() -> None:
     weight = np.array([[100.0, 1.0], [10.0, 3.0], [1.0, 0.0]])
     np.testing.assert_array_equal(kept_of(weight, threshold=0.2), [[100, 1], [0, 3], [0, 0]])
     np.testing.assert_array_equal(kept_of(weight, mass=0.95), [[100, 1], [10, 3], [0, 0]])
@@ -128,7 +128,7 @@ def test_every_source_with_an_edge_keeps_its_heaviest(case: Case, rule: dict[str
 
 
 @given(cases(), st.integers(1, 6), st.integers(1, 6), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_thinning_less_keeps_a_superset(case: Case, k: int, l: int, low: float, high: float) -> None:  # noqa: E741
+def test_a_weaker_rule_keeps_a_superset(case: Case, k: int, l: int, low: float, high: float) -> None:  # noqa: E741
     low, high = sorted((low, high))
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"top_k": min(k, l)}, {"top_k": max(k, l)}),
@@ -146,7 +146,7 @@ def test_thinning_less_keeps_a_superset(case: Case, k: int, l: int, low: float, 
 
 
 @given(cases(), rules)
-def test_a_second_thinning_by_the_same_count_or_threshold_drops_nothing(case: Case, rule: dict[str, Any]) -> None:
+def test_sparsifying_again_by_the_same_count_or_threshold_drops_nothing(case: Case, rule: dict[str, Any]) -> None:
     once = sparsify(case.graph(), **rule)
     twice = sparsify(once.graph, **rule)
     if "significance" not in rule and rule.get("mass", 1.0) == 1.0:
@@ -154,13 +154,15 @@ def test_a_second_thinning_by_the_same_count_or_threshold_drops_nothing(case: Ca
         assert twice.graph.blocks == once.graph.blocks
 
 
-def test_a_second_thinning_by_the_same_mass_may_drop_more() -> None:
+def test_sparsifying_again_by_the_same_mass_may_drop_more() -> None:
     once = sparsify(graph_of(np.ones((10, 1))), mass=0.5)
     assert (once.edges_after, sparsify(once.graph, mass=0.5).edges_after) == (5, 3)
 
 
 @given(cases(), st.sampled_from([{"mass": 1.0}, {"threshold": 0.0}, {"top_k": 5}, {"top_k": 10**30}]), SHARES, SHARES)
-def test_what_drops_nothing_costs_nothing(case: Case, rule: dict[str, Any], gamma: float, theta: float) -> None:
+def test_rules_that_drop_nothing_have_bounds_of_zero(
+    case: Case, rule: dict[str, Any], gamma: float, theta: float
+) -> None:
     found = sparsify(case.graph(), **rule)
     for weight, block in zip(case.weights, found.graph.blocks, strict=True):
         np.testing.assert_array_equal(block.to_csr().toarray(), np.abs(weight))
@@ -189,7 +191,7 @@ def test_the_scale_of_weights_does_not_matter(rule: dict[str, Any], scale: float
     assert found.dropped_weight == pytest.approx(expected.dropped_weight, abs=1e-15)
 
 
-# --- what the result holds
+# --- results
 
 
 @given(cases(), rules)
@@ -281,7 +283,7 @@ def test_half_weights_become_float32(dtype: torch.dtype) -> None:
     np.testing.assert_array_equal(found.toarray(), [[0, 2], [3, 0]])
 
 
-def test_stored_blocks_are_left_as_they_are() -> None:
+def test_stored_blocks_are_not_changed() -> None:
     weight = random_case(1, (6, 8)).weights[0]
     graph = graph_of(sparse.csr_array(weight))
     before = graph.block(1).copy()
@@ -290,7 +292,7 @@ def test_stored_blocks_are_left_as_they_are() -> None:
     assert sparsify(graph, mass=1.0).graph.blocks[0] is graph.blocks[0]
 
 
-def test_a_graph_without_edges_is_thinned_to_itself() -> None:
+def test_a_graph_without_edges_stays_the_same() -> None:
     found = sparsify(graph_of(np.zeros((3, 2))), top_k=1)
     assert (found.edges_before, found.edges_after, found.kept, found.dangling) == (0, 0, 1.0, True)
     assert found.layer_bounds(0.5) == (0.0, 0.0)
@@ -345,14 +347,14 @@ def test_a_difference_that_rounds_to_nothing_still_ends_the_bounds() -> None:
     assert found.layer_bounds(1e-310)[2] == np.inf
 
 
-def test_a_dangling_column_ends_the_bounds_where_it_stands() -> None:
+def test_a_dangling_column_ends_the_bounds_at_its_block() -> None:
     weights = [np.array([[3.0, 1.0], [1.0, 1.0]])] * 3
     full = sparsify(graph_of(*weights), top_k=1).layer_bounds(0.5)
     weights[1] = np.array([[3.0, 0.0], [1.0, 0.0]])
     found = sparsify(graph_of(*weights), top_k=1)
     assert found.dangling
     assert found.layer_bounds(0.5) == (0.0, full[1], np.inf, np.inf)
-    # A dangling column before the first difference does no harm.
+    # A dangling column before the first difference does not matter.
     weights = [np.array([[3.0, 0.0], [0.0, 0.0]]), weights[0]]
     assert sparsify(graph_of(*weights), top_k=1).layer_bounds(0.5) == (0.0, 0.0, full[1])
     assert found.error_bound(0.0) == 0.0
@@ -362,8 +364,8 @@ def test_a_dangling_column_ends_the_bounds_where_it_stands() -> None:
 @pytest.mark.parametrize("theta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("n_blocks", [1, 2, 3, 4])
 def test_the_layer_bounds_are_attained(gamma: float, theta: float, n_blocks: int) -> None:
-    # A tree: every node of layer l has two children, of shares 0.7 and 0.3, and loses the second. What comes apart
-    # never meets again, and where the jump goes to the first node alone nothing stands in for what was lost.
+    # A tree: every node of layer l has two children, of shares 0.7 and 0.3, and loses the second. Scores that differ
+    # never meet again, and because the teleport goes to the first node only, nothing replaces the lost score.
     weights = [np.kron(np.eye(2**layer), [[7.0], [3.0]]) for layer in range(n_blocks)]
     first = [np.eye(1, 2**layer)[0] for layer in range(n_blocks + 1)]
     case = Case(weights, first[0], first[1:])
@@ -382,14 +384,14 @@ def test_the_general_rank_keeps_its_bound(case: Case, rule: dict[str, Any], gamm
         before, after = (
             pagerank(graph, gamma, vector, tol=1e-14, max_iter=10_000).stacked for graph in (case.graph(), found.graph)
         )
-        # Over all layers together: the rank has one mass, not one a layer.
+        # Over all layers together, because the scores sum to 1 over all layers, not in each.
         assert distance([before], [after]) <= found.pagerank_bound(gamma) + 1e-10
     assert found.pagerank_bound(gamma) <= gamma / (1 - gamma) * 2 * max(found.dropped_weight) + ROUND_OFF
 
 
 @pytest.mark.parametrize("gamma", [0.001, 0.3, 0.6])
 def test_the_bound_of_the_general_rank_is_nearly_attained(gamma: float) -> None:
-    # The tree again, deep enough that little mass reaches its leaves, which dangle and would bring it home.
+    # The tree again, deep enough that little score reaches its leaves, which dangle and would teleport it back.
     n_blocks = 12
     case = Case(
         [np.kron(np.eye(2**layer), [[7.0], [3.0]]) for layer in range(n_blocks)],
@@ -412,7 +414,7 @@ def test_bounds_of_large_graphs_hold() -> None:
             assert all(error <= bound + ROUND_OFF for error, bound in zip(truth, bounds, strict=True))
 
 
-# --- refusals
+# --- refused arguments
 
 
 @pytest.mark.parametrize(
@@ -435,7 +437,7 @@ def test_bounds_of_large_graphs_hold() -> None:
         ({"mass": "most"}, r"mass must be a number in \[0, 1\], got 'most'"),
     ],
 )
-def test_rules_that_do_not_fit_are_refused(rule: dict[str, Any], message: str) -> None:
+def test_invalid_rules_are_refused(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(GraphError, match=message):
         sparsify(graph_of(np.eye(2)), **rule)
 

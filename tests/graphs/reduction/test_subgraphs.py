@@ -22,7 +22,7 @@ CASE = random_case(3, (7, 9, 5, 8), density=0.6)
 GRAPH = CASE.graph()
 RANK = weighted_pagerank(GRAPH)
 DENSE = [np.abs(weight) for weight in CASE.weights]
-# A tie in every layer.
+# Two equal scores in every layer.
 TIED = Case([np.ones((3, 2)), np.ones((2, 3))], np.ones(2), [np.ones(3), np.ones(2)])
 
 FORMS: dict[str, Any] = {
@@ -40,7 +40,7 @@ def highest(scores: Array, count: int) -> list[int]:
 
 
 def check(shown: Subgraph, graph: LayeredGraph, rank: RankResult | None) -> None:
-    """What every subgraph must say of its original, whatever chose it."""
+    """Check the properties that every subgraph of an original has."""
     assert all(after == before + 1 for before, after in zip(shown.layers, shown.layers[1:], strict=False))
     assert shown.graph.names == tuple(graph.names[layer] for layer in shown.layers)
     assert shown.total_nodes == tuple(graph.layers[layer] for layer in shown.layers)
@@ -80,7 +80,7 @@ def check(shown: Subgraph, graph: LayeredGraph, rank: RankResult | None) -> None
 
 
 def induced(shown: Subgraph, dense: list[Array]) -> bool:
-    """Whether every edge among the nodes shown is shown."""
+    """Tell whether the subgraph has every edge among its nodes."""
     return all(
         np.count_nonzero(block.to_csr().toarray())
         == np.count_nonzero(dense[shown.layers[k]][np.ix_(shown.nodes[k + 1], shown.nodes[k])])
@@ -88,7 +88,7 @@ def induced(shown: Subgraph, dense: list[Array]) -> bool:
     )
 
 
-# --- the highest-scored
+# --- nodes with the highest scores
 
 
 @given(cases(), st.integers(1, 7))
@@ -120,8 +120,8 @@ def test_a_mass_met_exactly_takes_no_node_more() -> None:
     assert shown.weight_shares == pytest.approx((2 / 6, 2 / 6))
 
 
-def test_a_layer_of_no_score_shows_a_node_and_misses_nothing() -> None:
-    # A general rank with all its teleport at home: layers that nothing reaches have none.
+def test_a_layer_without_score_shows_one_node() -> None:
+    # A PageRank of the digraph that teleports to one layer only: layers that nothing reaches have score 0.
     graph = LayeredGraph.from_weights([np.eye(2, 3), np.zeros((2, 2))], np.ones(3), [np.ones(2), np.ones(2)])
     rank = pagerank(graph, 0.5, np.array([1.0, 0, 0, 0, 0, 0, 0]))
     shown = top_subgraph(graph, rank, mass=0.9)
@@ -155,7 +155,7 @@ def test_the_edges_that_carry_most(case: Case, nodes: int, edges: int) -> None:
         assert len(found) == min(edges, len(flows))
         kept = [flows[edge] for edge in found]
         left = [flow for edge, flow in flows.items() if edge not in found]
-        # Up to round-off, since the strengths are summed in another order here.
+        # Up to round-off, because the strengths are summed in another order here.
         assert min(kept, default=1.0) >= max(left, default=0.0) * (1 - 1e-12)
 
 
@@ -179,7 +179,7 @@ def test_some_layers_only(layers: Any) -> None:
 
 
 @given(cases(), st.data(), st.integers(1, 4))
-def test_an_ego_is_what_networkx_reaches(case: Case, data: st.DataObject, hops: int) -> None:
+def test_an_ego_graph_agrees_with_networkx(case: Case, data: st.DataObject, hops: int) -> None:
     graph = case.graph()
     layer = data.draw(st.integers(0, len(case.sizes) - 1))
     node = data.draw(st.integers(0, case.sizes[layer] - 1))
@@ -226,14 +226,14 @@ def test_only_the_heaviest_edges_of_every_node_are_followed(
     assert set(to_networkx(shown).edges()) == expected
 
 
-def test_an_ego_carries_scores_along() -> None:
+def test_an_ego_graph_has_scores() -> None:
     shown = ego(GRAPH, 2, 1, hops=2, top=2, rank=RANK)
     check(shown, GRAPH, RANK)
     assert shown.layers == (0, 1, 2, 3)
     np.testing.assert_array_equal(shown.nodes[2], [1])
 
 
-def test_an_ego_too_large_is_refused_before_it_is_held() -> None:
+def test_an_ego_graph_that_is_too_large_is_refused_early() -> None:
     weight = np.broadcast_to(np.linspace(1.0, 2.0, 5000), (5000, 5000))
     graph = LayeredGraph.from_weights([weight, weight], np.ones(5000), [np.ones(5000)] * 2)
     tracemalloc.start()
@@ -254,7 +254,7 @@ def test_an_ego_too_large_is_refused_before_it_is_held() -> None:
 
 
 @given(cases(min_blocks=2), st.data())
-def test_between_is_the_blocks_themselves(case: Case, data: st.DataObject) -> None:
+def test_between_holds_complete_blocks(case: Case, data: st.DataObject) -> None:
     first, last = sorted(data.draw(st.sets(st.integers(0, len(case.sizes) - 1), min_size=2, max_size=2)))
     graph = case.graph()
     shown = between(graph, first, last)
@@ -265,17 +265,13 @@ def test_between_is_the_blocks_themselves(case: Case, data: st.DataObject) -> No
     assert induced(shown, case.weights)
 
 
-def test_between_with_the_highest_nodes() -> None:
-    shown = between(GRAPH, 1, 3, RANK, nodes=4)
-    check(shown, GRAPH, RANK)
-    assert [at.tolist() for at in shown.nodes] == [highest(RANK.scores[layer], 4) for layer in (1, 2, 3)]
-    assert induced(shown, CASE.weights)
+def test_between_has_scores() -> None:
     everything = between(GRAPH, 1, 3, RANK)
     check(everything, GRAPH, RANK)
     assert everything.score_shares == (1.0, 1.0, 1.0)
 
 
-# --- whatever the weights lie in
+# --- forms of the weights
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -285,7 +281,7 @@ def test_the_form_of_the_weights_does_not_matter(form: str, monkeypatch: pytest.
     graph = CASE.graph([FORMS[form](weight) for weight in weights])
     rank = weighted_pagerank(plain)
     with monkeypatch.context() as patch:
-        # Of a dense block no CSR is ever made whole.
+        # A dense block is never converted to CSR completely.
         patch.setattr(DenseBlock, "to_csr", None)
         found = [subgraph(graph, rank) for subgraph in SUBGRAPHS]
     for shown, subgraph in zip(found, SUBGRAPHS, strict=True):
@@ -303,12 +299,12 @@ SUBGRAPHS: list[Any] = [
     lambda graph, rank: ego(graph, 1, 2, hops=2, top=3),
     lambda graph, rank: ego(graph, 2, 0),
     lambda graph, rank: between(graph, 0, 2),
-    lambda graph, rank: between(graph, 1, 3, rank, 3),
+    lambda graph, rank: top_subgraph(graph, rank, 3, layers=range(1, 4)),
 ]
 
 
 @pytest.mark.parametrize("elements", [1, 13])
-def test_bands_do_not_show(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_band_size_does_not_matter(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [subgraph(GRAPH, RANK) for subgraph in SUBGRAPHS]
     monkeypatch.setattr("graphs.reduction.edge_selection.BAND_ELEMENTS", elements)
     for subgraph, wanted in zip(SUBGRAPHS, expected, strict=True):
@@ -319,7 +315,7 @@ def test_bands_do_not_show(elements: int, monkeypatch: pytest.MonkeyPatch) -> No
             np.testing.assert_array_equal(one.to_csr().toarray(), other.to_csr().toarray())
 
 
-def test_a_subgraph_leaves_its_original_alone() -> None:
+def test_a_subgraph_does_not_change_its_original() -> None:
     graph = CASE.graph([sparse.csr_array(weight) for weight in CASE.weights])
     before = [block.to_csr().copy() for block in graph.blocks]
     between(graph, 0, 3, RANK)
@@ -343,7 +339,7 @@ def test_scores_of_another_rank_of_the_original() -> None:
         shown.scores_from(weighted_pagerank(wrong))
 
 
-# --- refusals
+# --- refused arguments
 
 
 @pytest.mark.parametrize(
@@ -356,8 +352,8 @@ def test_scores_of_another_rank_of_the_original() -> None:
         ({"mass": 1.1}, r"mass must be a number in \[0, 1\], got 1.1"),
         ({"edges": 0}, "edges must be an integer >= 1, got 0"),
         ({"max_edges": 0}, "max_edges must be an integer >= 1, got 0"),
-        ({"layers": [1]}, r"two or more consecutive ones, .* got \[1\]"),
-        ({"layers": []}, r"two or more consecutive ones, .* got \[\]"),
+        ({"layers": [1]}, r"at least 2 consecutive ascending layers, .* got \[1\]"),
+        ({"layers": []}, r"at least 2 consecutive ascending layers, .* got \[\]"),
         ({"layers": [0, 2]}, r"got \[0, 2\]"),
         ({"layers": [2, 1]}, r"got \[2, 1\]"),
         ({"layers": [2, 3, 4]}, "layers: expected a layer from 0 to 3, got 4"),
@@ -370,7 +366,7 @@ def test_scores_of_another_rank_of_the_original() -> None:
         ({"nodes": 9, "edges": 10, "max_edges": 20}, "choose fewer edges, nodes or layers, or raise max_edges"),
     ],
 )
-def test_what_makes_no_top_subgraph(arguments: dict[str, Any], message: str) -> None:
+def test_top_subgraph_refuses_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(GraphError, match=message):
         top_subgraph(GRAPH, RANK, **arguments)
 
@@ -387,7 +383,7 @@ def test_what_makes_no_top_subgraph(arguments: dict[str, Any], message: str) -> 
         ((1, 1, 1, 0), "top must be an integer >= 1, got 0"),
     ],
 )
-def test_what_makes_no_ego(arguments: Any, message: str) -> None:
+def test_ego_refuses_invalid_arguments(arguments: Any, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         ego(GRAPH, *arguments)
 
@@ -399,11 +395,10 @@ def test_what_makes_no_ego(arguments: Any, message: str) -> None:
         ((3, 1), "expected layer_a below layer_b, got 3 and 1"),
         ((0, 4), "layer_b: expected a layer from 0 to 3, got 4"),
         (("0", 1), "layer_a: expected a layer from 0 to 3, got '0'"),
-        ((0, 1, None, 3), "nodes=3 keeps the highest-scored nodes and needs their scores; pass rank="),
-        ((0, 1, None, None, 5), "more than max_edges=5 edges"),
+        ((0, 1, None, 5), "more than max_edges=5 edges"),
     ],
 )
-def test_what_lies_not_between(arguments: Any, message: str) -> None:
+def test_between_refuses_wrong_layers(arguments: Any, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         between(GRAPH, *arguments)
 
@@ -414,14 +409,12 @@ def test_ranks_that_are_not_of_the_graph_are_refused() -> None:
     for subgraph in (
         lambda rank: top_subgraph(GRAPH, rank),
         lambda rank: between(GRAPH, 0, 2, rank),
-        lambda rank: between(GRAPH, 0, 2, rank, 3),
         lambda rank: ego(GRAPH, 1, 0, rank=rank),
     ):
         with pytest.raises(GraphError, match="in layers of 7, 9, 5, 8, got 2, 3, 2"):
             subgraph(other)
-    for subgraph in (lambda rank: top_subgraph(GRAPH, rank), lambda rank: between(GRAPH, 0, 2, rank, 3)):
-        with pytest.raises(GraphError, match="scores of layer 0: expected finite numbers"):
-            subgraph(spoiled)
+    with pytest.raises(GraphError, match="scores of layer 0: expected finite numbers"):
+        top_subgraph(GRAPH, spoiled)
 
 
 def test_unchecked_weights_that_are_not_finite_are_found() -> None:

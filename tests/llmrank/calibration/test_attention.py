@@ -1,4 +1,4 @@
-"""Value and output maps found by what they compute, against the models' own code read by hand."""
+"""Value and output maps that were found by their outputs, compared with the layout in the models' code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def attention_of(model: Any) -> FFN:
 
 
 def values_by_hand(name: str, block: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights of the value map (heads x width, hidden) and of the output map, as the family lays them out."""
+    """Return the weights of the value map (heads x width, hidden) and of the output map, by the layout of the family."""
     if name == "GPT-2":
         return block.attn.c_attn.weight.T[32:], block.attn.c_proj.weight.T
     if name == "Phi-3":
@@ -29,11 +29,11 @@ def values_by_hand(name: str, block: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return repeated(block.self_attn.qkv_proj.weight[16 + 8 :]), block.self_attn.o_proj.weight
     if name in ("BLOOM", "GPT-NeoX, Pythia"):
         attention = block.self_attention if name == "BLOOM" else block.attention
-        # Query, key and value of a head lie together.
+        # Query, key and value of a head are adjacent.
         fused = attention.query_key_value.weight.view(N_HEADS, 3, WIDTH, -1)
         return fused[:, 2].reshape(N_HEADS * WIDTH, -1), attention.dense.weight
     if name == "Falcon":
-        # One value head for all.
+        # All heads share one value head.
         return block.self_attention.query_key_value.weight[-WIDTH:].repeat(
             N_HEADS, 1
         ), block.self_attention.dense.weight
@@ -74,14 +74,14 @@ def test_the_maps_are_those_of_the_family(name: str, stack: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_values_are_told_apart_in_any_precision(dtype: torch.dtype) -> None:
+def test_values_are_distinguished_in_any_precision(dtype: torch.dtype) -> None:
     model = tiny_llama().to(dtype)
     (value,), _ = attention_of(model).stages
     assert torch.equal(value.weight, repeated(model.model.layers[0].self_attn.v_proj.weight))
 
 
-def test_values_that_differ_for_few_tokens_are_told_apart() -> None:
-    """Two of them, which see the first hidden number differently; it is zero but for one token in sixteen."""
+def test_values_that_differ_for_few_tokens_are_distinguished() -> None:
+    """Two value rows differ only in the weight of the first hidden number, which is zero except for one token in sixteen."""
     model = tiny_llama()
     values = model.model.layers[0].self_attn.v_proj.weight
     with torch.no_grad():
@@ -91,31 +91,31 @@ def test_values_that_differ_for_few_tokens_are_told_apart() -> None:
     assert torch.equal(value.weight, repeated(values))
 
 
-def test_the_model_stays_as_it_was() -> None:
+def test_the_model_is_not_changed() -> None:
     model = tiny_llama().train()
     before = Snapshot(model)
     find_attentions(model, find_ffns(model))
     before.assert_restored()
 
 
-def test_several_ffns_of_a_block_have_one_attention_in_front() -> None:
+def test_several_ffns_of_a_block_share_one_attention() -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     twice = [ffns[0], FFN(f"{ffns[0].stack}.0.second", ffns[0].kind, ffns[0].stages, ffns[0].stack, ffns[0].module)]
     assert list(find_attentions(model, twice)) == [ffns[0].name]
 
 
-def test_refusals_say_what_was_not_found() -> None:
+def test_errors_say_what_was_not_found() -> None:
     with pytest.raises(UnsupportedModelError, match="decoder attends to two streams"):
         attention_of(tiny_t5())
     with pytest.raises(StructureError, match="lies in no repeating stack"):
         attention_of(mlp(4, 6, 4))
     stacked = nn.ModuleDict({"layers": nn.ModuleList([mlp(4, 6, 4)])})
-    with pytest.raises(UnsupportedModelError, match="ModuleDict is no transformers model that reads token ids"):
+    with pytest.raises(UnsupportedModelError, match="ModuleDict is not a transformers model that reads token ids"):
         attention_of(stacked)
 
 
-def test_numbers_that_are_not_finite_are_refused_where_they_show() -> None:
+def test_non_finite_activations_raise_with_the_map_name() -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.model.layers[1].self_attn.v_proj.weight[0] = 3e38
@@ -133,7 +133,7 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.01, 1.001])
-def test_attention_that_changes_values_is_refused(factor: float) -> None:
+def test_an_attention_that_changes_values_raises(factor: float) -> None:
     model = tiny_llama()
     for layer in model.model.layers:
         layer.self_attn.o_proj = nn.Sequential(Scaled(factor), layer.self_attn.o_proj)

@@ -1,4 +1,4 @@
-"""The stream block by block is the stream of whole passes, for every family."""
+"""The block-by-block stream equals the stream of full forward passes, for every family."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.calibration.blockwise import BlockStream, PassStream, Recording, Stream, open_stream, recording
+from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream
 from llmrank.calibration.forward import TokenMasks, first_output
+from llmrank.calibration.recording import Recording, recording
 from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.models import FAMILIES, Family, find_ffns
 from tests.llmrank.tiny_models import family_model, features, mlp, text, tiny_llama, token_ids, tokenizer
 
 
-class Taken:
-    """Every batch that passed, padding left out, and what the stream lacked behind it."""
+class InputKeeper:
+    """A reader that keeps every batch without padding, and the lack of the stream behind it."""
 
     def __init__(self) -> None:
         self.batches: list[torch.Tensor] = []
@@ -36,12 +37,12 @@ def whole_passes(model: Any, ffns: Any, sequences: TokenSequences, batch_size: i
     return PassStream(model, ffns, batches, len(batches))
 
 
-def taken(model: nn.Module, stream: Stream) -> list[Taken]:
-    """What every output map reads while those before it return the half of what they should."""
+def feed_halved(model: nn.Module, stream: Stream) -> list[InputKeeper]:
+    """Return the inputs of every output map while the output maps before it return half of their output."""
     found = []
     with ExitStack() as halved:
         for ffn in find_ffns(model):
-            reader, module = Taken(), ffn.stages[-1][0].module
+            reader, module = InputKeeper(), ffn.stages[-1][0].module
             stream.feed(ffn, module, reader)
             found.append(reader)
             halved.callback(module.register_forward_hook(lambda _m, _i, output: output / 2).remove)
@@ -50,7 +51,8 @@ def taken(model: nn.Module, stream: Stream) -> list[Taken]:
 
 def read(model: nn.Module, stream: Stream) -> list[torch.Tensor]:
     return [
-        torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in reader.batches]) for reader in taken(model, stream)
+        torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in reader.batches])
+        for reader in feed_halved(model, stream)
     ]
 
 
@@ -66,21 +68,21 @@ def test_both_streams_carry_the_same(family: Family) -> None:
     model = family_model(family)
     ffns, sequences = find_ffns(model), tokenise(token_ids(5, 20), None, 5, 20)
     stream = open_stream(model, ffns, sequences, 2, recorded(model, sequences))
-    # An encoder and a decoder are two stacks, and the decoder reads what the encoder has become.
+    # An encoder and a decoder are two stacks, and the decoder reads the output of the changed encoder.
     assert isinstance(stream, PassStream if family.model_type == "t5" else BlockStream)
     expected = read(model, whole_passes(model, ffns, sequences, 2))
     for found, wanted in zip(read(model, stream), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-# They normalise what the FFN returns, or the stream once it has joined; T5 has two stacks.
+# These normalise the output of the FFN, or the stream after the addition; T5 has two stacks.
 NOT_ADDED = {"BERT", "RoBERTa", "Gemma 2", "Gemma 3 (text)", "OLMo 2", "T5", "T5 v1.1, Flan-T5"}
-# Some of their blocks do: those with full attention, and those that attend to an image, whose FFN has a gate behind it.
+# Some of their blocks do so: those with full attention, and those that attend to an image, with a gate behind the FFN.
 ADDED_BY_SOME = {"OLMo Hybrid", "Llama 3.2 Vision (text)"}
 
 
 def behind_blocks(model: nn.Module, record: Recording, ids: torch.Tensor, halved: int) -> list[torch.Tensor]:
-    """Hidden states behind every block while the first so many output maps return the half of what they should."""
+    """Return the hidden states behind every block while the first `halved` output maps return half of their output."""
     states: list[torch.Tensor] = []
     with ExitStack() as hooks, torch.no_grad():
         for ffn in find_ffns(model)[:halved]:
@@ -96,11 +98,11 @@ def behind_blocks(model: nn.Module, record: Recording, ids: torch.Tensor, halved
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_what_the_stream_lacks_is_what_it_was_less_what_it_is(family: Family) -> None:
+def test_the_lack_is_the_dense_stream_minus_the_pruned_one(family: Family) -> None:
     model, ids = family_model(family), token_ids(5, 20)
     ffns, sequences = find_ffns(model), tokenise(ids, None, 5, 20)
     record = recorded(model, sequences)
-    found = taken(model, open_stream(model, ffns, sequences, 2, record, follow=True))
+    found = feed_halved(model, open_stream(model, ffns, sequences, 2, record, follow=True))
     follows = {lack is not None for reader in found for lack in reader.lacks}
     assert follows == ({True, False} if family.name in ADDED_BY_SOME else {family.name not in NOT_ADDED})
     if follows == {True}:
@@ -111,28 +113,28 @@ def test_what_the_stream_lacks_is_what_it_was_less_what_it_is(family: Family) ->
             torch.testing.assert_close(lacks, whole[position] - now[position], rtol=1e-4, atol=1e-4)
 
 
-# Norms behind the FFN, an FFN that is lines of its block (OPT, the encoders), and one that adds the stream by itself (BLOOM).
+# Norms behind the FFN, FFNs without a module (OPT, the encoders), and an FFN that adds the stream itself (BLOOM).
 NOT_BY_FFN = {"Gemma 2", "Gemma 3 (text)", "OLMo 2", "OPT", "BLOOM", "BERT", "RoBERTa"}
 
 
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("family", [one for one in FAMILIES if one.model_type != "t5"], ids=lambda family: family.name)
-def test_a_block_that_adds_what_its_ffn_returns_is_gone_past_by_that_alone(family: Family, follow: bool) -> None:
+def test_only_the_ffn_runs_again_if_the_block_adds_its_output(family: Family, follow: bool) -> None:
     model, sequences, batches = family_model(family), tokenise(token_ids(5, 20), None, 5, 20), 3
     first, second, *_ = find_ffns(model)
     stream = open_stream(model, [first, second], sequences, 2, recorded(model, sequences), follow=follow)
     assert isinstance(stream, BlockStream)
     calls: list[int] = []
     with ExitStack() as hooks:
-        stream.feed(first, first.stages[-1][0].module, Taken())
+        stream.feed(first, first.stages[-1][0].module, InputKeeper())
         block = recorded(model, sequences).blocks[0]
         hooks.callback(block.register_forward_pre_hook(lambda _block, _args: calls.append(1)).remove)
-        stream.feed(second, second.stages[-1][0].module, Taken())
+        stream.feed(second, second.stages[-1][0].module, InputKeeper())
     assert len(calls) == (batches if family.name in NOT_BY_FFN else 0)
 
 
-def test_half_precision_goes_past_whole_blocks() -> None:
-    """What is taken away from the stream and added again would be rounded twice."""
+def test_half_precision_runs_complete_blocks_again() -> None:
+    """A tensor that is subtracted from the stream and added again would be rounded twice."""
     model = tiny_llama().to(torch.bfloat16)
     sequences = tokenise(token_ids(5, 20), None, 5, 20)
     expected = read(model, whole_passes(model, find_ffns(model), sequences, 2))
@@ -141,7 +143,7 @@ def test_half_precision_goes_past_whole_blocks() -> None:
         assert torch.equal(found, wanted)
 
 
-def test_of_two_ffns_side_by_side_both_are_looked_at() -> None:
+def test_both_of_two_parallel_ffns_are_fed() -> None:
     class Pair(nn.Module):
         def __init__(self, seed: int) -> None:
             super().__init__()
@@ -150,7 +152,7 @@ def test_of_two_ffns_side_by_side_both_are_looked_at() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + self.one(x) + self.other(x)
 
-    model = InARow(Pair(0), Pair(2))
+    model = BlockRow(Pair(0), Pair(2))
     assert len(find_ffns(model)) == 4
     sequences = tokenise(features(600, 6), None, 1, 2)
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
@@ -160,8 +162,8 @@ def test_of_two_ffns_side_by_side_both_are_looked_at() -> None:
         torch.testing.assert_close(found, wanted)
 
 
-class Given(nn.Module):
-    """An FFN that is given the stream itself beside what it reads, and changes nothing of it."""
+class FFNWithStream(nn.Module):
+    """An FFN that gets the stream as a second argument, and does not change it."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -173,12 +175,12 @@ class Given(nn.Module):
         return out
 
 
-class Giving(nn.Module):
-    """A block that hands its FFN the stream: as what it reads (bare), beside it, or beside it in a tuple."""
+class BlockPassingStream(nn.Module):
+    """A block that passes its FFN the stream: as its input (bare), as a second argument, or inside a tuple."""
 
     def __init__(self, seed: int, way: str) -> None:
         super().__init__()
-        self.mlp, self.way = Given(seed), way
+        self.mlp, self.way = FFNWithStream(seed), way
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         between = 0.5 * x + 1.0
@@ -189,7 +191,7 @@ class Giving(nn.Module):
 
 
 class Aliasing(nn.Module):
-    """A block that returns what it was given in another order, or something that it keeps."""
+    """A block that returns its input in another order, or a tensor that it keeps."""
 
     def __init__(self, seed: int, way: str) -> None:
         super().__init__()
@@ -203,7 +205,7 @@ class Aliasing(nn.Module):
         return out if self.latents is None else self.latents
 
 
-class InARow(nn.Module):
+class BlockRow(nn.Module):
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
@@ -216,15 +218,15 @@ class InARow(nn.Module):
 
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("way", ["bare", "beside", "in a tuple"])
-def test_what_an_ffn_was_given_is_there_when_the_states_have_moved_on(way: str, follow: bool) -> None:
-    """New states lie where the old ones lay; what an FFN is to be given again must not have been written over."""
-    check_against_passes(InARow(*(Giving(k, way) for k in range(3))), follow=follow)
+def test_the_arguments_of_an_ffn_survive_when_states_are_overwritten(way: str, follow: bool) -> None:
+    """New states overwrite the old ones, but not the arguments that an FFN will get again."""
+    check_against_passes(BlockRow(*(BlockPassingStream(k, way) for k in range(3))), follow=follow)
 
 
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("way", ["another order", "a parameter"])
-def test_what_a_block_returns_stays_its_own(way: str, follow: bool) -> None:
-    model = InARow(*(Aliasing(k, way) for k in range(3)))
+def test_tensors_that_a_block_keeps_are_not_overwritten(way: str, follow: bool) -> None:
+    model = BlockRow(*(Aliasing(k, way) for k in range(3)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     check_against_passes(model, follow=follow)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -240,17 +242,17 @@ def check_against_passes(model: nn.Module, *, follow: bool) -> None:
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_a_record_that_is_kept_serves_another_stream(follow: bool) -> None:
+def test_a_kept_record_serves_another_stream(follow: bool) -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     record = recorded(model, sequences)
-    first = [states.clone() for states in record.first]
+    first = [states.clone() for states in record.first_states]
     found = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
-    assert all(torch.equal(one, other) for one, other in zip(record.first, first, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(record.first_states, first, strict=True))
     again = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
-def test_states_of_another_dtype_than_the_first_stay_as_they_are() -> None:
+def test_states_keep_a_dtype_that_differs_from_the_first() -> None:
     class Widens(nn.Module):
         def __init__(self, seed: int) -> None:
             super().__init__()
@@ -260,7 +262,7 @@ def test_states_of_another_dtype_than_the_first_stay_as_they_are() -> None:
             out: torch.Tensor = x + self.mlp(torch.tanh(x.double()))
             return out
 
-    class Narrows(InARow):
+    class Narrows(BlockRow):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x.float())
 
@@ -270,11 +272,11 @@ def test_states_of_another_dtype_than_the_first_stay_as_they_are() -> None:
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
     assert isinstance(stream, BlockStream)
     for found, wanted in zip(read(model, stream), expected, strict=True):
-        # Kept in float32 they would differ by 1e-7.
+        # If they were kept in float32, they would differ by 1e-7.
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
-def test_padding_is_told_batch_by_batch() -> None:
+def test_padding_masks_follow_the_batches() -> None:
     model = tiny_llama()
     texts = [text(5, 1), text(17, 2), text(11, 3)]
     sequences = tokenise(texts, tokenizer(), 3, 20)
@@ -288,7 +290,7 @@ def test_padding_is_told_batch_by_batch() -> None:
 
 
 class BetweenBlocks(nn.Module):
-    """Something happens to the hidden states between the blocks: they cannot be run by themselves."""
+    """A model that changes the hidden states between the blocks, so that blocks cannot run by themselves."""
 
     def __init__(self, *, between: bool) -> None:
         super().__init__()
@@ -302,7 +304,7 @@ class BetweenBlocks(nn.Module):
 
 
 @pytest.mark.parametrize("between", [False, True])
-def test_blocks_are_run_by_themselves_only_where_they_follow_one_another(between: bool) -> None:
+def test_blocks_run_by_themselves_only_if_they_follow_one_another(between: bool) -> None:
     model = BetweenBlocks(between=between)
     sequences = tokenise(features(600, 6), None, 1, 2)
     stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1))
@@ -319,18 +321,18 @@ def test_a_block_that_is_called_twice_breaks_the_record() -> None:
 
     model = Twice(between=False)
     record = recorded(model, tokenise(features(300, 6), None, 1, 2))
-    # Two rounds a pass look like two batches, which the number of batches gives away.
+    # Two rounds in a pass look like two batches, but the number of batches shows the difference.
     stream = open_stream(model, find_ffns(model), tokenise(features(300, 6), None, 1, 2), 1, record)
     assert isinstance(stream, PassStream)
-    reader, ffn = Taken(), find_ffns(model)[0]
+    reader, ffn = InputKeeper(), find_ffns(model)[0]
     stream.feed(ffn, ffn.stages[-1][0].module, reader)
-    # 300 rows of features are two batches, and every one passes the block twice.
+    # 300 rows of features are two batches, and each of them runs the block twice.
     assert [len(batch) for batch in reader.batches] == [256, 256, 44, 44]
     assert reader.lacks == [None, None]
 
 
-def test_a_block_that_writes_into_its_input_is_not_run_by_itself() -> None:
-    """The hidden states kept in front of it would be those behind it."""
+def test_a_block_that_writes_to_its_input_does_not_run_by_itself() -> None:
+    """The hidden states kept in front of the block would be those behind it."""
 
     class Writes(nn.Module):
         def __init__(self, seed: int) -> None:
@@ -357,35 +359,35 @@ def test_a_block_that_writes_into_its_input_is_not_run_by_itself() -> None:
     assert isinstance(open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1)), PassStream)
 
 
-def test_a_record_that_is_not_kept_gives_its_states_away() -> None:
+def test_a_record_that_is_not_kept_loses_its_states_to_the_stream() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     record = recorded(model, sequences)
     open_stream(model, find_ffns(model), sequences, 2, record)
-    assert len(record.first) == 3
+    assert len(record.first_states) == 3
     record.kept = False
     open_stream(model, find_ffns(model), sequences, 2, record)
-    assert record.first == []
+    assert record.first_states == []
 
 
-def test_a_map_is_not_fed_twice() -> None:
+def test_feeding_a_map_twice_raises() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
     ffn = find_ffns(model)[0]
-    stream.feed(ffn, ffn.stages[-1][0].module, Taken())
+    stream.feed(ffn, ffn.stages[-1][0].module, InputKeeper())
     with pytest.raises(RuntimeError, match="was fed already"):
-        stream.feed(ffn, ffn.stages[-1][0].module, Taken())
+        stream.feed(ffn, ffn.stages[-1][0].module, InputKeeper())
 
 
-def test_records_of_blocks_out_of_order_are_broken() -> None:
+def test_blocks_out_of_order_break_the_record() -> None:
     record = Recording([nn.Identity(), nn.Identity()])
     hidden: Any = torch.ones(1, 2)
-    record.before(1, (hidden,), {})
+    record.record_call(1, (hidden,), {})
     assert not record.unbroken
-    assert record.first == []
+    assert record.first_states == []
 
 
-def test_masks_become_those_of_the_next_batch() -> None:
+def test_token_masks_are_replaced_in_place() -> None:
     masks, mask = TokenMasks(), torch.tensor([[True, False]])
-    masks.take(TokenMasks(mask))
+    masks.replace(TokenMasks(mask))
     assert masks.input is mask
     assert masks.decoder is None

@@ -1,4 +1,4 @@
-"""What inputs explain of a map's output: the sums by themselves."""
+"""The shares of a map's output that its inputs explain, tested on the sums alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NUMBERS = st.floats(-10, 10).map(lambda value: round(value, 2))
 def explained(weight: torch.Tensor, *batches: torch.Tensor, bias: torch.Tensor | None = None) -> ExplainedSums:
     sums = ExplainedSums(weight, bias)
     for x in batches:
-        sums.read(x)
-        sums.written(x @ weight.T + (0.0 if bias is None else bias))
+        sums.add_input(x)
+        sums.add_output(x @ weight.T + (0.0 if bias is None else bias))
     return sums
 
 
 @given(x=arrays("float64", (5, 4), elements=NUMBERS), w=arrays("float64", (3, 4), elements=NUMBERS))
-def test_shares_equal_the_loop_whatever_the_batches(x: object, w: object) -> None:
+def test_shares_equal_the_loop_for_any_batches(x: object, w: object) -> None:
     tokens, weight = torch.tensor(x, dtype=torch.float32), torch.tensor(w, dtype=torch.float32)
     bias = torch.tensor([1.0, -2.0, 0.5])
     found = explained(weight, tokens[:2], tokens[2:], bias=bias).finish()
@@ -35,41 +35,41 @@ def test_shares_equal_the_loop_whatever_the_batches(x: object, w: object) -> Non
         torch.testing.assert_close(found.variance, again.variance, rtol=1e-3, atol=1e-3)
     for shares, centred in ((again.energy, False), (again.variance, True)):
         moved = tokens.double() - (tokens.double().mean(0) if centred else 0.0)
-        # Where next to nothing is left of the output, rounding is all there is to share out.
+        # If almost nothing is left of the output, the shares are those of rounding errors.
         if float((moved @ weight.double().T).square().sum()) > 1.0:
             wanted = textbook.explained(tokens.double().tolist(), weight.double().tolist(), centred=centred)
             torch.testing.assert_close(shares, torch.tensor(wanted, dtype=torch.float64), rtol=1e-3, atol=1e-3)
             assert float(shares.sum()) == pytest.approx(1.0)
 
 
-def test_orthogonal_neurons_explain_what_they_add() -> None:
+def test_orthogonal_neurons_explain_their_own_contribution() -> None:
     weight = torch.diag(torch.tensor([2.0, 1.0, 0.0]))
     x = torch.tensor([[1.0, 2.0, 9.0], [1.0, -2.0, 9.0]])
     found = explained(weight, x).finish()
-    # Energies 2 * 4 and 2 * 4; about the means the first, which never changes, has none.
+    # Both energies are 2 * 4; about the means, the first neuron has none, because it never changes.
     torch.testing.assert_close(found.energy, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
     torch.testing.assert_close(found.variance, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
 
 
-def test_what_cancels_is_negative() -> None:
+def test_a_neuron_that_cancels_others_is_negative() -> None:
     found = explained(torch.tensor([[1.0, -0.5]]), torch.ones(3, 2)).finish()
     torch.testing.assert_close(found.energy, torch.tensor([2.0, -1.0], dtype=torch.float64))
 
 
-def test_nothing_explains_nothing() -> None:
+def test_all_shares_are_zero_without_output() -> None:
     found = explained(torch.zeros(2, 3), torch.ones(4, 3)).finish()
     assert found.energy.tolist() == found.variance.tolist() == [0.0] * 3
 
 
-def test_half_precision_is_added_up_in_full() -> None:
+def test_half_precision_is_summed_in_float64() -> None:
     weight, x = torch.ones(1, 2).bfloat16(), torch.ones(1000, 2).bfloat16()
     assert explained(weight, x).finish().energy.tolist() == [0.5, 0.5]
 
 
-def test_an_output_without_an_input_is_a_fault() -> None:
-    with pytest.raises(RuntimeError, match="before it was given anything"):
-        ExplainedSums(torch.ones(1, 1), None).written(torch.ones(1, 1))
-    # Each input is for one output.
+def test_an_output_without_an_input_raises() -> None:
+    with pytest.raises(RuntimeError, match="came without its input"):
+        ExplainedSums(torch.ones(1, 1), None).add_output(torch.ones(1, 1))
+    # Each input belongs to one output.
     sums = explained(torch.ones(1, 1), torch.ones(1, 1))
-    with pytest.raises(RuntimeError, match="before it was given anything"):
-        sums.written(torch.ones(1, 1))
+    with pytest.raises(RuntimeError, match="came without its input"):
+        sums.add_output(torch.ones(1, 1))

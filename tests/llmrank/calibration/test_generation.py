@@ -1,4 +1,4 @@
-"""Text that a model writes to be calibrated on."""
+"""Calibration text that a model writes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.llmrank.tiny_models import (
 
 
 @pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM", "Falcon"])
-def test_sequences_begin_as_texts_do_and_are_as_long_as_asked_for(name: str) -> None:
+def test_sequences_have_the_first_token_and_the_requested_length(name: str) -> None:
     model = family_model(named_family(name))
     found = generated_text(model, tokenizer(), 3, 12, batch_size=2)
     assert found.ids.shape == (3, 12)
@@ -55,12 +55,12 @@ def test_long_sequences_hold_several_texts(monkeypatch: Any, length: int, texts:
     inside = [place for place in range(length) if place not in begins]
     assert not bool((found.ids[:, inside] == 1).any())
     assert ("texts of" in found.source) == (texts > 1)
-    # The same texts, one after the other.
+    # The texts are the same, one after the other.
     alone = generated_text(model, spelled, 3 * texts, piece, batch_size=100).ids
     assert torch.equal(found.ids, alone.reshape(3, -1)[:, :length])
 
 
-def test_tokens_that_were_added_as_special_are_not_written() -> None:
+def test_tokens_added_as_special_are_not_written() -> None:
     spelled = tokenizer()
     spelled.add_tokens([AddedToken("w9", special=True)])
     assert 9 not in spelled.all_special_ids
@@ -69,7 +69,7 @@ def test_tokens_that_were_added_as_special_are_not_written() -> None:
     assert 9 not in generated_text(model, spelled, 20, 40).ids
 
 
-def test_the_seed_decides_and_everything_else_is_left_alone() -> None:
+def test_the_seed_decides_the_text_and_nothing_is_changed() -> None:
     model = tiny_llama(attention_dropout=0.5)
     model.train()
     snapshot, settings = Snapshot(model), model.generation_config
@@ -84,8 +84,8 @@ def test_the_seed_decides_and_everything_else_is_left_alone() -> None:
     snapshot.assert_restored()
 
 
-def test_tokens_come_as_likely_as_the_model_holds_them() -> None:
-    """Of a model that ignores what it reads, against its own distribution; no temperature, no truncation of its tail."""
+def test_tokens_are_sampled_with_the_models_probabilities() -> None:
+    """The model ignores its input, so frequencies must equal its distribution, without temperature or truncation."""
     model = tiny_llama(tie_word_embeddings=False)
     with torch.no_grad():
         for layer in model.model.layers:
@@ -94,7 +94,7 @@ def test_tokens_come_as_likely_as_the_model_holds_them() -> None:
         model.model.embed_tokens.weight.copy_(torch.ones(64, 16))
         model.lm_head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
         shares = model(input_ids=torch.tensor([[1]])).logits[0, 0].double()
-    shares[1:3] = -math.inf  # what begins and what ends a text
+    shares[1:3] = -math.inf  # the tokens that begin and end a text
     model.generation_config.top_k = 3
     model.generation_config.temperature = 0.1
     ids = generated_text(model, None, 200, 41, batch_size=200).ids[:, 1:]
@@ -104,12 +104,12 @@ def test_tokens_come_as_likely_as_the_model_holds_them() -> None:
     chance = ((counts - expected).square() / expected)[~rare].sum()
     assert counts[1:3].sum() == 0
     assert int((~rare).sum()) > 20
-    # Chi-squared of so many places: its mean, and six deviations.
+    # The bound is the mean of chi-squared with this many degrees of freedom, plus six deviations.
     places = int((~rare).sum())
     assert float(chance) < places + 6 * math.sqrt(2 * places)
 
 
-def test_what_begins_a_text_may_be_what_ends_one() -> None:
+def test_an_end_token_can_begin_a_text() -> None:
     model = tiny_llama(bos_token_id=None, eos_token_id=[2, 3])
     model.generation_config.bos_token_id = None
     ids = generated_text(model, None, 2, 200).ids
@@ -117,13 +117,13 @@ def test_what_begins_a_text_may_be_what_ends_one() -> None:
     assert ids[:, 0].tolist() == [2, 2]
     assert not set(ids[:, 1:].flatten().tolist()) & {2, 3}
     model.config.eos_token_id = model.generation_config.eos_token_id = None
-    with pytest.raises(UnsupportedModelError, match="knows no token of its vocabulary to begin a text with"):
+    with pytest.raises(UnsupportedModelError, match="has no token in its vocabulary to begin a text with"):
         generated_text(model, None, 2, 8)
     assert not writes_text(model)
 
 
-def test_a_token_that_the_model_does_not_have_begins_no_text() -> None:
-    """A GPT-2 with few tokens keeps the number of its class's default, 50256, unless told otherwise."""
+def test_a_token_outside_the_vocabulary_does_not_begin_a_text() -> None:
+    """A GPT-2 with a small vocabulary has the default of its class, 50256, unless the configuration says otherwise."""
     model = family_model(named_family("GPT-2"))
     for source in (model.config, model.generation_config):
         source.bos_token_id, source.eos_token_id = 50256, [50256, 3]
@@ -132,11 +132,11 @@ def test_a_token_that_the_model_does_not_have_begins_no_text() -> None:
     for source in (model.config, model.generation_config):
         source.eos_token_id = 50256
     assert not writes_text(model)
-    with pytest.raises(UnsupportedModelError, match="knows no token of its vocabulary"):
+    with pytest.raises(UnsupportedModelError, match="has no token in its vocabulary"):
         generated_text(model, None, 2, 8)
 
 
-def test_a_model_that_fails_at_writing_says_what_to_do_instead(monkeypatch: Any) -> None:
+def test_the_error_of_a_model_that_fails_to_write_says_what_to_do(monkeypatch: Any) -> None:
     model = tiny_llama()
 
     def fail(**_given: Any) -> None:
@@ -148,7 +148,7 @@ def test_a_model_that_fails_at_writing_says_what_to_do_instead(monkeypatch: Any)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
-def test_memory_that_does_not_suffice_is_not_the_models_fault(monkeypatch: Any, error: Exception) -> None:
+def test_out_of_memory_is_not_reported_as_an_unsupported_model(monkeypatch: Any, error: Exception) -> None:
     model = tiny_llama()
 
     def fail(**_given: Any) -> None:
@@ -164,22 +164,22 @@ def test_memory_that_does_not_suffice_is_not_the_models_fault(monkeypatch: Any, 
     [
         (lambda: family_model(named_family("BERT")), "no text of its own"),
         (lambda: mlp(4, 6, 2), "no text of its own"),
-        (tiny_t5, "writes no text by itself"),
+        (tiny_t5, "cannot write text without a prompt"),
     ],
 )
-def test_models_that_write_nothing_are_refused(make: Any, message: str) -> None:
+def test_models_that_cannot_write_raise(make: Any, message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         generated_text(make(), None, 2, 8)
 
 
 @pytest.mark.parametrize(("samples", "length", "batch_size"), [(0, 8, 1), (2, 1, 1), (2, 8, 0)])
-def test_bad_numbers_are_refused(samples: int, length: int, batch_size: int) -> None:
+def test_numbers_out_of_range_raise(samples: int, length: int, batch_size: int) -> None:
     with pytest.raises(CalibrationError, match=f"got {samples}, {length} and {batch_size}"):
         generated_text(tiny_llama(), None, samples, length, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_predictions_that_are_no_numbers_are_refused(value: float) -> None:
+def test_predictions_that_are_not_finite_raise(value: float) -> None:
     model = tiny_llama(tie_word_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight[5:] = value
@@ -189,7 +189,7 @@ def test_predictions_that_are_no_numbers_are_refused(value: float) -> None:
     assert model.generation_config is settings
 
 
-def test_settings_are_back_whatever_is_raised() -> None:
+def test_settings_are_restored_after_an_error() -> None:
     model = tiny_llama()
     own = model.generation_config
 
@@ -204,7 +204,7 @@ def test_settings_are_back_whatever_is_raised() -> None:
     assert model.generation_config is own
 
 
-def test_a_pipeline_calibrates_on_it_and_says_so() -> None:
+def test_a_pipeline_calibrates_on_generated_text_and_reports_it() -> None:
     seen: list[str] = []
 
     def look(items: Any, description: str) -> Any:
@@ -221,7 +221,7 @@ def test_a_pipeline_calibrates_on_it_and_says_so() -> None:
     assert seen[:2] == ["Finding FFNs", "Writing calibration text"]
 
 
-def test_a_pipeline_of_an_encoder_refuses_it_before_anything_is_changed() -> None:
+def test_a_pipeline_of_an_encoder_raises_before_anything_is_changed() -> None:
     model = family_model(named_family("BERT"))
     snapshot = Snapshot(model)
     with pytest.raises(LLMRankError, match="no text of its own"):
@@ -229,7 +229,7 @@ def test_a_pipeline_of_an_encoder_refuses_it_before_anything_is_changed() -> Non
     snapshot.assert_restored()
 
 
-def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generated_text_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llmrank.save(tmp_path / "model", tiny_llama(), spelling_tokenizer())
     options = ("--calibration", "generated", "--evaluate=generated", *SHORT)
     assert run("prune", tmp_path / "model", "--output", tmp_path / "pruned", *options) == 2

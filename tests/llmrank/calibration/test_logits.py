@@ -1,4 +1,4 @@
-"""Predictions in bands are those of the whole pass, and no more of them is in memory."""
+"""Predictions in bands equal those of a full pass, and only one band of logits is computed at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.llmrank.tiny_models import (
     token_ids,
 )
 
-# Mllama has no body under the name that it gives (base_model_prefix), and is read whole.
+# Mllama has no body under the name in base_model_prefix, so all its logits are computed at once.
 OTHERS = ("t5", "bert", "roberta", "modernbert", "mllama_text_model")
 DECODERS = [family for family in FAMILIES if family.model_type not in OTHERS]
 
@@ -43,11 +43,11 @@ def whole_of(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llmrank.calibration.logits, "PLACES", 14)
+    monkeypatch.setattr(llmrank.calibration.logits, "POSITIONS_AT_ONCE", 14)
 
 
 @pytest.mark.parametrize("family", DECODERS, ids=lambda family: family.name)
-def test_bands_are_the_whole_and_the_head_sees_no_more_than_one(family: Any) -> None:
+def test_bands_equal_a_full_pass_and_the_head_gets_one_band_at_a_time(family: Any) -> None:
     model = family_model(family)
     ids, mask = token_ids(2, 24), torch.ones(2, 24, dtype=torch.bool)
     mask[1, 19:] = False
@@ -66,13 +66,13 @@ def test_bands_are_the_whole_and_the_head_sees_no_more_than_one(family: Any) -> 
     torch.testing.assert_close(torch.cat([logits for logits, _, _ in found], dim=1), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(torch.cat([targets for _, targets, _ in found], dim=1), ids[:, 1:])
     assert torch.equal(torch.cat([valid for _, _, valid in found], dim=1), mask[:, 1:])
-    # After a trial of four places and their halves, the 23 places of two sequences by sevens.
+    # After a trial of four positions and their halves come the 23 positions of two sequences, in sevens.
     assert widths == [4, 2, 2, 7, 7, 7, 2]
     assert len(passes) == 1
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_an_encoder_decoder_without_a_body_of_its_own_is_read_whole() -> None:
+def test_an_encoder_decoder_without_a_body_computes_all_logits_at_once() -> None:
     model = tiny_t5()
     widths: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _m, _i, output: widths.append(output.shape[1]))
@@ -81,7 +81,7 @@ def test_an_encoder_decoder_without_a_body_of_its_own_is_read_whole() -> None:
     assert [logits.shape[1] for logits, _, _ in found] == [7, 5]
 
 
-def test_an_encoder_decoder_with_a_body_is_read_in_bands() -> None:
+def test_an_encoder_decoder_with_a_body_computes_logits_in_bands() -> None:
     torch.manual_seed(0)
     config = BartConfig(
         vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=40, decoder_ffn_dim=40,
@@ -100,7 +100,7 @@ def test_an_encoder_decoder_with_a_body_is_read_in_bands() -> None:
 
 
 class Mixing(LlamaForCausalLM):
-    """Logits that depend on those of the place before."""
+    """A model whose logits depend on those of the position before."""
 
     def forward(self, **inputs: Any) -> Any:
         output = super().forward(**inputs)
@@ -109,7 +109,7 @@ class Mixing(LlamaForCausalLM):
 
 
 class Twice(LlamaForCausalLM):
-    """A body that is run twice, on different tokens."""
+    """A model that runs its body twice, on different tokens."""
 
     def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
         output = super().forward(input_ids=input_ids, **inputs)
@@ -118,17 +118,17 @@ class Twice(LlamaForCausalLM):
 
 
 class Counting(LlamaForCausalLM):
-    """A head that insists on as many places as there are tokens."""
+    """A model whose head needs as many positions as there are tokens."""
 
     def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
         output = super().forward(input_ids=input_ids, **inputs)
         if output.logits.shape[1] != input_ids.shape[1]:
-            raise ValueError("places are missing")
+            raise ValueError("positions are missing")
         return output
 
 
 class Offset(LlamaForCausalLM):
-    """A common offset, which rounds what it is added to, over a small part of the place before."""
+    """A model that adds a part of the logits of the position before, and an offset that causes rounding errors."""
 
     def forward(self, **inputs: Any) -> Any:
         output = super().forward(**inputs)
@@ -137,7 +137,7 @@ class Offset(LlamaForCausalLM):
 
 
 class Counted(LlamaForCausalLM):
-    """Logits that depend on which place it is."""
+    """A model whose logits depend on the number of the position."""
 
     def forward(self, **inputs: Any) -> Any:
         output = super().forward(**inputs)
@@ -147,7 +147,7 @@ class Counted(LlamaForCausalLM):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [Mixing, Offset, Counted, Twice, Counting])
-def test_heads_that_need_more_than_their_place_are_read_whole(kind: Any, dtype: torch.dtype) -> None:
+def test_heads_that_need_other_positions_compute_all_logits_at_once(kind: Any, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = kind(tiny_llama().config).eval().to(dtype)
     ids, mask = token_ids(2, 24), torch.ones(2, 24, dtype=torch.bool)
@@ -158,8 +158,8 @@ def test_heads_that_need_more_than_their_place_are_read_whole(kind: Any, dtype: 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_goes_by_the_head_too(dtype: torch.dtype) -> None:
-    """Its rounding is no reason to read everything whole; what is one is tested above, in half precision as well."""
+def test_half_precision_computes_logits_in_bands_too(dtype: torch.dtype) -> None:
+    """Rounding is no reason to compute all logits at once; the reasons are tested above, in half precision as well."""
     model = tiny_llama().to(dtype)
     predictor = Predictor(model)
     with torch.no_grad(), evaluation_mode(model):
@@ -167,17 +167,17 @@ def test_half_precision_goes_by_the_head_too(dtype: torch.dtype) -> None:
     assert predictor._body is not None
 
 
-def test_the_place_of_a_band_does_not_change_a_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_a_band_does_not_change_a_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = tiny_llama(), []
     for places in (1, 14, 4096):
-        monkeypatch.setattr(llmrank.calibration.logits, "PLACES", places)
+        monkeypatch.setattr(llmrank.calibration.logits, "POSITIONS_AT_ONCE", places)
         found.append(perplexity(model, padded_sequences(), 2))
     assert {one.tokens for one in found} == {44}
     assert found[0].value == pytest.approx(found[2].value, rel=1e-6)
     assert found[1].value == pytest.approx(found[2].value, rel=1e-6)
 
 
-def test_every_decoder_of_the_table_predicts() -> None:
+def test_every_decoder_family_predicts() -> None:
     assert len(DECODERS) >= 15
     assert all(has_perplexity(family_model(family)) for family in DECODERS)
     assert family_config(DECODERS[0]).vocab_size == LLAMA["vocab_size"]

@@ -1,4 +1,4 @@
-"""What skips a block, against hidden states captured by hand."""
+"""The share that skips a block, compared with hidden states that hooks of the test captured."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def share_by_hand(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
 )
 def test_the_share_of_every_block(name: str, stack: str) -> None:
     model, ids = family_model(named_family(name)), token_ids(3, 10)
-    ffns = find_ffns(model)  # runs modules to see what they are
+    ffns = find_ffns(model)  # before the hooks, because it runs modules
     states: dict[int, list[Any]] = {0: [], 1: []}
     for k, block in enumerate(model.get_submodule(stack)):
         block.register_forward_hook(
@@ -72,7 +72,7 @@ def test_padding_does_not_count() -> None:
 
 
 class Block(nn.Module):
-    """A multilayer perceptron beside a skip connection."""
+    """A multilayer perceptron with a skip connection."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks that are given their hidden states by name."""
+    """Blocks that get their hidden states as a keyword argument."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Stack(nn.Module):
         return x
 
 
-def test_hidden_states_may_be_given_by_name() -> None:
+def test_hidden_states_may_be_a_keyword_argument() -> None:
     model, x = Stack(), features(7, 4)
     found = collect(model, find_ffns(model), whole_sequences(x), skips=True)
     with torch.no_grad():
@@ -106,14 +106,14 @@ def test_hidden_states_may_be_given_by_name() -> None:
     )
 
 
-def test_a_block_that_returns_nothing_new_is_skipped_whole() -> None:
+def test_the_share_of_a_block_that_changes_nothing_is_one() -> None:
     sums = SkipSums("block")
     assert sums.share() == 0.0
     sums.add(torch.ones(3, 2), torch.ones(3, 2))
     assert sums.share() == 1.0
 
 
-def test_ffns_without_a_stream_are_refused() -> None:
+def test_ffns_without_a_residual_stream_raise() -> None:
     model = mlp(4, 6, 4)
     with pytest.raises(StructureError, match="lies in no repeating stack"):
         collect(model, find_ffns(model), whole_sequences(features(5, 4)), skips=True)

@@ -1,4 +1,4 @@
-"""Streaming statistics against a direct computation from captured inputs."""
+"""Statistics from sums, compared with a direct computation from captured inputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.llmrank.tiny_models import (
 
 
 def captured(model: Any, calls: Callable[[], Any], paths: list[str]) -> dict[str, torch.Tensor]:
-    """Inputs and outputs (``path:out``) of modules, all tokens in one (tokens, n) matrix."""
+    """Return the inputs and outputs (``path:out``) of modules, with all tokens in one (tokens, n) matrix."""
     seen: dict[str, list[torch.Tensor]] = {}
 
     def hook(path: str) -> Any:
@@ -77,13 +77,13 @@ def test_statistics_of_a_gated_ffn() -> None:
     for k, entry in enumerate(collect(model, find_ffns(model), whole_sequences(ids), batch_size=2)):
         residual, hidden, output = entry.layers
         assert_statistics(residual, seen[f"model.layers.{k}.mlp.up_proj"])
-        # The product of gate and up is what down reads.
+        # The input of down is the product of gate and up.
         assert_statistics(hidden, seen[f"model.layers.{k}.mlp.down_proj"])
         assert_statistics(output, seen[f"model.layers.{k}.mlp.down_proj:out"])
 
 
 @pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "Phi-3", "T5", "BERT"])
-def test_what_hidden_neurons_explain_of_the_output(name: str) -> None:
+def test_explained_shares_of_hidden_neurons(name: str) -> None:
     model, ids = family_model(named_family(name)), token_ids(3, 10)
     ffns = find_ffns(model)
     found = collect(model, ffns, whole_sequences(ids), batch_size=2, explained=True)
@@ -98,7 +98,7 @@ def test_what_hidden_neurons_explain_of_the_output(name: str) -> None:
         assert entry.layers[0].explained is entry.layers[2].explained is None
 
 
-def test_every_hidden_layer_of_a_sequential_ffn_explains_what_the_next_map_returns() -> None:
+def test_every_hidden_layer_of_a_sequential_ffn_has_explained_shares() -> None:
     model, x = mlp(4, 6, 5, 3), features(12, 4)
     entry = collect(model, find_ffns(model), whole_sequences(x), batch_size=5, explained=True)[0]
     seen = captured(model, lambda: model(x), ["2", "4"])
@@ -112,7 +112,7 @@ def test_every_hidden_layer_of_a_sequential_ffn_explains_what_the_next_map_retur
         )
 
 
-def test_padding_explains_nothing() -> None:
+def test_padding_does_not_change_explained_shares() -> None:
     model = tiny_llama()
     padded = tokenise([text(20), text(7, seed=1)], tokenizer(), 2, 32)
     assert not bool(padded.mask.all())
@@ -128,7 +128,7 @@ def test_padding_explains_nothing() -> None:
     torch.testing.assert_close(found.energy, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-6)
 
 
-def test_residual_layers_of_a_chain_are_what_the_next_ffn_reads() -> None:
+def test_layers_between_ffns_of_a_chain_have_the_norms_of_the_next_input() -> None:
     model, ids = tiny_llama(), token_ids(3, 10)
     seen = captured(
         model,
@@ -144,7 +144,7 @@ def test_residual_layers_of_a_chain_are_what_the_next_ffn_reads() -> None:
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "OPT", "T5", "BERT", "Phi-3"])
-def test_batches_do_not_matter(name: str) -> None:
+def test_the_batch_size_does_not_matter(name: str) -> None:
     model = family_model(named_family(name))
     data = whole_sequences(token_ids(5, 12))
     ffns = find_ffns(model)
@@ -153,7 +153,7 @@ def test_batches_do_not_matter(name: str) -> None:
         assert_same(one, collect(model, ffns, data, batch_size=batch_size))
 
 
-# OPT flattens its tokens in front of the FFN; GPT-2 has learnt positions; BERT reads both ways.
+# OPT flattens its tokens in front of the FFN; GPT-2 has learnt positions; BERT attends in both directions.
 @pytest.mark.parametrize("name", ["Llama, SmolLM2", "OPT", "GPT-2", "BERT"])
 def test_padding_does_not_count(name: str) -> None:
     model, tok = family_model(named_family(name)), tokenizer()
@@ -196,7 +196,7 @@ def test_encoder_and_decoder_have_their_own_masks() -> None:
     assert [entry.layers[1].count for entry in full] == [15] * 4
 
 
-def test_features_of_a_plain_module_take_its_dtype() -> None:
+def test_features_are_converted_to_the_dtype_of_a_plain_module() -> None:
     model = mlp(4, 6, 5, 2)
     x = features(300, 4)
     seen = captured(model, lambda: model(x), ["0", "2", "4"])
@@ -218,7 +218,7 @@ def test_half_precision_sums_are_wide(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_modes_hooks_and_gradients_are_left_alone(training: bool) -> None:
+def test_modes_hooks_and_gradients_are_not_changed(training: bool) -> None:
     model = tiny_llama(attention_dropout=0.5)
     model.train(training)
     model.model.layers[0].train(not training)
@@ -233,7 +233,7 @@ def test_modes_hooks_and_gradients_are_left_alone(training: bool) -> None:
     snapshot.assert_restored()
 
 
-def test_everything_is_left_alone_after_an_exception() -> None:
+def test_everything_is_restored_after_an_exception() -> None:
     model = tiny_llama()
     model.train()
     snapshot = Snapshot(model)
@@ -270,7 +270,7 @@ def test_non_finite_weights_are_named_before_calibration(value: float, name: str
         pipeline.find()
 
 
-def test_activations_that_overflow_name_the_layer() -> None:
+def test_the_error_for_overflowing_activations_names_the_layer() -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3] = 3e38
@@ -284,7 +284,7 @@ def test_activations_that_overflow_name_the_layer() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_ffn_that_is_never_called_is_named() -> None:
+def test_the_error_for_an_ffn_that_is_never_called_names_it() -> None:
     class Half(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -299,7 +299,7 @@ def test_ffn_that_is_never_called_is_named() -> None:
 
 
 @pytest.mark.parametrize(("ids", "message"), [([[1, 64]], "run from 1 to 64"), ([[-1, 3]], "run from -1 to 3")])
-def test_foreign_token_ids_are_refused(ids: list[list[int]], message: str) -> None:
+def test_token_ids_of_another_tokenizer_raise(ids: list[list[int]], message: str) -> None:
     model = tiny_llama()
     snapshot = Snapshot(model)
     with pytest.raises(CalibrationError, match=f"token ids {message}, but LlamaForCausalLM has 64 tokens"):
@@ -314,7 +314,9 @@ def test_foreign_token_ids_are_refused(ids: list[list[int]], message: str) -> No
     [("Llama, SmolLM2", {}, 64), ("GPT-2", {}, 64), ("BLOOM", {}, None), ("RoBERTa", {"max_position_embeddings": 50}, 49),
      ("BERT", {"max_position_embeddings": 50}, 50), ("OPT", {}, 64)],
 )  # fmt: skip
-def test_sequences_are_capped_at_what_the_model_takes(name: str, options: dict[str, int], longest: int | None) -> None:
+def test_sequences_are_at_most_as_long_as_the_model_takes(
+    name: str, options: dict[str, int], longest: int | None
+) -> None:
     model = family_model(named_family(name), **options)
     assert longest_input(model) == longest
     pipeline = ChainedFFNPipeline(model, tokenizer(), calibration=CalibrationText(text(300), sequence_length=100))

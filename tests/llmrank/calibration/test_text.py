@@ -1,4 +1,4 @@
-"""Text in any form -> token sequences."""
+"""Token sequences from text in any form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_builtin_parts_share_no_paragraph() -> None:
     assert builtin_texts() == (calibration, evaluation)
 
 
-def test_nothing_means_the_builtin_text_for_the_role() -> None:
+def test_none_means_the_builtin_text_for_the_role() -> None:
     for source in (None, "built-in"):
         assert read_text(source)[0] == builtin_texts()[0]
         found, description = read_text(source, "evaluation")
@@ -48,14 +48,14 @@ def test_files_texts_and_lists(tmp_path: Path) -> None:
     assert read_text(("one", "two"))[0] == ["one", "two"]
 
 
-def test_long_text_is_not_taken_for_a_file_name() -> None:
-    # Longer than a file name may be, and no line break in it.
+def test_long_text_is_not_mistaken_for_a_file_name() -> None:
+    # It is longer than a file name may be, and has no line break.
     words = "word " * 150
     assert read_text(words)[0] == words
 
 
 @pytest.mark.parametrize("source", ["missing.txt", "no/such/file"])
-def test_missing_paths_are_refused(source: str, tmp_path: Path) -> None:
+def test_missing_paths_raise(source: str, tmp_path: Path) -> None:
     for given in (source, tmp_path / source):
         with pytest.raises(CalibrationError, match="no calibration text at"):
             read_text(given)
@@ -63,7 +63,7 @@ def test_missing_paths_are_refused(source: str, tmp_path: Path) -> None:
         read_text(tmp_path / source, "evaluation")
 
 
-def test_directories_and_files_that_may_not_be_read_are_called_so(
+def test_the_errors_for_directories_and_unreadable_files_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(CalibrationError, match="is a directory; expected the path of a text file"):
@@ -76,7 +76,7 @@ def test_directories_and_files_that_may_not_be_read_are_called_so(
 
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(
-        CalibrationError, match=r"cannot read .*Permission denied\); pass a calibration text that you may"
+        CalibrationError, match=r"cannot read .*Permission denied\); pass a calibration text in UTF-8 that you can"
     ):
         read_text(path)
 
@@ -93,7 +93,7 @@ def test_a_text_is_checked_without_fetching_a_dataset(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("source", ["", "  \n ", [], [" ", ""]])
-def test_empty_texts_are_refused(source: Any, tmp_path: Path) -> None:
+def test_empty_texts_raise(source: Any, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="is empty"):
         read_text(source)
     (tmp_path / "empty.txt").write_text("\n")
@@ -101,14 +101,14 @@ def test_empty_texts_are_refused(source: Any, tmp_path: Path) -> None:
         read_text(tmp_path / "empty.txt")
 
 
-def test_binary_file_is_refused(tmp_path: Path) -> None:
+def test_a_binary_file_raises(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_bytes(bytes(range(256)))
     with pytest.raises(CalibrationError, match="as UTF-8 text"):
         read_text(tmp_path / "data.txt")
 
 
 @pytest.mark.parametrize("source", [5, b"bytes", {"a": 1}, ["a", 1]])
-def test_other_types_are_refused(source: Any) -> None:
+def test_other_types_raise(source: Any) -> None:
     with pytest.raises(CalibrationError, match="expected a path, a text, a list of texts"):
         read_text(source)
 
@@ -128,7 +128,7 @@ def with_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
 
 
-def test_dataset_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     without_datasets(monkeypatch)
     with pytest.raises(CalibrationError, match=r"pip install 'llmrank\[datasets\]'"):
         read_text("dataset:wikitext")
@@ -162,7 +162,7 @@ def test_dataset_names(monkeypatch: pytest.MonkeyPatch, name: str, arguments: tu
     assert asked == [arguments]
 
 
-def test_datasets_that_do_not_load_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_that_do_not_load_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError("nothing there\nsecond line")
 
@@ -194,8 +194,8 @@ def test_special_tokens_are_in_every_sequence() -> None:
     assert [WORDS[k] for k in data.ids[:, 1:-1].flatten()] == words.split()[:40]
 
 
-def test_list_gives_one_padded_sequence_a_text() -> None:
-    # All texts, whatever the number of samples, which is for texts that are cut.
+def test_a_list_gives_one_padded_sequence_for_each_text() -> None:
+    # All texts are used; the number of samples only applies to a text that is cut.
     data = tokenise([text(3), text(30), text(5)], tokenizer(), 2, 12)
     assert data.ids.shape == (3, 12)
     assert data.mask.sum(1).tolist() == [5, 12, 7]
@@ -205,28 +205,28 @@ def test_list_gives_one_padded_sequence_a_text() -> None:
     assert tokenise([text(3), text(5)], tokenizer(pad=False), 2, 12).mask.sum() == 12
 
 
-def test_too_little_text_is_refused() -> None:
+def test_too_little_text_raises() -> None:
     with pytest.raises(CalibrationError, match="too short: 9 tokens, and one sequence takes 10"):
         tokenise(text(9), tokenizer(), 4, 12)
     assert len(tokenise(text(10), tokenizer(), 4, 12)) == 1
     with pytest.raises(CalibrationError, match="leaves no room beside the special tokens"):
         tokenise(text(9), tokenizer(), 4, 2)
-    with pytest.raises(CalibrationError, match="less than 2 tokens"):
+    with pytest.raises(CalibrationError, match="fewer than 2 tokens"):
         tokenise(["w4", "w5"], tokenizer(special=False), 4, 8)
 
 
 @pytest.mark.parametrize(("samples", "length"), [(0, 8), (-1, 8), (4, 1), (4, 0)])
-def test_bad_numbers_are_refused(samples: int, length: int) -> None:
+def test_numbers_out_of_range_raise(samples: int, length: int) -> None:
     with pytest.raises(CalibrationError, match="at least 1 sample and a sequence length of at least 2"):
         tokenise(token_ids(), None, samples, length)
 
 
-def test_text_without_tokenizer_is_refused() -> None:
+def test_text_without_tokenizer_raises() -> None:
     with pytest.raises(CalibrationError, match="needs a tokenizer"):
         tokenise("some text", None, 4, 8)
 
 
-def test_token_tensors_are_taken_as_they_are() -> None:
+def test_token_tensors_are_used_unchanged() -> None:
     ids = token_ids(4, 20)
     for given in (ids, ids.int(), ids.numpy(), ids.to(torch.uint8)):
         data = tokenise(given, None, 3, 16)
@@ -249,7 +249,7 @@ def test_token_tensors_are_taken_as_they_are() -> None:
         np.ones(3),
     ],
 )
-def test_tensors_of_another_form_are_refused(ids: Any) -> None:
+def test_tensors_of_another_form_raise(ids: Any) -> None:
     with pytest.raises(CalibrationError, match=r"expected an integer tensor of shape \(n, length\)"):
         tokenise(ids, None, 4, 8)
 
@@ -279,14 +279,14 @@ def test_overlap_of_texts() -> None:
     first = tokens(list(range(1000)))
     assert overlap(first, first) == 1.0
     assert overlap(first, tokens(list(range(5000, 6000)))) == 0.0
-    # Found wherever it stands in the calibration text, and in whatever sequence.
+    # A passage is found at any position of any calibration sequence.
     assert overlap(tokens(list(range(7, 107)), list(range(500, 600))), tokens(list(range(17, 81)))) == 1.0
     half = list(range(100, 164)) + list(range(9000, 9064))
     assert overlap(first, tokens(half)) == 0.5
 
 
 def test_overlap_of_short_sequences() -> None:
-    """Passages are as long as the sequences allow: the same short text is the same text."""
+    """Passages are as long as the sequences allow, so a short text overlaps itself completely."""
     short = tokens(list(range(20)), list(range(100, 120)))
     assert overlap(short, short) == 1.0
     assert overlap(short, tokens(list(range(20)), list(range(200, 220)))) == 0.5
@@ -294,7 +294,7 @@ def test_overlap_of_short_sequences() -> None:
     whole = tokens(list(range(1000)))
     assert overlap(whole, tokens(list(range(20)))) == 1.0
     assert overlap(tokens(list(range(31))), whole) == 1 / 32
-    # One short text does not make passages short for all.
+    # One short text does not make the passages of other texts short.
     mixed = TokenSequences.of(torch.arange(80).reshape(2, 40), torch.ones(2, 40, dtype=torch.bool), "")
     mixed.mask[0, 2:] = False
     assert overlap(mixed, tokens(list(range(40, 72)))) == 1.0
@@ -317,7 +317,7 @@ def test_builtin_parts_do_not_overlap() -> None:
     assert overlap(first, second) < 0.01
 
 
-def test_a_tokenizer_that_fails_is_named() -> None:
+def test_the_error_of_a_failing_tokenizer_is_quoted() -> None:
     def damaged(*_: Any, **__: Any) -> Any:
         raise Exception("WordLevel error: Missing [UNK] token from the vocabulary")
 

@@ -23,7 +23,7 @@ def run(*arguments: Any) -> int:
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """What a command that succeeds prints."""
+    """Run a command that succeeds; return what it prints."""
     assert run(*arguments) == 0
     return capsys.readouterr().out
 
@@ -33,7 +33,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 
 def row(output: str, layer: str) -> list[str]:
-    """The cells of a row of the table of layers, behind its number."""
+    """Return the cells of a row of the table of layers, without the layer's number."""
     cells = [line.split() for line in output.splitlines()]
     return next(words[words.index(layer) :] for words in cells if layer in words[:2] and len(words) > 3)
 
@@ -41,7 +41,7 @@ def row(output: str, layer: str) -> list[str]:
 # --- the terminal
 
 
-def test_it_prints_one_row_a_layer(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+def test_it_prints_one_row_for_each_layer(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     output = shown(capsys, checkpoint, "--calibration", corpus, *SHORT)
     assert "isolated, 2 graphs" in output  # the default
     assert f"{LLAMA['hidden_size'] * FFN:,}" in output  # edges into the hidden layer
@@ -64,28 +64,28 @@ def test_it_prints_one_row_a_layer(checkpoint: Path, corpus: Path, capsys: Any) 
         assert cells[1:3] == [str(FFN), f"{LLAMA['hidden_size'] * FFN:,}"]
         assert cells[-2] == str(FFN - round(0.3 * FFN))
     assert row(output, "all")[1] == f"{2 * FFN}"
-    # It fits a terminal of 80 columns.
+    # The table fits a terminal of 80 columns.
     table = output[: output.index("dead:")]
     assert max(map(len, table.splitlines())) <= 80
     assert "--output" in output
 
 
-def test_what_the_columns_mean_is_said(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+def test_it_says_what_the_columns_mean(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     output = shown(capsys, checkpoint, "--calibration", corpus, *SHORT, "--amount", "0.25", "--compare", "none")
     for word in ("dead:", "effective:", "top 1 %:", "Gini:", "highest:", "keeps:", "Spearman:", "25 %"):
         assert word in output
-    assert "same neurons as wpr" in output  # the other topology is compared in any case
+    assert "same neurons as wpr" in output  # the other topology is always compared
 
 
-def test_a_neuron_is_told_in_words(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+def test_the_facts_of_a_neuron_are_printed_in_words(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     options = (checkpoint, "--calibration", corpus, *SHORT, "--pipeline", "chained")
     output = shown(capsys, *options, "--neuron", "1:3", "--neuron", "model.layers.0.mlp:0")
     for part in (
         "Neuron 1:3 (model.layers.1.mlp)",
         "Neuron 0:0 (model.layers.0.mlp)",
-        "from nodes of model.layers.0.mlp:output (share of what arrives): ",
-        "to nodes of model.layers.1.mlp:output (share of what leaves): ",
-        "strongest paths through it",
+        "strongest edges from nodes of model.layers.0.mlp:output (share of what arrives): ",
+        "strongest edges to nodes of model.layers.1.mlp:output (share of what leaves): ",
+        "strongest paths through the neuron",
         " > 3 > ",
     ):
         assert part in output
@@ -94,13 +94,13 @@ def test_a_neuron_is_told_in_words(checkpoint: Path, corpus: Path, capsys: Any) 
     assert all("kept, " in line or "removed, " in line for line in verdicts)
 
 
-def test_a_neuron_of_a_layer_that_stays_whole_has_no_margin(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+def test_a_neuron_of_a_layer_without_removed_neurons_has_no_margin(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     output = shown(capsys, checkpoint, "--calibration", corpus, *SHORT, "--amount", 0, "--neuron", "1:3")
-    assert "local: kept; nothing of its layer is removed" in output
+    assert "local: kept; no neuron of its layer is removed" in output
     assert "nan" not in output
 
 
-def test_a_number_of_neurons_that_no_single_layer_has(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+def test_an_amount_larger_than_any_layer(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     options = (checkpoint, "--calibration", corpus, *SHORT, "--amount", FFN + 10)
     output = shown(capsys, *options, "--pruner", "global", "--neuron", "0:1")
     assert "local pruning refuses this amount: model.layers.0.mlp would keep 0 of" in output
@@ -109,7 +109,7 @@ def test_a_number_of_neurons_that_no_single_layer_has(checkpoint: Path, corpus: 
     assert "would keep 0 of" in refused(capsys, *options, "--pruner", "local")
 
 
-def test_options_of_the_global_budget_count_whichever_was_asked_for(
+def test_options_of_global_pruning_apply_whichever_pruner_is_named(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
     common = (
@@ -130,7 +130,7 @@ def test_options_of_the_global_budget_count_whichever_was_asked_for(
 # --- the files
 
 
-def test_it_writes_what_it_found(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+def test_it_writes_all_formats(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "seen"
     options = ("--calibration", corpus, *SHORT, "--layers", "1", "--top", "5", "--pipeline", "chained")
     formats = "png,svg,html,graphml,gexf,safetensors,npz,csv"
@@ -160,7 +160,7 @@ def test_it_writes_what_it_found(checkpoint: Path, corpus: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("opens", [True, False])
-def test_the_page_is_opened_or_its_place_said(
+def test_the_page_is_opened_or_its_path_is_printed(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, monkeypatch: Any, opens: bool
 ) -> None:
     asked: list[str] = []
@@ -171,7 +171,7 @@ def test_the_page_is_opened_or_its_place_said(
     assert ("in a browser" in output) is not opens
 
 
-def test_it_leaves_nothing_half_written(
+def test_a_failure_leaves_no_files(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -184,7 +184,7 @@ def test_it_leaves_nothing_half_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt"]
 
 
-# --- what is refused
+# --- refusals
 
 
 @pytest.mark.parametrize(
@@ -218,14 +218,14 @@ def test_it_refuses(
         (("--neuron", "17"), "expected LAYER:NEURON, such as 3:17"),
         (("--compare", "pagerank"), "unknown scorer"),
         (("--scorer", "pagerank"), "unknown scorer"),
-        (("--pruner", "thirds"), "local and global pruning take; got --pruner 'thirds'"),
-        (("--pruner", "sensitivity"), "local and global pruning take; got --pruner 'sensitivity'"),
+        (("--pruner", "thirds"), "expects --pruner local or global, got 'thirds'"),
+        (("--pruner", "sensitivity"), "expects --pruner local or global, got 'sensitivity'"),
         (("--amount", "1.5"), "amount must be a share"),
         (("--scorer", "wpr:gamma=2"), "gamma"),
         (("--pruner", "global:normalize=median"), "option normalize must be"),
     ],
 )
-def test_slips_are_found_before_a_model_is_loaded(
+def test_wrong_options_are_found_before_a_model_is_loaded(
     capsys: Any, monkeypatch: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.setattr(cli_inspect, "load", lambda _: pytest.fail("began to load"))
@@ -242,7 +242,7 @@ def test_slips_are_found_before_a_model_is_loaded(
         (("--pruner", f"local:min_keep={FFN + 1}"), "fewer than min_keep=41"),
     ],
 )
-def test_what_the_model_lacks_is_found_before_the_calibration(
+def test_options_that_do_not_fit_the_model_are_found_before_the_calibration(
     checkpoint: Path, capsys: Any, monkeypatch: Any, arguments: tuple[Any, ...], message: str
 ) -> None:
     monkeypatch.setattr("llmrank.pipeline.BasePipeline.calibrate", lambda *_: pytest.fail("began to calibrate"))
@@ -256,14 +256,14 @@ def test_parquet_without_pyarrow_is_refused_at_once(capsys: Any, monkeypatch: An
     assert 'pip install "llmrank[tables]"' in message
 
 
-def test_formats_without_a_place_to_write_are_refused(capsys: Any) -> None:
+def test_formats_without_an_output_directory_are_refused(capsys: Any) -> None:
     assert "needs --output" in refused(capsys, "no/such/model", "--format", "gexf")
 
 
-# --- the residual stream
+# --- the residual topology
 
 
-def test_the_residual_graph_is_inspected_as_the_others_are(
+def test_the_residual_topology_is_inspected_as_the_others_are(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
     output = tmp_path / "seen"

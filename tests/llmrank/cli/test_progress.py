@@ -1,4 +1,4 @@
-"""What commands say of how far they are: lines in a log, by a clock of ours, and bars on a terminal."""
+"""Progress of commands: lines in a log, with a clock that the tests move, and bars on a terminal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MANY = ["--samples", "8", "--sequence-length", "16"]
 
 
 def seconds_of(time: str) -> int:
-    """Of 1:02:03."""
+    """Return the seconds of a time such as 1:02:03."""
     return sum(int(part) * 60**k for k, part in enumerate(reversed(time.split(":"))))
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that the tests move."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -34,7 +34,7 @@ class Clock:
 
 
 class Log:
-    """Lines of a progress log, and the work between them."""
+    """A progress log, its lines, and stages that write to it."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -42,7 +42,7 @@ class Log:
         self.progress = ProgressLog(self.clock, self.lines.append)
 
     def stage(self, description: str, steps: int, seconds: float) -> list[str]:
-        """The lines of a stage whose steps take so long each."""
+        """Run a stage whose steps take `seconds` each; return its lines."""
         before = len(self.lines)
         assert list(self._working(range(steps), description, seconds)) == list(range(steps))
         return self.lines[before:]
@@ -73,13 +73,13 @@ def test_a_longer_stage_says_how_far_it_is_and_how_long_it_took() -> None:
 
 
 @pytest.mark.parametrize(("steps", "seconds"), [(10_000, 0.03), (128, 100.0), (10**6, 1.0), (7, 9000.0)])
-def test_a_long_stage_is_heard_of_now_and_then(steps: int, seconds: float) -> None:
+def test_a_long_stage_writes_a_line_now_and_then(steps: int, seconds: float) -> None:
     log = Log()
     lines = log.stage("Repairing", steps, seconds)
     assert 5 <= len(lines) <= 25
     stamps = [seconds_of(line[1:].partition("]")[0]) for line in lines]
     silences = [after - before for before, after in pairwise(stamps)]
-    # After the first minute no two lines are nearer than half a minute, and none is further away than a fifth of the whole.
+    # After the first minute, lines are at least half a minute apart, and no gap is longer than a fifth of the stage.
     assert all(gap >= 29 for gap, stamp in zip(silences[:-1], stamps, strict=False) if stamp >= 60)
     assert max(silences) <= max(steps * seconds / 5, seconds + 1)
     for line in lines[1:-1]:
@@ -108,13 +108,13 @@ def test_a_stage_that_fails_is_not_said_to_be_done() -> None:
 
 
 def stages(err: str) -> list[str]:
-    """What the lines of a log are about, in order, each once."""
+    """Return the stages that a log names, in order, each once."""
     found = re.findall(r"^\[ *[\d:]+\] (.+?)(?: \.\.\.|: .*)?$", err, re.MULTILINE)
     assert len(re.findall(r"^\[", err, re.MULTILINE)) == len(err.splitlines()), err
     return list(dict.fromkeys(found))
 
 
-def test_prune_logs_every_stage_and_prints_its_results_apart(
+def test_prune_logs_every_stage_and_prints_results_to_standard_output(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
     output = tmp_path / "out"
@@ -131,7 +131,7 @@ def test_prune_logs_every_stage_and_prints_its_results_apart(
         "Measuring sensitivities",
         "Running the held-out text",
         "Repairing",
-        "Comparing cut and repaired on the held-out text",
+        "Validating the repair on the held-out text",
         "Applying the masks",
         "Checking the pruned model",
         "Evaluating the pruned model",
@@ -167,7 +167,7 @@ def test_other_commands_log_their_stages(checkpoint: Path, corpus: Path, tmp_pat
 
 
 class Terminal(io.StringIO):
-    """Standard error that says it is a terminal."""
+    """A stream that says it is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -186,7 +186,7 @@ def test_terminals_get_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("terminal", "name", "value"), [(True, "TERM", "dumb"), (False, "FORCE_COLOR", "1")])
-def test_what_cannot_draw_bars_gets_lines(
+def test_streams_that_cannot_draw_bars_get_lines(
     terminal: bool, name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -132,7 +132,7 @@ def test_steps_are_announced_and_reported(checkpoint: Path, corpus: Path, tmp_pa
     before, after = shown.split("hidden neurons removed")
     assert "2 steps, to" in before
     assert "2 passes of the calibration text to rank by, and a repair after" in before
-    assert "cut in 2 steps: 2 passes of the calibration text to rank by and 1 repair" in after
+    assert "pruned in 2 steps: 2 passes of the calibration text to rank by and 1 repair" in after
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert [step["repaired"] for step in report["steps"]] == [False, True]
     assert report["steps"][0]["amount"] == pytest.approx(0.25)
@@ -202,7 +202,7 @@ def test_a_demo_says_where_the_pruned_model_is_wrong(
     said = iter([" Rome. It", pruned])
     monkeypatch.setattr(demo, "complete", lambda *_: next(said))
     assert run("demo", "--model", checkpoint, "--output", tmp_path / "demo", *SHORT) == 0
-    assert ("completes the sentence otherwise" in " ".join(capsys.readouterr().out.split())) is warns
+    assert ("completes the sentence with another word" in " ".join(capsys.readouterr().out.split())) is warns
 
 
 def test_a_demo_saves_before_it_prints(checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,4 +1,4 @@
-"""The figures of an inspection: what they draw is what it found, and files come out the same twice."""
+"""The figures of an inspection: they draw its results, and their files are reproducible."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def inspection() -> Inspection:
 
 
 def drawn(figure: Figure) -> Figure:
-    """The figure, laid out: what cannot be drawn fails here."""
+    """Draw the figure, so that errors show up, and return it."""
     figure.canvas.draw()
     return figure
 
@@ -46,11 +46,13 @@ def words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
-def test_what_goes_is_what_the_masks_remove(inspection: Inspection) -> None:
+def test_the_cut_and_the_bars_follow_from_the_masks(inspection: Inspection) -> None:
     masks = inspection.main.masks["global"]
     figure = drawn(what_went_where(inspection.main.importance, masks, "global"))
     heat, bars = figure.axes[:2]
-    assert heat.get_title() == "2 layers of hidden neurons: score, and what goes (global): right of the white line"
+    assert (
+        heat.get_title() == "2 layers: scores of the hidden neurons; those right of the white line are removed (global)"
+    )
     kept = [float(mask.double().mean()) for mask in masks.values()]
     heights = [bar.get_height() for bar in bars.patches]
     assert heights == pytest.approx([*kept, *(1 - share for share in kept)])
@@ -59,7 +61,7 @@ def test_what_goes_is_what_the_masks_remove(inspection: Inspection) -> None:
     assert line.get_ydata() == pytest.approx(lost)
 
 
-def test_all_of_them_are_called_neurons(inspection: Inspection) -> None:
+def test_nodes_are_called_neurons(inspection: Inspection) -> None:
     figures = (
         what_went_where(inspection.main.importance, inspection.main.masks["global"]),
         concentration(inspection),
@@ -77,8 +79,8 @@ def test_concentration_names_model_scorer_and_gini(inspection: Inspection) -> No
         assert f"{gini(scores):.2f}" in words(figure)
 
 
-def test_agreement_says_what_the_findings_say(inspection: Inspection) -> None:
-    """The activation is compared where it is there, and the other topology in any case."""
+def test_agreement_says_what_the_summary_says(inspection: Inspection) -> None:
+    """The scorer activation is compared if there is one, and the other topology always."""
     figure = drawn(agreement(inspection))
     found = summarise_inspection(inspection).agreement
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel().startswith("percentile")]
@@ -89,7 +91,7 @@ def test_agreement_says_what_the_findings_say(inspection: Inspection) -> None:
         assert title.startswith("Spearman ")
 
 
-def test_agreement_without_another_scorer_is_that_of_the_topologies() -> None:
+def test_agreement_without_another_scorer_compares_the_topologies() -> None:
     figure = drawn(agreement(inspected({"wpr": WPR}, IsolatedFFNPipeline)))
     assert [axes.get_ylabel() for axes in figure.axes] == ["percentile in its layer by wpr, chained"]
     figure = drawn(agreement(inspected({"norm": NormScorer(), "wpr": WPR})))
@@ -108,13 +110,13 @@ def test_a_layer_is_drawn_with_its_highest_neurons(topology: type) -> None:
     assert "36 others" in words(figure)
 
 
-def test_the_last_of_named_linears_has_nothing_after_it() -> None:
+def test_a_layer_at_the_end_of_its_graph_is_drawn() -> None:
     pipeline = ChainedFFNPipeline(tiny_llama(), None, STRUCTURE, calibration=token_ids())
     inspection = inspect_model(pipeline, {"wpr": WPR}, "wpr")
     drawn(layer_view(inspection, list(inspection.places())[-1], top=3))
 
 
-def test_files_are_named_and_the_same_twice(inspection: Inspection, tmp_path: Path) -> None:
+def test_files_have_their_names_and_are_reproducible(inspection: Inspection, tmp_path: Path) -> None:
     names = list(inspection.places())
     for place in ("once", "again"):
         (tmp_path / place).mkdir()
@@ -125,17 +127,19 @@ def test_files_are_named_and_the_same_twice(inspection: Inspection, tmp_path: Pa
     assert sorted(once) == sorted((tmp_path / "once").iterdir())
     for one, other in zip(once, again, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
-    # No window, and nothing left in matplotlib's own register.
+    # No figure is left in pyplot's list of open figures.
     assert plt.get_fignums() == []
 
 
 @pytest.mark.parametrize(("layers", "wanted"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (6, [0, 2, 5])])
-def test_first_middle_and_last_where_nothing_is_asked(tmp_path: Path, layers: int, wanted: list[int]) -> None:
+def test_the_first_the_middle_and_the_last_layer_are_drawn_by_default(
+    tmp_path: Path, layers: int, wanted: list[int]
+) -> None:
     written = write_figures(inspected({"wpr": WPR}, layers=layers), tmp_path, ["svg"], top=2)
     assert [path.stem for path in written[3:]] == [f"layer-{number}" for number in wanted]
 
 
-def test_nothing_is_drawn_for_wrong_names(inspection: Inspection, tmp_path: Path) -> None:
+def test_wrong_names_are_refused_before_a_figure_is_written(inspection: Inspection, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no prunable layer 'mlp'; expected one of model"):
         write_figures(inspection, tmp_path, ["png"], names=["mlp"])
     with pytest.raises(OptionError, match="written as png, svg, got pdf"):

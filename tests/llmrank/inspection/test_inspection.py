@@ -1,4 +1,4 @@
-"""What an inspection finds equals what pipelines and pruners do, and what is computed by other means."""
+"""An inspection equals what pipelines and pruners do, and its numbers equal independent computations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def inspected(topology: str = "chained", budget: BasePruner | None = None, **opt
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("budget", ["local", "global"])
-def test_it_says_what_the_pipeline_does(topology: str, budget: str) -> None:
+def test_its_masks_are_those_of_the_pipeline(topology: str, budget: str) -> None:
     pruner = LocalPruner(0.4) if budget == "local" else GlobalPruner(0.4)
     inspection = inspected(topology, pruner, pruner=budget)
     pipeline = TOPOLOGIES[topology](tiny_llama(), None, scorer=SCORERS["wpr"], pruner=pruner, calibration=token_ids())
@@ -39,7 +39,7 @@ def test_it_says_what_the_pipeline_does(topology: str, budget: str) -> None:
     assert list(inspection.places()) == list(pipeline.masks or {})
 
 
-def test_the_model_stays_as_it_was() -> None:
+def test_the_model_is_not_changed() -> None:
     model = tiny_llama()
     before = Snapshot(model)
     inspect_model(ChainedFFNPipeline(model, None, calibration=token_ids()), SCORERS, "wpr")
@@ -48,37 +48,37 @@ def test_the_model_stays_as_it_was() -> None:
 
 def test_the_other_topology_is_scored_too() -> None:
     chained, isolated = inspected("chained"), inspected("isolated")
-    for name, scores in chained.elsewhere.importance.items():
+    for name, scores in chained.in_other_topology.importance.items():
         np.testing.assert_array_equal(scores, isolated.main.importance[name])
-    assert chained.elsewhere.masks["local"] == isolated.main.masks["local"]
+    assert chained.in_other_topology.masks["local"] == isolated.main.masks["local"]
 
 
-def test_findings_equal_independent_computation() -> None:
+def test_the_summary_equals_independent_computations() -> None:
     inspection = inspected("isolated")
-    findings = summarise_inspection(inspection)
+    summary = summarise_inspection(inspection)
     for name, (position, layer) in inspection.places().items():
         graph = inspection.graphs[position].graph
         scores = inspection.main.ranks[position].scores[layer].astype(np.float64)
-        row = findings.layers[name]
+        row = summary.layers[name]
         weights = graph.block(layer).toarray()
         assert (row.nodes, row.edges_in) == (weights.shape[0], np.count_nonzero(weights))
         assert row.effective == pytest.approx(1 / sum(s * s for s in scores))
         assert row.highest == int(scores.argmax())
         differences = [abs(a - b) for a, b in itertools.product(scores, scores)]
         assert row.gini == pytest.approx(sum(differences) / (2 * len(scores) ** 2 * scores.mean()))
-        assert findings.kept["local"][name] == len(scores) - round(0.3 * len(scores))
-    activation = findings.agreement["activation"]
-    main, other = inspection.main, inspection.scored["activation"]
+        assert summary.kept["local"][name] == len(scores) - round(0.3 * len(scores))
+    activation = summary.agreement["activation"]
+    main, other = inspection.main, inspection.results["activation"]
     correlations = [stats.spearmanr(main.importance[n], other.importance[n]).statistic for n in main.importance]
     assert activation.correlation == pytest.approx(np.mean(correlations))
     kept = [(main.masks["global"][n], other.masks["global"][n]) for n in main.importance]
     assert activation.global_ == pytest.approx(
         sum(int((a & b).sum()) for a, b in kept) / sum(int(a.sum()) for a, _ in kept)
     )
-    assert set(findings.agreement) == {"activation", "random", "chained"}
+    assert set(summary.agreement) == {"activation", "random", "chained"}
 
 
-def test_findings_are_json_and_can_be_of_some_layers() -> None:
+def test_a_summary_is_json_and_can_be_limited_to_some_layers() -> None:
     inspection = inspected("chained")
     name = list(inspection.places())[1]
     content = json.loads(json.dumps(summarise_inspection(inspection, [name]).to_dict(), allow_nan=False))
@@ -88,7 +88,7 @@ def test_findings_are_json_and_can_be_of_some_layers() -> None:
 
 
 @pytest.mark.parametrize("budget", ["local", "global"])
-def test_verdicts_say_kept_and_by_what_margin(budget: str) -> None:
+def test_verdicts_say_whether_a_neuron_is_kept_and_by_what_margin(budget: str) -> None:
     inspection = inspected("chained")
     for name, scores in inspection.main.importance.items():
         keep = inspection.main.masks[budget][name].numpy()
@@ -108,7 +108,7 @@ def test_margins_by_hand() -> None:
     everything = np.ones(4, dtype=bool)
     assert np.isnan(margin(scores, everything, 0))
     assert np.isnan(margin(scores, ~everything, 0))
-    # Beyond the cut there is only a zero.
+    # The only score on the other side of the cut is zero.
     assert margin(scores, np.array([True, True, True, False]), 1) == np.inf
     assert np.isnan(margin(np.zeros(2), np.array([True, False]), 0))
 
@@ -126,19 +126,19 @@ def test_an_amount_is_refused_before_the_calibration() -> None:
     ids=["protect", "of", "cost"],
 )
 def test_budgets_that_a_page_could_not_show_are_refused(pruner: BasePruner) -> None:
-    with pytest.raises(OptionError, match="leave protect, of and per_cost to the pruning"):
+    with pytest.raises(OptionError, match="does not support protect, of and per_cost"):
         inspected("chained", pruner)
 
 
-def test_a_number_that_only_the_global_budget_has_is_no_reason_to_refuse() -> None:
-    """50 of 80 neurons are there, 50 of every layer's 40 are not."""
+def test_an_amount_that_only_global_pruning_accepts() -> None:
+    """50 neurons can be removed from all 80 together, but not from every layer of 40."""
     inspection = inspected("chained", GlobalPruner(50), pruner="global")
     assert inspection.budgets.refusals == {
         "local": "model.layers.0.mlp would keep 0 of 40 neurons, fewer than min_keep=1; lower the amount (at most 39 "
-        "of them can go) or min_keep"
+        "of them can be removed) or min_keep"
     }
     assert inspection.main.masks["global"].kept == 30
-    assert set(inspection.main.masks) == set(inspection.elsewhere.masks) == {"global"}
+    assert set(inspection.main.masks) == set(inspection.in_other_topology.masks) == {"global"}
     content = json.loads(json.dumps(summarise_inspection(inspection).to_dict(), allow_nan=False))
     assert content["refusals"] == inspection.budgets.refusals
     assert content["agreement"]["activation"]["local"] is None
@@ -152,7 +152,7 @@ def test_a_number_that_only_the_global_budget_has_is_no_reason_to_refuse() -> No
         inspected("chained", GlobalPruner(50), pruner="local")
 
 
-def test_settings_of_the_pruner_are_those_of_both_budgets() -> None:
+def test_both_budgets_have_the_settings_of_the_pruner() -> None:
     pruner = GlobalPruner(0.4, min_keep=3, multiple_of=8, normalize="mean")
     inspection = inspected("chained", pruner, pruner="global")
     pipeline = ChainedFFNPipeline(
@@ -165,7 +165,7 @@ def test_settings_of_the_pruner_are_those_of_both_budgets() -> None:
     assert {key: summarise_inspection(inspection).to_dict()[key] for key in settings} == settings
 
 
-def test_unknown_layers_are_named_with_those_there_are() -> None:
+def test_the_message_for_an_unknown_layer_lists_the_layers() -> None:
     inspection = inspected()
     with pytest.raises(OptionError, match=r"no prunable layer 'mlp'; expected one of model\.layers\.0\.mlp, model"):
         summarise_inspection(inspection, ["mlp"])
@@ -177,14 +177,14 @@ def test_facts_of_a_neuron_of_an_isolated_graph() -> None:
     facts = neuron_facts(inspection, name, 3, top=2)
     graph = inspection.graphs[1].graph
     weights = graph.block(1).toarray()[3]
-    # The likeliest way in is wide, though not always the widest: what counts is the share of its source.
+    # The strongest in-edge has a large weight, though not always the largest: its share of its source counts.
     assert facts.facts.in_edges[0].weight == pytest.approx(weights[facts.facts.in_edges[0].node], rel=1e-6)
     assert facts.facts.in_strength == pytest.approx(weights.sum(), rel=1e-6)
     assert facts.paths
     assert all(path.nodes[1] == (1, 3) for path in facts.paths)
 
 
-def test_neurons_are_named_by_number_or_name() -> None:
+def test_a_neuron_is_written_with_the_number_or_the_name_of_its_layer() -> None:
     inspection = inspected()
     names = list(inspection.places())
     layers = dict.fromkeys(names, 40)
@@ -212,7 +212,7 @@ def test_neurons_are_named_by_number_or_name() -> None:
 
 def test_unknown_names_are_refused_before_the_calibration() -> None:
     pipeline = ChainedFFNPipeline(tiny_llama(), None, calibration="no/such/file")
-    with pytest.raises(OptionError, match="expected a scorer of wpr, activation, random"):
+    with pytest.raises(OptionError, match="expected one of the scorers wpr, activation, random"):
         inspect_model(pipeline, SCORERS, "pagerank")
     with pytest.raises(OptionError, match="'thirds'"):
         inspect_model(pipeline, SCORERS, "wpr", "thirds")

@@ -1,4 +1,4 @@
-"""The page: its orders of removal are the pruners', its facts the graph's, and no name can break out of it."""
+"""The page: it holds the results of the pruners and the facts of the graph, and no name can become markup."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import configparser
 import hashlib
 import json
 import re
-import sys
 from collections import OrderedDict
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -22,7 +21,7 @@ from torch import nn
 from graphs import GraphError
 from graphs.analysis.node_summary import summarise_node
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
-from llmrank.errors import LLMRankError, OptionError
+from llmrank.errors import OptionError
 from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.page import SCRIPTS, render, write_page
 from llmrank.inspection.page_data import payload
@@ -31,7 +30,6 @@ from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.tiny_models import STRUCTURE, features, tiny_llama, tiny_t5, token_ids
 
 TOPOLOGIES = {"chained": ChainedFFNPipeline, "isolated": IsolatedFFNPipeline}
-AMOUNTS = [percent / 100 for percent in range(91)]
 
 
 def inspected(
@@ -47,7 +45,7 @@ def array(entry: dict[str, str]) -> np.ndarray:
 
 
 def split(content: dict[str, Any], entry: dict[str, str]) -> dict[str, np.ndarray]:
-    """An array over all neurons, by layer."""
+    """Split an array of all neurons by layer."""
     sizes = [layer["size"] for layer in content["layers"]]
     values = array(entry)
     assert len(values) == sum(sizes)
@@ -62,27 +60,53 @@ def records(importance: dict[str, Any], *, explicit: bool = False) -> list[Layer
     ]
 
 
-# --- orders
+def removals(content: dict[str, Any], table: dict[str, str]) -> np.ndarray:
+    """Return the numbers of removed neurons by multiple, amount and layer."""
+    shape = (len(content["multiples"]), len(content["amounts"]), len(content["layers"]))
+    return array(table).reshape(shape)
+
+
+# --- what is removed
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_the_page_holds_the_masks_of_every_amount(topology: str) -> None:
-    inspection = inspected(topology)
+def test_the_page_holds_the_masks_of_every_amount_and_multiple(topology: str) -> None:
+    inspection = inspected(topology, LocalPruner(0.3, multiple_of=6))
     content = payload(inspection)
     other = "isolated" if topology == "chained" else "chained"
     assert list(content["scorers"]) == ["wpr", "activation", "random", f"wpr, {other}"]
+    assert content["amounts"] == [f"{percent} %" for percent in range(91)]
+    assert content["multiples"] == (1, 6, 8, 64, 128)
+    assert not any(content["refusals"]["local"] + content["refusals"]["global"])
     for name, entry in content["scorers"].items():
-        scored = inspection.elsewhere if "," in name else inspection.scored[name]
-        layers = records(dict(scored.importance))
-        positions = {budget: split(content, entry[budget]) for budget in ("local", "global")}
-        total = sum(layer["size"] for layer in content["layers"])
-        for percent, amount in enumerate(AMOUNTS):
-            # The counts as the page's script computes them.
-            for layer, mask in LocalPruner(amount).prune(layers).items():
-                count = round(percent / 100 * len(mask))
-                assert (positions["local"][layer] >= count).tolist() == mask.tolist()
-            for layer, mask in GlobalPruner(amount).prune(layers).items():
-                assert (positions["global"][layer] >= (percent * total + 99) // 100).tolist() == mask.tolist()
+        result = inspection.in_other_topology if "," in name else inspection.results[name]
+        layers = records(dict(result.importance))
+        positions = split(content, entry["positions"])
+        tables = {LocalPruner: removals(content, content["removed"]), GlobalPruner: removals(content, entry["removed"])}
+        for pruner, table in tables.items():
+            for multiple, by_amount in zip(content["multiples"], table, strict=True):
+                for percent, counts in enumerate(by_amount):
+                    masks = pruner(percent / 100, multiple_of=multiple).prune(layers)
+                    for (layer, keep), count in zip(masks.items(), counts, strict=True):
+                        assert (positions[layer] >= count).tolist() == keep.tolist()
+
+
+@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner])
+def test_the_page_refuses_what_the_pruner_refuses(pruner: type[LocalPruner] | type[GlobalPruner]) -> None:
+    inspection = inspected(pruner=pruner(0.3, min_keep=15))
+    content = payload(inspection)
+    layers = records(dict(inspection.main.importance))
+    budget = "local" if pruner is LocalPruner else "global"
+    table = content["removed"] if budget == "local" else content["scorers"]["wpr"]["removed"]
+    counts = removals(content, table)
+    for percent, reason in enumerate(content["refusals"][budget]):
+        if reason:
+            with pytest.raises(OptionError, match=re.escape(reason)):
+                pruner(percent / 100, min_keep=15).prune(layers)
+            assert not counts[:, percent].any()
+        else:
+            pruner(percent / 100, min_keep=15).prune(layers)
+    assert sum(map(bool, content["refusals"][budget])) == {"local": 27, "global": 28}[budget]
 
 
 def test_wrong_options_are_refused() -> None:
@@ -95,7 +119,7 @@ def test_wrong_options_are_refused() -> None:
 # --- facts
 
 
-def test_facts_are_those_of_the_graph() -> None:
+def test_facts_equal_those_of_the_graph() -> None:
     inspection = inspected("chained")
     content = payload(inspection, top_edges=2)
     assert content["graph"] == {"nodes": 16 * 3 + 40 * 2, "edges": 4 * 16 * 40}
@@ -106,7 +130,6 @@ def test_facts_are_those_of_the_graph() -> None:
     assert content["edges"]["held"] == [40, 40]
     assert content["edges"]["neurons"] is None
     scorer = content["scorers"]["wpr"]
-    ties = np.unpackbits(array(scorer["ties"]), bitorder="little")
     start = 0
     for layer in content["layers"]:
         name, size = layer["name"], layer["size"]
@@ -117,10 +140,7 @@ def test_facts_are_those_of_the_graph() -> None:
         for neuron in (0, 7, 39):
             one = summarise_node(graph, rank, node_layer, neuron, top=2)
             assert split(content, scorer["scores"])[name][neuron] == np.float32(one.score)
-            place = int(split(content, scorer["local"])[name][neuron])
-            assert size - 1 - place == one.position
-            assert not ties[start : start + size].any()
-            assert (place + 0.5) / size == pytest.approx(one.percentile)
+            assert size - 1 - int(split(content, scorer["positions"])[name][neuron]) == one.position
             assert facts["activation"][name][neuron] == np.float32(one.activation)
             assert facts["in_strength"][name][neuron] == pytest.approx(one.in_strength, rel=1e-6)
             assert facts["out_strength"][name][neuron] == pytest.approx(one.out_strength, rel=1e-6)
@@ -131,27 +151,16 @@ def test_facts_are_those_of_the_graph() -> None:
         start += size
 
 
-def test_ties_say_which_scores_are_equal() -> None:
-    """A dead layer: its weights are zero, so are all activations, and every score is the same."""
-    model = tiny_llama()
-    with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight.zero_()
-    content = payload(inspected("isolated", model=model))
-    ties = np.unpackbits(array(content["scorers"]["activation"]["ties"]), bitorder="little")[:80]
-    assert ties.tolist() == [0] + [1] * 39 + [0] * 40
-    assert content["scorers"]["activation"]["effective"][0] == pytest.approx(40)
-
-
 def test_layers_at_the_end_of_a_graph_have_no_neighbour() -> None:
     """With a structure_dict the last listed Linear is prunable, and nothing follows it."""
     pipeline = ChainedFFNPipeline(tiny_llama(), None, STRUCTURE, calibration=token_ids())
     content = payload(inspect_model(pipeline, {"activation": ActivationScorer()}, "activation"))
     assert [layer["size"] for layer in content["layers"]] == [40, 16, 40, 16]
     assert content["layers"][-1]["out"] is None
-    # The last 16 rows: no edge leaves.
+    # The last 16 rows have no edge that leaves.
     assert not array(content["edges"]["out_shares"]).reshape(-1, 3)[-16:].any()
-    # Isolated graphs of named Linears are pruned one by one, which the page does not imitate: it says so.
-    assert ["compared layers otherwise" in note for note in content["notes"]] == [True]
+    # Isolated graphs of named Linears are pruned one by one, and the page compares all layers: it says so.
+    assert ["prunes each graph by itself" in note for note in content["notes"]] == [True]
 
 
 def test_stacks_of_different_widths() -> None:
@@ -161,21 +170,30 @@ def test_stacks_of_different_widths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "percent", "label"),
-    [(0.3, 30, "30 %"), (0.07, 7, "7 %"), (0.333, None, "33.3 %"), (0.95, None, "95 %"), (5, None, "5 neurons")],
+    ("amount", "index", "label", "slider"),
+    [
+        (0.3, 30, "30 %", 30),
+        (0.07, 7, "7 %", 7),
+        (0.333, 91, "33.3 %", 33),
+        (0.95, 91, "95 %", 90),
+        (5, 91, "5 neurons", 6),
+        (0, 91, "0 neurons", 0),
+    ],
 )
-def test_the_amount_asked_for(amount: float, percent: int | None, label: str) -> None:
+def test_the_amount_of_the_inspection(amount: float, index: int, label: str, slider: int) -> None:
     inspection = inspected(pruner=GlobalPruner(amount))
     content = payload(inspection)
-    asked = content["asked"]
-    assert (asked["percent"], asked["label"]) == (percent, label)
+    assert content["inspected"] == {"amount": index, "multiple": 0, "slider": slider}
+    assert content["amounts"][index] == label
+    assert len(content["amounts"]) == max(91, index + 1)
     assert not content["notes"]
-    for name, count in zip(inspection.places(), asked["local"], strict=True):
-        assert 40 - count == int(inspection.main.masks["local"][name].sum())
-    assert 80 - asked["global"] == inspection.main.masks["global"].kept
+    tables = {"local": content["removed"], "global": content["scorers"]["wpr"]["removed"]}
+    for budget, table in tables.items():
+        for keep, count in zip(inspection.main.masks[budget].values(), removals(content, table)[0, index], strict=True):
+            assert 40 - count == int(keep.sum())
 
 
-def test_its_sets_are_the_inspections_whatever_the_settings() -> None:
+def test_the_page_keeps_the_neurons_of_the_inspection_for_all_settings() -> None:
     for pruner in (
         LocalPruner(0.3, multiple_of=16),
         GlobalPruner(0.3, multiple_of=16),
@@ -184,30 +202,33 @@ def test_its_sets_are_the_inspections_whatever_the_settings() -> None:
     ):
         content = payload(inspected(pruner=pruner))
         assert not content["notes"]
-        assert content["multiple_of"] == pruner.multiple_of
+        assert content["multiples"][content["inspected"]["multiple"]] == pruner.multiple_of
         assert content["min_keep"] == pruner.min_keep
         assert content["normalize"] == getattr(pruner, "normalize", "auto")
 
 
-def test_an_amount_that_only_one_budget_permits() -> None:
+def test_an_amount_that_only_one_budget_accepts() -> None:
     inspection = inspected(pruner=GlobalPruner(60), budget="global")
     content = payload(inspection)
     assert not content["notes"]
-    assert content["asked"]["local"] == [60, 60]
-    assert content["asked"]["global"] == 60
+    assert content["amounts"][-1] == "60 neurons"
+    assert "would keep 0 of 40 neurons" in content["refusals"]["local"][-1]
+    assert not content["refusals"]["global"][-1]
+    assert removals(content, content["removed"])[:, -1].tolist() == [[0, 0]] * 4
+    assert removals(content, content["scorers"]["wpr"]["removed"])[0, -1].sum() == 60
 
 
 # --- size
 
 
-def test_what_does_not_fit_is_left_out_and_said() -> None:
+def test_a_note_says_what_was_left_out_of_the_page() -> None:
     model = tiny_llama(intermediate_size=400)
     inspection = inspected(model=model)
     whole = payload(inspection)
     assert not whole["notes"]
 
     def size(content: dict[str, Any]) -> int:
-        return len(json.dumps({key: content[key] for key in ("scorers", "facts", "edges")}))
+        return len(json.dumps({key: content[key] for key in ("removed", "scorers", "facts", "edges")}))
 
     held = []
     for limit in (size(whole), 90_000, 70_000, 0):
@@ -221,7 +242,7 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
     assert held[0] == (4, 400)
     assert held[-1] == (1, 64)
     assert held == sorted(held, reverse=True)
-    # The edges that stay are those of the highest neurons.
+    # The edges that are left are those of the highest neurons.
     content = payload(inspection, data_limit=0)
     neurons = array(content["edges"]["neurons"]).reshape(2, 64)
     for name, chosen in zip(inspection.places(), neurons, strict=True):
@@ -235,13 +256,13 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
 
 
 class Elements(HTMLParser):
-    """Scripts, styles and attributes of a page, as a parser sees them."""
+    """The scripts, styles and attributes that a parser finds in a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
         self.scripts: list[tuple[dict[str, str | None], str]] = []
         self.attributes: list[tuple[str, str, str | None]] = []
-        self.title = ""
+        self.title = self.style = ""
         self._inside = ""
         self.feed(text)
         self.close()
@@ -261,6 +282,8 @@ class Elements(HTMLParser):
             self.scripts[-1] = (attributes, text + data)
         elif self._inside == "title":
             self.title += data
+        elif self._inside == "style":
+            self.style += data
 
 
 HOSTILE = "</script><script>alert(1)</script><!-- \" ' & \u2028 日本 ${x}"
@@ -276,16 +299,15 @@ def hostile_inspection() -> Inspection:
 
 @pytest.fixture(scope="module")
 def hostile() -> tuple[dict[str, Any], Elements]:
-    pytest.importorskip("plotly", reason="the page draws with plotly")
     content = payload(hostile_inspection())
     return content, Elements(render(content))
 
 
-def test_names_stay_data(hostile: tuple[dict[str, Any], Elements]) -> None:
+def test_names_are_only_data(hostile: tuple[dict[str, Any], Elements]) -> None:
     content, page = hostile
     assert content["source"] == HOSTILE
     assert content["layers"][0]["name"] == HOSTILE
-    assert len(page.scripts) == 4
+    assert len(page.scripts) == 3
     (data,) = [text for attributes, text in page.scripts if attributes.get("type") == "application/json"]
     assert json.loads(data) == json.loads(json.dumps(content))
     assert page.title == HOSTILE
@@ -299,25 +321,28 @@ def test_only_its_own_scripts_may_run_and_nothing_is_fetched(hostile: tuple[dict
     directives = {part.split()[0]: part.split()[1:] for part in policy.split(";")}
     assert directives["default-src"] == ["'none'"]
     assert not {"connect-src", "font-src", "frame-src", "worker-src"} & set(directives)
-    hashes = {
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for attributes, text in page.scripts
-        if attributes.get("type") != "application/json"
-    }
+
+    def hashed(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    hashes = {hashed(text) for attributes, text in page.scripts if attributes.get("type") != "application/json"}
     assert set(directives["script-src"]) == hashes
-    assert len(hashes) == 3
+    assert len(hashes) == 2
+    assert directives["style-src"] == [hashed(page.style)]
     names = {name for _, name, _ in page.attributes}
     assert not [name for name in names if name.startswith("on") or name in ("src", "srcset", "action", "style")]
     assert {v for _, name, v in page.attributes if name == "href"} == {"#layer", "data:,"}
 
 
-def test_its_own_scripts_make_no_markup_and_evaluate_nothing() -> None:
+def test_scripts_make_no_markup_and_evaluate_no_text() -> None:
     for name in SCRIPTS:
         text = (files("llmrank.inspection") / "templates" / name).read_text(encoding="utf-8")
+        # In HTML these would end or hide the script.
+        assert not re.search(r"</script|<!--", text, re.IGNORECASE)
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|new Function|fetch\(", text)
 
 
-def test_every_label_names_something(hostile: tuple[dict[str, Any], Elements]) -> None:
+def test_every_label_names_an_element(hostile: tuple[dict[str, Any], Elements]) -> None:
     _, page = hostile
     ids = [v for _, name, v in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -340,24 +365,15 @@ def test_templates_are_shipped() -> None:
     assert "templates/*" in shipped
 
 
-def test_it_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("plotly", reason="the page draws with plotly")
+def test_a_failure_leaves_the_old_page(tmp_path: Path) -> None:
     inspection = inspected()
     target = tmp_path / "index.html"
     assert write_page(inspection, str(target)) == target
     before = target.read_bytes()
-    assert 4_000_000 < len(before) < 6_000_000
+    assert len(before) < 200_000
     with pytest.raises(OptionError, match="top_edges"):
         write_page(inspection, target, top_edges=0)
     assert target.read_bytes() == before
     with pytest.raises(GraphError, match="no directory"):
         write_page(inspection, tmp_path / "absent" / "index.html")
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-
-
-def test_without_plotly_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(LLMRankError, match="pip install plotly"):
-        write_page(inspected(), tmp_path / "index.html")
-    assert not list(tmp_path.iterdir())

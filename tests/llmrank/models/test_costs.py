@@ -1,4 +1,4 @@
-"""What neurons cost, against what a compact model saves and what torch counts."""
+"""Costs of neurons and models, compared with the savings of compact models and with torch's FLOP counter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.llmrank.tiny_models import STRUCTURE, family_model, features, logits,
 
 
 def masks_of(model: nn.Module, every: int = 3) -> Masks:
-    """Every third neuron goes, in layer k after the first k."""
+    """Remove every third neuron; the first removed neuron of layer k is number k."""
     layers = prunable_layers(find_ffns(model))
     return Masks({name: (torch.arange(layer.size) + k) % every != 0 for k, (name, layer) in enumerate(layers.items())})
 
@@ -31,20 +31,21 @@ def counted(model: nn.Module, *inputs: Any) -> int:
 
 
 def weights(model: nn.Module) -> tuple[int, int]:
-    """Parameters and bytes, shared ones once."""
+    """Count parameters and bytes; shared parameters count once."""
     unique = {p.data_ptr(): p for p in model.parameters()}.values()
     return sum(p.numel() for p in unique), sum(p.nbytes for p in unique)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_what_goes_is_what_a_compact_model_saves(family: Family) -> None:
+def test_removed_cost_equals_the_saving_of_a_compact_model(family: Family) -> None:
     model = family_model(family)
     ids = token_ids(1, 8)
     ffns = find_ffns(model)
     costs, masks = ModelCosts(model, ffns), masks_of(model)
     before, flops = weights(model), counted(model, ids)
     assert (costs.whole("parameters"), costs.whole("bytes")) == before
-    assert costs.whole("ffn-parameters") == sum(ffn.n_parameters for ffn in ffns)
+    maps = nn.ModuleList({id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}.values())
+    assert costs.whole("ffn-parameters") == weights(maps)[0]
     one_by_one = sum(
         ((len(masks[name]) - int(masks[name].sum())) * neuron_cost(layer).parameters)
         for name, layer in prunable_layers(ffns).items()
@@ -58,8 +59,8 @@ def test_what_goes_is_what_a_compact_model_saves(family: Family) -> None:
     assert one_by_one == before[0] - after[0]
 
 
-def test_matrices_compute_and_lookups_do_not() -> None:
-    """All but attention's products with the context: 4 heads of 4, scores and values, for 8 tokens each of 8."""
+def test_matrices_cost_flops_and_lookups_do_not() -> None:
+    """The counter also counts attention's products with the context: 4 heads of 4, scores and values, for 8 tokens each of 8."""
     model = tiny_llama(attn_implementation="eager")
     costs = ModelCosts(model, find_ffns(model))
     assert counted(model, token_ids(1, 8)) == 8 * costs.model.flops + 2 * 2 * (2 * 4 * 8 * 8 * 4)
@@ -86,7 +87,7 @@ def test_layers_that_follow_one_another_share_a_matrix() -> None:
     assert weights(model)[0] == kept
 
 
-def test_bytes_go_by_the_dtype_of_each_tensor() -> None:
+def test_bytes_depend_on_the_dtype_of_each_tensor() -> None:
     model = mlp(4, 8, 3).to(torch.bfloat16)
     model[2].bias = nn.Parameter(model[2].bias.float())
     layer = find_ffns(model)[0].prunable[1]
@@ -94,7 +95,7 @@ def test_bytes_go_by_the_dtype_of_each_tensor() -> None:
     assert ModelCosts(model, find_ffns(model)).model.bytes == 2 * (4 * 8 + 8 + 8 * 3) + 4 * 3
 
 
-def test_biases_of_a_dtype_of_their_own_go_with_their_neurons() -> None:
+def test_biases_of_another_dtype_count_with_their_neurons() -> None:
     model = mlp(4, 8, 3).to(torch.float16)
     model[0].bias = nn.Parameter(model[0].bias.float())
     ffns = find_ffns(model)
@@ -102,12 +103,12 @@ def test_biases_of_a_dtype_of_their_own_go_with_their_neurons() -> None:
     assert ModelCosts(model, ffns).removed({"0": 5}, "bytes") == 3 * (2 * (4 + 3) + 4)
 
 
-def test_bags_of_embeddings_are_looked_up() -> None:
+def test_embedding_bags_cost_no_flops() -> None:
     model = nn.ModuleDict({"words": nn.EmbeddingBag(9, 4), "tower": mlp(4, 8, 3)})
     assert ModelCosts(model, find_ffns(model)).model == Cost(9 * 4 + 67, 4 * (9 * 4 + 67), 2 * (4 * 8 + 8 * 3))
 
 
-def test_listed_linears_lose_rows() -> None:
+def test_explicitly_listed_linears_lose_rows() -> None:
     model = tiny_llama()
     costs = ModelCosts(model, explicit_ffns(model, STRUCTURE))
     assert costs.whole("neurons") == 2 * (40 + 16)
@@ -115,7 +116,7 @@ def test_listed_linears_lose_rows() -> None:
     assert costs.removed({"model.layers.1.mlp.down_proj": 10}, "parameters") == 6 * 40
 
 
-def test_units_have_names_and_costs_an_owner() -> None:
+def test_units_have_names_and_costs_belong_to_one_model() -> None:
     assert [unit_name(unit) for unit in UNITS][::3] == [
         "hidden neurons",
         "FFN FLOPs per token",

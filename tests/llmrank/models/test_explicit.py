@@ -1,4 +1,4 @@
-"""The paper's form: Linears named by a `structure_dict`, whose rows are pruned."""
+"""The explicit form: Linears named by a `structure_dict`, whose rows are pruned, as in the paper."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFF
 
 
 @topologies
-def test_call_of_the_paper_zeroes_rows(topology: type[BasePipeline]) -> None:
+def test_the_call_from_the_paper_zeroes_rows(topology: type[BasePipeline]) -> None:
     model = tiny_llama()
     before = Snapshot(model)
     pipeline = topology(
@@ -45,7 +45,7 @@ def test_call_of_the_paper_zeroes_rows(topology: type[BasePipeline]) -> None:
     before.assert_restored()
 
 
-def test_keywords_name_the_six_arguments() -> None:
+def test_the_six_arguments_can_be_keywords() -> None:
     pipeline = ChainedFFNPipeline(
         model=tiny_llama(),
         tokenizer=None,
@@ -61,7 +61,7 @@ def test_keywords_name_the_six_arguments() -> None:
 
 
 @topologies
-def test_graph_is_one_layer_a_linear(topology: type[BasePipeline]) -> None:
+def test_the_graph_has_one_layer_for_each_linear(topology: type[BasePipeline]) -> None:
     model = tiny_llama()
     weights = [model.get_submodule(name).weight.detach().abs().double() for name in NAMES]
     pipeline = topology(model, None, STRUCTURE, calibration=token_ids())
@@ -75,7 +75,7 @@ def test_graph_is_one_layer_a_linear(topology: type[BasePipeline]) -> None:
         torch.testing.assert_close(torch.from_numpy(block).double(), weight)
 
 
-def test_activation_is_the_norm_of_the_own_output() -> None:
+def test_activation_is_the_norm_of_the_linears_own_output() -> None:
     model, ids = tiny_llama(), token_ids()
     seen: dict[str, torch.Tensor] = {}
     for name in NAMES:
@@ -92,7 +92,7 @@ def test_activation_is_the_norm_of_the_own_output() -> None:
         torch.testing.assert_close(torch.from_numpy(activation.copy()), wanted, rtol=1e-6, atol=0)
 
 
-def test_mask_form_is_that_of_torch() -> None:
+def test_the_mask_form_is_that_of_torch_prune() -> None:
     model = tiny_llama()
     zeroed = tiny_llama()
     before, ids = Snapshot(model), token_ids()
@@ -111,7 +111,7 @@ def test_mask_form_is_that_of_torch() -> None:
         assert torch.equal(module.weight, zeroed.get_submodule(name).weight)
 
 
-def test_biases_of_pruned_rows_go() -> None:
+def test_biases_of_pruned_rows_are_removed() -> None:
     model = tiny_llama(mlp_bias=True)
     old = {name: model.get_submodule(name).bias.detach().clone() for name in NAMES}
     pipeline = ChainedFFNPipeline(model, None, STRUCTURE, calibration=token_ids())
@@ -122,7 +122,7 @@ def test_biases_of_pruned_rows_go() -> None:
         assert torch.equal(model.get_submodule(name).bias, torch.where(keep, old[name], torch.zeros(())))
 
 
-def test_compact_is_refused_before_anything() -> None:
+def test_compact_raises_before_anything_is_changed() -> None:
     model = tiny_llama()
     with pytest.raises(OptionError, match="compact"):
         ChainedFFNPipeline(model, None, STRUCTURE, calibration=token_ids(), form="compact")
@@ -157,7 +157,7 @@ def test_dotted_paths_and_up_alone() -> None:
     pipeline.run()
     assert pipeline.masks is not None
     assert list(pipeline.masks) == NAMES[::2]
-    # Up ends in 40 nodes and the next one starts with 16: no chain.
+    # up_proj ends in 40 nodes and the next one starts with 16, so they do not chain.
     with pytest.raises(StructureError, match="do not chain; use IsolatedFFNPipeline"):
         ChainedFFNPipeline(tiny_llama(), None, structure, calibration=token_ids()).run()
 
@@ -191,11 +191,11 @@ def changed(**entries: Any) -> dict[str, Any]:
         (changed(path_to_modules=(("mlp",),)), "model.layers.0.mlp is a LlamaMLP; expected a Linear"),
         (
             changed(path_to_modules=(("mlp", "up_proj"), ("mlp", "gate_proj"))),
-            "model.layers.0.mlp.up_proj gives 40 outputs but model.layers.0.mlp.gate_proj reads 16",
+            "model.layers.0.mlp.up_proj returns 40 outputs but model.layers.0.mlp.gate_proj reads 16",
         ),
     ],
 )
-def test_wrong_paths_are_answered_with_what_is_there(structure: Any, message: str) -> None:
+def test_errors_for_wrong_paths_list_the_existing_modules(structure: Any, message: str) -> None:
     model = tiny_llama()
     snapshot = Snapshot(model)
     with pytest.raises(StructureError, match=re.escape(message)):
@@ -203,13 +203,13 @@ def test_wrong_paths_are_answered_with_what_is_there(structure: Any, message: st
     snapshot.assert_restored()
 
 
-def test_same_linear_twice_is_refused() -> None:
+def test_the_same_linear_twice_raises() -> None:
     structure = changed(path_to_modules=(("self_attn", "q_proj"), ("self_attn", "q_proj")))
     with pytest.raises(StructureError, match="twice"):
         ChainedFFNPipeline(tiny_llama(), None, structure, calibration=token_ids()).run()
 
 
-def test_quantised_linears_are_refused() -> None:
+def test_quantised_linears_raise() -> None:
     model = tiny_llama()
     linear = nn.Linear(16, 40, bias=False)
     linear.weight = nn.Parameter(torch.zeros(40, 16, dtype=torch.int8), requires_grad=False)

@@ -1,4 +1,4 @@
-"""Loading: a checkpoint is the model that its configuration describes, and none of its code runs unasked."""
+"""Loading: a checkpoint must match its configuration, and its code runs only with permission."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def edit(path: Path, **entries: Any) -> None:
 
 
 def change(directory: Path, changed: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Rewrite the weights after `changed` has seen to them."""
+    """Rewrite the weights after `changed` has edited them."""
     tensors = {name: tensor.clone() for name, tensor in load_file(directory / "model.safetensors").items()}
     changed(tensors)
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
@@ -65,7 +65,7 @@ def test_missing_tensors_are_named(model: Path, part: str, message: str) -> None
 
 
 @pytest.mark.parametrize("command", ["prune", "inspect", "evaluate"])
-def test_commands_refuse_what_is_incomplete(
+def test_commands_report_incomplete_checkpoints(
     model: Path, corpus: Path, tmp_path: Path, capsys: Any, command: str, transformers_log_as_it_was: None
 ) -> None:
     change(model, lambda tensors: tensors.pop(UP))
@@ -75,7 +75,7 @@ def test_commands_refuse_what_is_incomplete(
     assert not output.exists()
 
 
-def test_a_shard_that_the_index_omits_is_missed(model: Path) -> None:
+def test_a_shard_that_the_index_omits_is_reported(model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
     for number in (0, 1):
@@ -88,7 +88,7 @@ def test_a_shard_that_the_index_omits_is_missed(model: Path) -> None:
         llmrank.load(model)
 
 
-def test_tensors_too_many_or_of_another_shape_are_named(model: Path) -> None:
+def test_unexpected_tensors_and_other_shapes_are_named(model: Path) -> None:
     def changed(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(40, 16)
         tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(16)
@@ -103,7 +103,7 @@ def test_tensors_too_many_or_of_another_shape_are_named(model: Path) -> None:
     ) in str(refusal.value)
 
 
-def test_buffers_of_earlier_versions_are_no_difference(model: Path, tmp_path: Path) -> None:
+def test_buffers_of_earlier_versions_are_ignored(model: Path, tmp_path: Path) -> None:
     change(model, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}))
     assert torch.equal(logits(llmrank.load(model).model, IDS), logits(tiny_llama(), IDS))
     neo = transformers.GPTNeoConfig(
@@ -127,7 +127,7 @@ def test_buffers_of_earlier_versions_are_no_difference(model: Path, tmp_path: Pa
         ("T5ForConditionalGeneration", "T5EncoderModel"),
     ],
 )
-def test_heads_that_the_class_lacks_are_left_out(tmp_path: Path, written: str, read: str) -> None:
+def test_heads_that_the_class_lacks_are_ignored(tmp_path: Path, written: str, read: str) -> None:
     config: Any = transformers.BertConfig(**BERT)
     if written.startswith("Llama"):
         config = transformers.LlamaConfig(**LLAMA)
@@ -142,7 +142,7 @@ def test_heads_that_the_class_lacks_are_left_out(tmp_path: Path, written: str, r
         llmrank.load(tmp_path / "model")
 
 
-def test_a_head_that_is_not_there_is_missed(tmp_path: Path) -> None:
+def test_a_missing_head_is_reported(tmp_path: Path) -> None:
     llmrank.save(tmp_path / "model", transformers.LlamaModel(transformers.LlamaConfig(**LLAMA)))
     assert type(llmrank.load(tmp_path / "model").model).__name__ == "LlamaModel"
     edit(tmp_path / "model" / "config.json", architectures=["LlamaForCausalLM"])
@@ -169,8 +169,8 @@ class OwnTokenizer(PreTrainedTokenizerFast):
 
 @pytest.fixture
 def trace(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is there once the checkpoint's code has run; whoever is asked says yes."""
-    # transformers copies code to where it imports it from.
+    """A file that exists once the checkpoint's code has run; every question is answered with yes."""
+    # transformers copies the code into this directory and imports it from there.
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     trace = tmp_path / "trace"
@@ -191,7 +191,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("entries", [UNKNOWN, KNOWN], ids=["unknown type", "known type"])
-def test_code_is_not_run_unasked(
+def test_code_is_not_run_without_permission(
     model: Path,
     trace: Path,
     tmp_path: Path,
@@ -210,7 +210,7 @@ def test_code_is_not_run_unasked(
 
 @pytest.mark.parametrize("pruner", [LocalPruner(0.5), GlobalPruner(0.5)], ids=["uniform", "uneven"])
 @pytest.mark.parametrize("entries", [UNKNOWN, KNOWN], ids=["unknown type", "known type"])
-def test_trusted_code_is_used_and_saved_along(
+def test_trusted_code_is_used_and_saved_with_the_model(
     model: Path, trace: Path, tmp_path: Path, entries: dict[str, Any], pruner: BasePruner
 ) -> None:
     edit(model / "config.json", **entries)
@@ -226,13 +226,13 @@ def test_trusted_code_is_used_and_saved_along(
         first = again
 
 
-def test_code_that_transformers_has_taken_over_is_not_needed(model: Path, trace: Path) -> None:
+def test_code_is_not_needed_if_transformers_has_the_class(model: Path, trace: Path) -> None:
     edit(model / "config.json", **{**KNOWN, "architectures": ["LLaMAForCausalLM"]})
     assert type(llmrank.load(model).model) is transformers.LlamaForCausalLM
     assert not trace.exists()
 
 
-def test_a_tokenizer_that_is_code_is_told(model: Path, trace: Path) -> None:
+def test_a_tokenizer_in_untrusted_code_gives_a_warning(model: Path, trace: Path) -> None:
     edit(
         model / "tokenizer_config.json",
         tokenizer_class="OwnTokenizer",
@@ -258,7 +258,7 @@ def test_only_model_classes_are_architectures(model: Path, architectures: Any) -
 
 
 @pytest.mark.parametrize("name", ["\udcff", "./a\udcff", "\udcff.gguf"])
-def test_names_that_are_not_utf_8_are_refused(name: str) -> None:
+def test_names_that_are_not_utf_8_raise(name: str) -> None:
     with pytest.raises(ModelSourceError, match=r"udcff.*is not valid UTF-8"):
         llmrank.load(name)
 
@@ -273,7 +273,7 @@ def test_an_encoder_with_its_tokenizer_loads_the_same(tmp_path: Path) -> None:
         assert torch.equal(again(input_ids=IDS).last_hidden_state, encoder(input_ids=IDS).last_hidden_state)
 
 
-def test_a_damaged_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_gives_a_warning(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     whole = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
@@ -282,6 +282,6 @@ def test_a_damaged_tokenizer_is_told(tmp_path: Path) -> None:
         assert load_pretrained(tmp_path).tokenizer is None
 
 
-def test_a_model_without_a_tokenizer_loads_without_a_word(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_loads_without_a_warning(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     assert load_pretrained(tmp_path).tokenizer is None

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons written by hand: their chain is found by running them, and cut like any other."""
+"""Multilayer perceptrons written by hand: a trial run finds their chain, and they are pruned like other FFNs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.llmrank.tiny_models import Snapshot, features, mlp
 
 
 class ByHand(nn.Module):
-    """Linears that are defined in another order than they run in, with functions between them."""
+    """Linears that run in another order than they are defined in, with functions between them."""
 
     def __init__(self, *sizes: int, flatten: bool = False) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class ByHand(nn.Module):
 
 
 class Between(nn.Module):
-    """Three Linears, with something of the test's choice between the first two or around the second."""
+    """Three Linears, with a module of the test's choice between the first two or around the second."""
 
     def __init__(self, join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Between(nn.Module):
 
 
 class Twice(nn.Module):
-    """One map in two places."""
+    """A linear map that is called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Twice(nn.Module):
 
 
 class Noisy(nn.Sequential):
-    """Draws a random number in every forward pass, in evaluation mode too."""
+    """A module that draws a random number in every forward pass, in evaluation mode too."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         torch.rand(1)
@@ -97,7 +97,7 @@ def linears(model: nn.Module) -> dict[str, nn.Module]:
     ids=["2", "3", "6", "nested"],
 )
 @pytest.mark.parametrize("pruner", [LocalPruner(0.4), GlobalPruner(0.4)], ids=["local", "global"])
-def test_what_is_left_computes_what_the_kept_neurons_gave(
+def test_the_pruned_model_computes_the_part_of_the_kept_neurons(
     make: Callable[[], nn.Module], names: list[str], pruner: LocalPruner | GlobalPruner
 ) -> None:
     model, x = make().eval(), features(40, 6, seed=3)
@@ -112,14 +112,14 @@ def test_what_is_left_computes_what_the_kept_neurons_gave(
     assert n_after == sum(a * b + b for a, b in pairwise(sizes)) < n_before
     run.undo()
     snapshot.assert_restored()
-    # By hand: the columns that read the removed neurons put to zero in the whole maps.
+    # By hand: in the dense model, the columns that read the removed neurons are set to zero.
     with torch.no_grad():
         for name, reader in pairwise(names):
             linears(model)[reader].weight[:, ~run.masks[name]] = 0
         torch.testing.assert_close(smaller, model(x), rtol=1e-5, atol=1e-6)
 
 
-def test_images_are_taken_as_they_come() -> None:
+def test_images_are_accepted_in_their_own_shape() -> None:
     model = ByHand(6, 12, 10, 4, flatten=True).eval()
     run = IsolatedFFNPipeline(model, None, pruner=LocalPruner(0.5), calibration=features(300, 6).reshape(300, 1, 2, 3))
     run.run()
@@ -127,7 +127,7 @@ def test_images_are_taken_as_they_come() -> None:
     assert model(features(2, 6).reshape(2, 1, 2, 3)).shape == (2, 4)
 
 
-def test_repair_brings_a_deep_mlp_nearer_to_its_outputs() -> None:
+def test_repair_brings_a_deep_mlp_closer_to_its_dense_outputs() -> None:
     x, given = features(400, 6, seed=5), features(2000, 6)
     missed = {}
     for repair in (None, LeastSquaresRepair()):
@@ -138,7 +138,7 @@ def test_repair_brings_a_deep_mlp_nearer_to_its_outputs() -> None:
     assert missed[False] < 0.5 * missed[True]
 
 
-def test_the_model_and_the_random_state_are_left_alone() -> None:
+def test_the_model_and_the_random_state_are_not_changed() -> None:
     model = ByHand(6, 12, 4).train()
     model.drop.eval()
     snapshot, state = Snapshot(model), torch.get_rng_state()
@@ -149,7 +149,7 @@ def test_the_model_and_the_random_state_are_left_alone() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_modules_that_draw_random_numbers_leave_the_random_state_alone() -> None:
+def test_modules_that_draw_random_numbers_do_not_change_the_random_state() -> None:
     model = Noisy(*mlp(6, 12, 4))
     state = torch.get_rng_state()
     assert linear_chain(model, linears(model)) == ("0", "2")
@@ -158,7 +158,7 @@ def test_modules_that_draw_random_numbers_leave_the_random_state_alone() -> None
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_the_largest_chain_that_runs_is_taken_whole() -> None:
+def test_the_largest_chain_that_runs_is_found() -> None:
     model = nn.ModuleDict({"tower": nn.ModuleDict({"net": ByHand(6, 12, 4)}), "other": ByHand(5, 7, 3)})
     assert [(ffn.name, ffn.sizes) for ffn in find_ffns(model)] == [("tower.net", (6, 12, 4)), ("other", (5, 7, 3))]
 
@@ -176,19 +176,19 @@ def test_the_largest_chain_that_runs_is_taken_whole() -> None:
     ],
     ids=["residual", "softmax", "layer norm", "flipped", "two swapped", "scaled by another layer", "called twice"],
 )
-def test_hidden_layers_that_something_else_reads_are_refused(make: Callable[[], nn.Module]) -> None:
+def test_hidden_layers_with_another_reader_are_no_chain(make: Callable[[], nn.Module]) -> None:
     model = make()
     assert linear_chain(model, linears(model)) is None
     with pytest.raises(UnsupportedModelError, match="no feed-forward network"):
         find_ffns(model)
 
 
-def test_a_chain_with_nothing_between_is_one() -> None:
+def test_linears_without_functions_between_are_a_chain() -> None:
     model = Between(lambda hidden, out: out)
     assert linear_chain(model, linears(model)) == ("first", "second", "third")
 
 
-def test_maps_that_hold_no_data_are_not_run() -> None:
+def test_linears_without_data_are_not_run() -> None:
     with torch.device("meta"):
         model = ByHand(6, 12, 4)
     assert linear_chain(model, linears(model)) is None

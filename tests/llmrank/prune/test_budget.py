@@ -1,4 +1,4 @@
-"""What budgets are of, whom they spare, and what they cannot be: against textbook loops."""
+"""Budgets: their units, protected layers and impossible amounts, against textbook loops."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def random_scores(sizes: Sequence[int], seed: int) -> list[list[float]]:
     return [torch.rand(n, generator=generator, dtype=torch.float64).tolist() for n in sizes]
 
 
-# --- who is spared
+# --- protected layers
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,16 @@ def test_layers_are_named_by_pattern_or_position(protect: Any, positions: list[i
 
 
 @pytest.mark.parametrize("protect", ["model.layers.12", "mlp", "MODEL.layers.0.mlp", 12, -13, "model.layers.[0", ""])
-def test_what_means_no_layer_is_refused_with_the_names(protect: str | int) -> None:
+def test_entries_that_select_no_layer_are_refused_with_the_names(protect: str | int) -> None:
     for pruner in (LocalPruner(0.5, protect=["*.0.mlp", protect]), GlobalPruner(0.5, protect=protect)):
-        with pytest.raises(OptionError, match=r"means no prunable layer.*model\.layers\.0\.mlp, model\.layers\.1\.mlp"):
+        with pytest.raises(
+            OptionError, match=r"selects no prunable layer.*model\.layers\.0\.mlp, model\.layers\.1\.mlp"
+        ):
             pruner.prune(records([[0.5, 0.5]] * 12))
 
 
 @pytest.mark.parametrize("protect", [True, 1.5, [None], [["a"]], {"a": 1}, {0}])
-def test_other_things_are_refused_at_construction(protect: Any) -> None:
+def test_other_types_are_refused_at_construction(protect: Any) -> None:
     with pytest.raises(OptionError, match="protect must be names or patterns"):
         LocalPruner(protect=protect)
 
@@ -89,7 +91,7 @@ def test_protected_layers_keep_everything(pruner: type[BasePruner]) -> None:
     assert masks.widths[NAMES[0]] in (12, 20)
 
 
-def test_the_others_give_more_under_one_budget_and_the_same_under_an_even_one() -> None:
+def test_other_layers_lose_more_under_a_global_budget_and_the_same_under_a_local_one() -> None:
     scores = random_scores([20, 20, 20], 1)
     assert list(LocalPruner(0.25, protect=1).prune(records(scores)).widths.values()) == [15, 20, 15]
     widths = GlobalPruner(0.25, protect=1, normalize="none").prune(records(scores)).widths
@@ -102,18 +104,18 @@ def test_the_others_give_more_under_one_budget_and_the_same_under_an_even_one() 
 
 
 def test_protected_layers_do_not_count_for_the_median() -> None:
-    """Of 0.1, 0.1, 0.5 the last is spared by 2 medians; of 0.1 and 0.5 it is not."""
+    """Of 0.1, 0.1 and 0.5 the last is above 2 medians; of 0.1 and 0.5 it is not."""
     layers = [0.1, 0.1, 0.5]
     assert sensitivity_counts([100] * 3, layers, 0.3) == [39, 39, 12]
     assert sensitivity_counts([100] * 3, layers, 0.3, protected=[True, False, False]) == [0, 45, 45]
     assert sensitivity_counts([100] * 2, layers[:2], 0.3, protected=[True, True]) == [0, 0]
     with pytest.raises(
-        OptionError, match=r"each of 1 layers that are not protected; lower the amount \(at most 99 can go"
+        OptionError, match=r"each of 1 layers that are not protected; lower the amount \(at most 99 can be removed"
     ):
         sensitivity_counts([100] * 2, layers[:2], 0.5, protected=[True, False])
 
 
-def test_pruners_of_third_parties_are_overruled() -> None:
+def test_protection_overrules_pruners_of_third_parties() -> None:
     class Half(BasePruner):
         def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
             for layer in layer_list:
@@ -122,13 +124,13 @@ def test_pruners_of_third_parties_are_overruled() -> None:
     assert list(Half(protect=-1).prune(records([[0.1] * 4] * 3)).widths.values()) == [2, 2, 4]
 
 
-def test_marks_are_set_anew() -> None:
+def test_protection_is_set_anew_at_every_call() -> None:
     entries = records([[0.1, 0.2]] * 2)
     LocalPruner(0.5, protect=0).prune(entries)
     assert list(LocalPruner(0.5).prune(entries).widths.values()) == [1, 1]
 
 
-# --- what an amount is of
+# --- units of an amount
 
 
 def sequential(sizes: Sequence[int]) -> tuple[nn.Module, ModelCosts, list[str]]:
@@ -146,7 +148,9 @@ def parameters_left(sizes: Sequence[int]) -> int:
     share=st.integers(0, 60).map(lambda p: p / 100),
     seed=st.integers(0, 5),
 )
-def test_globally_the_fewest_neurons_go_that_reach_the_parameters(hidden: list[int], share: float, seed: int) -> None:
+def test_global_pruning_removes_the_fewest_neurons_that_reach_the_parameters(
+    hidden: list[int], share: float, seed: int
+) -> None:
     sizes = [4, *hidden, 3]
     _, costs, names = sequential(sizes)
     scores = random_scores(hidden, seed)
@@ -167,7 +171,7 @@ def test_globally_the_fewest_neurons_go_that_reach_the_parameters(hidden: list[i
 
 
 @given(hidden=st.lists(st.integers(2, 12), min_size=1, max_size=3), share=st.integers(0, 60).map(lambda p: p / 100))
-def test_locally_the_same_share_of_every_layer_goes(hidden: list[int], share: float) -> None:
+def test_local_pruning_removes_the_same_share_of_every_layer(hidden: list[int], share: float) -> None:
     sizes = [4, *hidden, 3]
     _, costs, names = sequential(sizes)
     whole = parameters_left(sizes)
@@ -197,10 +201,10 @@ def test_every_unit_is_reached_by_the_fewest_neurons(pruner: type[BasePruner], u
     masks = pruner(0.2, of=unit).prune(entries, costs)
     removed = costs.removed(masks.widths, unit)
     assert removed >= 0.2 * costs.whole(unit)
-    # A neuron less of each layer that gives some would not do; under one budget a single one less.
+    # One neuron less from each layer that loses some would not suffice; under one budget not even a single one less.
     step = 3 if pruner is LocalPruner else 1
     assert removed - step * (removed // (120 - masks.kept)) < 0.2 * costs.whole(unit)
-    # As a number: the same.
+    # The same as a number.
     count = math.ceil(0.2 * costs.whole(unit))
     assert pruner(count, of=unit).prune(entries, costs) == masks
 
@@ -213,7 +217,7 @@ def test_with_equal_widths_a_share_of_ffn_parameters_is_one_of_neurons() -> None
         assert pruner(0.3, of="ffn-parameters").prune(entries, costs) == pruner(0.3).prune(entries)
 
 
-def test_protected_layers_leave_the_total_to_the_others() -> None:
+def test_other_layers_lose_what_protected_layers_do_not() -> None:
     model = tiny_llama(num_hidden_layers=3)
     costs = ModelCosts(model, find_ffns(model))
     for pruner in (LocalPruner, GlobalPruner):
@@ -231,7 +235,7 @@ def test_widths_are_rounded_after_the_target_is_met() -> None:
 
 
 @pytest.mark.parametrize("pruner", [*PRUNERS, BasePruner])
-def test_more_than_the_ffns_can_give_is_refused_with_what_they_can(pruner: type[BasePruner]) -> None:
+def test_more_than_can_be_removed_is_refused_with_the_possible_amount(pruner: type[BasePruner]) -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)
@@ -241,13 +245,13 @@ def test_more_than_the_ffns_can_give_is_refused_with_what_they_can(pruner: type[
     )
     with pytest.raises(OptionError, match=message):
         check_budget(pruner(0.95, of="parameters"), ffns, costs, jointly=True)
-    # What the message says is possible is.
+    # The amount in the message is possible.
     check_budget(pruner(math.floor(1000 * most) / 1000, of="parameters"), ffns, costs, jointly=True)
     with pytest.raises(
         OptionError, match=f"9,999 of {costs.whole('ffn-parameters'):,} FFN parameters.*at most 3,744 can"
     ):
         check_budget(pruner(9999, of="ffn-parameters"), ffns, costs, jointly=True)
-    with pytest.raises(OptionError, match=r"at most 1,872 can.*and the protected layers; lower"):
+    with pytest.raises(OptionError, match=r"at most 1,872 can.*and the protected layers all of theirs; lower"):
         check_budget(pruner(2000, of="ffn-parameters", protect=0), ffns, costs, jointly=True)
 
 
@@ -260,11 +264,11 @@ def test_an_amount_of_costs_needs_costs_and_a_known_unit() -> None:
         LocalPruner(0.2, of="tokens")  # type: ignore[arg-type]
 
 
-# --- what is compared
+# --- normalisation
 
 
 def test_scores_per_cost_are_a_knapsack_by_density() -> None:
-    """A neuron of the first layer costs twice as much: it goes first unless it is worth more than twice."""
+    """A neuron of the first layer costs twice as much: it is removed first unless its score is more than twice as high."""
     entries = records([[0.2, 0.8], [0.15, 0.85]])
     entries[0].cost, entries[1].cost = Cost(20, 8, 3), Cost(10, 8, 30)
     plain, dense = (
@@ -287,7 +291,7 @@ def test_costs_divide_in_the_unit_of_the_amount() -> None:
     assert GlobalPruner(0.3, per_cost=True).prune(entries) == GlobalPruner(0.3, normalize="mean").prune(entries)
 
 
-def test_ratios_need_a_zero_and_a_cost() -> None:
+def test_scores_per_cost_need_a_zero_and_a_cost() -> None:
     for normalize in ("zscore", "robust"):
         with pytest.raises(OptionError, match="per_cost divides scores, and those of normalize='"):
             GlobalPruner(0.3, normalize=normalize, per_cost=True)  # type: ignore[arg-type]
@@ -298,7 +302,7 @@ def test_ratios_need_a_zero_and_a_cost() -> None:
 @given(
     layers=st.lists(st.lists(st.integers(0, 5).map(lambda k: k / 8), min_size=2, max_size=9), min_size=2, max_size=4)
 )
-def test_robust_standing_by_sorting(layers: list[list[float]]) -> None:
+def test_robust_normalisation_by_sorting(layers: list[list[float]]) -> None:
     def median(values: Sequence[float]) -> float:
         ordered, n = sorted(values), len(values)
         return ordered[n // 2] if n % 2 else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
@@ -320,7 +324,7 @@ def test_robust_standing_by_sorting(layers: list[list[float]]) -> None:
     assert list(found.widths.values()) == [sum(mask) for mask in keep]
 
 
-def test_a_heavy_tail_does_not_spare_a_layer_by_the_median() -> None:
+def test_with_robust_normalisation_a_heavy_tail_does_not_spare_a_layer() -> None:
     even = [0.5 + 0.05 * k for k in range(10)]
     heavy = [*even[:9], 90.0]
     spared = GlobalPruner(4, normalize="zscore").prune(records([even, heavy])).widths
@@ -329,17 +333,17 @@ def test_a_heavy_tail_does_not_spare_a_layer_by_the_median() -> None:
     assert list(fair.values()) == [8, 8]
 
 
-# --- before anything is measured, and afterwards
+# --- checks before anything is measured, and notes afterwards
 
 
 @pytest.mark.parametrize(
     ("pruner", "message"),
     [
         (LocalPruner(40), "would keep 0 of 40 neurons, fewer than min_keep=1.*at most 39"),
-        (GlobalPruner(80), "removing 80 of 80 neurons.*at most 78 neurons can go"),
+        (GlobalPruner(80), "removing 80 of 80 neurons.*at most 78 neurons can be removed"),
         (SensitivityPruner(40), "removing 80 of 80 neurons"),
         (LocalPruner(0.9, of="bytes"), "at most"),
-        (LocalPruner(protect="model.layers.7"), "means no prunable layer"),
+        (LocalPruner(protect="model.layers.7"), "selects no prunable layer"),
         (GlobalPruner(0.6, protect=0), "in each of 1 layers that are not protected"),
         (GlobalPruner(protect=[0, 1]), "every prunable layer is protected"),
     ],
@@ -372,7 +376,7 @@ def test_listed_linears_are_counted_group_by_group_and_protected_by_name() -> No
 
 
 @pytest.mark.parametrize("form", ["compact", "zero", "mask"])
-def test_reports_say_what_was_reached_in_each_unit(form: Any) -> None:
+def test_reports_hold_the_reached_amount_in_each_unit(form: Any) -> None:
     model = tiny_llama()
     pipeline = IsolatedFFNPipeline(
         model, None, pruner=GlobalPruner(0.2, of="bytes"), calibration=token_ids(), form=form
@@ -390,14 +394,14 @@ def test_reports_say_what_was_reached_in_each_unit(form: Any) -> None:
     assert plain["warnings"] == []
 
 
-def test_rounding_that_misses_a_target_is_said() -> None:
+def test_rounding_that_misses_a_target_is_noted() -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)
     asked = LocalPruner(0.2, multiple_of=16, of="bytes")
     found = reached_amounts(Masks({name: torch.arange(40) < 32 for name in NAMES[:2]}), costs)
     (sentence,) = shortfall(asked, found)
-    assert f"{found['bytes']['share']:.2%} of the model bytes went where 20.00% was asked for" in sentence
+    assert f"{found['bytes']['share']:.2%} of the model bytes was removed where 20.00% was asked for" in sentence
     assert "multiples of 16" in sentence
     assert shortfall(LocalPruner(found["bytes"]["share"], of="bytes"), found) == []
     assert shortfall(LocalPruner(int(found["bytes"]["removed"]), of="bytes"), found) == []
@@ -418,11 +422,11 @@ def test_neurons_may_be_missed_by_rounding_either_way(share: float, said: bool) 
     assert bool(shortfall(LocalPruner(0.2), reached)) is said
 
 
-# --- what is said of an amount before anything is measured
+# --- descriptions of an amount
 
 
 class Halving(BasePruner):
-    """Somebody's own: nobody knows what it takes before it has seen the scores."""
+    """A pruner of a third party, whose number of neurons is unknown before it has seen the scores."""
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         for layer in layer_list:
@@ -432,7 +436,7 @@ class Halving(BasePruner):
 @pytest.mark.parametrize(
     ("pruner", "said"),
     [
-        # A gated FFN over 16 features: 48 parameters a neuron; 7,504 in all.
+        # A gated FFN over 16 features has 48 parameters for each neuron; the model has 7,504.
         (
             LocalPruner(30),
             "30 of 40 hidden neurons in each of 2 layers (60 in total, 75.0 %), 2,880 of 7,504 parameters",
@@ -469,7 +473,7 @@ class Halving(BasePruner):
         (Halving(0.3), "Halving decides how many neurons that is"),
     ],
 )
-def test_an_amount_is_said_in_neurons_as_a_share_and_in_parameters(pruner: BasePruner, said: str) -> None:
+def test_an_amount_is_described_in_neurons_as_a_share_and_in_parameters(pruner: BasePruner, said: str) -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     assert describe_amount(pruner, ffns, ModelCosts(model, ffns)).startswith(said)
@@ -479,7 +483,9 @@ def test_an_amount_is_said_in_neurons_as_a_share_and_in_parameters(pruner: BaseP
 @pytest.mark.parametrize("amount", [5, 0.3])
 @pytest.mark.parametrize("protect", [(), (1,)])
 @pytest.mark.parametrize("unit", UNITS)
-def test_what_is_said_is_what_goes(pruner: type[BasePruner], amount: float, protect: Sequence[int], unit: Unit) -> None:
+def test_the_described_amount_is_what_is_removed(
+    pruner: type[BasePruner], amount: float, protect: Sequence[int], unit: Unit
+) -> None:
     if unit != "neurons":
         amount = 300 * amount if isinstance(amount, int) else amount / 4
     model = tiny_llama()
@@ -499,7 +505,7 @@ def test_what_is_said_is_what_goes(pruner: type[BasePruner], amount: float, prot
         assert said.startswith(f"{report.reached[unit]['removed']:,} of {report.reached[unit]['before']:,} ")
 
 
-def test_layers_of_other_widths_and_costs_are_said_in_total() -> None:
+def test_layers_of_different_widths_and_costs_are_described_in_total() -> None:
     model = mlp(4, 8, 20, 3)
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)

@@ -1,4 +1,4 @@
-"""The published implementation's scores and masks, where a directory of its golden vectors is given."""
+"""Scores and masks of the published implementation; these tests need a directory with its golden vectors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def golden() -> dict[str, Any]:
 
 
 def make(name: str, **options: Any) -> BaseScorer:
-    """A scorer as golden names it: mpr_z0.3, wpr_g0.5_t1."""
+    """Make a scorer from its name in the golden file: mpr_z0.3, wpr_g0.5_t1."""
     kind, *knobs = name.split("_")
     values = {knob[0]: float(knob[1:]) for knob in knobs}
     if kind == "wpr":
@@ -60,7 +60,7 @@ def make(name: str, **options: Any) -> BaseScorer:
 
 
 def groups(golden: dict[str, Any], case: str, topology: str) -> Iterator[range]:
-    """The blocks of each graph: all of them, or one feed-forward network's two."""
+    """Yield the blocks of each graph: all blocks, or the two of one FFN."""
     n_blocks = golden["meta"]["cases"][case]["n_blocks"]
     step = n_blocks if topology == "chained" else 2
     return (range(start, start + step) for start in range(0, n_blocks, step))
@@ -75,7 +75,7 @@ def graph_of(golden: dict[str, Any], case: str, blocks: range) -> LayeredGraph:
 
 
 def walked(golden: dict[str, Any], case: str, topology: str, name: str) -> list[torch.Tensor]:
-    """Importance of every block by calling `score` as the walk does, with the file's own input activations."""
+    """Compute the importance of every block with `score`, as `rank` does, with the input activations of the file."""
     scorer, result = make(name), []
     for blocks in groups(golden, case, topology):
         inputs = golden[f"{case}.in_activation.{blocks[0]}"]
@@ -95,7 +95,7 @@ def walked(golden: dict[str, Any], case: str, topology: str, name: str) -> list[
 def masks_of(
     golden: dict[str, Any], case: str, topology: str, pruner: BasePruner, scores: list[torch.Tensor]
 ) -> list[list[int]]:
-    """Keep masks of every block; isolated graphs are pruned by themselves."""
+    """Compute the keep masks of every block; isolated graphs are pruned one by one."""
     kept: list[list[int]] = []
     for blocks in groups(golden, case, topology):
         records = [LayerRecord(f"block {i}", scores[i].double(), weight=golden[f"{case}.weight.{i}"]) for i in blocks]

@@ -1,4 +1,4 @@
-"""The residual topology: ranks along a stream with skip edges, against loops over the whole model."""
+"""The residual topology: ranks along a stream with skip edges, compared with loops over the model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXACT = WeightedPageRankScorer(dtype="float64")
 
 
 def ranked(scorer: BaseScorer = EXACT, layers: int = 3, **options: Any) -> ResidualFFNPipeline:
-    """A pipeline that has ranked, and pruned nothing."""
+    """Make a pipeline that has ranked its graphs and pruned nothing."""
     model = tiny_llama(num_hidden_layers=layers)
     pipeline = ResidualFFNPipeline(model, None, scorer=scorer, calibration=IDS, **options)
     ffns = pipeline.find()
@@ -53,7 +53,7 @@ def importance(pipeline: Any) -> dict[str, torch.Tensor]:
 
 
 def by_hand(pipeline: ResidualFFNPipeline, beta: float, gamma: float = 0.5) -> dict[str, list[float]]:
-    """The ranks by loops: along every path past or through attention and FFN, block by block."""
+    """Compute the ranks with loops: past and through attention and FFN, block by block."""
     model, activations = pipeline.model, [list(map(list, e.graph.activations)) for e in pipeline.model_graphs]
     units: list[tuple[str, Any, Any]] = []
     for k, block in enumerate(model.model.layers):
@@ -84,7 +84,7 @@ def test_ranks_equal_loops_over_the_model(beta: float, attention: bool) -> None:
     assert [len(entry.prunable) for entry in pipeline.model_graphs] == ([0, 1] if attention else [1]) * 3
 
 
-def test_ranks_both_ways_go_along_the_stream_too() -> None:
+def test_forward_backward_ranks_follow_the_stream_too() -> None:
     scorer, beta = ForwardBackwardScorer(dtype="float64"), 0.6
     pipeline = ranked(scorer, beta=beta)
     stream: Any = None
@@ -96,7 +96,7 @@ def test_ranks_both_ways_go_along_the_stream_too() -> None:
         stream = beta * (wanted[0] if stream is None else stream) + (1 - beta) * wanted[-1]
 
 
-def test_heads_explain_what_the_output_map_returns() -> None:
+def test_heads_have_explained_shares_of_the_output_map() -> None:
     pipeline = ranked(WeightedPageRankScorer(explained=0.5), attention=True)
     heads = pipeline.model_graphs[0].statistics[1].explained
     assert heads is not None
@@ -109,7 +109,7 @@ def test_heads_explain_what_the_output_map_returns() -> None:
 
 
 @pytest.mark.parametrize("scorer", [EXACT, ModifiedPageRankScorer(dtype="float64")])
-def test_without_skip_edges_it_is_the_chain(scorer: BaseScorer) -> None:
+def test_without_skip_edges_the_ranks_are_those_of_the_chain(scorer: BaseScorer) -> None:
     residual = ranked(scorer, beta=0)
     chained = ChainedFFNPipeline(tiny_llama(num_hidden_layers=3), None, scorer=scorer, calibration=IDS)
     chained.run()
@@ -118,8 +118,8 @@ def test_without_skip_edges_it_is_the_chain(scorer: BaseScorer) -> None:
     assert residual.model_graphs[1].statistics[0] is residual.model_graphs[0].statistics[-1]
 
 
-def test_the_graph_alone_is_a_random_walk_with_skip_edges() -> None:
-    """gamma 1 and no dangling node: the flow of mass through a digraph whose blocks and skip edges have shares."""
+def test_ranks_with_gamma_one_are_a_random_walk_with_skip_edges() -> None:
+    """With gamma 1 and no dangling node, scores flow through a digraph in shares of its blocks and skip edges."""
     beta = 0.4
     pipeline = ranked(WeightedPageRankScorer(1.0, dtype="float64"), beta=beta)
     chain = [block for entry in pipeline.model_graphs for block in entry.graph.blocks]
@@ -132,7 +132,7 @@ def test_the_graph_alone_is_a_random_walk_with_skip_edges() -> None:
     digraph = BlockDigraph((16, 40, 16, 40, 16, 40, 16), tuple(edges), tuple("abcdefg"))
     teleport = np.zeros(digraph.nodes)
     teleport[:16] = pipeline.ranks[0].scores[0]
-    # All mass starts in the first layer and hardly any stops on the way.
+    # The walk starts in the first layer, and hardly any of it stops on the way.
     result = pagerank(digraph, gamma=1 - 1e-12, teleport=teleport)
     for k in range(3):
         scores = result.scores[2 * k + 1]
@@ -145,7 +145,7 @@ def build_identity(size: int) -> Any:
     return LayeredGraph.from_weights([np.eye(size)], np.ones(size), [np.ones(size)]).with_csr().blocks[0]
 
 
-def test_what_skips_a_block_is_shared_out_among_its_graphs() -> None:
+def test_the_skip_share_of_a_block_is_divided_among_its_graphs() -> None:
     plain, both = ranked(), ranked(attention=True)
     skips = [entry.skip for entry in plain.model_graphs]
     assert all(0 < skip < 1 for skip in skips)
@@ -159,14 +159,14 @@ def test_what_skips_a_block_is_shared_out_among_its_graphs() -> None:
 @pytest.mark.parametrize(
     "scorer", [NormScorer(), ActivationScorer(), WandaScorer(), WandaSPScorer(), FLAPScorer(), RandomScorer()]
 )
-def test_scorers_of_one_layer_do_not_care(scorer: BaseScorer) -> None:
+def test_scorers_of_single_layers_do_not_depend_on_the_topology(scorer: BaseScorer) -> None:
     isolated = IsolatedFFNPipeline(tiny_llama(num_hidden_layers=3), None, scorer=scorer, calibration=IDS)
     isolated.run()
     for name, scores in importance(ranked(scorer, attention=True)).items():
         torch.testing.assert_close(scores, importance(isolated)[name], rtol=1e-12, atol=0)
 
 
-def test_encoder_and_decoder_have_streams_of_their_own() -> None:
+def test_encoder_and_decoder_have_separate_streams() -> None:
     pipeline = ResidualFFNPipeline(tiny_t5(), None, calibration=IDS)
     pipeline.run()
     assert [entry.follows for entry in pipeline.model_graphs] == [False, True, False, True]
@@ -174,7 +174,7 @@ def test_encoder_and_decoder_have_streams_of_their_own() -> None:
 
 @pytest.mark.parametrize("pruner", [LocalPruner(0.3), GlobalPruner(0.3)])
 @pytest.mark.parametrize("scorer", [EXACT, ForwardBackwardScorer(explained=0.5)])
-def test_it_prunes_reports_and_restores(pruner: Any, scorer: BaseScorer) -> None:
+def test_the_residual_pipeline_prunes_reports_and_restores(pruner: Any, scorer: BaseScorer) -> None:
     model = tiny_llama()
     before, dense = Snapshot(model), logits(model, IDS)
     pipeline = ResidualFFNPipeline(
@@ -198,7 +198,7 @@ def test_it_prunes_reports_and_restores(pruner: Any, scorer: BaseScorer) -> None
     before.assert_restored()
 
 
-def test_a_choice_made_anew_sees_what_changed_upstream() -> None:
+def test_a_second_selection_depends_on_changes_upstream() -> None:
     pipeline = ranked(beta=0.5)
     first, second = (entry.prunable[1].name for entry in pipeline.model_graphs[:2])
     again = Reselection(EXACT, pipeline.model_graphs)
@@ -214,12 +214,12 @@ def test_a_choice_made_anew_sees_what_changed_upstream() -> None:
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), "much", None, True])
-def test_bad_betas_are_refused(beta: Any) -> None:
+def test_betas_out_of_range_raise(beta: Any) -> None:
     with pytest.raises(OptionError, match=r"beta must be a number in \[0, 1\], or measured, got"):
         ResidualFFNPipeline(tiny_llama(), None, calibration=IDS, beta=beta)
 
 
-def test_what_has_no_stream_is_refused() -> None:
+def test_models_without_a_residual_stream_raise() -> None:
     structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"),)}
     with pytest.raises(OptionError, match="a residual stream skips whole FFNs"):
         ResidualFFNPipeline(tiny_llama(), None, structure, calibration=IDS)
@@ -228,13 +228,13 @@ def test_what_has_no_stream_is_refused() -> None:
             ResidualFFNPipeline(mlp(4, 6, 4), None, calibration=torch.rand(8, 4), beta=beta).run()
 
 
-def test_graphs_ask_for_what_they_need() -> None:
+def test_build_graphs_checks_its_arguments() -> None:
     model = tiny_llama()
     pipeline = IsolatedFFNPipeline(model, None, calibration=IDS)
     ffns = find_ffns(model)
     statistics = pipeline.calibrate(ffns, pipeline.calibration_texts()[0])
     with pytest.raises(OptionError, match="set beta, or collect statistics with skips=True"):
         build_graphs(ffns, statistics, "residual")
-    with pytest.raises(OptionError, match="which the chained topology has none of"):
+    with pytest.raises(OptionError, match="the chained topology has none"):
         build_graphs(ffns, statistics, "chained", 0.5)
     assert [entry.skip for entry in build_graphs(ffns, statistics, "residual", 0.5)] == [0.5, 0.5]

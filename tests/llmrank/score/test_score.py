@@ -1,4 +1,4 @@
-"""Scorers against textbook loops, and the walk that a scorer of one's own gets for nothing."""
+"""Scorers compared with textbook loops, and the rank method that every subclass of BaseScorer inherits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ MIXED = {share: [a ** (1 - share) * abs(e) ** (share / 2) for a, e in zip(HIDDEN
 
 
 def both_ways(gamma: float, theta: float, balance: float, power: int, explained: float) -> list[list[float]]:
-    """Forward-backward scores of all three layers."""
+    """Compute the forward-backward scores of all three layers."""
     first, second = ([[w**power for w in map(abs, row)] for row in weight] for weight in (FIRST, SECOND))
     middle = MIXED.get(explained, HIDDEN)
     inputs, hidden, outputs = ([a**power for a in layer] for layer in (INPUTS, middle, OUTPUTS))
@@ -98,7 +98,7 @@ BOTH_WAYS = {
 
 
 def expected(name: str) -> list[list[float]]:
-    """Importance of the hidden and the output layer by the loops."""
+    """Compute the importance of the hidden and the output layer with the loops."""
     first = textbook.share(INPUTS)
     if name == "norm":
         return [textbook.share(textbook.norm(w, 1)) for w in (FIRST, SECOND)]
@@ -120,7 +120,7 @@ def expected(name: str) -> list[list[float]]:
     if name == "explained":
         return [textbook.share([0.5, 0.7, 0.3, 0.1]), textbook.share(OUTPUTS)]
     if name == "explained-signed":
-        # Negative ones move the whole layer up.
+        # Negative shares raise all scores of the layer.
         return [textbook.share([0.8, 1.0, 0.0, 0.4]), textbook.share(OUTPUTS)]
     if name == "explained-variance":
         return [SPREAD, textbook.share(OUTPUTS)]
@@ -183,7 +183,7 @@ SCORERS: dict[str, BaseScorer] = {
 @pytest.mark.parametrize("name", SCORERS)
 def test_rank_equals_the_textbook(name: str) -> None:
     result = SCORERS[name].rank(small_graph(), LAYERS)
-    # Outgoing scorers score the inputs too, by the edges that leave them; the variances there are zero.
+    # Outgoing scorers score the inputs too, by their outgoing edges; the variances of the inputs are zero.
     inputs = {"wanda-sp": textbook.wanda_sp(FIRST, INPUTS), "wanda-sp2": textbook.wanda_sp(FIRST, INPUTS, 2.0)}
     wanted = [0.0, 0.0, 0.0] if name == "flap" else inputs.get(name, INPUTS)
     if name.startswith("fbpr"):
@@ -256,7 +256,7 @@ def test_score_is_the_step_of_the_rank(
 
 
 @pytest.mark.parametrize("scorer", [WeightedPageRankScorer(0.7, 0.5), ModifiedPageRankScorer(0.3)])
-def test_walking_with_score_gives_the_rank(scorer: BaseScorer) -> None:
+def test_rank_of_the_base_class_equals_the_scorers_own_rank(scorer: BaseScorer) -> None:
     walk = BaseScorer.rank(scorer, small_graph(), LAYERS)
     for found, wanted in zip(walk.scores, scorer.rank(small_graph(), LAYERS).scores, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
@@ -274,7 +274,7 @@ def test_single_and_double_precision_agree(kind: type[Any]) -> None:
 
 
 class Records(BaseScorer):
-    """Keeps what the walk hands over; scores rows by their number."""
+    """A scorer that keeps the arguments of score(), and scores rows by their number."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[torch.Tensor, ...]] = []
@@ -284,7 +284,7 @@ class Records(BaseScorer):
         return torch.arange(1, len(weight) + 1)
 
 
-def test_walk_hands_over_importance_inputs_outputs_and_weights() -> None:
+def test_rank_passes_importance_inputs_outputs_and_weights_to_score() -> None:
     scorer = Records()
     layers = (statistics(INPUTS, read=[7.0, 8.0, 9.0]), statistics(HIDDEN, read=[1.0, 2.0, 3.0, 4.0]), LAYERS[2])
     result = scorer.rank(small_graph(), layers)
@@ -299,7 +299,7 @@ def test_walk_hands_over_importance_inputs_outputs_and_weights() -> None:
     assert weight2.tolist() == [[abs(w) for w in row] for row in SECOND]
     assert {t.dtype for t in (prev, read, own, weight)} == {torch.float32}
     np.testing.assert_allclose(result.scores[2], [1 / 3, 2 / 3])
-    # Without statistics the graph's own activations are the inputs.
+    # Without statistics, the graph's activations are used as input norms.
     bare = Records()
     bare.rank(small_graph(), ())
     assert bare._seen[0][1].tolist() == INPUTS
@@ -307,7 +307,7 @@ def test_walk_hands_over_importance_inputs_outputs_and_weights() -> None:
 
 
 class Gives(BaseScorer):
-    """Whatever the test says."""
+    """A scorer that returns a value of the test's choice."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -327,7 +327,7 @@ class Gives(BaseScorer):
         (1.0, r"returned shape \(\) for layer 1"),
     ],
 )
-def test_unusable_scores_are_refused_with_the_layer(value: Any, message: str) -> None:
+def test_unusable_scores_raise_with_the_layer_name(value: Any, message: str) -> None:
     with pytest.raises(LLMRankError, match=message):
         Gives(value).rank(small_graph(), LAYERS)
 
@@ -338,7 +338,7 @@ def test_scores_of_all_kinds_are_normalised() -> None:
     assert Gives([2, 0, 0, 2]).rank(small_graph(), ()).scores[1].tolist() == [0.5, 0.0, 0.0, 0.5]
 
 
-def test_child_that_overrides_score_alone_gets_the_walk() -> None:
+def test_a_subclass_that_overrides_score_alone_is_ranked_by_it() -> None:
     class Uniform(WeightedPageRankScorer):
         def score(self, prev_importance: Any, in_activations: Any, out_activations: Any, weight: Any) -> Any:
             return torch.ones(len(weight))
@@ -375,7 +375,7 @@ def test_base_scorer_asks_for_the_override() -> None:
 
 
 @pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
-def test_random_scores_belong_to_the_layer(topology: Any) -> None:
+def test_random_scores_depend_on_the_layer_name_alone(topology: Any) -> None:
     found = {}
     for seed in (0, 1):
         pipeline = topology(tiny_llama(), None, scorer=RandomScorer(seed), calibration=token_ids())
@@ -391,7 +391,7 @@ def test_random_scores_belong_to_the_layer(topology: Any) -> None:
     assert not torch.equal(first, second)
 
 
-def test_random_score_continues_one_stream() -> None:
+def test_random_score_continues_one_sequence() -> None:
     weight = torch.ones(6, 2)
     scorer, again = RandomScorer(3), RandomScorer(3)
     draws = [scorer.score(weight[0], weight[0], weight[:, 0], weight) for _ in range(2)]
@@ -408,13 +408,13 @@ def test_outgoing_scorers_need_statistics(scorer: BaseScorer) -> None:
 
 @pytest.mark.parametrize("make", [NormScorer, WandaSPScorer])
 @pytest.mark.parametrize("p", [0.5, 0, -1, math.nan, "1", None])
-def test_bad_norm_is_refused(make: Any, p: Any) -> None:
+def test_a_norm_order_below_one_raises(make: Any, p: Any) -> None:
     with pytest.raises(OptionError, match="p must be a number >= 1"):
         make(p=p)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, "0.5", None])
-def test_bad_shares_are_refused(value: Any) -> None:
+def test_shares_out_of_range_raise(value: Any) -> None:
     for option, make in (
         ("gamma", WeightedPageRankScorer),
         ("theta", WeightedPageRankScorer),
@@ -432,7 +432,7 @@ def test_bad_shares_are_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("make", [WeightedPageRankScorer, ModifiedPageRankScorer])
 @pytest.mark.parametrize("option", ["solver", "backend", "dtype", "edges"])
-def test_unknown_names_are_refused_at_construction(make: Any, option: str) -> None:
+def test_unknown_choices_raise_at_construction(make: Any, option: str) -> None:
     with pytest.raises(OptionError, match=rf"unknown {option} 'jacobi'; expected one of"):
         make(**{option: "jacobi"})
 
@@ -445,7 +445,7 @@ def test_unknown_names_are_refused_at_construction(make: Any, option: str) -> No
         (ExplainedScorer, {"explains": "mass"}, "explains must be energy or variance, got 'mass'"),
     ],
 )
-def test_unknown_options_are_refused(make: Any, options: dict[str, str], message: str) -> None:
+def test_unknown_options_raise(make: Any, options: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         make(**options)
 
@@ -463,7 +463,7 @@ def test_energies_of_parallel_edges_are_squared_one_by_one(scorer: BaseScorer) -
     np.testing.assert_allclose(scorer.rank(graph, ()).scores[1], wanted, rtol=1e-5)
 
 
-def test_a_rank_of_energies_does_not_claim_to_travel_along_the_weights() -> None:
+def test_a_rank_of_energies_has_a_method_name_of_its_own() -> None:
     assert WeightedPageRankScorer(edges="energy").rank(small_graph(), ()).method == "weighted pagerank of energies"
     assert damping_of(WeightedPageRankScorer(edges="energy").rank(small_graph(), ())) is None
     explained = WeightedPageRankScorer(explained=0.5).rank(small_graph(), LAYERS)
@@ -472,7 +472,7 @@ def test_a_rank_of_energies_does_not_claim_to_travel_along_the_weights() -> None
     assert damping_of(ForwardBackwardScorer().rank(small_graph(), ())) is None
 
 
-def test_both_ways_cost_what_each_way_does() -> None:
+def test_the_forward_backward_rank_costs_the_sum_of_both_ranks() -> None:
     graph = LayeredGraph.from_weights([torch.tensor(FIRST), torch.tensor(SECOND)], INPUTS, [HIDDEN, OUTPUTS])
     there, back = (WeightedPageRankScorer().rank(each, ()) for each in (graph, graph.reversed()))
     assert there.step_products
@@ -480,38 +480,38 @@ def test_both_ways_cost_what_each_way_does() -> None:
     assert found.step_products == there.step_products + back.step_products
 
 
-def test_a_layer_whose_nodes_have_one_of_both_ranks_alone_is_uniform_and_said_so() -> None:
-    # What feeds node 0 and what depends on node 1 are other nodes.
+def test_a_layer_without_a_node_in_both_ranks_is_uniform_and_reported() -> None:
+    # The inputs reach only node 0, and the outputs depend only on node 1.
     graph = LayeredGraph.from_weights([[[1.0], [0.0]], [[0.0, 1.0]]], [1], [[1, 1], [1]])
     result = ForwardBackwardScorer(gamma=1.0).rank(graph, ())
     assert result.scores[1].tolist() == [0.5, 0.5]
-    # Nothing arrives at the end, nor, the other way, at the start.
+    # No score arrives at the last layer, and in the backward rank none at the first.
     assert [entry.layer for entry in result.degenerate] == [2, 0, 1]
-    assert "no node has both scores" in result.degenerate[-1].reason
+    assert "no node has a positive score in both ranks" in result.degenerate[-1].reason
 
 
-def test_layers_without_mass_are_named_as_the_graph_counts_them() -> None:
+def test_degenerate_layers_have_their_numbers_in_the_graph() -> None:
     graph = LayeredGraph.from_weights(
         [np.ones((3, 2)), np.ones((2, 3)), np.zeros((2, 2))], np.ones(2), [np.ones(3), np.ones(2), np.ones(2)]
     )
     result = ForwardBackwardScorer(gamma=1.0).rank(graph, ())
-    # Nothing arrives at layer 3, and, the other way, nothing at layer 2.
+    # No score arrives at layer 3, and in the backward rank none at layer 2.
     assert [entry.layer for entry in result.degenerate] == [3, 2]
 
 
-def test_what_neurons_explain_must_have_been_collected() -> None:
+def test_scorers_of_explained_shares_need_them_in_the_statistics() -> None:
     for layers in ((), (statistics(INPUTS), statistics(HIDDEN), statistics(OUTPUTS))):
         for scorer in (ExplainedScorer(), WeightedPageRankScorer(explained=0.1), ForwardBackwardScorer(explained=1)):
             assert scorer.needs_explained
             with pytest.raises(
-                OptionError, match=f"{type(scorer).__name__} needs statistics of all 3 layers that say what"
+                OptionError, match=f"{type(scorer).__name__} needs statistics of all 3 layers that say what share"
             ):
                 scorer.rank(small_graph(), layers)
     assert not WeightedPageRankScorer().needs_explained
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_shares_that_are_no_numbers_are_refused(signed: bool) -> None:
+def test_explained_shares_that_are_not_finite_raise(signed: bool) -> None:
     energy = torch.tensor([0.5, math.nan, -0.3, 0.1]).double()
     layers = (LAYERS[0], replace(LAYERS[1], explained=Explained(energy, torch.tensor(SPREAD).double())), LAYERS[2])
     with pytest.raises(LLMRankError, match="non-finite"):
@@ -520,7 +520,7 @@ def test_shares_that_are_no_numbers_are_refused(signed: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None, 2**63, 10**23])
-def test_bad_seed_is_refused(seed: Any) -> None:
+def test_a_bad_seed_raises(seed: Any) -> None:
     with pytest.raises(OptionError, match="seed must be an integer from 0 to"):
         RandomScorer(seed)
 
@@ -540,7 +540,7 @@ def test_parameters_are_the_public_attributes() -> None:
     assert Records().parameters() == {}
 
 
-def test_nan_in_a_weight_is_refused_by_every_scorer_that_reads_it() -> None:
+def test_every_scorer_that_reads_a_nan_weight_raises() -> None:
     weight = torch.tensor(FIRST)
     weight[2, 0] = math.nan
     graph = LayeredGraph.from_weights([weight, SECOND], INPUTS, [HIDDEN, OUTPUTS], check_finite=False)
@@ -557,7 +557,7 @@ def test_nan_in_a_weight_is_refused_by_every_scorer_that_reads_it() -> None:
             scorer.rank(graph, LAYERS)
 
 
-def test_edge_weights_are_wide_and_non_negative() -> None:
+def test_edge_weights_are_float32_or_wider_and_non_negative() -> None:
     half = torch.tensor(FIRST, dtype=torch.float16)
     graph = LayeredGraph.from_weights([(half, half)], INPUTS, [HIDDEN])
     weight = edge_weights(graph, 1)
@@ -566,12 +566,12 @@ def test_edge_weights_are_wide_and_non_negative() -> None:
     assert torch.equal(edge_weights(graph.with_csr(), 1).float(), weight)
 
 
-def test_unknown_topology_is_refused() -> None:
+def test_an_unknown_topology_raises() -> None:
     with pytest.raises(OptionError, match="expected 'isolated', 'chained' or 'residual'"):
         build_graphs((), (), "star")  # type: ignore[arg-type]
 
 
-def test_scorer_of_ones_own_prunes_a_model_by_subclassing_alone() -> None:
+def test_a_custom_scorer_only_needs_a_subclass_to_prune_a_model() -> None:
     class LastOnes(BaseScorer):
         def score(self, prev_importance: Any, in_activations: Any, out_activations: Any, weight: Any) -> Any:
             return torch.arange(len(weight), 0, -1)
@@ -582,7 +582,7 @@ def test_scorer_of_ones_own_prunes_a_model_by_subclassing_alone() -> None:
     assert torch.equal(model[0].weight, kept)
 
 
-def test_a_layer_without_score_is_uniform_and_said_so() -> None:
+def test_a_layer_without_scores_is_uniform_and_reported() -> None:
     graph = LayeredGraph.from_weights([np.zeros((3, 2)), np.ones((2, 3))], np.ones(2), [np.ones(3), np.ones(2)])
     result = WandaScorer().rank(graph, ())
     assert result.scores[1].tolist() == pytest.approx([1 / 3] * 3)

@@ -1,4 +1,4 @@
-"""Applying masks is a transaction: finished and undoable, or not begun."""
+"""Applying masks is a transaction: it is finished and can be undone, or it changes nothing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from llmrank.models import find_ffns
 from llmrank.pipeline import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
-from llmrank.surgery import apply
-from llmrank.surgery.apply import FORMS, apply_masks, cuts, prunable_layers
+from llmrank.surgery import apply, forms, widths
+from llmrank.surgery.apply import apply_masks, prunable_layers
 from llmrank.surgery.checkpoint import load, save
+from llmrank.surgery.forms import FORMS, linear_masks
 from tests.llmrank.tiny_models import (
     LLAMA,
     Snapshot,
@@ -44,7 +45,7 @@ every_model = pytest.mark.parametrize("make", MODELS.values(), ids=list(MODELS))
 
 
 def some_masks(model: nn.Module, seed: int = 0) -> Masks:
-    """Different widths by layer."""
+    """Make masks that give the layers different widths."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
     for position, (name, layer) in enumerate(apply.prunable_layers(find_ffns(model)).items()):
@@ -96,29 +97,29 @@ def test_zeroed_neurons_are_zero_in_rows_biases_and_columns_and_nothing_else_is(
 
 
 class Interrupted(BaseException):
-    """Not an Exception: as KeyboardInterrupt and SystemExit are not."""
+    """A BaseException that is not an Exception, like KeyboardInterrupt and SystemExit."""
 
 
 @every_model
-@pytest.mark.parametrize(("form", "step"), [("mask", "_mask"), ("zero", "_zero"), ("compact", "_compact")])
+@pytest.mark.parametrize(("form", "step"), [("mask", "mask_map"), ("zero", "zero_map"), ("compact", "compact_map")])
 @pytest.mark.parametrize("failure", [RuntimeError, Interrupted, MemoryError])
 def test_failure_in_the_middle_restores_everything(
     make: Any, form: Any, step: str, failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
-    honest, n_cuts = getattr(apply, step), len(cuts(ffns, masks))
-    for last in range(n_cuts + 1):
+    honest, n_maps = getattr(apply, step), len(linear_masks(ffns, masks))
+    for last in range(n_maps + 1):
         done: list[Any] = []
 
-        def failing(cut: Any, last: int = last, done: list[Any] = done) -> None:
+        def failing(linear: Any, last: int = last, done: list[Any] = done) -> None:
             if len(done) == last:
                 raise failure("in the middle")
-            honest(cut)
-            done.append(cut)
+            honest(linear)
+            done.append(linear)
 
         monkeypatch.setattr(apply, step, failing)
-        if last == n_cuts:
+        if last == n_maps:
             apply_masks(model, ffns, masks, form).undo()
         else:
             with pytest.raises(failure, match="in the middle"):
@@ -132,7 +133,7 @@ def test_failure_in_the_middle_restores_everything(
 def test_failure_at_any_single_write_of_compact_restores_everything(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
-    honest = {name: getattr(apply, name) for name in ("_replace", "_set")}
+    honest = {name: getattr(forms, name) for name in ("replace_parameter", "set_attribute")}
     total = 0
     for allowed in range(1000):
         count = 0
@@ -147,8 +148,8 @@ def test_failure_at_any_single_write_of_compact_restores_everything(make: Any, m
 
             return write
 
-        for name in honest:
-            monkeypatch.setattr(apply, name, writing(name))
+        for module, name in ((forms, "replace_parameter"), (forms, "set_attribute"), (widths, "set_attribute")):
+            monkeypatch.setattr(module, name, writing(name))
         try:
             apply_masks(model, ffns, masks, "compact").undo()
         except RuntimeError:
@@ -167,7 +168,7 @@ def test_failure_while_padding_restores_everything(monkeypatch: pytest.MonkeyPat
     def failing(*_: Any) -> None:
         raise RuntimeError("after zeroing and compacting")
 
-    monkeypatch.setattr(apply, "_set_widths", failing)
+    monkeypatch.setattr(apply, "set_widths", failing)
     with pytest.raises(RuntimeError, match="after zeroing"):
         apply_masks(model, find_ffns(model), some_masks(model), "compact", "pad")
     snapshot.assert_restored()
@@ -236,7 +237,7 @@ def test_compact_prunes_again_and_undoes_in_order() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
-def test_graphs_keep_the_weights_they_were_drawn_from(topology: Any, form: Any) -> None:
+def test_graphs_keep_the_weights_they_were_built_from(topology: Any, form: Any) -> None:
     pipeline = topology(tiny_llama(), None, calibration=token_ids(), form=form)
     pipeline.run()
     for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
@@ -314,7 +315,7 @@ def test_meta_weights_are_refused() -> None:
 @pytest.mark.parametrize("first", FORMS)
 @pytest.mark.parametrize("second", FORMS)
 def test_undo_in_the_wrong_order_is_refused(first: Any, second: Any) -> None:
-    """Two applications undone first in, first out would leave a model that neither of them knows."""
+    """If the first application were undone first, the second undo would restore parts that do not fit together."""
     model = tiny_llama()
     snapshot = Snapshot(model)
     ffns = find_ffns(model)
@@ -333,7 +334,7 @@ def test_undo_in_the_wrong_order_is_refused(first: Any, second: Any) -> None:
 
 
 @pytest.mark.parametrize("form", ["zero", "mask"])
-def test_padding_of_uncut_forms_is_refused(form: Any) -> None:
+def test_padding_is_refused_for_forms_of_full_size(form: Any) -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     with pytest.raises(OptionError, match="for the compact form"):
@@ -342,13 +343,13 @@ def test_padding_of_uncut_forms_is_refused(form: Any) -> None:
 
 @every_form
 @every_model
-def test_a_layer_from_which_nothing_goes_is_left_alone(make: Any, form: Any) -> None:
+def test_a_layer_that_keeps_all_neurons_is_not_touched(make: Any, form: Any) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), dict(some_masks(model))
     first = next(iter(masks))
     masks[first] = torch.ones_like(masks[first])
-    # In a sequential FFN the map behind the first layer makes the second one, of which some go.
-    whole = {cut.name: cut.module for cut in cuts(ffns, Masks(masks)) if cut.is_whole}
+    # In a sequential FFN the output map of the first layer is an input map of the second, which loses neurons.
+    whole = {linear.name: linear.module for linear in linear_masks(ffns, Masks(masks)) if linear.keeps_all}
     assert whole
     before = {name: dict(vars(module)) for name, module in whole.items()}
     held = {name: [(n, p, p.data_ptr()) for n, p in module.named_parameters()] for name, module in whole.items()}
@@ -375,11 +376,11 @@ def test_one_axis_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.Tensor, "index_select", counting)
     apply_masks(model, find_ffns(model), some_masks(model), "compact")
-    # Of both layers: rows of gate and up with their biases, and columns of down.
+    # In both layers: rows of gate and up with their biases, and columns of down.
     assert sorted(copied) == [0] * 8 + [1] * 2
 
 
-def test_a_model_of_which_one_layer_carries_masks_is_saved_with_them_multiplied_in(tmp_path: Path) -> None:
+def test_masks_on_a_single_layer_are_multiplied_in_when_saving(tmp_path: Path) -> None:
     model, ids = tiny_llama(), token_ids(2, 8)
     masks = dict(some_masks(model))
     masks["model.layers.0.mlp"][:] = True
@@ -395,7 +396,7 @@ def kept_first(model: nn.Module, width: int) -> Masks:
 
 
 def test_a_field_with_other_users_is_not_written(tmp_path: Path) -> None:
-    """MobileBERT has FFNs of the same width around which no module of its own lies."""
+    """MobileBERT has more FFNs of the same width, which have no module of their own."""
     torch.manual_seed(0)
     model = transformers.MobileBertForMaskedLM(
         transformers.MobileBertConfig(
@@ -431,7 +432,7 @@ def test_a_model_loaded_with_widths_by_layer_can_become_a_stock_one_again(tmp_pa
 
 
 def test_a_list_of_widths_stays_a_list(tmp_path: Path) -> None:
-    """Gemma 3n; its low-rank terms and per-layer inputs are no FFNs, and its sparse activations (off here) couple neurons."""
+    """Gemma 3n: its low-rank terms and per-layer inputs are not FFNs, and its sparse activations (off here) couple neurons."""
     torch.manual_seed(0)
     config = transformers.Gemma3nTextConfig(
         **{**LLAMA, "intermediate_size": [40, 40], "laurel_rank": 8, "vocab_size_per_layer_input": 64},
@@ -451,7 +452,7 @@ def test_a_list_of_widths_stays_a_list(tmp_path: Path) -> None:
     assert torch.equal(logits(again, ids), logits(model, ids))
 
 
-def test_adapters_of_languages_are_left_alone(tmp_path: Path) -> None:
+def test_adapters_of_languages_are_not_touched(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.XmodConfig(
         **{key: LLAMA[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},

@@ -1,4 +1,4 @@
-"""Whatever is raised, and on whatever line: the model is as it was, or a second undo makes it so."""
+"""An exception on any line leaves the model unchanged, or a second undo restores it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from torch.nn.utils import prune as torch_prune
 
 import llmrank
-from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream, recording
+from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream
+from llmrank.calibration.recording import recording
 from llmrank.calibration.statistics import collect
 from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns
@@ -26,7 +27,10 @@ from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap, 
 from tests.llmrank.tiny_models import Snapshot, family_model, logits, named_family, tiny_llama, token_ids
 
 PACKAGE = Path(llmrank.__file__).parent
-WRITERS = {str(PACKAGE / "surgery" / "apply.py"), str(Path(torch_prune.__file__))}
+WRITERS = {
+    *(str(PACKAGE / "surgery" / name) for name in ("apply.py", "forms.py", "widths.py")),
+    str(Path(torch_prune.__file__)),
+}
 WATCHERS = {
     str(PACKAGE / "surgery" / "equivalence.py"),
     *WRITERS,
@@ -36,7 +40,7 @@ SEQUENCES = tokenise(token_ids(3, 8), None, 3, 8)
 
 
 class Interrupted(BaseException):
-    """Like KeyboardInterrupt, but nothing else raises it."""
+    """Like KeyboardInterrupt, but raised only by these tests."""
 
 
 class Lines:
@@ -48,7 +52,7 @@ class Lines:
     def __call__(self, frame: Any, event: str, _argument: Any) -> Any:
         if frame.f_code.co_filename not in self.files:
             return None
-        # A `try` does nothing, and the line of a `with` is passed again on the way out: only a tracer interrupts these.
+        # A `try` does nothing, and the line of a `with` runs again at its end: only a tracer can interrupt these.
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
         if event == "line" and not line.startswith(("with ", "try:")):
             self.count += 1
@@ -68,7 +72,7 @@ class Lines:
 
 
 def every_line(files: set[str], points: int, begin: Callable[[], tuple[Callable[[], Any], Callable[[], None]]]) -> None:
-    """Run an action anew for so many lines, interrupt it there, and check what it left.
+    """Run an action again and again, interrupt it at another line each time, and check the state that it left.
 
     `begin` returns the action and the check.
     """
@@ -90,7 +94,7 @@ def every_line(files: set[str], points: int, begin: Callable[[], tuple[Callable[
 
 
 def masks_of(model: Any, *, uniform: bool) -> Masks:
-    """The second layer keeps everything unless all are to be of one width."""
+    """Make masks; the second layer keeps everything unless the widths must be uniform."""
     sizes = {name: layer.size for name, layer in prunable_layers(find_ffns(model)).items()}
     return Masks(
         {name: torch.arange(size) % 3 > (0 if uniform or not k else -1) for k, (name, size) in enumerate(sizes.items())}
@@ -98,7 +102,7 @@ def masks_of(model: Any, *, uniform: bool) -> Masks:
 
 
 def repaired_of(model: Any, masks: Masks) -> dict[str, RepairedMap]:
-    """Other weights, and biases where the configuration can give them."""
+    """Make repaired maps with other weights, and with biases."""
     found = {}
     for ffn in find_ffns(model):
         (layer,) = ffn.prunable.values()
@@ -127,7 +131,7 @@ every_amount = pytest.mark.parametrize("points", [25, pytest.param(300, marks=py
 
 @every_case
 @every_amount
-def test_an_interrupted_cut_leaves_the_model_whole(
+def test_an_interrupted_application_leaves_the_model_dense(
     name: str, form: Any, align: Any, uniform: bool, points: int
 ) -> None:
     model = MODELS[name]()
@@ -136,7 +140,7 @@ def test_an_interrupted_cut_leaves_the_model_whole(
     taken: list[Any] = []
 
     def begin() -> tuple[Callable[[], Any], Callable[[], None]]:
-        while taken:  # the counting run alone comes to its end
+        while taken:  # only the counting run finishes
             taken.pop().undo()
         return lambda: taken.append(apply_masks(model, ffns, masks, form, align, repaired)), snapshot.assert_restored
 
@@ -145,7 +149,7 @@ def test_an_interrupted_cut_leaves_the_model_whole(
 
 @every_case
 @every_amount
-def test_an_interrupted_undo_is_finished_by_the_next(
+def test_a_second_undo_finishes_an_interrupted_one(
     name: str, form: Any, align: Any, uniform: bool, points: int
 ) -> None:
     model = MODELS[name]()
@@ -166,10 +170,10 @@ def test_an_interrupted_undo_is_finished_by_the_next(
 
 @every_case
 @every_amount
-def test_a_way_back_that_is_interrupted_itself_goes_on(
+def test_an_interrupted_roll_back_goes_on(
     name: str, form: Any, align: Any, uniform: bool, points: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once all is written something fails, and while that is taken back something else does."""
+    """An exception is raised after everything is written, and another one during the roll back."""
     model = MODELS[name]()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
     repaired = repaired_of(model, masks)
@@ -203,26 +207,26 @@ def test_a_way_back_that_is_interrupted_itself_goes_on(
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_each_module_is_restored_whatever_another_says(failure: type[BaseException]) -> None:
+def test_each_module_is_restored_even_if_another_fails(failure: type[BaseException]) -> None:
     model = tiny_llama()
     snapshot, ffns = Snapshot(model), find_ffns(model)
-    for position in range(7):  # six maps, and the configuration among the rest
+    for position in range(7):  # six maps and the configuration
         application = apply_masks(model, ffns, masks_of(model, uniform=True), "compact")
-        honest = list(application._undo)
+        honest = list(application._restores)
 
         def fail() -> None:
             raise failure("not this one")
 
-        application._undo[position] = fail
+        application._restores[position] = fail
         with pytest.raises(failure, match="not this one"):
             application.undo()
-        application._undo[:] = [honest[position]]
+        application._restores[:] = [honest[position]]
         application.undo()
         snapshot.assert_restored()
 
 
 @every_amount
-def test_an_interrupted_trial_leaves_the_model_whole(points: int) -> None:
+def test_an_interrupted_trial_leaves_the_model_dense(points: int) -> None:
     model = tiny_llama()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=False)
 
@@ -233,7 +237,7 @@ def test_an_interrupted_trial_leaves_the_model_whole(points: int) -> None:
     every_line(WRITERS, points, lambda: (trial, snapshot.assert_restored))
 
 
-# A generator that nobody asks any more is closed where no exception can leave it; what it held is checked all the same.
+# An abandoned generator is closed where no exception can leave it; the model is checked all the same.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("method", [LeastSquaresRepair(), BiasRepair()], ids=["lstsq", "bias"])
 @pytest.mark.parametrize("by_blocks", [True, False])

@@ -1,4 +1,4 @@
-"""npz: bit-exact round trips, readable by numpy and scipy alone, and refusal of everything damaged."""
+"""npz: bit-exact round trips, readable by numpy and scipy alone, and errors for damaged files."""
 
 import copy
 import io
@@ -25,7 +25,7 @@ GRAPH = random_case(1, (3, 4, 3), density=0.7).graph()
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place to overwrite again and again: hypothesis takes no fixture that changes with the test."""
+    """A path that every example overwrites, because hypothesis accepts no fixture that changes with the test."""
     return tmp_path_factory.mktemp("archive") / "graph"
 
 
@@ -126,7 +126,7 @@ def test_every_byte_flipped_alone_is_refused_or_changes_nothing(path: Path) -> N
 
 
 def archived(path: Path, changes: dict[str, Any], compression: int = zipfile.ZIP_STORED) -> None:
-    """The archive of GRAPH with members changed (arrays, or bytes as they are), or left out where the change is None."""
+    """The archive of GRAPH with members changed (arrays, or raw bytes), or left out if the change is None."""
     write_npz(GRAPH, path)
     with zipfile.ZipFile(path) as archive:
         members: dict[str, Any] = {name: archive.read(name) for name in archive.namelist()}
@@ -142,7 +142,7 @@ def archived(path: Path, changes: dict[str, Any], compression: int = zipfile.ZIP
                 archive.writestr(name, content)
 
 
-# What may stand where something else stood: what Python's tokenizer, its parser and numpy's dtypes trip over.
+# Replacement text that makes Python's tokenizer, its parser or numpy's dtypes fail.
 PIECES = [
     b"(",
     b")",
@@ -192,7 +192,7 @@ def test_a_header_that_is_no_python_is_refused(path: Path) -> None:
         read_npz(path)
 
 
-def test_the_parts_alone_make_a_graph(path: Path) -> None:
+def test_the_unchanged_parts_make_a_graph(path: Path) -> None:
     archived(path, {})
     assert same_graph(read_npz(path), GRAPH.with_csr())
 
@@ -220,7 +220,7 @@ def test_pickles_are_never_loaded(path: Path) -> None:
             read_npz(path)
 
 
-def test_a_header_that_claims_more_than_is_there_is_refused_before_room_is_made(path: Path) -> None:
+def test_a_header_that_claims_too_much_is_refused_before_memory_is_allocated(path: Path) -> None:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**14,)})
     archived(path, {"activation.0": file.getvalue() + b"\0" * 80})
@@ -247,7 +247,7 @@ def test_members_that_overlap_are_refused_before_they_are_read(path: Path, monke
         pytest.fail("a member was read")
 
     monkeypatch.setattr(zipfile.ZipFile, "read", fail)
-    with pytest.raises(GraphError, match=r"cannot be read \(.* claims 8128 bytes, with those before it"):
+    with pytest.raises(GraphError, match=r"cannot be read \(.* claims 8128 bytes, which makes"):
         read_npz(path)
 
 
@@ -255,7 +255,7 @@ def test_two_members_of_one_name_are_refused(path: Path) -> None:
     write_npz(GRAPH, path)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("activation.0.npy", archive.read("activation.1.npy"))
-    with pytest.raises(GraphError, match=r"activation.0.npy is there twice"):
+    with pytest.raises(GraphError, match=r"activation.0.npy occurs twice"):
         read_npz(path)
 
 
@@ -274,7 +274,7 @@ def test_other_versions_are_refused_with_advice(path: Path, version: Any) -> Non
 @pytest.mark.parametrize(
     "content", [None, meta(kind="rank"), np.frombuffer(b"[" * 100_000, np.uint8), np.frombuffer(b"\xff{}", np.uint8)]
 )
-def test_archives_of_other_origin_are_refused(path: Path, content: Any) -> None:
+def test_archives_of_other_programs_are_refused(path: Path, content: Any) -> None:
     archived(path, {"meta": content})
     with pytest.raises(GraphError, match=r"is not a graph \("):
         read_npz(path)

@@ -1,4 +1,4 @@
-"""GraphML and GEXF: round trips, other readers, and refusal of what is damaged or hostile."""
+"""GraphML and GEXF: round trips, other readers, and errors for damaged or hostile files."""
 
 import random
 import re
@@ -30,14 +30,14 @@ CASE = random_case(1, (3, 4, 3), density=0.7)
 GRAPH = LayeredGraph.from_weights(CASE.weights, CASE.inputs, CASE.activations, names=("in", 'm.0 <&> "ü"', "out"))
 RANK = weighted_pagerank(GRAPH)
 
-# Anything that XML can hold but a carriage return, which its readers turn into a line feed.
+# All characters that XML can hold except a carriage return, which its readers turn into a line feed.
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\r\ufffe\uffff", exclude_categories=("Cc", "Cs")))
 NUMBERS = st.floats(0.0, allow_infinity=False, allow_nan=False, exclude_min=True)
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place to overwrite again and again: hypothesis takes no fixture that changes with the test."""
+    """A path that every example overwrites, because hypothesis accepts no fixture that changes with the test."""
     return tmp_path_factory.mktemp("markup") / "file.xml"
 
 
@@ -71,7 +71,7 @@ def test_every_float_comes_back(form: str, path: Path, weight: float, activation
 
 
 @every_form
-def test_types_are_intact_where_networkx_reads(form: str, path: Path) -> None:
+def test_networkx_reads_the_same_types(form: str, path: Path) -> None:
     written(form, path, rank=RANK)
     digraph = NETWORKX[form](path)
     expected = to_networkx(GRAPH, rank=RANK)
@@ -119,13 +119,13 @@ def test_graphml_of_igraph_comes_back(path: Path) -> None:
         np.testing.assert_allclose(again.block(layer).toarray(), GRAPH.block(layer).toarray(), rtol=1e-12)
 
 
-def test_gexf_is_what_gephi_asks_for(path: Path) -> None:
+def test_gexf_has_the_elements_that_gephi_needs(path: Path) -> None:
     root = ElementTree.fromstring(written("gexf", path, rank=RANK))
     space = {"g": "http://www.gexf.net/1.2draft"}
     graph = root.find("g:graph", space)
     assert graph is not None
     assert graph.attrib["defaultedgetype"] == "directed"
-    # The weight is the edge's own attribute, which Gephi takes for its weight, not one among other values.
+    # The weight must be the attribute of the edge that Gephi reads as its weight, not one of the other values.
     edges = graph.findall("g:edges/g:edge", space)
     assert len(edges) == GRAPH.edges
     assert all(float(edge.attrib["weight"]) > 0 and "id" in edge.attrib for edge in edges)
@@ -133,7 +133,7 @@ def test_gexf_is_what_gephi_asks_for(path: Path) -> None:
     assert kinds == {"layer": "long", "index": "long", "name": "string", "activation": "double", "score": "double"}
 
 
-# What the schema of GEXF 1.2 allows of what we write: by element, its attributes (! = required) and children.
+# The part of the GEXF 1.2 schema that is written: for each element its attributes (! = required) and children.
 GEXF_SCHEMA = {
     "gexf": ({"!version", "variant"}, {"meta", "graph"}),
     "meta": ({"lastmodifieddate"}, {"creator", "keywords", "description"}),
@@ -159,8 +159,8 @@ ONE_OF = {
 
 
 @pytest.mark.parametrize("ranked", [True, False])
-def test_gexf_keeps_to_the_schema(path: Path, ranked: bool) -> None:
-    """Rule by rule, since the standard library checks no schemas; Gephi asks for the same and for less."""
+def test_gexf_follows_the_schema(path: Path, ranked: bool) -> None:
+    """Check the schema rule by rule, because the standard library cannot; Gephi needs no more."""
     root = ElementTree.fromstring(written("gexf", path, rank=RANK if ranked else None))
     space = "{http://www.gexf.net/1.2draft}"
     assert root.tag == f"{space}gexf"
@@ -174,7 +174,7 @@ def test_gexf_keeps_to_the_schema(path: Path, ranked: bool) -> None:
         assert {child.tag.removeprefix(space) for child in element} <= children
         for attribute in given:
             assert element.attrib[attribute] in ONE_OF.get((name, attribute), {element.attrib[attribute]})
-            # Gephi takes what is empty for what is missing.
+            # Gephi treats empty values as missing.
             assert element.attrib[attribute]
     everything: dict[str, list[Any]] = {
         name: list(root.iter(f"{space}{name}")) for name in ("node", "edge", "attribute", "attvalue", "graph")
@@ -266,8 +266,8 @@ DEFAULTS = {
 
 
 @every_form
-def test_values_given_once_for_all_are_taken(form: str, path: Path) -> None:
-    """networkx leaves them beside the graph: every weight would be 1."""
+def test_default_values_are_used(form: str, path: Path) -> None:
+    """networkx does not set default values on the elements, so every weight would be 1."""
     keys, nodes, edges = DEFAULTS[form]
     path.write_bytes(by_hand(form, nodes, edges, keys))
     graph, labels = READERS[form](path)
@@ -284,7 +284,7 @@ def test_parallel_edges_add_up(path: Path) -> None:
         np.testing.assert_array_equal(read_graphml(path)[0].block(1).toarray(), [[4.0]])
 
 
-# --- refusals on writing
+# --- refused on writing
 
 
 @every_form
@@ -335,11 +335,11 @@ def test_a_failed_write_leaves_the_old_file(form: str, tmp_path: Path, monkeypat
     assert target.read_bytes() == before
 
 
-# --- refusals on reading
+# --- refused on reading
 
 
 def outcome(form: str, path: Path, content: bytes) -> Any:
-    """The graph that the file gives, or None where it is refused; anything else is a failure."""
+    """Read the graph; None if the file is refused with a GraphError."""
     path.write_bytes(content)
     try:
         return READERS[form](path)[0]
@@ -348,7 +348,7 @@ def outcome(form: str, path: Path, content: bytes) -> Any:
 
 
 def unsealed(content: bytes) -> bytes:
-    """As another program would write it: without the checksum."""
+    """Remove the checksum, as if another program had written the file."""
     without, count = re.subn(rb"<!-- crc32 .*? -->\n", b"", content)
     assert count == 1
     return without
@@ -359,7 +359,7 @@ def unsealed(content: bytes) -> bytes:
 def test_truncated_files_are_refused_at_every_length(form: str, seal: bool, path: Path) -> None:
     whole = written(form, path, rank=RANK)
     whole = whole if seal else unsealed(whole)
-    # All but the line feed that may stand at the end.
+    # All lengths except that without the last line feed, which is optional.
     for length in range(0, len(whole.rstrip()), 7):
         assert outcome(form, path, whole[:length]) is None
 
@@ -446,7 +446,7 @@ MORE = {
     ],
     ids=["node twice", "no such node", "edge twice", "no target", "no source", "graph in a node", "graph in a graph"],
 )
-def test_what_networkx_would_make_another_graph_of_is_refused(form: str, path: Path, nodes: str, edges: str) -> None:
+def test_files_that_networkx_misreads_are_refused(form: str, path: Path, nodes: str, edges: str) -> None:
     inner = {"inner": MORE[form]}
     path.write_bytes(by_hand(form, NODES, EDGES))
     assert READERS[form](path)[1] == (("a", "b"), ("x",))
@@ -458,7 +458,7 @@ def test_what_networkx_would_make_another_graph_of_is_refused(form: str, path: P
 @every_form
 def test_several_graphs_are_refused(form: str, path: Path) -> None:
     path.write_bytes(by_hand(form, NODES, EDGES, tail=MORE[form]))
-    with pytest.raises(GraphError, match=r"4 nodes and 2 edges stand there, and 3 and 2 are what they make"):
+    with pytest.raises(GraphError, match=r"the file has 4 nodes and 2 edges, but they make a graph of 3 and 2"):
         READERS[form](path)
 
 
@@ -474,7 +474,7 @@ def test_nodes_without_an_id_are_refused(form: str, path: Path, node: str) -> No
 def test_defaults_of_nodes_and_edges_alike_are_refused(path: Path, kind: str) -> None:
     key = f'<key id="w"{kind} attr.name="weight" attr.type="double"><default>2</default></key>'
     path.write_bytes(by_hand("graphml", NODES, EDGES, key))
-    with pytest.raises(GraphError, match="for nodes and edges alike has a default value"):
+    with pytest.raises(GraphError, match="for both nodes and edges has a default value"):
         read_graphml(path)
 
 
@@ -487,7 +487,7 @@ def test_elements_of_other_namespaces_do_not_count(path: Path) -> None:
 
 
 @every_form
-def test_edits_on_purpose_need_the_checksum_removed(form: str, path: Path) -> None:
+def test_intended_edits_need_the_checksum_removed(form: str, path: Path) -> None:
     graph = LayeredGraph.from_weights([[[0.5, 2.0]]], [1, 1], [[1]])
     edited = written(form, path, graph).replace(b"0.5", b"0.75")
     path.write_bytes(edited)

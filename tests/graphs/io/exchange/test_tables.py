@@ -1,4 +1,4 @@
-"""Tables in CSV and Parquet: round trips, other readers, and refusal of what is damaged."""
+"""Tables in CSV and Parquet: round trips, other readers, and errors for damaged files."""
 
 import csv
 import importlib.util
@@ -34,7 +34,7 @@ RANK = weighted_pagerank(GRAPH)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place to overwrite again and again: hypothesis takes no fixture that changes with the test."""
+    """A path that every example overwrites, because hypothesis accepts no fixture that changes with the test."""
     return tmp_path_factory.mktemp("tables")
 
 
@@ -53,7 +53,7 @@ def test_round_trips_are_exact(form: Any, folder: Path, case: Case, data: st.Dat
     write_tables(graph, folder / "any", weighted_pagerank(graph) if data.draw(st.booleans()) else None, form)
     again, labels = read_tables(folder / "any", form)
     if narrow and (form == "csv" or not graph.edges):
-        # CSV does not say how wide a number was, nor does a table without rows; the numbers are the same.
+        # CSV and tables without rows do not record the dtype; the numbers are the same.
         graph = LayeredGraph.from_weights(
             [weight.astype(np.float64) for weight in weights], case.inputs, case.activations, names
         )
@@ -112,7 +112,7 @@ def test_subgraphs_keep_the_names_of_the_original(form: Any, folder: Path) -> No
     again, labels = read_tables(folder / "part", form)
     assert labels == shown.labels
     assert same_graph(again, shown.graph)
-    # The manifest said that gaps are meant; without it they are damage, unless they are asked for.
+    # The manifest says that the tables may have gaps; without it gaps are errors, unless partial=True.
     (folder / f"part.manifest.{form}.json").unlink()
     with pytest.raises(GraphError, match=r"expected consecutive layers from 0, got 1, 2, 3; .* pass partial=True"):
         read_tables(folder / "part", form)
@@ -120,7 +120,7 @@ def test_subgraphs_keep_the_names_of_the_original(form: Any, folder: Path) -> No
 
 
 @every_form
-def test_a_directory_or_a_stem(form: Any, tmp_path: Path) -> None:
+def test_tables_in_a_directory_or_with_a_prefix(form: Any, tmp_path: Path) -> None:
     assert write_tables(GRAPH, tmp_path, format=form) == (tmp_path / f"nodes.{form}", tmp_path / f"edges.{form}")
     assert {file.name for file in tmp_path.iterdir()} == {f"nodes.{form}", f"edges.{form}", f"manifest.{form}.json"}
     stem = str(tmp_path / "graph.v1")
@@ -129,7 +129,7 @@ def test_a_directory_or_a_stem(form: Any, tmp_path: Path) -> None:
 
 
 @needs_pyarrow
-def test_two_formats_side_by_side_must_be_told_apart(tmp_path: Path) -> None:
+def test_two_formats_side_by_side_need_a_format_argument(tmp_path: Path) -> None:
     for form in FORMATS:
         write_tables(GRAPH, tmp_path, format=form)
     with pytest.raises(GraphError, match=r"tables in 2 formats at .* choose one with format="):
@@ -198,7 +198,7 @@ def test_the_same_graph_gives_the_same_bytes(form: Any, tmp_path: Path) -> None:
 
 
 def tables(folder: Path, nodes: str, edges: str) -> None:
-    """Tables of another origin: no manifest, other orders, other columns."""
+    """Tables of another program: no manifest, other orders, other columns."""
     (folder / "nodes.csv").write_text(nodes, encoding="utf-8")
     (folder / "edges.csv").write_text(edges, encoding="utf-8")
 
@@ -305,7 +305,7 @@ def test_parquet_of_other_types_is_read(tmp_path: Path) -> None:
 
 @needs_pyarrow
 @pytest.mark.parametrize("rows", [1, 3, 1 << 20])
-def test_chunks_of_lines_do_not_show(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_matter(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for form in FORMATS:
         write_tables(GRAPH, tmp_path, format=form)
     monkeypatch.setattr("graphs.io.exchange.csv_files.CHUNK", rows)
@@ -314,7 +314,7 @@ def test_chunks_of_lines_do_not_show(tmp_path: Path, rows: int, monkeypatch: pyt
         assert same_graph(read_tables(tmp_path, form)[0], GRAPH.with_csr())
 
 
-# --- tables that are none
+# --- invalid tables
 
 
 def edited(text: str, old: str, new: str) -> str:
@@ -349,7 +349,7 @@ def edited(text: str, old: str, new: str) -> str:
         ("0,1,1e-3\n", '0,1,"1\n', "is not a table in CSV"),
     ],
 )
-def test_tables_of_nodes_that_are_none(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_invalid_tables_of_nodes_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     tables(tmp_path, edited(NODES, old, new), EDGES)
     with pytest.raises(GraphError, match=message):
         read_tables(tmp_path)
@@ -375,12 +375,12 @@ def test_tables_of_nodes_that_are_none(tmp_path: Path, old: str, new: str, messa
         ("0,1,1,0,2\n", "-1,1,0,0,2\n", "lead from a layer to the next"),
         ("0,1,1,0,2\n", "0,5,1,0,2\n", "join nodes of the table of nodes, got one from node 5"),
         ("0,1,1,0,2\n", "0,1,1,-1,2\n", "join nodes of the table of nodes"),
-        ("0,1,1,0,2\n", "0,0,1,0,2\n", "1 edge.s. from layer 0 to 1 stand there more than once; expected every pair"),
+        ("0,1,1,0,2\n", "0,0,1,0,2\n", "1 edge.s. from layer 0 to 1 occur more than once; expected every pair"),
         ("0,0,1,0,1.5\n", "0,0,1,0,1.5", "ends within a line"),
         ("0,1,1,0,2\n", "0,1,1,0,2#\n", "expected rows of source_layer"),
     ],
 )
-def test_tables_of_edges_that_are_none(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_invalid_tables_of_edges_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     tables(tmp_path, NODES, edited(EDGES, old, new))
     with pytest.raises(GraphError, match=message):
         read_tables(tmp_path)
@@ -395,7 +395,7 @@ def test_foreign_csv_is_refused(tmp_path: Path, which: str, content: bytes) -> N
         read_tables(tmp_path)
 
 
-def test_names_must_be_those_of_layers(tmp_path: Path) -> None:
+def test_names_must_be_one_a_layer(tmp_path: Path) -> None:
     tables(tmp_path, "layer,index,activation,name\n0,0,1,a\n0,1,1,b\n1,0,1,c\n", EDGES)
     with pytest.raises(GraphError, match="expected one name a layer, got 'a', 'b' in layer 0"):
         read_tables(tmp_path)
@@ -450,7 +450,7 @@ def test_missing_tables_are_refused(form: Any, tmp_path: Path) -> None:
 @every_form
 @settings(max_examples=200)
 @given(data=st.data())
-def test_damage_is_noticed_by_the_manifest(form: Any, folder: Path, data: st.DataObject) -> None:
+def test_the_manifest_reveals_damage(form: Any, folder: Path, data: st.DataObject) -> None:
     files = [*write_tables(GRAPH, folder / "flip", format=form), folder / f"flip.manifest.{form}.json"]
     file = data.draw(st.sampled_from(files))
     damaged = bytearray(file.read_bytes())
@@ -521,8 +521,8 @@ def test_tables_of_two_writes_are_not_mixed(tmp_path: Path) -> None:
         ({"version": 2}, "version 2, this package reads tables of version 1; upgrade the package"),
         ({"kind": "graph"}, "is of kind 'graph'"),
         ({"subgraph": "no"}, "is of kind"),
-        ({"crc32": {}}, "is no manifest of tables"),
-        ({"crc32": None}, "is no manifest of tables"),
+        ({"crc32": {}}, "is not a manifest of tables"),
+        ({"crc32": None}, "is not a manifest of tables"),
     ],
 )
 def test_other_manifests_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -533,7 +533,7 @@ def test_other_manifests_are_refused(tmp_path: Path, change: dict[str, Any], mes
         read_tables(tmp_path)
     for content in ("", "[]", "5", "[" * 100_000):
         manifest.write_text(content)
-        with pytest.raises(GraphError, match="is no manifest of tables"):
+        with pytest.raises(GraphError, match="is not a manifest of tables"):
             read_tables(tmp_path)
 
 
@@ -567,7 +567,7 @@ def test_a_failed_write_leaves_the_old_files(form: Any, tmp_path: Path, monkeypa
         path.write_bytes(b"half of it")
         raise OSError("No space left on device")
 
-    # The nodes, after the edges were written whole.
+    # Writing the nodes fails after the edges were written completely.
     monkeypatch.setattr(f"graphs.io.exchange.{form}_files.write_nodes", fail)
     with pytest.raises(OSError, match="No space"):
         write_tables(random_case(2, (2, 2)).graph(), tmp_path, format=form)
@@ -585,7 +585,9 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
 
 
 @every_form
-def test_a_block_is_written_in_the_memory_of_a_band(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_is_written_with_the_memory_of_a_band(
+    form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("graphs.reduction.edge_selection.BAND_ELEMENTS", 1 << 14)
     graph = LayeredGraph.from_weights([np.broadcast_to(np.ones(500), (500, 500))], np.ones(500), [np.ones(500)])
     tracemalloc.start()

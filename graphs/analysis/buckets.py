@@ -1,0 +1,88 @@
+"""Buckets: the nodes of a layer, ordered by score and divided into groups."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from graphs.analysis.measures import positions
+from graphs.errors import GraphError
+
+__all__ = ["bucket_ends", "score_buckets"]
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+
+def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
+    """Assign every node to a bucket: nodes are ordered by score, the highest first, and divided into groups.
+
+    Parameters
+    ----------
+    scores : (n,) array-like
+        Finite.
+    buckets : int or sequence of float
+        The number of buckets of equal size; or the share of the nodes in each bucket, with sum 1, such as
+        ``(0.01, 0.09, 0.9)``. Buckets of higher scores round up, so bucket 0 is never empty; the last buckets may be, in
+        a layer of few nodes.
+
+    Returns
+    -------
+    (n,) int64 array
+        0 for the highest scores; order and ties as in :func:`graphs.analysis.measures.positions`.
+
+    Raises
+    ------
+    GraphError
+        Scores that are not one-dimensional, empty or not finite; no bucket, or shares that are not positive or do not sum to 1.
+
+    Examples
+    --------
+    >>> score_buckets([0.1, 0.4, 0.3, 0.2], 2), score_buckets([0.1, 0.4, 0.3, 0.2], (0.1, 0.9))
+    (array([1, 0, 0, 1]), array([1, 0, 1, 1]))
+    """
+    places = positions(scores)
+    ends = [math.ceil(end * len(places)) for end in bucket_ends(buckets)]
+    return np.searchsorted(ends, places, side="right").astype(np.int64)
+
+
+def bucket_ends(buckets: int | Sequence[float]) -> list[Fraction]:
+    """Compute where every bucket ends, as an exact share of the nodes.
+
+    Parameters
+    ----------
+    buckets : int or sequence of float
+        As for :func:`score_buckets`.
+
+    Returns
+    -------
+    list of Fraction
+        Ascending; the last is 1.
+
+    Raises
+    ------
+    GraphError
+        No bucket, or shares that are not positive or do not sum to 1.
+
+    Examples
+    --------
+    >>> [str(end) for end in bucket_ends((0.07, 0.93))]
+    ['7/100', '1']
+    """
+    requested: Any = buckets
+    if isinstance(requested, (int, np.integer)) and not isinstance(requested, bool) and requested >= 1:
+        return [Fraction(k, int(requested)) for k in range(1, int(requested) + 1)]
+    try:
+        # Every share is taken as the decimal number it is written as.
+        shares = [Fraction(repr(float(share))) for share in requested]
+    except (TypeError, ValueError):
+        shares = []
+    if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1.0, rel_tol=1e-9):
+        raise GraphError(f"buckets: expected an integer >= 1, or positive shares of sum 1, got {buckets!r}")
+    # Float shares may sum to a little more than 1.
+    return [*(min(end, Fraction(1)) for end in itertools.accumulate(shares[:-1])), Fraction(1)]

@@ -1,0 +1,97 @@
+"""Rules that decide how many out-edges every source keeps: its heaviest edges come first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from graphs.checks import check_count, check_share
+from graphs.errors import GraphError
+from graphs.linalg.blocks import FloatArray
+from graphs.reduction.backbone import disparity
+
+__all__ = ["EdgeRule", "edge_rule"]
+
+IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+# (weights (c, d) of the edges of c sources, in decreasing order and padded with zeros; degrees (c,)) -> edges kept (c,)
+EdgeRule: TypeAlias = Callable[[FloatArray, IntArray], IntArray]
+
+
+def edge_rule(
+    top_k: int | None = None,
+    threshold: float | None = None,
+    mass: float | None = None,
+    significance: float | None = None,
+) -> EdgeRule:
+    """Make the rule that exactly one of the parameters of :func:`graphs.reduction.sparsify.sparsify` asks for.
+
+    Parameters
+    ----------
+    top_k, threshold, mass, significance
+        As for :func:`graphs.reduction.sparsify.sparsify`.
+
+    Returns
+    -------
+    callable
+        Takes weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and degrees (c,);
+        returns how many of its first edges each source keeps, (c,).
+
+    Raises
+    ------
+    GraphError
+        No parameter or several, or one that is out of range.
+
+    Examples
+    --------
+    >>> edge_rule(mass=0.8)(np.array([[4.0, 3.0, 1.0], [1.0, 1.0, 0.0]]), np.array([3, 2]))
+    array([2, 2])
+    """
+    given = {"top_k": top_k, "threshold": threshold, "mass": mass, "significance": significance}
+    named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise GraphError(
+            f"expected exactly one of top_k, threshold, mass and significance, got {', '.join(named) or 'none'}"
+        )
+    if top_k is not None:
+        return _keep_first(check_count("top_k", top_k))
+    # Quotients, not products with the share: 9 / 10 rounds to the requested 0.9, but 0.55 * 100 is above 55. And running
+    # sums, which do not grow when the tail is cut: sparsifying again by the same threshold finds no smaller share.
+    if threshold is not None:
+        lowest = check_share("threshold", threshold)
+        return lambda weights, degrees: np.clip(
+            (weights / _running_sums(weights)[:, -1:] >= lowest).sum(axis=1), 1, degrees
+        )
+    if significance is not None:
+        level = check_share("significance", significance)
+
+        def significant(weights: FloatArray, degrees: IntArray) -> IntArray:
+            # alpha decreases with the weight, so the significant edges are the first ones.
+            alphas = disparity(weights, _running_sums(weights)[:, -1:], degrees[:, np.newaxis])
+            counts: IntArray = (alphas < level).sum(axis=1)
+            return np.clip(counts, 1, degrees)
+
+        return significant
+    share = check_share("mass", mass)
+    if share == 1.0:
+        return _keep_first(None)
+
+    def heaviest(weights: FloatArray, degrees: IntArray) -> IntArray:
+        running = _running_sums(weights)
+        short: IntArray = (running / running[:, -1:] < share).sum(axis=1)
+        return np.minimum(short + 1, degrees)
+
+    return heaviest
+
+
+def _keep_first(limit: int | None) -> EdgeRule:
+    """Make the rule that keeps the first `limit` edges, or all."""
+    return lambda weights, degrees: np.minimum(degrees, weights[:, :limit].shape[1])
+
+
+def _running_sums(weights: FloatArray) -> FloatArray:
+    """Add the weights up along each row, (c, d); the last column holds the out-strengths."""
+    running: FloatArray = np.cumsum(weights, axis=1)
+    return running

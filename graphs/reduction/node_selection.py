@@ -1,0 +1,103 @@
+"""Selection of layers and nodes: consecutive layers, and the nodes with the highest scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from graphs.errors import GraphError
+from graphs.linalg.blocks import FloatArray
+from graphs.structures.indices import check_layer
+from graphs.structures.layered import LayeredGraph
+
+__all__ = ["check_consecutive_layers", "count_of_mass", "highest_scored"]
+
+IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+
+
+def check_consecutive_layers(graph: LayeredGraph, layers: Sequence[int] | None, fewest: int = 1) -> tuple[int, ...]:
+    """Check that layers exist and follow each other.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+    layers : sequence of int, optional
+        All layers by default.
+    fewest : int
+        Lowest number of layers.
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    GraphError
+        No such layer, layers that are not consecutive and ascending, or fewer than `fewest`.
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]])
+    >>> check_consecutive_layers(graph, None), check_consecutive_layers(graph, range(1, 2))
+    ((0, 1), (1,))
+    """
+    if layers is None:
+        layers = range(len(graph.layers))
+    chosen = tuple(check_layer(graph, layer, name="layers") for layer in layers)
+    if len(chosen) < fewest or list(chosen) != list(range(chosen[0], chosen[-1] + 1)):
+        raise GraphError(
+            f"layers: expected at least {fewest} consecutive ascending layers, such as range(1, 4); got {list(chosen)}"
+        )
+    return chosen
+
+
+def highest_scored(scores: FloatArray, count: int) -> IntArray:
+    """Find the nodes with the highest scores; among equal scores the lower index is taken first.
+
+    Parameters
+    ----------
+    scores : (n,) array
+    count : int
+        Number of nodes; all where the layer has fewer.
+
+    Returns
+    -------
+    (min(count, n),) int array
+        Indices in ascending order.
+
+    Examples
+    --------
+    >>> highest_scored(np.array([0.1, 0.5, 0.4]), 2)
+    array([1, 2])
+    """
+    order: IntArray = np.argsort(-scores, kind="stable")[:count]
+    return np.sort(order)
+
+
+def count_of_mass(scores: FloatArray, share: float) -> int:
+    """Compute the lowest number of nodes that hold at least a share of a layer's score.
+
+    Parameters
+    ----------
+    scores : (n,) array
+        Non-negative.
+    share : float
+        0..1.
+
+    Returns
+    -------
+    int
+        1..n; 1 where all scores are zero.
+
+    Examples
+    --------
+    >>> count_of_mass(np.array([1.0, 5.0, 4.0]), 0.8)
+    2
+    """
+    running = np.cumsum(-np.sort(-scores))
+    if running[-1] <= 0.0:
+        return 1
+    return min(len(running), int((running / running[-1] < share).sum()) + 1)

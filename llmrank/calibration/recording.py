@@ -1,0 +1,115 @@
+"""Record how a model calls the blocks of its stack, so that each block can be called again by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.calibration.forward import first_output, write_count
+from llmrank.models import FFN
+
+__all__ = ["Call", "Recording", "recording"]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of one call of a module; for a block, without the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Recording:
+    """How a model calls the blocks of its stack in each batch; filled while :func:`recording` is open.
+
+    Attributes
+    ----------
+    blocks : list of nn.Module
+        The blocks in the order of the stack; empty if the FFNs are not in one stack.
+    first_states : list of tensors
+        The hidden states in front of the first block, one (batch, length, hidden) tensor for each batch.
+    calls : list of lists of Call
+        For every block, one call for each batch.
+    unbroken : bool
+        Whether every block was called once in each batch, in order, on the very tensor that the block before returned, and did
+        not write to that tensor.
+    kept : bool
+        Whether :attr:`first_states` are kept for several streams; if not, the first stream takes them.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self.blocks = list(blocks)
+        self.first_states: list[torch.Tensor] = []
+        self.calls: list[list[Call]] = [[] for _ in blocks]
+        self.unbroken = bool(blocks)
+        self.kept = True
+        self._next_position = 0
+        self._last_output: torch.Tensor | None = None
+        self._input: tuple[torch.Tensor, int | None] | None = None
+
+    def take_first_states(self) -> list[torch.Tensor]:
+        """Return the hidden states in front of the first block, and forget them unless they are kept."""
+        states = list(self.first_states)
+        if not self.kept:
+            self.first_states.clear()
+        return states
+
+    def record_call(self, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record the arguments of a block, before it runs."""
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        follows = position == self._next_position and (position == 0 or hidden is self._last_output)
+        self.unbroken = self.unbroken and follows and isinstance(hidden, torch.Tensor)
+        if not self.unbroken or hidden is None:
+            self.first_states.clear()
+            return
+        self._input = hidden, write_count(hidden)
+        if position == 0:
+            self.first_states.append(hidden.detach())
+        other_kwargs = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+        self.calls[position].append(Call(args[1:], other_kwargs))
+
+    def record_return(self, position: int, output: Any) -> None:
+        """Record the output of a block, after it has run."""
+        if self._input is not None:
+            hidden, count_before = self._input
+            # If the block wrote to its input, the kept tensor is not what the block must get the next time.
+            self.unbroken = self.unbroken and write_count(hidden) == count_before
+            self._input = None
+        self._last_output = first_output(output)
+        self._next_position = (position + 1) % len(self.blocks)
+
+
+@contextmanager
+def recording(model: nn.Module, ffns: Sequence[FFN]) -> Iterator[Recording]:
+    """Record the calls of the blocks of a stack during the forward passes inside the context.
+
+    Parameters
+    ----------
+    model : nn.Module
+    ffns : sequence of FFN
+        If they lie in several stacks (encoder and decoder), or in none, nothing is recorded.
+    """
+    stacks = {ffn.stack for ffn in ffns}
+    names = {ffn.name for ffn in ffns}
+    blocks: list[nn.Module] = []
+    if len(stacks) == 1 and not stacks & names:
+        blocks = list(model.get_submodule(next(iter(stacks))).children())
+    record = Recording(blocks)
+    with ExitStack() as hooks:
+        for position, block in enumerate(blocks):
+            hooks.callback(
+                block.register_forward_pre_hook(
+                    lambda _block, args, kwargs, k=position: record.record_call(k, args, kwargs), with_kwargs=True
+                ).remove
+            )
+            hooks.callback(
+                block.register_forward_hook(
+                    lambda _block, _args, output, k=position: record.record_return(k, output)
+                ).remove
+            )
+        yield record

@@ -1,0 +1,86 @@
+"""The two budgets that an inspection compares: local and global pruning by the same amount."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmrank.errors import OptionError
+from llmrank.models import FFN
+from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, bare_record
+
+__all__ = ["Budgets", "amount_label", "make_budgets", "refusal"]
+
+
+@dataclass(frozen=True, eq=False)
+class Budgets:
+    """The two budgets that an inspection compares, at one amount.
+
+    Attributes
+    ----------
+    local : LocalPruner
+    global_ : GlobalPruner
+    refusals : mapping from str to str
+        For each budget (``local`` or ``global``) that refuses the amount for this model: why. A number of neurons that is
+        small compared to all layers can be larger than one layer.
+    """
+
+    local: LocalPruner
+    global_: GlobalPruner
+    refusals: Mapping[str, str]
+
+    def possible(self) -> dict[str, BasePruner]:
+        """Return the pruners that accept the amount, by the name of their budget."""
+        both: dict[str, BasePruner] = {"local": self.local, "global": self.global_}
+        return {name: pruner for name, pruner in both.items() if name not in self.refusals}
+
+
+def make_budgets(pruner: BasePruner, ffns: Sequence[FFN], *, jointly: bool) -> Budgets:
+    """Make both budgets with the settings of a pruner, and find out which of them accept its amount.
+
+    Parameters
+    ----------
+    pruner : BasePruner
+        Its amount, min_keep, multiple_of and, for global pruning, normalisation are used.
+    ffns : sequence of FFN
+    jointly : bool
+        Whether global pruning compares the neurons of all layers. Otherwise it prunes each FFN by itself.
+
+    Raises
+    ------
+    OptionError
+        The pruner protects layers, counts something else than neurons, or divides scores by costs.
+    """
+    if pruner.protect or pruner.of != "neurons" or (isinstance(pruner, GlobalPruner) and pruner.per_cost):
+        raise OptionError(
+            "an inspection counts neurons of all layers, and does not support protect, of and per_cost; use them only for pruning"
+        )
+    limits = (pruner.amount, pruner.min_keep, pruner.multiple_of)
+    local = LocalPruner(*limits)
+    global_ = GlobalPruner(*limits, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
+    # Whether an amount is possible depends only on sizes, so it is checked before the calibration.
+    by_ffn = [[bare_record(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
+    all_layers = [record for group in by_ffn for record in group]
+    groups = [all_layers] if jointly else [all_layers, *by_ffn]
+    both: dict[str, BasePruner] = {"local": local, "global": global_}
+    reasons = {name: refusal(budget, groups) for name, budget in both.items()}
+    return Budgets(local, global_, {name: reason for name, reason in reasons.items() if reason})
+
+
+def refusal(pruner: BasePruner, groups: Sequence[Sequence[LayerRecord]]) -> str:
+    """Return why a pruner refuses its amount for one of the groups of layers, or an empty string."""
+    try:
+        for group in groups:
+            pruner.check(group)
+    except OptionError as error:
+        return str(error)
+    return ""
+
+
+def amount_label(amount: float | int) -> str:
+    """Return an amount as people write it.
+
+    >>> amount_label(0.29), amount_label(1500)
+    ('29 %', '1,500 neurons')
+    """
+    return f"{amount:,} neurons" if isinstance(amount, int) else f"{100 * amount:.6g} %"

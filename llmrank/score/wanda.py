@@ -1,0 +1,57 @@
+"""Wanda and Wanda-sp: weights times activation norms, of the edges into a node or out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from llmrank.calibration.statistics import LayerStatistics
+from llmrank.score.base_scorer import BaseScorer, OutgoingScorer
+from llmrank.score.baselines import check_norm_order
+
+__all__ = ["WandaSPScorer", "WandaScorer"]
+
+
+@dataclass
+class WandaScorer(BaseScorer):
+    """Wanda, summed over a node's inputs: ``sum_k |W_jk| a_k``, where a holds the input norms.
+
+    Source: Sun et al. 2023 (arXiv 2306.11695), here as a score of whole neurons.
+    """
+
+    def score(
+        self,
+        prev_importance: torch.Tensor,
+        in_activations: torch.Tensor,
+        out_activations: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> torch.Tensor:
+        """Multiply the weight by the input norms."""
+        return weight @ in_activations
+
+
+@dataclass
+class WandaSPScorer(OutgoingScorer):
+    """Wanda-sp: ``||x_j||_2 * ||down_:j||_p`` for hidden neuron j; the paper takes p = 1.
+
+    Source: An et al. 2023 (arXiv 2312.11983), who apply Wanda to whole neurons. A mean over the rows instead of the L1 norm
+    would change no order.
+
+    Parameters
+    ----------
+    p : float
+        Order of the norm of the output map's column, at least 1.
+    """
+
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_norm_order(self.p)
+
+    def _weight_factor(self, outgoing: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.linalg.vector_norm(outgoing, ord=self.p, dim=0)
+        return result
+
+    def _activation_factor(self, statistics: LayerStatistics) -> torch.Tensor:
+        return statistics.norm
