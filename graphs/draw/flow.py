@@ -177,6 +177,7 @@ def _tops(heights: FloatArray) -> FloatArray:
 
 
 def _draw_bars(ax: Axes, stacks: Sequence[_Stack], shares: Sequence[float]) -> None:
+    """Draw the buckets of every layer as stacked bars."""
     from matplotlib.collections import PolyCollection
 
     for bucket, (name, colour) in enumerate(zip(_bucket_names(shares), _colours(len(shares)), strict=True)):
@@ -202,6 +203,7 @@ def _legend_entry(name: str) -> str:
 
 
 def _draw_ribbons(ax: Axes, flows: Sequence[FloatArray], stacks: Sequence[_Stack]) -> None:
+    """Draw the flow between buckets as ribbons between the bars of neighbouring layers."""
     from matplotlib.collections import PolyCollection
 
     count = len(stacks[0].holds)
@@ -233,6 +235,7 @@ def _colours(count: int) -> list[Any]:
 
 
 def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[float], names: Sequence[str]) -> Axes:
+    """Draw the heat map of the score that stays in its bucket, for many layers."""
     ratios = np.full((len(shares), len(flows)), np.nan)
     for block, part in enumerate(flows):
         own = np.diag(part)

@@ -137,6 +137,7 @@ def _heights(values: FloatArray) -> FloatArray:
 
 
 def _lines(subgraph: Subgraph, heights: Sequence[FloatArray]) -> _Lines:
+    """Compute the lines of the heaviest edges, relative to the heaviest edge of their block."""
     segments, strengths = [np.zeros((0, 2, 2))], [np.zeros(0)]
     for layer, block in enumerate(subgraph.graph.blocks, start=1):
         edges = block.to_csr().tocoo()
@@ -170,6 +171,7 @@ def _draw_edges(ax: Axes, lines: _Lines) -> None:
 def _draw_nodes(
     ax: Axes, subgraph: Subgraph, heights: Sequence[FloatArray], scores: Sequence[FloatArray], height: float
 ) -> None:
+    """Draw the nodes of every layer, with areas by score, and their indices where there is space."""
     low, high = ax.get_ylim()
     pitches = [
         72.0 * height / (high - low) * float(np.diff(np.sort(values)).min(initial=WIDEST_PITCH)) for values in heights
@@ -190,6 +192,7 @@ def _draw_nodes(
 
 
 def _label(ax: Axes, layer: int, heights: FloatArray, nodes: IntArray, radii: FloatArray) -> None:
+    """Write the indices of the nodes of a layer beside them."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3.0, foreground="white")]

@@ -216,6 +216,7 @@ def from_networkx(
 def _blocks(
     digraph: networkx.DiGraph, members: list[list[Hashable]], layer_of: dict[Hashable, int], weight: str | None
 ) -> list[sparse.csr_array]:
+    """Build the block into every layer from the edges of the digraph."""
     place = {node: k for nodes in members for k, node in enumerate(nodes)}
     edges: list[tuple[list[float], list[int], list[int]]] = [([], [], []) for _ in members[1:]]
     for source, target, value in (

@@ -362,6 +362,7 @@ def _subgraph(
     strengths: list[FloatArray],
     scores: tuple[FloatArray, ...] | None,
 ) -> Subgraph:
+    """Make the subgraph of given nodes and edges, with its scores and shares of the original."""
     chosen = None if scores is None else tuple(scores[k][at] for k, at in zip(layers, nodes, strict=True))
     activations = tuple(graph.activations[layer][at] for layer, at in zip(layers, nodes, strict=True))
     nodes = [at.astype(np.int64) for at in nodes]

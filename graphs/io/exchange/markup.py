@@ -249,6 +249,7 @@ def _read(
     read: Callable[[Any, io.BytesIO], Any],
     max_edges: int,
 ) -> Labelled:
+    """Check a file, let networkx read it, and convert the digraph to a layered graph."""
     if not Path(path).is_file():
         raise GraphError(f"no {format_name} file at {path}")
     content = Path(path).read_bytes()
