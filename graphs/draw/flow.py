@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "MAX_LAYERS", "layer_flow"]
 
-# Highest number of layers whose ribbons a reader can follow; more become a heat map.
+# Maximum number of layers whose ribbons a reader can follow; more become a heat map.
 MAX_LAYERS = 12
-# Highest number of buckets with shares of whole per cents and distinct colours.
+# Maximum number of buckets with shares of whole per cents and distinct colours.
 MAX_BUCKETS = 8
 # Half the width of a bar, half the width of its flat middle, and the gap between two bars of a stack.
 HALF, FLAT, GAP = 0.09, 0.03, 0.025

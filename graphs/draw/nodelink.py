@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_EDGES", "MAX_NODES", "node_link"]
 
-# Highest number of nodes that a reader can tell apart on a page.
+# Maximum number of nodes that a reader can tell apart on a page.
 MAX_NODES = 300
-# Highest number of edges drawn, the heaviest first: lighter ones would only blur the figure.
+# Maximum number of edges drawn, the heaviest first: lighter ones would only blur the figure.
 MAX_EDGES = 4000
 # Top and bottom of the nodes of a layer, and the largest distance between two neighbours, in data coordinates.
 TOP, BOTTOM, WIDEST_PITCH = 1.0, 0.0, 0.25
@@ -60,7 +60,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
         The subgraph to draw; see :func:`graphs.reduction.subgraphs.top_subgraph`.
     ax : matplotlib Axes, optional
     max_nodes : int
-        Highest number of nodes; more raise an error.
+        Maximum number of nodes; more raise an error.
 
     Returns
     -------

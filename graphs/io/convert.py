@@ -32,7 +32,7 @@ def to_networkx(
     graph : LayeredGraph or Subgraph
         Layers and indices of a subgraph are those of the original.
     max_edges : int
-        Highest number of edges; more raise an error, because networkx needs some 350 bytes an edge.
+        Maximum number of edges; more raise an error, because networkx needs some 350 bytes an edge.
     rank : RankResult, optional
         A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
 

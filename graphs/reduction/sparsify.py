@@ -79,8 +79,8 @@ class Sparsification:
         Returns
         -------
         tuple of L+1 floats
-            In [0, 2], layer 0 first. From the first block on that has a dangling source and whose source scores can differ,
-            inf: the normalisation N then rescales by a sum that depends on the scores, and no bound is claimed.
+            In [0, 2], layer 0 first; inf from the first block on that has a dangling source and where scores can differ: the
+            normalisation N there divides by a sum that depends on the scores, and no bound is claimed.
 
         Raises
         ------
