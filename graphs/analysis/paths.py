@@ -75,7 +75,7 @@ def strongest_paths(
     layer, node : int
         0..L, and 0..n_l - 1.
     k : int
-        Highest number of paths.
+        Maximum number of paths.
     before, after : int
         Number of layers that the paths cover before `layer`, and after it.
     theta : float, optional

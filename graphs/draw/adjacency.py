@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "adjacency_heatmap"]
 
-# Highest number of cells a side; a page shows no more.
+# Maximum number of cells a side; a page shows no more.
 MAX_BUCKETS = 400
 
 

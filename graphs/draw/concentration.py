@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_LINES", "MAX_POINTS", "lorenz_curves", "score_distribution"]
 
-# Highest number of layers with a line each; more become bands.
+# Maximum number of layers with a line each; more become bands.
 MAX_LINES = 8
-# Highest number of points of a line: a page shows no more, and vector files stay small.
+# Maximum number of points of a line: a page shows no more, and vector files stay small.
 MAX_POINTS = 1000
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_STEPS", "convergence"]
 
-# Highest number of steps drawn for a result: a page shows no more, and vector files stay small.
+# Maximum number of steps drawn for a result: a page shows no more, and vector files stay small.
 MAX_STEPS = 1000
 
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "MAX_LAYERS", "layer_flow"]
 
-# Highest number of layers whose ribbons a reader can follow; more become a heat map.
+# Maximum number of layers whose ribbons a reader can follow; more become a heat map.
 MAX_LAYERS = 12
-# Highest number of buckets with shares of whole per cents and distinct colours.
+# Maximum number of buckets with shares of whole per cents and distinct colours.
 MAX_BUCKETS = 8
 # Half the width of a bar, half the width of its flat middle, and the gap between two bars of a stack.
 HALF, FLAT, GAP = 0.09, 0.03, 0.025
@@ -177,6 +177,7 @@ def _tops(heights: FloatArray) -> FloatArray:
 
 
 def _draw_bars(ax: Axes, stacks: Sequence[_Stack], shares: Sequence[float]) -> None:
+    """Draw the buckets of every layer as stacked bars."""
     from matplotlib.collections import PolyCollection
 
     for bucket, (name, colour) in enumerate(zip(_bucket_names(shares), _colours(len(shares)), strict=True)):
@@ -202,6 +203,7 @@ def _legend_entry(name: str) -> str:
 
 
 def _draw_ribbons(ax: Axes, flows: Sequence[FloatArray], stacks: Sequence[_Stack]) -> None:
+    """Draw the flow between buckets as ribbons between the bars of neighbouring layers."""
     from matplotlib.collections import PolyCollection
 
     count = len(stacks[0].holds)
@@ -233,6 +235,7 @@ def _colours(count: int) -> list[Any]:
 
 
 def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[float], names: Sequence[str]) -> Axes:
+    """Draw the heat map of the score that stays in its bucket, for many layers."""
     ratios = np.full((len(shares), len(flows)), np.nan)
     for block, part in enumerate(flows):
         own = np.diag(part)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_EDGES", "MAX_NODES", "node_link"]
 
-# Highest number of nodes that a reader can tell apart on a page.
+# Maximum number of nodes that a reader can tell apart on a page.
 MAX_NODES = 300
-# Highest number of edges drawn, the heaviest first: lighter ones would only blur the figure.
+# Maximum number of edges drawn, the heaviest first: lighter ones would only blur the figure.
 MAX_EDGES = 4000
 # Top and bottom of the nodes of a layer, and the largest distance between two neighbours, in data coordinates.
 TOP, BOTTOM, WIDEST_PITCH = 1.0, 0.0, 0.25
@@ -60,7 +60,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
         The subgraph to draw; see :func:`graphs.reduction.subgraphs.top_subgraph`.
     ax : matplotlib Axes, optional
     max_nodes : int
-        Highest number of nodes; more raise an error.
+        Maximum number of nodes; more raise an error.
 
     Returns
     -------
@@ -137,6 +137,7 @@ def _heights(values: FloatArray) -> FloatArray:
 
 
 def _lines(subgraph: Subgraph, heights: Sequence[FloatArray]) -> _Lines:
+    """Compute the lines of the heaviest edges, relative to the heaviest edge of their block."""
     segments, strengths = [np.zeros((0, 2, 2))], [np.zeros(0)]
     for layer, block in enumerate(subgraph.graph.blocks, start=1):
         edges = block.to_csr().tocoo()
@@ -170,6 +171,7 @@ def _draw_edges(ax: Axes, lines: _Lines) -> None:
 def _draw_nodes(
     ax: Axes, subgraph: Subgraph, heights: Sequence[FloatArray], scores: Sequence[FloatArray], height: float
 ) -> None:
+    """Draw the nodes of every layer, with areas by score, and their indices where there is space."""
     low, high = ax.get_ylim()
     pitches = [
         72.0 * height / (high - low) * float(np.diff(np.sort(values)).min(initial=WIDEST_PITCH)) for values in heights
@@ -190,6 +192,7 @@ def _draw_nodes(
 
 
 def _label(ax: Axes, layer: int, heights: FloatArray, nodes: IntArray, radii: FloatArray) -> None:
+    """Write the indices of the nodes of a layer beside them."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3.0, foreground="white")]

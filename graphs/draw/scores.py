@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_rankings", "kept_by_layer", "score_heatmap"]
 
-# Highest number of columns of the heat map; wider layers are averaged.
+# Maximum number of columns of the heat map; wider layers are averaged.
 MAX_COLUMNS = 400
-# Highest number of nodes drawn as dots in a comparison; more become densities.
+# Maximum number of nodes drawn as dots in a comparison; more become densities.
 MAX_DOTS = 1000
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 __all__ = ["LONGEST", "as_literal", "percent", "short_names"]
 
-# Highest number of letters of a short name.
+# Maximum number of letters of a short name.
 LONGEST = 22
 
 

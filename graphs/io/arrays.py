@@ -15,6 +15,7 @@ from scipy import sparse
 
 from graphs.errors import GraphError
 from graphs.linalg.validation import check_compressed
+from graphs.reduction.edge_selection import check_finite_weights
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["graph_arrays", "graph_from_arrays", "graph_metadata"]
@@ -54,10 +55,7 @@ def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
         yield f"activation.{layer}", vector
     for position, block in enumerate(graph.blocks, start=1):
         csr = block.to_csr()
-        if not np.isfinite(csr.data).all():
-            raise GraphError(
-                f"block {position}: the edge weights hold NaN or Inf; expected finite numbers: repair or reload them"
-            )
+        check_finite_weights(csr.data, f"block {position}")
         for part in PARTS:
             yield f"block.{position}.{part}", getattr(csr, part)
 

@@ -32,7 +32,7 @@ def to_networkx(
     graph : LayeredGraph or Subgraph
         Layers and indices of a subgraph are those of the original.
     max_edges : int
-        Highest number of edges; more raise an error, because networkx needs some 350 bytes an edge.
+        Maximum number of edges; more raise an error, because networkx needs some 350 bytes an edge.
     rank : RankResult, optional
         A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
 
@@ -216,6 +216,7 @@ def from_networkx(
 def _blocks(
     digraph: networkx.DiGraph, members: list[list[Hashable]], layer_of: dict[Hashable, int], weight: str | None
 ) -> list[sparse.csr_array]:
+    """Build the block into every layer from the edges of the digraph."""
     place = {node: k for nodes in members for k, node in enumerate(nodes)}
     edges: list[tuple[list[float], list[int], list[int]]] = [([], [], []) for _ in members[1:]]
     for source, target, value in (

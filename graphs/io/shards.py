@@ -75,6 +75,7 @@ def _map_tensors(path: Path) -> dict[str, Any]:
 
 
 def _files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """List the files; a directory gives all safetensors files in it."""
     paths = [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
     files: list[Path] = []
     for path in paths:

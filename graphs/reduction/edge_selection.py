@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from graphs.errors import GraphError
 from graphs.linalg.blocks import (
     BAND_ELEMENTS,
     Block,
@@ -25,7 +26,7 @@ from graphs.linalg.blocks import (
     is_torch,
 )
 
-__all__ = ["EdgeList", "csr_of", "edges_at", "edges_by_flow", "row_chunks"]
+__all__ = ["EdgeList", "check_finite_weights", "csr_of", "edges_at", "edges_by_flow", "row_chunks"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
@@ -207,6 +208,32 @@ def edges_by_flow(
             rows, columns, carried, weights = rows[best], columns[best], carried[best], weights[best]
             floor = float(carried.min())
     return csr_of(rows, columns, weights, (len(targets), len(sources)))
+
+
+def check_finite_weights(weights: FloatArray, name: str) -> None:
+    """Check that edge weights are finite.
+
+    Parameters
+    ----------
+    weights : float array, (k,)
+    name : str
+        Name of the block in the error message.
+
+    Raises
+    ------
+    GraphError
+        NaN or Inf in the weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_finite_weights(np.array([1.0, np.nan]), "block 1")
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: block 1: the edge weights hold NaN or Inf; expected finite numbers: repair or reload them
+    """
+    if not np.isfinite(weights).all():
+        raise GraphError(f"{name}: the edge weights hold NaN or Inf; expected finite numbers: repair or reload them")
 
 
 def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray | None, shape: tuple[int, int]) -> sparse.csr_array:

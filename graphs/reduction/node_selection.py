@@ -27,7 +27,7 @@ def check_consecutive_layers(graph: LayeredGraph, layers: Sequence[int] | None, 
     layers : sequence of int, optional
         All layers by default.
     fewest : int
-        Lowest number of layers.
+        Minimum number of layers.
 
     Returns
     -------

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from scipy import sparse
 
 from graphs.checks import check_share
-from graphs.errors import GraphError
 from graphs.linalg.blocks import BAND_ELEMENTS, Block, SparseBlock, index_dtype
 from graphs.reduction.backbone import significant_in_edges
 from graphs.reduction.edge_rules import EdgeRule, edge_rule
+from graphs.reduction.edge_selection import check_finite_weights
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["Sparsification", "sparsify"]
@@ -79,8 +79,8 @@ class Sparsification:
         Returns
         -------
         tuple of L+1 floats
-            In [0, 2], layer 0 first. From the first block on that has a dangling source and whose source scores can differ,
-            inf: the normalisation N then rescales by a sum that depends on the scores, and no bound is claimed.
+            In [0, 2], layer 0 first; inf from the first block on that has a dangling source and where scores can differ: the
+            normalisation N there divides by a sum that depends on the scores, and no bound is claimed.
 
         Raises
         ------
@@ -289,9 +289,9 @@ class _Part:
 
 
 def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, name: str) -> _Part:
+    """Drop the edges of one block that the rule (and the significance at the target, if given) does not keep."""
     csr = block.to_csr()
-    if not np.isfinite(csr.data).all():
-        raise GraphError(f"{name}: the edge weights hold NaN or Inf; expected finite numbers: repair or reload them")
+    check_finite_weights(csr.data, name)
     by_target: npt.NDArray[np.bool_] | None = None
     if significance is not None:
         passes = significant_in_edges(csr, significance)

@@ -125,13 +125,13 @@ def top_subgraph(
     mass : float, optional
         Instead of `nodes`: the fewest nodes of every layer that hold at least this share of its score, 0..1.
     edges : int, optional
-        Highest number of edges of a block, at least 1. The edges that carry most score are taken, by
+        Maximum number of edges of a block, at least 1. The edges that carry most score are taken, by
         ``P_ij r_j = W_ij r_j / s_j`` with ``s_j`` the out-strength of source j in the whole graph (theta = 1). All by
         default.
     layers : sequence of int, optional
         Two or more consecutive layers; all by default.
     max_edges : int
-        Highest number of edges of all blocks together; more raise an error.
+        Maximum number of edges of all blocks together; more raise an error.
 
     Returns
     -------
@@ -189,7 +189,7 @@ def between(
     rank : RankResult, optional
         A rank of `graph`, with one score a node; its scores are part of the result.
     max_edges : int
-        Highest number of edges of all blocks together; more raise an error.
+        Maximum number of edges of all blocks together; more raise an error.
 
     Returns
     -------
@@ -246,7 +246,7 @@ def ego(
     rank : RankResult, optional
         A rank of `graph`, with one score a node; its scores are part of the result.
     max_edges : int
-        Highest number of edges; more raise an error.
+        Maximum number of edges; more raise an error.
 
     Returns
     -------
@@ -362,6 +362,7 @@ def _subgraph(
     strengths: list[FloatArray],
     scores: tuple[FloatArray, ...] | None,
 ) -> Subgraph:
+    """Make the subgraph of given nodes and edges, with its scores and shares of the original."""
     chosen = None if scores is None else tuple(scores[k][at] for k, at in zip(layers, nodes, strict=True))
     activations = tuple(graph.activations[layer][at] for layer, at in zip(layers, nodes, strict=True))
     nodes = [at.astype(np.int64) for at in nodes]

@@ -150,6 +150,7 @@ def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    """Read one array, after checking that its header does not claim more than the member holds."""
     # The member is read completely, so that its CRC is checked before its header is used.
     content = archive.read(entry)
     file = io.BytesIO(content)

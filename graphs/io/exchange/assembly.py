@@ -115,6 +115,7 @@ def _names(rows: NodeRows, order: IntArray, bounds: IntArray, path: Path) -> lis
 def _blocks(
     chunks: Iterable[EdgeRows], layers: tuple[int, ...], nodes: list[IntArray], path: Path
 ) -> list[sparse.csr_array]:
+    """Build the blocks from the rows of the edges, which may be in any order."""
     parts: list[list[tuple[IntArray, IntArray, FloatArray]]] = [[] for _ in layers[1:]]
     free_pairs = [len(targets) * len(sources) for sources, targets in itertools.pairwise(nodes)]
     dtype: Any = np.float64

@@ -65,7 +65,7 @@ def write_graphml(
     rank : RankResult, optional
         A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
     max_edges : int
-        Highest number of edges; more raise an error, because no viewer draws as many. Every edge takes some 100 bytes of the
+        Maximum number of edges; more raise an error, because no viewer draws as many. Every edge takes some 100 bytes of the
         file, and 1.6 KB of memory and 30 microseconds to write.
 
     Raises
@@ -140,7 +140,7 @@ def read_graphml(path: str | os.PathLike[str], max_edges: int = 1_000_000) -> La
     ----------
     path : path-like
     max_edges : int
-        Highest number of edges; more raise an error, because networkx needs two kilobytes an edge to read them.
+        Maximum number of edges; more raise an error, because networkx needs two kilobytes an edge to read them.
 
     Returns
     -------
@@ -249,6 +249,7 @@ def _read(
     read: Callable[[Any, io.BytesIO], Any],
     max_edges: int,
 ) -> Labelled:
+    """Check a file, let networkx read it, and convert the digraph to a layered graph."""
     if not Path(path).is_file():
         raise GraphError(f"no {format_name} file at {path}")
     content = Path(path).read_bytes()

@@ -39,7 +39,7 @@ def scan(content: bytes, root: str, complaint: str, max_edges: int) -> ElementCo
     complaint : str
         Start of the error messages.
     max_edges : int
-        Highest number of edges; more raise an error.
+        Maximum number of edges; more raise an error.
 
     Returns
     -------

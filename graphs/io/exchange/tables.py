@@ -26,7 +26,7 @@ from graphs.io.exchange.assembly import Labels, assemble_graph
 from graphs.io.exchange.rows import EdgeRows, NodeRows
 from graphs.io.files import replacing
 from graphs.linalg.blocks import FloatArray
-from graphs.reduction.edge_selection import row_chunks
+from graphs.reduction.edge_selection import check_finite_weights, row_chunks
 from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
@@ -217,10 +217,7 @@ def _edge_rows(graph: LayeredGraph | Subgraph) -> Iterator[EdgeRows]:
     layered, layers, nodes = _parts(graph)
     for position, block in enumerate(layered.blocks, start=1):
         for chunk, csr in row_chunks(block):
-            if not np.isfinite(csr.data).all():
-                raise GraphError(
-                    f"block {position}: the edge weights hold NaN or Inf; expected finite numbers: repair or reload them"
-                )
+            check_finite_weights(csr.data, f"block {position}")
             yield EdgeRows(
                 source_layer=np.full(csr.nnz, layers[position - 1]),
                 source=nodes[position - 1][csr.indices],
