@@ -13,6 +13,7 @@ from torch import nn
 
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN
+from llmrank.models.families import text_config
 
 __all__ = [
     "Accumulator",
@@ -124,7 +125,7 @@ def model_inputs(
                 inputs["use_cache"] = False
             if not text_only and "cross_attention_states" in signature(model.forward).parameters:
                 like = next(model.parameters())
-                size = (config.get_text_config() if hasattr(config, "get_text_config") else config).hidden_size
+                size = text_config(model).hidden_size
                 inputs["cross_attention_states"] = torch.zeros(len(ids), 1, size, dtype=like.dtype, device=device)
         return inputs, None if full else mask, None
     half = ids.shape[1] // 2

