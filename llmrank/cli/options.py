@@ -29,7 +29,7 @@ from llmrank.pipeline.registry import (
 from llmrank.prune.schedule import Schedule
 from llmrank.score.model_graph import check_beta
 from llmrank.surgery import checkpoint
-from llmrank.surgery.apply import FORMS
+from llmrank.surgery.forms import FORMS
 from llmrank.surgery.repair import BaseRepair
 
 __all__ = [

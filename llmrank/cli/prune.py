@@ -22,8 +22,8 @@ from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.report import Evaluation, Report
 from llmrank.prune.budget import describe_amount
 from llmrank.surgery import checkpoint
-from llmrank.surgery.apply import WIDTHS_KEY
 from llmrank.surgery.files import check_output
+from llmrank.surgery.widths import WIDTHS_KEY
 
 __all__ = ["run_demo", "run_prune"]
 

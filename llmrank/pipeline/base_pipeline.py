@@ -35,18 +35,11 @@ from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.rank_graphs import rank_graphs
-from llmrank.surgery.apply import (
-    Align,
-    AppliedMasks,
-    Form,
-    apply_masks,
-    check_padding,
-    check_writable,
-    prunable_layers,
-    trial_cut,
-)
+from llmrank.surgery.apply import AppliedMasks, apply_masks, check_writable, prunable_layers, trial_cut
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
+from llmrank.surgery.forms import Form
 from llmrank.surgery.repair import BaseRepair, RepairedMap, summary
+from llmrank.surgery.widths import Align, check_padding
 
 __all__ = [
     "BasePipeline",

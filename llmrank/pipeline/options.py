@@ -10,8 +10,9 @@ from llmrank.models.costs import unit_name
 from llmrank.prune import BasePruner
 from llmrank.prune.schedule import Schedule
 from llmrank.score import BaseScorer
-from llmrank.surgery.apply import ALIGNMENTS, FORMS, Align, Form
+from llmrank.surgery.forms import FORMS, Form
 from llmrank.surgery.repair import BaseRepair
+from llmrank.surgery.widths import ALIGNMENTS, Align
 
 __all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "check_options"]
 

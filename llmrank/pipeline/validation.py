@@ -1,9 +1,9 @@
-"""Cut or repaired: which of the two is nearer to the dense model on held-out calibration tokens.
+"""Validation of a repair: whether it brings the pruned model closer to the dense one, on held-out calibration tokens.
 
-A repair makes the error of every map smaller, on held-out tokens too, where its damping is chosen by them. That does not say that
-the model as a whole comes nearer: where calibration tokens are few it can move away. So both are compared at the end, and the
-better one is kept. No weight is fitted to the held-out tokens; but one damping a map is chosen on them, so that the distance of
-the repaired model comes out a little too small.
+A repair makes the error of every map smaller, also on held-out tokens, because they choose its damping. That does not prove that
+the model comes closer to the dense one: with few calibration tokens it can move away. So the pruned model is compared with and
+without its repair at the end, and the better one is kept. No weight is fitted to the held-out tokens; but they choose one damping
+for each map, so the distance of the repaired model comes out a little too small.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import compare_predictions
 from llmrank.models import FFN
 from llmrank.prune.masks import Masks
-from llmrank.surgery.apply import RepairsInPlace
 from llmrank.surgery.equivalence import as_masked
 from llmrank.surgery.repair import BaseRepair, RepairedMap, repair_ffns
-from llmrank.surgery.repair.sequential import Choose
+from llmrank.surgery.repair.in_place import RepairsInPlace
+from llmrank.surgery.repair.sequential import Reselect
 
 __all__ = ["Validation", "Validator", "repair_where_it_helps"]
 
 Measure: TypeAlias = Literal["divergence", "squared error"]
-# The sum of the distances of every sequence, and over how many tokens it is.
+# For every sequence the sum of the distances of its tokens, and the number of these tokens.
 Distances: TypeAlias = tuple[list[float], list[int]]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """How far a cut model is from the dense one on held-out calibration tokens, without and with its repair.
+    """How far a pruned model is from the dense one on held-out calibration tokens, without and with its repair.
 
     Attributes
     ----------
     measure : {"divergence", "squared error"}
-        Mean over tokens of KL(dense || model) of the next-token predictions, in nats; or for models that predict no tokens, of
-        ``||y' - y||^2``, y being the first output of the dense model.
+        The distance, a mean over tokens: KL(dense || pruned) of the next-token predictions, in nats; or, for models that
+        predict no tokens, ``||y' - y||^2``, where y is the first output of the dense model and y' that of the pruned one.
     tokens : int
-        Tokens that the means are over.
+        Number of tokens that the means are taken over.
     cut, repaired : float
-        The mean distances.
+        Mean distance of the pruned model without and with its repair.
     error : float or None
-        Standard error of their difference, paired over sequences; None for a single sequence.
+        Standard error of the difference of the two, paired over sequences; None for a single sequence.
     """
 
     measure: Measure
@@ -61,48 +61,48 @@ class Validation:
 
     @classmethod
     def of(cls, measure: Measure, cut: Distances, repaired: Distances) -> Validation:
-        """Compare the distances of the same sequences."""
+        """Compare the distances of the same sequences without and with the repair."""
         counts = cut[1]
         change = Estimate.of([after - before for before, after in zip(cut[0], repaired[0], strict=True)], counts)
-        before, after = (Estimate.of(totals, counts).value for totals in (cut[0], repaired[0]))
-        return cls(measure, change.count, before, after, change.error)
+        mean_cut, mean_repaired = (Estimate.of(totals, counts).value for totals in (cut[0], repaired[0]))
+        return cls(measure, change.count, mean_cut, mean_repaired, change.error)
 
     @property
     def improves(self) -> bool:
-        """Whether the repaired model is nearer to the dense one."""
+        """Whether the repair brings the pruned model closer to the dense one."""
         return self.repaired < self.cut
 
     def sentence(self) -> str:
-        """The comparison and its outcome in words."""
-        what = "squared distance from the dense model's outputs"
+        """Return the comparison and its outcome as a sentence."""
+        distance = "squared distance from the dense model's outputs"
         if self.measure == "divergence":
-            what = "KL divergence from the dense model's predictions"
+            distance = "KL divergence from the dense model's predictions"
         error = "" if self.error is None else f" (standard error of the difference {self.error:.2g})"
-        outcome = "kept" if self.improves else "dropped: the model is as it was cut"
+        outcome = "kept" if self.improves else "dropped"
         return (
-            f"{what} on {self.tokens:,} held-out calibration tokens: {self.cut:.4g} as cut, {self.repaired:.4g} repaired{error}, "
-            f"so the repair was {outcome}"
+            f"{distance} on {self.tokens:,} held-out calibration tokens: {self.cut:.4g} without the repair, {self.repaired:.4g} "
+            f"with it{error}, so the repair was {outcome}"
         )
 
 
 class Validator:
-    """Remembers the dense model on held-out sequences, and compares a cut model and its repair with it.
+    """Keeps the outputs of the dense model on held-out sequences, and compares the pruned model and its repair with them.
 
     Parameters
     ----------
     model : nn.Module
-        Dense; not changed here.
+        The dense model; not changed here.
     ffns : sequence of FFN
     held_out : TokenSequences
-        No weight was fitted to them.
+        Sequences to which no weight was fitted.
     masks : Masks
-        What is kept without repair.
+        Keep masks without the repair.
     batch_size : int
 
     Notes
     -----
-    Cost: three forward passes of the held-out sequences, and of a language model's prediction head four. Memory: the hidden
-    states of all held-out tokens, and see :class:`llmrank.calibration.logits.Predictor`.
+    Cost: three forward passes of the held-out sequences, and four of a language model's prediction head. Memory: the hidden
+    states of all held-out tokens, and that of :class:`llmrank.calibration.logits.Predictor`.
     """
 
     def __init__(
@@ -117,26 +117,26 @@ class Validator:
             self._cut = self._distances()
 
     def compare(self, masks: Masks, repaired: Mapping[str, RepairedMap]) -> Validation:
-        """Compare the cut model with the repaired one.
+        """Compare the pruned model without and with its repair.
 
         Parameters
         ----------
         masks : Masks
-            What is kept with the repair.
+            Keep masks with the repair.
         repaired : mapping from str to RepairedMap
-            Where a weight is None, the model holds it.
+            Where a weight is None, the model holds it already.
 
         Raises
         ------
         CalibrationError
-            Predictions that are not numbers.
+            The predictions hold NaN.
         """
         with as_masked(self._ffns, masks, repaired):
             return Validation.of(self._measure, self._cut, self._distances())
 
     @torch.no_grad()
     def _outputs(self) -> Iterator[Any]:
-        """What the model returns for each batch: predictions (a callable that makes them), or its first output."""
+        """Yield for each batch a function that makes the predictions, or the first output of a model that predicts no tokens."""
         with evaluation_mode(self._model):
             for ids, mask in self._batches:
                 if self._measure == "divergence":
@@ -147,15 +147,15 @@ class Validator:
 
     @torch.no_grad()
     def _distances(self) -> Distances:
-        """Distances of the model as it is now from the dense model, summed over the tokens of every sequence."""
+        """Return the distances of the model as it is now from the dense model, summed over the tokens of every sequence."""
         distances: list[float] = []
         counts: list[int] = []
         measure: Callable[..., Distances] = _divergences if self._measure == "divergence" else _squared_errors
         for dense, output, (_, mask) in zip(self._dense, self._outputs(), self._batches, strict=True):
             with evaluation_mode(self._model):
-                found, tokens = measure(dense, output, mask)
-            distances += found
-            counts += tokens
+                batch_distances, batch_counts = measure(dense, output, mask)
+            distances += batch_distances
+            counts += batch_counts
         return distances, counts
 
 
@@ -167,42 +167,42 @@ def repair_where_it_helps(
     texts: tuple[TokenSequences, TokenSequences | None],
     record: Recording,
     batch_size: int = 1,
-    choose: Choose | None = None,
+    choose: Reselect | None = None,
     progress: Progress | None = None,
     *,
     in_place: bool = False,
 ) -> tuple[Masks, dict[str, RepairedMap], Validation | None]:
-    """Repair the output maps of all FFNs, and keep that where it brings the model nearer to the dense one.
+    """Repair the output maps of all FFNs, and keep the repair if it brings the model closer to the dense one.
 
     Parameters
     ----------
     model : nn.Module
-        Dense; not changed unless `in_place`.
+        The dense model; not changed unless `in_place`.
     ffns, masks, method, choose, progress
         See :func:`llmrank.surgery.repair.repair_ffns`.
     texts : tuple of TokenSequences
-        Those to fit to, and those held out to choose the damping by and to compare on; None for none.
+        The sequences to fit to, and the held-out ones that choose the damping and validate the repair (or None).
     record : Recording
-        Of the forward passes of both, see :func:`llmrank.calibration.blockwise.open_stream`.
+        Record of the forward passes of both, see :func:`llmrank.calibration.blockwise.open_stream`.
     batch_size : int
     in_place : bool
-        Write repaired weights over the model's own at once, so that no memory holds both. They are restored where the repair is
-        not kept, whatever the reason.
+        Write repaired weights over the model's own at once, so that memory never holds both. The model's weights are restored if
+        the repair is not kept, whatever the reason.
 
     Returns
     -------
     masks : Masks
     repaired : dict from str to RepairedMap
-        The masks that were given and no repaired map, where the repair does not help.
+        If the repair does not help, the masks that were given and no repaired map.
     validation : Validation or None
-        None where nothing was held out: then the repair is kept.
+        None if nothing was held out; the repair is kept then.
 
     Raises
     ------
     CalibrationError, OptionError
-        See :func:`llmrank.surgery.repair.repair_ffns`; predictions that are not numbers.
+        See :func:`llmrank.surgery.repair.repair_ffns`; or the predictions hold NaN.
     OSError
-        `in_place`, and no space for the temporary file that keeps the model's weights.
+        `in_place`, and there is no space for the temporary file that keeps the model's weights.
     """
     fit, held_out = texts
     validator = None
@@ -211,22 +211,22 @@ def repair_where_it_helps(
             validator = Validator(model, ffns, held_out, masks, batch_size)
     stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.follows)
     validation = None
-    with contextlib.closing(RepairsInPlace()) as written:
+    with contextlib.closing(RepairsInPlace()) as in_place_repairs:
         try:
-            write = written.write if in_place else None
+            write = in_place_repairs.write if in_place else None
             kept, repaired = repair_ffns(model, ffns, masks, method, stream, progress, choose, write)
             if validator is not None:
-                with progress_step(progress, "Comparing cut and repaired on the held-out text"):
+                with progress_step(progress, "Validating the repair on the held-out text"):
                     validation = validator.compare(kept, repaired)
             if validation is not None and not validation.improves:
-                written.restore()
+                in_place_repairs.restore()
                 return masks, {}, validation
         except BaseException:
-            # Again, in case an interrupt cut the first time short.
+            # Again, in case an interrupt cut the first attempt short.
             try:
-                written.restore()
+                in_place_repairs.restore()
             finally:
-                written.restore()
+                in_place_repairs.restore()
             raise
     return kept, repaired, validation
 
@@ -239,7 +239,7 @@ def _divergences(
 
 
 def _squared_errors(dense: torch.Tensor, output: torch.Tensor, mask: torch.Tensor) -> Distances:
-    if dense.shape[: mask.ndim] != mask.shape:  # one output a sequence, as of a classifier
+    if dense.shape[: mask.ndim] != mask.shape:  # one output a sequence, such as a classifier's
         mask = torch.ones(len(dense), dtype=torch.bool)
     squares = (output - dense).square().reshape(*mask.shape, -1).sum(-1).where(mask, 0.0)
     return squares.reshape(len(dense), -1).sum(1).tolist(), mask.reshape(len(dense), -1).sum(1).tolist()

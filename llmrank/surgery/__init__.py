@@ -1,3 +1,3 @@
-"""Changes of a model: masks applied, output maps repaired, results saved."""
+"""Changes to a model: masks are applied, output maps repaired, checkpoints written."""
 
 __all__: list[str] = []

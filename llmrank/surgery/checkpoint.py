@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, in transformers' own formats.
+"""Checkpoints: written completely or not at all, in the formats of transformers.
 
-Uniform widths load in stock transformers. Widths that differ by layer are listed in the
-configuration under ``llmrank_widths``, and :func:`load` rebuilds them.
+Stock transformers loads layers of one width. Widths that differ between layers are listed in the configuration under
+``llmrank_widths``, and :func:`load` builds layers of those widths.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from torch import nn
 
 from llmrank.errors import CheckpointError, out_of_memory
 from llmrank.models import find_ffns
-from llmrank.models.ffn import is_transposed
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
-from llmrank.surgery.apply import WIDTHS_KEY, cuts, extents, module_widths
+from llmrank.surgery.apply import prunable_layers
 from llmrank.surgery.files import check_output, whole_directory
+from llmrank.surgery.forms import linear_masks, size_attributes
+from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
 __all__ = ["load", "save"]
 
 MASKS_FILE = "masks.safetensors"
 REPORT_FILE = "report.json"
-# On a class whose layers have the widths of one configuration: the class without them.
+# Attribute of a class whose layers have the widths of one configuration: the model class that it extends.
 BASE_CLASS = "_llmrank_base_class"
 
 
@@ -42,9 +43,9 @@ def save(
 ) -> Path:
     """Write a checkpoint: model, tokenizer, masks and report.
 
-    The target appears whole or not at all, see :func:`llmrank.surgery.files.whole_directory`. Before that the configuration is
-    read again as :func:`load` will, and the model that it describes is compared with the names and shapes of the tensors in the
-    files; their values are not read.
+    The directory appears completely or not at all, see :func:`llmrank.surgery.files.whole_directory`. Before that the
+    configuration is read again as :func:`load` will read it, and the model that it describes is compared with the names and
+    shapes of the tensors in the files; their values are not read.
 
     Parameters
     ----------
@@ -53,28 +54,28 @@ def save(
     model : transformers.PreTrainedModel
     tokenizer : transformers tokenizer, optional
     masks : Masks, optional
-        ``masks.safetensors``.
+        Written to ``masks.safetensors``.
     report : mapping, optional
-        ``report.json``.
+        Written to ``report.json``.
 
     Raises
     ------
     CheckpointError
-        See :func:`llmrank.surgery.files.check_output`; the disk is full; the model is no transformers model or has no data;
-        what was written does not hold the model that its configuration describes.
+        The directory cannot be written, see :func:`llmrank.surgery.files.check_output`; the disk is full; the model is not a
+        transformers model or has no data; the written tensors do not fit the written configuration.
     """
     check_output(directory)
     if not isinstance(model, transformers.PreTrainedModel):
         raise CheckpointError(
-            f"{type(model).__name__} is no transformers model; save its state_dict with torch, and its masks with "
+            f"{type(model).__name__} is not a transformers model; save its state_dict with torch, and its masks with "
             "Masks.save"
         )
     absent = [name for name, value in model.state_dict().items() if value.is_meta]
-    # With such a map transformers fetches what is offloaded.
+    # With a device map transformers fetches offloaded tensors itself.
     if absent and not getattr(model, "hf_device_map", None):
         raise CheckpointError(
             f"{len(absent)} tensors, {absent[0]} the first, have no data here (offloaded or on the meta device); load the model "
-            "whole"
+            "completely into memory"
         )
     try:
         with whole_directory(directory) as partial:
@@ -87,48 +88,47 @@ def save(
                 text = json.dumps(report, indent=2, allow_nan=False) + "\n"
                 (partial / REPORT_FILE).write_text(text, encoding="utf-8")
             _check_written(partial, model)
-    except (OSError, SafetensorError) as error:  # safetensors wraps what the system said (disk full, say)
+    except (OSError, SafetensorError) as error:  # safetensors wraps errors of the system (disk full, say)
         raise CheckpointError(
-            f"cannot write the checkpoint {directory}: {error}; nothing was left there: free some space or choose another "
+            f"cannot write the checkpoint {directory}: {error}; nothing was left there; free some space or choose another "
             "place"
         ) from error
     return Path(directory)
 
 
 def _check_written(directory: Path, model: Any) -> None:
-    """Raise unless a loader that knows only the files would build the model that they hold."""
-    own = type(model)
+    """Raise unless a loader that has only the files would build a model that fits the tensors in them."""
+    model_class = type(model)
     cause: Exception | None = None
     try:
-        if own.__module__.startswith("transformers."):
+        if model_class.__module__.startswith("transformers."):
             config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
             base = model_class_of(config)
-        else:  # a class that transformers does not know, which whoever loads it has to bring along
+        else:  # a class that transformers does not know; to load the checkpoint one needs its code
             config = type(model.config).from_pretrained(directory)
-            base = getattr(own, BASE_CLASS, own)
+            base = getattr(model_class, BASE_CLASS, model_class)
         written: dict[str, torch.Tensor] = {}
         for path in directory.glob("model*.safetensors"):
             with safe_open(path, framework="pt") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
             written |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         _, differences = read_model(_subclass(base, config), None, config, state_dict=written, device_map="meta")
-    except Exception as error:  # whatever stops a loader
+    except Exception as error:  # whatever a loader may raise
         if out_of_memory(error):
             raise
         cause, differences = error, str(error) or type(error).__name__
     if differences:
         raise CheckpointError(
-            f"the checkpoint of this {own.__name__} could not be loaded again, so it was removed: its configuration describes "
-            f"another model than the tensors ({differences}); look whether the configuration was changed, or whether layers were "
-            "cut that it cannot describe"
+            f"the checkpoint of this {model_class.__name__} could not be loaded again, so it was removed: its configuration "
+            f"does not describe its tensors ({differences}); check whether the configuration was changed, or whether layers were "
+            "pruned whose widths it cannot describe"
         ) from cause
 
 
 def _plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
-    """The state with masks of torch.nn.utils.prune multiplied in; None where there are none.
+    """Return the state with the masks of torch.nn.utils.prune multiplied in; None if there are no masks.
 
-    Loaders know ``weight`` alone: with ``weight_orig`` and ``weight_mask`` in the file they would start
-    from random weights.
+    Loaders know only ``weight``: with ``weight_orig`` and ``weight_mask`` in the file they would start from random weights.
     """
     state = model.state_dict()
     masked = [name.removesuffix("_mask") for name in state if name.removesuffix("_mask") + "_orig" in state]
@@ -146,7 +146,7 @@ def load(
     *,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load any model: a pruned checkpoint of this package, or whatever :func:`llmrank.models.loading.load_pretrained` takes.
+    """Load any model: a pruned checkpoint of this package, or a source that :func:`llmrank.models.loading.load_pretrained` takes.
 
     Parameters
     ----------
@@ -156,13 +156,13 @@ def load(
     Raises
     ------
     ModelSourceError, CheckpointError
-        Nothing there, unreadable, or widths that do not fit the model.
+        The source does not exist or cannot be read, or its widths do not fit the model.
     """
     return load_pretrained(source, dtype, device, subclass=_subclass, trust_remote_code=trust_remote_code)
 
 
 def _subclass(base: Any, config: Any) -> Any:
-    """The model class itself, or for a configuration with widths one that builds layers of those."""
+    """Return the model class itself, or for a configuration with widths a subclass that builds layers of those widths."""
     text_config = config.get_text_config()
     widths = getattr(text_config, WIDTHS_KEY, None) or getattr(config, WIDTHS_KEY, None)
     if widths is None:
@@ -175,9 +175,9 @@ def _subclass(base: Any, config: Any) -> Any:
 
 
 def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
-    """A subclass of a model class whose layers have the given widths from construction on.
+    """Make a subclass of a model class whose layers have the given widths from construction on.
 
-    Everything else (shards, dtypes, tied weights, device maps) stays with from_pretrained.
+    So from_pretrained does everything else (shards, dtypes, tied weights, device maps).
     """
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -189,33 +189,31 @@ def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
 
 
 def resize(model: nn.Module, widths: Mapping[str, int]) -> None:
-    """Give every prunable layer its width, with uninitialised weights to be loaded.
+    """Give every prunable layer its width, with uninitialised weights into which a checkpoint is loaded.
 
     Raises
     ------
     CheckpointError
-        Names that the model does not have, or a width above the layer's.
+        The model has no layer of that name, a layer has no width, or a width is larger than the layer.
     """
     ffns = find_ffns(model)
-    layers = {layer.name: layer for ffn in ffns for layer in ffn.prunable.values()}
-    bad = [name for name, width in widths.items() if name not in layers or width > layers[name].size]
-    if bad or set(layers) - set(widths):
+    layers = prunable_layers(ffns)
+    misfits = [name for name, width in widths.items() if name not in layers or width > layers[name].size]
+    if misfits or set(layers) - set(widths):
         raise CheckpointError(
-            f"{WIDTHS_KEY} does not fit {type(model).__name__}: {len(bad)} unknown or too wide, "
+            f"{WIDTHS_KEY} does not fit {type(model).__name__}: {len(misfits)} unknown or too wide, "
             f"{len(set(layers) - set(widths))} missing; the configuration belongs to another model"
         )
     with torch.device("cpu"):  # from_pretrained builds models on the meta device, where masks hold nothing
-        first = Masks({name: torch.arange(layer.size) < widths[name] for name, layer in layers.items()})
-        found = cuts(ffns, first)
+        first_neurons = Masks({name: torch.arange(layer.size) < widths[name] for name, layer in layers.items()})
+        linears = linear_masks(ffns, first_neurons)
     for owner, name, width in module_widths(ffns, widths):
         setattr(owner, name, width)
-    for cut in found:
-        module: Any = cut.module
-        n_rows, n_columns = int(cut.rows.sum()), int(cut.columns.sum())
-        shape = (n_columns, n_rows) if is_transposed(module) else (n_rows, n_columns)
+    for linear in linears:
+        module: Any = linear.module
         old = module.weight
-        module.weight = nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad)
+        module.weight = nn.Parameter(old.new_empty(linear.weight_shape), requires_grad=old.requires_grad)
         if getattr(module, "bias", None) is not None:
-            module.bias = nn.Parameter(module.bias.new_empty(n_rows), requires_grad=module.bias.requires_grad)
-        for name, value in extents(module, n_rows, n_columns).items():
-            setattr(module, name, value)
+            module.bias = nn.Parameter(module.bias.new_empty(linear.n_rows), requires_grad=module.bias.requires_grad)
+        for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
+            setattr(module, name, size)

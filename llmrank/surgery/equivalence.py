@@ -1,7 +1,7 @@
-"""The last net under the surgery: a compact model must compute what the masked one does.
+"""The last check of a compact model: it must compute what the masked model computes.
 
-Geometry can mistake something else for an FFN, or miss that its hidden neurons are coupled. One short
-forward pass with the removed neurons silenced, and one of the compact model, tell.
+Detection by shapes can mistake something else for an FFN, or miss that hidden neurons are coupled. Two short forward passes show
+that: one in which removed neurons are read as zeros, and one of the compact model.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from llmrank.models import FFN, PrunableLayer
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair import RepairedMap, substitute
 
-__all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence"]
+__all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence_removed"]
 
-# What is run: a few tokens of a few sequences are enough, every neuron takes part in each.
+# A few tokens of a few sequences are enough: every neuron takes part in each.
 N_SEQUENCES, N_TOKENS = 2, 32
-# Relative to the largest output: summation order differs, nothing else may.
+# Relative to the largest output: only the order of summation may differ.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE_TOLERANCE = 5e-2
 
@@ -36,17 +36,17 @@ def masked_outputs(
     sequences: TokenSequences,
     repaired: Mapping[str, RepairedMap] | None = None,
 ) -> torch.Tensor:
-    """Outputs of the model with the removed neurons silenced where the consuming maps read them, and those maps repaired.
+    """Compute the outputs of a masked and repaired model without changing its weights.
 
     Parameters
     ----------
     model : nn.Module
         Not changed.
     ffns : sequence of FFN
-        Found ones (not explicit).
+        FFNs that were found (not explicit ones).
     masks : Masks
     sequences : TokenSequences
-        Their first tokens are used.
+        The first tokens of the first ones are used.
     repaired : mapping from str to RepairedMap, optional
         Repaired output maps.
 
@@ -61,7 +61,7 @@ def masked_outputs(
 
 @contextmanager
 def as_masked(ffns: Sequence[FFN], masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Iterator[None]:
-    """Let a model compute what the compact one will, through hooks: no weight is copied or written.
+    """Let a model compute what its compact form will, through hooks: no weight is copied or written.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def as_masked(ffns: Sequence[FFN], masks: Masks, repaired: Mapping[str, Repaired
     with ExitStack() as hooks:
         for ffn in ffns:
             for layer in ffn.prunable.values():
-                silence(hooks, layer, masks[layer.name])
+                silence_removed(hooks, layer, masks[layer.name])
                 for consumer in layer.consumers:
                     if repaired and consumer.name in repaired:
                         substitute(hooks, consumer.module, repaired[consumer.name])
@@ -84,58 +84,58 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
     Parameters
     ----------
     model : nn.Module
-        Compact.
+        The compact model.
     expected : tensor
-        From :func:`masked_outputs`, on the same sequences.
+        What :func:`masked_outputs` returned for the same sequences.
     sequences : TokenSequences
 
     Raises
     ------
     UnsupportedModelError
-        It gives others, or none at all.
+        The outputs differ, or the model does not run.
     """
     advice = (
         f"{type(model).__name__} has parts with the shapes of an FFN that do not behave like one (neurons that are "
         "coupled, or read elsewhere), so it cannot be pruned by hidden neuron; name Linears with structure_dict= instead"
     )
     try:
-        found = _outputs(model, sequences)
-    except Exception as error:  # whatever a module says about shapes it did not expect
+        outputs = _outputs(model, sequences)
+    except Exception as error:  # whatever a module raises for shapes it did not expect
         raise UnsupportedModelError(f"the compact model does not run ({error}): {advice}") from error
     scale = float(expected.abs().max()) or 1.0
-    difference = float((found - expected).abs().max()) / scale if found.shape == expected.shape else float("inf")
+    difference = float((outputs - expected).abs().max()) / scale if outputs.shape == expected.shape else float("inf")
     if not difference <= TOLERANCE.get(next(model.parameters()).dtype, COARSE_TOLERANCE):
         raise UnsupportedModelError(
-            f"the compact model computes something else than the masked one (outputs differ by {difference:.1e} of "
+            f"the compact model does not compute what the masked model does (outputs differ by {difference:.1e} of "
             f"their largest): {advice}"
         )
 
 
-def silence(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) -> None:
-    """Let the maps that read a layer read zeros of its removed neurons, until `hooks` closes.
+def silence_removed(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) -> None:
+    """Let the output map of a layer read zeros for its removed neurons, until `hooks` closes.
 
     Parameters
     ----------
     hooks : ExitStack
-        Takes the hooks away when it closes.
+        Removes the hooks when it closes.
     layer : PrunableLayer
-        With consumers (not explicit).
+        A layer with an output map (not an explicit one).
     keep : (n,) bool tensor
     """
     for consumer in layer.consumers:
-        hook = _zeros_of_removed(keep)
+        hook = _zero_removed(keep)
         # Its removal is registered first, and twice, so that an interrupt at any point still removes it.
         for _ in range(2):
-            hooks.callback(_unhook, consumer.module, hook)
+            hooks.callback(_remove_hook, consumer.module, hook)
         consumer.module.register_forward_pre_hook(hook)
 
 
-def _unhook(module: nn.Module, hook: Any) -> None:
+def _remove_hook(module: nn.Module, hook: Any) -> None:
     for key in [key for key, value in module._forward_pre_hooks.items() if value is hook]:
         module._forward_pre_hooks.pop(key, None)
 
 
-def _zeros_of_removed(keep: torch.Tensor) -> Any:
+def _zero_removed(keep: torch.Tensor) -> Any:
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         nonlocal keep
         keep = keep.to(inputs[0].device)  # copied the first time only

@@ -1,4 +1,4 @@
-"""Directories of results: written whole or not at all."""
+"""Directories of results, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from llmrank.errors import CheckpointError
 
 __all__ = ["check_output", "whole_directory"]
 
-# Names within a workplace: what becomes the directory, and the list of its entries while they are moved one by one.
+# Names within a workplace: the future content of the directory, and the list of its entries while they are moved one by one.
 CONTENT, JOURNAL = "content", "journal"
-# The name of workplaces within a directory that cannot be replaced.
+# Name of the workplaces within a directory that cannot be replaced.
 FILLED = "filled"
 
 
 def check_output(directory: str | os.PathLike[str]) -> Path:
-    """Raise unless results can be written there: absent or empty, in a writable place.
+    """Raise unless results can be written to a directory: it is absent or empty, in a writable place.
 
-    What a killed process has left of an attempt to write there is removed first.
+    Leftovers of a killed process that tried to write there are removed first.
 
     Parameters
     ----------
@@ -50,13 +50,13 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
     """
     path = Path(directory)
     if path.is_symlink() and not path.exists():
-        raise CheckpointError(f"{path} is a link to a place that is not there; remove it, or choose another --output")
+        raise CheckpointError(f"{path} is a link to a place that does not exist; remove it, or choose another --output")
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} is a file; expected a directory that does not exist yet")
     target = path.resolve()
     try:
         str(target).encode()
-    except UnicodeEncodeError as error:  # those who write weights take nothing else
+    except UnicodeEncodeError as error:  # the writers of weights take only UTF-8
         raise CheckpointError(f"the path {str(path)!a} is not valid UTF-8; choose another --output") from error
     remove_leftovers(target.parent, target.name)
     remove_leftovers(target, FILLED, undo=_take_back)
@@ -74,14 +74,14 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a directory whose content is `directory`'s on success and is removed on failure.
+    """Yield a temporary directory that becomes `directory` on success and is removed on failure.
 
-    It takes the place of an absent or empty target in one rename: whenever the process is killed, the target is as it was or
-    whole. What a kill leaves beside it, under a hidden name, is removed by the next call for the same target.
+    It replaces the absent or empty target in one rename: whenever the process is killed, the target is as before or
+    complete. A killed process leaves files beside it, under a hidden name, which the next call for the same target removes.
 
-    A mount point, the current directory and the directory of another owner cannot be replaced: the entries are moved into
-    them one by one, config.json last, without which no loader takes them for a checkpoint. A kill within these renames leaves a
-    part, which the next call for the same target takes back.
+    A mount point, the current directory and the directory of another owner cannot be replaced: entries are moved into
+    them one by one, config.json last, because without it no loader takes them for a checkpoint. A process that is killed between
+    these renames leaves some entries there, which the next call for the same target removes.
 
     Parameters
     ----------
@@ -91,14 +91,14 @@ def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     Yields
     ------
     Path
-        Where to write. All files get the permissions of any new file.
+        Where to write. All files get the permissions of a new file.
 
     Raises
     ------
     CheckpointError
         See :func:`check_output`; or another process wrote to the target meanwhile.
     OSError
-        The disk is full or refuses.
+        The disk is full, or another error of the system.
 
     Examples
     --------
@@ -111,8 +111,8 @@ def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = check_output(directory).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    filled = target.is_dir() and not _replaceable(target)
-    with workplace(target if filled else target.parent, FILLED if filled else target.name) as place:
+    is_filled = target.is_dir() and not _is_replaceable(target)
+    with workplace(target if is_filled else target.parent, FILLED if is_filled else target.name) as place:
         partial = place / CONTENT
         partial.mkdir()
         yield partial
@@ -121,7 +121,7 @@ def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(mode)
         try:
-            if filled:
+            if is_filled:
                 _move_up(partial)
             else:
                 if target.is_dir():
@@ -136,12 +136,12 @@ def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
             raise
 
 
-def _replaceable(target: Path) -> bool:
+def _is_replaceable(target: Path) -> bool:
     """Whether a new directory may take the place of an empty one."""
-    found = target.stat()
+    status = target.stat()
     return (
         os.name == "posix"
-        and (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
+        and (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
         and os.access(target.parent, os.W_OK)
         and not _is_mount(target)
         and not target.samefile(".")
@@ -160,7 +160,7 @@ def _is_mount(path: Path) -> bool:
 
 
 def _move_up(partial: Path) -> None:
-    """Move all entries of `partial` from the workplace to the directory around it, or none."""
+    """Move all entries of `partial` to the directory that holds the workplace, or none of them."""
     place, target = partial.parent, partial.parent.parent
     if any(entry != place for entry in target.iterdir()):
         raise FileExistsError(errno.EEXIST, "not empty any more", str(target))
@@ -174,7 +174,7 @@ def _move_up(partial: Path) -> None:
 
 
 def _take_back(place: Path) -> None:
-    """Remove from the directory around a workplace what was moved there, unless that was everything."""
+    """Remove the entries that were moved to the directory that holds a workplace, unless all were moved."""
     try:
         names = json.loads((place / JOURNAL).read_text(encoding="utf-8"))
         left = {entry.name for entry in (place / CONTENT).iterdir()}
@@ -185,5 +185,5 @@ def _take_back(place: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    # Whoever comes next shall not take back anything again.
+    # The next process must not remove them again.
     (place / JOURNAL).unlink()

@@ -1,6 +1,8 @@
-"""Repair of what was removed, without training."""
+"""Repairs: new weights of output maps that make up for removed neurons, without training."""
 
-from llmrank.surgery.repair.methods import BaseRepair, BiasRepair, LeastSquaresRepair, RepairedMap
+from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap
+from llmrank.surgery.repair.bias import BiasRepair
+from llmrank.surgery.repair.least_squares import LeastSquaresRepair
 from llmrank.surgery.repair.moments import MissingOutput, Moments
 from llmrank.surgery.repair.sequential import repair_ffns, substitute, summary
 

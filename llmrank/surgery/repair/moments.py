@@ -1,4 +1,4 @@
-"""First and second moments of what a map reads, gathered batch by batch."""
+"""First and second moments of the inputs of a map, summed up batch by batch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from llmrank.calibration.forward import at_least_float32, unpadded_rows
 
 __all__ = ["Centre", "MissingOutput", "MomentSums", "Moments"]
 
-# The mean of what a map reads, (n,), and of what the stream lacks, (out,): what a bias takes up.
+# The mean input of a map, (n,), and the mean of what the residual stream lacks, (out,): a bias takes these up.
 Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
-# Columns of the second moments that are added to at once.
+# How many columns of the second moments are updated at once.
 BAND = 256
-# What a linear stand-in for a neuron is damped by, as a share of the mean square of a neuron.
-DAMPING = 1e-2
+# Damping of the linear prediction of a neuron from the others, as a share of the mean square of a neuron.
+PREDICTION_DAMPING = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class MissingOutput:
-    """Sums over calibration tokens of e, what the stream behind a map lacks.
+    """Sums over calibration tokens of e, the output that is missing.
+
+    Added to a map's output, e brings the residual stream behind the map back to that of the dense model.
 
     Attributes
     ----------
@@ -41,12 +43,12 @@ class MissingOutput:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Sums over calibration tokens of what a map reads.
+    """Sums over calibration tokens of x, the inputs of a map.
 
     Attributes
     ----------
     count : int
-        Tokens.
+        Number of tokens.
     total : (n,) float64 tensor
         Sum of x.
     second : (n, n) float64 tensor
@@ -68,14 +70,14 @@ class Moments:
 
     @classmethod
     def of(cls, values: torch.Tensor, lack: torch.Tensor | None = None) -> Moments:
-        """The moments of values (tokens, n), and of what is lacking (tokens, out)."""
+        """Compute the moments of inputs (tokens, n), and of the missing output (tokens, out)."""
         sums = _Sums(values.shape[-1], values.device)
         sums.add(values, lack)
         return sums.moments()
 
     @property
     def mean(self) -> torch.Tensor:
-        """(n,)."""
+        """(n,): the mean of x."""
         return self.total / self.count
 
     @property
@@ -85,51 +87,52 @@ class Moments:
 
     @property
     def centre(self) -> Centre:
-        """The mean of x, and that of e; the latter None without a lack."""
+        """The mean of x, and that of e, which is None where e is not known."""
         return self.mean, None if self.lack is None else self.lack.total / self.count
 
     def covariance(self, rows: torch.Tensor, columns: torch.Tensor, centre: Centre | None = None) -> torch.Tensor:
-        """Mean of x_i x_j, (rows, columns), with x taken less a centre.
+        """Compute the mean of x_i x_j, (rows, columns), after a centre is subtracted from x.
 
         Parameters
         ----------
         rows, columns : (n,) bool tensors
             The neurons i and j.
         centre : Centre, optional
-            Of these or of other moments; nothing is subtracted without.
+            The centre of these or of other moments; zero by default.
         """
         i, j = rows.nonzero(), columns.nonzero().T
         block = self.second[i, j].div_(self.count)
         if centre is not None:
-            less, mean = centre[0], self.mean
-            block.addr_(mean[rows] - less[rows], less[columns], alpha=-1.0).addr_(less[rows], mean[columns], alpha=-1.0)
+            middle, mean = centre[0], self.mean
+            block.addr_(mean[rows] - middle[rows], middle[columns], alpha=-1.0)
+            block.addr_(middle[rows], mean[columns], alpha=-1.0)
         return block
 
     def energy(self, weight: torch.Tensor, centre: Centre | None = None) -> float:
-        """Mean of ||weight @ x||^2, with x taken less a centre; of a (out, n) float64 tensor."""
-        found = float(((weight @ self.second) * weight).sum()) / self.count
+        """Compute the mean of ||weight @ x||^2 for a (out, n) float64 weight, after a centre is subtracted from x."""
+        energy = float(((weight @ self.second) * weight).sum()) / self.count
         if centre is None:
-            return found
-        less, mean = weight @ centre[0], weight @ self.mean
-        return found + float(less @ (less - 2.0 * mean))
+            return energy
+        middle, mean = weight @ centre[0], weight @ self.mean
+        return energy + float(middle @ (middle - 2.0 * mean))
 
     def lacking(self, centre: Centre | None = None) -> tuple[torch.Tensor | None, float]:
-        """Mean of x e^T, (n, out), and mean of ||e||^2, both taken less a centre; None and 0 without a lack."""
+        """Compute the means of x e^T, (n, out), and of ||e||^2, after a centre is subtracted; None and 0 where e is not known."""
         if self.lack is None:
             return None, 0.0
         cross, square = self.lack.cross / self.count, self.lack.square / self.count
         if centre is not None and centre[1] is not None:
-            (less, lack), (mean, mean_lack) = (centre[0], centre[1]), (self.mean, self.lack.total / self.count)
-            cross.addr_(mean - less, lack, alpha=-1.0).addr_(less, mean_lack, alpha=-1.0)
-            square += float(lack @ (lack - 2.0 * mean_lack))
+            (middle, middle_lack), (mean, mean_lack) = (centre[0], centre[1]), (self.mean, self.lack.total / self.count)
+            cross.addr_(mean - middle, middle_lack, alpha=-1.0).addr_(middle, mean_lack, alpha=-1.0)
+            square += float(middle_lack @ (middle_lack - 2.0 * mean_lack))
         return cross, square
 
     def unexplained(self) -> torch.Tensor:
-        """How much of each neuron the others do not explain, (n,) float64.
+        """Compute the part of each neuron's activation that the other neurons do not explain, (n,) float64.
 
-        The square root of ``1 / ((S + lambda I)^-1)_jj``, with S the mean of x x^T and lambda 1 % of its mean diagonal: the
-        root mean square of what is left of x_j when the other neurons stand in for it as well as they linearly can. It is
-        what Optimal Brain Surgeon counts of a neuron beside its weights (Hassibi and Stork 1993).
+        It is the square root of ``1 / ((S + lambda I)^-1)_jj``, where S is the mean of x x^T and lambda 1 % of its mean
+        diagonal: the root mean square of the error when x_j is predicted linearly, as well as possible, from the other neurons.
+        Optimal Brain Surgeon (Hassibi and Stork 1993) ranks a neuron by this and its weights.
 
         Examples
         --------
@@ -138,7 +141,7 @@ class Moments:
         [0.16, 0.16, 1.25]
         """
         covariance = self.second / self.count
-        ridge = DAMPING * covariance.diagonal().mean()
+        ridge = PREDICTION_DAMPING * covariance.diagonal().mean()
         if float(ridge) == 0.0:
             return torch.zeros_like(self.total)
         covariance.diagonal().add_(ridge)
@@ -148,7 +151,7 @@ class Moments:
 
 
 class _Sums:
-    """Moments that grow batch by batch."""
+    """Sums that grow batch by batch into moments."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.count = 0
@@ -157,14 +160,14 @@ class _Sums:
         self._lack: MissingOutput | None = None
 
     def add(self, values: torch.Tensor, lack: torch.Tensor | None) -> None:
-        """Take values (tokens, n) and what is lacking (tokens, out) in.
+        """Add inputs (tokens, n) and the missing output (tokens, out).
 
-        Products of what is narrower than float64 are float32's.
+        Values narrower than float64 are multiplied in float32.
         """
         wide = at_least_float32(values)
         self.count += len(values)
         self._total += wide.sum(0)
-        # The matrix is symmetric: bands of columns from the diagonal down are all that is computed.
+        # The matrix is symmetric: only the lower triangle is computed, in bands of columns.
         for start in range(0, wide.shape[1], BAND):
             band = slice(start, start + BAND)
             self._lower[start:, band] += wide[:, start:].T @ wide[:, band]
@@ -180,7 +183,7 @@ class _Sums:
             self._lack = replace(self._lack, square=self._lack.square + float(wider.square().sum()))
 
     def moments(self) -> Moments:
-        """Of all that was added; the tensors are these sums' own, so that nothing is to be added afterwards."""
+        """Return the moments of everything added. They share the tensors of these sums: add nothing afterwards."""
         for start in range(0, len(self._lower), BAND):
             stop = start + BAND
             corner = self._lower[start:stop, start:stop]
@@ -190,19 +193,19 @@ class _Sums:
 
 
 class MomentSums:
-    """Moments of the batches that pass, those to fit to apart from those held out.
+    """Sums up the moments of the batches to fit to, and separately those of the held-out batches.
 
-    A :class:`llmrank.calibration.blockwise.Reader`.
+    It is a :class:`llmrank.calibration.blockwise.Reader`.
 
     Parameters
     ----------
     size : int
-        Neurons.
+        Number of neurons.
     device : torch.device
     fitted : int, optional
-        How many batches, the first ones, are fitted to; those after them are held out. None holds out nothing.
+        How many batches to fit to; the later ones are held out. By default none is held out.
     hold_out : bool
-        Gather the moments of what is held out, too; else those batches are passed over.
+        Sum up the moments of the held-out batches; if not, they are ignored.
     """
 
     def __init__(self, size: int, device: torch.device, fitted: int | None = None, *, hold_out: bool = True) -> None:
@@ -211,7 +214,7 @@ class MomentSums:
         self._size = size
         self._fitted, self._holds_out = fitted, hold_out
         self._fit = _Sums(size, self._device)
-        # Made when there is a batch for them.
+        # Made when the first held-out batch comes.
         self._held_out: _Sums | None = None
         self._batches = 0
         self._read: list[tuple[torch.Tensor, torch.Tensor | None]] = []
@@ -222,27 +225,27 @@ class MomentSums:
 
     def end_batch(self, lack: torch.Tensor | None) -> None:
         """See :class:`llmrank.calibration.blockwise.Reader`."""
-        part: _Sums | None = self._fit
+        sums: _Sums | None = self._fit
         if self._fitted is not None and self._batches >= self._fitted:
             if self._holds_out and self._held_out is None:
                 self._held_out = _Sums(self._size, self._device)
-            part = self._held_out
+            sums = self._held_out
         self._batches += 1
-        if part is not None:
+        if sums is not None:
             for values, mask in self._read:
                 missing = None
                 if lack is not None:
-                    # Some blocks hand their FFN the tokens of all sequences in one row.
+                    # Some blocks give their FFN the tokens of all sequences in one row.
                     missing = unpadded_rows(lack.reshape(*values.shape[:-1], lack.shape[-1]), mask).to(self._device)
-                part.add(unpadded_rows(values, mask).to(self._device), missing)
+                sums.add(unpadded_rows(values, mask).to(self._device), missing)
         self._read.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:
-        """Moments of the batches to fit to, and of those held out, if there are any; once all of them have passed."""
+        """Return, after the last batch, the moments of the batches to fit to, and of the held-out ones if there are any."""
         held_out = self._held_out
         return self._fit.moments(), held_out.moments() if held_out is not None and held_out.count else None
 
     @property
     def count(self) -> int:
-        """Tokens to fit to."""
+        """Number of tokens to fit to."""
         return self._fit.count

@@ -131,7 +131,7 @@ def test_prune_logs_every_stage_and_prints_its_results_apart(
         "Measuring sensitivities",
         "Running the held-out text",
         "Repairing",
-        "Comparing cut and repaired on the held-out text",
+        "Validating the repair on the held-out text",
         "Applying the masks",
         "Checking the pruned model",
         "Evaluating the pruned model",

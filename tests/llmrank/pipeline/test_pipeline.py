@@ -214,7 +214,7 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(
     maps = [module for layer in gone.model.layers for module in (layer.mlp.up_proj, layer.mlp.down_proj)]
     originals = [weakref.ref(module.weight.untyped_storage()) for module in maps]
     alive: list[int] = []
-    set_widths = llmrank.surgery.apply._set_widths
+    set_widths = llmrank.surgery.apply.set_widths
 
     def look(*given: Any) -> None:
         """Once all is cut, but nothing has returned yet."""
@@ -223,7 +223,7 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(
 
     pipeline = topology(gone, None, undoable=False, **options)
     with monkeypatch.context() as patched:
-        patched.setattr(llmrank.surgery.apply, "_set_widths", look)
+        patched.setattr(llmrank.surgery.apply, "set_widths", look)
         pipeline.run()
     assert torch.equal(logits(gone, token_ids()), logits(kept, token_ids()))
     assert pipeline.report is not None
@@ -234,7 +234,7 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(
     gc.collect()
     assert (pipeline.graph, pipeline.repaired) == ((), {})
     assert pipeline.application is not None
-    assert not pipeline.application._undo
+    assert not pipeline.application._restores
     if form == "compact":  # elsewhere the parameters stay, with other numbers in them
         assert alive == [0]
     with pytest.raises(OptionError, match=r"applied for good .*load the model again"):
@@ -429,7 +429,7 @@ def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_cut_for_good_that_fails_half_way_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llmrank.surgery.apply, "_set_widths", raises(KeyboardInterrupt))
+    monkeypatch.setattr(llmrank.surgery.apply, "set_widths", raises(KeyboardInterrupt))
     pipeline = IsolatedFFNPipeline(tiny_llama(), None, calibration=token_ids(), undoable=False)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()

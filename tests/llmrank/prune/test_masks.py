@@ -19,7 +19,8 @@ from graphs.io.files import write_tensors
 from llmrank.errors import MaskError
 from llmrank.models import find_ffns
 from llmrank.prune.masks import Masks
-from llmrank.surgery.apply import FORMS, apply_masks
+from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.forms import FORMS
 from tests.llmrank.tiny_models import Snapshot, tiny_llama
 
 SIZES = st.dictionaries(st.text("abc.0", min_size=1, max_size=4), st.integers(0, 6), max_size=4)

@@ -18,8 +18,9 @@ from llmrank.pipeline import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.surgery import apply
-from llmrank.surgery.apply import FORMS, apply_masks, cuts, prunable_layers
+from llmrank.surgery.apply import apply_masks, prunable_layers
 from llmrank.surgery.checkpoint import load, save
+from llmrank.surgery.forms import FORMS, linear_masks
 from tests.llmrank.tiny_models import (
     LLAMA,
     Snapshot,
@@ -100,25 +101,25 @@ class Interrupted(BaseException):
 
 
 @every_model
-@pytest.mark.parametrize(("form", "step"), [("mask", "_mask"), ("zero", "_zero"), ("compact", "_compact")])
+@pytest.mark.parametrize(("form", "step"), [("mask", "mask_map"), ("zero", "zero_map"), ("compact", "compact_map")])
 @pytest.mark.parametrize("failure", [RuntimeError, Interrupted, MemoryError])
 def test_failure_in_the_middle_restores_everything(
     make: Any, form: Any, step: str, failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
-    honest, n_cuts = getattr(apply, step), len(cuts(ffns, masks))
-    for last in range(n_cuts + 1):
+    honest, n_maps = getattr(apply, step), len(linear_masks(ffns, masks))
+    for last in range(n_maps + 1):
         done: list[Any] = []
 
-        def failing(cut: Any, last: int = last, done: list[Any] = done) -> None:
+        def failing(linear: Any, last: int = last, done: list[Any] = done) -> None:
             if len(done) == last:
                 raise failure("in the middle")
-            honest(cut)
-            done.append(cut)
+            honest(linear)
+            done.append(linear)
 
         monkeypatch.setattr(apply, step, failing)
-        if last == n_cuts:
+        if last == n_maps:
             apply_masks(model, ffns, masks, form).undo()
         else:
             with pytest.raises(failure, match="in the middle"):
@@ -348,7 +349,7 @@ def test_a_layer_from_which_nothing_goes_is_left_alone(make: Any, form: Any) -> 
     first = next(iter(masks))
     masks[first] = torch.ones_like(masks[first])
     # In a sequential FFN the map behind the first layer makes the second one, of which some go.
-    whole = {cut.name: cut.module for cut in cuts(ffns, Masks(masks)) if cut.is_whole}
+    whole = {linear.name: linear.module for linear in linear_masks(ffns, Masks(masks)) if linear.keeps_all}
     assert whole
     before = {name: dict(vars(module)) for name, module in whole.items()}
     held = {name: [(n, p, p.data_ptr()) for n, p in module.named_parameters()] for name, module in whole.items()}

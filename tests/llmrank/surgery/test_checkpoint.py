@@ -207,7 +207,7 @@ def test_kill_in_the_middle_leaves_no_target(tmp_path: Path) -> None:
 
 
 def test_plain_module_is_answered_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no transformers model; save its state_dict"):
+    with pytest.raises(CheckpointError, match="is not a transformers model; save its state_dict"):
         save(tmp_path / "out", mlp(4, 6, 2))
     assert list(tmp_path.iterdir()) == []
 

@@ -52,7 +52,7 @@ class Model(nn.Module):
     [
         (nn.LayerNorm(SIZE), "does not run"),
         (nn.LayerNorm(SIZE, elementwise_affine=False), "does not run"),
-        (nn.Softmax(dim=-1), "computes something else than the masked one"),
+        (nn.Softmax(dim=-1), "does not compute what the masked model does"),
     ],
 )
 def test_coupled_neurons_are_found_out_and_the_model_restored(couple: nn.Module, message: str) -> None:

@@ -26,7 +26,10 @@ from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap, 
 from tests.llmrank.tiny_models import Snapshot, family_model, logits, named_family, tiny_llama, token_ids
 
 PACKAGE = Path(llmrank.__file__).parent
-WRITERS = {str(PACKAGE / "surgery" / "apply.py"), str(Path(torch_prune.__file__))}
+WRITERS = {
+    *(str(PACKAGE / "surgery" / name) for name in ("apply.py", "forms.py", "widths.py")),
+    str(Path(torch_prune.__file__)),
+}
 WATCHERS = {
     str(PACKAGE / "surgery" / "equivalence.py"),
     *WRITERS,
@@ -208,15 +211,15 @@ def test_each_module_is_restored_whatever_another_says(failure: type[BaseExcepti
     snapshot, ffns = Snapshot(model), find_ffns(model)
     for position in range(7):  # six maps, and the configuration among the rest
         application = apply_masks(model, ffns, masks_of(model, uniform=True), "compact")
-        honest = list(application._undo)
+        honest = list(application._restores)
 
         def fail() -> None:
             raise failure("not this one")
 
-        application._undo[position] = fail
+        application._restores[position] = fail
         with pytest.raises(failure, match="not this one"):
             application.undo()
-        application._undo[:] = [honest[position]]
+        application._restores[:] = [honest[position]]
         application.undo()
         snapshot.assert_restored()
 

@@ -26,7 +26,7 @@ from llmrank.prune import LocalPruner
 from llmrank.score import WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks, prunable_layers
 from llmrank.surgery.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
-from llmrank.surgery.repair.methods import DAMPINGS
+from llmrank.surgery.repair.least_squares import DAMPINGS
 from llmrank.surgery.repair.moments import MomentSums
 from llmrank.surgery.repair.sequential import substitute
 from tests.llmrank.textbook import least_squares

@@ -1,0 +1,173 @@
+"""The forms of removal for one linear map: compact (smaller matrices), zero (zeros), mask (``torch.nn.utils.prune``).
+
+The functions write to a module and keep no way back: :mod:`llmrank.surgery.apply` saves the originals before it calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from llmrank.models import FFN
+from llmrank.models.ffn import bias_of, in_features, is_transposed, out_features
+from llmrank.prune.masks import Masks
+from llmrank.surgery.repair import RepairedMap
+
+__all__ = [
+    "FORMS",
+    "Form",
+    "LinearMask",
+    "compact_map",
+    "linear_masks",
+    "mask_map",
+    "set_attribute",
+    "size_attributes",
+    "write_repaired",
+    "zero_map",
+]
+
+Form: TypeAlias = Literal["compact", "zero", "mask"]
+FORMS: tuple[Form, ...] = ("compact", "zero", "mask")
+
+
+@dataclass
+class LinearMask:
+    """The rows (outputs) and columns (inputs) that one linear map keeps.
+
+    Attributes
+    ----------
+    name : str
+        Path of the module in the model.
+    module : nn.Linear or Conv1D
+    rows : (out,) bool tensor
+        True = kept.
+    columns : (in,) bool tensor
+        True = kept.
+    """
+
+    name: str
+    module: nn.Module
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is removed from the weight."""
+        return bool(self.rows.all() and self.columns.all())
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows that are kept."""
+        return int(self.rows.sum())
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns that are kept."""
+        return int(self.columns.sum())
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """Shape of the compact weight, in the module's own layout."""
+        return (self.n_columns, self.n_rows) if is_transposed(self.module) else (self.n_rows, self.n_columns)
+
+    def weight_mask(self) -> torch.Tensor:
+        """Return the mask of the weight's entries: bool, in the module's own layout."""
+        mask = self.rows[:, None] & self.columns[None, :]
+        return mask.T if is_transposed(self.module) else mask
+
+    def parameter_masks(self) -> dict[str, torch.Tensor]:
+        """Return a mask for each parameter that loses entries ("weight", "bias")."""
+        masks = {}
+        if not self.keeps_all:
+            masks["weight"] = self.weight_mask()
+        if bias_of(self.module) is not None and not bool(self.rows.all()):
+            masks["bias"] = self.rows
+        return masks
+
+
+def linear_masks(ffns: Sequence[FFN], masks: Masks) -> list[LinearMask]:
+    """Translate the keep masks of neurons into the rows and columns that every linear map keeps.
+
+    There is one result for each module, even if it serves several layers: a fused map loses rows in two bands, a map between two
+    prunable layers loses rows and columns.
+    """
+    by_module: dict[int, LinearMask] = {}
+
+    def mask_of(name: str, module: nn.Module) -> LinearMask:
+        rows = torch.ones(out_features(module), dtype=torch.bool)
+        columns = torch.ones(in_features(module), dtype=torch.bool)
+        return by_module.setdefault(id(module), LinearMask(name, module, rows, columns))
+
+    for ffn in ffns:
+        for layer in ffn.prunable.values():
+            for producer in layer.producers:
+                rows = mask_of(producer.name, producer.module).rows
+                rows[producer.start : producer.start + producer.size] &= masks[layer.name]
+            for consumer in layer.consumers:
+                mask_of(consumer.name, consumer.module).columns.logical_and_(masks[layer.name])
+    return list(by_module.values())
+
+
+def write_repaired(module: Any, repaired: RepairedMap, *, copy: bool) -> None:
+    """Give a module its repaired weight and bias.
+
+    Without `copy` the weight may be the repair's own tensor; that is safe where the weight is made smaller, and so copied, next.
+    """
+    # Out of place: views of the old weights, such as those of a graph, keep their values.
+    if repaired.weight is not None:
+        weight = repaired.weight.T if is_transposed(module) else repaired.weight
+        module.weight.data = weight.to(module.weight, copy=copy).contiguous()
+    if repaired.bias is not None:
+        module.bias.data = repaired.bias.to(module.bias, copy=True)
+
+
+def zero_map(linear: LinearMask) -> None:
+    """Set the removed entries of a map's weight and bias to zero."""
+    for name, mask in linear.parameter_masks().items():
+        parameter: Any = linear.module._parameters[name]
+        old = parameter.data
+        # Out of place, for the same reason as in write_repaired.
+        parameter.data = torch.where(mask.to(old.device), old, torch.zeros_like(old))
+
+
+def mask_map(linear: LinearMask) -> None:
+    """Put ``torch.nn.utils.prune`` masks on a map's weight and bias."""
+    for name, mask in linear.parameter_masks().items():
+        parameter: Any = linear.module._parameters[name]
+        torch_prune.custom_from_mask(linear.module, name, mask.to(parameter.device))  # type: ignore[no-untyped-call]
+
+
+def compact_map(linear: LinearMask) -> None:
+    """Replace a map's weight and bias by tensors of the kept rows and columns, and update the module's sizes."""
+    module: Any = linear.module
+    kept = {name: [linear.rows] for name in linear.parameter_masks()}
+    if "weight" in kept:
+        kept["weight"] = [linear.columns, linear.rows] if is_transposed(module) else [linear.rows, linear.columns]
+    for name, axes in kept.items():
+        old = module._parameters[name]
+        value = old.data
+        for axis, mask in enumerate(axes):
+            # index_select copies: the result is contiguous and owns its storage, which a checkpoint needs.
+            if not bool(mask.all()):
+                value = value.index_select(axis, mask.nonzero().flatten().to(value.device))
+        module._parameters[name] = nn.Parameter(value, requires_grad=old.requires_grad)
+    for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
+        set_attribute(module, name, size)
+
+
+def size_attributes(module: nn.Module, n_rows: int, n_columns: int) -> dict[str, int]:
+    """Return the attributes in which a Linear or Conv1D repeats the shape of its weight, with the values for a new shape."""
+    if is_transposed(module):
+        return {name: value for name, value in (("nf", n_rows), ("nx", n_columns)) if hasattr(module, name)}
+    return {"out_features": n_rows, "in_features": n_columns}
+
+
+def set_attribute(target: Any, name: str, value: Any) -> None:
+    """Set an attribute, unless it has that value already."""
+    if not hasattr(target, name) or getattr(target, name) != value:
+        setattr(target, name, value)

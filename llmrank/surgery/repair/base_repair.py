@@ -1,0 +1,164 @@
+"""The base class of repairs, and the result of a repair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from llmrank.surgery.repair.moments import Centre, Moments
+
+__all__ = ["BaseRepair", "RepairedMap", "repaired_map"]
+
+
+@dataclass(frozen=True, eq=False)
+class RepairedMap:
+    """The new weights of an output map.
+
+    Attributes
+    ----------
+    weight : (out, in) tensor or None
+        Zero in the columns of removed neurons. A repair solves it in float64; a repaired model holds it in the dtype of the map.
+        None where the model holds it already.
+    bias : (out,) tensor or None
+        None where the map has none.
+    damping : float or None
+        Damping of the least squares, relative to the mean square of each kept neuron; infinite where the kept weights do not
+        change. None for other repairs.
+    before, after : float or None
+        Error of the map on held-out calibration tokens without and with the repair, as a share of the mean square of ``W x``.
+        The error is the missing output of the removed neurons, and with target "stream" also what the residual stream lacked
+        already. None where no token was held out.
+    target : {"output", "stream"}
+        Whether the map was fitted to its own outputs, or to what brings the residual stream behind it back to that of the dense
+        model.
+    """
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    damping: float | None
+    before: float | None
+    after: float | None
+    target: Literal["output", "stream"] = "output"
+
+    def to(self, like: torch.Tensor) -> RepairedMap:
+        """Convert to the dtype and device of a tensor."""
+        bias = None if self.bias is None else self.bias.to(like)
+        return replace(self, weight=None if self.weight is None else self.weight.to(like), bias=bias)
+
+
+class BaseRepair:
+    """Base class of all repairs. Override :meth:`solve`.
+
+    A repair works on one output map at a time, y = W x + b, where x are the activations of the hidden neurons, of which some are
+    kept (K) and the others removed (R). It uses the first and second moments of x over the calibration tokens.
+
+    Attributes
+    ----------
+    needs_bias : bool
+        Whether the output map must have a bias.
+    """
+
+    needs_bias = False
+
+    @property
+    def follows(self) -> bool:
+        """Whether the repair needs the residual stream of the dense model, to know what that of the pruned model lacks."""
+        return False
+
+    @property
+    def reselects(self) -> bool:
+        """Whether the kept neurons of a layer are chosen anew, as many as planned, once the moments are known."""
+        return False
+
+    def solve(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        keep: torch.Tensor,
+        fit: Moments,
+        held_out: Moments | None,
+    ) -> RepairedMap:
+        """Compute the map that replaces ``weight @ x + bias`` when only the kept neurons are left.
+
+        Parameters
+        ----------
+        weight : (out, in) float64 tensor
+        bias : (out,) float64 tensor or None
+            None where the map has none, and can have none.
+        keep : (in,) bool tensor
+        fit : Moments
+            Moments of the calibration tokens to fit to.
+        held_out : Moments or None
+            Moments of the held-out tokens, by which a repair is tuned and measured; None where there are none.
+
+        Returns
+        -------
+        RepairedMap
+            In float64.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override solve()")
+
+    def tokens_wanted(self, kept: int) -> int:  # noqa: ARG002 -- for repairs that are fitted to every kept neuron
+        """Return how many calibration tokens suffice for a layer that keeps `kept` neurons; 0 where any number does."""
+        return 0
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the settings, for reports."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+def repaired_map(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    keep: torch.Tensor,
+    change: torch.Tensor,
+    fit: Moments,
+    held_out: Moments | None,
+    damping: float | None,
+) -> RepairedMap:
+    """Make the repaired map from the change of the kept columns.
+
+    Parameters
+    ----------
+    weight, bias, keep, fit, held_out
+        See :meth:`BaseRepair.solve`.
+    change : (out, kept) float64 tensor
+        Added to the kept columns of the weight.
+    damping : float or None
+        For the report.
+
+    Returns
+    -------
+    RepairedMap
+        A bias, if the map has one, makes up for the mean of what is missing after the change. The errors on the held-out tokens
+        are computed where there are any.
+    """
+    new_weight = torch.zeros_like(weight)
+    new_weight[:, keep] = weight[:, keep] + change
+    before = after = None
+    if held_out is not None:
+        scale = held_out.energy(weight)
+        errors = (
+            _error(weight, keep, torch.zeros_like(change), held_out, None),
+            _error(weight, keep, change, held_out, None if bias is None else fit.centre),
+        )
+        before, after = (error / scale if scale else 0.0 for error in errors)
+    if bias is not None:
+        mean, mean_lack = fit.centre
+        bias = bias + weight[:, ~keep] @ mean[~keep] - change @ mean[keep]
+        bias = bias if mean_lack is None else bias + mean_lack
+    target: Literal["output", "stream"] = "output" if fit.lack is None else "stream"
+    return RepairedMap(new_weight, bias, damping, before, after, target)
+
+
+def _error(
+    weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, centre: Centre | None
+) -> float:
+    """Mean square of W_R x_R + e - change x_K, after a centre is subtracted from x and e."""
+    missing = torch.empty_like(weight)
+    missing[:, keep], missing[:, ~keep] = -change, weight[:, ~keep]
+    cross, square = moments.lacking(centre)
+    mixed = 0.0 if cross is None else float((missing * cross.T).sum())
+    return moments.energy(missing, centre) + 2.0 * mixed + square

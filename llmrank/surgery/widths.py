@@ -1,0 +1,184 @@
+"""The widths of layers, as modules and the configuration state them once a model is compact.
+
+Stock loaders build a model from its configuration. Where one field, such as ``intermediate_size``, describes the compact model,
+that field is written; otherwise the width of every layer is listed under ``llmrank_widths``, which
+:func:`llmrank.surgery.checkpoint.load` reads.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from llmrank.errors import MaskError
+from llmrank.models import FFN
+from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
+from llmrank.models.ffn import bias_of
+from llmrank.prune.masks import Masks
+from llmrank.surgery.forms import LinearMask, linear_masks, set_attribute
+
+__all__ = ["ALIGNMENTS", "WIDTHS_KEY", "Align", "check_padding", "compact_widths", "module_widths", "set_widths"]
+
+Align: TypeAlias = Literal["none", "pad"]
+ALIGNMENTS: tuple[Align, ...] = ("none", "pad")
+WIDTHS_KEY = "llmrank_widths"
+ABSENT = object()
+
+
+def check_padding(sizes: Iterable[int]) -> None:
+    """Raise unless layers of these sizes can be padded to one width.
+
+    Parameters
+    ----------
+    sizes : iterable of int
+        Number of neurons of every prunable layer in the dense model.
+
+    Raises
+    ------
+    MaskError
+        The layers differ in size.
+    """
+    originals = set(sizes)
+    if len(originals) > 1:
+        raise MaskError(
+            f"align='pad' needs layers of one original width, these have {sorted(originals)}; use align='none' and llmrank's "
+            "loader"
+        )
+
+
+def compact_widths(model: nn.Module, ffns: Sequence[FFN], masks: Masks, align: Align) -> tuple[Masks, dict[str, Any]]:
+    """Decide which neurons the compact layers hold, and which configuration fields describe them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed, and not compact yet.
+    ffns : sequence of FFN
+    masks : Masks
+    align : {"none", "pad"}
+        With "pad" every layer also holds some removed neurons (whose weights are zeroed elsewhere), up to the width of the widest
+        layer; where no field can state that width, up to the dense width.
+
+    Returns
+    -------
+    held : Masks
+        The neurons that the layers hold, padding included.
+    fields : dict from str to value
+        Configuration fields to write; empty where no field describes the compact model.
+    """
+    if align == "none":
+        return masks, _config_fields(model, ffns, masks)
+    padded = _padded(masks, max(masks.widths.values()))
+    fields = _config_fields(model, ffns, padded)
+    return (padded, fields) if fields else (_padded(masks, max(map(len, masks.values()))), {})
+
+
+def _padded(masks: Masks, width: int) -> Masks:
+    """Return masks that hold `width` neurons in every layer; the first removed neurons fill it up."""
+    padded = dict(masks)
+    for mask in padded.values():
+        removed = (~mask).nonzero().flatten()
+        mask[removed[: width - int(mask.sum())]] = True
+    return Masks(padded)
+
+
+def _config_fields(model: nn.Module, ffns: Sequence[FFN], masks: Masks) -> dict[str, Any]:
+    """Find the configuration fields that describe the model once these masks have made it compact.
+
+    A field such as ``intermediate_size`` may set the width of other modules too, which are not pruned. So a model is built on the
+    meta device from the configuration with the new value, and the shapes of all parameters are compared.
+
+    The result is empty where the layers differ in width, nothing is removed, or no field gives the shapes. Cost: for every field
+    that is tried the construction of a model without its data, about a second at 8 billion parameters.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not masks.is_uniform or masks.kept == masks.size:
+        return {}
+    (width,) = set(masks.widths.values())
+    compact_shapes = _compact_shapes(model, linear_masks(ffns, masks))
+    for name in WIDTH_ATTRIBUTES:
+        # GPT-2's n_inner is None while the width is four times the hidden size; Gemma 3n has a list, one width a layer.
+        old = getattr(text_config(model), name, ABSENT)
+        if old is not ABSENT:
+            fields = {name: [width] * len(old) if isinstance(old, list) else width}
+            if _configured_shapes(model, fields) == compact_shapes:
+                return fields
+    return {}
+
+
+def _compact_shapes(model: nn.Module, linears: Sequence[LinearMask]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all parameters of the compact model; a shared parameter stands under each of its names."""
+    changed: dict[int, tuple[int, ...]] = {}
+    for linear in linears:
+        module: Any = linear.module
+        changed[id(module.weight)] = linear.weight_shape
+        changed[id(bias_of(module))] = (linear.n_rows,)
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: changed.get(id(parameter), tuple(parameter.shape)) for name, parameter in named}
+
+
+def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """Return the parameter shapes of a model built from the configuration with these fields; None if it cannot be built."""
+    # A loader builds the class that its module exports under that name. A model whose layers differ in width is an instance of a
+    # subclass with the same name, which no module exports.
+    places = ((cls, sys.modules.get(cls.__module__)) for cls in type(model).__mro__)
+    exported: Any = next(cls for cls, module in places if getattr(module, cls.__name__, None) is cls)
+    config: Any = copy.deepcopy(model.config)
+    for name, value in fields.items():
+        setattr(config.get_text_config() if hasattr(config, "get_text_config") else config, name, value)
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            built = exported(config)
+        return {name: tuple(parameter.shape) for name, parameter in built.named_parameters(remove_duplicate=False)}
+    except Exception:  # whatever a model raises for such a configuration, it could not be loaded with it
+        return None
+
+
+def set_widths(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    sizes: Mapping[str, int],
+    widths: Mapping[str, int],
+    fields: Mapping[str, Any],
+) -> None:
+    """Write the new widths into the modules and the configuration.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place.
+    ffns : sequence of FFN
+    sizes : mapping from str to int
+        Width of every prunable layer before.
+    widths : mapping from str to int
+        Width of every prunable layer now.
+    fields : mapping from str to value
+        See :func:`compact_widths`.
+    """
+    for module, name, width in module_widths(ffns, widths):
+        set_attribute(module, name, width)
+    config = text_config(model)
+    if config is None:
+        return
+    for name, value in fields.items():
+        set_attribute(config, name, value)
+    if fields and hasattr(config, WIDTHS_KEY):
+        delattr(config, WIDTHS_KEY)
+    elif not fields and (any(widths[name] != size for name, size in sizes.items()) or hasattr(config, WIDTHS_KEY)):
+        setattr(config, WIDTHS_KEY, dict(widths))
+
+
+def module_widths(ffns: Sequence[FFN], widths: Mapping[str, int]) -> list[tuple[nn.Module, str, int]]:
+    """Return (module, attribute, new value) for every module of an FFN that repeats its width in an attribute."""
+    return [
+        (ffn.module, name, widths[layer.name])
+        for ffn in ffns
+        for layer in ffn.prunable.values()
+        for name in WIDTH_ATTRIBUTES
+        if isinstance(getattr(ffn.module, name, None), int) and getattr(ffn.module, name) == layer.size
+    ]
