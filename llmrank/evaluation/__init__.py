@@ -1,3 +1,3 @@
-"""How good a model is, and how close to the model it was cut from."""
+"""Evaluation: how good a model is, and how close to the dense model."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""A mean and how far it may be off."""
+"""Estimates: a mean with its standard error."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["Estimate"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over things that were observed in groups, and its standard error.
+    """A mean over items that were observed in groups, and its standard error.
 
-    Tokens of one text are no independent draws, texts are: the error is that of the groups.
+    Tokens of one text are not independent of each other, but texts are: so the error is computed over groups.
 
     Attributes
     ----------
     value : float
     error : float or None
-        Standard error of `value`; None where there are less than two groups, or the mean is not finite.
+        Standard error of `value`; None if there are fewer than two groups, or the mean is not finite.
     count : int
-        Things that the mean is over.
+        Number of items that the mean is taken over.
     """
 
     value: float
@@ -32,35 +32,35 @@ class Estimate:
 
     @classmethod
     def of(cls, totals: Sequence[float], counts: Sequence[int] | None = None) -> Estimate:
-        """The mean of everything, from the sum over each group.
+        """Estimate the mean of all items from the sum over each group.
 
         Parameters
         ----------
         totals : sequence of float
-            Sum over the things of each group.
+            Sum over the items of each group.
         counts : sequence of int, optional
-            How many things those are; 1 each by default. Groups of none do not count.
+            Number of items in each group; 1 by default. Empty groups are ignored.
 
         Returns
         -------
         Estimate
             ``m = sum(totals) / sum(counts)`` with the variance of a ratio of sums over n groups,
-            ``n / (n - 1) * sum((total - m * count)^2) / sum(counts)^2``. For groups of one this is the sample variance
+            ``n / (n - 1) * sum((total - m * count)^2) / sum(counts)^2``. For groups of one item this is the sample variance
             divided by n.
 
         Raises
         ------
         ValueError
-            Nothing to take a mean of.
+            There is no item.
 
         Examples
         --------
-        Three right of four, each by itself:
+        Three of four answers are right, each a group of its own:
 
         >>> Estimate.of([1, 1, 0, 1])
         Estimate(value=0.75, error=0.25, count=4)
 
-        Two texts of two tokens, alike within each:
+        Two texts of two tokens, equal within each text:
 
         >>> Estimate.of([2.0, 0.0], [2, 2])
         Estimate(value=0.5, error=0.5, count=4)
@@ -70,9 +70,9 @@ class Estimate:
         sums, sizes = sums[sizes > 0], sizes[sizes > 0]
         count, groups = int(sizes.sum()), len(sizes)
         if count == 0:
-            raise ValueError("expected at least one thing to take a mean of, got none")
+            raise ValueError("expected at least one item to take a mean of, got none; give more data")
         value = float(sums.sum() / count)
         if groups < 2 or not math.isfinite(value):
             return cls(value, None, count)
-        spread = float(np.square(sums - value * sizes).sum())
-        return cls(value, math.sqrt(groups / (groups - 1) * spread) / count, count)
+        squares = float(np.square(sums - value * sizes).sum())
+        return cls(value, math.sqrt(groups / (groups - 1) * squares) / count, count)

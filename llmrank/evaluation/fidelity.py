@@ -1,6 +1,7 @@
-"""How closely a model still follows the one it was cut from: next-token distributions and greedy continuations.
+"""Closeness of a pruned model to the dense model: next-token distributions and greedy continuations.
 
-Perplexity asks how well a model predicts a text. A pruned model can predict it as well as before and yet say other things.
+Perplexity measures how well a model predicts a text. A pruned model can predict the text as well as before and still make other
+predictions than the dense model.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from llmrank.evaluation.estimate import Estimate
 
 __all__ = ["Continuations", "Fidelity", "compare_predictions", "continuations", "divergences", "fidelity"]
 
-# Tokens whose distributions are compared at once: vocabularies are wide.
+# How many tokens' distributions are compared at once: vocabularies are large.
 ROWS = 64
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How a model's next-token distributions differ from another's; errors over sequences.
+    """How a model's next-token distributions differ from the dense model's; the standard errors are over sequences.
 
     Attributes
     ----------
     divergence : Estimate
-        KL(p || q) in nats, p what the dense model predicts, q what the model does. Never negative but for round-off, 0 where
-        they agree.
+        KL(p || q) in nats, where p is the distribution of the dense model and q that of the model. Never negative up to
+        round-off, and 0 if they are equal.
     agreement : Estimate
-        Share of tokens for which both hold the same token for the likeliest, 0..1.
+        Share of tokens for which both models rank the same token first, 0..1.
     """
 
     divergence: Estimate
@@ -52,18 +53,18 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Continuations:
-    """How alike two models continue the same prompts, each on its own; errors over prompts.
+    """How similarly two models continue the same prompts; the standard errors are over prompts.
 
-    A continuation is as long as was asked for, or ends with an end-of-text token. Shares are of the longer one of a pair.
+    A continuation has the requested length, or ends with an end-of-text token. Shares refer to the longer one of a pair.
 
     Attributes
     ----------
     prefix : Estimate
-        Share up to the first difference.
+        Share of the tokens before the first difference.
     equal : Estimate
-        Share of places with the same token in both.
+        Share of the positions with the same token in both.
     exact : Estimate
-        Share of prompts that both continue in the same way to the end.
+        Share of the prompts whose two continuations are equal.
     """
 
     prefix: Estimate
@@ -75,16 +76,16 @@ class Continuations:
 def fidelity(
     dense: Any, model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
 ) -> Fidelity:
-    """Mean divergence of a model's next-token distributions from the dense model's, and how often the likeliest token agrees.
+    """Measure how far a model's next-token distributions are from the dense model's, and how often the likeliest token agrees.
 
     Parameters
     ----------
     dense, model : transformers causal or encoder-decoder language models
-        Of one vocabulary; each may be on a device of its own.
+        They must share a vocabulary, and may be on different devices.
     sequences : TokenSequences
-        The means are over the tokens that :func:`llmrank.evaluation.perplexity.perplexity` predicts.
+        The means are taken over the tokens that :func:`llmrank.evaluation.perplexity.perplexity` predicts.
     batch_size : int
-        Sequences at once; the result does not depend on it beyond round-off.
+        Number of sequences in a forward pass; the result does not depend on it beyond round-off.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect`.
 
@@ -95,22 +96,22 @@ def fidelity(
     Raises
     ------
     UnsupportedModelError
-        One of the models has no next-token prediction.
+        One of the models predicts no next token.
     OptionError
-        Vocabularies of different sizes.
+        The vocabularies differ in size.
     CalibrationError
-        Predictions that are not numbers, or no token to predict.
+        The predictions hold NaN, or there is no token to predict.
 
     Notes
     -----
-    Cost: a forward pass of each model. Memory: see :class:`llmrank.calibration.logits.Predictor`, twice; the distributions are
+    Cost: a forward pass of each model. Memory: twice that of :class:`llmrank.calibration.logits.Predictor`; the distributions are
     compared 64 tokens at a time.
     """
-    for one in (dense, model):
-        check_predicts(one, "divergence")
+    for compared in (dense, model):
+        check_predicts(compared, "divergence")
     predictors = Predictor(dense), Predictor(model)
-    diverged: list[float] = []
-    agreed: list[float] = []
+    divergence_totals: list[float] = []
+    agreement_totals: list[float] = []
     counts: list[int] = []
     with evaluation_mode(dense), evaluation_mode(model):
         batches = list(sequences.batches(batch_size))
@@ -118,84 +119,84 @@ def fidelity(
             totals, tokens = compare_predictions(
                 predictors[0].bands(ids, mask), predictors[1].bands(ids, mask), len(ids)
             )
-            diverged += totals[:, 0].tolist()
-            agreed += totals[:, 1].tolist()
+            divergence_totals += totals[:, 0].tolist()
+            agreement_totals += totals[:, 1].tolist()
             counts += tokens.tolist()
     if sum(counts) == 0:
         raise CalibrationError("no token of the evaluation sequences is predicted from another; give longer texts")
-    return Fidelity(Estimate.of(diverged, counts), Estimate.of(agreed, counts))
+    return Fidelity(Estimate.of(divergence_totals, counts), Estimate.of(agreement_totals, counts))
 
 
 def compare_predictions(
     dense: Iterable[Prediction], model: Iterable[Prediction], sequences: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compare what two models predict of the same batch.
+    """Compare the predictions of two models for the same batch.
 
     Parameters
     ----------
     dense, model : iterable of (logits, targets, valid)
         See :meth:`llmrank.calibration.logits.Predictor.bands`.
     sequences : int
-        In the batch.
+        Number of sequences in the batch.
 
     Returns
     -------
     totals : (sequences, 2) float64 tensor on the CPU
-        Over the tokens of every sequence, the sum of the divergences, and how many likeliest tokens agree.
+        For every sequence the sum of the divergences of its tokens, and for how many of them the likeliest token agrees.
     counts : (sequences,) int64 tensor on the CPU
-        Those tokens.
+        Number of predicted tokens in every sequence.
 
     Raises
     ------
     OptionError
-        Vocabularies of different sizes.
+        The vocabularies differ in size.
     CalibrationError
-        Predictions that are not numbers.
+        The predictions hold NaN.
     """
     totals = torch.zeros(sequences, 2, dtype=torch.float64)
     counts = torch.zeros(sequences, dtype=torch.int64)
-    for (wanted, _, valid), (found, *_) in zip(dense, model, strict=True):
-        if wanted.shape != found.shape:
+    for (dense_logits, _, valid), (logits, *_) in zip(dense, model, strict=True):
+        if dense_logits.shape != logits.shape:
             raise OptionError(
-                f"the dense model predicts {wanted.shape[-1]} tokens and the other one {found.shape[-1]}; their "
-                "distributions can only be compared over one vocabulary: pass the model it was cut from"
+                f"the dense model predicts {dense_logits.shape[-1]} tokens and the other one {logits.shape[-1]}; their "
+                "distributions can only be compared over one vocabulary: pass the dense model of which it is a pruned version"
             )
-        of = valid.nonzero()[:, 0].cpu()
-        totals.index_add_(0, of, _compare(wanted[valid], found.to(wanted.device)[valid]))
-        counts += torch.bincount(of, minlength=sequences)
+        rows = valid.nonzero()[:, 0].cpu()
+        totals.index_add_(0, rows, _compare(dense_logits[valid], logits.to(dense_logits.device)[valid]))
+        counts += torch.bincount(rows, minlength=sequences)
     return totals, counts
 
 
 def _compare(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Of every place (tokens, n): the divergence, and 1 where both agree on the likeliest, (tokens, 2) float64 on the CPU."""
-    found = torch.zeros(len(dense), 2, dtype=torch.float64)
+    """Return for every token the divergence, and 1 if the likeliest tokens agree: (tokens, 2) float64 on the CPU."""
+    compared = torch.zeros(len(dense), 2, dtype=torch.float64)
     for start in range(0, len(dense), ROWS):
         band = slice(start, start + ROWS)
         p, q = at_least_float32(dense[band]), at_least_float32(logits[band])
-        found[band, 0] = divergences(p.log_softmax(-1), q)
-        found[band, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
-    if bool(found.isnan().any()):
+        compared[band, 0] = divergences(p.log_softmax(-1), q)
+        compared[band, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
+    if bool(compared.isnan().any()):
         raise CalibrationError(
             "the models' predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load both models in "
             "float32 or bfloat16 and check their perplexity"
         )
-    return found
+    return compared
 
 
 def divergences(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of every row, in nats.
+    """Compute KL(p || q) for every row, in nats.
 
     Parameters
     ----------
     dense : (rows, n) tensor
-        log p, of the dense model.
+        log p, from the dense model.
     logits : (rows, n) tensor
-        Of q, up to a constant a row.
+        log q, up to a constant for each row.
 
     Returns
     -------
     (rows,) float64 tensor on the CPU
-        ``sum_i p_i (log p_i - log q_i)``; what has no chance under p adds nothing. May be below zero by round-off.
+        ``sum_i p_i (log p_i - log q_i)``; terms with p_i = 0 are 0. May be below zero by round-off.
 
     Notes
     -----
@@ -207,14 +208,14 @@ def divergences(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     >>> divergences(even, skewed + 3.0)  # 0.5 ln 2 + 0.5 ln 2/3
     tensor([0.1438], dtype=torch.float64)
     """
-    found = []
+    parts = []
     for start in range(0, len(dense), ROWS):
         log_p = dense[start : start + ROWS]
         terms = log_p.exp() * (log_p - logits[start : start + ROWS].log_softmax(-1))
-        # What cannot come adds nothing, though the difference of two infinities is no number.
+        # Where p is 0 the term is 0, although the difference of two infinities is NaN.
         terms = torch.where(log_p == -torch.inf, torch.zeros_like(terms), terms)
-        found.append(terms.sum(-1).cpu().double())
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+        parts.append(terms.sum(-1).cpu().double())
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -228,23 +229,24 @@ def continuations(
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> Continuations:
-    """Let two models continue the same prompts greedily, and say how alike they do.
+    """Let two models continue the same prompts greedily, and measure how similar the continuations are.
 
-    Each reads what it wrote itself: after a first difference they may go different ways, however alike their predictions are.
+    Each model reads what it wrote itself: after the first difference continuations may diverge, however similar the predictions
+    are.
 
     Parameters
     ----------
     dense, model : transformers causal or encoder-decoder language models
-        Of one vocabulary. Encoder-decoders read the prompt with the encoder.
+        They must share a vocabulary. Encoder-decoders read the prompt with the encoder.
     sequences : TokenSequences
-        The prompts are the beginnings of the first ones that have no padding there.
+        The prompts are the beginnings of the first sequences that have no padding there.
     prompts : int
-        How many at the most.
+        Largest number of prompts.
     prompt_length, new_tokens : int
-        Tokens of a prompt, and of a continuation at the most. What a model's generation settings say of sampling,
-        penalties and the like is left aside.
+        Number of tokens of a prompt, and largest number of tokens of a continuation. The models' generation settings for
+        sampling, penalties and the like are ignored.
     batch_tokens : int
-        Tokens at once, prompts and continuations together; the result does not depend on it beyond round-off.
+        Number of tokens in a batch, of prompts and continuations together; the result does not depend on it beyond round-off.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect`.
 
@@ -255,65 +257,65 @@ def continuations(
     Raises
     ------
     UnsupportedModelError
-        One of the models has no next-token prediction.
+        One of the models predicts no next token.
     OptionError
-        Numbers below 1, or more tokens than a model can take.
+        A number is below 1, or the tokens are more than a model can take.
     CalibrationError
-        No sequence is as long as a prompt, or its tokens are not the models'.
+        No sequence is as long as a prompt, or its tokens do not belong to the models' vocabulary.
 
     Notes
     -----
-    Cost: for each model a pass over the prompts and `new_tokens` steps of one token.
+    Cost: for each model a forward pass of the prompts, and `new_tokens` steps of one token.
     """
-    for one in (dense, model):
-        check_predicts(one, "continuation")
-    for one in (dense, model):
-        _check_room(one, prompts, prompt_length, new_tokens)
+    for compared in (dense, model):
+        check_predicts(compared, "continuation")
+    for compared in (dense, model):
+        _check_lengths(compared, prompts, prompt_length, new_tokens)
     heads = sequences.ids[:, :prompt_length][sequences.mask[:, :prompt_length].all(1)][:prompts]
     if heads.shape[1] < prompt_length or not len(heads):
         raise CalibrationError(
             f"no evaluation sequence has {prompt_length} tokens to begin with; give longer texts or a smaller prompt length"
         )
-    for one in (dense, model):
-        check_ids(one, heads)
+    for compared in (dense, model):
+        check_ids(compared, heads)
     rows = max(1, batch_tokens // (prompt_length + new_tokens))
     batches = [heads[start : start + rows] for start in range(0, len(heads), rows)]
     prefix, equal, exact = [], [], []
     with ExitStack() as settings:
-        for one in {id(dense): dense, id(model): model}.values():
-            settings.enter_context(evaluation_mode(one))
-            settings.enter_context(generating(one, do_sample=False, max_new_tokens=new_tokens))
+        for compared in {id(dense): dense, id(model): model}.values():
+            settings.enter_context(evaluation_mode(compared))
+            settings.enter_context(generating(compared, do_sample=False, max_new_tokens=new_tokens))
         for batch in progress(batches, "Continuing") if progress else batches:
-            for wanted, found in zip(_continue(dense, batch), _continue(model, batch), strict=True):
-                same = [a == b for a, b in zip(wanted, found, strict=False)]
-                longer = max(len(wanted), len(found))
+            for expected, continuation in zip(_continue(dense, batch), _continue(model, batch), strict=True):
+                same = [a == b for a, b in zip(expected, continuation, strict=False)]
+                longer = max(len(expected), len(continuation))
                 prefix.append((same.index(False) if False in same else len(same)) / longer)
                 equal.append(sum(same) / longer)
-                exact.append(float(wanted == found))
+                exact.append(float(expected == continuation))
     return Continuations(*(Estimate.of(shares) for shares in (prefix, equal, exact)))
 
 
-def _check_room(model: nn.Module, prompts: int, prompt_length: int, new_tokens: int) -> None:
+def _check_lengths(model: nn.Module, prompts: int, prompt_length: int, new_tokens: int) -> None:
     for name, value in (("prompts", prompts), ("prompt_length", prompt_length), ("new_tokens", new_tokens)):
         if value < 1:
             raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
     longest = longest_input(model)
     if longest is not None and prompt_length + new_tokens > longest:
         raise OptionError(
-            f"a prompt of {prompt_length} tokens and {new_tokens} new ones are more than the {longest} that "
+            f"a prompt of {prompt_length} tokens and {new_tokens} new ones are more than the {longest} tokens that "
             f"{type(model).__name__} takes; make one of them smaller"
         )
 
 
 def _continue(model: Any, prompts: torch.Tensor) -> list[list[int]]:
-    """The greedy continuation of every prompt, up to and with its first end-of-text token."""
+    """Return the greedy continuation of every prompt, up to its first end-of-text token, which is included."""
     ids = prompts.to(input_device(model))
     output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
-    # The decoder of an encoder-decoder begins with its start token, and does not repeat the prompt.
-    begun = 1 if model.config.is_encoder_decoder else ids.shape[1]
+    # The output of an encoder-decoder begins with a start token and does not repeat the prompt.
+    first_new = 1 if model.config.is_encoder_decoder else ids.shape[1]
     ends = set(end_tokens(model))
-    found = []
-    for row in output[:, begun:].tolist():
-        length = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-        found.append(row[:length])
-    return found
+    texts = []
+    for row in output[:, first_new:].tolist():
+        length = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
+        texts.append(row[:length])
+    return texts

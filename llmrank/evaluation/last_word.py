@@ -1,8 +1,8 @@
-"""Last-word accuracy: passages are cut from a plain text, and a model is asked for the word that each of them ends with.
+"""Last-word accuracy: how often a model predicts the last word of a passage, for passages cut from a plain text.
 
-The manner is that of LAMBADA (Paperno et al. 2016, https://arxiv.org/abs/1606.06031): the word counts as found where greedy
-decoding writes it, all its tokens. Its passages were chosen by people who could tell the word from the whole passage and
-not from its last sentence; ours are cut by rule from any text, so the numbers of the two are not comparable.
+The method is that of LAMBADA (Paperno et al. 2016, https://arxiv.org/abs/1606.06031): a prediction is right if greedy decoding
+writes all tokens of the word. LAMBADA's passages were chosen by people who could guess the word from the complete passage but
+not from its last sentence; these are cut by a rule from any text, so the two accuracies are not comparable.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from llmrank.evaluation.estimate import Estimate
 __all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
 
 CONTEXT_WORDS = 50
-# Shorter words at the end of what looks like a sentence are mostly abbreviations and initials.
-LETTERS = 3
-# What corpora write for a word outside their vocabulary.
+# Shorter words in front of a full stop are mostly abbreviations and initials.
+MIN_LETTERS = 3
+# Corpora write these for words outside their vocabulary.
 NO_WORDS = {"unk"}
 CLOSING = "\"')]\u201d\u2019"
 OPENING = "\"'([\u201c\u2018"
 BLOCK = re.compile(r"\n\s*\n")
 SENTENCE_END = re.compile(rf"([.!?][{re.escape(CLOSING)}]*)(?:$|\s[\s{re.escape(OPENING)}]*)")
-# Characters in which a last word and the punctuation behind it are looked for.
+# The last word and the punctuation behind it are searched for in so many characters.
 TAIL = 100
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A context, and the word it is to be continued with (after a space)."""
+    """A context, and the word that follows it after a space."""
 
     context: str
     word: str
@@ -46,14 +46,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class LastWord:
-    """How often a model continues passages with their last word; the error is over passages.
+    """How often a model continues passages with their last word; the standard error is over passages.
 
     Attributes
     ----------
     accuracy : Estimate
         Share of the passages, 0..1.
     skipped : int
-        Passages left out, because the tokenizer does not begin a token with the word, or the word is longer than the model
+        Number of passages left out, because no token begins where the word begins, or the word is longer than the model
         takes.
     """
 
@@ -64,32 +64,32 @@ class LastWord:
 def cut_passages(
     text: str | Sequence[str], count: int | None = None, context_words: int = CONTEXT_WORDS
 ) -> list[Passage]:
-    """Cut passages from a text by rule, without any tokenizer.
+    """Cut passages from a text by a rule, without a tokenizer.
 
-    Blocks (paragraphs between blank lines) are gone through sentence by sentence. A sentence ends with ``.``, ``!`` or ``?``,
-    quotes or brackets that close after it, and the end of the block, or white space and then no lower-case letter. A passage
-    begins where the last one ended, or with the block, and ends with the first sentence whose last word has `context_words`
-    words of the passage before it and is one: letters only, at least 3, white space in front, nothing but closing
-    punctuation behind, and not ``unk``. What is left of a block is dropped. White space becomes single spaces.
+    Blocks (paragraphs between blank lines) are read sentence by sentence. A sentence ends with ``.``, ``!`` or ``?`` and
+    closing quotes or brackets, followed by the end of the block, or by white space and anything but a lower-case letter. A
+    passage begins with the block or where the previous passage ended, and ends with the first sentence whose last word has
+    `context_words` words of the passage before it and is a proper word: at least 3 letters and nothing else, white space in
+    front, only closing punctuation behind, and not ``unk``. The rest of a block is dropped. White space becomes single spaces.
 
     Parameters
     ----------
     text : str or list of str
-        Several texts are so many blocks or more.
+        No passage runs from one text into the next.
     count : int, optional
-        At most so many passages, spread evenly over the text; all by default.
+        Largest number of passages, spread evenly over the text; all by default.
     context_words : int
-        Words (divided by white space) in front of the last one, at least.
+        Smallest number of words (separated by white space) in front of the last one.
 
     Returns
     -------
     list of Passage
-        In the order of the text, no two of which share a sentence; empty where there is none.
+        In the order of the text, without common sentences; empty if there is none.
 
     Raises
     ------
     OptionError
-        Numbers below 1.
+        A number is below 1.
 
     Examples
     --------
@@ -102,13 +102,13 @@ def cut_passages(
         if value is not None and value < 1:
             raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
     blocks = [block for part in ([text] if isinstance(text, str) else text) for block in BLOCK.split(part)]
-    found = [passage for block in blocks for passage in _of_block(" ".join(block.split()), context_words)]
-    if count is None or count >= len(found):
-        return found
-    return [found[k * len(found) // count] for k in range(count)]
+    passages = [passage for block in blocks for passage in _block_passages(" ".join(block.split()), context_words)]
+    if count is None or count >= len(passages):
+        return passages
+    return [passages[k * len(passages) // count] for k in range(count)]
 
 
-def _of_block(block: str, context_words: int) -> Iterator[Passage]:
+def _block_passages(block: str, context_words: int) -> Iterator[Passage]:
     begin = 0
     for match in SENTENCE_END.finditer(block):
         if block[match.end() : match.end() + 1].islower():
@@ -116,7 +116,7 @@ def _of_block(block: str, context_words: int) -> Iterator[Passage]:
         end = match.end(1)
         start = max(begin, end - TAIL)
         before, space, word = block[start:end].rstrip(" .!?" + CLOSING).rpartition(" ")
-        if space and word.isalpha() and len(word) >= LETTERS and word.lower() not in NO_WORDS:
+        if space and word.isalpha() and len(word) >= MIN_LETTERS and word.lower() not in NO_WORDS:
             context = block[begin : start + len(before)].strip()
             if len(context.split()) >= context_words:
                 yield Passage(context, word)
@@ -133,7 +133,7 @@ def check_continues(model: Any) -> None:
     Raises
     ------
     UnsupportedModelError
-        An encoder, an encoder-decoder, a plain module.
+        The model is an encoder, an encoder-decoder or a plain module.
     """
     check_predicts(model, "last-word accuracy")
     if model.config.is_encoder_decoder:
@@ -151,12 +151,11 @@ def last_word(
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> LastWord:
-    """Share of passages whose last word a model writes when it continues the context greedily.
+    """Measure how often a model writes the last word of a passage when it continues the context greedily.
 
-    Every token of the word has to be the likeliest one, given the context and the tokens of the word before it (which is
-    what greedy decoding comes to; what it would write next is not asked). The tokens are those of context and word in one,
-    with what the tokenizer puts in front of a text. Where context and word are more than the model takes, the context loses
-    its beginning.
+    Every token of the word must be the likeliest one, given the context and the tokens of the word before it (that is what greedy
+    decoding writes; what follows the word does not count). Context and word are tokenised together, with the special tokens that
+    the tokenizer puts in front of a text. If they are longer than the model takes, the beginning of the context is dropped.
 
     Parameters
     ----------
@@ -164,8 +163,8 @@ def last_word(
     tokenizer : transformers tokenizer
     passages : sequence of Passage
     batch_tokens : int
-        Tokens in a forward pass, padding included (a longer passage goes by itself); the result does not depend on it
-        beyond round-off.
+        Largest number of tokens in a forward pass, padding included (a longer passage is a batch of its own); the result does
+        not depend on it beyond round-off.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect`.
 
@@ -176,56 +175,56 @@ def last_word(
     Raises
     ------
     UnsupportedModelError
-        The model does not continue a text: an encoder, an encoder-decoder, a plain module.
+        The model does not continue a text: it is an encoder, an encoder-decoder or a plain module.
     CalibrationError
-        No passage, no tokenizer or one of another model, predictions that are not numbers.
+        There is no passage, no tokenizer, the tokenizer belongs to another model, or the predictions hold NaN.
 
     Notes
     -----
-    Cost: a forward pass over the passages. Memory: logits of the places where words of a batch stand, where the model can
+    Cost: a forward pass of the passages. Memory: the logits at the positions of the words, if the model can
     leave out the others.
     """
     check_continues(model)
     if tokenizer is None:
-        raise CalibrationError("passages need a tokenizer, and this model came without one")
-    asked = _encode(tokenizer, passages, longest_input(model))
-    if not asked:
+        raise CalibrationError("passages need a tokenizer, and this model came without one; pass one")
+    encoded = _encode(tokenizer, passages, longest_input(model))
+    if not encoded:
         raise CalibrationError(
             f"no passage to ask the last word of ({len(passages)} given, none of them usable); give a text of some thousand "
-            f"words, in paragraphs of more than {CONTEXT_WORDS}"
+            f"words, in paragraphs of more than {CONTEXT_WORDS} words"
         )
-    partial = "logits_to_keep" in inspect.signature(model.forward).parameters
-    right = 0
+    keeps_some_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+    n_right = 0
     with evaluation_mode(model):
-        batches = list(_batches(asked, batch_tokens))
+        batches = list(_batches(encoded, batch_tokens))
         for batch in progress(batches, "Asking last words") if progress else batches:
-            right += _right(model, batch, partial=partial)
-    # Ones and noughts have no order that matters.
-    return LastWord(Estimate.of([1] * right + [0] * (len(asked) - right)), len(passages) - len(asked))
+            n_right += _count_right(model, batch, keeps_some_logits=keeps_some_logits)
+    # The order of ones and zeros does not matter.
+    return LastWord(Estimate.of([1] * n_right + [0] * (len(encoded) - n_right)), len(passages) - len(encoded))
 
 
 def _encode(tokenizer: Any, passages: Sequence[Passage], longest: int | None) -> list[tuple[list[int], int]]:
-    """Of each usable passage all tokens, and how many of them are the word's."""
+    """Return the token ids of each usable passage, and how many of them belong to the word."""
     front, _ = special_tokens(tokenizer)
-    found = []
+    encoded = []
     for passage in passages:
         context = plain_ids(tokenizer, passage.context)
         whole = plain_ids(tokenizer, f"{passage.context} {passage.word}")
         size = len(whole) - len(context)
         if whole[: len(context)] != context or size < 1:
             continue
-        # The last token is only predicted, so that one more fits.
+        # The last token is predicted but not read, so one more fits.
         ids = (front + whole) if longest is None else (front + whole)[-(longest + 1) :]
-        # Where the word fills it all, nothing is left to continue.
+        # If the word alone fills the input, there is no context to continue.
         if len(ids) > size:
-            found.append((ids, size))
-    return found
+            encoded.append((ids, size))
+    return encoded
 
 
-def _batches(asked: list[tuple[list[int], int]], batch_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
-    """Passages of like length together, the longest first: what does not fit in memory shows at once."""
+def _batches(encoded: list[tuple[list[int], int]], batch_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
+    """Put passages of similar length together, the longest first, so that a lack of memory shows at once."""
     batch: list[tuple[list[int], int]] = []
-    for entry in sorted(asked, key=lambda entry: -len(entry[0])):
+    for entry in sorted(encoded, key=lambda entry: -len(entry[0])):
         if batch and (len(batch) + 1) * (len(batch[0][0]) - 1) > batch_tokens:
             yield batch
             batch = []
@@ -233,29 +232,29 @@ def _batches(asked: list[tuple[list[int], int]], batch_tokens: int) -> Iterator[
     yield batch
 
 
-def _right(model: Any, batch: list[tuple[list[int], int]], *, partial: bool) -> int:
-    """How many words of a batch the model writes."""
+def _count_right(model: Any, batch: list[tuple[list[int], int]], *, keeps_some_logits: bool) -> int:
+    """Count the words of a batch that the model writes."""
     longest = max(len(ids) for ids, _ in batch) - 1
     inputs = torch.zeros((len(batch), longest), dtype=torch.long)
     mask = torch.zeros_like(inputs)
     for row, (ids, _) in enumerate(batch):
-        # On the right padding reaches no token in front of it, whichever way the model counts positions.
+        # Padding on the right changes no token in front of it, however the model counts positions.
         inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         mask[row, : len(ids) - 1] = 1
     check_ids(model, inputs)
     first = min(len(ids) - 1 - size for ids, size in batch)
     options: dict[str, Any] = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
-    if partial:
+    if keeps_some_logits:
         options["logits_to_keep"] = longest - first
     device = input_device(model)
     logits = model(input_ids=inputs.to(device), attention_mask=mask.to(device), **options).logits[:, first - longest :]
-    right = 0
+    n_right = 0
     for (ids, size), row in zip(batch, logits, strict=True):
-        of_word = row[len(ids) - 1 - size - first : len(ids) - 1 - first]
-        if bool(of_word.isnan().any()):
+        word_logits = row[len(ids) - 1 - size - first : len(ids) - 1 - first]
+        if bool(word_logits.isnan().any()):
             raise CalibrationError(
                 "the model's predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load it in "
                 "float32 or bfloat16 and check its perplexity"
             )
-        right += bool((of_word.argmax(-1).cpu() == torch.tensor(ids[-size:])).all())
-    return right
+        n_right += bool((word_logits.argmax(-1).cpu() == torch.tensor(ids[-size:])).all())
+    return n_right

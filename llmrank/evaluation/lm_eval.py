@@ -1,7 +1,7 @@
-"""EleutherAI's lm-eval on a model at hand: its own tasks, tasks of the user's, and two that need nothing but a text file.
+"""EleutherAI's lm-eval on a loaded model: its own tasks, tasks of the user, and two tasks that need only a text file.
 
-lm-eval is an extra (``pip install "llmrank[eval]"``) and is imported when asked for. Its own command line takes checkpoints that
-stock transformers loads; here it is given the model object, so that those which need :func:`llmrank.load` run as well.
+lm-eval is an extra (``pip install "llmrank[eval]"``) and is imported when it is needed. Its command line takes checkpoints that
+stock transformers loads; here it gets the model object, so checkpoints that need :func:`llmrank.load` work too.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from llmrank.evaluation.last_word import cut_passages
 __all__ = ["TASKS", "HarnessTasks", "find_tasks", "last_word_documents", "page_documents"]
 
 TASKS = Path(__file__).parent / "tasks"
-# Characters of a page at least: some hundreds of tokens, so that few are read with little in front of them.
-PAGE = 4000
+# Smallest number of characters of a page: some hundreds of tokens, so that few tokens have little context.
+PAGE_LENGTH = 4000
 
 
 @dataclass(frozen=True, eq=False)
 class HarnessTasks:
-    """Tasks of lm-eval that were found.
+    """Tasks of lm-eval, ready to run.
 
     Attributes
     ----------
     names : tuple of str
     manager : lm_eval.tasks.TaskManager
-        Knows where they are.
+        Finds the files of the tasks.
     """
 
     names: tuple[str, ...]
@@ -55,33 +55,34 @@ class HarnessTasks:
         ----------
         model : transformers causal or encoder-decoder language model
         tokenizer : transformers tokenizer
-            Copied: lm-eval may give it a padding token.
+            A copy is used, because lm-eval may add a padding token.
         limit : int, optional
-            Documents of each task, the first ones; all by default.
+            Use only the first so many documents of each task; all by default.
         batch_size : int
-            Requests in a forward pass.
+            Number of requests in a forward pass.
 
         Returns
         -------
         dict from str to dict from str to Estimate
-            Task -> metric -> value. The metric is lm-eval's name for it, with the filter's behind a comma unless that is
-            ``none``; the error is lm-eval's, None where it has none; the count is of documents (0 for a group of tasks).
+            Task -> metric -> value. The metric has the name that lm-eval gives it, with the name of the filter behind a comma
+            unless that is ``none``. The error is lm-eval's (None if there is none); the count is the number of documents (0 for
+            a group of tasks).
 
         Raises
         ------
         UnsupportedModelError
-            The model has no next-token prediction.
+            The model predicts no next token.
         CalibrationError
-            A task's data cannot be had, or there is no tokenizer.
+            The data of a task cannot be loaded, or there is no tokenizer.
         """
         check_predicts(model, "likelihood for lm-eval")
         if tokenizer is None:
-            raise CalibrationError("lm-eval tasks need a tokenizer, and this model came without one")
+            raise CalibrationError("lm-eval tasks need a tokenizer, and this model came without one; pass one")
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
         try:
-            with evaluation_mode(model), _generators_as_they_were(input_device(model)):
+            with evaluation_mode(model), _restored_random_state(input_device(model)):
                 outcome = simple_evaluate(
                     model=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
                     tasks=list(self.names),
@@ -91,13 +92,13 @@ class HarnessTasks:
                 )
         except LLMRankError:
             raise
-        except Exception as error:  # tasks run code and fetch data of many makers
+        except Exception as error:  # tasks run code and fetch data from many sources
             if out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CalibrationError(
-                f"lm-eval cannot run {', '.join(self.names)}: {reason}; most tasks fetch their data from the hub, "
-                f"{' and '.join(_own())} need only a text file"
+                f"lm-eval cannot run {', '.join(self.names)}: {reason}; most tasks fetch their data from the hub, but "
+                f"{' and '.join(_own_tasks())} need only a text file"
             ) from error
         samples = outcome["n-samples"]
         return {
@@ -117,13 +118,13 @@ def find_tasks(
     Parameters
     ----------
     names : sequence of str
-        ``llmrank_last_word`` and ``llmrank_perplexity`` read `text`; most of lm-eval's own fetch their data from the hub.
+        ``llmrank_last_word`` and ``llmrank_perplexity`` read `text`; most tasks of lm-eval fetch their data from the hub.
     text : path or ``dataset:NAME[,CONFIG[,SPLIT]]``, optional
-        Of the two tasks; the built-in text by default.
+        Text for these two tasks; the built-in text by default.
     passages : int, optional
-        For ``llmrank_last_word``: see :func:`llmrank.evaluation.last_word.cut_passages`.
+        Number of passages of ``llmrank_last_word``; see :func:`llmrank.evaluation.last_word.cut_passages`.
     directory : path-like, optional
-        Of further tasks: YAML files in lm-eval's format. Code that they name is run.
+        Directory of more tasks: YAML files in lm-eval's format. Code that they name is executed.
 
     Returns
     -------
@@ -132,11 +133,11 @@ def find_tasks(
     Raises
     ------
     OptionError
-        lm-eval is not installed, or a task or the directory is not there.
+        lm-eval is not installed, or a task or the directory does not exist.
 
     Notes
     -----
-    Cost: lm-eval reads some thousand files to know the names of its tasks, unless only the two are asked for.
+    Cost: lm-eval reads some thousand files to know the names of its tasks, unless `names` holds only the two tasks above.
     """
     if directory is not None and not Path(directory).is_dir():
         raise OptionError(f"no directory of tasks at {directory}; expected one that holds lm-eval's YAML files")
@@ -144,11 +145,11 @@ def find_tasks(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise OptionError(f"tasks need lm-eval ({error}); pip install 'llmrank[eval]'") from error
-    own = _own()
+    own = _own_tasks()
     manager = TaskManager(
         include_path=[str(TASKS), *([] if directory is None else [str(directory)])],
         include_defaults=not set(names) <= set(own),
-        # All tasks are handed these; the two of ours take them.
+        # lm-eval passes these to all tasks; the two of this package use them.
         metadata={
             **({} if text is None else {"text": os.fspath(text)}),
             **({} if passages is None else {"passages": passages}),
@@ -157,44 +158,44 @@ def find_tasks(
     unknown = sorted(set(names) - set(manager.all_tasks))
     if unknown or not names:
         raise OptionError(
-            f"unknown lm-eval task {', '.join(unknown) or '(none named)'}; expected names that `lm_eval ls tasks` lists, those "
+            f"unknown lm-eval task {', '.join(unknown) or '(none named)'}; expected a name that `lm_eval ls tasks` lists, one "
             f"of a directory of tasks, or {' or '.join(own)}"
         )
     return HarnessTasks(tuple(names), manager)
 
 
 @contextmanager
-def _generators_as_they_were(device: torch.device) -> Iterator[None]:
-    """lm-eval seeds all random generators of the process, which makes it repeatable; afterwards they go on as if it had not."""
-    plain, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+def _restored_random_state(device: torch.device) -> Iterator[None]:
+    """Restore the state of all random generators afterwards, because lm-eval seeds them for the whole process."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield
         finally:
-            random.setstate(plain)
-            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def _own() -> list[str]:
-    """The tasks that come with this package."""
+def _own_tasks() -> list[str]:
+    """Return the names of the tasks that come with this package."""
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
 def _estimates(values: dict[str, Any], count: int) -> dict[str, Estimate]:
-    found = {}
+    estimates = {}
     for key, value in values.items():
-        metric, comma, kind = key.partition(",")
+        metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        error = values.get(f"{metric}_stderr,{kind}")
-        found[metric if kind == "none" else key] = Estimate(
+        error = values.get(f"{metric}_stderr,{filter_name}")
+        estimates[metric if filter_name == "none" else key] = Estimate(
             float(value), float(error) if isinstance(error, (int, float)) else None, count
         )
-    return found
+    return estimates
 
 
 def last_word_documents(text: str | None = None, passages: int | None = None, **_: Any) -> dict[str, Any]:
-    """The data of ``llmrank_last_word``: a passage a document, with its `context` and `word`.
+    """Load the data of ``llmrank_last_word``: each document is a passage, with its `context` and `word`.
 
     Parameters
     ----------
@@ -203,7 +204,7 @@ def last_word_documents(text: str | None = None, passages: int | None = None, **
     passages : int, optional
         See :func:`llmrank.evaluation.last_word.cut_passages`.
     **_
-        What else lm-eval hands to loaders.
+        Other arguments that lm-eval passes to loaders.
 
     Raises
     ------
@@ -218,14 +219,14 @@ def last_word_documents(text: str | None = None, passages: int | None = None, **
 
 
 def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
-    """The data of ``llmrank_perplexity``: a `page` a document, whole lines of 4,000 characters or a little more.
+    """Load the data of ``llmrank_perplexity``: each document is a `page` of complete lines, of 4,000 characters or slightly more.
 
     Parameters
     ----------
     text : str, optional
-        As for :func:`last_word_documents`.
+        See :func:`last_word_documents`.
     **_
-        What else lm-eval hands to loaders.
+        Other arguments that lm-eval passes to loaders.
 
     Raises
     ------
@@ -236,14 +237,14 @@ def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
     pages, page = [], ""
     for line in ("\n\n".join(content) if isinstance(content, list) else content).splitlines(keepends=True):
         page += line
-        if len(page) >= PAGE:
+        if len(page) >= PAGE_LENGTH:
             pages.append(page)
             page = ""
     return _dataset([{"page": page} for page in [*pages, page] if page.strip()])
 
 
 def _read(text: str | None) -> tuple[Any, str]:
-    # A mistyped path must not pass for a text.
+    # A Path, because a mistyped path that is a str would be taken for the text itself.
     source = text if text is None or text.startswith(DATASET_PREFIX) else Path(text)
     return read_text(source, "evaluation")
 

@@ -1,4 +1,4 @@
-"""What a model is worth and what it weighs: perplexity with its protocol, size, and a completion."""
+"""Perplexity of a model, its size, and a completion by it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood of the predicted tokens.
+    """The exponential of the mean negative log-likelihood of the predicted tokens.
 
     Attributes
     ----------
     value : float
-        inf where the model gave NaN or overflowed.
+        inf if the model's predictions hold NaN or overflow.
     tokens : int
-        Tokens predicted: in every sequence all but the first (for encoder-decoder models the second
-        half, given the first); padding does not count.
+        Number of predicted tokens: all of a sequence except the first (for encoder-decoder models the second
+        half, given the first half); padding does not count.
     """
 
     value: float
@@ -44,7 +44,7 @@ class Perplexity:
 
     @classmethod
     def of(cls, losses: Sequence[float], counts: Sequence[int]) -> Perplexity:
-        """Perplexity from the negative log-likelihood of every sequence, and its number of predicted tokens."""
+        """Compute it from the negative log-likelihood and the number of predicted tokens of every sequence."""
         tokens = sum(counts)
         mean = sum(losses) / tokens if tokens else math.nan
         return cls(math.exp(mean) if math.isfinite(mean) and mean < 700 else math.inf, tokens)
@@ -52,14 +52,14 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters and bytes, shared tensors counted once.
+    """Numbers of parameters and bytes; shared tensors count once.
 
     Attributes
     ----------
     parameters, bytes : int
-        Of the whole model.
+        Those of the model.
     ffn_parameters, ffn_bytes : int
-        Of the linear maps of its FFNs.
+        Those of the linear maps of its FFNs.
     """
 
     parameters: int
@@ -71,25 +71,25 @@ class Size:
 def perplexity(
     model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
 ) -> Perplexity:
-    """Perplexity on token sequences, each by itself.
+    """Measure the perplexity on token sequences; no sequence is context for another.
 
     Parameters
     ----------
     model : transformers causal or encoder-decoder language model
     sequences : TokenSequences
     batch_size : int
-        Sequences at once.
+        Number of sequences in a forward pass.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect`.
 
     Raises
     ------
     UnsupportedModelError
-        The model has no next-token prediction (an encoder, a plain module).
+        The model predicts no next token (an encoder, a plain module).
 
     Notes
     -----
-    Cost: a forward pass. Memory: see :class:`llmrank.calibration.logits.Predictor`.
+    Cost: a forward pass of the sequences. Memory: see :class:`llmrank.calibration.logits.Predictor`.
     """
     return Perplexity.of(*sequence_losses(model, sequences, batch_size, progress))
 
@@ -98,18 +98,19 @@ def perplexity(
 def sequence_losses(
     model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
 ) -> tuple[list[float], list[int]]:
-    """Negative log-likelihood of every sequence, and over how many predicted tokens it is a sum.
+    """Compute the negative log-likelihood of every sequence, and the number of its predicted tokens.
 
     Parameters
     ----------
     model, sequences, batch_size, progress
-        See :func:`perplexity`, which also says what is raised and what it costs.
+        See :func:`perplexity`, also for the exceptions and the cost.
 
     Returns
     -------
     totals : list of float
-        In nats, one a sequence.
+        Sum over the predicted tokens of each sequence, in nats.
     counts : list of int
+        Number of predicted tokens of each sequence.
     """
     check_predicts(model, "perplexity")
     predictor = Predictor(model)
@@ -118,42 +119,42 @@ def sequence_losses(
     with evaluation_mode(model):
         batches = list(sequences.batches(batch_size))
         for ids, mask in progress(batches, "Evaluating") if progress else batches:
-            lost = torch.zeros(len(ids), dtype=torch.float64)
-            tokens = torch.zeros(len(ids), dtype=torch.int64)
+            batch_totals = torch.zeros(len(ids), dtype=torch.float64)
+            batch_counts = torch.zeros(len(ids), dtype=torch.int64)
             for logits, targets, valid in predictor.bands(ids, mask):
                 losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
                 losses = losses.cpu().double().reshape(targets.shape).where(valid.cpu(), 0.0)
-                lost += losses.sum(1)
-                tokens += valid.cpu().sum(1)
-            totals += lost.tolist()
-            counts += tokens.tolist()
+                batch_totals += losses.sum(1)
+                batch_counts += valid.cpu().sum(1)
+            totals += batch_totals.tolist()
+            counts += batch_counts.tolist()
     return totals, counts
 
 
 def unigram_perplexity(sequences: TokenSequences) -> float:
-    """Perplexity of the text under its own token frequencies: what a model blind to context can reach."""
+    """Compute the perplexity of a text under its own token frequencies: the best value without any context."""
     counts = torch.bincount(sequences.ids[sequences.mask].flatten()).double()
     shares = counts[counts > 0] / counts.sum()
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
 def size(model: nn.Module, ffns: Sequence[FFN] = ()) -> Size:
-    """Count parameters and bytes."""
-    whole = {id(p): p for p in model.parameters()}
-    inside = {
+    """Count the parameters and bytes of a model and of its FFNs."""
+    all_parameters = {id(p): p for p in model.parameters()}
+    ffn_parameters = {
         id(p): p for ffn in ffns for stage in ffn.stages for projection in stage for p in projection.module.parameters()
     }
     return Size(
-        sum(p.numel() for p in whole.values()),
-        sum(p.numel() * p.element_size() for p in whole.values()),
-        sum(p.numel() for p in inside.values()),
-        sum(p.numel() * p.element_size() for p in inside.values()),
+        sum(p.numel() for p in all_parameters.values()),
+        sum(p.numel() * p.element_size() for p in all_parameters.values()),
+        sum(p.numel() for p in ffn_parameters.values()),
+        sum(p.numel() * p.element_size() for p in ffn_parameters.values()),
     )
 
 
 @torch.no_grad()
 def complete(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 24) -> str:
-    """Continue a prompt greedily; returns the continuation alone."""
+    """Continue a prompt greedily, and return the continuation without the prompt."""
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"].to(input_device(model))
     output = model.generate(

@@ -1,4 +1,4 @@
-"""Report: what was done, with which protocol, and what came out."""
+"""The report of a pipeline run: its protocol and its outcome."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODEL_UNITS: tuple[Unit, ...] = ("parameters", "bytes", "flops")
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, as far as they can change a number."""
+    """Return the versions and facts of the machine that can change results."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "scipy", "safetensors")}
     try:
         versions["llmrank"] = metadata.version("llmrank")
@@ -44,17 +44,18 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Evaluation:
-    """Perplexity before and after on one text.
+    """Perplexity on one text, before and after pruning.
 
     Attributes
     ----------
     protocol : dict
         Provenance of the text, the dtype, and torch's seed.
     before, after : Perplexity or None
+        Perplexity of the dense and of the pruned model; None if not measured.
     unigram : float
-        Perplexity of a unigram model of the same text: above it a model has collapsed.
+        Perplexity of a unigram model of the same text; a model that is not below it has collapsed.
     calibration_overlap : float
-        Share of the text's passages that were calibrated on.
+        Share of the text's passages that occur in the calibration text.
     """
 
     protocol: dict[str, Any]
@@ -65,31 +66,31 @@ class Evaluation:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the pruned model is no better than token frequencies, and the dense model was."""
+        """Whether the pruned model is no better than token frequencies, although the dense model was (or was not measured)."""
         if self.before is not None and self.before.value >= self.unigram:
             return False
         return self.after is not None and not self.after.value < self.unigram
 
     def warnings(self) -> list[str]:
-        """Sentences that a reader must not miss."""
-        found = []
+        """Return sentences that a reader must not miss."""
+        sentences = []
         if self.calibration_overlap > 0:
-            found.append(
-                f"{self.calibration_overlap:.1%} of the evaluation passages occur in the calibration text: the "
-                "perplexity flatters; evaluate on other text"
+            sentences.append(
+                f"{self.calibration_overlap:.1%} of the evaluation passages occur in the calibration text, so the "
+                "perplexity is too low; evaluate on other text"
             )
         if self.collapsed and self.after is not None:
             unless = " (or the dense model was no better)" if self.before is None else ""
-            found.append(
+            sentences.append(
                 f"the pruned model has collapsed{unless}: its perplexity {self.after.value:.4g} is not below that of token "
                 f"frequencies alone ({self.unigram:.4g}); prune less"
             )
-        return found
+        return sentences
 
 
 @dataclass
 class Report:
-    """Everything a reader needs to trust and repeat a run.
+    """The protocol and the outcome of a run: what a reader needs to judge and repeat it.
 
     Attributes
     ----------
@@ -98,27 +99,27 @@ class Report:
     method : dict
         Pipeline, scorer, pruner, form and their parameters.
     calibration : dict
-        Provenance of the tokens.
+        Provenance of the calibration tokens.
     held_out : dict, optional
-        Likewise, of what was held out from a repair: what follows in the text, or the last of the calibration sequences.
+        Provenance of the tokens held out from a repair: the text that follows, or the last of the calibration sequences.
     graph : dict
-        Nodes, layers, solver, iterations, error bound, seconds.
+        Numbers of graphs, layers and nodes, and how they were ranked: solver, iterations, error bound.
     neurons : dict
-        Before, removed, the share asked for and reached, and the width of every layer.
+        Numbers of neurons before pruning and removed, the shares requested and reached, and the width of every layer.
     before, after : Size
     seconds : dict from str to float
         Wall time of every stage.
     reached : dict from str to dict
-        For each unit that an amount can be of (see :data:`llmrank.models.costs.UNITS`) what there was ("before"), and what of
-        it goes with the removed neurons where a model is really made smaller ("removed", "share").
+        For each unit of an amount (see :data:`llmrank.models.costs.UNITS`) the total in the dense model ("before"), and how much
+        of it the compact form of the pruned model loses ("removed", "share").
     steps : list of dict
-        See :class:`llmrank.prune.schedule.SolverStep`; one in one shot.
+        One :class:`llmrank.prune.schedule.ScheduleStep` for each step.
     sensitivities : dict from str to float
-        For each prunable layer what its cut alone does to the output, see :mod:`llmrank.pipeline.sensitivity`; empty where the
-        pruner did not ask for it.
+        For each prunable layer how much pruning it alone changes the output, see :mod:`llmrank.pipeline.sensitivity`; empty
+        unless the pruner needs it.
     repaired : dict
-        For each repaired map what it was fitted to, its damping, and its error on held-out calibration tokens as cut and as
-        repaired, see :class:`llmrank.surgery.repair.RepairedMap`.
+        For each repaired map the target of the fit, its damping, and its errors on held-out calibration tokens without and with
+        the repair, see :class:`llmrank.surgery.repair.RepairedMap`.
     validation : dict, optional
         See :class:`llmrank.pipeline.validation.Validation`.
     evaluation : Evaluation, optional
@@ -145,11 +146,11 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
-        """Sentences that a reader must not miss."""
+        """Return all sentences that a reader must not miss."""
         return self.notes + (self.evaluation.warnings() if self.evaluation else [])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; non-finite numbers become strings."""
+        """Return the report as values for JSON; non-finite numbers become strings."""
         plain = asdict(self)
         if self.evaluation is not None:
             plain["evaluation"]["collapsed"] = self.evaluation.collapsed
@@ -157,12 +158,12 @@ class Report:
         return dict(result)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``report.json``; replaced whole or not at all."""
+        """Write the report as JSON, completely or not at all."""
         with replacing(Path(path)) as partial:
             partial.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def table(self) -> RenderableType:
-        """For a terminal, through rich."""
+        """Return the report as a table and sentences for a terminal, printed by rich."""
         method = self.method
         table = Table(title=Text(f"{self.model['source']}: {self._headline()}"), title_justify="left")
         for heading in ("", "before", "after", "change"):
@@ -177,17 +178,17 @@ class Report:
         evaluation = self.evaluation
         if evaluation and evaluation.before and evaluation.after:
             rows.append(("perplexity", evaluation.before.value, evaluation.after.value, "{:,.2f}"))
-        for name, before, after, form in rows:
+        for name, before, after, number_format in rows:
             change = f"{after / before - 1.0:+.1%}" if before else ""
-            table.add_row(name, form.format(before), form.format(after), change)
+            table.add_row(name, number_format.format(before), number_format.format(after), change)
         parts: list[RenderableType] = [table]
         widths = sorted(self.neurons["widths"].values())
         spread = f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}"
         parts.append(Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}"))
         if self.reached:
-            parts.append(Text(f"with the removed neurons go {self._reached()}"))
+            parts.append(Text(f"the removed neurons account for {self._reached()}"))
         if len(self.steps) > 1:
-            parts.append(Text(f"cut in {len(self.steps)} steps: {self._steps()}"))
+            parts.append(Text(f"pruned in {len(self.steps)} steps: {self._steps()}"))
         if self.repaired:
             parts.append(Text(f"repaired by {method['repair']['name']}: {self._repair_errors()}"))
         if self.validation is not None and self.repaired:
@@ -198,29 +199,29 @@ class Report:
         return Group(*parts)
 
     def _reached(self) -> str:
-        """What the neurons were in the model's own units."""
+        """Return which shares of the model's parameters, bytes and FLOPs belong to the removed neurons."""
         shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]
         return f"{', '.join(shares[:-1])} and {shares[-1]}"
 
     def _repair_errors(self) -> str:
-        """The median over all maps of their errors on held-out tokens: where a map gives little, its share can be huge."""
-        shares = []
+        """Return the median errors of the maps on held-out tokens; a mean would follow maps with tiny outputs and huge shares."""
+        medians = []
         for name in ("held_out_error_when_cut", "held_out_error_when_repaired"):
-            found = [entry[name] for entry in self.repaired.values() if entry[name] is not None]
-            if not found:
+            errors = [entry[name] for entry in self.repaired.values() if entry[name] is not None]
+            if not errors:
                 return "no token was held out to measure its error"
-            shares.append(median(found))
+            medians.append(median(errors))
         return (
-            f"on held-out calibration tokens the error of the median FFN was {shares[0]:.1%} of its output as cut, and is "
-            f"{shares[1]:.1%} (mean square)"
+            f"on held-out calibration tokens the median error of an FFN is {medians[0]:.1%} of its output without the repair, "
+            f"and {medians[1]:.1%} with it (mean square)"
         )
 
     def _steps(self) -> str:
         passes = sum(step["calibration_passes"] for step in self.steps)
         seconds = ", ".join(f"{sum(step['seconds'].values()):,.1f}" for step in self.steps)
         repairs = sum(step["repaired"] for step in self.steps)
-        told = f" and {repairs} {'repair' if repairs == 1 else 'repairs'}" if repairs else ""
-        return f"{passes} passes of the calibration text to rank by{told}; {seconds} s"
+        repaired = f" and {repairs} {'repair' if repairs == 1 else 'repairs'}" if repairs else ""
+        return f"{passes} passes of the calibration text to rank by{repaired}; {seconds} s"
 
     def _headline(self) -> str:
         method = self.method
@@ -235,17 +236,17 @@ class Report:
 
 
 def finite(value: Any) -> Any:
-    """A value as strict JSON can hold it.
+    """Convert a value to one that strict JSON can hold.
 
     Parameters
     ----------
     value : any
-        Mappings, lists and tuples are gone through.
+        Dictionaries, lists and tuples are converted with all they hold.
 
     Returns
     -------
     any
-        Numbers that are not finite, and whatever JSON has no form for, become strings.
+        Numbers that are not finite, and values of types that JSON does not have, become strings.
 
     Examples
     --------
@@ -258,5 +259,5 @@ def finite(value: Any) -> Any:
         return [finite(entry) for entry in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
-    # Scorers and pruners of third parties keep what they like in their attributes.
+    # Scorers and pruners of third parties may hold attributes of any type.
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

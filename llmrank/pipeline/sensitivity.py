@@ -115,8 +115,8 @@ def layer_sensitivities(
     layers = prunable_layers(ffns)
     if any(not layer.consumers for layer in layers.values()):
         raise OptionError(
-            "sensitivities need whole FFNs; with structure_dict no map is known that reads the removed rows; leave it out, or use "
-            "a pruner that needs no sensitivities"
+            "sensitivities need whole FFNs; with structure_dict no map is known that reads the removed rows; leave it out, or "
+            "use a pruner that needs no sensitivities"
         )
     if samples is not None and samples < 1:
         raise OptionError(f"samples must be an integer >= 1, got {samples!r}")

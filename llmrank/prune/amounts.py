@@ -1,4 +1,4 @@
-"""How many neurons an amount is."""
+"""Amounts: how many neurons a share or a number means, and which layers are protected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Protect", "check_amount", "check_protect", "global_count", "local_co
 
 
 def check_amount(amount: float | int) -> float | int:
-    """`amount` if it is a share in [0, 1) or a count >= 0, else an OptionError."""
+    """Return `amount` if it is a share in [0, 1) or a number >= 0; otherwise raise an OptionError."""
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
         raise OptionError(f"amount must be a share in [0, 1) or an integer number of neurons, got {amount!r}")
     if isinstance(amount, int):
@@ -27,7 +27,7 @@ def check_amount(amount: float | int) -> float | int:
 
 
 def local_count(amount: float | int, n: int) -> int:
-    """How many of a layer's `n` neurons an amount removes: a share rounded, halves to the even number.
+    """Return how many of a layer's `n` neurons an amount removes; a share is rounded, halves to the even number.
 
     >>> local_count(0.3, 1536), local_count(0.5, 5), local_count(7, 5)
     (461, 2, 7)
@@ -36,9 +36,9 @@ def local_count(amount: float | int, n: int) -> int:
 
 
 def global_count(amount: float | int, total: int) -> int:
-    """How many of all `total` neurons an amount removes: a share rounded up, as it is written.
+    """Return how many of all `total` neurons an amount removes; a share is rounded up, as the decimal number that was written.
 
-    0.07 of 100 is 7, though 0.07 * 100 > 7 in floats.
+    So 0.07 of 100 is 7, although 0.07 * 100 > 7 in floating point.
 
     >>> global_count(0.07, 100), global_count(0.3, 46080), global_count(7, 5)
     (7, 13824, 7)
@@ -47,9 +47,9 @@ def global_count(amount: float | int, total: int) -> int:
 
 
 def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
-    """`kept` rounded to the nearest multiple, at least min_keep, at most the layer itself.
+    """Round `kept` to the nearest multiple, but to no less than `min_keep` and no more than `total`.
 
-    Halfway it is the even multiple.
+    Halfway between two multiples the even one is taken.
 
     >>> round_width(1075, 1536, 64, 1), round_width(12, 20, 8, 1), round_width(20, 28, 8, 1), round_width(3, 20, 8, 1)
     (1088, 16, 16, 8)
@@ -64,7 +64,7 @@ Protect: TypeAlias = Sequence[str | int] | str | int
 
 
 def check_protect(protect: Protect) -> tuple[str | int, ...]:
-    """`protect` as a tuple, or an OptionError.
+    """Return `protect` as a tuple, or raise an OptionError.
 
     >>> check_protect("model.layers.0"), check_protect([0, -1])
     (('model.layers.0',), (0, -1))
@@ -81,36 +81,36 @@ def check_protect(protect: Protect) -> tuple[str | int, ...]:
 
 
 def protected_names(protect: Sequence[str | int], names: Sequence[str]) -> set[str]:
-    """The layers that are meant.
+    """Return the names of the layers that `protect` selects.
 
     Parameters
     ----------
     protect : sequence of str or int
-        A pattern (``*``, ``?``, ``[...]``) matches the name of a layer or of anything that holds it: ``model.layers.0``
-        means all that is inside. A number is a position among the layers, from the end where it is negative.
+        A pattern (``*``, ``?``, ``[...]``) matches the name of a layer or of a module that holds it: ``model.layers.0``
+        selects all layers inside. A number is a position among the layers, counted from the end if negative.
     names : sequence of str
-        Of all prunable layers, in the model's order.
+        Names of all prunable layers, in the model's order.
 
     Raises
     ------
     OptionError
-        An entry that means no layer; the message lists the names.
+        An entry selects no layer; the message lists the names.
 
     Examples
     --------
     >>> sorted(protected_names([-1, "layers.0"], ["layers.0.mlp", "layers.1.mlp", "layers.2.mlp"]))
     ['layers.0.mlp', 'layers.2.mlp']
     """
-    found: set[str] = set()
+    protected: set[str] = set()
     for entry in protect:
         if isinstance(entry, int):
-            meant = [names[entry]] if -len(names) <= entry < len(names) else []
+            selected = [names[entry]] if -len(names) <= entry < len(names) else []
         else:
-            meant = [name for name in names if fnmatchcase(name, entry) or fnmatchcase(name, f"{entry}.*")]
-        if not meant:
+            selected = [name for name in names if fnmatchcase(name, entry) or fnmatchcase(name, f"{entry}.*")]
+        if not selected:
             raise OptionError(
-                f"protect: {entry!r} means no prunable layer; expected a position below {len(names)}, or a name or pattern "
+                f"protect: {entry!r} selects no prunable layer; expected a position below {len(names)}, or a name or pattern "
                 f"of {', '.join(names)}"
             )
-        found.update(meant)
-    return found
+        protected.update(selected)
+    return protected

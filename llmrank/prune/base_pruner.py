@@ -1,4 +1,4 @@
-"""The base of all pruners: from what a child says of every record to keep masks."""
+"""The base class of pruners: it turns what a child sets on every layer record into keep masks."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ __all__ = ["BasePruner"]
 
 
 class BasePruner:
-    """Base of all pruners. Override :meth:`extract_scores`.
+    """Base class of all pruners. Override :meth:`extract_scores`.
 
     Parameters
     ----------
     amount : float or int
-        Share (float, [0, 1)) or number (int) of neurons to remove: of each layer (local pruning), or of all
-        layers together (global).
+        Share (float, [0, 1)) or number (int) of neurons to remove: from each layer (local pruning), or from all
+        layers together (global pruning).
     min_keep : int
-        Neurons that every layer keeps at least.
+        Smallest number of neurons that a layer keeps.
     multiple_of : int
-        Kept widths are rounded to the nearest multiple (halfway to the even one, up where that leaves fewer than
-        `min_keep`), for hardware; see :func:`round_width`.
+        Kept widths are rounded to the nearest multiple of this (halfway to the even one; up if fewer than `min_keep` would be
+        left), because hardware prefers some widths; see :func:`round_width`.
     protect : str, int, or sequence of them
-        Layers that keep everything: names or patterns (``"model.layers.0"``, ``"*.encoder.*"``) and positions (0, -1), see
-        :func:`protected_names`. An amount is of all prunable layers as ever: under one budget for all of them the others
-        give more; under the same share for each, each of the others gives that share.
+        Layers from which nothing is removed: names or patterns (``"model.layers.0"``, ``"*.encoder.*"``) and positions (0, -1),
+        see :func:`protected_names`. Protected layers still count in `amount`: under one budget for all layers the others lose
+        more; under a budget for each layer, each of the others loses the same as without protection.
     of : str
-        What `amount` is a share or a number of: ``"neurons"``, or what they cost: ``"ffn-parameters"``, ``"ffn-bytes"`` and
-        ``"ffn-flops"`` (for a token) of the FFNs' linear maps, ``"parameters"``, ``"bytes"`` and ``"flops"`` of the whole
-        model. It is always a total then, and the fewest neurons go that reach it; `multiple_of` rounds afterwards.
+        The unit of `amount`: ``"neurons"``, or a cost: ``"ffn-parameters"``, ``"ffn-bytes"`` and
+        ``"ffn-flops"`` (for one token) of the FFNs' linear maps, ``"parameters"``, ``"bytes"`` and ``"flops"`` of the
+        model. An amount of a cost is a total, and the fewest neurons are removed that reach it; `multiple_of` rounds afterwards.
 
     Attributes
     ----------
     needs_sensitivity : bool
-        Class attribute; where True a pipeline measures :attr:`LayerRecord.sensitivity` beforehand.
+        Class attribute; if True, a pipeline measures :attr:`LayerRecord.sensitivity` before pruning.
 
     Raises
     ------
     OptionError
-        Out of range or not finite.
+        An option is out of range or not finite.
 
     Examples
     --------
@@ -84,59 +84,59 @@ class BasePruner:
         self.of: Unit = of
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
-        """Give every record a `pruning_mask`, and where wanted an `amount`; see :class:`LayerRecord`."""
+        """Set `pruning_mask` on every record, and `amount` if it differs from the pruner's; see :class:`LayerRecord`."""
         raise NotImplementedError(f"{type(self).__name__} must override extract_scores()")
 
     def prune(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> Masks:
-        """Keep masks of all records.
+        """Compute the keep masks of all layers.
 
         Parameters
         ----------
         layer_list : sequence of LayerRecord
-            Their masks and amounts are set anew.
+            Their masks and amounts are overwritten.
         costs : ModelCosts, optional
-            Of the model, where the amount is not of neurons.
+            Costs of the model, needed if the amount is a cost.
 
         Returns
         -------
         Masks
-            A (n,) bool tensor a layer, True = kept, by the name of its record.
+            For each layer, by the name of its record, a (n,) bool tensor; True = kept.
 
         Raises
         ------
         OptionError
-            An amount that leaves a layer with fewer than `min_keep` neurons, or is more than the FFNs can give (the message
-            says how much that is); a protected layer that is not there; costs missing.
+            The amount leaves a layer with fewer than `min_keep` neurons, or is more than can be removed (the message
+            says how much can); an entry of `protect` selects no layer; the costs are missing.
         LLMRankError
             `extract_scores` left a record without a usable mask.
 
         Notes
         -----
-        An amount that is not of neurons takes log2(N) rounds of `extract_scores`, N being the neurons of all layers.
+        An amount of a cost takes log2(N) calls of `extract_scores`, where N is the number of neurons in all layers.
         """
         protected = protected_names(self.protect, [layer.name for layer in layer_list])
         for layer in layer_list:
             layer.protected = layer.name in protected
-        pruner = self if self.of == "neurons" else self._in_neurons(layer_list, costs)
-        return pruner._masks(layer_list)
+        pruner = self if self.of == "neurons" else self._with_neuron_share(layer_list, costs)
+        return pruner._choose_masks(layer_list)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """Refuse what cannot be whatever the scores, before anything is measured.
+        """Raise if the options are impossible for these layers whatever the scores, before anything is measured.
 
-        Here: protected layers that are not there, and more of a unit than the FFNs can give. A child whose counts follow
-        from its amount checks more.
+        This checks entries of `protect` that select no layer, and amounts of a cost that are more than can be removed. A child
+        whose numbers of neurons follow from its amount checks more.
 
         Parameters
         ----------
         layer_list : sequence of LayerRecord
-            Of which names and sizes are looked at.
+            Only their names and sizes are used.
         costs : ModelCosts, optional
-            As for :meth:`prune`.
+            See :meth:`prune`.
 
         Raises
         ------
         OptionError
-            As for :meth:`prune`.
+            See :meth:`prune`.
         """
         protected = protected_names(self.protect, [layer.name for layer in layer_list])
         if self.of == "neurons":
@@ -147,10 +147,10 @@ class BasePruner:
         }
         most = costs.removed(least, self.of)
         if target > most:
-            raise self._impossible(most, costs)
+            raise self._impossible_amount(most, costs)
 
-    def apart(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
-        """A pruner like this one for each of several groups by itself; what is protected is looked for in all of them."""
+    def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
+        """Return a pruner for each of several groups, with this one's settings; `protect` counts positions over all groups."""
         if not self.protect:
             return [self] * len(groups)
         protected = protected_names(self.protect, [layer.name for group in groups for layer in group])
@@ -161,27 +161,27 @@ class BasePruner:
         return pruners
 
     def towards(self, amount: float | int) -> BasePruner:
-        """A pruner like this one, on the way to its amount: with a smaller one, and widths as they come."""
+        """Return a pruner for a step on the way: with this one's settings, but a smaller amount and no rounding of widths."""
         step = copy.copy(self)
         step.amount, step.multiple_of = check_amount(amount), 1
         return step
 
-    def _in_neurons(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> BasePruner:
-        """A pruner like this one, with the smallest share of neurons whose removal reaches the amount."""
+    def _with_neuron_share(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> BasePruner:
+        """Return a pruner with this one's settings whose amount is the smallest share of neurons that reaches the cost."""
         target, costs = self._target(costs), self._costs(costs)
         total = sum(layer.out_features for layer in layer_list)
         trial = self.towards(0.0)
         trial.of = "neurons"
-        # Of nothing: what is wrong with more than the amount is said here.
-        most = costs.removed(trial._masks(layer_list).widths, self.of)
+        # Removing nothing raises the errors that have other causes than the amount.
+        most = costs.removed(trial._choose_masks(layer_list).widths, self.of)
         low, high, reached = -1 if most >= target else 0, max(total, 1), False
         while high - low > 1:
             middle = (low + high) // 2
-            # A quarter less: rounded up as well as to the nearest it is this number of all neurons.
+            # A quarter less, so that rounding up and rounding to the nearest both give this number of neurons.
             trial.amount = max(middle - 0.25, 0.0) / max(total, 1)
             try:
-                widths = trial._masks(layer_list).widths
-            except OptionError:  # more than the layers have
+                widths = trial._choose_masks(layer_list).widths
+            except OptionError:  # more neurons than the layers have
                 high = middle
                 continue
             removed = costs.removed(widths, self.of)
@@ -190,7 +190,7 @@ class BasePruner:
             else:
                 low, most = middle, max(most, removed)
         if not reached:
-            raise self._impossible(most, costs)
+            raise self._impossible_amount(most, costs)
         trial.amount, trial.multiple_of = max(high - 0.25, 0.0) / max(total, 1), self.multiple_of
         return trial
 
@@ -207,36 +207,39 @@ class BasePruner:
             return Fraction(self.amount)
         return Fraction(repr(float(self.amount))) * self._costs(costs).whole(self.of)
 
-    def _impossible(self, most: int, costs: ModelCosts) -> OptionError:
+    def _impossible_amount(self, most: int, costs: ModelCosts) -> OptionError:
         whole = costs.whole(self.of)
         asked = f"{self.amount:,} of {whole:,}" if isinstance(self.amount, int) else f"{self.amount:.1%} of the"
         possible = f"{most:,}" if isinstance(self.amount, int) else _percent(most / whole if whole else 0.0)
-        kept = " and the protected layers" if self.protect else ""
-        rest = "" if self.of.startswith("ffn-") else ", and attention, embeddings and norms stay"
+        kept = " and the protected layers all of theirs" if self.protect else ""
+        rest = "" if self.of.startswith("ffn-") else ", and attention, embeddings and norms are not pruned"
         return OptionError(
-            f"{asked} {unit_name(self.of)} cannot be removed: at most {possible} can, for each layer keeps "
+            f"{asked} {unit_name(self.of)} cannot be removed: at most {possible} can, because each layer keeps "
             f"{self.min_keep} neuron{'s' if self.min_keep > 1 else ''} (min_keep){kept}{rest}; lower the amount"
         )
 
-    def _masks(self, layer_list: Sequence[LayerRecord]) -> Masks:
+    def _choose_masks(self, layer_list: Sequence[LayerRecord]) -> Masks:
         for layer in layer_list:
             layer.pruning_mask, layer.amount = None, None
         self.extract_scores(layer_list)
-        return Masks({layer.name: self._resolve(layer) for layer in layer_list})
+        return Masks({layer.name: self._keep_mask(layer) for layer in layer_list})
 
-    def _resolve(self, layer: LayerRecord) -> torch.Tensor:
+    def _keep_mask(self, layer: LayerRecord) -> torch.Tensor:
+        """Turn the mask or scores that `extract_scores` set into the keep mask of one layer."""
         if layer.protected:
             return torch.ones(layer.out_features, dtype=torch.bool)
         mask = layer.pruning_mask
         if mask is None:
-            raise LLMRankError(f"{type(self).__name__}.extract_scores gave {layer.name} no pruning_mask")
+            raise LLMRankError(
+                f"{type(self).__name__}.extract_scores set no pruning_mask on {layer.name}; set one on every record"
+            )
         mask = torch.as_tensor(mask).detach().cpu()
-        n, gone = layer.out_features, layer.gone
+        n, n_removed, present = layer.out_features, layer.n_removed, layer.present_mask
         if mask.dtype in (torch.bool, torch.uint8):
             if mask.shape != (n,):
                 raise LLMRankError(f"{layer.name}: expected a keep mask of shape ({n},), got {tuple(mask.shape)}")
-            keep = mask.bool() & layer.there
-            scores = layer.importance.double().cpu().where(layer.there, -torch.inf)
+            keep = mask.bool() & present
+            scores = layer.importance.double().cpu().where(present, -torch.inf)
         else:
             if mask.shape[:1] != (n,) or mask.ndim > 2 or not mask.is_floating_point():
                 raise LLMRankError(
@@ -247,30 +250,30 @@ class BasePruner:
             scores = scores.sum(1) if scores.ndim == 2 else scores
             if not bool(torch.isfinite(scores).all()):
                 raise LLMRankError(f"{layer.name}: the scores of {type(self).__name__} are not finite")
-            scores = scores.where(layer.there, -torch.inf)
+            scores = scores.where(present, -torch.inf)
             amount = check_amount(self.amount if layer.amount is None else layer.amount)
-            keep = keep_highest(scores, max(n - max(local_count(amount, n), gone), 0))
+            keep = keep_highest(scores, max(n - max(local_count(amount, n), n_removed), 0))
         kept = int(keep.sum())
         if kept < self.min_keep:
             raise OptionError(
                 f"{layer.name} would keep {kept} of {n} neurons, fewer than min_keep={self.min_keep}; lower the amount (at most "
-                f"{max(n - self.min_keep, 0)} of them can go) or min_keep"
+                f"{max(n - self.min_keep, 0)} of them can be removed) or min_keep"
             )
         if self.multiple_of > 1:
-            # What goes anyway is lower than all that stays.
+            # Neurons that are removed anyway come before all that are kept.
             order = ascending_positions(scores) + n * keep.long()
-            keep = keep_highest(order, self._rounded(kept, n, n - gone))
+            keep = keep_highest(order, self._rounded_width(kept, n, n - n_removed))
         return keep
 
-    def _rounded(self, kept: int, n: int, there: int) -> int:
-        """The width of a layer of `n` neurons, of which some are there; what is gone does not come back to fill it up."""
+    def _rounded_width(self, kept: int, n: int, n_present: int) -> int:
+        """Return the width of a layer of `n` neurons, of which `n_present` are left; removed neurons never come back."""
         width = round_width(kept, n, self.multiple_of, self.min_keep)
-        if width <= there:
+        if width <= n_present:
             return width
-        lower = there - there % self.multiple_of
-        return lower if lower >= self.min_keep else there
+        lower = n_present - n_present % self.multiple_of
+        return lower if lower >= self.min_keep else n_present
 
 
 def _percent(share: float) -> str:
-    """Rounded down: an amount that can be asked for."""
+    """Format a share as a percentage, rounded down so that this amount is possible."""
     return f"{math.floor(share * 1000) / 10:.1f}%"

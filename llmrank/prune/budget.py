@@ -1,4 +1,4 @@
-"""Whether an amount can be, and how much it is, before anything is measured; and what was reached of it."""
+"""Budgets in words and numbers: whether an amount is possible, how much it is, and how much of it was reached."""
 
 from __future__ import annotations
 
@@ -19,65 +19,66 @@ from llmrank.prune.sensitivity_pruner import SensitivityPruner
 __all__ = ["Reached", "check_budget", "describe_amount", "reached_amounts", "shortfall"]
 
 Reached: TypeAlias = dict[Unit, dict[str, float]]
-# The share reached may miss the share asked for by this much without a word.
+# The share that was removed may differ from the requested one by this much without a note.
 NOTABLE = 0.02
-# A model that was to become smaller by some share had better be.
+# The same for an amount of a cost that was not reached: a model that has to become smaller must do so.
 NOTABLE_MISS = 0.001
 
 
 def check_budget(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts, *, jointly: bool) -> None:
-    """Refuse an amount that the FFNs cannot give, whatever the scores.
+    """Raise if an amount is impossible for these FFNs, whatever the scores.
 
     Parameters
     ----------
     pruner : BasePruner
     ffns : sequence of FFN
     costs : ModelCosts
-        Of their model.
+        Costs of their model.
     jointly : bool
-        Whether one budget covers all of them.
+        Whether one budget covers all FFNs.
 
     Raises
     ------
     OptionError
-        See :meth:`llmrank.prune.BasePruner.check`, or every layer is protected.
+        See :meth:`llmrank.prune.BasePruner.check`; or every layer is protected.
     """
     groups = [_records(ffn) for ffn in ffns]
     together = [record for group in groups for record in group]
     if len(protected_names(pruner.protect, [record.name for record in together])) == len(together):
-        raise OptionError("every prunable layer is protected, so that nothing can go; protect fewer")
+        raise OptionError("every prunable layer is protected, so nothing can be removed; protect fewer")
     if jointly:
         groups = [together]
-    for part, group in zip(pruner.apart(groups), groups, strict=True):
+    for part, group in zip(pruner.for_groups(groups), groups, strict=True):
         part.check(group, costs)
 
 
 def _records(ffn: FFN) -> list[LayerRecord]:
-    """What is known of an FFN's layers before it is ranked: sizes, and what neurons cost."""
-    found = []
+    """Return records with what is known of an FFN's layers before it is ranked: sizes, and costs of a neuron."""
+    records = []
     for layer in ffn.prunable.values():
         record = bare_record(layer.name, layer.size, explicit=not layer.consumers)
         record.cost = neuron_cost(layer)
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) -> str:
-    """Say what an amount comes to in neurons, as a share and in parameters, before anything is measured.
+    """Describe an amount in neurons, as a share and in parameters, before anything is measured.
 
     Parameters
     ----------
     pruner : BasePruner
-        One budget of it covers all layers. :func:`check_budget` has passed it.
+        One budget covers all layers, and :func:`check_budget` has accepted it.
     ffns : sequence of FFN
     costs : ModelCosts
-        Of their model.
+        Costs of their model.
 
     Returns
     -------
     str
-        Neurons of each layer where they follow from the sizes, else of all layers together. "About" where neurons of different
-        layers differ in cost, so that the scores decide. Before widths are rounded, unless they are the same in every layer.
+        The number of neurons of each layer if it follows from the sizes, otherwise that of all layers together. It says "about"
+        where neurons of different layers differ in cost, so that the scores decide. Unless all layers give the same share, it is
+        the number before widths are rounded.
 
     Examples
     --------
@@ -91,29 +92,30 @@ def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) 
     if not isinstance(pruner, (LocalPruner, GlobalPruner, SensitivityPruner)):
         return f"{type(pruner).__name__} decides how many neurons that is"
     local = isinstance(pruner, LocalPruner)
-    # Where scores decide which layers give how much, only the total is known.
+    # Where scores decide how much each layer loses, only the total is known.
     widths = (pruner if local else pruner.towards(pruner.amount)).prune(records, costs).widths
-    open_records = [record for record in records if not record.protected]
-    gone = {record.name: record.out_features - widths[record.name] for record in records}
-    removed, total = sum(gone.values()), sum(record.out_features for record in records)
+    unprotected = [record for record in records if not record.protected]
+    n_removed = {record.name: record.out_features - widths[record.name] for record in records}
+    removed, total = sum(n_removed.values()), sum(record.out_features for record in records)
     share = f"{100 * removed / total:.1f} %"
-    layers = f"{len(open_records)} layer{'s' if len(open_records) > 1 else ''}"
-    kept = len(records) - len(open_records)
-    besides = f"; {kept} protected layer{'s' if kept > 1 else ''} keep{'' if kept > 1 else 's'} all" if kept else ""
-    alike = {(gone[record.name], record.out_features) for record in open_records}
-    if local and len(alike) == 1 and len(open_records) > 1:
-        each, size = alike.pop()
-        neurons = f"{each:,} of {size:,} hidden neurons in each of {layers} ({removed:,} in total, {share}{besides})"
+    layers = f"{len(unprotected)} layer{'s' if len(unprotected) > 1 else ''}"
+    n_protected = len(records) - len(unprotected)
+    plural, verb = ("s", "keep") if n_protected > 1 else ("", "keeps")
+    protected = f"; {n_protected} protected layer{plural} {verb} all" if n_protected else ""
+    counts = {(n_removed[record.name], record.out_features) for record in unprotected}
+    if local and len(counts) == 1 and len(unprotected) > 1:
+        each, size = counts.pop()
+        neurons = f"{each:,} of {size:,} hidden neurons in each of {layers} ({removed:,} in total, {share}{protected})"
     else:
         together = "" if local or len(records) == 1 else " together"
-        neurons = f"{removed:,} of {total:,} hidden neurons in {layers}{together} ({share}{besides})"
+        neurons = f"{removed:,} of {total:,} hidden neurons in {layers}{together} ({share}{protected})"
     parts = [neurons]
     about = ""
     parameters = costs.removed(widths, "parameters")
-    if not local and len({record.cost for record in open_records}) > 1:
+    if not local and len({record.cost for record in unprotected}) > 1:
         about = "about "
-        spent = sum(record.out_features * record.cost.parameters for record in open_records if record.cost)
-        parameters = round(removed * spent / sum(record.out_features for record in open_records))
+        prunable_parameters = sum(record.out_features * record.cost.parameters for record in unprotected if record.cost)
+        parameters = round(removed * prunable_parameters / sum(record.out_features for record in unprotected))
     if pruner.of != "neurons":
         whole = costs.whole(pruner.of)
         reached = costs.removed(widths, pruner.of)
@@ -128,7 +130,7 @@ def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) 
 
 
 def _short(number: int) -> str:
-    """A number as people say it.
+    """Format a number in millions or billions.
 
     >>> _short(134_515_008), _short(1_555_200), _short(16)
     ('134.5 M', '1.6 M', '16')
@@ -140,7 +142,7 @@ def _short(number: int) -> str:
 
 
 def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
-    """What there was of each unit ("before") and what goes with the removed neurons ("removed", "share").
+    """Return, for each unit, its total in the dense model ("before") and how much is removed ("removed", "share").
 
     Examples
     --------
@@ -150,25 +152,27 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
     >>> reached_amounts(Masks({"0": [1] * 6 + [0] * 2}), ModelCosts(mlp, find_ffns(mlp)))["flops"]
     {'before': 112, 'removed': 28, 'share': 0.25}
     """
-    found: Reached = {}
+    reached: Reached = {}
     for unit in UNITS:
-        whole, removed = costs.whole(unit), costs.removed(masks.widths, unit)
-        found[unit] = {"before": whole, "removed": removed, "share": removed / whole if whole else 0.0}
-    return found
+        before, removed = costs.whole(unit), costs.removed(masks.widths, unit)
+        reached[unit] = {"before": before, "removed": removed, "share": removed / before if before else 0.0}
+    return reached
 
 
 def shortfall(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]) -> list[str]:
-    """Sentences where rounding or protection kept what was reached from what was asked for."""
+    """Return notes for a report where the removed share differs from the requested one, because of rounding or protection."""
     amount, unit = pruner.amount, pruner.of
     share = reached[unit]["share"]
     if unit == "neurons":
-        # A number may be of each layer.
+        # An integer may count the neurons of each layer, so it is not compared.
         if not isinstance(amount, float) or abs(share - amount) <= NOTABLE:
             return []
-        return [f"{share:.1%} was removed where {amount:.1%} was asked for: widths are rounded or protected"]
+        return [
+            f"{share:.1%} was removed where {amount:.1%} was asked for: widths are rounded, or layers are protected"
+        ]
     asked = amount if isinstance(amount, float) else amount / reached[unit]["before"]
     if asked - NOTABLE_MISS <= share <= asked + NOTABLE:
         return []
     rounded = f"widths are rounded to multiples of {pruner.multiple_of}"
-    why = "one neuron more or less is that much" if pruner.multiple_of == 1 else rounded
-    return [f"{share:.2%} of the {unit_name(unit)} went where {asked:.2%} was asked for: {why}"]
+    reason = "one neuron more or less makes that difference" if pruner.multiple_of == 1 else rounded
+    return [f"{share:.2%} of the {unit_name(unit)} was removed where {asked:.2%} was asked for: {reason}"]

@@ -1,4 +1,4 @@
-"""One budget for all layers together."""
+"""Global pruning: one budget for all layers together."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ Normalize = Literal["auto", "zscore", "robust", "mean", "none"]
 
 
 class GlobalPruner(BasePruner):
-    """The ``ceil(amount * N)`` lowest neurons of all layers together, so that widths differ by layer.
+    """Remove the ``ceil(amount * N)`` lowest of all N neurons, so that widths differ between layers.
 
     Parameters
     ----------
     amount, min_keep, multiple_of, protect, of
-        As for :class:`BasePruner`; a layer down to `min_keep` is passed over for the next lowest.
+        See :class:`BasePruner`; once a layer is down to `min_keep`, the next lowest neuron of another layer is removed instead.
     normalize : {"auto", "zscore", "robust", "mean", "none"}
-        How scores of layers of different width are made comparable: standardised by mean and population deviation, by the
-        median and the median absolute deviation from it (the mean one where that is 0), scaled to mean 1, or not at all
-        (the paper's). Auto is zscore, and none for layers named by a `structure_dict`. A few very high scores make the rest of a
-        layer look average by zscore, and spare it; not so by the median.
+        How scores of layers of different width are made comparable: "zscore" standardises them by mean and population
+        deviation, "robust" by the median and the median absolute deviation from it (the mean one if that is 0), "mean" scales
+        them to mean 1, "none" leaves them unchanged (as in the paper). "auto" is zscore, or none for layers named by a
+        `structure_dict`. With zscore, a few very high scores make the other neurons of a layer look average, so that they are
+        kept; with robust they do not.
     per_cost : bool
-        Compare what a neuron is worth for what it costs: the scores divided by the neuron's parameters, or by its bytes or
-        FLOPs where `of` is of these. It matters where neurons of different layers cost differently, as in MLPs whose layers
-        differ in width. A ratio needs scores that count from zero: it goes with mean (auto then) and none.
+        Compare scores per cost: they are divided by the number of the neuron's parameters, or by its bytes or
+        FLOPs if `of` is one of these. It matters where neurons of different layers differ in cost, as in MLPs whose layers
+        differ in width. A ratio needs scores that count from zero: it works with mean (which auto then is) and none.
 
     Raises
     ------
     OptionError
-        An unknown normalisation, or one that does not go with `per_cost`, or as for :class:`BasePruner`.
+        The normalisation is unknown or does not work with `per_cost`; or see :class:`BasePruner`.
 
     Examples
     --------
@@ -69,30 +70,31 @@ class GlobalPruner(BasePruner):
         self.per_cost = per_cost
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
-        """One order over all layers; every record gets its keep mask."""
+        """Order the neurons of all layers, and set a keep mask on every record."""
         total = sum(layer.out_features for layer in layer_list)
         remove = global_count(self.amount, total)
-        free = [layer for layer in layer_list if not layer.protected]
-        most = sum(max(layer.out_features - self.min_keep, 0) for layer in free)
-        if free and remove > most:
-            which = "" if len(free) == len(layer_list) else " that are not protected"
+        unprotected = [layer for layer in layer_list if not layer.protected]
+        most = sum(max(layer.out_features - self.min_keep, 0) for layer in unprotected)
+        if unprotected and remove > most:
+            which = "" if len(unprotected) == len(layer_list) else " that are not protected"
             raise OptionError(
                 f"removing {remove} of {total} neurons leaves fewer than min_keep={self.min_keep} in each of "
-                f"{len(free)} layers{which}; lower the amount: at most {most} neurons can go"
+                f"{len(unprotected)} layers{which}; lower the amount: at most {most} neurons can be removed"
             )
         for layer, positions in zip(layer_list, self.removal_positions(layer_list), strict=True):
             layer.pruning_mask = positions >= min(remove, total)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`; how many can go follows from the sizes."""
+        """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
         plain = GlobalPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
         plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
-        """When pruning comes to a neuron: how many of all layers go before it.
+        """Return for every neuron how many neurons of all layers are removed before it.
 
-        Those of a position below :func:`global_count` of the amount go; `multiple_of` then moves the limit within each
-        layer. There the order is that of :class:`LocalPruner`, so the two differ in where they cut, not in what is lower.
+        The neurons at positions below :func:`global_count` of the amount are removed; `multiple_of` then moves the limit within
+        each layer. Within a layer the order is that of :class:`LocalPruner`: the two differ only in how many neurons a layer
+        loses.
 
         Parameters
         ----------
@@ -101,13 +103,14 @@ class GlobalPruner(BasePruner):
         Returns
         -------
         list of (n,) int64 tensors
-            One a layer, together a permutation of 0..N-1, whatever the amount. The `min_keep` highest of every layer
-            and all of protected ones come last, where no permitted amount reaches; those that are gone come first.
+            One for each layer, together a permutation of 0..N-1, whatever the amount. The `min_keep` highest of every layer
+            and all neurons of protected layers come last, beyond every permitted amount; neurons that earlier steps removed come
+            first.
 
         Raises
         ------
         LLMRankError
-            Importance that is not finite, or with `per_cost` a record without its cost.
+            The importance is not finite, or with `per_cost` a record has no cost.
 
         Notes
         -----
@@ -120,9 +123,9 @@ class GlobalPruner(BasePruner):
         [[0, 4, 1], [3, 2]]
         """
         own = [ascending_positions(importance_of(layer)) for layer in layer_list]
-        # Every layer in its own order: a stable sort leaves it so where two scores differ by less than their
-        # normalised values can say.
-        standing = torch.cat(
+        # Each layer is sorted in its own order first: the stable sort below keeps that order where two scores differ but their
+        # normalised values are equal.
+        values = torch.cat(
             [self._normalised(layer)[torch.argsort(p)] for layer, p in zip(layer_list, own, strict=True)]
         )
         protected = torch.cat(
@@ -131,19 +134,19 @@ class GlobalPruner(BasePruner):
                 for layer, p in zip(layer_list, own, strict=True)
             ]
         )
-        order = torch.argsort(standing, stable=True)
+        order = torch.argsort(values, stable=True)
         order = torch.cat([order[~protected[order]], order[protected[order]]])
         together = torch.split(torch.argsort(order), [len(p) for p in own])
         return [positions[p] for positions, p in zip(together, own, strict=True)]
 
     def _normalised(self, layer: LayerRecord) -> torch.Tensor:
-        """What a neuron is worth among those of all layers; those that are gone count for nothing, and go first."""
+        """Return scores that are comparable between layers; minus infinity for neurons that earlier steps removed."""
         values = importance_of(layer)
-        there = layer.there
-        standing = _standing(values[there], self._normalisation(layer))
+        present = layer.present_mask
+        normalised = _normalise(values[present], self._normalisation(layer))
         if self.per_cost:
-            standing = standing / self._cost(layer)
-        return torch.full_like(values, -torch.inf).masked_scatter(there, standing)
+            normalised = normalised / self._neuron_cost(layer)
+        return torch.full_like(values, -torch.inf).masked_scatter(present, normalised)
 
     def _normalisation(self, layer: LayerRecord) -> Normalize:
         if self.normalize != "auto":
@@ -152,7 +155,7 @@ class GlobalPruner(BasePruner):
             return "none"
         return "mean" if self.per_cost else "zscore"
 
-    def _cost(self, layer: LayerRecord) -> int:
+    def _neuron_cost(self, layer: LayerRecord) -> int:
         if layer.cost is None:
             raise OptionError(
                 f"the record of {layer.name} carries no cost to divide by; run the pruner in a pipeline, or set record.cost"
@@ -162,24 +165,24 @@ class GlobalPruner(BasePruner):
         return cost
 
 
-def _standing(values: torch.Tensor, normalize: Normalize) -> torch.Tensor:
+def _normalise(values: torch.Tensor, normalize: Normalize) -> torch.Tensor:
     if normalize == "mean":
         mean = values.mean()
         return values / mean if mean > 0 else values
     if normalize == "none":
         return values
-    # A constant layer has no standing among others: round-off must not make one up.
+    # In a constant layer all neurons are average: round-off must not make a difference.
     if float(values.max() - values.min()) <= 1e-9 * float(values.abs().max()):
         return torch.zeros_like(values)
     if normalize == "zscore":
         return (values - values.mean()) / values.std(correction=0)
     centred = values - _median(values)
     deviation = _median(centred.abs())
-    # Where half of the neurons are worth the same, there is still the other half.
+    # Where half of the scores are equal, the other half still gives a mean deviation.
     return centred / (deviation if deviation > 0 else centred.abs().mean())
 
 
 def _median(values: torch.Tensor) -> torch.Tensor:
-    """Halfway between the two in the middle of an even number."""
+    """Return the median; of an even number of values the mean of the two in the middle."""
     ascending, middle = values.sort().values, (len(values) - 1) // 2
     return (ascending[middle] + ascending[len(values) // 2]) / 2

@@ -1,4 +1,4 @@
-"""What pruners see of a model: its prunable layers, one record each."""
+"""Layer records: the prunable layers of a model as pruners see them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ class LayerRecord:
     ----------
     name : str
     weight : (out, in) tensor
-        Non-negative edge weights into the layer; built when read, not kept.
+        Non-negative edge weights into the layer; computed when read, and not stored.
     in_features, out_features : int
     in_activation, out_activation : (in,) and (out,) tensors
-        Norms of what the layer reads, and of its own nodes.
+        Norms of the activations that the layer reads, and of its own neurons.
     importance : (out,) float64 tensor
-        From the scorer: non-negative, of sum 1.
+        From the scorer: non-negative, with sum 1.
     pruning_mask : tensor or None
-        For the pruner to set. Float: scores, (out,) or (out, in); the rows of lowest L1 norm go. Bool
+        Set by the pruner. Float: scores, (out,) or (out, in); the rows of lowest L1 norm are removed. Bool
         or uint8, (out,): the keep mask itself.
     amount : float, int or None
-        For the pruner to set: share (float) or number (int) of rows to remove, with a float mask;
-        None takes the pruner's own.
+        Set by the pruner: share (float) or number (int) of rows to remove, with a float mask;
+        None uses the pruner's own amount.
     explicit : bool
         Whether the layer was named by a `structure_dict`.
     sensitivity : float or None
-        What the model's output suffers when this layer alone is cut, >= 0, see
-        :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; None where the pruner does not ask for it.
+        How much the model's output changes when this layer alone is pruned, >= 0, see
+        :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; None if the pruner does not need it.
     cost : Cost or None
-        Of one of its neurons.
+        Cost of one of its neurons.
     present : (out,) bool tensor or None
-        Which neurons an earlier step of a schedule has left there; None is all. The others go in any case, and count as
-        removed.
+        The neurons that earlier steps of a schedule have kept; None is all. The others stay removed, and count in the amount.
     protected : bool
-        Whether it keeps all its neurons, whatever the pruner says; set by :meth:`llmrank.prune.BasePruner.prune`.
+        Whether it keeps all its neurons, whatever the pruner decides; set by :meth:`llmrank.prune.BasePruner.prune`.
 
     Examples
     --------
@@ -87,22 +86,22 @@ class LayerRecord:
     def weight(self) -> torch.Tensor:
         """The edge weights into the layer."""
         if self._weight is None:
-            raise LLMRankError(f"the record of {self.name} carries no weight")
+            raise LLMRankError(f"the record of {self.name} carries no weight; pass weight= to it")
         return self._weight if isinstance(self._weight, torch.Tensor) else self._weight()
 
     @property
-    def there(self) -> torch.Tensor:
-        """(out,) bool tensor: :attr:`present`, spelt out."""
+    def present_mask(self) -> torch.Tensor:
+        """(out,) bool tensor: :attr:`present`, or all True where that is None."""
         return torch.ones(self.out_features, dtype=torch.bool) if self.present is None else self.present
 
     @property
-    def gone(self) -> int:
-        """How many neurons earlier steps have removed."""
-        return self.out_features - int(self.there.sum())
+    def n_removed(self) -> int:
+        """Number of neurons that earlier steps have removed."""
+        return self.out_features - int(self.present_mask.sum())
 
 
 def bare_record(name: str, size: int, *, explicit: bool = False) -> LayerRecord:
-    """A record that says no more than the size: enough to find out whether an amount can be.
+    """Make a record that holds only the size, which is enough to check whether an amount is possible.
 
     >>> bare_record("mlp", 4).out_features
     4
@@ -111,17 +110,17 @@ def bare_record(name: str, size: int, *, explicit: bool = False) -> LayerRecord:
 
 
 def importance_of(layer: LayerRecord) -> torch.Tensor:
-    """The importance as pruners compare it: float64 on the CPU, finite; minus infinity where a neuron is gone."""
+    """Return the importance as pruners compare it: float64 on the CPU, finite, minus infinity for removed neurons."""
     values = layer.importance.double().cpu()
     if not bool(torch.isfinite(values).all()):
         raise LLMRankError(
-            f"{layer.name}: the importance is not finite; look at what the scorer returns for this layer"
+            f"{layer.name}: the importance is not finite; check the scores that the scorer returns for this layer"
         )
     return values if layer.present is None else values.where(layer.present, -torch.inf)
 
 
 def ascending_positions(scores: torch.Tensor) -> torch.Tensor:
-    """How many scores are lower than each; among equals the lower index counts as lower.
+    """Return for each score how many scores are lower; among equal scores the one with the lower index counts as lower.
 
     Parameters
     ----------
@@ -142,7 +141,7 @@ def ascending_positions(scores: torch.Tensor) -> torch.Tensor:
 
 
 def keep_highest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Keep the `count` highest; among equals the lower index goes first.
+    """Return the keep mask of the `count` highest scores; among equal scores the lower index is removed first.
 
     >>> keep_highest(torch.tensor([0.5, 0.1, 0.5]), 1).tolist()
     [False, False, True]

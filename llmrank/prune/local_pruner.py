@@ -1,4 +1,4 @@
-"""The same share of every layer."""
+"""Local pruning: the same share of every layer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ __all__ = ["LocalPruner"]
 
 
 class LocalPruner(BasePruner):
-    """The same share of every layer: its ``round(amount * n)`` lowest neurons go.
+    """Remove the same share of every layer: the ``round(amount * n)`` lowest of its n neurons.
 
     Parameters
     ----------
     amount, min_keep, multiple_of, protect, of
-        As for :class:`BasePruner`; of another unit than neurons `amount` is the total, to which every layer gives the same share
-        of its neurons.
+        See :class:`BasePruner`; if `of` is a cost, `amount` is the total, and every layer loses the same share of its neurons.
 
     Examples
     --------
@@ -30,20 +29,20 @@ class LocalPruner(BasePruner):
     """
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
-        """The importance of each layer is its score."""
+        """Use the importance of each layer as its scores."""
         for layer in layer_list:
             layer.pruning_mask = layer.importance
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`; the counts follow from the sizes."""
+        """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
         plain = LocalPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
         plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
-        """When pruning comes to a neuron: how many of its layer go before it.
+        """Return for every neuron how many neurons of its layer are removed before it.
 
-        Those of a position below :func:`local_count` of the amount go, but of protected layers; `multiple_of` moves that
-        limit.
+        The neurons at positions below :func:`local_count` of the amount are removed, except in protected layers; `multiple_of`
+        moves that limit.
 
         Parameters
         ----------
@@ -52,12 +51,12 @@ class LocalPruner(BasePruner):
         Returns
         -------
         list of (n,) int64 tensors
-            One a layer, a permutation of 0..n-1, whatever the amount.
+            For each layer a permutation of 0..n-1, whatever the amount.
 
         Raises
         ------
         LLMRankError
-            Importance that is not finite.
+            The importance is not finite.
 
         Examples
         --------

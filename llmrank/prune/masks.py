@@ -1,4 +1,4 @@
-"""Masks: which neurons to keep. Polarity is always *keep*."""
+"""Keep masks: which neurons of each layer are kept. ``True`` always means *kept*."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Masks(Mapping[str, torch.Tensor]):
     Raises
     ------
     MaskError
-        A mask that is not one-dimensional, or holds something else than 0 and 1.
+        A mask is not one-dimensional, or holds other values than 0 and 1.
 
     Examples
     --------
@@ -52,27 +52,27 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @classmethod
     def full(cls, layers: Mapping[str, int]) -> Masks:
-        """Masks that keep everything, from layer sizes."""
+        """Make masks that keep every neuron, from layer sizes."""
         return cls({name: torch.ones(size, dtype=torch.bool) for name, size in layers.items()})
 
     @property
     def size(self) -> int:
-        """Neurons in all layers."""
+        """Number of neurons in all layers."""
         return sum(len(mask) for mask in self.values())
 
     @property
     def kept(self) -> int:
-        """Neurons kept."""
+        """Number of neurons kept in all layers."""
         return sum(int(mask.sum()) for mask in self.values())
 
     @property
     def removed_share(self) -> float:
-        """Share of the neurons removed, 0..1."""
+        """Share of the neurons that are removed, 0..1."""
         return 1.0 - self.kept / self.size if self.size else 0.0
 
     @property
     def widths(self) -> dict[str, int]:
-        """Neurons kept in every layer."""
+        """Number of neurons kept in each layer."""
         return {name: int(mask.sum()) for name, mask in self.items()}
 
     @property
@@ -81,7 +81,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return len(set(self.widths.values())) <= 1
 
     def removed(self, name: str) -> list[int]:
-        """Indices of the neurons removed from a layer."""
+        """Return the indices of the neurons removed from a layer."""
         return [int(k) for k in (~self[name]).nonzero().flatten()]
 
     def _combine(self, other: Masks, operation: str) -> Masks:
@@ -115,13 +115,13 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises
         ------
         MaskError
-            Other names or sizes (the masks of another model), or a layer that would be left empty.
+            Names or sizes differ (masks of another model), or a layer would keep no neuron.
         """
         missing, unknown = sorted(set(layers) - set(self)), sorted(set(self) - set(layers))
         if missing or unknown:
             raise MaskError(
-                f"these masks belong to another model: {_few(unknown)} not in it, {_few(missing)} without a mask; "
-                "expected one mask for each prunable layer of this model"
+                f"these masks belong to another model: {_first_names(unknown)} not in it, {_first_names(missing)} without "
+                "a mask; expected one mask for each prunable layer of this model"
             )
         for name, layer in layers.items():
             if len(self[name]) != layer.size:
@@ -133,14 +133,14 @@ class Masks(Mapping[str, torch.Tensor]):
                 raise MaskError(f"the mask of {name} keeps no neuron; keep at least one")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with one uint8 vector (1 = keep) a layer; replaced whole or not at all.
+        """Write a safetensors file with one uint8 vector (1 = kept) for each layer, completely or not at all.
 
         Raises
         ------
         MaskError
-            The directory is not there, or the path is one.
+            The directory does not exist, or the path is a directory.
         OSError
-            The disk is full or refuses.
+            The disk is full, or another error of the system.
         """
         tensors = {name: mask.to(torch.uint8).numpy() for name, mask in self.items()}
         try:
@@ -155,7 +155,7 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises
         ------
         MaskError
-            Missing, truncated, corrupted, of another kind or version.
+            The file is missing, truncated or corrupted, or of another kind or version.
         """
         try:
             _, tensors = read_tensors(path, "mask")
@@ -178,5 +178,5 @@ def _as_mask(name: str, value: object) -> torch.Tensor:
     return tensor.clone()
 
 
-def _few(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return f"{len(names)} layer(s)" + (f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "")

@@ -1,4 +1,4 @@
-"""Schedules: all at once, or little by little, with a fresh look at what is left before each step."""
+"""Schedules: pruning in one step, or in several, with a new calibration and ranking before each."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ Growth: TypeAlias = Literal["linear", "geometric"]
 RepairTime: TypeAlias = Literal["last", "each"]
 GROWTHS: tuple[Growth, ...] = ("linear", "geometric")
 REPAIR_TIMES: tuple[RepairTime, ...] = ("last", "each")
-# Far beyond any use; a mistyped number would pass the calibration text through the model for years.
+# Far beyond any use: a mistyped number would take years of calibration.
 MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """In how many steps neurons go.
+    """The number of steps in which neurons are removed.
 
-    Before each step the calibration text passes the model as the steps before have cut it, its graphs are drawn and ranked
-    anew, and the lowest of the neurons that are left go. What is gone stays gone.
+    Before each step statistics are taken on the model as pruned so far, its graphs are built and ranked
+    anew, and the lowest of the remaining neurons are removed. Removed neurons do not come back.
 
     Parameters
     ----------
     steps : int
-        1 is one shot; at most 1000.
+        1 removes all neurons at once; at most 1000.
     growth : {"linear", "geometric"}
-        After step k of n the amount a is ``a * k / n`` (the same number in each step), or ``1 - (1 - a) ** (k / n)`` (the same
-        share of what is left; for shares alone).
+        For an amount a, step k of n reaches ``a * k / n`` (the same number in each step), or ``1 - (1 - a) ** (k / n)`` (the same
+        share of the remaining neurons; only for shares).
     repair : {"last", "each"}
-        When a repair, where there is one, takes place: after the last step, or after each, so that the next one is chosen
-        in the model as repaired. It always starts from the whole model's weights.
+        When a repair, if there is one, takes place: after the last step, or after each, so that the next step chooses
+        neurons in the repaired model. It always starts from the weights of the dense model.
 
     Raises
     ------
     OptionError
-        Out of range or unknown.
+        A value is out of range or unknown.
 
     Examples
     --------
@@ -58,25 +58,25 @@ class Schedule:
             raise OptionError(f"steps must be an integer >= 1, got {self.steps!r}")
         if self.steps > MOST_STEPS:
             raise OptionError(
-                f"steps must be at most {MOST_STEPS}, got {self.steps}: each takes a pass of the calibration text"
+                f"steps must be at most {MOST_STEPS}, got {self.steps}: each runs the calibration text once"
             )
         for name, value, known in (("growth", self.growth, GROWTHS), ("repair", self.repair, REPAIR_TIMES)):
             if value not in known:
                 raise OptionError(f"unknown {name} {value!r} of a schedule; expected one of {', '.join(known)}")
 
     def amounts(self, amount: float | int) -> list[float | int]:
-        """The amount after each step, the last being `amount` itself; numbers rounded, halves to the even one.
+        """Return the amount after each step; the last is `amount` itself. Numbers are rounded, halves to the even one.
 
         Raises
         ------
         OptionError
-            A number, where the growth is geometric.
+            The growth is geometric and the amount is a number of neurons.
         """
         parts = [k / self.steps for k in range(1, self.steps)]
         if isinstance(amount, int):
             if self.growth == "geometric" and self.steps > 1:
                 raise OptionError(
-                    f"geometric growth takes the same share of what is left, and needs a share, got {amount}; use linear growth"
+                    f"geometric growth removes the same share in each step, so it needs a share, got {amount}; use linear growth"
                 )
             return [*(round(amount * part) for part in parts), amount]
         if self.growth == "linear":
@@ -84,7 +84,7 @@ class Schedule:
         return [*(1.0 - (1.0 - amount) ** part for part in parts), amount]
 
     def check(self, amount: float | int, *, repairs: bool) -> None:
-        """Refuse an amount that it cannot grow to (see :meth:`amounts`), and repair after each step where there is none.
+        """Raise if the schedule cannot reach this amount (see :meth:`amounts`), or repairs after each step but has no repair.
 
         Raises
         ------
@@ -95,14 +95,14 @@ class Schedule:
             raise OptionError("a schedule with repair='each' needs a repair; name one, or use repair='last'")
 
     def describe(self, amount: float | int, of: Unit, *, repairs: bool) -> str:
-        """What it will do and cost, in a line.
+        """Describe the steps and their cost in one line.
 
         >>> Schedule(2).describe(0.3, "bytes", repairs=False)
         '2 steps, to 15.0%, 30.0% of the model bytes: 2 passes of the calibration text to rank by'
         """
         amounts = ", ".join(f"{a:,}" if isinstance(a, int) else f"{a:.1%}" for a in self.amounts(amount))
-        reach = f"{self.steps} steps, to {amounts} of the {unit_name(of)}"
-        text = f"{reach}: {self.steps} passes of the calibration text to rank by"
+        steps = f"{self.steps} steps, to {amounts} of the {unit_name(of)}"
+        text = f"{steps}: {self.steps} passes of the calibration text to rank by"
         if not repairs:
             return text
         return f"{text}, and a repair after {'the last' if self.repair == 'last' else 'each'}"
@@ -110,20 +110,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class ScheduleStep:
-    """What one step did and cost.
+    """The result and the cost of one step.
 
     Attributes
     ----------
     amount : float or int
-        Asked for up to here.
+        Amount that this step had to reach.
     removed : int
-        Neurons gone after it.
+        Number of neurons removed so far.
     repaired : bool
-        Whether a repair followed, at the cost that :mod:`llmrank.calibration.blockwise` tells.
+        Whether a repair followed; :mod:`llmrank.calibration.blockwise` states its cost.
     seconds : dict from str to float
         Wall time of its stages.
     calibration_passes : int
-        Of the calibration text through the model, to rank by.
+        Number of passes of the calibration text through the model for the ranking.
     """
 
     amount: float | int

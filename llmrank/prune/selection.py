@@ -1,4 +1,4 @@
-"""From ranked graphs to keep masks: what pruners see of each layer, and how many budgets there are."""
+"""From ranked graphs to keep masks: records for the pruner, one budget or several, and a second choice during a repair."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Reselection", "choose_masks", "layer_records", "prunes_jointly"]
 
 
 def prunes_jointly(structure_dict: Mapping[str, Any] | None, topology: Topology) -> bool:
-    """Whether one budget covers all layers; the paper's isolated form prunes each FFN's Linears by themselves."""
+    """Return whether one budget covers all layers; in the paper's isolated form each FFN's Linears have a budget of their own."""
     return structure_dict is None or topology == "chained"
 
 
@@ -35,9 +35,22 @@ def choose_masks(
     costs: ModelCosts | None = None,
     present: Masks | None = None,
 ) -> Masks:
-    """The keep masks of ranked graphs: under one budget, or under one for each graph.
+    """Choose the keep masks of ranked graphs.
 
-    Sensitivities, by the names of the layers, and the neurons still present go to the records.
+    Parameters
+    ----------
+    pruner : BasePruner
+    graphs : sequence of ModelGraph
+    ranks : sequence of RankResult
+        One for each graph.
+    jointly : bool
+        Whether one budget covers all graphs; otherwise each has its own.
+    sensitivities : mapping from str to float, optional
+        By the name of the layer.
+    costs : ModelCosts, optional
+        See :meth:`llmrank.prune.BasePruner.prune`.
+    present : Masks, optional
+        The neurons that earlier steps have kept.
     """
     groups = [layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
     together = [record for group in groups for record in group]
@@ -47,13 +60,13 @@ def choose_masks(
     if jointly:
         groups = [together]
     keep: dict[str, torch.Tensor] = {}
-    for part, group in zip(pruner.apart(groups), groups, strict=True):
+    for part, group in zip(pruner.for_groups(groups), groups, strict=True):
         keep.update(part.prune(group) if costs is None else part.prune(group, costs))
     return Masks(keep)
 
 
 def layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
-    """The prunable layers of a ranked graph as pruners see them."""
+    """Make the records of the prunable layers of a ranked graph."""
     importance = entry.importance(rank)
     return [
         LayerRecord(
@@ -71,20 +84,20 @@ def layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
 
 
 class Reselection:
-    """Ranks a layer's graph again, with other activations of that layer, and keeps as many neurons as were kept before.
+    """Ranks a layer's graph again with other activations for that layer, and keeps as many neurons as were kept before.
 
     Parameters
     ----------
     scorer : BaseScorer
     graphs : sequence of ModelGraph
-        As they were ranked first.
+        The graphs as they were first ranked.
     among : Masks, optional
-        What earlier steps have left there; nothing else is chosen.
+        The neurons that earlier steps have kept; no other is chosen.
 
     Notes
     -----
-    Cost: a rank of the graph that holds the layer, and of those that it follows; in a chain that is the whole chain, for every
-    layer.
+    Cost: for every layer a rank of the graph that holds it, and of the graphs that this graph follows; in a chain that is the
+    complete chain.
     """
 
     def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph], among: Masks | None = None) -> None:
@@ -94,25 +107,25 @@ class Reselection:
 
     @property
     def looks_back(self) -> bool:
-        """Whether the choice in a layer reads weights that lead to it from layers before it that were chosen in."""
+        """Whether the choice in one layer depends on weights of earlier layers, in which neurons were chosen anew."""
         return any(entry.follows or len(entry.prunable) > 1 for entry in self._graphs)
 
     def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
-        """The keep mask of a layer.
+        """Choose the keep mask of a layer anew.
 
         Parameters
         ----------
         layer : str
-            Its name.
+            Name of the layer.
         keep : (n,) bool tensor
-            What was to stay.
+            The planned keep mask.
         activations : (n,) float64 tensor
-            What stands for those of its neurons, from now on.
+            They replace the activations of the layer, in later calls too.
 
         Returns
         -------
         (n,) bool tensor
-            With as many kept.
+            A keep mask with as many neurons kept.
         """
         index, position = next(
             (index, position)

@@ -1,4 +1,4 @@
-"""An even budget that spares the layers a model can least do without."""
+"""Pruning by sensitivity: the same share of every layer, except that the most sensitive layers lose less."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ __all__ = ["SensitivityPruner", "sensitivity_counts"]
 
 
 class SensitivityPruner(BasePruner):
-    """The same share of every layer, but for the few that the model can least do without.
+    """Remove the same share of every layer, except for the few most sensitive layers, which lose less.
 
-    A layer whose sensitivity is above `limit` times the median of all is spared: the share it gives shrinks until its
-    sensitivity times that share is what `limit` times the median gives. What the spared layers do not give comes evenly
-    from the others, see :func:`sensitivity_counts`. Within a layer the lowest neurons go, as for :class:`LocalPruner`.
+    A layer whose sensitivity c is above `limit` times the median m of all layers is spared: its share is multiplied by
+    ``limit * m / c``. The other layers make up for that evenly, see :func:`sensitivity_counts`. Within a layer the lowest neurons
+    are removed, as by :class:`LocalPruner`.
 
-    Only outliers are spared, since sensitivities are measured one layer at a time and on little text: below the limit their
-    differences say too little to shift a budget by.
+    Only outliers are spared, because sensitivities are measured one layer at a time and on little text: smaller differences
+    are not reliable enough to shift a budget.
 
     Parameters
     ----------
     amount : float or int
-        Share (float, [0, 1)) of all neurons, or number (int) of neurons a layer on average, to remove.
+        Share (float, [0, 1)) of all neurons to remove, or average number (int) for each layer.
     min_keep, multiple_of, protect, of
-        As for :class:`BasePruner`; a layer down to `min_keep` leaves the rest to the others, and so does a protected one, which
-        does not count for the median either.
+        See :class:`BasePruner`; what a protected layer, or one down to `min_keep`, does not lose is removed from the others.
+        Protected layers do not count for the median.
     limit : float
-        How many times the median a layer's sensitivity may be before it is spared; finite, > 0. Nobody is spared where it
-        is large, nor where the median is 0.
+        A layer is spared if its sensitivity is more than this many times the median; finite, > 0. With a large limit, or a median
+        of 0, no layer is spared.
 
     Raises
     ------
     OptionError
-        A limit out of range, or as for :class:`BasePruner`.
+        The limit is out of range; or see :class:`BasePruner`.
 
     Examples
     --------
-    Four times as sensitive as the median, twice as much as is let pass: half the share.
+    Layer a is four times as sensitive as the median, twice the limit, so it loses half the share.
 
     >>> import torch
     >>> importance = torch.arange(8) / 28
@@ -67,18 +67,18 @@ class SensitivityPruner(BasePruner):
         of: Unit = "neurons",
     ) -> None:
         super().__init__(amount, min_keep, multiple_of, protect=protect, of=of)
-        number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        if not (number and math.isfinite(limit) and limit > 0):
+        is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+        if not (is_number and math.isfinite(limit) and limit > 0):
             raise OptionError(f"limit must be a finite number > 0, got {limit!r}")
         self.limit = limit
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
-        """The importance of each layer is its score; every record gets its count.
+        """Use the importance of each layer as its scores, and set how many neurons it loses.
 
         Raises
         ------
         OptionError
-            A record without a usable sensitivity, or an amount that leaves less than `min_keep` of each layer.
+            A record has no usable sensitivity, or the amount leaves fewer than `min_keep` neurons in each layer.
         """
         counts = sensitivity_counts(
             [layer.out_features for layer in layer_list],
@@ -87,13 +87,13 @@ class SensitivityPruner(BasePruner):
             self.min_keep,
             self.limit,
             protected=[layer.protected for layer in layer_list],
-            gone=[layer.gone for layer in layer_list],
+            removed=[layer.n_removed for layer in layer_list],
         )
         for layer, count in zip(layer_list, counts, strict=True):
             layer.pruning_mask, layer.amount = layer.importance, count
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`; how many can go follows from the sizes."""
+        """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
         plain = SensitivityPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
         plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
 
@@ -118,43 +118,43 @@ def sensitivity_counts(
     limit: float = 2.0,
     *,
     protected: Sequence[bool] = (),
-    gone: Sequence[int] = (),
+    removed: Sequence[int] = (),
 ) -> list[int]:
-    """How many neurons each layer loses when those that are too sensitive are spared.
+    """Compute how many neurons each layer loses when too sensitive layers are spared.
 
-    With m the median sensitivity, a layer of sensitivity c > limit * m gives ``limit * m / c`` of its even part
-    (`amount` of its neurons). What is missing comes from the layers that are not spared, the same share more of each;
-    where one of them has no more to give, from the rest of them, and at last from the spared ones.
+    With m the median sensitivity, a layer of sensitivity c > limit * m loses ``limit * m / c`` of its even part
+    (`amount` of its neurons). The rest is removed from the layers that are not spared, the same additional share from each;
+    if one of them is down to `min_keep`, from the others of them, and at last from the spared layers.
 
     Parameters
     ----------
     sizes : sequence of int
-        Neurons of every layer.
+        Number of neurons of every layer.
     sensitivities : sequence of float
-        As many, finite and >= 0.
+        One for each layer, finite and >= 0.
     amount : float or int
-        Share of all neurons, or number a layer.
+        Share of all neurons, or average number for each layer.
     min_keep : int
     limit : float
     protected : sequence of bool, optional
-        Layers that give nothing, and do not count for the median.
-    gone : sequence of int, optional
-        Neurons that earlier steps have removed: no layer gives fewer.
+        Layers that lose nothing, and do not count for the median.
+    removed : sequence of int, optional
+        How many neurons of each layer earlier steps have removed; no layer loses fewer.
 
     Returns
     -------
     list of int
-        Together ``round(amount * N)``, or ``amount`` times the layers; more only where more is gone already. Parts are rounded
-        down and the largest remainders up, among equals the first.
+        The sum is ``round(amount * N)``, or ``amount`` times the number of layers; more only if more is removed already. Parts
+        are rounded down, and the largest remainders up, among equal ones the first.
 
     Raises
     ------
     OptionError
-        That many are not there beyond `min_keep` of every layer.
+        The layers do not have that many neurons beyond `min_keep` of each.
 
     Notes
     -----
-    In exact arithmetic, so that the order of the layers decides nothing but ties.
+    The arithmetic is exact, so the order of the layers only decides ties.
 
     Examples
     --------
@@ -164,46 +164,45 @@ def sensitivity_counts(
     [30, 30, 30, 30]
     """
     total = amount * len(sizes) if isinstance(amount, int) else round(amount * sum(sizes))
-    closed = list(protected) or [False] * len(sizes)
-    room = [0 if shut else max(n - min_keep, 0) for n, shut in zip(sizes, closed, strict=True)]
-    if all(closed):
+    is_protected = list(protected) or [False] * len(sizes)
+    most = [0 if kept else max(n - min_keep, 0) for n, kept in zip(sizes, is_protected, strict=True)]
+    if all(is_protected):
         return [0] * len(sizes)
-    if total > sum(room):
+    if total > sum(most):
         raise OptionError(
             f"removing {total} of {sum(sizes)} neurons leaves fewer than min_keep={min_keep} in each of "
-            f"{closed.count(False)} layers{' that are not protected' if any(closed) else ''}; lower the amount (at most "
-            f"{sum(room)} can go) or min_keep"
+            f"{is_protected.count(False)} layers{' that are not protected' if any(is_protected) else ''}; lower the amount "
+            f"(at most {sum(most)} can be removed) or min_keep"
         )
-    costs = [Fraction(value) for value in sensitivities]
-    open_costs = [cost for cost, shut in zip(costs, closed, strict=True) if not shut]
-    bound = Fraction(limit) * median(open_costs) if open_costs else Fraction(0)
+    exact = [Fraction(value) for value in sensitivities]
+    bound = Fraction(limit) * median(value for value, kept in zip(exact, is_protected, strict=True) if not kept)
     even = [Fraction(amount) if isinstance(amount, int) else Fraction(repr(amount)) * n for n in sizes]
-    spared = [0 < bound < cost for cost in costs]
+    spared = [0 < bound < value for value in exact]
     parts = [
-        min(part * bound / cost if spare else part, Fraction(most))
-        for part, cost, spare, most in zip(even, costs, spared, room, strict=True)
+        min(part * bound / value if is_spared else part, Fraction(limit_of_layer))
+        for part, value, is_spared, limit_of_layer in zip(even, exact, spared, most, strict=True)
     ]
     rest = sum(even, Fraction(0)) - sum(parts, Fraction(0))
     for group in (False, True):
-        rest = _pour(rest, parts, sizes, room, [k for k, spare in enumerate(spared) if spare is group])
-    least = list(gone) or [0] * len(parts)
-    counts = [max(math.floor(part), few) for part, few in zip(parts, least, strict=True)]
+        rest = _distribute(rest, parts, sizes, most, [k for k, is_spared in enumerate(spared) if is_spared is group])
+    least = list(removed) or [0] * len(parts)
+    counts = [max(math.floor(part), count) for part, count in zip(parts, least, strict=True)]
     largest = sorted(range(len(parts)), key=lambda k: (counts[k] - parts[k], k))
     for k in largest[: max(total - sum(counts), 0)]:
         counts[k] += 1
-    # What is gone may be a neuron more than a part: then those that can give one less do.
-    while sum(counts) > total and (able := [k for k in range(len(parts)) if counts[k] > least[k]]):
-        counts[max(able, key=lambda k: (counts[k] - parts[k], k))] -= 1
+    # A layer may have lost more than its part already: then others lose less, as far as they can.
+    while sum(counts) > total and (reducible := [k for k in range(len(parts)) if counts[k] > least[k]]):
+        counts[max(reducible, key=lambda k: (counts[k] - parts[k], k))] -= 1
     return counts
 
 
-def _pour(
-    rest: Fraction, parts: list[Fraction], sizes: Sequence[int], room: Sequence[int], group: Sequence[int]
+def _distribute(
+    rest: Fraction, parts: list[Fraction], sizes: Sequence[int], most: Sequence[int], group: Sequence[int]
 ) -> Fraction:
-    """Add the same share to the parts of a group, each up to its room; returns what found none."""
-    while rest > 0 and (unfilled := [k for k in group if parts[k] < room[k]]):
+    """Add the same share to the parts of a group of layers, each up to its maximum; return what is left over."""
+    while rest > 0 and (unfilled := [k for k in group if parts[k] < most[k]]):
         width = sum(sizes[k] for k in unfilled)
-        share = min(rest / width, *((room[k] - parts[k]) / sizes[k] for k in unfilled))
+        share = min(rest / width, *((most[k] - parts[k]) / sizes[k] for k in unfilled))
         for k in unfilled:
             parts[k] += share * sizes[k]
         rest -= share * width

@@ -25,6 +25,7 @@ __all__ = [
     "compact_map",
     "linear_masks",
     "mask_map",
+    "replace_parameter",
     "set_attribute",
     "size_attributes",
     "write_repaired",
@@ -149,13 +150,12 @@ def compact_map(linear: LinearMask) -> None:
     if "weight" in kept:
         kept["weight"] = [linear.columns, linear.rows] if is_transposed(module) else [linear.rows, linear.columns]
     for name, axes in kept.items():
-        old = module._parameters[name]
-        value = old.data
+        value = module._parameters[name].data
         for axis, mask in enumerate(axes):
             # index_select copies: the result is contiguous and owns its storage, which a checkpoint needs.
             if not bool(mask.all()):
                 value = value.index_select(axis, mask.nonzero().flatten().to(value.device))
-        module._parameters[name] = nn.Parameter(value, requires_grad=old.requires_grad)
+        replace_parameter(module, name, value)
     for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
         set_attribute(module, name, size)
 
@@ -165,6 +165,11 @@ def size_attributes(module: nn.Module, n_rows: int, n_columns: int) -> dict[str,
     if is_transposed(module):
         return {name: value for name, value in (("nf", n_rows), ("nx", n_columns)) if hasattr(module, name)}
     return {"out_features": n_rows, "in_features": n_columns}
+
+
+def replace_parameter(module: Any, name: str, value: torch.Tensor) -> None:
+    """Put a new parameter in the place of an old one."""
+    module._parameters[name] = nn.Parameter(value, requires_grad=module._parameters[name].requires_grad)
 
 
 def set_attribute(target: Any, name: str, value: Any) -> None:

@@ -134,7 +134,7 @@ def test_steps_are_announced_and_reported(
     before, after = shown.split("hidden neurons removed")
     assert "2 steps, to" in before
     assert "2 passes of the calibration text to rank by, and a repair after" in before
-    assert f"cut in 2 steps: 2 passes of the calibration text to rank by and {2 if more else 1} repair" in after
+    assert f"pruned in 2 steps: 2 passes of the calibration text to rank by and {2 if more else 1} repair" in after
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert [step["repaired"] for step in report["steps"]] == [bool(more), True]
     assert report["steps"][0]["amount"] == pytest.approx(1 - 0.5**0.5 if more else 0.25)

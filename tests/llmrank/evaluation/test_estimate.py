@@ -50,5 +50,5 @@ def test_no_error_where_there_is_none_to_be_had(totals: list[float]) -> None:
 
 @pytest.mark.parametrize(("totals", "counts"), [([], None), ([0.0], [0])])
 def test_a_mean_of_nothing_is_refused(totals: list[float], counts: list[int] | None) -> None:
-    with pytest.raises(ValueError, match="at least one thing"):
+    with pytest.raises(ValueError, match="at least one item"):
         Estimate.of(totals, counts)

@@ -20,7 +20,7 @@ from llmrank.errors import CalibrationError, LLMRankError, OptionError, Unsuppor
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.last_word import cut_passages, last_word
 from llmrank.evaluation.lm_eval import (
-    PAGE,
+    PAGE_LENGTH,
     TASKS,
     HarnessTasks,
     _estimates,
@@ -93,7 +93,7 @@ def test_documents_are_the_passages_and_pages_of_a_text(tale: Path) -> None:
     pages = page_documents(str(tale), more="of lm-eval's")["test"]["page"]
     assert "".join(pages) == text
     assert len(pages) > 1
-    assert all(PAGE <= len(page) < PAGE + 1000 for page in pages[:-1])
+    assert all(PAGE_LENGTH <= len(page) < PAGE_LENGTH + 1000 for page in pages[:-1])
 
 
 def test_models_that_predict_nothing_and_models_without_a_tokenizer_are_refused() -> None:

@@ -135,7 +135,7 @@ def test_a_number_that_only_the_global_budget_has_is_no_reason_to_refuse() -> No
     inspection = inspected("chained", GlobalPruner(50), pruner="global")
     assert inspection.budgets.refusals == {
         "local": "model.layers.0.mlp would keep 0 of 40 neurons, fewer than min_keep=1; lower the amount (at most 39 "
-        "of them can go) or min_keep"
+        "of them can be removed) or min_keep"
     }
     assert inspection.main.masks["global"].kept == 30
     assert set(inspection.main.masks) == set(inspection.elsewhere.masks) == {"global"}

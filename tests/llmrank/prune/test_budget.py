@@ -71,7 +71,9 @@ def test_layers_are_named_by_pattern_or_position(protect: Any, positions: list[i
 @pytest.mark.parametrize("protect", ["model.layers.12", "mlp", "MODEL.layers.0.mlp", 12, -13, "model.layers.[0", ""])
 def test_what_means_no_layer_is_refused_with_the_names(protect: str | int) -> None:
     for pruner in (LocalPruner(0.5, protect=["*.0.mlp", protect]), GlobalPruner(0.5, protect=protect)):
-        with pytest.raises(OptionError, match=r"means no prunable layer.*model\.layers\.0\.mlp, model\.layers\.1\.mlp"):
+        with pytest.raises(
+            OptionError, match=r"selects no prunable layer.*model\.layers\.0\.mlp, model\.layers\.1\.mlp"
+        ):
             pruner.prune(records([[0.5, 0.5]] * 12))
 
 
@@ -108,7 +110,7 @@ def test_protected_layers_do_not_count_for_the_median() -> None:
     assert sensitivity_counts([100] * 3, layers, 0.3, protected=[True, False, False]) == [0, 45, 45]
     assert sensitivity_counts([100] * 2, layers[:2], 0.3, protected=[True, True]) == [0, 0]
     with pytest.raises(
-        OptionError, match=r"each of 1 layers that are not protected; lower the amount \(at most 99 can go"
+        OptionError, match=r"each of 1 layers that are not protected; lower the amount \(at most 99 can be removed"
     ):
         sensitivity_counts([100] * 2, layers[:2], 0.5, protected=[True, False])
 
@@ -247,7 +249,7 @@ def test_more_than_the_ffns_can_give_is_refused_with_what_they_can(pruner: type[
         OptionError, match=f"9,999 of {costs.whole('ffn-parameters'):,} FFN parameters.*at most 3,744 can"
     ):
         check_budget(pruner(9999, of="ffn-parameters"), ffns, costs, jointly=True)
-    with pytest.raises(OptionError, match=r"at most 1,872 can.*and the protected layers; lower"):
+    with pytest.raises(OptionError, match=r"at most 1,872 can.*and the protected layers all of theirs; lower"):
         check_budget(pruner(2000, of="ffn-parameters", protect=0), ffns, costs, jointly=True)
 
 
@@ -336,10 +338,10 @@ def test_a_heavy_tail_does_not_spare_a_layer_by_the_median() -> None:
     ("pruner", "message"),
     [
         (LocalPruner(40), "would keep 0 of 40 neurons, fewer than min_keep=1.*at most 39"),
-        (GlobalPruner(80), "removing 80 of 80 neurons.*at most 78 neurons can go"),
+        (GlobalPruner(80), "removing 80 of 80 neurons.*at most 78 neurons can be removed"),
         (SensitivityPruner(40), "removing 80 of 80 neurons"),
         (LocalPruner(0.9, of="bytes"), "at most"),
-        (LocalPruner(protect="model.layers.7"), "means no prunable layer"),
+        (LocalPruner(protect="model.layers.7"), "selects no prunable layer"),
         (GlobalPruner(0.6, protect=0), "in each of 1 layers that are not protected"),
         (GlobalPruner(protect=[0, 1]), "every prunable layer is protected"),
     ],
@@ -397,7 +399,7 @@ def test_rounding_that_misses_a_target_is_said() -> None:
     asked = LocalPruner(0.2, multiple_of=16, of="bytes")
     found = reached_amounts(Masks({name: torch.arange(40) < 32 for name in NAMES[:2]}), costs)
     (sentence,) = shortfall(asked, found)
-    assert f"{found['bytes']['share']:.2%} of the model bytes went where 20.00% was asked for" in sentence
+    assert f"{found['bytes']['share']:.2%} of the model bytes was removed where 20.00% was asked for" in sentence
     assert "multiples of 16" in sentence
     assert shortfall(LocalPruner(found["bytes"]["share"], of="bytes"), found) == []
     assert shortfall(LocalPruner(int(found["bytes"]["removed"]), of="bytes"), found) == []

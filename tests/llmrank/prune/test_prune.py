@@ -317,7 +317,7 @@ def test_sparing_step_by_step_gives_nothing_back_and_keeps_the_total(
     gone = [0] * len(layers)
     for percent in sorted(steps):
         try:
-            counts = sensitivity_counts(sizes, costs, percent / 100, limit=limit, gone=gone)
+            counts = sensitivity_counts(sizes, costs, percent / 100, limit=limit, removed=gone)
         except OptionError:
             return
         assert sum(counts) == round(percent / 100 * sum(sizes))
@@ -326,17 +326,17 @@ def test_sparing_step_by_step_gives_nothing_back_and_keeps_the_total(
 
 
 def test_sparing_what_is_gone_by_hand() -> None:
-    assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, gone=[6, 0]) == [6, 4]
-    assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, gone=[6, 5]) == [6, 5]
+    assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, removed=[6, 0]) == [6, 4]
+    assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, removed=[6, 5]) == [6, 5]
     # Parts of 5 each: two neurons too many are gone from the first, and the others give one less each, the last first.
-    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, gone=[7, 0, 0]) == [7, 4, 4]
-    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, gone=[6, 0, 0]) == [6, 5, 4]
+    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, removed=[7, 0, 0]) == [7, 4, 4]
+    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, removed=[6, 0, 0]) == [6, 5, 4]
     # Of them one has no less to give.
-    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, gone=[7, 0, 5]) == [7, 3, 5]
+    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, removed=[7, 0, 5]) == [7, 3, 5]
     # Parts of 4.5, 3.15 and 4.95, rounded down: the second comes nearest to its own, and gives one less.
-    assert sensitivity_counts([10, 7, 11], [0.1] * 3, 0.45, gone=[7, 0, 0]) == [7, 2, 4]
+    assert sensitivity_counts([10, 7, 11], [0.1] * 3, 0.45, removed=[7, 0, 0]) == [7, 2, 4]
     # Parts of 5.8: of 17 neurons one is left to round up by, and the first has more than its part.
-    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.58, gone=[6, 0, 0]) == [6, 6, 5]
+    assert sensitivity_counts([10] * 3, [0.1] * 3, 0.58, removed=[6, 0, 0]) == [6, 6, 5]
 
 
 def sensitive(layers: Sequence[Sequence[float]], costs: Sequence[float | None]) -> list[LayerRecord]:

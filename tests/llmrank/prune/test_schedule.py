@@ -78,7 +78,7 @@ def test_geometric_steps_take_the_same_share_of_what_is_left(steps: int, percent
         ((0,), "steps must be an integer >= 1, got 0"),
         ((2.0,), "steps must be an integer >= 1"),
         ((True,), "steps must be an integer >= 1"),
-        ((1001,), "steps must be at most 1000, got 1001: each takes a pass"),
+        ((1001,), "steps must be at most 1000, got 1001: each runs the calibration text"),
         ((10**14,), "steps must be at most 1000"),
         ((2, "cubic"), "unknown growth 'cubic' of a schedule; expected one of linear, geometric"),
         ((2, "linear", "never"), "unknown repair 'never' of a schedule; expected one of last, each"),
@@ -91,7 +91,7 @@ def test_bad_schedules_are_refused(arguments: tuple[Any, ...], message: str) -> 
 
 def test_schedules_that_do_not_fit_are_refused() -> None:
     with pytest.raises(
-        OptionError, match="geometric growth takes the same share of what is left, and needs a share, got 7"
+        OptionError, match="geometric growth removes the same share in each step, so it needs a share, got 7"
     ):
         IsolatedFFNPipeline(model_of(), None, pruner=LocalPruner(7), schedule=Schedule(2, "geometric"))
     assert Schedule(1, "geometric").amounts(7) == [7]

@@ -17,7 +17,7 @@ from llmrank.models import find_ffns
 from llmrank.pipeline import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
-from llmrank.surgery import apply
+from llmrank.surgery import apply, forms, widths
 from llmrank.surgery.apply import apply_masks, prunable_layers
 from llmrank.surgery.checkpoint import load, save
 from llmrank.surgery.forms import FORMS, linear_masks
@@ -133,7 +133,7 @@ def test_failure_in_the_middle_restores_everything(
 def test_failure_at_any_single_write_of_compact_restores_everything(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
-    honest = {name: getattr(apply, name) for name in ("_replace", "_set")}
+    honest = {name: getattr(forms, name) for name in ("replace_parameter", "set_attribute")}
     total = 0
     for allowed in range(1000):
         count = 0
@@ -148,8 +148,8 @@ def test_failure_at_any_single_write_of_compact_restores_everything(make: Any, m
 
             return write
 
-        for name in honest:
-            monkeypatch.setattr(apply, name, writing(name))
+        for module, name in ((forms, "replace_parameter"), (forms, "set_attribute"), (widths, "set_attribute")):
+            monkeypatch.setattr(module, name, writing(name))
         try:
             apply_masks(model, ffns, masks, "compact").undo()
         except RuntimeError:
@@ -168,7 +168,7 @@ def test_failure_while_padding_restores_everything(monkeypatch: pytest.MonkeyPat
     def failing(*_: Any) -> None:
         raise RuntimeError("after zeroing and compacting")
 
-    monkeypatch.setattr(apply, "_set_widths", failing)
+    monkeypatch.setattr(apply, "set_widths", failing)
     with pytest.raises(RuntimeError, match="after zeroing"):
         apply_masks(model, find_ffns(model), some_masks(model), "compact", "pad")
     snapshot.assert_restored()
