@@ -11,7 +11,7 @@ import pytest
 from llmrank.evaluation.estimate import Estimate
 
 
-def test_groups_of_one_have_the_error_of_a_sample_mean() -> None:
+def test_groups_of_one_item_have_the_error_of_a_sample_mean() -> None:
     values = [0.5, 2.0, -1.0, 4.0, 4.0]
     found = Estimate.of(values)
     assert found.value == pytest.approx(statistics.mean(values))
@@ -26,7 +26,7 @@ def test_groups_of_one_size_have_the_error_of_their_means() -> None:
 
 
 def test_the_error_is_that_of_the_groups_drawn() -> None:
-    """The spread of the mean over many draws, where the things of a group are alike and groups differ in size."""
+    """The oracle is the spread of the mean over many draws; items of a group are similar, and groups differ in size."""
     rng = np.random.default_rng(0)
     values, errors = [], []
     for _ in range(2000):
@@ -38,13 +38,13 @@ def test_the_error_is_that_of_the_groups_drawn() -> None:
     assert statistics.mean(errors) == pytest.approx(statistics.stdev(values), rel=0.1)
 
 
-def test_empty_groups_are_no_groups() -> None:
+def test_empty_groups_are_ignored() -> None:
     assert Estimate.of([1.0, 0.0, 3.0], [2, 0, 2]) == Estimate.of([1.0, 3.0], [2, 2])
     assert Estimate.of([5.0, 0.0], [2, 0]).error is None
 
 
 @pytest.mark.parametrize("totals", [[3.0], [math.inf, 1.0], [math.nan, 1.0]])
-def test_no_error_where_there_is_none_to_be_had(totals: list[float]) -> None:
+def test_there_is_no_error_for_one_group_or_an_infinite_mean(totals: list[float]) -> None:
     assert Estimate.of(totals).error is None
 
 

@@ -32,7 +32,7 @@ NAMES = ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM"]
 
 @torch.no_grad()
 def next_token(model: Any, row: torch.Tensor, known: int) -> torch.Tensor:
-    """Probabilities of token `known` of one unpadded sequence, given those before it."""
+    """Return the probabilities at position `known` of one unpadded sequence, given the tokens before it."""
     if model.config.is_encoder_decoder:
         half = len(row) // 2
         start = torch.tensor([[0, *row[half:known].tolist()]])
@@ -43,7 +43,7 @@ def next_token(model: Any, row: torch.Tensor, known: int) -> torch.Tensor:
 
 
 def textbook(dense: Any, model: Any, rows: list[torch.Tensor], first: Callable[[int], int]) -> list[list[float]]:
-    """The divergence and the agreement of every predicted token of every sequence."""
+    """Return the divergence and the agreement of every predicted token of every sequence."""
     terms, same = [], []
     for row in rows:
         pairs = [(next_token(dense, row, k), next_token(model, row, k)) for k in range(first(len(row)), len(row))]
@@ -87,7 +87,7 @@ def test_encoder_decoders_are_compared_on_their_second_half() -> None:
     assert found.agreement.value == pytest.approx(sum(map(sum, same)) / 15)
 
 
-def test_a_model_agrees_with_itself_and_is_left_alone() -> None:
+def test_a_model_agrees_with_itself_and_is_not_changed() -> None:
     model = tiny_llama(attention_dropout=0.5)
     model.train()
     snapshot = Snapshot(model)
@@ -107,7 +107,7 @@ def test_divergence_is_not_symmetric() -> None:
     assert there.agreement == back.agreement
 
 
-def test_half_precision_is_compared_in_single() -> None:
+def test_half_precision_is_compared_in_single_precision() -> None:
     dense, data = tiny_llama(), padded_sequences()
     half = copy.deepcopy(dense).to(torch.bfloat16)
     wanted = fidelity(dense, copy.deepcopy(half).float(), data)
@@ -135,7 +135,7 @@ def test_divergences_by_hand() -> None:
 
 
 @pytest.mark.parametrize("side", ["dense", "model"])
-def test_predictions_that_are_no_numbers_are_refused(side: str) -> None:
+def test_predictions_that_hold_nan_are_refused(side: str) -> None:
     dense = tiny_llama()
     model = copy.deepcopy(dense)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_predictions_that_are_no_numbers_are_refused(side: str) -> None:
         fidelity(dense, model, padded_sequences())
 
 
-def test_other_vocabularies_are_refused() -> None:
+def test_vocabularies_of_different_sizes_are_refused() -> None:
     with pytest.raises(OptionError, match="predicts 64 tokens and the other one 70"):
         fidelity(tiny_llama(), tiny_llama(vocab_size=70), padded_sequences())
 
@@ -209,7 +209,7 @@ def test_continuations_equal_loops_without_cache(name: str, early: bool) -> None
     assert found.prefix.value <= found.equal.value
 
 
-def test_shares_are_those_of_the_longer_continuation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_refer_to_the_longer_continuation(monkeypatch: pytest.MonkeyPatch) -> None:
     said = iter([[[7, 8, 9, 2], [7, 2]], [[7, 5, 9], [7, 2]]])
     monkeypatch.setattr(llmrank.evaluation.fidelity, "_continue", lambda *_: next(said))
     found = continuations(tiny_llama(), tiny_llama(), padded_sequences(), 2, 5, 4)
@@ -232,7 +232,7 @@ def test_generation_settings_of_a_model_change_nothing_and_stay() -> None:
     assert settings.to_dict() == before
 
 
-def test_the_end_of_a_text_is_the_settings_or_else_the_configuration_s() -> None:
+def test_end_tokens_come_from_the_generation_settings_or_else_the_configuration() -> None:
     dense, data = tiny_llama(), tokenise(token_ids(4, 12), None, 4, 12)
     model = disturbed(dense, 0.02)
     end, _, other, *_ = greedy(dense, data.ids[1, :5], 7, set())
@@ -247,8 +247,8 @@ def test_the_end_of_a_text_is_the_settings_or_else_the_configuration_s() -> None
 
 
 @pytest.mark.parametrize(("batch_tokens", "rows"), [(1, 1), (35, 2), (40, 3), (4096, 8)])
-def test_batches_hold_no_more_tokens_than_said(batch_tokens: int, rows: int) -> None:
-    """Prompts of 5 tokens and 7 new ones."""
+def test_batches_hold_no_more_tokens_than_requested(batch_tokens: int, rows: int) -> None:
+    """A prompt has 5 tokens and a continuation 7."""
     model, data = tiny_llama(), tokenise(token_ids(8, 12), None, 8, 12)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _m, _args, given: seen.append(len(given["input_ids"])), with_kwargs=True)
@@ -270,7 +270,7 @@ def test_a_model_without_a_padding_token_continues_in_the_same_way() -> None:
 
 
 def test_prompts_are_the_beginnings_without_padding() -> None:
-    """Of five sequences the second has 8 tokens and the fourth 5."""
+    """The second of five sequences has 8 tokens and the fourth 5."""
     model = tiny_llama()
     assert continuations(model, model, padded_sequences(), 16, 5, 2).exact.count == 5
     assert continuations(model, model, padded_sequences(), 16, 6, 2).exact.count == 4

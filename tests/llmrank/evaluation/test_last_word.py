@@ -42,7 +42,7 @@ def some_passages(n: int = 24, least: int = 3) -> list[Passage]:
 
 @torch.no_grad()
 def writes(model: Any, context: list[int], word: list[int]) -> bool:
-    """Whether greedy decoding, token by token and without a cache, writes the word."""
+    """Return whether greedy decoding, token by token and without a cache, writes the word."""
     ids, position = list(context), 0
     while position < len(word):
         ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
@@ -51,7 +51,7 @@ def writes(model: Any, context: list[int], word: list[int]) -> bool:
 
 
 def taught(model: Any, tokenizer: Any, front: list[int]) -> list[Passage]:
-    """Passages of which every second one ends as the model would have it, as far as that is a word."""
+    """Make passages; every second one ends with the word that the model predicts, if that is a word."""
     found = []
     for k, passage in enumerate(some_passages(60)):
         if k % 2:
@@ -90,7 +90,7 @@ def test_accuracy_equals_greedy_decoding(name: str, front: bool) -> None:
 
 
 def biased(word: str, tokenizer: Any) -> Any:
-    """A model that writes the tokens of a word in turn whenever it is past a space-led token: one bigram table."""
+    """Make a model from a bigram table that writes the tokens of a word in turn after any token that begins with a space."""
     ids = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
     model = tiny_llama(tie_word_embeddings=False, num_hidden_layers=1, hidden_size=64, head_dim=16)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_every_token_of_the_word_has_to_be_right(word: str) -> None:
     assert last_word(model, tokenizer, [Passage("the sat on", word + "ed")]).accuracy.value == 0.0
 
 
-def test_logits_that_a_model_cannot_leave_out_are_not_asked_for() -> None:
+def test_models_that_cannot_leave_out_logits_work_too() -> None:
     model, tokenizer = tiny_llama(), spelling_tokenizer()
     passages = taught(model, tokenizer, [])
     wanted = last_word(model, tokenizer, passages)
@@ -148,8 +148,8 @@ def test_long_contexts_lose_their_beginning() -> None:
         assert read == [plain_ids(tokenizer, f"{context} {word}")[-65:-1]]
 
 
-def test_words_that_fill_all_that_a_model_takes_are_skipped() -> None:
-    """Of 4 tokens there is one to read in front of a word of 4, none in front of one of 5."""
+def test_words_that_fill_the_longest_input_are_skipped() -> None:
+    """A model that reads 4 tokens reads one in front of a word of 4 tokens, and none in front of a word of 5."""
     model, tokenizer = tiny_llama(max_position_embeddings=4), spelling_tokenizer(front=True)
     fits, fills, longer = "saturn", "saturns", "monster"
     assert [len(plain_ids(tokenizer, f" {word}")) for word in (fits, fills, longer)] == [4, 5, 7]
@@ -159,7 +159,7 @@ def test_words_that_fill_all_that_a_model_takes_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 60, 10_000])
-def test_batches_hold_no_more_tokens_than_said_and_the_longest_come_first(batch_tokens: int) -> None:
+def test_batches_hold_no_more_tokens_than_requested_and_the_longest_come_first(batch_tokens: int) -> None:
     model, tokenizer = tiny_llama(), spelling_tokenizer()
     passages = some_passages()
     shapes: list[tuple[int, int]] = []
@@ -210,7 +210,7 @@ def test_models_that_do_not_continue_a_text_are_refused(make: Any, message: str)
         last_word(make(), spelling_tokenizer(), some_passages())
 
 
-def test_predictions_that_are_no_numbers_are_refused() -> None:
+def test_predictions_that_hold_nan_are_refused() -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.lm_head.weight[9] = math.nan
@@ -223,7 +223,7 @@ def test_tokens_of_another_tokenizer_are_refused() -> None:
         last_word(tiny_llama(vocab_size=10), spelling_tokenizer(), some_passages())
 
 
-def test_the_model_is_left_alone() -> None:
+def test_the_model_is_not_changed() -> None:
     model = tiny_llama(attention_dropout=0.5)
     model.train()
     snapshot = Snapshot(model)
@@ -254,7 +254,7 @@ def cut(text: str, least: int = 2) -> list[str]:
         # Closing punctuation, apart or not.
         ('He said " Go home . " She went straight home.', ['He said " Go|home', '" She went straight|home']),
         ("It was (so they said.) It was not true.", ["It was (so they|said", "It was not|true"]),
-        # No words: digits, hyphens, too short, what is left of unknown words; the sentence after goes on.
+        # Not words: digits, hyphens, too short, placeholders of unknown words; the passage continues with the next sentence.
         ("He came in 1999. She had left.", ["He came in 1999. She had|left"]),
         ("He came at ten-ish. She had left.", ["He came at ten-ish. She had|left"]),
         ("He met old unk. She had left.", ["He met old unk. She had|left"]),
@@ -271,7 +271,7 @@ def test_rules_of_passages(text: str, wanted: list[str]) -> None:
     assert cut(text) == wanted
 
 
-def test_several_texts_are_so_many_blocks() -> None:
+def test_no_passage_runs_from_one_text_into_the_next() -> None:
     assert cut_passages(["One two three", "four. One two three."], context_words=2) == [
         Passage("four. One two", "three")
     ]
@@ -304,5 +304,5 @@ def test_passages_are_pieces_of_the_text_in_order(text: str) -> None:
 
 
 def test_long_texts_without_a_passage_take_linear_time() -> None:
-    """Half a second where going back to the beginning at every sentence would take minutes."""
+    """It takes half a second; searching from the beginning at every sentence would take minutes."""
     assert cut_passages("Ab 12. " * 200_000) == []

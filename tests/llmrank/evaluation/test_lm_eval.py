@@ -45,7 +45,7 @@ from tests.llmrank.tiny_models import (
 
 @pytest.fixture
 def tale(tmp_path: Path) -> Path:
-    """Passages that end with one of three words, which the models are taught one of."""
+    """Make passages that end with one of three words, of which the models are taught one."""
     words = TALE.split()
     sentences = [
         f"{' '.join([*words[k:], *words[:k]]).capitalize()} {('mat', 'cat', 'hills')[k % 3]}."
@@ -62,7 +62,7 @@ def test_without_lm_eval_the_message_says_what_to_install(monkeypatch: pytest.Mo
         find_tasks(["llmrank_last_word"])
 
 
-def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_an_absent_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no directory of tasks"):
         find_tasks(["llmrank_last_word"], directory=tmp_path / "nowhere")
 
@@ -83,7 +83,7 @@ def test_a_text_without_passages_holds_no_documents(tmp_path: Path) -> None:
         last_word_documents(str(path))
 
 
-# As below, what datasets warns of is its own.
+# Warnings of datasets are ignored here and below.
 @pytest.mark.filterwarnings("default")
 def test_documents_are_the_passages_and_pages_of_a_text(tale: Path) -> None:
     pytest.importorskip("datasets")
@@ -105,7 +105,7 @@ def test_models_that_predict_nothing_and_models_without_a_tokenizer_are_refused(
         tasks.run(tiny_llama(), None)
 
 
-def test_metrics_are_read_by_their_filter_with_an_error_where_there_is_one() -> None:
+def test_metrics_have_the_name_of_their_filter_and_an_error_if_there_is_one() -> None:
     values = {"acc,none": 0.5, "acc_stderr,none": 0.1, "em,strict": 1, "em_stderr,strict": "N/A", "alias": "x"}
     assert _estimates(values, 3) == {"acc": Estimate(0.5, 0.1, 3), "em,strict": Estimate(1.0, None, 3)}
 
@@ -243,7 +243,7 @@ def teach(model: Any, word: list[int]) -> None:
 
 @torch.no_grad()
 def log_likelihood(model: Any, tokenizer: Any, context: str, word: str) -> float:
-    """Of a word's tokens, one by one."""
+    """Return the log-likelihood of a word's tokens, one by one."""
     ids, total = [tokenizer.bos_token_id, *plain_ids(tokenizer, context)], 0.0
     for token in plain_ids(tokenizer, f" {word}"):
         total += float(model(input_ids=torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token])

@@ -31,7 +31,7 @@ from tests.llmrank.tiny_models import (
 
 @torch.no_grad()
 def log_likelihood(model: Any, row: torch.Tensor, half: int) -> list[float]:
-    """Of every predicted token of one unpadded sequence, one by one."""
+    """Return the negative log-likelihood of every predicted token of one unpadded sequence, one by one."""
     result = []
     if model.config.is_encoder_decoder:
         for k in range(half, len(row)):
@@ -73,7 +73,7 @@ def test_models_without_next_token_prediction_are_refused(make: Any) -> None:
         perplexity(model, padded_sequences())
 
 
-def test_perplexity_leaves_the_model_alone() -> None:
+def test_perplexity_does_not_change_the_model() -> None:
     model = tiny_llama(attention_dropout=0.5)
     model.train()
     model.model.layers[1].eval()

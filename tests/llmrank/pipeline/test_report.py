@@ -45,7 +45,7 @@ def printed(report: Report) -> str:
 PROTOCOL = {"source": "test", "sequences": 2, "sequence_length": 8, "tokens": 16}
 
 
-def test_report_says_what_was_done() -> None:
+def test_report_holds_the_protocol_and_the_outcome() -> None:
     report = some_report(pruner=GlobalPruner(0.25, min_keep=2))
     plain = report.to_dict()
     assert plain["format"] == 1
@@ -73,7 +73,7 @@ def test_report_says_what_was_done() -> None:
     assert {"torch", "transformers", "python"} <= set(environment())
 
 
-def test_report_holds_what_the_budget_was_shifted_by(tmp_path: Path) -> None:
+def test_report_holds_the_sensitivities(tmp_path: Path) -> None:
     report = some_report(pruner=SensitivityPruner(0.25, limit=1.5))
     report.save(tmp_path / "report.json")
     plain = strict((tmp_path / "report.json").read_text())
@@ -106,7 +106,7 @@ def test_file_is_strict_json_and_round_trips(tmp_path: Path) -> None:
     assert found["warnings"][0] == "a note"
 
 
-def test_settings_of_any_type_end_as_text(tmp_path: Path) -> None:
+def test_settings_of_any_type_become_text(tmp_path: Path) -> None:
     class Odd(BaseScorer):
         def __init__(self) -> None:
             self.table = torch.ones(2)

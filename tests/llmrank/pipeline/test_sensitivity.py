@@ -43,7 +43,7 @@ def two_sequences_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def third(ffns: tuple[FFN, ...]) -> Masks:
-    """Every third neuron goes."""
+    """Make masks that remove every third neuron."""
     return Masks({name: torch.arange(layer.size) % 3 > 0 for name, layer in prunable_layers(ffns).items()})
 
 
@@ -52,7 +52,7 @@ def sequences_of(ids: torch.Tensor) -> TokenSequences:
 
 
 def cut_copy(model: Any, name: str, keep: torch.Tensor) -> Any:
-    """A copy whose down weights hold zeros for the removed neurons of one layer."""
+    """Make a copy whose down weights are zero for the removed neurons of one layer."""
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for consumer in prunable_layers(find_ffns(twin))[name].consumers:
@@ -62,7 +62,7 @@ def cut_copy(model: Any, name: str, keep: torch.Tensor) -> Any:
 
 
 def given(model: Any, row: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Inputs of one sequence without padding; an encoder-decoder continues its first half by its second."""
+    """Make the inputs of one sequence without padding; an encoder-decoder continues the first half by the second."""
     if model.config.model_type == "mllama_text_model":
         # An image that says nothing, for its blocks not to be skipped.
         return {"input_ids": row[None], "cross_attention_states": torch.zeros(1, 1, HIDDEN)}
@@ -75,7 +75,7 @@ def given(model: Any, row: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def textbook(model: Any, masks: Masks, rows: list[torch.Tensor]) -> dict[str, float]:
-    """Sequence by sequence, token by token: the divergence of softmax probabilities."""
+    """Compute the divergence of softmax probabilities, sequence by sequence and token by token."""
     found = {}
     for name, keep in masks.items():
         twin, terms = cut_copy(model, name, keep), []
@@ -92,12 +92,12 @@ def no_record(*_: Any) -> Iterator[Recording]:
 
 
 def whole_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if nothing were known of the blocks."""
+    """Take away the record of the blocks."""
     monkeypatch.setattr(llmrank.pipeline.sensitivity, "recording", no_record)
 
 
 def calls_of(modules: list[nn.Module], run: Callable[[], Any]) -> list[int]:
-    """How often each module computes (a forward of its own is not counted when something stands in for it)."""
+    """Count how often each module computes (calls of a substitute do not count)."""
     counts = [0] * len(modules)
     inner = [next(m for m in module.modules() if not list(m.children())) for module in modules]
 
@@ -116,7 +116,7 @@ def calls_of(modules: list[nn.Module], run: Callable[[], Any]) -> list[int]:
 
 @pytest.mark.usefixtures("two_sequences_say_enough")
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_both_ways_are_the_textbook_loop(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_methods_equal_the_textbook_loop(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     model = family_model(family)
     snapshot = Snapshot(model)
     ffns, ids = find_ffns(model), token_ids(3, 12)
@@ -160,7 +160,7 @@ def test_padding_of_the_decoder_does_not_count() -> None:
 
 
 @pytest.mark.usefixtures("two_sequences_say_enough")
-def test_blocks_before_the_cut_compute_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_before_the_pruned_layer_compute_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(num_hidden_layers=4)
     ffns = find_ffns(model)
     blocks = list(model.model.layers)
@@ -175,7 +175,7 @@ def test_blocks_before_the_cut_compute_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Blocks(nn.Module):
-    """Three FFNs in a row, with something the matter between them."""
+    """Three FFNs in a row, with trouble between them."""
 
     def __init__(self, trouble: str) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class Blocks(nn.Module):
         ("left out", False),
     ],
 )
-def test_whole_passes_where_blocks_cannot_answer_from_memory(trouble: str, alone: bool) -> None:
+def test_complete_passes_where_outputs_of_blocks_cannot_be_reused(trouble: str, alone: bool) -> None:
     model = Blocks(trouble)
     ffns, x = find_ffns(model), features(20, 6)
     masks = third(ffns)
@@ -227,7 +227,7 @@ def test_whole_passes_where_blocks_cannot_answer_from_memory(trouble: str, alone
 
 
 def test_hooks_on_blocks_act_once() -> None:
-    """What a block returns from memory goes through its hooks as what it computes does."""
+    """A remembered output goes through the hooks of its block as a computed one does."""
     model, ids = tiny_llama(), token_ids(2, 8)
     for layer in model.model.layers:
         layer.register_forward_hook(lambda _m, _i, output: output * 1.5)
@@ -235,8 +235,8 @@ def test_hooks_on_blocks_act_once() -> None:
     assert found == pytest.approx(textbook(model, third(find_ffns(model)), list(ids)), rel=1e-4)
 
 
-def test_a_forward_of_the_block_s_own_is_put_back() -> None:
-    """Libraries that place or trace modules leave such attributes."""
+def test_a_forward_attribute_of_a_block_is_restored() -> None:
+    """Libraries that place or trace modules set such attributes."""
     model, ids = tiny_llama(), token_ids(2, 8)
     block = model.model.layers[0]
     honest = block.forward
@@ -284,7 +284,7 @@ def test_tokens_without_output_are_left_out() -> None:
 
 
 def test_one_output_for_a_sequence_has_no_padding() -> None:
-    """A classifier's classes are distributions too, one a sequence; a regression's single number is not."""
+    """A classifier gives one distribution for a sequence; the single number of a regression is not a distribution."""
     import transformers
 
     config = family_model(named_family("BERT")).config
@@ -320,7 +320,7 @@ def test_masks_that_remove_nothing_cost_nothing() -> None:
     assert calls_of([model], run) == [0]
 
 
-def test_words_that_cannot_come_add_nothing() -> None:
+def test_tokens_of_probability_zero_add_nothing() -> None:
     model, ids = tiny_llama(), token_ids(2, 8)
     plain = layer_sensitivities(model, find_ffns(model), third(find_ffns(model)), sequences_of(ids))
 
@@ -342,7 +342,7 @@ def test_half_precision_is_compared_in_float32() -> None:
     assert found == pytest.approx(textbook(model, third(ffns), list(ids)), rel=0.05)
 
 
-def test_inference_mode_is_no_matter() -> None:
+def test_inference_mode_does_not_matter() -> None:
     model, ids = tiny_llama(), token_ids(2, 8)
     ffns = find_ffns(model)
     expected = layer_sensitivities(model, ffns, third(ffns), sequences_of(ids))
@@ -380,7 +380,7 @@ def test_output_that_is_not_finite_names_the_layer(bad: float) -> None:
     snapshot.assert_restored()
 
 
-def test_output_that_is_zero_everywhere_tells_nothing() -> None:
+def test_output_that_is_zero_everywhere_is_refused() -> None:
     model = mlp(4, 6, 3)
     with torch.no_grad():
         model[2].weight.zero_()
@@ -391,7 +391,7 @@ def test_output_that_is_zero_everywhere_tells_nothing() -> None:
 
 
 @pytest.mark.parametrize("call", range(1, 8))
-def test_whatever_is_raised_the_model_is_as_it_was(call: int) -> None:
+def test_an_exception_leaves_the_model_unchanged(call: int) -> None:
     model = tiny_llama(num_hidden_layers=3)
     model.train()
     snapshot = Snapshot(model)
@@ -412,7 +412,7 @@ def test_whatever_is_raised_the_model_is_as_it_was(call: int) -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_what_cannot_be_measured_is_refused() -> None:
+def test_explicit_ffns_and_bad_sample_counts_are_refused() -> None:
     model = tiny_llama()
     ffns, sequences = find_ffns(model), sequences_of(token_ids())
     explicit = explicit_ffns(model, STRUCTURE)
@@ -424,7 +424,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         layer_sensitivities(model, ffns, Masks({"mlp": [1, 0]}), sequences)
 
 
-def test_short_sequences_are_taken_until_they_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_sequences_are_used_until_they_hold_enough_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmrank.pipeline.sensitivity.TOKENS", 60)
     model, sequences = tiny_llama(), sequences_of(token_ids(9, 12))
     ffns = find_ffns(model)

@@ -49,7 +49,7 @@ def random_scores(sizes: Sequence[int], seed: int) -> list[list[float]]:
     return [torch.rand(n, generator=generator, dtype=torch.float64).tolist() for n in sizes]
 
 
-# --- who is spared
+# --- protected layers
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_layers_are_named_by_pattern_or_position(protect: Any, positions: list[i
 
 
 @pytest.mark.parametrize("protect", ["model.layers.12", "mlp", "MODEL.layers.0.mlp", 12, -13, "model.layers.[0", ""])
-def test_what_means_no_layer_is_refused_with_the_names(protect: str | int) -> None:
+def test_entries_that_select_no_layer_are_refused_with_the_names(protect: str | int) -> None:
     for pruner in (LocalPruner(0.5, protect=["*.0.mlp", protect]), GlobalPruner(0.5, protect=protect)):
         with pytest.raises(
             OptionError, match=r"selects no prunable layer.*model\.layers\.0\.mlp, model\.layers\.1\.mlp"
@@ -78,7 +78,7 @@ def test_what_means_no_layer_is_refused_with_the_names(protect: str | int) -> No
 
 
 @pytest.mark.parametrize("protect", [True, 1.5, [None], [["a"]], {"a": 1}, {0}])
-def test_other_things_are_refused_at_construction(protect: Any) -> None:
+def test_other_types_are_refused_at_construction(protect: Any) -> None:
     with pytest.raises(OptionError, match="protect must be names or patterns"):
         LocalPruner(protect=protect)
 
@@ -91,7 +91,7 @@ def test_protected_layers_keep_everything(pruner: type[BasePruner]) -> None:
     assert masks.widths[NAMES[0]] in (12, 20)
 
 
-def test_the_others_give_more_under_one_budget_and_the_same_under_an_even_one() -> None:
+def test_other_layers_lose_more_under_a_global_budget_and_the_same_under_a_local_one() -> None:
     scores = random_scores([20, 20, 20], 1)
     assert list(LocalPruner(0.25, protect=1).prune(records(scores)).widths.values()) == [15, 20, 15]
     widths = GlobalPruner(0.25, protect=1, normalize="none").prune(records(scores)).widths
@@ -104,7 +104,7 @@ def test_the_others_give_more_under_one_budget_and_the_same_under_an_even_one() 
 
 
 def test_protected_layers_do_not_count_for_the_median() -> None:
-    """Of 0.1, 0.1, 0.5 the last is spared by 2 medians; of 0.1 and 0.5 it is not."""
+    """Of 0.1, 0.1 and 0.5 the last is above 2 medians; of 0.1 and 0.5 it is not."""
     layers = [0.1, 0.1, 0.5]
     assert sensitivity_counts([100] * 3, layers, 0.3) == [39, 39, 12]
     assert sensitivity_counts([100] * 3, layers, 0.3, protected=[True, False, False]) == [0, 45, 45]
@@ -115,7 +115,7 @@ def test_protected_layers_do_not_count_for_the_median() -> None:
         sensitivity_counts([100] * 2, layers[:2], 0.5, protected=[True, False])
 
 
-def test_pruners_of_third_parties_are_overruled() -> None:
+def test_protection_overrules_pruners_of_third_parties() -> None:
     class Half(BasePruner):
         def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
             for layer in layer_list:
@@ -124,13 +124,13 @@ def test_pruners_of_third_parties_are_overruled() -> None:
     assert list(Half(protect=-1).prune(records([[0.1] * 4] * 3)).widths.values()) == [2, 2, 4]
 
 
-def test_marks_are_set_anew() -> None:
+def test_protection_is_set_anew_at_every_call() -> None:
     entries = records([[0.1, 0.2]] * 2)
     LocalPruner(0.5, protect=0).prune(entries)
     assert list(LocalPruner(0.5).prune(entries).widths.values()) == [1, 1]
 
 
-# --- what an amount is of
+# --- units of an amount
 
 
 def sequential(sizes: Sequence[int]) -> tuple[nn.Module, ModelCosts, list[str]]:
@@ -148,7 +148,9 @@ def parameters_left(sizes: Sequence[int]) -> int:
     share=st.integers(0, 60).map(lambda p: p / 100),
     seed=st.integers(0, 5),
 )
-def test_globally_the_fewest_neurons_go_that_reach_the_parameters(hidden: list[int], share: float, seed: int) -> None:
+def test_global_pruning_removes_the_fewest_neurons_that_reach_the_parameters(
+    hidden: list[int], share: float, seed: int
+) -> None:
     sizes = [4, *hidden, 3]
     _, costs, names = sequential(sizes)
     scores = random_scores(hidden, seed)
@@ -169,7 +171,7 @@ def test_globally_the_fewest_neurons_go_that_reach_the_parameters(hidden: list[i
 
 
 @given(hidden=st.lists(st.integers(2, 12), min_size=1, max_size=3), share=st.integers(0, 60).map(lambda p: p / 100))
-def test_locally_the_same_share_of_every_layer_goes(hidden: list[int], share: float) -> None:
+def test_local_pruning_removes_the_same_share_of_every_layer(hidden: list[int], share: float) -> None:
     sizes = [4, *hidden, 3]
     _, costs, names = sequential(sizes)
     whole = parameters_left(sizes)
@@ -215,7 +217,7 @@ def test_with_equal_widths_a_share_of_ffn_parameters_is_one_of_neurons() -> None
         assert pruner(0.3, of="ffn-parameters").prune(entries, costs) == pruner(0.3).prune(entries)
 
 
-def test_protected_layers_leave_the_total_to_the_others() -> None:
+def test_other_layers_lose_what_protected_layers_do_not() -> None:
     model = tiny_llama(num_hidden_layers=3)
     costs = ModelCosts(model, find_ffns(model))
     for pruner in (LocalPruner, GlobalPruner):
@@ -233,7 +235,7 @@ def test_widths_are_rounded_after_the_target_is_met() -> None:
 
 
 @pytest.mark.parametrize("pruner", [*PRUNERS, BasePruner])
-def test_more_than_the_ffns_can_give_is_refused_with_what_they_can(pruner: type[BasePruner]) -> None:
+def test_more_than_can_be_removed_is_refused_with_the_possible_amount(pruner: type[BasePruner]) -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)
@@ -262,11 +264,11 @@ def test_an_amount_of_costs_needs_costs_and_a_known_unit() -> None:
         LocalPruner(0.2, of="tokens")  # type: ignore[arg-type]
 
 
-# --- what is compared
+# --- normalisation
 
 
 def test_scores_per_cost_are_a_knapsack_by_density() -> None:
-    """A neuron of the first layer costs twice as much: it goes first unless it is worth more than twice."""
+    """A neuron of the first layer costs twice as much: it is removed first unless its score is more than twice as high."""
     entries = records([[0.2, 0.8], [0.15, 0.85]])
     entries[0].cost, entries[1].cost = Cost(20, 8, 3), Cost(10, 8, 30)
     plain, dense = (
@@ -289,7 +291,7 @@ def test_costs_divide_in_the_unit_of_the_amount() -> None:
     assert GlobalPruner(0.3, per_cost=True).prune(entries) == GlobalPruner(0.3, normalize="mean").prune(entries)
 
 
-def test_ratios_need_a_zero_and_a_cost() -> None:
+def test_scores_per_cost_need_a_zero_and_a_cost() -> None:
     for normalize in ("zscore", "robust"):
         with pytest.raises(OptionError, match="per_cost divides scores, and those of normalize='"):
             GlobalPruner(0.3, normalize=normalize, per_cost=True)  # type: ignore[arg-type]
@@ -300,7 +302,7 @@ def test_ratios_need_a_zero_and_a_cost() -> None:
 @given(
     layers=st.lists(st.lists(st.integers(0, 5).map(lambda k: k / 8), min_size=2, max_size=9), min_size=2, max_size=4)
 )
-def test_robust_standing_by_sorting(layers: list[list[float]]) -> None:
+def test_robust_normalisation_by_sorting(layers: list[list[float]]) -> None:
     def median(values: Sequence[float]) -> float:
         ordered, n = sorted(values), len(values)
         return ordered[n // 2] if n % 2 else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
@@ -322,7 +324,7 @@ def test_robust_standing_by_sorting(layers: list[list[float]]) -> None:
     assert list(found.widths.values()) == [sum(mask) for mask in keep]
 
 
-def test_a_heavy_tail_does_not_spare_a_layer_by_the_median() -> None:
+def test_with_robust_normalisation_a_heavy_tail_does_not_spare_a_layer() -> None:
     even = [0.5 + 0.05 * k for k in range(10)]
     heavy = [*even[:9], 90.0]
     spared = GlobalPruner(4, normalize="zscore").prune(records([even, heavy])).widths
@@ -331,7 +333,7 @@ def test_a_heavy_tail_does_not_spare_a_layer_by_the_median() -> None:
     assert list(fair.values()) == [8, 8]
 
 
-# --- before anything is measured, and afterwards
+# --- checks before anything is measured, and notes afterwards
 
 
 @pytest.mark.parametrize(
@@ -374,7 +376,7 @@ def test_listed_linears_are_counted_group_by_group_and_protected_by_name() -> No
 
 
 @pytest.mark.parametrize("form", ["compact", "zero", "mask"])
-def test_reports_say_what_was_reached_in_each_unit(form: Any) -> None:
+def test_reports_hold_the_reached_amount_in_each_unit(form: Any) -> None:
     model = tiny_llama()
     pipeline = IsolatedFFNPipeline(
         model, None, pruner=GlobalPruner(0.2, of="bytes"), calibration=token_ids(), form=form
@@ -392,7 +394,7 @@ def test_reports_say_what_was_reached_in_each_unit(form: Any) -> None:
     assert plain["warnings"] == []
 
 
-def test_rounding_that_misses_a_target_is_said() -> None:
+def test_rounding_that_misses_a_target_is_noted() -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)
@@ -420,11 +422,11 @@ def test_neurons_may_be_missed_by_rounding_either_way(share: float, said: bool) 
     assert bool(shortfall(LocalPruner(0.2), reached)) is said
 
 
-# --- what is said of an amount before anything is measured
+# --- descriptions of an amount
 
 
 class Halving(BasePruner):
-    """Somebody's own: nobody knows what it takes before it has seen the scores."""
+    """A pruner of a third party, whose number of neurons is unknown before it has seen the scores."""
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         for layer in layer_list:
@@ -471,7 +473,7 @@ class Halving(BasePruner):
         (Halving(0.3), "Halving decides how many neurons that is"),
     ],
 )
-def test_an_amount_is_said_in_neurons_as_a_share_and_in_parameters(pruner: BasePruner, said: str) -> None:
+def test_an_amount_is_described_in_neurons_as_a_share_and_in_parameters(pruner: BasePruner, said: str) -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     assert describe_amount(pruner, ffns, ModelCosts(model, ffns)).startswith(said)
@@ -481,7 +483,9 @@ def test_an_amount_is_said_in_neurons_as_a_share_and_in_parameters(pruner: BaseP
 @pytest.mark.parametrize("amount", [5, 0.3])
 @pytest.mark.parametrize("protect", [(), (1,)])
 @pytest.mark.parametrize("unit", UNITS)
-def test_what_is_said_is_what_goes(pruner: type[BasePruner], amount: float, protect: Sequence[int], unit: Unit) -> None:
+def test_the_described_amount_is_what_is_removed(
+    pruner: type[BasePruner], amount: float, protect: Sequence[int], unit: Unit
+) -> None:
     if unit != "neurons":
         amount = 300 * amount if isinstance(amount, int) else amount / 4
     model = tiny_llama()
@@ -501,7 +505,7 @@ def test_what_is_said_is_what_goes(pruner: type[BasePruner], amount: float, prot
         assert said.startswith(f"{report.reached[unit]['removed']:,} of {report.reached[unit]['before']:,} ")
 
 
-def test_layers_of_other_widths_and_costs_are_said_in_total() -> None:
+def test_layers_of_different_widths_and_costs_are_described_in_total() -> None:
     model = mlp(4, 8, 20, 3)
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)

@@ -28,7 +28,7 @@ SIZES = st.dictionaries(st.text("abc.0", min_size=1, max_size=4), st.integers(0,
 
 @st.composite
 def three(draw: st.DrawFn) -> tuple[Masks, Masks, Masks]:
-    """Three masks of the same layers."""
+    """Make three masks of the same layers."""
     sizes = draw(SIZES)
     bits = {name: st.lists(st.booleans(), min_size=n, max_size=n) for name, n in sizes.items()}
     first, second, third = (
@@ -75,7 +75,7 @@ def test_equal_masks_hash_alike(masks: tuple[Masks, Masks, Masks]) -> None:
     assert a != dict(a)
 
 
-def test_masks_of_other_layers_do_not_combine() -> None:
+def test_masks_of_different_layers_do_not_combine() -> None:
     with pytest.raises(MaskError, match="different layers"):
         _ = Masks({"a": [1, 0]}) & Masks({"b": [1, 0]})
     with pytest.raises(MaskError, match="different layers"):

@@ -30,7 +30,7 @@ from llmrank.prune import (
 from llmrank.prune.masks import Masks
 from tests.llmrank.tiny_models import tiny_llama, token_ids
 
-# Few distinct values, so that ties are the rule.
+# Few distinct values, so that most scores are tied.
 SCORES = st.lists(st.integers(0, 5).map(lambda k: k / 8), min_size=1, max_size=12)
 LAYERS = st.lists(SCORES, min_size=1, max_size=5)
 
@@ -56,7 +56,7 @@ def textbook_local(layers: Sequence[Sequence[float]], amount: float) -> list[lis
 
 
 def textbook_global(layers: Sequence[Sequence[float]], count: int, min_keep: int) -> list[list[bool]]:
-    """Take the lowest of all one by one, passing over neurons of layers that are down to min_keep."""
+    """Remove the lowest of all one by one, but none of a layer that is down to min_keep."""
     keep = [[True] * len(scores) for scores in layers]
     order = sorted((s, layer, k) for layer, scores in enumerate(layers) for k, s in enumerate(scores))
     for _, layer, k in order:
@@ -206,7 +206,7 @@ AMOUNTS = st.one_of(st.integers(0, 95).map(lambda p: p / 100), st.integers(0, 20
 
 
 def textbook_sparing(layers: Sequence[tuple[int, float]], amount: float, limit: float) -> list[float]:
-    """The formula, in floats and for layers that have all the room they need."""
+    """The formula in floating point, for layers that are large enough."""
     sizes, costs = zip(*layers, strict=True)
     bound = limit * median(costs)
     shares = [amount / n if isinstance(amount, int) else amount for n in sizes]
@@ -269,7 +269,7 @@ def test_sparing_moves_exactly_where_nothing_ties() -> None:
 
 
 @given(layers=BUDGETS, amount=AMOUNTS, scale=st.sampled_from([0.125, 2.0, 1024.0]))
-def test_the_unit_of_sensitivity_is_of_no_account(layers: list[tuple[int, float]], amount: float, scale: float) -> None:
+def test_the_unit_of_sensitivity_does_not_matter(layers: list[tuple[int, float]], amount: float, scale: float) -> None:
     sizes, costs = [n for n, _ in layers], [c for _, c in layers]
     try:
         counts = sensitivity_counts(sizes, costs, amount)
@@ -310,7 +310,7 @@ def test_sparing_by_hand(
 @given(
     layers=BUDGETS, steps=st.lists(st.integers(0, 95), min_size=1, max_size=6), limit=st.sampled_from([0.5, 1.0, 2.0])
 )
-def test_sparing_step_by_step_gives_nothing_back_and_keeps_the_total(
+def test_sparing_in_steps_brings_no_neuron_back_and_keeps_the_total(
     layers: list[tuple[int, float]], steps: list[int], limit: float
 ) -> None:
     sizes, costs = [n for n, _ in layers], [c for _, c in layers]
@@ -325,7 +325,7 @@ def test_sparing_step_by_step_gives_nothing_back_and_keeps_the_total(
         gone = counts
 
 
-def test_sparing_what_is_gone_by_hand() -> None:
+def test_sparing_after_earlier_steps_by_hand() -> None:
     assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, removed=[6, 0]) == [6, 4]
     assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, removed=[6, 5]) == [6, 5]
     # Parts of 5 each: two neurons too many are gone from the first, and the others give one less each, the last first.
@@ -347,14 +347,14 @@ def sensitive(layers: Sequence[Sequence[float]], costs: Sequence[float | None]) 
 
 
 @given(scores=SCORES, amount=st.floats(0, 0.999), cost=st.floats(0, 9))
-def test_a_layer_by_itself_is_cut_as_locally(scores: list[float], amount: float, cost: float) -> None:
+def test_a_single_layer_is_pruned_as_by_the_local_pruner(scores: list[float], amount: float, cost: float) -> None:
     if round(amount * len(scores)) < len(scores):
         assert SensitivityPruner(amount).prune(sensitive([scores], [cost])) == LocalPruner(amount).prune(
             records([scores])
         )
 
 
-def test_sensitive_layers_lose_their_lowest_and_fewer() -> None:
+def test_sensitive_layers_lose_fewer_neurons_and_their_lowest() -> None:
     entries = sensitive([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.4, 0.1, 0.3, 0.2]], [0.8, 0.1, 0.1])
     masks = SensitivityPruner(0.5).prune(entries)
     assert lists(masks) == [[True] * 4, [True, False, False, False], [True, False, False, False]]
@@ -384,7 +384,7 @@ def test_bad_limits_are_refused_at_construction(limit: Any) -> None:
 
 
 class ByRowNorm(BasePruner):
-    """Float (out, in) scores: rows of lowest L1 norm go."""
+    """Float (out, in) scores: rows of lowest L1 norm are removed."""
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         for layer in layer_list:
@@ -392,7 +392,7 @@ class ByRowNorm(BasePruner):
 
 
 class ByDepth(BasePruner):
-    """An amount of its own for every layer: a share, then a count, then the pruner's."""
+    """Sets an amount on every layer: a share, then a number, then None for the pruner's."""
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         for layer, amount in zip(layer_list, (0.5, 1, None), strict=False):
@@ -401,7 +401,7 @@ class ByDepth(BasePruner):
 
 
 class Keep(BasePruner):
-    """The keep mask itself, in the dtype of the test's choice."""
+    """Sets the keep mask itself, in a dtype that the test chooses."""
 
     def __init__(self, mask: torch.Tensor) -> None:
         super().__init__(0.9)
@@ -431,7 +431,7 @@ def test_keep_masks_are_taken_as_they_are(dtype: torch.dtype) -> None:
     assert Keep(mask).prune(records([[0.9, 0.025, 0.025, 0.025, 0.025]]))["layer 0"].tolist() == mask.bool().tolist()
 
 
-def test_earlier_masks_and_amounts_do_not_stay_on_the_records() -> None:
+def test_earlier_masks_and_amounts_are_cleared_from_the_records() -> None:
     layer_list = records([[0.1, 0.2, 0.3, 0.4]])
     ByDepth(0.5).prune(layer_list)
     assert lists(LocalPruner(1).prune(layer_list)) == [[False, True, True, True]]
@@ -529,7 +529,7 @@ def test_positions_below_a_count_are_what_pruners_remove(
 
 
 def test_a_layer_of_round_off_keeps_the_order_of_its_importance() -> None:
-    """Its standing among the layers is that of a constant one; which of its own go is no other question than locally."""
+    """Normalised it is a constant layer; but its own neurons are removed in the order of the local pruner."""
     scores = [[0.25 + k * 1e-15 for k in (3, 1, 2, 0)], [0.1, 0.2, 0.3, 0.4]]
     own = LocalPruner().removal_positions(records(scores))
     among_all = GlobalPruner(normalize="zscore").removal_positions(records(scores))
@@ -538,7 +538,7 @@ def test_a_layer_of_round_off_keeps_the_order_of_its_importance() -> None:
 
 
 def test_rounding_down_takes_the_lowest_of_what_was_kept_however_small() -> None:
-    """Scores far below one do not drown in a keep mask of ones."""
+    """Scores far below one still order the neurons beside a keep mask of ones."""
     scores = [3e-20, 1e-20, 2e-20, 0.0, 0.4, 0.6]
     mask = Keep(torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.bool))
     mask.multiple_of = 4
@@ -552,7 +552,7 @@ def test_importance_that_is_not_finite_has_no_order(pruner: LocalPruner | Global
 
 
 class Returns(BasePruner):
-    """A pruning_mask of the test's choice."""
+    """Sets a pruning_mask that the test chooses."""
 
     mask: Any = None
     own: Any = None

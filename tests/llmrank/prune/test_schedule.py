@@ -44,7 +44,7 @@ def masks_of(pipeline: BasePipeline) -> Masks:
 
 
 def lifted(outer: Masks, inner: Masks) -> Masks:
-    """The masks of a compact model in terms of the one that it was made from."""
+    """Translate the masks of a compact model into masks of the model that it was made from."""
     found = {}
     for name, mask in outer.items():
         kept = mask.nonzero().flatten()
@@ -65,7 +65,7 @@ def test_amounts_by_hand() -> None:
 
 
 @given(steps=st.integers(1, 9), percent=st.integers(0, 99))
-def test_geometric_steps_take_the_same_share_of_what_is_left(steps: int, percent: int) -> None:
+def test_geometric_steps_remove_the_same_share_of_the_remaining_neurons(steps: int, percent: int) -> None:
     left = [1.0, *(1.0 - amount for amount in Schedule(steps, "geometric").amounts(percent / 100))]
     assert left[-1] == 1.0 - percent / 100
     for before, after in itertools.pairwise(left):
@@ -101,7 +101,7 @@ def test_schedules_that_do_not_fit_are_refused() -> None:
         IsolatedFFNPipeline(model_of(), None, schedule=4)  # type: ignore[arg-type]
 
 
-def test_a_schedule_says_what_it_costs() -> None:
+def test_a_schedule_describes_its_cost() -> None:
     told = "2 steps, to 5, 10 of the hidden neurons: 2 passes of the calibration text to rank by"
     assert Schedule(2).describe(10, "neurons", repairs=False) == told
     for repair, end in (("last", "the last"), ("each", "each")):
@@ -109,7 +109,7 @@ def test_a_schedule_says_what_it_costs() -> None:
         assert schedule.describe(10, "neurons", repairs=True) == f"{told}, and a repair after {end}"
 
 
-# --- what goes
+# --- removed neurons
 
 
 @topologies
@@ -125,7 +125,7 @@ def test_a_schedule_says_what_it_costs() -> None:
     ids=["local", "zscore", "robust", "mean"],
 )
 def test_steps_are_compact_models_pruned_again(topology: type[BasePipeline], scorer: BaseScorer, pruner: Any) -> None:
-    """Each step by itself: make the model really smaller, calibrate and prune that."""
+    """Each step separately: make the model compact, calibrate it and prune it."""
     number, layers = (24, 3) if pruner is not LocalPruner else (8, 1)
     found = masks_of(ran(topology, model_of(), scorer=scorer, pruner=pruner(number), schedule=Schedule(3)))
     small, wanted, gone = model_of(), None, 0
@@ -160,7 +160,7 @@ def test_one_step_is_what_a_pipeline_without_schedule_does(topology: type[BasePi
     ids=["local", "global", "sensitivity", "bytes", "flops"],
 )
 @pytest.mark.parametrize("growth", ["linear", "geometric"])
-def test_what_is_gone_stays_gone_and_the_end_is_that_of_one_shot(
+def test_removed_neurons_do_not_come_back_and_the_last_step_reaches_the_amount(
     topology: type[BasePipeline], pruner: BasePruner, growth: Any
 ) -> None:
     steps: list[Masks] = []
@@ -188,8 +188,8 @@ def test_what_is_gone_stays_gone_and_the_end_is_that_of_one_shot(
         assert {width % 8 for mask in steps[:-1] for width in mask.widths.values()} != {0}
 
 
-def test_rounding_brings_nothing_back() -> None:
-    """Of 20 neurons 9 are gone: 12 would be the nearest multiple of 4 to 10, and 8 it is."""
+def test_rounding_brings_no_neuron_back() -> None:
+    """Of 20 neurons 9 are removed: 12 would be the nearest multiple of 4 to 10, but only 11 are left, so it is 8."""
     present = torch.arange(20) >= 9
     for pruner in (LocalPruner(10, multiple_of=4), GlobalPruner(10, multiple_of=4)):
         record = LayerRecord("mlp", torch.arange(20.0).flip(0) / 190, present=present)
@@ -200,7 +200,7 @@ def test_rounding_brings_nothing_back() -> None:
     assert LocalPruner(17, min_keep=3, multiple_of=4).prune([few]).kept == 3
 
 
-def test_neurons_that_are_gone_count_for_no_layer_s_standing() -> None:
+def test_removed_neurons_do_not_count_in_the_normalisation() -> None:
     scores = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.6, 0.7, 0.8], dtype=torch.float64)
     other = LayerRecord("b", torch.tensor([0.1, 0.4, 0.5, 0.6], dtype=torch.float64))
     for normalize in ("zscore", "robust", "mean", "none"):
@@ -212,7 +212,7 @@ def test_neurons_that_are_gone_count_for_no_layer_s_standing() -> None:
         assert torch.equal(found["b"], alone["b"])
 
 
-def test_pruners_of_third_parties_go_step_by_step_too() -> None:
+def test_pruners_of_third_parties_work_in_steps_too() -> None:
     class Shares(BasePruner):
         def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
             for layer in layer_list:
@@ -229,7 +229,7 @@ def test_pruners_of_third_parties_go_step_by_step_too() -> None:
         assert masks_of(ran(IsolatedFFNPipeline, model_of(), pruner=pruner(0.4), schedule=Schedule(3))) == wanted
 
 
-def test_scores_that_know_nothing_of_the_cut_do_not_bring_neurons_back() -> None:
+def test_scores_that_ignore_earlier_steps_bring_no_neuron_back() -> None:
     run = ran(
         IsolatedFFNPipeline, model_of(), scorer=RandomScorer(seed=3), pruner=GlobalPruner(0.5), schedule=Schedule(5)
     )
@@ -237,7 +237,7 @@ def test_scores_that_know_nothing_of_the_cut_do_not_bring_neurons_back() -> None
 
 
 @topologies
-def test_listed_linears_go_step_by_step(topology: type[BasePipeline]) -> None:
+def test_listed_linears_are_pruned_in_steps(topology: type[BasePipeline]) -> None:
     model = model_of()
     snapshot = Snapshot(model)
     run = ran(topology, model, STRUCTURE, pruner=LocalPruner(0.5), schedule=Schedule(2))
@@ -246,7 +246,7 @@ def test_listed_linears_go_step_by_step(topology: type[BasePipeline]) -> None:
     snapshot.assert_restored()
 
 
-def test_models_of_other_kinds_go_step_by_step() -> None:
+def test_models_of_other_kinds_are_pruned_in_steps() -> None:
     for model, calibration in ((tiny_t5(), token_ids()), (mlp(4, 12, 8, 3), features(300, 4))):
         snapshot = Snapshot(model)
         run = ran(ChainedFFNPipeline, model, pruner=GlobalPruner(0.5), schedule=Schedule(3), calibration=calibration)
@@ -255,7 +255,7 @@ def test_models_of_other_kinds_go_step_by_step() -> None:
         snapshot.assert_restored()
 
 
-# --- what later steps see
+# --- later steps
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_models_of_other_kinds_go_step_by_step() -> None:
         (LeastSquaresRepair(reselect=True), "each"),
     ],
 )
-def test_later_steps_calibrate_on_the_model_as_cut_so_far(repair: BaseRepair | None, when: Any) -> None:
+def test_later_steps_calibrate_on_the_model_as_pruned_so_far(repair: BaseRepair | None, when: Any) -> None:
     model = model_of()
     dense = copy.deepcopy(model)
     seen: list[torch.Tensor] = []
@@ -299,8 +299,8 @@ def test_later_steps_calibrate_on_the_model_as_cut_so_far(repair: BaseRepair | N
             assert (masks_of(one_shot) & kept[1]) == kept[1]
 
 
-def test_the_last_repair_starts_from_the_whole_model() -> None:
-    """Not from what earlier repairs left: it is the repair of the final masks."""
+def test_the_last_repair_starts_from_the_dense_model() -> None:
+    """It ignores the weights of earlier repairs: it is the repair of the final masks."""
     run = ran(
         IsolatedFFNPipeline,
         model_of(),
@@ -320,7 +320,7 @@ def test_the_last_repair_starts_from_the_whole_model() -> None:
         assert torch.equal(run.repaired[name].weight, solved.weight)
 
 
-def test_reselection_chooses_among_what_is_there() -> None:
+def test_reselection_chooses_among_the_remaining_neurons() -> None:
     run = ran(IsolatedFFNPipeline, model_of(), pruner=LocalPruner(0.25))
     first = run.model_graphs[0]
     (name,) = (layer.name for layer in first.prunable.values())
@@ -331,7 +331,7 @@ def test_reselection_chooses_among_what_is_there() -> None:
     assert not bool(keep[20:].any())
 
 
-def test_graphs_and_sensitivities_are_of_the_whole_model() -> None:
+def test_graphs_and_sensitivities_are_those_of_the_dense_model() -> None:
     model = model_of()
     run = ran(ChainedFFNPipeline, model, pruner=SensitivityPruner(0.5), schedule=Schedule(3))
     once = ran(ChainedFFNPipeline, model_of(), pruner=SensitivityPruner(0.5))
@@ -361,7 +361,7 @@ def test_forms_agree_and_are_undone(form: Any) -> None:
 @pytest.mark.parametrize("step", [1, 2, 3])
 @pytest.mark.parametrize("stage", ["calibrate", "draw", "score", "choose", "repairs"])
 @pytest.mark.parametrize("repair", [LeastSquaresRepair(reselect=True), BiasRepair()], ids=["lstsq", "bias"])
-def test_whatever_is_raised_in_a_step_the_model_is_whole(step: int, stage: str, repair: BaseRepair) -> None:
+def test_an_exception_in_a_step_leaves_the_model_dense(step: int, stage: str, repair: BaseRepair) -> None:
     model = model_of()
     model.train()
     snapshot = Snapshot(model)
@@ -395,7 +395,7 @@ def test_whatever_is_raised_in_a_step_the_model_is_whole(step: int, stage: str, 
     snapshot.assert_restored()
 
 
-def test_a_trial_cut_is_zeros_for_a_while() -> None:
+def test_a_trial_zeroes_neurons_and_restores_them() -> None:
     model = model_of()
     snapshot = Snapshot(model)
     ffns = find_ffns(model)

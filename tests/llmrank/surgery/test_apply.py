@@ -45,7 +45,7 @@ every_model = pytest.mark.parametrize("make", MODELS.values(), ids=list(MODELS))
 
 
 def some_masks(model: nn.Module, seed: int = 0) -> Masks:
-    """Different widths by layer."""
+    """Make masks that give the layers different widths."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
     for position, (name, layer) in enumerate(apply.prunable_layers(find_ffns(model)).items()):
@@ -97,7 +97,7 @@ def test_zeroed_neurons_are_zero_in_rows_biases_and_columns_and_nothing_else_is(
 
 
 class Interrupted(BaseException):
-    """Not an Exception: as KeyboardInterrupt and SystemExit are not."""
+    """A BaseException that is not an Exception, like KeyboardInterrupt and SystemExit."""
 
 
 @every_model
@@ -237,7 +237,7 @@ def test_compact_prunes_again_and_undoes_in_order() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
-def test_graphs_keep_the_weights_they_were_drawn_from(topology: Any, form: Any) -> None:
+def test_graphs_keep_the_weights_they_were_built_from(topology: Any, form: Any) -> None:
     pipeline = topology(tiny_llama(), None, calibration=token_ids(), form=form)
     pipeline.run()
     for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
@@ -315,7 +315,7 @@ def test_meta_weights_are_refused() -> None:
 @pytest.mark.parametrize("first", FORMS)
 @pytest.mark.parametrize("second", FORMS)
 def test_undo_in_the_wrong_order_is_refused(first: Any, second: Any) -> None:
-    """Two applications undone first in, first out would leave a model that neither of them knows."""
+    """If the first application were undone first, the second undo would restore parts that do not fit together."""
     model = tiny_llama()
     snapshot = Snapshot(model)
     ffns = find_ffns(model)
@@ -334,7 +334,7 @@ def test_undo_in_the_wrong_order_is_refused(first: Any, second: Any) -> None:
 
 
 @pytest.mark.parametrize("form", ["zero", "mask"])
-def test_padding_of_uncut_forms_is_refused(form: Any) -> None:
+def test_padding_is_refused_for_forms_of_full_size(form: Any) -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     with pytest.raises(OptionError, match="for the compact form"):
@@ -343,7 +343,7 @@ def test_padding_of_uncut_forms_is_refused(form: Any) -> None:
 
 @every_form
 @every_model
-def test_a_layer_from_which_nothing_goes_is_left_alone(make: Any, form: Any) -> None:
+def test_a_layer_that_keeps_all_neurons_is_not_touched(make: Any, form: Any) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), dict(some_masks(model))
     first = next(iter(masks))
@@ -380,7 +380,7 @@ def test_one_axis_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(copied) == [0] * 8 + [1] * 2
 
 
-def test_a_model_of_which_one_layer_carries_masks_is_saved_with_them_multiplied_in(tmp_path: Path) -> None:
+def test_masks_on_a_single_layer_are_multiplied_in_when_saving(tmp_path: Path) -> None:
     model, ids = tiny_llama(), token_ids(2, 8)
     masks = dict(some_masks(model))
     masks["model.layers.0.mlp"][:] = True
@@ -396,7 +396,7 @@ def kept_first(model: nn.Module, width: int) -> Masks:
 
 
 def test_a_field_with_other_users_is_not_written(tmp_path: Path) -> None:
-    """MobileBERT has FFNs of the same width around which no module of its own lies."""
+    """MobileBERT has more FFNs of the same width, which have no module of their own."""
     torch.manual_seed(0)
     model = transformers.MobileBertForMaskedLM(
         transformers.MobileBertConfig(
@@ -432,7 +432,7 @@ def test_a_model_loaded_with_widths_by_layer_can_become_a_stock_one_again(tmp_pa
 
 
 def test_a_list_of_widths_stays_a_list(tmp_path: Path) -> None:
-    """Gemma 3n; its low-rank terms and per-layer inputs are no FFNs, and its sparse activations (off here) couple neurons."""
+    """Gemma 3n: its low-rank terms and per-layer inputs are not FFNs, and its sparse activations (off here) couple neurons."""
     torch.manual_seed(0)
     config = transformers.Gemma3nTextConfig(
         **{**LLAMA, "intermediate_size": [40, 40], "laurel_rank": 8, "vocab_size_per_layer_input": 64},
@@ -452,7 +452,7 @@ def test_a_list_of_widths_stays_a_list(tmp_path: Path) -> None:
     assert torch.equal(logits(again, ids), logits(model, ids))
 
 
-def test_adapters_of_languages_are_left_alone(tmp_path: Path) -> None:
+def test_adapters_of_languages_are_not_touched(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.XmodConfig(
         **{key: LLAMA[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},

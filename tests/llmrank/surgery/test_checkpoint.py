@@ -31,7 +31,7 @@ IDS = token_ids(2, 8, seed=5)
 
 
 def uneven(model: Any) -> Masks:
-    """First layer 30 neurons, second 20."""
+    """Keep 30 neurons in the first layer, and 20 in the second."""
     masks = Masks({f"model.layers.{k}.mlp": torch.arange(40) % 4 < 3 - k for k in range(2)})
     apply_masks(model, find_ffns(model), masks)
     return masks
@@ -42,7 +42,7 @@ def edit_config(directory: Path, **entries: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
-def test_everything_is_written(tmp_path: Path) -> None:
+def test_save_writes_all_files(tmp_path: Path) -> None:
     model, tok = tiny_llama(), tokenizer()
     masks = uneven(model)
     wanted = logits(model, IDS)
@@ -99,7 +99,7 @@ def untouched(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_outputs_that_exist_are_refused_before_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_outputs_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     monkeypatch.setattr(type(model), "save_pretrained", lambda *_, **__: pytest.fail("began to write"))
     full = tmp_path / "full"
@@ -166,7 +166,7 @@ def test_other_failures_pass_through_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_that_is_no_json_leaves_nothing(tmp_path: Path) -> None:
+def test_a_report_that_json_cannot_hold_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         save(tmp_path / "out", tiny_llama(), report={"perplexity": float("nan")})
     assert list(tmp_path.iterdir()) == []
@@ -206,7 +206,7 @@ def test_kill_in_the_middle_leaves_no_target(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_plain_module_is_answered_with_what_to_do(tmp_path: Path) -> None:
+def test_the_message_for_a_plain_module_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a transformers model; save its state_dict"):
         save(tmp_path / "out", mlp(4, 6, 2))
     assert list(tmp_path.iterdir()) == []
@@ -216,7 +216,7 @@ class OwnLlama(type(tiny_llama())):  # type: ignore[misc]
     """A class that transformers does not know."""
 
 
-def test_a_configuration_that_describes_another_model_is_no_success(tmp_path: Path) -> None:
+def test_a_configuration_of_another_model_fails(tmp_path: Path) -> None:
     for kind in (type(tiny_llama()), OwnLlama):
         model = tiny_llama()
         model.__class__ = kind
@@ -235,7 +235,7 @@ def test_a_configuration_that_describes_another_model_is_no_success(tmp_path: Pa
         (tmp_path / kind.__name__).rename(tmp_path.with_name(f"{tmp_path.name}-{kind.__name__}"))
 
 
-def test_widths_that_are_not_those_of_the_layers_are_no_success(tmp_path: Path) -> None:
+def test_wrong_widths_in_the_configuration_fail(tmp_path: Path) -> None:
     model = tiny_llama()
     uneven(model)
     model.config.llmrank_widths = {"model.layers.0.mlp": 20, "model.layers.1.mlp": 30}
@@ -247,8 +247,8 @@ def test_widths_that_are_not_those_of_the_layers_are_no_success(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_experts_whose_tensors_are_merged_on_loading_are_a_success(tmp_path: Path) -> None:
-    """Their files hold one tensor for every expert, the model one for all."""
+def test_experts_whose_tensors_are_merged_on_loading_pass(tmp_path: Path) -> None:
+    """The files hold one tensor for each expert, the model one tensor for all."""
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
     model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**LLAMA, **experts)).eval()
     save(tmp_path / "out", model)
@@ -361,7 +361,7 @@ def test_weights_of_a_checkpoint_stay_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [AssertionError(), MemoryError()])
-def test_a_check_that_fails_without_a_word_is_no_success(
+def test_a_check_that_fails_without_a_message_fails_the_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: Any, **__: Any) -> Any:

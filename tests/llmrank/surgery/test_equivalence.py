@@ -20,7 +20,7 @@ SIZE = 12
 
 
 class Block(nn.Module):
-    """Two maps of the shapes of a plain FFN, with something between them that couples the neurons.
+    """Two maps with the shapes of a plain FFN, and a module between them that couples the neurons.
 
     Its second argument keeps the block from being probed by itself, and as many hidden neurons as inputs
     hide the norm from a look at the shapes.
@@ -55,7 +55,7 @@ class Model(nn.Module):
         (nn.Softmax(dim=-1), "does not compute what the masked model does"),
     ],
 )
-def test_coupled_neurons_are_found_out_and_the_model_restored(couple: nn.Module, message: str) -> None:
+def test_coupled_neurons_are_detected_and_the_model_restored(couple: nn.Module, message: str) -> None:
     model = Model(couple)
     snapshot = Snapshot(model)
     with pytest.raises(UnsupportedModelError, match=message):
@@ -81,7 +81,7 @@ def test_masked_outputs_are_those_of_the_zero_form(dtype: torch.dtype) -> None:
     )
 
 
-def test_other_outputs_are_refused() -> None:
+def test_different_outputs_are_refused() -> None:
     model = mlp(6, 8, 3)
     sequences = tokenise(features(9, 6), None, 9, 6)
     ffns = find_ffns(model)

@@ -35,7 +35,7 @@ def listed(directory: Path) -> list[str]:
 FILLED = ["graph", "graph/nodes.csv", "summary.json"]
 
 
-def test_an_absent_directory_appears_whole(tmp_path: Path) -> None:
+def test_an_absent_directory_appears_completely(tmp_path: Path) -> None:
     target = tmp_path / "far" / "below"
     with whole_directory(target) as partial:
         (partial / "summary.json").write_text("{}")
@@ -75,7 +75,7 @@ def fixed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return target
 
 
-def test_what_cannot_be_replaced_is_filled(fixed: Path) -> None:
+def test_a_directory_that_cannot_be_replaced_is_filled(fixed: Path) -> None:
     before = fixed.stat().st_ino
     with whole_directory(fixed) as partial:
         (partial / "summary.json").write_text("{}")
@@ -87,8 +87,8 @@ def test_what_cannot_be_replaced_is_filled(fixed: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("moved", [0, 1, 2])
-def test_a_part_that_a_kill_left_is_taken_back(fixed: Path, moved: int) -> None:
-    """A fork ends after so many renames."""
+def test_entries_that_a_killed_process_moved_are_removed(fixed: Path, moved: int) -> None:
+    """A forked process ends after so many renames."""
     steps: list[Path] = []
     pid, rename = os.fork(), Path.rename
     if pid == 0:
@@ -117,7 +117,7 @@ def test_a_part_that_a_kill_left_is_taken_back(fixed: Path, moved: int) -> None:
         assert listed(fixed) == FILLED
 
 
-def test_a_mount_is_seen(tmp_path: Path) -> None:
+def test_a_mount_is_detected(tmp_path: Path) -> None:
     assert files._is_mount(Path("/proc").resolve())
     assert not files._is_mount(tmp_path)
 
@@ -153,7 +153,7 @@ def test_another_process_may_be_faster(tmp_path: Path, there: bool) -> None:
     assert listed(tmp_path) == ["seen", "seen/theirs"]
 
 
-def test_another_process_may_fill_what_cannot_be_replaced(fixed: Path) -> None:
+def test_another_process_may_fill_a_directory_that_cannot_be_replaced(fixed: Path) -> None:
     with pytest.raises(CheckpointError, match=r"another process wrote to .*fixed meanwhile"):
         overtaken(fixed)
     assert listed(fixed) == ["theirs"]
@@ -198,7 +198,7 @@ def test_a_path_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_failure_leaves_what_was_there(tmp_path: Path, there: bool) -> None:
+def test_a_failure_leaves_the_target_unchanged(tmp_path: Path, there: bool) -> None:
     target = tmp_path / "seen"
     if there:
         target.mkdir()
@@ -207,7 +207,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, there: bool) -> None:
     assert listed(tmp_path) == (["seen"] if there else [])
 
 
-def test_a_failure_at_the_last_moment_leaves_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_last_rename_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
@@ -230,7 +230,7 @@ def test_a_failure_at_the_last_moment_leaves_nothing_either(tmp_path: Path, monk
             (tmp_path / "seen").rmdir()
 
 
-def test_what_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
+def test_targets_that_cannot_be_directories_are_refused(tmp_path: Path) -> None:
     (tmp_path / "lost").symlink_to("nowhere")
     with pytest.raises(CheckpointError, match="a link to a place that is not there"):
         check_output(tmp_path / "lost")
@@ -245,7 +245,7 @@ def test_what_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_an_empty_directory_of_ones_own_in_a_closed_place_can_be_filled(tmp_path: Path) -> None:
+def test_an_own_empty_directory_in_a_read_only_place_can_be_filled(tmp_path: Path) -> None:
     (tmp_path / "closed" / "mine").mkdir(parents=True)
     (tmp_path / "closed").chmod(0o500)
     try:

@@ -39,7 +39,7 @@ SEQUENCES = tokenise(token_ids(3, 8), None, 3, 8)
 
 
 class Interrupted(BaseException):
-    """Like KeyboardInterrupt, but nothing else raises it."""
+    """Like KeyboardInterrupt, but raised only by these tests."""
 
 
 class Lines:
@@ -71,7 +71,7 @@ class Lines:
 
 
 def every_line(files: set[str], points: int, begin: Callable[[], tuple[Callable[[], Any], Callable[[], None]]]) -> None:
-    """Run an action anew for so many lines, interrupt it there, and check what it left.
+    """Run an action again and again, interrupt it at another line each time, and check the state that it left.
 
     `begin` returns the action and the check.
     """
@@ -93,7 +93,7 @@ def every_line(files: set[str], points: int, begin: Callable[[], tuple[Callable[
 
 
 def masks_of(model: Any, *, uniform: bool) -> Masks:
-    """The second layer keeps everything unless all are to be of one width."""
+    """Make masks; the second layer keeps everything unless the widths must be uniform."""
     sizes = {name: layer.size for name, layer in prunable_layers(find_ffns(model)).items()}
     return Masks(
         {name: torch.arange(size) % 3 > (0 if uniform or not k else -1) for k, (name, size) in enumerate(sizes.items())}
@@ -101,7 +101,7 @@ def masks_of(model: Any, *, uniform: bool) -> Masks:
 
 
 def repaired_of(model: Any, masks: Masks) -> dict[str, RepairedMap]:
-    """Other weights, and biases where the configuration can give them."""
+    """Make repaired maps with other weights, and with biases."""
     found = {}
     for ffn in find_ffns(model):
         (layer,) = ffn.prunable.values()
@@ -130,7 +130,7 @@ every_amount = pytest.mark.parametrize("points", [25, pytest.param(300, marks=py
 
 @every_case
 @every_amount
-def test_an_interrupted_cut_leaves_the_model_whole(
+def test_an_interrupted_application_leaves_the_model_dense(
     name: str, form: Any, align: Any, uniform: bool, points: int
 ) -> None:
     model = MODELS[name]()
@@ -148,7 +148,7 @@ def test_an_interrupted_cut_leaves_the_model_whole(
 
 @every_case
 @every_amount
-def test_an_interrupted_undo_is_finished_by_the_next(
+def test_a_second_undo_finishes_an_interrupted_one(
     name: str, form: Any, align: Any, uniform: bool, points: int
 ) -> None:
     model = MODELS[name]()
@@ -169,10 +169,10 @@ def test_an_interrupted_undo_is_finished_by_the_next(
 
 @every_case
 @every_amount
-def test_a_way_back_that_is_interrupted_itself_goes_on(
+def test_an_interrupted_roll_back_goes_on(
     name: str, form: Any, align: Any, uniform: bool, points: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once all is written something fails, and while that is taken back something else does."""
+    """An exception is raised after everything is written, and another one during the roll back."""
     model = MODELS[name]()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
     repaired = repaired_of(model, masks)
@@ -206,7 +206,7 @@ def test_a_way_back_that_is_interrupted_itself_goes_on(
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_each_module_is_restored_whatever_another_says(failure: type[BaseException]) -> None:
+def test_each_module_is_restored_even_if_another_fails(failure: type[BaseException]) -> None:
     model = tiny_llama()
     snapshot, ffns = Snapshot(model), find_ffns(model)
     for position in range(7):  # six maps, and the configuration among the rest
@@ -225,7 +225,7 @@ def test_each_module_is_restored_whatever_another_says(failure: type[BaseExcepti
 
 
 @every_amount
-def test_an_interrupted_trial_leaves_the_model_whole(points: int) -> None:
+def test_an_interrupted_trial_leaves_the_model_dense(points: int) -> None:
     model = tiny_llama()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=False)
 
@@ -236,7 +236,7 @@ def test_an_interrupted_trial_leaves_the_model_whole(points: int) -> None:
     every_line(WRITERS, points, lambda: (trial, snapshot.assert_restored))
 
 
-# A generator that nobody asks any more is closed where no exception can leave it; what it held is checked all the same.
+# An abandoned generator is closed where no exception can leave it; the model is checked all the same.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("method", [LeastSquaresRepair(), BiasRepair()], ids=["lstsq", "bias"])
 @pytest.mark.parametrize("by_blocks", [True, False])

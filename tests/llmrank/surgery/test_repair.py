@@ -58,7 +58,7 @@ def tensors(*arrays: Any) -> list[torch.Tensor]:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 7), st.sampled_from([0.0, 1e-3, 0.5]), st.booleans())
-def test_least_squares_is_the_textbook_s(seed: int, n: int, damping: float, centred: bool) -> None:
+def test_least_squares_equals_the_textbook(seed: int, n: int, damping: float, centred: bool) -> None:
     x, weight, keep = data(seed, 40, n, 3)
     bias = np.arange(3.0) if centred else None
     found = LeastSquaresRepair(damping).solve(
@@ -94,13 +94,13 @@ def test_errors_are_those_of_held_out_tokens_and_never_more_than_unrepaired(
     assert found.before == pytest.approx(float((dense - cut).square().sum() / energy), rel=1e-6, abs=1e-9)
     assert found.after == pytest.approx(float((dense - new).square().sum() / energy), rel=1e-6, abs=1e-9)
     assert not found.weight[:, ~kept].any()
-    if damping == "auto" and not centred:  # to leave the map as it was cut is among the choices
+    if damping == "auto" and not centred:  # no change of the kept weights is among the choices
         assert found.after <= found.before * (1 + 1e-9) + 1e-9
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 7), st.sampled_from([0.0, 1e-3, 0.5]), st.booleans())
-def test_what_the_stream_lacks_is_fitted_as_well(seed: int, n: int, damping: float, centred: bool) -> None:
-    """Against a regression on the tokens themselves, the ridge as further rows."""
+def test_the_missing_output_is_fitted_too(seed: int, n: int, damping: float, centred: bool) -> None:
+    """The oracle is a regression on the tokens themselves, with the ridge as additional rows."""
     x, weight, keep = data(seed, 40, n, 3)
     lack = np.random.default_rng(seed + 1).normal(size=(40, 3)) + x[:, :1] * [1.0, 0.0, 2.0] + 0.5
     bias = np.arange(3.0) if centred else None
@@ -129,8 +129,8 @@ def test_what_the_stream_lacks_is_fitted_as_well(seed: int, n: int, damping: flo
     assert found.after <= found.before * (1 + 1e-9) + 1e-9
 
 
-def test_the_stream_as_target_brings_the_end_of_the_stream_nearer() -> None:
-    """Fitted on the very tokens that are looked at: each map then makes up for some of what those before it lost."""
+def test_the_stream_as_target_brings_the_end_of_the_stream_closer() -> None:
+    """Measured on the tokens that it is fitted to: each map then makes up for some losses of the maps before it."""
     ids = token_ids(8, 48)
     ends = {}
     for name, repair in (
@@ -146,7 +146,7 @@ def test_the_stream_as_target_brings_the_end_of_the_stream_nearer() -> None:
     assert ends["stream"] < 0.98 * ends["output"] < 0.98 * ends["none"]
 
 
-def test_numbers_that_are_not_finite_are_seen_in_either() -> None:
+def test_non_finite_numbers_are_detected_in_both_moments() -> None:
     values, lack = torch.ones(3, 2), torch.ones(3, 4)
     assert Moments.of(values, lack).finite
     assert not Moments.of(values * float("inf"), lack).finite
@@ -181,7 +181,7 @@ def test_batches_after_those_to_fit_to_are_held_out() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
-def test_the_damping_is_the_one_that_does_best_on_what_was_held_out(seed: int, centred: bool) -> None:
+def test_the_damping_is_the_best_one_on_held_out_tokens(seed: int, centred: bool) -> None:
     x, weight, keep = data(seed, 24, 10, 3)
     inputs, matrix, kept = tensors(x, weight, keep)
     bias = torch.zeros(3).double() if centred else None
@@ -202,8 +202,8 @@ def test_the_damping_is_the_one_that_does_best_on_what_was_held_out(seed: int, c
     assert found.damping in DAMPINGS
 
 
-def test_a_map_is_left_as_it_was_cut_where_every_fit_does_harm() -> None:
-    """What is fitted points the other way on the held-out tokens."""
+def test_kept_weights_do_not_change_where_every_fit_does_harm() -> None:
+    """The fitted change has the wrong sign on the held-out tokens."""
     x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()
     weight, keep = torch.tensor([[1.0, 2.0, 10.0]]).double(), torch.tensor([True, True, False])
     fit, held_out = (Moments.of(torch.cat([x, sign * x.sum(1, keepdim=True)], dim=1)) for sign in (1.0, -1.0))
@@ -213,7 +213,7 @@ def test_a_map_is_left_as_it_was_cut_where_every_fit_does_harm() -> None:
     assert found.after == found.before
 
 
-def test_without_held_out_tokens_the_fit_is_trusted_by_half() -> None:
+def test_without_held_out_tokens_the_damping_is_one() -> None:
     x = torch.tensor([[1.0, 1.0]]).double()
     weight, keep = torch.tensor([[0.0, 4.0]]).double(), torch.tensor([True, False])
     found = LeastSquaresRepair().solve(weight, None, keep, Moments.of(x), None)
@@ -234,7 +234,7 @@ def test_a_singular_system_without_damping_takes_the_smallest_solution() -> None
     torch.testing.assert_close(found.weight, torch.tensor([[6.0, 11.0, 6.0, 0.0]]).double())
 
 
-def test_unexplained_is_what_a_regression_on_the_others_leaves() -> None:
+def test_unexplained_is_the_residual_of_a_regression_on_the_others() -> None:
     x, _, _ = data(7, 30, 6, 1)
     found = Moments.of(tensors(x)[0]).unexplained()
     ridge = 0.01 * np.square(x).mean(0).mean()
@@ -249,8 +249,8 @@ def test_unexplained_is_what_a_regression_on_the_others_leaves() -> None:
 
 @pytest.mark.parametrize("target", ["stream", "output"])
 @pytest.mark.parametrize("pipeline_class", [IsolatedFFNPipeline, ChainedFFNPipeline])
-def test_reselection_ranks_by_what_others_do_not_explain(pipeline_class: Any, target: str) -> None:
-    """By the activation alone (gamma 0): those with most left stay, as many as were planned."""
+def test_reselection_ranks_by_the_unexplained_part(pipeline_class: Any, target: str) -> None:
+    """With gamma 0 only the activation counts: the neurons with the largest unexplained part are kept, as many as planned."""
     model, ids = tiny_llama(), token_ids(8, 48)
     whole: list[torch.Tensor] = []
     for ffn in find_ffns(model):
@@ -290,7 +290,7 @@ def test_reselection_ranks_by_what_others_do_not_explain(pipeline_class: Any, ta
 
 
 @pytest.mark.parametrize("n", [1, 255, 256, 257, 600])
-def test_moments_are_whole_whatever_the_bands(n: int) -> None:
+def test_moments_do_not_depend_on_the_bands(n: int) -> None:
     values = torch.randn(7, n, generator=torch.Generator().manual_seed(n)).double()
     found = Moments.of(values)
     assert found.count == 7
@@ -300,7 +300,7 @@ def test_moments_are_whole_whatever_the_bands(n: int) -> None:
 
 
 def half_of_it_twice(model: Any) -> Masks:
-    """Every second hidden neuron becomes the double of the one before it; the masks remove them."""
+    """Make every second hidden neuron the double of the one before it, and masks that remove these."""
     keep = {}
     for ffn in find_ffns(model):
         for projection in ffn.stages[0]:
@@ -357,7 +357,7 @@ def test_all_forms_agree_and_are_undone_bit_for_bit(family: str, repair: BaseRep
         ("BERT", LeastSquaresRepair(), "output"),
     ],
 )
-def test_reports_say_what_maps_were_fitted_to(family: str, repair: BaseRepair, target: str) -> None:
+def test_reports_hold_the_target_of_each_map(family: str, repair: BaseRepair, target: str) -> None:
     pipeline = IsolatedFFNPipeline(
         family_model(named_family(family)), None, calibration=token_ids(6, 24), repair=repair
     )
@@ -366,7 +366,7 @@ def test_reports_say_what_maps_were_fitted_to(family: str, repair: BaseRepair, t
     assert {entry["target"] for entry in pipeline.report.repaired.values()} == {target}
 
 
-def test_repair_brings_a_model_nearer_to_what_it_was() -> None:
+def test_repair_brings_a_model_closer_to_the_dense_one() -> None:
     ids = token_ids(12, 32)
     dense = logits(tiny_llama(), ids)
     missed = []
@@ -386,8 +386,8 @@ def test_a_bias_given_to_a_llama_loads_in_stock_transformers(tmp_path: Any) -> N
     torch.testing.assert_close(logits(loaded, ids), logits(model, ids))
 
 
-def test_moments_are_those_of_the_stream_that_is_already_cut() -> None:
-    """The second FFN must be fitted to what it reads after the first was cut, not to what it read before."""
+def test_moments_are_those_of_the_model_as_pruned_so_far() -> None:
+    """The second FFN must be fitted to its inputs after the first was pruned, not to those before."""
     model, ids = tiny_llama(), token_ids(4, 24)
     ffns = find_ffns(model)
     sequences = tokenise(ids, None, 4, 24)
@@ -416,7 +416,7 @@ def test_moments_are_those_of_the_stream_that_is_already_cut() -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_t5, lambda: mlp(6, 12, 10, 3)], ids=["t5", "mlp"])
-def test_models_without_one_stack_of_blocks_are_repaired_by_whole_passes(make: Any) -> None:
+def test_models_without_one_stack_of_blocks_are_repaired_by_complete_passes(make: Any) -> None:
     model = make()
     calibration = token_ids(6, 24) if hasattr(model, "config") else features(300, 6)
     expected = logits(model, calibration[:4])
@@ -430,7 +430,7 @@ def test_models_without_one_stack_of_blocks_are_repaired_by_whole_passes(make: A
     assert missed["lstsq"] < missed["none"]
 
 
-def test_refusals() -> None:
+def test_impossible_repairs_are_refused() -> None:
     model = tiny_llama()
     structure = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"),)}
     with pytest.raises(OptionError, match="structure_dict prunes rows"):
@@ -452,7 +452,7 @@ def test_refusals() -> None:
     assert isinstance(make_repair("lstsq", damping=0.1), LeastSquaresRepair)
 
 
-def test_a_failure_on_the_way_leaves_the_model_as_it_was() -> None:
+def test_a_failure_during_a_repair_leaves_the_model_unchanged() -> None:
     class Broken(BaseRepair):
         def solve(self, *_: Any, **__: Any) -> Any:
             raise LLMRankError("no")
@@ -465,7 +465,7 @@ def test_a_failure_on_the_way_leaves_the_model_as_it_was() -> None:
 
 
 class Boundless(LeastSquaresRepair):
-    """The first map that it repairs returns infinities."""
+    """A repair whose first map returns infinities."""
 
     solved = 0
 
@@ -475,7 +475,7 @@ class Boundless(LeastSquaresRepair):
         return replace(found, weight=found.weight * math.inf) if self.solved == 1 else found
 
 
-def test_numbers_that_are_not_finite_name_the_map_that_reads_them() -> None:
+def test_the_message_for_non_finite_inputs_names_the_map() -> None:
     model = tiny_llama()
     before, ffns = Snapshot(model), find_ffns(model)
     masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
@@ -488,7 +488,7 @@ def test_numbers_that_are_not_finite_name_the_map_that_reads_them() -> None:
     before.assert_restored()
 
 
-def test_rows_of_listed_linears_have_nothing_to_stand_in_for_them() -> None:
+def test_explicit_ffns_cannot_be_repaired() -> None:
     model = tiny_llama()
     ffns, sequences = explicit_ffns(model, STRUCTURE), tokenise(token_ids(), None, 4, 24)
     masks = Masks({name: torch.arange(layer.size) > 3 for name, layer in prunable_layers(ffns).items()})
@@ -499,7 +499,7 @@ def test_rows_of_listed_linears_have_nothing_to_stand_in_for_them() -> None:
         repair_ffns(model, ffns, masks, LeastSquaresRepair(), stream)
 
 
-def test_repaired_maps_take_no_more_than_the_maps_of_the_model() -> None:
+def test_repaired_maps_take_no_more_memory_than_the_maps_of_the_model() -> None:
     model = tiny_llama().to(torch.bfloat16)
     pipeline = IsolatedFFNPipeline(
         model, None, calibration=token_ids(), repair=LeastSquaresRepair(reselect=True), form="zero"
@@ -508,7 +508,7 @@ def test_repaired_maps_take_no_more_than_the_maps_of_the_model() -> None:
     assert {solved.weight.dtype for solved in pipeline.repaired.values()} == {torch.bfloat16}
 
 
-def test_a_map_that_stands_in_answers_alone_until_it_goes() -> None:
+def test_a_substitute_computes_alone_until_it_is_removed() -> None:
     module, inputs = torch.nn.Linear(3, 2, bias=False), torch.randn(4, 3)
     before = module(inputs)
     new, outer = torch.ones(2, 3), RepairedMap(torch.zeros(2, 3), None, None, 0.0, 0.0)
@@ -527,7 +527,7 @@ def test_a_map_that_stands_in_answers_alone_until_it_goes() -> None:
 
 @pytest.mark.parametrize("form", ["compact", "zero", "mask"])
 def test_a_repair_may_be_applied_to_two_models(form: Any) -> None:
-    """Neither of which writes into the other, nor into the repair."""
+    """Neither model shares memory with the other, or with the repair."""
     models = [family_model(named_family("GPT-2")), family_model(named_family("GPT-2"))]
     ffns = find_ffns(models[0])
     sequences = tokenise(token_ids(), None, 4, 24)
