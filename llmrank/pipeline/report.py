@@ -66,7 +66,7 @@ class Evaluation:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the pruned model is no better than token frequencies, although the dense model was (or was not measured)."""
+        """Whether the pruned model is no better than token frequencies, although the dense model was better (or not measured)."""
         if self.before is not None and self.before.value >= self.unigram:
             return False
         return self.after is not None and not self.after.value < self.unigram

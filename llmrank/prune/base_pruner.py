@@ -150,7 +150,7 @@ class BasePruner:
             raise self._impossible_amount(most, costs)
 
     def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
-        """Return a pruner for each of several groups, with this one's settings; `protect` counts positions over all groups."""
+        """Return a pruner with this one's settings for each of several groups; `protect` selects layers from all of them."""
         if not self.protect:
             return [self] * len(groups)
         protected = protected_names(self.protect, [layer.name for group in groups for layer in group])

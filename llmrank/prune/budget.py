@@ -77,8 +77,8 @@ def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) 
     -------
     str
         The number of neurons of each layer if it follows from the sizes, otherwise that of all layers together. It says "about"
-        where neurons of different layers differ in cost, so that the scores decide. Unless all layers give the same share, it is
-        the number before widths are rounded.
+        where neurons of different layers differ in cost, so that the scores decide. For a :class:`LocalPruner` widths are rounded
+        already, for other pruners not yet.
 
     Examples
     --------

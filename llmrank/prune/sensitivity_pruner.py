@@ -165,7 +165,7 @@ def sensitivity_counts(
     """
     total = amount * len(sizes) if isinstance(amount, int) else round(amount * sum(sizes))
     is_protected = list(protected) or [False] * len(sizes)
-    most = [0 if kept else max(n - min_keep, 0) for n, kept in zip(sizes, is_protected, strict=True)]
+    most = [0 if locked else max(n - min_keep, 0) for n, locked in zip(sizes, is_protected, strict=True)]
     if all(is_protected):
         return [0] * len(sizes)
     if total > sum(most):
@@ -175,12 +175,12 @@ def sensitivity_counts(
             f"(at most {sum(most)} can be removed) or min_keep"
         )
     exact = [Fraction(value) for value in sensitivities]
-    bound = Fraction(limit) * median(value for value, kept in zip(exact, is_protected, strict=True) if not kept)
+    bound = Fraction(limit) * median(value for value, locked in zip(exact, is_protected, strict=True) if not locked)
     even = [Fraction(amount) if isinstance(amount, int) else Fraction(repr(amount)) * n for n in sizes]
     spared = [0 < bound < value for value in exact]
     parts = [
-        min(part * bound / value if is_spared else part, Fraction(limit_of_layer))
-        for part, value, is_spared, limit_of_layer in zip(even, exact, spared, most, strict=True)
+        min(part * bound / value if is_spared else part, Fraction(most_of_layer))
+        for part, value, is_spared, most_of_layer in zip(even, exact, spared, most, strict=True)
     ]
     rest = sum(even, Fraction(0)) - sum(parts, Fraction(0))
     for group in (False, True):

@@ -1,4 +1,4 @@
-"""Means and their errors, against the textbook and against simulation."""
+"""Means and their standard errors, against the textbook and against simulation."""
 
 from __future__ import annotations
 

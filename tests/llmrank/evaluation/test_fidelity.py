@@ -194,7 +194,7 @@ def test_continuations_equal_loops_without_cache(name: str, early: bool) -> None
     dense = family_model(named_family(name))
     model = disturbed(dense, 0.02)
     data = tokenise(token_ids(9, 12), None, 9, 12)
-    # Tokens that continuations of the dense model come to on their way.
+    # Tokens that occur in continuations of the dense model.
     ends = {greedy(dense, data.ids[k, :5], 7, set())[4 - 2 * k] for k in (0, 1)} if early else {2}
     for one in (dense, model):
         one.generation_config.eos_token_id = sorted(ends)
@@ -275,7 +275,7 @@ def test_prompts_are_the_beginnings_without_padding() -> None:
     assert continuations(model, model, padded_sequences(), 16, 5, 2).exact.count == 5
     assert continuations(model, model, padded_sequences(), 16, 6, 2).exact.count == 4
     assert continuations(model, model, padded_sequences(), 2, 6, 2).exact.count == 2
-    # The first that have none, wherever they are.
+    # The first sequences without padding, at any position.
     late = padded_sequences()
     late = TokenSequences.of(late.ids[[3, 1, 0, 2, 4]], late.mask[[3, 1, 0, 2, 4]], "test")
     assert continuations(model, model, late, 2, 6, 2).exact.count == 2

@@ -97,7 +97,7 @@ def biased(word: str, tokenizer: Any) -> Any:
         for parameter in model.model.layers.parameters():
             parameter.zero_()
         model.model.embed_tokens.weight.copy_(torch.eye(64))
-        # From any token to the word's first, and along the word.
+        # From any token to the first token of the word, and then along the word.
         model.lm_head.weight.zero_()
         model.lm_head.weight[ids[0]] = 1.0
         for here, there in itertools.pairwise(ids):
@@ -254,7 +254,7 @@ def cut(text: str, least: int = 2) -> list[str]:
         # Closing punctuation, apart or not.
         ('He said " Go home . " She went straight home.', ['He said " Go|home', '" She went straight|home']),
         ("It was (so they said.) It was not true.", ["It was (so they|said", "It was not|true"]),
-        # Not words: digits, hyphens, too short, placeholders of unknown words; the passage continues with the next sentence.
+        # Not proper words: digits, hyphens, too short, placeholders of unknown words; the next sentence continues the passage.
         ("He came in 1999. She had left.", ["He came in 1999. She had|left"]),
         ("He came at ten-ish. She had left.", ["He came at ten-ish. She had|left"]),
         ("He met old unk. She had left.", ["He met old unk. She had|left"]),
@@ -262,7 +262,7 @@ def cut(text: str, least: int = 2) -> list[str]:
         ("He met old Mr. Stone today.", ["He met old Mr. Stone|today"]),
         ("They ate figs etc. and went home.", ["They ate figs etc. and went|home"]),
         ("It cost 3.50 in all.", ["It cost 3.50 in|all"]),
-        # Too little in front.
+        # Too few words in front.
         ("Go home. Then come back.", ["Go home. Then come|back"]),
         ("Elle a bu du thé. Élodie est entrée.", ["Elle a bu du|thé", "Élodie est|entrée"]),
     ],

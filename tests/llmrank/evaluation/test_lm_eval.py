@@ -1,4 +1,4 @@
-"""lm-eval on models at hand, without a network; its last-word accuracy is ours."""
+"""lm-eval on loaded models, without a network; its last-word accuracy equals that of this package."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_metrics_have_the_name_of_their_filter_and_an_error_if_there_is_one() ->
 class TestWithLMEval:
     """Skipped where it is not installed."""
 
-    # What lm-eval and what it imports warn of is theirs.
+    # Warnings of lm-eval and of its imports are ignored.
     pytestmark = [pytest.mark.filterwarnings("default")]
 
     @pytest.fixture(autouse=True)

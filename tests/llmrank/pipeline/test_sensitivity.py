@@ -1,4 +1,4 @@
-"""Sensitivities against a textbook loop over copies of the model, block by block and in whole passes."""
+"""Sensitivities against a textbook loop over copies of the model, block by block and in complete passes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def cut_copy(model: Any, name: str, keep: torch.Tensor) -> Any:
 def given(model: Any, row: torch.Tensor) -> dict[str, torch.Tensor]:
     """Make the inputs of one sequence without padding; an encoder-decoder continues the first half by the second."""
     if model.config.model_type == "mllama_text_model":
-        # An image that says nothing, for its blocks not to be skipped.
+        # An image of zeros, so that the blocks for images are not skipped.
         return {"input_ids": row[None], "cross_attention_states": torch.zeros(1, 1, HIDDEN)}
     if not model.config.is_encoder_decoder:
         return {"input_ids": row[None]}
@@ -125,7 +125,7 @@ def test_both_methods_equal_the_textbook_loop(family: Family, monkeypatch: pytes
     snapshot.assert_restored()
     assert list(found) == list(masks)
     assert all(value > 1e-5 for value in found.values())
-    # Two of the three sequences are looked at.
+    # Two of the three sequences are used.
     assert found == pytest.approx(textbook(model, masks, list(ids[:2])), rel=1e-3)
     whole_passes(monkeypatch)
     assert found == pytest.approx(layer_sensitivities(model, ffns, masks, sequences_of(ids), 2), rel=1e-5)
@@ -168,7 +168,7 @@ def test_blocks_before_the_pruned_layer_compute_once(monkeypatch: pytest.MonkeyP
     def run() -> None:
         layer_sensitivities(model, ffns, third(ffns), sequences_of(token_ids(3, 8)))
 
-    # For each of two sequences: the dense pass, and one for every FFN that is not behind.
+    # For each of two sequences: the dense pass, and one pass for every FFN up to this block.
     assert calls_of(blocks, run) == [2 * (1 + k) for k in range(1, 5)]
     whole_passes(monkeypatch)
     assert calls_of(blocks, run) == [2 * (1 + 4)] * 4
@@ -249,7 +249,7 @@ def test_a_forward_attribute_of_a_block_is_restored() -> None:
     block.forward = forward
     found = layer_sensitivities(model, find_ffns(model), third(find_ffns(model)), sequences_of(ids))
     assert vars(block)["forward"] is forward
-    # A dense pass and one for its own FFN, for each of two sequences.
+    # For each of two sequences: the dense pass, and one pass for its own FFN.
     assert len(own) == 4
     del block.forward
     assert found == layer_sensitivities(model, find_ffns(model), third(find_ffns(model)), sequences_of(ids))
@@ -369,13 +369,13 @@ def test_output_that_is_not_finite_names_the_layer(bad: float) -> None:
     model = tiny_llama()
     model.train()
     with torch.no_grad():
-        # What FFN 1 gives stays finite only as long as all its neurons are there.
+        # The output of FFN 1 is finite only while it has all its neurons.
         model.model.layers[1].mlp.down_proj.register_forward_hook(
             lambda _m, inputs, output: output * (bad if bool((inputs[0] == 0).all(-2).any()) else 1.0)
         )
     snapshot = Snapshot(model)
     ffns = find_ffns(model)
-    with pytest.raises(CalibrationError, match=r"not finite.*when model\.layers\.1\.mlp is cut"):
+    with pytest.raises(CalibrationError, match=r"not finite.*when model\.layers\.1\.mlp is pruned"):
         layer_sensitivities(model, ffns, third(ffns), sequences_of(token_ids(2, 8)))
     snapshot.assert_restored()
 
@@ -386,7 +386,7 @@ def test_output_that_is_zero_everywhere_is_refused() -> None:
         model[2].weight.zero_()
         model[2].bias.zero_()
     ffns = find_ffns(model)
-    with pytest.raises(CalibrationError, match="zero everywhere, when 0 is cut"):
+    with pytest.raises(CalibrationError, match="zero everywhere, when 0 is pruned"):
         layer_sensitivities(model, ffns, third(ffns), sequences_of(features(20, 4)))
 
 

@@ -1,4 +1,4 @@
-"""What budgets are of, whom they spare, and what they cannot be: against textbook loops."""
+"""Budgets: their units, protected layers and impossible amounts, against textbook loops."""
 
 from __future__ import annotations
 
@@ -201,10 +201,10 @@ def test_every_unit_is_reached_by_the_fewest_neurons(pruner: type[BasePruner], u
     masks = pruner(0.2, of=unit).prune(entries, costs)
     removed = costs.removed(masks.widths, unit)
     assert removed >= 0.2 * costs.whole(unit)
-    # A neuron less of each layer that gives some would not do; under one budget a single one less.
+    # One neuron less from each layer that loses some would not suffice; under one budget not even a single one less.
     step = 3 if pruner is LocalPruner else 1
     assert removed - step * (removed // (120 - masks.kept)) < 0.2 * costs.whole(unit)
-    # As a number: the same.
+    # The same as a number.
     count = math.ceil(0.2 * costs.whole(unit))
     assert pruner(count, of=unit).prune(entries, costs) == masks
 
@@ -245,7 +245,7 @@ def test_more_than_can_be_removed_is_refused_with_the_possible_amount(pruner: ty
     )
     with pytest.raises(OptionError, match=message):
         check_budget(pruner(0.95, of="parameters"), ffns, costs, jointly=True)
-    # What the message says is possible is.
+    # The amount in the message is possible.
     check_budget(pruner(math.floor(1000 * most) / 1000, of="parameters"), ffns, costs, jointly=True)
     with pytest.raises(
         OptionError, match=f"9,999 of {costs.whole('ffn-parameters'):,} FFN parameters.*at most 3,744 can"
@@ -436,7 +436,7 @@ class Halving(BasePruner):
 @pytest.mark.parametrize(
     ("pruner", "said"),
     [
-        # A gated FFN over 16 features: 48 parameters a neuron; 7,504 in all.
+        # A gated FFN over 16 features has 48 parameters for each neuron; the model has 7,504.
         (
             LocalPruner(30),
             "30 of 40 hidden neurons in each of 2 layers (60 in total, 75.0 %), 2,880 of 7,504 parameters",

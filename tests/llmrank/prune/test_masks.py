@@ -1,4 +1,4 @@
-"""Mask algebra, files and their damage, and masks of another model."""
+"""Masks: their algebra, intact and damaged files, and masks of another model."""
 
 from __future__ import annotations
 

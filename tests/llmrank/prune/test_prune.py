@@ -1,4 +1,4 @@
-"""Budgets against textbook sorting, and the contract of pruners."""
+"""Pruners against textbook sorting, and the contract of their base class."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_constant_layer_counts_as_average() -> None:
 def test_constant_layer_stays_average_despite_round_off(n: int) -> None:
     layers = [[1.0 / n] * n, [float(k) for k in range(n)]]
     widths = GlobalPruner(0.5, normalize="zscore").prune(records(layers)).widths
-    # All of the constant layer stands at 0, in the middle of the other: half of all goes from both.
+    # All neurons of the constant layer are at 0, in the middle of the other layer: half of all is removed from both.
     assert 0 < widths["layer 1"] < n
     assert 0 < widths["layer 0"] < n
 
@@ -198,7 +198,7 @@ def test_global_passes_over_layers_down_to_min_keep() -> None:
     assert lists(masks) == [[False, True, True], [False] * 4 + [True] * 2]
 
 
-# Sizes and sensitivities; few distinct values again, and some layers far above the rest.
+# Sizes and sensitivities; few distinct values again, and some layers far more sensitive than the rest.
 BUDGETS = st.lists(
     st.tuples(st.integers(1, 40), st.sampled_from([0.0, 0.01, 0.015, 0.02, 0.05, 0.3, 7.0])), min_size=1, max_size=8
 )
@@ -254,7 +254,7 @@ def test_sparing_moves_with_the_layers(layers: list[tuple[int, float]], amount: 
             sensitivity_counts([n for n, _ in shuffled], [c for _, c in shuffled], amount)
         return
     moved = sensitivity_counts([n for n, _ in shuffled], [c for _, c in shuffled], amount)
-    # Where remainders tie the place decides, by one neuron.
+    # Where remainders are tied the position decides, by one neuron.
     assert all(abs(count - counts[k]) <= 1 for count, k in zip(moved, order, strict=True))
     assert sum(moved) == sum(counts)
 
@@ -281,22 +281,22 @@ def test_the_unit_of_sensitivity_does_not_matter(layers: list[tuple[int, float]]
 @pytest.mark.parametrize(
     ("sizes", "costs", "amount", "min_keep", "limit", "counts"),
     [
-        # Ten times the median, twice are let pass: a fifth of 30, and 24 over three others.
+        # Ten times the median at a limit of two: a fifth of 30, and the other 24 from three layers.
         ([100] * 4, [1.0, 0.1, 0.1, 0.1], 0.3, 1, 2.0, [6, 38, 38, 38]),
-        # As a number: the same.
+        # The same as a number.
         ([100] * 4, [1.0, 0.1, 0.1, 0.1], 30, 1, 2.0, [6, 38, 38, 38]),
-        # Just at the limit nobody is spared.
+        # Exactly at the limit no layer is spared.
         ([100] * 3, [0.5, 0.25, 0.25], 0.3, 1, 2.0, [30, 30, 30]),
         # No effect at the median, or none at all.
         ([100] * 3, [0.5, 0.0, 0.0], 0.3, 1, 2.0, [30, 30, 30]),
         ([10, 20], [0.0, 0.0], 0.0, 1, 2.0, [0, 0]),
         # Remainders 0.5 each: two of four round up, the first.
         ([5] * 4, [0.1] * 4, 0.5, 1, 2.0, [3, 3, 2, 2]),
-        # The others are full: what is left comes from the spared layer.
+        # The others lose all they can: the rest comes from the spared layer.
         ([10] * 3, [1.0, 0.1, 0.1], 0.8, 1, 2.0, [6, 9, 9]),
-        # A narrow layer has no more to give, a wide one has.
+        # A narrow layer cannot lose more, a wide one can.
         ([100, 4, 100], [1.0, 0.1, 0.1], 0.5, 2, 2.0, [10, 2, 90]),
-        # All above half the median: nobody else is there to give more.
+        # All are above half the median: no other layer can lose more.
         ([10] * 3, [0.1] * 3, 0.3, 1, 0.5, [3, 3, 3]),
         ([], [], 0.3, 1, 2.0, []),
     ],
@@ -328,14 +328,14 @@ def test_sparing_in_steps_brings_no_neuron_back_and_keeps_the_total(
 def test_sparing_after_earlier_steps_by_hand() -> None:
     assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, removed=[6, 0]) == [6, 4]
     assert sensitivity_counts([10, 10], [0.1, 0.1], 0.5, removed=[6, 5]) == [6, 5]
-    # Parts of 5 each: two neurons too many are gone from the first, and the others give one less each, the last first.
+    # Parts of 5 each: the first has lost two neurons too many, so the others lose one less each, the last first.
     assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, removed=[7, 0, 0]) == [7, 4, 4]
     assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, removed=[6, 0, 0]) == [6, 5, 4]
-    # Of them one has no less to give.
+    # One of them cannot lose less.
     assert sensitivity_counts([10] * 3, [0.1] * 3, 0.5, removed=[7, 0, 5]) == [7, 3, 5]
-    # Parts of 4.5, 3.15 and 4.95, rounded down: the second comes nearest to its own, and gives one less.
+    # Parts of 4.5, 3.15 and 4.95, rounded down: the second is closest to its part, and loses one less.
     assert sensitivity_counts([10, 7, 11], [0.1] * 3, 0.45, removed=[7, 0, 0]) == [7, 2, 4]
-    # Parts of 5.8: of 17 neurons one is left to round up by, and the first has more than its part.
+    # Parts of 5.8: one of 17 neurons is left for rounding up, and the first has lost more than its part.
     assert sensitivity_counts([10] * 3, [0.1] * 3, 0.58, removed=[6, 0, 0]) == [6, 6, 5]
 
 
@@ -565,7 +565,7 @@ class Returns(BasePruner):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (None, "gave layer 0 no pruning_mask"),
+        (None, "set no pruning_mask on layer 0"),
         (torch.ones(4), "layer 0: expected float scores of shape"),
         (torch.ones(3, 2, 2), "layer 0: expected float scores of shape"),
         (torch.ones(3, dtype=torch.int64), "layer 0: expected float scores of shape"),

@@ -1,4 +1,4 @@
-"""Little by little: against pruning compact models again and again; and the model is whole whatever happens."""
+"""Schedules against repeated pruning of compact models; the model is restored after every failure."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_removed_neurons_do_not_come_back_and_the_last_step_reaches_the_amount(
     assert run.masks == steps[-1]
     once = masks_of(ran(topology, model_of(), pruner=pruner))
     if isinstance(pruner, GlobalPruner):
-        # Which layers give is for the later steps to say; rounded widths need not add up to the same.
+        # Later steps may remove neurons from other layers, so rounded widths need not have the same sum.
         assert pruner.multiple_of > 1 or masks_of(run).kept == once.kept
     else:
         assert masks_of(run).widths == once.widths
@@ -428,7 +428,7 @@ def test_the_report_shows_each_step_and_its_cost() -> None:
     for stage in ("calibrate", "rank", "prune"):
         both = first["seconds"][stage] + second["seconds"][stage]
         assert 0 < both <= plain["seconds"][stage] * (1 + 1e-9)
-    # A second run starts its clocks anew.
+    # A second run starts its timings anew.
     run.undo()
     run.run()
     assert len(run.report.to_dict()["steps"]) == 2

@@ -1,4 +1,4 @@
-"""Applying masks is a transaction: finished and undoable, or not begun."""
+"""Applying masks is a transaction: it is finished and can be undone, or it changes nothing."""
 
 from __future__ import annotations
 
@@ -348,7 +348,7 @@ def test_a_layer_that_keeps_all_neurons_is_not_touched(make: Any, form: Any) -> 
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), dict(some_masks(model))
     first = next(iter(masks))
     masks[first] = torch.ones_like(masks[first])
-    # In a sequential FFN the map behind the first layer makes the second one, of which some go.
+    # In a sequential FFN the output map of the first layer is an input map of the second, which loses neurons.
     whole = {linear.name: linear.module for linear in linear_masks(ffns, Masks(masks)) if linear.keeps_all}
     assert whole
     before = {name: dict(vars(module)) for name, module in whole.items()}
@@ -376,7 +376,7 @@ def test_one_axis_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.Tensor, "index_select", counting)
     apply_masks(model, find_ffns(model), some_masks(model), "compact")
-    # Of both layers: rows of gate and up with their biases, and columns of down.
+    # In both layers: rows of gate and up with their biases, and columns of down.
     assert sorted(copied) == [0] * 8 + [1] * 2
 
 

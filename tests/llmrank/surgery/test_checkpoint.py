@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, and load with the widths they were saved with."""
+"""Checkpoints are written completely or not at all, and load with the widths that they were saved with."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_forms_of_full_size_load_in_stock_transformers(tmp_path: Path, form: Any
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     torch.testing.assert_close(logits(stock, IDS), wanted)
-    # What is saved is a copy: the model keeps its masks.
+    # A copy is saved: the model keeps its masks.
     torch.testing.assert_close(logits(model, IDS), wanted)
 
 
@@ -196,13 +196,13 @@ def test_kill_in_the_middle_leaves_no_target(tmp_path: Path) -> None:
     )
     assert outcome.returncode == 9, outcome.stderr
     assert not (tmp_path / "out").exists()
-    # It had begun: what it left is beside the target, under a name that no loader takes for it.
+    # It had begun: its files are beside the target, under a name that no loader reads.
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.")
     assert left.name.endswith(".partial")
     save(tmp_path / "out", tiny_llama())
     assert load(tmp_path / "out").model is not None
-    # The next run to the same place has removed it.
+    # The next run to the same target has removed them.
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -1,4 +1,4 @@
-"""The last net: what only looks like an FFN is found out before anybody gets the model."""
+"""The last check: modules that only look like an FFN are detected before the compact model is returned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories of results: whole or not at all, whatever was there before."""
+"""Directories of results are written completely or not at all, whatever the target was before."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_entries_that_a_killed_process_moved_are_removed(fixed: Path, moved: int
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     part = [[], ["graph", "graph/nodes.csv"], FILLED][moved]
     assert [name for name in listed(fixed) if not name.startswith(".")] == part
-    # What somebody has put there since is theirs; and what is whole stays.
+    # Files that a user has added since are kept; and so is a complete directory.
     (fixed / "mine").write_text("")
     with pytest.raises(CheckpointError, match="is not empty"):
         check_output(fixed)
@@ -232,7 +232,7 @@ def test_a_failure_of_the_last_rename_leaves_nothing(tmp_path: Path, monkeypatch
 
 def test_targets_that_cannot_be_directories_are_refused(tmp_path: Path) -> None:
     (tmp_path / "lost").symlink_to("nowhere")
-    with pytest.raises(CheckpointError, match="a link to a place that is not there"):
+    with pytest.raises(CheckpointError, match="a link to a place that does not exist"):
         check_output(tmp_path / "lost")
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):

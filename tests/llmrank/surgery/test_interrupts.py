@@ -1,4 +1,4 @@
-"""Whatever is raised, and on whatever line: the model is as it was, or a second undo makes it so."""
+"""An exception on any line leaves the model unchanged, or a second undo restores it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Lines:
     def __call__(self, frame: Any, event: str, _argument: Any) -> Any:
         if frame.f_code.co_filename not in self.files:
             return None
-        # A `try` does nothing, and the line of a `with` is passed again on the way out: only a tracer interrupts these.
+        # A `try` does nothing, and the line of a `with` runs again at its end: only a tracer can interrupt these.
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
         if event == "line" and not line.startswith(("with ", "try:")):
             self.count += 1
@@ -139,7 +139,7 @@ def test_an_interrupted_application_leaves_the_model_dense(
     taken: list[Any] = []
 
     def begin() -> tuple[Callable[[], Any], Callable[[], None]]:
-        while taken:  # the counting run alone comes to its end
+        while taken:  # only the counting run finishes
             taken.pop().undo()
         return lambda: taken.append(apply_masks(model, ffns, masks, form, align, repaired)), snapshot.assert_restored
 
@@ -209,7 +209,7 @@ def test_an_interrupted_roll_back_goes_on(
 def test_each_module_is_restored_even_if_another_fails(failure: type[BaseException]) -> None:
     model = tiny_llama()
     snapshot, ffns = Snapshot(model), find_ffns(model)
-    for position in range(7):  # six maps, and the configuration among the rest
+    for position in range(7):  # six maps and the configuration
         application = apply_masks(model, ffns, masks_of(model, uniform=True), "compact")
         honest = list(application._restores)
 

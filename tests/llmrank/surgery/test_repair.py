@@ -1,4 +1,4 @@
-"""Repair against textbook loops, and through whole pipelines."""
+"""Repairs against textbook loops, and in complete pipelines."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_the_damping_is_the_best_one_on_held_out_tokens(seed: int, centred: bool
     bias = torch.zeros(3).double() if centred else None
     fit, held_out = Moments.of(inputs[:12]), Moments.of(inputs[12:])
     found = LeastSquaresRepair().solve(matrix, bias, kept, fit, held_out)
-    # A bias takes up the means of what is fitted to.
+    # A bias takes up the means of the tokens to fit to.
     rows = inputs[12:] - (inputs[:12].mean(0) if centred else 0.0)
 
     def error(weight: torch.Tensor) -> float:
@@ -406,7 +406,7 @@ def test_moments_are_those_of_the_model_as_pruned_so_far() -> None:
     read: list[torch.Tensor] = []
     ffns[1].stages[1][0].module.register_forward_pre_hook(lambda _m, inputs: read.append(inputs[0].detach()))
     masked_up = ffns[1].stages[0]
-    with torch.no_grad():  # the second FFN's own cut comes after what it reads: look at it whole
+    with torch.no_grad():  # the removal in the second FFN comes after its inputs: the dense FFN shows them
         fresh = tiny_llama()
         for projection, original in zip(masked_up, find_ffns(fresh)[1].stages[0], strict=True):
             projection.module.weight.copy_(original.module.weight)
@@ -483,7 +483,7 @@ def test_the_message_for_non_finite_inputs_names_the_map() -> None:
     with recording(model, ffns) as record:
         collect(model, ffns, sequences)
     stream = open_stream(model, ffns, sequences, 1, record)
-    with pytest.raises(CalibrationError, match=r"what model\.layers\.1\.mlp\.down_proj reads.*is not finite"):
+    with pytest.raises(CalibrationError, match=r"the inputs of model\.layers\.1\.mlp\.down_proj.*are not finite"):
         repair_ffns(model, ffns, masks, Boundless(), stream)
     before.assert_restored()
 
