@@ -287,7 +287,7 @@ def test_topologies_and_scorers_take_their_options(
         (("--pruner", "sensitivity", "--limit", 0), "limit must be a finite number > 0"),
         (("--of", "tokens"), "unknown unit 'tokens' of an amount; expected one of neurons, ffn-parameters"),
         (("--amount", 0.9, "--of", "bytes"), "90.0% of the model bytes cannot be removed: at most"),
-        (("--protect", "model.layers.2"), "'model.layers.2' means no prunable layer"),
+        (("--protect", "model.layers.2"), "'model.layers.2' selects no prunable layer"),
         (("--protect", "0,1"), "every prunable layer is protected"),
         (("--per-cost",), "does not take per_cost"),
         (("--pruner", "global", "--per-cost", "--normalize", "zscore"), "per_cost divides scores"),
