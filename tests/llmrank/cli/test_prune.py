@@ -285,7 +285,7 @@ def test_topologies_and_scorers_take_their_options(
         (("--pruner", "sensitivity:limit=0"), "limit must be a finite number > 0"),
         (("--amount-of", "tokens"), "unknown unit 'tokens' of an amount; expected one of neurons, ffn-parameters"),
         (("--amount", 0.9, "--amount-of", "bytes"), "90.0% of the model bytes cannot be removed: at most"),
-        (("--pruner", "local:protect=model.layers.2"), "'model.layers.2' means no prunable layer"),
+        (("--pruner", "local:protect=model.layers.2"), "'model.layers.2' selects no prunable layer"),
         (("--pruner", "local:protect=0,protect=1"), "every prunable layer is protected"),
         (("--pruner", "local:amount=0.5"), "amount of pruner 'local:amount=0.5' is set outside of the spec"),
         (("--pruner", "local:min_keep"), "expected NAME:OPTION=VALUE,OPTION=VALUE, got 'min_keep'"),
