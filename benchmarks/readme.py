@@ -1,6 +1,6 @@
-"""The tables of the README that come from results: written between their marks, from the committed JSON.
+"""Write the tables of the README and of the documentation from the committed results, each between its two marks.
 
-Run it as ``python -m benchmarks.readme`` after a result has changed; the tests refuse a README that says something else.
+Run it as ``python -m benchmarks.readme`` after a result has changed. A test fails where a page says something else.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from benchmarks.quality import EARLIER, is_earlier
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+# Page -> the tables that it shows.
+PAGES = {
+    "README.md": ("gains",),
+    "docs/results/quality.md": ("as cut", "repaired"),
+    "docs/results/other-text.md": ("out of domain",),
+}
 AMOUNTS = (0.1, 0.2, 0.3, 0.5)
-# What the end of valid, by which settings are chosen, is shown of.
+# The end of valid, by which settings are chosen, is shown for this amount alone.
 CHOSEN_AT = 0.3
 
-# Label -> the rows that it stands for; of several the best on the end of valid, as their users would choose.
+# Label -> the rows to look up. Of several the best on the end of valid is shown, as their users would choose.
 AS_CUT = {
     "**weighted PageRank, `--pruner sensitivity`**": ["ffn | weighted pagerank | isolated | sensitivity"],
     "weighted PageRank, local (what the default cuts)": ["ffn | weighted pagerank | isolated | local"],
@@ -45,7 +51,25 @@ AS_CUT = {
         "peer | Torch-Pruning, magnitude |  | global",
     ],
 }
-# The one row that comes from another calibration, and so from another file.
+# What the README compares at CHOSEN_AT: how, our row, the best row of another method, and its name.
+GAINS = (
+    (
+        "as cut",
+        "ffn | weighted pagerank | isolated | sensitivity | none",
+        "peer | optipfair, MAW with data |  | local | none",
+        "optipfair",
+    ),
+    (
+        "repaired",
+        "ffn | weighted pagerank | isolated | local | lstsq",
+        "ffn | wanda-sp (L1) | isolated | global | lstsq",
+        "Wanda-sp's score, same repair",
+    ),
+)
+# The row of compact.json, and the true error of speed.json, that the README shows.
+FASTER = {"what": "ffn", "tokens": 1024, "amount": 0.3, "multiple_of": 64}
+RANKED_TO = 1e-12
+# This row is calibrated on more text, and so comes from another file.
 MORE_TEXT = "`--pruner sensitivity --reselect`, calibrated on 240 sequences"
 REPAIRED = {
     "**`llmrank prune --calibration valid.txt --samples 64`**: weighted PageRank, local, least squares": [
@@ -73,7 +97,7 @@ REPAIRED = {
     "FLAP, global, with its bias": ["ffn | flap | isolated | global | bias"],
 }
 
-# Label -> the row of out_of_domain.json that it stands for.
+# Label -> its row in out_of_domain.json.
 OUT_OF_DOMAIN = {
     "**as by default**: weighted PageRank, local, least squares": "ffn | weighted pagerank | isolated | local | lstsq",
     "the same, `--target output`": "ffn | weighted pagerank | isolated | local | lstsq (output)",
@@ -88,8 +112,49 @@ OUT_OF_DOMAIN = {
 }
 
 
+def gains(quality_results: dict[str, Any], compact: dict[str, Any], speed: dict[str, Any]) -> dict[str, str]:
+    """Return the table of the README: a line for each thing that a user gains, with errors where the results have them."""
+    rows, lines = quality_results["rows"], []
+    for label, ours, other, name in GAINS:
+        own, peer = (_row(rows, key, CHOSEN_AT) for key in (ours, other))
+        if own and peer:
+            lines.append(f"| perplexity, {label} | {_cell(own, 'test')} | {_cell(peer, 'test')} ({name}) |")
+            lines.append(
+                f"| KL divergence from the dense model, {label} | {_divergence(own)} | {_divergence(peer)} ({name}) |"
+            )
+    ffn = next(row for row in compact["cases"][0]["rows"] if FASTER.items() <= row.items())
+    low, high = ffn["quartiles"]
+    lines.append(
+        f"| speed of the FFNs, width {ffn['width']} instead of 1536, {ffn['tokens']} tokens | {ffn['speedup']:.2f} times the "
+        f"dense FFNs ({low:.2f} to {high:.2f}) | |"
+    )
+    chain = next(case for case in speed["cases"] if case["name"] == "chain")
+    wrong = {entry["name"] for entry in chain["agreement"] if entry["verdict"] != "correct"}
+    exact = [row for row in chain["rows"] if row["target"] == RANKED_TO and row["reached"] and row["name"] not in wrong]
+    own = next(row for row in exact if row["name"] == "llmrank")
+    libraries = [row for row in exact if row["library"] not in ("llmrank", "scipy", "numpy")]
+    peer = min(libraries, key=_total_seconds)
+    lines.append(
+        f"| time to build and rank the graph of 4 FFNs, {chain['edges'] / 1e6:.0f} M edges | {_total_seconds(own) * 1e3:.1f} ms "
+        f"| {_total_seconds(peer) * 1e3:.0f} ms ({peer['name']}) |"
+    )
+    head = f"| SmolLM2-135M-Instruct, {CHOSEN_AT:.0%} removed; dense perplexity {quality_results['dense']['test']:.2f} | llmrank "
+    return {"gains": "\n".join([f"{head}| best other |", "| --- | ---: | ---: |", *lines])}
+
+
+def _divergence(row: dict[str, Any]) -> str:
+    """Return a KL divergence and its standard error, with a mark where an earlier repair made it."""
+    if "kl" not in row:
+        return "not measured"
+    return f"{row['kl']['value']:.3f} ± {row['kl']['error']:.3f}" + (EARLIER if is_earlier(row) else "")
+
+
+def _total_seconds(row: dict[str, Any]) -> float:
+    return float(row["build_seconds"] + row["solve_seconds"])
+
+
 def quality(results: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
-    """Both tables of what is left of a model, by the name of their marks."""
+    """Return both tables of perplexities, by the name of their marks."""
     dense = results["dense"]
     heading = f"| perplexity on test, dense {dense['test']:.2f}; removed: | {' | '.join(f'{a:.0%}' for a in AMOUNTS)} "
     heading += f"| end of valid ({dense['valid']:.2f}), {CHOSEN_AT:.0%} |"
@@ -105,7 +170,7 @@ def quality(results: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
 
 
 def _line(label: str, keys: list[str], rows: dict[str, Any], *, repaired: bool) -> str:
-    """A row of a table; empty where nothing of it was measured."""
+    """Return a row of a table; an empty string where none of it was measured."""
     entries = {amount: _best(keys, rows, amount, repaired=repaired) for amount in AMOUNTS}
     if not any(entries.values()):
         return ""
@@ -114,7 +179,7 @@ def _line(label: str, keys: list[str], rows: dict[str, Any], *, repaired: bool) 
 
 
 def _cell(row: dict[str, Any] | None, text: str) -> str:
-    """A perplexity, marked where it was repaired as it was done before; empty where nothing was measured."""
+    """Return a perplexity, with a mark where an earlier repair made it; an empty string where nothing was measured."""
     return "" if row is None else _number(row[text]) + (EARLIER if is_earlier(row) else "")
 
 
@@ -124,7 +189,7 @@ def _best(keys: list[str], rows: dict[str, Any], amount: float, *, repaired: boo
 
 
 def _row(rows: dict[str, Any], key: str, amount: float) -> dict[str, Any] | None:
-    """The row of an amount, by a key that lacks just that, between its budget and its repair."""
+    """Find the row of an amount by a key without it; the amount stands between budget and repair."""
     start, _, repair = key.rpartition(" | ")
     return rows.get(f"{start} | {amount} | {repair}")
 
@@ -134,7 +199,10 @@ def _number(value: float) -> str:
 
 
 def domains(results: dict[str, Any]) -> dict[str, str]:
-    """What is left of a model on text of another kind, by the name of its marks: what it was calibrated on, then evaluated on."""
+    """Return the table of perplexities on text of another kind, by the name of its marks.
+
+    The head of a column names the text that was calibrated on, then the one that was evaluated on.
+    """
     places = [(way, text) for way, found in results["ways"].items() for text in found.get("dense", ())]
     dense = {text: results["ways"][way]["dense"][text] for way, text in places}
     said = ", ".join(f"{value:.2f} on {text}" for text, value in dense.items())
@@ -150,7 +218,7 @@ def domains(results: dict[str, Any]) -> dict[str, str]:
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
-    """A text with every table between its marks ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
+    """Write every table into a text, between the marks ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
     for name, table in tables.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
@@ -160,17 +228,25 @@ def filled(text: str, tables: dict[str, str]) -> str:
     return text
 
 
-def current() -> tuple[str, str]:
-    """The README as it is, and as the results would have it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = ("quality", "quality_240", "out_of_domain")
-    found, more, away = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names)
-    return text, filled(text, {**quality(found, more), **domains(away)})
+def current() -> dict[Path, tuple[str, str]]:
+    """Return every page as it is, and as the results would have it."""
+    names = ("quality", "quality_240", "out_of_domain", "compact", "speed")
+    found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
+    tables = {
+        **gains(found["quality"], found["compact"], found["speed"]),
+        **quality(found["quality"], found["quality_240"]),
+        **domains(found["out_of_domain"]),
+    }
+    pages = {}
+    for page, shown in PAGES.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        pages[ROOT / page] = text, filled(text, {name: tables[name] for name in shown})
+    return pages
 
 
 def main() -> None:
-    _, text = current()
-    write(ROOT / "README.md", text)
+    for path, (_, text) in current().items():
+        write(path, text)
 
 
 if __name__ == "__main__":

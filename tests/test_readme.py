@@ -1,63 +1,169 @@
-"""The README tells the truth: its code runs from top to bottom, its file tree is the tree."""
+"""The README and the documentation tell the truth: their code runs, their commands parse, and what they name exists."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import llmrank
-from llmrank.pipeline.registry import PRUNERS, SCORERS
+from llmrank.cli import parser
+from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS
+from llmrank.prune import LayerRecord
 from tests.llmrank.tiny_models import LLAMA, text, tiny_llama, tokenizer
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+# Not the pages that the build writes.
+GENERATED = ("_build", "api", "measured", "notebooks")
+PAGES = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md") if not set(GENERATED) & set(path.parts))]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+# Fences may be indented or longer where one holds another; pages here need neither.
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
-def test_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for name, code in BLOCK.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+def run_code(page: Path) -> dict[str, Any]:
+    """Run all code of a page, from top to bottom in one namespace."""
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with the model and the texts that pages name; what a page registers is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     llmrank.save("path/to/model", tiny_llama(), tokenizer())
-    for name, seed in (("calibration.txt", 0), ("evaluation.txt", 1)):
+    for seed, name in enumerate(("calibration.txt", "evaluation.txt", "my.txt", "my-test.txt")):
         Path(name).write_text(text(2000, seed), encoding="utf-8")
     # The built-in text holds no word of the tiny tokenizer, which would leave nothing to calibrate on but [UNK].
     monkeypatch.setattr("llmrank.calibration.text.builtin_texts", lambda: (text(2000, 2), text(2000, 3)))
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    names: dict[str, Any] = {}
-    try:
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), names)
-    finally:
-        SCORERS.pop("in-strength", None)
-        PRUNERS.pop("protect-ends", None)
-    assert "@@" not in README
-    assert len(blocks) >= 7
-    assert names["result"].stop_reason == "exact"
-    assert (names["result"].iterations, names["result"].error_bound) == (2, 0.0)
+    registries: list[dict[str, Any]] = [SCORERS, PRUNERS, PIPELINES, REPAIRS]
+    before = [dict(registry) for registry in registries]
+    yield tmp_path
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_code_runs_from_top_to_bottom(page: Path, place: Path) -> None:
+    run_code(page)
+
+
+def test_code_of_the_readme_does_what_it_says(place: Path) -> None:
+    names = run_code(README)
+    assert names["result"].converged
+    assert names["model"].config.intermediate_size == 28  # 70 % of 40
+    assert (place / "pruned" / "masks.safetensors").is_file()
+
+
+def test_code_of_the_quickstart_does_what_it_says(place: Path) -> None:
+    names = run_code(ROOT / "docs" / "quickstart.md")
+    assert (names["result"].stop_reason, names["result"].error_bound) == ("exact", 0.0)
     assert names["ranked"].choice.startswith("there are cycles, but most edges lead on")
-    assert names["certified"].stop_reason == "certified"
     assert names["model"].config.intermediate_size == LLAMA["intermediate_size"]  # undone
-    assert (tmp_path / "pruned" / "masks.safetensors").is_file()
 
 
-def test_protected_layers_keep_everything() -> None:
-    """The example of a budget does what it says."""
-    names: dict[str, Any] = {}
-    block = next(b for b in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "ProtectEnds" in b)
-    exec(compile(block, "README.md", "exec"), names)
-    import torch
+def test_code_about_ranks_does_what_it_says(place: Path) -> None:
+    names = run_code(ROOT / "docs" / "pagerank.md")
+    assert names["ranked"].solver == "gauss-seidel"
+    assert names["certified"].stop_reason == "certified"
 
-    from llmrank.prune import LayerRecord
 
-    masks = names["ProtectEnds"](0.5).prune([LayerRecord(f"{k}", torch.arange(4) / 6) for k in range(3)])
+def test_code_about_perceptrons_does_what_it_says(place: Path) -> None:
+    assert run_code(ROOT / "docs" / "guide" / "prune.md")["perceptron"][0].out_features == 22
+
+
+def test_code_about_budgets_does_what_it_says(place: Path) -> None:
+    pruner = run_code(ROOT / "docs" / "extend" / "budget.md")["ProtectEnds"](0.5)
+    masks = pruner.prune([LayerRecord(f"{k}", torch.arange(4) / 6) for k in range(3)])
     assert list(masks.widths.values()) == [4, 2, 4]
 
 
-@pytest.mark.parametrize("package", ["graphs", "llmrank"])
-def test_file_tree_names_every_module(package: str) -> None:
-    tree = README[README.index("## Files") :]
-    inside = (ROOT / package).iterdir()
-    modules = {path.stem for path in inside if path.suffix == ".py" or (path / "__init__.py").exists()}
-    missing = [name for name in modules - {"__init__", "__main__"} if not re.search(rf"\b{name}\b", tree)]
-    assert not missing
+def commands(page: Path) -> list[str]:
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("llmrank ")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_commands_parse(page: Path) -> None:
+    for command in commands(page):
+        options = parser().parse_args(shlex.split(command, comments=True)[1:])
+        assert callable(options.run), command
+
+
+def option_names() -> set[str]:
+    """All options of all commands."""
+    commands = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return {
+        name for command in commands.choices.values() for action in command._actions for name in action.option_strings
+    }
+
+
+@every_page
+def test_options_exist(page: Path) -> None:
+    """Those in running text; blocks of other programs have their own."""
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    code = [code for code in re.findall(r"`([^`\n]+)`", prose) if code.startswith(("--", "llmrank "))]
+    named = {name for piece in code for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*", piece)}
+    assert not named - option_names() - {"--help"}
+
+
+@every_page
+def test_files_exist(page: Path) -> None:
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    named = re.findall(r"`((?:graphs|llmrank|tests|benchmarks)/[\w./]+)`", prose)
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in target]
+    missing = [target for target in targets if target and not page.parent.joinpath(target).exists()]
+    # The build writes these.
+    assert not [target for target in missing if not set(GENERATED) & set(target.split("/"))]
+
+
+@every_page
+def test_python_names_exist(page: Path) -> None:
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for role, name in re.findall(r"\{py:(\w+)\}`~?([\w.]+)`", prose):
+        module, _, last = name.rpartition(".")
+        if role == "mod":
+            importlib.import_module(name)
+        elif role == "meth":
+            module, _, owner = module.rpartition(".")
+            assert hasattr(getattr(importlib.import_module(module), owner), last), name
+        else:
+            assert hasattr(importlib.import_module(module), last), name
+
+
+def test_pages_hold_nothing_unfinished() -> None:
+    assert not [page for page in PAGES if re.search(r"@@|TODO|FIXME", page.read_text(encoding="utf-8"))]
+
+
+def test_the_extension_guide_lists_every_folder() -> None:
+    listed = set(
+        re.findall(r"^\| `((?:graphs|llmrank)/\w+)` \|", (ROOT / "docs/extend/index.md").read_text(), re.MULTILINE)
+    )
+    folders = {
+        f"{path.parent.parent.name}/{path.parent.name}"
+        for package in ("graphs", "llmrank")
+        for path in (ROOT / package).glob("*/__init__.py")
+    }
+    assert listed == folders

@@ -1,19 +1,54 @@
-"""The README's tables are those of the results."""
+"""The tables of the README and of the documentation are those of the results."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from benchmarks import readme
 
 
-def row(test: float, valid: float) -> dict[str, float]:
+def row(test: float, valid: float) -> dict[str, Any]:
     return {"test": test, "valid": valid, "repair": "none"}
 
 
-def test_the_readme_says_what_the_results_say() -> None:
-    text, wanted = readme.current()
-    assert text == wanted, "run python -m benchmarks.readme"
+def test_every_page_says_what_the_results_say() -> None:
+    for path, (text, wanted) in readme.current().items():
+        assert text == wanted, f"{path}: run python -m benchmarks.readme"
+
+
+def test_the_readme_compares_with_errors() -> None:
+    measured = {"kl": {"value": 0.25, "error": 0.0126}}
+    (label, ours, other, name), _ = readme.GAINS
+    start, _, repair = ours.rpartition(" | ")
+    peer, _, _ = other.rpartition(" | ")
+    quality = {
+        "dense": row(10.0, 20.0),
+        "rows": {
+            f"{start} | 0.3 | {repair}": {**row(12.0, 22.0), **measured},
+            f"{peer} | 0.3 | {repair}": row(13.0, 23.0),
+        },
+    }
+    compact = {"cases": [{"rows": [{**readme.FASTER, "width": 1088, "speedup": 1.444, "quartiles": [1.3, 1.5]}]}]}
+
+    def timed(name: str, seconds: float, target: float = readme.RANKED_TO) -> dict[str, Any]:
+        library = name.split()[0]
+        times = {"build_seconds": seconds / 2, "solve_seconds": seconds / 2}
+        return {"name": name, "library": library, "target": target, "reached": True, **times}
+
+    rows = [timed("llmrank", 0.004), timed("wrong", 0.1), timed("scipy by hand", 0.2), timed("slow", 0.7)]
+    rows += [timed("fast", 0.5), timed("fast", 0.1, target=1e-4)]
+    chain = {"name": "chain", "edges": 7_000_000, "agreement": [{"name": "wrong", "verdict": "wrong"}], "rows": rows}
+    lines = readme.gains(quality, compact, {"cases": [chain]})["gains"].splitlines()
+    assert lines == [
+        "| SmolLM2-135M-Instruct, 30% removed; dense perplexity 10.00 | llmrank | best other |",
+        "| --- | ---: | ---: |",
+        f"| perplexity, {label} | 12.00 | 13.00 ({name}) |",
+        f"| KL divergence from the dense model, {label} | 0.250 ± 0.013 | not measured ({name}) |",
+        "| speed of the FFNs, width 1088 instead of 1536, 1024 tokens | 1.44 times the dense FFNs (1.30 to 1.50) | |",
+        "| time to build and rank the graph of 4 FFNs, 7 M edges | 4.0 ms | 500 ms (fast) |",
+    ]
 
 
 def test_rows_are_found_by_amount_and_the_better_is_taken_by_valid() -> None:
@@ -40,7 +75,7 @@ def test_rows_are_found_by_amount_and_the_better_is_taken_by_valid() -> None:
     ]
 
 
-def test_out_of_domain_a_place_is_what_was_calibrated_on_and_what_was_evaluated_on() -> None:
+def test_a_column_names_calibration_text_and_evaluation_text() -> None:
     key = "ffn | weighted pagerank | isolated | local | 0.3 | lstsq"
     results = {
         "ways": {
