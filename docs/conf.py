@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import GenericAlias, ModuleType
-from typing import Any
+from typing import Any, TypeVar, get_origin
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -135,16 +135,31 @@ def module_page(module: ModuleType, names: list[str]) -> str:
         lines += [f"- :py:obj:`{public} <{target}>`" for public, _, target in imported]
         lines.append("")
     for public, value, _ in own:
-        if isinstance(value, GenericAlias):
-            lines += [f".. py:data:: {name}.{public}", "", f"   Alias of ``{value}``.", ""]
-        elif inspect.isclass(value):
+        if inspect.isclass(value) and not isinstance(value, GenericAlias):
             lines += [f".. autoclass:: {name}.{public}", "   :members:", "   :show-inheritance:", ""]
         elif inspect.isroutine(value):
             lines += [f".. autofunction:: {name}.{public}", ""]
         else:
-            lines += [f".. autodata:: {name}.{public}", "   :no-value:", ""]
+            lines += [f".. py:data:: {name}.{public}", "", f"   {data_text(module, public)}", ""]
     inside = [other for other in names if other.rpartition(".")[0] == name]
     return "\n".join([*lines, *toctree(inside)])
+
+
+def data_text(module: ModuleType, public: str) -> str:
+    """Say what a constant or an alias is: its value where that is short, else its type."""
+    value, annotation = getattr(module, public), module.__annotations__.get(public)
+    plain = isinstance(value, (str, int, float)) or (
+        isinstance(value, tuple) and all(isinstance(entry, (str, int, float)) for entry in value)
+    )
+    if plain and len(repr(value)) < 400:
+        return f"``{value!r}``"
+    if isinstance(value, TypeVar):
+        return "A type variable."
+    if annotation in (None, "TypeAlias"):
+        return (
+            f"An alias of ``{value}``." if annotation or get_origin(value) else f"Of type ``{type(value).__name__}``."
+        )
+    return f"Of type ``{annotation}``."
 
 
 def title(text: str) -> list[str]:

@@ -42,7 +42,7 @@ def test_the_readme_compares_with_errors() -> None:
     chain = {"name": "chain", "edges": 7_000_000, "agreement": [{"name": "wrong", "verdict": "wrong"}], "rows": rows}
     lines = readme.gains(quality, compact, {"cases": [chain]})["gains"].splitlines()
     assert lines == [
-        "| SmolLM2-135M-Instruct, 30% removed; dense perplexity 10.00 | llmrank | best other library |",
+        "| SmolLM2-135M-Instruct, 30% removed; dense perplexity 10.00 | llmrank | best other |",
         "| --- | ---: | ---: |",
         f"| perplexity, {label} | 12.00 | 13.00 ({name}) |",
         f"| KL divergence from the dense model, {label} | 0.250 ± 0.013 | not measured ({name}) |",
