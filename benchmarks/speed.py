@@ -36,7 +36,7 @@ from benchmarks.cases import (
 from benchmarks.measure import WARM, alternated, peak_read_bandwidth, reference_scores
 from benchmarks.provenance import provenance, write
 from graphs import LayeredGraph, pagerank
-from graphs.linalg.kernels import n_threads
+from graphs.linalg.threads import n_threads
 from graphs.structures.digraph import as_digraph, teleport_vector
 
 RESULTS = Path(__file__).parent / "results"

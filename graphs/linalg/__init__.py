@@ -1,3 +1,3 @@
-"""Sparse linear algebra: blocks of edges, the operators that multiply by them, and where these run."""
+"""Sparse linear algebra: blocks of edges, the operators that multiply them, and the backends that the operators run on."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""Backends: numpy or torch arithmetic, and the rule that gives every block its operator.
+"""Backends: numpy or torch arithmetic, and the rule that chooses the operator of every block.
 
-A vector is a one-dimensional numpy array or torch tensor; the few operations on it that differ
-between the two live in an :class:`Arithmetic`.
+A vector is a one-dimensional numpy array or torch tensor. An :class:`Arithmetic` holds the few operations that differ
+between the two.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from graphs.errors import GraphError
-from graphs.linalg.blocks import Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy, is_torch
+from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy, is_torch
 from graphs.linalg.cost_model import COSTS
 from graphs.linalg.operators import (
     BlockOperator,
@@ -26,6 +26,7 @@ from graphs.linalg.operators import (
     KernelOperator,
     TorchCSROperator,
     Vector,
+    torch_csr,
 )
 
 if TYPE_CHECKING:
@@ -35,50 +36,46 @@ __all__ = ["Arithmetic", "Backend", "BackendName", "NumpyArithmetic", "TorchArit
 
 BackendName: TypeAlias = Literal["scipy", "torch", "dense", "auto"]
 
-
 BACKENDS: tuple[BackendName, ...] = ("scipy", "torch", "dense", "auto")
-
 
 DTYPES = ("float64", "float32")
 
-
-# Blocks from this size on pay for loading the compiled kernels (half a second, once in a process).
+# Blocks of fewer entries do not justify loading the compiled kernels, which takes half a second in every process.
 KERNEL_ENTRIES = 1 << 18
 
-
-# Bands on a GPU: few launches matter more than the cache.
+# Bands on a GPU are large: there the number of kernel launches matters more than the cache.
 GPU_BAND_ELEMENTS = 1 << 24
 
 
 class Arithmetic(Protocol):
-    """What differs between numpy and torch vectors."""
+    """The operations that differ between numpy and torch vectors."""
 
     @property
     def dtype(self) -> str:
         """float64 or float32."""
 
     def vector(self, values: FloatArray) -> Vector:
-        """A vector of the arithmetic's dtype and device; a copy."""
+        """Copy numbers into a vector of the arithmetic's dtype and device."""
 
     def to_numpy(self, vector: Vector) -> FloatArray:
-        """Back to numpy; a copy."""
+        """Copy a vector into a numpy array."""
 
     def reciprocal(self, vector: Vector) -> Vector:
-        """1 / vector, with 1 / 0 = 0."""
+        """Compute 1 / vector, with 1 / 0 = 0."""
 
     def with_lowest_zeroed(self, vector: Vector, count: int) -> Vector:
-        """A copy whose `count` lowest entries are zero; ties fall to the lower index."""
+        """Copy a vector and set its `count` lowest entries to zero; of equal entries those of lower index go first."""
 
     def csr_operator(self, block: Block) -> BlockOperator:
-        """The CSR operator of a block."""
+        """Build the CSR operator of a block."""
 
     def dense_operator(self, block: DenseBlock) -> BlockOperator:
-        """The dense operator of a block."""
+        """Build the dense operator of a block."""
 
 
 @dataclass(frozen=True)
 class NumpyArithmetic:
-    """Vectors are numpy arrays; CSR products are scipy's, or compiled ones on all cores.
+    """Arithmetic on numpy arrays. CSR products are scipy's, or those of compiled kernels on all cores.
 
     Parameters
     ----------
@@ -92,31 +89,31 @@ class NumpyArithmetic:
     compiled: bool = False
 
     def vector(self, values: FloatArray) -> FloatArray:
-        """A copy in the arithmetic's dtype."""
+        """Copy numbers in the arithmetic's dtype."""
         return np.array(values, dtype=self.dtype)
 
     def to_numpy(self, vector: Vector) -> FloatArray:
-        """A copy."""
+        """Copy a vector."""
         return np.array(vector)
 
     def reciprocal(self, vector: Vector) -> FloatArray:
-        """1 / vector, with 1 / 0 = 0."""
+        """Compute 1 / vector, with 1 / 0 = 0."""
         result: FloatArray = np.divide(1.0, vector, out=np.zeros_like(vector), where=vector != 0)
         return result
 
     def with_lowest_zeroed(self, vector: Vector, count: int) -> FloatArray:
-        """A copy whose `count` lowest entries are zero."""
+        """Copy a vector and set its `count` lowest entries to zero."""
         result = np.array(vector)
         result[np.argsort(result, kind="stable")[:count]] = 0
         return result
 
     def csr_operator(self, block: Block) -> CSROperator:
-        """Scipy CSR, multiplied by compiled kernels where it is large and `compiled` allows."""
+        """Build an operator on scipy CSR; compiled kernels multiply large blocks where `compiled` is set."""
         csr = block.to_csr().astype(self.dtype, copy=False)
         return CSRKernelOperator(csr) if self.compiled and csr.nnz >= KERNEL_ENTRIES else CSROperator(csr)
 
     def dense_operator(self, block: DenseBlock) -> BlockOperator:
-        """Compiled kernels where the block is large and its memory order allows, else bands in numpy."""
+        """Build an operator on compiled kernels if the block is large and its memory order fits, else on numpy bands."""
         if self.compiled and block.shape[0] * block.shape[1] >= KERNEL_ENTRIES:
             matrices = _kernel_matrices(block)
             if matrices:
@@ -125,7 +122,7 @@ class NumpyArithmetic:
 
 
 class TorchArithmetic:
-    """Vectors are torch tensors on a device; CSR products are torch's (MKL on the CPU, cuSPARSE on CUDA).
+    """Arithmetic on torch tensors of a device. CSR products are torch's (MKL on the CPU, cuSPARSE on CUDA).
 
     Parameters
     ----------
@@ -143,7 +140,7 @@ class TorchArithmetic:
         self.torch_dtype: torch.dtype = getattr(torch, self.dtype)
         try:
             self.device = torch.device(device)
-            # The meta device makes tensors, but they hold no numbers to add up; some devices know no float64.
+            # On the meta device tensors hold no numbers, so reading a sum fails; some devices lack float64.
             torch.zeros(1, device=self.device, dtype=self.torch_dtype).sum().item()
         except (RuntimeError, AssertionError, TypeError) as error:
             first = str(error).splitlines()[0]
@@ -153,65 +150,56 @@ class TorchArithmetic:
             ) from error
 
     def vector(self, values: FloatArray) -> torch.Tensor:
-        """A copy on the device."""
+        """Copy numbers to the device."""
         return self._torch.tensor(np.ascontiguousarray(values), dtype=self.torch_dtype, device=self.device)
 
     def to_numpy(self, vector: Vector) -> FloatArray:
-        """A copy on the CPU."""
+        """Copy a vector to the CPU."""
         return np.array(vector.cpu().numpy())
 
     def reciprocal(self, vector: Vector) -> torch.Tensor:
-        """1 / vector, with 1 / 0 = 0."""
+        """Compute 1 / vector, with 1 / 0 = 0."""
         return self._torch.where(vector != 0, 1.0 / vector, self._torch.zeros_like(vector))
 
     def with_lowest_zeroed(self, vector: Vector, count: int) -> torch.Tensor:
-        """A copy whose `count` lowest entries are zero."""
+        """Copy a vector and set its `count` lowest entries to zero."""
         result: torch.Tensor = vector.clone()
         result[self._torch.argsort(result, stable=True)[:count]] = 0
         return result
 
     def csr_operator(self, block: Block) -> TorchCSROperator:
-        """Torch CSR on the device."""
+        """Build an operator on torch CSR on the device."""
         return TorchCSROperator(self.csr(block.to_csr()))
 
     def dense_operator(self, block: DenseBlock) -> DenseOperator:
-        """Bands in torch; numpy matrices are viewed as tensors, not copied."""
-        torch = self._torch
+        """Build an operator on bands in torch; numpy matrices are viewed as tensors, not copied."""
         matrices = tuple(matrix if is_torch(matrix) else _as_tensor(matrix) for matrix in block.matrices)
-        elements = None if self.device.type == "cpu" else GPU_BAND_ELEMENTS
-        return DenseOperator(
-            replace(block, matrices=matrices), torch, TorchBuffers(self.device, self.torch_dtype), elements
-        )
+        elements = BAND_ELEMENTS if self.device.type == "cpu" else GPU_BAND_ELEMENTS
+        buffers = TorchBuffers(self.device, self.torch_dtype)
+        return DenseOperator(replace(block, matrices=matrices), self._torch, buffers, elements)
 
     def csr(self, matrix: sparse.csr_array) -> torch.Tensor:
-        """A torch CSR tensor of a scipy one, with its index dtype (int32 where it fits).
+        """Build a torch CSR tensor from a scipy matrix, with the same index dtype (int32 where it fits).
 
-        int32 matters: on the CPU torch hands it to MKL as it is, and converts int64 at every product.
+        int32 matters: on the CPU torch passes int32 indices on to MKL, and converts int64 indices at every product.
         """
-        import torch
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            tensor: torch.Tensor = torch.sparse_csr_tensor(
-                torch.from_numpy(matrix.indptr),
-                torch.from_numpy(matrix.indices),
-                torch.from_numpy(matrix.data).to(self.torch_dtype),
-                size=matrix.shape,
-                device=self.device,
-                check_invariants=False,
-            )
-        return tensor
+        from_numpy = self._torch.from_numpy
+        values = from_numpy(matrix.data).to(self.torch_dtype)
+        crow, columns, values = (
+            t.to(self.device) for t in (from_numpy(matrix.indptr), from_numpy(matrix.indices), values)
+        )
+        return torch_csr(crow, columns, values, matrix.shape)
 
 
 @dataclass(frozen=True)
 class TorchBuffers:
-    """Buffers in torch, on a device; sources may lie on another one."""
+    """Buffers in torch, on a device; sources may lie on another device."""
 
     device: Any
     dtype: Any
 
     def empty(self, n_rows: int, n_columns: int) -> torch.Tensor:
-        """An uninitialised (n_rows, n_columns) tensor."""
+        """Make an uninitialised (n_rows, n_columns) tensor."""
         import torch
 
         return torch.empty((n_rows, n_columns), dtype=self.dtype, device=self.device)
@@ -225,38 +213,36 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
     import torch
 
     with warnings.catch_warnings():
-        # The graph only reads: a read-only array (a memory map, say) is fine to view.
+        # The graph only reads, so a read-only array, such as a memory map, may be viewed.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        # torch knows no negative strides: a reversed view is the one case that is copied.
+        # torch has no negative strides, so a reversed view must be copied.
         return torch.from_numpy(matrix if min(matrix.strides) >= 0 else matrix.copy())
 
 
 def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
-    """The block's matrices as the kernels read them, without a copy; empty if they cannot."""
+    """Views of the block's matrices that the kernels can read; empty if there are none without a copy."""
     if block.exponent != 1:
-        # The kernels take magnitudes; squares are taken in bands.
+        # The kernels take absolute values; only bands take squares.
         return ()
-    found: list[Any] = []
+    arrays: list[Any] = []
     for matrix in block.matrices:
         array = matrix
         if is_torch(matrix):
-            if matrix.device.type != "cpu":
+            dtype = str(matrix.dtype)
+            if matrix.device.type != "cpu" or dtype not in ("torch.float32", "torch.float64", "torch.bfloat16"):
                 return ()
-            kind = str(matrix.dtype)
-            if kind not in ("torch.float32", "torch.float64", "torch.bfloat16"):
-                return ()
-            array = _bits(matrix) if kind == "torch.bfloat16" else as_numpy(matrix)
+            array = _bfloat16_bits(matrix) if dtype == "torch.bfloat16" else as_numpy(matrix)
         elif array.dtype not in (np.float32, np.float64):
             return ()
         array = array.T if block.column_major else array
         if not array.flags.c_contiguous:
             return ()
-        found.append(array)
-    # The kernels know one matrix, or two of a kind.
-    return tuple(found) if len(found) <= 2 and len({array.dtype for array in found}) == 1 else ()
+        arrays.append(array)
+    # The kernels take one matrix, or two of one dtype.
+    return tuple(arrays) if len(arrays) <= 2 and len({array.dtype for array in arrays}) == 1 else ()
 
 
-def _bits(matrix: torch.Tensor) -> Any:
+def _bfloat16_bits(matrix: torch.Tensor) -> Any:
     import torch
 
     return matrix.view(torch.int16).numpy().view(np.uint16)
@@ -264,18 +250,18 @@ def _bits(matrix: torch.Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Backend:
-    """An arithmetic and the rule that gives every block its operator.
+    """An arithmetic, and the rule that chooses the operator of every block.
 
     Attributes
     ----------
     name : str
-        What the result reports, e.g. ``torch (cpu, float64)``.
+        The name in the result of a rank, such as ``torch (cpu, float64)``.
     arithmetic : Arithmetic
         Vectors and products.
     form : {"csr", "dense", "auto"}
-        The operator of every block; auto picks the cheaper one for the number of products to come.
+        The form of every block; "auto" chooses the cheaper one for the expected number of products.
     engine : str
-        Whose costs decide: a key of :data:`graphs.linalg.cost_model.COSTS`, or another device type.
+        The key of the costs in :data:`graphs.linalg.cost_model.COSTS`; another device type has the costs of "cuda".
     """
 
     name: str
@@ -284,7 +270,7 @@ class Backend:
     engine: str
 
     def operator(self, block: Block, products: int) -> BlockOperator:
-        """The operator of `block` when about `products` products will be taken."""
+        """Build the operator of a block that will be multiplied about `products` times."""
         dense = self.form == "dense" or (self.form == "auto" and self._dense_is_cheaper(block, products))
         if not dense:
             return self.arithmetic.csr_operator(block)
@@ -296,7 +282,7 @@ class Backend:
         costs = COSTS.get(self.engine, COSTS["cuda"])
         size = block.shape[0] * block.shape[1]
         if isinstance(block, DenseBlock):
-            # Below this many products no density, however low, pays for the conversion.
+            # For so few products the conversion does not pay, however low the density; edges need not be counted.
             if products <= costs.dense_to_csr:
                 return True
             return products * (1.0 - costs.csr_product * block.edges / size) < costs.dense_to_csr
@@ -304,7 +290,7 @@ class Backend:
 
 
 def check_dtype(dtype: Any) -> str:
-    """``float64`` or ``float32`` by its name, else a GraphError; torch's own names are taken too.
+    """Return ``float64`` or ``float32``, or raise a GraphError; torch's dtypes are accepted too.
 
     Examples
     --------
@@ -318,24 +304,25 @@ def check_dtype(dtype: Any) -> str:
 
 
 def make_backend(name: str, device: str | torch.device | None, dtype: str, blocks: Iterable[Block] = ()) -> Backend:
-    """Validate the choice of a user and build the backend.
+    """Check a user's choice and build the backend.
 
     Parameters
     ----------
     name : {"scipy", "torch", "dense", "auto"}
-        Explicit CSR on scipy or torch, dense weights, or the cheapest for each block. On the CPU "dense" and
-        "auto" compute in numpy and compiled kernels, on a GPU in torch.
+        "scipy" and "torch" multiply blocks in CSR form, "dense" dense weights, "auto" the cheaper form of each block. On the
+        CPU "dense" and "auto" compute in numpy and compiled kernels, on a GPU in torch.
     device : str or torch.device, optional
-        By default where the graph's first torch matrix lies, else the CPU.
+        By default the device of the graph's first torch matrix, else the CPU.
     dtype : {"float64", "float32"}
+        The dtype of the vectors.
     blocks : iterable of blocks
-        What will be multiplied.
+        The blocks of the graph.
 
     Raises
     ------
     GraphError
-        Unknown name or dtype, a device that is not there, scipy with a device other than the CPU,
-        torch asked for and not installed.
+        The name or dtype is unknown, the device cannot be used, scipy was asked for with a device other than the CPU, or
+        torch is needed and not installed.
 
     Examples
     --------
@@ -347,21 +334,21 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     dtype = check_dtype(dtype)
     if name == "scipy" and device is not None and str(device) != "cpu":
         raise GraphError(f"backend 'scipy' computes on the CPU only, got device {str(device)!r}; use backend='torch'")
-    where = device if device is not None else _device_of(blocks)
-    wants_torch = name == "torch" or (name != "scipy" and str(where).split(":")[0] != "cpu")
-    if wants_torch and importlib.util.find_spec("torch") is None:
+    device = device if device is not None else _device_of(blocks)
+    needs_torch = name == "torch" or (name != "scipy" and str(device).split(":")[0] != "cpu")
+    if needs_torch and importlib.util.find_spec("torch") is None:
         raise GraphError(f"backend {name!r} needs torch, which is not installed; pip install torch, or use 'scipy'")
     form: Literal["csr", "dense", "auto"] = "auto" if name == "auto" else "dense" if name == "dense" else "csr"
-    if not wants_torch:
+    if not needs_torch:
         compiled = name != "scipy"
         engine = "compiled" if compiled else "scipy"
         return Backend(f"{engine} ({dtype}, {form})", NumpyArithmetic(dtype, compiled), form, engine)
-    arithmetic = TorchArithmetic(where, dtype)
+    arithmetic = TorchArithmetic(device, dtype)
     return Backend(f"torch ({arithmetic.device}, {dtype}, {form})", arithmetic, form, arithmetic.device.type)
 
 
 def _device_of(blocks: Iterable[Block]) -> Any:
-    """Where the first torch matrix lies, else the CPU."""
+    """Return the device of the first torch matrix, else "cpu"."""
     for block in blocks:
         for matrix in block.matrices if isinstance(block, DenseBlock) else ():
             if is_torch(matrix):

@@ -2,8 +2,8 @@
 
 A block is a non-negative matrix of shape (n_targets, n_sources): row = target, column = source,
 entry = edge weight, zero = no edge. CSR is its canonical form. A :class:`SparseBlock` stores that
-CSR; a :class:`DenseBlock` refers to dense matrices (no copy) whose absolute values are the weights
-and builds the CSR, or a band of rows, only when somebody reads it.
+CSR. A :class:`DenseBlock` refers to dense matrices, without a copy; their absolute values are the
+weights, and the CSR or a band of rows is built only when it is read.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 INT32_MAX = np.iinfo(np.int32).max
 
-
-# Elements of a band: 4 MB in float64, which stays in a core's share of the cache between the
-# copy, the absolute value and the product. Measured flat between 2**18 and 2**20 elements.
+# Entries of a band: 4 MB in float64, which stays in a core's share of the cache from the copy to the
+# absolute value and the product. The speed measured between 2**18 and 2**20 entries is the same.
 BAND_ELEMENTS = 1 << 19
 
 
 def is_torch(value: object) -> bool:
-    """Whether `value` is a torch tensor, asked without importing torch.
+    """Tell whether `value` is a torch tensor, without importing torch.
 
     Examples
     --------
@@ -55,7 +54,7 @@ def is_torch(value: object) -> bool:
 
 
 def as_numpy(value: Any) -> npt.NDArray[Any]:
-    """A numpy array of `value` (array-like or torch tensor of any device; half types widen to float32).
+    """Convert an array-like or a torch tensor of any device to a numpy array; floats below 32 bits become float32.
 
     Examples
     --------
@@ -73,7 +72,7 @@ def as_numpy(value: Any) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class Band:
-    """A contiguous slice of a dense block: `matrix` holds the weights of `rows` x `columns`."""
+    """Consecutive rows or columns of a dense block: `matrix` holds the weights of `rows` and `columns`."""
 
     rows: slice
     columns: slice
@@ -81,7 +80,7 @@ class Band:
 
 
 class Block(Protocol):
-    """What every block answers."""
+    """The edges from one layer to the next."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,24 +88,24 @@ class Block(Protocol):
 
     @property
     def edges(self) -> int:
-        """Number of non-zero entries. Cost for a dense block: one pass over its matrices, once."""
+        """Number of edges (non-zero entries). Cost for a dense block: one pass over its matrices, at the first call."""
 
     @property
     def stored(self) -> bool:
-        """Whether the CSR form lies in memory already."""
+        """Whether the CSR form is in memory already."""
 
     def to_csr(self) -> sparse.csr_array:
-        """The canonical form: sorted CSR, no explicit zeros, int32 indices where they fit."""
+        """Return the canonical form: sorted CSR, no explicit zeros, int32 indices where they fit."""
 
     def transposed(self) -> Block:
-        """The same edges the other way round, (n_sources, n_targets)."""
+        """Return the reversed edges, (n_sources, n_targets)."""
 
     def squared(self) -> Block:
-        """The same edges, their weights squared; parallel ones each by itself."""
+        """Return the edges with squared weights; each of several parallel edges is squared by itself."""
 
 
 def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
-    """int32 where every one of `extents` fits in it, else int64 (one type serves indptr and indices).
+    """Choose int32 if all of `extents` fit in it, else int64, for indptr and indices alike.
 
     Examples
     --------
@@ -123,7 +122,7 @@ class SparseBlock:
     Parameters
     ----------
     csr : scipy.sparse.csr_array, shape (n_targets, n_sources)
-        Non-negative, sorted, without duplicates or explicit zeros; use :func:`as_block` to get there.
+        Non-negative, sorted, without duplicates or explicit zeros, as :func:`graphs.linalg.validation.as_block` makes it.
     """
 
     csr: sparse.csr_array
@@ -145,19 +144,19 @@ class SparseBlock:
         return True
 
     def to_csr(self) -> sparse.csr_array:
-        """The stored matrix itself, not a copy."""
+        """Return the stored matrix itself, not a copy."""
         return self.csr
 
     def transposed(self) -> SparseBlock:
-        """The CSR of the transpose: a copy."""
+        """Return the CSR of the transpose: a copy."""
         csr = self.csr.T.tocsr()
         csr.sort_indices()
-        kind = index_dtype(csr.shape[1], csr.nnz)
-        indices, indptr = csr.indices.astype(kind, copy=False), csr.indptr.astype(kind, copy=False)
+        dtype = index_dtype(csr.shape[1], csr.nnz)
+        indices, indptr = csr.indices.astype(dtype, copy=False), csr.indptr.astype(dtype, copy=False)
         return SparseBlock(sparse.csr_array((csr.data, indices, indptr), shape=csr.shape))
 
     def squared(self) -> SparseBlock:
-        """Float64 weights over the same index arrays; what is too small to have a square is no edge any more."""
+        """Return float64 squares with the same index arrays; an edge whose square rounds to zero is dropped."""
         data = np.square(self.csr.data, dtype=np.float64)
         csr = sparse.csr_array((data, self.csr.indices, self.csr.indptr), shape=self.csr.shape)
         if not data.all():
@@ -168,7 +167,7 @@ class SparseBlock:
 
 @dataclass(frozen=True, eq=False)
 class DenseBlock:
-    """A block given by dense matrices, referred to and never copied whole.
+    """A block that refers to dense matrices; they are read in bands and never copied as a whole.
 
     Several matrices are parallel edges: their absolute values add up (a gated FFN feeds a hidden
     neuron through both its gate and its up projection).
@@ -178,7 +177,7 @@ class DenseBlock:
     matrices : tuple of numpy arrays or torch tensors, each (n_targets, n_sources)
         Any floating dtype and memory order, views included.
     exponent : int
-        A power of two, to which weights are raised as they are read; parallel ones each by itself.
+        A power of two. Weights are raised to it as they are read, each of several parallel edges by itself.
     """
 
     matrices: tuple[Any, ...]
@@ -192,67 +191,64 @@ class DenseBlock:
 
     @property
     def stored(self) -> bool:
-        """Always false: the CSR is built at each call of :meth:`to_csr`."""
+        """Always false: the CSR is built at every call of :meth:`to_csr`."""
         return False
 
     @property
     def column_major(self) -> bool:
-        """Whether memory runs down the columns, so that bands of columns are the contiguous ones."""
+        """Whether columns are contiguous in memory; bands are then columns, not rows."""
         matrix = self.matrices[0]
         if is_torch(matrix):
             return bool(matrix.stride(0) < matrix.stride(1))
         return bool(matrix.strides[0] < matrix.strides[1])
 
     def transposed(self) -> DenseBlock:
-        """Views of the same matrices; nothing is copied."""
+        """Return views of the same matrices; nothing is copied."""
         return replace(self, matrices=tuple(matrix.T for matrix in self.matrices))
 
     def squared(self) -> DenseBlock:
-        """The same matrices, squared as they are read; nothing is copied."""
+        """Return the same matrices, to be squared as they are read; nothing is copied."""
         return replace(self, exponent=2 * self.exponent)
 
     @cached_property
     def edges(self) -> int:
-        """Number of non-zero entries, counted at the first call by one pass."""
+        """Number of edges (non-zero entries), counted at the first call in one pass."""
         if self.exponent == 1 and all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
             present = self.matrices[0] != 0
             for matrix in self.matrices[1:]:
                 present |= matrix != 0
             return int(present.sum())
-        total = 0
-        for band in self.bands(NumpyBuffers(self.exact_dtype)):
-            total += int(np.count_nonzero(band.matrix))
-        return total
+        return sum(int(np.count_nonzero(band.matrix)) for band in self.bands(NumpyBuffers(self.exact_dtype)))
 
     @property
     def exact_dtype(self) -> type[np.float32] | type[np.float64]:
-        """The narrowest dtype in which no weight rounds to zero or to infinity."""
+        """The narrower of float32 and float64 in which no weight rounds to zero or to infinity."""
         wide = self.exponent > 1 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
         return np.float64 if wide else np.float32
 
     def weight(self, entries: Any) -> Any:
-        """The weights of edges whose entries in one of the matrices are these (an array or a tensor)."""
-        found = abs(entries)
+        """Compute the weights of entries of one of the matrices (an array or a tensor)."""
+        weights = abs(entries)
         for _ in range(self._squarings):
-            found = found * found
-        return found
+            weights = weights * weights
+        return weights
 
     @property
     def _squarings(self) -> int:
         return self.exponent.bit_length() - 1
 
     def bands(self, buffers: Buffers, elements: int = BAND_ELEMENTS) -> Iterator[Band]:
-        """Yield the block band by band, as non-negative weights in the buffers' dtype and device.
+        """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
 
         The matrix of a band is a buffer that the next band overwrites. Extra memory: two buffers
-        of `elements` entries, however large the block.
+        of `elements` entries, however large the block is.
 
         Parameters
         ----------
         buffers : Buffers
-            Where and in which dtype to compute.
+            Device and dtype of the computation.
         elements : int
-            Entries in a band, rounded down to whole rows (or columns), at least one.
+            Entries of a band, rounded down to complete rows (or columns), of which it has at least one.
         """
         n_targets, n_sources = self.shape
         length, width = (n_sources, n_targets) if self.column_major else (n_targets, n_sources)
@@ -301,32 +297,29 @@ class DenseBlock:
                 indices.append(np.nonzero(nonzero)[1].astype(np.int32))
                 values.append(band.matrix[nonzero])
         indptr = np.concatenate(([0], np.cumsum(counts)))
-        kind = index_dtype(n_sources, int(indptr[-1]))
-        data = np.concatenate(values) if values else np.zeros(0, buffers.dtype)
-        columns_of = np.concatenate(indices) if indices else np.zeros(0, np.int32)
-        return sparse.csr_array(
-            (data, columns_of.astype(kind, copy=False), indptr.astype(kind)), shape=(n_targets, n_sources)
-        )
+        dtype = index_dtype(n_sources, int(indptr[-1]))
+        columns = np.concatenate(indices).astype(dtype, copy=False)
+        return sparse.csr_array((np.concatenate(values), columns, indptr.astype(dtype)), shape=(n_targets, n_sources))
 
 
 class Buffers(Protocol):
-    """Where a dense block computes: how to make a buffer and to fill it with absolute values."""
+    """Makes buffers in one library, on one device, and fills them with absolute values."""
 
     def empty(self, n_rows: int, n_columns: int) -> Any:
-        """An uninitialised (n_rows, n_columns) buffer."""
+        """Make an uninitialised (n_rows, n_columns) buffer."""
 
     def absolute(self, source: Any, target: Any) -> None:
-        """Write |source| into `target`, converting dtype and device on the way."""
+        """Write |source| into `target`, converted to its dtype and device."""
 
 
 @dataclass(frozen=True)
 class NumpyBuffers:
-    """Buffers in numpy; torch sources are read through their CPU memory."""
+    """Buffers in numpy; torch tensors are copied to the CPU first, where they lie elsewhere."""
 
     dtype: Any = np.float32
 
     def empty(self, n_rows: int, n_columns: int) -> FloatArray:
-        """An uninitialised (n_rows, n_columns) array."""
+        """Make an uninitialised (n_rows, n_columns) array."""
         return np.empty((n_rows, n_columns), dtype=self.dtype)
 
     def absolute(self, source: Any, target: FloatArray) -> None:

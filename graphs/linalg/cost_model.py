@@ -1,6 +1,6 @@
-"""The costs by which the backend "auto" chooses between dense and CSR products, in one table.
+"""The table of costs by which the backend "auto" chooses between dense and CSR products.
 
-``python -m benchmarks.crossover`` measures the table anew.
+``python -m benchmarks.crossover`` measures it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ __all__ = ["COSTS", "Costs"]
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of an engine, in products of the full dense block.
+    """Costs on one engine; the unit is one product of a dense block.
 
     Attributes
     ----------
     csr_product : float
-        A product of the full block's CSR; that of a thinner one costs this times its density.
+        One product of a block of density 1 in CSR form; at another density the cost is this number times the density.
     dense_to_csr : float
-        Building the CSR from a dense block.
+        Conversion of a dense block to CSR.
     csr_to_dense : float
-        Building the dense block from CSR.
+        Conversion of a CSR block to dense.
     """
 
     csr_product: float
@@ -30,8 +30,8 @@ class Costs:
     csr_to_dense: float
 
 
-# "compiled" is the CPU (two cores of an AMD EPYC); any other key a torch device type. Devices that are not listed go by
-# "cuda", which is a guess from CPU timings of torch: no GPU was at hand.
+# "compiled" is the CPU (two cores of an AMD EPYC); other keys are torch device types. A device without an entry uses
+# "cuda", whose costs are a guess from CPU timings of torch, because no GPU was available.
 COSTS: Mapping[str, Costs] = {
     "compiled": Costs(csr_product=7.0, dense_to_csr=39.0, csr_to_dense=3.0),
     "cuda": Costs(csr_product=3.0, dense_to_csr=20.0, csr_to_dense=10.0),

@@ -1,6 +1,6 @@
-"""States: the scores of all layers as a list of vectors, and the arithmetic that solvers do with them.
+"""States: one vector per layer, and the arithmetic on them that solvers need.
 
-A layer's vector is (n,), or (n, k) for k ranks at once; it belongs to numpy or torch.
+A layer's vector has shape (n,), or (n, k) for k ranks at once. It belongs to numpy or torch.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ __all__ = [
     "combine",
     "distances",
     "dot",
-    "masses",
-    "normalised",
-    "rows_scaled",
+    "normalise_state",
+    "scale_columns",
+    "scale_rows",
     "subtract",
-    "times",
+    "total_mass",
 ]
 
 State: TypeAlias = list[Vector]
 
 
 def column_sums(vector: Vector) -> Vector:
-    """The sum of every column, () or (k,), in float64: numpy adds the rows of a float32 matrix one by one.
+    """Sum every column in float64, () or (k,); in float32 numpy adds rows one after another, which loses digits.
 
     Examples
     --------
@@ -42,12 +42,12 @@ def column_sums(vector: Vector) -> Vector:
     return vector.sum(0, dtype=sys.modules["torch"].float64)
 
 
-def times(vector: Vector, factor: Vector) -> Vector:
-    """`vector` with every column times its factor, () or (k,), in the vector's own dtype.
+def scale_columns(vector: Vector, factor: Vector) -> Vector:
+    """Multiply every column of a vector by its factor, () or (k,), in the vector's dtype.
 
     Examples
     --------
-    >>> times(np.ones((2, 2)), np.array([1.0, 3.0]))
+    >>> scale_columns(np.ones((2, 2)), np.array([1.0, 3.0]))
     array([[1., 3.],
            [1., 3.]])
     """
@@ -56,12 +56,12 @@ def times(vector: Vector, factor: Vector) -> Vector:
     return vector * factor.to(vector.dtype)
 
 
-def masses(state: State) -> Vector:
-    """The sum of every column over all layers, () or (k,), in float64.
+def total_mass(state: State) -> Vector:
+    """Sum every column over all layers, () or (k,), in float64.
 
     Examples
     --------
-    >>> float(masses([np.array([0.25, 0.25]), np.array([0.5])]))
+    >>> float(total_mass([np.array([0.25, 0.25]), np.array([0.5])]))
     1.0
     """
     total = column_sums(state[0])
@@ -71,7 +71,7 @@ def masses(state: State) -> Vector:
 
 
 def distances(state: State, other: State) -> list[float]:
-    """L1 distance layer by layer; of several columns the largest.
+    """Compute the L1 distance of every layer; with several columns, the largest of theirs.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def distances(state: State, other: State) -> list[float]:
 
 
 def subtract(state: State, other: State) -> State:
-    """State - other.
+    """Subtract one state from another: state - other.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def subtract(state: State, other: State) -> State:
 
 
 def dot(state: State, other: State) -> float:
-    """Inner product over all layers and columns.
+    """Compute the inner product over all layers and columns.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def dot(state: State, other: State) -> float:
 
 
 def combine(weights: Sequence[float], states: Sequence[State]) -> State:
-    """The sum of weight times state.
+    """Compute the weighted sum of states.
 
     Examples
     --------
@@ -117,28 +117,28 @@ def combine(weights: Sequence[float], states: Sequence[State]) -> State:
     return result
 
 
-def normalised(state: State, each_layer: bool) -> State:
-    """Every column scaled to mass 1, over all layers or in each.
+def normalise_state(state: State, each_layer: bool) -> State:
+    """Scale every column to sum 1, over all layers or in each layer.
 
     Examples
     --------
-    >>> normalised([np.array([1.0, 1.0]), np.array([2.0])], each_layer=False)
+    >>> normalise_state([np.array([1.0, 1.0]), np.array([2.0])], each_layer=False)
     [array([0.25, 0.25]), array([0.5])]
-    >>> normalised([np.array([1.0, 1.0]), np.array([2.0])], each_layer=True)
+    >>> normalise_state([np.array([1.0, 1.0]), np.array([2.0])], each_layer=True)
     [array([0.5, 0.5]), array([1.])]
     """
     if each_layer:
-        return [times(vector, 1.0 / column_sums(vector)) for vector in state]
-    factor = 1.0 / masses(state)
-    return [times(vector, factor) for vector in state]
+        return [scale_columns(vector, 1.0 / column_sums(vector)) for vector in state]
+    factor = 1.0 / total_mass(state)
+    return [scale_columns(vector, factor) for vector in state]
 
 
-def rows_scaled(vector: Vector, factors: Vector) -> Vector:
-    """`vector` (n,) or (n, k) with row j times factors[j].
+def scale_rows(vector: Vector, factors: Vector) -> Vector:
+    """Multiply row j of a vector, (n,) or (n, k), by factors[j].
 
     Examples
     --------
-    >>> rows_scaled(np.ones((2, 2)), np.array([1.0, 3.0]))
+    >>> scale_rows(np.ones((2, 2)), np.array([1.0, 3.0]))
     array([[1., 1.],
            [3., 3.]])
     """

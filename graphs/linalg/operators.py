@@ -1,18 +1,19 @@
-"""Operators: how a block multiplies a vector, or several at once.
+"""Operators: blocks made ready to multiply one vector or several.
 
-One protocol, :class:`BlockOperator`, implemented by scipy CSR, torch CSR (CPU, CUDA), dense bands,
-and compiled kernels over CSR and over dense weights. Solvers see the protocol only.
+The protocol :class:`BlockOperator` has five implementations: scipy CSR, torch CSR (CPU, CUDA), dense weights read in bands,
+and compiled kernels for CSR and for dense weights. Solvers use the protocol only.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from scipy import sparse
 
-from graphs.linalg.blocks import Band, DenseBlock, FloatArray, NumpyBuffers
+from graphs.linalg.blocks import BAND_ELEMENTS, Band, DenseBlock, FloatArray, NumpyBuffers
 
 if TYPE_CHECKING:
     import torch
@@ -25,17 +26,17 @@ __all__ = [
     "KernelOperator",
     "TorchCSROperator",
     "Vector",
+    "torch_csr",
 ]
 
-# A numpy array or a torch tensor: solvers use only what the two share (+, *, sum, abs, slicing).
+# A numpy array or a torch tensor. Solvers use only the operations that both have (+, *, sum, abs, slicing).
 Vector: TypeAlias = Any
 
 
 class BlockOperator(Protocol):
-    """A block W (n_targets x n_sources) that multiplies vectors, and its twin 1[W != 0].
+    """A block W (n_targets, n_sources) that multiplies vectors.
 
-    Where a method takes (n,) it takes (n, k) too and treats the columns apart, in one read of the
-    block, except for `mixed_matvec`.
+    `matvec` and `rmatvec` also take k vectors as the columns of an (n, k) matrix, in one read of the block.
     """
 
     shape: tuple[int, int]
@@ -66,7 +67,7 @@ class BlockOperator(Protocol):
 
 
 class CSROperator:
-    """A scipy CSR block; its pattern shares the index arrays.
+    """A block in scipy's CSR form.
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ class CSROperator:
 
     def out_strength(self) -> FloatArray:
         """Column sums."""
-        # bincount: one pass, where csr.sum(axis=0) goes through a transposed product.
+        # bincount takes one pass; csr.sum(axis=0) would compute a transposed product.
         sums = np.bincount(self.csr.indices, weights=self.csr.data, minlength=self.shape[1])
         return sums.astype(self.csr.dtype)
 
@@ -88,7 +89,7 @@ class CSROperator:
         return self.matvec(np.ones(self.shape[1], dtype=self.csr.dtype))
 
     def out_degree(self) -> FloatArray:
-        """Entries per column."""
+        """Non-zero entries of every column."""
         return np.bincount(self.csr.indices, minlength=self.shape[1]).astype(self.csr.dtype)
 
     def matvec(self, x: Vector) -> FloatArray:
@@ -96,7 +97,7 @@ class CSROperator:
         return np.asarray(self.csr @ x)
 
     def rmatvec(self, y: Vector) -> FloatArray:
-        """W.T @ y; scipy reads the same arrays as CSC."""
+        """W.T @ y, from the same arrays, which scipy reads as CSC."""
         return np.asarray(self.csr.T @ y)
 
     def mixed_matvec(self, x: Vector, y: Vector) -> FloatArray:
@@ -106,17 +107,17 @@ class CSROperator:
 
     def row_maxima(self, x: Vector) -> FloatArray:
         """max_j W_ij x_j."""
-        found = np.zeros(self.shape[0], dtype=self.csr.dtype)
+        maxima = np.zeros(self.shape[0], dtype=self.csr.dtype)
         rows = np.flatnonzero(np.diff(self.csr.indptr))
         if len(rows):
-            found[rows] = np.maximum.reduceat(self.csr.data * x[self.csr.indices], self.csr.indptr[rows])
-        return found
+            maxima[rows] = np.maximum.reduceat(self.csr.data * x[self.csr.indices], self.csr.indptr[rows])
+        return maxima
 
     def column_maxima(self, y: Vector) -> FloatArray:
         """max_i W_ij y_i."""
-        found = np.zeros(self.shape[1], dtype=self.csr.dtype)
-        np.maximum.at(found, self.csr.indices, self.csr.data * np.repeat(y, np.diff(self.csr.indptr)))
-        return found
+        maxima = np.zeros(self.shape[1], dtype=self.csr.dtype)
+        np.maximum.at(maxima, self.csr.indices, self.csr.data * np.repeat(y, np.diff(self.csr.indptr)))
+        return maxima
 
 
 class CSRKernelOperator(CSROperator):
@@ -161,21 +162,21 @@ class TorchCSROperator:
         self._matrix = matrix
         self._transposed: torch.Tensor | None = None
 
-    def _scatter(self, values: torch.Tensor) -> torch.Tensor:
+    def _column_sums(self, values: torch.Tensor) -> torch.Tensor:
         sums = values.new_zeros(self.shape[1])
         return sums.index_add_(0, self._matrix.col_indices(), values)
 
     def out_strength(self) -> torch.Tensor:
         """Column sums."""
-        return self._scatter(self._matrix.values())
+        return self._column_sums(self._matrix.values())
 
     def in_strength(self) -> torch.Tensor:
         """Row sums."""
         return self.matvec(self._matrix.values().new_ones(self.shape[1]))
 
     def out_degree(self) -> torch.Tensor:
-        """Entries per column."""
-        return self._scatter(self._matrix.values().new_ones(self._matrix.values().shape))
+        """Non-zero entries of every column."""
+        return self._column_sums(self._matrix.values().new_ones(self._matrix.values().shape))
 
     def matvec(self, x: Vector) -> torch.Tensor:
         """W @ x."""
@@ -183,7 +184,7 @@ class TorchCSROperator:
         return result
 
     def rmatvec(self, y: Vector) -> torch.Tensor:
-        """W.T @ y; the first call builds the CSR of W.T and keeps it: torch would convert at every product."""
+        """W.T @ y. The first call builds the CSR of W.T and keeps it; torch would build it at every product."""
         if self._transposed is None:
             self._transposed = _transposed(self._matrix)
         result: torch.Tensor = self._transposed @ y
@@ -194,84 +195,82 @@ class TorchCSROperator:
         import torch
 
         matrix = self._matrix
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            pattern = torch.sparse_csr_tensor(
-                matrix.crow_indices(),
-                matrix.col_indices(),
-                torch.ones_like(matrix.values()),
-                size=matrix.shape,
-                check_invariants=False,
-            )
+        ones = torch.ones_like(matrix.values())
+        pattern = torch_csr(matrix.crow_indices(), matrix.col_indices(), ones, self.shape)
         result: torch.Tensor = matrix @ x + pattern @ y
         return result
-
-    def _rows(self) -> torch.Tensor:
-        import torch
-
-        return torch.repeat_interleave(
-            torch.arange(self.shape[0], device=self._matrix.device), self._matrix.crow_indices().diff()
-        )
 
     def row_maxima(self, x: Vector) -> torch.Tensor:
         """max_j W_ij x_j."""
         values = self._matrix.values()
         products = values * x[self._matrix.col_indices().long()]
-        return values.new_zeros(self.shape[0]).scatter_reduce_(0, self._rows(), products, "amax")
+        return values.new_zeros(self.shape[0]).scatter_reduce_(0, _rows(self._matrix).long(), products, "amax")
 
     def column_maxima(self, y: Vector) -> torch.Tensor:
         """max_i W_ij y_i."""
         values = self._matrix.values()
-        products = values * y[self._rows()]
+        products = values * y[_rows(self._matrix).long()]
         columns = self._matrix.col_indices().long()
         return values.new_zeros(self.shape[1]).scatter_reduce_(0, columns, products, "amax")
 
 
-def _transposed(matrix: torch.Tensor) -> torch.Tensor:
-    """The CSR of the transpose, with int32 indices as long as they fit."""
+def torch_csr(crow: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Build a torch CSR tensor from sound index arrays, without torch's warning that CSR is in beta.
+
+    Examples
+    --------
+    >>> import torch
+    >>> torch_csr(torch.tensor([0, 1]), torch.tensor([1]), torch.tensor([3.0]), (1, 2)).to_dense()
+    tensor([[0., 3.]])
+    """
     import torch
 
-    rows = torch.repeat_interleave(
-        torch.arange(matrix.shape[0], device=matrix.device, dtype=matrix.col_indices().dtype),
-        matrix.crow_indices().diff(),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(crow, columns, values, size=shape, check_invariants=False)
+
+
+def _transposed(matrix: torch.Tensor) -> torch.Tensor:
+    """Build the CSR of the transpose, in the index dtype of the matrix."""
+    import torch
+
     order = torch.argsort(matrix.col_indices(), stable=True)
     counts = torch.bincount(matrix.col_indices(), minlength=matrix.shape[1])
     crow = torch.cat((counts.new_zeros(1), counts.cumsum(0))).to(matrix.crow_indices().dtype)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            crow, rows[order], matrix.values()[order], size=(matrix.shape[1], matrix.shape[0]), check_invariants=False
-        )
+    return torch_csr(crow, _rows(matrix)[order], matrix.values()[order], (matrix.shape[1], matrix.shape[0]))
+
+
+def _rows(matrix: torch.Tensor) -> torch.Tensor:
+    """The row of every entry of a CSR tensor, in its index dtype."""
+    import torch
+
+    rows = torch.arange(matrix.shape[0], device=matrix.device, dtype=matrix.col_indices().dtype)
+    return torch.repeat_interleave(rows, matrix.crow_indices().diff())
 
 
 class DenseOperator:
-    """A dense block read band by band: an optimisation that gives what its CSR would give.
+    """A dense block that is read band by band. Its products are those of its CSR form.
 
     Parameters
     ----------
     block : DenseBlock
     xp : module
-        numpy or torch, whichever the buffers belong to.
+        numpy or torch: the library of the buffers.
     buffers : Buffers
         Device and dtype of the computation.
-    elements : int, optional
+    elements : int
         Entries of a band.
     """
 
-    def __init__(self, block: DenseBlock, xp: Any, buffers: Any, elements: int | None = None) -> None:
+    def __init__(self, block: DenseBlock, xp: Any, buffers: Any, elements: int = BAND_ELEMENTS) -> None:
         self.shape = block.shape
         self._block = block
         self._xp = xp
         self._buffers = buffers
         self._elements = elements
 
-    def _bands(self) -> Any:
-        return (
-            self._block.bands(self._buffers)
-            if self._elements is None
-            else self._block.bands(self._buffers, self._elements)
-        )
+    def _bands(self) -> Iterator[Band]:
+        return self._block.bands(self._buffers, self._elements)
 
     def _zeros(self, size: int, like: Vector = None) -> Vector:
         width = 1 if like is None or like.ndim == 1 else like.shape[1]
@@ -279,14 +278,11 @@ class DenseOperator:
         matrix[:] = 0
         return matrix[:, 0] if like is None or like.ndim == 1 else matrix
 
-    def _add_column_sums(self, total: Vector, band: Band) -> None:
-        total[band.columns] += band.matrix.sum(0)
-
     def out_strength(self) -> Vector:
         """Column sums."""
         total = self._zeros(self.shape[1])
         for band in self._bands():
-            self._add_column_sums(total, band)
+            total[band.columns] += band.matrix.sum(0)
         return total
 
     def in_strength(self) -> Vector:
@@ -297,11 +293,11 @@ class DenseOperator:
         return total
 
     def out_degree(self) -> Vector:
-        """Non-zero entries per column."""
+        """Non-zero entries of every column."""
         total = self._zeros(self.shape[1])
         for band in self._bands():
             self._xp.sign(band.matrix, out=band.matrix)
-            self._add_column_sums(total, band)
+            total[band.columns] += band.matrix.sum(0)
         return total
 
     def matvec(self, x: Vector) -> Vector:
@@ -344,8 +340,10 @@ class DenseOperator:
         return result
 
 
-class KernelOperator:
-    """Dense weights on the CPU, read where they lie by :mod:`graphs.linalg.kernels`: one read a product, sums in float64.
+class KernelOperator(DenseOperator):
+    """Dense weights on the CPU, multiplied without a copy by :mod:`graphs.linalg.kernels`: one read a product, sums in float64.
+
+    Products that no kernel takes are those of :class:`DenseOperator`, in numpy.
 
     Parameters
     ----------
@@ -354,17 +352,16 @@ class KernelOperator:
     transposed : bool
         Whether the block is the transpose of the matrices (column-major weights).
     block : DenseBlock
-        The same weights, for products with several vectors, which are matrix products of bands.
+        The same weights.
     dtype : str
-        Of the vectors.
+        The dtype of the vectors.
     """
 
     def __init__(self, matrices: tuple[FloatArray, ...], transposed: bool, block: DenseBlock, dtype: str) -> None:
-        self.shape = block.shape
+        super().__init__(block, np, NumpyBuffers(np.dtype(dtype)))
         self._matrices = matrices
         self._is_transposed = transposed
         self._dtype = np.dtype(dtype)
-        self._bands = DenseOperator(block, np, NumpyBuffers(self._dtype))
 
     def _product(self, x: Vector, transpose: bool) -> FloatArray:
         from graphs.linalg import kernels
@@ -382,35 +379,27 @@ class KernelOperator:
         return self._product(np.ones(self.shape[1]), transpose=False)
 
     def out_degree(self) -> FloatArray:
-        """Non-zero entries per column."""
+        """Non-zero entries of every column."""
         from graphs.linalg import kernels
 
         if self._is_transposed:
-            return np.asarray(self._bands.out_degree())
+            return np.asarray(super().out_degree())
         counts: FloatArray = kernels.column_counts(self._matrices).astype(self._dtype, copy=False)
         return counts
 
     def matvec(self, x: Vector) -> FloatArray:
         """W @ x."""
-        return self._product(x, transpose=False) if x.ndim == 1 else np.asarray(self._bands.matvec(x))
+        return self._product(x, transpose=False) if x.ndim == 1 else np.asarray(super().matvec(x))
 
     def rmatvec(self, y: Vector) -> FloatArray:
         """W.T @ y."""
-        return self._product(y, transpose=True) if y.ndim == 1 else np.asarray(self._bands.rmatvec(y))
+        return self._product(y, transpose=True) if y.ndim == 1 else np.asarray(super().rmatvec(y))
 
     def mixed_matvec(self, x: Vector, y: Vector) -> FloatArray:
         """W @ x + 1[W != 0] @ y."""
         from graphs.linalg import kernels
 
         if self._is_transposed:
-            return np.asarray(self._bands.mixed_matvec(x, y))
+            return np.asarray(super().mixed_matvec(x, y))
         result: FloatArray = kernels.row_products_mixed(self._matrices, x, y).astype(self._dtype, copy=False)
         return result
-
-    def row_maxima(self, x: Vector) -> FloatArray:
-        """max_j W_ij x_j."""
-        return np.asarray(self._bands.row_maxima(x))
-
-    def column_maxima(self, y: Vector) -> FloatArray:
-        """max_i W_ij y_i."""
-        return np.asarray(self._bands.column_maxima(y))

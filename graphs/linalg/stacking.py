@@ -1,4 +1,4 @@
-"""The blocks of a layered graph, stacked into one matrix."""
+"""Stacking: the blocks of a layered graph in one matrix."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def stack_layers(blocks: Sequence[Block]) -> sparse.csr_array:
     Returns
     -------
     scipy.sparse.csr_array, shape (N, N)
-        N is the number of nodes of all layers, which stand one after another. int32 indices while nodes and edges fit in them,
-        int64 beyond. Memory: 8 to 16 bytes an edge.
+        N is the number of nodes of all layers, in order of the layers. Indices are int32 where the numbers of nodes and edges
+        fit, else int64. Memory: 8 to 16 bytes per edge.
 
     Examples
     --------
@@ -39,19 +39,19 @@ def stack_layers(blocks: Sequence[Block]) -> sparse.csr_array:
     n_nodes = offsets[-1]
     matrices = [block.to_csr() for block in blocks]
     n_edges = sum(int(matrix.nnz) for matrix in matrices)
-    kind = index_dtype(n_nodes, n_edges)
-    # Filled by hand: scipy's block stacking overflows int32 where the parts fit and the sum does not.
+    dtype = index_dtype(n_nodes, n_edges)
+    # Not scipy's block stacking, which overflows int32 where every block fits and their sum does not.
     data = np.empty(n_edges, dtype=np.result_type(*[matrix.dtype for matrix in matrices]))
-    indices = np.empty(n_edges, dtype=kind)
-    indptr = np.zeros(n_nodes + 1, dtype=kind)
-    filled = 0
+    indices = np.empty(n_edges, dtype=dtype)
+    indptr = np.zeros(n_nodes + 1, dtype=dtype)
+    start = 0
     for layer, matrix in enumerate(matrices, start=1):
-        stop = filled + int(matrix.nnz)
-        data[filled:stop] = matrix.data
-        indices[filled:stop] = matrix.indices
-        indices[filled:stop] += kind(offsets[layer - 1])
+        stop = start + int(matrix.nnz)
+        data[start:stop] = matrix.data
+        indices[start:stop] = matrix.indices
+        indices[start:stop] += dtype(offsets[layer - 1])
         rows = slice(offsets[layer] + 1, offsets[layer + 1] + 1)
         indptr[rows] = matrix.indptr[1:]
-        indptr[rows] += kind(filled)
-        filled = stop
+        indptr[rows] += dtype(start)
+        start = stop
     return sparse.csr_array((data, indices, indptr), shape=(n_nodes, n_nodes))

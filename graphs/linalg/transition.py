@@ -1,8 +1,7 @@
-"""One rank step across one block: the weighted transition and the modified product.
+"""The step of a layered rank across one block, for weighted and for modified PageRank.
 
-Sources: MATH of the layered rank as in LLM-Rank (arXiv 2410.13299), with every degenerate case
-defined. The two steps here are the only place where the formulas stand; the solvers apply them to
-graphs, and scorers of single layers apply them to one matrix.
+Source: LLM-Rank (arXiv 2410.13299). Every degenerate case is defined here. This module is the only
+place of the two formulas: solvers apply them to graphs, and scorers of single layers to one matrix.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ __all__ = ["Normalised", "Transition", "modified_step", "normalise", "weighted_s
 
 @dataclass(frozen=True)
 class Normalised:
-    """A non-negative vector of mass 1, and which fallback it took to get there.
+    """A non-negative vector of sum 1, and the fallback that replaced it, if any.
 
     Attributes
     ----------
     vector : Vector
         Sums to 1.
     fallback : str
-        Empty, ``"activation"`` (the mass was zero) or ``"uniform"`` (the activation's was too).
+        Empty, ``"activation"`` (the sum was zero) or ``"uniform"`` (the activations' sum was zero too).
     """
 
     vector: Vector
@@ -33,12 +32,12 @@ class Normalised:
 
 
 def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
-    """Divide by the sum; a zero vector becomes `fallback` over its sum, or uniform.
+    """Divide a vector by its sum; a zero vector becomes `fallback` divided by its sum, or uniform.
 
     Raises
     ------
     GraphError
-        The sum is not finite: NaN or Inf entered through the weights, or the dtype overflowed.
+        The sum is not finite: the weights hold NaN or Inf, or the dtype overflowed.
 
     Examples
     --------
@@ -63,10 +62,10 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
 
 
 class Transition:
-    """P = theta W Ds^-1 + (1 - theta) 1[W != 0] Dk^-1 of one block, never formed.
+    """The transition P = theta W Ds^-1 + (1 - theta) 1[W != 0] Dk^-1 of one block, never formed as a matrix.
 
-    The vector is divided by the out-strength (and out-degree) before the product, so that no second
-    matrix is needed: two reads of the weights at theta = 1.
+    The vector is divided by the out-strengths Ds (and the out-degrees Dk) before the product, so that no second
+    matrix is needed. Cost at theta = 1: one read of the weights here, and one per product.
 
     Parameters
     ----------
@@ -75,7 +74,7 @@ class Transition:
     theta : float
         Share of the edge weights against the bare edges, 0..1.
     arithmetic : Arithmetic
-        That of the operator.
+        The arithmetic of the operator.
     """
 
     def __init__(self, operator: BlockOperator, theta: float, arithmetic: Arithmetic) -> None:
@@ -88,42 +87,42 @@ class Transition:
                 "check the weights, or use dtype='float64'"
             )
         self.dangling = bool((strength == 0).any())
-        self._by_strength = arithmetic.reciprocal(strength)
-        self._by_degree: Vector | None = None
+        self._per_strength = arithmetic.reciprocal(strength)
+        self._per_degree: Vector | None = None
         self._full = False
         if theta < 1.0:
             degree = operator.out_degree()
             self._full = bool((degree == operator.shape[0]).all())
-            self._by_degree = arithmetic.reciprocal(degree)
+            self._per_degree = arithmetic.reciprocal(degree)
 
-    def apply(self, operator: BlockOperator, rank: Vector) -> Vector:
-        """P @ rank, (n_targets,); the mass of dangling sources is lost here."""
-        weighted = rank * self._by_strength * self.theta
-        if self._by_degree is None:
+    def apply(self, operator: BlockOperator, scores: Vector) -> Vector:
+        """Compute P @ scores, (n_targets,); the scores of dangling sources are lost."""
+        weighted = scores * self._per_strength * self.theta
+        if self._per_degree is None:
             return operator.matvec(weighted)
-        bare = rank * self._by_degree * (1.0 - self.theta)
+        bare = scores * self._per_degree * (1.0 - self.theta)
         if self._full:
-            # Without zeros every target receives the same: no second product.
+            # In a block without zeros all targets receive the same, so that a sum replaces the second product.
             return operator.matvec(weighted) + bare.sum()
         return operator.mixed_matvec(weighted, bare)
 
     def row_maxima(self, operator: BlockOperator) -> Vector:
-        """At least max_j P_ij, (n_targets,)."""
-        maxima = operator.row_maxima(self._by_strength) * self.theta
-        return maxima if self._by_degree is None else maxima + self._by_degree.max() * (1.0 - self.theta)
+        """Bound max_j P_ij from above, (n_targets,)."""
+        maxima = operator.row_maxima(self._per_strength) * self.theta
+        return maxima if self._per_degree is None else maxima + self._per_degree.max() * (1.0 - self.theta)
 
 
 def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalised:
-    """r_l = N(gamma P r_{l-1} + (1 - gamma) a_l / sum(a_l)).
+    """Compute the weighted rank of a layer: r_l = N(gamma P r_{l-1} + (1 - gamma) a_l / sum(a_l)).
 
     Parameters
     ----------
     passed : Vector, (n_l,)
         P r_{l-1}.
     activation : Vector, (n_l,)
-        a_l, non-negative; of zero sum it counts as uniform.
+        a_l, non-negative; activations of sum zero count as uniform.
     gamma : float
-        Damping, 0..1: the share that comes through the graph.
+        Damping, 0..1: the share of a score that comes along edges.
 
     Examples
     --------
@@ -137,7 +136,9 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
 
 
 def modified_step(product: Vector, activation: Vector) -> Normalised:
-    """r_l = N((W r_{l-1}) * a_l), elementwise; of zero sum the activation counts as uniform.
+    """Compute the modified rank of a layer: r_l = N((W r_{l-1}) * a_l), elementwise.
+
+    Activations of sum zero count as uniform.
 
     Examples
     --------

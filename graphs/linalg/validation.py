@@ -1,4 +1,4 @@
-"""Validation of weights: whatever a user passes becomes a valid block, or a GraphError says why not."""
+"""Validation of weights and vectors: a user's input becomes a valid block, or a GraphError says why not."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ COMPRESSED = {"csr": sparse.csr_array, "csc": sparse.csc_array, "bsr": sparse.bs
 
 
 def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
-    """Validate one block of weights and wrap it.
+    """Check the weights of one block and wrap them.
 
     Parameters
     ----------
-    value : array-like, torch tensor (dense or sparse), scipy sparse matrix, or a tuple of dense ones
+    value : array-like, torch tensor (dense or sparse), scipy sparse matrix, or a tuple of these
         Shape (n_targets, n_sources). A tuple holds parallel edges, whose absolute values add up.
     name : str
-        How messages call the block.
+        Name of the block in error messages.
     check_finite : bool
-        Read every dense weight once to refuse NaN and Inf now; without it they are found at the
-        first product. Sparse weights are always checked.
+        Whether to read every dense weight once, to find NaN and Inf now; otherwise the first product
+        finds them. Sparse weights are always checked.
 
     Raises
     ------
     GraphError
-        Not two-dimensional, a side of length zero, complex or not numeric, without data (meta
-        device), differing shapes in a tuple, NaN or Inf, or a sparse matrix with damaged index arrays.
+        The weights are not two-dimensional, have a side of length zero, are complex or not numeric, have no data (meta
+        device), differ in shape within a tuple, or hold NaN or Inf; or a sparse matrix has damaged index arrays.
 
     Examples
     --------
@@ -51,10 +51,14 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
     if not parts:
         raise GraphError(f"{name}: expected at least one matrix in the tuple of parallel edges, got an empty tuple")
     if any(is_torch(part) and part.is_meta for part in parts):
-        raise GraphError(f"{name}: the weights lie on the meta device and have no numbers; load the model first")
+        raise GraphError(f"{name}: the weights are on the meta device and have no numbers; load the model first")
     matrices = tuple(part if _is_sparse(part) else _dense(part, name) for part in parts)
     for matrix in matrices:
-        _refuse_other_shape(matrix, matrices[0], name)
+        if tuple(matrix.shape) != tuple(matrices[0].shape):
+            raise GraphError(
+                f"{name}: expected parallel edges in matrices of one shape, got {tuple(matrices[0].shape)} and "
+                f"{tuple(matrix.shape)}"
+            )
     if any(_is_sparse(matrix) for matrix in matrices):
         total = _canonical(as_csr(matrices[0], name), name)
         for matrix in matrices[1:]:
@@ -69,10 +73,12 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
 def check_finite_entries(matrix: Any, name: str) -> None:
     """Raise a GraphError that locates the first NaN or Inf of a dense matrix. Cost: one read.
 
-    NaN and Inf survive sums and extremes, so these are read first and the entries only where they are not finite.
+    A sum or an extreme of numbers with NaN or Inf is not finite either. So one of these is computed first, and single
+    entries are examined only if it is not finite.
     """
     if is_torch(matrix) and matrix.itemsize < 4:
-        # A half sum overflows, a wider one copies the matrix; the extremes do neither. 8 bits know no extremes.
+        # A sum in half precision overflows, and one in a wider dtype copies the matrix; extremes do neither. torch has no
+        # extremes of 8-bit floats.
         extremes = (matrix.float() if matrix.itemsize == 1 else matrix).aminmax()
         finite = bool(np.isfinite(float(extremes.min)) and np.isfinite(float(extremes.max)))
     else:
@@ -91,7 +97,7 @@ def check_finite_entries(matrix: Any, name: str) -> None:
 
 
 def _dense(value: Any, name: str) -> Any:
-    """A dense matrix in a floating dtype, an array or a tensor; its numbers are not looked at."""
+    """Convert a dense matrix to a floating dtype, as an array or a tensor; its numbers are not checked."""
     try:
         matrix = value.detach() if is_torch(value) else np.asarray(value)
     except ValueError as error:
@@ -104,13 +110,6 @@ def _dense(value: Any, name: str) -> Any:
     return _floating(matrix, name)
 
 
-def _refuse_other_shape(matrix: Any, first: Any, name: str) -> None:
-    if tuple(matrix.shape) != tuple(first.shape):
-        raise GraphError(
-            f"{name}: parallel edges need matrices of one shape, got {tuple(first.shape)} and {tuple(matrix.shape)}"
-        )
-
-
 def _floating(matrix: Any, name: str) -> Any:
     if is_torch(matrix):
         if matrix.is_complex() or matrix.is_quantized:
@@ -120,7 +119,7 @@ def _floating(matrix: Any, name: str) -> Any:
         raise GraphError(f"{name}: expected real numbers, got dtype {matrix.dtype}")
     if matrix.dtype == np.float16:
         return matrix.astype(np.float32)
-    # Other byte orders and long doubles as well as integers: torch can view none of them.
+    # torch has no view of other byte orders or long doubles, so these are converted as integers are.
     return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float64)
 
 
@@ -131,31 +130,31 @@ def _is_sparse(value: Any) -> bool:
 
 
 def as_csr(value: Any, name: str) -> sparse.csr_array:
-    """A matrix in scipy's CSR form, once its index arrays are known to be sound.
+    """Check the index arrays of a matrix and convert it to scipy's CSR form.
 
-    scipy and torch follow the index arrays of a sparse matrix unchecked, in compiled code: one entry out of range reads or
-    writes memory of something else.
+    The compiled code of scipy and torch trusts the index arrays of a sparse matrix: with one entry out of range it reads or
+    writes foreign memory.
 
     Parameters
     ----------
     value : scipy sparse matrix of any format, torch tensor (dense, COO, CSR, CSC or BSR), or (m, n) array
     name : str
-        How messages call the matrix.
+        Name of the matrix in error messages.
 
     Returns
     -------
     scipy.sparse.csr_array, shape (m, n)
         It may share memory with `value`. Duplicates of a COO matrix are added up; otherwise duplicates, zeros and the order of
-        columns are left as they are.
+        columns remain.
 
     Raises
     ------
     GraphError
-        Not two-dimensional, a side of length zero, not real, or index arrays that do not fit the matrix.
+        The matrix is not two-dimensional, has a side of length zero, is not real, or its index arrays do not fit it.
 
     Notes
     -----
-    Cost: one read of the index arrays, besides a conversion.
+    Cost: one read of the index arrays, and the conversion.
 
     Examples
     --------
@@ -178,7 +177,7 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
     shape = (int(value.shape[0]), int(value.shape[1]))
     if kind == "coo":
         _check_coordinates(parts, shape, name)
-        # Duplicates are added up: small integers would overflow.
+        # Duplicates are added up, which would overflow small integers.
         values = parts[0] if parts[0].dtype in (np.float32, np.float64) else parts[0].astype(np.float64)
         return sparse.csr_array(sparse.coo_array((values, tuple(parts[1:])), shape=shape))
     check_compressed(kind, parts, shape, name)
@@ -186,21 +185,21 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
 
 
 def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
-    """A format with index arrays, and the arrays that make up the matrix in it: the values, then the indices."""
+    """The arrays of a sparse matrix (values first, then indices) and the format that they are in, coo or compressed."""
     if value.format in COMPRESSED:
         return value.format, [np.asarray(part) for part in (value.data, value.indices, value.indptr)]
     if value.format == "lil":
-        # Not its tocsr(), which trusts the two lists of every row to be of one length.
-        lengths, of_values = (np.fromiter(map(len, lists), np.int64, len(lists)) for lists in (value.rows, value.data))
-        if not np.array_equal(lengths, of_values):
+        # tocsr() would not check that the two lists of every row have one length.
+        n_columns, n_values = (np.fromiter(map(len, lists), np.int64, len(lists)) for lists in (value.rows, value.data))
+        if not np.array_equal(n_columns, n_values):
             raise _damaged(name, "lil", "expected as many columns as values in every row")
-        count = int(lengths.sum())
+        count = int(n_columns.sum())
         values, columns = (itertools.chain.from_iterable(lists) for lists in (value.data, value.rows))
-        pointers = np.concatenate(([0], np.cumsum(lengths)))
+        pointers = np.concatenate(([0], np.cumsum(n_columns)))
         return "csr", [np.fromiter(values, value.dtype, count), np.fromiter(columns, np.int64, count), pointers]
     try:
         if value.format == "dia":
-            # Its constructor checks that the diagonals are as many as the offsets; its conversion does not.
+            # The constructor checks that there are as many diagonals as offsets; the conversion does not.
             value = sparse.dia_array((value.data, value.offsets), shape=value.shape)
         coo = value.tocoo()
     except (IndexError, ValueError) as error:
@@ -209,7 +208,7 @@ def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
 
 
 def _torch_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
-    """As :func:`_scipy_parts`, of a sparse tensor."""
+    """The arrays of a sparse tensor and their format, as :func:`_scipy_parts` gives them."""
     kind = str(value.layout).removeprefix("torch.sparse_").removeprefix("torch.sparse")
     tensor = value.detach()
     if kind in ("", "coo"):
@@ -222,24 +221,26 @@ def _torch_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
 
 
 def check_compressed(kind: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
-    """Raise unless the arrays of a compressed matrix fit it: what scipy's ``check_format`` asks, and what it leaves out.
+    """Check that the arrays of a compressed matrix fit it.
 
-    That method changes the matrix it checks, and looks at no index where the last index pointer is 0 or negative.
+    scipy's ``check_format`` is not enough: it changes the matrix that it checks, and does not check the indices where the
+    last index pointer is 0 or negative.
 
     Parameters
     ----------
     kind : {"csr", "csc", "bsr"}
+        Format of the matrix.
     parts : sequence of three arrays
-        data (k,), or (k, rows, columns) of a BSR matrix; indices (k,); index pointers (rows + 1,), or (columns + 1,) of a CSC.
+        Values (k,), or (k, rows, columns) for BSR; indices (k,); index pointers (rows + 1,), or (columns + 1,) for CSC.
     shape : tuple of int
-        Of the matrix.
+        Shape of the matrix.
     name : str
-        How messages call the matrix.
+        Name of the matrix in error messages.
 
     Raises
     ------
     GraphError
-        Index arrays of another dtype or shape, index pointers that do not rise from 0 to k, or indices out of range.
+        Index arrays have another dtype or shape, index pointers do not rise from 0 to k, or indices are out of range.
 
     Notes
     -----
@@ -266,53 +267,53 @@ def check_compressed(kind: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[
             f"expected index pointers from 0 to the number of values and of indices, got pointers from {pointers[0]} to "
             f"{pointers[-1]}, {len(data)} values and {len(indices)} indices",
         )
-    falls = np.flatnonzero(pointers[1:] < pointers[:-1])
-    if len(falls):
-        at = int(falls[0])
+    decreases = np.flatnonzero(pointers[1:] < pointers[:-1])
+    if len(decreases):
+        at = int(decreases[0])
         raise _damaged(
             name,
             kind,
-            f"expected index pointers that never fall, got {pointers[at]} and then {pointers[at + 1]} at {at + 1}",
+            f"expected index pointers that never decrease, got {pointers[at]} and then {pointers[at + 1]} at {at + 1}",
         )
-    _refuse_outside(indices, n_minor, "row" if kind == "csc" else "column", kind, name)
+    _check_indices(indices, n_minor, "row" if kind == "csc" else "column", kind, name)
 
 
 def _check_coordinates(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
     data, *coordinates = parts
-    if len(coordinates) != 2 or data.ndim != 1 or any(len(places) != len(data) for places in coordinates):
-        sizes = ", ".join(str(places.shape) for places in coordinates)
+    if len(coordinates) != 2 or data.ndim != 1 or any(len(indices) != len(data) for indices in coordinates):
+        sizes = ", ".join(str(indices.shape) for indices in coordinates)
         raise _damaged(
             name,
             "coo",
             f"expected a row and a column for every value, got values of shape {data.shape} and indices of {sizes}",
         )
-    for places, limit, what in zip(coordinates, shape, ("row", "column"), strict=True):
-        _refuse_outside(places, limit, what, "coo", name)
+    for indices, limit, axis in zip(coordinates, shape, ("row", "column"), strict=True):
+        _check_indices(indices, limit, axis, "coo", name)
 
 
-def _refuse_outside(indices: npt.NDArray[Any], limit: int, what: str, kind: str, name: str) -> None:
+def _check_indices(indices: npt.NDArray[Any], limit: int, axis: str, kind: str, name: str) -> None:
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
         raise _damaged(
-            name, kind, f"expected integer {what} indices (k,), got {indices.dtype} of shape {indices.shape}"
+            name, kind, f"expected integer {axis} indices (k,), got {indices.dtype} of shape {indices.shape}"
         )
-    # Read as unsigned, negative indices are high ones: one pass finds both.
+    # As unsigned numbers negative indices are large, so that one pass finds both errors.
     unsigned = indices.view(indices.dtype.str.replace("i", "u"))
     if len(unsigned) and int(unsigned.max()) >= limit:
         at = int(np.argmax(unsigned >= limit))
-        raise _damaged(name, kind, f"expected {what} indices from 0 to {limit - 1}, got {indices[at]} at entry {at}")
+        raise _damaged(name, kind, f"expected {axis} indices from 0 to {limit - 1}, got {indices[at]} at entry {at}")
 
 
 def _damaged(name: str, kind: str, reason: str) -> GraphError:
     return GraphError(
-        f"{name}: the {kind.upper()} matrix is damaged: {reason}; build it anew, such as by "
+        f"{name}: the {kind.upper()} matrix is damaged: {reason}; build it again, for example with "
         "scipy.sparse.coo_array((values, (rows, columns)), shape)"
     )
 
 
 def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
-    """A copy with absolute float values, sorted, without duplicates or zeros, int32 where it fits."""
-    kind = csr.dtype if csr.dtype in (np.float32, np.float64) else np.dtype(np.float64)
-    clean = sparse.csr_array((csr.data.astype(kind), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
+    """Copy a matrix to absolute float values, sorted, without duplicates or zeros, with int32 indices where they fit."""
+    dtype = csr.dtype if csr.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    clean = sparse.csr_array((csr.data.astype(dtype), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
     bad = np.flatnonzero(~np.isfinite(clean.data))
     if len(bad):
         row = int(np.searchsorted(clean.indptr, bad[0], side="right")) - 1
@@ -324,32 +325,29 @@ def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
     np.abs(clean.data, out=clean.data)
     clean.eliminate_zeros()
     clean.sort_indices()
-    width = index_dtype(clean.shape[1], clean.nnz)
-    return sparse.csr_array(
-        (clean.data, clean.indices.astype(width, copy=False), clean.indptr.astype(width, copy=False)),
-        shape=clean.shape,
-    )
+    integer = index_dtype(clean.shape[1], clean.nnz)
+    indices, indptr = clean.indices.astype(integer, copy=False), clean.indptr.astype(integer, copy=False)
+    return sparse.csr_array((clean.data, indices, indptr), shape=clean.shape)
 
 
 def as_vector(values: Any, name: str) -> FloatArray:
-    """Numbers of one layer's nodes.
+    """Check numbers, one for each node of a layer, and copy them.
 
     Parameters
     ----------
     values : (n,) array-like or torch tensor
         Real and finite, n >= 1.
     name : str
-        How messages call them.
+        Name of the values in error messages.
 
     Returns
     -------
     (n,) float64 array
-        A copy.
 
     Raises
     ------
     GraphError
-        Not real, not one-dimensional, empty or not finite.
+        The values are not real, not one-dimensional, empty or not finite.
 
     Examples
     --------
@@ -367,7 +365,7 @@ def as_vector(values: Any, name: str) -> FloatArray:
     except (TypeError, ValueError) as error:
         raise GraphError(f"{name}: expected real numbers (n,), got {type(values).__name__}: {error}") from error
     if given.ndim != 1 or not len(given):
-        raise GraphError(f"{name}: expected one number a node, shape (n,) with n >= 1, got shape {given.shape}")
+        raise GraphError(f"{name}: expected one number for each node, shape (n,) with n >= 1, got shape {given.shape}")
     array: FloatArray = given.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):

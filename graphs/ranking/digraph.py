@@ -123,7 +123,7 @@ def pagerank(
     engine = make_backend(backend, device, dtype, digraph.blocks)
     once = isinstance(chosen, (LayerSweep, SparseLU)) or (chosen is None and digraph.topological[1])
     problem = DigraphProblem(digraph, engine, gamma, jump, 1 if once else GUESSED_PRODUCTS)
-    first = None if start is None else starting_state(start, digraph.layers, problem.columns, each_layer=False)
+    first = None if start is None else starting_state(start, digraph.layers, problem.n_columns, each_layer=False)
     return solve_for_rank(
         problem,
         chosen,

@@ -38,9 +38,9 @@ class LayeredProblem:
         self.graph = graph
         self.backend = backend
         self.products = products
-        self.layers = len(graph.activations)
-        self.block_count = self.layers - 1
-        self.depth = self.layers - 1
+        self.n_layers = len(graph.activations)
+        self.n_blocks = self.n_layers - 1
+        self.depth = self.n_layers - 1
         self.dtype = backend.arithmetic.dtype
         self.degenerate: dict[int, str] = {}
         self._activations = [backend.arithmetic.vector(_near_one(vector)) for vector in graph.activations]
@@ -56,20 +56,20 @@ class LayeredProblem:
 
     def apply(self, state: State) -> State:
         """Every layer from the given state."""
-        return [self._first(), *(self.step(layer, state[layer - 1]) for layer in range(1, self.layers))]
+        return [self._first(), *(self.step(layer, state[layer - 1]) for layer in range(1, self.n_layers))]
 
-    def relax(self, state: State, jump: Vector) -> SweptState:
+    def sweep(self, state: State, teleporting: Vector) -> SweptState:
         """Every layer from the one before: the fixed point."""
         found = [self._first()]
-        for layer in range(1, self.layers):
+        for layer in range(1, self.n_layers):
             found.append(self.step(layer, found[-1]))
-        return SweptState(found, jump, 0.0)
+        return SweptState(found, teleporting, 0.0)
 
-    def total(self, changes: Sequence[float]) -> float:
+    def residual(self, changes: Sequence[float]) -> float:
         """The largest over the layers, each of mass 1."""
         return float(np.max(changes))
 
-    def bounds(self, changes: Sequence[float], steps: int) -> list[float]:
+    def error_bounds(self, changes: Sequence[float], steps: int) -> list[float]:
         """L1 error of F(r) in every layer.
 
         The layers up to `steps` are exact. Beyond, r_l = N(gamma P r_{l-1} + ...) is off by gamma times what the
@@ -77,21 +77,21 @@ class LayeredProblem:
         is not linear (or for the modified rank) nothing is known.
         """
         found = [0.0]
-        for layer in range(1, self.layers):
+        for layer in range(1, self.n_layers):
             before = found[-1] + changes[layer - 1] if layer > steps else 0.0
             factor = self._contraction(layer)
             # From an exact layer follows an exact one, whatever the map; and nothing follows from any where gamma is 0.
             found.append(factor * before if before and factor else 0.0)
         return found
 
-    def caps(self) -> list[FloatArray] | None:
+    def row_maxima(self) -> list[FloatArray] | None:
         """max_j P_ij of every node by layer, or None where no bound needs it."""
         return None
 
     @property
     def roundoff(self) -> float:
         """Relative error of a score by rounding: an allowance, for sums of as many terms as a layer has nodes."""
-        return float(np.finfo(self.dtype).eps) * (max(self.graph.layers) + 16) * self.layers
+        return float(np.finfo(self.dtype).eps) * (max(self.graph.layers) + 16) * self.n_layers
 
     def step(self, layer: int, previous: Vector) -> Vector:
         """r_layer from r_{layer-1}."""
@@ -144,10 +144,10 @@ class WeightedPageRankProblem(LayeredProblem):
         self.theta = theta
         self._transitions: dict[int, Transition] = {}
 
-    def caps(self) -> list[FloatArray]:
+    def row_maxima(self) -> list[FloatArray]:
         """max_j P_ij of every node by layer; 1 in layer 0, which is given."""
         to_numpy = self.backend.arithmetic.to_numpy
-        steps = (self._transitions[layer].row_maxima(self._operator(layer)) for layer in range(1, self.layers))
+        steps = (self._transitions[layer].row_maxima(self._operator(layer)) for layer in range(1, self.n_layers))
         return [np.ones(self.graph.layers[0]), *map(to_numpy, steps)]
 
     def _contraction(self, layer: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphs.errors import GraphError
-from graphs.linalg.layer_vectors import State, combine, distances, dot, normalised, subtract
+from graphs.linalg.layer_vectors import State, combine, distances, dot, normalise_state, subtract
 from graphs.solvers.problem import Problem, SolverStep
 
 __all__ = ["AndersonMixing", "Extrapolation"]
@@ -56,19 +56,19 @@ class Extrapolation:
             jumped = self._extrapolated(iterates, each_layer=not problem.linear)
             following = problem.apply(jumped)
             changes = distances(following, jumped)
-            products += problem.block_count
-            if problem.total(changes) < before:
+            products += problem.n_blocks
+            if problem.residual(changes) < before:
                 return self._step(problem, (jumped, following), changes, steps, products)
         following = problem.apply(iterates[-1])
         changes = distances(following, iterates[-1])
         kept = (*iterates, following)[-(self.degree + 2) :]
-        return self._step(problem, kept, changes, steps, products + problem.block_count)
+        return self._step(problem, kept, changes, steps, products + problem.n_blocks)
 
     def _step(self, problem: Problem, iterates: Any, changes: list[float], steps: int, products: int) -> SolverStep:
-        residual = problem.total(changes)
+        residual = problem.residual(changes)
         # A jump makes the layers forget that they were exact: the bound counts one application, no more.
         memory = (iterates, steps + 1, residual)
-        return SolverStep(iterates[-1], changes, residual, problem.bounds(changes, 1), products, memory)
+        return SolverStep(iterates[-1], changes, residual, problem.error_bounds(changes, 1), products, memory)
 
     def _extrapolated(self, iterates: tuple[State, ...], *, each_layer: bool) -> State:
         first, *rest = iterates
@@ -81,7 +81,7 @@ class Extrapolation:
         if not np.isfinite(weights).all() or abs(weights.sum()) < 1e-12:
             return iterates[-1]
         jumped = combine((weights / weights.sum()).tolist(), rest)
-        return normalised([vector.clip(0.0) for vector in jumped], each_layer)
+        return normalise_state([vector.clip(0.0) for vector in jumped], each_layer)
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,15 @@ class AndersonMixing:
         point, history, best = memory
         image = problem.apply(point)
         changes = distances(image, point)
-        residual = problem.total(changes)
+        residual = problem.residual(changes)
         if residual > 10.0 * best:
             # Mixing led astray, which a contraction cannot: forget, and go on from a plain step.
             history = ()
         history = (*history, (image, subtract(image, point)))[-(self.window + 1) :]
         # Sums of large terms of either sign lose mass by rounding, and the bound is one for mass 1.
-        point = normalised(self._mixed(history), each_layer=not problem.linear)
+        point = normalise_state(self._mixed(history), each_layer=not problem.linear)
         memory = (point, history, min(best, residual))
-        return SolverStep(image, changes, residual, problem.bounds(changes, 1), problem.block_count, memory)
+        return SolverStep(image, changes, residual, problem.error_bounds(changes, 1), problem.n_blocks, memory)
 
     def _mixed(self, history: Any) -> State:
         image, defect = history[-1]

@@ -43,16 +43,16 @@ class SparseLU:
         """Factorise, solve, and apply F once, whose change gives residual and bound."""
         matrix = problem.matrix()
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
-        solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stacked(problem.teleport)))
+        solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stack(problem.teleport)))
         state = problem.split(solution / solution.sum(axis=0))
         image = problem.apply(state)
         changes = distances(image, state)
         return SolverStep(
             image,
             changes,
-            problem.total(changes),
-            problem.bounds(changes, 1),
-            problem.block_count,
+            problem.residual(changes),
+            problem.error_bounds(changes, 1),
+            problem.n_blocks,
             None,
             exact=True,
         )

@@ -181,9 +181,11 @@ def solve(
         elif step.residual <= tol:
             reason = "tolerance"
         if limits.certify is not None:
-            if step.image and caps is None:
-                caps = problem.caps()
-            certificate = limits.certify(to_scores(state), step.bounds, caps if step.image else None, problem.roundoff)
+            if step.is_image and caps is None:
+                caps = problem.row_maxima()
+            certificate = limits.certify(
+                to_scores(state), step.bounds, caps if step.is_image else None, problem.roundoff
+            )
             if certificate.certified and reason == "max_iter":
                 reason = "certified"
         if limits.callback is not None:

@@ -52,12 +52,12 @@ class Krylov:
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
         """The start, scaled as the solution is scaled when no node dangles."""
         check_linear(problem, self.name)
-        return problem.stacked(start) / (1.0 - problem.gamma), tol, None
+        return problem.stack(start) / (1.0 - problem.gamma), tol, None
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """One cycle a column, and one application of F."""
         x, tol, last = memory
-        right = problem.stacked(problem.teleport)
+        right = problem.stack(problem.teleport)
         products = 0
         solution = np.empty_like(x)
         for column in range(1 if x.ndim == 1 else x.shape[1]):
@@ -68,20 +68,20 @@ class Krylov:
         image = problem.apply(state)
         changes = distances(image, state)
         scale = solution.sum(axis=0)
-        if last is not None and not problem.total(changes) <= last[1]:
+        if last is not None and not problem.residual(changes) <= last[1]:
             # A cycle that made it worse is taken back, for a plain step, which cannot.
             state, scale = last[0], last[2]
             image = problem.apply(state)
             changes = distances(image, state)
             products += 1
-        residual = problem.total(changes)
+        residual = problem.residual(changes)
         return SolverStep(
             image,
             changes,
             residual,
-            problem.bounds(changes, 1),
-            (products + 1) * problem.block_count,
-            (problem.stacked(image) * scale, tol, (image, residual, scale)),
+            problem.error_bounds(changes, 1),
+            (products + 1) * problem.n_blocks,
+            (problem.stack(image) * scale, tol, (image, residual, scale)),
         )
 
     def _cycle(
@@ -94,7 +94,7 @@ class Krylov:
             spent += 1
             # One column by itself, whatever their number.
             column = vector.ravel()
-            return column - problem.gamma * problem.stacked(problem.transition(problem.split(column)))
+            return column - problem.gamma * problem.stack(problem.transition(problem.split(column)))
 
         n_nodes = len(x)
         system = linalg.LinearOperator((n_nodes, n_nodes), matvec=residual_operator, dtype=np.float64)

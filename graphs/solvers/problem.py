@@ -28,14 +28,14 @@ class SweptState:
     ----------
     state : State
         Of mass 1.
-    jump : Vector
+    teleporting : Vector
         The mass that teleports, () or (k,).
     residual : float
         At least the L1 norm of F(state) - state.
     """
 
     state: State
-    jump: Vector
+    teleporting: Vector
     residual: float
 
 
@@ -43,11 +43,11 @@ class Problem(Protocol):
     """A map of states, its fixed point, and how to tell the distance to it."""
 
     @property
-    def layers(self) -> int:
+    def n_layers(self) -> int:
         """Number of layers."""
 
     @property
-    def block_count(self) -> int:
+    def n_blocks(self) -> int:
         """Block products that one application of F costs, and one pass in layer order."""
 
     @property
@@ -72,19 +72,19 @@ class Problem(Protocol):
     def apply(self, state: State) -> State:
         """F."""
 
-    def relax(self, state: State, jump: Vector) -> SweptState:
+    def sweep(self, state: State, teleporting: Vector) -> SweptState:
         """One pass in layer order, every layer from the newest."""
 
-    def total(self, changes: Sequence[float]) -> float:
+    def residual(self, changes: Sequence[float]) -> float:
         """The residual of the whole from those of the layers."""
 
-    def bounds(self, changes: Sequence[float], steps: int) -> list[float]:
+    def error_bounds(self, changes: Sequence[float], steps: int) -> list[float]:
         """L1 error of F(r) in every layer, from the L1 distance of F(r) and r in every layer.
 
         `steps` tells how many times in a row F was applied, the last one included.
         """
 
-    def caps(self) -> list[FloatArray] | None:
+    def row_maxima(self) -> list[FloatArray] | None:
         """max_j P_ij of every node, by layer; None where the map is no P."""
 
     @property
@@ -93,7 +93,7 @@ class Problem(Protocol):
 
 
 class LinearProblem(Problem, Protocol):
-    """A problem that is also x = gamma P x + jump * v."""
+    """A problem that is also x = gamma P x + teleporting * v."""
 
     @property
     def gamma(self) -> float:
@@ -106,7 +106,7 @@ class LinearProblem(Problem, Protocol):
     def transition(self, state: State) -> State:
         """P."""
 
-    def aggregated(self, state: State, jump: Vector) -> State:
+    def aggregate(self, state: State, teleporting: Vector) -> State:
         """`state` with the masses of the layers set right."""
 
     def residual_bounds(self, residual: float) -> list[float]:
@@ -115,7 +115,7 @@ class LinearProblem(Problem, Protocol):
     def split(self, stacked: FloatArray) -> State:
         """A state of a stacked array."""
 
-    def stacked(self, state: State) -> FloatArray:
+    def stack(self, state: State) -> FloatArray:
         """The stacked float64 array of a state."""
 
     @property
@@ -146,7 +146,7 @@ class SolverStep:
         What the solver's next step needs.
     exact : bool
         Whether the answer is the fixed point up to round-off.
-    image : bool
+    is_image : bool
         Whether the answer is F of something, and the bounds those of :meth:`Problem.bounds`.
     """
 
@@ -157,7 +157,7 @@ class SolverStep:
     products: int
     memory: Any
     exact: bool = False
-    image: bool = True
+    is_image: bool = True
 
 
 class Solver(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphs.errors import GraphError
-from graphs.linalg.layer_vectors import State, distances, masses
+from graphs.linalg.layer_vectors import State, distances, total_mass
 from graphs.solvers.problem import LinearProblem, Problem, SolverStep
 
 __all__ = ["GaussSeidel", "LayerSweep", "PowerIteration"]
@@ -36,9 +36,9 @@ class PowerIteration:
         return SolverStep(
             following,
             changes,
-            problem.total(changes),
-            problem.bounds(changes, steps),
-            problem.block_count,
+            problem.residual(changes),
+            problem.error_bounds(changes, steps),
+            problem.n_blocks,
             (following, steps),
             exact=problem.depth is not None and steps >= problem.depth,
         )
@@ -66,9 +66,9 @@ class LayerSweep:
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
         """The pass."""
-        relaxed = problem.relax(memory, masses(memory))
-        zeros = [0.0] * problem.layers
-        return SolverStep(relaxed.state, zeros, 0.0, zeros, problem.block_count, relaxed.state, exact=True, image=False)
+        swept = problem.sweep(memory, total_mass(memory))
+        zeros = [0.0] * problem.n_layers
+        return SolverStep(swept.state, zeros, 0.0, zeros, problem.n_blocks, swept.state, exact=True, is_image=False)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class GaussSeidel:
 
     Notes
     -----
-    With x the pass's outcome before scaling, x misses x = gamma P x + jump v by gamma times what flowed
+    With x the pass's outcome before scaling, x misses x = gamma P x + teleporting v by gamma times what flowed
     against the order since the last pass; that gives residual and bound without a further product.
     """
 
@@ -93,28 +93,28 @@ class GaussSeidel:
     name: str = "gauss-seidel"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """The start, with the jump it would have if no node dangled."""
+        """The start, with the teleporting it would have if no node dangled."""
         gamma = getattr(problem, "gamma", 0.0)
-        return start, masses(start) * (1.0 - gamma), math.inf, self.aggregation
+        return start, total_mass(start) * (1.0 - gamma), math.inf, self.aggregation
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Aggregate, then one pass."""
-        state, jump, before, aggregate = memory
+        state, teleporting, before, aggregate = memory
         if problem.acyclic:
             swept = LayerSweep().step(problem, state)
             return SolverStep(
-                swept.state, swept.changes, 0.0, swept.bounds, swept.products, memory, exact=True, image=False
+                swept.state, swept.changes, 0.0, swept.bounds, swept.products, memory, exact=True, is_image=False
             )
-        begun = problem.aggregated(state, jump) if aggregate else state
-        relaxed = problem.relax(begun, jump)
+        begun = problem.aggregate(state, teleporting) if aggregate else state
+        swept = problem.sweep(begun, teleporting)
         # Aggregation converges only near the solution: after one that did worse than a power step comes a plain pass.
-        failed = aggregate and relaxed.residual > problem.gamma * before
+        failed = aggregate and swept.residual > problem.gamma * before
         return SolverStep(
-            relaxed.state,
-            distances(relaxed.state, state),
-            relaxed.residual,
-            problem.residual_bounds(relaxed.residual),
-            problem.block_count,
-            (relaxed.state, relaxed.jump, relaxed.residual, self.aggregation and not failed),
-            image=False,
+            swept.state,
+            distances(swept.state, state),
+            swept.residual,
+            problem.residual_bounds(swept.residual),
+            problem.n_blocks,
+            (swept.state, swept.teleporting, swept.residual, self.aggregation and not failed),
+            is_image=False,
         )

@@ -15,7 +15,7 @@ from scipy.sparse.linalg import splu
 
 from graphs import BlockDigraph, GraphError, RankResult, bidirectional_graph, pagerank, residual_graph
 from graphs.linalg.backends import make_backend
-from graphs.ranking.digraph_problem import DigraphProblem, _Passage
+from graphs.ranking.digraph_problem import DigraphProblem, _BlockTransition
 from graphs.solvers import (
     SOLVERS,
     AndersonMixing,
@@ -267,14 +267,14 @@ def test_products_are_counted_as_they_are_taken(
     monkeypatch: pytest.MonkeyPatch, solver: str, columns: int | None
 ) -> None:
     taken = 0
-    right = _Passage.__call__
+    right = _BlockTransition.__call__
 
-    def count(self: _Passage, vector: Any) -> Any:
+    def count(self: _BlockTransition, vector: Any) -> Any:
         nonlocal taken
         taken += 1
         return right(self, vector)
 
-    monkeypatch.setattr(_Passage, "__call__", count)
+    monkeypatch.setattr(_BlockTransition, "__call__", count)
     for name in ("residual, sparse", "bidirectional, dense", "chain"):
         if solver != "sweep" or name in ACYCLIC:
             taken = 0
@@ -491,18 +491,18 @@ def test_the_bound_of_a_pass_is_nearly_attained() -> None:
 def test_a_wrong_contraction_is_caught(monkeypatch: pytest.MonkeyPatch, solver: str) -> None:
     def too_low(self: DigraphProblem, changes: Any, steps: int) -> list[float]:
         factor = self.gamma / 2
-        return [factor / (1.0 - factor) * sum(changes)] * self.layers
+        return [factor / (1.0 - factor) * sum(changes)] * self.n_layers
 
     options: dict[str, Any] = {"gamma": 0.85, "solver": solver, "start": [np.array([1.0, 0.0])]}
     followed(two_traps(), np.full(2, 0.5), **options)
-    monkeypatch.setattr(DigraphProblem, "bounds", too_low)
+    monkeypatch.setattr(DigraphProblem, "error_bounds", too_low)
     with pytest.raises(AssertionError, match="step 1"):
         followed(two_traps(), np.full(2, 0.5), **options)
 
 
 def test_a_wrong_bound_of_passes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_low(self: DigraphProblem, residual: float) -> list[float]:
-        return [residual / (1.0 - self.gamma / 2)] * self.layers
+        return [residual / (1.0 - self.gamma / 2)] * self.n_layers
 
     # Two pairs that keep what they have, and all of it in one of them: aggregation by layers knows nothing of that.
     pairs, exact = sparse.csr_array(np.kron(np.eye(2), [[0.0, 1.0], [1.0, 0.0]])), np.full(4, 0.25)

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from graphs import BlockDigraph, EdgeBlock, GraphError, KeepHighest, LayeredGraph, pagerank
 from graphs.linalg.blocks import SparseBlock
-from graphs.linalg.kernels import _Threads
+from graphs.linalg.threads import ThreadPool
 from graphs.solvers import GaussSeidel, Krylov
 
 
@@ -26,8 +26,8 @@ def ring(size: int) -> sparse.csr_array:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs POSIX signals")
 def test_an_interrupt_leaves_the_threads_usable() -> None:
-    threads = _Threads()
-    threads.count = 2
+    threads = ThreadPool()
+    threads.size = 2
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -51,8 +51,8 @@ def test_an_interrupt_leaves_the_threads_usable() -> None:
 
 
 def test_an_error_of_any_thread_reaches_the_caller() -> None:
-    threads = _Threads()
-    threads.count = 2
+    threads = ThreadPool()
+    threads.size = 2
     for bad in (0, 1):
 
         def fail(start: int, stop: int, part: int, bad: int = bad) -> None:
@@ -68,8 +68,8 @@ def test_without_threads_to_be_had_the_work_is_done(monkeypatch: pytest.MonkeyPa
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    threads = _Threads()
-    threads.count = 3
+    threads = ThreadPool()
+    threads.size = 3
     monkeypatch.setattr(threading.Thread, "start", refuse)
     seen: list[int] = []
     threads.run(lambda start, stop, part: seen.append(part), [0, 1, 2, 3])

@@ -180,11 +180,14 @@ NOT_FINITE = np.array([[1.0, 2.0], [3.0, np.nan]])
         (torch.ones(2, 2) * 1j, "it: expected real floating-point weights, got torch.complex64"),
         (
             torch.sparse_coo_tensor(size=(2, 2), device="meta", check_invariants=False),
-            "it: the weights lie on the meta device",
+            "it: the weights are on the meta device",
         ),
-        (torch.ones(2, 2, device="meta"), "it: the weights lie on the meta device .*load the model first"),
-        ((np.ones((2, 2)), np.ones((2, 3))), r"it: parallel edges need .* one shape, got \(2, 2\) and \(2, 3\)"),
-        ((sparse.eye_array(2), np.ones((2, 3))), r"it: parallel edges need .* one shape, got \(2, 2\) and \(2, 3\)"),
+        (torch.ones(2, 2, device="meta"), "it: the weights are on the meta device .*load the model first"),
+        ((np.ones((2, 2)), np.ones((2, 3))), r"it: expected parallel edges in .* one shape, got \(2, 2\) and \(2, 3\)"),
+        (
+            (sparse.eye_array(2), np.ones((2, 3))),
+            r"it: expected parallel edges in .* one shape, got \(2, 2\) and \(2, 3\)",
+        ),
         (NOT_FINITE, r"it: 1 weight\(s\) are not finite, the first at row 1, column 1 \(nan\)"),
         (np.array([[np.inf, -np.inf]]), r"it: 2 weight\(s\) are not finite, the first at row 0, column 0 \(inf\)"),
         ((np.ones((2, 2)), NOT_FINITE), "not finite, the first at row 1, column 1"),

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import networkx as nx
-import numba
 import numpy as np
 import pytest
 import torch
@@ -23,6 +22,7 @@ from scipy import sparse
 
 from graphs import LayeredGraph, weighted_pagerank
 from graphs.linalg import kernels
+from graphs.linalg.threads import POOL, SPINS, ThreadPool, _spin
 from tests.graphs.cases import Array
 
 # One row or column, fewer rows than threads, odd, and no multiple of anything.
@@ -32,8 +32,8 @@ KINDS = ["float32", "float64", "bfloat16"]
 
 @pytest.fixture(params=[1, 2, 3, 8])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Pieces that the work is cut into, whatever this machine has: some get no row."""
-    monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)
+    """Set the number of ranges of rows, whatever the machine has. Some ranges get no row."""
+    monkeypatch.setattr(POOL, "size", request.param)
     return int(request.param)
 
 
@@ -363,7 +363,7 @@ def test_kernels_leave_the_threads_of_torch_alone() -> None:
     # numba's OpenMP layer sets the count of the process: torch would follow, and pay for threads at each small product.
     code = """
         import numpy, torch
-        from graphs import kernels
+        from graphs.linalg import kernels
         torch.set_num_threads(1)
         print(torch.get_num_threads())
         kernels.row_products((numpy.ones((64, 64)),), numpy.ones(64))
@@ -441,25 +441,25 @@ def test_a_float64_rank_of_narrow_weights_is_exact_to_1e_14(
         assert float(np.abs(scores / wanted - 1).max()) < 1e-14
 
 
-@pytest.mark.parametrize("looks", [0, 1, kernels.LOOKS])
-def test_products_do_not_depend_on_watching(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spins", [0, 1, SPINS])
+def test_products_do_not_depend_on_spinning(spins: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The locks alone carry the tasks: a thread that sleeps at once, or wakes late, changes nothing but the time.
-    monkeypatch.setattr(kernels, "LOOKS", looks)
-    monkeypatch.setattr(kernels, "LOOKS_MORE", looks // 10)
-    threads = kernels._Threads()
-    threads.count = 3
+    monkeypatch.setattr("graphs.linalg.threads.SPINS", spins)
+    monkeypatch.setattr("graphs.linalg.threads.EXTRA_SPINS", spins // 10)
+    threads = ThreadPool()
+    threads.size = 3
     done: list[tuple[int, int, int]] = []
     for turn in range(200):
         if turn % 50 == 49:
-            time.sleep(0.005)  # long enough for every watch to have ended
+            time.sleep(0.005)  # long enough for every thread to sleep
         threads.run(lambda start, stop, part: done.append((start, stop, part)), [turn, turn + 1, turn + 2, turn + 3])
         assert sorted(done) == [(turn + k, turn + k + 1, k) for k in range(3)]
         done.clear()
 
 
-def test_watching_ends_when_the_flag_is_up() -> None:
+def test_spinning_ends_when_the_flag_is_raised() -> None:
     flags = np.zeros(2, dtype=np.int64)
-    kernels._watch(flags, 1, 0, 1, 0)  # compiled
+    _spin(flags, 1, 0, 1, 0)  # compiled
 
     def raise_flag() -> None:
         time.sleep(0.05)
@@ -468,10 +468,10 @@ def test_watching_ends_when_the_flag_is_up() -> None:
     thread = threading.Thread(target=raise_flag)
     begun = time.perf_counter()
     thread.start()
-    kernels._watch(flags, 1, 7, 2**62, 0)  # would look for a century: it returns only because it sees the write
+    _spin(flags, 1, 7, 2**62, 0)  # without the write it would spin for a century
     thread.join()
     assert time.perf_counter() - begun < 30
-    kernels._watch(flags, 0, 1, 10, 0)  # and not at all: it gives up
+    _spin(flags, 0, 1, 10, 0)  # without any write it gives up
 
 
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([np.int32, np.int64]))

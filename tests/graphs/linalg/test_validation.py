@@ -51,15 +51,18 @@ SOUND = [0, 1, 1, 2, 0, 2]
 DAMAGED: dict[str, tuple[Callable[[], Any], str]] = {
     "csr, index high": (
         lambda: matrix("csr", put("indices", 1, FAR)),
-        "the CSR matrix is damaged: expected column indices from 0 to 2, got 100000000 at entry 1; build it anew",
+        "the CSR matrix is damaged: expected column indices from 0 to 2, got 100000000 at entry 1; build it again",
     ),
     "csr, index negative": (lambda: matrix("csr", put("indices", 4, -1)), "from 0 to 2, got -1 at entry 4"),
     "csr, index one too high": (lambda: matrix("csr", put("indices", 1, 3)), "from 0 to 2, got 3 at entry 1"),
     "csr, floats": (lambda: matrix("csr", swap("indices", np.float64)), "expected integer column indices .* float64"),
-    "csr, pointer high": (lambda: matrix("csr", put("indptr", 1, FAR)), "never fall, got 100000000 and then 4 at 2"),
+    "csr, pointer high": (
+        lambda: matrix("csr", put("indptr", 1, FAR)),
+        "never decrease, got 100000000 and then 4 at 2",
+    ),
     "csr, pointer negative": (
         lambda: matrix("csr", put("indptr", 1, -FAR)),
-        "never fall, got 0 and then -100000000 at 1",
+        "never decrease, got 0 and then -100000000 at 1",
     ),
     "csr, last pointer high": (lambda: matrix("csr", put("indptr", 3, FAR)), "pointers from 0 to 100000000, 6 values"),
     "csr, last pointer zero": (
@@ -70,7 +73,7 @@ DAMAGED: dict[str, tuple[Callable[[], Any], str]] = {
     "csr, pointers short": (lambda: matrix("csr", swap("indptr", lambda p: p[:-1])), r"expected 4 integers .* \(3,\)"),
     "csr, values short": (lambda: matrix("csr", swap("data", lambda d: d[:-2])), "4 values and 6 indices"),
     "csc, index high": (lambda: matrix("csc", put("indices", 1, FAR)), "the CSC matrix .* row indices from 0 to 2"),
-    "csc, pointer high": (lambda: matrix("csc", put("indptr", 1, FAR)), "never fall"),
+    "csc, pointer high": (lambda: matrix("csc", put("indptr", 1, FAR)), "never decrease"),
     "bsr, index high": (lambda: matrix("bsr", put("indices", 0, FAR)), "the BSR matrix .* column indices"),
     "bsr, pointer high": (lambda: matrix("bsr", put("indptr", -1, FAR)), "the BSR matrix .* pointers from 0"),
     "bsr, other blocks": (lambda: matrix("bsr", swap("data", lambda d: np.ones((len(d), 2, 2)))), r"of shape \(3, 3\)"),
@@ -94,7 +97,7 @@ DAMAGED: dict[str, tuple[Callable[[], Any], str]] = {
     "lil, rows few": (lambda: matrix("lil", swap("rows", lambda rows: rows[:1])), "as many columns as values"),
     "dia, values few": (lambda: matrix("dia", swap("data", lambda d: d[:1])), "the DIA matrix is damaged"),
     "dok, row high": (lambda: matrix("dok", lambda made: made._dict.__setitem__((FAR, 0), 1.0)), "the DOK matrix"),
-    "torch csr, pointer high": (lambda: tensor("csr", [0, FAR, 4, 6], SOUND), "the CSR matrix .* never fall"),
+    "torch csr, pointer high": (lambda: tensor("csr", [0, FAR, 4, 6], SOUND), "the CSR matrix .* never decrease"),
     "torch csr, index high": (lambda: tensor("csr", [0, 2, 4, 6], [0, FAR, 1, 2, 0, 2]), "the CSR matrix .* column"),
     "torch csc, index high": (lambda: tensor("csc", [0, 2, 4, 6], [0, FAR, 1, 2, 0, 2]), "the CSC matrix .* row"),
     "torch bsr, index high": (lambda: tensor("bsr", [0, 1], [FAR]), "the BSR matrix .* column indices from 0 to 0"),

@@ -23,7 +23,7 @@ from graphs import (
     residual_graph,
     weighted_pagerank,
 )
-from graphs.linalg.layer_vectors import masses, normalised
+from graphs.linalg.layer_vectors import normalise_state, total_mass
 from graphs.ranking.layered_problem import WeightedPageRankProblem
 from graphs.solvers import (
     SOLVERS,
@@ -659,9 +659,9 @@ def test_float32_holds_no_tolerance_below_its_resolution() -> None:
 
 def test_clipping_keeps_the_mass_of_every_column() -> None:
     state = [np.array([[0.5, -0.25], [-0.1, 0.25]]), np.array([[0.6, 1.0]])]
-    found = normalised([vector.clip(0.0) for vector in state], each_layer=False)
+    found = normalise_state([vector.clip(0.0) for vector in state], each_layer=False)
     assert min(vector.min() for vector in found) == 0.0
-    np.testing.assert_allclose(masses(found), [1.0, 1.0], rtol=1e-14)
+    np.testing.assert_allclose(total_mass(found), [1.0, 1.0], rtol=1e-14)
 
 
 # --- acceleration earns its name
@@ -710,8 +710,8 @@ def two_blocks() -> tuple[list[Array], Array, list[Array]]:
 class Doubling:
     """r_l = 2 r_{l-1} + 1 with r_0 = 1, no graph anywhere."""
 
-    layers = 4
-    block_count = 3
+    n_layers = 4
+    n_blocks = 3
     dtype = "float64"
     depth = 3
     acyclic = True
@@ -727,17 +727,17 @@ class Doubling:
         self.visits += 3
         return [state[0], *(2 * vector + 1 for vector in state[:-1])]
 
-    def relax(self, state: list[Array], jump: Any) -> SweptState:
+    def sweep(self, state: list[Array], jump: Any) -> SweptState:
         found = [state[0]]
         for _ in range(3):
             self.visits += 1
             found.append(2 * found[-1] + 1)
         return SweptState(found, jump, 0.0)
 
-    def total(self, changes: Any) -> float:
+    def residual(self, changes: Any) -> float:
         return max(changes)
 
-    def bounds(self, changes: Any, steps: int) -> list[float]:
+    def error_bounds(self, changes: Any, steps: int) -> list[float]:
         return [0.0 if layer <= steps else math.inf for layer in range(4)]
 
 
@@ -766,8 +766,8 @@ def test_anyone_can_write_a_solver() -> None:
             middle = problem.apply(memory)
             last = problem.apply(middle)
             changes = [float(np.abs(a - b).sum()) for a, b in zip(last, middle, strict=True)]
-            bounds = problem.bounds(changes, 1)
-            return SolverStep(last, changes, problem.total(changes), bounds, 2 * problem.block_count, last)
+            bounds = problem.error_bounds(changes, 1)
+            return SolverStep(last, changes, problem.residual(changes), bounds, 2 * problem.n_blocks, last)
 
     result = pagerank(CYCLIC, 0.9, solver=Twice())
     plain = pagerank(CYCLIC, 0.9, solver="power")

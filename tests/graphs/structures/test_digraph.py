@@ -14,7 +14,7 @@ from scipy import sparse
 from graphs import BlockDigraph, GraphError, LayeredGraph, bidirectional_graph, pagerank, residual_graph
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import SparseBlock
-from graphs.linalg.layer_vectors import masses
+from graphs.linalg.layer_vectors import total_mass
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.solvers import GaussSeidel
 from graphs.structures.digraph import EdgeBlock, as_digraph, teleport_vector
@@ -77,7 +77,7 @@ def problem(digraph: BlockDigraph, gamma: float, teleport: Any = None, backend: 
 def transition(digraph: BlockDigraph, backend: str = "auto") -> Array:
     """P column by column, as the operators act."""
     found = problem(digraph, 0.5, backend=backend)
-    columns = [found.stacked(found.transition(found.split(unit))) for unit in np.eye(digraph.nodes)]
+    columns = [found.stack(found.transition(found.split(unit))) for unit in np.eye(digraph.nodes)]
     return np.stack(columns, axis=1)
 
 
@@ -410,8 +410,8 @@ def test_caps_are_the_largest_entries_of_every_row(drawn: tuple[DigraphProblem, 
     found, _ = drawn
     matrix = column_stochastic(found.digraph.to_scipy().toarray())
     dangling = ~matrix.any(axis=0)
-    matrix += np.outer(found.stacked(found.teleport), dangling)
-    caps = found.caps()
+    matrix += np.outer(found.stack(found.teleport), dangling)
+    caps = found.row_maxima()
     assert [len(cap) for cap in caps] == list(found.digraph.layers)
     np.testing.assert_allclose(np.concatenate(caps), matrix.max(axis=1), rtol=1e-12)
 
@@ -424,7 +424,7 @@ def test_caps_of_parallel_blocks_hold_for_their_sum(backend: str) -> None:
         BlockDigraph((2, 1), (EdgeBlock(0, 1, block([[1.0, 2.0]])), EdgeBlock(0, 1, block([[1.0, 2.0]]))), ("a", "b")),
     ):
         matrix, found = transition(digraph, backend), problem(digraph, 0.5, backend=backend)
-        assert (np.concatenate(found.caps()) >= matrix.max(axis=1) * (1 - 1e-12)).all()
+        assert (np.concatenate(found.row_maxima()) >= matrix.max(axis=1) * (1 - 1e-12)).all()
 
 
 def fixed_point(matrix: Array) -> Array:
@@ -439,7 +439,7 @@ def fixed_point(matrix: Array) -> Array:
 def test_f_is_the_dense_map(drawn: tuple[DigraphProblem, Array], seed: int) -> None:
     found, matrix = drawn
     vector = unit(np.random.default_rng(seed).pareto(1.0, len(matrix)))
-    image = found.stacked(found.apply(found.split(vector)))
+    image = found.stack(found.apply(found.split(vector)))
     np.testing.assert_allclose(image, matrix @ vector, rtol=1e-12, atol=1e-15)
     assert image.sum() == pytest.approx(1.0, abs=1e-14)
 
@@ -456,7 +456,7 @@ def test_the_residual_of_a_pass_is_an_upper_bound(
     for _ in range(6):
         step = solver.step(found, memory)
         memory = step.memory
-        vector = found.stacked(step.state)
+        vector = found.stack(step.state)
         assert vector.sum() == pytest.approx(1.0, abs=1e-13)
         assert vector.min() >= 0.0
         assert np.abs(matrix @ vector - vector).sum() <= step.residual + 1e-14
@@ -474,14 +474,14 @@ def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphProblem, 
         return
     state = unit(np.random.default_rng(seed).pareto(1.0, digraph.nodes))
     transition = column_stochastic(digraph.to_scipy().toarray())
-    teleport, jump = found.stacked(found.teleport), 0.37
+    teleport, jump = found.stack(found.teleport), 0.37
     expected = state.copy()
     for layer in digraph.topological[0]:
         rows = slice(*digraph.offsets[layer : layer + 2])
         expected[rows] = found.gamma * transition[rows] @ expected + jump * teleport[rows]
-    relaxed = found.relax(found.split(state), jump)
-    np.testing.assert_allclose(found.stacked(relaxed.state), expected / expected.sum(), rtol=1e-12, atol=1e-16)
-    assert relaxed.jump == pytest.approx(jump / expected.sum())
+    swept = found.sweep(found.split(state), jump)
+    np.testing.assert_allclose(found.stack(swept.state), expected / expected.sum(), rtol=1e-12, atol=1e-16)
+    assert swept.teleporting == pytest.approx(jump / expected.sum())
 
 
 @given(problems(), st.integers(0, 10**6))
@@ -490,8 +490,8 @@ def test_aggregation_solves_the_chain_of_layers(drawn: tuple[DigraphProblem, Arr
     digraph = found.digraph
     state = unit(np.random.default_rng(seed).pareto(1.0, digraph.nodes))
     transition, jump = column_stochastic(digraph.to_scipy().toarray()), 0.37
-    after = found.stacked(found.aggregated(found.split(state), jump))
-    arrived = found.gamma * transition @ after + jump * found.stacked(found.teleport)
+    after = found.stack(found.aggregate(found.split(state), jump))
+    arrived = found.gamma * transition @ after + jump * found.stack(found.teleport)
     for rows in map(slice, digraph.offsets[:-1], digraph.offsets[1:]):
         # Proportions stay, and what is in a layer is what arrives there.
         np.testing.assert_allclose(unit(after[rows]), unit(state[rows]), rtol=1e-10)
@@ -505,11 +505,11 @@ def test_the_fixed_point_stays_where_it_is(drawn: tuple[DigraphProblem, Array]) 
     transition = column_stochastic(found.digraph.to_scipy().toarray())
     jump = 1.0 - found.gamma * (transition @ exact).sum()
     state = found.split(np.maximum(exact, 0.0))
-    np.testing.assert_allclose(found.stacked(found.aggregated(state, jump)), exact, rtol=0, atol=1e-12)
-    relaxed = found.relax(state, jump)
-    np.testing.assert_allclose(found.stacked(relaxed.state), exact, rtol=0, atol=1e-12)
-    assert relaxed.residual <= 1e-11
-    assert float(masses(relaxed.state)) == pytest.approx(1.0, abs=1e-14)
+    np.testing.assert_allclose(found.stack(found.aggregate(state, jump)), exact, rtol=0, atol=1e-12)
+    swept = found.sweep(state, jump)
+    np.testing.assert_allclose(found.stack(swept.state), exact, rtol=0, atol=1e-12)
+    assert swept.residual <= 1e-11
+    assert float(total_mass(swept.state)) == pytest.approx(1.0, abs=1e-14)
 
 
 @given(problems(), st.integers(0, 10**6))
@@ -520,21 +520,21 @@ def test_columns_are_passed_apart(drawn: tuple[DigraphProblem, Array], seed: int
     teleport /= teleport.sum(axis=0)
     states, jumps = rng.random(teleport.shape) + 0.01, rng.random(3)
     together = problem(found.digraph, found.gamma, teleport, "scipy")
-    image = together.stacked(together.apply(together.split(states / states.sum(axis=0))))
-    aggregated = together.stacked(together.aggregated(together.split(states), jumps))
-    relaxed = together.relax(together.split(states), jumps)
+    image = together.stack(together.apply(together.split(states / states.sum(axis=0))))
+    aggregated = together.stack(together.aggregate(together.split(states), jumps))
+    swept = together.sweep(together.split(states), jumps)
     residuals = []
     for column in range(3):
         single = problem(found.digraph, found.gamma, teleport[:, column], "scipy")
         state = single.split(states[:, column])
-        one = single.stacked(single.apply(single.split(states[:, column] / states[:, column].sum())))
+        one = single.stack(single.apply(single.split(states[:, column] / states[:, column].sum())))
         np.testing.assert_allclose(image[:, column], one, rtol=1e-12)
-        one = single.stacked(single.aggregated(state, jumps[column]))
+        one = single.stack(single.aggregate(state, jumps[column]))
         np.testing.assert_allclose(aggregated[:, column], one, rtol=1e-10)
-        alone = single.relax(state, jumps[column])
-        np.testing.assert_allclose(together.stacked(relaxed.state)[:, column], single.stacked(alone.state), rtol=1e-12)
+        alone = single.sweep(state, jumps[column])
+        np.testing.assert_allclose(together.stack(swept.state)[:, column], single.stack(alone.state), rtol=1e-12)
         residuals.append(alone.residual)
-    assert relaxed.residual == pytest.approx(max(residuals), rel=1e-9, abs=1e-15)
+    assert swept.residual == pytest.approx(max(residuals), rel=1e-9, abs=1e-15)
 
 
 def test_overflow_of_the_weights_is_told() -> None:
