@@ -1,4 +1,4 @@
-"""PageRank of any digraph, with cycles or dangling nodes."""
+"""PageRank of any digraph, also with cycles and dangling nodes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["pagerank"]
 
-# Block products that a graph with cycles is guessed to take, when a block's form is chosen.
-GUESSED_PRODUCTS = 30
+# Estimate of the products per block on a graph with cycles, by which the form of a block is chosen_solver.
+ESTIMATED_PRODUCTS = 30
 
 
 def pagerank(
@@ -47,10 +47,10 @@ def pagerank(
     callback: Callable[[SolverProgress], Any] | None = None,
     keep: KeepHighest | None = None,
 ) -> RankResult:
-    """PageRank of any digraph, with cycles or dangling nodes.
+    """Rank the nodes of any digraph, also with cycles and dangling nodes.
 
-    ``r = gamma P r + (gamma * dangling mass + 1 - gamma) v``: dangling nodes and the random jump go
-    to the teleport vector v.
+    ``r = gamma P r + (gamma * d + 1 - gamma) v``, where d is the sum of the scores of dangling nodes: these scores and the
+    share ``1 - gamma`` go to the teleport distribution v.
 
     Parameters
     ----------
@@ -58,49 +58,49 @@ def pagerank(
         In a matrix **row = target, column = source** as everywhere in this package: pass the
         transpose of a source-by-target adjacency matrix. Weights must be non-negative; undirected
         networkx graphs count every edge in both directions. :func:`graphs.residual_graph` and
-        :func:`graphs.bidirectional_graph` make graphs with cycles from a layered one.
+        :func:`graphs.bidirectional_graph` make graphs with cycles from a layered graph.
     gamma : float
         Damping, in [0, 1).
     teleport : mapping from node to weight, (n,) array, or (n, k) array, optional
-        Scaled to sum 1; nodes left out of a mapping get 0. By default the graph's activations, every
-        layer's scaled to the same mass; uniform where a graph has none. k columns are k ranks (personalised PageRank), found
-        together: a step reads the edges once for all of them (but gmres and bicgstab take one column after the other).
+        Scaled to sum 1; nodes that a mapping does not name get 0. The default is the graph's activations, scaled so that
+        all layers have the same sum, or uniform if the graph has none. k columns give k ranks (personalised PageRank),
+        computed together: a step reads the edges once for all of them (gmres and bicgstab compute one column after another).
     weight : str or None
         networkx edge attribute; None counts every edge as 1.
     solver : str or Solver
-        "auto" looks at the structure: without cycles one sweep is exact, else Gauss-Seidel in layer order, or
-        power iteration with quadratic extrapolation where there are no layers; the result says what was picked, and why.
-        By name: "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson", "gmres", "bicgstab", "lu";
-        see :mod:`graphs.solvers`.
+        A name: "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson", "gmres", "bicgstab" or "lu"; see
+        :mod:`graphs.solvers`. "auto" chooses by the structure: one sweep, which is exact, if there are no cycles; else
+        Gauss-Seidel in layer order; if there is only one layer, power iteration with quadratic extrapolation. The result
+        names the choice and its reason.
     backend : {"auto", "scipy", "torch", "dense"}
-        How blocks are multiplied, see :func:`graphs.weighted_pagerank`. Edges within a layer (a general
-        matrix) are CSR: compiled ("auto"), of scipy, or of torch; torch takes no passes in node order.
+        Backend of the products, see :func:`graphs.weighted_pagerank`. Edges within a layer (such as those of a
+        matrix) are always in CSR form, in compiled kernels ("auto"), scipy or torch; torch cannot sweep in node order.
     device, dtype
         As for :func:`graphs.weighted_pagerank`.
     tol : float
-        Absolute L1 residual of the unit-mass vector. networkx multiplies its `tol` by the number of
+        Absolute L1 residual, of scores of sum 1, at which the solver stops. networkx multiplies its `tol` by the number of
         nodes: ``networkx.pagerank(G, tol=t)`` corresponds to ``tol = n * t`` here.
     max_iter : int
-        Steps at the most; if they run out the last iterate comes back, with a warning.
+        Largest number of steps. A solver that has not converged by then returns its last iterate, with a warning.
     start : RankResult or sequence of arrays, optional
-        First iterate, one array a layer: a warm start. Uniform by default.
+        First iterate (a warm start), one array for each layer. Uniform by default.
     callback : callable, optional
-        Takes a :class:`graphs.solvers.SolverProgress` after every step; stops the iteration by returning True.
+        Called with a :class:`graphs.solvers.SolverProgress` after every step; the solver stops if it returns True.
     keep : KeepHighest, optional
         Stop as soon as the set of these nodes is certain, and return the certificate. Not for k columns.
 
     Returns
     -------
     RankResult
-        Scores by layer, of sum 1 over all layers; ``as_dict()`` keys them by node. The error bound holds up to round-off:
-        P with its dangling mass given to v is a contraction by gamma in the L1 norm, so an r with
-        residual ``||F(r) - r||`` is off by at most ``residual / (1 - gamma)``, and F(r) by gamma times that.
+        Scores by layer, of sum 1 over all layers; ``as_dict()`` gives them by node. Error bounds hold up to round-off. Their
+        proof: P, with the scores of dangling nodes given to v, contracts L1 distances by the factor gamma. So the error of r is
+        at most ``residual / (1 - gamma)``, where the residual is ``||F(r) - r||``, and that of F(r) is gamma times as large.
 
     Raises
     ------
     GraphError
-        Empty graph, negative or non-finite weights, a sparse matrix with damaged index arrays, a teleport vector that does not
-        fit, a solver that is not for this graph.
+        The graph is empty, weights are negative or not finite, a sparse matrix has damaged index arrays, the teleport vector
+        does not fit the graph, or the solver is not for this graph.
 
     Examples
     --------
@@ -108,30 +108,28 @@ def pagerank(
     >>> round(pagerank(nx.DiGraph([("a", "b"), ("b", "a"), ("c", "a")])).as_dict()["c"], 3)
     0.05
     """
-    begun = perf_counter()
+    started = perf_counter()
     gamma = check_share("gamma", gamma, below_one=True)
-    limits, chosen = check_stopping_criteria(tol, max_iter, callback), solver_by_name(solver)
+    criteria, chosen_solver = check_stopping_criteria(tol, max_iter, callback), solver_by_name(solver)
     digraph = as_digraph(graph, weight)
-    jump = teleport_vector(digraph, teleport)
+    distribution = teleport_vector(digraph, teleport)
     if keep is not None:
         keep.check(digraph.layers)
-        if jump.ndim == 2:
-            raise GraphError(f"keep: expected one teleport vector, got {jump.shape[1]}; rank them one at a time")
-    inner = any(edges.source == edges.target for edges in digraph.edges)
-    if inner and backend == "dense":
+        if distribution.ndim == 2:
+            raise GraphError(f"keep: expected one teleport vector, got {distribution.shape[1]}; rank them one at a time")
+    if backend == "dense" and any(edges.source == edges.target for edges in digraph.edges):
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
-    engine = make_backend(backend, device, dtype, digraph.blocks)
-    once = isinstance(chosen, (LayerSweep, SparseLU)) or (chosen is None and digraph.topological[1])
-    problem = DigraphProblem(digraph, engine, gamma, jump, 1 if once else GUESSED_PRODUCTS)
+    once = isinstance(chosen_solver, (LayerSweep, SparseLU)) or (chosen_solver is None and digraph.topological[1])
+    products = 1 if once else ESTIMATED_PRODUCTS
+    problem = DigraphProblem(digraph, make_backend(backend, device, dtype, digraph.blocks), gamma, distribution, products)
     first = None if start is None else starting_state(start, digraph.layers, problem.n_columns, each_layer=False)
     return solve_for_rank(
         problem,
-        chosen,
+        chosen_solver,
         None if first is None else problem.split(np.concatenate(first)),
-        limits,
+        criteria,
         keep,
-        engine,
-        perf_counter() - begun,
+        perf_counter() - started,
         names=digraph.names,
         method="pagerank",
         parameters={"gamma": gamma, "nodes": digraph.nodes},

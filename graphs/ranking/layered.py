@@ -36,7 +36,7 @@ def weighted_pagerank(
     callback: Callable[[SolverProgress], Any] | None = None,
     keep: KeepHighest | None = None,
 ) -> RankResult:
-    """Weighted PageRank of a layered graph.
+    """Rank the nodes of a layered graph by weighted PageRank.
 
     ``r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l))`` with
     ``P_l = theta W_l Ds^-1 + (1 - theta) 1[W_l != 0] Dk^-1`` and ``r_0 = a_0 / sum(a_0)``.
@@ -46,27 +46,28 @@ def weighted_pagerank(
     graph : LayeredGraph
         L blocks, L+1 layers.
     gamma : float
-        Damping, 0..1: the share of a node's score that comes through the graph. 0 leaves the
-        activations alone, 1 the graph alone.
+        Damping, 0..1: the share of a score that comes along edges. With 0 only the activations count, with 1 only the
+        graph.
     theta : float
-        Share of the edge weights against the bare edges, 0..1.
+        Share of the edge weights against the bare edges in the transition, 0..1.
     solver : str or Solver
-        "sweep" (and "auto"): one exact pass in layer order. "power" is power iteration, exact after L steps; the
-        accelerated ones are there to be studied. All reach the same scores.
+        "sweep" (or "auto") is one pass in layer order, which is exact. "power" is power iteration, exact after L steps;
+        the accelerated solvers are for comparison. All give the same scores.
     backend : {"auto", "scipy", "torch", "dense"}
-        Explicit CSR on scipy or torch, dense weights read where they lie, or the cheapest for each block.
+        "scipy" and "torch" multiply blocks in CSR form, "dense" multiplies dense weights without a copy, and "auto" chooses
+        the cheapest form for each block.
     device : str or torch.device, optional
-        Where to compute; by default where the weights lie.
+        Device of the computation; by default the device of the weights.
     dtype : {"float64", "float32"}
-        Of the vectors; float32 keeps the tolerance above 8 eps.
+        The dtype of the scores; with float32 the tolerance is at least 8 eps.
     tol : float
         Absolute L1 residual at which an iteration stops.
     max_iter : int
-        Steps at the most; if they run out the last iterate comes back, with a warning.
+        Largest number of steps. A solver that has not converged by then returns its last iterate, with a warning.
     start : RankResult or sequence of L+1 arrays, optional
-        First iterate, of positive mass in every layer (a warm start); layer 0 is ignored. Uniform by default.
+        First iterate (a warm start), of positive sum in every layer; layer 0 is ignored. Uniform by default.
     callback : callable, optional
-        Takes a :class:`graphs.solvers.SolverProgress` after every step; stops the iteration by returning True.
+        Called with a :class:`graphs.solvers.SolverProgress` after every step; the solver stops if it returns True.
     keep : KeepHighest, optional
         Stop as soon as the set of these nodes is certain, and return the certificate.
 
@@ -78,17 +79,17 @@ def weighted_pagerank(
     Raises
     ------
     GraphError
-        Parameters out of range, unknown names, NaN or Inf in the weights.
+        A parameter is out of range, a name is unknown, or the weights hold NaN or Inf.
 
     Notes
     -----
     Cost: two reads of every block for a sweep (strengths, product); L + 1 for power iteration at
-    theta = 1. Memory above the weights, for a sweep: O(nodes), and where backends "scipy" and "torch" meet dense weights
-    one block in CSR form. Iterations keep what they convert: there the CSR of the whole graph.
+    theta = 1. Memory besides the weights: O(nodes) for a sweep. If the backend is "scipy" or "torch" and the weights are dense,
+    also the CSR form of one block at a time, and for an iteration that of all blocks.
 
-    The error bound of an iterate follows layer by layer: r_l is off by gamma times what r_{l-1} was off when
-    r_l was made. It needs no gamma below 1, but that no source dangles; past a block where one does, N is not linear
-    and no bound is known until the layer is exact.
+    The error bound of an iterate follows layer by layer: the error of r_l is at most gamma times the error that r_{l-1} had
+    when r_l was computed. This holds for every gamma, if no source dangles. After a block with a dangling source N is not
+    linear, and no bound is known until the layer is exact.
 
     Source: LLM-Rank (arXiv 2410.13299), equation for weighted PageRank.
 
@@ -99,18 +100,17 @@ def weighted_pagerank(
     array([0.25, 0.75])
     """
     gamma, theta = check_share("gamma", gamma), check_share("theta", theta)
-    begun = perf_counter()
-    chosen, limits = solver_by_name(solver), check_stopping_criteria(tol, max_iter, callback)
-    engine = make_backend(backend, device, dtype, graph.blocks)
-    problem = WeightedPageRankProblem(graph, engine, _products(chosen, graph, max_iter), gamma, theta)
+    started = perf_counter()
+    chosen_solver, criteria = solver_by_name(solver), check_stopping_criteria(tol, max_iter, callback)
+    chosen_backend = make_backend(backend, device, dtype, graph.blocks)
+    problem = WeightedPageRankProblem(graph, chosen_backend, _products(chosen_solver, graph, max_iter), gamma, theta)
     return solve_for_rank(
         problem,
-        chosen,
+        chosen_solver,
         None if start is None else problem.split(starting_state(start, graph.layers, None, each_layer=True)),
-        limits,
+        criteria,
         None if keep is None else keep.check(graph.layers),
-        engine,
-        perf_counter() - begun,
+        perf_counter() - started,
         names=graph.names,
         method="weighted pagerank",
         parameters={"gamma": gamma, "theta": theta},
@@ -131,20 +131,20 @@ def modified_pagerank(
     callback: Callable[[SolverProgress], Any] | None = None,
     keep: KeepHighest | None = None,
 ) -> RankResult:
-    """Modified PageRank of a layered graph: ``r_l = N((W_l r_{l-1}) * a_l)``.
+    """Rank the nodes of a layered graph by modified PageRank: ``r_l = N((W_l r_{l-1}) * a_l)``.
 
     Parameters
     ----------
     graph, solver, backend, device, dtype, tol, max_iter, start, callback, keep
         As for :func:`weighted_pagerank`.
     zero_lowest : float
-        Before every step the ``int(zero_lowest * n)`` lowest scores of the previous layer count as
-        zero (the reported scores keep them), 0..1.
+        Share of scores that count as zero, 0..1: in every step the ``int(zero_lowest * n)`` lowest scores of the previous
+        layer. The result still reports these scores.
 
     Returns
     -------
     RankResult
-        Scores of every layer, each of sum 1. No contraction is known for this map, so the error
+        Scores of every layer, each of sum 1. No contraction is known for this equation, so the error
         bound is 0 after L steps and inf before.
 
     Raises
@@ -163,18 +163,17 @@ def modified_pagerank(
     array([0.5, 0.5])
     """
     zero_lowest = check_share("zero_lowest", zero_lowest)
-    begun = perf_counter()
-    chosen, limits = solver_by_name(solver), check_stopping_criteria(tol, max_iter, callback)
-    engine = make_backend(backend, device, dtype, graph.blocks)
-    problem = ModifiedPageRankProblem(graph, engine, _products(chosen, graph, max_iter), zero_lowest)
+    started = perf_counter()
+    chosen_solver, criteria = solver_by_name(solver), check_stopping_criteria(tol, max_iter, callback)
+    chosen_backend = make_backend(backend, device, dtype, graph.blocks)
+    problem = ModifiedPageRankProblem(graph, chosen_backend, _products(chosen_solver, graph, max_iter), zero_lowest)
     return solve_for_rank(
         problem,
-        chosen,
+        chosen_solver,
         None if start is None else problem.split(starting_state(start, graph.layers, None, each_layer=True)),
-        limits,
+        criteria,
         None if keep is None else keep.check(graph.layers),
-        engine,
-        perf_counter() - begun,
+        perf_counter() - started,
         names=graph.names,
         method="modified pagerank",
         parameters={"zero_lowest": zero_lowest},
@@ -182,5 +181,5 @@ def modified_pagerank(
 
 
 def _products(solver: Solver | None, graph: LayeredGraph, max_iter: int) -> int:
-    """About how often every block will be multiplied."""
+    """Estimate how often every block will be multiplied."""
     return 1 if solver is None or isinstance(solver, LayerSweep) else min(len(graph.blocks), max_iter)

@@ -1,4 +1,4 @@
-"""The layer maps that solvers iterate: weighted and modified PageRank of a layered graph."""
+"""The fixed-point problems of weighted and modified PageRank on a layered graph."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from graphs.structures.layered import LayeredGraph
 
 __all__ = ["LayeredProblem", "ModifiedPageRankProblem", "WeightedPageRankProblem"]
 
+# Reasons of degenerate layers.
+ZERO_ACTIVATIONS = "the activations sum to zero; uniform ones are used"
+ZERO_SCORES = "all scores are zero"
+
 
 class LayeredProblem:
-    """What the two maps share: layer 0 is given, layer l follows from layer l-1 alone.
+    """The common part of both problems: layer 0 is given, and layer l follows from layer l-1 alone.
 
     Parameters
     ----------
     graph : LayeredGraph
     backend : Backend
-        Gives every block its operator.
+        Chooses the operator of every block.
     products : int
-        About how often every block will be multiplied. Above 1 operators are kept.
+        About how often every block will be multiplied. If it is above 1, operators are kept.
     """
 
     acyclic = True
@@ -43,72 +47,72 @@ class LayeredProblem:
         self.depth = self.n_layers - 1
         self.dtype = backend.arithmetic.dtype
         self.degenerate: dict[int, str] = {}
-        self._activations = [backend.arithmetic.vector(_near_one(vector)) for vector in graph.activations]
+        self._activations = [backend.arithmetic.vector(_scaled_to_one(vector)) for vector in graph.activations]
         self._operators: dict[int, BlockOperator] = {}
 
     def split(self, layers: Sequence[FloatArray]) -> State:
-        """Numpy arrays by layer as a state; layer 0 is given."""
+        """Convert numpy arrays, one for each layer, to a state; layer 0 is replaced by the given one."""
         return [self._first(), *(self.backend.arithmetic.vector(vector) for vector in layers[1:])]
 
     def start(self) -> State:
-        """r_0 and uniform layers."""
+        """Return r_0 and uniform scores in the other layers."""
         return [self._first(), *(normalise(vector * 0.0).vector for vector in self._activations[1:])]
 
     def apply(self, state: State) -> State:
-        """Every layer from the given state."""
+        """Apply F: compute every layer from the given state."""
         return [self._first(), *(self.step(layer, state[layer - 1]) for layer in range(1, self.n_layers))]
 
     def sweep(self, state: State, teleporting: Vector) -> SweptState:
-        """Every layer from the one before: the fixed point."""
-        found = [self._first()]
+        """Compute every layer from the one before, which gives the fixed point."""
+        layers = [self._first()]
         for layer in range(1, self.n_layers):
-            found.append(self.step(layer, found[-1]))
-        return SweptState(found, teleporting, 0.0)
+            layers.append(self.step(layer, layers[-1]))
+        return SweptState(layers, teleporting, 0.0)
 
     def residual(self, changes: Sequence[float]) -> float:
-        """The largest over the layers, each of mass 1."""
+        """Return the largest change of a layer; the scores of every layer sum to 1."""
         return float(np.max(changes))
 
     def error_bounds(self, changes: Sequence[float], steps: int) -> list[float]:
-        """L1 error of F(r) in every layer.
+        """Bound the L1 error of F(r) in every layer, from the L1 distance between r and F(r) in every layer.
 
-        The layers up to `steps` are exact. Beyond, r_l = N(gamma P r_{l-1} + ...) is off by gamma times what the
-        r_{l-1} that it was made of is off, which is the error of F(r)_{l-1} and its last change; where N
-        is not linear (or for the modified rank) nothing is known.
+        The layers up to `steps` are exact. In later layers the error of F(r)_l is at most gamma times that of r_{l-1},
+        from which it was computed: the error of F(r)_{l-1} plus its last change. No bound is known where N is not linear, nor
+        for the modified rank.
         """
-        found = [0.0]
+        bounds = [0.0]
         for layer in range(1, self.n_layers):
-            before = found[-1] + changes[layer - 1] if layer > steps else 0.0
+            previous = bounds[-1] + changes[layer - 1] if layer > steps else 0.0
             factor = self._contraction(layer)
-            # From an exact layer follows an exact one, whatever the map; and nothing follows from any where gamma is 0.
-            found.append(factor * before if before and factor else 0.0)
-        return found
+            # A layer is exact if the layer before is (also where no factor is known), or if gamma is 0.
+            bounds.append(factor * previous if previous and factor else 0.0)
+        return bounds
 
     def row_maxima(self) -> list[FloatArray] | None:
-        """max_j P_ij of every node by layer, or None where no bound needs it."""
+        """Bound max_j P_ij of every node i from above, by layer; None for a rank without error bounds."""
         return None
 
     @property
     def roundoff(self) -> float:
-        """Relative error of a score by rounding: an allowance, for sums of as many terms as a layer has nodes."""
+        """Allowance for the relative rounding error of a score; sums have up to as many terms as a layer has nodes."""
         return float(np.finfo(self.dtype).eps) * (max(self.graph.layers) + 16) * self.n_layers
 
     def step(self, layer: int, previous: Vector) -> Vector:
-        """r_layer from r_{layer-1}."""
+        """Compute r_layer from r_{layer-1}."""
         raise NotImplementedError
 
     def _contraction(self, layer: int) -> float:
-        """By how much the step into `layer` shrinks L1 distances at the least; inf where that is not known."""
+        """A factor that bounds the growth of L1 distances by the step into `layer`; inf where none is known."""
         return math.inf
 
     def _first(self) -> Vector:
-        """r_0 = a_0 / sum(a_0)."""
+        """The scores of layer 0: r_0 = a_0 / sum(a_0)."""
         first = normalise(self._activations[0])
-        self._note(0, first, "the input activations sum to zero")
+        self._note_fallback(0, first, "the input activations sum to zero")
         return first.vector
 
     def _operator(self, layer: int) -> BlockOperator:
-        """The operator of a block; kept only where it will be used again."""
+        """The operator of the block into `layer`, which is kept only if it will be used again."""
         if layer in self._operators:
             return self._operators[layer]
         block = self.graph.blocks[layer - 1]
@@ -120,16 +124,17 @@ class LayeredProblem:
             self._operators[layer] = operator
         return operator
 
-    def _note(self, layer: int, result: Normalised, zero: str) -> None:
+    def _note_fallback(self, layer: int, result: Normalised, cause: str) -> None:
         if result.fallback:
-            self.degenerate[layer] = f"{zero}; {result.fallback} scores stand in"
+            used = "uniform scores are" if result.fallback == "uniform" else "the activations, scaled to sum 1, are"
+            self.degenerate[layer] = f"{cause}; {used} used"
 
 
-def _near_one(vector: FloatArray) -> FloatArray:
-    """`vector` times the power of two that brings its maximum just below 1.
+def _scaled_to_one(vector: FloatArray) -> FloatArray:
+    """Multiply a vector by the power of two that brings its maximum just below 1.
 
-    Ranks do not depend on the scale of a layer's activations. This one keeps sums and float32 from
-    overflowing and small activations from vanishing, without rounding.
+    Ranks do not depend on the scale of a layer's activations. At this scale sums and float32 do not
+    overflow and small activations do not vanish, and a power of two does not round.
     """
     scaled: FloatArray = np.ldexp(vector, -np.frexp(vector.max())[1])
     return scaled
@@ -145,20 +150,20 @@ class WeightedPageRankProblem(LayeredProblem):
         self._transitions: dict[int, Transition] = {}
 
     def row_maxima(self) -> list[FloatArray]:
-        """max_j P_ij of every node by layer; 1 in layer 0, which is given."""
+        """Bound max_j P_ij of every node i from above, by layer; 1 in layer 0, which is given."""
         to_numpy = self.backend.arithmetic.to_numpy
         steps = (self._transitions[layer].row_maxima(self._operator(layer)) for layer in range(1, self.n_layers))
         return [np.ones(self.graph.layers[0]), *map(to_numpy, steps)]
 
     def _contraction(self, layer: int) -> float:
-        # A dangling source makes N non-linear.
+        # With a dangling source N is not linear.
         known = layer in self._transitions and not self._transitions[layer].dangling
         return self.damping if known else math.inf
 
     def step(self, layer: int, previous: Vector) -> Vector:
-        """r_layer from r_{layer-1}."""
+        """Compute r_layer from r_{layer-1}."""
         operator = self._operator(layer)
-        # Only the last visit speaks of the result: an early iterate may be degenerate alone.
+        # Only the last step counts for the result: a layer may be degenerate in an early iterate alone.
         self.degenerate.pop(layer, None)
         try:
             if layer not in self._transitions:
@@ -166,11 +171,11 @@ class WeightedPageRankProblem(LayeredProblem):
             passed = self._transitions[layer].apply(operator, previous)
             activation = self._activations[layer]
             if float(activation.sum()) == 0.0:
-                self.degenerate[layer] = "the activations sum to zero; uniform ones stand in"
+                self.degenerate[layer] = ZERO_ACTIVATIONS
             result = weighted_step(passed, activation, self.damping)
         except GraphError as error:
             raise GraphError(f"block {layer}: {error}") from error
-        self._note(layer, result, "no mass arrived")
+        self._note_fallback(layer, result, ZERO_SCORES)
         return result.vector
 
 
@@ -182,17 +187,17 @@ class ModifiedPageRankProblem(LayeredProblem):
         self.zero_lowest = zero_lowest
 
     def step(self, layer: int, previous: Vector) -> Vector:
-        """r_layer from r_{layer-1}."""
+        """Compute r_layer from r_{layer-1}."""
         count = int(self.zero_lowest * len(previous))
         if count:
             previous = self.backend.arithmetic.with_lowest_zeroed(previous, count)
         self.degenerate.pop(layer, None)
         activation = self._activations[layer]
         if float(activation.sum()) == 0.0:
-            self.degenerate[layer] = "the activations sum to zero; uniform ones stand in"
+            self.degenerate[layer] = ZERO_ACTIVATIONS
         try:
             result = modified_step(self._operator(layer).matvec(previous), activation)
         except GraphError as error:
             raise GraphError(f"block {layer}: {error}") from error
-        self._note(layer, result, "no mass arrived")
+        self._note_fallback(layer, result, ZERO_SCORES)
         return result.vector

@@ -1,4 +1,4 @@
-"""The scores of a rank, once it is known to be one of the graph at hand."""
+"""Checks that a rank belongs to a graph."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ __all__ = ["check_scores", "finite_scores"]
 
 
 def check_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...]:
-    """The scores of a rank, once it is known to be one of this graph.
+    """Check that a rank has one score for every node of a graph, and return the scores.
 
     Parameters
     ----------
     graph : LayeredGraph
     rank : RankResult
-        One score a node.
 
     Returns
     -------
     tuple of L+1 arrays, each (n_l,)
-        The rank's own, not copies.
+        The arrays of the rank, not copies.
 
     Raises
     ------
     GraphError
-        Not a rank, several scores a node, or other layers.
+        `rank` is not a rank, has several scores per node, or has other layers than the graph.
 
     Examples
     --------
@@ -47,23 +46,21 @@ def check_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...
 
 
 def finite_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...]:
-    """The scores of a rank of this graph, to compute with: in float64, and finite.
+    """Check a rank of a graph as :func:`check_scores` does, and copy its scores to float64.
 
     Parameters
     ----------
     graph : LayeredGraph
     rank : RankResult
-        One score a node.
 
     Returns
     -------
     tuple of L+1 float64 arrays, each (n_l,)
-        Copies.
 
     Raises
     ------
     GraphError
-        As for :func:`check_scores`, or a score that is not finite.
+        The rank does not belong to the graph, or a score is not finite.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What all doors share: from a problem and a solver to a RankResult."""
+"""The common part of all ranks: from a problem and a solver to a RankResult."""
 
 from __future__ import annotations
 
@@ -8,43 +8,42 @@ from typing import Any
 import numpy as np
 
 from graphs.errors import GraphError
-from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray, as_numpy
 from graphs.linalg.layer_vectors import State
+from graphs.ranking.digraph_problem import DigraphProblem
+from graphs.ranking.layered_problem import LayeredProblem
 from graphs.solvers import Solver, StoppingCriteria, automatic_solver, solve, warn_unconverged
 from graphs.solvers.certificate import KeepHighest
-from graphs.solvers.problem import Problem
 from graphs.solvers.result import DegenerateLayer, RankResult
 
 __all__ = ["solve_for_rank", "starting_state"]
 
 
 def solve_for_rank(
-    problem: Problem,
+    problem: LayeredProblem | DigraphProblem,
     solver: Solver | None,
     start: State | None,
-    limits: StoppingCriteria,
+    criteria: StoppingCriteria,
     keep: KeepHighest | None,
-    backend: Backend,
     setup_seconds: float,
-    **described: Any,
+    **attributes: Any,
 ) -> RankResult:
-    """Solve and report; warns the caller of the door that called this if the steps run out.
+    """Solve a problem and build the result; if the solver does not converge, warn the caller of the calling function.
 
     Parameters
     ----------
-    problem : Problem
+    problem : LayeredProblem or DigraphProblem
     solver : Solver or None
-        None chooses.
+        None chooses one.
     start : State or None
-        None is the problem's own.
-    limits : StoppingCriteria
+        First iterate; None is the default of the problem.
+    criteria : StoppingCriteria
     keep : KeepHighest or None
-        Asks for a certificate.
-    backend : Backend
+        Stop as soon as the set of these nodes is certain.
     setup_seconds : float
-    **described
-        The rest of the result: names, method, parameters, labels.
+        Time that the set-up of the problem took.
+    **attributes
+        The other attributes of the result: names, method, parameters, labels.
 
     Examples
     --------
@@ -52,9 +51,8 @@ def solve_for_rank(
     >>> from graphs.ranking.layered_problem import WeightedPageRankProblem
     >>> from graphs.structures.layered import LayeredGraph
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
-    >>> backend = make_backend("auto", None, "float64", graph.blocks)
-    >>> problem = WeightedPageRankProblem(graph, backend, products=1, gamma=0.5, theta=1.0)
-    >>> solve_for_rank(problem, None, None, StoppingCriteria(), None, backend, 0.0, names=graph.names, method="by hand").choice
+    >>> problem = WeightedPageRankProblem(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
+    >>> solve_for_rank(problem, None, None, StoppingCriteria(), None, 0.0, names=graph.names, method="example").choice
     'no edge leads back, so one pass in layer order is exact'
     """
     choice = ""
@@ -62,11 +60,11 @@ def solve_for_rank(
         solver, choice = automatic_solver(problem)
 
     def to_scores(state: State) -> tuple[FloatArray, ...]:
-        return tuple(backend.arithmetic.to_numpy(vector) for vector in state)
+        return tuple(problem.backend.arithmetic.to_numpy(vector) for vector in state)
 
     if keep is not None:
-        limits = replace(limits, certify=keep.certificate)
-    solution = solve(problem, solver, problem.start() if start is None else start, limits, to_scores)
+        criteria = replace(criteria, certify=keep.certificate)
+    solution = solve(problem, solver, problem.start() if start is None else start, criteria, to_scores)
     if solution.stop_reason == "max_iter":
         warn_unconverged(
             solver.name, len(solution.residuals), float(solution.residuals[-1]), solution.tolerance, frames=3
@@ -81,34 +79,35 @@ def solve_for_rank(
         stop_reason=solution.stop_reason,
         tolerance=solution.tolerance,
         solver=solver.name,
-        backend=backend.name,
+        backend=problem.backend.name,
         choice=choice,
         step_products=solution.block_products,
         step_seconds=solution.seconds,
         setup_seconds=setup_seconds,
         certificate=solution.certificate,
         degenerate=tuple(DegenerateLayer(layer, reason) for layer, reason in sorted(degenerate.items())),
-        **described,
+        **attributes,
     )
 
 
 def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each_layer: bool) -> list[FloatArray]:
-    """A user's first iterate by layer, validated; a RankResult (warm start) or one array a layer.
+    """Check a user's first iterate and scale it to sum 1, as float64 arrays by layer.
 
     Parameters
     ----------
     start : RankResult or sequence of arrays
         Arrays of shape (n_l,), or (n_l, k) for k columns.
     sizes : tuple of int
+        Sizes of the layers.
     columns : int or None
-        Columns wanted; one column serves for all.
+        Number of columns of the result, all equal if `start` has only one.
     each_layer : bool
-        Whether every layer is scaled to mass 1, or the whole.
+        Whether every layer is scaled to sum 1, or all layers together.
 
     Raises
     ------
     GraphError
-        Other shapes, negative or non-finite numbers, nothing but zeros.
+        The shapes do not fit, numbers are negative or not finite, or all are zero.
 
     Examples
     --------
@@ -118,7 +117,7 @@ def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each
     given = start.scores if isinstance(start, RankResult) else start
     vectors = [np.asarray(as_numpy(vector), dtype=np.float64) for vector in given]
     if isinstance(start, RankResult):
-        # Mixing and Krylov methods stopped early may leave scores a little below zero.
+        # Anderson mixing and Krylov methods that stopped early may have left scores slightly below zero.
         vectors = [np.maximum(vector, 0.0) for vector in vectors]
     shapes = [(size,) for size in sizes], [(size, columns) for size in sizes]
     if [vector.shape for vector in vectors] not in shapes:
@@ -128,12 +127,12 @@ def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each
     for layer, vector in enumerate(vectors):
         empty = each_layer and vector.sum() <= 0
         if not np.isfinite(vector).all() or (vector < 0).any() or empty:
-            raise GraphError(f"start: layer {layer} needs finite, non-negative numbers with a positive sum")
+            raise GraphError(f"start: layer {layer}: expected finite, non-negative numbers with a positive sum")
     if columns is not None:
         vectors = [np.repeat(v[:, None], columns, axis=1) if v.ndim == 1 else v for v in vectors]
     if each_layer:
         return [np.asarray(vector / vector.sum(axis=0)) for vector in vectors]
     total = np.sum([vector.sum(axis=0) for vector in vectors], axis=0)
     if (total <= 0).any():
-        raise GraphError("start: expected a positive sum, got zeros")
+        raise GraphError("start: expected a positive sum, got zeros; omit it for a uniform start")
     return [np.asarray(vector / total) for vector in vectors]

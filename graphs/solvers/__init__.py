@@ -1,19 +1,18 @@
-"""Solvers behind one protocol: frozen knobs and a step.
+"""Solvers of fixed-point problems, all with one protocol.
 
-============================ ============================= ==========================================
-name                         class                         converges
-============================ ============================= ==========================================
-``power``                    :class:`PowerIteration`       like gamma**k at the least; layered: exact
-                                                           after L steps
-``sweep``                    :class:`LayerSweep`           exact in one pass; acyclic graphs only
-``gauss-seidel``             :class:`GaussSeidel`          by what leads back, layers' masses at once
-``aitken``, ``quadratic``    :class:`Extrapolation`        power iteration less one or two slow modes
-``anderson``                 :class:`AndersonMixing`       like a Krylov method, on any map
-``gmres``, ``bicgstab``      :class:`Krylov`               few steps where few modes are slow
-``lu``                       :class:`SparseLU`             the oracle
-============================ ============================= ==========================================
+========================= ======================= =============================================================
+name                      class                   convergence
+========================= ======================= =============================================================
+``power``                 :class:`PowerIteration` at least like gamma**k; exact after L steps on a layered graph
+``sweep``                 :class:`LayerSweep`     exact after one sweep; for acyclic graphs only
+``gauss-seidel``          :class:`GaussSeidel`    fast where few edges lead back to earlier layers
+``aitken``, ``quadratic`` :class:`Extrapolation`  power iteration without its one or two slowest modes
+``anderson``              :class:`AndersonMixing` like a Krylov method, also for equations that are not linear
+``gmres``, ``bicgstab``   :class:`Krylov`         few steps where few modes are slow
+``lu``                    :class:`SparseLU`       direct; for checks
+========================= ======================= =============================================================
 
-Stopped early, the mixing and Krylov methods may return scores a little below zero; their bounds hold all the same.
+When they stop early, Anderson mixing and the Krylov methods may return scores slightly below zero; their bounds still hold.
 """
 
 from graphs.solvers.accelerated import AndersonMixing, Extrapolation

@@ -1,11 +1,12 @@
-"""The loop around a solver: tolerance, trace, callback, certificate."""
+"""The loop that runs a solver: tolerance, record of the steps, callback and certificate."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +17,7 @@ from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import State
 from graphs.solvers.certificate import Certificate
-from graphs.solvers.problem import Problem, Solver
+from graphs.solvers.problem import Problem, Solver, SolverStep
 from graphs.solvers.result import StopReason
 
 __all__ = [
@@ -32,22 +33,22 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SolverProgress:
-    """What a callback sees after every step.
+    """The state of a solver after a step, as a callback receives it.
 
     Attributes
     ----------
     iteration : int
-        Steps so far.
+        Number of steps so far.
     residual, error_bound : float
-        Of the answer so far, as in the result.
+        Residual and error bound of the current scores, as in :class:`graphs.RankResult`.
     layer_residuals, layer_bounds : list of float
-        By layer.
+        The same for every layer.
     block_products : int
-        So far.
+        Block products so far.
     seconds : float
-        Since the first step, callbacks included.
+        Time since the first step, callbacks included.
     scores : callable
-        Returns the answer so far as float arrays by layer (copies).
+        Returns copies of the current scores, one array for each layer.
     """
 
     iteration: int
@@ -62,18 +63,19 @@ class SolverProgress:
 
 @dataclass(frozen=True)
 class StoppingCriteria:
-    """When to stop.
+    """The conditions under which the loop stops.
 
     Attributes
     ----------
     tol : float
-        Absolute L1 residual.
+        Absolute L1 residual at which the loop stops.
     max_iter : int
-        Steps at the most.
+        Largest number of steps.
     callback : callable, optional
-        Takes a :class:`SolverProgress`; stops the iteration by returning True.
+        Called with a :class:`SolverProgress` after every step; the loop stops if it returns True.
     certify : callable, optional
-        As :meth:`graphs.solvers.certificate.KeepHighest.certificate`; the iteration stops once it is certified.
+        A method such as :meth:`graphs.solvers.certificate.KeepHighest.certificate`; the loop stops once the certificate that
+        it returns is certified.
     """
 
     tol: float = 1e-12
@@ -84,7 +86,7 @@ class StoppingCriteria:
 
 @dataclass(frozen=True)
 class Solution:
-    """What the loop returns; arrays have one entry (or row) a step."""
+    """The outcome of the loop; arrays have one entry (or row) for each step."""
 
     state: State
     residuals: FloatArray
@@ -99,7 +101,7 @@ class Solution:
 
 
 def attainable_tolerance(tol: float, dtype: str) -> float:
-    """The tolerance that a unit-mass vector of this dtype can hold: at least 8 eps in float32.
+    """Raise a tolerance to the lowest one that scores of sum 1 can reach in a dtype: 8 eps in float32.
 
     Examples
     --------
@@ -110,7 +112,7 @@ def attainable_tolerance(tol: float, dtype: str) -> float:
 
 
 def check_stopping_criteria(tol: Any, max_iter: Any, callback: Any) -> StoppingCriteria:
-    """All as they should be, or a GraphError that names the bad one.
+    """Check a user's stopping criteria, and raise a GraphError that names a wrong one.
 
     Examples
     --------
@@ -122,7 +124,7 @@ def check_stopping_criteria(tol: Any, max_iter: Any, callback: Any) -> StoppingC
     if not (isinstance(max_iter, (int, np.integer)) and max_iter >= 1):
         raise GraphError(f"max_iter must be an integer >= 1, got {max_iter!r}")
     if callback is not None and not callable(callback):
-        raise GraphError(f"callback must be callable with a Progress, got {callback!r}")
+        raise GraphError(f"callback must be a function of a SolverProgress, got {callback!r}")
     return StoppingCriteria(float(tol), int(max_iter), callback)
 
 
@@ -130,19 +132,20 @@ def solve(
     problem: Problem,
     solver: Solver,
     start: State,
-    limits: StoppingCriteria,
+    criteria: StoppingCriteria,
     to_scores: Callable[[State], tuple[FloatArray, ...]],
 ) -> Solution:
-    """Step until the answer is exact, within the tolerance or certified, or the steps run out.
+    """Run a solver until its scores are exact, within the tolerance or certified, or until `max_iter` steps are taken.
 
     Parameters
     ----------
     problem : Problem
     solver : Solver
     start : State
-    limits : StoppingCriteria
+        First iterate.
+    criteria : StoppingCriteria
     to_scores : callable
-        A state as numpy arrays.
+        Converts a state to numpy arrays.
 
     Examples
     --------
@@ -155,72 +158,87 @@ def solve(
     >>> solve(problem, PowerIteration(), problem.start(), StoppingCriteria(), tuple).stop_reason
     'exact'
     """
-    tol = attainable_tolerance(limits.tol, problem.dtype)
+    tol = attainable_tolerance(criteria.tol, problem.dtype)
     memory = solver.begin(problem, start, tol)
-    begun = perf_counter()
-    residuals: list[float] = []
-    layer_residuals: list[list[float]] = []
-    bounds: list[float] = []
-    products: list[int] = []
-    seconds: list[float] = []
+    trace = _Trace()
+    row_maxima: list[FloatArray] | None = None
     certificate: Certificate | None = None
-    caps: list[FloatArray] | None = None
     reason: StopReason = "max_iter"
-    while len(residuals) < limits.max_iter:
-        # NaN and Inf are looked for where masses are taken; numpy's own warnings would only come before.
+    while len(trace.residuals) < criteria.max_iter:
+        # numpy's warnings are silenced, because the step checks its sums for NaN and Inf and raises an error.
         with np.errstate(over="ignore", invalid="ignore"):
             step = solver.step(problem, memory)
-        memory, state = step.memory, step.state
-        residuals.append(step.residual)
-        layer_residuals.append(step.changes)
-        bounds.append(float(np.max(step.bounds)))
-        products.append(step.products + (products[-1] if products else 0))
-        seconds.append(perf_counter() - begun)
+        memory = step.memory
+        trace.record(step)
         if step.exact:
             reason = "exact"
         elif step.residual <= tol:
             reason = "tolerance"
-        if limits.certify is not None:
-            if step.is_image and caps is None:
-                caps = problem.row_maxima()
-            certificate = limits.certify(
-                to_scores(state), step.bounds, caps if step.is_image else None, problem.roundoff
-            )
+        if criteria.certify is not None:
+            if step.is_image and row_maxima is None:
+                row_maxima = problem.row_maxima()
+            maxima = row_maxima if step.is_image else None
+            certificate = criteria.certify(to_scores(step.state), step.bounds, maxima, problem.roundoff)
             if certificate.certified and reason == "max_iter":
                 reason = "certified"
-        if limits.callback is not None:
-            progress = SolverProgress(
-                iteration=len(residuals),
-                residual=step.residual,
-                error_bound=bounds[-1],
-                layer_residuals=step.changes,
-                layer_bounds=step.bounds,
-                block_products=products[-1],
-                seconds=seconds[-1],
-                scores=lambda state=state: to_scores(state),  # type: ignore[misc]
-            )
-            if limits.callback(progress) and reason == "max_iter":
+        if criteria.callback is not None:
+            progress = trace.progress(step, partial(to_scores, step.state))
+            if criteria.callback(progress) and reason == "max_iter":
                 reason = "callback"
         if reason != "max_iter":
             break
         if not math.isfinite(step.residual):
-            raise GraphError(f"solver {solver.name!r} left the finite numbers; use solver='power', or dtype='float64'")
+            raise GraphError(
+                f"solver {solver.name!r}: expected finite residuals, got {step.residual}; use solver='power', or "
+                "dtype='float64'"
+            )
     return Solution(
-        state=state,
-        residuals=np.asarray(residuals),
-        layer_residuals=np.asarray(layer_residuals),
-        error_bounds=np.asarray(bounds),
+        state=step.state,
+        residuals=np.asarray(trace.residuals),
+        layer_residuals=np.asarray(trace.layer_residuals),
+        error_bounds=np.asarray(trace.error_bounds),
         layer_bounds=tuple(step.bounds),
-        block_products=np.asarray(products, dtype=np.int64),
-        seconds=np.asarray(seconds),
+        block_products=np.asarray(trace.block_products, dtype=np.int64),
+        seconds=np.asarray(trace.seconds),
         stop_reason=reason,
         tolerance=tol,
         certificate=certificate,
     )
 
 
+@dataclass
+class _Trace:
+    """A record of the steps so far, without their scores."""
+
+    started: float = field(default_factory=perf_counter)
+    residuals: list[float] = field(default_factory=list)
+    layer_residuals: list[list[float]] = field(default_factory=list)
+    error_bounds: list[float] = field(default_factory=list)
+    block_products: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def record(self, step: SolverStep) -> None:
+        self.residuals.append(step.residual)
+        self.layer_residuals.append(step.changes)
+        self.error_bounds.append(float(np.max(step.bounds)))
+        self.block_products.append(step.products + (self.block_products[-1] if self.block_products else 0))
+        self.seconds.append(perf_counter() - self.started)
+
+    def progress(self, step: SolverStep, scores: Callable[[], tuple[FloatArray, ...]]) -> SolverProgress:
+        return SolverProgress(
+            iteration=len(self.residuals),
+            residual=step.residual,
+            error_bound=self.error_bounds[-1],
+            layer_residuals=step.changes,
+            layer_bounds=step.bounds,
+            block_products=self.block_products[-1],
+            seconds=self.seconds[-1],
+            scores=scores,
+        )
+
+
 def warn_unconverged(solver: str, iterations: int, residual: float, tol: float, frames: int) -> None:
-    """Say that the iterations ran out, `frames` calls above this one (the caller of a public door).
+    """Warn that `max_iter` steps were not enough, at the line of the caller `frames` calls above this function.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""What solvers solve, and what a solver is.
+"""The protocols of problems and solvers.
 
-A :class:`Problem` is a map F of states whose fixed point is wanted; it knows how far an iterate can be
-from it. A :class:`Solver` is frozen knobs and a step. :mod:`graphs.solvers.iteration` runs the loop.
+A :class:`Problem` is the equation r = F(r); it bounds the distance of an iterate to the solution. A :class:`Solver` is a
+frozen object with options and a method that takes one step. :mod:`graphs.solvers.iteration` runs the loop.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["LinearProblem", "Problem", "Solver", "SolverStep", "SweptState", "ch
 
 @dataclass(frozen=True)
 class SweptState:
-    """What a pass in layer order gives.
+    """The outcome of a sweep.
 
     Attributes
     ----------
     state : State
-        Of mass 1.
+        Scores of sum 1.
     teleporting : Vector
         The mass that teleports, () or (k,).
     residual : float
-        At least the L1 norm of F(state) - state.
+        An upper bound on the L1 norm of F(state) - state.
     """
 
     state: State
@@ -40,7 +40,7 @@ class SweptState:
 
 
 class Problem(Protocol):
-    """A map of states, its fixed point, and how to tell the distance to it."""
+    """The equation r = F(r) of states r, and bounds on the distance to its solution."""
 
     @property
     def n_layers(self) -> int:
@@ -48,52 +48,52 @@ class Problem(Protocol):
 
     @property
     def n_blocks(self) -> int:
-        """Block products that one application of F costs, and one pass in layer order."""
+        """Number of block products in one application of F, and in one sweep."""
 
     @property
     def dtype(self) -> str:
-        """float64 or float32: what the tolerance can be."""
+        """float64 or float32; limits the tolerance that can be reached."""
 
     @property
     def depth(self) -> int | None:
-        """Applications of F after which any state has become the fixed point; None if there is no such number."""
+        """Number of applications of F that turn any state into the fixed point; None if there is no such number."""
 
     @property
     def acyclic(self) -> bool:
-        """Whether one pass in layer order gives the fixed point."""
+        """Whether one sweep gives the fixed point."""
 
     @property
     def linear(self) -> bool:
-        """Whether it is a :class:`LinearProblem`."""
+        """Whether the problem is a :class:`LinearProblem`."""
 
     def start(self) -> State:
-        """A state to begin with."""
+        """Return the default first iterate."""
 
     def apply(self, state: State) -> State:
-        """F."""
+        """Apply F."""
 
     def sweep(self, state: State, teleporting: Vector) -> SweptState:
-        """One pass in layer order, every layer from the newest."""
+        """Compute the layers in order, each from the newest scores of the others."""
 
     def residual(self, changes: Sequence[float]) -> float:
-        """The residual of the whole from those of the layers."""
+        """Combine the L1 changes of the layers into one residual."""
 
     def error_bounds(self, changes: Sequence[float], steps: int) -> list[float]:
-        """L1 error of F(r) in every layer, from the L1 distance of F(r) and r in every layer.
+        """Bound the L1 error of F(r) in every layer, from the L1 distance between r and F(r) in every layer.
 
-        `steps` tells how many times in a row F was applied, the last one included.
+        `steps` is the number of consecutive applications of F that led to F(r).
         """
 
     def row_maxima(self) -> list[FloatArray] | None:
-        """max_j P_ij of every node, by layer; None where the map is no P."""
+        """Bound max_j P_ij of every node i from above, by layer; None if F has no such P."""
 
     @property
     def roundoff(self) -> float:
-        """Relative error of a score that rounding is allowed."""
+        """Allowance for the relative rounding error of a score."""
 
 
 class LinearProblem(Problem, Protocol):
-    """A problem that is also x = gamma P x + teleporting * v."""
+    """A problem whose equation, up to a factor, is the linear system x = gamma P x + teleporting * v."""
 
     @property
     def gamma(self) -> float:
@@ -101,53 +101,54 @@ class LinearProblem(Problem, Protocol):
 
     @property
     def teleport(self) -> State:
-        """V."""
+        """The teleport distribution v."""
 
     def transition(self, state: State) -> State:
-        """P."""
+        """Apply P."""
 
     def aggregate(self, state: State, teleporting: Vector) -> State:
-        """`state` with the masses of the layers set right."""
+        """Scale the layers of a state so that their sums solve the chain of layers."""
 
     def residual_bounds(self, residual: float) -> list[float]:
-        """L1 error in every layer of any r of mass 1 with this L1 norm of F(r) - r."""
+        """Bound the L1 error in every layer of any r of sum 1, from the L1 norm of F(r) - r."""
 
     def split(self, stacked: FloatArray) -> State:
-        """A state of a stacked array."""
+        """Split an array over all nodes into a state."""
 
     def stack(self, state: State) -> FloatArray:
-        """The stacked float64 array of a state."""
+        """Join a state into one float64 array over all nodes."""
 
     @property
     def edges(self) -> int:
-        """Number of edges of P."""
+        """Number of edges."""
 
     def matrix(self) -> sparse.csc_array:
-        """P as one matrix."""
+        """Build P as one matrix."""
 
 
 @dataclass(frozen=True)
 class SolverStep:
-    """What one step of a solver gives.
+    """The outcome of one step of a solver.
 
     Attributes
     ----------
     state : State
-        The best answer so far, of mass 1.
+        The best iterate so far, of sum 1.
     changes : list of float
         L1 change of every layer.
     residual : float
-        What the tolerance is compared with: at least the L1 norm of F(r) - r of the answer, or of the iterate before it.
+        The number to compare with the tolerance: an upper bound on the L1 norm of F(r) - r, where r is `state` or the
+        iterate before it.
     bounds : list of float
-        Proven bound on the L1 error of the answer in every layer; inf where none is known.
+        Proven bound on the L1 error of `state` in every layer; inf where none is known.
     products : int
-        Block products spent.
+        Block products of this step.
     memory : Any
-        What the solver's next step needs.
+        The argument of the solver's next step.
     exact : bool
-        Whether the answer is the fixed point up to round-off.
+        Whether `state` is the fixed point up to round-off.
     is_image : bool
-        Whether the answer is F of something, and the bounds those of :meth:`Problem.bounds`.
+        Whether `state` is F of another state, and the bounds are those of :meth:`Problem.error_bounds`.
     """
 
     state: State
@@ -161,21 +162,21 @@ class SolverStep:
 
 
 class Solver(Protocol):
-    """Frozen knobs and a step."""
+    """A method that finds the fixed point, step by step."""
 
     @property
     def name(self) -> str:
-        """What the result reports."""
+        """Name of the solver in the result."""
 
     def begin(self, problem: Any, start: State, tol: float) -> Any:
-        """The memory of the first step, or a GraphError if the problem is none for this solver."""
+        """Return the memory of the first step, or raise a GraphError if the solver is not for this problem."""
 
     def step(self, problem: Any, memory: Any) -> SolverStep:
-        """One step."""
+        """Take one step."""
 
 
 def check_linear(problem: Problem, solver: str) -> None:
-    """Refuse a problem that is not linear.
+    """Raise a GraphError if a problem is not linear.
 
     Examples
     --------
@@ -187,10 +188,10 @@ def check_linear(problem: Problem, solver: str) -> None:
     >>> check_linear(problem, "lu")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    graphs.errors.GraphError: solver 'lu' needs a linear system, which layered ranks normalise away layer by layer; ...
+    graphs.errors.GraphError: solver 'lu' expects a linear system, got a layered rank, which normalises every layer; use ...
     """
     if not problem.linear:
         raise GraphError(
-            f"solver {solver!r} needs a linear system, which layered ranks normalise away layer by layer; use 'sweep' (exact) "
-            "or 'power' there, or graphs.pagerank"
+            f"solver {solver!r} expects a linear system, got a layered rank, which normalises every layer; use solver='sweep' "
+            "(exact) or 'power', or rank the graph with graphs.pagerank"
         )

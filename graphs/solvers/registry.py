@@ -28,12 +28,12 @@ SOLVERS: Mapping[str, Callable[[], Solver]] = {
 
 
 def solver_by_name(solver: Any) -> Solver | None:
-    """The solver of this name, the object itself, or None for "auto".
+    """Return the solver of a name, a solver object itself, or None for "auto".
 
     Raises
     ------
     GraphError
-        Another name, or an object without the methods of a solver.
+        The name is unknown, or the object has not the methods of a solver.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def solver_by_name(solver: Any) -> Solver | None:
 
 
 def automatic_solver(problem: Problem) -> tuple[Solver, str]:
-    """The solver for a problem, and why.
+    """Choose the solver for a problem, and say why.
 
     Examples
     --------
@@ -66,9 +66,6 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     if problem.acyclic:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
     if problem.n_layers > 1 and getattr(problem, "sweepable", True):
-        return (
-            GaussSeidel(),
-            "there are cycles, but most edges lead on: passes in layer order, masses by layer aggregated",
-        )
-    why = "no layers" if problem.n_layers == 1 else "edges within a layer that this backend cannot take in node order"
-    return Extrapolation(degree=2), f"there are cycles, and {why}: power iteration, extrapolated"
+        return GaussSeidel(), "there are cycles, but most edges lead on: sweeps in layer order, with aggregation by layer"
+    why = "only one layer" if problem.n_layers == 1 else "edges within a layer that this backend cannot take in node order"
+    return Extrapolation(degree=2), f"there are cycles and {why}: power iteration with quadratic extrapolation"

@@ -1,4 +1,4 @@
-"""RankResult: what a solver found, how, and how far it can be trusted."""
+"""The result of a rank: its scores, how they were computed, and how exact they are."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ StopReason: TypeAlias = Literal["exact", "tolerance", "certified", "callback", "
 
 @dataclass(frozen=True)
 class DegenerateLayer:
-    """A layer where a defined fallback replaced the formula.
+    """A layer whose scores were replaced by a rule, because the formula gave only zeros.
 
     Attributes
     ----------
     layer : int
-        Which layer.
+        Number of the layer.
     reason : str
-        What was missing, in words.
+        What was zero, and what replaced it, in words.
     """
 
     layer: int
@@ -37,53 +37,53 @@ class DegenerateLayer:
 
 @dataclass(frozen=True, eq=False)
 class RankResult:
-    """Scores with the evidence for them.
+    """The scores of a rank, with the record of the solver and bounds on their error.
 
     Attributes
     ----------
     scores : tuple of arrays, each (n_l,) or (n_l, k)
-        Importance by layer. A layered rank sums to 1 in every layer; a PageRank (``pagerank``) sums
-        to 1 over all layers, in each of its k columns.
+        Scores of the nodes by layer. The scores of a layered rank sum to 1 in every layer; those of :func:`graphs.pagerank`
+        sum to 1 over all layers, in each of k columns.
     names : tuple of str
-        Layer names.
+        Names of the layers.
     iterations : int
-        Steps of the solver; 1 for a sweep.
+        Number of steps of the solver; 1 for a sweep.
     residuals : (iterations,) float64 array
-        L1 residual of every step, of a vector of mass 1: for layered ranks the largest over the layers, for
-        a PageRank the sum. Power iteration: the distance of consecutive iterates; Gauss-Seidel: a bound
-        on the distance of r and F(r).
+        L1 residual of every step: for layered ranks the largest over the layers, for ``pagerank`` the sum over them.
+        Power iteration reports the distance between consecutive iterates, Gauss-Seidel a bound on the
+        distance between r and F(r).
     layer_residuals : (iterations, layers) float64 array
         L1 change of every layer in every step.
     error_bounds : (iterations,) float64 array
-        Proven bound on the L1 distance to the fixed point after every step (for layered ranks the
-        largest over the layers), round-off aside; ``inf`` where no bound is known.
+        Proven bound on the L1 distance to the exact scores after every step, up to round-off (for layered ranks the
+        largest over the layers); ``inf`` where no bound is known.
     layer_bounds : tuple of float
         The bound of every layer after the last step.
     converged : bool
-        Whether the result is exact, within the tolerance, or certified as asked.
+        Whether the scores are exact, within the tolerance, or certified as required.
     stop_reason : {"exact", "tolerance", "certified", "callback", "max_iter"}
         Why the solver stopped.
     tolerance : float
-        The tolerance that held, after the floor of the dtype.
+        The tolerance that was applied; float32 raises a lower one.
     solver, backend, method : str
-        How it was computed.
+        Names of the solver, the backend and the kind of rank.
     choice : str
-        Why that solver, where it was chosen by ``solver="auto"``.
+        The reason for the choice of the solver, if ``solver="auto"`` chose it.
     parameters : dict
-        gamma, theta and the like.
+        Parameters of the rank, such as gamma and theta.
     block_products : int
-        Blocks multiplied with a vector (or k vectors at once), all steps together.
+        Number of products of a block with a vector (or with k vectors at once), in all steps together.
     step_products, step_seconds : (iterations,) arrays
-        Block products and seconds since the first step, after every step.
+        Block products and seconds from the start of the first step to the end of every step.
     setup_seconds, solve_seconds : float
-        Wall time before (operators, strengths) and during the steps. Layered ranks read strengths at the first visit of
-        a layer and count that as solving.
+        Wall time before the first step (operators, strengths) and during the steps. Layered ranks compute strengths within
+        the steps.
     certificate : Certificate, optional
-        Where ``keep`` was asked for.
+        The certificate, if ``keep`` was given.
     degenerate : tuple of DegenerateLayer
-        Layers where a fallback replaced the formula.
+        Layers whose scores were replaced by a rule.
     labels : tuple, optional
-        Node labels of a general digraph, in the order of the scores.
+        Labels of the nodes of a digraph, in the order of the scores.
     """
 
     scores: tuple[FloatArray, ...]
@@ -108,22 +108,22 @@ class RankResult:
 
     @property
     def iterations(self) -> int:
-        """Steps taken."""
+        """Number of steps."""
         return len(self.residuals)
 
     @property
     def converged(self) -> bool:
-        """Whether the result is exact, within the tolerance, or certified as asked."""
+        """Whether the scores are exact, within the tolerance, or certified as required."""
         return self.stop_reason in ("exact", "tolerance", "certified")
 
     @property
     def error_bound(self) -> float:
-        """The bound after the last step; inf without one."""
+        """The error bound after the last step; inf if there is none."""
         return float(self.error_bounds[-1]) if len(self.error_bounds) else math.inf
 
     @property
     def block_products(self) -> int:
-        """Blocks multiplied in all steps."""
+        """Number of block products in all steps."""
         return int(self.step_products[-1]) if len(self.step_products) else 0
 
     @property
@@ -133,31 +133,40 @@ class RankResult:
 
     @property
     def stacked(self) -> FloatArray:
-        """All scores in one vector, (nodes,), or (nodes, k)."""
+        """All scores in one array, (nodes,) or (nodes, k)."""
         return np.concatenate(self.scores)
 
     def as_dict(self) -> dict[Hashable, Any]:
-        """Score by node: label for a general digraph, else ``(layer, index)``; k scores a node as a list."""
+        """Map every node to its score, or to the list of its k scores.
+
+        A node's key is its label if the graph has labels, else ``(layer, index)``.
+        """
         if self.labels is not None:
             return dict(zip(self.labels, self.stacked.tolist(), strict=True))
         return {(layer, k): s for layer, scores in enumerate(self.scores) for k, s in enumerate(scores.tolist())}
 
     def top(self, layer: int, count: int = 10) -> list[tuple[int, float]]:
-        """The `count` highest nodes of a layer as (index, score), highest first; of a single rank."""
+        """List the `count` nodes of a layer with the highest scores as (index, score), highest first.
+
+        Raises
+        ------
+        GraphError
+            The nodes have several scores each.
+        """
         if self.scores[layer].ndim != 1:
             raise GraphError(
-                f"top: expected one score a node, got {self.scores[layer].shape[1]}; pick a column of scores"
+                f"top: expected one score per node, got {self.scores[layer].shape[1]}; select a column of the scores"
             )
         order = np.argsort(-self.scores[layer], kind="stable")[:count]
         return [(int(node), float(self.scores[layer][node])) for node in order]
 
-    def require_convergence(self) -> RankResult:
-        """Return self, or raise :class:`ConvergenceError` (which carries self) if not converged."""
+    def check_convergence(self) -> RankResult:
+        """Return self, or raise a :class:`ConvergenceError` that carries self if the solver did not converge."""
         if not self.converged:
-            raise ConvergenceError(self._verdict(), self)
+            raise ConvergenceError(self._summary(), self)
         return self
 
-    def _verdict(self) -> str:
+    def _summary(self) -> str:
         residual = f"{self.residuals[-1]:.1e}" if len(self.residuals) else "none"
         state = "converged" if self.converged else "NOT converged"
         return (
@@ -167,19 +176,19 @@ class RankResult:
 
     def __repr__(self) -> str:
         return (
-            f"RankResult({len(self.scores)} layers, {sum(map(len, self.scores)):,} nodes; {self._verdict()}; "
+            f"RankResult({len(self.scores)} layers, {sum(map(len, self.scores)):,} nodes; {self._summary()}; "
             f"{self.solver} on {self.backend}, {self.block_products} block products, "
             f"{self.setup_seconds + self.solve_seconds:.3g} s)"
         )
 
 
 class ConvergenceError(RuntimeError):
-    """An iteration stopped before its tolerance held, and the caller asked for an exception.
+    """A solver stopped before it reached its tolerance, and the caller asked for an exception.
 
     Attributes
     ----------
     result : RankResult
-        The unconverged result: the last iterate with its residual trace.
+        The result that did not converge: the scores of the last step, with the record of all steps.
     """
 
     def __init__(self, message: str, result: RankResult) -> None:

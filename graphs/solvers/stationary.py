@@ -1,4 +1,4 @@
-"""Stationary iterations: power, the sweep of an acyclic graph, Gauss-Seidel in layer order."""
+"""Stationary iterations: power iteration, the layer sweep of an acyclic graph, and Gauss-Seidel in layer order."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["GaussSeidel", "LayerSweep", "PowerIteration"]
 
 @dataclass(frozen=True)
 class PowerIteration:
-    """All layers at once, again and again: r <- F(r).
+    """Power iteration: r <- F(r), all layers at once.
 
-    On a layered DAG with L blocks it is exact after L steps. With cycles the error shrinks by gamma a
-    step at the least; on a periodic graph by no more.
+    On an acyclic layered graph with L blocks it is exact after L steps. With cycles every step reduces the error at least
+    by the factor gamma; on a periodic graph by no more.
     """
 
     name: str = "power"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """The start, and no step taken."""
+        """Return the memory of the first step: the start and the number of steps so far."""
         return start, 0
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
-        """One application of F."""
+        """Apply F once."""
         state, steps = memory
         following = problem.apply(state)
         changes = distances(following, state)
@@ -46,26 +46,26 @@ class PowerIteration:
 
 @dataclass(frozen=True)
 class LayerSweep:
-    """One pass in layer order: exact on an acyclic graph, at the cost of one power step."""
+    """One sweep in layer order: exact on an acyclic graph, at the cost of one step of power iteration."""
 
     name: str = "sweep"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Refuse a graph with cycles."""
+        """Check that the graph is acyclic and that sweeps are possible."""
         if not getattr(problem, "sweepable", True):
             raise GraphError(
-                "solver 'sweep' takes edges within a layer in node order, which needs them as scipy CSR; use "
-                "backend='scipy' or 'auto'"
+                "solver 'sweep' takes edges within a layer in node order and expects them as scipy CSR; use backend='scipy' "
+                "or 'auto'"
             )
         if not problem.acyclic:
             raise GraphError(
-                "solver 'sweep' is one pass along the edges, and this graph has cycles; use solver='gauss-seidel' (repeated "
-                "passes) or 'auto'"
+                "solver 'sweep' is one pass along the edges and expects a graph without cycles, got one with cycles; use "
+                "solver='gauss-seidel' (repeated passes) or 'auto'"
             )
         return start
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
-        """The pass."""
+        """Take the sweep."""
         swept = problem.sweep(memory, total_mass(memory))
         zeros = [0.0] * problem.n_layers
         return SolverStep(swept.state, zeros, 0.0, zeros, problem.n_blocks, swept.state, exact=True, is_image=False)
@@ -73,42 +73,40 @@ class LayerSweep:
 
 @dataclass(frozen=True)
 class GaussSeidel:
-    """Passes in layer order, every layer from the newest ones: a handful on a nearly layered graph.
+    """Repeated sweeps in layer order; a graph with few edges that lead back needs only a few.
 
     Parameters
     ----------
     aggregation : bool
-        Before each pass solve the small chain whose states are the layers, with the flows that the current
+        Before each sweep solve the small chain whose states are the layers, with the flows that the current
         scores imply, and rescale the layers to its solution (iterative aggregation and disaggregation: Takahashi 1975; Koury,
-        McAllister and Stewart 1984). It removes the slow part of the error, mass on its way around the
+        McAllister and Stewart 1984). This removes the slow part of the error, the mass that travels around the
         cycles, and costs no product.
 
     Notes
     -----
-    With x the pass's outcome before scaling, x misses x = gamma P x + teleporting v by gamma times what flowed
-    against the order since the last pass; that gives residual and bound without a further product.
+    Let x be the outcome of a sweep before it is scaled to sum 1. The error of x in x = gamma P x + teleporting * v is
+    gamma times the change, since the last sweep, of the mass along edges that lead back. This gives the residual and the
+    bound without another product.
     """
 
     aggregation: bool = True
     name: str = "gauss-seidel"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """The start, with the teleporting it would have if no node dangled."""
+        """Return the memory of the first step: the start, with the mass that teleports if no node dangles."""
         gamma = getattr(problem, "gamma", 0.0)
         return start, total_mass(start) * (1.0 - gamma), math.inf, self.aggregation
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
-        """Aggregate, then one pass."""
-        state, teleporting, before, aggregate = memory
+        """Aggregate, then take one sweep."""
+        state, teleporting, residual_before, aggregate = memory
         if problem.acyclic:
-            swept = LayerSweep().step(problem, state)
-            return SolverStep(
-                swept.state, swept.changes, 0.0, swept.bounds, swept.products, memory, exact=True, is_image=False
-            )
-        begun = problem.aggregate(state, teleporting) if aggregate else state
-        swept = problem.sweep(begun, teleporting)
-        # Aggregation converges only near the solution: after one that did worse than a power step comes a plain pass.
-        failed = aggregate and swept.residual > problem.gamma * before
+            return LayerSweep().step(problem, state)
+        start = problem.aggregate(state, teleporting) if aggregate else state
+        swept = problem.sweep(start, teleporting)
+        # Aggregation converges only near the solution. Where it did worse than power iteration, the next step goes without.
+        failed = aggregate and swept.residual > problem.gamma * residual_before
         return SolverStep(
             swept.state,
             distances(swept.state, state),

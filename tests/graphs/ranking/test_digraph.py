@@ -267,7 +267,7 @@ PAIR = networkx.DiGraph([(0, 1)])
         (PAIR, {"teleport": np.ones((1, 2, 2))}, r"teleport: expected .* got \(1, 2, 2\)"),
         (PAIR, {"teleport": [[1.0, 0.0], [1.0, 0.0]]}, "teleport: .* positive sum"),
         (PAIR, {"start": [[1.0, 1.0], [1.0, 1.0]]}, r"start: expected 1 vectors of sizes \(2,\)"),
-        (PAIR, {"start": [[1.0, -1.0]]}, "start: layer 0 needs finite, non-negative numbers"),
+        (PAIR, {"start": [[1.0, -1.0]]}, "start: layer 0: expected finite, non-negative numbers"),
         (PAIR, {"start": [[0.0, 0.0]]}, "start: expected a positive sum"),
         (PAIR, {"teleport": [0.0, 0.0]}, "teleport: .* positive sum"),
         (PAIR, {"teleport": [1.0, -1.0]}, "teleport: .* non-negative"),

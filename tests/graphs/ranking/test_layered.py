@@ -223,7 +223,7 @@ def test_ordinary_graphs_carry_no_flag(rank: Any) -> None:
 def test_silent_inputs_count_as_uniform(rank: Any) -> None:
     case = replace(random_case(8, (4, 5, 4)), inputs=np.zeros(4))
     result = rank(case.graph())
-    assert flags(result) == [(0, "the input activations sum to zero; uniform scores stand in")]
+    assert flags(result) == [(0, "the input activations sum to zero; uniform scores are used")]
     assert_layers_equal(result.scores, rank(replace(case, inputs=np.ones(4)).graph()).scores)
 
 
@@ -232,7 +232,7 @@ def test_silent_layers_count_as_uniform(rank: Any) -> None:
     case = random_case(8, (4, 5, 4))
     silent = replace(case, activations=[np.zeros(5), case.activations[1]])
     result = rank(silent.graph())
-    assert flags(result) == [(1, "the activations sum to zero; uniform ones stand in")]
+    assert flags(result) == [(1, "the activations sum to zero; uniform ones are used")]
     uniform = replace(case, activations=[np.ones(5), case.activations[1]])
     assert_layers_equal(result.scores, rank(uniform.graph()).scores)
 
@@ -242,7 +242,7 @@ def test_where_no_mass_arrives_the_activations_stand_in(solver: Any) -> None:
     case = random_case(9, (4, 5, 4))
     case.weights[0][:] = 0.0
     for result in (weighted_pagerank(case.graph(), 1.0, solver=solver), modified_pagerank(case.graph(), solver=solver)):
-        assert flags(result) == [(1, "no mass arrived; activation scores stand in")]
+        assert flags(result) == [(1, "all scores are zero; the activations, scaled to sum 1, are used")]
         np.testing.assert_allclose(result.scores[1], case.activations[0] / case.activations[0].sum())
     # With gamma < 1 the jump arrives at a block of zeros, and nothing is degenerate.
     assert flags(weighted_pagerank(case.graph(), 0.5, solver=solver)) == []
@@ -251,14 +251,14 @@ def test_where_no_mass_arrives_the_activations_stand_in(solver: Any) -> None:
 def test_where_neither_mass_nor_activation_is_uniform_scores_stand_in() -> None:
     graph = LayeredGraph.from_weights([np.zeros((3, 2))], [1, 1], [[0, 0, 0]])
     for result in (weighted_pagerank(graph, 1.0), modified_pagerank(graph)):
-        assert flags(result) == [(1, "no mass arrived; uniform scores stand in")]
+        assert flags(result) == [(1, "all scores are zero; uniform scores are used")]
         np.testing.assert_allclose(result.scores[1], 1 / 3)
 
 
 def test_disjoint_product_and_activation_fall_back_to_the_activation() -> None:
     graph = LayeredGraph.from_weights([[[1.0], [0.0]]], [1], [[0, 2]])
     result = modified_pagerank(graph)
-    assert flags(result) == [(1, "no mass arrived; activation scores stand in")]
+    assert flags(result) == [(1, "all scores are zero; the activations, scaled to sum 1, are used")]
     np.testing.assert_array_equal(result.scores[1], [0, 1])
 
 
@@ -321,18 +321,18 @@ GRAPH = LayeredGraph.from_weights([np.eye(2)], [1, 1], [[1, 1]])
         ({"solver": "jacobi"}, "unknown solver 'jacobi'; expected 'auto', 'power', 'sweep', .*, or a Solver object"),
         ({"solver": 5}, "unknown solver 5"),
         ({"solver": None}, "unknown solver None"),
-        ({"solver": "gmres"}, "'gmres' needs a linear system, which layered ranks .*; use 'sweep'"),
-        ({"solver": "lu"}, "'lu' needs a linear system"),
-        ({"callback": 3}, "callback must be callable with a Progress, got 3"),
+        ({"solver": "gmres"}, "'gmres' expects a linear system, got a layered rank, .*; use solver='sweep'"),
+        ({"solver": "lu"}, "'lu' expects a linear system"),
+        ({"callback": 3}, "callback must be a function of a SolverProgress, got 3"),
         (
             {"keep": KeepHighest({2: 1})},
-            r"keep: expected layers of 0..1 and counts up to their sizes, got 1 of layer 2",
+            r"keep: expected layers 0..1 and counts up to their sizes, got 1 of layer 2",
         ),
         ({"keep": KeepHighest({1: 3})}, "keep: expected .* got 3 of layer 1"),
-        ({"keep": KeepHighest()}, "keep: expected counts for some layers, or pooled layers, got neither"),
+        ({"keep": KeepHighest()}, "keep: expected counts of layers, or pooled layers, got neither"),
         ({"start": [[1.0, 1.0]]}, "start: expected 2 vectors of sizes"),
-        ({"start": [[1.0, 1.0], [0.0, 0.0]]}, "start: layer 1 needs finite, non-negative numbers with a positive sum"),
-        ({"start": [[1.0, 1.0], [np.nan, 0.0]]}, "start: layer 1 needs finite"),
+        ({"start": [[1.0, 1.0], [0.0, 0.0]]}, "start: layer 1: expected finite, non-negative numbers with a positive sum"),
+        ({"start": [[1.0, 1.0], [np.nan, 0.0]]}, "start: layer 1: expected finite"),
         ({"backend": "cupy"}, "unknown backend 'cupy'; expected one of scipy, torch, dense, auto"),
         ({"dtype": "float16"}, "unknown dtype 'float16'; expected one of float64, float32"),
         ({"tol": -1.0}, "tol must be a number >= 0 .* got -1.0"),

@@ -383,7 +383,7 @@ def test_a_certificate_stops_before_the_tolerance() -> None:
         assert (result.stop_reason, result.converged) == ("certified", True)
         assert result.iterations < plain.iterations
         assert result.residuals[-1] > result.tolerance
-        assert result.require_convergence() is result
+        assert result.check_convergence() is result
         np.testing.assert_array_equal(plain.residuals[: result.iterations], result.residuals)
 
 
@@ -433,22 +433,22 @@ DOORS: dict[str, Callable[..., RankResult]] = {
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (KeepHighest(), "keep: expected counts for some layers, or pooled layers, got neither"),
+        (KeepHighest(), "keep: expected counts of layers, or pooled layers, got neither"),
         (KeepHighest({}), "got neither"),
-        (KeepHighest({3: 1}), r"keep: expected layers of 0\.\.2 and counts up to their sizes, got 1 of layer 3"),
+        (KeepHighest({3: 1}), r"keep: expected layers 0\.\.2 and counts up to their sizes, got 1 of layer 3"),
         (KeepHighest({-1: 1}), "got 1 of layer -1"),
         (KeepHighest({1: 4}), "got 4 of layer 1"),
         (KeepHighest({1: -1}), "got -1 of layer 1"),
-        (KeepHighest(pooled=(0, 3)), r"keep: expected distinct pooled layers of 0\.\.2 .*got 0 of layers \(0, 3\)"),
-        (KeepHighest(pooled=(0, -1)), r"got 0 of layers \(0, -1\)"),
-        (KeepHighest(pooled=(0, 1), count=6), r"a count up to their 5 nodes, got 6 of layers \(0, 1\)"),
-        (KeepHighest(pooled=(0, 1), count=-1), r"got -1 of layers"),
-        (KeepHighest({1: 1}, pooled=(0, 1), count=2), "have no count of their own"),
+        (KeepHighest(pooled=(0, 3)), r"keep: expected distinct pooled layers from 0\.\.2 .*got a count of 0 for layers \(0, 3\)"),
+        (KeepHighest(pooled=(0, -1)), r"got a count of 0 for layers \(0, -1\)"),
+        (KeepHighest(pooled=(0, 1), count=6), r"a count up to their 5 nodes, got a count of 6 for layers \(0, 1\)"),
+        (KeepHighest(pooled=(0, 1), count=-1), r"got a count of -1 for layers"),
+        (KeepHighest({1: 1}, pooled=(0, 1), count=2), "without counts of their own"),
         (KeepHighest(pooled=(0, 0), count=2), "keep: "),
-        (KeepHighest(pooled=(0, 1), count=2, weights=(1.0,)), "keep: expected one positive weight a pooled layer"),
+        (KeepHighest(pooled=(0, 1), count=2, weights=(1.0,)), "keep: expected one positive weight for each pooled layer"),
         (
             KeepHighest(pooled=(0, 1), count=2, weights=(1.0, 0.0)),
-            r"one positive weight a pooled layer, got \(1.0, 0.0\)",
+            r"one positive weight for each pooled layer, got \(1.0, 0.0\)",
         ),
         (KeepHighest(pooled=(0, 1), count=2, weights=(1.0, math.nan)), "one positive weight"),
         (KeepHighest(pooled=(0, 1), count=2, weights=(1.0, math.inf)), "one positive weight"),

@@ -65,7 +65,7 @@ def test_several_ranks_at_once() -> None:
     assert result.stacked.shape == (6, 2)
     np.testing.assert_array_equal(result.stacked[:, 1], np.concatenate([scores[:, 1] for scores in result.scores]))
     assert result.as_dict()[0, 1] == result.scores[0][1].tolist()
-    with pytest.raises(GraphError, match="top: expected one score a node, got 2; pick a column"):
+    with pytest.raises(GraphError, match="top: expected one score per node, got 2; select a column"):
         result.top(0)
 
 
@@ -93,10 +93,10 @@ def test_converged_follows_from_why_it_stopped(stop_reason: str, converged: bool
     result = result_of(stop_reason)
     assert result.converged is converged
     if converged:
-        assert result.require_convergence() is result
+        assert result.check_convergence() is result
     else:
         with pytest.raises(ConvergenceError, match=rf"m NOT converged \({stop_reason}\)") as caught:
-            result.require_convergence()
+            result.check_convergence()
         assert caught.value.result is result
 
 

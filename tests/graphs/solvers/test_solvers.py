@@ -177,7 +177,7 @@ def test_layers_as_a_digraph(solver: Any) -> None:
 def test_solvers_of_linear_systems_say_what_to_use_instead(solver: Any) -> None:
     graph = random_case(1, (2, 3)).graph()
     for rank in (weighted_pagerank, modified_pagerank):
-        with pytest.raises(GraphError, match=r"needs a linear system.*use 'sweep' \(exact\) or 'power'"):
+        with pytest.raises(GraphError, match=r"expects a linear system.*use solver='sweep' \(exact\) or 'power'"):
             rank(graph, solver=solver)
 
 
@@ -442,7 +442,7 @@ def test_running_out_warns_the_caller_and_returns_the_iterate(solver: Any) -> No
         assert Path(caught[0].filename) == Path(__file__)
         assert (result.stop_reason, result.converged, result.iterations) == ("max_iter", False, 1)
         with pytest.raises(ConvergenceError, match=r"NOT converged \(max_iter\) after 1 iteration") as raised:
-            result.require_convergence()
+            result.check_convergence()
         assert raised.value.result is result
 
 
@@ -457,7 +457,7 @@ def test_running_out_on_a_digraph_names_the_solver(solver: Any) -> None:
 
 def test_convergence_is_returned_when_asked_for() -> None:
     result = weighted_pagerank(random_case(5, (4, 5, 4)).graph())
-    assert result.require_convergence() is result
+    assert result.check_convergence() is result
 
 
 # --- callbacks
@@ -497,7 +497,7 @@ def test_a_callback_sees_every_step_and_may_stop(door: str, solver: str) -> None
             np.testing.assert_array_equal(again, first)
             again[:] = -1.0
     with pytest.raises(ConvergenceError, match=r"NOT converged \(callback\)"):
-        result.require_convergence()
+        result.check_convergence()
     # Each prefix is what a shorter run gives.
     for steps, scores in enumerate(kept, start=1):
         assert_layers_equal(scores, stopped(DOORS[door], solver=solver, max_iter=steps).scores, rtol=1e-15)
@@ -518,7 +518,7 @@ def test_a_callback_that_returns_nothing_stops_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"callback": 3}, "callback must be callable with a Progress, got 3"),
+        ({"callback": 3}, "callback must be a function of a SolverProgress, got 3"),
         ({"max_iter": 0}, "max_iter must be an integer >= 1, got 0"),
         ({"max_iter": 2.0}, "max_iter must be an integer >= 1, got 2.0"),
         ({"tol": -1.0}, r"tol must be a number >= 0 \(absolute L1 residual\), got -1.0"),
@@ -604,9 +604,9 @@ def test_one_start_serves_all_columns() -> None:
         ([np.ones(2)], r"start: expected 3 vectors of sizes \(2, 3, 2\), got shapes"),
         ([np.ones(2), np.ones(2), np.ones(2)], r"start: expected 3 vectors of sizes \(2, 3, 2\)"),
         ([np.ones((2, 1)), np.ones((3, 1)), np.ones((2, 1))], "start: expected 3 vectors of sizes"),
-        ([np.ones(2), np.zeros(3), np.ones(2)], "start: layer 1 needs finite, non-negative numbers with a positive"),
-        ([np.ones(2), np.ones(3), np.array([1.0, -1.0])], "start: layer 2 needs finite, non-negative"),
-        ([np.ones(2), np.array([1, np.nan, 1]), np.ones(2)], "start: layer 1 needs finite"),
+        ([np.ones(2), np.zeros(3), np.ones(2)], "start: layer 1: expected finite, non-negative numbers with a positive"),
+        ([np.ones(2), np.ones(3), np.array([1.0, -1.0])], "start: layer 2: expected finite, non-negative"),
+        ([np.ones(2), np.array([1, np.nan, 1]), np.ones(2)], "start: layer 1: expected finite"),
     ],
 )
 def test_starts_that_do_not_fit_are_refused(start: list[Array], message: str) -> None:
@@ -783,5 +783,5 @@ def test_a_solver_that_leaves_the_finite_numbers_is_stopped() -> None:
             step = super().step(problem, memory)
             return SolverStep(step.state, step.changes, math.nan, step.bounds, step.products, step.memory)
 
-    with pytest.raises(GraphError, match="solver 'power' left the finite numbers; use solver='power', or dtype"):
+    with pytest.raises(GraphError, match="solver 'power': expected finite residuals, got nan; use solver='power', or dtype"):
         pagerank(CYCLIC, solver=Broken())
