@@ -1,4 +1,4 @@
-"""Checks of arguments: numbers in range, and one score a node."""
+"""Checks of arguments: numbers in a range, and one score for each node."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = [
 
 
 def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
-    """A number from 0 to 1.
+    """Check a number from 0 to 1 and return it as a float.
 
     Parameters
     ----------
     name : str
-        How the message calls it.
-    value : float, or what float() takes
+        Name of the value in error messages.
+    value : float, or any argument of float()
     below_one : bool
-        Whether 1 itself is refused.
+        Whether 1 itself is an error.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
     Raises
     ------
     GraphError
-        No number, NaN, or out of range.
+        The value is not a number, is NaN, or is out of range.
 
     Examples
     --------
@@ -55,15 +55,17 @@ def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
     return number
 
 
-def check_count(name: str, value: Any, lowest: int = 1) -> int:
-    """An integer from `lowest` on; a bool or a float without fraction is none.
+def check_count(name: str, value: Any, lowest: int = 1, highest: int | None = None) -> int:
+    """Check an integer from `lowest` to `highest` and return it as an int; a bool or a float is an error.
 
     Parameters
     ----------
     name : str
-        How the message calls it.
+        Name of the value in error messages.
     value : int or numpy integer
     lowest : int
+    highest : int, optional
+        No limit by default.
 
     Returns
     -------
@@ -72,7 +74,7 @@ def check_count(name: str, value: Any, lowest: int = 1) -> int:
     Raises
     ------
     GraphError
-        No integer, or a lower one.
+        The value is not an integer, or is out of range.
 
     Examples
     --------
@@ -83,47 +85,48 @@ def check_count(name: str, value: Any, lowest: int = 1) -> int:
         ...
     graphs.errors.GraphError: top must be an integer >= 1, got 2.0
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
-        raise GraphError(f"{name} must be an integer >= {lowest}, got {value!r}")
-    return int(value)
+    if not isinstance(value, bool) and isinstance(value, (int, np.integer)):
+        if lowest <= value and (highest is None or value <= highest):
+            return int(value)
+    limits = f">= {lowest}" if highest is None else f"from {lowest} to {highest}"
+    raise GraphError(f"{name} must be an integer {limits}, got {value!r}")
 
 
 def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], first: int = 0) -> None:
-    """Refuse scores that are not one a node in layers of these sizes.
+    """Check that scores have one number for each node of layers of these sizes.
 
     Parameters
     ----------
     shapes : sequence of tuples of int
-        Of the scores, by layer.
+        Shape of the scores of every layer.
     sizes : sequence of int
-        Of the layers.
+        Size of every layer.
     first : int
         Number of the first of these layers.
 
     Raises
     ------
     GraphError
-        Another number of layers, another size of one, or several scores a node.
+        The number of layers or the size of a layer differs, or nodes have several scores.
 
     Examples
     --------
     >>> check_score_shapes([(2,), (3,)], (2, 4))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    graphs.errors.GraphError: expected a rank of this graph: one score a node, in layers of 2, 4, got 2, 3; they part at ...
+    graphs.errors.GraphError: expected a rank of this graph: one score per node, in layers of 2, 4, got 2, 3; they differ ...
     """
-    expected = [(size,) for size in sizes]
-    found = list(shapes)
-    if found == expected:
+    expected, given = [(size,) for size in sizes], list(shapes)
+    if given == expected:
         return
-    same = (one == other for one, other in zip(found, expected, strict=False))
-    part = first + next((k for k, equal in enumerate(same) if not equal), min(len(found), len(expected)))
+    pairs = enumerate(zip(given, expected, strict=False))
+    position = next((k for k, (one, other) in pairs if one != other), min(len(given), len(expected)))
     raise GraphError(
-        f"expected a rank of this graph: one score a node, in layers of {_listed(expected)}, got {_listed(found)}; they part "
-        f"at layer {part}: rank this graph, and of several ranks pick a column"
+        f"expected a rank of this graph: one score per node, in layers of {_listing(expected)}, got {_listing(given)}; they "
+        f"differ from layer {first + position}: rank this graph, and select one column of several ranks"
     )
 
 
-def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+def _listing(shapes: Sequence[tuple[int, ...]]) -> str:
     shown = [" x ".join(map(str, shape)) for shape in shapes]
     return ", ".join(shown if len(shown) <= 6 else (*shown[:3], "...", *shown[-2:])) or "none"

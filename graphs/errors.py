@@ -1,4 +1,4 @@
-"""The error of wrong input. Failed convergence is :class:`graphs.solvers.result.ConvergenceError`."""
+"""The exception for wrong input. That for failed convergence is :class:`graphs.solvers.result.ConvergenceError`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["GraphError"]
 
 
 class GraphError(ValueError):
-    """A graph, a parameter or a file is not what was expected.
+    """A graph, a parameter or a file is wrong.
 
-    The message says what was expected, what came, and what to do about it.
+    The message says what was expected, what came, and what to do.
     """

@@ -65,7 +65,9 @@ class Extrapolation:
         iterates = (*iterates, following)[-(self.degree + 2) :]
         return self._finish_step(problem, iterates, changes, steps, products + problem.n_blocks)
 
-    def _finish_step(self, problem: Problem, iterates: Any, changes: list[float], steps: int, products: int) -> SolverStep:
+    def _finish_step(
+        self, problem: Problem, iterates: Any, changes: list[float], steps: int, products: int
+    ) -> SolverStep:
         residual = problem.residual(changes)
         memory = (iterates, steps + 1, residual)
         # After an extrapolation no layer is exact any more, so the bound may count on one application of F only.

@@ -84,9 +84,7 @@ class Krylov:
             (problem.stack(image) * scale, tol, (image, residual, scale)),
         )
 
-    def _cycle(
-        self, problem: LinearProblem, x: FloatArray, right: FloatArray, tol: float
-    ) -> tuple[FloatArray, int]:
+    def _cycle(self, problem: LinearProblem, x: FloatArray, right: FloatArray, tol: float) -> tuple[FloatArray, int]:
         """Improve one column x, and count the applications of P."""
         products = 0
 

@@ -66,6 +66,13 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     if problem.acyclic:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
     if problem.n_layers > 1 and getattr(problem, "sweepable", True):
-        return GaussSeidel(), "there are cycles, but most edges lead on: sweeps in layer order, with aggregation by layer"
-    why = "only one layer" if problem.n_layers == 1 else "edges within a layer that this backend cannot take in node order"
+        return (
+            GaussSeidel(),
+            "there are cycles, but most edges lead on: sweeps in layer order, with aggregation by layer",
+        )
+    why = (
+        "only one layer"
+        if problem.n_layers == 1
+        else "edges within a layer that this backend cannot take in node order"
+    )
     return Extrapolation(degree=2), f"there are cycles and {why}: power iteration with quadratic extrapolation"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from graphs.errors import GraphError
@@ -102,7 +102,7 @@ class GaussSeidel:
         """Aggregate, then take one sweep."""
         state, teleporting, residual_before, aggregate = memory
         if problem.acyclic:
-            return LayerSweep().step(problem, state)
+            return replace(LayerSweep().step(problem, state), memory=memory)
         start = problem.aggregate(state, teleporting) if aggregate else state
         swept = problem.sweep(start, teleporting)
         # Aggregation converges only near the solution. Where it did worse than power iteration, the next step goes without.

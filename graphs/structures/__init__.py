@@ -1,3 +1,3 @@
-"""Graphs: layered ones, digraphs of blocks, and how layers are found in a digraph."""
+"""The data structures of graphs: layered graphs, digraphs of blocks, and the layers of a digraph."""
 
 __all__: list[str] = []

@@ -1,9 +1,8 @@
-"""Digraphs in blocks: nodes in layers, edges in blocks between any two of them, cycles allowed.
+"""Digraphs of blocks: nodes fall into layers, and a block holds the edges between any two layers; cycles are allowed.
 
-A :class:`BlockDigraph` is what :func:`graphs.pagerank` ranks. A layered graph is one without cycles;
-from the same blocks, and without a copy, come two graphs that need iterating: the residual graph (skip
-connections, and the last layer feeds the first) and the bidirectional graph (every edge and its reverse). Any
-square matrix is one with a single layer.
+:func:`graphs.pagerank` ranks a :class:`BlockDigraph`. Every layered graph is one without cycles, and every square matrix
+is one with a single layer. Two graphs with cycles share the blocks of a layered graph, without a copy: the residual graph
+(skip connections, and the last layer feeds the first) and the bidirectional graph (every edge and its reverse).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from graphs.checks import check_share
 from graphs.errors import GraphError
 from graphs.linalg.blocks import Block, FloatArray, SparseBlock, as_numpy, index_dtype
 from graphs.linalg.validation import as_block, as_csr, check_compressed
@@ -36,14 +36,14 @@ class EdgeBlock:
     Attributes
     ----------
     source, target : int
-        Layers.
+        Numbers of the two layers.
     block : Block
-        Weights; (n_target, n_source), or (n_source, n_target) where `transposed`.
+        Weights, (n_target, n_source), or (n_source, n_target) if `transposed`.
     transposed : bool
-        Whether the edges run against the block's: from its rows to its columns.
+        Whether edges lead from the rows of the block to its columns.
     share : float, optional
-        The part of a source node's mass that takes these edges, 0..1. Either all edges out of a layer
-        have one, and then each block is normalised by itself, or none has, and their weights decide.
+        The share of a source node's score that takes these edges, 0..1. Either all blocks of edges from a layer have a
+        share, and each block is normalised by itself, or none has, and the weights of all these blocks are normalised together.
     """
 
     source: int
@@ -53,7 +53,7 @@ class EdgeBlock:
     share: float | None = None
 
     def csr(self) -> sparse.csr_array:
-        """The weights as CSR, (n_target, n_source)."""
+        """Return the weights as CSR, (n_target, n_source)."""
         csr = self.block.to_csr()
         return sparse.csr_array(csr.T) if self.transposed else csr
 
@@ -65,14 +65,15 @@ class BlockDigraph:
     Attributes
     ----------
     layers : tuple of int
-        Sizes.
+        Size of every layer.
     edges : tuple of EdgeBlock
+        All blocks of edges.
     names : tuple of str
-        Of the layers.
+        Name of every layer.
     activations : tuple of arrays, each (n_l,), or None
-        The default teleport vector: every layer's over its sum, all layers alike; None is uniform.
+        Give the default teleport vector, in which all layers have the same sum; None makes it uniform.
     labels : tuple, optional
-        Of the nodes; ``(layer, index)`` where there are several layers.
+        Label of every node; ``(layer, index)`` by default.
     """
 
     layers: tuple[int, ...]
@@ -82,7 +83,7 @@ class BlockDigraph:
     labels: tuple[Hashable, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check that blocks are sound and fit their layers, and shares their layer."""
+        """Check that the parts of the graph fit each other."""
         n_layers = len(self.layers)
         if n_layers == 0 or min(self.layers) < 1:
             raise GraphError(f"expected at least one layer, each of at least one node, got sizes {self.layers}")
@@ -92,37 +93,42 @@ class BlockDigraph:
                 f"{None if self.labels is None else len(self.labels)}"
             )
         if self.activations is not None:
-            sizes = tuple(np.shape(vector) for vector in self.activations)
-            if sizes != tuple((size,) for size in self.layers):
+            shapes = tuple(np.shape(vector) for vector in self.activations)
+            if shapes != tuple((size,) for size in self.layers):
                 raise GraphError(
-                    f"activations: expected one vector a layer, of sizes {self.layers}, got shapes {sizes}"
+                    f"activations: expected one vector per layer, of sizes {self.layers}, got shapes {shapes}"
                 )
             if not all(np.isfinite(vector).all() and (np.asarray(vector) >= 0).all() for vector in self.activations):
                 raise GraphError("activations: expected finite, non-negative numbers")
         for edges in self.edges:
-            if not (0 <= edges.source < n_layers and 0 <= edges.target < n_layers):
-                raise GraphError(
-                    f"edges from layer {edges.source} to layer {edges.target}: expected layers of 0..{n_layers - 1}"
-                )
-            if isinstance(edges.block, SparseBlock):
-                csr, name = edges.block.csr, f"edges from layer {edges.source} to layer {edges.target}"
-                check_compressed("csr", (csr.data, csr.indices, csr.indptr), edges.block.shape, name)
+            self._check_edges(edges)
+        self._check_shares()
+
+    def _check_edges(self, edges: EdgeBlock) -> None:
+        """Check that a block of edges is sound and fits its layers."""
+        n_layers = len(self.layers)
+        name = f"edges from layer {edges.source} to layer {edges.target}"
+        if not (0 <= edges.source < n_layers and 0 <= edges.target < n_layers):
+            raise GraphError(f"{name}: expected layers 0..{n_layers - 1}")
+        if isinstance(edges.block, SparseBlock):
+            csr = edges.block.csr
+            check_compressed("csr", (csr.data, csr.indices, csr.indptr), edges.block.shape, name)
+        expected = (self.layers[edges.target], self.layers[edges.source])
+        shape = edges.block.shape[::-1] if edges.transposed else edges.block.shape
+        if shape != expected:
+            raise GraphError(f"{name}: expected shape {expected} (targets, sources), got {shape}")
+
+    def _check_shares(self) -> None:
+        """Check that all edges from a layer have shares of sum 1, or none has a share."""
         shares: defaultdict[int, list[float | None]] = defaultdict(list)
         for edges in self.edges:
-            wanted = (self.layers[edges.target], self.layers[edges.source])
-            shape = edges.block.shape[::-1] if edges.transposed else edges.block.shape
-            if shape != wanted:
-                raise GraphError(
-                    f"edges from layer {edges.source} to layer {edges.target}: expected shape {wanted} (targets, "
-                    f"sources), got {shape}"
-                )
             shares[edges.source].append(edges.share)
         for source, given in shares.items():
             numbers = [share for share in given if share is not None]
-            fits = len(numbers) == len(given) and all(s >= 0.0 for s in numbers) and abs(sum(numbers) - 1.0) <= 1e-9
-            if numbers and not fits:
+            fit = len(numbers) == len(given) and all(s >= 0.0 for s in numbers) and abs(sum(numbers) - 1.0) <= 1e-9
+            if numbers and not fit:
                 raise GraphError(
-                    f"shares out of layer {source}: expected one for all its edges, non-negative and of sum 1, got {given}"
+                    f"shares of edges from layer {source}: expected one for each block, non-negative and of sum 1, got {given}"
                 )
 
     @property
@@ -132,7 +138,7 @@ class BlockDigraph:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Index of the first node of every layer in the stacked vector, and the total."""
+        """Index of the first node of every layer among all nodes, then the number of nodes."""
         return tuple(int(k) for k in np.concatenate(([0], np.cumsum(self.layers))))
 
     @property
@@ -142,77 +148,57 @@ class BlockDigraph:
 
     @cached_property
     def topological(self) -> tuple[tuple[int, ...], bool]:
-        """An order of the layers with as few edges against it as the layers' own, and whether none is.
+        """A topological order of the layers and True, or, if there is none, their own order and False.
 
-        Within a layer nothing is asked: edges inside one count as a cycle here.
+        Edges within a layer count as a cycle here.
         """
-        waiting = dict.fromkeys(range(len(self.layers)))
+        remaining = dict.fromkeys(range(len(self.layers)))
         order: list[int] = []
-        while waiting:
-            blocked = {edges.target for edges in self.edges if edges.source in waiting}
-            free = [layer for layer in waiting if layer not in blocked]
-            if not free:
+        while remaining:
+            targets = {edges.target for edges in self.edges if edges.source in remaining}
+            sources = [layer for layer in remaining if layer not in targets]
+            if not sources:
                 return tuple(range(len(self.layers))), False
-            order += free
-            for layer in free:
-                del waiting[layer]
+            order += sources
+            for layer in sources:
+                del remaining[layer]
         return tuple(order), True
 
     def teleport(self) -> FloatArray:
-        """The default teleport vector, (nodes,), of sum 1."""
+        """Compute the default teleport vector, (nodes,), of sum 1."""
         if self.activations is None:
             return np.full(self.nodes, 1.0 / self.nodes)
-        # Over the maximum first: sums of huge activations would overflow.
+        # Divided by the maximum first, because sums of huge activations would overflow.
         scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in self.activations]
         return np.concatenate([a / a.sum() for a in scaled]) / len(scaled)
 
     def node_labels(self) -> tuple[Hashable, ...]:
-        """Labels of the nodes in the order of the stacked vector."""
+        """Return the labels of all nodes in order."""
         if self.labels is not None:
             return self.labels
         return tuple((layer, k) for layer, size in enumerate(self.layers) for k in range(size))
 
     def to_scipy(self) -> sparse.csr_array:
-        """One CSR of the whole graph, shape (nodes, nodes), row = target.
+        """Build one CSR matrix of the graph, shape (nodes, nodes), row = target.
 
-        Where edges have shares, a block's weights are scaled so that the shares come out: divided by
-        the source's out-strength within the block and multiplied by the share.
+        The weights of a block with a share are divided by the source's out-strength within the block and multiplied by the
+        share.
         """
         offsets = self.offsets
         rows, columns, values = [], [], []
-        for edges, csr in zip(self.edges, self._weights(), strict=True):
-            coo = csr.tocoo()
+        for edges in self.edges:
+            coo = _weights(edges).tocoo()
             rows.append(coo.row.astype(np.int64) + offsets[edges.target])
             columns.append(coo.col.astype(np.int64) + offsets[edges.source])
             values.append(coo.data)
-        total = sum(map(len, values))
-        kind = index_dtype(self.nodes, total)
-        matrix = sparse.csr_array(
-            sparse.coo_array(
-                (
-                    np.concatenate(values) if values else np.zeros(0),
-                    (
-                        np.concatenate(rows).astype(kind) if rows else np.zeros(0, kind),
-                        np.concatenate(columns).astype(kind) if columns else np.zeros(0, kind),
-                    ),
-                ),
-                shape=(self.nodes, self.nodes),
-            )
+        dtype = index_dtype(self.nodes, sum(map(len, values)))
+        row, column = (
+            np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype) for parts in (rows, columns)
         )
+        weights = np.concatenate(values) if values else np.zeros(0)
+        matrix = sparse.csr_array(sparse.coo_array((weights, (row, column)), shape=(self.nodes, self.nodes)))
         matrix.eliminate_zeros()
         return matrix
-
-    def _weights(self) -> list[sparse.csr_array]:
-        found = []
-        for edges in self.edges:
-            csr = edges.csr()
-            if edges.share is not None:
-                # bincount: one pass, where csr.sum(axis=0) goes through a transposed product.
-                strength = np.bincount(csr.indices, weights=csr.data, minlength=csr.shape[1])
-                data = csr.data * (edges.share / strength[csr.indices])
-                csr = sparse.csr_array((data, csr.indices, csr.indptr), shape=csr.shape)
-            found.append(csr)
-        return found
 
     def __repr__(self) -> str:
         sizes = ", ".join(map(str, self.layers if len(self.layers) <= 6 else (*self.layers[:5], "...")))
@@ -222,13 +208,25 @@ class BlockDigraph:
         )
 
 
+def _weights(edges: EdgeBlock) -> sparse.csr_array:
+    """The weights of a block as CSR, scaled to its share if it has one."""
+    csr = edges.csr()
+    if edges.share is None:
+        return csr
+    # bincount takes one pass; csr.sum(axis=0) would compute a transposed product.
+    strength = np.bincount(csr.indices, weights=csr.data, minlength=csr.shape[1])
+    data = csr.data * (edges.share / strength[csr.indices])
+    return sparse.csr_array((data, csr.indices, csr.indptr), shape=csr.shape)
+
+
 def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
-    """Any graph as a :class:`BlockDigraph`; see :func:`graphs.pagerank` for what is taken.
+    """Convert any graph that :func:`graphs.pagerank` accepts to a :class:`BlockDigraph`.
 
     Raises
     ------
     GraphError
-        An empty graph, negative or non-finite weights, a sparse matrix with damaged index arrays, another type.
+        The graph is empty, weights are negative or not finite, a sparse matrix has damaged index arrays, or the type is not
+        supported.
 
     Examples
     --------
@@ -254,7 +252,9 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
             f"got {type(graph).__name__}"
         )
     if csr.nnz and (csr.data < 0).any():
-        raise GraphError("edge weights must be non-negative, got negative ones; take absolute values if that is meant")
+        raise GraphError(
+            "edge weights must be non-negative, got negative ones; take absolute values if signs do not matter"
+        )
     block = as_block(csr, "graph")
     return BlockDigraph((csr.shape[0],), (EdgeBlock(0, 0, block),), ("digraph",), labels=labels)
 
@@ -277,10 +277,10 @@ def _chain(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
 
 
 def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
-    """Every edge of a layered graph and its reverse, with the same weight; the blocks are not copied.
+    """Build the digraph of every edge of a layered graph and its reverse, with the same weight; blocks are not copied.
 
-    The walk on it is reversible, and periodic by itself: from an even layer to an odd one and back. Plain power
-    iteration converges like gamma**k and no better.
+    A random walk on it is reversible and periodic: it alternates between even and odd layers. So power
+    iteration converges like gamma**k and no faster.
 
     Parameters
     ----------
@@ -300,26 +300,26 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
 
 
 def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int] | None = None) -> BlockDigraph:
-    """The chain with its residual stream: skip connections, and the last layer feeds the first.
+    """Build the digraph of a chain of FFNs with its residual stream: skip connections, and the last layer feeds the first.
 
-    Node j of a layer of the stream passes a share `beta` of its mass to node j of the next layer of the
-    stream and ``1 - beta`` into the FFN; node j of the last one passes all of it to node j of the first. For beta > 0 a
-    node without an edge into the FFN passes everything on.
+    Some layers of the graph hold the residual stream. Node j of such a layer passes a share `beta` of its score to node j of
+    the next such layer and ``1 - beta`` into the FFN between them; node j of the last one passes its score to node j of the
+    first. If beta > 0, a node without edges into the FFN passes its entire score to the next layer of the stream.
 
     Parameters
     ----------
     graph : LayeredGraph
         A chain of FFNs; its blocks are not copied.
     beta : float
-        Share of the skip connection, 0..1.
+        Share of a score that takes the skip connection, 0..1.
     stream : sequence of int, optional
-        The layers that form the residual stream, ascending, of equal sizes. By default every second one
-        (input, output of the first FFN, ...), as a chain of two-matrix FFNs has it.
+        The layers that hold the residual stream, ascending and of equal sizes. By default every second layer
+        (input, output of the first FFN, ...), as in a chain of FFNs of two blocks.
 
     Raises
     ------
     GraphError
-        Layers of the stream that are fewer than two, not ascending, or of different sizes; beta out of range.
+        `stream` has fewer than two layers, is not ascending, or has layers of different sizes; or beta is out of range.
 
     Examples
     --------
@@ -331,42 +331,41 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
            [0.25, 0.  , 0.25, 0.  , 0.  ],
            [0.  , 0.25, 0.75, 0.  , 0.  ]])
     """
-    if not 0.0 <= beta <= 1.0:
-        raise GraphError(f"beta must be a number in [0, 1], got {beta!r}")
+    beta = check_share("beta", beta)
     depth = len(graph.blocks)
-    chosen = tuple(range(0, depth + 1, 2)) if stream is None else tuple(stream)
-    if len(chosen) < 2 or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] != depth:
+    stream = tuple(range(0, depth + 1, 2)) if stream is None else tuple(stream)
+    if len(stream) < 2 or list(stream) != sorted(set(stream)) or stream[0] < 0 or stream[-1] != depth:
         raise GraphError(
-            f"stream: expected at least two ascending layers that end with the last, {depth}, got {chosen}; where FFNs are "
-            "no pairs of matrices name the layers of the residual stream"
+            f"stream: expected at least two ascending layers that end with the last, {depth}, got {stream}; where FFNs are "
+            "not pairs of blocks, name the layers of the residual stream"
         )
-    sizes = [graph.layers[layer] for layer in chosen]
+    sizes = [graph.layers[layer] for layer in stream]
     if len(set(sizes)) > 1:
-        raise GraphError(f"stream: expected layers of one size, got sizes {sizes} of layers {chosen}")
-    one = SparseBlock(sparse.csr_array(sparse.eye_array(sizes[0], format="csr", dtype=np.float64)))
-    following = dict(itertools.pairwise(chosen))
+        raise GraphError(f"stream: expected layers of one size, got sizes {sizes} of layers {stream}")
+    identity = SparseBlock(sparse.csr_array(sparse.eye_array(sizes[0], format="csr", dtype=np.float64)))
+    next_layer = dict(itertools.pairwise(stream))
     edges = []
-    for step in _chain(graph):
-        share = 1.0 - beta if step.source in following else 1.0
-        edges.append(EdgeBlock(step.source, step.target, step.block, share=share))
-    edges += [EdgeBlock(source, target, one, share=beta) for source, target in following.items()]
-    edges.append(EdgeBlock(chosen[-1], chosen[0], one, share=1.0))
+    for ffn in _chain(graph):
+        share = 1.0 - beta if ffn.source in next_layer else 1.0
+        edges.append(EdgeBlock(ffn.source, ffn.target, ffn.block, share=share))
+    edges += [EdgeBlock(source, target, identity, share=beta) for source, target in next_layer.items()]
+    edges.append(EdgeBlock(stream[-1], stream[0], identity, share=1.0))
     return BlockDigraph(graph.layers, tuple(edges), graph.names, graph.activations)
 
 
 def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
-    """A user's teleport as float64 (nodes,) or (nodes, k), every column of sum 1.
+    """Check a user's teleport and scale it to float64 columns of sum 1, (nodes,) or (nodes, k).
 
     Parameters
     ----------
     digraph : BlockDigraph
     teleport : mapping from node to weight, (nodes,) or (nodes, k) array, or None
-        None is the graph's own.
+        None is the default of the graph.
 
     Raises
     ------
     GraphError
-        Unknown nodes, another shape, negative or non-finite numbers, a column that sums to zero.
+        Nodes are unknown, the shape does not fit, numbers are negative or not finite, or a column sums to zero.
 
     Examples
     --------
@@ -382,7 +381,7 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
         known = set(labels)
         unknown = [label for label in teleport if label not in known]
         if unknown:
-            raise GraphError(f"teleport names nodes that are not in the graph: {unknown[:5]}")
+            raise GraphError(f"teleport: expected nodes of the graph, got others: {unknown[:5]}")
         teleport = [teleport.get(label, 0.0) for label in labels]
     try:
         vector = np.asarray(as_numpy(teleport), dtype=np.float64)

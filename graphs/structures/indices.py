@@ -1,4 +1,4 @@
-"""Layers and nodes by their numbers, checked against a graph."""
+"""Checks of layer and node numbers against a graph."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["check_layer", "check_node"]
 
 
 def check_layer(graph: LayeredGraph, layer: Any, first: int = 0, *, name: str = "layer") -> int:
-    """A layer of a graph.
+    """Check the number of a layer and return it as an int.
 
     Parameters
     ----------
     graph : LayeredGraph
     layer : int or numpy integer
-        `first` to L; negative ones do not count from the end.
+        From `first` to L; negative numbers are errors.
     first : int
-        0, or 1 where a block into the layer is meant.
+        Lowest valid number: 0, or 1 for a layer with a block into it.
     name : str
-        How the message calls it.
+        Name of the value in error messages.
 
     Returns
     -------
@@ -32,7 +32,7 @@ def check_layer(graph: LayeredGraph, layer: Any, first: int = 0, *, name: str = 
     Raises
     ------
     GraphError
-        No such layer.
+        There is no such layer.
 
     Examples
     --------
@@ -51,15 +51,15 @@ def check_layer(graph: LayeredGraph, layer: Any, first: int = 0, *, name: str = 
 
 
 def check_node(graph: LayeredGraph, layer: int, node: Any) -> int:
-    """A node of a layer.
+    """Check the index of a node in a layer and return it as an int.
 
     Parameters
     ----------
     graph : LayeredGraph
     layer : int
-        0..L, checked already.
+        A valid layer, 0..L.
     node : int or numpy integer
-        0..n_l - 1; negative ones do not count from the end.
+        From 0 to n_l - 1; negative numbers are errors.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def check_node(graph: LayeredGraph, layer: int, node: Any) -> int:
     Raises
     ------
     GraphError
-        No such node.
+        There is no such node.
 
     Examples
     --------

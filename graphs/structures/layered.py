@@ -1,4 +1,4 @@
-"""LayeredGraph: node layers, the blocks of edges between them, and what each node carries."""
+"""Layered graphs: layers of nodes with activations, and the blocks of edges between them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["LayeredGraph"]
 class LayeredGraph:
     """A layered weighted digraph: every edge leads from layer l-1 to layer l.
 
-    Build one with :meth:`from_weights`, which validates; afterwards it is read-only. Blocks given
-    as dense matrices are referred to, not copied, so the graph sees later writes into them.
+    :meth:`from_weights` checks its input and builds a graph, which is read-only. Dense matrices
+    are not copied, so later changes of their entries change the graph.
 
     Attributes
     ----------
     blocks : tuple of L blocks
         ``blocks[l - 1]`` holds the edges from layer l-1 to layer l.
     activations : tuple of L+1 float64 arrays, each (n_l,)
-        The non-negative activation of every node, layer 0 (the inputs) first.
+        The non-negative activation of every node, from layer 0 (the inputs) on.
     names : tuple of L+1 str
         The name of every layer.
     """
@@ -67,14 +67,14 @@ class LayeredGraph:
         names : sequence of L+1 str, optional
             Layer names; ``layer 0`` and so on by default.
         check_finite : bool
-            Read dense weights once now to refuse NaN and Inf. Without it (when the weights are
-            large and will be read anyway) the first product refuses them.
+            Whether to read dense weights once now, to find NaN and Inf. Otherwise the first product
+            finds them, which saves a read of large weights.
 
         Raises
         ------
         GraphError
-            Shapes that do not chain, negative or non-finite numbers, sparse matrices with damaged index arrays, wrong counts
-            or names.
+            Consecutive shapes do not fit, numbers are negative or not finite, a sparse matrix has damaged index arrays, or the
+            number of activations or names is wrong.
 
         Examples
         --------
@@ -96,8 +96,8 @@ class LayeredGraph:
             sources, targets = blocks[position].shape[1], blocks[position - 1].shape[0]
             if sources != targets:
                 raise GraphError(
-                    f"block {position + 1} has {sources} source nodes but block {position} ends in {targets}; "
-                    "consecutive matrices must chain: (n_l, n_{l-1}) then (n_{l+1}, n_l)"
+                    f"block {position + 1}: expected {targets} source nodes, the targets of block {position}, got {sources}; "
+                    "consecutive matrices have shapes (n_l, n_{l-1}) and (n_{l+1}, n_l)"
                 )
         sizes = (blocks[0].shape[1], *(block.shape[0] for block in blocks))
         if names is None:
@@ -105,7 +105,7 @@ class LayeredGraph:
         if len(names) != len(sizes) or len(set(names)) != len(names):
             raise GraphError(f"expected {len(sizes)} distinct layer names, got {list(names)}")
         vectors = tuple(
-            _activation(vector, size, layer)
+            _check_activations(vector, size, layer)
             for layer, (vector, size) in enumerate(zip((inputs, *activations), sizes, strict=True))
         )
         return cls(blocks, vectors, tuple(str(name) for name in names))
@@ -127,21 +127,21 @@ class LayeredGraph:
 
     @property
     def capacity(self) -> int:
-        """Number of edges if every block were full."""
+        """Largest possible number of edges between the layers."""
         return sum(block.shape[0] * block.shape[1] for block in self.blocks)
 
     @property
     def density(self) -> float:
-        """Edges over capacity, 0..1. Cost as :attr:`edges`."""
+        """Number of edges divided by the capacity, 0..1. Cost as :attr:`edges`."""
         return self.edges / self.capacity if self.capacity else 0.0
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Index of the first node of every layer in the stacked vector, and the total (L+2 numbers)."""
+        """Index of the first node of every layer among all nodes, then the number of nodes (L+2 numbers)."""
         return tuple(int(k) for k in np.concatenate(([0], np.cumsum(self.layers))))
 
     def block(self, layer: int) -> sparse.csr_array:
-        """The CSR of the edges into `layer` (1..L); row = target. A dense block is converted at each call."""
+        """Return the edges into `layer` (1..L) as CSR, row = target. A dense block is converted at every call."""
         if not 1 <= layer < len(self.activations):
             raise GraphError(
                 f"expected a layer from 1 to {len(self.blocks)} (layer 0 has no edges into it), got {layer}"
@@ -149,11 +149,11 @@ class LayeredGraph:
         return self.blocks[layer - 1].to_csr()
 
     def with_csr(self) -> LayeredGraph:
-        """The same graph with every block stored as CSR: more memory, but no conversion afterwards."""
+        """Return the graph with every block stored as CSR, which takes memory and saves later conversions."""
         return LayeredGraph(tuple(SparseBlock(block.to_csr()) for block in self.blocks), self.activations, self.names)
 
     def with_activations(self, layer: int, activations: Any) -> LayeredGraph:
-        """The same edges, with other activations of one layer.
+        """Return the graph with other activations in one layer.
 
         Parameters
         ----------
@@ -165,7 +165,7 @@ class LayeredGraph:
         Raises
         ------
         GraphError
-            No such layer, a wrong shape, negative or non-finite numbers.
+            There is no such layer, the shape is wrong, or numbers are negative or not finite.
 
         Examples
         --------
@@ -176,15 +176,14 @@ class LayeredGraph:
         if not 0 <= layer < len(self.activations):
             raise GraphError(f"expected a layer from 0 to {len(self.blocks)}, got {layer}")
         vectors = list(self.activations)
-        vectors[layer] = _activation(activations, len(vectors[layer]), layer)
+        vectors[layer] = _check_activations(activations, len(vectors[layer]), layer)
         return replace(self, activations=tuple(vectors))
 
     def reversed(self) -> LayeredGraph:
-        """Every edge the other way round: the layers in opposite order, layer 0 the outputs.
+        """Return the graph with all edges reversed: the layers are in opposite order, and layer 0 holds the outputs.
 
-        A rank of it flows from what depends on a node to the node. Dense blocks are views of the same weights, which every
-        product reads where they lie, in one pass as the products of this graph do; stored CSR blocks are
-        converted, one copy of the edges.
+        In a rank of it, a node's score comes from the nodes that depend on it. Dense blocks are views of the same weights, and
+        products read them as fast as those of this graph. Stored CSR blocks are converted, which copies the edges.
 
         Examples
         --------
@@ -199,16 +198,16 @@ class LayeredGraph:
         return LayeredGraph(blocks, self.activations[::-1], self.names[::-1])
 
     def squared(self) -> LayeredGraph:
-        """The graph of energies: every edge's weight and every node's activation squared; parallel edges each by itself.
+        """Return the graph with squared weights and activations; each of several parallel edges is squared by itself.
 
-        Where sources vary independently, the energy (sum of squares) of what arrives at a node is the sum over its
-        edges of squared weight times squared activation, so that shares of squares are shares of energy.
-        Dense blocks are squared as they are read, band by band, nothing is copied; stored CSR blocks give new ones.
+        If the sources of a node vary independently, the energy (sum of squares) of their weighted sum is the sum over the
+        edges of squared weight times squared activation. So shares of squares are shares of energy.
+        Dense blocks are squared in bands as they are read, without a copy; stored CSR blocks are copied.
 
         Raises
         ------
         GraphError
-            An activation's square overflows.
+            The square of an activation overflows.
 
         Examples
         --------
@@ -216,19 +215,19 @@ class LayeredGraph:
         >>> graph.squared().block(1).toarray(), graph.squared().activations
         (array([[10.,  4.]]), (array([1., 4.]), array([9.])))
         """
-        with np.errstate(over="ignore"):  # refused as not finite
+        with np.errstate(over="ignore"):  # an overflow is an error in the next line
             squares = [np.square(vector) for vector in self.activations]
-        vectors = tuple(_activation(vector, len(vector), layer) for layer, vector in enumerate(squares))
+        vectors = tuple(_check_activations(vector, len(vector), layer) for layer, vector in enumerate(squares))
         return LayeredGraph(tuple(block.squared() for block in self.blocks), vectors, self.names)
 
     def to_scipy(self) -> sparse.csr_array:
-        """One CSR matrix of the whole graph.
+        """Build one CSR matrix of the graph.
 
         Returns
         -------
         scipy.sparse.csr_array, shape (nodes, nodes)
-            Row = target, column = source; node k of layer l stands at ``offsets[l] + k``. int32 indices while nodes and edges
-            fit in them, int64 beyond. Memory: 8 to 16 bytes an edge.
+            Row = target, column = source; node k of layer l has index ``offsets[l] + k``. Indices are int32 where the numbers
+            of nodes and edges fit, else int64. Memory: 8 to 16 bytes per edge.
 
         Examples
         --------
@@ -240,7 +239,7 @@ class LayeredGraph:
         return stack_layers(self.blocks)
 
     def to_torch(self, device: str | torch.device = "cpu", dtype: str = "float64") -> torch.Tensor:
-        """One torch CSR tensor of the whole graph.
+        """Build one torch CSR tensor of the graph.
 
         Parameters
         ----------
@@ -250,12 +249,12 @@ class LayeredGraph:
         Returns
         -------
         torch.Tensor, sparse CSR, shape (nodes, nodes)
-            As :meth:`to_scipy`; a step of a rank is ``tensor @ vector``.
+            The matrix of :meth:`to_scipy`.
 
         Raises
         ------
         GraphError
-            The device is not there, or the dtype is another one.
+            The device cannot be used, or the dtype is neither float64 nor float32.
 
         Examples
         --------
@@ -268,7 +267,7 @@ class LayeredGraph:
     def __repr__(self) -> str:
         sizes = self.layers
         shown = " -> ".join(map(str, sizes if len(sizes) <= 6 else (*sizes[:3], "...", *sizes[-2:])))
-        # Counting the edges of large dense blocks costs a pass over the weights: not for a repr.
+        # A count of the edges of large dense blocks would read all weights, too much for a repr.
         if all(block.stored for block in self.blocks) or self.capacity <= 1_000_000:
             edges = f"{self.edges:,} edges, density {self.density:.3g}"
         else:
@@ -276,27 +275,28 @@ class LayeredGraph:
         return f"LayeredGraph({len(sizes)} layers: {shown} nodes, {self.nodes:,} nodes, {edges})"
 
 
-def _activation(vector: Any, size: int, layer: int) -> FloatArray:
-    where = "inputs" if layer == 0 else f"activations of layer {layer}"
+def _check_activations(vector: Any, size: int, layer: int) -> FloatArray:
+    """Check the activations of a layer and copy them to a read-only float64 array."""
+    name = "inputs" if layer == 0 else f"activations of layer {layer}"
     try:
         given = as_numpy(vector)
         if given.dtype.kind == "c":
             raise TypeError(f"dtype {given.dtype}")
         array = np.array(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise GraphError(f"{where}: expected {size} real numbers, got {type(vector).__name__}: {error}") from error
+        raise GraphError(f"{name}: expected {size} real numbers, got {type(vector).__name__}: {error}") from error
     if array.shape != (size,):
-        raise GraphError(f"{where}: expected shape ({size},), one number per node, got {array.shape}")
+        raise GraphError(f"{name}: expected shape ({size},), one number per node, got {array.shape}")
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):
         raise GraphError(
-            f"{where}: {len(bad)} value(s) are not finite, the first at node {bad[0]} ({array[bad[0]]}); "
+            f"{name}: {len(bad)} value(s) are not finite, the first at node {bad[0]} ({array[bad[0]]}); "
             "check the model and its calibration for NaN or overflow"
         )
     if (array < 0).any():
         node = int(np.flatnonzero(array < 0)[0])
         raise GraphError(
-            f"{where}: expected non-negative numbers (norms), got {array[node]} at node {node}; take absolute values"
+            f"{name}: expected non-negative numbers (norms), got {array[node]} at node {node}; take absolute values"
         )
     array.setflags(write=False)
     return array

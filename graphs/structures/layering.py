@@ -1,4 +1,4 @@
-"""Layering: which layer every node of a digraph belongs to, told by its nodes or found from its edges."""
+"""Layering: the layer of every node of a digraph, read from node attributes or found from the edges."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["as_integer", "as_number", "found_layers", "given_layers", "ordered_b
 
 
 def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, int] | None:
-    """The layer of every node by its attribute.
+    """Read the layer of every node from a node attribute.
 
     Parameters
     ----------
     digraph : networkx.DiGraph
     attribute : str
-        An integer at every node, consecutive over all nodes; or at none.
+        Name of the attribute. All nodes have it or none; its values are consecutive integers.
 
     Returns
     -------
     dict from node to int, or None
-        The lowest layer counts as 0; None where no node has the attribute. Edges are not looked at.
+        The layers, counted from 0; None if no node has the attribute. Edges are not read.
 
     Raises
     ------
     GraphError
-        Some nodes have no layer, or one that is not an integer, or layers have a gap.
+        Some nodes have no layer, a layer is not an integer, or the layers have a gap.
 
     Examples
     --------
@@ -49,8 +49,8 @@ def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, in
         return None
     if absent:
         raise GraphError(
-            f"node {absent[0]!r} (one of {len(absent):,}) has no attribute {attribute!r} and others have; give it to all, or "
-            "pass layer=None to find layers from the edges"
+            f"expected attribute {attribute!r} at all nodes or at none, got {len(absent):,} nodes without it, such as "
+            f"{absent[0]!r}; add it, or pass layer=None to find layers from the edges"
         )
     layers = {node: as_integer(value, f"{attribute!r} of node {node!r}") for node, value in given.items()}
     present = sorted(set(layers.values()))
@@ -64,7 +64,10 @@ def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, in
 
 
 def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
-    """The only layers by which every edge leads to the next one, each weakly connected component starting at 0.
+    """Find the layer of every node from the edges.
+
+    Every edge leads from a layer to the next, and every weakly connected component begins at layer 0, so the layers are
+    unique. Cost: every edge is read twice.
 
     Parameters
     ----------
@@ -77,7 +80,7 @@ def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     Raises
     ------
     GraphError
-        There are none; the message names an edge that does not fit the others. Cost: every edge looked at twice.
+        No layers fit all edges; the message names an edge that does not fit.
 
     Examples
     --------
@@ -100,9 +103,9 @@ def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
                     elif layers[other] != layers[node] + step:
                         source, target = (node, other) if step == 1 else (other, node)
                         raise GraphError(
-                            f"no layers fit: by other paths the edge {source!r} -> {target!r} leads "
-                            f"{layers[target] - layers[source]:+d} layers on, expected +1; the digraph has a cycle, or paths "
-                            "of different lengths: remove the edge, or rank the digraph as it is with graphs.pagerank"
+                            f"no layers fit all edges: expected +1 layer from source to target, but the edge {source!r} -> "
+                            f"{target!r} leads {layers[target] - layers[source]:+d} layers on, by other paths; remove the "
+                            "edge, or rank the digraph as it is with graphs.pagerank"
                         )
         lowest = min(layers[node] for node in component)
         for node in component:
@@ -111,25 +114,25 @@ def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
 
 
 def ordered_by(digraph: networkx.DiGraph, members: list[list[Hashable]], attribute: str) -> list[list[Hashable]]:
-    """The nodes of every layer by rising value of an attribute.
+    """Sort the nodes of every layer by an integer attribute.
 
     Parameters
     ----------
     digraph : networkx.DiGraph
     members : list of lists of nodes
-        By layer.
+        The nodes of every layer.
     attribute : str
-        An integer; where a node has none, the nodes are left in their order.
+        Name of the attribute. If a node lacks it, all nodes keep their order.
 
     Returns
     -------
     list of lists of nodes
-        By layer.
+        The nodes of every layer, sorted.
 
     Raises
     ------
     GraphError
-        A value is not an integer, or occurs twice in a layer.
+        A value is not an integer, or two nodes of a layer have the same value.
 
     Examples
     --------
@@ -142,29 +145,27 @@ def ordered_by(digraph: networkx.DiGraph, members: list[list[Hashable]], attribu
     given = dict(digraph.nodes(data=attribute))
     if any(value is None for value in given.values()):
         return members
-    places = {node: as_integer(value, f"{attribute!r} of node {node!r}") for node, value in given.items()}
-    ordered = []
-    for layer, nodes in enumerate(members):
-        by_place = sorted(nodes, key=places.__getitem__)
-        for one, other in itertools.pairwise(by_place):
-            if places[one] == places[other]:
+    indices = {node: as_integer(value, f"{attribute!r} of node {node!r}") for node, value in given.items()}
+    ordered = [sorted(nodes, key=indices.__getitem__) for nodes in members]
+    for layer, nodes in enumerate(ordered):
+        for one, other in itertools.pairwise(nodes):
+            if indices[one] == indices[other]:
                 raise GraphError(
-                    f"{attribute!r}: nodes {one!r} and {other!r} of layer {layer} both have {places[one]}; expected one "
-                    "index a node, or index=None for the digraph's own order"
+                    f"{attribute!r}: expected a different index for every node of a layer, got {indices[one]} for nodes "
+                    f"{one!r} and {other!r} of layer {layer}; correct it, or pass index=None for the digraph's own order"
                 )
-        ordered.append(by_place)
     return ordered
 
 
-def as_number(value: object, what: str) -> float:
-    """A finite float.
+def as_number(value: object, name: str) -> float:
+    """Convert a finite real number to a float.
 
     Parameters
     ----------
     value : object
-        Any real number but a bool, which is a mistake here.
-    what : str
-        How the message calls it.
+        A real number; a bool is an error.
+    name : str
+        Name of the value in error messages.
 
     Returns
     -------
@@ -173,7 +174,7 @@ def as_number(value: object, what: str) -> float:
     Raises
     ------
     GraphError
-        Something else.
+        The value is not a finite real number.
 
     Examples
     --------
@@ -187,18 +188,18 @@ def as_number(value: object, what: str) -> float:
             number = math.inf
         if math.isfinite(number):
             return number
-    raise GraphError(f"{what}: expected a finite number, got {value!r}")
+    raise GraphError(f"{name}: expected a finite number, got {value!r}")
 
 
-def as_integer(value: object, what: str) -> int:
-    """An int.
+def as_integer(value: object, name: str) -> int:
+    """Convert an integer, or a float without fraction, to an int; some file formats have no integers and write 3.0.
 
     Parameters
     ----------
     value : object
-        An integer, or a float without fraction: some formats know no integers, and write 3.0.
-    what : str
-        How the message calls it.
+        The number; a bool is an error.
+    name : str
+        Name of the value in error messages.
 
     Returns
     -------
@@ -207,7 +208,7 @@ def as_integer(value: object, what: str) -> int:
     Raises
     ------
     GraphError
-        Something else.
+        The value is not an integer.
 
     Examples
     --------
@@ -216,7 +217,7 @@ def as_integer(value: object, what: str) -> int:
     """
     if not isinstance(value, bool) and isinstance(value, numbers.Integral):
         return int(value)
-    number = as_number(value, what)
+    number = as_number(value, name)
     if not number.is_integer():
-        raise GraphError(f"{what}: expected an integer, got {value!r}")
+        raise GraphError(f"{name}: expected an integer, got {value!r}")
     return int(number)

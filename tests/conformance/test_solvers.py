@@ -27,8 +27,9 @@ from graphs.solvers import (
     solver_by_name,
 )
 from graphs.structures.digraph import as_digraph
-from graphs.structures.gallery import SEEDED, TINY, layered
+from graphs.structures.gallery import layered
 from tests.graphs.cases import Array
+from tests.graphs.known_graphs import SEEDED, TINY
 
 GAMMAS = (0.5, 0.85, 0.99)
 PASSES = ("sweep", "gauss-seidel")

@@ -123,7 +123,7 @@ def test_aggregation_is_dropped_where_it_leads_astray() -> None:
 
 
 def test_a_krylov_cycle_that_fails_is_taken_back() -> None:
-    from graphs.structures.gallery import SEEDED
+    from tests.graphs.known_graphs import SEEDED
 
     result = pagerank(SEEDED["power law"](), 0.9, solver=Krylov("bicgstab", inner=2), tol=1e-10, max_iter=400)
     assert result.converged
@@ -171,10 +171,10 @@ BLOCK = SparseBlock(sparse.csr_array(np.ones((3, 2))))
         (((2, 0), (), ("a", "b")), "each of at least one node"),
         (((2, 3), (), ("a",)), "expected 2 names"),
         (((2, 3), (), ("a", "b"), None, ("x",)), "5 labels, got 2 and 1"),
-        (((2, 3), (EdgeBlock(-2, 1, BLOCK),), ("a", "b")), r"expected layers of 0\.\.1"),
-        (((2, 3), (EdgeBlock(0, 5, BLOCK),), ("a", "b")), r"expected layers of 0\.\.1"),
+        (((2, 3), (EdgeBlock(-2, 1, BLOCK),), ("a", "b")), r"expected layers 0\.\.1"),
+        (((2, 3), (EdgeBlock(0, 5, BLOCK),), ("a", "b")), r"expected layers 0\.\.1"),
         (((2, 3), (EdgeBlock(1, 0, BLOCK),), ("a", "b")), r"expected shape \(2, 3\)"),
-        (((2, 3), (EdgeBlock(0, 1, BLOCK, share=float("nan")),), ("a", "b")), "shares out of layer 0"),
+        (((2, 3), (EdgeBlock(0, 1, BLOCK, share=float("nan")),), ("a", "b")), "shares of edges from layer 0"),
         (((2, 3), (), ("a", "b"), (np.array([-1.0, 3.0]), np.ones(3))), "finite, non-negative"),
         (((2, 3), (), ("a", "b"), (np.ones(2), np.ones(2))), "of sizes"),
     ],

@@ -287,7 +287,7 @@ def layered(**facts: Any) -> networkx.DiGraph:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"layer": None}, r"node 'b' \(one of 1\) has no attribute 'layer' and others have"),
+        ({"layer": None}, "expected attribute 'layer' at all nodes or at none, got 1 nodes without it, such as 'b'"),
         ({"layer": "1"}, "'layer' of node 'b': expected a finite number, got '1'"),
         ({"layer": 0.5}, "'layer' of node 'b': expected an integer, got 0.5"),
         ({"layer": True}, "'layer' of node 'b': expected a finite number, got True"),
@@ -297,7 +297,7 @@ def layered(**facts: Any) -> networkx.DiGraph:
         ),
         ({"layer": 3}, "expected consecutive layers, got none between 1 and 3"),
         ({"layer": -2}, "expected consecutive layers, got none between -2 and 0"),
-        ({"index": 0}, "nodes 'a' and 'b' of layer 0 both have 0"),
+        ({"index": 0}, "expected a different index for every node of a layer, got 0 for nodes 'a' and 'b' of layer 0"),
         ({"index": "x"}, "'index' of node 'b': expected a finite number, got 'x'"),
         ({"activation": "much"}, "'activation' of node 'b': expected a finite number, got 'much'"),
         ({"activation": float("nan")}, "'activation' of node 'b': expected a finite number, got nan"),

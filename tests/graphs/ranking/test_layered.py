@@ -331,7 +331,10 @@ GRAPH = LayeredGraph.from_weights([np.eye(2)], [1, 1], [[1, 1]])
         ({"keep": KeepHighest({1: 3})}, "keep: expected .* got 3 of layer 1"),
         ({"keep": KeepHighest()}, "keep: expected counts of layers, or pooled layers, got neither"),
         ({"start": [[1.0, 1.0]]}, "start: expected 2 vectors of sizes"),
-        ({"start": [[1.0, 1.0], [0.0, 0.0]]}, "start: layer 1: expected finite, non-negative numbers with a positive sum"),
+        (
+            {"start": [[1.0, 1.0], [0.0, 0.0]]},
+            "start: layer 1: expected finite, non-negative numbers with a positive sum",
+        ),
         ({"start": [[1.0, 1.0], [np.nan, 0.0]]}, "start: layer 1: expected finite"),
         ({"backend": "cupy"}, "unknown backend 'cupy'; expected one of scipy, torch, dense, auto"),
         ({"dtype": "float16"}, "unknown dtype 'float16'; expected one of float64, float32"),

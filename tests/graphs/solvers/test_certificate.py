@@ -439,13 +439,19 @@ DOORS: dict[str, Callable[..., RankResult]] = {
         (KeepHighest({-1: 1}), "got 1 of layer -1"),
         (KeepHighest({1: 4}), "got 4 of layer 1"),
         (KeepHighest({1: -1}), "got -1 of layer 1"),
-        (KeepHighest(pooled=(0, 3)), r"keep: expected distinct pooled layers from 0\.\.2 .*got a count of 0 for layers \(0, 3\)"),
+        (
+            KeepHighest(pooled=(0, 3)),
+            r"keep: expected distinct pooled layers from 0\.\.2 .*got a count of 0 for layers \(0, 3\)",
+        ),
         (KeepHighest(pooled=(0, -1)), r"got a count of 0 for layers \(0, -1\)"),
         (KeepHighest(pooled=(0, 1), count=6), r"a count up to their 5 nodes, got a count of 6 for layers \(0, 1\)"),
         (KeepHighest(pooled=(0, 1), count=-1), r"got a count of -1 for layers"),
         (KeepHighest({1: 1}, pooled=(0, 1), count=2), "without counts of their own"),
         (KeepHighest(pooled=(0, 0), count=2), "keep: "),
-        (KeepHighest(pooled=(0, 1), count=2, weights=(1.0,)), "keep: expected one positive weight for each pooled layer"),
+        (
+            KeepHighest(pooled=(0, 1), count=2, weights=(1.0,)),
+            "keep: expected one positive weight for each pooled layer",
+        ),
         (
             KeepHighest(pooled=(0, 1), count=2, weights=(1.0, 0.0)),
             r"one positive weight for each pooled layer, got \(1.0, 0.0\)",

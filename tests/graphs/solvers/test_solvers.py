@@ -604,7 +604,10 @@ def test_one_start_serves_all_columns() -> None:
         ([np.ones(2)], r"start: expected 3 vectors of sizes \(2, 3, 2\), got shapes"),
         ([np.ones(2), np.ones(2), np.ones(2)], r"start: expected 3 vectors of sizes \(2, 3, 2\)"),
         ([np.ones((2, 1)), np.ones((3, 1)), np.ones((2, 1))], "start: expected 3 vectors of sizes"),
-        ([np.ones(2), np.zeros(3), np.ones(2)], "start: layer 1: expected finite, non-negative numbers with a positive"),
+        (
+            [np.ones(2), np.zeros(3), np.ones(2)],
+            "start: layer 1: expected finite, non-negative numbers with a positive",
+        ),
         ([np.ones(2), np.ones(3), np.array([1.0, -1.0])], "start: layer 2: expected finite, non-negative"),
         ([np.ones(2), np.array([1, np.nan, 1]), np.ones(2)], "start: layer 1: expected finite"),
     ],
@@ -783,5 +786,7 @@ def test_a_solver_that_leaves_the_finite_numbers_is_stopped() -> None:
             step = super().step(problem, memory)
             return SolverStep(step.state, step.changes, math.nan, step.bounds, step.products, step.memory)
 
-    with pytest.raises(GraphError, match="solver 'power': expected finite residuals, got nan; use solver='power', or dtype"):
+    with pytest.raises(
+        GraphError, match="solver 'power': expected finite residuals, got nan; use solver='power', or dtype"
+    ):
         pagerank(CYCLIC, solver=Broken())

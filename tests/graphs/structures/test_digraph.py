@@ -219,7 +219,7 @@ def test_blocks_are_not_copied() -> None:
             [EdgeBlock(0, 1, block(np.ones((3, 2))), transposed=True)],
             r"expected shape \(3, 2\) .* got \(2, 3\)",
         ),
-        ((2, 2), [EdgeBlock(0, 1, block(np.eye(2)), share=0.5)], "shares out of layer 0: .* of sum 1, got"),
+        ((2, 2), [EdgeBlock(0, 1, block(np.eye(2)), share=0.5)], "shares of edges from layer 0: .* of sum 1, got"),
         (
             (2, 2),
             [EdgeBlock(0, 1, block(np.eye(2)), share=1.5), EdgeBlock(0, 0, block(np.eye(2)), share=-0.5)],
@@ -356,7 +356,7 @@ def test_teleport_of_a_user() -> None:
 @pytest.mark.parametrize(
     ("teleport", "message"),
     [
-        ({(2, 0): 1.0}, r"teleport names nodes that are not in the graph: \[\(2, 0\)\]"),
+        ({(2, 0): 1.0}, r"teleport: expected nodes of the graph, got others: \[\(2, 0\)\]"),
         ({(0, 0): "x"}, "teleport: expected real numbers"),
         ({}, "positive sum"),
         (np.ones(4), r"teleport: expected shape \(5,\), one number per node, or \(5, k\) .* got \(4,\)"),
@@ -461,7 +461,7 @@ def test_the_residual_of_a_pass_is_an_upper_bound(
         assert vector.min() >= 0.0
         assert np.abs(matrix @ vector - vector).sum() <= step.residual + 1e-14
         assert np.abs(vector - exact).sum() <= min(step.bounds) + 1e-12
-        assert step.bounds == [step.residual / (1 - found.gamma) if not step.exact else 0.0] * found.layers
+        assert step.bounds == [step.residual / (1 - found.gamma) if not step.exact else 0.0] * found.n_layers
         assert step.products == len(found.digraph.edges)
 
 

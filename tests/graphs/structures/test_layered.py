@@ -210,7 +210,10 @@ def test_repr_counts_what_is_cheap_to_count() -> None:
     [
         ({"weights": []}, "at least one weight matrix"),
         ({"activations": [[1, 2, 3]]}, r"one activation vector per weight matrix \(2; .*got 1"),
-        ({"weights": WEIGHTS[::-1]}, "block 2 has 2 source nodes but block 1 ends in 1; consecutive matrices must"),
+        (
+            {"weights": WEIGHTS[::-1]},
+            "block 2: expected 1 source nodes, the targets of block 1, got 2; consecutive matrices have",
+        ),
         ({"weights": [WEIGHTS[0], np.ones(3)]}, "block 2: expected a matrix"),
         ({"weights": [WEIGHTS[0], np.array([[1, 2, np.nan]])]}, "block 2: .* row 0, column 2"),
         ({"names": ["a", "b"]}, r"expected 3 distinct layer names, got \['a', 'b'\]"),
