@@ -85,9 +85,9 @@ def check_count(name: str, value: Any, lowest: int = 1, highest: int | None = No
         ...
     graphs.errors.GraphError: top must be an integer >= 1, got 2.0
     """
-    if not isinstance(value, bool) and isinstance(value, (int, np.integer)):
-        if lowest <= value and (highest is None or value <= highest):
-            return int(value)
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if is_integer and lowest <= value and (highest is None or value <= highest):
+        return int(value)
     limits = f">= {lowest}" if highest is None else f"from {lowest} to {highest}"
     raise GraphError(f"{name} must be an integer {limits}, got {value!r}")
 

@@ -154,16 +154,16 @@ def _gauss_seidel(
 
 @compiled
 def _count_peeled(indptr: Array, indices: Array, degree: Array, queue: Array) -> int:
-    n_nodes, taken, found = len(degree), 0, 0
+    n_nodes, taken, queued = len(degree), 0, 0
     for row in range(n_nodes):
         for place in range(indptr[row], indptr[row + 1]):
             if indices[place] != row:
                 degree[indices[place]] += 1
     for node in range(n_nodes):
         if degree[node] == 0:
-            queue[found] = node
-            found += 1
-    while taken < found:
+            queue[queued] = node
+            queued += 1
+    while taken < queued:
         row = queue[taken]
         taken += 1
         for place in range(indptr[row], indptr[row + 1]):
@@ -171,9 +171,9 @@ def _count_peeled(indptr: Array, indices: Array, degree: Array, queue: Array) ->
             if column != row:
                 degree[column] -= 1
                 if degree[column] == 0:
-                    queue[found] = column
-                    found += 1
-    return found
+                    queue[queued] = column
+                    queued += 1
+    return queued
 
 
 def _even_cuts(n_rows: int) -> list[int]:
@@ -252,8 +252,8 @@ def _entry_cuts(indptr: Array) -> list[int]:
     n_rows = len(indptr) - 1
     n_parts = max(1, min(POOL.size, n_rows))
     # In the dtype of indptr: with another one searchsorted would convert that array.
-    wanted = np.array([int(indptr[-1]) * k // n_parts for k in range(n_parts + 1)], dtype=indptr.dtype)
-    cuts = np.searchsorted(indptr, wanted)
+    targets = np.array([int(indptr[-1]) * k // n_parts for k in range(n_parts + 1)], dtype=indptr.dtype)
+    cuts = np.searchsorted(indptr, targets)
     cuts[0], cuts[-1] = 0, n_rows
     return [int(cut) for cut in cuts]
 

@@ -130,8 +130,7 @@ class CSRKernelOperator(CSROperator):
         if x.ndim > 1:
             return super().matvec(x)
         csr = self.csr
-        result: FloatArray = kernels.csr_products(csr.indptr, csr.indices, csr.data, x)
-        return result.astype(csr.dtype, copy=False)
+        return np.asarray(kernels.csr_products(csr.indptr, csr.indices, csr.data, x), csr.dtype)
 
     def rmatvec(self, y: Vector) -> FloatArray:
         """W.T @ y."""
@@ -140,8 +139,8 @@ class CSRKernelOperator(CSROperator):
         if y.ndim > 1:
             return super().rmatvec(y)
         csr = self.csr
-        result: FloatArray = kernels.csr_column_products(csr.indptr, csr.indices, csr.data, y, self.shape[1])
-        return result.astype(csr.dtype, copy=False)
+        sums = kernels.csr_column_products(csr.indptr, csr.indices, csr.data, y, self.shape[1])
+        return np.asarray(sums, csr.dtype)
 
     def out_strength(self) -> FloatArray:
         """Column sums."""
@@ -367,8 +366,7 @@ class KernelOperator(DenseOperator):
         from graphs.linalg import kernels
 
         kernel = kernels.column_products if transpose != self._is_transposed else kernels.row_products
-        result: FloatArray = kernel(self._matrices, x).astype(self._dtype, copy=False)
-        return result
+        return np.asarray(kernel(self._matrices, x), self._dtype)
 
     def out_strength(self) -> FloatArray:
         """Column sums."""
@@ -384,8 +382,7 @@ class KernelOperator(DenseOperator):
 
         if self._is_transposed:
             return np.asarray(super().out_degree())
-        counts: FloatArray = kernels.column_counts(self._matrices).astype(self._dtype, copy=False)
-        return counts
+        return np.asarray(kernels.column_counts(self._matrices), self._dtype)
 
     def matvec(self, x: Vector) -> FloatArray:
         """W @ x."""
@@ -401,5 +398,4 @@ class KernelOperator(DenseOperator):
 
         if self._is_transposed:
             return np.asarray(super().mixed_matvec(x, y))
-        result: FloatArray = kernels.row_products_mixed(self._matrices, x, y).astype(self._dtype, copy=False)
-        return result
+        return np.asarray(kernels.row_products_mixed(self._matrices, x, y), self._dtype)

@@ -52,7 +52,7 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
         raise GraphError(f"{name}: expected at least one matrix in the tuple of parallel edges, got an empty tuple")
     if any(is_torch(part) and part.is_meta for part in parts):
         raise GraphError(f"{name}: the weights are on the meta device and have no numbers; load the model first")
-    matrices = tuple(part if _is_sparse(part) else _dense(part, name) for part in parts)
+    matrices = tuple(part if _is_sparse(part) else _to_dense(part, name) for part in parts)
     for matrix in matrices:
         if tuple(matrix.shape) != tuple(matrices[0].shape):
             raise GraphError(
@@ -96,7 +96,7 @@ def check_finite_entries(matrix: Any, name: str) -> None:
         )
 
 
-def _dense(value: Any, name: str) -> Any:
+def _to_dense(value: Any, name: str) -> Any:
     """Convert a dense matrix to a floating dtype, as an array or a tensor; its numbers are not checked."""
     try:
         matrix = value.detach() if is_torch(value) else np.asarray(value)
@@ -107,10 +107,10 @@ def _dense(value: Any, name: str) -> Any:
             f"{name}: expected a matrix of shape (targets, sources), both at least 1, got {matrix.ndim} dimensions "
             f"with shape {tuple(matrix.shape)}"
         )
-    return _floating(matrix, name)
+    return _to_floating(matrix, name)
 
 
-def _floating(matrix: Any, name: str) -> Any:
+def _to_floating(matrix: Any, name: str) -> Any:
     if is_torch(matrix):
         if matrix.is_complex() or matrix.is_quantized:
             raise GraphError(f"{name}: expected real floating-point weights, got {matrix.dtype}; dequantise them first")
@@ -171,17 +171,17 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
         raise GraphError(
             f"{name}: expected a sparse matrix of shape (targets, sources), both at least 1, got shape {tuple(value.shape)}"
         )
-    kind, parts = (_torch_parts if is_torch(value) else _scipy_parts)(value, name)
+    layout, parts = (_torch_parts if is_torch(value) else _scipy_parts)(value, name)
     if parts[0].dtype.kind not in "biuf":
         raise GraphError(f"{name}: expected real numbers, got dtype {parts[0].dtype}")
     shape = (int(value.shape[0]), int(value.shape[1]))
-    if kind == "coo":
+    if layout == "coo":
         _check_coordinates(parts, shape, name)
         # Duplicates are added up, which would overflow small integers.
         values = parts[0] if parts[0].dtype in (np.float32, np.float64) else parts[0].astype(np.float64)
         return sparse.csr_array(sparse.coo_array((values, tuple(parts[1:])), shape=shape))
-    check_compressed(kind, parts, shape, name)
-    return sparse.csr_array(COMPRESSED[kind](tuple(parts), shape=shape))
+    check_compressed(layout, parts, shape, name)
+    return sparse.csr_array(COMPRESSED[layout](tuple(parts), shape=shape))
 
 
 def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
@@ -192,7 +192,7 @@ def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
         # tocsr() would not check that the two lists of every row have one length.
         n_columns, n_values = (np.fromiter(map(len, lists), np.int64, len(lists)) for lists in (value.rows, value.data))
         if not np.array_equal(n_columns, n_values):
-            raise _damaged(name, "lil", "expected as many columns as values in every row")
+            raise _damage_error(name, "lil", "expected as many columns as values in every row")
         count = int(n_columns.sum())
         values, columns = (itertools.chain.from_iterable(lists) for lists in (value.data, value.rows))
         pointers = np.concatenate(([0], np.cumsum(n_columns)))
@@ -203,24 +203,24 @@ def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
             value = sparse.dia_array((value.data, value.offsets), shape=value.shape)
         coo = value.tocoo()
     except (IndexError, ValueError) as error:
-        raise _damaged(name, value.format, str(error)) from error
+        raise _damage_error(name, value.format, str(error)) from error
     return "coo", [np.asarray(part) for part in (coo.data, *coo.coords)]
 
 
 def _torch_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
     """The arrays of a sparse tensor and their format, as :func:`_scipy_parts` gives them."""
-    kind = str(value.layout).removeprefix("torch.sparse_").removeprefix("torch.sparse")
+    layout = str(value.layout).removeprefix("torch.sparse_").removeprefix("torch.sparse")
     tensor = value.detach()
-    if kind in ("", "coo"):
+    if layout in ("", "coo"):
         return "coo", [as_numpy(tensor._values()), *as_numpy(tensor._indices())]
-    if kind in ("csr", "bsr"):
-        return kind, [as_numpy(part) for part in (tensor.values(), tensor.col_indices(), tensor.crow_indices())]
-    if kind == "csc":
-        return kind, [as_numpy(part) for part in (tensor.values(), tensor.row_indices(), tensor.ccol_indices())]
+    if layout in ("csr", "bsr"):
+        return layout, [as_numpy(part) for part in (tensor.values(), tensor.col_indices(), tensor.crow_indices())]
+    if layout == "csc":
+        return layout, [as_numpy(part) for part in (tensor.values(), tensor.row_indices(), tensor.ccol_indices())]
     raise GraphError(f"{name}: expected a dense, COO, CSR, CSC or BSR tensor, got {value.layout}; convert it to one")
 
 
-def check_compressed(kind: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
+def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
     """Check that the arrays of a compressed matrix fit it.
 
     scipy's ``check_format`` is not enough: it changes the matrix that it checks, and does not check the indices where the
@@ -228,7 +228,7 @@ def check_compressed(kind: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[
 
     Parameters
     ----------
-    kind : {"csr", "csc", "bsr"}
+    layout : {"csr", "csc", "bsr"}
         Format of the matrix.
     parts : sequence of three arrays
         Values (k,), or (k, rows, columns) for BSR; indices (k,); index pointers (rows + 1,), or (columns + 1,) for CSC.
@@ -251,38 +251,38 @@ def check_compressed(kind: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[
     >>> check_compressed("csr", [np.ones(2), np.array([0, 1]), np.array([0, 2])], (1, 2), "block 1")
     """
     data, indices, pointers = parts
-    block = data.shape[1:] if kind == "bsr" else (1, 1)
-    if data.ndim != (3 if kind == "bsr" else 1) or 0 in block or shape[0] % block[0] or shape[1] % block[1]:
-        raise _damaged(
-            name, kind, f"expected the values of a matrix of shape {shape}, got an array of shape {data.shape}"
+    block = data.shape[1:] if layout == "bsr" else (1, 1)
+    if data.ndim != (3 if layout == "bsr" else 1) or 0 in block or shape[0] % block[0] or shape[1] % block[1]:
+        raise _damage_error(
+            name, layout, f"expected the values of a matrix of shape {shape}, got an array of shape {data.shape}"
         )
-    n_major, n_minor = (shape[0] // block[0], shape[1] // block[1])[:: -1 if kind == "csc" else 1]
+    n_major, n_minor = (shape[0] // block[0], shape[1] // block[1])[:: -1 if layout == "csc" else 1]
     if pointers.shape != (n_major + 1,) or pointers.dtype.kind not in "iu":
         expected = f"expected {n_major + 1} integers as index pointers"
-        raise _damaged(name, kind, f"{expected}, got {pointers.dtype} of shape {pointers.shape}")
+        raise _damage_error(name, layout, f"{expected}, got {pointers.dtype} of shape {pointers.shape}")
     if len(data) != len(indices) or pointers[0] != 0 or pointers[-1] != len(indices):
-        raise _damaged(
+        raise _damage_error(
             name,
-            kind,
+            layout,
             f"expected index pointers from 0 to the number of values and of indices, got pointers from {pointers[0]} to "
             f"{pointers[-1]}, {len(data)} values and {len(indices)} indices",
         )
     decreases = np.flatnonzero(pointers[1:] < pointers[:-1])
     if len(decreases):
         at = int(decreases[0])
-        raise _damaged(
+        raise _damage_error(
             name,
-            kind,
+            layout,
             f"expected index pointers that never decrease, got {pointers[at]} and then {pointers[at + 1]} at {at + 1}",
         )
-    _check_indices(indices, n_minor, "row" if kind == "csc" else "column", kind, name)
+    _check_indices(indices, n_minor, "row" if layout == "csc" else "column", layout, name)
 
 
 def _check_coordinates(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
     data, *coordinates = parts
     if len(coordinates) != 2 or data.ndim != 1 or any(len(indices) != len(data) for indices in coordinates):
         sizes = ", ".join(str(indices.shape) for indices in coordinates)
-        raise _damaged(
+        raise _damage_error(
             name,
             "coo",
             f"expected a row and a column for every value, got values of shape {data.shape} and indices of {sizes}",
@@ -291,21 +291,21 @@ def _check_coordinates(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int]
         _check_indices(indices, limit, axis, "coo", name)
 
 
-def _check_indices(indices: npt.NDArray[Any], limit: int, axis: str, kind: str, name: str) -> None:
+def _check_indices(indices: npt.NDArray[Any], limit: int, axis: str, layout: str, name: str) -> None:
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
-        raise _damaged(
-            name, kind, f"expected integer {axis} indices (k,), got {indices.dtype} of shape {indices.shape}"
+        raise _damage_error(
+            name, layout, f"expected integer {axis} indices (k,), got {indices.dtype} of shape {indices.shape}"
         )
     # As unsigned numbers negative indices are large, so that one pass finds both errors.
     unsigned = indices.view(indices.dtype.str.replace("i", "u"))
     if len(unsigned) and int(unsigned.max()) >= limit:
         at = int(np.argmax(unsigned >= limit))
-        raise _damaged(name, kind, f"expected {axis} indices from 0 to {limit - 1}, got {indices[at]} at entry {at}")
+        raise _damage_error(name, layout, f"expected {axis} indices from 0 to {limit - 1}, got {indices[at]} at entry {at}")
 
 
-def _damaged(name: str, kind: str, reason: str) -> GraphError:
+def _damage_error(name: str, layout: str, reason: str) -> GraphError:
     return GraphError(
-        f"{name}: the {kind.upper()} matrix is damaged: {reason}; build it again, for example with "
+        f"{name}: the {layout.upper()} matrix is damaged: {reason}; build it again, for example with "
         "scipy.sparse.coo_array((values, (rows, columns)), shape)"
     )
 

@@ -61,7 +61,7 @@ def random_case(seed: int, sizes: Sequence[int], density: float = 1.0) -> Case:
     return Case(weights, activations[0], activations[1:]).without_dangling()
 
 
-# Zeros are drawn often, and nothing comes near the ends of float32: those have tests of their own.
+# Zeros are drawn often; no number is near the limits of float32, which have their own tests.
 MAGNITUDES = st.one_of(st.just(0.0), st.floats(0.01, 100.0))
 SIGNED = st.one_of(st.just(0.0), st.floats(0.01, 100.0), st.floats(-100.0, -0.01))
 SHARES = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.0, 1.0))
@@ -70,7 +70,7 @@ DAMPINGS = st.floats(0.0, 0.95)
 
 @st.composite
 def cases(draw: st.DrawFn, max_blocks: int = 4, max_size: int = 5, min_blocks: int = 1) -> Case:
-    """Any layered graph: zeros, dangling columns, zero blocks and silent layers included."""
+    """Any layered graph, also with zeros, dangling nodes, zero blocks and layers of zero activations."""
     n_layers = draw(st.integers(min_blocks, max_blocks)) + 1
     sizes = [draw(st.integers(1, max_size)) for _ in range(n_layers)]
     weights = [
@@ -96,7 +96,7 @@ def transition_matrix(weight: Array, theta: float) -> Array:
 
 
 def lu_layers(case: Case, gamma: float, theta: float) -> list[Array]:
-    """Sparse LU of u_0 = r_0, u_l = gamma P u_{l-1} + (1 - gamma) v_l sum(u_{l-1}); each layer over its sum."""
+    """Sparse LU of u_0 = r_0, u_l = gamma P u_{l-1} + (1 - gamma) v_l sum(u_{l-1}); each layer divided by its sum."""
     offsets = np.concatenate(([0], np.cumsum(case.sizes)))
     system = sparse.lil_array((offsets[-1], offsets[-1]))
     for layer, (weight, activation) in enumerate(zip(case.weights, case.activations, strict=True), start=1):
@@ -110,7 +110,7 @@ def lu_layers(case: Case, gamma: float, theta: float) -> list[Array]:
 
 
 def networkx_layers(case: Case, gamma: float, theta: float) -> list[Array]:
-    """networkx on the stacked graph; equal to the layered rank only where no column dangles and gamma < 1."""
+    """networkx on the stacked graph; equal to the layered rank only if no node dangles and gamma < 1."""
     digraph = networkx.DiGraph()
     teleport = {(0, k): share for k, share in enumerate(unit(case.inputs))}
     digraph.add_nodes_from(teleport)
@@ -141,7 +141,7 @@ def distance(scores: Sequence[Array], expected: Sequence[Array]) -> float:
 
 @contextlib.contextmanager
 def torch_not_imported() -> Iterator[None]:
-    """As in a process that never imported torch, where dense blocks compute in numpy."""
+    """Behave as in a process without torch, where dense blocks compute in numpy."""
     torch = sys.modules.pop("torch", None)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The forms in which weights come, and ranks that say other things of themselves."""
+"""Forms of weights, and ranks with other metadata, for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy import sparse
 from graphs import LayeredGraph, RankResult
 from tests.graphs.cases import Array, Case
 
-# What a user may hand over -> what the library is given, and the weights it is to see.
+# The forms of weights that a user may pass: the object, and its weights.
 FORMS: dict[str, Callable[[Array], tuple[Any, Array]]] = {
     "csr": lambda w: (sparse.csr_array(w), np.abs(w)),
     "float64": lambda w: (w, np.abs(w)),
@@ -37,7 +37,7 @@ def formed(case: Case, form: str) -> tuple[LayeredGraph, Case]:
 
 
 def as_scores(rank: RankResult, **changes: Any) -> RankResult:
-    """The same scores, as a scorer that knows no graph gives them."""
+    """The same scores, with the metadata of a scorer that does not use a graph."""
     return dataclasses.replace(rank, method="NormScorer", parameters={}, **changes)
 
 

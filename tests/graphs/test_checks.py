@@ -1,4 +1,4 @@
-"""What the doors let in, and what they say to the rest."""
+"""Tests of the checks of arguments and of their error messages."""
 
 import dataclasses
 import math

@@ -19,7 +19,7 @@ def modules_after(statements: str) -> set[str]:
     [
         "import graphs",
         "import graphs.io.convert",
-        # Nor does ranking on numpy.
+        # A rank on numpy loads them neither.
         "import graphs; graphs.weighted_pagerank(graphs.LayeredGraph.from_weights([[[1.0]]], [1], [[1]]))",
     ],
 )
@@ -30,7 +30,7 @@ def test_importing_graphs_loads_none_of_the_heavy_libraries(statements: str) -> 
 
 
 def test_torch_sparse_tensors_raise_no_warning() -> None:
-    # torch warns once a process about its CSR tensors, so only a fresh one can tell.
+    # torch warns about CSR tensors once per process, so the test needs a new one.
     statements = """
         import torch, warnings
         from graphs import LayeredGraph, weighted_pagerank

@@ -1,4 +1,4 @@
-"""What must hold when things go wrong: interrupts, float32 with many nodes, starts far from the solution, odd input."""
+"""Tests of difficult cases: interrupts, float32 with many nodes, starts far from the solution, unusual input."""
 
 import itertools
 import signal
@@ -81,7 +81,7 @@ def test_without_threads_to_be_had_the_work_is_done(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("solver", ["power", "gauss-seidel"])
 def test_float32_with_many_nodes_and_columns_keeps_its_mass(solver: str) -> None:
-    # numpy adds the rows of a float32 matrix one after the other, which loses a thousandth here.
+    # numpy adds the rows of a float32 matrix one after another, which has an error of 1/1000 here.
     size = 300_000
     result = pagerank(ring(size), 0.5, np.ones((size, 2)), solver=solver, backend="scipy", dtype="float32")
     assert result.converged
@@ -94,7 +94,7 @@ def test_float32_with_many_nodes_and_columns_keeps_its_mass(solver: str) -> None
 
 
 def wild(seed: int) -> tuple[BlockDigraph, float, Any]:
-    """Two or three tiny layers, every block there is, weights over nine and teleports over twelve orders of magnitude."""
+    """Two or three tiny layers, all blocks between them, weights over nine and teleports over twelve orders of magnitude."""
     rng = np.random.default_rng(seed)
     layers = tuple(int(n) for n in rng.integers(1, 5, rng.integers(2, 4)))
     edges = [
@@ -117,7 +117,7 @@ def test_aggregation_is_dropped_where_it_leads_astray() -> None:
         assert helped.solver == "gauss-seidel"
         assert helped.converged, seed
         plain = pagerank(graph, gamma, teleport, solver=GaussSeidel(aggregation=False), tol=1e-11, max_iter=300)
-        # A failed attempt costs a pass of its own, every second one at the most.
+        # A failed aggregation costs one sweep, in at most every second step.
         if plain.converged:
             assert helped.iterations <= 2 * plain.iterations + 2, (seed, helped.iterations, plain.iterations)
 

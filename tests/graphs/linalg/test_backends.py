@@ -1,4 +1,4 @@
-"""The choice of backend, and of every block's operator."""
+"""Tests of the choice of a backend and of every block's operator."""
 
 import importlib.util
 import itertools
@@ -65,7 +65,7 @@ def dense_block(density: float) -> Block:
     ],
 )
 def test_auto_picks_the_cheaper_form(block: Block, products: int, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The rule, whatever the table holds after the next measurement.
+    # The rule holds for any table of costs.
     table = {"compiled": Costs(csr_product=3.0, dense_to_csr=20.0, csr_to_dense=10.0)}
     monkeypatch.setattr("graphs.linalg.backends.COSTS", {**table, "cuda": table["compiled"]})
     assert type(make_backend("auto", None, "float64").operator(block, products)) is kind
@@ -120,7 +120,7 @@ def test_dense_blocks_get_kernels_from_a_size_on(side: int, kind: type) -> None:
 
 @pytest.mark.parametrize(("entries", "kind"), [(KERNEL_ENTRIES, CSRKernelOperator), (KERNEL_ENTRIES - 1, CSROperator)])
 def test_csr_blocks_get_kernels_from_as_many_entries_on(entries: int, kind: type) -> None:
-    # Few entries for its extent, so that auto leaves it sparse; 64 to a row.
+    # 64 entries per row are few, so that auto keeps the block sparse.
     indptr = np.minimum(np.arange(KERNEL_ENTRIES // 64 + 1) * 64, entries)
     indices = np.concatenate([np.arange(64)] * (KERNEL_ENTRIES // 64))[:entries] * 100
     csr = sparse.csr_array((np.ones(entries), indices, indptr), shape=(KERNEL_ENTRIES // 64, 6400))
@@ -131,7 +131,7 @@ def test_csr_blocks_get_kernels_from_as_many_entries_on(entries: int, kind: type
 
 
 def test_large_blocks_rank_as_on_scipy() -> None:
-    # As users meet the kernels: above the limit, nothing patched, all forms of weights in one graph.
+    # As in real use: blocks above the limit, nothing patched, all forms of weights in one graph.
     rng = np.random.default_rng(3)
     sizes = (600, 500, 640, 520, 530)
     weights: list[Any] = [rng.standard_normal((n, m)) for m, n in itertools.pairwise(sizes)]
@@ -152,7 +152,7 @@ def test_large_blocks_rank_as_on_scipy() -> None:
         np.testing.assert_allclose(rank(dtype="float32").stacked, found.stacked, rtol=1e-4)
 
 
-# --- what is loaded
+# --- modules that are loaded
 
 
 def modules_after(statements: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Blocks: canonical CSR, dense blocks that are referred to, and what is refused."""
+"""Tests of blocks: canonical CSR, dense blocks without copies, and errors."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def test_bands_tile_the_block_exactly_once(matrix: Array, elements: int, column_
 
 
 def test_long_rows_and_many_bands_make_the_same_csr() -> None:
-    # Over 2**19 entries: several bands of the default size.
+    # More than 2**19 entries, that is several bands of the default size.
     matrix = np.random.default_rng(1).standard_normal((700, 1100)) * (np.arange(1100) % 3 > 0)
     for form in (matrix, np.asfortranarray(matrix)):
         csr = as_block(form, "block").to_csr()
@@ -113,7 +113,7 @@ def test_edges_of_tiny_and_huge_float64_weights_are_counted_as_the_csr_has_them(
     assert block.edges == block.to_csr().nnz == 3
 
 
-# --- a dense block refers
+# --- a dense block does not copy
 
 
 @pytest.mark.parametrize("view", [lambda w: w, lambda w: w.T, lambda w: w[::2, 1:]])
@@ -215,7 +215,7 @@ def test_a_quantised_tensor_is_refused() -> None:
     "weights", [np.full((2, 2), 3e38, np.float32), np.full((2, 2), 1.5e308), torch.full((9, 9), 6e4).half()]
 )
 def test_a_sum_that_overflows_is_no_refusal(weights: Any) -> None:
-    # The check for NaN reads sums first; finite weights pass whatever their sum.
+    # The check for NaN reads sums first; finite weights are valid even if their sum overflows.
     assert as_block(weights, "it").shape == tuple(weights.shape)
 
 

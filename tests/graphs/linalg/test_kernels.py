@@ -1,4 +1,4 @@
-"""Compiled kernels against plain numpy, exact sums and plain loops."""
+"""Tests of the compiled kernels against numpy, exact sums and plain loops."""
 
 import concurrent.futures
 import itertools
@@ -25,7 +25,7 @@ from graphs.linalg import kernels
 from graphs.linalg.threads import POOL, SPINS, ThreadPool, _spin
 from tests.graphs.cases import Array
 
-# One row or column, fewer rows than threads, odd, and no multiple of anything.
+# One row or column, fewer rows than threads, and odd sizes.
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 33), (17, 5), (31, 64), (64, 31), (101, 67)]
 KINDS = ["float32", "float64", "bfloat16"]
 
@@ -38,14 +38,14 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def stored(weight: Array, kind: str) -> Array:
-    """As it lies in memory: uint16 are the bits of bfloat16."""
+    """The weights as the kernels read them; uint16 holds the bits of bfloat16."""
     if kind == "bfloat16":
         return torch.tensor(weight).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
     return np.ascontiguousarray(weight.astype(kind))
 
 
 def magnitudes(matrix: Array) -> Array:
-    """|w| in float64, widened by torch and not by the kernel's own trick."""
+    """|w| in float64, widened by torch and not by the kernels' own code."""
     if matrix.dtype == np.uint16:
         tensor = torch.from_numpy(matrix.view(np.int16)).view(torch.bfloat16)
         return np.abs(tensor.double().numpy())
@@ -90,7 +90,7 @@ def test_dense_kernels_equal_numpy(shape: tuple[int, int], kind: str, count: int
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_signs_of_vectors_are_kept(kind: str) -> None:
-    # Weights lose their sign and vectors do not: accelerated solvers multiply differences.
+    # Weights lose their sign and vectors do not, because accelerated solvers multiply differences.
     matrices = random_matrices((9, 7), kind, 1)
     x, z = np.random.default_rng(1).standard_normal((2, 9))
     np.testing.assert_allclose(kernels.row_products(matrices, x[:7]), summed(matrices) @ x[:7], rtol=1e-12)
@@ -104,7 +104,7 @@ def test_nan_and_inf_pass_through(kind: str, bad: float, count: int) -> None:
     weight = np.random.default_rng(0).random((5, 6)) + 0.1
     spoilt = weight.copy()
     spoilt[3, 2] = bad
-    # Of two matrices the second one is bad.
+    # Only the second of two matrices has a bad weight.
     matrices = (stored(weight, kind), stored(spoilt, kind))[-count:]
     expected = abs(bad)
     ones, row = np.ones(6), np.ones(5)
@@ -115,7 +115,7 @@ def test_nan_and_inf_pass_through(kind: str, bad: float, count: int) -> None:
     ):
         assert result[place] == expected or (math.isnan(expected) and math.isnan(result[place]))
         assert np.isfinite(np.delete(result, place)).all()
-    # An infinite or undefined weight is no zero.
+    # An infinite or undefined weight is not zero.
     np.testing.assert_array_equal(kernels.column_counts(matrices), np.full(6, 5.0))
 
 
@@ -131,7 +131,7 @@ def test_nan_and_inf_in_the_vector_pass_through(bad: float) -> None:
 
 
 def test_the_pattern_multiplies_no_zero_by_infinity() -> None:
-    # 1[w != 0] @ y leaves out what has no edge, whatever y holds there.
+    # 1[w != 0] @ y ignores entries of y without an edge, also NaN and Inf.
     matrices = (np.array([[1.0, 0.0]]),)
     np.testing.assert_array_equal(kernels.row_products_mixed(matrices, np.ones(2), np.array([2.0, np.inf])), [3.0])
 
@@ -240,7 +240,7 @@ def test_csr_kernels_on_uneven_and_empty_rows(counts: list[int], index: Any) -> 
 
 def test_csr_kernels_on_float32_sum_in_float64() -> None:
     indptr, indices, data, csr = random_csr((1, 20_000), 1.0, np.int32, dtype=np.float32)
-    # A float32 sum of as many numbers is off by 1e-7 at the least.
+    # A float32 sum of so many numbers has an error of at least 1e-7.
     exact = math.fsum(data.tolist())
     assert kernels.csr_products(indptr, indices, data, np.ones(20_000))[0] == pytest.approx(exact, rel=1e-13)
     ones = np.ones(20_000, dtype=np.float32)
@@ -264,7 +264,7 @@ def test_nan_and_inf_pass_through_csr(bad: float) -> None:
 
 
 def plain_gauss_seidel(weight: Array, scale: Array, order: Any, gamma: float, jump: Array, x: Array) -> Array:
-    """Solve every node's equation for itself, the others as they are."""
+    """Solve the equation of every node in turn, with the current values of the others."""
     x = x.copy()
     for i in order:
         matrix = gamma * weight * scale
@@ -299,7 +299,7 @@ def test_gauss_seidel_meets_its_equation_on_an_acyclic_graph_in_one_pass() -> No
     scale, jump, x = 1.0 / weight.sum(axis=0), rng.random(30), rng.random(30)
     csr = sparse.csr_array(weight)
     kernels.gauss_seidel(csr.indptr, csr.indices, csr.data, scale, names, 0.9, jump, x)
-    # Self loops, on the diagonal of this one, are solved with their node.
+    # Self-loops (on the diagonal) are solved with their node.
     np.testing.assert_allclose(x, np.linalg.solve(np.eye(30) - 0.9 * weight * scale, jump), rtol=1e-12)
 
 
@@ -360,7 +360,7 @@ def test_concurrent_ranks_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_leave_the_threads_of_torch_alone() -> None:
-    # numba's OpenMP layer sets the count of the process: torch would follow, and pay for threads at each small product.
+    # numba's OpenMP layer would set the number of threads of torch too, which slows down its small products.
     code = """
         import numpy, torch
         from graphs.linalg import kernels
@@ -443,7 +443,7 @@ def test_a_float64_rank_of_narrow_weights_is_exact_to_1e_14(
 
 @pytest.mark.parametrize("spins", [0, 1, SPINS])
 def test_products_do_not_depend_on_spinning(spins: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The locks alone carry the tasks: a thread that sleeps at once, or wakes late, changes nothing but the time.
+    # Locks hand over the tasks. A thread that sleeps at once, or wakes late, changes only the time.
     monkeypatch.setattr("graphs.linalg.threads.SPINS", spins)
     monkeypatch.setattr("graphs.linalg.threads.EXTRA_SPINS", spins // 10)
     threads = ThreadPool()

@@ -1,4 +1,4 @@
-"""Operators against plain matrix algebra."""
+"""Tests of operators against dense matrix algebra."""
 
 import gc
 from collections.abc import Callable
@@ -22,7 +22,7 @@ NUMPY, TORCH, COMPILED = NumpyArithmetic(), TorchArithmetic(), NumpyArithmetic(c
 
 @pytest.fixture
 def kernels_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels however small the block."""
+    """Use kernels for blocks of every size."""
     monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", 1)
 
 
@@ -35,7 +35,7 @@ def kernel(block: DenseBlock) -> KernelOperator:
     return KernelOperator(tuple(np.ascontiguousarray(m) for m in matrices), block.column_major, block, "float64")
 
 
-# Two entries to a band: every band is a single row or column.
+# Two entries per band: every band is a single row or column.
 OPERATORS: dict[str, tuple[Arithmetic, Callable[[DenseBlock], BlockOperator]]] = {
     "scipy csr": (NUMPY, NUMPY.csr_operator),
     "torch csr": (TORCH, TORCH.csr_operator),
@@ -67,7 +67,7 @@ def test_operators_equal_plain_matrix_algebra(
 def assert_operator(
     operator: BlockOperator, dense: Array, arithmetic: Arithmetic, seed: int = 0, rtol: float = 1e-13
 ) -> None:
-    """Everything an operator does against the dense non-negative matrix it stands for."""
+    """Compare every method of an operator with the dense non-negative matrix of its block."""
     rng = np.random.default_rng(seed)
     n_targets, n_sources = dense.shape
     x, y, z = rng.random(n_sources), rng.random(n_sources), rng.random(n_targets)
@@ -106,7 +106,7 @@ def test_a_single_column_stays_a_column(kind: str) -> None:
 @pytest.mark.parametrize("view", [np.s_[::-1], np.s_[:, ::-1], np.s_[::-1, ::-1]], ids=["rows", "columns", "both"])
 @pytest.mark.parametrize("kind", ["numpy dense", "torch dense", "torch csr"])
 def test_views_that_run_backwards(kind: str, shape: tuple[int, int], view: Any) -> None:
-    # numpy calls a single row contiguous whichever way it runs.
+    # To numpy a single row is contiguous in every memory order.
     arithmetic, make = OPERATORS[kind]
     weight = np.random.default_rng(1).standard_normal(shape)[view]
     assert_operator(make(DenseBlock((weight,))), np.abs(weight), arithmetic)
@@ -123,7 +123,7 @@ def narrowed(weight: Array, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(weight).to(dtype)
 
 
-# What lies in memory as the kernels read it.
+# Weights that the kernels can read without a copy.
 READ_IN_PLACE: dict[str, tuple[Any, ...]] = {
     "float64": (UP,),
     "float32": (UP.astype(np.float32),),
@@ -146,7 +146,7 @@ READ_IN_PLACE: dict[str, tuple[Any, ...]] = {
     "one column": (np.ascontiguousarray(UP[:, :1]),),
     "one entry": (np.array([[-2.5]]),),
 }
-# What they cannot read without a copy: bands do.
+# Weights that the kernels cannot read without a copy, which are read in bands.
 READ_IN_BANDS: dict[str, tuple[Any, ...]] = {
     "every second column": (GATE_UP[:, ::2],),
     "every second row": (GATE_UP[::2],),
@@ -209,7 +209,7 @@ def test_kernels_share_the_memory_of_the_weights(storage: str) -> None:
 
 @pytest.mark.usefixtures("kernels_for_all")
 def test_kernels_see_a_weight_change() -> None:
-    # Surgery writes to parameters; a view follows and a copy would not.
+    # Surgery writes to parameters; a view shows the new values, and a copy would not.
     weight = narrowed(UP, torch.bfloat16)
     operator = COMPILED.dense_operator(DenseBlock((weight,)))
     before = operator.out_strength()
@@ -252,7 +252,7 @@ def test_vectors_of_any_stride(storage: str) -> None:
 
 
 def test_torch_csr_has_int32_indices() -> None:
-    # With int64 torch converts at every product: five times slower.
+    # torch converts int64 indices at every product, which is five times slower.
     tensor = TORCH.csr(as_block(np.eye(3), "block").to_csr())
     assert tensor.crow_indices().dtype == tensor.col_indices().dtype == torch.int32
 
@@ -276,7 +276,7 @@ def test_arithmetic(arithmetic: Arithmetic) -> None:
     values = np.array([2.0, 0.0, 0.5, 0.5, 4.0])
     vector, back = arithmetic.vector(values), arithmetic.to_numpy
     np.testing.assert_array_equal(back(arithmetic.reciprocal(vector)), [0.5, 0, 2, 2, 0.25])
-    # Of the two halves the one with the lower index goes first.
+    # Of two equal scores the one of lower index is zeroed first.
     np.testing.assert_array_equal(back(arithmetic.with_lowest_zeroed(vector, 2)), [2, 0, 0, 0.5, 4])
     np.testing.assert_array_equal(back(arithmetic.with_lowest_zeroed(vector, 0)), values)
     np.testing.assert_array_equal(back(vector), values)

@@ -1,4 +1,4 @@
-"""The steps across one block against the explicitly formed matrices."""
+"""Tests of the steps across one block against explicit matrices."""
 
 import numpy as np
 import pytest
@@ -76,6 +76,6 @@ def test_steps_by_hand() -> None:
     np.testing.assert_allclose(weighted_step(passed, activation, 0.8).vector, [0.5625, 0.4375])
     # (1/2, 3/4) over 5/4.
     np.testing.assert_allclose(modified_step(passed, activation).vector, [0.4, 0.6])
-    # A silent layer counts as uniform.
+    # A layer of zero activations counts as uniform.
     np.testing.assert_allclose(modified_step(passed, np.zeros(2)).vector, [2 / 3, 1 / 3])
     np.testing.assert_allclose(weighted_step(passed, np.zeros(2), 0.0).vector, [0.5, 0.5])

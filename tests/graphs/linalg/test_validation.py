@@ -1,4 +1,4 @@
-"""Sparse matrices whose index arrays do not fit them: scipy and torch follow them into memory of something else."""
+"""Tests of sparse matrices with damaged index arrays, with which scipy and torch access foreign memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAR = 10**8
 
 
 def matrix(form: str, change: Callable[[Any], Any]) -> Any:
-    """A matrix of a format, damaged by hand: constructors look at what they are given, attributes do not."""
+    """A matrix of a format, damaged through its attributes, which scipy does not check."""
     made = sparse.csr_array(WEIGHTS).asformat(form)
     change(made)
     return made
@@ -37,8 +37,8 @@ def swap(array: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def tensor(form: str, *indices: Any) -> Any:
-    """A torch tensor of a format that nobody checked."""
-    # torch's notices about formats in beta, and about what it does not check.
+    """A torch tensor of a format, made without checks."""
+    # torch's warnings about formats in beta, and about checks that it omits.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         make = getattr(torch, f"sparse_{form}_tensor")
@@ -125,7 +125,7 @@ def test_a_block_of_a_digraph_is_looked_at_too() -> None:
 
 
 def test_no_damaged_matrix_ends_the_process() -> None:
-    """In a process of its own: what is not refused may end it by a signal."""
+    """Run code in a process of its own, which a missing check may end by a signal."""
     program = (
         "from tests.graphs.linalg.test_validation import DAMAGED\n"
         "from graphs import GraphError, LayeredGraph\n"

@@ -1,4 +1,4 @@
-"""The layered ranks as textbook loops over Python numbers, and the golden values they give.
+"""The layered ranks as textbook loops over Python numbers, and golden values from them.
 
 Nothing here knows numpy or the package under test. With `Fraction` inputs the loops are exact, so
 ``python tests/graphs/ranking/make_golden.py`` writes the same golden.json on every machine.
@@ -22,7 +22,7 @@ MODIFIED = ["0", "3/10", "1/2"]
 
 
 def normalised(vector: Vector, fallback: Vector | None = None) -> Vector:
-    """Divide by the sum; a zero vector becomes the fallback, and that one uniform."""
+    """Divide by the sum; a zero vector becomes the fallback, and a zero fallback becomes uniform."""
     mass = sum(vector)
     if mass > 0:
         return [value / mass for value in vector]

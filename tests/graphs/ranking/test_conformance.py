@@ -1,4 +1,4 @@
-"""Every storage x backend x solver gives the same ranks; tests marked gpu do so on CUDA."""
+"""Tests that every storage, backend and solver gives the same ranks; those marked gpu run on CUDA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from tests.graphs.cases import Array, assert_layers_equal, random_case, torch_no
 from tests.graphs.ranking.make_golden import textbook_modified, textbook_weighted
 
 BACKENDS = ["scipy", "torch", "dense", "auto"]
-# However small the graph: these two meet compiled kernels where blocks are large.
+# These two use compiled kernels for large blocks; the tests use kernels for blocks of every size.
 COMPILED = ["dense in kernels", "auto in kernels"]
 every_backend = pytest.mark.parametrize("backend", [*BACKENDS, *COMPILED], indirect=True)
 GRAPHS = {
@@ -43,7 +43,7 @@ EXPECTED = {
 
 
 def coo_with_duplicates(weight: Array) -> sparse.coo_array:
-    # Halves at the same place add up to the weight; an explicit zero is no edge.
+    # Two halves at one place add up to the weight; an explicit zero is not an edge.
     rows, columns = np.nonzero(weight)
     values = weight[rows, columns]
     entries = np.concatenate((values / 2, values / 2, [0.0]))

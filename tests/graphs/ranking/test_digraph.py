@@ -1,4 +1,4 @@
-"""PageRank of any digraph against networkx and an exact solve."""
+"""Tests of the PageRank of digraphs against networkx and an exact solve."""
 
 import math
 import warnings
@@ -80,7 +80,7 @@ def test_the_bound_holds_at_every_stop(data: st.DataObject, matrix: Array, gamma
             warnings.simplefilter("ignore", RuntimeWarning)
             result = pagerank(sparse.csr_array(matrix), gamma, teleport, tol=0.0, max_iter=steps)
             plain = pagerank(sparse.csr_array(matrix), gamma, teleport, solver="power", tol=0.0, max_iter=steps)
-        # Of F(r), one step further than the r that the residual was taken of.
+        # The bound is for F(r), one step after the r of the residual.
         assert plain.error_bound == pytest.approx(gamma / (1 - gamma) * plain.residuals[-1], rel=1e-12)
         for found in (result, plain):
             assert np.abs(found.scores[0] - truth).sum() <= found.error_bound + 1e-13
@@ -97,7 +97,7 @@ def test_an_early_stop_returns_the_iterate_and_its_residuals(matrix: Array, gamm
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         result = pagerank(sparse.csr_array(matrix), gamma, solver="power", tol=0.0, max_iter=steps)
-    # A residual of exactly zero may stop it before.
+    # A residual of exactly zero may stop it earlier.
     taken = result.iterations
     np.testing.assert_allclose(result.scores[0], iterates[taken], rtol=1e-12, atol=1e-15)
     expected = np.abs(np.diff(iterates[: taken + 1], axis=0)).sum(axis=1)
@@ -115,7 +115,7 @@ def test_a_layered_graph_ranks_as_its_networkx_form(case: Case, gamma: float) ->
 
 @given(cases(), DAMPINGS)
 def test_the_teleport_of_a_layered_graph_is_its_activations(case: Case, gamma: float) -> None:
-    # Every layer gets the same mass, whatever the scale of its activations; silent layers are uniform.
+    # All layers get the same sum for any scale of their activations; layers of zero activations are uniform.
     graph = case.graph()
     mass = {
         (layer, k): share / len(case.sizes)
@@ -157,11 +157,11 @@ def test_a_layered_graph_ranks_as_its_own_layered_rank() -> None:
         np.testing.assert_allclose(part / part.sum(), expected, rtol=1e-10)
 
 
-# --- forms of input
+# --- types of input
 
 
 def test_a_matrix_has_its_targets_in_rows() -> None:
-    # Node 0 points at node 1: entry (1, 0). All that is not teleported ends in node 1.
+    # Node 0 points at node 1: entry (1, 0). All scores that do not teleport arrive at node 1.
     scores = pagerank(sparse.csr_array(([1.0], ([1], [0])), shape=(2, 2))).scores[0]
     assert scores[1] > scores[0]
 

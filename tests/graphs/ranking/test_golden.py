@@ -1,4 +1,4 @@
-"""The published implementation's scores, where a directory of its golden vectors is given."""
+"""Tests against scores of the published implementation, if the directory of its golden vectors is given."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     DIRECTORY is None, reason="LLMRANK_GOLDEN does not name a directory with rank_scores.safetensors"
 )
 
-# Blocks in one graph: all of them, or one feed-forward network's two.
+# Number of blocks in one graph: all, or the two of one FFN.
 STEPS = {"chained": None, "isolated": 2}
 
 

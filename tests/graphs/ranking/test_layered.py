@@ -1,4 +1,4 @@
-"""The layered ranks against independent oracles, and their invariants."""
+"""Tests of the layered ranks against independent oracles, and of their invariants."""
 
 import json
 from dataclasses import replace
@@ -172,7 +172,7 @@ def test_parallel_edges_add_their_absolute_values(rank: Any, backend: Any) -> No
     assert_layers_equal(found, rank(up.graph(summed), backend="scipy").scores)
 
 
-# --- the ends of the parameters
+# --- limits of the parameters
 
 
 @given(cases())
@@ -244,7 +244,7 @@ def test_where_no_mass_arrives_the_activations_stand_in(solver: Any) -> None:
     for result in (weighted_pagerank(case.graph(), 1.0, solver=solver), modified_pagerank(case.graph(), solver=solver)):
         assert flags(result) == [(1, "all scores are zero; the activations, scaled to sum 1, are used")]
         np.testing.assert_allclose(result.scores[1], case.activations[0] / case.activations[0].sum())
-    # With gamma < 1 the jump arrives at a block of zeros, and nothing is degenerate.
+    # With gamma < 1 the teleporting mass arrives after a block of zeros, and no layer is degenerate.
     assert flags(weighted_pagerank(case.graph(), 0.5, solver=solver)) == []
 
 
@@ -262,7 +262,7 @@ def test_disjoint_product_and_activation_fall_back_to_the_activation() -> None:
     np.testing.assert_array_equal(result.scores[1], [0, 1])
 
 
-# --- what the result reports
+# --- attributes of the result
 
 
 def test_a_sweep_reports_one_exact_pass() -> None:
@@ -286,7 +286,7 @@ def test_power_iteration_reports_every_step_of_every_layer() -> None:
     graph, gamma = case.graph(), 0.3
     exact = weighted_pagerank(graph, gamma).scores
     result = weighted_pagerank(graph, gamma, solver="power", tol=0.0)
-    # Layer l is exact from step l on, and the last step shows it.
+    # Layer l is exact from step l on, as the last step shows.
     assert (result.iterations, result.stop_reason, result.error_bound, result.block_products) == (3, "exact", 0.0, 9)
     np.testing.assert_array_equal(result.step_products, [3, 6, 9])
     assert (np.diff(result.step_seconds) >= 0).all()

@@ -1,4 +1,4 @@
-"""Large graphs: weights are referred to, and a rank works on one block at a time."""
+"""Tests of memory on large graphs: weights are not copied, and a rank converts one block at a time."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -15,7 +15,7 @@ BLOCK_BYTES = SIZE * SIZE * 8
 
 
 def peak(action: Callable[[], Any]) -> int:
-    """Bytes that numpy held at the most during `action`, above what it held before."""
+    """The peak of numpy's memory during `action`, above the memory before, in bytes."""
     tracemalloc.start()
     try:
         action()
@@ -42,7 +42,7 @@ def test_building_a_graph_copies_no_weights() -> None:
 
 @pytest.mark.parametrize(
     ("backend", "blocks"),
-    # CSR: values and indices in parts and joined, about four times the dense float64. Bands: one buffer.
+    # CSR needs values and indices, in parts and joined, about four times the dense float64; bands need one buffer.
     [("scipy", 5), ("dense", 1.5), ("auto", 1.5)],
 )
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_sweep_holds_one_block_at_a_time(chain: LayeredGraph, rank: Any, backe
 
 @pytest.mark.parametrize(
     ("backend", "blocks"),
-    # Iterations keep what they convert: of CSR, with its int32 indices, one and a half times every block.
+    # Iterations keep the CSR of every block, which with its int32 indices is one and a half times the dense block.
     [("scipy", 1.5 * BLOCKS + 4), ("dense", 1.5), ("auto", 1.5)],
 )
 @pytest.mark.filterwarnings("ignore:power iteration stopped after max_iter=2:RuntimeWarning")

@@ -1,4 +1,4 @@
-"""Certified sets: what is certified is what the exact scores keep, in a thousand cases and at every step."""
+"""Tests of certificates: a certified set is that of the exact scores, in a thousand cases and at every step."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 def highest(scores: Sequence[Array], weights: Sequence[float], count: int) -> list[Array]:
-    """The `count` highest of all entries times the weight of their vector; of equal ones the lower index goes."""
+    """The `count` highest of all entries times the weight of their vector; of equal entries the lower index is removed."""
     entries = [
         (value * weight, part, index)
         for part, (vector, weight) in enumerate(zip(scores, weights, strict=True))
@@ -49,7 +49,7 @@ def highest(scores: Sequence[Array], weights: Sequence[float], count: int) -> li
 
 
 def kept_by(keep: KeepHighest, scores: Sequence[Array]) -> dict[int, Array]:
-    """What these scores keep."""
+    """The keep masks of these scores."""
     masks = {layer: highest([scores[layer]], [1.0], count)[0] for layer, count in (keep.counts or {}).items()}
     weights = keep.weights if keep.weights is not None else [1.0] * len(keep.pooled)
     pooled = highest([scores[layer] for layer in keep.pooled], list(weights), keep.count)
@@ -64,7 +64,7 @@ def assert_same_sets(found: Mapping[int, Array], expected: Mapping[int, Array]) 
 
 
 class Watched:
-    """A KeepHighest whose certificate of every step is held against the exact scores."""
+    """A KeepHighest that compares the certificate of every step with the exact scores."""
 
     def __init__(self, keep: KeepHighest, exact: Sequence[Array]) -> None:
         self.keep, self.exact, self.expected = keep, exact, kept_by(keep, exact)
@@ -77,7 +77,7 @@ class Watched:
     def certificate(self, scores: Any, bounds: Any, caps: Any, roundoff: float) -> Certificate:
         for layer, (found, exact) in enumerate(zip(scores, self.exact, strict=True)):
             cap = 1.0 if caps is None else np.minimum(caps[layer], 1.0)
-            # A cap of zero is that of a node which nothing reaches: no error either.
+            # A row maximum of zero belongs to a node without incoming edges, whose score has no error.
             slack = np.full(len(found), math.inf) if bounds[layer] == math.inf else bounds[layer] / 2 * cap
             assert (np.abs(found - exact) <= slack + roundoff * found + 1e-12).all(), f"layer {layer}"
         certificate = self.keep.certificate(scores, bounds, caps, roundoff)
@@ -87,7 +87,7 @@ class Watched:
         return certificate
 
     def check_result(self, result: RankResult) -> bool:
-        """The certificate of the result is that of its last step; returns whether it stopped the iteration."""
+        """Check that the certificate of the result is that of the last step; return whether it stopped the iteration."""
         keep, certificate = self.keep, result.certificate
         assert certificate is not None
         assert len(self.certified) == result.iterations
@@ -117,7 +117,7 @@ def keeps(draw: st.DrawFn, sizes: Sequence[int], pooled: bool) -> KeepHighest:
 
 @st.composite
 def chains(draw: st.DrawFn) -> tuple[LayeredGraph, list[Array], float, float]:
-    """A layered graph, its exact weighted scores, gamma and theta. Some dangle, some tie, most are generic."""
+    """A layered graph, its exact weighted scores, gamma and theta. Some have dangling nodes or ties; most are generic."""
     gamma = draw(st.sampled_from([0.1, 0.5, 0.9, 1.0]))
     theta = draw(st.sampled_from([1.0, 0.6, 0.0]))
     if draw(st.integers(0, 3)) == 0:
@@ -177,7 +177,7 @@ def test_certified_sets_of_layered_ranks_are_those_of_the_exact_scores(pooled: b
         keep = data.draw(keeps(graph.layers, pooled))
         watched: Any = Watched(keep, exact)
         with warnings.catch_warnings():
-            # Mixing may hover above any tolerance that rounding leaves within reach.
+            # Anderson mixing may stay above every tolerance that rounding allows.
             warnings.simplefilter("ignore", RuntimeWarning)
             result = weighted_pagerank(graph, gamma, theta, solver, tol=1e-15, max_iter=60, keep=watched)
         early.append(watched.check_result(result))
@@ -215,7 +215,7 @@ def test_certified_sets_of_modified_ranks(case: Any, data: st.DataObject) -> Non
     watched: Any = Watched(keep, exact)
     result = modified_pagerank(case.graph(), "power", tol=0.0, keep=watched)
     watched.check_result(result)
-    # Nothing is known of the layers that are not exact yet; layers that the start had right may be so earlier.
+    # No bound is known for layers that are not exact yet; layers that were exact in the start may be certified earlier.
     asked = [layer for layer, count in (keep.counts or {}).items() if 0 < count < case.sizes[layer]]
     if result.stop_reason == "certified":
         assert result.iterations <= max([*asked, 1])
@@ -232,11 +232,11 @@ def test_a_modified_rank_is_certified_early_where_the_start_was_right() -> None:
     assert result.certificate.keep[2].tolist() == [False, False, False, True]
 
 
-# --- sharp: what is certified cannot change, and what is not could
+# --- certificates are sharp: a set that is not certified could change
 
 
 def worst(scores: Sequence[Array], slacks: Sequence[Array], weights: Sequence[float], keep: Sequence[Array]) -> float:
-    """By how much a node that stays keeps above one that goes, where each may be off by its slack."""
+    """The least margin of a kept node over a removed one, if each score may be wrong by its slack."""
     margins = []
     for (a, kept), (b, stays) in itertools.product(enumerate(keep), repeat=2):
         for i, j in itertools.product(np.flatnonzero(kept), np.flatnonzero(~stays)):
@@ -249,7 +249,7 @@ def worst(scores: Sequence[Array], slacks: Sequence[Array], weights: Sequence[fl
 def test_a_certificate_is_given_exactly_where_no_error_within_the_bounds_matters(
     data: st.DataObject, pooled: bool, capped: bool
 ) -> None:
-    # An error of L1 norm b and sum 0 takes b/2 from one entry and gives b/2 to another, as far as caps let it.
+    # An error of L1 norm b and sum 0 takes b/2 from one entry and gives b/2 to another, up to the row maxima.
     sizes = data.draw(st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=3))  # so that means do not round
     scores = [np.array([data.draw(st.integers(0, 8)) / 8 for _ in range(size)]) for size in sizes]
     bounds = [data.draw(st.sampled_from([1, 3, 8, 9, 16, 17, 32, 33])) / 64 for _ in sizes]
@@ -274,14 +274,14 @@ def test_a_certificate_is_given_exactly_where_no_error_within_the_bounds_matters
         stay = [w * s for k, w, m in zip(layers, factors, masks, strict=True) for s in scores[k][m]]
         go = [w * s for k, w, m in zip(layers, factors, masks, strict=True) for s in scores[k][~m]]
         assert gap == (min(stay) - max(go) if stay and go else math.inf)
-        # All numbers have a few bits: no sum here rounds.
+        # All numbers have few bits, so that no sum rounds.
         assert bound == (gap - margins[-1] if stay and go else 0.0)
     assert certificate.certified == (min(margins) > 0)
     assert certificate.certified == all(certificate.gaps[k] > bound for k, bound in certificate.bounds.items())
 
 
 def test_mixtures_of_iterates_may_leave_dust_where_scores_are_zero() -> None:
-    # Two nodes of score 0: the order of what rounding left of them certifies nothing, unless the layer is exact.
+    # Two nodes of score 0: the order of their rounding errors certifies nothing, unless the layer is exact.
     scores = [np.array([1.0, 1e-17, 0.0])]
     for bound, certified in ((1e-18, False), (0.0, True)):
         assert KeepHighest({0: 2}).certificate(scores, [bound], None, 1e-14).certified is certified
@@ -309,7 +309,7 @@ def test_round_off_is_allowed_for() -> None:
 
 
 def test_caps_certify_earlier() -> None:
-    # In a layer of many nodes no single one can have been given half of all that moved.
+    # In a layer of many nodes no single node can have received half of the change.
     graph, keep = layered((64,) * 21, seed=4), KeepHighest(dict.fromkeys(range(1, 21), 20))
     result = weighted_pagerank(graph, 0.5, solver="power", keep=keep)
     assert result.stop_reason == "certified"
@@ -340,14 +340,14 @@ def test_ties_are_never_certified(solver: Any) -> None:
         certificate = weighted_pagerank(graph, solver=solver, keep=KeepHighest({1: count})).certificate
         assert certificate is not None
         assert not certificate.certified
-        # The lower index goes.
+        # The lower index is removed.
         np.testing.assert_array_equal(certificate.keep[1], np.arange(4) >= 4 - count)
         assert abs(certificate.gaps[1]) <= EPS
     for count, certified in ((1, False), (2, True), (3, False), (0, True), (4, True)):
         certificate = weighted_pagerank(graph, solver=solver, keep=KeepHighest({2: count})).certificate
         assert certificate is not None
         assert certificate.certified is certified
-    # One layer that ties spoils the certificate of all.
+    # A tie in one layer prevents the certificate of all layers.
     certificate = weighted_pagerank(graph, solver=solver, keep=KeepHighest({1: 2, 2: 2})).certificate
     assert certificate is not None
     assert not certificate.certified
@@ -396,7 +396,7 @@ def test_a_deep_chain_is_certified_long_before_its_last_layer() -> None:
     assert result.iterations < weighted_pagerank(graph, 0.5, solver="power").iterations
     assert result.certificate is not None
     assert_same_sets(result.certificate.keep, kept_by(keep, exact.scores))
-    # One step less and some layer is open.
+    # After one step less some layer is not certified.
     steps = result.iterations - 1
     with pytest.warns(RuntimeWarning, match=f"max_iter={steps}") as caught:
         before = weighted_pagerank(graph, 0.5, solver="power", keep=keep, max_iter=steps)
@@ -415,7 +415,7 @@ def test_the_exact_and_the_tolerance_come_first() -> None:
     assert weighted_pagerank(graph).certificate is None
     result = pagerank(bidirectional_graph(graph), solver="power", tol=10.0, keep=KeepHighest({1: 2}))
     assert result.stop_reason == "tolerance"
-    # Certified counts before a callback that stops.
+    # A certificate has priority over a callback that stops.
     result = pagerank(graph, solver="power", keep=KeepHighest({0: 0}), callback=lambda progress: True)
     assert (result.stop_reason, result.iterations) == ("certified", 1)
 

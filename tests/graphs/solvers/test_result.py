@@ -1,4 +1,4 @@
-"""RankResult: the ways to read a rank."""
+"""Tests of RankResult."""
 
 from typing import Any
 

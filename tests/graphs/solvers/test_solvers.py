@@ -1,4 +1,4 @@
-"""Solvers on layered ranks: exact after L steps, with an honest account of every earlier stop; and what all doors share."""
+"""Tests of solvers: exact after L steps on layered ranks, with true bounds at every earlier stop, and common errors."""
 
 import math
 import warnings
@@ -65,7 +65,7 @@ def starts(draw: st.DrawFn, sizes: tuple[int, ...]) -> list[Array]:
 
 
 def jacobi(case: Case, step: Any, steps: int, start: list[Array] | None = None) -> tuple[list[list[Any]], list[float]]:
-    """The iteration in plain loops: the last iterate and every residual. Layer 0 is r_0 from the outset."""
+    """The iteration in plain loops: the last iterate and every residual. Layer 0 is r_0 from the start on."""
     weights, inputs, activations = case.lists()
     first = [a / sum(inputs) for a in inputs] if any(inputs) else [1 / len(inputs)] * len(inputs)
     current = [first] + [[1 / size] * size for size in case.sizes[1:]]
@@ -82,14 +82,14 @@ def jacobi(case: Case, step: Any, steps: int, start: list[Array] | None = None) 
 
 
 def stopped(rank: Callable[..., RankResult], *args: Any, **options: Any) -> RankResult:
-    """A rank that may run out of steps without a warning."""
+    """A rank whose warning of failed convergence is ignored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return rank(*args, **options)
 
 
 def assert_bounds_hold(exact: list[Any], rank: Callable[..., RankResult], *args: Any, **options: Any) -> RankResult:
-    """The rank, after every layer of every step was held against the exact scores."""
+    """Compute a rank, and compare every layer of every step with the exact scores."""
     steps: list[SolverProgress] = []
 
     def watch(progress: SolverProgress) -> None:
@@ -219,7 +219,7 @@ def test_power_iteration_is_exact_after_l_steps_from_any_start(
         assert power.converged
         assert power.error_bound == 0.0
         assert power.block_products == depth * power.iterations
-        # A residual of zero before step L means that the start was the fixed point, or near enough.
+        # A residual of zero before step L means that the start was the fixed point up to rounding.
         assert power.stop_reason == ("exact" if power.iterations == depth else "tolerance")
         assert power.degenerate == sweep.degenerate
 
@@ -308,7 +308,7 @@ def test_a_solver_object_stands_for_its_name(solver: Any) -> None:
 
 @given(st.data(), cases(min_blocks=2), SHARES, SHARES)
 def test_layer_bounds_hold_at_every_step(data: st.DataObject, case: Case, gamma: float, theta: float) -> None:
-    # Gamma 1 and dangling columns included: where nothing is known the bound is infinite, and holds.
+    # Also with gamma 1 and dangling nodes: where no bound is known it is infinite, and holds.
     exact = textbook_weighted(*case.lists(), gamma, theta)
     start = data.draw(st.none() | starts(case.sizes))
     solver = data.draw(st.sampled_from(["power", "aitken", "quadratic", "anderson"]))
@@ -320,7 +320,7 @@ def test_layer_bounds_hold_at_every_step(data: st.DataObject, case: Case, gamma:
 
 @given(st.data(), cases(min_blocks=2), SHARES, SHARES)
 def test_layer_bounds_follow_from_the_layer_before(data: st.DataObject, case: Case, gamma: float, theta: float) -> None:
-    # |F(r)_l - r*_l| <= gamma |r_{l-1} - r*_{l-1}|, and r_{l-1} is off by what F(r)_{l-1} is and its change.
+    # |F(r)_l - r*_l| <= gamma |r_{l-1} - r*_{l-1}|, and the error of r_{l-1} is at most that of F(r)_{l-1} plus its change.
     steps = data.draw(st.integers(1, len(case.weights)))
     result = stopped(weighted_pagerank, case.graph(), gamma, theta, "power", tol=0.0, max_iter=steps)
     expected = [0.0]
@@ -331,7 +331,7 @@ def test_layer_bounds_follow_from_the_layer_before(data: st.DataObject, case: Ca
         elif not weight.any(axis=0).all():
             expected.append(math.inf)
         else:
-            # At gamma 0 nothing comes from the layer before, however little is known of it.
+            # With gamma 0 the error of the layer before does not matter.
             expected.append(gamma * before if gamma > 0.0 else 0.0)
     assert result.layer_bounds == pytest.approx(tuple(expected), rel=1e-12)
     assert result.error_bound == max(result.layer_bounds)
@@ -349,7 +349,7 @@ def test_the_bound_is_no_worse_than_that_of_a_contraction(
 
 @pytest.mark.parametrize("knobs", [(1, 2), (1, 4), (2, 3), (2, 4)])
 def test_jumps_beyond_the_simplex_keep_the_bounds(knobs: tuple[int, int]) -> None:
-    # Starts far off make extrapolations leave the non-negative; what is put in their place has to be honest.
+    # After starts far from the solution extrapolations are negative; the bounds must hold for the clipped ones.
     for seed in range(60):
         rng = np.random.default_rng(seed)
         n_nodes, depth = int(rng.integers(2, 5)), int(rng.integers(5, 30))
@@ -363,14 +363,14 @@ def test_jumps_beyond_the_simplex_keep_the_bounds(knobs: tuple[int, int]) -> Non
 
 
 def mixing_start(gamma: float, depth: int) -> tuple[Case, list[Array]]:
-    """Identity blocks, and a start whose every layer misses its scores in the same direction, by 1 - gamma^l."""
+    """Identity blocks, and a start whose layers all have an error of 1 - gamma^l in the same direction."""
     case = Case([np.eye(2)] * depth, np.array([1.0, 0.0]), [np.array([1.0, 0.0])] * depth)
     errors = 1 - gamma ** np.arange(depth + 1)
     return case, [np.array([1 - error / 2, error / 2]) for error in errors]
 
 
 def test_the_bound_is_attained_in_every_layer() -> None:
-    # One step leaves layer l with gamma times what layer l - 1 missed, 1 - gamma^(l-1).
+    # After one step the error of layer l is gamma times that of layer l - 1, which was 1 - gamma^(l-1).
     gamma, depth = 0.5, 40
     case, start = mixing_start(gamma, depth)
     result = stopped(weighted_pagerank, case.graph(), gamma, solver="power", max_iter=1, start=start)
@@ -403,7 +403,7 @@ def test_no_bound_is_claimed_where_none_is_known() -> None:
     assert result.error_bound == math.inf
     result = stopped(modified_pagerank, case.graph(), solver="power", max_iter=2)
     assert result.layer_bounds == (0.0, 0.0, 0.0, math.inf, math.inf)
-    # Once the layers before are exact it does not matter what dangles.
+    # Once the layers before are exact, dangling nodes do not matter.
     assert stopped(weighted_pagerank, dangling.graph(), 0.5, solver="power", max_iter=3).error_bound < math.inf
     assert weighted_pagerank(dangling.graph(), 0.5, solver="power").error_bound == 0.0
     assert modified_pagerank(case.graph(), solver="power").error_bound == 0.0
@@ -491,14 +491,14 @@ def test_a_callback_sees_every_step_and_may_stop(door: str, solver: str) -> None
     assert seen[-1].layer_bounds == list(result.layer_bounds)
     assert all(0.0 <= a <= b for a, b in zip([0.0, *result.step_seconds], result.step_seconds, strict=False))
     assert_layers_equal(result.scores, kept[-1], rtol=1e-15)
-    # A step's scores stay what they were, also when asked for later; and they are copies.
+    # The scores of a step do not change later, and they are copies.
     for progress, scores in zip(seen, kept, strict=True):
         for again, first in zip(progress.scores(), scores, strict=True):
             np.testing.assert_array_equal(again, first)
             again[:] = -1.0
     with pytest.raises(ConvergenceError, match=r"NOT converged \(callback\)"):
         result.check_convergence()
-    # Each prefix is what a shorter run gives.
+    # The first steps of a run equal a shorter run.
     for steps, scores in enumerate(kept, start=1):
         assert_layers_equal(scores, stopped(DOORS[door], solver=solver, max_iter=steps).scores, rtol=1e-15)
 
@@ -667,11 +667,11 @@ def test_clipping_keeps_the_mass_of_every_column() -> None:
     np.testing.assert_allclose(total_mass(found), [1.0, 1.0], rtol=1e-14)
 
 
-# --- acceleration earns its name
+# --- accelerated solvers need fewer steps
 
 
 def test_acceleration_needs_fewer_products_where_one_mode_is_slow() -> None:
-    # Two cliques that hardly exchange anything: one eigenvalue near 1, all others small.
+    # Two cliques with weak edges between them: one eigenvalue near 1, all others small.
     graph = residual_graph(LayeredGraph.from_weights(*two_blocks()), beta=0.5)
     spent = {
         solver: pagerank(graph, 0.999, solver=solver, max_iter=40_000).block_products
@@ -687,13 +687,13 @@ def test_acceleration_needs_fewer_products_where_one_mode_is_slow() -> None:
     ids=["uniform", "residual", "bidirectional"],
 )
 def test_aggregation_takes_the_slow_part_out_of_gauss_seidel(graph: Any) -> None:
-    # Without it the mass of a layer against the jump comes right by no more than gamma a cycle.
+    # Without aggregation the sum of a layer against the teleporting mass improves by only the factor gamma per sweep.
     passes = {flag: pagerank(graph, 0.99, solver=GaussSeidel(flag), max_iter=5000).iterations for flag in (True, False)}
     assert passes[True] < passes[False] / 4, passes
 
 
-def test_gauss_seidel_begins_with_the_jump_of_its_start() -> None:
-    # No node dangles: the jump is 1 - gamma of the mass, and a start at the fixed point stays there.
+def test_gauss_seidel_begins_with_the_teleporting_mass_of_its_start() -> None:
+    # No node dangles, so that 1 - gamma of the mass teleports, and a start at the fixed point does not change.
     exact = pagerank(CYCLIC, 0.9, solver="lu")
     for aggregation in (True, False):
         result = pagerank(CYCLIC, 0.9, solver=GaussSeidel(aggregation), start=exact)
@@ -707,11 +707,11 @@ def two_blocks() -> tuple[list[Array], Array, list[Array]]:
     return weights, rng.random(8), [rng.random(8), rng.random(8)]
 
 
-# --- the protocol: solvers know nothing of graphs
+# --- the protocol: solvers do not depend on graphs
 
 
 class Doubling:
-    """r_l = 2 r_{l-1} + 1 with r_0 = 1, no graph anywhere."""
+    """The problem r_l = 2 r_{l-1} + 1 with r_0 = 1, without a graph."""
 
     n_layers = 4
     n_blocks = 3
@@ -758,7 +758,7 @@ def test_solvers_take_any_problem(solver: Any, visits: int) -> None:
 
 def test_anyone_can_write_a_solver() -> None:
     class Twice:
-        """Two applications of F a step."""
+        """A solver that applies F twice per step."""
 
         name = "twice"
 

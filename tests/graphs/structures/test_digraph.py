@@ -1,4 +1,4 @@
-"""Digraphs in blocks: against dense matrices written down entry by entry, and the passes over them."""
+"""Tests of digraphs of blocks, and of sweeps over them, against dense matrices built entry by entry."""
 
 import itertools
 from typing import Any
@@ -29,7 +29,7 @@ def block(matrix: Any) -> SparseBlock:
 
 
 def column_stochastic(matrix: Array) -> Array:
-    """Every column over its sum; a zero column stays."""
+    """Divide every column by its sum; a zero column remains."""
     result, matrix = np.zeros(matrix.shape), matrix.astype(np.float64)
     for j in range(matrix.shape[1]):
         if matrix[:, j].sum() > 0:
@@ -38,7 +38,7 @@ def column_stochastic(matrix: Array) -> Array:
 
 
 def residual_matrix(case: Case, beta: float, stream: tuple[int, ...]) -> Array:
-    """P of the residual graph, entry by entry: shares first, then a node's shares over what it can send."""
+    """P of the residual graph, entry by entry: shares, divided by the sum of the shares that a node can use."""
     sizes = case.sizes
     offsets = np.concatenate(([0], np.cumsum(sizes)))
     matrix = np.zeros((offsets[-1], offsets[-1]))
@@ -75,7 +75,7 @@ def problem(digraph: BlockDigraph, gamma: float, teleport: Any = None, backend: 
 
 
 def transition(digraph: BlockDigraph, backend: str = "auto") -> Array:
-    """P column by column, as the operators act."""
+    """P column by column, by products with the operators."""
     found = problem(digraph, 0.5, backend=backend)
     columns = [found.stack(found.transition(found.split(unit))) for unit in np.eye(digraph.nodes)]
     return np.stack(columns, axis=1)
@@ -92,7 +92,7 @@ def streams(draw: st.DrawFn) -> Case:
     return Case(weights, activations[0], activations[1:])
 
 
-# --- the two graphs made of a chain
+# --- the two digraphs that are made from a chain
 
 
 @given(streams(), st.sampled_from([*BETAS, 0.7]))
@@ -154,7 +154,7 @@ def test_the_ends_of_beta() -> None:
 
 
 def test_streams_may_be_named() -> None:
-    # One matrix an FFN: every layer belongs to the stream. And a stream that begins in the middle.
+    # FFNs of one block, so that every layer belongs to the stream; and a stream that begins in the middle.
     case = random_case(3, (4, 4, 4))
     digraph = residual_graph(case.graph(), 0.25, stream=(0, 1, 2))
     np.testing.assert_allclose(transition(digraph), residual_matrix(case, 0.25, (0, 1, 2)), rtol=1e-13, atol=1e-16)
@@ -238,7 +238,7 @@ def test_blocks_and_shares_have_to_fit(layers: Any, edges: Any, message: str) ->
 
 
 def test_shares_are_of_a_layer() -> None:
-    # Out of layer 0 shares, out of layer 1 weights: 3 of 4 parts to layer 0, and no share to a block without an edge.
+    # Edges from layer 0 have shares, those from layer 1 weights: 3/4 lead to layer 0; a block without edges gets no share.
     edges = (
         EdgeBlock(0, 1, block([[2.0, 0.0], [6.0, 0.0]]), share=0.9),
         EdgeBlock(0, 0, block([[0.0, 5.0], [1.0, 0.0]]), share=0.1),
@@ -372,7 +372,7 @@ def test_teleports_that_do_not_fit_are_refused(teleport: Any, message: str) -> N
         teleport_vector(bidirectional_graph(layered([2, 3], seed=1)), teleport)
 
 
-# --- the map, passes and aggregation
+# --- the problem: F, sweeps and aggregation
 
 
 @st.composite
@@ -428,7 +428,7 @@ def test_caps_of_parallel_blocks_hold_for_their_sum(backend: str) -> None:
 
 
 def fixed_point(matrix: Array) -> Array:
-    """The vector of sum 1 that a column-stochastic matrix leaves alone."""
+    """The fixed point of sum 1 of a column-stochastic matrix."""
     n_nodes = len(matrix)
     system = np.vstack([matrix - np.eye(n_nodes), np.ones(n_nodes)])
     result: Array = np.linalg.lstsq(system, np.eye(n_nodes + 1)[-1], rcond=None)[0]
@@ -467,7 +467,7 @@ def test_the_residual_of_a_pass_is_an_upper_bound(
 
 @given(problems(), st.integers(0, 10**6))
 def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphProblem, Array], seed: int) -> None:
-    # Plain Gauss-Seidel on x = gamma P x + jump v in the order of the layers; nodes within a layer in any order.
+    # Plain Gauss-Seidel on x = gamma P x + teleporting * v in the order of the layers.
     found, _ = drawn
     digraph = found.digraph
     if any(e.source == e.target for e in digraph.edges):
@@ -493,7 +493,7 @@ def test_aggregation_solves_the_chain_of_layers(drawn: tuple[DigraphProblem, Arr
     after = found.stack(found.aggregate(found.split(state), jump))
     arrived = found.gamma * transition @ after + jump * found.stack(found.teleport)
     for rows in map(slice, digraph.offsets[:-1], digraph.offsets[1:]):
-        # Proportions stay, and what is in a layer is what arrives there.
+        # The proportions within a layer remain, and the sum of a layer is the sum that arrives there.
         np.testing.assert_allclose(unit(after[rows]), unit(state[rows]), rtol=1e-10)
         assert after[rows].sum() == pytest.approx(arrived[rows].sum(), rel=1e-9)
 

@@ -1,4 +1,4 @@
-"""The gallery: answers on paper against iteration and a dense solve, and that the seeded graphs have their traits."""
+"""Tests of the gallery and of the known graphs: their ranks on paper, and the traits of the random graphs."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def assert_canonical(csr: Any) -> None:
     assert (csr.data > 0).all()
     assert np.isfinite(csr.data).all()
     assert csr.indptr[-1] == len(csr.indices) == len(csr.data)
-    # A fresh matrix finds out for itself, where a finished one may repeat what it was told.
+    # A new matrix computes its flags; an existing one may have wrong ones.
     fresh = sparse.csr_array((csr.data, csr.indices, csr.indptr), shape=csr.shape)
     assert fresh.has_canonical_format
     coo = csr.tocoo()
@@ -130,7 +130,7 @@ def test_the_seed_makes_the_graph(name: str) -> None:
 
 @pytest.mark.parametrize("make", [kronecker, uniform, power_law])
 def test_repeated_edges_collapse_to_one_and_loops_go(make: Callable[..., sparse.csr_array]) -> None:
-    # Eight nodes and hundreds of draws: without the collapse there would be weights above 1 or more edges than pairs.
+    # With eight nodes and hundreds of draws, repeated edges would give weights above 1 or more edges than pairs.
     csr = make(8, 50) if make is power_law else make(3, 50)
     assert (csr.data == 1.0).all()
     assert (csr.diagonal() == 0.0).all()
@@ -143,12 +143,12 @@ def test_scale_is_the_log_of_the_size(make: Callable[..., sparse.csr_array], sca
     assert make(scale, 2).shape == (2**scale, 2**scale)
 
 
-# --- what each is like
+# --- traits of each graph
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_kronecker_has_the_edges_that_its_quadrants_make(seed: int) -> None:
-    # A cell whose path takes the quadrants a, b, c, d k_a, ..., k_d times is drawn with chance p; it is filled unless
+    # A cell whose path takes the quadrants a, b, c, d k_a, ..., k_d times is drawn with probability p; it is filled unless
     # all draws miss it. Off the diagonal, where loops are removed, k_b + k_c > 0.
     scale, draws = 12, 40 * 2**12
     expected = 0.0
@@ -192,7 +192,7 @@ def test_uniform_degrees_are_even() -> None:
 @pytest.mark.parametrize("exponent", [2.3, 3.0])
 def test_power_law_has_its_exponent(exponent: float) -> None:
     degrees = np.sort(in_degrees(power_law(40_000, 8, exponent)))[::-1]
-    # In-degree against rank, past the very top that the collapse flattens.
+    # In-degree against popularity, without the top, which repeated edges lower.
     ranks = np.arange(10, 400)
     slope = np.polyfit(np.log(ranks), np.log(degrees[ranks - 1]), 1)[0]
     assert 1 - 1 / slope == pytest.approx(exponent, abs=0.15)
@@ -200,7 +200,7 @@ def test_power_law_has_its_exponent(exponent: float) -> None:
 
 def test_power_law_has_a_heavier_tail_than_uniform() -> None:
     heavy, even = power_law(1024, 16), uniform(10, 16)
-    # The highest hundredth of the nodes receives a third of all links instead of some 2 %.
+    # The most popular hundredth of the nodes receives a third of all edges, not about 2 %.
     share = [np.sort(in_degrees(csr))[-10:].sum() / csr.nnz for csr in (heavy, even)]
     assert share[0] > 0.2 > 0.03 > share[1]
     assert in_degrees(heavy).max() > 8 * in_degrees(even).max()
@@ -252,7 +252,7 @@ def test_two_rings_mix_slowly() -> None:
 def test_two_rings_meet_in_one_edge_each_way() -> None:
     csr = SEEDED["two rings"]()
     assert csgraph.connected_components(csr, connection="strong")[0] == 1
-    # Without its lightest edges it falls apart into the rings.
+    # Without the lightest edges only the two rings remain.
     light = csr.data < 0.5
     assert light.sum() == 2
     rings = csr.copy()

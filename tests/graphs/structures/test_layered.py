@@ -1,4 +1,4 @@
-"""LayeredGraph: what it holds, what it refuses, and that weights are not copied."""
+"""Tests of LayeredGraph: its attributes, its errors, and that it does not copy weights."""
 
 import dataclasses
 from typing import Any
@@ -120,7 +120,7 @@ def test_the_compiled_kernels_read_a_reversed_block_where_it_lies(monkeypatch: p
 def test_the_squared_graph_has_squared_weights_and_activations(form: str) -> None:
     case = random_case(5, (5, 6, 4), density=0.6)
     graph, seen = formed(case, form)
-    # Parallel edges are squared one by one: their squares are those of each, added up.
+    # Parallel edges are squared one by one, and their squares add up.
     squares = [weight**2 for weight in seen.weights]
     if form == "parallel":
         squares = [w**2 + (2 * w[:, ::-1]) ** 2 for w in case.weights]
@@ -212,7 +212,7 @@ def test_repr_counts_what_is_cheap_to_count() -> None:
         ({"activations": [[1, 2, 3]]}, r"one activation vector per weight matrix \(2; .*got 1"),
         (
             {"weights": WEIGHTS[::-1]},
-            "block 2: expected 1 source nodes, the targets of block 1, got 2; consecutive matrices have",
+            "block 2: expected 1 source nodes, the targets of block 1, got 2; consecutive",
         ),
         ({"weights": [WEIGHTS[0], np.ones(3)]}, "block 2: expected a matrix"),
         ({"weights": [WEIGHTS[0], np.array([[1, 2, np.nan]])]}, "block 2: .* row 0, column 2"),
