@@ -300,7 +300,9 @@ def _check_indices(indices: npt.NDArray[Any], limit: int, axis: str, layout: str
     unsigned = indices.view(indices.dtype.str.replace("i", "u"))
     if len(unsigned) and int(unsigned.max()) >= limit:
         at = int(np.argmax(unsigned >= limit))
-        raise _damage_error(name, layout, f"expected {axis} indices from 0 to {limit - 1}, got {indices[at]} at entry {at}")
+        raise _damage_error(
+            name, layout, f"expected {axis} indices from 0 to {limit - 1}, got {indices[at]} at entry {at}"
+        )
 
 
 def _damage_error(name: str, layout: str, reason: str) -> GraphError:
