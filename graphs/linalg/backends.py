@@ -10,7 +10,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 from scipy import sparse
@@ -36,7 +36,7 @@ __all__ = ["Arithmetic", "Backend", "BackendName", "NumpyArithmetic", "TorchArit
 
 BackendName: TypeAlias = Literal["scipy", "torch", "dense", "auto"]
 
-BACKENDS: tuple[BackendName, ...] = ("scipy", "torch", "dense", "auto")
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 DTYPES = ("float64", "float32")
 

@@ -139,8 +139,7 @@ class CSRKernelOperator(CSROperator):
         if y.ndim > 1:
             return super().rmatvec(y)
         csr = self.csr
-        sums = kernels.csr_column_products(csr.indptr, csr.indices, csr.data, y, self.shape[1])
-        return np.asarray(sums, csr.dtype)
+        return np.asarray(kernels.csr_column_products(csr.indptr, csr.indices, csr.data, y, csr.shape[1]), csr.dtype)
 
     def out_strength(self) -> FloatArray:
         """Column sums."""

@@ -179,7 +179,7 @@ class ThreadPool:
             os.register_at_fork(after_in_child=self.reset)
 
     def reset(self) -> None:
-        """Start anew, without any thread."""
+        """Begin without threads, as a new process does."""
         self.size = n_threads()
         self._workers: list[_Worker] = []
         self._busy = threading.Lock()

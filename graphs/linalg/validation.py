@@ -66,11 +66,11 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
         return SparseBlock(total)
     if check_finite:
         for matrix in matrices:
-            check_finite_entries(matrix, name)
+            _check_finite_entries(matrix, name)
     return DenseBlock(matrices)
 
 
-def check_finite_entries(matrix: Any, name: str) -> None:
+def _check_finite_entries(matrix: Any, name: str) -> None:
     """Raise a GraphError that locates the first NaN or Inf of a dense matrix. Cost: one read.
 
     A sum or an extreme of numbers with NaN or Inf is not finite either. So one of these is computed first, and single

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphs.checks import check_share
 from graphs.errors import GraphError
-from graphs.linalg.backends import make_backend
+from graphs.linalg.backends import BackendName, make_backend
 from graphs.linalg.blocks import FloatArray
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.ranking.solve import solve_for_rank, starting_state
@@ -37,7 +37,7 @@ def pagerank(
     teleport: Mapping[Hashable, float] | FloatArray | None = None,
     weight: str | None = "weight",
     solver: str | Solver = "auto",
-    backend: Literal["scipy", "torch", "dense", "auto"] = "auto",
+    backend: BackendName = "auto",
     device: str | torch.device | None = None,
     dtype: str = "float64",
     tol: float = 1e-12,

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphs.checks import check_share
-from graphs.linalg.backends import make_backend
+from graphs.linalg.backends import BackendName, make_backend
 from graphs.ranking.layered_problem import ModifiedPageRankProblem, WeightedPageRankProblem
 from graphs.ranking.solve import solve_for_rank, starting_state
 from graphs.solvers import LayerSweep, Solver, SolverProgress, check_stopping_criteria, solver_by_name
@@ -26,7 +26,7 @@ def weighted_pagerank(
     gamma: float = 0.5,
     theta: float = 1.0,
     solver: Literal["auto", "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson"] | Solver = "sweep",
-    backend: Literal["scipy", "torch", "dense", "auto"] = "auto",
+    backend: BackendName = "auto",
     device: str | torch.device | None = None,
     dtype: str = "float64",
     tol: float = 1e-12,
@@ -120,7 +120,7 @@ def weighted_pagerank(
 def modified_pagerank(
     graph: LayeredGraph,
     solver: Literal["auto", "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson"] | Solver = "sweep",
-    backend: Literal["scipy", "torch", "dense", "auto"] = "auto",
+    backend: BackendName = "auto",
     device: str | torch.device | None = None,
     dtype: str = "float64",
     tol: float = 1e-12,

@@ -59,8 +59,8 @@ class LayerSweep:
             )
         if not problem.acyclic:
             raise GraphError(
-                "solver 'sweep' is one pass along the edges and expects a graph without cycles, got one with cycles; use "
-                "solver='gauss-seidel' (repeated passes) or 'auto'"
+                "solver 'sweep' takes one pass along the edges, and this graph has cycles; use solver='gauss-seidel' (repeated "
+                "passes) or 'auto'"
             )
         return start
 

@@ -295,7 +295,7 @@ def test_a_step_tells_whether_its_answer_is_an_image(solver: str) -> None:
     knobs = solver_by_name(solver)
     assert knobs is not None
     step = knobs.step(found, knobs.begin(found, found.start(), 1e-12))
-    assert step.image == (solver not in PASSES)
+    assert step.is_image == (solver not in PASSES)
 
 
 # --- "auto"
@@ -313,7 +313,7 @@ def test_auto_sweeps_exactly_the_acyclic(name: str) -> None:
             one_layer = len(result.scores) == 1
             assert (result.solver, result.stop_reason) == ("quadratic" if one_layer else "gauss-seidel", "tolerance")
             assert result.choice.startswith(
-                "there are cycles, and no layers" if one_layer else "there are cycles, but most"
+                "there are cycles and only one layer" if one_layer else "there are cycles, but most"
             )
 
 

@@ -41,8 +41,9 @@ class Tiny:
 
 
 def matrix_of(targets: Array, sources: Array, weights: Array, n_nodes: int) -> sparse.csr_array:
-    """Build a CSR matrix, row = target, from distinct edges."""
-    return sparse.csr_array(sparse.coo_array((weights, (targets, sources)), shape=(n_nodes, n_nodes)))
+    """Build a CSR matrix with int32 indices, row = target, from distinct edges."""
+    coordinates = targets.astype(np.int32), sources.astype(np.int32)
+    return sparse.csr_array(sparse.coo_array((weights, coordinates), shape=(n_nodes, n_nodes)))
 
 
 def _two_rings(sizes: tuple[int, int] = (120, 200), weight: float = 0.1) -> sparse.csr_array:

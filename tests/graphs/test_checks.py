@@ -86,7 +86,7 @@ def test_ranks_that_are_not_of_the_graph_are_refused() -> None:
     with pytest.raises(GraphError, match=r"got 7, 9, 5; they differ from layer 3"):
         check_scores(GRAPH, weighted_pagerank(random_case(0, (7, 9, 5)).graph()))
     two = pagerank(GRAPH, 0.5, np.ones((29, 2)) / 29)
-    with pytest.raises(GraphError, match=r"got 7 x 2, 9 x 2, 5 x 2, 8 x 2; .* pick a column"):
+    with pytest.raises(GraphError, match=r"got 7 x 2, 9 x 2, 5 x 2, 8 x 2; .* select one column"):
         check_scores(GRAPH, two)
     spoiled = dataclasses.replace(RANK, scores=(*RANK.scores[:3], np.full(8, np.nan)))
     assert check_scores(GRAPH, spoiled) is spoiled.scores

@@ -132,7 +132,7 @@ def test_a_rank_of_another_graph_is_refused() -> None:
     with pytest.raises(GraphError, match=r"expected a rank of this graph.*in layers of 3, 4, got 4, 3"):
         summarise_layers(graph, rank)
     several = dataclasses.replace(rank, scores=tuple(np.stack([part, part], axis=1) for part in rank.scores))
-    with pytest.raises(GraphError, match="pick a column"):
+    with pytest.raises(GraphError, match="select one column"):
         summarise_layers(other, several)
     spoiled = dataclasses.replace(rank, scores=(np.full(4, np.nan), rank.scores[1]))
     with pytest.raises(GraphError, match="scores of layer 0: expected finite"):

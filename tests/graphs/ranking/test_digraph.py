@@ -259,7 +259,7 @@ PAIR = networkx.DiGraph([(0, 1)])
         (PAIR, {"solver": 5}, "unknown solver 5"),
         (PAIR, {"backend": "torch", "dtype": "int8"}, "unknown dtype 'int8'"),
         (PAIR, {"backend": "scipy", "device": "cuda"}, "computes on the CPU only"),
-        (PAIR, {"teleport": {7: 1.0}}, r"nodes that are not in the graph: \[7\]"),
+        (PAIR, {"teleport": {7: 1.0}}, r"expected nodes of the graph, got others: \[7\]"),
         (PAIR, {"teleport": {0: "x"}}, "teleport: expected real numbers"),
         (PAIR, {"teleport": {}}, "teleport: .* positive sum"),
         (PAIR, {"teleport": [1.0]}, r"teleport: expected shape \(2,\), one number per node, .* got \(1,\)"),

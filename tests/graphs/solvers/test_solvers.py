@@ -553,7 +553,7 @@ def test_knobs_are_checked(make: Callable[[], Any], message: str) -> None:
 
 
 def test_lu_refuses_more_edges_than_it_was_given() -> None:
-    with pytest.raises(GraphError, match=r"up to 10 edges, the graph has 108; use solver='auto', or SparseLU"):
+    with pytest.raises(GraphError, match=r"up to 10 edges, got one of 108; use solver='auto', or SparseLU"):
         pagerank(CYCLIC, solver=SparseLU(max_edges=10))
 
 

@@ -228,7 +228,7 @@ def test_blocks_are_not_copied() -> None:
         (
             (2, 2),
             [EdgeBlock(0, 1, block(np.eye(2)), share=1.0), EdgeBlock(0, 0, block(np.eye(2)))],
-            "one for all its edges",
+            "one for each block, non-negative",
         ),
     ],
 )
