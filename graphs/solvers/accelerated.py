@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 
 from graphs.errors import GraphError
 from graphs.linalg.layer_vectors import State, combine, distances, dot, normalise_state, subtract
-from graphs.solvers.problem import Problem, SolverStep
+from graphs.solvers.problem import Problem, Solver, SolverStep
 
-__all__ = ["AndersonMixing", "Extrapolation"]
+__all__ = ["NAMES", "AndersonMixing", "Extrapolation"]
 
 
 @dataclass(frozen=True)
@@ -140,3 +141,10 @@ class AndersonMixing:
         right = np.array([dot(d, defect) for d in defects]) / scale
         weights = np.linalg.lstsq(gram, right, rcond=1e-10)[0] / scale
         return combine([1.0, *(-weights).tolist()], [image, *images])
+
+
+NAMES: Mapping[str, Callable[[], Solver]] = {
+    "aitken": lambda: Extrapolation(degree=1),
+    "quadratic": lambda: Extrapolation(degree=2),
+    "anderson": AndersonMixing,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,9 @@ from scipy.sparse import linalg
 
 from graphs.errors import GraphError
 from graphs.linalg.layer_vectors import State, distances
-from graphs.solvers.problem import LinearProblem, SolverStep, check_linear
+from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_linear
 
-__all__ = ["SparseLU"]
+__all__ = ["NAMES", "SparseLU"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,6 @@ class SparseLU:
         changes = distances(image, state)
         bounds = problem.error_bounds(changes, 1)
         return SolverStep(image, changes, problem.residual(changes), bounds, problem.n_blocks, None, exact=True)
+
+
+NAMES: Mapping[str, Callable[[], Solver]] = {"lu": SparseLU}

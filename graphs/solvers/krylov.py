@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +12,9 @@ from scipy.sparse import linalg
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import State, distances
-from graphs.solvers.problem import LinearProblem, SolverStep, check_linear
+from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_linear
 
-__all__ = ["Krylov"]
+__all__ = ["NAMES", "Krylov"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,6 @@ class Krylov:
         else:
             solution, _ = linalg.bicgstab(system, right, maxiter=self.inner, **options)
         return (solution if np.isfinite(solution).all() and solution.sum() > 0 else x), products
+
+
+NAMES: Mapping[str, Callable[[], Solver]] = {"gmres": lambda: Krylov("gmres"), "bicgstab": lambda: Krylov("bicgstab")}

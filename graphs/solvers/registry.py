@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from graphs.errors import GraphError
-from graphs.solvers.accelerated import AndersonMixing, Extrapolation
-from graphs.solvers.direct import SparseLU
-from graphs.solvers.krylov import Krylov
+from graphs.solvers.accelerated import Extrapolation
 from graphs.solvers.problem import Problem, Solver
-from graphs.solvers.stationary import GaussSeidel, LayerSweep, PowerIteration
+from graphs.solvers.stationary import GaussSeidel, LayerSweep
 
 __all__ = ["SOLVERS", "automatic_solver", "solver_by_name"]
 
+# Every module of this folder may name solvers in a mapping NAMES, so that a new solver is one new file.
 SOLVERS: Mapping[str, Callable[[], Solver]] = {
-    "power": PowerIteration,
-    "sweep": LayerSweep,
-    "gauss-seidel": GaussSeidel,
-    "aitken": lambda: Extrapolation(degree=1),
-    "quadratic": lambda: Extrapolation(degree=2),
-    "anderson": AndersonMixing,
-    "gmres": lambda: Krylov("gmres"),
-    "bicgstab": lambda: Krylov("bicgstab"),
-    "lu": SparseLU,
+    name: make
+    for info in pkgutil.iter_modules([str(Path(__file__).parent)])
+    if info.name != __name__.rpartition(".")[2]
+    for name, make in getattr(importlib.import_module(f"graphs.solvers.{info.name}"), "NAMES", {}).items()
 }
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from graphs.errors import GraphError
 from graphs.linalg.layer_vectors import State, distances, total_mass
-from graphs.solvers.problem import LinearProblem, Problem, SolverStep
+from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep
 
-__all__ = ["GaussSeidel", "LayerSweep", "PowerIteration"]
+__all__ = ["NAMES", "GaussSeidel", "LayerSweep", "PowerIteration"]
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,6 @@ class GaussSeidel:
             (swept.state, swept.teleporting, swept.residual, self.aggregation and not failed),
             is_image=False,
         )
+
+
+NAMES: Mapping[str, Callable[[], Solver]] = {"power": PowerIteration, "sweep": LayerSweep, "gauss-seidel": GaussSeidel}

@@ -18,7 +18,9 @@ class, so that they are typed once. Other distributions add components with entr
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
+import pkgutil
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -30,21 +32,9 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 from llmrank.errors import OptionError
 from llmrank.pipeline.base_pipeline import BasePipeline
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
-from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
-from llmrank.score import (
-    ActivationScorer,
-    BaseScorer,
-    ExplainedScorer,
-    FLAPScorer,
-    ForwardBackwardScorer,
-    ModifiedPageRankScorer,
-    NormScorer,
-    RandomScorer,
-    WandaScorer,
-    WandaSPScorer,
-    WeightedPageRankScorer,
-)
-from llmrank.surgery.repair import BaseRepair, BiasRepair, LeastSquaresRepair
+from llmrank.prune import BasePruner
+from llmrank.score import BaseScorer
+from llmrank.surgery.repair import BaseRepair
 
 __all__ = [
     "DEFAULTS",
@@ -390,36 +380,32 @@ def _parameter_docs(entry: type) -> dict[str, str]:
     return docs
 
 
+def _named_classes(room: str, base: type[T]) -> dict[str, type[T]]:
+    """Collect the classes of a package that have a name of their own, so that a new component is one new file."""
+    package = importlib.import_module(room)
+    found: dict[str, type[T]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{room}.{info.name}")
+        for entry in vars(module).values():
+            own = isinstance(entry, type) and issubclass(entry, base) and entry.__module__ == module.__name__
+            if own and "name" in vars(entry):
+                found[entry.name] = entry
+    return found
+
+
 SCORERS: Registry[BaseScorer] = Registry(
-    "scorer",
-    BaseScorer,
-    {
-        "wpr": WeightedPageRankScorer,
-        "mpr": ModifiedPageRankScorer,
-        "fbpr": ForwardBackwardScorer,
-        "norm": NormScorer,
-        "activation": ActivationScorer,
-        "random": RandomScorer,
-        "wanda": WandaScorer,
-        "wanda-sp": WandaSPScorer,
-        "flap": FLAPScorer,
-        "explained": ExplainedScorer,
-    },
-    "llmrank.scorers",
+    "scorer", BaseScorer, _named_classes("llmrank.score", BaseScorer), "llmrank.scorers"
 )
 PRUNERS: Registry[BasePruner] = Registry(
-    "pruner",
-    BasePruner,
-    {"local": LocalPruner, "global": GlobalPruner, "sensitivity": SensitivityPruner},
-    "llmrank.pruners",
+    "pruner", BasePruner, _named_classes("llmrank.prune", BasePruner), "llmrank.pruners"
 )
 PIPELINES: Registry[BasePipeline] = Registry(
     "pipeline",
     BasePipeline,
-    {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline, "residual": ResidualFFNPipeline},
+    {entry.topology: entry for entry in (IsolatedFFNPipeline, ChainedFFNPipeline, ResidualFFNPipeline)},
 )
 REPAIRS: Registry[BaseRepair] = Registry(
-    "repair", BaseRepair, {"bias": BiasRepair, "lstsq": LeastSquaresRepair}, "llmrank.repairs"
+    "repair", BaseRepair, _named_classes("llmrank.surgery.repair", BaseRepair), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
 # What `llmrank prune` does when nothing is said: what measured best on held-out text among the graph

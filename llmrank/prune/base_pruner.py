@@ -61,6 +61,9 @@ class BasePruner:
     [True, True, False, False]
     """
 
+    # A class in this package that has one is known by it to the command line and to the registries.
+    name: ClassVar[str]
+
     needs_sensitivity: ClassVar[bool] = False
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -47,6 +47,8 @@ class GlobalPruner(BasePruner):
     >>> {name: keep.tolist() for name, keep in GlobalPruner(2, normalize="none").prune(layers).items()}
     {'a': [False, True, False], 'b': [True, True]}
     """
+
+    name: ClassVar[str] = "global"
 
     def __init__(
         self,

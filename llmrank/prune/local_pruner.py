@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
@@ -27,6 +28,8 @@ class LocalPruner(BasePruner):
     >>> {name: keep.tolist() for name, keep in LocalPruner(0.5).prune(layers).items()}
     {'a': [False, True, False], 'b': [True, False]}
     """
+
+    name: ClassVar[str] = "local"
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         """Use the importance of each layer as its scores."""

@@ -54,6 +54,7 @@ class SensitivityPruner(BasePruner):
     {'a': 6, 'b': 3, 'c': 3}
     """
 
+    name: ClassVar[str] = "sensitivity"
     needs_sensitivity: ClassVar[bool] = True
 
     def __init__(

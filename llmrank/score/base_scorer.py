@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ class BaseScorer:
     >>> InStrength().rank(graph, ()).scores[1]
     array([0.75, 0.25])
     """
+
+    # A class in this package that has one is known by it to the command line and to the registries.
+    name: ClassVar[str]
 
     @property
     def needs_explained(self) -> bool:

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class NormScorer(BaseScorer):
         Order of the norm, at least 1.
     """
 
+    name: ClassVar[str] = "norm"
+
     p: float = 1.0
 
     def __post_init__(self) -> None:
@@ -48,6 +51,8 @@ class NormScorer(BaseScorer):
 @dataclass
 class ActivationScorer(BaseScorer):
     """The node's own activation norm; the edges have no effect."""
+
+    name: ClassVar[str] = "activation"
 
     def score(
         self,
@@ -76,6 +81,8 @@ class RandomScorer(BaseScorer):
         Every layer of a graph draws from the seed and its own name, so that neither the topology nor the other layers change
         its scores. Repeated calls of `score` continue one sequence of random numbers.
     """
+
+    name: ClassVar[str] = "random"
 
     seed: int = 0
     _generator: torch.Generator = field(init=False, repr=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class ExplainedScorer(BaseScorer):
     signed : bool
         Whether the most negative neurons are removed first, because they make the output smaller: ``s_j = e_j - min(e, 0)``.
     """
+
+    name: ClassVar[str] = "explained"
 
     explains: Literal["energy", "variance"] = "energy"
     signed: bool = False

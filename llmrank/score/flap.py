@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +20,8 @@ class FLAPScorer(OutgoingScorer):
     This is the squared error of removing neuron j alone while a bias replaces its mean.
     Source: An et al. 2023 (arXiv 2312.11983).
     """
+
+    name: ClassVar[str] = "flap"
 
     def _weight_factor(self, outgoing: torch.Tensor) -> torch.Tensor:
         return outgoing.square().sum(0)

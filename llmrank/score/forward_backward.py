@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class ForwardBackwardScorer(BasePageRankScorer):
     Cost: twice that of the weighted rank. Both ranks read the weights without copying them. With theta below 1 the backward
     rank processes the bare edges in bands, which takes longer.
     """
+
+    name: ClassVar[str] = "fbpr"
 
     gamma: float = 0.5
     theta: float = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 
@@ -67,7 +67,9 @@ class WeightedPageRankScorer(BasePageRankScorer):
     theta : float
         Share of the edge weights against the bare edges, 0..1.
     solver : {"sweep", "power"}
+        One pass over the layers in order, or power iteration, which gives the same rank and shows how it converges.
     backend : {"auto", "scipy", "torch", "dense"}
+        Arithmetic of the products, see :func:`graphs.weighted_pagerank`; "auto" chooses by size and device.
     device : str, optional
         Device to compute on; by default the one that holds the weights.
     dtype : {"float32", "float64"}
@@ -82,6 +84,8 @@ class WeightedPageRankScorer(BasePageRankScorer):
         :class:`llmrank.score.ExplainedScorer`. 0 is the norm alone, 1/2 the geometric mean of both. Above 0 the calibration
         costs one more product with every output map.
     """
+
+    name: ClassVar[str] = "wpr"
 
     gamma: float = 0.5
     theta: float = 1.0
@@ -137,6 +141,8 @@ class ModifiedPageRankScorer(BasePageRankScorer):
     solver, backend, device, dtype, edges, explained
         As for :class:`WeightedPageRankScorer`.
     """
+
+    name: ClassVar[str] = "mpr"
 
     zero_lowest: float = 0.0
     solver: Literal["sweep", "power"] = "sweep"

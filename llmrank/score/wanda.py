@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +20,8 @@ class WandaScorer(BaseScorer):
 
     Source: Sun et al. 2023 (arXiv 2306.11695), here as a score of whole neurons.
     """
+
+    name: ClassVar[str] = "wanda"
 
     def score(
         self,
@@ -43,6 +46,8 @@ class WandaSPScorer(OutgoingScorer):
     p : float
         Order of the norm of the output map's column, at least 1.
     """
+
+    name: ClassVar[str] = "wanda-sp"
 
     p: float = 1.0
 

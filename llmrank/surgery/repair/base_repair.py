@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -59,6 +59,9 @@ class BaseRepair:
     needs_bias : bool
         Whether the output map must have a bias.
     """
+
+    # A class in this package that has one is known by it to the command line and to the registries.
+    name: ClassVar[str]
 
     needs_bias = False
 

@@ -5,6 +5,8 @@ Source: FLAP (An et al. 2023, arXiv 2312.11983).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from llmrank.errors import OptionError
@@ -24,6 +26,8 @@ class BiasRepair(BaseRepair):
     >>> BiasRepair().solve(weight, torch.zeros(1).double(), keep, moments, None).bias
     tensor([3.], dtype=torch.float64)
     """
+
+    name: ClassVar[str] = "bias"
 
     needs_bias = True
 

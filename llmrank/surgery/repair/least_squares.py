@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -66,6 +67,8 @@ class LeastSquaresRepair(BaseRepair):
     >>> LeastSquaresRepair(damping=0.0).solve(weight, None, keep, moments, None).weight.round(decimals=9)
     tensor([[11., 12.,  0.]], dtype=torch.float64)
     """
+
+    name: ClassVar[str] = "lstsq"
 
     damping: float | str = "auto"
     target: str = "stream"
