@@ -117,7 +117,8 @@ def write_pages(folder: Path, pages: Mapping[str, str]) -> None:
 def index_page() -> str:
     """List the packages."""
     lines = [*title("API reference"), "Every public name, by the module that defines it.", ""]
-    return "\n".join([*lines, *toctree(PACKAGES)])
+    lines += [f"- :doc:`{name}`: {summary(importlib.import_module(name))}" for name in PACKAGES]
+    return "\n".join([*lines, "", *toctree(PACKAGES, hidden=True)])
 
 
 def module_page(module: ModuleType, names: list[str]) -> str:
@@ -132,7 +133,7 @@ def module_page(module: ModuleType, names: list[str]) -> str:
         (own if home == name or home.split(".")[0] not in PACKAGES else imported).append((public, value, target))
     if imported:
         lines += ["Names to import from here, and where they are defined:", ""]
-        lines += [f"- :py:obj:`{public} <{target}>`" for public, _, target in imported]
+        lines += [f"- :py:obj:`{public} <{target}>`: {summary(value)}" for public, value, target in imported]
         lines.append("")
     for public, value, _ in own:
         if inspect.isclass(value) and not isinstance(value, GenericAlias):
@@ -142,7 +143,8 @@ def module_page(module: ModuleType, names: list[str]) -> str:
         else:
             lines += [f".. py:data:: {name}.{public}", "", f"   {data_text(module, public)}", ""]
     inside = [other for other in names if other.rpartition(".")[0] == name]
-    return "\n".join([*lines, *toctree(inside)])
+    lines += [f"- :doc:`{other}`: {summary(importlib.import_module(other))}" for other in inside]
+    return "\n".join([*lines, "", *toctree(inside, hidden=True)])
 
 
 def data_text(module: ModuleType, public: str) -> str:
@@ -167,9 +169,16 @@ def title(text: str) -> list[str]:
     return [text, "=" * len(text), ""]
 
 
-def toctree(names: Any) -> list[str]:
-    """List pages."""
-    return [".. toctree::", "   :maxdepth: 1", "", *(f"   {name}" for name in names), ""] if names else []
+def summary(value: Any) -> str:
+    """Return the first paragraph of a docstring in one line."""
+    paragraph = (inspect.getdoc(value) or "").split("\n\n")[0].split()
+    return without_substitutions(" ".join(paragraph))
+
+
+def toctree(names: Any, *, hidden: bool = False) -> list[str]:
+    """List pages, or hide the list where the page has a better one."""
+    options = ["   :hidden:"] if hidden else ["   :maxdepth: 1"]
+    return [".. toctree::", *options, "", *(f"   {name}" for name in names), ""] if names else []
 
 
 def find_where_defined(app: Any, env: Any, node: Any, contnode: Any) -> Any:
@@ -209,11 +218,15 @@ def math_as_text(translator: Any, node: nodes.math | nodes.math_block) -> None:
 
 
 def escape_bars(_app: Any, _what: str, _name: str, _value: Any, _options: Any, lines: list[str]) -> None:
-    """Let a bar in a docstring be a bar, as in ``|w|``: Sphinx would look for a substitution."""
-    for number, line in enumerate(lines):
-        parts = line.split("``")
-        parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
-        lines[number] = "``".join(parts)
+    """Let a bar in a docstring be a bar."""
+    lines[:] = [without_substitutions(line) for line in lines]
+
+
+def without_substitutions(text: str) -> str:
+    """Escape bars, as in ``|w|``, outside code: Sphinx would look for a substitution."""
+    parts = text.split("``")
+    parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+    return "``".join(parts)
 
 
 def load(dotted: str) -> Any:
