@@ -93,7 +93,7 @@ def global_removals(choices: Choices, positions: Sequence[IntArray]) -> IntArray
     ----------
     choices : Choices
     positions : sequence of (n,) arrays
-        :meth:`GlobalPruner.removal_positions` of all layers.
+        :meth:`llmrank.prune.GlobalPruner.removal_positions` of all layers.
 
     Returns
     -------

@@ -98,6 +98,8 @@ class BasePipeline:
         it), and the graph(s) with their rank(s): one of each, or tuples where there are several. The graphs refer to the weights
         as they were, and so keep them in memory as long as the pipeline lives. With several steps sensitivities, graphs and
         ranks are of the whole model, as the first step saw it; masks are of its neurons whatever the step.
+    repaired : dict from str to RepairedMap
+        After :meth:`run` with a repair: the new weights of every output map that lost neurons, by the path of its module.
     """
 
     topology: ClassVar[Topology]
@@ -231,7 +233,7 @@ class BasePipeline:
         Raises
         ------
         LLMRankError
-            See :meth:`summarise_inspection` and :meth:`check`.
+            See :meth:`find` and :meth:`check`.
         """
         if self._prepared is None:
             ffns = self.find()

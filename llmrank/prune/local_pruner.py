@@ -44,8 +44,8 @@ class LocalPruner(BasePruner):
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of its layer are removed before it.
 
-        The neurons at positions below :func:`local_count` of the amount are removed, except in protected layers; `multiple_of`
-        moves that limit.
+        The neurons at positions below :func:`llmrank.prune.local_count` of the amount are removed, except in protected
+        layers; `multiple_of` moves that limit.
 
         Parameters
         ----------
