@@ -34,7 +34,6 @@ from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPrun
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,
-    ExplainedScorer,
     FLAPScorer,
     ForwardBackwardScorer,
     ModifiedPageRankScorer,
@@ -403,7 +402,6 @@ SCORERS: Registry[BaseScorer] = Registry(
         "wanda": WandaScorer,
         "wanda-sp": WandaSPScorer,
         "flap": FLAPScorer,
-        "explained": ExplainedScorer,
     },
     "llmrank.scorers",
 )
