@@ -70,7 +70,7 @@ GAINS = (
 FASTER = {"what": "ffn", "tokens": 1024, "amount": 0.3, "multiple_of": 64}
 RANKED_TO = 1e-12
 # This row is calibrated on more text, and so comes from another file.
-MORE_TEXT = "`--pruner sensitivity --reselect`, calibrated on 240 sequences"
+MORE_TEXT = "the same, calibrated on 240 sequences"
 REPAIRED = {
     "**`llmrank prune --calibration valid.txt --samples 64`**: weighted PageRank, local, least squares": [
         "ffn | weighted pagerank | isolated | local | lstsq"
@@ -79,15 +79,13 @@ REPAIRED = {
     "Wanda-sp (L1), our global budget": ["ffn | wanda-sp (L1) | isolated | global | lstsq"],
     "optipfair, MAW with data": ["peer | optipfair, MAW with data |  | local | lstsq"],
     "FLAP's score, global": ["ffn | flap | isolated | global | lstsq"],
-    "`llmrank prune --calibration valid.txt --samples 64 --reselect`": [
-        "ffn | weighted pagerank | isolated | local | lstsq (reselect)"
-    ],
-    "`llmrank prune --calibration valid.txt --samples 64 --reselect --pruner sensitivity`": [
+    "local, `--repair lstsq:reselect=true`": ["ffn | weighted pagerank | isolated | local | lstsq (reselect)"],
+    "`--pruner sensitivity --repair lstsq:reselect=true`": [
         "ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"
     ],
     MORE_TEXT: ["ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"],
-    "Wanda-sp (L1), local, `--reselect`": ["ffn | wanda-sp (L1) | isolated | local | lstsq (reselect)"],
-    "Wanda-sp (L2), local, `--reselect` (Optimal Brain Surgeon's order)": [
+    "Wanda-sp (L1), local, `reselect=true`": ["ffn | wanda-sp (L1) | isolated | local | lstsq (reselect)"],
+    "Wanda-sp (L2), local, `reselect=true` (Optimal Brain Surgeon's order)": [
         "ffn | wanda-sp (L2) | isolated | local | lstsq (reselect)"
     ],
     "weighted PageRank, local, to each FFN's own outputs": [
@@ -100,8 +98,8 @@ REPAIRED = {
 # Label -> its row in out_of_domain.json.
 OUT_OF_DOMAIN = {
     "**as by default**: weighted PageRank, local, least squares": "ffn | weighted pagerank | isolated | local | lstsq",
-    "the same, `--target output`": "ffn | weighted pagerank | isolated | local | lstsq (output)",
-    "the same, `--reselect`": "ffn | weighted pagerank | isolated | local | lstsq (reselect)",
+    "the same, `--repair lstsq:target=output`": "ffn | weighted pagerank | isolated | local | lstsq (output)",
+    "the same, `--repair lstsq:reselect=true`": "ffn | weighted pagerank | isolated | local | lstsq (reselect)",
     "the same, `--pruner sensitivity`": "ffn | weighted pagerank | isolated | sensitivity | lstsq",
     "optipfair, MAW with data, with our least squares": "peer | optipfair, MAW with data |  | local | lstsq",
     "Wanda-sp (L1), our global budget, with our least squares": "ffn | wanda-sp (L1) | isolated | global | lstsq",

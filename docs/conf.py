@@ -35,9 +35,11 @@ exclude_patterns = ["_build"]
 # Every reference to a name of our own must be found. There is no inventory of other projects, because the build needs no network.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(?!(graphs|llmrank)\.).*"),
-    ("py:.*", r".*\.[A-Z]"),
-]  # the latter are type variables
+    # The types of a signature: those of other packages, and type variables.
+    ("py:(class|obj)", r"(?!(graphs|llmrank)\.).*"),
+    ("py:(class|obj)", r".*\.[A-Z]"),
+    ("py:.*", r"(torch|numpy|scipy|networkx|matplotlib|transformers|safetensors)\b.*"),
+]
 
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
@@ -117,7 +119,8 @@ def write_pages(folder: Path, pages: Mapping[str, str]) -> None:
 def index_page() -> str:
     """List the packages."""
     lines = [*title("API reference"), "Every public name, by the module that defines it.", ""]
-    return "\n".join([*lines, *toctree(PACKAGES)])
+    lines += [f"- :doc:`{name}`: {summary(importlib.import_module(name))}" for name in PACKAGES]
+    return "\n".join([*lines, "", *toctree(PACKAGES, hidden=True)])
 
 
 def module_page(module: ModuleType, names: list[str]) -> str:
@@ -132,7 +135,7 @@ def module_page(module: ModuleType, names: list[str]) -> str:
         (own if home == name or home.split(".")[0] not in PACKAGES else imported).append((public, value, target))
     if imported:
         lines += ["Names to import from here, and where they are defined:", ""]
-        lines += [f"- :py:obj:`{public} <{target}>`" for public, _, target in imported]
+        lines += [f"- :py:obj:`{public} <{target}>`: {summary(value)}" for public, value, target in imported]
         lines.append("")
     for public, value, _ in own:
         if inspect.isclass(value) and not isinstance(value, GenericAlias):
@@ -142,7 +145,10 @@ def module_page(module: ModuleType, names: list[str]) -> str:
         else:
             lines += [f".. py:data:: {name}.{public}", "", f"   {data_text(module, public)}", ""]
     inside = [other for other in names if other.rpartition(".")[0] == name]
-    return "\n".join([*lines, *toctree(inside)])
+    if inside:
+        lines += ["Modules:", ""]
+    lines += [f"- :doc:`{other}`: {summary(importlib.import_module(other))}" for other in inside]
+    return "\n".join([*lines, "", *toctree(inside, hidden=True)])
 
 
 def data_text(module: ModuleType, public: str) -> str:
@@ -167,33 +173,57 @@ def title(text: str) -> list[str]:
     return [text, "=" * len(text), ""]
 
 
-def toctree(names: Any) -> list[str]:
-    """List pages."""
-    return [".. toctree::", "   :maxdepth: 1", "", *(f"   {name}" for name in names), ""] if names else []
+def summary(value: Any) -> str:
+    """Return the first paragraph of a docstring in one line."""
+    paragraph = (inspect.getdoc(value) or "").split("\n\n")[0].split()
+    # A reference may be relative to the place of the docstring, and so would lead nowhere from here.
+    return without_substitutions(re.sub(r":\w+:`~?([^`]+)`", r"``\1``", " ".join(paragraph)))
+
+
+def toctree(names: Any, *, hidden: bool = False) -> list[str]:
+    """List pages, or hide the list where the page has a better one."""
+    options = ["   :hidden:"] if hidden else ["   :maxdepth: 1"]
+    return [".. toctree::", *options, "", *(f"   {name}" for name in names), ""] if names else []
 
 
 def find_where_defined(app: Any, env: Any, node: Any, contnode: Any) -> Any:
-    """Resolve a name by the module that defines it: ``graphs.pagerank`` is documented as ``graphs.ranking.digraph.pagerank``."""
-    target = str(node.get("reftarget", ""))
-    if node.get("refdomain") != "py" or target.split(".")[0] not in PACKAGES:
+    """Resolve a name by the module that defines it: ``graphs.pagerank`` is ``graphs.ranking.digraph.pagerank``.
+
+    A name may also be one that the module or the class of the docstring knows. One that exists but has no entry of its own, such
+    as a field of a dataclass, is shown without a link.
+    """
+    if node.get("refdomain") != "py":
         return None
-    holder, _, last = target.rpartition(".")
-    for prefix, rest in (
-        (target, ""),
-        (holder, last),
-        (holder.rpartition(".")[0], f"{holder.rpartition('.')[2]}.{last}"),
-    ):
-        value = load(prefix)
-        home, qualified = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-        if home and qualified:
-            full = f"{home}.{qualified}" + (f".{rest}" if rest else "")
-            if full == target:
-                continue
+    target, module, owner = str(node["reftarget"]), node.get("py:module"), node.get("py:class")
+    places = [target] if target.split(".")[0] in PACKAGES else []
+    places += [f"{module}.{owner}.{target}"] if module and owner else []
+    places += [f"{module}.{target}"] if module else []
+    for place in places:
+        for full in names_of(place):
             found = env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, contnode)
             if found is not None:
                 return found
-    # A name that exists but is not public is shown without a link.
-    return None if load(target) is None else contnode
+    return contnode if any(exists(place) for place in places) else None
+
+
+def names_of(place: str) -> list[str]:
+    """List the names under which an object may be documented: where it is, and where its class is, are defined."""
+    holder, _, last = place.rpartition(".")
+    names = []
+    for value, rest in ((load(place), ""), (load(holder), f".{last}")):
+        home, qualified = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+        if home and qualified:
+            names.append(f"{home}.{qualified}{rest}")
+    return [*names, place]
+
+
+def exists(place: str) -> bool:
+    """Tell whether there is such an object, or such an entry in the docstring of its class."""
+    holder, _, last = place.rpartition(".")
+    owner = load(holder)
+    entry = rf"^(.*, )?{re.escape(last)}(, .*)?( :|$)"
+    described = inspect.isclass(owner) and re.search(entry, inspect.getdoc(owner) or "", flags=re.MULTILINE)
+    return load(place) is not None or bool(described)
 
 
 def math_as_text(translator: Any, node: nodes.math | nodes.math_block) -> None:
@@ -209,11 +239,15 @@ def math_as_text(translator: Any, node: nodes.math | nodes.math_block) -> None:
 
 
 def escape_bars(_app: Any, _what: str, _name: str, _value: Any, _options: Any, lines: list[str]) -> None:
-    """Let a bar in a docstring be a bar, as in ``|w|``: Sphinx would look for a substitution."""
-    for number, line in enumerate(lines):
-        parts = line.split("``")
-        parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
-        lines[number] = "``".join(parts)
+    """Let a bar in a docstring be a bar."""
+    lines[:] = [without_substitutions(line) for line in lines]
+
+
+def without_substitutions(text: str) -> str:
+    """Escape bars, as in ``|w|``, outside code: Sphinx would look for a substitution."""
+    parts = text.split("``")
+    parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+    return "``".join(parts)
 
 
 def load(dotted: str) -> Any:

@@ -15,7 +15,8 @@ import torch
 
 import llmrank
 from llmrank.cli import parser
-from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS
+from llmrank.cli.options import make_parts
+from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS, make_repair
 from llmrank.prune import LayerRecord
 from tests.llmrank.tiny_models import LLAMA, text, tiny_llama, tokenizer
 
@@ -67,7 +68,7 @@ def test_code_runs_from_top_to_bottom(page: Path, place: Path) -> None:
 def test_code_of_the_readme_does_what_it_says(place: Path) -> None:
     names = run_code(README)
     assert names["result"].converged
-    assert names["model"].config.intermediate_size == 28  # 70 % of 40
+    assert names["pruned"].model.config.intermediate_size == 28  # 70 % of 40
     assert (place / "pruned" / "masks.safetensors").is_file()
 
 
@@ -104,6 +105,10 @@ def test_commands_parse(page: Path) -> None:
     for command in commands(page):
         options = parser().parse_args(shlex.split(command, comments=True)[1:])
         assert callable(options.run), command
+        if hasattr(options, "scorer"):
+            make_parts(options)
+            PIPELINES.options(options.pipeline)
+            make_repair(options.repair)
 
 
 def option_names() -> set[str]:
