@@ -20,7 +20,7 @@ from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
 from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
-from llmrank.surgery.apply import Form
+from llmrank.surgery.forms import Form
 from llmrank.surgery.repair import BaseRepair
 
 __all__ = ["PrunedModel", "prune_model"]

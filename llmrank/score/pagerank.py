@@ -67,7 +67,9 @@ class WeightedPageRankScorer(BasePageRankScorer):
     theta : float
         Share of the edge weights against the bare edges, 0..1.
     solver : {"sweep", "power"}
+        One pass over the layers in order, or power iteration, which gives the same rank and shows how it converges.
     backend : {"auto", "scipy", "torch", "dense"}
+        Arithmetic of the products, see :func:`graphs.weighted_pagerank`; "auto" chooses by size and device.
     device : str, optional
         Device to compute on; by default the one that holds the weights.
     dtype : {"float32", "float64"}
