@@ -54,6 +54,20 @@ def write(path: Path, content: str | dict[str, Any]) -> None:
     print(f"wrote {path}")
 
 
+# What a protocol knows by name, and what its rows are called after.
+NAMED = ("scorers", "topologies", "repairs")
+
+
+def with_earlier_names(earlier: Any, now: Any) -> Any:
+    """The present protocol, and beside its own scorers, topologies and repairs those that only the earlier one knows."""
+    if not (isinstance(earlier, dict) and isinstance(now, dict)):
+        return now
+    return {
+        name: {**earlier.get(name, {}), **value} if name in NAMED else with_earlier_names(earlier.get(name), value)
+        for name, value in now.items()
+    }
+
+
 def continues(earlier: Any, now: Any) -> bool:
     """Whether the earlier protocol says the same of all it names, and the present one at most names more."""
     if isinstance(earlier, dict) and isinstance(now, dict):
@@ -65,11 +79,12 @@ def continues(earlier: Any, now: Any) -> bool:
 def opened(output: Path, protocol: dict[str, Any]) -> dict[str, Any]:
     """What a result file holds already, if it has the same protocol; and this run's command and machine beside the others.
 
-    What is known by name (scorers, topologies, repairs) may have become more since.
+    What is known by name (scorers, topologies, repairs) may have become more since, or fewer: rows that were measured are kept.
     """
     results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol}
     if output.is_file():
         earlier: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+        protocol = with_earlier_names(earlier.get("protocol"), protocol)
         if "protocol" in earlier and continues(earlier["protocol"], protocol):
             earlier["protocol"] = protocol
             earlier.setdefault("resumed", []).append(results["provenance"])

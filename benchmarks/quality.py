@@ -58,9 +58,6 @@ SCORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "forward and backward": ("fbpr", {"balance": 0.5}),
     "forward and backward (0.8)": ("fbpr", {"balance": 0.8}),
     "forward and backward, explained": ("fbpr", {"balance": 0.8, "explained": 0.5}),
-    "explained": ("explained", {}),
-    "explained, signed": ("explained", {"signed": True}),
-    "explained variance": ("explained", {"explains": "variance"}),
 }
 TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "isolated": ("isolated", {}),
@@ -107,9 +104,6 @@ TRIED = (
     "forward and backward",
     "forward and backward (0.8)",
     "forward and backward, explained",
-    "explained",
-    "explained, signed",
-    "explained variance",
 )
 # Scorer, topology and budget of every row without repair: published scores and the ranks by every budget, what was tried by one.
 AS_CUT: tuple[tuple[str, str, str], ...] = (

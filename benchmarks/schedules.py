@@ -22,32 +22,29 @@ from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models.demo_models import demo_model
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair
-from llmrank.prune.schedule import Schedule
 from llmrank.surgery import checkpoint
 
-# Name -> pruner, its options, schedule, repair and its options; weighted PageRank of isolated graphs throughout.
-ROWS: dict[str, tuple[str, dict[str, Any], Schedule, str, dict[str, Any]]] = {
-    "local, 1 step": ("local", {}, Schedule(1), "none", {}),
-    "local, 2 steps": ("local", {}, Schedule(2), "none", {}),
-    "local, 4 steps": ("local", {}, Schedule(4), "none", {}),
-    "local, 4 steps, geometric": ("local", {}, Schedule(4, "geometric"), "none", {}),
-    "global zscore, 1 step": ("global", {"normalize": "zscore"}, Schedule(1), "none", {}),
-    "global robust, 1 step": ("global", {"normalize": "robust"}, Schedule(1), "none", {}),
-    "global zscore, 4 steps": ("global", {"normalize": "zscore"}, Schedule(4), "none", {}),
-    "local, 1 step, lstsq": ("local", {}, Schedule(1), "lstsq", {"reselect": True}),
-    "local, 2 steps, lstsq after each": ("local", {}, Schedule(2, repair="each"), "lstsq", {"reselect": True}),
+# Name -> pruner, its options, number of steps, repair and its options; weighted PageRank of isolated graphs throughout.
+ROWS: dict[str, tuple[str, dict[str, Any], int, str, dict[str, Any]]] = {
+    "local, 1 step": ("local", {}, 1, "none", {}),
+    "local, 2 steps": ("local", {}, 2, "none", {}),
+    "local, 4 steps": ("local", {}, 4, "none", {}),
+    "global zscore, 1 step": ("global", {"normalize": "zscore"}, 1, "none", {}),
+    "global robust, 1 step": ("global", {"normalize": "robust"}, 1, "none", {}),
+    "global zscore, 4 steps": ("global", {"normalize": "zscore"}, 4, "none", {}),
+    "local, 1 step, lstsq": ("local", {}, 1, "lstsq", {"reselect": True}),
 }
 
 
 def measure(model: Any, calibration: TokenSequences, texts: dict[str, TokenSequences], name: str, amount: float) -> Any:
     """One row: prune, evaluate, undo."""
-    pruner, options, schedule, repair, knobs = ROWS[name]
+    pruner, options, steps, repair, knobs = ROWS[name]
     pipeline = PIPELINES.find("isolated")(
         model,
         None,
         pruner=make_pruner(pruner, amount=amount, **options),
         calibration=calibration.ids,
-        schedule=schedule,
+        steps=steps,
         repair=make_repair(repair, **knobs),
     )
     begun = perf_counter()
@@ -59,10 +56,10 @@ def measure(model: Any, calibration: TokenSequences, texts: dict[str, TokenSeque
         if report is None:
             raise RuntimeError("the pipeline ran without leaving a report")
         widths = list(report.neurons["widths"].values())
-        steps = report.steps
+        told = report.steps
     finally:
         pipeline.undo()
-    return {**row, "seconds": seconds, "steps": steps, "widths": widths}
+    return {**row, "seconds": seconds, "steps": told, "widths": widths}
 
 
 def table(results: dict[str, Any]) -> str:

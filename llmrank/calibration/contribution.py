@@ -1,4 +1,4 @@
-"""The share of a linear map's output that each of its inputs explains, summed over calibration tokens.
+"""The share of the energy of a linear map's output that each of its inputs explains, summed over calibration tokens.
 
 Let ``y = W x`` be the output without the bias. Input j adds ``x_j W_:j`` to it, and the component of that along y, times
 ``||y||``, is ``x_j (W^T y)_j``. Summed over the inputs it is ``||y||^2``, so the sums over tokens
@@ -6,37 +6,18 @@ Let ``y = W x`` be the output without the bias. Input j adds ``x_j W_:j`` to it,
     e_j = sum_t x_j(t) (W^T y(t))_j / sum_t ||y(t)||^2
 
 are shares of the output's energy. An input that others cancel explains little, or less than nothing, however large it is. An
-input that varies together with others explains more than it adds by itself. With ``x - mean(x)`` in place of x, the shares are
-those of the output's variance.
+input that varies together with others explains more than it adds by itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-__all__ = ["Explained", "ExplainedSums"]
-
-
-@dataclass(frozen=True, eq=False)
-class Explained:
-    """Shares of the output of a linear map that its inputs explain.
-
-    Attributes
-    ----------
-    energy : (n,) float64 tensor
-        Share of the output's energy for each input. The sum is 1 (all are 0 if there is no energy); some may be negative.
-    variance : (n,) float64 tensor
-        Share of the output's variance over tokens, likewise.
-    """
-
-    energy: torch.Tensor
-    variance: torch.Tensor
+__all__ = ["ExplainedSums"]
 
 
 class ExplainedSums:
-    """Sums over tokens from which :class:`Explained` is computed.
+    """Sums over tokens from which the shares are computed.
 
     Parameters
     ----------
@@ -47,7 +28,7 @@ class ExplainedSums:
 
     Notes
     -----
-    Cost: one product with the weight for each token. Memory: the inputs of a batch, and two float64 vectors of length n.
+    Cost: one product with the weight for each token. Memory: the inputs of a batch, and a float64 vector of length n.
 
     Examples
     --------
@@ -55,7 +36,7 @@ class ExplainedSums:
     >>> sums, x = ExplainedSums(weight, None), torch.tensor([[3.0, -1.0, 5.0], [3.0, -1.0, 4.0]])
     >>> sums.add_input(x)
     >>> sums.add_output(x @ weight.T)
-    >>> sums.finish().energy
+    >>> sums.finish()
     tensor([ 1.5000, -0.5000,  0.0000], dtype=torch.float64)
     """
 
@@ -65,8 +46,6 @@ class ExplainedSums:
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach()
         self._product_sum = torch.zeros(weight.shape[1], dtype=self._sum_dtype, device=weight.device)
-        self._input_sum = torch.zeros_like(self._product_sum)
-        self._count = 0
         self._input: torch.Tensor | None = None
 
     def add_input(self, values: torch.Tensor) -> None:
@@ -83,18 +62,15 @@ class ExplainedSums:
             y = y - self._bias.float()
         back_projected = y @ self._weight.float()
         self._product_sum += (x.to(self._sum_dtype) * back_projected.to(self._sum_dtype)).sum(0)
-        self._input_sum += x.sum(0, dtype=self._sum_dtype)
-        self._count += len(x)
 
-    def finish(self) -> Explained:
-        """Compute the shares, on the CPU."""
-        products, input_sum = self._product_sum.double().cpu(), self._input_sum.double().cpu()
-        mean, weight = input_sum / max(self._count, 1), self._weight.double().cpu()
-        centred = products - self._count * mean * (weight.T @ (weight @ mean))
-        return Explained(_shares(products), _shares(centred))
+    def finish(self) -> torch.Tensor:
+        """Compute the shares, on the CPU.
 
-
-def _shares(products: torch.Tensor) -> torch.Tensor:
-    """Divide by the sum; all shares are 0 if it is not positive."""
-    total = products.sum()
-    return products / total if total > 0 else torch.zeros_like(products)
+        Returns
+        -------
+        (n,) float64 tensor
+            Share of the output's energy for each input. The sum is 1 (all are 0 if there is no energy); some may be negative.
+        """
+        products = self._product_sum.double().cpu()
+        total = products.sum()
+        return products / total if total > 0 else torch.zeros_like(products)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.contribution import Explained, ExplainedSums
+from llmrank.calibration.contribution import ExplainedSums
 from llmrank.calibration.forward import (
     Progress,
     TokenMasks,
@@ -53,8 +53,9 @@ class LayerStatistics:
     read_norm : (n,) float64 tensor
         Norm of the inputs of the maps that read this layer. It equals `norm` except in the explicit form, where `norm` is
         taken of the Linear's own output.
-    explained : Explained, optional
-        Share of the output of the map that reads the layer which each node explains; for hidden layers, if requested.
+    explained : (n,) float64 tensor, optional
+        Share of the energy of the output of the map that reads the layer, as explained by each node, see
+        :mod:`llmrank.calibration.contribution`; for hidden layers, if requested.
     """
 
     norm: torch.Tensor
@@ -62,7 +63,7 @@ class LayerStatistics:
     variance: torch.Tensor
     count: int
     read_norm: torch.Tensor
-    explained: Explained | None = None
+    explained: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from llmrank.pipeline.registry import (
     make_scorer,
 )
 from llmrank.prune import BasePruner
-from llmrank.prune.schedule import Schedule
 from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
 
@@ -41,7 +40,6 @@ __all__ = [
     "make_pipeline",
     "method_options",
     "model_options",
-    "schedule_of",
     "text_source",
 ]
 
@@ -194,7 +192,7 @@ def check_method(options: argparse.Namespace) -> tuple[Any, Any]:
     scorer, pruner = make_parts(options)
     PIPELINES.options(options.pipeline)
     form, align = form_of(options)
-    check_options(None, scorer, pruner, form, align, make_repair(options.repair), schedule_of(options))
+    check_options(None, scorer, pruner, form, align, make_repair(options.repair), options.steps)
     check_place(options)
     if options.calibration not in (AUTO, GENERATED):
         check_text(options.calibration)
@@ -224,7 +222,7 @@ def make_pipeline(
         options.device,
         **own,
         repair=make_repair(options.repair),
-        schedule=schedule_of(options),
+        steps=options.steps,
         calibration=CalibrationText(
             options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
         ),
@@ -238,19 +236,12 @@ def make_pipeline(
 
 def make_parts(options: argparse.Namespace) -> tuple[BaseScorer, BasePruner]:
     """Make scorer and pruner."""
-    return make_scorer(options.scorer), make_pruner(options.pruner, amount=options.amount, of=options.amount_of)
+    return make_scorer(options.scorer), make_pruner(options.pruner, amount=options.amount, amount_of=options.amount_of)
 
 
 def form_of(options: argparse.Namespace) -> tuple[Any, Any]:
     """Return form and alignment: padded is compact, filled up to one width."""
     return ("compact", "pad") if options.form == "padded" else (options.form, "none")
-
-
-def schedule_of(options: argparse.Namespace) -> Schedule:
-    """Make the schedule, which has to fit the amount and the repair."""
-    schedule = Schedule(options.steps)
-    schedule.check(options.amount, repairs=options.repair != "none")
-    return schedule
 
 
 def load(options: argparse.Namespace) -> LoadedModel:

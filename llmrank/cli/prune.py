@@ -22,6 +22,7 @@ from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.options import AUTO
 from llmrank.pipeline.report import Evaluation, Report
 from llmrank.prune.budget import describe_amount
+from llmrank.prune.schedule import describe_steps
 from llmrank.surgery import checkpoint
 from llmrank.surgery.files import check_output
 from llmrank.surgery.widths import WIDTHS_KEY
@@ -87,10 +88,10 @@ def _say_amount(pipeline: BasePipeline, console: Console) -> None:
 
 
 def _say_steps(pipeline: BasePipeline, console: Console) -> None:
-    """What a schedule of several steps will cost, before it starts."""
-    schedule, pruner = pipeline.schedule, pipeline.pruner
-    if schedule.steps > 1:
-        told = schedule.describe(pruner.amount, pruner.of, repairs=pipeline.repair is not None)
+    """What several steps will cost, before the first starts."""
+    steps, pruner = pipeline.steps, pipeline.pruner
+    if steps > 1:
+        told = describe_steps(steps, pruner.amount, pruner.amount_of, repairs=pipeline.repair is not None)
         console.print(told, markup=False, highlight=False)
 
 

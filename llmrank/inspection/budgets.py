@@ -49,11 +49,11 @@ def make_budgets(pruner: BasePruner, ffns: Sequence[FFN], *, jointly: bool) -> B
     Raises
     ------
     OptionError
-        The pruner protects layers, counts something else than neurons, or divides scores by costs.
+        The pruner protects layers, or counts something else than neurons.
     """
-    if pruner.protect or pruner.of != "neurons" or (isinstance(pruner, GlobalPruner) and pruner.per_cost):
+    if pruner.protect or pruner.amount_of != "neurons":
         raise OptionError(
-            "an inspection counts neurons of all layers, and does not support protect, of and per_cost; use them only for pruning"
+            "an inspection counts neurons of all layers, and does not support protect and amount_of; use them only for pruning"
         )
     limits = (pruner.amount, pruner.min_keep, pruner.multiple_of)
     local = LocalPruner(*limits)

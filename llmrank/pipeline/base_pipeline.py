@@ -30,7 +30,7 @@ from llmrank.pipeline.validation import Validation, repair_where_it_helps
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget, reached_amounts, shortfall
 from llmrank.prune.masks import Masks
-from llmrank.prune.schedule import Schedule, ScheduleStep
+from llmrank.prune.schedule import ScheduleStep, amounts_after_steps
 from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
@@ -77,8 +77,9 @@ class BasePipeline:
         `structure_dict`. Of a text, one further sequence is held out for every eight that the repair is fitted to; of given
         sequences the last eighth (at least one). The repair is kept only where it brings the model nearer to the dense one on
         them, see :attr:`validation`.
-    schedule : Schedule, optional
-        In how many steps neurons go, see :class:`llmrank.prune.schedule.Schedule`; one shot by default.
+    steps : int
+        Number of steps to prune in, 1 to 1000, each with a pass of the calibration text through the model as pruned so far, see
+        :mod:`llmrank.prune.schedule`.
     evaluation : EvaluationText, a source of one, or True; optional
         The text that the perplexity before and after is measured on; True is the other part of the built-in text. None skips it.
     progress : callable, optional
@@ -117,12 +118,12 @@ class BasePipeline:
         form: Form | None = None,
         align: Align = "none",
         repair: BaseRepair | None = None,
-        schedule: Schedule | None = None,
+        steps: int = 1,
         evaluation: Any = None,
         progress: Progress | None = None,
         undoable: bool = True,
     ) -> None:
-        check_options(structure_dict, scorer, pruner, form, align, repair, schedule)
+        check_options(structure_dict, scorer, pruner, form, align, repair, steps)
         self.model = model
         self.tokenizer = tokenizer
         self.structure_dict = structure_dict
@@ -133,8 +134,7 @@ class BasePipeline:
         self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
         self.align: Align = align
         self.repair = repair
-        self.schedule = schedule if schedule is not None else Schedule()
-        self.schedule.check(self.pruner.amount, repairs=repair is not None)
+        self.steps = steps
         self.evaluation = EvaluationText.of(evaluation)
         self.progress = progress
         self.undoable = undoable
@@ -147,7 +147,7 @@ class BasePipeline:
         self.repaired: dict[str, RepairedMap] = {}
         self.validation: Validation | None = None
         self.costs: ModelCosts | None = None
-        self.steps: list[ScheduleStep] = []
+        self.step_results: list[ScheduleStep] = []
         self._prepared: tuple[tuple[FFN, ...], ModelCosts] | None = None
         self._for_good = False
         self._seconds: dict[str, float] = {}
@@ -267,7 +267,11 @@ class BasePipeline:
         tokens = self.calibration.samples * self._length() if tokens is None else tokens
         widest = max(layer.size for layer in prunable_layers(ffns).values())
         amount = self.pruner.amount
-        kept = round(widest * (1.0 - amount)) if isinstance(amount, float) and self.pruner.of == "neurons" else widest
+        kept = (
+            round(widest * (1.0 - amount))
+            if isinstance(amount, float) and self.pruner.amount_of == "neurons"
+            else widest
+        )
         wanted = self.repair.tokens_wanted(kept)
         if tokens >= wanted:
             return None
@@ -279,7 +283,7 @@ class BasePipeline:
     def select(
         self, ffns: Sequence[FFN], sequences: TokenSequences, held_out: TokenSequences | None = None
     ) -> tuple[Masks, dict[str, RepairedMap]]:
-        """Calibrate, rank, choose and repair, in the steps of the schedule.
+        """Calibrate, rank, choose and repair, in as many steps as asked for.
 
         Parameters
         ----------
@@ -296,15 +300,15 @@ class BasePipeline:
             The model is as it was, unless it is not undoable: then repaired weights may be written into it already.
         """
         self._check_fresh()
-        self.steps = []
+        self.step_results = []
         self.validation = None
         present: Masks | None = None
         repaired: dict[str, RepairedMap] = {}
         record = Recording([])
-        for number, amount in enumerate(self.schedule.amounts(self.pruner.amount), start=1):
-            first, last = number == 1, number == self.schedule.steps
+        for number, amount in enumerate(amounts_after_steps(self.pruner.amount, self.steps), start=1):
+            first, last = number == 1, number == self.steps
             earlier = dict(self._seconds)
-            with trial_cut(self.model, ffns, present, repaired):
+            with trial_cut(self.model, ffns, present):
                 # Repair goes through the whole model block by block: how it calls them is seen on the way.
                 with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else ()) as seen:
                     statistics = self.calibrate(ffns, sequences)
@@ -324,16 +328,16 @@ class BasePipeline:
                     else:
                         pruner = self.pruner if last else self.pruner.towards(amount)
                         masks = self.choose(graphs, ranks, pruner, present)
-            repairs = self.repair is not None and (last or self.schedule.repair == "each")
+            repairs = self.repair is not None and last
             if repairs:
-                record.kept = not last
+                record.kept = False
                 with self._timed("repair"):
                     masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present, held_out)
             # Graphs of a trial cut look at weights that nobody else needs any more.
             del graphs, ranks
             present = masks
             spent = {stage: seconds - earlier.get(stage, 0.0) for stage, seconds in self._seconds.items()}
-            self.steps.append(
+            self.step_results.append(
                 ScheduleStep(
                     amount, masks.size - masks.kept, repairs, {stage: more for stage, more in spent.items() if more}
                 )
@@ -411,7 +415,7 @@ class BasePipeline:
         if not self.pruner.needs_sensitivity:
             return {}
         pruner = self.pruner
-        trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, of=pruner.of)
+        trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, amount_of=pruner.amount_of)
         masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs)
         return layer_sensitivities(
             self.model, ffns, masks, sequences, self.calibration.batch_size, progress=self.progress
@@ -447,14 +451,13 @@ class BasePipeline:
     ) -> tuple[Masks, dict[str, RepairedMap]]:
         """The masks and the repaired output maps of the FFNs; those planned and none where the repair does not improve the model.
 
-        In the last step of what is not undoable the maps are written into the model at once, unless a later choice needs the
+        Where the pipeline is not undoable the maps are written into the model at once, unless a later choice needs the
         weights as they were.
         """
         if self.repair is None:
             return masks, {}
         choose = Reselection(self.scorer, graphs, present)
-        # The last step takes the record away.
-        for_good = not (self.undoable or record.kept or (self.repair.reselects and choose.looks_back))
+        for_good = not (self.undoable or (self.repair.reselects and choose.looks_back))
         kept, repaired, self.validation = repair_where_it_helps(
             self.model,
             ffns,
@@ -516,7 +519,7 @@ class BasePipeline:
             "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
             "form": self.form,
             "align": self.align,
-            "schedule": asdict(self.schedule),
+            "steps": self.steps,
             "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
             "structure_dict": self.structure_dict,
         }
@@ -569,13 +572,13 @@ class BasePipeline:
                 "before": masks.size,
                 "removed": masks.size - masks.kept,
                 "share_asked": self.pruner.amount,
-                "share_of": self.pruner.of,
+                "amount_of": self.pruner.amount_of,
                 "share_reached": masks.removed_share,
                 "widths": masks.widths,
                 "widths_with_padding": application.widths,
             },
             reached={str(unit): found for unit, found in reached.items()},
-            steps=[asdict(step) for step in self.steps],
+            steps=[asdict(step) for step in self.step_results],
             sensitivities=self.sensitivities,
             after=size(self.model, ffns),
             seconds=dict(self._seconds),

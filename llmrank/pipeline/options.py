@@ -11,7 +11,7 @@ from llmrank.calibration.text import BUILT_IN
 from llmrank.errors import OptionError
 from llmrank.models.costs import unit_name
 from llmrank.prune import BasePruner
-from llmrank.prune.schedule import Schedule
+from llmrank.prune.schedule import check_steps
 from llmrank.score import BaseScorer
 from llmrank.surgery.forms import FORMS, Form
 from llmrank.surgery.repair import BaseRepair
@@ -116,13 +116,13 @@ def check_options(
     form: Form | None,
     align: Align,
     repair: BaseRepair | None,
-    schedule: Schedule | None,
+    steps: int,
 ) -> None:
     """Raise unless the options of a pipeline are of the right kind and go together.
 
     Parameters
     ----------
-    structure_dict, scorer, pruner, form, align, repair, schedule
+    structure_dict, scorer, pruner, form, align, repair, steps
         As for :class:`llmrank.pipeline.BasePipeline`.
 
     Raises
@@ -154,13 +154,12 @@ def check_options(
             f"{type(pruner).__name__} needs the sensitivities of whole FFNs, and structure_dict prunes rows of Linears; "
             "use LocalPruner or GlobalPruner with it"
         )
-    if structure_dict is not None and pruner is not None and pruner.of != "neurons":
+    if structure_dict is not None and pruner is not None and pruner.amount_of != "neurons":
         raise OptionError(
-            f"structure_dict zeroes rows of Linears, which makes nothing smaller: an amount of {unit_name(pruner.of)} means "
-            "nothing there; use of='neurons' with it"
+            "structure_dict zeroes rows of Linears, which makes nothing smaller: an amount of "
+            f"{unit_name(pruner.amount_of)} means nothing there; use amount_of='neurons' with it"
         )
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise OptionError(f"schedule must be a Schedule, got {schedule!r}; four steps are Schedule(4)")
+    check_steps(steps)
     if structure_dict is not None and scorer is not None and scorer.needs_explained:
         raise OptionError(
             f"{type(scorer).__name__} needs hidden neurons between two maps, and structure_dict prunes rows of Linears; "

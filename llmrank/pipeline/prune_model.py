@@ -18,7 +18,6 @@ from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_rep
 from llmrank.pipeline.report import Report
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
-from llmrank.prune.schedule import Schedule
 from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
 from llmrank.surgery.forms import Form
@@ -128,7 +127,7 @@ def prune_model(
     if not isinstance(calibration, CalibrationText):
         text = CalibrationText(calibration, samples, sequence_length, batch_size)
     if isinstance(pruner, str):
-        pruner = make_pruner(pruner, amount=amount, of=amount_of)
+        pruner = make_pruner(pruner, amount=amount, amount_of=amount_of)
     run = make(
         model,
         tokenizer,
@@ -139,7 +138,7 @@ def prune_model(
         calibration=text,
         form=form,
         repair=make_repair(repair),
-        schedule=Schedule(steps),
+        steps=steps,
         evaluation=evaluation,
         progress=progress,
         undoable=False,

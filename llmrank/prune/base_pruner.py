@@ -36,7 +36,7 @@ class BasePruner:
         Layers from which nothing is removed: names or patterns (``"model.layers.0"``, ``"*.encoder.*"``) and positions (0, -1),
         see :func:`protected_names`. Protected layers still count in `amount`: under one budget for all layers the others lose
         more; under a budget for each layer, each of the others loses the same as without protection.
-    of : str
+    amount_of : str
         The unit of `amount`: ``"neurons"``, or a cost: ``"ffn-parameters"``, ``"ffn-bytes"`` and
         ``"ffn-flops"`` (for one token) of the FFNs' linear maps, ``"parameters"``, ``"bytes"`` and ``"flops"`` of the
         model. An amount of a cost is a total, and the fewest neurons are removed that reach it; `multiple_of` rounds afterwards.
@@ -73,18 +73,18 @@ class BasePruner:
         multiple_of: int = 1,
         *,
         protect: Protect = (),
-        of: Unit = "neurons",
+        amount_of: Unit = "neurons",
     ) -> None:
         self.amount = check_amount(amount)
         for name, value in (("min_keep", min_keep), ("multiple_of", multiple_of)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
-        if of not in UNITS:
-            raise OptionError(f"unknown unit {of!r} of an amount; expected one of {', '.join(UNITS)}")
+        if amount_of not in UNITS:
+            raise OptionError(f"unknown unit {amount_of!r} of an amount; expected one of {', '.join(UNITS)}")
         self.min_keep = min_keep
         self.multiple_of = multiple_of
         self.protect = check_protect(protect)
-        self.of: Unit = of
+        self.amount_of: Unit = amount_of
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         """Set `pruning_mask` on every record, and `amount` if it differs from the pruner's; see :class:`LayerRecord`."""
@@ -120,7 +120,7 @@ class BasePruner:
         protected = protected_names(self.protect, [layer.name for layer in layer_list])
         for layer in layer_list:
             layer.protected = layer.name in protected
-        pruner = self if self.of == "neurons" else self._with_neuron_share(layer_list, costs)
+        pruner = self if self.amount_of == "neurons" else self._with_neuron_share(layer_list, costs)
         return pruner._choose_masks(layer_list)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
@@ -142,13 +142,13 @@ class BasePruner:
             See :meth:`prune`.
         """
         protected = protected_names(self.protect, [layer.name for layer in layer_list])
-        if self.of == "neurons":
+        if self.amount_of == "neurons":
             return
         target, costs = self._target(costs), self._costs(costs)
         least = {
             layer.name: min(self.min_keep, layer.out_features) for layer in layer_list if layer.name not in protected
         }
-        most = costs.removed(least, self.of)
+        most = costs.removed(least, self.amount_of)
         if target > most:
             raise self._impossible_amount(most, costs)
 
@@ -174,9 +174,9 @@ class BasePruner:
         target, costs = self._target(costs), self._costs(costs)
         total = sum(layer.out_features for layer in layer_list)
         trial = self.towards(0.0)
-        trial.of = "neurons"
+        trial.amount_of = "neurons"
         # Removing nothing raises the errors that have other causes than the amount.
-        most = costs.removed(trial._choose_masks(layer_list).widths, self.of)
+        most = costs.removed(trial._choose_masks(layer_list).widths, self.amount_of)
         low, high, reached = -1 if most >= target else 0, max(total, 1), False
         while high - low > 1:
             middle = (low + high) // 2
@@ -187,7 +187,7 @@ class BasePruner:
             except OptionError:  # more neurons than the layers have
                 high = middle
                 continue
-            removed = costs.removed(widths, self.of)
+            removed = costs.removed(widths, self.amount_of)
             if removed >= target:
                 high, reached = middle, True
             else:
@@ -200,7 +200,7 @@ class BasePruner:
     def _costs(self, costs: ModelCosts | None) -> ModelCosts:
         if costs is None:
             raise OptionError(
-                f"an amount of {unit_name(self.of)} needs the costs of the model; run the pruner in a pipeline, or pass "
+                f"an amount of {unit_name(self.amount_of)} needs the costs of the model; run the pruner in a pipeline, or pass "
                 "costs=ModelCosts(model, ffns)"
             )
         return costs
@@ -208,16 +208,16 @@ class BasePruner:
     def _target(self, costs: ModelCosts | None) -> Fraction:
         if isinstance(self.amount, int):
             return Fraction(self.amount)
-        return Fraction(repr(float(self.amount))) * self._costs(costs).whole(self.of)
+        return Fraction(repr(float(self.amount))) * self._costs(costs).whole(self.amount_of)
 
     def _impossible_amount(self, most: int, costs: ModelCosts) -> OptionError:
-        whole = costs.whole(self.of)
+        whole = costs.whole(self.amount_of)
         asked = f"{self.amount:,} of {whole:,}" if isinstance(self.amount, int) else f"{self.amount:.1%} of the"
         possible = f"{most:,}" if isinstance(self.amount, int) else _percent(most / whole if whole else 0.0)
         kept = " and the protected layers all of theirs" if self.protect else ""
-        rest = "" if self.of.startswith("ffn-") else ", and attention, embeddings and norms are not pruned"
+        rest = "" if self.amount_of.startswith("ffn-") else ", and attention, embeddings and norms are not pruned"
         return OptionError(
-            f"{asked} {unit_name(self.of)} cannot be removed: at most {possible} can, because each layer keeps "
+            f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because each layer keeps "
             f"{self.min_keep} neuron{'s' if self.min_keep > 1 else ''} (min_keep){kept}{rest}; lower the amount"
         )
 

@@ -53,13 +53,8 @@ def check_budget(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts, *, 
 
 
 def _records(ffn: FFN) -> list[LayerRecord]:
-    """Return records with what is known of an FFN's layers before it is ranked: sizes, and costs of a neuron."""
-    records = []
-    for layer in ffn.prunable.values():
-        record = bare_record(layer.name, layer.size, explicit=not layer.consumers)
-        record.cost = neuron_cost(layer)
-        records.append(record)
-    return records
+    """Return records with what is known of an FFN's layers before it is ranked: their sizes."""
+    return [bare_record(layer.name, layer.size, explicit=not layer.consumers) for layer in ffn.prunable.values()]
 
 
 def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) -> str:
@@ -112,16 +107,18 @@ def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) 
     parts = [neurons]
     about = ""
     parameters = costs.removed(widths, "parameters")
-    if not local and len({record.cost for record in unprotected}) > 1:
+    names = {record.name for record in unprotected}
+    pruned = [layer for ffn in ffns for layer in ffn.prunable.values() if layer.name in names]
+    if not local and len({neuron_cost(layer) for layer in pruned}) > 1:
         about = "about "
-        prunable_parameters = sum(record.out_features * record.cost.parameters for record in unprotected if record.cost)
-        parameters = round(removed * prunable_parameters / sum(record.out_features for record in unprotected))
-    if pruner.of != "neurons":
-        whole = costs.whole(pruner.of)
-        reached = costs.removed(widths, pruner.of)
-        parts[:0] = [f"{reached:,} of {whole:,} {unit_name(pruner.of)} ({100 * reached / whole:.1f} %)"]
+        prunable_parameters = sum(layer.size * neuron_cost(layer).parameters for layer in pruned)
+        parameters = round(removed * prunable_parameters / sum(layer.size for layer in pruned))
+    if pruner.amount_of != "neurons":
+        whole = costs.whole(pruner.amount_of)
+        reached = costs.removed(widths, pruner.amount_of)
+        parts[:0] = [f"{reached:,} of {whole:,} {unit_name(pruner.amount_of)} ({100 * reached / whole:.1f} %)"]
         parts[1] = f"with {about}{parts[1]}"
-    if pruner.of != "parameters":
+    if pruner.amount_of != "parameters":
         parts.append(f"{about}{_short(parameters)} of {_short(costs.model.parameters)} parameters")
     rounded = (
         "" if local or pruner.multiple_of == 1 else f", before widths are rounded to multiples of {pruner.multiple_of}"
@@ -161,7 +158,7 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
 
 def shortfall(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]) -> list[str]:
     """Return notes for a report where the removed share differs from the requested one, because of rounding or protection."""
-    amount, unit = pruner.amount, pruner.of
+    amount, unit = pruner.amount, pruner.amount_of
     share = reached[unit]["share"]
     if unit == "neurons":
         # An integer may count the neurons of each layer, so it is not compared.

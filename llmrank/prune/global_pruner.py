@@ -23,7 +23,7 @@ class GlobalPruner(BasePruner):
 
     Parameters
     ----------
-    amount, min_keep, multiple_of, protect, of
+    amount, min_keep, multiple_of, protect, amount_of
         See :class:`BasePruner`; once a layer is down to `min_keep`, the next lowest neuron of another layer is removed instead.
     normalize : {"auto", "zscore", "robust", "mean", "none"}
         How scores of layers of different width are made comparable: "zscore" standardises them by mean and population
@@ -31,15 +31,11 @@ class GlobalPruner(BasePruner):
         them to mean 1, "none" leaves them unchanged (as in the paper). "auto" is zscore, or none for layers named by a
         `structure_dict`. With zscore, a few very high scores make the other neurons of a layer look average, so that they are
         kept; with robust they do not.
-    per_cost : bool
-        Compare scores per cost: they are divided by the number of the neuron's parameters, or by its bytes or
-        FLOPs if `of` is one of these. It matters where neurons of different layers differ in cost, as in MLPs whose layers
-        differ in width. A ratio needs scores that count from zero: it works with mean (which auto then is) and none.
 
     Raises
     ------
     OptionError
-        The normalisation is unknown or does not work with `per_cost`; or see :class:`BasePruner`.
+        The normalisation is unknown; or see :class:`BasePruner`.
 
     Examples
     --------
@@ -57,19 +53,13 @@ class GlobalPruner(BasePruner):
         multiple_of: int = 1,
         normalize: Normalize = "auto",
         *,
-        per_cost: bool = False,
         protect: Protect = (),
-        of: Unit = "neurons",
+        amount_of: Unit = "neurons",
     ) -> None:
-        super().__init__(amount, min_keep, multiple_of, protect=protect, of=of)
+        super().__init__(amount, min_keep, multiple_of, protect=protect, amount_of=amount_of)
         if normalize not in ("auto", "zscore", "robust", "mean", "none"):
             raise OptionError(f"unknown normalize {normalize!r}; expected auto, zscore, robust, mean or none")
-        if per_cost and normalize in ("zscore", "robust"):
-            raise OptionError(
-                f"per_cost divides scores, and those of normalize={normalize!r} may be negative; use mean or none with it"
-            )
         self.normalize: Normalize = normalize
-        self.per_cost = per_cost
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         """Order the neurons of all layers, and set a keep mask on every record."""
@@ -88,7 +78,9 @@ class GlobalPruner(BasePruner):
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
-        plain = GlobalPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
+        plain = GlobalPruner(
+            self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
+        )
         plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
@@ -112,7 +104,7 @@ class GlobalPruner(BasePruner):
         Raises
         ------
         LLMRankError
-            The importance is not finite, or with `per_cost` a record has no cost.
+            The importance is not finite.
 
         Notes
         -----
@@ -146,25 +138,12 @@ class GlobalPruner(BasePruner):
         values = importance_of(layer)
         present = layer.present_mask
         normalised = _normalise(values[present], self._normalisation(layer))
-        if self.per_cost:
-            normalised = normalised / self._neuron_cost(layer)
         return torch.full_like(values, -torch.inf).masked_scatter(present, normalised)
 
     def _normalisation(self, layer: LayerRecord) -> Normalize:
         if self.normalize != "auto":
             return self.normalize
-        if layer.explicit:
-            return "none"
-        return "mean" if self.per_cost else "zscore"
-
-    def _neuron_cost(self, layer: LayerRecord) -> int:
-        if layer.cost is None:
-            raise OptionError(
-                f"the record of {layer.name} carries no cost to divide by; run the pruner in a pipeline, or set record.cost"
-            )
-        unit = "parameters" if self.of == "neurons" else self.of.removeprefix("ffn-")
-        cost: int = getattr(layer.cost, unit)
-        return cost
+        return "none" if layer.explicit else "zscore"
 
 
 def _normalise(values: torch.Tensor, normalize: Normalize) -> torch.Tensor:

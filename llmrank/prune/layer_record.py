@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 
 from llmrank.errors import LLMRankError
-from llmrank.models.costs import Cost
 
 __all__ = ["LayerRecord", "ascending_positions", "bare_record", "importance_of", "keep_highest"]
 
@@ -36,10 +35,8 @@ class LayerRecord:
     sensitivity : float or None
         How much the model's output changes when this layer alone is pruned, >= 0, see
         :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; None if the pruner does not need it.
-    cost : Cost or None
-        Cost of one of its neurons.
     present : (out,) bool tensor or None
-        The neurons that earlier steps of a schedule have kept; None is all. The others stay removed, and count in the amount.
+        The neurons that earlier steps have kept; None is all. The others stay removed, and count in the amount.
     protected : bool
         Whether it keeps all its neurons, whatever the pruner decides; set by :meth:`llmrank.prune.BasePruner.prune`.
 
@@ -60,7 +57,6 @@ class LayerRecord:
         in_features: int | None = None,
         explicit: bool = False,
         sensitivity: float | None = None,
-        cost: Cost | None = None,
         present: torch.Tensor | None = None,
     ) -> None:
         self.name = name
@@ -76,7 +72,6 @@ class LayerRecord:
         self.in_features = in_features if in_features is not None else 0
         self.explicit = explicit
         self.sensitivity = sensitivity
-        self.cost = cost
         self.present = present
         self.protected = False
         self.pruning_mask: torch.Tensor | None = None

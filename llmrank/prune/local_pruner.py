@@ -19,8 +19,9 @@ class LocalPruner(BasePruner):
 
     Parameters
     ----------
-    amount, min_keep, multiple_of, protect, of
-        See :class:`BasePruner`; if `of` is a cost, `amount` is the total, and every layer loses the same share of its neurons.
+    amount, min_keep, multiple_of, protect, amount_of
+        See :class:`BasePruner`; if `amount_of` is a cost, `amount` is the total, and every layer loses the same share of its
+        neurons.
 
     Examples
     --------
@@ -38,7 +39,9 @@ class LocalPruner(BasePruner):
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
-        plain = LocalPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
+        plain = LocalPruner(
+            self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
+        )
         plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from graphs import RankResult
-from llmrank.models.costs import ModelCosts, neuron_cost
+from llmrank.models.costs import ModelCosts
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.layer_record import LayerRecord, keep_highest
 from llmrank.prune.masks import Masks
@@ -77,7 +77,6 @@ def layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
             weight=partial(edge_weights, entry.graph, position),
             in_features=entry.graph.layers[position - 1],
             explicit=not layer.consumers,
-            cost=neuron_cost(layer),
         )
         for position, layer in entry.prunable.items()
     ]

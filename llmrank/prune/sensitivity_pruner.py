@@ -31,7 +31,7 @@ class SensitivityPruner(BasePruner):
     ----------
     amount : float or int
         Share (float, [0, 1)) of all neurons to remove, or average number (int) for each layer.
-    min_keep, multiple_of, protect, of
+    min_keep, multiple_of, protect, amount_of
         See :class:`BasePruner`; what a protected layer, or one down to `min_keep`, does not lose is removed from the others.
         Protected layers do not count for the median.
     limit : float
@@ -65,9 +65,9 @@ class SensitivityPruner(BasePruner):
         limit: float = 2.0,
         *,
         protect: Protect = (),
-        of: Unit = "neurons",
+        amount_of: Unit = "neurons",
     ) -> None:
-        super().__init__(amount, min_keep, multiple_of, protect=protect, of=of)
+        super().__init__(amount, min_keep, multiple_of, protect=protect, amount_of=amount_of)
         is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
         if not (is_number and math.isfinite(limit) and limit > 0):
             raise OptionError(f"limit must be a finite number > 0, got {limit!r}")
@@ -95,7 +95,9 @@ class SensitivityPruner(BasePruner):
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
-        plain = SensitivityPruner(self.amount, self.min_keep, self.multiple_of, protect=self.protect, of=self.of)
+        plain = SensitivityPruner(
+            self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
+        )
         plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
 
 

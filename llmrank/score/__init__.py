@@ -7,7 +7,6 @@ To write your own scorer, override :meth:`BaseScorer.score`, which sees one laye
 
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.baselines import ActivationScorer, NormScorer, RandomScorer
-from llmrank.score.contribution import ExplainedScorer
 from llmrank.score.flap import FLAPScorer
 from llmrank.score.forward_backward import ForwardBackwardScorer
 from llmrank.score.pagerank import ModifiedPageRankScorer, WeightedPageRankScorer
@@ -16,7 +15,6 @@ from llmrank.score.wanda import WandaScorer, WandaSPScorer
 __all__ = [
     "ActivationScorer",
     "BaseScorer",
-    "ExplainedScorer",
     "FLAPScorer",
     "ForwardBackwardScorer",
     "ModifiedPageRankScorer",

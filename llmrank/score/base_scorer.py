@@ -205,7 +205,7 @@ def check_has_explained(scorer: BaseScorer, graph: LayeredGraph, statistics: Seq
     OptionError
         There are not as many statistics as layers, or none holds explained shares.
     """
-    if len(statistics) != len(graph.layers) or not any(entry.explained for entry in statistics):
+    if len(statistics) != len(graph.layers) or all(entry.explained is None for entry in statistics):
         raise OptionError(
             f"{type(scorer).__name__} needs statistics of all {len(graph.layers)} layers that say what share of the output "
             "each hidden neuron explains: collect them with explained=True; explicitly listed Linears have none"

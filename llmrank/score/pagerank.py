@@ -81,7 +81,7 @@ class WeightedPageRankScorer(BasePageRankScorer):
     explained : float
         How much the explained share of a hidden neuron counts in its activation, 0..1:
         ``a_j = ||x_j||^(1 - explained) * |e_j|^(explained / 2)``, where e_j is its share of the output's energy, see
-        :class:`llmrank.score.ExplainedScorer`. 0 is the norm alone, 1/2 the geometric mean of both. Above 0 the calibration
+        :mod:`llmrank.calibration.contribution`. 0 is the norm alone, 1/2 the geometric mean of both. Above 0 the calibration
         costs one more product with every output map.
     """
 
@@ -199,7 +199,7 @@ def reweighted_graph(
         check_has_explained(scorer, graph, statistics)
         for layer, entry in enumerate(statistics):
             if entry.explained is not None:
-                amplitude = entry.explained.energy.abs().sqrt().numpy()
+                amplitude = entry.explained.abs().sqrt().numpy()
                 own = graph.activations[layer] ** (1.0 - scorer.explained) * amplitude**scorer.explained
                 graph = graph.with_activations(layer, own)
     return graph.squared() if scorer.edges == "energy" else graph

@@ -185,16 +185,14 @@ def apply_masks(
 
 
 @contextmanager
-def trial_cut(
-    model: nn.Module, ffns: Sequence[FFN], masks: Masks | None, repaired: Mapping[str, RepairedMap] | None = None
-) -> Iterator[None]:
+def trial_cut(model: nn.Module, ffns: Sequence[FFN], masks: Masks | None) -> Iterator[None]:
     """Apply masks in the zero form for a while, so that neurons keep their places; afterwards the model is dense again.
 
     The model is restored whatever is raised.
 
     Parameters
     ----------
-    model, ffns, repaired
+    model, ffns
         See :func:`apply_masks`.
     masks : Masks or None
         None leaves the model as it is.
@@ -205,7 +203,7 @@ def trial_cut(
         for _ in range(2):
             cleanup.callback(_roll_back_all, applied)
         if masks is not None:
-            applied.append(apply_masks(model, ffns, masks, "zero", repaired=repaired))
+            applied.append(apply_masks(model, ffns, masks, "zero"))
         yield
 
 

@@ -36,6 +36,9 @@ def test_a_file_goes_on_where_the_protocol_has_become_more(tmp_path):
     path.write_text(json.dumps({"protocol": {"text": "a", "scorers": {"x": ["x", {"p": 1}]}}, "rows": {"key": {}}}))
     more = {"text": "a", "scorers": {"x": ("x", {"p": 1}), "y": ("y", {})}}
     assert opened(path, more)["rows"] == {"key": {}}
+    fewer = opened(path, {"text": "a", "scorers": {"y": ("y", {})}})
+    assert fewer["rows"] == {"key": {}}
+    assert fewer["protocol"]["scorers"] == {"x": ["x", {"p": 1}], "y": ("y", {})}
     assert "rows" not in opened(path, {**more, "text": "b"})
     assert "rows" not in opened(path, {**more, "scorers": {"x": ("x", {"p": 2})}})
 

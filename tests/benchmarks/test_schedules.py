@@ -22,9 +22,9 @@ def test_rows_prune_what_they_say_and_leave_the_model(name: str) -> None:
     snapshot = Snapshot(model)
     row = schedules.measure(model, sequences(0), {"valid": sequences(1)}, name, 0.25)
     snapshot.assert_restored()
-    _, _, schedule, repair, _ = schedules.ROWS[name]
+    _, _, steps, repair, _ = schedules.ROWS[name]
     assert sum(row["widths"]) == 60
-    assert len(row["steps"]) == schedule.steps
+    assert len(row["steps"]) == steps
     assert row["steps"][-1]["repaired"] is (repair != "none")
     assert row["valid"] != perplexity(model, sequences(1)).value
     json.dumps(row, allow_nan=False)

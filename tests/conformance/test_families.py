@@ -14,8 +14,7 @@ from llmrank.errors import UnsupportedModelError
 from llmrank.models import FAMILIES, Family, find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
-from llmrank.prune.schedule import Schedule
-from llmrank.score import BaseScorer, ExplainedScorer, ForwardBackwardScorer, WeightedPageRankScorer
+from llmrank.score import BaseScorer, ForwardBackwardScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks
 from tests.llmrank.tiny_models import MIXED, Snapshot, auto_class, family_model, logits, token_ids
 
@@ -110,7 +109,7 @@ def test_three_forms_compute_the_same(family: Family, topology: type[BasePipelin
 def test_two_steps_agree_with_the_masks_and_can_be_undone(family: Family) -> None:
     model = family_model(family)
     snapshot = Snapshot(model)
-    run = pipeline(model, GlobalPruner(0.4), schedule=Schedule(2))
+    run = pipeline(model, GlobalPruner(0.4), steps=2)
     run.run()
     assert run.masks is not None
     assert run.masks.size - run.masks.kept == -(-4 * run.masks.size // 10)
@@ -139,12 +138,8 @@ def removed_parameters(run: BasePipeline) -> int:
 @every_family
 @pytest.mark.parametrize(
     "scorer",
-    [
-        ForwardBackwardScorer(),
-        ExplainedScorer(),
-        WeightedPageRankScorer(edges="energy", explained=0.5),
-    ],
-    ids=["forward-backward", "explained", "energy"],
+    [ForwardBackwardScorer(), WeightedPageRankScorer(edges="energy", explained=0.5)],
+    ids=["forward-backward", "energy"],
 )
 def test_every_scorer_ranks_hidden_neurons(family: Family, scorer: BaseScorer) -> None:
     model = family_model(family)

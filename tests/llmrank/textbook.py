@@ -66,17 +66,15 @@ def backward(weight: Matrix, following: Vector, activation: Vector, gamma: float
     return share(mixed) if sum(mixed) > 0 else share(activation)
 
 
-def explained(x: Matrix, weight: Matrix, *, centred: bool = False) -> list[float]:
+def explained(x: Matrix, weight: Matrix) -> list[float]:
     """Compute shares of the output's energy: each input's contribution projected on the output, token by token."""
     n = len(x[0])
-    mean = [sum(row[j] for row in x) / len(x) if centred else 0.0 for j in range(n)]
     found, total = [0.0] * n, 0.0
     for token in x:
-        moved = [value - m for value, m in zip(token, mean, strict=True)]
-        y = [sum(w * value for w, value in zip(row, moved, strict=True)) for row in weight]
+        y = [sum(w * value for w, value in zip(row, token, strict=True)) for row in weight]
         total += sum(value * value for value in y)
         for j in range(n):
-            found[j] += sum(moved[j] * row[j] * value for row, value in zip(weight, y, strict=True))
+            found[j] += sum(token[j] * row[j] * value for row, value in zip(weight, y, strict=True))
     return [value / total for value in found]
 
 

@@ -91,10 +91,10 @@ def test_explained_shares_of_hidden_neurons(name: str) -> None:
     for ffn, entry in zip(ffns, found, strict=True):
         down = ffn.stages[1][0]
         seen = captured(model, lambda: collect(model, (), whole_sequences(ids)), [down.name])[down.name]
-        for centred, shares in ((False, entry.layers[1].explained.energy), (True, entry.layers[1].explained.variance)):
-            wanted = textbook.explained(seen.tolist(), down.weight.double().tolist(), centred=centred)
-            assert float(shares.sum()) == pytest.approx(1.0)
-            torch.testing.assert_close(shares, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-5)
+        shares = entry.layers[1].explained
+        wanted = textbook.explained(seen.tolist(), down.weight.double().tolist())
+        assert float(shares.sum()) == pytest.approx(1.0)
+        torch.testing.assert_close(shares, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-5)
         assert entry.layers[0].explained is entry.layers[2].explained is None
 
 
@@ -105,7 +105,7 @@ def test_every_hidden_layer_of_a_sequential_ffn_has_explained_shares() -> None:
     for layer, path in ((1, "2"), (2, "4")):
         weight = model.get_submodule(path).weight.double().tolist()
         torch.testing.assert_close(
-            entry.layers[layer].explained.energy,
+            entry.layers[layer].explained,
             torch.tensor(textbook.explained(seen[path].tolist(), weight), dtype=torch.float64),
             rtol=1e-5,
             atol=1e-7,
@@ -125,7 +125,7 @@ def test_padding_does_not_change_explained_shares() -> None:
         [path],
     )
     wanted = textbook.explained(seen[path].tolist(), ffns[0].stages[1][0].weight.double().tolist())
-    torch.testing.assert_close(found.energy, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-6)
 
 
 def test_layers_between_ffns_of_a_chain_have_the_norms_of_the_next_input() -> None:

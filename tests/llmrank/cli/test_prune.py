@@ -102,7 +102,7 @@ def test_a_model_becomes_smaller_by_a_share_of_its_bytes(
     assert run(*common, "--output", output, "--amount", 0.2, "--amount-of", "bytes", "--pruner", "global") == 0
     assert "of the model bytes and" in " ".join(capsys.readouterr().out.split())
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    assert report["method"]["pruner"]["of"] == "bytes"
+    assert report["method"]["pruner"]["amount_of"] == "bytes"
     smaller = 1 - report["after"]["bytes"] / report["before"]["bytes"]
     assert 0.2 <= smaller < 0.21
     assert report["reached"]["bytes"]["share"] == pytest.approx(smaller)
@@ -251,10 +251,6 @@ def test_families_lists_the_table(capsys: Any) -> None:
         ),
         (("--scorer", "fbpr:balance=0.7"), {"scorer": {"name": "ForwardBackwardScorer", "balance": 0.7}}),
         (("--scorer", "wpr:edges=energy,explained=0.5"), {"scorer": {"edges": "energy", "explained": 0.5}}),
-        (
-            ("--scorer", "explained:explains=variance,signed=true"),
-            {"scorer": {"explains": "variance", "signed": True}},
-        ),
     ],
 )
 def test_topologies_and_scorers_take_their_options(

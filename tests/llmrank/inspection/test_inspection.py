@@ -122,11 +122,11 @@ def test_an_amount_is_refused_before_the_calibration() -> None:
 
 @pytest.mark.parametrize(
     "pruner",
-    [LocalPruner(protect=0), GlobalPruner(of="bytes"), GlobalPruner(per_cost=True)],
-    ids=["protect", "of", "cost"],
+    [LocalPruner(protect=0), GlobalPruner(amount_of="bytes")],
+    ids=["protect", "amount_of"],
 )
 def test_budgets_that_a_page_could_not_show_are_refused(pruner: BasePruner) -> None:
-    with pytest.raises(OptionError, match="does not support protect, of and per_cost"):
+    with pytest.raises(OptionError, match="does not support protect and amount_of"):
         inspected("chained", pruner)
 
 

@@ -18,14 +18,20 @@ from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import Passage, last_word
 from llmrank.evaluation.perplexity import complete, perplexity
 from llmrank.models import detect
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
+from llmrank.pipeline import (
+    BasePipeline,
+    CalibrationText,
+    ChainedFFNPipeline,
+    IsolatedFFNPipeline,
+    ResidualFFNPipeline,
+)
 from llmrank.prune import SensitivityPruner
 from llmrank.score import FLAPScorer, ForwardBackwardScorer, WeightedPageRankScorer
 from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank.devices import FIRST, SECOND, on_two, pretended_devices
 from tests.llmrank.tiny_models import logits, text, tiny_llama, token_ids, tokenizer, whole_sequences
 
-WRITTEN = {"calibration": "generated", "samples": 2, "sequence_length": 16}
+WRITTEN = CalibrationText("generated", samples=2, sequence_length=16)
 PIPELINES: dict[str, Callable[..., BasePipeline]] = {
     "isolated": lambda model: IsolatedFFNPipeline(model, None, scorer=FLAPScorer(), calibration=token_ids(4)),
     "chained": lambda model: ChainedFFNPipeline(model, None, scorer=ForwardBackwardScorer(), calibration=token_ids(4)),
@@ -41,7 +47,7 @@ PIPELINES: dict[str, Callable[..., BasePipeline]] = {
     "evaluated": lambda model: IsolatedFFNPipeline(
         model, None, calibration=token_ids(4), evaluation=token_ids(3, seed=1)
     ),
-    "generated": lambda model: ChainedFFNPipeline(model, tokenizer(), **WRITTEN),
+    "generated": lambda model: ChainedFFNPipeline(model, tokenizer(), calibration=WRITTEN),
 }
 
 

@@ -26,7 +26,6 @@ from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
-from llmrank.prune.schedule import Schedule
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
 from llmrank.surgery.equivalence import masked_outputs
 from llmrank.surgery.repair import LeastSquaresRepair, RepairedMap
@@ -248,7 +247,7 @@ FOR_GOOD: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "Phi-3": (lambda: family_model(named_family("Phi-3")), {}),
     "BLOOM": (lambda: family_model(named_family("BLOOM")), {}),
     "half": (lambda: tiny_llama().to(torch.bfloat16), {}),
-    "steps": (tiny_llama, {"schedule": Schedule(2, repair="each")}),
+    "steps": (tiny_llama, {"steps": 2}),
     "perceptron": (lambda: mlp(6, 12, 12, 3), {"calibration": features(512, 6)}),
 }
 

@@ -30,7 +30,7 @@ from llmrank.score import BaseScorer, WeightedPageRankScorer
 
 
 def test_names() -> None:
-    graph, alone = {"wpr", "mpr", "fbpr"}, {"norm", "random", "activation", "wanda", "wanda-sp", "flap", "explained"}
+    graph, alone = {"wpr", "mpr", "fbpr"}, {"norm", "random", "activation", "wanda", "wanda-sp", "flap"}
     assert set(SCORERS) == graph | alone
     assert set(PRUNERS) == {"local", "global", "sensitivity"}
     assert dict(PIPELINES) == {
@@ -64,16 +64,14 @@ def test_options_reach_the_class_and_none_is_left_to_it() -> None:
     assert isinstance(pruner, GlobalPruner)
     assert (pruner.normalize, pruner.min_keep) == ("mean", 1)
     assert vars(make_pruner("sensitivity", limit=3.0))["limit"] == 3.0
-    protecting = make_pruner("local", protect=[0, "*.1.*"], of="bytes", per_cost=None)
-    assert (protecting.protect, protecting.of) == ((0, "*.1.*"), "bytes")
+    protecting = make_pruner("local", protect=[0, "*.1.*"], amount_of="bytes", min_keep=None)
+    assert (protecting.protect, protecting.amount_of) == ((0, "*.1.*"), "bytes")
     with pytest.raises(OptionError, match=r"gamma must be a number in \[0, 1\]"):
         make_scorer("wpr", gamma=2.0)
 
 
 def test_unknown_names_are_answered_with_the_list() -> None:
-    with pytest.raises(
-        OptionError, match="unknown scorer 'pagerank'; expected one of activation, explained, fbpr, flap, mpr,"
-    ):
+    with pytest.raises(OptionError, match="unknown scorer 'pagerank'; expected one of activation, fbpr, flap, mpr,"):
         make_scorer("pagerank")
     with pytest.raises(OptionError, match="unknown pruner 'layer'; expected one of global, local, sensitivity"):
         make_pruner("layer")

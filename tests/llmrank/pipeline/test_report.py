@@ -84,7 +84,7 @@ def test_report_holds_the_sensitivities(tmp_path: Path) -> None:
         "multiple_of": 1,
         "limit": 1.5,
         "protect": [],
-        "of": "neurons",
+        "amount_of": "neurons",
     }
     assert list(plain["sensitivities"]) == list(plain["neurons"]["widths"])
     assert all(value > 0 for value in plain["sensitivities"].values())

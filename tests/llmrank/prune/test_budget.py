@@ -17,7 +17,7 @@ from torch import nn
 
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
-from llmrank.models.costs import UNITS, Cost, ModelCosts, Unit
+from llmrank.models.costs import UNITS, ModelCosts, Unit
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import (
     BasePruner,
@@ -162,7 +162,7 @@ def test_global_pruning_removes_the_fewest_neurons_that_reach_the_parameters(
         _, layer = order.pop(0)
         if left[layer] > 1:
             left[layer] -= 1
-    pruner = GlobalPruner(share, normalize="none", of="parameters")
+    pruner = GlobalPruner(share, normalize="none", amount_of="parameters")
     if whole - parameters_left([4, *left, 3]) < wanted:
         with pytest.raises(OptionError, match="model parameters cannot be removed: at most"):
             pruner.prune(records(scores, names), costs)
@@ -182,7 +182,7 @@ def test_local_pruning_removes_the_same_share_of_every_layer(hidden: list[int], 
         if min(left) > 0 and whole - parameters_left([4, *left, 3]) >= Fraction(repr(share)) * whole:
             found = left
             break
-    pruner = LocalPruner(share, of="parameters")
+    pruner = LocalPruner(share, amount_of="parameters")
     entries = records(random_scores(hidden, 0), names)
     if found is None:
         with pytest.raises(OptionError, match="at most"):
@@ -198,7 +198,7 @@ def test_every_unit_is_reached_by_the_fewest_neurons(pruner: type[BasePruner], u
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)
     entries = records(random_scores([40] * 3, 2))
-    masks = pruner(0.2, of=unit).prune(entries, costs)
+    masks = pruner(0.2, amount_of=unit).prune(entries, costs)
     removed = costs.removed(masks.widths, unit)
     assert removed >= 0.2 * costs.whole(unit)
     # One neuron less from each layer that loses some would not suffice; under one budget not even a single one less.
@@ -206,7 +206,7 @@ def test_every_unit_is_reached_by_the_fewest_neurons(pruner: type[BasePruner], u
     assert removed - step * (removed // (120 - masks.kept)) < 0.2 * costs.whole(unit)
     # The same as a number.
     count = math.ceil(0.2 * costs.whole(unit))
-    assert pruner(count, of=unit).prune(entries, costs) == masks
+    assert pruner(count, amount_of=unit).prune(entries, costs) == masks
 
 
 def test_with_equal_widths_a_share_of_ffn_parameters_is_one_of_neurons() -> None:
@@ -214,14 +214,14 @@ def test_with_equal_widths_a_share_of_ffn_parameters_is_one_of_neurons() -> None
     costs = ModelCosts(model, find_ffns(model))
     for pruner in (LocalPruner, GlobalPruner):
         entries = records(random_scores([40] * 3, 3))
-        assert pruner(0.3, of="ffn-parameters").prune(entries, costs) == pruner(0.3).prune(entries)
+        assert pruner(0.3, amount_of="ffn-parameters").prune(entries, costs) == pruner(0.3).prune(entries)
 
 
 def test_other_layers_lose_what_protected_layers_do_not() -> None:
     model = tiny_llama(num_hidden_layers=3)
     costs = ModelCosts(model, find_ffns(model))
     for pruner in (LocalPruner, GlobalPruner):
-        masks = pruner(0.2, of="bytes", protect=0).prune(records(random_scores([40] * 3, 3)), costs)
+        masks = pruner(0.2, amount_of="bytes", protect=0).prune(records(random_scores([40] * 3, 3)), costs)
         assert masks.widths[NAMES[0]] == 40
         assert 0.2 <= costs.removed(masks.widths, "bytes") / costs.whole("bytes") < 0.23
 
@@ -230,7 +230,7 @@ def test_widths_are_rounded_after_the_target_is_met() -> None:
     model = tiny_llama()
     costs = ModelCosts(model, find_ffns(model))
     entries = records(random_scores([40] * 2, 4))
-    plain, rounded = (LocalPruner(0.2, multiple_of=m, of="bytes").prune(entries, costs) for m in (1, 8))
+    plain, rounded = (LocalPruner(0.2, multiple_of=m, amount_of="bytes").prune(entries, costs) for m in (1, 8))
     assert set(rounded.widths.values()) == {8 * round(plain.widths[NAMES[0]] / 8)}
 
 
@@ -244,59 +244,27 @@ def test_more_than_can_be_removed_is_refused_with_the_possible_amount(pruner: ty
         rf"95.0% of the model parameters cannot be removed: at most {math.floor(1000 * most) / 10:.1f}% can.*embeddings"
     )
     with pytest.raises(OptionError, match=message):
-        check_budget(pruner(0.95, of="parameters"), ffns, costs, jointly=True)
+        check_budget(pruner(0.95, amount_of="parameters"), ffns, costs, jointly=True)
     # The amount in the message is possible.
-    check_budget(pruner(math.floor(1000 * most) / 1000, of="parameters"), ffns, costs, jointly=True)
+    check_budget(pruner(math.floor(1000 * most) / 1000, amount_of="parameters"), ffns, costs, jointly=True)
     with pytest.raises(
         OptionError, match=f"9,999 of {costs.whole('ffn-parameters'):,} FFN parameters.*at most 3,744 can"
     ):
-        check_budget(pruner(9999, of="ffn-parameters"), ffns, costs, jointly=True)
+        check_budget(pruner(9999, amount_of="ffn-parameters"), ffns, costs, jointly=True)
     with pytest.raises(OptionError, match=r"at most 1,872 can.*and the protected layers all of theirs; lower"):
-        check_budget(pruner(2000, of="ffn-parameters", protect=0), ffns, costs, jointly=True)
+        check_budget(pruner(2000, amount_of="ffn-parameters", protect=0), ffns, costs, jointly=True)
 
 
 def test_an_amount_of_costs_needs_costs_and_a_known_unit() -> None:
     with pytest.raises(OptionError, match="an amount of model bytes needs the costs of the model; run the pruner in a"):
-        LocalPruner(0.2, of="bytes").prune(records([[0.5, 0.5]]))
+        LocalPruner(0.2, amount_of="bytes").prune(records([[0.5, 0.5]]))
     with pytest.raises(
         OptionError, match="unknown unit 'tokens' of an amount; expected one of neurons, ffn-parameters"
     ):
-        LocalPruner(0.2, of="tokens")  # type: ignore[arg-type]
+        LocalPruner(0.2, amount_of="tokens")  # type: ignore[arg-type]
 
 
 # --- normalisation
-
-
-def test_scores_per_cost_are_a_knapsack_by_density() -> None:
-    """A neuron of the first layer costs twice as much: it is removed first unless its score is more than twice as high."""
-    entries = records([[0.2, 0.8], [0.15, 0.85]])
-    entries[0].cost, entries[1].cost = Cost(20, 8, 3), Cost(10, 8, 30)
-    plain, dense = (
-        GlobalPruner(1, normalize="none", per_cost=per_cost).prune(entries).widths for per_cost in (False, True)
-    )
-    assert plain == {NAMES[0]: 2, NAMES[1]: 1}
-    assert dense == {NAMES[0]: 1, NAMES[1]: 2}
-    assert GlobalPruner(1, normalize="mean", per_cost=True).prune(entries).widths == dense
-
-
-def test_costs_divide_in_the_unit_of_the_amount() -> None:
-    model, costs, names = sequential([4, 10, 10, 3])
-    ffns = find_ffns(model)
-    scores = random_scores([10, 10], 5)
-    entries = records(scores, names)
-    for entry, layer in zip(entries, ffns[0].prunable.values(), strict=True):
-        entry.cost = Cost(1, 1, 1 + 9 * (layer.name == names[0]))
-    widths = GlobalPruner(0.3, of="flops", per_cost=True).prune(entries, costs).widths
-    assert widths[names[0]] < widths[names[1]]
-    assert GlobalPruner(0.3, per_cost=True).prune(entries) == GlobalPruner(0.3, normalize="mean").prune(entries)
-
-
-def test_scores_per_cost_need_a_zero_and_a_cost() -> None:
-    for normalize in ("zscore", "robust"):
-        with pytest.raises(OptionError, match="per_cost divides scores, and those of normalize='"):
-            GlobalPruner(0.3, normalize=normalize, per_cost=True)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match=r"layers\.0\.mlp carries no cost to divide by"):
-        GlobalPruner(0.3, per_cost=True).prune(records([[0.5, 0.5]]))
 
 
 @given(
@@ -342,7 +310,7 @@ def test_with_robust_normalisation_a_heavy_tail_does_not_spare_a_layer() -> None
         (LocalPruner(40), "would keep 0 of 40 neurons, fewer than min_keep=1.*at most 39"),
         (GlobalPruner(80), "removing 80 of 80 neurons.*at most 78 neurons can be removed"),
         (SensitivityPruner(40), "removing 80 of 80 neurons"),
-        (LocalPruner(0.9, of="bytes"), "at most"),
+        (LocalPruner(0.9, amount_of="bytes"), "at most"),
         (LocalPruner(protect="model.layers.7"), "selects no prunable layer"),
         (GlobalPruner(0.6, protect=0), "in each of 1 layers that are not protected"),
         (GlobalPruner(protect=[0, 1]), "every prunable layer is protected"),
@@ -372,21 +340,21 @@ def test_listed_linears_are_counted_group_by_group_and_protected_by_name() -> No
     with pytest.raises(
         OptionError, match=r"structure_dict zeroes rows of Linears.*an amount of model bytes means nothing"
     ):
-        IsolatedFFNPipeline(tiny_llama(), None, STRUCTURE, pruner=LocalPruner(0.2, of="bytes"))
+        IsolatedFFNPipeline(tiny_llama(), None, STRUCTURE, pruner=LocalPruner(0.2, amount_of="bytes"))
 
 
 @pytest.mark.parametrize("form", ["compact", "zero", "mask"])
 def test_reports_hold_the_reached_amount_in_each_unit(form: Any) -> None:
     model = tiny_llama()
     pipeline = IsolatedFFNPipeline(
-        model, None, pruner=GlobalPruner(0.2, of="bytes"), calibration=token_ids(), form=form
+        model, None, pruner=GlobalPruner(0.2, amount_of="bytes"), calibration=token_ids(), form=form
     )
     pipeline.run()
     assert pipeline.report is not None
     plain = pipeline.report.to_dict()
     reached = plain["reached"]
     assert list(reached) == list(UNITS)
-    assert plain["neurons"]["share_of"] == "bytes"
+    assert plain["neurons"]["amount_of"] == "bytes"
     assert 0.2 <= reached["bytes"]["share"] < 0.21
     assert reached["neurons"]["removed"] == plain["neurons"]["removed"]
     if form == "compact":
@@ -398,13 +366,13 @@ def test_rounding_that_misses_a_target_is_noted() -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)
-    asked = LocalPruner(0.2, multiple_of=16, of="bytes")
+    asked = LocalPruner(0.2, multiple_of=16, amount_of="bytes")
     found = reached_amounts(Masks({name: torch.arange(40) < 32 for name in NAMES[:2]}), costs)
     (sentence,) = shortfall(asked, found)
     assert f"{found['bytes']['share']:.2%} of the model bytes was removed where 20.00% was asked for" in sentence
     assert "multiples of 16" in sentence
-    assert shortfall(LocalPruner(found["bytes"]["share"], of="bytes"), found) == []
-    assert shortfall(LocalPruner(int(found["bytes"]["removed"]), of="bytes"), found) == []
+    assert shortfall(LocalPruner(found["bytes"]["share"], amount_of="bytes"), found) == []
+    assert shortfall(LocalPruner(int(found["bytes"]["removed"]), amount_of="bytes"), found) == []
     assert shortfall(LocalPruner(8), found) == []
     assert "20.0% was removed where 30.0% was asked for" in shortfall(LocalPruner(0.3), found)[0]
 
@@ -413,7 +381,7 @@ def test_rounding_that_misses_a_target_is_noted() -> None:
 @pytest.mark.parametrize("amount", [0.2, 200])
 def test_costs_may_be_exceeded_by_more_than_they_may_be_missed_by(amount: float, share: float, said: bool) -> None:
     reached: Reached = {"bytes": {"before": 1000, "removed": 1000 * share, "share": share}}
-    assert bool(shortfall(LocalPruner(amount, of="bytes"), reached)) is said
+    assert bool(shortfall(LocalPruner(amount, amount_of="bytes"), reached)) is said
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.179, True), (0.181, False), (0.219, False), (0.221, True)])
@@ -455,7 +423,6 @@ class Halving(BasePruner):
         ),
         (GlobalPruner(30), "30 of 80 hidden neurons in 2 layers together (37.5 %), 1,440 of 7,504 parameters"),
         (GlobalPruner(0.3), "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504 parameters"),
-        (GlobalPruner(0.3, per_cost=True), "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504"),
         (
             GlobalPruner(0.3, multiple_of=16),
             "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504 parameters, before widths are rounded",
@@ -463,11 +430,11 @@ class Halving(BasePruner):
         (SensitivityPruner(30), "60 of 80 hidden neurons in 2 layers together (75.0 %), 2,880 of 7,504 parameters"),
         (SensitivityPruner(0.3), "24 of 80 hidden neurons in 2 layers together (30.0 %), 1,152 of 7,504 parameters"),
         (
-            LocalPruner(0.2, of="bytes"),
+            LocalPruner(0.2, amount_of="bytes"),
             "6,144 of 30,016 model bytes (20.5 %), with 16 of 40 hidden neurons in each of 2 layers (32 in total, 40.0 %), 1,536",
         ),
         (
-            GlobalPruner(1000, of="parameters"),
+            GlobalPruner(1000, amount_of="parameters"),
             "1,008 of 7,504 model parameters (13.4 %), with 21 of 80 hidden neurons in 2 layers together (26.2 %)",
         ),
         (Halving(0.3), "Halving decides how many neurons that is"),
@@ -489,7 +456,7 @@ def test_the_described_amount_is_what_is_removed(
     if unit != "neurons":
         amount = 300 * amount if isinstance(amount, int) else amount / 4
     model = tiny_llama()
-    made = pruner(amount, protect=protect, of=unit)
+    made = pruner(amount, protect=protect, amount_of=unit)
     ffns = find_ffns(model)
     said = describe_amount(made, ffns, ModelCosts(model, ffns))
     pipeline = IsolatedFFNPipeline(model, None, pruner=made, calibration=token_ids())

@@ -1,4 +1,4 @@
-"""Schedules against repeated pruning of compact models; the model is restored after every failure."""
+"""Pruning in steps against repeated pruning of compact models; the model is restored after every failure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
-from llmrank.prune.schedule import Schedule
+from llmrank.prune.schedule import amounts_after_steps, describe_steps
 from llmrank.prune.selection import Reselection
 from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks, trial_cut
@@ -57,56 +55,32 @@ def lifted(outer: Masks, inner: Masks) -> Masks:
 
 
 def test_amounts_by_hand() -> None:
-    assert Schedule().amounts(0.3) == [0.3]
-    assert Schedule(4).amounts(0.4) == [0.1, 0.2, pytest.approx(0.3), 0.4]
-    assert Schedule(4).amounts(9) == [2, 4, 7, 9]
-    assert Schedule(3).amounts(1) == [0, 1, 1]
-    assert Schedule(2, "geometric").amounts(0.75) == [0.5, 0.75]
-
-
-@given(steps=st.integers(1, 9), percent=st.integers(0, 99))
-def test_geometric_steps_remove_the_same_share_of_the_remaining_neurons(steps: int, percent: int) -> None:
-    left = [1.0, *(1.0 - amount for amount in Schedule(steps, "geometric").amounts(percent / 100))]
-    assert left[-1] == 1.0 - percent / 100
-    for before, after in itertools.pairwise(left):
-        assert after / before == pytest.approx((1 - percent / 100) ** (1 / steps))
+    assert amounts_after_steps(0.3, 1) == [0.3]
+    assert amounts_after_steps(0.4, 4) == [0.1, 0.2, pytest.approx(0.3), 0.4]
+    assert amounts_after_steps(9, 4) == [2, 4, 7, 9]
+    assert amounts_after_steps(1, 3) == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("steps", "message"),
     [
-        ((0,), "steps must be an integer >= 1, got 0"),
-        ((2.0,), "steps must be an integer >= 1"),
-        ((True,), "steps must be an integer >= 1"),
-        ((1001,), "steps must be at most 1000, got 1001: each runs the calibration text"),
-        ((10**14,), "steps must be at most 1000"),
-        ((2, "cubic"), "unknown growth 'cubic' of a schedule; expected one of linear, geometric"),
-        ((2, "linear", "never"), "unknown repair 'never' of a schedule; expected one of last, each"),
+        (0, "steps must be an integer >= 1, got 0"),
+        (2.0, "steps must be an integer >= 1"),
+        (True, "steps must be an integer >= 1"),
+        (None, "steps must be an integer >= 1, got None"),
+        (1001, "steps must be at most 1000, got 1001: each runs the calibration text"),
+        (10**14, "steps must be at most 1000"),
     ],
 )
-def test_bad_schedules_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+def test_a_bad_number_of_steps_is_refused(steps: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Schedule(*arguments)
+        IsolatedFFNPipeline(model_of(), None, steps=steps)
 
 
-def test_schedules_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(
-        OptionError, match="geometric growth removes the same share in each step, so it needs a share, got 7"
-    ):
-        IsolatedFFNPipeline(model_of(), None, pruner=LocalPruner(7), schedule=Schedule(2, "geometric"))
-    assert Schedule(1, "geometric").amounts(7) == [7]
-    with pytest.raises(OptionError, match="a schedule with repair='each' needs a repair"):
-        IsolatedFFNPipeline(model_of(), None, schedule=Schedule(2, repair="each"))
-    with pytest.raises(OptionError, match=r"schedule must be a Schedule, got 4; four steps are Schedule\(4\)"):
-        IsolatedFFNPipeline(model_of(), None, schedule=4)  # type: ignore[arg-type]
-
-
-def test_a_schedule_describes_its_cost() -> None:
+def test_steps_are_described_with_their_cost() -> None:
     told = "2 steps, to 5, 10 of the hidden neurons: 2 passes of the calibration text to rank by"
-    assert Schedule(2).describe(10, "neurons", repairs=False) == told
-    for repair, end in (("last", "the last"), ("each", "each")):
-        schedule = Schedule(2, repair=repair)  # type: ignore[arg-type]
-        assert schedule.describe(10, "neurons", repairs=True) == f"{told}, and a repair after {end}"
+    assert describe_steps(2, 10, "neurons", repairs=False) == told
+    assert describe_steps(2, 10, "neurons", repairs=True) == f"{told}, and a repair after the last"
 
 
 # --- removed neurons
@@ -127,9 +101,9 @@ def test_a_schedule_describes_its_cost() -> None:
 def test_steps_are_compact_models_pruned_again(topology: type[BasePipeline], scorer: BaseScorer, pruner: Any) -> None:
     """Each step separately: make the model compact, calibrate it and prune it."""
     number, layers = (24, 3) if pruner is not LocalPruner else (8, 1)
-    found = masks_of(ran(topology, model_of(), scorer=scorer, pruner=pruner(number), schedule=Schedule(3)))
+    found = masks_of(ran(topology, model_of(), scorer=scorer, pruner=pruner(number), steps=3))
     small, wanted, gone = model_of(), None, 0
-    for amount in Schedule(3).amounts(number):
+    for amount in amounts_after_steps(number, 3):
         run = ran(topology, small, scorer=scorer, pruner=pruner(amount - gone))
         wanted = masks_of(run) if wanted is None else lifted(wanted, masks_of(run))
         gone = amount
@@ -139,29 +113,19 @@ def test_steps_are_compact_models_pruned_again(topology: type[BasePipeline], sco
 
 
 @topologies
-def test_one_step_is_what_a_pipeline_without_schedule_does(topology: type[BasePipeline]) -> None:
-    plain, scheduled = model_of(), model_of()
-    ran(topology, plain, repair=LeastSquaresRepair(reselect=True))
-    ran(topology, scheduled, repair=LeastSquaresRepair(reselect=True), schedule=Schedule(1, "geometric", "each"))
-    for (name, a), (_, b) in zip(plain.state_dict().items(), scheduled.state_dict().items(), strict=True):
-        assert torch.equal(a, b), name
-
-
-@topologies
 @pytest.mark.parametrize(
     "pruner",
     [
         LocalPruner(0.4, multiple_of=8),
         GlobalPruner(0.4, multiple_of=8),
         SensitivityPruner(0.4, limit=0.5),
-        LocalPruner(0.2, of="bytes"),
-        GlobalPruner(0.2, of="flops", protect=1),
+        LocalPruner(0.2, amount_of="bytes"),
+        GlobalPruner(0.2, amount_of="flops", protect=1),
     ],
     ids=["local", "global", "sensitivity", "bytes", "flops"],
 )
-@pytest.mark.parametrize("growth", ["linear", "geometric"])
 def test_removed_neurons_do_not_come_back_and_the_last_step_reaches_the_amount(
-    topology: type[BasePipeline], pruner: BasePruner, growth: Any
+    topology: type[BasePipeline], pruner: BasePruner
 ) -> None:
     steps: list[Masks] = []
 
@@ -170,7 +134,7 @@ def test_removed_neurons_do_not_come_back_and_the_last_step_reaches_the_amount(
             steps.append(super().choose(*arguments))
             return steps[-1]
 
-    run = ran(Watched, model_of(), pruner=pruner, schedule=Schedule(4, growth))
+    run = ran(Watched, model_of(), pruner=pruner, steps=4)
     assert len(steps) == 4
     for before, after in itertools.pairwise(steps):
         assert (before & after) == after
@@ -224,15 +188,13 @@ def test_pruners_of_third_parties_work_in_steps_too() -> None:
                 count = round(self.amount * layer.out_features)
                 layer.pruning_mask = layer.importance >= layer.importance.sort().values[count]
 
-    wanted = masks_of(ran(IsolatedFFNPipeline, model_of(), pruner=LocalPruner(0.4), schedule=Schedule(3)))
+    wanted = masks_of(ran(IsolatedFFNPipeline, model_of(), pruner=LocalPruner(0.4), steps=3))
     for pruner in (Shares, Marks):
-        assert masks_of(ran(IsolatedFFNPipeline, model_of(), pruner=pruner(0.4), schedule=Schedule(3))) == wanted
+        assert masks_of(ran(IsolatedFFNPipeline, model_of(), pruner=pruner(0.4), steps=3)) == wanted
 
 
 def test_scores_that_ignore_earlier_steps_bring_no_neuron_back() -> None:
-    run = ran(
-        IsolatedFFNPipeline, model_of(), scorer=RandomScorer(seed=3), pruner=GlobalPruner(0.5), schedule=Schedule(5)
-    )
+    run = ran(IsolatedFFNPipeline, model_of(), scorer=RandomScorer(seed=3), pruner=GlobalPruner(0.5), steps=5)
     assert masks_of(run).kept == 60
 
 
@@ -240,7 +202,7 @@ def test_scores_that_ignore_earlier_steps_bring_no_neuron_back() -> None:
 def test_listed_linears_are_pruned_in_steps(topology: type[BasePipeline]) -> None:
     model = model_of()
     snapshot = Snapshot(model)
-    run = ran(topology, model, STRUCTURE, pruner=LocalPruner(0.5), schedule=Schedule(2))
+    run = ran(topology, model, STRUCTURE, pruner=LocalPruner(0.5), steps=2)
     assert set(masks_of(run).widths.values()) == {20, 8}
     run.undo()
     snapshot.assert_restored()
@@ -249,7 +211,7 @@ def test_listed_linears_are_pruned_in_steps(topology: type[BasePipeline]) -> Non
 def test_models_of_other_kinds_are_pruned_in_steps() -> None:
     for model, calibration in ((tiny_t5(), token_ids()), (mlp(4, 12, 8, 3), features(300, 4))):
         snapshot = Snapshot(model)
-        run = ran(ChainedFFNPipeline, model, pruner=GlobalPruner(0.5), schedule=Schedule(3), calibration=calibration)
+        run = ran(ChainedFFNPipeline, model, pruner=GlobalPruner(0.5), steps=3, calibration=calibration)
         assert masks_of(run).kept == masks_of(run).size // 2
         run.undo()
         snapshot.assert_restored()
@@ -258,17 +220,8 @@ def test_models_of_other_kinds_are_pruned_in_steps() -> None:
 # --- later steps
 
 
-@pytest.mark.parametrize(
-    ("repair", "when"),
-    [
-        (None, "last"),
-        (BiasRepair(), "last"),
-        (BiasRepair(), "each"),
-        (LeastSquaresRepair(reselect=True), "last"),
-        (LeastSquaresRepair(reselect=True), "each"),
-    ],
-)
-def test_later_steps_calibrate_on_the_model_as_pruned_so_far(repair: BaseRepair | None, when: Any) -> None:
+@pytest.mark.parametrize("repair", [None, BiasRepair(), LeastSquaresRepair(reselect=True)])
+def test_later_steps_calibrate_on_the_model_as_pruned_so_far(repair: BaseRepair | None) -> None:
     model = model_of()
     dense = copy.deepcopy(model)
     seen: list[torch.Tensor] = []
@@ -284,29 +237,24 @@ def test_later_steps_calibrate_on_the_model_as_pruned_so_far(repair: BaseRepair 
             kept.append(found[0])
             return found
 
-    run = ran(Watched, model, pruner=LocalPruner(0.5), repair=repair, schedule=Schedule(2, repair=when))
+    run = ran(Watched, model, pruner=LocalPruner(0.5), repair=repair, steps=2)
     final = logits(run.undo(), CALIBRATION)
     assert torch.equal(seen[0], logits(dense, CALIBRATION))
     assert torch.equal(final, seen[0])
-    one_shot = ran(
-        IsolatedFFNPipeline, dense, pruner=LocalPruner(0.25), repair=repair if when == "each" else None, form="zero"
-    )
+    ran(IsolatedFFNPipeline, dense, pruner=LocalPruner(0.25), form="zero")
     torch.testing.assert_close(seen[1], logits(dense, CALIBRATION), rtol=1e-4, atol=1e-4)
     assert (seen[1] - seen[0]).abs().max() > 1e-2
-    if repair is not None:
-        assert len(kept) == (2 if when == "each" else 1)
-        if when == "each":
-            assert (masks_of(one_shot) & kept[1]) == kept[1]
+    assert len(kept) == (repair is not None)
 
 
-def test_the_last_repair_starts_from_the_dense_model() -> None:
-    """It ignores the weights of earlier repairs: it is the repair of the final masks."""
+def test_the_repair_starts_from_the_dense_model() -> None:
+    """It ignores the steps before: it is the repair of the final masks."""
     run = ran(
         IsolatedFFNPipeline,
         model_of(),
         pruner=LocalPruner(0.5),
         repair=LeastSquaresRepair(0.01),
-        schedule=Schedule(3, repair="each"),
+        steps=3,
     )
 
     class Given(LocalPruner):
@@ -333,7 +281,7 @@ def test_reselection_chooses_among_the_remaining_neurons() -> None:
 
 def test_graphs_and_sensitivities_are_those_of_the_dense_model() -> None:
     model = model_of()
-    run = ran(ChainedFFNPipeline, model, pruner=SensitivityPruner(0.5), schedule=Schedule(3))
+    run = ran(ChainedFFNPipeline, model, pruner=SensitivityPruner(0.5), steps=3)
     once = ran(ChainedFFNPipeline, model_of(), pruner=SensitivityPruner(0.5))
     assert run.sensitivities == once.sensitivities
     for a, b in zip(run.ranks[0].scores, once.ranks[0].scores, strict=True):
@@ -348,7 +296,7 @@ def test_graphs_and_sensitivities_are_those_of_the_dense_model() -> None:
 def test_forms_agree_and_are_undone(form: Any) -> None:
     model = model_of()
     snapshot = Snapshot(model)
-    options = {"pruner": GlobalPruner(0.4), "repair": LeastSquaresRepair(), "schedule": Schedule(2, repair="each")}
+    options = {"pruner": GlobalPruner(0.4), "repair": LeastSquaresRepair(), "steps": 2}
     run = ran(ChainedFFNPipeline, model, form=form, **options)
     found = logits(model, CALIBRATION)
     run.undo()
@@ -358,10 +306,11 @@ def test_forms_agree_and_are_undone(form: Any) -> None:
     torch.testing.assert_close(found, logits(again, CALIBRATION), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
-@pytest.mark.parametrize("stage", ["calibrate", "draw", "score", "choose", "repairs"])
+@pytest.mark.parametrize(
+    ("stage", "step"), [*itertools.product(("calibrate", "draw", "score", "choose"), (1, 2, 3)), ("repairs", 1)]
+)
 @pytest.mark.parametrize("repair", [LeastSquaresRepair(reselect=True), BiasRepair()], ids=["lstsq", "bias"])
-def test_an_exception_in_a_step_leaves_the_model_dense(step: int, stage: str, repair: BaseRepair) -> None:
+def test_an_exception_in_a_step_leaves_the_model_dense(stage: str, step: int, repair: BaseRepair) -> None:
     model = model_of()
     model.train()
     snapshot = Snapshot(model)
@@ -371,7 +320,7 @@ def test_an_exception_in_a_step_leaves_the_model_dense(step: int, stage: str, re
         pruner=GlobalPruner(0.5),
         calibration=CALIBRATION,
         repair=repair,
-        schedule=Schedule(3, repair="each"),
+        steps=3,
     )
     honest, calls = getattr(pipeline, stage), []
 
@@ -414,12 +363,10 @@ def test_a_trial_zeroes_neurons_and_restores_them() -> None:
 
 
 def test_the_report_shows_each_step_and_its_cost() -> None:
-    run = ran(
-        IsolatedFFNPipeline, model_of(), pruner=LocalPruner(0.5), repair=LeastSquaresRepair(), schedule=Schedule(2)
-    )
+    run = ran(IsolatedFFNPipeline, model_of(), pruner=LocalPruner(0.5), repair=LeastSquaresRepair(), steps=2)
     assert run.report is not None
     plain = run.report.to_dict()
-    assert plain["method"]["schedule"] == {"steps": 2, "growth": "linear", "repair": "last"}
+    assert plain["method"]["steps"] == 2
     first, second = plain["steps"]
     assert (first["amount"], first["removed"], first["calibration_passes"], first["repaired"]) == (0.25, 30, 1, False)
     assert (second["amount"], second["removed"], second["calibration_passes"], second["repaired"]) == (0.5, 60, 1, True)

@@ -105,7 +105,7 @@ def test_heads_have_explained_shares_of_the_output_map() -> None:
     output.register_forward_pre_hook(lambda _m, args: seen.append(args[0].flatten(0, -2)))
     logits(pipeline.model, IDS)
     wanted = textbook.explained(seen[0].tolist(), output.weight.tolist())
-    torch.testing.assert_close(heads.energy, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(heads, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("scorer", [EXACT, ModifiedPageRankScorer(dtype="float64")])

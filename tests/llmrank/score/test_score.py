@@ -15,14 +15,12 @@ from hypothesis import strategies as st
 from graphs import GraphError, LayeredGraph
 from graphs.analysis.flow import damping_of
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
-from llmrank.calibration.contribution import Explained
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,
-    ExplainedScorer,
     FLAPScorer,
     ForwardBackwardScorer,
     ModifiedPageRankScorer,
@@ -41,7 +39,7 @@ FIRST = [[1.0, 0.0, -2.0], [0.5, 0.0, 0.0], [0.0, 0.0, 3.0], [-1.5, 0.0, 1.0]]
 SECOND = [[2.0, -1.0, 0.0, 0.5], [0.0, 1.0, 4.0, -0.5]]
 INPUTS, HIDDEN, OUTPUTS = [2.0, 1.0, 1.0], [1.0, 4.0, 2.0, 0.5], [3.0, 1.0]
 VARIANCE = [0.5, 0.25, 2.0, 0.125]
-ENERGY, SPREAD = [0.5, 0.7, -0.3, 0.1], [0.1, 0.2, 0.3, 0.4]
+ENERGY = [0.5, 0.7, -0.3, 0.1]
 
 
 def statistics(vector: list[float], variance: list[float] | None = None, read: list[float] | None = None) -> Any:
@@ -56,9 +54,7 @@ def small_graph() -> LayeredGraph:
 
 LAYERS = (
     statistics(INPUTS),
-    replace(
-        statistics(HIDDEN, VARIANCE), explained=Explained(torch.tensor(ENERGY).double(), torch.tensor(SPREAD).double())
-    ),
+    replace(statistics(HIDDEN, VARIANCE), explained=torch.tensor(ENERGY).double()),
     statistics(OUTPUTS),
 )
 
@@ -117,13 +113,6 @@ def expected(name: str) -> list[list[float]]:
         return [textbook.share(textbook.flap(SECOND, VARIANCE)), textbook.share(OUTPUTS)]
     if name.startswith("fbpr"):
         return both_ways(*BOTH_WAYS[name])[1:]
-    if name == "explained":
-        return [textbook.share([0.5, 0.7, 0.3, 0.1]), textbook.share(OUTPUTS)]
-    if name == "explained-signed":
-        # Negative shares raise all scores of the layer.
-        return [textbook.share([0.8, 1.0, 0.0, 0.4]), textbook.share(OUTPUTS)]
-    if name == "explained-variance":
-        return [SPREAD, textbook.share(OUTPUTS)]
     if name == "wpr-energy":
         squares = [[[w * w for w in row] for row in weight] for weight in (FIRST, SECOND)]
         hidden = textbook.weighted(squares[0], textbook.share([a * a for a in INPUTS]), [a * a for a in HIDDEN], 0.5, 1)
@@ -174,9 +163,6 @@ SCORERS: dict[str, BaseScorer] = {
     "wpr-explained": WeightedPageRankScorer(explained=0.5),
     "wpr-explained-alone": WeightedPageRankScorer(explained=1.0),
     "mpr-explained": ModifiedPageRankScorer(explained=0.5),
-    "explained": ExplainedScorer(),
-    "explained-signed": ExplainedScorer(signed=True),
-    "explained-variance": ExplainedScorer("variance"),
 }
 
 
@@ -442,7 +428,6 @@ def test_unknown_choices_raise_at_construction(make: Any, option: str) -> None:
     [
         (ForwardBackwardScorer, {"backend": "jacobi"}, "unknown backend 'jacobi'"),
         (ForwardBackwardScorer, {"edges": "signed"}, "unknown edges 'signed'; expected one of magnitude, energy"),
-        (ExplainedScorer, {"explains": "mass"}, "explains must be energy or variance, got 'mass'"),
     ],
 )
 def test_unknown_options_raise(make: Any, options: dict[str, str], message: str) -> None:
@@ -501,7 +486,7 @@ def test_degenerate_layers_have_their_numbers_in_the_graph() -> None:
 
 def test_scorers_of_explained_shares_need_them_in_the_statistics() -> None:
     for layers in ((), (statistics(INPUTS), statistics(HIDDEN), statistics(OUTPUTS))):
-        for scorer in (ExplainedScorer(), WeightedPageRankScorer(explained=0.1), ForwardBackwardScorer(explained=1)):
+        for scorer in (WeightedPageRankScorer(explained=0.1), ForwardBackwardScorer(explained=1)):
             assert scorer.needs_explained
             with pytest.raises(
                 OptionError, match=f"{type(scorer).__name__} needs statistics of all 3 layers that say what share"
@@ -510,13 +495,11 @@ def test_scorers_of_explained_shares_need_them_in_the_statistics() -> None:
     assert not WeightedPageRankScorer().needs_explained
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_explained_shares_that_are_not_finite_raise(signed: bool) -> None:
+def test_explained_shares_that_are_not_finite_raise() -> None:
     energy = torch.tensor([0.5, math.nan, -0.3, 0.1]).double()
-    layers = (LAYERS[0], replace(LAYERS[1], explained=Explained(energy, torch.tensor(SPREAD).double())), LAYERS[2])
-    with pytest.raises(LLMRankError, match="non-finite"):
-        ExplainedScorer(signed=signed).rank(small_graph(), layers)
-    assert ExplainedScorer("variance").rank(small_graph(), layers).scores[1].tolist() == pytest.approx(SPREAD)
+    layers = (LAYERS[0], replace(LAYERS[1], explained=energy), LAYERS[2])
+    with pytest.raises(GraphError, match="finite"):
+        WeightedPageRankScorer(explained=0.5).rank(small_graph(), layers)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None, 2**63, 10**23])
