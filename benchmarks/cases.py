@@ -11,7 +11,7 @@ from scipy import sparse
 
 from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, residual_graph
 from graphs.structures import gallery
-from llmrank.calibration.statistics import collect
+from llmrank.calibration.statistics import collect_statistics
 from llmrank.calibration.text import builtin_texts, tokenise
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_model
@@ -44,7 +44,7 @@ def model_chains(source: str | os.PathLike[str] | None, depths: list[int]) -> di
     loaded = checkpoint.load(source or demo_model(), dtype="float32")
     ffns = find_ffns(loaded.model)
     sequences = tokenise(builtin_texts()[0], loaded.tokenizer, samples=4, sequence_length=256)
-    statistics = collect(loaded.model, ffns, sequences)
+    statistics = collect_statistics(loaded.model, ffns, sequences)
     return {
         depth: build_graphs(ffns[:depth], statistics[:depth], "chained")[0].graph
         for depth in depths

@@ -20,7 +20,7 @@ from benchmarks import pruning_peers
 from benchmarks.provenance import opened, write
 from benchmarks.quality import EARLIER, RESULTS, Setting, Study, is_earlier, protocol
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
-from llmrank.calibration.generation import AT_ONCE, PIECE, generated_text
+from llmrank.calibration.generation import LONGEST_TEXT, TEXTS_AT_ONCE, generated_text
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise, tokenise_and_hold_out
 from llmrank.models.demo_models import demo_model
 from llmrank.surgery import checkpoint
@@ -47,7 +47,11 @@ ROWS = (
 )
 
 # What decides a text that a model writes itself, beside how much of it there is.
-OWN_TEXT = {"source": "written by the model itself, seed 0", "longest_text": PIECE, "texts_at_once": AT_ONCE}
+OWN_TEXT = {
+    "source": "written by the model itself, seed 0",
+    "longest_text": LONGEST_TEXT,
+    "texts_at_once": TEXTS_AT_ONCE,
+}
 
 
 @dataclass(frozen=True)

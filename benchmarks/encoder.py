@@ -30,7 +30,7 @@ from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
 from llmrank.calibration.forward import evaluation_mode, model_inputs
 from llmrank.calibration.recording import recording
-from llmrank.calibration.statistics import collect
+from llmrank.calibration.statistics import collect_statistics
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_encoder
@@ -171,7 +171,7 @@ class Study:
         self.ffns = find_ffns(model)
         self.dense = corpus.embeddings(model)
         with recording(model, self.ffns) as self.record:
-            self.statistics = collect(model, self.ffns, self.calibration, BATCH)
+            self.statistics = collect_statistics(model, self.ffns, self.calibration, BATCH)
 
     def masks(self, setting: Setting) -> tuple[Masks, Reselection]:
         """What a setting keeps, and how it chooses anew."""

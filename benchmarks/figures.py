@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 
-from graphs.draw.colours import line_look
+from graphs.draw.colours import line_style
 
 __all__ = ["compact", "convergence", "mlp", "quality", "scale", "speed"]
 
@@ -330,7 +330,7 @@ def quality(results: dict[str, Any], folder: Path) -> list[Path]:
                 if not known:
                     continue
                 values = [rows[key.format(amount=amount)]["test"] / dense for amount in known]
-                ax.plot([0.0, *known], [1.0, *values], lw=1.3, ms=4, label=label, **line_look(position))
+                ax.plot([0.0, *known], [1.0, *values], lw=1.3, ms=4, label=label, **line_style(position))
             ax.set(yscale="log", xlabel="share of hidden neurons removed", title=title)
             ax.set_xticks([0.0, *amounts], [f"{amount:.0%}" for amount in (0.0, *amounts)])
             highest = max((value for line in ax.lines for value in np.asarray(line.get_ydata())), default=1.0)

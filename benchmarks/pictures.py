@@ -7,7 +7,7 @@ from pathlib import Path
 
 import llmrank
 from llmrank import ChainedFFNPipeline
-from llmrank.inspection.figures import DPI, concentration, layer_view, what_went_where
+from llmrank.inspection.figures import DPI, draw_concentration, draw_layer, draw_removed_neurons
 from llmrank.inspection.inspection import inspect_model
 from llmrank.models.demo_models import demo_model
 from llmrank.pipeline import CalibrationText
@@ -36,9 +36,11 @@ def main() -> None:
     inspection = inspect_model(pipeline, {name: SCORERS.make(name) for name in COMPARED}, "wpr", "global")
     middle = list(inspection.places())[len(inspection.places()) // 2]
     pictures = {
-        "inspect_what_goes": what_went_where(inspection.main.importance, inspection.main.masks["global"], "global"),
-        "inspect_layer": layer_view(inspection, middle, top=16),
-        "inspect_concentration": concentration(inspection),
+        "inspect_what_goes": draw_removed_neurons(
+            inspection.main.importance, inspection.main.masks["global"], "global"
+        ),
+        "inspect_layer": draw_layer(inspection, middle, top=16),
+        "inspect_concentration": draw_concentration(inspection),
     }
     for stem, figure in pictures.items():
         path = options.output / f"{stem}.png"

@@ -27,10 +27,10 @@ from llmrank import Masks
 from llmrank.calibration.attention import find_attentions
 from llmrank.calibration.forward import run_sequences
 from llmrank.calibration.recording import Recording, recording
-from llmrank.calibration.statistics import FFNStatistics, collect
+from llmrank.calibration.statistics import FFNStatistics, collect_statistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.last_word import cut_passages
-from llmrank.evaluation.perplexity import perplexity, size
+from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.models import explicit_ffns, find_ffns
 from llmrank.models.demo_models import demo_model
 from llmrank.models.loading import LoadedModel
@@ -199,7 +199,7 @@ class Study:
         around = [TOPOLOGIES[row.topology] for row in rows]
         attends = any(options.get("attention") for _, options in around)
         with recording(self.model, self.ffns["ffn"]) as self.record:
-            self.statistics["ffn"] = collect(
+            self.statistics["ffn"] = collect_statistics(
                 self.model,
                 self.ffns["ffn"],
                 self.calibration,
@@ -213,7 +213,7 @@ class Study:
         """Add the rows that are missing, and save after each."""
         if "dense" not in results:
             results["dense"] = {name: perplexity(self.model, text).value for name, text in self.texts.items()}
-        results.setdefault("size", asdict(size(self.model, self.ffns["ffn"])))
+        results.setdefault("size", asdict(model_size(self.model, self.ffns["ffn"])))
         print("dense", results["dense"], flush=True)
         rows = results.setdefault("rows", {})
         # Of the commands that the file names, the one that measured a row: 0 is the first.
@@ -243,7 +243,7 @@ class Study:
             peer = next(p for p in pruning_peers.PEERS if (p.name, p.budget) == (setting.scorer, setting.pruner))
             return peer.masks(self.model, self.ffns["ffn"], self.calibration, setting.amount), None
         if setting.graph not in self.statistics:
-            self.statistics[setting.graph] = collect(self.model, self.ffns[setting.graph], self.calibration)
+            self.statistics[setting.graph] = collect_statistics(self.model, self.ffns[setting.graph], self.calibration)
         name, knobs = SCORERS[setting.scorer]
         topology, options = TOPOLOGIES[setting.topology]
         pipeline = PIPELINES.find(topology)(

@@ -24,7 +24,7 @@ from llmrank import Masks
 from llmrank.calibration.blockwise import open_stream
 from llmrank.calibration.forward import run_sequences
 from llmrank.calibration.recording import Recording, recording
-from llmrank.calibration.statistics import collect
+from llmrank.calibration.statistics import collect_statistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
@@ -130,7 +130,7 @@ class Study:
         length = SIZES[tokens]
         parts = read_and_hold_out(self.wikitext / "valid.txt", self.tokenizer, tokens // length, length)
         with recording(self.model, self.ffns) as record:
-            statistics = collect(self.model, self.ffns, parts[0])
+            statistics = collect_statistics(self.model, self.ffns, parts[0])
             run_sequences(self.model, self.ffns, parts[1].batches(1))
         pipeline = PIPELINES.find("isolated")(
             self.model, self.tokenizer, None, make_scorer("wpr"), make_pruner("local", amount=0.3)

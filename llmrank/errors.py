@@ -11,7 +11,7 @@ __all__ = [
     "OptionError",
     "StructureError",
     "UnsupportedModelError",
-    "out_of_memory",
+    "is_out_of_memory",
 ]
 
 
@@ -47,15 +47,15 @@ class CheckpointError(LLMRankError):
     """A checkpoint cannot be written or read as asked."""
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or its cause, reports that memory ran out: Python's, a device's, or torch's on the CPU.
 
-    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     (True, True)
     """
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
-        or (error.__cause__ is not None and out_of_memory(error.__cause__))
+        or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
     )

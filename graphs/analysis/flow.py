@@ -20,7 +20,7 @@ from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["damping_of", "departing_scores", "flow", "is_modified", "share_through_graph", "theta_of"]
+__all__ = ["departing_scores", "flow", "gamma_of", "is_modified", "share_through_graph", "theta_of"]
 
 
 def flow(
@@ -129,7 +129,7 @@ def is_modified(rank: RankResult) -> bool:
     return rank.method == "modified pagerank"
 
 
-def damping_of(rank: RankResult) -> float | None:
+def gamma_of(rank: RankResult) -> float | None:
     """Return gamma if the rank is a weighted PageRank of layers; only its scores have a part that came through the graph.
 
     Parameters
@@ -145,7 +145,7 @@ def damping_of(rank: RankResult) -> float | None:
     --------
     >>> from graphs import pagerank, weighted_pagerank
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]])
-    >>> damping_of(weighted_pagerank(graph, gamma=0.7)), damping_of(pagerank(graph, gamma=0.7))
+    >>> gamma_of(weighted_pagerank(graph, gamma=0.7)), gamma_of(pagerank(graph, gamma=0.7))
     (0.7, None)
     """
     gamma = rank.parameters.get("gamma") if rank.method == "weighted pagerank" else None

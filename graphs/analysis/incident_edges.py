@@ -18,7 +18,7 @@ from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["IncidentEdges", "SourceTotals", "column_of", "highest_in_rows", "incident_edges", "row_of"]
+__all__ = ["IncidentEdges", "SourceTotals", "highest_in_rows", "incident_edges", "source_weights", "target_weights"]
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
@@ -214,7 +214,7 @@ def highest_in_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]
     return columns, values
 
 
-def row_of(block: Block, target: int) -> FloatArray:
+def target_weights(block: Block, target: int) -> FloatArray:
     """Return the weights of one target's edges; weights of parallel edges are added.
 
     Parameters
@@ -229,7 +229,7 @@ def row_of(block: Block, target: int) -> FloatArray:
 
     Examples
     --------
-    >>> row_of(DenseBlock((np.array([[1.0, -2.0], [3.0, 0.0]]),)), 0)
+    >>> target_weights(DenseBlock((np.array([[1.0, -2.0], [3.0, 0.0]]),)), 0)
     array([1., 2.])
     """
     if isinstance(block, DenseBlock):
@@ -241,7 +241,7 @@ def row_of(block: Block, target: int) -> FloatArray:
     return row
 
 
-def column_of(block: Block, source: int, layer: int) -> FloatArray:
+def source_weights(block: Block, source: int, layer: int) -> FloatArray:
     """Return the weights of one source's edges; weights of parallel edges are added.
 
     Parameters
@@ -263,7 +263,7 @@ def column_of(block: Block, source: int, layer: int) -> FloatArray:
 
     Examples
     --------
-    >>> column_of(DenseBlock((np.array([[1.0, -2.0], [3.0, 0.0]]),)), 0, layer=1)
+    >>> source_weights(DenseBlock((np.array([[1.0, -2.0], [3.0, 0.0]]),)), 0, layer=1)
     array([1., 3.])
     """
     if isinstance(block, DenseBlock):

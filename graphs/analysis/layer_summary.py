@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from graphs.analysis.flow import damping_of, share_through_graph
+from graphs.analysis.flow import gamma_of, share_through_graph
 from graphs.analysis.measures import as_masses, effective_number, gini, positions, top_share
 from graphs.analysis.strengths import default_backend, in_strength, out_strength
 from graphs.linalg.blocks import FloatArray
@@ -151,7 +151,7 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     """
     scores = finite_scores(graph, rank)
     backend = default_backend(graph)
-    gamma = damping_of(rank)
+    gamma = gamma_of(rank)
     into: list[FloatArray | None] = [None]
     out: list[FloatArray | None] = []
     for layer, block in enumerate(graph.blocks, start=1):

@@ -12,14 +12,14 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphs.analysis.flow import damping_of, departing_scores, is_modified, share_through_graph, theta_of
+from graphs.analysis.flow import departing_scores, gamma_of, is_modified, share_through_graph, theta_of
 from graphs.analysis.incident_edges import (
     IncidentEdges,
     SourceTotals,
-    column_of,
     highest_in_rows,
     incident_edges,
-    row_of,
+    source_weights,
+    target_weights,
 )
 from graphs.analysis.measures import percentiles, positions
 from graphs.analysis.strengths import default_backend
@@ -180,17 +180,17 @@ def summarise_node(
     through = None
     if layer > 0:
         sources = SourceTotals.of_block(graph, layer, theta, default_backend(graph))
-        arriving = row_of(graph.blocks[layer - 1], node)
+        arriving = target_weights(graph.blocks[layer - 1], node)
         probabilities = sources.probabilities(arriving)
         masses = (arriving if is_modified(rank) else probabilities) * departing_scores(rank, scores[layer - 1])
         in_edges = _edges(masses, top, arriving, probabilities, masses / (masses.sum() or 1.0))
-        gamma = damping_of(rank)
+        gamma = gamma_of(rank)
         if gamma is not None:
             teleport = activations[node] / activations.sum() if activations.any() else 1.0 / len(activations)
             passed = float(masses.sum() / (scores[layer - 1].sum() or 1.0))
             through = share_through_graph(gamma, passed, float(teleport))
     if layer < len(graph.blocks):
-        leaving = column_of(graph.blocks[layer], node, layer + 1)
+        leaving = source_weights(graph.blocks[layer], node, layer + 1)
         probabilities = SourceTotals.of_column(leaving, theta).probabilities(leaving)
         out_edges = _edges(leaving, top, leaving, probabilities, probabilities)
     return NodeSummary(

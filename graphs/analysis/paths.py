@@ -18,10 +18,10 @@ from graphs.analysis.flow import theta_of
 from graphs.analysis.incident_edges import (
     IncidentEdges,
     SourceTotals,
-    column_of,
     highest_in_rows,
     incident_edges,
-    row_of,
+    source_weights,
+    target_weights,
 )
 from graphs.analysis.strengths import default_backend
 from graphs.checks import check_count
@@ -148,14 +148,14 @@ def _outgoing(
     """Yield transition probabilities out of layer `position`, by source; only those of `node` out of or into `layer`."""
     block = graph.blocks[position]
     if position == layer:
-        column = column_of(block, node, position + 1)
+        column = source_weights(block, node, position + 1)
         probabilities = SourceTotals.of_column(column, theta).probabilities(column)
         yield IncidentEdges(np.array([node]), np.arange(len(column)), probabilities[None, :])
         return
     sources = SourceTotals.of_block(graph, position + 1, theta, backend)
     if position + 1 == layer:
         yield IncidentEdges(
-            np.arange(block.shape[1]), np.array([node]), sources.probabilities(row_of(block, node))[:, None]
+            np.arange(block.shape[1]), np.array([node]), sources.probabilities(target_weights(block, node))[:, None]
         )
         return
     for edges in incident_edges(block, "source"):

@@ -22,7 +22,7 @@ __all__ = [
     "SCORE_REMOVED",
     "add_log_colour_bar",
     "hatch_background",
-    "line_look",
+    "line_style",
     "log_norm",
 ]
 
@@ -37,7 +37,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COLOUR_MAP = "cividis"
 
 
-def line_look(position: int) -> dict[str, Any]:
+def line_style(position: int) -> dict[str, Any]:
     """Choose colour, dashes and marker of a line; the first eight lines differ in all three.
 
     Parameters
@@ -52,7 +52,7 @@ def line_look(position: int) -> dict[str, Any]:
 
     Examples
     --------
-    >>> line_look(1)
+    >>> line_style(1)
     {'color': '#BA5100', 'linestyle': '--', 'marker': 's'}
     """
     return {

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphs.analysis.measures import gini, lorenz
 from graphs.draw.axes import SMALL, new_axes, number_log_axis, wrap_to_axes
-from graphs.draw.colours import FAINT, LINES, line_look
+from graphs.draw.colours import FAINT, LINES, line_style
 from graphs.draw.inputs import check_layer_names, check_layer_scores
 from graphs.draw.wording import percent, short_names
 from graphs.linalg.blocks import FloatArray
@@ -66,7 +66,7 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
     curves = [_exceedance(values) for values in layers]
     if len(layers) <= MAX_LINES:
         for position, (values, (x, y), label) in enumerate(zip(layers, curves, labels, strict=True)):
-            _exceedance_line(ax, x, y, f"{label}{_zeros(values)}", line_look(position))
+            _exceedance_line(ax, x, y, f"{label}{_zeros(values)}", line_style(position))
     else:
         scored = [k for k, values in enumerate(layers) if values.any()]
         if scored:
@@ -137,7 +137,7 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
     ax.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, label="equality")
     if len(layers) <= MAX_LINES:
         for position, (values, label) in enumerate(zip(layers, labels, strict=True)):
-            _lorenz_line(ax, values, f"{label}, {_gini(values)}", line_look(position))
+            _lorenz_line(ax, values, f"{label}, {_gini(values)}", line_style(position))
     else:
         scored = [values for values in layers if values.any()]
         if scored:
@@ -217,8 +217,8 @@ def _extremes(layers: Sequence[FloatArray]) -> list[tuple[int, str, dict[str, An
     if not coefficients:
         return []
     return [
-        (max(coefficients, key=coefficients.__getitem__), "most unequal", line_look(1)),
-        (min(coefficients, key=coefficients.__getitem__), "least unequal", line_look(3)),
+        (max(coefficients, key=coefficients.__getitem__), "most unequal", line_style(1)),
+        (min(coefficients, key=coefficients.__getitem__), "least unequal", line_style(3)),
     ]
 
 

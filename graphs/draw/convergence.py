@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from graphs.draw.axes import SMALL, new_axes, wrap_to_axes
-from graphs.draw.colours import line_look
+from graphs.draw.colours import line_style
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import as_literal
 from graphs.errors import GraphError
@@ -84,7 +84,7 @@ def convergence(
             np.where((values > 0) & np.isfinite(values), values, np.nan)[at]
             for values in (result.error_bounds, result.residuals)
         )
-        look = line_look(position)
+        look = line_style(position)
         shown = np.flatnonzero(np.isfinite(bounds))
         exact = f" (exact after {result.iterations:,})" if result.stop_reason == "exact" else ""
         ax.plot(

@@ -30,14 +30,14 @@ try:
 except ImportError:  # Windows has no fcntl: there nothing is locked, and so no leftover is removed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "read_tensors", "remove_leftovers", "replacing", "workplace", "write_tensors"]
+__all__ = ["LOCK", "hidden_directory", "read_tensors", "remove_leftovers", "replace_file", "write_tensors"]
 
 LOCK = "lock"
 SUFFIX = ".partial"
 
 
 @contextlib.contextmanager
-def workplace(directory: Path, name: str) -> Iterator[Path]:
+def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
     """Make a hidden directory to prepare a file or directory in before it is moved to its place; it is removed at the end.
 
     A process that is killed leaves the directory behind. A living process holds a lock on the file ``lock`` in it;
@@ -63,7 +63,7 @@ def workplace(directory: Path, name: str) -> Iterator[Path]:
     Examples
     --------
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with workplace(Path(folder), "model") as place:
+    ...     with hidden_directory(Path(folder), "model") as place:
     ...         print([path.name for path in place.iterdir()])
     ...     print(list(Path(folder).iterdir()))
     ['lock']
@@ -81,7 +81,7 @@ def workplace(directory: Path, name: str) -> Iterator[Path]:
 
 
 def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | None = None) -> None:
-    """Remove the hidden directories of :func:`workplace` with that name whose processes are dead.
+    """Remove the hidden directories of :func:`hidden_directory` with that name whose processes are dead.
 
     Directories of other machines on a shared file system are kept, because their locks may not be visible here. Two machines
     with the same host name count as one.
@@ -91,14 +91,14 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
     directory : Path
         Parent of the hidden directories. Nothing happens if it cannot be read.
     name : str
-        As for :func:`workplace`.
+        As for :func:`hidden_directory`.
     undo : callable, optional
         Called with every hidden directory before it is removed.
 
     Examples
     --------
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with workplace(Path(folder), "model") as place:
+    ...     with hidden_directory(Path(folder), "model") as place:
     ...         remove_leftovers(Path(folder), "model")
     ...         print(place.exists())
     True
@@ -173,7 +173,7 @@ def _take_lock(place: Path, *, require_lock: bool) -> int | None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file that replaces `path` on success and is removed on failure.
 
     What a killed process has left behind is removed by the next call for the same path.
@@ -199,7 +199,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Examples
     --------
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with replacing(Path(folder, "file")) as partial:
+    ...     with replace_file(Path(folder, "file")) as partial:
     ...         _ = partial.write_text("new text")
     ...     Path(folder, "file").read_text()
     'new text'
@@ -211,7 +211,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         file_type = "a directory" if target.is_dir() else "a device or a pipe"
         raise GraphError(f"cannot write {path}: it is {file_type}; expected the path of a file")
     remove_leftovers(target.parent, target.name)
-    with workplace(target.parent, target.name) as place:
+    with hidden_directory(target.parent, target.name) as place:
         partial = place / "content"
         partial.touch()
         mode = stat.S_IMODE((target if target.exists() else partial).stat().st_mode)
@@ -244,7 +244,7 @@ def write_tensors(
     Raises
     ------
     GraphError
-        As for :func:`replacing`.
+        As for :func:`replace_file`.
     OSError
         The disk is full, or the system refuses.
 
@@ -257,7 +257,7 @@ def write_tensors(
     """
     text = json.dumps({**meta, "kind": kind, "version": version})
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    with replacing(path) as partial:
+    with replace_file(path) as partial:
         try:
             save_file(contiguous, partial, {"meta": text, "crc32": _checksum(text, contiguous)})
         except SafetensorError as error:

@@ -14,18 +14,26 @@ import torch
 from transformers import GenerationConfig
 
 from llmrank.calibration.forward import Progress, evaluation_mode, fitting_length, input_device
-from llmrank.calibration.logits import check_predicts, has_perplexity
+from llmrank.calibration.logits import check_predicts, predicts_next_token
 from llmrank.calibration.text import TokenSequences
-from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, out_of_memory
+from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, is_out_of_memory
 
-__all__ = ["AT_ONCE", "GENERATED", "PIECE", "end_tokens", "generated_text", "generating", "writes_text"]
+__all__ = [
+    "GENERATED",
+    "LONGEST_TEXT",
+    "TEXTS_AT_ONCE",
+    "can_write_text",
+    "end_tokens",
+    "generated_text",
+    "generation_settings",
+]
 
 # Name of such a text in places that expect a path or a text.
 GENERATED = "generated"
 # Longest text in tokens. Longer sequences consist of several texts, so that the memory for keys and values stays small.
-PIECE = 256
+LONGEST_TEXT = 256
 # Number of texts written at once: it spreads the cost of reading the weights, and keeps the keys and values small.
-AT_ONCE = 16
+TEXTS_AT_ONCE = 16
 
 
 def end_tokens(model: Any) -> list[int]:
@@ -40,7 +48,7 @@ def _special(model: Any, name: str) -> Any:
     return next((value for value in stated if value is not None), None)
 
 
-def writes_text(model: Any) -> bool:
+def can_write_text(model: Any) -> bool:
     """Whether a model can write text without a prompt: a decoder that can generate and has a token to begin a text.
 
     Parameters
@@ -56,7 +64,7 @@ def writes_text(model: Any) -> bool:
 
 
 def _can_generate(model: Any) -> bool:
-    if not has_perplexity(model) or model.config.is_encoder_decoder:
+    if not predicts_next_token(model) or model.config.is_encoder_decoder:
         return False
     return hasattr(model, "can_generate") and bool(model.can_generate())
 
@@ -72,7 +80,7 @@ def _first_token(model: Any) -> int | None:
 
 
 @contextmanager
-def generating(model: Any, **settings: Any) -> Iterator[None]:
+def generation_settings(model: Any, **settings: Any) -> Iterator[None]:
     """Make a model generate with these settings alone; otherwise `generate` takes missing settings from the model's own.
 
     Parameters
@@ -98,7 +106,7 @@ def generated_text(
     samples: int,
     sequence_length: int,
     seed: int = 0,
-    batch_size: int = AT_ONCE,
+    batch_size: int = TEXTS_AT_ONCE,
     progress: Progress | None = None,
 ) -> TokenSequences:
     """Let a model write sequences by itself; each token is sampled by its probability, without special tokens inside a text.
@@ -118,7 +126,7 @@ def generated_text(
     batch_size : int
         Number of texts written at once. The texts depend on it.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect`.
+        See :func:`llmrank.calibration.statistics.collect_statistics`.
 
     Raises
     ------
@@ -154,7 +162,7 @@ def generated_text(
         )
     size = model.config.get_text_config().vocab_size
     forbidden = sorted(token for token in {first, *end_tokens(model), *_special_tokens(tokenizer)} if token < size)
-    n_texts = -(-length // PIECE)
+    n_texts = -(-length // LONGEST_TEXT)
     text_length = -(-length // n_texts)
     starts = torch.full((samples * n_texts, 1), first, device=input_device(model))
     settings = {
@@ -180,7 +188,7 @@ def _generate(
 
     with (
         evaluation_mode(model),
-        generating(model, **settings),
+        generation_settings(model, **settings),
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
     ):
         torch.manual_seed(seed)
@@ -196,7 +204,7 @@ def _generate(
         except LLMRankError:
             raise
         except Exception as error:
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             # The model's own code may raise any error, and the user may not have asked for generated text.
             raise UnsupportedModelError(

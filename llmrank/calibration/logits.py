@@ -18,7 +18,7 @@ from transformers.utils.generic import ModelOutput
 from llmrank.calibration.forward import first_output, model_inputs, substitute_forward
 from llmrank.errors import UnsupportedModelError
 
-__all__ = ["Prediction", "Predictor", "check_predicts", "has_perplexity"]
+__all__ = ["Prediction", "Predictor", "check_predicts", "predicts_next_token"]
 
 Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # Number of positions whose logits are computed at once, over all sequences of a batch.
@@ -29,7 +29,7 @@ N_TRIAL_POSITIONS = 4
 ROUNDINGS, COARSE_ROUNDINGS = 64, 4
 
 
-def has_perplexity(model: nn.Module) -> bool:
+def predicts_next_token(model: nn.Module) -> bool:
     """Whether the model predicts a token from those before it: a decoder with a prediction head."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
@@ -52,7 +52,7 @@ def check_predicts(model: nn.Module, metric: str) -> None:
     UnsupportedModelError
         The model predicts no next token (an encoder, a plain module).
     """
-    if not has_perplexity(model):
+    if not predicts_next_token(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} predicts no next token, so it has no {metric}; expected a causal or "
             "encoder-decoder language model (others can be pruned, without an evaluation)"

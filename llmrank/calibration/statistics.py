@@ -33,7 +33,7 @@ from llmrank.errors import CalibrationError, LLMRankError
 from llmrank.models import FFN
 from llmrank.models.ffn import bias_of
 
-__all__ = ["AttentionStatistics", "FFNStatistics", "LayerStatistics", "collect"]
+__all__ = ["AttentionStatistics", "FFNStatistics", "LayerStatistics", "collect_statistics"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class _LayerSums:
         return LayerStatistics(norm, mean, (squares / self.count - mean.square()).clamp_min(0), self.count, norm)
 
 
-def collect(
+def collect_statistics(
     model: nn.Module,
     ffns: Sequence[FFN],
     sequences: TokenSequences,

@@ -24,9 +24,9 @@ __all__ = [
     "builtin_texts",
     "check_text",
     "n_held_out",
-    "overlap",
     "plain_ids",
     "read_text",
+    "shared_passages",
     "special_tokens",
     "tokenise",
     "tokenise_and_hold_out",
@@ -392,7 +392,7 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def overlap(first: TokenSequences, second: TokenSequences) -> float:
+def shared_passages(first: TokenSequences, second: TokenSequences) -> float:
     """Compute the share of `second`'s passages that occur in `first`, 0..1.
 
     The passages of a sequence of `second` are consecutive windows of 32 tokens; they may occur anywhere in a sequence of

@@ -23,11 +23,11 @@ from graphs import GraphError
 from llmrank.calibration.text import BUILT_IN
 from llmrank.cli.components import run_components
 from llmrank.cli.evaluate import evaluate_options, run_evaluate, run_families
-from llmrank.cli.inspect import inspect_options, run_inspect
+from llmrank.cli.inspect import add_inspect_options, run_inspect
 from llmrank.cli.options import check_numbers, directory, method_options, model_options, text_source
 from llmrank.cli.progress import make_progress
 from llmrank.cli.prune import run_demo, run_prune
-from llmrank.errors import LLMRankError, out_of_memory
+from llmrank.errors import LLMRankError, is_out_of_memory
 from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline.report import environment
 
@@ -127,7 +127,7 @@ def _told(error: BaseException) -> tuple[int, str]:
             128 + (error.args[0] if error.args else signal.SIGINT),
             "interrupted; a checkpoint directory is only there if it is complete",
         )
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         reason = f" ({error})" if str(error) else ""
         return 2, (
             f"error: memory does not suffice{reason}; use shorter sequences (--sequence-length), fewer of them (--samples) or at "
@@ -185,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("inspect", help="show the graph of a model and where its rank lies", parents=[common])
     command.add_argument("model", metavar="MODEL", nargs="?", help=f"default: {DEMO_NAME}")
-    inspect_options(command)
+    add_inspect_options(command)
     model_options(command.add_argument_group("model"))
     method_options(command, cuts=False)
     command.set_defaults(run=run_inspect, calibration=BUILT_IN)

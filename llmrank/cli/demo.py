@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from llmrank.calibration.forward import progress_step
-from llmrank.calibration.logits import has_perplexity
+from llmrank.calibration.logits import predicts_next_token
 from llmrank.evaluation.perplexity import complete
-from llmrank.inspection.figures import what_went_where
+from llmrank.inspection.figures import draw_removed_neurons
 from llmrank.pipeline import BasePipeline
 from llmrank.surgery import checkpoint
 from llmrank.surgery.files import check_output
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_figure", "run"]
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
-FIGURE_FILE = "what_went_where.png"
+FIGURE_FILE = "removed_neurons.png"
 DIFFERENT_COMPLETION = (
     "the pruned model completes the sentence with another word than the dense model: it has lost knowledge. It keeps more if "
     "fewer neurons are removed (--amount 0.1), or if it is calibrated on more text of the kind that it will read (--samples 64 "
@@ -57,7 +57,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
         As :meth:`BasePipeline.run` and :func:`llmrank.surgery.checkpoint.save`.
     """
     check_output(output)
-    can_complete = pipeline.tokenizer is not None and has_perplexity(pipeline.model)
+    can_complete = pipeline.tokenizer is not None and predicts_next_token(pipeline.model)
     completions = {"dense": complete(pipeline.model, pipeline.tokenizer, prompt)} if can_complete else {}
     model = pipeline.run()
     if can_complete:
@@ -96,9 +96,9 @@ def _first_word(text: str) -> str:
 def draw_figure(pipeline: BasePipeline) -> Figure:
     """Draw the scores and the removed neurons of a pipeline that has run.
 
-    See :func:`llmrank.inspection.figures.what_went_where`.
+    See :func:`llmrank.inspection.figures.draw_removed_neurons`.
     """
     scores: dict[str, Any] = {}
     for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
         scores.update({name: values.numpy() for name, values in entry.importance(rank).items()})
-    return what_went_where(scores, pipeline.masks or {})
+    return draw_removed_neurons(scores, pipeline.masks or {})

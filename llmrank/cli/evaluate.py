@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from graphs.io.files import replacing
+from graphs.io.files import replace_file
 from llmrank.calibration.forward import fitting_length
 from llmrank.calibration.text import TokenSequences, check_text, read_text, tokenise
 from llmrank.cli.options import check_place, load, text_source
@@ -23,11 +23,11 @@ from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, check_continues, cut_passages, last_word
 from llmrank.evaluation.lm_eval import HarnessTasks, find_tasks
-from llmrank.evaluation.perplexity import perplexity, size
+from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.models import FAMILIES
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
-from llmrank.pipeline.report import environment, finite
+from llmrank.pipeline.report import environment, json_safe
 
 __all__ = ["evaluate_options", "run_evaluate", "run_families"]
 
@@ -104,7 +104,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     if passages is not None:
         check_continues(model)
     result = perplexity(model, texts, options.batch_size, options.progress)
-    weight = size(model)
+    weight = model_size(model)
     content: dict[str, Any] = {
         "model": loaded.source,
         "perplexity": result.value,
@@ -133,8 +133,8 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     dtype = str(model.dtype).removeprefix("torch.")
     content["protocol"] = {**texts.provenance(), "dtype": dtype, **environment()}
     if options.json is not None:
-        with replacing(options.json) as partial:
-            text = json.dumps(finite(_plain(content)), indent=2, allow_nan=False)
+        with replace_file(options.json) as partial:
+            text = json.dumps(json_safe(_plain(content)), indent=2, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
     return 0
 

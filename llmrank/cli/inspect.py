@@ -32,19 +32,19 @@ from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.page import write_page
 from llmrank.inspection.summary import (
     InspectionSummary,
-    NeuronFacts,
+    NeuronSummary,
     Verdict,
-    neuron_facts,
     parse_neuron,
     split_neuron,
     summarise_inspection,
+    summarise_neuron,
 )
 from llmrank.pipeline.registry import SCORERS, split_spec
 from llmrank.score import BaseScorer
 from llmrank.surgery.apply import prunable_layers
-from llmrank.surgery.files import check_output, whole_directory
+from llmrank.surgery.files import atomic_directory, check_output
 
-__all__ = ["inspect_options", "run_inspect"]
+__all__ = ["add_inspect_options", "run_inspect"]
 
 # Formats for the subgraph of the highest nodes, and for complete graphs.
 SUBGRAPHS = ("graphml", "gexf")
@@ -56,7 +56,7 @@ SUMMARY = "summary.json"
 MAX_TABLE_WIDTH = 1000
 
 
-def inspect_options(command: argparse.ArgumentParser) -> None:
+def add_inspect_options(command: argparse.ArgumentParser) -> None:
     """Add the options that only this command has."""
     command.add_argument(
         "--output",
@@ -112,11 +112,11 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
         summary = summarise_inspection(inspection, shown)
     _print_layers(summary, console)
     for layer, neuron in neurons:
-        _print_neuron(neuron_facts(inspection, layer, neuron), list(layers).index(layer), console)
+        _print_neuron(summarise_neuron(inspection, layer, neuron), list(layers).index(layer), console)
     if options.output is None:
         console.print("No files were written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
-    with progress_step(options.progress, f"Writing {options.output}"), whole_directory(options.output) as partial:
+    with progress_step(options.progress, f"Writing {options.output}"), atomic_directory(options.output) as partial:
         _write(partial, summary, formats, options, selected=options.layers is not None)
     names = sorted(path.name for path in options.output.iterdir())
     console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
@@ -306,7 +306,7 @@ def _print_agreement(summary: InspectionSummary, console: Console) -> None:
     )
 
 
-def _print_neuron(neuron: NeuronFacts, number: int, console: Console) -> None:
+def _print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
     facts = neuron.facts
     console.print(Text(f"\nNeuron {number}:{facts.node} ({neuron.layer})", style="bold"))
     place = f"score {facts.score:.4g}, above {facts.percentile:.1%} of its layer"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from llmrank.calibration.forward import fitting_length, progress_step
 from llmrank.calibration.generation import GENERATED
-from llmrank.calibration.logits import has_perplexity
+from llmrank.calibration.logits import predicts_next_token
 from llmrank.calibration.text import BUILT_IN, tokenise
 from llmrank.cli import demo
 from llmrank.cli.options import check_method, load, make_pipeline
@@ -118,7 +118,7 @@ def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
     """A look at a few sequences; nobody should find out from users that a model talks nonsense."""
-    if pipeline.tokenizer is None or not has_perplexity(pipeline.model) or not report.neurons["removed"]:
+    if pipeline.tokenizer is None or not predicts_next_token(pipeline.model) or not report.neurons["removed"]:
         return
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:

@@ -22,7 +22,7 @@ from llmrank.calibration.forward import (
     input_device,
     longest_input,
 )
-from llmrank.calibration.generation import end_tokens, generating
+from llmrank.calibration.generation import end_tokens, generation_settings
 from llmrank.calibration.logits import Prediction, Predictor, check_predicts
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
@@ -87,7 +87,7 @@ def fidelity(
     batch_size : int
         Number of sequences in a forward pass; the result does not depend on it beyond round-off.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect`.
+        See :func:`llmrank.calibration.statistics.collect_statistics`.
 
     Returns
     -------
@@ -248,7 +248,7 @@ def continuations(
     batch_tokens : int
         Number of tokens in a batch, of prompts and continuations together; the result does not depend on it beyond round-off.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect`.
+        See :func:`llmrank.calibration.statistics.collect_statistics`.
 
     Returns
     -------
@@ -284,7 +284,7 @@ def continuations(
     with ExitStack() as settings:
         for compared in {id(dense): dense, id(model): model}.values():
             settings.enter_context(evaluation_mode(compared))
-            settings.enter_context(generating(compared, do_sample=False, max_new_tokens=new_tokens))
+            settings.enter_context(generation_settings(compared, do_sample=False, max_new_tokens=new_tokens))
         for batch in progress(batches, "Continuing") if progress else batches:
             for expected, continuation in zip(_continue(dense, batch), _continue(model, batch), strict=True):
                 same = [a == b for a, b in zip(expected, continuation, strict=False)]

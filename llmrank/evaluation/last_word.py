@@ -166,7 +166,7 @@ def last_word(
         Largest number of tokens in a forward pass, padding included (a longer passage is a batch of its own); the result does
         not depend on it beyond round-off.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect`.
+        See :func:`llmrank.calibration.statistics.collect_statistics`.
 
     Returns
     -------

@@ -21,7 +21,7 @@ import torch
 from llmrank.calibration.forward import evaluation_mode, input_device
 from llmrank.calibration.logits import check_predicts
 from llmrank.calibration.text import DATASET_PREFIX, read_text
-from llmrank.errors import CalibrationError, LLMRankError, OptionError, out_of_memory
+from llmrank.errors import CalibrationError, LLMRankError, OptionError, is_out_of_memory
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.last_word import cut_passages
 
@@ -93,7 +93,7 @@ class HarnessTasks:
         except LLMRankError:
             raise
         except Exception as error:  # tasks run code and fetch data from many sources
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CalibrationError(

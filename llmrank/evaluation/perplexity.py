@@ -16,12 +16,12 @@ from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFN
 
 __all__ = [
+    "ModelSize",
     "Perplexity",
-    "Size",
     "complete",
+    "model_size",
     "perplexity",
     "sequence_losses",
-    "size",
     "unigram_perplexity",
 ]
 
@@ -51,7 +51,7 @@ class Perplexity:
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """Numbers of parameters and bytes; shared tensors count once.
 
     Attributes
@@ -80,7 +80,7 @@ def perplexity(
     batch_size : int
         Number of sequences in a forward pass.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect`.
+        See :func:`llmrank.calibration.statistics.collect_statistics`.
 
     Raises
     ------
@@ -138,13 +138,13 @@ def unigram_perplexity(sequences: TokenSequences) -> float:
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
-def size(model: nn.Module, ffns: Sequence[FFN] = ()) -> Size:
+def model_size(model: nn.Module, ffns: Sequence[FFN] = ()) -> ModelSize:
     """Count the parameters and bytes of a model and of its FFNs."""
     all_parameters = {id(p): p for p in model.parameters()}
     ffn_parameters = {
         id(p): p for ffn in ffns for stage in ffn.stages for projection in stage for p in projection.module.parameters()
     }
-    return Size(
+    return ModelSize(
         sum(p.numel() for p in all_parameters.values()),
         sum(p.numel() * p.element_size() for p in all_parameters.values()),
         sum(p.numel() for p in ffn_parameters.values()),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmrank.errors import OptionError
 from llmrank.models import FFN
-from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, bare_record
+from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, record_of_size
 
 __all__ = ["Budgets", "amount_label", "make_budgets", "refusal"]
 
@@ -59,7 +59,7 @@ def make_budgets(pruner: BasePruner, ffns: Sequence[FFN], *, jointly: bool) -> B
     local = LocalPruner(*limits)
     global_ = GlobalPruner(*limits, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
     # Whether an amount is possible depends only on sizes, so it is checked before the calibration.
-    by_ffn = [[bare_record(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
+    by_ffn = [[record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
     all_layers = [record for group in by_ffn for record in group]
     groups = [all_layers] if jointly else [all_layers, *by_ffn]
     both: dict[str, BasePruner] = {"local": local, "global": global_}

@@ -20,7 +20,7 @@ from llmrank.inspection.inspection import Inspection, ScorerResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["agreement", "concentration", "layer_view", "what_went_where", "write_figures"]
+__all__ = ["draw_agreement", "draw_concentration", "draw_layer", "draw_removed_neurons", "write_figures"]
 
 DPI = 150
 FORMATS = ("png", "svg")
@@ -45,7 +45,7 @@ def write_figures(
     Returns
     -------
     list of Path
-        Files named ``what_went_where``, ``concentration``, ``agreement``, and ``layer-K`` for prunable layer K, counted from
+        Files named ``removed_neurons``, ``concentration``, ``agreement``, and ``layer-K`` for prunable layer K, counted from
         0; each in every format. The same inspection gives the same bytes.
 
     Raises
@@ -71,7 +71,7 @@ def write_figures(
     >>> inspection = inspect_model(pipeline, {"activation": ActivationScorer()}, "activation")
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     [path.name for path in write_figures(inspection, Path(directory), ["png"])]
-    ['what_went_where.png', 'concentration.png', 'agreement.png', 'layer-0.png']
+    ['removed_neurons.png', 'concentration.png', 'agreement.png', 'layer-0.png']
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
@@ -81,21 +81,21 @@ def write_figures(
     all_names = list(inspection.places())
     chosen = _first_middle_last(all_names) if names is None else names
     figures = {
-        "what_went_where": what_went_where(
+        "removed_neurons": draw_removed_neurons(
             inspection.main.importance, inspection.main.masks[inspection.pruner], inspection.pruner
         ),
-        "concentration": concentration(inspection),
-        "agreement": agreement(inspection),
+        "concentration": draw_concentration(inspection),
+        "agreement": draw_agreement(inspection),
     }
     paths = []
     for stem, figure in figures.items():
         paths += _save(figure, directory, stem, formats)
     for name in chosen:
-        paths += _save(layer_view(inspection, name, top), directory, f"layer-{all_names.index(name)}", formats)
+        paths += _save(draw_layer(inspection, name, top), directory, f"layer-{all_names.index(name)}", formats)
     return paths
 
 
-def what_went_where(importance: Mapping[str, Any], masks: Mapping[str, Any], budget: str = "") -> Figure:
+def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any], budget: str = "") -> Figure:
     """Draw the scores of every layer with the cut, and the shares of neurons kept and removed.
 
     Parameters
@@ -120,7 +120,7 @@ def what_went_where(importance: Mapping[str, Any], masks: Mapping[str, Any], bud
     Examples
     --------
     >>> import torch
-    >>> figure = what_went_where({"a": [0.1, 0.7, 0.2]}, {"a": torch.tensor([False, True, True])}, "local")
+    >>> figure = draw_removed_neurons({"a": [0.1, 0.7, 0.2]}, {"a": torch.tensor([False, True, True])}, "local")
     >>> figure.axes[0].get_title()
     '1 layer: scores of the hidden neurons; those right of the white line are removed (local)'
     """
@@ -136,7 +136,7 @@ def what_went_where(importance: Mapping[str, Any], masks: Mapping[str, Any], bud
     return _say_neuron(figure)
 
 
-def concentration(inspection: Inspection) -> Figure:
+def draw_concentration(inspection: Inspection) -> Figure:
     """Draw how concentrated the scores of each layer are.
 
     Parameters
@@ -157,7 +157,7 @@ def concentration(inspection: Inspection) -> Figure:
     return _say_neuron(figure)
 
 
-def agreement(inspection: Inspection) -> Figure:
+def draw_agreement(inspection: Inspection) -> Figure:
     """Compare the inspection's scorer with another one, and with itself in the other topology, over all layers.
 
     The other scorer is ``activation``, which is the part of a rank that needs no graph; if the inspection does not have it,
@@ -196,7 +196,7 @@ def agreement(inspection: Inspection) -> Figure:
     return _say_neuron(figure)
 
 
-def layer_view(inspection: Inspection, name: str, top: int = 20) -> Figure:
+def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     """Draw one prunable layer: its highest neurons and their neighbours, the edges into it, and the flow through it.
 
     Parameters

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from graphs.io.files import replacing
+from graphs.io.files import replace_file
 from llmrank.inspection.inspection import Inspection
 from llmrank.inspection.page_data import DATA_LIMIT, payload
 
@@ -68,7 +68,7 @@ def write_page(
     ('index.html', True)
     """
     target = Path(path)
-    with replacing(target) as partial:
+    with replace_file(target) as partial:
         content = payload(inspection, top_edges=top_edges, data_limit=data_limit)
         partial.write_text(render(content), encoding="utf-8", newline="\n")
     return target

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from llmrank.inspection.budgets import refusal
 from llmrank.inspection.inspection import Inspection
-from llmrank.prune import BasePruner, bare_record, global_count, local_count, round_width
+from llmrank.prune import BasePruner, global_count, local_count, record_of_size, round_width
 
 __all__ = ["SLIDER_END", "Choices", "global_removals", "local_removals", "offered_choices"]
 
@@ -124,7 +124,7 @@ def _rounded(choices: Choices, counts: IntArray, refusals: Sequence[str]) -> Int
 
 def _refusals(pruner: BasePruner, amounts: Sequence[float | int], layers: Mapping[str, int]) -> tuple[str, ...]:
     """Return why a pruner refuses each of the amounts, or an empty string."""
-    records = [bare_record(name, size) for name, size in layers.items()]
+    records = [record_of_size(name, size) for name, size in layers.items()]
     reasons = [""] * len(amounts)
     if len(amounts) > SLIDER_END + 1:
         reasons[-1] = refusal(type(pruner)(amounts[-1], pruner.min_keep), [records])

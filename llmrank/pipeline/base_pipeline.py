@@ -16,10 +16,10 @@ from graphs import LayeredGraph, RankResult
 from llmrank.calibration.forward import Progress, fitting_length, input_device, progress_step, run_sequences
 from llmrank.calibration.generation import GENERATED, generated_text
 from llmrank.calibration.recording import Recording, recording
-from llmrank.calibration.statistics import FFNStatistics, collect
-from llmrank.calibration.text import TokenSequences, n_held_out, overlap, tokenise, tokenise_and_hold_out
+from llmrank.calibration.statistics import FFNStatistics, collect_statistics
+from llmrank.calibration.text import TokenSequences, n_held_out, shared_passages, tokenise, tokenise_and_hold_out
 from llmrank.errors import OptionError
-from llmrank.evaluation.perplexity import perplexity, size, unigram_perplexity
+from llmrank.evaluation.perplexity import model_size, perplexity, unigram_perplexity
 from llmrank.models import FFN, explicit_ffns, find_ffns
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
@@ -35,10 +35,10 @@ from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.rank_graphs import rank_graphs
-from llmrank.surgery.apply import AppliedMasks, apply_masks, check_writable, prunable_layers, trial_cut
+from llmrank.surgery.apply import AppliedMasks, apply_masks, check_writable, prunable_layers, temporarily_masked
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.surgery.forms import Form
-from llmrank.surgery.repair import BaseRepair, RepairedMap, summary
+from llmrank.surgery.repair import BaseRepair, RepairedMap, repair_summary
 from llmrank.surgery.widths import Align, check_padding
 
 __all__ = [
@@ -172,10 +172,10 @@ class BasePipeline:
             sequences, held_out = self.calibration_texts()
         self.masks, self.repaired = self.select(ffns, sequences, held_out)
         facts = {
-            "before": size(self.model, ffns),
+            "before": model_size(self.model, ffns),
             "method": self._method(),
             "graph": self._graph_facts(),
-            "repaired": summary(self.repaired),
+            "repaired": repair_summary(self.repaired),
         }
         if not self.undoable:
             self.model_graphs = ()
@@ -198,7 +198,7 @@ class BasePipeline:
                     evaluation.after = perplexity(
                         self.model, texts, self.calibration.batch_size, self._as("Evaluating the pruned model")
                     )
-                    evaluation.calibration_overlap = overlap(sequences.joined(held_out), texts)
+                    evaluation.calibration_overlap = shared_passages(sequences.joined(held_out), texts)
             self.report = self._report(ffns, (sequences, held_out), facts)
         except BaseException:
             if self.undoable:
@@ -308,7 +308,7 @@ class BasePipeline:
         for number, amount in enumerate(amounts_after_steps(self.pruner.amount, self.steps), start=1):
             first, last = number == 1, number == self.steps
             earlier = dict(self._seconds)
-            with trial_cut(self.model, ffns, present):
+            with temporarily_masked(self.model, ffns, present):
                 # Repair goes through the whole model block by block: how it calls them is seen on the way.
                 with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else ()) as seen:
                     statistics = self.calibrate(ffns, sequences)
@@ -390,12 +390,12 @@ class BasePipeline:
         """Activation statistics of every node layer, with all that the pipeline's scorer and others need."""
         explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
         around = self.surroundings(ffns)
-        return collect(
+        return collect_statistics(
             self.model, ffns, sequences, self.calibration.batch_size, self.progress, explained=explained, **around
         )
 
     def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that look around
-        """What calibration is to look at beside the FFNs, as options of :func:`llmrank.calibration.statistics.collect`."""
+        """Say what else calibration measures, as options of :func:`llmrank.calibration.statistics.collect_statistics`."""
         return {}
 
     def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
@@ -580,7 +580,7 @@ class BasePipeline:
             reached={str(unit): found for unit, found in reached.items()},
             steps=[asdict(step) for step in self.step_results],
             sensitivities=self.sensitivities,
-            after=size(self.model, ffns),
+            after=model_size(self.model, ffns),
             seconds=dict(self._seconds),
             validation=None if self.validation is None else asdict(self.validation),
             notes=notes,

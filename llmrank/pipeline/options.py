@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmrank.calibration.generation import GENERATED, writes_text
+from llmrank.calibration.generation import GENERATED, can_write_text
 from llmrank.calibration.text import BUILT_IN
 from llmrank.errors import OptionError
 from llmrank.models.costs import unit_name
@@ -66,7 +66,7 @@ class CalibrationText:
     def for_model(self, model: Any) -> CalibrationText:
         """Decide what "auto" means for a model."""
         if isinstance(self.source, str) and self.source == AUTO:
-            return replace(self, source=GENERATED if writes_text(model) else BUILT_IN)
+            return replace(self, source=GENERATED if can_write_text(model) else BUILT_IN)
         return self
 
 

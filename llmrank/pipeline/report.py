@@ -16,12 +16,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphs.io.files import replacing
-from llmrank.evaluation.perplexity import Perplexity, Size
+from graphs.io.files import replace_file
+from llmrank.evaluation.perplexity import ModelSize, Perplexity
 from llmrank.models.costs import Unit, unit_name
 from llmrank.pipeline.validation import Validation
 
-__all__ = ["Evaluation", "Report", "environment", "finite"]
+__all__ = ["Evaluation", "Report", "environment", "json_safe"]
 
 FORMAT = 1
 MODEL_UNITS: tuple[Unit, ...] = ("parameters", "bytes", "flops")
@@ -132,8 +132,8 @@ class Report:
     calibration: dict[str, Any]
     graph: dict[str, Any]
     neurons: dict[str, Any]
-    before: Size
-    after: Size
+    before: ModelSize
+    after: ModelSize
     seconds: dict[str, float]
     reached: dict[str, dict[str, float]] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -154,12 +154,12 @@ class Report:
         plain = asdict(self)
         if self.evaluation is not None:
             plain["evaluation"]["collapsed"] = self.evaluation.collapsed
-        result = finite({"format": FORMAT, **plain, "warnings": self.warnings()})
+        result = json_safe({"format": FORMAT, **plain, "warnings": self.warnings()})
         return dict(result)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON, completely or not at all."""
-        with replacing(Path(path)) as partial:
+        with replace_file(Path(path)) as partial:
             partial.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def table(self) -> RenderableType:
@@ -235,7 +235,7 @@ class Report:
         return f"{data['sequences']} x {data['sequence_length']} tokens ({data['source']})"
 
 
-def finite(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """Convert a value to one that strict JSON can hold.
 
     Parameters
@@ -250,13 +250,13 @@ def finite(value: Any) -> Any:
 
     Examples
     --------
-    >>> finite({"perplexity": float("inf"), "widths": (3, 4)})
+    >>> json_safe({"perplexity": float("inf"), "widths": (3, 4)})
     {'perplexity': 'inf', 'widths': [3, 4]}
     """
     if isinstance(value, dict):
-        return {str(key): finite(entry) for key, entry in value.items()}
+        return {str(key): json_safe(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
+        return [json_safe(entry) for entry in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     # Scorers and pruners of third parties may hold attributes of any type.

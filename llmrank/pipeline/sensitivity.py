@@ -63,7 +63,7 @@ def layer_sensitivities(
     Parameters
     ----------
     model : nn.Module
-        Left unchanged, whatever is raised. Any model that :func:`llmrank.calibration.statistics.collect` takes.
+        Left unchanged, whatever is raised. Any model that :func:`llmrank.calibration.statistics.collect_statistics` takes.
     ffns : sequence of FFN
         FFNs that were found (not explicit ones).
     masks : Masks
@@ -75,7 +75,7 @@ def layer_sensitivities(
         How many of the first sequences are used; 256 rows of features count as one. By default two, or where sequences are short
         as many as hold 2,048 tokens.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect`; called once, for batches times layers.
+        See :func:`llmrank.calibration.statistics.collect_statistics`; called once, for batches times layers.
 
     Returns
     -------

@@ -18,7 +18,7 @@ from torch import nn
 
 from llmrank.calibration.blockwise import open_stream
 from llmrank.calibration.forward import Progress, evaluation_mode, first_output, model_inputs, progress_step, run_body
-from llmrank.calibration.logits import Prediction, Predictor, has_perplexity
+from llmrank.calibration.logits import Prediction, Predictor, predicts_next_token
 from llmrank.calibration.recording import Recording
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
@@ -110,7 +110,7 @@ class Validator:
         self, model: nn.Module, ffns: Sequence[FFN], held_out: TokenSequences, masks: Masks, batch_size: int
     ) -> None:
         self._model, self._ffns = model, ffns
-        self._measure: Measure = "divergence" if has_perplexity(model) else "squared error"
+        self._measure: Measure = "divergence" if predicts_next_token(model) else "squared error"
         self._predictor = Predictor(model)
         self._batches = list(held_out.batches(batch_size))
         self._dense = list(self._outputs())

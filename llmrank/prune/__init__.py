@@ -3,7 +3,7 @@
 from llmrank.prune.amounts import check_amount, global_count, local_count, protected_names, round_width
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.global_pruner import GlobalPruner
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, bare_record, keep_highest
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.sensitivity_pruner import SensitivityPruner, sensitivity_counts
 
@@ -14,12 +14,12 @@ __all__ = [
     "LocalPruner",
     "SensitivityPruner",
     "ascending_positions",
-    "bare_record",
     "check_amount",
     "global_count",
     "keep_highest",
     "local_count",
     "protected_names",
+    "record_of_size",
     "round_width",
     "sensitivity_counts",
 ]

@@ -11,7 +11,7 @@ from llmrank.models.costs import UNITS, ModelCosts, Unit, neuron_cost, unit_name
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.global_pruner import GlobalPruner
-from llmrank.prune.layer_record import LayerRecord, bare_record
+from llmrank.prune.layer_record import LayerRecord, record_of_size
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.sensitivity_pruner import SensitivityPruner
@@ -54,7 +54,7 @@ def check_budget(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts, *, 
 
 def _records(ffn: FFN) -> list[LayerRecord]:
     """Return records with what is known of an FFN's layers before it is ranked: their sizes."""
-    return [bare_record(layer.name, layer.size, explicit=not layer.consumers) for layer in ffn.prunable.values()]
+    return [record_of_size(layer.name, layer.size, explicit=not layer.consumers) for layer in ffn.prunable.values()]
 
 
 def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) -> str:

@@ -11,7 +11,7 @@ from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
 from llmrank.prune.amounts import Protect, global_count
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, bare_record, importance_of
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, importance_of, record_of_size
 
 __all__ = ["GlobalPruner", "Normalize"]
 
@@ -81,7 +81,7 @@ class GlobalPruner(BasePruner):
         plain = GlobalPruner(
             self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
         )
-        plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
+        plain.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of all layers are removed before it.

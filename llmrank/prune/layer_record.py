@@ -8,7 +8,7 @@ import torch
 
 from llmrank.errors import LLMRankError
 
-__all__ = ["LayerRecord", "ascending_positions", "bare_record", "importance_of", "keep_highest"]
+__all__ = ["LayerRecord", "ascending_positions", "importance_of", "keep_highest", "record_of_size"]
 
 
 class LayerRecord:
@@ -95,10 +95,10 @@ class LayerRecord:
         return self.out_features - int(self.present_mask.sum())
 
 
-def bare_record(name: str, size: int, *, explicit: bool = False) -> LayerRecord:
+def record_of_size(name: str, size: int, *, explicit: bool = False) -> LayerRecord:
     """Make a record that holds only the size, which is enough to check whether an amount is possible.
 
-    >>> bare_record("mlp", 4).out_features
+    >>> record_of_size("mlp", 4).out_features
     4
     """
     return LayerRecord(name, torch.ones(size, dtype=torch.float64), explicit=explicit, sensitivity=0.0)

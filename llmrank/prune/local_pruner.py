@@ -9,7 +9,7 @@ import torch
 
 from llmrank.models.costs import ModelCosts
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, bare_record, importance_of
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, importance_of, record_of_size
 
 __all__ = ["LocalPruner"]
 
@@ -42,7 +42,7 @@ class LocalPruner(BasePruner):
         plain = LocalPruner(
             self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
         )
-        plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
+        plain.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of its layer are removed before it.

@@ -12,7 +12,7 @@ from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
 from llmrank.prune.amounts import Protect
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, bare_record
+from llmrank.prune.layer_record import LayerRecord, record_of_size
 
 __all__ = ["SensitivityPruner", "sensitivity_counts"]
 
@@ -98,7 +98,7 @@ class SensitivityPruner(BasePruner):
         plain = SensitivityPruner(
             self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
         )
-        plain.prune([bare_record(layer.name, layer.out_features) for layer in layer_list], costs)
+        plain.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
 
 
 def _sensitivity(layer: LayerRecord) -> float:

@@ -31,7 +31,7 @@ from llmrank.surgery.forms import (
 from llmrank.surgery.repair import RepairedMap
 from llmrank.surgery.widths import ALIGNMENTS, WIDTHS_KEY, Align, check_padding, compact_widths, set_widths
 
-__all__ = ["AppliedMasks", "apply_masks", "check_writable", "prunable_layers", "trial_cut"]
+__all__ = ["AppliedMasks", "apply_masks", "check_writable", "prunable_layers", "temporarily_masked"]
 
 # Puts one module, or the configuration, back as it was. Restores may run in any order, and again after an interrupt.
 Restore: TypeAlias = Callable[[], None]
@@ -185,7 +185,7 @@ def apply_masks(
 
 
 @contextmanager
-def trial_cut(model: nn.Module, ffns: Sequence[FFN], masks: Masks | None) -> Iterator[None]:
+def temporarily_masked(model: nn.Module, ffns: Sequence[FFN], masks: Masks | None) -> Iterator[None]:
     """Apply masks in the zero form for a while, so that neurons keep their places; afterwards the model is dense again.
 
     The model is restored whatever is raised.

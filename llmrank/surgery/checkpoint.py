@@ -17,12 +17,12 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from llmrank.errors import CheckpointError, out_of_memory
+from llmrank.errors import CheckpointError, is_out_of_memory
 from llmrank.models import find_ffns
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
 from llmrank.surgery.apply import prunable_layers
-from llmrank.surgery.files import check_output, whole_directory
+from llmrank.surgery.files import atomic_directory, check_output
 from llmrank.surgery.forms import linear_masks, size_attributes
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
@@ -43,7 +43,7 @@ def save(
 ) -> Path:
     """Write a checkpoint: model, tokenizer, masks and report.
 
-    The directory appears completely or not at all, see :func:`llmrank.surgery.files.whole_directory`. Before that the
+    The directory appears completely or not at all, see :func:`llmrank.surgery.files.atomic_directory`. Before that the
     configuration is read again as :func:`load` will read it, and the model that it describes is compared with the names and
     shapes of the tensors in the files; their values are not read.
 
@@ -78,7 +78,7 @@ def save(
             "completely into memory"
         )
     try:
-        with whole_directory(directory) as partial:
+        with atomic_directory(directory) as partial:
             model.save_pretrained(partial, state_dict=_plain_state(model))
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
@@ -114,7 +114,7 @@ def _check_written(directory: Path, model: Any) -> None:
             written |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         _, differences = read_model(_subclass(base, config), None, config, state_dict=written, device_map="meta")
     except Exception as error:  # whatever a loader may raise
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         cause, differences = error, str(error) or type(error).__name__
     if differences:

@@ -11,12 +11,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from graphs.io.files import LOCK, remove_leftovers, workplace
+from graphs.io.files import LOCK, hidden_directory, remove_leftovers
 from llmrank.errors import CheckpointError
 
-__all__ = ["check_output", "whole_directory"]
+__all__ = ["atomic_directory", "check_output"]
 
-# Names within a workplace: the future content of the directory, and the list of its entries while they are moved one by one.
+# Names within the hidden directory: the future content of the directory, and the list of its entries while they are moved one by one.
 CONTENT, JOURNAL = "content", "journal"
 # Name of the workplaces within a directory that cannot be replaced.
 FILLED = "filled"
@@ -73,7 +73,7 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary directory that becomes `directory` on success and is removed on failure.
 
     It replaces the absent or empty target in one rename: whenever the process is killed, the target is as before or
@@ -104,7 +104,7 @@ def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
-    ...     with whole_directory(Path(place) / "seen") as partial:
+    ...     with atomic_directory(Path(place) / "seen") as partial:
     ...         _ = (partial / "summary.json").write_text("{}")
     ...     [path.name for path in (Path(place) / "seen").iterdir()]
     ['summary.json']
@@ -112,7 +112,7 @@ def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     target = check_output(directory).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     is_filled = target.is_dir() and not _is_replaceable(target)
-    with workplace(target if is_filled else target.parent, FILLED if is_filled else target.name) as place:
+    with hidden_directory(target if is_filled else target.parent, FILLED if is_filled else target.name) as place:
         partial = place / CONTENT
         partial.mkdir()
         yield partial
@@ -160,7 +160,7 @@ def _is_mount(path: Path) -> bool:
 
 
 def _move_up(partial: Path) -> None:
-    """Move all entries of `partial` to the directory that holds the workplace, or none of them."""
+    """Move all entries of `partial` to the directory that holds the hidden directory, or none of them."""
     place, target = partial.parent, partial.parent.parent
     if any(entry != place for entry in target.iterdir()):
         raise FileExistsError(errno.EEXIST, "not empty any more", str(target))
@@ -174,7 +174,7 @@ def _move_up(partial: Path) -> None:
 
 
 def _take_back(place: Path) -> None:
-    """Remove the entries that were moved to the directory that holds a workplace, unless all were moved."""
+    """Remove the entries that were moved to the directory that holds a hidden directory, unless all were moved."""
     try:
         names = json.loads((place / JOURNAL).read_text(encoding="utf-8"))
         left = {entry.name for entry in (place / CONTENT).iterdir()}

@@ -33,7 +33,7 @@ def test_a_run_is_measured_in_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     llmrank.save(tmp_path / "model", model, spelling_tokenizer())
     given = ("--wikitext", tmp_path, "--model", tmp_path / "model", "--output", tmp_path / "f.json")
     small = ("--evaluate", 2, "--sequence-length", 32)
-    monkeypatch.setattr(generation, "PIECE", 16)
+    monkeypatch.setattr(generation, "LONGEST_TEXT", 16)
     for samples in (8, 4):
         monkeypatch.setattr(sys, "argv", ["footprint", *map(str, (*given, *small, "--samples", samples))])
         footprint.main()

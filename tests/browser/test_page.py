@@ -18,7 +18,7 @@ from graphs.analysis.node_summary import summarise_node
 from llmrank import ChainedFFNPipeline
 from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.page import write_page
-from llmrank.inspection.summary import margin, neuron_facts
+from llmrank.inspection.summary import margin, summarise_neuron
 from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
@@ -383,7 +383,7 @@ def test_the_facts_of_a_neuron(visit: Open, path: Path, inspection: Inspection, 
         listed = page.locator(f"#neuron-facts > div:nth-child({side}) dl").inner_text().split("\n")
         words = [word for line in listed for word in [line.strip()] if word]
         assert words == [w for edge in edges for w in (f"node {edge.node}", f"{100 * edge.carried:.2f} %")]
-    verdicts = neuron_facts(inspection, name, neuron).verdicts
+    verdicts = summarise_neuron(inspection, name, neuron).verdicts
     cells = page.locator("#neuron .verdicts tbody tr").first.locator("td").all_inner_texts()
     for budget, (state, ratio) in {"local": cells[2:4], "global": cells[5:7]}.items():
         assert state == ("kept" if verdicts[budget].kept else "removed")

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from graphs.errors import GraphError
 from graphs.io.arrays import graph_arrays, graph_from_arrays, graph_metadata
-from graphs.io.files import replacing
+from graphs.io.files import replace_file
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["read_npz", "write_npz"]
@@ -62,7 +62,7 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     array([0.5, 2. ])
     """
     meta = json.dumps({"kind": "graph", "version": VERSION, **graph_metadata(graph)})
-    with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with replace_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, "meta", np.frombuffer(meta.encode("ascii"), dtype=np.uint8))
         for name, array in graph_arrays(graph):
             _add(archive, name, array)

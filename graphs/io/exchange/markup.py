@@ -18,7 +18,7 @@ import numpy as np
 
 from graphs.errors import GraphError
 from graphs.io.convert import to_networkx
-from graphs.io.files import replacing
+from graphs.io.files import replace_file
 from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
@@ -75,7 +75,7 @@ def write_graphml(
     written = io.BytesIO()
     # Not write_graphml, whose output differs where lxml is installed.
     networkx.write_graphml_xml(digraph, written)
-    with replacing(path) as partial:
+    with replace_file(path) as partial:
         partial.write_bytes(written.getvalue())
 
 
@@ -113,7 +113,7 @@ def write_gexf(
     networkx.write_gexf(digraph, written)
     # The date would make the bytes differ from day to day, and the format does not allow an empty name.
     content = re.sub(rb' lastmodifieddate="[^"]*"| name=""', b"", written.getvalue(), count=2)
-    with replacing(path) as partial:
+    with replace_file(path) as partial:
         partial.write_bytes(content)
 
 

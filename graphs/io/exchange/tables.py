@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from graphs.errors import GraphError
 from graphs.io.convert import scores_to_write
-from graphs.io.files import replacing
+from graphs.io.files import replace_file
 from graphs.linalg.blocks import FloatArray
 from graphs.reduction.edge_selection import check_finite_weights, row_chunks
 from graphs.reduction.subgraphs import Subgraph
@@ -108,7 +108,7 @@ def write_tables(
         base / f"{table}.{format}" if base.is_dir() else base.parent / f"{base.name}.{table}.{format}"
         for table in ("nodes", "edges")
     )
-    with replacing(nodes_path) as nodes_file, replacing(edges_path) as edges_file:
+    with replace_file(nodes_path) as nodes_file, replace_file(edges_path) as edges_file:
         write(edges_file, edge_columns, _edge_rows(layered, layers, nodes))
         write(nodes_file, node_columns, [_node_rows(layered, layers, nodes, scores)])
     return nodes_path, edges_path

@@ -4,7 +4,7 @@ from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap
 from llmrank.surgery.repair.bias import BiasRepair
 from llmrank.surgery.repair.least_squares import LeastSquaresRepair
 from llmrank.surgery.repair.moments import MissingOutput, Moments
-from llmrank.surgery.repair.sequential import repair_ffns, substitute, summary
+from llmrank.surgery.repair.sequential import repair_ffns, repair_summary, substitute
 
 __all__ = [
     "BaseRepair",
@@ -14,6 +14,6 @@ __all__ = [
     "Moments",
     "RepairedMap",
     "repair_ffns",
+    "repair_summary",
     "substitute",
-    "summary",
 ]

@@ -19,7 +19,7 @@ from llmrank.prune.masks import Masks
 from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap
 from llmrank.surgery.repair.moments import MomentSums
 
-__all__ = ["Reselect", "WriteMap", "repair_ffns", "substitute", "summary"]
+__all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"]
 
 Reselect: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 WriteMap: TypeAlias = Callable[[Projection, RepairedMap], RepairedMap]
@@ -47,7 +47,7 @@ def repair_ffns(
     stream : Stream
         The calibration tokens; no FFN has been fed yet.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect`.
+        See :func:`llmrank.calibration.statistics.collect_statistics`.
     choose : callable, optional
         ``choose(layer, keep, unexplained)`` returns the keep mask that replaces the planned one, with as many neurons, where the
         method reselects.
@@ -155,7 +155,7 @@ def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None
     )
 
 
-def summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:
+def repair_summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:
     """Summarise a repair for a report: for each map the target, the damping, and the held-out errors (see RepairedMap)."""
     return {
         name: {

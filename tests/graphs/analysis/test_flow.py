@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, weighted_pagerank
 from graphs.analysis.buckets import score_buckets
-from graphs.analysis.flow import damping_of, flow
+from graphs.analysis.flow import flow, gamma_of
 from tests.graphs.analysis.test_measures import NO_BUCKETS
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix
 from tests.graphs.forms import as_modified, as_scores, every_form, formed
@@ -79,10 +79,10 @@ def test_large_blocks_give_the_same_numbers_through_compiled_kernels(form: str, 
 
 def test_a_rank_without_gamma_has_no_damping() -> None:
     rank = weighted_pagerank(random_case(0, (3, 4)).graph(), gamma=0.3)
-    assert damping_of(rank) == 0.3
-    assert damping_of(as_modified(rank)) is None
+    assert gamma_of(rank) == 0.3
+    assert gamma_of(as_modified(rank)) is None
     rank.parameters.pop("gamma")
-    assert damping_of(rank) is None
+    assert gamma_of(rank) is None
 
 
 # --- refused arguments

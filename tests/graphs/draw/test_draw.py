@@ -29,7 +29,7 @@ from graphs.draw.colours import (
     REMOVED,
     SCORE_REMOVED,
     add_log_colour_bar,
-    line_look,
+    line_style,
     log_norm,
 )
 from graphs.draw.convergence import MAX_STEPS
@@ -234,7 +234,7 @@ def test_invalid_arguments_are_refused() -> None:
 
 
 def test_eight_lines_differ_in_colour_dashes_and_marker() -> None:
-    looks = [line_look(position) for position in range(8)]
+    looks = [line_style(position) for position in range(8)]
     for part in ("color", "linestyle", "marker"):
         assert len({look[part] for look in looks}) == 8
 

@@ -37,7 +37,7 @@ from graphs import (
     save_rank,
     weighted_pagerank,
 )
-from graphs.io.files import remove_leftovers, replacing, workplace, write_tensors
+from graphs.io.files import hidden_directory, remove_leftovers, replace_file, write_tensors
 from tests.graphs.cases import SHARES, Case, cases, random_case
 
 GRAPH = random_case(1, (3, 4, 3), density=0.7).graph()
@@ -641,7 +641,7 @@ def test_a_write_replaces_the_old_file_completely(tmp_path: Path) -> None:
 def test_a_new_file_is_not_visible_before_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
-    with replacing(target) as partial:
+    with replace_file(target) as partial:
         partial.write_text("new")
         assert target.read_text() == "old"
         assert partial.stat().st_dev == target.stat().st_dev
@@ -665,14 +665,14 @@ def test_leftovers_of_a_killed_process_are_removed_by_the_next_write(tmp_path: P
         left = tmp_path / run.stdout.readline().strip()
         # Its file is kept as long as the process lives.
         for content in ("mine", "mine too"):
-            with replacing(tmp_path / "file") as partial:
+            with replace_file(tmp_path / "file") as partial:
                 partial.write_text(content)
             assert {*tmp_path.iterdir()} == {tmp_path / "file", left}
         run.communicate()
         assert run.returncode == 9
-    with replacing(tmp_path / "another") as partial:
+    with replace_file(tmp_path / "another") as partial:
         assert left in tmp_path.iterdir()
-    with replacing(tmp_path / "file") as partial:
+    with replace_file(tmp_path / "file") as partial:
         partial.write_text("last")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "another", tmp_path / "file"]
 
@@ -683,8 +683,8 @@ def test_without_locks_files_are_written_and_leftovers_kept(tmp_path: Path, monk
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with replacing(tmp_path / "file") as first:
-        with replacing(tmp_path / "file") as second:
+    with replace_file(tmp_path / "file") as first:
+        with replace_file(tmp_path / "file") as second:
             second.write_text("second")
         assert first.exists()
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
@@ -701,7 +701,7 @@ def test_a_workplace_removed_before_it_is_locked_is_made_again(tmp_path: Path, m
         return made[-1]
 
     monkeypatch.setattr(tempfile, "mkdtemp", unlucky)
-    with workplace(tmp_path, "file") as place:
+    with hidden_directory(tmp_path, "file") as place:
         assert [*tmp_path.iterdir()] == [place]
     assert len(made) == 2
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 
 from graphs import GraphError, LayeredGraph, weighted_pagerank
-from graphs.analysis.incident_edges import column_of, row_of
+from graphs.analysis.incident_edges import source_weights, target_weights
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import DenseBlock
 from graphs.linalg.operators import KernelOperator
@@ -132,7 +132,10 @@ def test_the_squared_graph_has_squared_weights_and_activations(form: str) -> Non
     for layer, wanted in enumerate(squares, start=1):
         np.testing.assert_allclose(energies.block(layer).toarray(), wanted, rtol=1e-12)
         assert energies.blocks[layer - 1].edges == np.count_nonzero(wanted)
-        row, column = row_of(energies.blocks[layer - 1], 1), column_of(energies.blocks[layer - 1], 1, layer)
+        row, column = (
+            target_weights(energies.blocks[layer - 1], 1),
+            source_weights(energies.blocks[layer - 1], 1, layer),
+        )
         np.testing.assert_allclose(row, wanted[1], rtol=1e-12)
         np.testing.assert_allclose(column, wanted[:, 1], rtol=1e-12)
         excerpt = [csr.toarray() for _, csr in row_chunks(energies.blocks[layer - 1], np.array([0, 2]))]

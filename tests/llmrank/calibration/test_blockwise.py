@@ -12,7 +12,7 @@ from torch import nn
 from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream
 from llmrank.calibration.forward import TokenMasks, first_output
 from llmrank.calibration.recording import Recording, recording
-from llmrank.calibration.statistics import collect
+from llmrank.calibration.statistics import collect_statistics
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.models import FAMILIES, Family, find_ffns
 from tests.llmrank.tiny_models import family_model, features, mlp, text, tiny_llama, token_ids, tokenizer
@@ -59,7 +59,7 @@ def read(model: nn.Module, stream: Stream) -> list[torch.Tensor]:
 def recorded(model: nn.Module, sequences: TokenSequences, batch_size: int = 2) -> Recording:
     ffns = find_ffns(model)
     with recording(model, ffns) as record:
-        collect(model, ffns, sequences, batch_size)
+        collect_statistics(model, ffns, sequences, batch_size)
     return record
 
 

@@ -14,7 +14,7 @@ from transformers import AddedToken
 import llmrank
 from llmrank import IsolatedFFNPipeline
 from llmrank.calibration import generation
-from llmrank.calibration.generation import generated_text, generating, writes_text
+from llmrank.calibration.generation import can_write_text, generated_text, generation_settings
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
 from llmrank.pipeline import CalibrationText
 from tests.llmrank.commands import SHORT, run
@@ -45,7 +45,7 @@ def test_sequences_have_the_first_token_and_the_requested_length(name: str) -> N
 @pytest.mark.parametrize("spelled", [tokenizer(), None])
 @pytest.mark.parametrize(("length", "texts", "piece"), [(16, 1, 16), (17, 2, 9), (48, 3, 16), (50, 4, 13)])
 def test_long_sequences_hold_several_texts(monkeypatch: Any, length: int, texts: int, piece: int, spelled: Any) -> None:
-    monkeypatch.setattr(generation, "PIECE", 16)
+    monkeypatch.setattr(generation, "LONGEST_TEXT", 16)
     model = tiny_llama()
     found = generated_text(model, spelled, 3, length, batch_size=100)
     assert found.ids.shape == found.mask.shape == (3, length)
@@ -119,7 +119,7 @@ def test_an_end_token_can_begin_a_text() -> None:
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     with pytest.raises(UnsupportedModelError, match="has no token in its vocabulary to begin a text with"):
         generated_text(model, None, 2, 8)
-    assert not writes_text(model)
+    assert not can_write_text(model)
 
 
 def test_a_token_outside_the_vocabulary_does_not_begin_a_text() -> None:
@@ -127,11 +127,11 @@ def test_a_token_outside_the_vocabulary_does_not_begin_a_text() -> None:
     model = family_model(named_family("GPT-2"))
     for source in (model.config, model.generation_config):
         source.bos_token_id, source.eos_token_id = 50256, [50256, 3]
-    assert writes_text(model)
+    assert can_write_text(model)
     assert generated_text(model, None, 2, 8).ids[:, 0].tolist() == [3, 3]
     for source in (model.config, model.generation_config):
         source.eos_token_id = 50256
-    assert not writes_text(model)
+    assert not can_write_text(model)
     with pytest.raises(UnsupportedModelError, match="has no token in its vocabulary"):
         generated_text(model, None, 2, 8)
 
@@ -194,7 +194,7 @@ def test_settings_are_restored_after_an_error() -> None:
     own = model.generation_config
 
     def interrupted() -> None:
-        with generating(model, do_sample=True):
+        with generation_settings(model, do_sample=True):
             assert model.generation_config.do_sample
             assert model.generation_config.bos_token_id == 1
             raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from transformers import BartConfig, BartForConditionalGeneration, LlamaForCausa
 
 import llmrank.calibration.logits
 from llmrank.calibration.forward import evaluation_mode
-from llmrank.calibration.logits import Predictor, has_perplexity
+from llmrank.calibration.logits import Predictor, predicts_next_token
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import FAMILIES, find_ffns
 from tests.llmrank.tiny_models import (
@@ -179,5 +179,5 @@ def test_the_size_of_a_band_does_not_change_a_perplexity(monkeypatch: pytest.Mon
 
 def test_every_decoder_family_predicts() -> None:
     assert len(DECODERS) >= 15
-    assert all(has_perplexity(family_model(family)) for family in DECODERS)
+    assert all(predicts_next_token(family_model(family)) for family in DECODERS)
     assert family_config(DECODERS[0]).vocab_size == LLAMA["vocab_size"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llmrank.calibration.residual import SkipSums, block_path, hidden_states
-from llmrank.calibration.statistics import collect
+from llmrank.calibration.statistics import collect_statistics
 from llmrank.calibration.text import tokenise
 from llmrank.errors import StructureError
 from llmrank.models import find_ffns
@@ -50,9 +50,9 @@ def test_the_share_of_every_block(name: str, stack: str) -> None:
             ),
             with_kwargs=True,
         )
-    found = collect(model, ffns, whole_sequences(ids), batch_size=2, skips=True)
+    found = collect_statistics(model, ffns, whole_sequences(ids), batch_size=2, skips=True)
     assert [entry.skip for entry in found] == pytest.approx([share_by_hand(states[k]) for k in (0, 1)], rel=1e-5)
-    assert all(entry.skip is None for entry in collect(model, ffns, whole_sequences(ids)))
+    assert all(entry.skip is None for entry in collect_statistics(model, ffns, whole_sequences(ids)))
 
 
 def test_padding_does_not_count() -> None:
@@ -60,7 +60,7 @@ def test_padding_does_not_count() -> None:
     ffns = find_ffns(model)
     padded = tokenise([text(20), text(7, seed=1)], tokenizer(), 2, 32)
     assert not bool(padded.mask.all())
-    together = [entry.skip for entry in collect(model, ffns, padded, batch_size=2, skips=True)]
+    together = [entry.skip for entry in collect_statistics(model, ffns, padded, batch_size=2, skips=True)]
     alone = SkipSums("first")
     model.model.layers[0].register_forward_hook(
         lambda _b, args, output: alone.add(args[0].flatten(0, -2), output.flatten(0, -2))
@@ -98,7 +98,7 @@ class Stack(nn.Module):
 
 def test_hidden_states_may_be_a_keyword_argument() -> None:
     model, x = Stack(), features(7, 4)
-    found = collect(model, find_ffns(model), whole_sequences(x), skips=True)
+    found = collect_statistics(model, find_ffns(model), whole_sequences(x), skips=True)
     with torch.no_grad():
         states = [x, model.layers[0](x), model(x)]
     assert [entry.skip for entry in found] == pytest.approx(
@@ -116,7 +116,7 @@ def test_the_share_of_a_block_that_changes_nothing_is_one() -> None:
 def test_ffns_without_a_residual_stream_raise() -> None:
     model = mlp(4, 6, 4)
     with pytest.raises(StructureError, match="lies in no repeating stack"):
-        collect(model, find_ffns(model), whole_sequences(features(5, 4)), skips=True)
+        collect_statistics(model, find_ffns(model), whole_sequences(features(5, 4)), skips=True)
     with pytest.raises(StructureError, match=r"block takes hidden states of shape \(2, 3\) and returns \(2, 4\)"):
         SkipSums("block").add(torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(StructureError, match="is not called with hidden states first"):

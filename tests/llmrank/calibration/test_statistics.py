@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llmrank.calibration.forward import evaluation_mode, longest_input, model_inputs
-from llmrank.calibration.statistics import FFNStatistics, LayerStatistics, collect
+from llmrank.calibration.statistics import FFNStatistics, LayerStatistics, collect_statistics
 from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import find_ffns
@@ -74,7 +74,7 @@ def test_statistics_of_a_gated_ffn() -> None:
     model, ids = tiny_llama(), token_ids(3, 10)
     paths = [f"model.layers.{k}.mlp.{name}" for k in range(2) for name in ("up_proj", "down_proj")]
     seen = captured(model, lambda: model(input_ids=ids), paths)
-    for k, entry in enumerate(collect(model, find_ffns(model), whole_sequences(ids), batch_size=2)):
+    for k, entry in enumerate(collect_statistics(model, find_ffns(model), whole_sequences(ids), batch_size=2)):
         residual, hidden, output = entry.layers
         assert_statistics(residual, seen[f"model.layers.{k}.mlp.up_proj"])
         # The input of down is the product of gate and up.
@@ -86,11 +86,11 @@ def test_statistics_of_a_gated_ffn() -> None:
 def test_explained_shares_of_hidden_neurons(name: str) -> None:
     model, ids = family_model(named_family(name)), token_ids(3, 10)
     ffns = find_ffns(model)
-    found = collect(model, ffns, whole_sequences(ids), batch_size=2, explained=True)
-    assert_same(found, collect(model, ffns, whole_sequences(ids)))
+    found = collect_statistics(model, ffns, whole_sequences(ids), batch_size=2, explained=True)
+    assert_same(found, collect_statistics(model, ffns, whole_sequences(ids)))
     for ffn, entry in zip(ffns, found, strict=True):
         down = ffn.stages[1][0]
-        seen = captured(model, lambda: collect(model, (), whole_sequences(ids)), [down.name])[down.name]
+        seen = captured(model, lambda: collect_statistics(model, (), whole_sequences(ids)), [down.name])[down.name]
         shares = entry.layers[1].explained
         wanted = textbook.explained(seen.tolist(), down.weight.double().tolist())
         assert float(shares.sum()) == pytest.approx(1.0)
@@ -100,7 +100,7 @@ def test_explained_shares_of_hidden_neurons(name: str) -> None:
 
 def test_every_hidden_layer_of_a_sequential_ffn_has_explained_shares() -> None:
     model, x = mlp(4, 6, 5, 3), features(12, 4)
-    entry = collect(model, find_ffns(model), whole_sequences(x), batch_size=5, explained=True)[0]
+    entry = collect_statistics(model, find_ffns(model), whole_sequences(x), batch_size=5, explained=True)[0]
     seen = captured(model, lambda: model(x), ["2", "4"])
     for layer, path in ((1, "2"), (2, "4")):
         weight = model.get_submodule(path).weight.double().tolist()
@@ -117,7 +117,7 @@ def test_padding_does_not_change_explained_shares() -> None:
     padded = tokenise([text(20), text(7, seed=1)], tokenizer(), 2, 32)
     assert not bool(padded.mask.all())
     ffns = find_ffns(model)
-    found = collect(model, ffns, padded, batch_size=2, explained=True)[0].layers[1].explained
+    found = collect_statistics(model, ffns, padded, batch_size=2, explained=True)[0].layers[1].explained
     path = "model.layers.0.mlp.down_proj"
     seen = captured(
         model,
@@ -148,9 +148,9 @@ def test_the_batch_size_does_not_matter(name: str) -> None:
     model = family_model(named_family(name))
     data = whole_sequences(token_ids(5, 12))
     ffns = find_ffns(model)
-    one = collect(model, ffns, data, batch_size=1)
+    one = collect_statistics(model, ffns, data, batch_size=1)
     for batch_size in (2, 5, 100):
-        assert_same(one, collect(model, ffns, data, batch_size=batch_size))
+        assert_same(one, collect_statistics(model, ffns, data, batch_size=batch_size))
 
 
 # OPT flattens its tokens in front of the FFN; GPT-2 has learnt positions; BERT attends in both directions.
@@ -162,9 +162,9 @@ def test_padding_does_not_count(name: str) -> None:
     together = tokenise(texts, tok, 8, 32)
     assert together.ids.shape == (3, 19)
     assert together.mask.sum(1).tolist() == [11, 6, 19]
-    padded = collect(model, ffns, together, batch_size=3)
+    padded = collect_statistics(model, ffns, together, batch_size=3)
     singles = [
-        collect(model, ffns, whole_sequences(row[mask][None]))
+        collect_statistics(model, ffns, whole_sequences(row[mask][None]))
         for row, mask in zip(together.ids, together.mask, strict=True)
     ]
     for k, entry in enumerate(padded):
@@ -173,7 +173,7 @@ def test_padding_does_not_count(name: str) -> None:
             assert found.count == sum(part.count for part in parts) == 36
             squares = torch.stack([part.norm.square() for part in parts]).sum(0)
             torch.testing.assert_close(found.norm, squares.sqrt(), rtol=1e-5, atol=1e-6)
-    assert_same(padded, collect(model, ffns, together, batch_size=1), rtol=1e-5)
+    assert_same(padded, collect_statistics(model, ffns, together, batch_size=1), rtol=1e-5)
 
 
 def test_encoder_and_decoder_have_their_own_masks() -> None:
@@ -190,9 +190,9 @@ def test_encoder_and_decoder_have_their_own_masks() -> None:
     # Teacher forcing: the decoder reads the second half, shifted by its start token.
     assert inputs["decoder_input_ids"][:, 0].tolist() == [0, 0, 0]
     assert torch.equal(inputs["decoder_input_ids"][:, 1:], ids[:, 5:-1])
-    entries = collect(model, find_ffns(model), whole_sequences(ids, mask), batch_size=3)
+    entries = collect_statistics(model, find_ffns(model), whole_sequences(ids, mask), batch_size=3)
     assert [entry.layers[1].count for entry in entries] == [14, 14, 7, 7]
-    full = collect(model, find_ffns(model), whole_sequences(ids), batch_size=3)
+    full = collect_statistics(model, find_ffns(model), whole_sequences(ids), batch_size=3)
     assert [entry.layers[1].count for entry in full] == [15] * 4
 
 
@@ -201,7 +201,7 @@ def test_features_are_converted_to_the_dtype_of_a_plain_module() -> None:
     x = features(300, 4)
     seen = captured(model, lambda: model(x), ["0", "2", "4"])
     for data in (x, x.double(), x.numpy().astype("float64")):
-        (entry,) = collect(model, find_ffns(model), tokenise(data, None, 16, 1024))
+        (entry,) = collect_statistics(model, find_ffns(model), tokenise(data, None, 16, 1024))
         for layer, key in enumerate(("0", "2", "4", "4:out")):
             assert_statistics(entry.layers[layer], seen[key])
 
@@ -211,7 +211,7 @@ def test_half_precision_sums_are_wide(dtype: torch.dtype) -> None:
     # Large enough that float16 squares overflow, and bfloat16 ones round at 1 %.
     model, x = mlp(4, 6, 2).to(dtype), features(300, 4).to(dtype) * 300
     seen = captured(model, lambda: model(x), ["0", "2"])
-    (entry,) = collect(model, find_ffns(model), tokenise(x, None, 1, 2))
+    (entry,) = collect_statistics(model, find_ffns(model), tokenise(x, None, 1, 2))
     for layer, key in enumerate(("0", "2", "2:out")):
         wanted = seen[key].square().sum(0).sqrt()
         torch.testing.assert_close(entry.layers[layer].norm, wanted, rtol=1e-6, atol=0)
@@ -225,8 +225,8 @@ def test_modes_hooks_and_gradients_are_not_changed(training: bool) -> None:
     model.lm_head.weight.requires_grad = False
     modes, grads = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
     snapshot = Snapshot(model)
-    first = collect(model, find_ffns(model), whole_sequences(token_ids()))
-    assert_same(first, collect(model, find_ffns(model), whole_sequences(token_ids())), rtol=0)
+    first = collect_statistics(model, find_ffns(model), whole_sequences(token_ids()))
+    assert_same(first, collect_statistics(model, find_ffns(model), whole_sequences(token_ids())), rtol=0)
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == grads
     assert all(p.grad is None for p in model.parameters())
@@ -243,7 +243,7 @@ def test_everything_is_restored_after_an_exception() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(model, find_ffns(model), whole_sequences(token_ids()), progress=broken)
+        collect_statistics(model, find_ffns(model), whole_sequences(token_ids()), progress=broken)
     snapshot.assert_restored()
 
     def fail() -> None:
@@ -295,7 +295,7 @@ def test_the_error_for_an_ffn_that_is_never_called_names_it() -> None:
 
     model = Half()
     with pytest.raises(CalibrationError, match="no calibration token passed through unused"):
-        collect(model, find_ffns(model), tokenise(features(10, 4), None, 1, 2))
+        collect_statistics(model, find_ffns(model), tokenise(features(10, 4), None, 1, 2))
 
 
 @pytest.mark.parametrize(("ids", "message"), [([[1, 64]], "run from 1 to 64"), ([[-1, 3]], "run from -1 to 3")])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrank.calibration.text import TokenSequences, builtin_texts, check_text, overlap, read_text, tokenise
+from llmrank.calibration.text import TokenSequences, builtin_texts, check_text, read_text, shared_passages, tokenise
 from llmrank.errors import CalibrationError
 from tests.llmrank.tiny_models import WORDS, text, token_ids, tokenizer
 
@@ -277,36 +277,36 @@ def tokens(*rows: list[int]) -> TokenSequences:
 
 def test_overlap_of_texts() -> None:
     first = tokens(list(range(1000)))
-    assert overlap(first, first) == 1.0
-    assert overlap(first, tokens(list(range(5000, 6000)))) == 0.0
+    assert shared_passages(first, first) == 1.0
+    assert shared_passages(first, tokens(list(range(5000, 6000)))) == 0.0
     # A passage is found at any position of any calibration sequence.
-    assert overlap(tokens(list(range(7, 107)), list(range(500, 600))), tokens(list(range(17, 81)))) == 1.0
+    assert shared_passages(tokens(list(range(7, 107)), list(range(500, 600))), tokens(list(range(17, 81)))) == 1.0
     half = list(range(100, 164)) + list(range(9000, 9064))
-    assert overlap(first, tokens(half)) == 0.5
+    assert shared_passages(first, tokens(half)) == 0.5
 
 
 def test_overlap_of_short_sequences() -> None:
     """Passages are as long as the sequences allow, so a short text overlaps itself completely."""
     short = tokens(list(range(20)), list(range(100, 120)))
-    assert overlap(short, short) == 1.0
-    assert overlap(short, tokens(list(range(20)), list(range(200, 220)))) == 0.5
-    assert overlap(short, tokens(list(range(1, 21)))) == 0.0
+    assert shared_passages(short, short) == 1.0
+    assert shared_passages(short, tokens(list(range(20)), list(range(200, 220)))) == 0.5
+    assert shared_passages(short, tokens(list(range(1, 21)))) == 0.0
     whole = tokens(list(range(1000)))
-    assert overlap(whole, tokens(list(range(20)))) == 1.0
-    assert overlap(tokens(list(range(31))), whole) == 1 / 32
+    assert shared_passages(whole, tokens(list(range(20)))) == 1.0
+    assert shared_passages(tokens(list(range(31))), whole) == 1 / 32
     # One short text does not make the passages of other texts short.
     mixed = TokenSequences.of(torch.arange(80).reshape(2, 40), torch.ones(2, 40, dtype=torch.bool), "")
     mixed.mask[0, 2:] = False
-    assert overlap(mixed, tokens(list(range(40, 72)))) == 1.0
-    assert overlap(mixed, tokens([0, 1, *range(500, 530)])) == 0.0
-    assert overlap(mixed, TokenSequences.of(mixed.ids, torch.zeros_like(mixed.mask), "")) == 0.0
+    assert shared_passages(mixed, tokens(list(range(40, 72)))) == 1.0
+    assert shared_passages(mixed, tokens([0, 1, *range(500, 530)])) == 0.0
+    assert shared_passages(mixed, TokenSequences.of(mixed.ids, torch.zeros_like(mixed.mask), "")) == 0.0
 
 
 def test_overlap_ignores_padding() -> None:
     ids = torch.tensor([list(range(40)) + [0] * 40])
     mask = torch.tensor([[True] * 40 + [False] * 40])
     padded = TokenSequences.of(ids, mask, "padded")
-    assert overlap(tokens(list(range(40))), padded) == 1.0
+    assert shared_passages(tokens(list(range(40))), padded) == 1.0
 
 
 def test_builtin_parts_do_not_overlap() -> None:
@@ -314,7 +314,7 @@ def test_builtin_parts_do_not_overlap() -> None:
     words: dict[str, int] = {}
     ids = [torch.tensor([[words.setdefault(w, len(words)) for w in t.split()]]) for t in (calibration, evaluation)]
     first, second = (tokenise(row, None, 1, row.shape[1]) for row in ids)
-    assert overlap(first, second) < 0.01
+    assert shared_passages(first, second) < 0.01
 
 
 def test_the_error_of_a_failing_tokenizer_is_quoted() -> None:

@@ -128,7 +128,7 @@ def test_it_writes_all_formats(checkpoint: Path, corpus: Path, tmp_path: Path, c
     assert f"Open {output / 'index.html'} in a browser" in printed
     figures = {
         f"{stem}.{kind}"
-        for stem in ("what_went_where", "concentration", "agreement", "layer-1")
+        for stem in ("removed_neurons", "concentration", "agreement", "layer-1")
         for kind in ("png", "svg")
     }
     graphs = {"graph-top.graphml", "graph-top.gexf", "graph.safetensors", "graph-rank.safetensors", "graph.npz"}

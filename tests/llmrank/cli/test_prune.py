@@ -168,7 +168,7 @@ def test_a_collapsed_model_is_called_so(checkpoint: Path, corpus: Path, tmp_path
 def test_demo_runs_on_a_local_model(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "demo"
     assert run("demo", "--model", checkpoint, "--output", output, *SHORT) == 0
-    assert {"config.json", "model.safetensors", "report.json", "masks.safetensors", "what_went_where.png"} <= {
+    assert {"config.json", "model.safetensors", "report.json", "masks.safetensors", "removed_neurons.png"} <= {
         path.name for path in output.iterdir()
     }
     assert set(json.loads((output / "report.json").read_text(encoding="utf-8"))["completions"]) == {"dense", "pruned"}

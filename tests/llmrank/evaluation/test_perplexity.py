@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.calibration.logits import has_perplexity
+from llmrank.calibration.logits import predicts_next_token
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import UnsupportedModelError
-from llmrank.evaluation.perplexity import complete, perplexity, size, unigram_perplexity
+from llmrank.evaluation.perplexity import complete, model_size, perplexity, unigram_perplexity
 from llmrank.models import find_ffns
 from llmrank.pipeline import ChainedFFNPipeline
 from tests.llmrank.tiny_models import (
@@ -68,7 +68,7 @@ def test_perplexity_of_an_encoder_decoder_is_that_of_the_second_half() -> None:
 @pytest.mark.parametrize("make", [lambda: family_model(named_family("BERT")), lambda: mlp(4, 6, 2)])
 def test_models_without_next_token_prediction_are_refused(make: Any) -> None:
     model = make()
-    assert not has_perplexity(model)
+    assert not predicts_next_token(model)
     with pytest.raises(UnsupportedModelError, match="predicts no next token"):
         perplexity(model, padded_sequences())
 
@@ -107,25 +107,25 @@ def test_unigram_perplexity_by_hand() -> None:
 
 def test_size_counts_shared_tensors_once() -> None:
     tied, untied = tiny_llama(tie_word_embeddings=True), tiny_llama(tie_word_embeddings=False)
-    assert size(untied).parameters - size(tied).parameters == 64 * 16
+    assert model_size(untied).parameters - model_size(tied).parameters == 64 * 16
     block = mlp(4, 6, 4)
-    assert size(nn.Sequential(block, block)).parameters == 4 * 6 + 6 + 6 * 4 + 4
+    assert model_size(nn.Sequential(block, block)).parameters == 4 * 6 + 6 + 6 * 4 + 4
 
 
 def test_size_by_hand() -> None:
     model = tiny_llama(tie_word_embeddings=True)
-    found = size(model, find_ffns(model))
+    found = model_size(model, find_ffns(model))
     attention = 16 * 16 + 2 * 16 * 8 + 16 * 16
     assert found.ffn_parameters == 2 * 3 * 16 * 40
     assert found.parameters == 64 * 16 + 2 * (attention + 3 * 16 * 40 + 2 * 16) + 16
     assert (found.bytes, found.ffn_bytes) == (4 * found.parameters, 4 * found.ffn_parameters)
-    half = size(model.to(torch.bfloat16), find_ffns(model))
+    half = model_size(model.to(torch.bfloat16), find_ffns(model))
     assert (half.bytes, half.ffn_bytes) == (2 * found.parameters, 2 * found.ffn_parameters)
 
 
 def test_masks_of_torch_do_not_count_as_parameters() -> None:
     model = tiny_llama()
-    before = size(model, find_ffns(model))
+    before = model_size(model, find_ffns(model))
     pipeline = ChainedFFNPipeline(model, None, calibration=token_ids(), form="mask")
     pipeline.run()
     assert pipeline.report is not None

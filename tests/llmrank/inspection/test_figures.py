@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 from graphs.analysis.measures import gini
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
-from llmrank.inspection.figures import agreement, concentration, layer_view, what_went_where, write_figures
+from llmrank.inspection.figures import (
+    draw_agreement,
+    draw_concentration,
+    draw_layer,
+    draw_removed_neurons,
+    write_figures,
+)
 from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.summary import summarise_inspection
 from llmrank.prune import GlobalPruner
@@ -48,7 +54,7 @@ def words(figure: Figure) -> str:
 
 def test_the_cut_and_the_bars_follow_from_the_masks(inspection: Inspection) -> None:
     masks = inspection.main.masks["global"]
-    figure = drawn(what_went_where(inspection.main.importance, masks, "global"))
+    figure = drawn(draw_removed_neurons(inspection.main.importance, masks, "global"))
     heat, bars = figure.axes[:2]
     assert (
         heat.get_title() == "2 layers: scores of the hidden neurons; those right of the white line are removed (global)"
@@ -63,9 +69,9 @@ def test_the_cut_and_the_bars_follow_from_the_masks(inspection: Inspection) -> N
 
 def test_nodes_are_called_neurons(inspection: Inspection) -> None:
     figures = (
-        what_went_where(inspection.main.importance, inspection.main.masks["global"]),
-        concentration(inspection),
-        agreement(inspection),
+        draw_removed_neurons(inspection.main.importance, inspection.main.masks["global"]),
+        draw_concentration(inspection),
+        draw_agreement(inspection),
     )
     for figure in figures:
         assert "neuron" in words(drawn(figure))
@@ -73,7 +79,7 @@ def test_nodes_are_called_neurons(inspection: Inspection) -> None:
 
 
 def test_concentration_names_model_scorer_and_gini(inspection: Inspection) -> None:
-    figure = drawn(concentration(inspection))
+    figure = drawn(draw_concentration(inspection))
     assert figure.get_suptitle() == "LlamaForCausalLM: scores by wpr, chained"
     for scores in inspection.main.importance.values():
         assert f"{gini(scores):.2f}" in words(figure)
@@ -81,7 +87,7 @@ def test_concentration_names_model_scorer_and_gini(inspection: Inspection) -> No
 
 def test_agreement_says_what_the_summary_says(inspection: Inspection) -> None:
     """The scorer activation is compared if there is one, and the other topology always."""
-    figure = drawn(agreement(inspection))
+    figure = drawn(draw_agreement(inspection))
     found = summarise_inspection(inspection).agreement
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel().startswith("percentile")]
     assert labels == ["percentile in its layer by activation", "percentile in its layer by wpr, isolated"]
@@ -92,9 +98,9 @@ def test_agreement_says_what_the_summary_says(inspection: Inspection) -> None:
 
 
 def test_agreement_without_another_scorer_compares_the_topologies() -> None:
-    figure = drawn(agreement(inspected({"wpr": WPR}, IsolatedFFNPipeline)))
+    figure = drawn(draw_agreement(inspected({"wpr": WPR}, IsolatedFFNPipeline)))
     assert [axes.get_ylabel() for axes in figure.axes] == ["percentile in its layer by wpr, chained"]
-    figure = drawn(agreement(inspected({"norm": NormScorer(), "wpr": WPR})))
+    figure = drawn(draw_agreement(inspected({"norm": NormScorer(), "wpr": WPR})))
     assert figure.axes[0].get_ylabel() == "percentile in its layer by norm"
 
 
@@ -102,7 +108,7 @@ def test_agreement_without_another_scorer_compares_the_topologies() -> None:
 def test_a_layer_is_drawn_with_its_highest_neurons(topology: type) -> None:
     inspection = inspected({"wpr": WPR}, topology)
     name = list(inspection.places())[1]
-    figure = drawn(layer_view(inspection, name, top=4))
+    figure = drawn(draw_layer(inspection, name, top=4))
     assert figure.get_suptitle() == f"LlamaForCausalLM: {name}"
     written = words(figure.subfigs[0]).split("\n")
     highest = np.argsort(-inspection.main.importance[name], kind="stable")[:4]
@@ -113,7 +119,7 @@ def test_a_layer_is_drawn_with_its_highest_neurons(topology: type) -> None:
 def test_a_layer_at_the_end_of_its_graph_is_drawn() -> None:
     pipeline = ChainedFFNPipeline(tiny_llama(), None, STRUCTURE, calibration=token_ids())
     inspection = inspect_model(pipeline, {"wpr": WPR}, "wpr")
-    drawn(layer_view(inspection, list(inspection.places())[-1], top=3))
+    drawn(draw_layer(inspection, list(inspection.places())[-1], top=3))
 
 
 def test_files_have_their_names_and_are_reproducible(inspection: Inspection, tmp_path: Path) -> None:
@@ -122,7 +128,7 @@ def test_files_have_their_names_and_are_reproducible(inspection: Inspection, tmp
         (tmp_path / place).mkdir()
     once = write_figures(inspection, tmp_path / "once", ["png", "svg"], top=3, names=names[1:])
     again = write_figures(inspection, tmp_path / "again", ["png", "svg"], top=3, names=names[1:])
-    stems = ("what_went_where", "concentration", "agreement", "layer-1")
+    stems = ("removed_neurons", "concentration", "agreement", "layer-1")
     assert [path.name for path in once] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
     assert sorted(once) == sorted((tmp_path / "once").iterdir())
     for one, other in zip(once, again, strict=True):
@@ -145,5 +151,5 @@ def test_wrong_names_are_refused_before_a_figure_is_written(inspection: Inspecti
     with pytest.raises(OptionError, match="written as png, svg, got pdf"):
         write_figures(inspection, tmp_path, ["png", "pdf"])
     with pytest.raises(OptionError, match="no prunable layer 'mlp'"):
-        layer_view(inspection, "mlp")
+        draw_layer(inspection, "mlp")
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from scipy import stats
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.inspection import Inspection, inspect_model
-from llmrank.inspection.summary import margin, neuron_facts, parse_neuron, split_neuron, summarise_inspection
+from llmrank.inspection.summary import margin, parse_neuron, split_neuron, summarise_inspection, summarise_neuron
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, tiny_llama, token_ids
@@ -93,7 +93,7 @@ def test_verdicts_say_whether_a_neuron_is_kept_and_by_what_margin(budget: str) -
     for name, scores in inspection.main.importance.items():
         keep = inspection.main.masks[budget][name].numpy()
         for neuron in (int(scores.argmax()), int(scores.argmin()), 5):
-            verdict = neuron_facts(inspection, name, neuron).verdicts[budget]
+            verdict = summarise_neuron(inspection, name, neuron).verdicts[budget]
             assert verdict.kept == keep[neuron]
             if keep.all() or not keep.any():
                 assert not np.isfinite(verdict.ratio)
@@ -147,7 +147,7 @@ def test_an_amount_that_only_global_pruning_accepts() -> None:
         name: {"global"} for name in inspection.places()
     }
     name = next(iter(inspection.places()))
-    assert set(neuron_facts(inspection, name, 0).verdicts) == {"global"}
+    assert set(summarise_neuron(inspection, name, 0).verdicts) == {"global"}
     with pytest.raises(OptionError, match="would keep 0 of 40"):
         inspected("chained", GlobalPruner(50), pruner="local")
 
@@ -174,7 +174,7 @@ def test_the_message_for_an_unknown_layer_lists_the_layers() -> None:
 def test_facts_of_a_neuron_of_an_isolated_graph() -> None:
     inspection = inspected("isolated")
     name = list(inspection.places())[1]
-    facts = neuron_facts(inspection, name, 3, top=2)
+    facts = summarise_neuron(inspection, name, 3, top=2)
     graph = inspection.graphs[1].graph
     weights = graph.block(1).toarray()[3]
     # The strongest in-edge has a large weight, though not always the largest: its share of its source counts.
@@ -205,9 +205,9 @@ def test_a_neuron_is_written_with_the_number_or_the_name_of_its_layer() -> None:
     with pytest.raises(OptionError, match="LAYER:NEURON"):
         split_neuron("17")
     with pytest.raises(OptionError, match="neurons 0 to 39, got 40"):
-        neuron_facts(inspection, names[0], 40)
+        summarise_neuron(inspection, names[0], 40)
     with pytest.raises(OptionError, match="no prunable layer 'mlp'"):
-        neuron_facts(inspection, "mlp", 0)
+        summarise_neuron(inspection, "mlp", 0)
 
 
 def test_unknown_names_are_refused_before_the_calibration() -> None:

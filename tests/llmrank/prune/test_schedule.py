@@ -18,7 +18,7 @@ from llmrank.prune.masks import Masks
 from llmrank.prune.schedule import amounts_after_steps, describe_steps
 from llmrank.prune.selection import Reselection
 from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
-from llmrank.surgery.apply import apply_masks, trial_cut
+from llmrank.surgery.apply import apply_masks, temporarily_masked
 from llmrank.surgery.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, features, logits, mlp, tiny_llama, tiny_t5, token_ids
 
@@ -349,16 +349,16 @@ def test_a_trial_zeroes_neurons_and_restores_them() -> None:
     snapshot = Snapshot(model)
     ffns = find_ffns(model)
     masks = Masks({ffn.name: torch.arange(40) > 3 for ffn in ffns})
-    with trial_cut(model, ffns, masks):
+    with temporarily_masked(model, ffns, masks):
         for layer in model.model.layers:
             assert not bool(layer.mlp.up_proj.weight[:4].any())
             assert not bool(layer.mlp.down_proj.weight[:, :4].any())
             assert bool(layer.mlp.gate_proj.weight[4:].all())
     snapshot.assert_restored()
-    with pytest.raises(KeyboardInterrupt), trial_cut(model, ffns, masks):
+    with pytest.raises(KeyboardInterrupt), temporarily_masked(model, ffns, masks):
         raise KeyboardInterrupt
     snapshot.assert_restored()
-    with trial_cut(model, ffns, None):
+    with temporarily_masked(model, ffns, None):
         snapshot.assert_restored()
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph
-from graphs.analysis.flow import damping_of
+from graphs.analysis.flow import gamma_of
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
@@ -450,11 +450,11 @@ def test_energies_of_parallel_edges_are_squared_one_by_one(scorer: BaseScorer) -
 
 def test_a_rank_of_energies_has_a_method_name_of_its_own() -> None:
     assert WeightedPageRankScorer(edges="energy").rank(small_graph(), ()).method == "weighted pagerank of energies"
-    assert damping_of(WeightedPageRankScorer(edges="energy").rank(small_graph(), ())) is None
+    assert gamma_of(WeightedPageRankScorer(edges="energy").rank(small_graph(), ())) is None
     explained = WeightedPageRankScorer(explained=0.5).rank(small_graph(), LAYERS)
     assert explained.method == "weighted pagerank with explained activations"
-    assert damping_of(explained) is None
-    assert damping_of(ForwardBackwardScorer().rank(small_graph(), ())) is None
+    assert gamma_of(explained) is None
+    assert gamma_of(ForwardBackwardScorer().rank(small_graph(), ())) is None
 
 
 def test_the_forward_backward_rank_costs_the_sum_of_both_ranks() -> None:

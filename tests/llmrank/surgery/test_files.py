@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from graphs.io.files import workplace
+from graphs.io.files import hidden_directory
 from llmrank.errors import CheckpointError
 from llmrank.surgery import files
-from llmrank.surgery.files import check_output, whole_directory
+from llmrank.surgery.files import atomic_directory, check_output
 
 
 def fill(directory: Path) -> None:
-    with whole_directory(directory) as partial:
+    with atomic_directory(directory) as partial:
         (partial / "summary.json").write_text("{}")
         (partial / "graph").mkdir()
         (partial / "graph" / "nodes.csv").write_text("id\n")
@@ -37,7 +37,7 @@ FILLED = ["graph", "graph/nodes.csv", "summary.json"]
 
 def test_an_absent_directory_appears_completely(tmp_path: Path) -> None:
     target = tmp_path / "far" / "below"
-    with whole_directory(target) as partial:
+    with atomic_directory(target) as partial:
         (partial / "summary.json").write_text("{}")
         assert not target.exists()
     assert listed(target) == ["summary.json"]
@@ -47,7 +47,7 @@ def test_an_absent_directory_appears_completely(tmp_path: Path) -> None:
 def test_an_empty_directory_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "seen").mkdir(mode=0o750)
     (tmp_path / "seen").chmod(0o750)
-    with whole_directory(tmp_path / "seen") as partial:
+    with atomic_directory(tmp_path / "seen") as partial:
         (partial / "summary.json").write_text("{}")
         assert listed(tmp_path / "seen") == []
     assert listed(tmp_path / "seen") == ["summary.json"]
@@ -77,7 +77,7 @@ def fixed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_directory_that_cannot_be_replaced_is_filled(fixed: Path) -> None:
     before = fixed.stat().st_ino
-    with whole_directory(fixed) as partial:
+    with atomic_directory(fixed) as partial:
         (partial / "summary.json").write_text("{}")
         assert not (fixed / "summary.json").exists()
     assert fixed.stat().st_ino == before
@@ -127,8 +127,8 @@ def test_a_mount_from_the_same_file_system_is_filled(tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "a place").mkdir()
     code = (
-        "import sys; from llmrank.surgery.files import whole_directory\n"
-        "with whole_directory(sys.argv[1]) as partial: (partial / 'summary.json').write_text('{}')"
+        "import sys; from llmrank.surgery.files import atomic_directory\n"
+        "with atomic_directory(sys.argv[1]) as partial: (partial / 'summary.json').write_text('{}')"
     )
     script = 'mount --bind "$1" "$2" || exit 77; shift; exec "$0" -c "$2" "$1"'
     run = subprocess.run(
@@ -160,7 +160,7 @@ def test_another_process_may_fill_a_directory_that_cannot_be_replaced(fixed: Pat
 
 
 def overtaken(target: Path) -> None:
-    with whole_directory(target):
+    with atomic_directory(target):
         target.mkdir(exist_ok=True)
         (target / "theirs").write_text("")
 
@@ -169,7 +169,7 @@ def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (target := tmp_path / "seen").mkdir()
-    with workplace(tmp_path, "seen") as alive:
+    with hidden_directory(tmp_path, "seen") as alive:
         left = [alive.name]
         fill(target)
         for machine, stays in (
@@ -202,7 +202,7 @@ def test_a_failure_leaves_the_target_unchanged(tmp_path: Path, there: bool) -> N
     target = tmp_path / "seen"
     if there:
         target.mkdir()
-    with pytest.raises(OSError, match="No space"), whole_directory(target) as partial:
+    with pytest.raises(OSError, match="No space"), atomic_directory(target) as partial:
         fail(partial)
     assert listed(tmp_path) == (["seen"] if there else [])
 
@@ -239,7 +239,7 @@ def test_targets_that_cannot_be_directories_are_refused(tmp_path: Path) -> None:
         check_output(tmp_path / "file")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("")
-    with pytest.raises(CheckpointError, match="is not empty"), whole_directory(tmp_path / "full"):
+    with pytest.raises(CheckpointError, match="is not empty"), atomic_directory(tmp_path / "full"):
         pytest.fail("began to write")
     assert listed(tmp_path) == ["file", "full", "full/mine", "lost"]
 
@@ -258,7 +258,7 @@ def test_an_own_empty_directory_in_a_read_only_place_can_be_filled(tmp_path: Pat
 def test_permissions_are_those_of_ordinary_directories(tmp_path: Path) -> None:
     (tmp_path / "ordinary").mkdir()
     (tmp_path / "ordinary" / "file").write_text("")
-    with whole_directory(tmp_path / "seen") as partial:
+    with atomic_directory(tmp_path / "seen") as partial:
         (partial / "graph").mkdir()
         (partial / "graph" / "private").touch(mode=0o600)
     for path, like in (("seen", "ordinary"), ("seen/graph", "ordinary"), ("seen/graph/private", "ordinary/file")):

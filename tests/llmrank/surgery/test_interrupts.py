@@ -16,12 +16,12 @@ from torch.nn.utils import prune as torch_prune
 import llmrank
 from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream
 from llmrank.calibration.recording import recording
-from llmrank.calibration.statistics import collect
+from llmrank.calibration.statistics import collect_statistics
 from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns
 from llmrank.prune.masks import Masks
 from llmrank.surgery import apply
-from llmrank.surgery.apply import apply_masks, prunable_layers, trial_cut
+from llmrank.surgery.apply import apply_masks, prunable_layers, temporarily_masked
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap, repair_ffns
 from tests.llmrank.tiny_models import Snapshot, family_model, logits, named_family, tiny_llama, token_ids
@@ -231,7 +231,7 @@ def test_an_interrupted_trial_leaves_the_model_dense(points: int) -> None:
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=False)
 
     def trial() -> None:
-        with trial_cut(model, ffns, masks):
+        with temporarily_masked(model, ffns, masks):
             logits(model, SEQUENCES.ids)
 
     every_line(WRITERS, points, lambda: (trial, snapshot.assert_restored))
@@ -249,7 +249,7 @@ def test_interrupted_repair_and_checks_leave_no_trace(method: Any, by_blocks: bo
 
     def whole() -> None:
         with recording(model, ffns) as record:
-            collect(model, ffns, SEQUENCES, 2)
+            collect_statistics(model, ffns, SEQUENCES, 2)
         stream: Stream = open_stream(model, ffns, SEQUENCES, 2, record, follow=method.follows)
         assert isinstance(stream, BlockStream)
         if not by_blocks:

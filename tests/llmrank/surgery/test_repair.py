@@ -18,7 +18,7 @@ import llmrank
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks
 from llmrank.calibration.blockwise import open_stream
 from llmrank.calibration.recording import recording
-from llmrank.calibration.statistics import collect
+from llmrank.calibration.statistics import collect_statistics
 from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionError
 from llmrank.models import explicit_ffns, find_ffns
@@ -323,7 +323,7 @@ def test_neurons_that_depend_on_kept_ones_cost_nothing(family: str, form: Any) -
     ffns = find_ffns(model)
     sequences = tokenise(ids, None, 5, 24)
     with recording(model, ffns) as record:
-        collect(model, ffns, sequences)
+        collect_statistics(model, ffns, sequences)
     _, repaired = repair_ffns(
         model, ffns, masks, LeastSquaresRepair(0.0), open_stream(model, ffns, sequences, 1, record)
     )
@@ -401,7 +401,7 @@ def test_moments_are_those_of_the_model_as_pruned_so_far() -> None:
 
     masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
     with recording(model, ffns) as record:
-        collect(model, ffns, sequences)
+        collect_statistics(model, ffns, sequences)
     _, repaired = repair_ffns(model, ffns, masks, Look(), open_stream(model, ffns, sequences, 1, record))
     apply_masks(model, ffns, masks, "zero", repaired=repaired)
     read: list[torch.Tensor] = []
@@ -482,7 +482,7 @@ def test_the_message_for_non_finite_inputs_names_the_map() -> None:
     masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
     sequences = tokenise(token_ids(3), None, 3, 24)
     with recording(model, ffns) as record:
-        collect(model, ffns, sequences)
+        collect_statistics(model, ffns, sequences)
     stream = open_stream(model, ffns, sequences, 1, record)
     with pytest.raises(CalibrationError, match=r"the inputs of model\.layers\.1\.mlp\.down_proj.*are not finite"):
         repair_ffns(model, ffns, masks, Boundless(), stream)
@@ -494,7 +494,7 @@ def test_explicit_ffns_cannot_be_repaired() -> None:
     ffns, sequences = explicit_ffns(model, STRUCTURE), tokenise(token_ids(), None, 4, 24)
     masks = Masks({name: torch.arange(layer.size) > 3 for name, layer in prunable_layers(ffns).items()})
     with recording(model, ffns) as record:
-        collect(model, ffns, sequences)
+        collect_statistics(model, ffns, sequences)
     stream = open_stream(model, ffns, sequences, 1, record)
     with pytest.raises(OptionError, match="repair needs whole FFNs"):
         repair_ffns(model, ffns, masks, LeastSquaresRepair(), stream)
@@ -534,7 +534,7 @@ def test_a_repair_may_be_applied_to_two_models(form: Any) -> None:
     sequences = tokenise(token_ids(), None, 4, 24)
     masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
     with recording(models[0], ffns) as record:
-        collect(models[0], ffns, sequences)
+        collect_statistics(models[0], ffns, sequences)
     stream = open_stream(models[0], ffns, sequences, 1, record)
     _, repaired = repair_ffns(models[0], ffns, masks, LeastSquaresRepair(), stream)
     for model in models:
