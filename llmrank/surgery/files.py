@@ -16,9 +16,9 @@ from llmrank.errors import CheckpointError
 
 __all__ = ["atomic_directory", "check_output"]
 
-# Names within the hidden directory: the future content of the directory, and the list of its entries while they are moved one by one.
+# Names within the hidden directory: the future content, and the list of its entries while they are moved one by one.
 CONTENT, JOURNAL = "content", "journal"
-# Name of the workplaces within a directory that cannot be replaced.
+# Name of the hidden directories within a directory that cannot be replaced.
 FILLED = "filled"
 
 
