@@ -39,7 +39,8 @@ from llmrank.inspection.summary import (
     summarise_inspection,
     summarise_neuron,
 )
-from llmrank.pipeline.registry import SCORERS, split_spec
+from llmrank.pipeline.registry import SCORERS
+from llmrank.pipeline.specs import split_spec
 from llmrank.score import BaseScorer
 from llmrank.surgery.apply import prunable_layers
 from llmrank.surgery.files import atomic_directory, check_output

@@ -17,20 +17,18 @@ class, so that they are typed once. Other distributions add components with entr
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
 import re
-import types
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib import metadata
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from llmrank.errors import OptionError
 from llmrank.pipeline.base_pipeline import BasePipeline
+from llmrank.pipeline.specs import Field, nearest_name, parameter_docs, split_spec
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner
 from llmrank.score import BaseScorer
@@ -43,63 +41,13 @@ __all__ = [
     "REGISTRIES",
     "REPAIRS",
     "SCORERS",
-    "Field",
     "Registry",
     "make_pruner",
     "make_repair",
     "make_scorer",
-    "split_spec",
 ]
 
 T = TypeVar("T")
-NO_DEFAULT = inspect.Parameter.empty
-WORDS: dict[Any, str] = {float: "number", int: "integer", bool: "true or false", str: "text", type(None): "none"}
-
-
-@dataclass(frozen=True)
-class Field:
-    """An option of a component.
-
-    Attributes
-    ----------
-    name : str
-    annotation : type
-        What a value must be: bool, int, float, str, a Literal, a sequence, or a union of these.
-    default : object
-        What holds if the option is left out.
-    doc : str
-        Its entry under "Parameters" in the docstring of the class, as one line; may be empty.
-    """
-
-    name: str
-    annotation: Any
-    default: Any
-    doc: str = ""
-
-    @property
-    def kind(self) -> str:
-        """The type, for readers: ``number``, ``"magnitude" or "energy"``."""
-        return _kind(self.annotation)
-
-    def read(self, values: list[str]) -> Any:
-        """Convert what was written for the option.
-
-        Parameters
-        ----------
-        values : list of str
-            One, or several if the option was repeated, which makes a list of a field that takes one.
-
-        Raises
-        ------
-        OptionError
-            The values are no `annotation`.
-        """
-        if len(values) > 1 and not _takes_several(self.annotation):
-            raise OptionError(f"option {self.name} was given {len(values)} times; give it once")
-        read = [_converted(self.annotation, value) for value in values]
-        if any(value is NO_DEFAULT for value in read):
-            raise OptionError(f"option {self.name} must be {self.kind}, got {','.join(values)!r}")
-        return read if _takes_several(self.annotation) else read[0]
 
 
 class Registry(dict[str, type[T]], Generic[T]):
@@ -163,7 +111,9 @@ class Registry(dict[str, type[T]], Generic[T]):
             self._add(name, entry, point.value)
         if name not in self:
             known = sorted(self.names())
-            raise OptionError(f"unknown {self.kind} {name!r}{_near(name, known)}; expected one of {', '.join(known)}")
+            raise OptionError(
+                f"unknown {self.kind} {name!r}{nearest_name(name, known)}; expected one of {', '.join(known)}"
+            )
         return self[name]
 
     def fields(self, name: str) -> tuple[Field, ...]:
@@ -245,7 +195,7 @@ class Registry(dict[str, type[T]], Generic[T]):
 
     def _doc(self, entry: type, option: str) -> str:
         """What the docstring of a class says of an option; "As for" another class leads there."""
-        said = _parameter_docs(entry).get(option, "")
+        said = parameter_docs(entry).get(option, "")
         reference = re.match(r"As for :class:`[~\w.]*?(\w+)`[;.,]? ?", said)
         if reference is None:
             return said
@@ -259,7 +209,7 @@ class Registry(dict[str, type[T]], Generic[T]):
             if key not in fields:
                 own = [f"{field.name} ({field.default})" for field in fields.values()]
                 shown = f"its options are {', '.join(own)}" if own else "it has no options"
-                raise OptionError(f"{self.kind} {name!r} has no option {key!r}{_near(key, fields)}; {shown}")
+                raise OptionError(f"{self.kind} {name!r} has no option {key!r}{nearest_name(key, fields)}; {shown}")
 
     def _add(self, name: str, entry: Any, where: str) -> None:
         if name in self or not name or set(name) & set(":,="):
@@ -276,108 +226,6 @@ class Registry(dict[str, type[T]], Generic[T]):
     def _elsewhere(self) -> dict[str, metadata.EntryPoint]:
         """Entry points of other distributions, by name."""
         return {} if self.group is None else {point.name: point for point in metadata.entry_points(group=self.group)}
-
-
-def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
-    """Split a spec into the name and the values written for every option.
-
-    Raises
-    ------
-    OptionError
-        A part that is not ``OPTION=VALUE``.
-
-    Examples
-    --------
-    >>> split_spec("global:normalize=robust,min_keep=8")
-    ('global', {'normalize': ['robust'], 'min_keep': ['8']})
-    """
-    name, colon, rest = spec.partition(":")
-    written: dict[str, list[str]] = {}
-    for part in rest.split(",") if colon else ():
-        key, equals, value = part.partition("=")
-        if not (equals and key.strip() and value.strip()):
-            raise OptionError(f"expected NAME:OPTION=VALUE,OPTION=VALUE, got {part!r} in {spec!r}")
-        written.setdefault(key.strip().replace("-", "_"), []).append(value.strip())
-    return name.strip(), written
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _members(annotation: Any) -> Iterator[Any]:
-    """The types that a union is made of."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        for member in get_args(annotation):
-            yield from _members(member)
-    else:
-        yield annotation
-
-
-def _element(annotation: Any) -> Any:
-    """What a sequence holds; None for what is no sequence."""
-    origin = get_origin(annotation)
-    several = (isinstance(origin, type) and issubclass(origin, (list, tuple))) or getattr(
-        origin, "__name__", ""
-    ) == "Sequence"
-    return get_args(annotation)[0] if several else None
-
-
-def _takes_several(annotation: Any) -> bool:
-    return any(_element(member) is not None for member in _members(annotation))
-
-
-def _converted(annotation: Any, text: str) -> Any:
-    """A value of the first type that the text fits, narrowest first; NO_DEFAULT where it fits none."""
-    members = [_element(member) or member for member in _members(annotation)]
-    members = [inner for member in members for inner in _members(member)]
-    for literal in (choice for member in members if get_origin(member) is Literal for choice in get_args(member)):
-        if str(literal) == text:
-            return literal
-    if bool in members and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if type(None) in members and text.lower() == "none":
-        return None
-    for kind in (int, float):
-        if kind in members:
-            try:
-                return kind(text)
-            except ValueError:
-                pass
-    return text if str in members or Any in members else NO_DEFAULT
-
-
-def _kind(annotation: Any) -> str:
-    names = []
-    for member in _members(annotation):
-        if get_origin(member) is Literal:
-            names += [f'"{choice}"' for choice in get_args(member)]
-        elif _element(member) is not None:
-            names.append(f"several of {_kind(_element(member))}")
-        else:
-            names.append(WORDS.get(member, getattr(member, "__name__", str(member))))
-    return " or ".join(dict.fromkeys(names))
-
-
-def _parameter_docs(entry: type) -> dict[str, str]:
-    """The entries under "Parameters" in a numpydoc docstring, by name, each as one line."""
-    lines = (inspect.getdoc(entry) or "").splitlines()
-    try:
-        start = next(k for k, line in enumerate(lines) if line == "Parameters" and lines[k + 1].startswith("---"))
-    except (StopIteration, IndexError):
-        return {}
-    docs: dict[str, str] = {}
-    names: list[str] = []
-    for line, following in zip(lines[start + 2 :], [*lines[start + 3 :], ""], strict=True):
-        if following.startswith("---") and line.strip():
-            break
-        if line and not line.startswith(" "):
-            names = [name.strip() for name in line.split(":")[0].split(",")]
-        elif line.strip():
-            for name in names:
-                docs[name] = f"{docs.get(name, '')} {line.strip()}".strip()
-    return docs
 
 
 def _named_classes(room: str, base: type[T]) -> dict[str, type[T]]:

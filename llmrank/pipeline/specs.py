@@ -1,0 +1,166 @@
+"""Specs of components, such as ``wpr:gamma=0.9,edges=energy``, read by the fields of a class."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from llmrank.errors import OptionError
+
+__all__ = ["Field", "nearest_name", "parameter_docs", "split_spec"]
+
+NO_DEFAULT = inspect.Parameter.empty
+WORDS: dict[Any, str] = {float: "number", int: "integer", bool: "true or false", str: "text", type(None): "none"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """An option of a component.
+
+    Attributes
+    ----------
+    name : str
+    annotation : type
+        What a value must be: bool, int, float, str, a Literal, a sequence, or a union of these.
+    default : object
+        What holds if the option is left out.
+    doc : str
+        Its entry under "Parameters" in the docstring of the class, as one line; may be empty.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    doc: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The type, for readers: ``number``, ``"magnitude" or "energy"``."""
+        return _kind(self.annotation)
+
+    def read(self, values: list[str]) -> Any:
+        """Convert what was written for the option.
+
+        Parameters
+        ----------
+        values : list of str
+            One, or several if the option was repeated, which makes a list of a field that takes one.
+
+        Raises
+        ------
+        OptionError
+            The values are no `annotation`.
+        """
+        if len(values) > 1 and not _takes_several(self.annotation):
+            raise OptionError(f"option {self.name} was given {len(values)} times; give it once")
+        read = [_converted(self.annotation, value) for value in values]
+        if any(value is NO_DEFAULT for value in read):
+            raise OptionError(f"option {self.name} must be {self.kind}, got {','.join(values)!r}")
+        return read if _takes_several(self.annotation) else read[0]
+
+
+def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
+    """Split a spec into the name and the values written for every option.
+
+    Raises
+    ------
+    OptionError
+        A part that is not ``OPTION=VALUE``.
+
+    Examples
+    --------
+    >>> split_spec("global:normalize=robust,min_keep=8")
+    ('global', {'normalize': ['robust'], 'min_keep': ['8']})
+    """
+    name, colon, rest = spec.partition(":")
+    written: dict[str, list[str]] = {}
+    for part in rest.split(",") if colon else ():
+        key, equals, value = part.partition("=")
+        if not (equals and key.strip() and value.strip()):
+            raise OptionError(f"expected NAME:OPTION=VALUE,OPTION=VALUE, got {part!r} in {spec!r}")
+        written.setdefault(key.strip().replace("-", "_"), []).append(value.strip())
+    return name.strip(), written
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Ask in brackets for the name that was perhaps meant; empty where none is similar."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def parameter_docs(entry: type) -> dict[str, str]:
+    """The entries under "Parameters" in a numpydoc docstring, by name, each as one line."""
+    lines = (inspect.getdoc(entry) or "").splitlines()
+    try:
+        start = next(k for k, line in enumerate(lines) if line == "Parameters" and lines[k + 1].startswith("---"))
+    except (StopIteration, IndexError):
+        return {}
+    docs: dict[str, str] = {}
+    names: list[str] = []
+    for line, following in zip(lines[start + 2 :], [*lines[start + 3 :], ""], strict=True):
+        if following.startswith("---") and line.strip():
+            break
+        if line and not line.startswith(" "):
+            names = [name.strip() for name in line.split(":")[0].split(",")]
+        elif line.strip():
+            for name in names:
+                docs[name] = f"{docs.get(name, '')} {line.strip()}".strip()
+    return docs
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types that a union is made of."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def _element(annotation: Any) -> Any:
+    """What a sequence holds; None for what is no sequence."""
+    origin = get_origin(annotation)
+    several = (isinstance(origin, type) and issubclass(origin, (list, tuple))) or getattr(
+        origin, "__name__", ""
+    ) == "Sequence"
+    return get_args(annotation)[0] if several else None
+
+
+def _takes_several(annotation: Any) -> bool:
+    return any(_element(member) is not None for member in _members(annotation))
+
+
+def _converted(annotation: Any, text: str) -> Any:
+    """A value of the first type that the text fits, narrowest first; NO_DEFAULT where it fits none."""
+    members = [_element(member) or member for member in _members(annotation)]
+    members = [inner for member in members for inner in _members(member)]
+    for literal in (choice for member in members if get_origin(member) is Literal for choice in get_args(member)):
+        if str(literal) == text:
+            return literal
+    if bool in members and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if type(None) in members and text.lower() == "none":
+        return None
+    for kind in (int, float):
+        if kind in members:
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+    return text if str in members or Any in members else NO_DEFAULT
+
+
+def _kind(annotation: Any) -> str:
+    names = []
+    for member in _members(annotation):
+        if get_origin(member) is Literal:
+            names += [f'"{choice}"' for choice in get_args(member)]
+        elif _element(member) is not None:
+            names.append(f"several of {_kind(_element(member))}")
+        else:
+            names.append(WORDS.get(member, getattr(member, "__name__", str(member))))
+    return " or ".join(dict.fromkeys(names))
