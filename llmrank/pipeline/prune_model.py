@@ -117,7 +117,7 @@ def prune_model(
     Examples
     --------
     >>> import llmrank
-    >>> from llmrank.models.loading import demo_model
+    >>> from llmrank.models.demo_models import demo_model
     >>> loaded = llmrank.load(demo_model())  # doctest: +SKIP
     >>> pruned = prune_model(loaded.model, loaded.tokenizer, amount=0.3)  # doctest: +SKIP
     >>> pruned.save("pruned")  # doctest: +SKIP
