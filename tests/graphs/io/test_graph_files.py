@@ -652,8 +652,8 @@ def test_a_new_file_is_not_visible_before_it_is_complete(tmp_path: Path) -> None
 def test_leftovers_of_a_killed_process_are_removed_by_the_next_write(tmp_path: Path) -> None:
     code = """
         import os, sys
-        from graphs.io.files import replacing
-        with replacing(sys.argv[1]) as partial:
+        from graphs.io.files import replace_file
+        with replace_file(sys.argv[1]) as partial:
             partial.write_text("half")
             print(partial.parent.name, flush=True)
             sys.stdin.read()

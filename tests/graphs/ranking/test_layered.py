@@ -318,7 +318,7 @@ GRAPH = LayeredGraph.from_weights([np.eye(2)], [1, 1], [[1, 1]])
         ({"gamma": "high"}, "gamma must be a number .* got 'high'"),
         ({"gamma": None}, "gamma must be a number .* got None"),
         ({"theta": 2}, "theta must be a number .* got 2"),
-        ({"solver": "jacobi"}, "unknown solver 'jacobi'; expected 'auto', 'power', 'sweep', .*, or a Solver object"),
+        ({"solver": "jacobi"}, "unknown solver 'jacobi'; expected 'auto', .*'power', 'sweep', .*or a Solver object"),
         ({"solver": 5}, "unknown solver 5"),
         ({"solver": None}, "unknown solver None"),
         ({"solver": "gmres"}, "'gmres' expects a linear system, got a layered rank, .*; use solver='sweep'"),

@@ -82,7 +82,7 @@ def test_the_amount_reaches_a_pruner_that_is_named(tmp_path: Path) -> None:
         ({"pruner": "local:amount=0.5"}, "amount of pruner 'local:amount=0.5' is set outside of the spec"),
         ({"repair": "glue"}, "unknown repair 'glue'"),
         ({"pipeline": "loose"}, "unknown pipeline 'loose'"),
-        ({"scorer": 3}, "scorer must be a BaseScorer or its name, such as 'wpr', got 3"),
+        ({"scorer": 3}, "scorer must be a BaseScorer or its name, such as 'norm', got 3"),
         ({"samples": 0}, "samples must be an integer >= 1, got 0"),
     ],
 )
