@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Derandomised: a run tells about the change under test, never about the draw.
@@ -7,3 +8,8 @@ settings.register_profile(
     "suite", max_examples=30, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests: at the end, one worker would run the last of them alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
