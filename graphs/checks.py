@@ -23,7 +23,7 @@ def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
     ----------
     name : str
         Name of the value in error messages.
-    value : float, or any argument of float()
+    value : float, or anything that float() accepts
     below_one : bool
         Whether 1 itself is an error.
 
@@ -93,7 +93,7 @@ def check_count(name: str, value: Any, lowest: int = 1, highest: int | None = No
 
 
 def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], first: int = 0) -> None:
-    """Check that scores have one number for each node of layers of these sizes.
+    """Check that there is one score for each node, in layers of these sizes.
 
     Parameters
     ----------
@@ -102,12 +102,12 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     sizes : sequence of int
         Size of every layer.
     first : int
-        Number of the first of these layers.
+        Index of the first of these layers in the graph, for the message.
 
     Raises
     ------
     GraphError
-        The number of layers or the size of a layer differs, or nodes have several scores.
+        The number of layers or the size of a layer is different, or nodes have several scores.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     position = next((k for k, (one, other) in pairs if one != other), min(len(given), len(expected)))
     raise GraphError(
         f"expected a rank of this graph: one score per node, in layers of {_listing(expected)}, got {_listing(given)}; they "
-        f"differ from layer {first + position}: rank this graph, and select one column of several ranks"
+        f"differ from layer {first + position} on: rank this graph, and select one column if nodes have several scores"
     )
 
 

@@ -1,7 +1,7 @@
-"""A layered graph as named arrays, and back: the contents of a graph file, independent of the file format.
+"""Turn a layered graph into named arrays, and back. They are what a graph file holds, in whatever format.
 
-Every block l has ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), and every layer ``activation.l``. The
-names of the layers and the shapes of the blocks are plain values, the metadata.
+The block from layer l-1 to layer l is ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), and the activations of
+layer l are ``activation.l``. The names of the layers and the shapes of the blocks are not arrays; they are the metadata.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
     Yields
     ------
     name : str
-        As described in the module.
+        As described at the top of this module.
     array : array, (k,)
         float64 activations; float32 or float64 data; int32 indices where they fit, else int64. Memory: the CSR form of one
         block at a time.
@@ -61,7 +61,7 @@ def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
 
 
 def graph_metadata(graph: LayeredGraph) -> dict[str, Any]:
-    """Return the parts of a graph that are not arrays, as JSON can hold them.
+    """Return the metadata of a graph: what is not an array, in types that JSON can hold.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def graph_metadata(graph: LayeredGraph) -> dict[str, Any]:
 
 
 def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> LayeredGraph:
-    """Build the graph of :func:`graph_arrays` and :func:`graph_metadata`; every number is the same bit for bit.
+    """Build a graph from what :func:`graph_arrays` and :func:`graph_metadata` gave; every number is the same bit for bit.
 
     Parameters
     ----------
@@ -93,13 +93,17 @@ def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) 
     Returns
     -------
     LayeredGraph
-        Stored CSR blocks.
+        Its blocks are stored in CSR form.
 
     Raises
     ------
     GraphError
         Something is missing, has the wrong type or does not fit the rest; or edges are repeated, out of order, or have
-        weights that are not positive and finite. No memory is allocated for sizes that only `metadata` claims.
+        weights that are not positive and finite.
+
+    Notes
+    -----
+    Memory: nothing is allocated for a size that `metadata` states but the arrays do not have.
 
     Examples
     --------
@@ -133,7 +137,10 @@ def _vector(arrays: Mapping[str, Array], name: str) -> Array:
 def _block(arrays: Mapping[str, Array], position: int, shape: tuple[int, int]) -> sparse.csr_array:
     data, indices, indptr = (_vector(arrays, f"block.{position}.{part}") for part in PARTS)
     if data.dtype not in (np.float32, np.float64) or indices.dtype.kind != "i" or indptr.dtype.kind != "i":
-        raise GraphError(f"block {position} has dtypes {data.dtype}, {indices.dtype} and {indptr.dtype}")
+        raise GraphError(
+            f"block {position}: expected float32 or float64 data and signed integer indices and indptr, got dtypes {data.dtype}, "
+            f"{indices.dtype} and {indptr.dtype}"
+        )
     check_compressed("csr", (data, indices, indptr), shape, f"block {position}")
     csr = sparse.csr_array((data, indices, indptr), shape=shape)
     if not csr.has_canonical_format or not (data > 0).all():

@@ -1,7 +1,8 @@
 """Save and load graphs and ranks.
 
-A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds ``score.l`` for every layer l, the trace of the
-steps, and ``keep.l`` for every layer with a certified keep mask.
+A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds the scores ``score.l`` of every layer l and the
+residuals, error bounds, block products and seconds of every step. If the rank has a certificate, the file also holds its gaps,
+its bounds, and the keep mask ``keep.l`` of every layer l that it covers.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from graphs.structures.layered import LayeredGraph
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
-# Version 2 added the trace of the steps.
+# Version 2 added the record of the steps.
 RANK_VERSION = 2
 
 
-# The fields of a RankResult that JSON takes as they are, with their types, and the fields that are arrays.
+# The fields of a RankResult that are written as JSON, with their types, and below them those that are written as arrays.
 PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("stop_reason", "solver", "backend", "method", "choice"), (str,)),
     **dict.fromkeys(("tolerance", "setup_seconds"), (int, float)),
@@ -35,7 +36,7 @@ ARRAY_FIELDS = ("residuals", "layer_residuals", "error_bounds", "step_products",
 
 
 def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
-    """Write a graph as safetensors; dense blocks are stored as their CSR form.
+    """Write a graph as safetensors; dense blocks are written in CSR form.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     GraphError
-        NaN or Inf in the weights, a directory that does not exist, or a path that is not that of a file.
+        NaN or Inf in the weights, a directory that does not exist, or a path of something that is not a file.
     OSError
         The disk is full, or the system refuses.
 
@@ -73,12 +74,12 @@ def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
     Returns
     -------
     LayeredGraph
-        Stored CSR blocks, in the dtype in which they were written. Memory: the size of the file.
+        Its blocks are stored in CSR form, in the dtype in which they were written. Memory: the size of the file.
 
     Raises
     ------
     GraphError
-        Missing, truncated, corrupted, of another kind or version, or inconsistent.
+        The file is missing, truncated, corrupted, of another kind or version, or inconsistent.
 
     Examples
     --------
@@ -95,7 +96,7 @@ def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
 
 
 def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
-    """Write a rank as safetensors; node labels of general digraphs are saved as text.
+    """Write a rank as safetensors; labels of nodes are written as text.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
 
 
 def load_rank(path: str | os.PathLike[str]) -> RankResult:
-    """Read a rank written by :func:`save_rank`, bit for bit except for labels, which come back as text.
+    """Read a rank written by :func:`save_rank`; every number is the same bit for bit, and labels are text.
 
     Parameters
     ----------
@@ -194,12 +195,12 @@ def _certificate(tensors: dict[str, Any], certified: bool | None, layers: list[i
 
 
 def _check_consistent(result: RankResult) -> None:
-    """Raise a ValueError that names the inconsistent field."""
+    """Raise a ValueError if a field has a wrong type or does not fit the others; the message names it."""
     steps, layers = len(result.residuals), len(result.scores)
     columns = {scores.shape[1:] for scores in result.scores}
     if len(columns) != 1 or len(next(iter(columns))) > 1 or any(scores.dtype.kind != "f" for scores in result.scores):
         shapes = ", ".join(f"{scores.shape} of {scores.dtype}" for scores in result.scores[:8])
-        raise ValueError(f"expected the scores of every layer, one or several a node, got shapes {shapes}")
+        raise ValueError(f"expected the scores of every layer, one or several for each node, got shapes {shapes}")
     for name, shape in (
         ("residuals", (steps,)),
         ("layer_residuals", (steps, layers)),
@@ -227,8 +228,8 @@ def _check_consistent(result: RankResult) -> None:
         raise ValueError(f"{len(result.labels)} labels for {nodes} nodes")
     certificate = result.certificate
     if certificate is not None:
-        sizes = {layer: mask.shape for layer, mask in certificate.keep.items()}
-        if sizes != {layer: (len(result.scores[layer]),) for layer in range(layers) if layer in sizes}:
-            raise ValueError(f"keep masks of shapes {sizes} do not fit the scores")
+        mask_shapes = {layer: mask.shape for layer, mask in certificate.keep.items()}
+        if mask_shapes != {layer: (len(result.scores[layer]),) for layer in range(layers) if layer in mask_shapes}:
+            raise ValueError(f"keep masks of shapes {mask_shapes} do not fit the scores")
         if not certificate.gaps or certificate.gaps.keys() != certificate.bounds.keys():
-            raise ValueError("a certificate's gaps and bounds are of different layers")
+            raise ValueError("a certificate's gaps and bounds are missing, or of different layers")

@@ -26,7 +26,7 @@ class DegenerateLayer:
     Attributes
     ----------
     layer : int
-        Number of the layer.
+        Index of the layer.
     reason : str
         What was zero, and what replaced it, in words.
     """
@@ -37,7 +37,7 @@ class DegenerateLayer:
 
 @dataclass(frozen=True, eq=False)
 class RankResult:
-    """The scores of a rank, with the record of the solver and bounds on their error.
+    """The scores of a rank, with a record of the solver's steps and bounds on the error of the scores.
 
     Attributes
     ----------
@@ -50,8 +50,8 @@ class RankResult:
         Number of steps of the solver; 1 for a sweep.
     residuals : (iterations,) float64 array
         L1 residual of every step: for layered ranks the largest over the layers, for ``pagerank`` the sum over them.
-        Power iteration reports the distance between consecutive iterates, Gauss-Seidel a bound on the
-        distance between r and F(r).
+        For power iteration it is the distance between the scores before and after the step; for Gauss-Seidel it is a bound on
+        the distance between the scores and what one more application of the equation makes of them.
     layer_residuals : (iterations, layers) float64 array
         L1 change of every layer in every step.
     error_bounds : (iterations,) float64 array
@@ -64,22 +64,22 @@ class RankResult:
     stop_reason : {"exact", "tolerance", "certified", "callback", "max_iter"}
         Why the solver stopped.
     tolerance : float
-        The tolerance that was applied; float32 raises a lower one.
+        The tolerance that was applied: the requested one, but in float32 at least the lowest that float32 scores can reach.
     solver, backend, method : str
-        Names of the solver, the backend and the kind of rank.
+        Names of the solver, of the backend, and of the kind of rank (in this order).
     choice : str
-        The reason for the choice of the solver, if ``solver="auto"`` chose it.
+        Why this solver was chosen, if ``solver="auto"`` chose it; else empty.
     parameters : dict
         Parameters of the rank, such as gamma and theta.
     block_products : int
         Number of products of a block with a vector (or with k vectors at once), in all steps together.
     step_products, step_seconds : (iterations,) arrays
-        Block products and seconds from the start of the first step to the end of every step.
+        For every step, the block products and the seconds from the start of the first step to the end of this one.
     setup_seconds, solve_seconds : float
-        Wall time before the first step (operators, strengths) and during the steps. Layered ranks compute strengths within
-        the steps.
+        Wall time before the first step (to make operators and compute strengths), and of all steps. Layered ranks compute
+        strengths within the steps.
     certificate : Certificate, optional
-        The certificate, if ``keep`` was given.
+        The certificate, if the rank was computed with ``keep``.
     degenerate : tuple of DegenerateLayer
         Layers whose scores were replaced by a rule.
     labels : tuple, optional
@@ -161,7 +161,7 @@ class RankResult:
         return [(int(node), float(self.scores[layer][node])) for node in order]
 
     def check_convergence(self) -> RankResult:
-        """Return self, or raise a :class:`ConvergenceError` that carries self if the solver did not converge."""
+        """Return self if the solver converged, else raise a :class:`ConvergenceError` that holds self."""
         if not self.converged:
             raise ConvergenceError(self._summary(), self)
         return self

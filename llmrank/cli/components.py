@@ -1,4 +1,4 @@
-"""``llmrank components``: what can be named on the command line, and the options of each."""
+"""``llmrank components``: list the components that the command line knows by name, or the options of one of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_components(options: argparse.Namespace, console: Console) -> int:
         names = ", ".join(name for registry in REGISTRIES for name in registry.names())
         raise OptionError(f"unknown component {options.name!r}; expected one of {names}")
     for registry in registries:
-        _print_one(registry, options.name, console)
+        _print_component(registry, options.name, console)
     return 0
 
 
@@ -38,18 +38,20 @@ def _print_all(console: Console) -> None:
     for registry in REGISTRIES:
         for name in registry.names():
             try:
-                said = _plain(_summary(registry.find(name)))
-            except OptionError as error:  # of another distribution
-                said = str(error)
-            table.add_row(registry.kind, name, Text(said))
+                summary = _without_markup(_summary(registry.find(name)))
+            except OptionError as error:  # a component of another distribution that cannot be imported
+                summary = str(error)
+            table.add_row(registry.kind, name, Text(summary))
     console.print(table)
-    console.print("llmrank components NAME prints the options of one.", highlight=False)
+    console.print("llmrank components NAME prints the options of one component.", highlight=False)
 
 
-def _print_one(registry: Registry[Any], name: str, console: Console) -> None:
-    entry = registry.find(name)
-    console.print(Text(f"{registry.kind} {name}", style="bold"), Text(f"({entry.__module__}.{entry.__qualname__})"))
-    console.print(Text(_plain(_summary(entry))))
+def _print_component(registry: Registry[Any], name: str, console: Console) -> None:
+    component = registry.find(name)
+    console.print(
+        Text(f"{registry.kind} {name}", style="bold"), Text(f"({component.__module__}.{component.__qualname__})")
+    )
+    console.print(Text(_without_markup(_summary(component))))
     fields = registry.fields(name)
     if not fields:
         console.print("It has no options.")
@@ -59,15 +61,15 @@ def _print_one(registry: Registry[Any], name: str, console: Console) -> None:
         table.add_column(heading, overflow="fold")
     for field in fields:
         default = "" if field.default in ((), []) else str(field.default).lower()
-        table.add_row(field.name, Text(field.kind), Text(default), Text(_plain(field.doc)))
+        table.add_row(field.name, Text(field.kind), Text(default), Text(_without_markup(field.doc)))
     console.print(table)
 
 
-def _summary(entry: type) -> str:
+def _summary(component: type) -> str:
     """The first paragraph of a docstring."""
-    return " ".join((inspect.getdoc(entry) or "").split("\n\n")[0].split())
+    return " ".join((inspect.getdoc(component) or "").split("\n\n")[0].split())
 
 
-def _plain(text: str) -> str:
-    """A docstring's text without its markup."""
+def _without_markup(text: str) -> str:
+    """The text of a docstring without markup: roles and backticks."""
     return re.sub(r":\w+:`[~\w.]*?(\w+)`", r"\1", text).replace("``", "").replace("`", "")

@@ -1,4 +1,4 @@
-"""``llmrank demo``: prune a real LLM through its graph, and show it before and after."""
+"""``llmrank demo``: prune a real LLM by the rank of its graph, and show what it writes before and after."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["draw_figure", "run"]
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 FIGURE_FILE = "removed_neurons.png"
 DIFFERENT_COMPLETION = (
-    "the pruned model completes the sentence with another word than the dense model: it has lost knowledge. It keeps more if "
-    "fewer neurons are removed (--amount 0.1), or if it is calibrated on more text of the kind that it will read (--samples 64 "
-    "--calibration FILE)."
+    "the pruned model completes the sentence with another word than the dense model: it has lost knowledge. Less is lost if "
+    "fewer neurons are removed (--amount 0.1), or if the model is calibrated on more text of the kind that it will read "
+    "(--samples 64 --calibration FILE)."
 )
 
 
 def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PROMPT) -> Path:
     """Run a pipeline, save the checkpoint and the report, print the results, and write a figure.
 
-    The checkpoint is saved first, so that no later failure can lose it. If the figure cannot be written, there is only a
-    warning.
+    The checkpoint is saved before the results are printed, so that no later failure can lose it. If the figure cannot be written,
+    a warning is printed and no error is raised.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     Raises
     ------
     LLMRankError
-        As :meth:`BasePipeline.run` and :func:`llmrank.surgery.checkpoint.save`.
+        See :meth:`BasePipeline.run` and :func:`llmrank.surgery.checkpoint.save`.
     """
     check_output(output)
     can_complete = pipeline.tokenizer is not None and predicts_next_token(pipeline.model)
@@ -65,12 +65,12 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
-    content = {**report.to_dict(), "completions": completions}
+    report_content = {**report.to_dict(), "completions": completions}
     with progress_step(pipeline.progress, f"Saving {output}"):
-        directory = checkpoint.save(output, model, pipeline.tokenizer, pipeline.masks, content)
+        directory = checkpoint.save(output, model, pipeline.tokenizer, pipeline.masks, report_content)
     console.print(report.table())
     for name, text in completions.items():
-        # The text of a model may look like markup, which Text does not interpret.
+        # What a model writes may look like markup of rich; Text shows it as it is.
         console.print(Text.assemble(f"{name:>7}: {prompt}", (text, "bold")), highlight=False)
     if can_complete and _first_word(completions["pruned"]) != _first_word(completions["dense"]):
         console.print(Text(f"Warning: {DIFFERENT_COMPLETION}", style="bold yellow"))
@@ -89,7 +89,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
 
 
 def _first_word(text: str) -> str:
-    """Return the first word of a completion without punctuation, or an empty string."""
+    """Return the first word of a completion without punctuation at its ends; an empty string if there is none."""
     return next(iter(text.split()), "").strip(".,;:!?")
 
 
@@ -99,6 +99,6 @@ def draw_figure(pipeline: BasePipeline) -> Figure:
     See :func:`llmrank.inspection.figures.draw_removed_neurons`.
     """
     scores: dict[str, Any] = {}
-    for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
-        scores.update({name: values.numpy() for name, values in entry.importance(rank).items()})
+    for model_graph, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
+        scores.update({name: values.numpy() for name, values in model_graph.importance(rank).items()})
     return draw_removed_neurons(scores, pipeline.masks or {})

@@ -30,21 +30,21 @@ from llmrank.evaluation.estimate import Estimate
 
 __all__ = ["Continuations", "Fidelity", "compare_predictions", "continuations", "divergences", "fidelity"]
 
-# How many tokens' distributions are compared at once: vocabularies are large.
+# Number of tokens whose distributions are compared at once. It is small, because a distribution is as large as the vocabulary.
 ROWS = 64
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How a model's next-token distributions differ from the dense model's; the standard errors are over sequences.
+    """How a model's next-token distributions differ from the dense model's; standard errors are computed over sequences.
 
     Attributes
     ----------
     divergence : Estimate
-        KL(p || q) in nats, where p is the distribution of the dense model and q that of the model. Never negative up to
-        round-off, and 0 if they are equal.
+        KL(p || q) in nats, where p is the distribution of the dense model and q that of the other model. It is 0 if they are
+        equal, else positive, up to round-off.
     agreement : Estimate
-        Share of tokens for which both models rank the same token first, 0..1.
+        Share of tokens for which the same token is the likeliest in both models, 0..1.
     """
 
     divergence: Estimate
@@ -53,18 +53,19 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Continuations:
-    """How similarly two models continue the same prompts; the standard errors are over prompts.
+    """How similarly two models continue the same prompts; standard errors are computed over prompts.
 
-    A continuation has the requested length, or ends with an end-of-text token. Shares refer to the longer one of a pair.
+    A continuation has the requested length, or ends with an end-of-text token. So the two continuations of a prompt can
+    differ in length; shares are taken of the length of the longer one.
 
     Attributes
     ----------
     prefix : Estimate
-        Share of the tokens before the first difference.
+        Share of the tokens that come before the first difference.
     equal : Estimate
-        Share of the positions with the same token in both.
+        Share of the positions that have the same token in both.
     exact : Estimate
-        Share of the prompts whose two continuations are equal.
+        Share of the prompts whose two continuations are the same from beginning to end.
     """
 
     prefix: Estimate
@@ -83,7 +84,7 @@ def fidelity(
     dense, model : transformers causal or encoder-decoder language models
         They must share a vocabulary, and may be on different devices.
     sequences : TokenSequences
-        The means are taken over the tokens that :func:`llmrank.evaluation.perplexity.perplexity` predicts.
+        The means are taken over the same tokens as in :func:`llmrank.evaluation.perplexity.perplexity`.
     batch_size : int
         Number of sequences in a forward pass; the result does not depend on it beyond round-off.
     progress : callable, optional
@@ -142,7 +143,8 @@ def compare_predictions(
     Returns
     -------
     totals : (sequences, 2) float64 tensor on the CPU
-        For every sequence the sum of the divergences of its tokens, and for how many of them the likeliest token agrees.
+        For every sequence the sum of the divergences of its tokens, and the number of its tokens for which the same token is
+        the likeliest in both models.
     counts : (sequences,) int64 tensor on the CPU
         Number of predicted tokens in every sequence.
 
@@ -158,8 +160,9 @@ def compare_predictions(
     for (dense_logits, _, valid), (logits, *_) in zip(dense, model, strict=True):
         if dense_logits.shape != logits.shape:
             raise OptionError(
-                f"the dense model predicts {dense_logits.shape[-1]} tokens and the other one {logits.shape[-1]}; their "
-                "distributions can only be compared over one vocabulary: pass the dense model of which it is a pruned version"
+                f"the dense model has a vocabulary of {dense_logits.shape[-1]} tokens and the other model one of "
+                f"{logits.shape[-1]}; distributions can only be compared over one vocabulary: pass the dense model that the "
+                "other model was pruned from"
             )
         rows = valid.nonzero()[:, 0].cpu()
         totals.index_add_(0, rows, _compare(dense_logits[valid], logits.to(dense_logits.device)[valid]))
@@ -167,12 +170,12 @@ def compare_predictions(
     return totals, counts
 
 
-def _compare(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return for every token the divergence, and 1 if the likeliest tokens agree: (tokens, 2) float64 on the CPU."""
-    compared = torch.zeros(len(dense), 2, dtype=torch.float64)
-    for start in range(0, len(dense), ROWS):
+def _compare(dense_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return for every token the divergence, and 1 if the likeliest tokens agree, else 0: (tokens, 2) float64 on the CPU."""
+    compared = torch.zeros(len(dense_logits), 2, dtype=torch.float64)
+    for start in range(0, len(dense_logits), ROWS):
         band = slice(start, start + ROWS)
-        p, q = at_least_float32(dense[band]), at_least_float32(logits[band])
+        p, q = at_least_float32(dense_logits[band]), at_least_float32(logits[band])
         compared[band, 0] = divergences(p.log_softmax(-1), q)
         compared[band, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
     if bool(compared.isnan().any()):
@@ -196,11 +199,11 @@ def divergences(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     (rows,) float64 tensor on the CPU
-        ``sum_i p_i (log p_i - log q_i)``; terms with p_i = 0 are 0. May be below zero by round-off.
+        ``sum_i p_i (log p_i - log q_i)``; terms with p_i = 0 are 0. Round-off may make it slightly negative.
 
     Notes
     -----
-    Memory beside the arguments: 64 rows.
+    Memory, besides the arguments: 64 rows at a time.
 
     Examples
     --------
@@ -212,7 +215,7 @@ def divergences(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     for start in range(0, len(dense), ROWS):
         log_p = dense[start : start + ROWS]
         terms = log_p.exp() * (log_p - logits[start : start + ROWS].log_softmax(-1))
-        # Where p is 0 the term is 0, although the difference of two infinities is NaN.
+        # Where p is 0 the term counts as 0; the product above is NaN there.
         terms = torch.where(log_p == -torch.inf, torch.zeros_like(terms), terms)
         parts.append(terms.sum(-1).cpu().double())
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
@@ -231,17 +234,17 @@ def continuations(
 ) -> Continuations:
     """Let two models continue the same prompts greedily, and measure how similar the continuations are.
 
-    Each model reads what it wrote itself: after the first difference continuations may diverge, however similar the predictions
-    are.
+    Each model goes on from its own tokens. So after the first different token the continuations may become very different, even
+    if the models predict similarly.
 
     Parameters
     ----------
     dense, model : transformers causal or encoder-decoder language models
         They must share a vocabulary. Encoder-decoders read the prompt with the encoder.
     sequences : TokenSequences
-        The prompts are the beginnings of the first sequences that have no padding there.
+        A prompt is the first `prompt_length` tokens of a sequence. Sequences with padding among these are skipped.
     prompts : int
-        Largest number of prompts.
+        Largest number of prompts; they are taken from the first sequences.
     prompt_length, new_tokens : int
         Number of tokens of a prompt, and largest number of tokens of a continuation. The models' generation settings for
         sampling, penalties and the like are ignored.
@@ -261,7 +264,7 @@ def continuations(
     OptionError
         A number is below 1, or the tokens are more than a model can take.
     CalibrationError
-        No sequence is as long as a prompt, or its tokens do not belong to the models' vocabulary.
+        No sequence is as long as a prompt, or a prompt holds tokens that are not in the vocabulary of a model.
 
     Notes
     -----
@@ -271,20 +274,20 @@ def continuations(
         check_predicts(compared, "continuation")
     for compared in (dense, model):
         _check_lengths(compared, prompts, prompt_length, new_tokens)
-    heads = sequences.ids[:, :prompt_length][sequences.mask[:, :prompt_length].all(1)][:prompts]
-    if heads.shape[1] < prompt_length or not len(heads):
+    prompt_ids = sequences.ids[:, :prompt_length][sequences.mask[:, :prompt_length].all(1)][:prompts]
+    if prompt_ids.shape[1] < prompt_length or not len(prompt_ids):
         raise CalibrationError(
-            f"no evaluation sequence has {prompt_length} tokens to begin with; give longer texts or a smaller prompt length"
+            f"no evaluation sequence has {prompt_length} tokens for a prompt; give longer texts or a smaller prompt length"
         )
     for compared in (dense, model):
-        check_ids(compared, heads)
-    rows = max(1, batch_tokens // (prompt_length + new_tokens))
-    batches = [heads[start : start + rows] for start in range(0, len(heads), rows)]
+        check_ids(compared, prompt_ids)
+    prompts_per_batch = max(1, batch_tokens // (prompt_length + new_tokens))
+    batches = [prompt_ids[start : start + prompts_per_batch] for start in range(0, len(prompt_ids), prompts_per_batch)]
     prefix, equal, exact = [], [], []
-    with ExitStack() as settings:
+    with ExitStack() as stack:
         for compared in {id(dense): dense, id(model): model}.values():
-            settings.enter_context(evaluation_mode(compared))
-            settings.enter_context(generation_settings(compared, do_sample=False, max_new_tokens=new_tokens))
+            stack.enter_context(evaluation_mode(compared))
+            stack.enter_context(generation_settings(compared, do_sample=False, max_new_tokens=new_tokens))
         for batch in progress(batches, "Continuing") if progress else batches:
             for expected, continuation in zip(_continue(dense, batch), _continue(model, batch), strict=True):
                 same = [a == b for a, b in zip(expected, continuation, strict=False)]
@@ -314,8 +317,8 @@ def _continue(model: Any, prompts: torch.Tensor) -> list[list[int]]:
     # The output of an encoder-decoder begins with a start token and does not repeat the prompt.
     first_new = 1 if model.config.is_encoder_decoder else ids.shape[1]
     ends = set(end_tokens(model))
-    texts = []
+    written = []
     for row in output[:, first_new:].tolist():
         length = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
-        texts.append(row[:length])
-    return texts
+        written.append(row[:length])
+    return written

@@ -1,4 +1,4 @@
-"""The options of a pipeline: the texts it reads, and checks of what goes together before anything is done."""
+"""The options of a pipeline: the texts that it reads, and checks, before any work is done, that options go together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["AUTO", "DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "Eval
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
-# The model's own text where it can write, else the built-in one.
+# Stands for "generated" if the model can write text, else for "built-in".
 AUTO = "auto"
 
 
@@ -32,16 +32,16 @@ class CalibrationText:
     Parameters
     ----------
     source : path, text, list of texts, "dataset:NAME", "built-in", "generated", "auto", or tensor; optional
-        See :func:`llmrank.calibration.text.tokenise`; the built-in text by default. "generated" is what the model writes itself,
-        see :func:`llmrank.calibration.generation.generated_text`; "auto" is that where the model can write, else the built-in
-        text. A float tensor feeds a plain module (no language model) its features, row by row.
+        See :func:`llmrank.calibration.text.tokenise`; the built-in text by default. "generated" is text that the model writes
+        itself, see :func:`llmrank.calibration.generation.generated_text`; "auto" is "generated" if the model can write text, else
+        "built-in". A float tensor is for a plain module (one that is not a language model): each row is one example of its input.
     samples, sequence_length : int
-        Number of sequences that are cut from a text, and their length in tokens, at most what the model takes. Tensors are used
-        whole, lists of texts give one sequence a text.
+        Number of sequences that are cut from a text, and their length in tokens, which is lowered to what the model takes. All
+        of a tensor is used; a list of texts gives one sequence for each text.
     batch_size : int
-        Sequences in a forward pass. What the model writes itself comes 16 texts at once.
+        Number of sequences in a forward pass. It does not hold for writing: the model always writes 16 texts at once.
     seed : int
-        Seed of the sampling, for a text that the model writes itself.
+        Seed with which tokens are sampled, if the model writes the text itself.
 
     Raises
     ------
@@ -60,11 +60,11 @@ class CalibrationText:
 
     @classmethod
     def of(cls, source: Any) -> CalibrationText:
-        """Wrap a source; settings are returned as they are."""
+        """Make settings from a source; a :class:`CalibrationText` is returned as it is."""
         return source if isinstance(source, CalibrationText) else cls(source)
 
     def for_model(self, model: Any) -> CalibrationText:
-        """Decide what "auto" means for a model."""
+        """Return these settings with "auto" replaced by the source that it means for a model."""
         if isinstance(self.source, str) and self.source == AUTO:
             return replace(self, source=GENERATED if can_write_text(model) else BUILT_IN)
         return self
@@ -72,12 +72,12 @@ class CalibrationText:
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """The text that the perplexity is measured on, before and after; its sequences are as long as those of the calibration.
+    """The text that perplexity is measured on, before and after pruning; its sequences are as long as those for calibration.
 
     Parameters
     ----------
     source : as for :class:`CalibrationText`; optional
-        By default the part of the built-in text that is not calibrated on.
+        By default a part of the built-in text that is not used for calibration.
     samples : int
         Number of sequences.
 
@@ -95,7 +95,10 @@ class EvaluationText:
 
     @classmethod
     def of(cls, source: Any) -> EvaluationText | None:
-        """Wrap a source; True is the built-in text, None and False are no evaluation, settings are returned as they are."""
+        """Make settings from a source: None for None and False, which mean no evaluation, and the default settings for True.
+
+        An :class:`EvaluationText` is returned as it is.
+        """
         if source is None or source is False:
             return None
         if source is True:
@@ -128,13 +131,13 @@ def check_options(
     Raises
     ------
     OptionError
-        The message says which, and what to do.
+        An option is of the wrong kind, or two do not go together; the message says which, and what to do.
     """
     for name, value, base in (("scorer", scorer, BaseScorer), ("pruner", pruner, BasePruner)):
         if value is not None and not isinstance(value, base):
             raise OptionError(
-                f"{name} must be an instance of {base.__name__}, got {value!r}; by name they are made by "
-                f"llmrank.pipeline.registry.make_{name}"
+                f"{name} must be an instance of {base.__name__}, got {value!r}; make_{name} of llmrank.pipeline.registry "
+                "makes one by its name"
             )
     if form is not None and form not in FORMS:
         raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
@@ -162,8 +165,8 @@ def check_options(
     check_steps(steps)
     if structure_dict is not None and scorer is not None and scorer.needs_explained:
         raise OptionError(
-            f"{type(scorer).__name__} needs hidden neurons between two maps, and structure_dict prunes rows of Linears; "
-            "leave it out, or use another scorer"
+            f"{type(scorer).__name__} needs hidden neurons between an input map and an output map, and structure_dict prunes "
+            "rows of Linears; leave it out, or use another scorer"
         )
     if structure_dict is not None and form == "compact":
         raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")

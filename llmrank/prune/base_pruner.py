@@ -1,4 +1,4 @@
-"""The base class of pruners: it turns what a child sets on every layer record into keep masks."""
+"""The base class of pruners: it turns what a subclass sets on every layer record into keep masks."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ class BasePruner:
     min_keep : int
         Smallest number of neurons that a layer keeps.
     multiple_of : int
-        Kept widths are rounded to the nearest multiple of this (halfway to the even one; up if fewer than `min_keep` would be
-        left), because hardware prefers some widths; see :func:`round_width`.
+        The number of neurons that a layer keeps is rounded to the nearest multiple of this, because hardware prefers some
+        widths. Halfway between two multiples it is the even multiple. Where that is less than `min_keep`, it is rounded up. See
+        :func:`round_width`.
     protect : str, int, or sequence of them
         Layers from which nothing is removed: names or patterns (``"model.layers.0"``, ``"*.encoder.*"``) and positions (0, -1),
-        see :func:`protected_names`. Protected layers still count in `amount`: under one budget for all layers the others lose
-        more; under a budget for each layer, each of the others loses the same as without protection.
+        see :func:`protected_names`. `amount` is still taken of all layers, protected ones too: if they share one budget, the
+        other layers lose more; if each layer has its own, the other layers lose the same as without protection.
     amount_of : str
         The unit of `amount`: ``"neurons"``, or a cost: ``"ffn-parameters"``, ``"ffn-bytes"`` and
         ``"ffn-flops"`` (for one token) of the FFNs' linear maps, ``"parameters"``, ``"bytes"`` and ``"flops"`` of the
-        model. An amount of a cost is a total, and the fewest neurons are removed that reach it; `multiple_of` rounds afterwards.
+        model. An amount of a cost is a total over all layers, never one for each layer. As few neurons are removed as save at
+        least that much; afterwards `multiple_of` rounds the widths.
 
     Attributes
     ----------
@@ -61,7 +63,7 @@ class BasePruner:
     [True, True, False, False]
     """
 
-    # A class in this package that has one is known by it to the command line and to the registries.
+    # The name on the command line and in the registries. Classes of this package that define none are not found there.
     name: ClassVar[str]
 
     needs_sensitivity: ClassVar[bool] = False
@@ -111,11 +113,11 @@ class BasePruner:
             The amount leaves a layer with fewer than `min_keep` neurons, or is more than can be removed (the message
             says how much can); an entry of `protect` selects no layer; the costs are missing.
         LLMRankError
-            `extract_scores` left a record without a usable mask.
+            `extract_scores` set no usable `pruning_mask` on a record.
 
         Notes
         -----
-        An amount of a cost takes log2(N) calls of `extract_scores`, where N is the number of neurons in all layers.
+        An amount of a cost takes about log2(N) calls of `extract_scores`, where N is the number of neurons in all layers.
         """
         protected = protected_names(self.protect, [layer.name for layer in layer_list])
         for layer in layer_list:
@@ -124,10 +126,11 @@ class BasePruner:
         return pruner._choose_masks(layer_list)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """Raise if the options are impossible for these layers whatever the scores, before anything is measured.
+        """Raise if the options are impossible for these layers, whatever their scores will be.
 
-        This checks entries of `protect` that select no layer, and amounts of a cost that are more than can be removed. A child
-        whose numbers of neurons follow from its amount checks more.
+        Pipelines call it before they measure anything. It finds entries of `protect` that select no layer, and amounts of a cost
+        that are more than can be removed. A subclass that can tell from the sizes alone whether its amount is possible checks
+        that too.
 
         Parameters
         ----------
@@ -144,16 +147,19 @@ class BasePruner:
         protected = protected_names(self.protect, [layer.name for layer in layer_list])
         if self.amount_of == "neurons":
             return
-        target, costs = self._target(costs), self._costs(costs)
-        least = {
+        target, costs = self._cost_to_remove(costs), self._needed_costs(costs)
+        smallest_widths = {
             layer.name: min(self.min_keep, layer.out_features) for layer in layer_list if layer.name not in protected
         }
-        most = costs.removed(least, self.amount_of)
+        most = costs.removed(smallest_widths, self.amount_of)
         if target > most:
-            raise self._impossible_amount(most, costs)
+            raise self._amount_error(most, costs)
 
     def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
-        """Return a pruner with this one's settings for each of several groups; `protect` selects layers from all of them."""
+        """Return for each group of layers a pruner with the settings of this one.
+
+        Positions and patterns in `protect` refer to the layers of all groups together.
+        """
         if not self.protect:
             return [self] * len(groups)
         protected = protected_names(self.protect, [layer.name for group in groups for layer in group])
@@ -164,23 +170,23 @@ class BasePruner:
         return pruners
 
     def towards(self, amount: float | int) -> BasePruner:
-        """Return a pruner for a step on the way: with this one's settings, but a smaller amount and no rounding of widths."""
+        """Return a pruner for a step before the last one: the settings of this one, with another amount and unrounded widths."""
         step = copy.copy(self)
         step.amount, step.multiple_of = check_amount(amount), 1
         return step
 
     def _with_neuron_share(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> BasePruner:
         """Return a pruner with this one's settings whose amount is the smallest share of neurons that reaches the cost."""
-        target, costs = self._target(costs), self._costs(costs)
+        target, costs = self._cost_to_remove(costs), self._needed_costs(costs)
         total = sum(layer.out_features for layer in layer_list)
         trial = self.towards(0.0)
         trial.amount_of = "neurons"
-        # Removing nothing raises the errors that have other causes than the amount.
+        # With amount 0, errors that have other causes than the amount are raised here; those in the loop come from the amount.
         most = costs.removed(trial._choose_masks(layer_list).widths, self.amount_of)
         low, high, reached = -1 if most >= target else 0, max(total, 1), False
         while high - low > 1:
             middle = (low + high) // 2
-            # A quarter less, so that rounding up and rounding to the nearest both give this number of neurons.
+            # A quarter of a neuron less: rounded up or to the nearest number, this share gives `middle` neurons.
             trial.amount = max(middle - 0.25, 0.0) / max(total, 1)
             try:
                 widths = trial._choose_masks(layer_list).widths
@@ -193,11 +199,11 @@ class BasePruner:
             else:
                 low, most = middle, max(most, removed)
         if not reached:
-            raise self._impossible_amount(most, costs)
+            raise self._amount_error(most, costs)
         trial.amount, trial.multiple_of = max(high - 0.25, 0.0) / max(total, 1), self.multiple_of
         return trial
 
-    def _costs(self, costs: ModelCosts | None) -> ModelCosts:
+    def _needed_costs(self, costs: ModelCosts | None) -> ModelCosts:
         if costs is None:
             raise OptionError(
                 f"an amount of {unit_name(self.amount_of)} needs the costs of the model; run the pruner in a pipeline, or pass "
@@ -205,12 +211,12 @@ class BasePruner:
             )
         return costs
 
-    def _target(self, costs: ModelCosts | None) -> Fraction:
+    def _cost_to_remove(self, costs: ModelCosts | None) -> Fraction:
         if isinstance(self.amount, int):
             return Fraction(self.amount)
-        return Fraction(repr(float(self.amount))) * self._costs(costs).whole(self.amount_of)
+        return Fraction(repr(float(self.amount))) * self._needed_costs(costs).whole(self.amount_of)
 
-    def _impossible_amount(self, most: int, costs: ModelCosts) -> OptionError:
+    def _amount_error(self, most: int, costs: ModelCosts) -> OptionError:
         whole = costs.whole(self.amount_of)
         asked = f"{self.amount:,} of {whole:,}" if isinstance(self.amount, int) else f"{self.amount:.1%} of the"
         possible = f"{most:,}" if isinstance(self.amount, int) else _percent(most / whole if whole else 0.0)
@@ -263,13 +269,16 @@ class BasePruner:
                 f"{max(n - self.min_keep, 0)} of them can be removed) or min_keep"
             )
         if self.multiple_of > 1:
-            # Neurons that are removed anyway come before all that are kept.
+            # All removed neurons come before all kept ones, and both are in the order of their scores.
             order = ascending_positions(scores) + n * keep.long()
             keep = keep_highest(order, self._rounded_width(kept, n, n - n_removed))
         return keep
 
     def _rounded_width(self, kept: int, n: int, n_present: int) -> int:
-        """Return the width of a layer of `n` neurons, of which `n_present` are left; removed neurons never come back."""
+        """Round the number of kept neurons of a layer to a width.
+
+        Earlier steps have left `n_present` of its `n` neurons. The width is never more than that: removed neurons stay removed.
+        """
         width = round_width(kept, n, self.multiple_of, self.min_keep)
         if width <= n_present:
             return width
@@ -278,5 +287,5 @@ class BasePruner:
 
 
 def _percent(share: float) -> str:
-    """Format a share as a percentage, rounded down so that this amount is possible."""
+    """Format a share as a percentage, rounded down, so that an amount of this share is possible."""
     return f"{math.floor(share * 1000) / 10:.1f}%"

@@ -20,20 +20,21 @@ __all__ = ["SensitivityPruner", "sensitivity_counts"]
 class SensitivityPruner(BasePruner):
     """Remove the same share of every layer, except for the few most sensitive layers, which lose less.
 
-    A layer whose sensitivity c is above `limit` times the median m of all layers is spared: its share is multiplied by
-    ``limit * m / c``. The other layers make up for that evenly, see :func:`sensitivity_counts`. Within a layer the lowest neurons
-    are removed, as by :class:`LocalPruner`.
+    A layer is spared, which means that it loses less, if its sensitivity c is above `limit` times the median m of all layers: its
+    share is multiplied by ``limit * m / c``. The neurons that it keeps by this are removed from the other layers instead, the
+    same additional share from each, see :func:`sensitivity_counts`. Within a layer the neurons of lowest importance are removed,
+    as by :class:`LocalPruner`.
 
-    Only outliers are spared, because sensitivities are measured one layer at a time and on little text: smaller differences
-    are not reliable enough to shift a budget.
+    Only outliers are spared. Sensitivities are measured one layer at a time and on little text, so smaller differences are not
+    reliable enough to change how the budget is shared out.
 
     Parameters
     ----------
     amount : float or int
-        Share (float, [0, 1)) of all neurons to remove, or average number (int) for each layer.
+        Share (float, [0, 1)) of all neurons to remove, or number (int) to remove from each layer on average.
     min_keep, multiple_of, protect, amount_of
-        See :class:`BasePruner`; what a protected layer, or one down to `min_keep`, does not lose is removed from the others.
-        Protected layers do not count for the median.
+        See :class:`BasePruner`. What a layer does not lose because it is protected, or has only `min_keep` neurons left, is
+        removed from the other layers. Protected layers do not count for the median.
     limit : float
         A layer is spared if its sensitivity is more than this many times the median; finite, > 0. With a large limit, or a median
         of 0, no layer is spared.
@@ -45,7 +46,8 @@ class SensitivityPruner(BasePruner):
 
     Examples
     --------
-    Layer a is four times as sensitive as the median, twice the limit, so it loses half the share.
+    The sensitivity of layer a is 4 times the median, and `limit` is 2, so it loses half of its share: 2 neurons, not 4. The other
+    two layers lose one more each.
 
     >>> import torch
     >>> importance = torch.arange(8) / 28
@@ -79,7 +81,7 @@ class SensitivityPruner(BasePruner):
         Raises
         ------
         OptionError
-            A record has no usable sensitivity, or the amount leaves fewer than `min_keep` neurons in each layer.
+            A record has no usable sensitivity, or the amount is more than can be removed if every layer keeps `min_keep` neurons.
         """
         counts = sensitivity_counts(
             [layer.out_features for layer in layer_list],
@@ -94,11 +96,11 @@ class SensitivityPruner(BasePruner):
             layer.pruning_mask, layer.amount = layer.importance, count
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
-        plain = SensitivityPruner(
+        """See :meth:`BasePruner.check`. Every amount is checked: how much can be removed does not depend on sensitivities."""
+        trial = SensitivityPruner(
             self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
         )
-        plain.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
+        trial.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
 
 
 def _sensitivity(layer: LayerRecord) -> float:
@@ -123,11 +125,12 @@ def sensitivity_counts(
     protected: Sequence[bool] = (),
     removed: Sequence[int] = (),
 ) -> list[int]:
-    """Compute how many neurons each layer loses when too sensitive layers are spared.
+    """Compute how many neurons each layer loses when the most sensitive layers are spared.
 
-    With m the median sensitivity, a layer of sensitivity c > limit * m loses ``limit * m / c`` of its even part
-    (`amount` of its neurons). The rest is removed from the layers that are not spared, the same additional share from each;
-    if one of them is down to `min_keep`, from the others of them, and at last from the spared layers.
+    The even part of a layer is `amount` of its neurons. With m the median sensitivity, a layer of sensitivity c > limit * m is
+    spared: it loses only ``limit * m / c`` of its even part. What it does not lose is removed from the layers that are not
+    spared, the same additional share from each. A layer with only `min_keep` neurons left loses no more: then the others that
+    are not spared lose more, and when none of them can, the spared layers.
 
     Parameters
     ----------
@@ -136,28 +139,32 @@ def sensitivity_counts(
     sensitivities : sequence of float
         One for each layer, finite and >= 0.
     amount : float or int
-        Share of all neurons, or average number for each layer.
+        Share (float) of all neurons to remove, or number (int) to remove from each layer on average.
     min_keep : int
+        Smallest number of neurons that a layer keeps.
     limit : float
+        See :class:`SensitivityPruner`.
     protected : sequence of bool, optional
         Layers that lose nothing, and do not count for the median.
     removed : sequence of int, optional
-        How many neurons of each layer earlier steps have removed; no layer loses fewer.
+        How many neurons of each layer earlier steps have removed. They are included in the result, which is never lower.
 
     Returns
     -------
     list of int
-        The sum is ``round(amount * N)``, or ``amount`` times the number of layers; more only if more is removed already. Parts
-        are rounded down, and the largest remainders up, among equal ones the first.
+        One number for each layer. For N neurons in all layers the sum is ``round(amount * N)``, or `amount` times the number of
+        layers if it is an int; it is more only if earlier steps have removed more, and 0 if all layers are protected. To reach
+        the sum with whole numbers, parts are rounded down, except those with the largest remainders, which are rounded up;
+        among equal remainders, that of the first layer.
 
     Raises
     ------
     OptionError
-        The layers do not have that many neurons beyond `min_keep` of each.
+        So many neurons cannot be removed if every layer keeps `min_keep`, and protected layers keep all.
 
     Notes
     -----
-    The arithmetic is exact, so the order of the layers only decides ties.
+    The parts are computed as fractions, without round-off, so the order of the layers matters only for equal remainders.
 
     Examples
     --------
@@ -168,45 +175,53 @@ def sensitivity_counts(
     """
     total = amount * len(sizes) if isinstance(amount, int) else round(amount * sum(sizes))
     is_protected = list(protected) or [False] * len(sizes)
-    most = [0 if locked else max(n - min_keep, 0) for n, locked in zip(sizes, is_protected, strict=True)]
+    max_removed = [
+        0 if is_protected_layer else max(n - min_keep, 0)
+        for n, is_protected_layer in zip(sizes, is_protected, strict=True)
+    ]
     if all(is_protected):
         return [0] * len(sizes)
-    if total > sum(most):
+    if total > sum(max_removed):
         raise OptionError(
             f"removing {total} of {sum(sizes)} neurons leaves fewer than min_keep={min_keep} in each of "
             f"{is_protected.count(False)} layers{' that are not protected' if any(is_protected) else ''}; lower the amount "
-            f"(at most {sum(most)} can be removed) or min_keep"
+            f"(at most {sum(max_removed)} can be removed) or min_keep"
         )
     exact = [Fraction(value) for value in sensitivities]
-    bound = Fraction(limit) * median(value for value, locked in zip(exact, is_protected, strict=True) if not locked)
+    threshold = Fraction(limit) * median(
+        value for value, is_protected_layer in zip(exact, is_protected, strict=True) if not is_protected_layer
+    )
     even = [Fraction(amount) if isinstance(amount, int) else Fraction(repr(amount)) * n for n in sizes]
-    spared = [0 < bound < value for value in exact]
+    spared = [0 < threshold < value for value in exact]
     parts = [
-        min(part * bound / value if is_spared else part, Fraction(most_of_layer))
-        for part, value, is_spared, most_of_layer in zip(even, exact, spared, most, strict=True)
+        min(part * threshold / value if is_spared else part, Fraction(max_of_layer))
+        for part, value, is_spared, max_of_layer in zip(even, exact, spared, max_removed, strict=True)
     ]
     rest = sum(even, Fraction(0)) - sum(parts, Fraction(0))
     for group in (False, True):
-        rest = _distribute(rest, parts, sizes, most, [k for k, is_spared in enumerate(spared) if is_spared is group])
-    least = list(removed) or [0] * len(parts)
-    counts = [max(math.floor(part), count) for part, count in zip(parts, least, strict=True)]
-    largest = sorted(range(len(parts)), key=lambda k: (counts[k] - parts[k], k))
-    for k in largest[: max(total - sum(counts), 0)]:
+        rest = _distribute(
+            rest, parts, sizes, max_removed, [k for k, is_spared in enumerate(spared) if is_spared is group]
+        )
+    removed_before = list(removed) or [0] * len(parts)
+    counts = [max(math.floor(part), count) for part, count in zip(parts, removed_before, strict=True)]
+    by_remainder = sorted(range(len(parts)), key=lambda k: (counts[k] - parts[k], k))
+    for k in by_remainder[: max(total - sum(counts), 0)]:
         counts[k] += 1
-    # A layer may have lost more than its part already: then others lose less, as far as they can.
-    while sum(counts) > total and (reducible := [k for k in range(len(parts)) if counts[k] > least[k]]):
+    # Earlier steps may have removed more of a layer than its part. Then the other layers lose less, down
+    # to what earlier steps have removed of them.
+    while sum(counts) > total and (reducible := [k for k in range(len(parts)) if counts[k] > removed_before[k]]):
         counts[max(reducible, key=lambda k: (counts[k] - parts[k], k))] -= 1
     return counts
 
 
 def _distribute(
-    rest: Fraction, parts: list[Fraction], sizes: Sequence[int], most: Sequence[int], group: Sequence[int]
+    rest: Fraction, parts: list[Fraction], sizes: Sequence[int], max_removed: Sequence[int], group: Sequence[int]
 ) -> Fraction:
     """Add the same share to the parts of a group of layers, each up to its maximum; return what is left over."""
-    while rest > 0 and (unfilled := [k for k in group if parts[k] < most[k]]):
-        width = sum(sizes[k] for k in unfilled)
-        share = min(rest / width, *((most[k] - parts[k]) / sizes[k] for k in unfilled))
+    while rest > 0 and (unfilled := [k for k in group if parts[k] < max_removed[k]]):
+        n_neurons = sum(sizes[k] for k in unfilled)
+        share = min(rest / n_neurons, *((max_removed[k] - parts[k]) / sizes[k] for k in unfilled))
         for k in unfilled:
             parts[k] += share * sizes[k]
-        rest -= share * width
+        rest -= share * n_neurons
     return rest

@@ -145,7 +145,7 @@ def test_predictions_that_hold_nan_are_refused(side: str) -> None:
 
 
 def test_vocabularies_of_different_sizes_are_refused() -> None:
-    with pytest.raises(OptionError, match="predicts 64 tokens and the other one 70"):
+    with pytest.raises(OptionError, match="a vocabulary of 64 tokens and the other model one of 70"):
         fidelity(tiny_llama(), tiny_llama(vocab_size=70), padded_sequences())
 
 
@@ -280,7 +280,7 @@ def test_prompts_are_the_beginnings_without_padding() -> None:
     late = TokenSequences.of(late.ids[[3, 1, 0, 2, 4]], late.mask[[3, 1, 0, 2, 4]], "test")
     assert continuations(model, model, late, 2, 6, 2).exact.count == 2
     for length in (13, 50):
-        with pytest.raises(CalibrationError, match=f"has {length} tokens to begin with"):
+        with pytest.raises(CalibrationError, match=f"has {length} tokens for a prompt"):
             continuations(model, model, padded_sequences(), 16, length, 2)
 
 
