@@ -1,6 +1,7 @@
-"""States: one vector per layer, and the arithmetic on them that solvers need.
+"""States, and the arithmetic on them that solvers need. A state is a list of one vector for each layer.
 
-A layer's vector has shape (n,), or (n, k) for k ranks at once. It belongs to numpy or torch.
+The vector of a layer has shape (n,), or (n, k) for k ranks at once: then each column belongs to one rank. It is a numpy array or
+a torch tensor.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ State: TypeAlias = list[Vector]
 
 
 def column_sums(vector: Vector) -> Vector:
-    """Sum every column in float64, () or (k,); in float32 numpy adds rows one after another, which loses digits.
+    """Sum every column of a vector in float64; the result has shape (), or (k,) for k columns.
+
+    In float32 numpy would add the rows one after another, which loses digits.
 
     Examples
     --------
@@ -43,7 +46,7 @@ def column_sums(vector: Vector) -> Vector:
 
 
 def scale_columns(vector: Vector, factor: Vector) -> Vector:
-    """Multiply every column of a vector by its factor, () or (k,), in the vector's dtype.
+    """Multiply every column of a vector by its own factor, in the dtype of the vector; `factor` has shape () or (k,).
 
     Examples
     --------
@@ -57,7 +60,7 @@ def scale_columns(vector: Vector, factor: Vector) -> Vector:
 
 
 def total_mass(state: State) -> Vector:
-    """Sum every column over all layers, () or (k,), in float64.
+    """Sum every column over all layers in float64; the result has shape (), or (k,) for k columns.
 
     Examples
     --------
@@ -71,7 +74,7 @@ def total_mass(state: State) -> Vector:
 
 
 def distances(state: State, other: State) -> list[float]:
-    """Compute the L1 distance of every layer; with several columns, the largest of theirs.
+    """Compute the L1 distance between two states in every layer; with several columns, the largest distance of a column.
 
     Examples
     --------
@@ -93,7 +96,7 @@ def subtract(state: State, other: State) -> State:
 
 
 def dot(state: State, other: State) -> float:
-    """Compute the inner product over all layers and columns.
+    """Compute the inner product of two states, over all layers and columns.
 
     Examples
     --------
@@ -118,7 +121,7 @@ def combine(weights: Sequence[float], states: Sequence[State]) -> State:
 
 
 def normalise_state(state: State, each_layer: bool) -> State:
-    """Scale every column to sum 1, over all layers or in each layer.
+    """Scale every column so that its sum is 1: over all layers together, or in each layer.
 
     Examples
     --------
@@ -134,7 +137,7 @@ def normalise_state(state: State, each_layer: bool) -> State:
 
 
 def scale_rows(vector: Vector, factors: Vector) -> Vector:
-    """Multiply row j of a vector, (n,) or (n, k), by factors[j].
+    """Multiply row j of a vector by `factors[j]`; the vector has shape (n,) or (n, k), and `factors` has shape (n,).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Sparse LU: a direct solver, by which the others are checked."""
+"""Sparse LU: a direct solver, against which the other solvers are checked."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["NAMES", "SparseLU"]
 
 @dataclass(frozen=True)
 class SparseLU:
-    """Factorisation of I - gamma P, and its solution for all teleport vectors at once. For checks, not for speed.
+    """A direct solver: it factorises I - gamma P, and solves for all teleport vectors at once. For checks, not for speed.
 
     Parameters
     ----------
     max_edges : int
-        Largest number of edges. The factors of most graphs have many more entries than the graph has edges.
+        Graphs with more edges are refused, because the factors of most graphs have many more entries than the graph has edges.
     """
 
     max_edges: int = 20_000_000
     name: str = "lu"
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
-        """Check that the problem is linear and not too large."""
+        """Raise a GraphError if the problem is not linear or its graph has too many edges; this solver needs no memory."""
         check_linear(problem, self.name)
         n_edges = problem.edges
         if n_edges > self.max_edges:
@@ -41,13 +41,13 @@ class SparseLU:
             )
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
-        """Factorise, solve, and apply F once; the change by F gives the residual and the bound."""
+        """Factorise, solve, and apply F once to the solution; what F changes gives the residual and the error bounds."""
         matrix = problem.matrix()
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
         solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stack(problem.teleport)))
-        state = problem.split(solution / solution.sum(axis=0))
-        image = problem.apply(state)
-        changes = distances(image, state)
+        solved = problem.split(solution / solution.sum(axis=0))
+        image = problem.apply(solved)
+        changes = distances(image, solved)
         bounds = problem.error_bounds(changes, 1)
         return SolverStep(image, changes, problem.residual(changes), bounds, problem.n_blocks, None, exact=True)
 

@@ -1,4 +1,4 @@
-"""Layering: the layer of every node of a digraph, read from node attributes or found from the edges."""
+"""The layer of every node of a digraph, read from a node attribute or found from the edges."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, in
     ----------
     digraph : networkx.DiGraph
     attribute : str
-        Name of the attribute. All nodes have it or none; its values are consecutive integers.
+        Name of the attribute. Either all nodes have it or none has it. The layers in use are consecutive integers.
 
     Returns
     -------
     dict from node to int, or None
-        The layers, counted from 0; None if no node has the attribute. Edges are not read.
+        The layers, counted from 0; None if no node has the attribute. They are not compared with the edges.
 
     Raises
     ------
@@ -66,8 +66,8 @@ def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, in
 def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     """Find the layer of every node from the edges.
 
-    Every edge leads from a layer to the next, and every weakly connected component begins at layer 0, so the layers are
-    unique. Cost: every edge is read twice.
+    The layers are unique, because every edge leads from a layer to the next one, and the lowest layer of every weakly connected
+    component is layer 0. Cost: every edge is read twice.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
             continue
         layers[root] = 0
         component = [root]
-        for node in component:
+        for node in component:  # the list grows while it is read
             for step, neighbours in ((1, digraph.successors(node)), (-1, digraph.predecessors(node))):
                 for other in neighbours:
                     if other not in layers:
@@ -104,8 +104,8 @@ def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
                         source, target = (node, other) if step == 1 else (other, node)
                         raise GraphError(
                             f"no layers fit all edges: expected +1 layer from source to target, but the edge {source!r} -> "
-                            f"{target!r} leads {layers[target] - layers[source]:+d} layers on, by other paths; remove the "
-                            "edge, or rank the digraph as it is with graphs.pagerank"
+                            f"{target!r} leads {layers[target] - layers[source]:+d} layers on, according to other edges; remove "
+                            "the edge, or rank the digraph as it is with graphs.pagerank"
                         )
         lowest = min(layers[node] for node in component)
         for node in component:

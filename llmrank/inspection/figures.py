@@ -38,7 +38,7 @@ def write_figures(
         An existing directory.
     formats : sequence of {"png", "svg"}
     top : int
-        Number of neurons of each layer in drawings of subgraphs.
+        Number of neurons of each layer in the drawing of a subgraph; those with the highest scores are drawn.
     names : sequence of str, optional
         Prunable layers that get a figure of their own; the first, the middle and the last by default.
 
@@ -51,7 +51,7 @@ def write_figures(
     Raises
     ------
     OptionError
-        There is no such layer, or figures cannot be written in this format.
+        A name is not that of a prunable layer, or a format is not one of those above.
     OSError
         The directory does not exist, or the disk is full.
 
@@ -96,7 +96,7 @@ def write_figures(
 
 
 def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any], budget: str = "") -> Figure:
-    """Draw the scores of every layer with the cut, and the shares of neurons kept and removed.
+    """Draw the scores of every layer, where the keep masks cut them, and the shares of neurons kept and removed.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     Returns
     -------
     matplotlib Figure
-        Two axes: a heat map of scores with the cut, and bars.
+        Two axes: a heat map of the scores with a line at the cut, and bars of the shares.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     by_budget = f" ({budget})" if budget else ""
     layers = "1 layer" if len(scores) == 1 else f"{len(scores)} layers"
     upper.set_title(f"{layers}: scores of the hidden neurons; those right of the white line are removed{by_budget}")
-    return _say_neuron(figure)
+    return _call_nodes_neurons(figure)
 
 
 def draw_concentration(inspection: Inspection) -> Figure:
@@ -154,14 +154,14 @@ def draw_concentration(inspection: Inspection) -> Figure:
     draw.score_distribution(scores, names, ax=left)
     draw.lorenz_curves(scores, names, ax=right)
     figure.suptitle(f"{inspection.source}: scores by {inspection.scorer}, {inspection.topology}")
-    return _say_neuron(figure)
+    return _call_nodes_neurons(figure)
 
 
 def draw_agreement(inspection: Inspection) -> Figure:
-    """Compare the inspection's scorer with another one, and with itself in the other topology, over all layers.
+    """Compare the inspection's scorer with another scorer, and with itself in the other topology, over all layers.
 
-    The other scorer is ``activation``, which is the part of a rank that needs no graph; if the inspection does not have it,
-    it is the first other scorer.
+    The other scorer is ``activation``, which needs no edges of a graph; an inspection without ``activation`` takes the first
+    of its other scorers. If there is only one scorer, only the topologies are compared.
 
     Parameters
     ----------
@@ -170,11 +170,12 @@ def draw_agreement(inspection: Inspection) -> Figure:
     Returns
     -------
     matplotlib Figure
-        One axes for each comparison: percentiles of all neurons within their layers, and the share that both keep.
+        One axes for each comparison: the percentiles of all neurons within their layers, and the share of the neurons kept by
+        the inspection's scorer that the other one keeps too.
     """
     others = [name for name in inspection.results if name != inspection.scorer]
-    first = [name for name in ("activation", *others) if name in others][:1]
-    compared = [(name, inspection.results[name]) for name in first]
+    other_scorer = [name for name in ("activation", *others) if name in others][:1]
+    compared = [(name, inspection.results[name]) for name in other_scorer]
     compared.append((f"{inspection.scorer}, {inspection.other_topology}", inspection.in_other_topology))
     figure = _figure(5.5 * len(compared), 5)
     panels = figure.subplots(1, len(compared), squeeze=False)[0]
@@ -193,7 +194,7 @@ def draw_agreement(inspection: Inspection) -> Figure:
         axes.set_title(_wrapped(axes.get_title()), fontsize=9)
         axes.set_xlabel(f"percentile in its layer by {inspection.scorer}, {inspection.topology}")
         axes.set_ylabel(f"percentile in its layer by {name}")
-    return _say_neuron(figure)
+    return _call_nodes_neurons(figure)
 
 
 def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
@@ -217,14 +218,14 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     OptionError
         There is no such layer.
     GraphError
-        `top` is below 1, or more nodes than can be drawn.
+        `top` is below 1, or so high that the subgraph has more nodes than can be drawn.
 
     Notes
     -----
     Cost: two reads of the blocks next to the layer.
     """
-    position, layer = inspection.place(name)
-    graph, rank = inspection.graphs[position].graph, inspection.main.ranks[position]
+    graph_index, layer = inspection.place(name)
+    graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
     neighbourhood = range(layer - 1, min(layer + 1, len(graph.layers) - 1) + 1)
     figure = _figure(13, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
@@ -238,13 +239,16 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
 
 
 def _percentiles(result: ScorerResult, order: Iterable[str] | None = None) -> FloatArray:
-    """Return the percentile of every neuron within its layer, because scores of different layers are not comparable."""
+    """Return the percentile of every neuron within its layer, one layer after the other.
+
+    Percentiles are taken because scores of different layers are not comparable. `order` gives the order of the layers.
+    """
     names = result.importance if order is None else order
     return np.concatenate([percentiles(result.importance[name]) for name in names])
 
 
-def _say_neuron(figure: Figure) -> Figure:
-    """Write neuron for node in all texts of a figure whose nodes are all neurons."""
+def _call_nodes_neurons(figure: Figure) -> Figure:
+    """Replace the word "node" by "neuron" in all texts of a figure whose nodes are all neurons."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -274,10 +278,10 @@ def _save(figure: Figure, directory: Path, stem: str, formats: Sequence[str]) ->
     import matplotlib
 
     paths = []
-    for name in formats:
-        path = directory / f"{stem}.{name}"
-        # Without the date, and with fixed identifiers, the same figure gives the same bytes.
+    for extension in formats:
+        path = directory / f"{stem}.{extension}"
+        # An SVG file holds a date and random identifiers, unless the date is left out and the salt of the identifiers is fixed.
         with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
-            figure.savefig(path, dpi=DPI, metadata={"Date": None} if name == "svg" else None)
+            figure.savefig(path, dpi=DPI, metadata={"Date": None} if extension == "svg" else None)
         paths.append(path)
     return paths

@@ -1,4 +1,4 @@
-"""Checks that a model can be pruned: each raises an UnsupportedModelError that says what to do."""
+"""Checks that a model can be pruned. A check that fails raises an UnsupportedModelError that says what to do."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ __all__ = [
     "check_weights_finite",
 ]
 
+# Fields of configurations that hold the number of experts.
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise an error if a module wraps another one: an adapter of PEFT, or a compiled module."""
+    """Raise an error if a part of the model is wrapped: by an adapter of PEFT, or by torch.compile."""
     for path, module in model.named_modules():
         subject = f"{path} of {type(model).__name__}" if path else type(model).__name__
         if hasattr(module, "base_layer") and hasattr(module, "merge"):
@@ -41,9 +42,9 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 
 def check_weights_finite(model: nn.Module) -> None:
-    """Raise an error that names the parameter if one holds NaN or Inf. Every weight is read once, and none is copied."""
+    """Raise an error if a parameter holds NaN or Inf; the error names it. Every weight is read once, and none is copied."""
     if any(parameter.is_meta for parameter in model.parameters()):
-        return  # the model is being built, so the parameters that are not on the meta device hold no values yet either
+        return  # the model is still being built or partly offloaded, so even the other parameters may hold no values yet
     for name, parameter in model.named_parameters():
         values = parameter.detach()
         if not values.is_floating_point() or values.dtype.itemsize < 2 or not values.numel():
@@ -60,14 +61,14 @@ def check_weights_finite(model: nn.Module) -> None:
 def check_no_experts(model: nn.Module) -> None:
     """Raise an error if the model is a mixture of experts."""
     config = getattr(model, "config", None)
-    counts = [name for name in EXPERT_COUNTS if (getattr(config, name, None) or 0) > 1]
-    modules = [
+    count_fields = [name for name in EXPERT_COUNTS if (getattr(config, name, None) or 0) > 1]
+    expert_modules = [
         f"{path} ({type(module).__name__})"
         for path, module in model.named_modules()
         if path.rsplit(".", 1)[-1] in ("experts", "block_sparse_moe") or "experts" in type(module).__name__.lower()
     ]
-    if modules or (counts and any("moe" in type(module).__name__.lower() for module in model.modules())):
-        evidence = modules[0] if modules else f"config.{counts[0]}"
+    if expert_modules or (count_fields and any("moe" in type(module).__name__.lower() for module in model.modules())):
+        evidence = expert_modules[0] if expert_modules else f"config.{count_fields[0]}"
         raise UnsupportedModelError(
             f"{type(model).__name__} is a mixture-of-experts model ({evidence}); expert FFNs cannot be pruned yet: "
             "choose a dense model, or name its dense Linears with structure_dict="
@@ -75,16 +76,16 @@ def check_no_experts(model: nn.Module) -> None:
 
 
 def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
-    """Raise an error if a linear map holds packed, integer or wrapped weights, whose rows cannot be removed."""
+    """Raise an error if the weight of a linear map is quantised or no ordinary tensor, so that its rows cannot be removed."""
     for name, module in linears.items():
         weight: object = getattr(module, "qweight", None)
         packed = isinstance(weight, torch.Tensor)
         if not packed:
             weight = module.weight
-        # Quantised and sharded weights are tensor subclasses that may report a float dtype.
-        plain = isinstance(module, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
+        # The dtype alone does not tell: quantised and sharded weights are tensor subclasses that may report a float dtype.
+        ordinary = isinstance(module, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
         dtype = weight.dtype if isinstance(weight, torch.Tensor) else None
-        if packed or not plain or dtype is None or not dtype.is_floating_point or dtype.itemsize < 2:
+        if packed or not ordinary or dtype is None or not dtype.is_floating_point or dtype.itemsize < 2:
             raise UnsupportedModelError(
                 f"{name} of {type(model).__name__} holds quantised or wrapped weights ({type(module).__name__}, "
                 f"{type(weight).__name__} of {dtype}); they cannot be pruned in place: load the model in float32, "
@@ -93,20 +94,20 @@ def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None
 
 
 def check_not_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
-    """Raise an error if a linear map of the FFNs shares a parameter with another module of the model."""
-    inside = {id(p.module): p.name for ffn in ffns for stage in ffn.stages for p in stage}
-    owner: dict[int, str] = {}
+    """Raise an error if a linear map of an FFN shares a parameter with any other module of the model."""
+    ffn_maps = {id(p.module) for ffn in ffns for stage in ffn.stages for p in stage}
+    first_owner: dict[int, str] = {}
     ffn_parameters: set[int] = set()
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
             if parameter is None:
                 continue
             key = id(parameter)
-            if key in owner and (id(module) in inside or key in ffn_parameters):
+            if key in first_owner and (id(module) in ffn_maps or key in ffn_parameters):
                 raise UnsupportedModelError(
-                    f"{owner[key]} and {name} share one weight; pruning one would change the other: untie them (copy "
+                    f"{first_owner[key]} and {name} share one weight; pruning one would change the other: untie them (copy "
                     "the parameter) first"
                 )
-            owner.setdefault(key, name)
-            if id(module) in inside:
+            first_owner.setdefault(key, name)
+            if id(module) in ffn_maps:
                 ffn_parameters.add(key)

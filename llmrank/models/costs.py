@@ -45,8 +45,8 @@ class Cost:
     parameters, bytes : int
         Number of parameters and their size in memory.
     flops : int
-        FLOPs for one token: a multiplication and an addition for each weight of a matrix. Not counted are biases,
-        activation functions, norms, and attention's products with the context, which grow with its length.
+        FLOPs for one token: a multiplication and an addition for each weight of a matrix. Biases, activation functions and
+        norms are not counted; nor are the products of attention with the context, which grow with the length of the context.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class Cost:
 
 
 def neuron_cost(layer: PrunableLayer) -> Cost:
-    """Compute the cost of one neuron of a layer: its rows (and biases) in the input maps, its columns in the output maps.
+    """Compute the cost of one neuron of a prunable layer: its rows (and biases) in input maps and its columns in output maps.
 
     Parameters
     ----------
@@ -92,17 +92,17 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
 
 
 @dataclass(frozen=True)
-class _MapWidths:
-    """How the shape of a linear map depends on the widths of prunable layers.
+class _MapShape:
+    """The shape of a linear map as a function of the widths of prunable layers, and so its cost.
 
     Attributes
     ----------
-    produced : mapping from str to int
-        Prunable layers whose neurons are rows of the map, and how many rows belong to each neuron (two in a fused map).
+    rows_per_neuron : mapping from str to int
+        For each prunable layer whose neurons are rows of the map: how many rows belong to one neuron (two in a fused map).
     other_rows : int
         Rows that belong to no prunable layer.
-    read : str or None
-        Prunable layer whose neurons are the columns of the map.
+    column_layer : str or None
+        Prunable layer whose neurons are the columns of the map; None if the columns are always kept.
     n_columns : int
         Number of columns before pruning.
     weight_bytes : int
@@ -111,16 +111,16 @@ class _MapWidths:
         Bytes of one entry of the bias; None if there is no bias.
     """
 
-    produced: Mapping[str, int]
+    rows_per_neuron: Mapping[str, int]
     other_rows: int
-    read: str | None
+    column_layer: str | None
     n_columns: int
     weight_bytes: int
     bias_bytes: int | None
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
-        rows = self.other_rows + sum(count * widths[layer] for layer, count in self.produced.items())
-        columns = self.n_columns if self.read is None else widths[self.read]
+        rows = self.other_rows + sum(count * widths[layer] for layer, count in self.rows_per_neuron.items())
+        columns = self.n_columns if self.column_layer is None else widths[self.column_layer]
         bias = Cost() if self.bias_bytes is None else Cost(rows, rows * self.bias_bytes)
         return _matrix_cost(rows, columns, self.weight_bytes) + bias
 
@@ -128,14 +128,14 @@ class _MapWidths:
 class ModelCosts:
     """The cost of a model, and how it falls when neurons of its FFNs are removed.
 
-    The counts are exact: if one prunable layer follows another, the map between them has the product of both widths.
+    The counts are exact also for a map between two prunable layers: it has as many weights as the product of their widths.
 
     Parameters
     ----------
     model : nn.Module
-        It is not changed. A shared parameter counts once, but its FLOPs count for every module that holds it: a prediction
-        head costs FLOPs even if it shares its matrix with the embedding, which is only looked up and costs none. A module
-        that is called several times for a token counts once.
+        It is not changed. A parameter that several modules share counts once, but its FLOPs count for each of these modules. An
+        embedding costs no FLOPs, because its rows are only looked up; a prediction head that shares the matrix of the embedding
+        costs FLOPs. A module that is called several times for a token counts once.
     ffns : sequence of FFN
         FFNs of this model.
 
@@ -144,7 +144,7 @@ class ModelCosts:
     sizes : dict from str to int
         Number of neurons of every prunable layer.
     model, ffns : Cost
-        Cost of the dense model, and of the linear maps of its FFNs.
+        Cost of the dense model, and of all linear maps of its FFNs together.
 
     Examples
     --------
@@ -158,10 +158,10 @@ class ModelCosts:
     def __init__(self, model: nn.Module, ffns: Sequence[FFN]) -> None:
         layers = {layer.name: layer for ffn in ffns for layer in ffn.prunable.values()}
         self.sizes = {name: layer.size for name, layer in layers.items()}
-        self._maps = _map_widths(ffns, layers)
+        self._shapes = _map_shapes(ffns, layers)
         self.ffns = self._ffn_cost(self.sizes)
         parameters = {id(p): p for p in model.parameters()}.values()
-        computing = [
+        matrices = [
             p
             for module in model.modules()
             if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
@@ -171,7 +171,7 @@ class ModelCosts:
         self.model = Cost(
             sum(p.numel() for p in parameters),
             sum(p.numel() * p.element_size() for p in parameters),
-            2 * sum(p.numel() for p in computing),
+            2 * sum(p.numel() for p in matrices),
         )
 
     def whole(self, unit: Unit) -> int:
@@ -181,19 +181,19 @@ class ModelCosts:
         return _in_unit(self.ffns if unit.startswith("ffn-") else self.model, unit)
 
     def removed(self, widths: Mapping[str, int], unit: Unit) -> int:
-        """Compute the cost in a unit that is removed when the layers have these widths.
+        """Compute how much of the cost, in a unit, is removed if the prunable layers are left with these widths.
 
         Parameters
         ----------
         widths : mapping from str to int
-            Number of kept neurons, by the name of the layer. Layers without an entry keep all neurons.
+            Number of kept neurons by the name of the prunable layer. Layers without an entry keep all neurons.
         unit : str
             One of :data:`UNITS`.
 
         Raises
         ------
         OptionError
-            A layer is not one of this model.
+            The model has no prunable layer of such a name.
         """
         unknown = set(widths) - set(self.sizes)
         if unknown:
@@ -201,38 +201,38 @@ class ModelCosts:
                 f"these costs are of another model: it has no layer {sorted(unknown)[0]}; expected widths of "
                 f"{', '.join(self.sizes)}"
             )
-        kept = {**self.sizes, **widths}
+        all_widths = {**self.sizes, **widths}
         if unit == "neurons":
-            return sum(self.sizes.values()) - sum(kept.values())
-        return _in_unit(self.ffns - self._ffn_cost(kept), unit)
+            return sum(self.sizes.values()) - sum(all_widths.values())
+        return _in_unit(self.ffns - self._ffn_cost(all_widths), unit)
 
     def _ffn_cost(self, widths: Mapping[str, int]) -> Cost:
-        return sum((linear.cost(widths) for linear in self._maps), Cost())
+        return sum((linear.cost(widths) for linear in self._shapes), Cost())
 
 
-def _map_widths(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> list[_MapWidths]:
+def _map_shapes(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> list[_MapShape]:
     modules = {id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}
-    produced: dict[int, dict[str, int]] = {key: {} for key in modules}
-    read: dict[int, str] = {}
+    rows_per_neuron: dict[int, dict[str, int]] = {key: {} for key in modules}
+    column_layer: dict[int, str] = {}
     for name, layer in layers.items():
         for producer in layer.producers:
-            rows_of = produced[id(producer.module)]
-            rows_of[name] = rows_of.get(name, 0) + 1
+            of_this_map = rows_per_neuron[id(producer.module)]
+            of_this_map[name] = of_this_map.get(name, 0) + 1
         for consumer in layer.consumers:
-            read[id(consumer.module)] = name
+            column_layer[id(consumer.module)] = name
     maps = []
     for key, module in modules.items():
-        rows = sum(count * layers[name].size for name, count in produced[key].items())
+        rows = sum(count * layers[name].size for name, count in rows_per_neuron[key].items())
         weight = module.weight
         if not isinstance(weight, torch.Tensor):
             raise TypeError(f"{type(module).__name__} has no weight tensor")
-        # The tensors are not kept, because surgery replaces them while the costs are still used.
+        # Only the sizes are kept, not the tensors: surgery replaces the tensors while the costs are still used.
         bias = bias_of(module)
         maps.append(
-            _MapWidths(
-                produced[key],
+            _MapShape(
+                rows_per_neuron[key],
                 out_features(module) - rows,
-                read.get(key),
+                column_layer.get(key),
                 in_features(module),
                 weight.element_size(),
                 None if bias is None else bias.element_size(),

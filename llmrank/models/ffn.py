@@ -1,4 +1,4 @@
-"""An FFN as stages of linear maps between layers of nodes."""
+"""An FFN, described as stages of linear maps between layers of nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit"
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map: all output rows of a module, or a range of them (one half of a fused gate and up map).
+    """A linear map: all outputs of a module, or a range of them (such as one half of a map that computes gate and up together).
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class Projection:
         Path of the module in the model.
     module : nn.Linear or Conv1D
     start, size : int
-        The first output row and the number of output rows.
+        The first output and the number of outputs.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Projection:
 
     @classmethod
     def whole(cls, name: str, module: nn.Module) -> Projection:
-        """Take all output rows of a module."""
+        """Take all outputs of a module."""
         return cls(name, module, 0, out_features(module))
 
     @property
@@ -44,7 +44,7 @@ class Projection:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The (size, in_features) weight: a detached view with one row for each output, whatever the layout of the module is."""
+        """The (size, in_features) weight: a detached view with one row for each output, also where the module is transposed."""
         weight = _weight(self.module).detach()
         if is_transposed(self.module):
             weight = weight.T
@@ -86,14 +86,14 @@ class PrunableLayer:
     Attributes
     ----------
     name : str
-        Key of its keep mask: the path of the FFN's module. If the FFN may have several prunable layers (sequential,
-        explicit), the path of the Linear that produces the layer.
+        Name of the layer, which is also the key of its keep mask. It is the path of the FFN's module; for the kinds that may
+        have several prunable layers (sequential, explicit), the path of the Linear that computes the neurons.
     size : int
         Number of neurons.
     producers : tuple of Projection
-        Input maps: their row j (and bias j) computes neuron j.
+        Input maps: row j (and bias j) of each computes neuron j.
     consumers : tuple of Projection
-        Output maps: their column j reads neuron j. Empty in the explicit form, where only rows are removed.
+        Output maps: column j of each reads neuron j. Empty for explicit FFNs, of which only rows are removed.
     """
 
     name: str
@@ -104,18 +104,20 @@ class PrunableLayer:
 
 @dataclass(frozen=True)
 class FFN:
-    """A feed-forward network: k stages of parallel projections between k+1 layers of nodes.
+    """A feed-forward network: k stages of linear maps between k+1 layers of nodes.
 
     Attributes
     ----------
     name : str
         Path of the module that holds the FFN.
     kind : {"plain", "gated", "fused", "sequential", "explicit", "attention"}
-        An attention is given in the same form: its value and output maps are the stages, and nothing of it can be pruned.
+        Plain: one input map and one output map; gated: two input maps (gate, up); fused: one module computes both of them;
+        sequential: a chain of two or more linear maps; explicit: Linears that the user has named. Attention: no FFN, but an
+        attention in the same form, whose stages are its value map and its output map; nothing of it can be pruned.
     stages : tuple of tuples of Projection
-        ``stages[l]`` leads from layer l of the nodes to layer l+1; the projections of one stage are parallel edges.
+        ``stages[l]`` leads from layer l of the nodes to layer l+1; all projections of a stage join the same two layers.
     stack : str
-        Path of the repeating stack of blocks that the FFN belongs to. The chained topology joins the FFNs of one stack in order.
+        Path of the stack of transformer blocks that the FFN lies in. The chained topology joins the FFNs of one stack in order.
     module : nn.Module
         The module that holds the FFN.
     """
@@ -133,7 +135,7 @@ class FFN:
 
     @property
     def prunable(self) -> dict[int, PrunableLayer]:
-        """The prunable layers by their number: the hidden layers, or in the explicit form every layer but the first."""
+        """The prunable layers by the number of their node layer: the hidden layers; for explicit FFNs all layers but layer 0."""
         if self.kind == "attention":
             return {}
         if self.kind == "explicit":

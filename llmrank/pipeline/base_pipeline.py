@@ -1,4 +1,4 @@
-"""Pipelines: the whole way from a model to a smaller one, one stage after the other."""
+"""Pipelines: all stages from a model to a pruned one, one after the other."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ __all__ = [
 
 
 class BasePipeline:
-    """Find FFNs, calibrate, draw the graphs, rank, choose, cut.
+    """Base class of pipelines: find FFNs, calibrate, build graphs, rank them, choose keep masks, repair, apply the masks.
 
     Parameters
     ----------
@@ -57,48 +57,51 @@ class BasePipeline:
     tokenizer : transformers tokenizer or None
         None where `calibration` is a tensor.
     structure_dict : mapping, optional
-        None finds the FFNs. A mapping names Linears (``path_to_layers``, ``path_to_modules``) whose
-        rows are pruned, which reproduces the paper's method.
+        By default the FFNs are found in the model. A mapping (``path_to_layers``, ``path_to_modules``) names Linears whose rows
+        are pruned, which reproduces the paper's method.
     scorer : BaseScorer, optional
         :class:`WeightedPageRankScorer` by default.
     pruner : BasePruner, optional
-        :class:`LocalPruner` of 30 % by default. One that needs sensitivities has them measured, see :meth:`measure`; not
-        with a `structure_dict`.
+        :class:`LocalPruner` of 30 % by default. If the pruner needs sensitivities, they are measured, see :meth:`measure`; with
+        a `structure_dict` such a pruner is refused.
     device : str or torch.device, optional
-        Where the model is moved to; by default it stays.
-    calibration : CalibrationText, or a source of one; optional
+        Where the model is moved to; by default it stays where it is.
+    calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
         The text that statistics are taken on; 16 sequences of 1,024 tokens of the built-in text by default.
     form : {"compact", "zero", "mask"}, optional
-        Compact by default; zero with a `structure_dict`, where compact is refused.
+        See :func:`llmrank.surgery.apply.apply_masks`. Compact by default; with a `structure_dict` compact is refused, and zero is
+        the default.
     align : {"none", "pad"}
         Pad compact layers with zeros to one width.
     repair : BaseRepair, optional
-        How the kept weights make up for the removed neurons, see :mod:`llmrank.surgery.repair`; none by default. Not with a
-        `structure_dict`. Of a text, one further sequence is held out for every eight that the repair is fitted to; of given
-        sequences the last eighth (at least one). The repair is kept only where it brings the model nearer to the dense one on
-        them, see :attr:`validation`.
+        How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.surgery.repair`; none by default,
+        and refused with a `structure_dict`. Sequences are held out from the repair, one for every eight, and at least one: from
+        a text, the sequences that follow those of the calibration, as far as the text reaches; where nothing follows, the last
+        calibration sequences, unless there is only one. The repair is kept only if it brings the model closer to the dense one on
+        the held-out sequences, see :attr:`validation`; without any, it is always kept.
     steps : int
-        Number of steps to prune in, 1 to 1000, each with a pass of the calibration text through the model as pruned so far, see
+        Number of steps to prune in, 1 to 1000. In each step the calibration text passes through the model as pruned so far, see
         :mod:`llmrank.prune.schedule`.
-    evaluation : EvaluationText, a source of one, or True; optional
-        The text that the perplexity before and after is measured on; True is the other part of the built-in text. None skips it.
+    evaluation : EvaluationText, a source as for :class:`EvaluationText`, or True; optional
+        The text that the perplexity before and after pruning is measured on. True is the part of the built-in text that is not
+        used for calibration. By default no perplexity is measured.
     progress : callable, optional
-        Such as ``rich.progress.track``; quiet by default.
+        A function such as ``rich.progress.track``; by default no progress is shown.
     undoable : bool
-        Keep the original weights for :meth:`undo`. Without, each is freed as soon as it is replaced, and :attr:`graph`, which
-        refers to them, and :attr:`repaired` are empty after :meth:`run`; a failure after the cut has begun leaves the model cut,
-        or cut in part.
+        Keep the original weights for :meth:`undo`. If they are not kept, each is freed as soon as it is replaced. Then
+        :attr:`graph`, which would refer to them, and :attr:`repaired` are empty after :meth:`run`, and after a failure while
+        masks are applied, or later, the model stays pruned, completely or in part.
 
     Attributes
     ----------
     validation : Validation or None
-        After :meth:`run` with a repair: how the cut and the repaired model compare on the held-out sequences, and so which of the
-        two it is; None where nothing could be held out.
+        After :meth:`run` with a repair: how the model as cut and the repaired model compare on the held-out sequences, and so
+        which of the two the model is now; None if nothing could be held out.
     report, masks, sensitivities, graph, rank : after :meth:`run`
-        What was done, what was kept, what each layer's cut alone does to the output (an empty dict unless the pruner needs
-        it), and the graph(s) with their rank(s): one of each, or tuples where there are several. The graphs refer to the weights
-        as they were, and so keep them in memory as long as the pipeline lives. With several steps sensitivities, graphs and
-        ranks are of the whole model, as the first step saw it; masks are of its neurons whatever the step.
+        The protocol and the outcome; the keep masks; how much the output changes if one layer alone is pruned, by layer (an
+        empty dict unless the pruner needs it); the graph and its rank, or tuples if there are several. The graphs refer to the
+        original weights, and so keep them in memory as long as the pipeline exists. With several steps, sensitivities, graphs
+        and ranks are those of the first step, on the dense model; masks always cover all neurons of the dense model.
     repaired : dict from str to RepairedMap
         After :meth:`run` with a repair: the new weights of every output map that lost neurons, by the path of its module.
     """
@@ -158,8 +161,8 @@ class BasePipeline:
         Raises
         ------
         LLMRankError, graphs.GraphError
-            Bad options, data or models, or a second run without :meth:`undo` in between; the model is
-            untouched then, if it is undoable or nothing was repaired or cut yet.
+            Bad options, data or models, or a second run without :meth:`undo` in between. The model is left as it was if the
+            pipeline is undoable, or if the error comes before the repair is finished and before any mask is applied.
         """
         self._check_fresh()
         self._seconds = {}
@@ -196,7 +199,10 @@ class BasePipeline:
             with self._timed("evaluate after"):
                 if evaluation is not None and texts is not None:
                     evaluation.after = perplexity(
-                        self.model, texts, self.calibration.batch_size, self._as("Evaluating the pruned model")
+                        self.model,
+                        texts,
+                        self.calibration.batch_size,
+                        self._described_as("Evaluating the pruned model"),
                     )
                     evaluation.calibration_overlap = shared_passages(sequences.joined(held_out), texts)
             self.report = self._report(ffns, (sequences, held_out), facts)
@@ -208,10 +214,10 @@ class BasePipeline:
         return self.model
 
     def find(self) -> tuple[FFN, ...]:
-        """The FFNs of the model, moved to the device."""
+        """Move the model to the device, and return its FFNs."""
         structure = self.structure_dict
         ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
-        check_writable(ffns)  # before hours of calibration, not after
+        check_writable(ffns)  # now, because an error after hours of calibration would come too late
         if self.device is not None:
             placed = getattr(self.model, "hf_device_map", None) or {}
             if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in self.model.parameters()):
@@ -223,7 +229,7 @@ class BasePipeline:
         return ffns
 
     def prepare(self) -> tuple[tuple[FFN, ...], ModelCosts]:
-        """Find the FFNs and check the budget; once for whoever asks before :meth:`run`.
+        """Find the FFNs and check the budget; the result is kept for later calls, until :meth:`run` has used it.
 
         Returns
         -------
@@ -241,7 +247,7 @@ class BasePipeline:
         return self._prepared
 
     def check(self, ffns: Sequence[FFN]) -> ModelCosts:
-        """Find out what the model costs, and refuse an amount or an alignment that cannot be, before anything is measured."""
+        """Compute the costs of the model, and refuse an impossible amount or alignment before anything is measured."""
         self.costs = ModelCosts(self.model, ffns)
         check_budget(self.pruner, ffns, self.costs, jointly=prunes_jointly(self.structure_dict, self.topology))
         if self.align == "pad":
@@ -249,18 +255,18 @@ class BasePipeline:
         return self.costs
 
     def token_warning(self, ffns: Sequence[FFN], tokens: int | None = None) -> str | None:
-        """Warn where a repair is fitted to so few calibration tokens that more had better be given.
+        """Return a warning if there are too few calibration tokens to fit the repair well.
 
         Parameters
         ----------
         ffns : sequence of FFN
         tokens : int, optional
-            By default what :attr:`calibration` asks for.
+            Number of tokens that the repair is fitted to; by default the number that :attr:`calibration` asks for.
 
         Returns
         -------
         str or None
-            A sentence that says how many would do; None where the tokens are enough.
+            A sentence that says how many tokens are enough; None without a repair, or if there are enough.
         """
         if self.repair is None:
             return None
@@ -283,21 +289,22 @@ class BasePipeline:
     def select(
         self, ffns: Sequence[FFN], sequences: TokenSequences, held_out: TokenSequences | None = None
     ) -> tuple[Masks, dict[str, RepairedMap]]:
-        """Calibrate, rank, choose and repair, in as many steps as asked for.
+        """Calibrate, rank and choose keep masks, in :attr:`steps` steps; repair after the last one.
 
         Parameters
         ----------
         ffns : sequence of FFN
         sequences : TokenSequences
-            Those to rank by, and to fit a repair to.
+            Sequences to rank by, and to fit a repair to.
         held_out : TokenSequences, optional
-            Others, to choose and to judge a repair by.
+            Other sequences, by which a repair is tuned and validated.
 
         Returns
         -------
         Masks
         dict from str to RepairedMap
-            The model is as it was, unless it is not undoable: then repaired weights may be written into it already.
+            The repaired output maps. If the pipeline is undoable, the model is as it was; otherwise the model may hold the
+            repaired weights already.
         """
         self._check_fresh()
         self.step_results = []
@@ -309,7 +316,7 @@ class BasePipeline:
             first, last = number == 1, number == self.steps
             earlier = dict(self._seconds)
             with temporarily_masked(self.model, ffns, present):
-                # Repair goes through the whole model block by block: how it calls them is seen on the way.
+                # A repair runs the model block by block, so this pass records how the model calls its blocks.
                 with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else ()) as seen:
                     statistics = self.calibrate(ffns, sequences)
                     if seen.blocks and held_out is not None:
@@ -323,7 +330,7 @@ class BasePipeline:
                         self.sensitivities = self.measure(ffns, sequences)
                 with self._timed("prune"):
                     if first and last:
-                        # An override for one shot need not know of steps.
+                        # With a single step, an override of choose() is called without the arguments that steps need.
                         masks = self.choose(graphs, ranks)
                     else:
                         pruner = self.pruner if last else self.pruner.towards(amount)
@@ -333,7 +340,7 @@ class BasePipeline:
                 record.kept = False
                 with self._timed("repair"):
                     masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present, held_out)
-            # Graphs of a trial cut look at weights that nobody else needs any more.
+            # The graphs of a later step may hold the last references to masked weights: free them.
             del graphs, ranks
             present = masks
             spent = {stage: seconds - earlier.get(stage, 0.0) for stage, seconds in self._seconds.items()}
@@ -350,9 +357,9 @@ class BasePipeline:
         Returns
         -------
         sequences : TokenSequences
-            Those to rank by, and to fit a repair to. Where nothing follows them, their last ones are held out from the repair.
+            Sequences to rank by, and to fit a repair to. If nothing follows them, the last of them are held out from the repair.
         held_out : TokenSequences or None
-            What follows in the text; None without a repair, or where the text has no more.
+            The sequences that follow in the text; None without a repair, or if nothing follows.
         """
         text = self.calibration
         further = n_held_out(text.samples) if self.repair is not None else 0
@@ -367,17 +374,19 @@ class BasePipeline:
         return sequences, held_out
 
     def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
-        """The evaluation with the perplexity of the model as it is, and its sequences; None without."""
+        """Measure the perplexity before pruning; return the evaluation and its sequences, or None twice if none is asked for."""
         if self.evaluation is None:
             return None, None
         texts = tokenise(self.evaluation.source, self.tokenizer, self.evaluation.samples, self._length(), "evaluation")
-        before = perplexity(self.model, texts, self.calibration.batch_size, self._as("Evaluating the dense model"))
+        before = perplexity(
+            self.model, texts, self.calibration.batch_size, self._described_as("Evaluating the dense model")
+        )
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         protocol = {**texts.provenance(), "dtype": dtype, "torch_seed": torch.initial_seed()}
         return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
 
-    def _as(self, description: str) -> Progress | None:
-        """The progress, for what would describe itself in other words."""
+    def _described_as(self, description: str) -> Progress | None:
+        """Return the progress function with this description instead of the caller's; None without a progress function."""
         progress = self.progress
         return None if progress is None else lambda items, _: progress(items, description)
 
@@ -387,30 +396,31 @@ class BasePipeline:
     def calibrate(
         self, ffns: Sequence[FFN], sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
     ) -> tuple[FFNStatistics, ...]:
-        """Activation statistics of every node layer, with all that the pipeline's scorer and others need."""
+        """Collect statistics of every layer of nodes, with all that the pipeline's scorer and `scorers` need."""
         explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
         around = self.surroundings(ffns)
         return collect_statistics(
             self.model, ffns, sequences, self.calibration.batch_size, self.progress, explained=explained, **around
         )
 
-    def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that look around
-        """Say what else calibration measures, as options of :func:`llmrank.calibration.statistics.collect_statistics`."""
+    def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
+        """Return what else the calibration measures, as options of :func:`llmrank.calibration.statistics.collect_statistics`."""
         return {}
 
     def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
-        """The graphs, in the topology of the pipeline."""
+        """Build the graphs, in the topology of the pipeline."""
         return build_graphs(ffns, statistics, self.topology)
 
     def score(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
-        """The rank of every graph."""
+        """Rank every graph."""
         steps = self.progress(graphs, "Ranking") if self.progress else graphs
         return rank_graphs(self.scorer, steps)
 
     def measure(self, ffns: Sequence[FFN], sequences: TokenSequences) -> dict[str, float]:
-        """The sensitivity of every prunable layer to the pruner's amount, local; empty where the pruner asks for none.
+        """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
-        On the first calibration sequences, see :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
+        A sensitivity is measured with the pruner's amount removed locally, on the first calibration sequences, see
+        :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
         """
         if not self.pruner.needs_sensitivity:
             return {}
@@ -428,7 +438,11 @@ class BasePipeline:
         pruner: BasePruner | None = None,
         present: Masks | None = None,
     ) -> Masks:
-        """The keep masks of all prunable layers; on the way to the amount by another pruner, among the neurons still present."""
+        """Choose the keep masks of all prunable layers.
+
+        A step before the last gives a `pruner` with a smaller amount. From the second step on, only neurons that `present`, the
+        masks of the step before, keeps can be kept.
+        """
         return choose_masks(
             pruner or self.pruner,
             graphs,
@@ -449,10 +463,10 @@ class BasePipeline:
         present: Masks | None = None,
         held_out: TokenSequences | None = None,
     ) -> tuple[Masks, dict[str, RepairedMap]]:
-        """The masks and the repaired output maps of the FFNs; those planned and none where the repair does not improve the model.
+        """Repair the output maps of the FFNs; return the keep masks and the repaired maps.
 
-        Where the pipeline is not undoable the maps are written into the model at once, unless a later choice needs the
-        weights as they were.
+        If the repair does not improve the model, these are the planned masks and no maps. If the pipeline is not undoable, the
+        maps are written into the model at once, unless the choice of neurons in a later layer needs the original weights.
         """
         if self.repair is None:
             return masks, {}
@@ -474,11 +488,11 @@ class BasePipeline:
         return kept, repaired
 
     def parameters(self) -> dict[str, Any]:
-        """Settings of the topology, for reports."""
+        """Return the settings of the topology, for reports."""
         return {}
 
     def undo(self) -> nn.Module:
-        """Restore the model as it was before :meth:`run`, bit for bit; not where :attr:`undoable` is False."""
+        """Restore the model as it was before :meth:`run`, bit for bit; refused if :attr:`undoable` is False."""
         if self.application is None:
             raise OptionError("there is nothing to undo: run() has not pruned this model")
         self.application.undo()
@@ -487,13 +501,13 @@ class BasePipeline:
 
     @property
     def graph(self) -> LayeredGraph | tuple[LayeredGraph, ...]:
-        """The graph, or all of them where there are several."""
+        """The graph, or a tuple of graphs if there are several."""
         graphs = tuple(entry.graph for entry in self.model_graphs)
         return graphs[0] if len(graphs) == 1 else graphs
 
     @property
     def rank(self) -> RankResult | tuple[RankResult, ...]:
-        """The rank of :attr:`graph`, or all of them."""
+        """The rank of :attr:`graph`, or a tuple of ranks if there are several graphs."""
         return self.ranks[0] if len(self.ranks) == 1 else self.ranks
 
     def _check_fresh(self) -> None:
@@ -511,7 +525,7 @@ class BasePipeline:
         self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
     def _method(self) -> dict[str, Any]:
-        """All settings, for the report."""
+        """Return all settings, for the report."""
         return {
             "pipeline": self.topology,
             **self.parameters(),
@@ -525,7 +539,7 @@ class BasePipeline:
         }
 
     def _graph_facts(self) -> dict[str, Any]:
-        """How large the graphs were, and how they were ranked, for the report."""
+        """Return how large the graphs were, and how they were ranked, for the report."""
         return {
             "graphs": len(self.model_graphs),
             "layers": sum(len(entry.graph.layers) for entry in self.model_graphs),
@@ -589,6 +603,6 @@ class BasePipeline:
 
 
 def model_source(model: nn.Module) -> str:
-    """The hub name of a model, or the last part of its path: reports travel, directories do not."""
+    """Return the hub name of a model, or only the last part of its path: a report says nothing of local directories."""
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     return Path(name).name if Path(name).exists() else name

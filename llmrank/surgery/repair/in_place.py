@@ -1,4 +1,4 @@
-"""Repaired weights written over a model's own, for models of which no memory holds two copies."""
+"""Repaired weights that are written over the model's own, for models of which memory cannot hold two copies."""
 
 from __future__ import annotations
 
@@ -17,40 +17,42 @@ __all__ = ["RepairsInPlace"]
 
 
 class RepairsInPlace:
-    """Writes repaired weights over a model's own, and keeps the bytes of the old ones in a temporary file.
+    """Writes repaired weights over the model's own weights, and keeps the bytes of the old weights in a temporary file.
 
-    :meth:`restore` writes them back; :meth:`close` drops the file.
+    :meth:`restore` writes the old weights back; :meth:`close` deletes the file.
     """
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
+        # Parameters that were written over, and where their old bytes begin in the file.
         self._replaced: list[tuple[nn.Parameter, int]] = []
 
     def write(self, output_map: Projection, repaired: RepairedMap) -> RepairedMap:
-        """Write a repaired weight over the weight of an output map.
+        """Write a repaired weight over the weight of an output map, after the old weight is kept in the file.
 
         Parameters
         ----------
         output_map : Projection
         repaired : RepairedMap
-            Its bias is not written, because the map may have none before masks are applied.
+            If its weight is None, nothing is written. Its bias is never written, because the map may have no bias until masks
+            are applied.
 
         Returns
         -------
         RepairedMap
-            `repaired` without its weight.
+            `repaired` with None as its weight: the model holds the weight now.
 
         Raises
         ------
         OSError
-            No space for the temporary file; the map is unchanged.
+            There is no space in the temporary file; the map is unchanged.
         """
         if repaired.weight is None:
             return repaired
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close()
         parameter: nn.Parameter = output_map.module.weight  # type: ignore[assignment]
-        start = self._file.seek(0, os.SEEK_END)
+        offset = self._file.seek(0, os.SEEK_END)
         try:
             self._file.write(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
             self._file.flush()
@@ -59,22 +61,22 @@ class RepairsInPlace:
                 f"cannot keep the weights that a repair replaces in the temporary directory {tempfile.gettempdir()} ({error}); "
                 "free space there, or set TMPDIR to another place"
             ) from error
-        self._replaced.append((parameter, start))
+        self._replaced.append((parameter, offset))
         output_map.weight.copy_(repaired.weight)
         return replace(repaired, weight=None)
 
     def restore(self) -> None:
-        """Write the old weights back, bit for bit."""
+        """Write the old weights back, bit for bit. After an interrupt, a second call restores the rest."""
         while self._replaced and self._file is not None:
-            parameter, start = self._replaced[-1]
-            self._file.seek(start)
+            parameter, offset = self._replaced[-1]
+            self._file.seek(offset)
             size = parameter.numel() * parameter.element_size()
             values = torch.frombuffer(bytearray(self._file.read(size)), dtype=parameter.dtype)
             parameter.data.copy_(values.view(parameter.shape))
             self._replaced.pop()
 
     def close(self) -> None:
-        """Drop the file; the repaired weights stay in the model."""
+        """Delete the file; weights that were not restored stay repaired."""
         self._replaced.clear()
         if self._file is not None:
             self._file.close()

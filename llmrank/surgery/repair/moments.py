@@ -1,4 +1,4 @@
-"""First and second moments of the inputs of a map, summed up batch by batch."""
+"""First and second moments of the inputs of a linear map, summed up batch by batch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from llmrank.calibration.forward import at_least_float32, unpadded_rows
 
 __all__ = ["Centre", "MissingOutput", "MomentSums", "Moments"]
 
-# The mean input of a map, (n,), and the mean of what the residual stream lacks, (out,): a bias takes these up.
+# The mean input of a map, (n,), and the mean of the missing output, (out,) or None if it is not known. Where the map
+# has a bias, the bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
 Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 # How many columns of the second moments are updated at once.
 BAND = 256
-# Damping of the linear prediction of a neuron from the others, as a share of the mean square of a neuron.
+# Damping of the linear prediction of a neuron from the others, as a share of the mean square activation over all neurons.
 PREDICTION_DAMPING = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class MissingOutput:
-    """Sums over calibration tokens of e, the output that is missing.
+    """Sums over calibration tokens of e, the missing output of a map.
 
-    Added to a map's output, e brings the residual stream behind the map back to that of the dense model.
+    If e is added to the output that the map has with all its neurons, the residual stream behind the map becomes that of the
+    dense model. So e comes from earlier FFNs, not from the map's own removed neurons. Names call it the lack.
 
     Attributes
     ----------
@@ -54,7 +56,7 @@ class Moments:
     second : (n, n) float64 tensor
         Sum of x x^T.
     lack : MissingOutput or None
-        None where the map is fitted to its own outputs.
+        Sums of the missing output e; None if e is not known, so that the map is fitted to its own outputs.
 
     Examples
     --------
@@ -82,30 +84,34 @@ class Moments:
 
     @property
     def finite(self) -> bool:
-        """Whether no value was NaN or Inf, nor overflowed."""
+        """Whether no value was NaN or Inf, and no sum has overflowed."""
         return bool(torch.isfinite(self.second).all()) and (self.lack is None or math.isfinite(self.lack.square))
 
     @property
     def centre(self) -> Centre:
-        """The mean of x, and that of e, which is None where e is not known."""
+        """The mean of x, and the mean of e, or None if e is not known."""
         return self.mean, None if self.lack is None else self.lack.total / self.count
 
     def covariance(self, rows: torch.Tensor, columns: torch.Tensor, centre: Centre | None = None) -> torch.Tensor:
-        """Compute the mean of x_i x_j, (rows, columns), after a centre is subtracted from x.
+        """Compute the mean of x_i x_j after a centre is subtracted from x; without a centre it is no covariance.
 
         Parameters
         ----------
         rows, columns : (n,) bool tensors
-            The neurons i and j.
+            Select the neurons i and the neurons j.
         centre : Centre, optional
-            The centre of these or of other moments; zero by default.
+            The centre of these or of other moments. By default nothing is subtracted.
+
+        Returns
+        -------
+        (rows, columns) float64 tensor
         """
         i, j = rows.nonzero(), columns.nonzero().T
         block = self.second[i, j].div_(self.count)
         if centre is not None:
-            middle, mean = centre[0], self.mean
-            block.addr_(mean[rows] - middle[rows], middle[columns], alpha=-1.0)
-            block.addr_(middle[rows], mean[columns], alpha=-1.0)
+            shift, mean = centre[0], self.mean
+            block.addr_(mean[rows] - shift[rows], shift[columns], alpha=-1.0)
+            block.addr_(shift[rows], mean[columns], alpha=-1.0)
         return block
 
     def energy(self, weight: torch.Tensor, centre: Centre | None = None) -> float:
@@ -113,26 +119,29 @@ class Moments:
         energy = float(((weight @ self.second) * weight).sum()) / self.count
         if centre is None:
             return energy
-        middle, mean = weight @ centre[0], weight @ self.mean
-        return energy + float(middle @ (middle - 2.0 * mean))
+        shift, mean = weight @ centre[0], weight @ self.mean
+        return energy + float(shift @ (shift - 2.0 * mean))
 
     def lacking(self, centre: Centre | None = None) -> tuple[torch.Tensor | None, float]:
-        """Compute the means of x e^T, (n, out), and of ||e||^2, after a centre is subtracted; None and 0 where e is not known."""
+        """Compute the mean of x e^T, (n, out), and the mean of ||e||^2, after a centre is subtracted from x and e.
+
+        They are None and 0 if e is not known.
+        """
         if self.lack is None:
             return None, 0.0
         cross, square = self.lack.cross / self.count, self.lack.square / self.count
         if centre is not None and centre[1] is not None:
-            (middle, middle_lack), (mean, mean_lack) = (centre[0], centre[1]), (self.mean, self.lack.total / self.count)
-            cross.addr_(mean - middle, middle_lack, alpha=-1.0).addr_(middle, mean_lack, alpha=-1.0)
-            square += float(middle_lack @ (middle_lack - 2.0 * mean_lack))
+            (shift, shift_lack), (mean, mean_lack) = (centre[0], centre[1]), (self.mean, self.lack.total / self.count)
+            cross.addr_(mean - shift, shift_lack, alpha=-1.0).addr_(shift, mean_lack, alpha=-1.0)
+            square += float(shift_lack @ (shift_lack - 2.0 * mean_lack))
         return cross, square
 
     def unexplained(self) -> torch.Tensor:
         """Compute the part of each neuron's activation that the other neurons do not explain, (n,) float64.
 
-        It is the square root of ``1 / ((S + lambda I)^-1)_jj``, where S is the mean of x x^T and lambda 1 % of its mean
-        diagonal: the root mean square of the error when x_j is predicted linearly, as well as possible, from the other neurons.
-        Optimal Brain Surgeon (Hassibi and Stork 1993) ranks a neuron by this and its weights.
+        It is the square root of ``1 / ((S + lambda I)^-1)_jj``, where S is the mean of x x^T, and lambda is 1 % of the mean of
+        its diagonal. With lambda = 0 it would be the root mean square of the error of the best linear prediction of x_j from
+        the other neurons. Optimal Brain Surgeon (Hassibi and Stork 1993) scores a neuron by this and by its weights.
 
         Examples
         --------
@@ -140,13 +149,13 @@ class Moments:
         >>> Moments.of(x).unexplained().round(decimals=2).tolist()
         [0.16, 0.16, 1.25]
         """
-        covariance = self.second / self.count
-        ridge = PREDICTION_DAMPING * covariance.diagonal().mean()
-        if float(ridge) == 0.0:
+        damped = self.second / self.count
+        damping = PREDICTION_DAMPING * damped.diagonal().mean()
+        if float(damping) == 0.0:
             return torch.zeros_like(self.total)
-        covariance.diagonal().add_(ridge)
-        factor = torch.linalg.cholesky(covariance)
-        del covariance
+        damped.diagonal().add_(damping)
+        factor = torch.linalg.cholesky(damped)
+        del damped
         return torch.cholesky_inverse(factor).diagonal().rsqrt()
 
 
@@ -162,28 +171,33 @@ class _Sums:
     def add(self, values: torch.Tensor, lack: torch.Tensor | None) -> None:
         """Add inputs (tokens, n) and the missing output (tokens, out).
 
-        Values narrower than float64 are multiplied in float32.
+        Inputs narrower than float64 are multiplied in float32; the products of the batches are added up in float64.
         """
-        wide = at_least_float32(values)
+        inputs = at_least_float32(values)
         self.count += len(values)
-        self._total += wide.sum(0)
+        self._total += inputs.sum(0)
         # The matrix is symmetric: only the lower triangle is computed, in bands of columns.
-        for start in range(0, wide.shape[1], BAND):
+        for start in range(0, inputs.shape[1], BAND):
             band = slice(start, start + BAND)
-            self._lower[start:, band] += wide[:, start:].T @ wide[:, band]
+            self._lower[start:, band] += inputs[:, start:].T @ inputs[:, band]
         if lack is not None:
-            lack = lack.to(wide)
-            wider = lack.double()
+            lack = lack.to(inputs)
+            lack_float64 = lack.double()
             if self._lack is None:
                 self._lack = MissingOutput(
-                    wider.new_zeros(wider.shape[1]), wider.new_zeros(wide.shape[1], wider.shape[1]), 0.0
+                    lack_float64.new_zeros(lack_float64.shape[1]),
+                    lack_float64.new_zeros(inputs.shape[1], lack_float64.shape[1]),
+                    0.0,
                 )
-            self._lack.total.add_(wider.sum(0))
-            self._lack.cross.add_(wide.T @ lack)
-            self._lack = replace(self._lack, square=self._lack.square + float(wider.square().sum()))
+            self._lack.total.add_(lack_float64.sum(0))
+            self._lack.cross.add_(inputs.T @ lack)
+            self._lack = replace(self._lack, square=self._lack.square + float(lack_float64.square().sum()))
 
     def moments(self) -> Moments:
-        """Return the moments of everything added. They share the tensors of these sums: add nothing afterwards."""
+        """Return the moments of everything that was added.
+
+        They share the tensors of these sums, so nothing may be added afterwards.
+        """
         for start in range(0, len(self._lower), BAND):
             stop = start + BAND
             corner = self._lower[start:stop, start:stop]
@@ -193,9 +207,9 @@ class _Sums:
 
 
 class MomentSums:
-    """Sums up the moments of the batches to fit to, and separately those of the held-out batches.
+    """Sums up the moments of the batches that a repair is fitted to, and separately those of the held-out batches.
 
-    It is a :class:`llmrank.calibration.blockwise.Reader`.
+    It has the methods of a :class:`llmrank.calibration.blockwise.Reader`.
 
     Parameters
     ----------
@@ -203,45 +217,45 @@ class MomentSums:
         Number of neurons.
     device : torch.device
     fitted : int, optional
-        How many batches to fit to; the later ones are held out. By default none is held out.
+        Number of batches to fit to. They come first; later batches are held out. By default no batch is held out.
     hold_out : bool
-        Sum up the moments of the held-out batches; if not, they are ignored.
+        Whether the moments of the held-out batches are summed up; otherwise these batches are ignored.
     """
 
     def __init__(self, size: int, device: torch.device, fitted: int | None = None, *, hold_out: bool = True) -> None:
         # MPS has no float64.
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._size = size
-        self._fitted, self._holds_out = fitted, hold_out
+        self._n_fitted, self._holds_out = fitted, hold_out
         self._fit = _Sums(size, self._device)
         # Made when the first held-out batch comes.
         self._held_out: _Sums | None = None
-        self._batches = 0
-        self._read: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._n_ended = 0
+        self._added: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
         """See :class:`llmrank.calibration.forward.Accumulator`."""
-        self._read.append((values, mask))
+        self._added.append((values, mask))
 
     def end_batch(self, lack: torch.Tensor | None) -> None:
         """See :class:`llmrank.calibration.blockwise.Reader`."""
         sums: _Sums | None = self._fit
-        if self._fitted is not None and self._batches >= self._fitted:
+        if self._n_fitted is not None and self._n_ended >= self._n_fitted:
             if self._holds_out and self._held_out is None:
                 self._held_out = _Sums(self._size, self._device)
             sums = self._held_out
-        self._batches += 1
+        self._n_ended += 1
         if sums is not None:
-            for values, mask in self._read:
+            for values, mask in self._added:
                 missing = None
                 if lack is not None:
-                    # Some blocks give their FFN the tokens of all sequences in one row.
+                    # Some blocks give their FFN the tokens of all sequences in one row; the lack has a row for each sequence.
                     missing = unpadded_rows(lack.reshape(*values.shape[:-1], lack.shape[-1]), mask).to(self._device)
                 sums.add(unpadded_rows(values, mask).to(self._device), missing)
-        self._read.clear()
+        self._added.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:
-        """Return, after the last batch, the moments of the batches to fit to, and of the held-out ones if there are any."""
+        """Return the moments of the batches to fit to, and of the held-out batches or None; only after the last batch."""
         held_out = self._held_out
         return self._fit.moments(), held_out.moments() if held_out is not None and held_out.count else None
 
