@@ -218,7 +218,7 @@ class Registry(dict[str, type[T]], Generic[T]):
             )
         if not (isinstance(entry, type) and issubclass(entry, self.base)):
             raise OptionError(
-                f"cannot register {where} as {self.kind} {name!r}: expected a child of {self.base.__name__}"
+                f"cannot register {where} as {self.kind} {name!r}: expected a subclass of {self.base.__name__}"
             )
         self[name] = entry
 

@@ -108,7 +108,7 @@ def test_register() -> None:
     assert made.power == 2.0
     with pytest.raises(OptionError, match="cannot register Mine as scorer 'mine': expected a name that is free"):
         registry.register("mine")(Mine)
-    with pytest.raises(OptionError, match="expected a child of BaseScorer"):
+    with pytest.raises(OptionError, match="expected a subclass of BaseScorer"):
         registry.register("other")(GlobalPruner)  # type: ignore[arg-type]
     assert set(registry) == {"wpr", "mine"}
     assert "mine" not in SCORERS
