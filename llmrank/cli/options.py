@@ -54,8 +54,6 @@ LEAST = {
     "new_tokens": 1,
     "passages": 1,
     "documents": 1,
-    "min_keep": 1,
-    "multiple_of": 1,
     "seed": 0,
 }
 # And the largest: what torch takes for a seed, and more than there is of anything else.
@@ -114,7 +112,7 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> An
         method.add_argument(
             "--amount-of",
             metavar="UNIT",
-            help=f"what the amount is of: {', '.join(UNITS)}; those with ffn- of all FFNs, others of the whole model (neurons)",
+            help=f"what the amount is of: {', '.join(UNITS)}; those with ffn- of all FFNs, others of the model (neurons)",
         )
         method.add_argument(
             "--steps",

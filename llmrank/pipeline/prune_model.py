@@ -48,7 +48,23 @@ class PrunedModel:
     tokenizer: Any = None
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write a checkpoint with masks and report; see :func:`llmrank.save`."""
+        """Write a checkpoint with masks and report.
+
+        Parameters
+        ----------
+        directory : str or path
+            Absent or empty.
+
+        Returns
+        -------
+        Path
+            The directory.
+
+        Raises
+        ------
+        CheckpointError
+            See :func:`llmrank.save`; nothing is written then.
+        """
         return checkpoint.save(directory, self.model, self.tokenizer, self.masks, self.report.to_dict())
 
 
@@ -72,28 +88,29 @@ def prune_model(
     device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> PrunedModel:
-    """Prune the FFNs of a model: calibrate, rank, choose, cut, repair.
+    """Prune the FFNs of a model: calibrate, rank, choose neurons, remove them and repair the rest.
 
     Parameters
     ----------
     model : nn.Module
-        A transformers model or another one with FFNs. It is changed in place for good, which needs the least memory;
-        a pipeline of :mod:`llmrank.pipeline` can undo.
+        A transformers model or another module with FFNs. It is changed in place and cannot be restored, which needs the least
+        memory; the pipelines of :mod:`llmrank.pipeline` can be undone.
     tokenizer : transformers tokenizer, optional
-        Not needed where `calibration` is a tensor.
+        Not needed if `calibration` is a tensor.
     amount : float or int
-        Share in [0, 1), or number, to remove. It belongs to `pruner` where that is an object.
+        Share in [0, 1), or number, to remove. Ignored if `pruner` is an object, which has its own amount.
     amount_of : str
         What the amount is a share or a number of: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes or flops.
+        Ignored if `pruner` is an object.
     pipeline : str or class
         How the graphs of FFNs are joined: isolated, chained, residual, or a spec such as ``"residual:beta=0.5"``.
     scorer, pruner, repair : str or object
         Components, by spec such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists them) or as objects; None or "none" repairs
         nothing.
     calibration : CalibrationText, or a source of one
-        By default what the model writes itself where it can write, else the built-in text.
+        By default text that the model writes itself if it can write, else the built-in text.
     samples, sequence_length, batch_size : int
-        Of the calibration, where `calibration` is a source.
+        See :class:`llmrank.pipeline.CalibrationText`; ignored if `calibration` is one.
     evaluation : EvaluationText, a source of one, or True; optional
         The text that the perplexity before and after is measured on; True is the built-in text.
     steps : int
@@ -116,11 +133,10 @@ def prune_model(
 
     Examples
     --------
-    >>> import llmrank
-    >>> from llmrank.models.demo_models import demo_model
-    >>> loaded = llmrank.load(demo_model())  # doctest: +SKIP
-    >>> pruned = prune_model(loaded.model, loaded.tokenizer, amount=0.3)  # doctest: +SKIP
-    >>> pruned.save("pruned")  # doctest: +SKIP
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> pruned = prune_model(network, amount=0.25, scorer="wpr:gamma=0.9", repair="none", calibration=torch.rand(16, 4))
+    >>> pruned.model[0].weight.shape
+    torch.Size([6, 4])
     """
     make, own = PIPELINES.options(pipeline) if isinstance(pipeline, str) else (pipeline, {})
     text = calibration

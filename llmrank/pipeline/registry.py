@@ -28,6 +28,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from llmrank.errors import OptionError
 from llmrank.pipeline.base_pipeline import BasePipeline
+from llmrank.pipeline.options import AUTO
 from llmrank.pipeline.specs import Field, nearest_name, parameter_docs, split_spec
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner
@@ -56,14 +57,14 @@ class Registry(dict[str, type[T]], Generic[T]):
     Parameters
     ----------
     kind : str
-        How messages call a component: scorer, pruner, repair, pipeline.
+        Word for a component in messages: scorer, pruner, repair or pipeline.
     base : type
         What every component must inherit from.
     entries : dict from str to type
         The components of this package.
     group : str, optional
-        Entry point group in which other distributions declare theirs. They are imported when their name is
-        asked for.
+        Entry point group in which other distributions declare components. A component is imported when :meth:`find` is called
+        with its name.
     """
 
     def __init__(self, kind: str, base: type[T], entries: dict[str, type[T]], group: str | None = None) -> None:
@@ -78,7 +79,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         Raises
         ------
         OptionError
-            The name is taken or no name (it may not hold ``:``, ``,`` or ``=``), or the class does not inherit from the base.
+            The name is taken, empty or holds ``:``, ``,`` or ``=``; or the class does not inherit from the base.
         """
 
         def add(entry: type[T]) -> type[T]:
@@ -88,8 +89,8 @@ class Registry(dict[str, type[T]], Generic[T]):
         return add
 
     def names(self) -> list[str]:
-        """List the names of all components, those of other distributions too, which are not imported for it."""
-        return list(dict.fromkeys((*self, *self._elsewhere)))
+        """List the names of all components, including those of other distributions, without importing them."""
+        return list(dict.fromkeys((*self, *self._entry_points)))
 
     def find(self, name: str) -> type[T]:
         """Return the class of a name.
@@ -97,10 +98,10 @@ class Registry(dict[str, type[T]], Generic[T]):
         Raises
         ------
         OptionError
-            No component has the name; the message lists those that exist.
+            No component has the name (the message lists the names that exist), or its distribution cannot be imported.
         """
-        if name not in self and name in self._elsewhere:
-            point = self._elsewhere[name]
+        if name not in self and name in self._entry_points:
+            point = self._entry_points[name]
             try:
                 entry = point.load()
             except Exception as error:
@@ -119,7 +120,7 @@ class Registry(dict[str, type[T]], Generic[T]):
     def fields(self, name: str) -> tuple[Field, ...]:
         """Return the options of a component, read from its class."""
         entry = self.find(name)
-        # A pipeline's own options are those that its base does not have: the others are other flags of the command line.
+        # All pipelines share the parameters of their base, which are flags of the command line and no options of a spec.
         skipped = set(inspect.signature(self.base).parameters) if self.base is BasePipeline else set()
         hints = get_type_hints(entry.__init__)
         return tuple(
@@ -146,7 +147,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         Raises
         ------
         OptionError
-            An unknown name or option (the message lists those that exist), a value of another type, or no spec at all.
+            A name or option is unknown (the message lists those that exist), a value has another type, or the text is not a spec.
 
         Examples
         --------
@@ -174,7 +175,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         Raises
         ------
         OptionError
-            As for :meth:`options`, an option that is set in both places, or one that the class refuses.
+            See :meth:`options`; or an option is set both in the spec and in `given`, or the class refuses a value.
         """
         if isinstance(spec, self.base):
             return spec
@@ -194,15 +195,15 @@ class Registry(dict[str, type[T]], Generic[T]):
         return entry(**options, **given)
 
     def _doc(self, entry: type, option: str) -> str:
-        """What the docstring of a class says of an option; "As for" another class leads there."""
-        said = parameter_docs(entry).get(option, "")
-        reference = re.match(r"As for :class:`[~\w.]*?(\w+)`[;.,]? ?", said)
+        """Return the text for an option in the docstring of a class; "As for" another class is replaced by the text there."""
+        text = parameter_docs(entry).get(option, "")
+        reference = re.match(r"As for :class:`[~\w.]*?(\w+)`[;.,]? ?", text)
         if reference is None:
-            return said
+            return text
         other = next((known for known in (*entry.__mro__, *self.values()) if known.__name__ == reference[1]), entry)
-        there = "" if other is entry else self._doc(other, option)
-        rest = said[reference.end() :]
-        return f"{there} {rest[:1].upper()}{rest[1:]}".strip()
+        inherited = "" if other is entry else self._doc(other, option)
+        rest = text[reference.end() :]
+        return f"{inherited} {rest[:1].upper()}{rest[1:]}".strip()
 
     def _check_options(self, name: str, given: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
         for key in given:
@@ -223,7 +224,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         self[name] = entry
 
     @cached_property
-    def _elsewhere(self) -> dict[str, metadata.EntryPoint]:
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
         """Entry points of other distributions, by name."""
         return {} if self.group is None else {point.name: point for point in metadata.entry_points(group=self.group)}
 
@@ -256,15 +257,15 @@ REPAIRS: Registry[BaseRepair] = Registry(
     "repair", BaseRepair, _named_classes("llmrank.surgery.repair", BaseRepair), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
-# What `llmrank prune` does when nothing is said: what measured best on held-out text among the graph
-# ranks whose checkpoints stock transformers loads (benchmarks/results/quality.md, benchmarks/LOG.md), repaired
-# in a way, and calibrated on a text, that hold on text of another kind too (benchmarks/results/out_of_domain.md).
+# The components that `llmrank prune` uses by default. Among the ranks of graphs whose checkpoints stock transformers loads they
+# were the best on held-out text of SmolLM2 (benchmarks/results/quality.md); repair and calibration text were chosen because they
+# also work on text of another kind (benchmarks/results/out_of_domain.md).
 DEFAULTS: dict[str, str] = {
     "scorer": "wpr",
     "pruner": "local",
     "pipeline": "isolated",
     "repair": "lstsq",
-    "calibration": "auto",
+    "calibration": AUTO,
 }
 
 

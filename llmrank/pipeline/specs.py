@@ -13,7 +13,8 @@ from llmrank.errors import OptionError
 
 __all__ = ["Field", "nearest_name", "parameter_docs", "split_spec"]
 
-NO_DEFAULT = inspect.Parameter.empty
+# What a text becomes that fits no type of an option.
+UNREADABLE = object()
 WORDS: dict[Any, str] = {float: "number", int: "integer", bool: "true or false", str: "text", type(None): "none"}
 
 
@@ -27,7 +28,7 @@ class Field:
     annotation : type
         What a value must be: bool, int, float, str, a Literal, a sequence, or a union of these.
     default : object
-        What holds if the option is left out.
+        Value if the option is left out.
     doc : str
         Its entry under "Parameters" in the docstring of the class, as one line; may be empty.
     """
@@ -53,18 +54,18 @@ class Field:
         Raises
         ------
         OptionError
-            The values are no `annotation`.
+            A value does not fit the annotation, or an option that takes one value was given several.
         """
         if len(values) > 1 and not _takes_several(self.annotation):
             raise OptionError(f"option {self.name} was given {len(values)} times; give it once")
         read = [_converted(self.annotation, value) for value in values]
-        if any(value is NO_DEFAULT for value in read):
+        if any(value is UNREADABLE for value in read):
             raise OptionError(f"option {self.name} must be {self.kind}, got {','.join(values)!r}")
         return read if _takes_several(self.annotation) else read[0]
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
-    """Split a spec into the name and the values written for every option.
+    """Split a spec into the name and the values written for every option; a hyphen in an option counts as an underscore.
 
     Raises
     ------
@@ -87,13 +88,13 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Ask in brackets for the name that was perhaps meant; empty where none is similar."""
+    """Return " (did you mean NAME?)" with the most similar of the known names; "" if none is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def parameter_docs(entry: type) -> dict[str, str]:
-    """The entries under "Parameters" in a numpydoc docstring, by name, each as one line."""
+    """Return the entries under "Parameters" in the numpydoc docstring of a class: one line of text for each name."""
     lines = (inspect.getdoc(entry) or "").splitlines()
     try:
         start = next(k for k, line in enumerate(lines) if line == "Parameters" and lines[k + 1].startswith("---"))
@@ -113,7 +114,7 @@ def parameter_docs(entry: type) -> dict[str, str]:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The types that a union is made of."""
+    """Yield the types that a union is made of; another type is yielded as it is."""
     if get_origin(annotation) in (Union, types.UnionType):
         for member in get_args(annotation):
             yield from _members(member)
@@ -122,7 +123,7 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _element(annotation: Any) -> Any:
-    """What a sequence holds; None for what is no sequence."""
+    """Return the type of the elements of a sequence type; None for other types."""
     origin = get_origin(annotation)
     several = (isinstance(origin, type) and issubclass(origin, (list, tuple))) or getattr(
         origin, "__name__", ""
@@ -135,7 +136,7 @@ def _takes_several(annotation: Any) -> bool:
 
 
 def _converted(annotation: Any, text: str) -> Any:
-    """A value of the first type that the text fits, narrowest first; NO_DEFAULT where it fits none."""
+    """Convert a text to the first type of the annotation that it fits, the narrowest first; UNREADABLE if it fits none."""
     members = [_element(member) or member for member in _members(annotation)]
     members = [inner for member in members for inner in _members(member)]
     for literal in (choice for member in members if get_origin(member) is Literal for choice in get_args(member)):
@@ -151,7 +152,7 @@ def _converted(annotation: Any, text: str) -> Any:
                 return kind(text)
             except ValueError:
                 pass
-    return text if str in members or Any in members else NO_DEFAULT
+    return text if str in members or Any in members else UNREADABLE
 
 
 def _kind(annotation: Any) -> str:
