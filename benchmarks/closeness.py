@@ -50,7 +50,7 @@ class Closeness:
             "kl": compared.divergence,
             "top1": compared.agreement,
             "last_word": last_word(model, self.tokenizer, self.passages).accuracy,
-            "greedy": said.prefix,
+            "greedy": said.common_prefix,
         }
         return {name: asdict(estimate) for name, estimate in found.items()}
 

@@ -115,7 +115,7 @@ def shapes(chains: dict[int, LayeredGraph], seeds: int) -> dict[str, list[dict[s
 
 def hidden_layers(graph: Any) -> list[int]:
     """The layers of hidden neurons: every second one of a chain of two-matrix FFNs."""
-    return list(range(1, len(graph.layers), 2))
+    return list(range(1, len(graph.layer_sizes), 2))
 
 
 def ranks(chain: LayeredGraph) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def ranks(chain: LayeredGraph) -> list[dict[str, Any]]:
     cases += [(f"layered, gamma {gamma}", chain, "power", gamma) for gamma in (0.5, 0.85)]
     for name, graph, solver, gamma in cases:
         hidden = hidden_layers(graph)
-        counts = {layer: graph.layers[layer] - round(SHARE * graph.layers[layer]) for layer in hidden}
+        counts = {layer: graph.layer_sizes[layer] - round(SHARE * graph.layer_sizes[layer]) for layer in hidden}
         keep = KeepHighest(counts)
 
         def rank(
@@ -138,7 +138,7 @@ def ranks(chain: LayeredGraph) -> list[dict[str, Any]]:
             return pagerank(graph, gamma, solver=solver, **options)
 
         exact = rank(tol=1e-14) if not name.startswith("layered") else weighted_pagerank(graph, gamma)
-        final = keep.certificate(exact.scores, [0.0] * len(graph.layers)).keep
+        final = keep.certificate(exact.scores, [0.0] * len(graph.layer_sizes)).keep
         overlap, tau, error = [], [], []
 
         def look(
@@ -201,9 +201,9 @@ def thinning(chain: LayeredGraph, gamma: float = 0.5) -> list[dict[str, Any]]:
     """Edges kept against true error, bound, and agreement of the neurons that a pruner would take."""
     exact = weighted_pagerank(chain, gamma)
     hidden = hidden_layers(chain)
-    keep = KeepHighest({layer: chain.layers[layer] - round(SHARE * chain.layers[layer]) for layer in hidden})
-    full = keep.certificate(exact.scores, [0.0] * len(chain.layers)).keep
-    widest = max(chain.layers)
+    keep = KeepHighest({layer: chain.layer_sizes[layer] - round(SHARE * chain.layer_sizes[layer]) for layer in hidden})
+    full = keep.certificate(exact.scores, [0.0] * len(chain.layer_sizes)).keep
+    widest = max(chain.layer_sizes)
     settings: list[dict[str, Any]] = [
         *({"mass": m} for m in (0.999, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)),
         *(
@@ -222,7 +222,7 @@ def thinning(chain: LayeredGraph, gamma: float = 0.5) -> list[dict[str, Any]]:
             {
                 "by": next(iter(setting)),
                 "value": next(iter(setting.values())),
-                "kept": thinned.kept,
+                "kept": thinned.kept_share,
                 "error": max(float(np.abs(a - b).sum()) for a, b in zip(scores, exact.scores, strict=True)),
                 "bound": thinned.error_bound(gamma),
                 "same_neurons_go": sum(int((~now[layer] & ~full[layer]).sum()) for layer in hidden) / gone,

@@ -123,7 +123,7 @@ class Pruning:
         self.ffns, self.sequences = self.pipeline.find(), self.pipeline.calibration_texts()[0]
         with recording(model, self.ffns) as self.record:
             self.statistics = self.pipeline.calibrate(self.ffns, self.sequences)
-        self.graphs = self.pipeline.draw(self.ffns, self.statistics)
+        self.graphs = self.pipeline.build_graphs(self.ffns, self.statistics)
         self._known: dict[tuple[int, str], tuple[float, float]] = {}
 
     def accuracies(self) -> tuple[float, float]:
@@ -133,11 +133,11 @@ class Pruning:
     def masks(self, scorer: BaseScorer, pruner: str) -> list[Masks]:
         """What stays, for every amount."""
         self.pipeline.scorer = scorer
-        ranks = self.pipeline.score(self.graphs)
+        ranks = self.pipeline.rank_graphs(self.graphs)
         kept = []
         for amount in AMOUNTS:
             self.pipeline.pruner = make_pruner(pruner, amount=amount)
-            kept.append(self.pipeline.choose(self.graphs, ranks))
+            kept.append(self.pipeline.choose_masks(self.graphs, ranks))
         return kept
 
     def cut(self, masks: Masks, repair: str) -> tuple[float, float]:
@@ -145,7 +145,9 @@ class Pruning:
         key = (hash(masks), repair)
         if key not in self._known:
             self.pipeline.repair = make_repair(repair)
-            masks, repaired = self.pipeline.repairs(self.ffns, masks, self.sequences, self.record, self.graphs)
+            masks, repaired = self.pipeline.repair_output_maps(
+                self.ffns, masks, self.sequences, self.record, self.graphs
+            )
             application = apply_masks(self.model, self.ffns, masks, "compact", "none", repaired)
             try:
                 self._known[key] = self.accuracies()

@@ -255,10 +255,10 @@ class Study:
             **options,
         )
         ffns = self.ffns[setting.graph]
-        pipeline.model_graphs = graphs = pipeline.draw(ffns, self.statistics[setting.graph])
-        pipeline.ranks = ranks = pipeline.score(graphs)
-        pipeline.sensitivities = pipeline.measure(ffns, self.calibration)
-        return pipeline.choose(graphs, ranks), Reselection(pipeline.scorer, graphs)
+        pipeline.model_graphs = graphs = pipeline.build_graphs(ffns, self.statistics[setting.graph])
+        pipeline.ranks = ranks = pipeline.rank_graphs(graphs)
+        pipeline.sensitivities = pipeline.measure_sensitivities(ffns, self.calibration)
+        return pipeline.choose_masks(graphs, ranks), Reselection(pipeline.scorer, graphs)
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection | None) -> dict[str, Any]:
         """Cut, repair, evaluate, undo."""

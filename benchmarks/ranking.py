@@ -143,7 +143,7 @@ def _csr(ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], device: str) 
     """The explicit CSR path: building it, then ranking on it."""
     start = perf_counter()
     graphs = [entry.graph.with_csr() for entry in build_graphs(ffns, statistics, "chained")]
-    result: dict[str, Any] = {"build_seconds": perf_counter() - start, "edges": sum(graph.edges for graph in graphs)}
+    result: dict[str, Any] = {"build_seconds": perf_counter() - start, "edges": sum(graph.n_edges for graph in graphs)}
     for backend in ("scipy", "torch"):
         where = device if backend == "torch" else None
         for method, rank in (("weighted", weighted_pagerank), ("modified", modified_pagerank)):

@@ -67,18 +67,18 @@ class OneRidge(LeastSquaresRepair):
             fit.total + held_out.total,
             fit.second + held_out.second,
             None
-            if fit.lack is None or held_out.lack is None
-            else type(fit.lack)(
-                fit.lack.total + held_out.lack.total,
-                fit.lack.cross + held_out.lack.cross,
-                fit.lack.square + held_out.lack.square,
+            if fit.missing is None or held_out.missing is None
+            else type(fit.missing)(
+                fit.missing.total + held_out.missing.total,
+                fit.missing.cross + held_out.missing.cross,
+                fit.missing.square + held_out.missing.square,
             ),
         )
 
         def change(moments: Moments, damping: float) -> torch.Tensor:
             inner = moments.covariance(keep, keep)
             right = moments.covariance(keep, ~keep) @ weight[:, ~keep].T
-            cross, _ = moments.lacking()
+            cross, _ = moments.missing_moments()
             right = right if cross is None else right + cross[keep]
             inner.diagonal().add_(damping * inner.diagonal().mean())
             return torch.linalg.solve(inner, right).T
@@ -86,14 +86,14 @@ class OneRidge(LeastSquaresRepair):
         def error(damping: float) -> float:
             lost = weight.clone()
             lost[:, keep] = -change(fit, damping)
-            cross, _ = held_out.lacking()
+            cross, _ = held_out.missing_moments()
             mixed = 0.0 if cross is None else float((lost * cross.T).sum())
             return held_out.energy(lost) + 2.0 * mixed
 
         damping = min(OLD_DAMPINGS, key=error)
         new = torch.zeros_like(weight)
         new[:, keep] = weight[:, keep] + change(everything, damping)
-        return RepairedMap(new, None, damping, None, None, "output" if fit.lack is None else "stream")
+        return RepairedMap(new, None, damping, None, None, "output" if fit.missing is None else "stream")
 
 
 class Study:
@@ -135,8 +135,8 @@ class Study:
         pipeline = PIPELINES.find("isolated")(
             self.model, self.tokenizer, None, make_scorer("wpr"), make_pruner("local", amount=0.3)
         )
-        graphs = pipeline.draw(self.ffns, statistics)
-        masks = pipeline.choose(graphs, pipeline.score(graphs))
+        graphs = pipeline.build_graphs(self.ffns, statistics)
+        masks = pipeline.choose_masks(graphs, pipeline.rank_graphs(graphs))
         cut = self.losses(masks)
         keep({"tokens": tokens, "repair": "none", "losses": cut[0], "counts": cut[1]})
         for name, run in (("before", self.before), ("now", self.now)):

@@ -260,7 +260,7 @@ def strongest_edges(
     top = check_count("top", top)
     theta = theta_of(rank, theta)
     backend = default_backend(graph)
-    size = graph.layers[layer]
+    size = graph.layer_sizes[layer]
     into, out = _TopEdges.empty(size, top), _TopEdges.empty(size, top)
     arrived = np.zeros(size)
     if layer > 0:

@@ -119,17 +119,17 @@ def strongest_paths(
     k, before, after = check_count("k", k), check_count("before", before, 0), check_count("after", after, 0)
     theta = theta_of(rank, theta)
     first, last = layer - before, layer + after
-    if first < 0 or last >= len(graph.layers):
+    if first < 0 or last >= len(graph.layer_sizes):
         raise GraphError(
             f"paths from layer {first} to {last} would leave the graph, which has layers 0 to {len(graph.blocks)}; "
             f"expected before <= {layer} and after <= {len(graph.blocks) - layer}"
         )
     backend = default_backend(graph)
-    beams = [_Beam.empty(graph.layers[last], k)]
+    beams = [_Beam.empty(graph.layer_sizes[last], k)]
     beams[0].values[slice(None) if after else node, 0] = 1.0
     exponent = 0
     for position in range(last - 1, first - 1, -1):
-        beam = _Beam.empty(graph.layers[position], k)
+        beam = _Beam.empty(graph.layer_sizes[position], k)
         for edges in _outgoing(graph, position, layer, node, theta, backend):
             beam.update(edges, beams[-1])
         # Powers of two, kept apart, so that long products do not underflow.

@@ -47,8 +47,8 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     """
     layer = check_layer(graph, layer)
     backend = default_backend(graph)
-    into: FloatArray = np.zeros(graph.layers[layer])
-    out: FloatArray = np.zeros(graph.layers[layer])
+    into: FloatArray = np.zeros(graph.layer_sizes[layer])
+    out: FloatArray = np.zeros(graph.layer_sizes[layer])
     if layer > 0:
         into = in_strength(backend, backend.operator(graph.blocks[layer - 1], 1), layer)
     if layer < len(graph.blocks):

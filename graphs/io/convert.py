@@ -54,7 +54,7 @@ def to_networkx(
     OutEdgeDataView([((0, 0), (1, 0), 1.0), ((0, 0), (1, 1), 1.0), ((0, 1), (1, 1), 2.0)])
     """
     layered = graph if isinstance(graph, LayeredGraph) else graph.graph
-    n_edges = layered.edges
+    n_edges = layered.n_edges
     if n_edges > max_edges:
         raise GraphError(
             f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}; networkx would take about "
@@ -71,7 +71,7 @@ def to_networkx(
             if scores is not None:
                 attributes["score"] = float(scores[k][at])
             digraph.add_node(label, **attributes)
-    for k in range(1, len(layered.layers)):
+    for k in range(1, len(layered.layer_sizes)):
         block = layered.block(k).tocoo()
         digraph.add_weighted_edges_from(
             (labels[k - 1][source], labels[k][target], weight)
@@ -98,7 +98,7 @@ def node_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int], 
     (((0, 0), (0, 1)), ((1, 0),))
     """
     if isinstance(graph, LayeredGraph):
-        return tuple(tuple((layer, k) for k in range(size)) for layer, size in enumerate(graph.layers))
+        return tuple(tuple((layer, k) for k in range(size)) for layer, size in enumerate(graph.layer_sizes))
     return graph.labels
 
 
@@ -181,7 +181,7 @@ def from_networkx(
     --------
     >>> import networkx
     >>> graph, labels = from_networkx(networkx.DiGraph([("a", "x"), ("b", "x"), ("x", "z")]))
-    >>> graph.layers, labels
+    >>> graph.layer_sizes, labels
     ((2, 1, 1), (('a', 'b'), ('x',), ('z',)))
     """
     import networkx

@@ -28,7 +28,7 @@ RANK_VERSION = 2
 
 # The fields of a RankResult that are written as JSON, with their types, and below them those that are written as arrays.
 PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("stop_reason", "solver", "backend", "method", "choice"), (str,)),
+    **dict.fromkeys(("stop_reason", "solver", "backend", "method", "solver_reason"), (str,)),
     **dict.fromkeys(("tolerance", "setup_seconds"), (int, float)),
     "parameters": (dict,),
 }

@@ -285,8 +285,8 @@ class Backend:
             # For so few products the conversion does not pay, however low the density; edges need not be counted.
             if products <= costs.dense_to_csr:
                 return True
-            return products * (1.0 - costs.csr_product * block.edges / size) < costs.dense_to_csr
-        return products * (costs.csr_product * block.edges / size - 1.0) > costs.csr_to_dense
+            return products * (1.0 - costs.csr_product * block.n_edges / size) < costs.dense_to_csr
+        return products * (costs.csr_product * block.n_edges / size - 1.0) > costs.csr_to_dense
 
 
 def check_dtype(dtype: Any) -> str:

@@ -87,7 +87,7 @@ class Block(Protocol):
         """(n_targets, n_sources)."""
 
     @property
-    def edges(self) -> int:
+    def n_edges(self) -> int:
         """Number of edges (non-zero entries). Cost for a dense block: one pass over its matrices, at the first call."""
 
     @property
@@ -134,7 +134,7 @@ class SparseBlock:
         return int(n_targets), int(n_sources)
 
     @property
-    def edges(self) -> int:
+    def n_edges(self) -> int:
         """Number of edges."""
         return int(self.csr.nnz)
 
@@ -211,7 +211,7 @@ class DenseBlock:
         return replace(self, exponent=2 * self.exponent)
 
     @cached_property
-    def edges(self) -> int:
+    def n_edges(self) -> int:
         """Number of edges (non-zero entries), counted at the first call in one pass."""
         if self.exponent == 1 and all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
             present = self.matrices[0] != 0

@@ -114,19 +114,19 @@ def pagerank(
     digraph = as_digraph(graph, weight)
     distribution = teleport_vector(digraph, teleport)
     if keep is not None:
-        keep.check(digraph.layers)
+        keep.check(digraph.layer_sizes)
         if distribution.ndim == 2:
             raise GraphError(
                 f"keep: expected one teleport vector, got {distribution.shape[1]}; rank them one at a time"
             )
-    if backend == "dense" and any(edges.source == edges.target for edges in digraph.edges):
+    if backend == "dense" and any(edges.source == edges.target for edges in digraph.edge_blocks):
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
     once = isinstance(chosen_solver, (LayerSweep, SparseLU)) or (chosen_solver is None and digraph.topological[1])
     products = 1 if once else ESTIMATED_PRODUCTS
     problem = DigraphProblem(
         digraph, make_backend(backend, device, dtype, digraph.blocks), gamma, distribution, products
     )
-    first = None if start is None else starting_state(start, digraph.layers, problem.n_columns, each_layer=False)
+    first = None if start is None else starting_state(start, digraph.layer_sizes, problem.n_columns, each_layer=False)
     return solve_for_rank(
         problem,
         chosen_solver,
@@ -136,6 +136,6 @@ def pagerank(
         perf_counter() - started,
         names=digraph.names,
         method="pagerank",
-        parameters={"gamma": gamma, "nodes": digraph.nodes},
+        parameters={"gamma": gamma, "nodes": digraph.n_nodes},
         labels=digraph.labels,
     )

@@ -70,8 +70,8 @@ class DigraphProblem:
         self.backend = backend
         self.gamma = gamma
         self.dtype = backend.arithmetic.dtype
-        self.n_layers = len(digraph.layers)
-        self.n_blocks = len(digraph.edges)
+        self.n_layers = len(digraph.layer_sizes)
+        self.n_blocks = len(digraph.edge_blocks)
         self.n_columns: int | None = None if teleport.ndim == 1 else teleport.shape[1]
         self._order, self._layers_acyclic = digraph.topological
         self.teleport: State = self.split(teleport)
@@ -94,7 +94,7 @@ class DigraphProblem:
 
     def start(self) -> State:
         """Return the uniform state."""
-        return [vector * 0.0 + 1.0 / self.digraph.nodes for vector in self.teleport]
+        return [vector * 0.0 + 1.0 / self.digraph.n_nodes for vector in self.teleport]
 
     # --- the equation
 
@@ -131,7 +131,7 @@ class DigraphProblem:
     def row_maxima(self) -> list[FloatArray]:
         """Compute max_j P_ij of every node i by layer, dangling j included: no entry of P z exceeds it times |z|_1."""
         arithmetic = self.backend.arithmetic
-        sizes = self.digraph.layers
+        sizes = self.digraph.layer_sizes
         pair_maxima: dict[tuple[int, int], FloatArray] = {}
         sent: list[FloatArray] = [np.zeros(size) for size in sizes]
         for transition in self._transitions:
@@ -158,7 +158,7 @@ class DigraphProblem:
         A sum has up to as many terms as a layer has nodes, and such sums follow one another along a path.
         """
         epsilon = float(np.finfo(self.dtype).eps)
-        return epsilon * (max(self.digraph.layers) + 16) * (self.n_layers + 2.0 / (1.0 - self.gamma))
+        return epsilon * (max(self.digraph.layer_sizes) + 16) * (self.n_layers + 2.0 / (1.0 - self.gamma))
 
     # --- sweeps in layer order
 
@@ -236,9 +236,9 @@ class DigraphProblem:
     # --- the matrix
 
     @property
-    def edges(self) -> int:
+    def n_edges(self) -> int:
         """Number of edges, parallel ones counted each."""
-        return sum(block.edges for block in self.digraph.blocks)
+        return sum(block.n_edges for block in self.digraph.blocks)
 
     def matrix(self) -> sparse.csc_array:
         """Build P as one CSC matrix for direct solvers, (nodes, nodes) float64."""
@@ -254,8 +254,8 @@ class DigraphProblem:
         operators: dict[int, BlockOperator] = {}
         strengths: list[Vector] = []
         # Sweeps in node order need the rows of the edges within a layer.
-        inner = {id(edges.block) for edges in self.digraph.edges if edges.source == edges.target}
-        for edges in self.digraph.edges:
+        inner = {id(edges.block) for edges in self.digraph.edge_blocks if edges.source == edges.target}
+        for edges in self.digraph.edge_blocks:
             key = id(edges.block)
             if key not in operators:
                 as_csr = key in inner and self.backend.form == "auto"
@@ -273,14 +273,14 @@ class DigraphProblem:
                 )
             strengths.append(strength)
         totals: dict[int, Vector] = {}
-        for edges, strength in zip(self.digraph.edges, strengths, strict=True):
+        for edges, strength in zip(self.digraph.edge_blocks, strengths, strict=True):
             # Where edges have shares: the sum of the shares of the blocks in which a node has edges. Else its strength.
             part = strength
             if edges.share is not None:
                 part = arithmetic.vector((arithmetic.to_numpy(strength) > 0) * edges.share)
             totals[edges.source] = totals[edges.source] + part if edges.source in totals else part
         transitions = []
-        for edges, strength in zip(self.digraph.edges, strengths, strict=True):
+        for edges, strength in zip(self.digraph.edge_blocks, strengths, strict=True):
             scale = arithmetic.reciprocal(totals[edges.source])
             if edges.share is not None:
                 scale = scale * arithmetic.reciprocal(strength) * edges.share

@@ -107,9 +107,9 @@ def weighted_pagerank(
     return solve_for_rank(
         problem,
         chosen_solver,
-        None if start is None else problem.split(starting_state(start, graph.layers, None, each_layer=True)),
+        None if start is None else problem.split(starting_state(start, graph.layer_sizes, None, each_layer=True)),
         criteria,
-        None if keep is None else keep.check(graph.layers),
+        None if keep is None else keep.check(graph.layer_sizes),
         perf_counter() - started,
         names=graph.names,
         method="weighted pagerank",
@@ -170,9 +170,9 @@ def modified_pagerank(
     return solve_for_rank(
         problem,
         chosen_solver,
-        None if start is None else problem.split(starting_state(start, graph.layers, None, each_layer=True)),
+        None if start is None else problem.split(starting_state(start, graph.layer_sizes, None, each_layer=True)),
         criteria,
-        None if keep is None else keep.check(graph.layers),
+        None if keep is None else keep.check(graph.layer_sizes),
         perf_counter() - started,
         names=graph.names,
         method="modified pagerank",

@@ -95,7 +95,7 @@ class LayeredProblem:
     @property
     def roundoff(self) -> float:
         """Allowance for the relative rounding error of a score; sums have up to as many terms as a layer has nodes."""
-        return float(np.finfo(self.dtype).eps) * (max(self.graph.layers) + 16) * self.n_layers
+        return float(np.finfo(self.dtype).eps) * (max(self.graph.layer_sizes) + 16) * self.n_layers
 
     def step(self, layer: int, previous: Vector) -> Vector:
         """Compute r_layer from r_{layer-1}."""
@@ -153,7 +153,7 @@ class WeightedPageRankProblem(LayeredProblem):
         """Bound max_j P_ij of every node i from above, by layer; 1 in layer 0, which is given."""
         to_numpy = self.backend.arithmetic.to_numpy
         steps = (self._transitions[layer].row_maxima(self._operator(layer)) for layer in range(1, self.n_layers))
-        return [np.ones(self.graph.layers[0]), *map(to_numpy, steps)]
+        return [np.ones(self.graph.layer_sizes[0]), *map(to_numpy, steps)]
 
     def _contraction(self, layer: int) -> float:
         # With a dangling source N is not linear.

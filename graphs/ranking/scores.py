@@ -41,7 +41,7 @@ def check_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...
     """
     if not isinstance(rank, RankResult):
         raise GraphError(f"rank: expected a RankResult, as weighted_pagerank returns, got {type(rank).__name__}")
-    check_score_shapes([np.shape(scores) for scores in rank.scores], graph.layers)
+    check_score_shapes([np.shape(scores) for scores in rank.scores], graph.layer_sizes)
     return rank.scores
 
 

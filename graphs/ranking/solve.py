@@ -52,12 +52,12 @@ def solve_for_rank(
     >>> from graphs.structures.layered import LayeredGraph
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
     >>> problem = WeightedPageRankProblem(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
-    >>> solve_for_rank(problem, None, None, StoppingCriteria(), None, 0.0, names=graph.names, method="example").choice
+    >>> solve_for_rank(problem, None, None, StoppingCriteria(), None, 0.0, names=graph.names, method="example").solver_reason
     'no edge leads back, so one pass in layer order is exact'
     """
-    choice = ""
+    solver_reason = ""
     if solver is None:
-        solver, choice = automatic_solver(problem)
+        solver, solver_reason = automatic_solver(problem)
 
     def to_scores(state: State) -> tuple[FloatArray, ...]:
         return tuple(problem.backend.arithmetic.to_numpy(vector) for vector in state)
@@ -80,7 +80,7 @@ def solve_for_rank(
         tolerance=solution.tolerance,
         solver=solver.name,
         backend=problem.backend.name,
-        choice=choice,
+        solver_reason=solver_reason,
         step_products=solution.block_products,
         step_seconds=solution.seconds,
         setup_seconds=setup_seconds,

@@ -45,7 +45,7 @@ def check_consecutive_layers(graph: LayeredGraph, layers: Sequence[int] | None, 
     ((0, 1), (1,))
     """
     if layers is None:
-        layers = range(len(graph.layers))
+        layers = range(len(graph.layer_sizes))
     chosen = tuple(check_layer(graph, layer, name="layers") for layer in layers)
     if len(chosen) < fewest or list(chosen) != list(range(chosen[0], chosen[-1] + 1)):
         raise GraphError(

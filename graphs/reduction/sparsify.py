@@ -59,7 +59,7 @@ class Sparsification:
     dangling: bool
 
     @property
-    def kept(self) -> float:
+    def kept_share(self) -> float:
         """Share of edges that are kept, 0..1; 1 for a graph without edges."""
         return self.edges_after / self.edges_before if self.edges_before else 1.0
 
@@ -270,7 +270,7 @@ def sparsify(
     return Sparsification(
         graph=LayeredGraph(tuple(part.block for part in parts), graph.activations, graph.names),
         edges_before=sum(part.edges_before for part in parts),
-        edges_after=sum(part.block.edges for part in parts),
+        edges_after=sum(part.block.n_edges for part in parts),
         dropped_weight=tuple(part.dropped_weight for part in parts),
         dropped_edges=tuple(part.dropped_edges for part in parts),
         dangling=any(part.dangling for part in parts),

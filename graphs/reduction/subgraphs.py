@@ -219,7 +219,7 @@ def between(
     check_count("max_edges", max_edges)
     scores = None if rank is None else check_scores(graph, rank)
     chosen = tuple(range(first, last + 1))
-    return _induced(graph, chosen, [np.arange(graph.layers[layer]) for layer in chosen], scores, None, max_edges)
+    return _induced(graph, chosen, [np.arange(graph.layer_sizes[layer]) for layer in chosen], scores, None, max_edges)
 
 
 def ego(
@@ -310,7 +310,7 @@ def _follow_edges(
         reached: IntArray = np.array([node], dtype=np.int64)
         for hop in range(hops):
             into = layer - hop if incoming else layer + hop + 1
-            if not 1 <= into < len(graph.layers):
+            if not 1 <= into < len(graph.layer_sizes):
                 break
             parts = []
             for part in edges_at(graph.blocks[into - 1], reached, incoming, top):
@@ -377,7 +377,7 @@ def _subgraph(
         if scores is None or chosen is None
         else tuple(_share(part, scores[k]) for k, part in zip(layers, chosen, strict=True)),
         weight_shares=tuple(_share(csr.data, strength) for csr, strength in zip(csrs, strengths, strict=True)),
-        total_nodes=tuple(graph.layers[layer] for layer in layers),
+        total_nodes=tuple(graph.layer_sizes[layer] for layer in layers),
     )
 
 

@@ -33,7 +33,7 @@ class SparseLU:
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
         """Raise a GraphError if the problem is not linear or its graph has too many edges; this solver needs no memory."""
         check_linear(problem, self.name)
-        n_edges = problem.edges
+        n_edges = problem.n_edges
         if n_edges > self.max_edges:
             raise GraphError(
                 f"solver 'lu' expects a graph of up to {self.max_edges:,} edges, got one of {n_edges:,}; use solver='auto', "

@@ -119,7 +119,7 @@ class LinearProblem(Problem, Protocol):
         """Join a state into one float64 array over all nodes."""
 
     @property
-    def edges(self) -> int:
+    def n_edges(self) -> int:
         """Number of edges."""
 
     def matrix(self) -> sparse.csc_array:

@@ -67,7 +67,7 @@ class RankResult:
         The tolerance that was applied: the requested one, but in float32 at least the lowest that float32 scores can reach.
     solver, backend, method : str
         Names of the solver, of the backend, and of the kind of rank (in this order).
-    choice : str
+    solver_reason : str
         Why this solver was chosen, if ``solver="auto"`` chose it; else empty.
     parameters : dict
         Parameters of the rank, such as gamma and theta.
@@ -97,7 +97,7 @@ class RankResult:
     solver: str
     backend: str
     method: str
-    choice: str = ""
+    solver_reason: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     step_products: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     step_seconds: FloatArray = field(default_factory=lambda: np.zeros(0))

@@ -64,9 +64,9 @@ class BlockDigraph:
 
     Attributes
     ----------
-    layers : tuple of int
+    layer_sizes : tuple of int
         Size of every layer.
-    edges : tuple of EdgeBlock
+    edge_blocks : tuple of EdgeBlock
         All blocks of edges.
     names : tuple of str
         Name of every layer.
@@ -76,44 +76,44 @@ class BlockDigraph:
         Label of every node; ``(layer, index)`` by default.
     """
 
-    layers: tuple[int, ...]
-    edges: tuple[EdgeBlock, ...]
+    layer_sizes: tuple[int, ...]
+    edge_blocks: tuple[EdgeBlock, ...]
     names: tuple[str, ...]
     activations: tuple[FloatArray, ...] | None = None
     labels: tuple[Hashable, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts of the graph fit each other."""
-        n_layers = len(self.layers)
-        if n_layers == 0 or min(self.layers) < 1:
-            raise GraphError(f"expected at least one layer, each of at least one node, got sizes {self.layers}")
-        if len(self.names) != n_layers or (self.labels is not None and len(self.labels) != self.nodes):
+        n_layers = len(self.layer_sizes)
+        if n_layers == 0 or min(self.layer_sizes) < 1:
+            raise GraphError(f"expected at least one layer, each of at least one node, got sizes {self.layer_sizes}")
+        if len(self.names) != n_layers or (self.labels is not None and len(self.labels) != self.n_nodes):
             raise GraphError(
-                f"expected {n_layers} names and (if any) {self.nodes} labels, got {len(self.names)} and "
+                f"expected {n_layers} names and (if any) {self.n_nodes} labels, got {len(self.names)} and "
                 f"{None if self.labels is None else len(self.labels)}"
             )
         if self.activations is not None:
             shapes = tuple(np.shape(vector) for vector in self.activations)
-            if shapes != tuple((size,) for size in self.layers):
+            if shapes != tuple((size,) for size in self.layer_sizes):
                 raise GraphError(
-                    f"activations: expected one vector per layer, of sizes {self.layers}, got shapes {shapes}"
+                    f"activations: expected one vector per layer, of sizes {self.layer_sizes}, got shapes {shapes}"
                 )
             if not all(np.isfinite(vector).all() and (np.asarray(vector) >= 0).all() for vector in self.activations):
                 raise GraphError("activations: expected finite, non-negative numbers")
-        for edges in self.edges:
+        for edges in self.edge_blocks:
             self._check_edges(edges)
         self._check_shares()
 
     def _check_edges(self, edges: EdgeBlock) -> None:
         """Check that a block of edges is sound and fits its layers."""
-        n_layers = len(self.layers)
+        n_layers = len(self.layer_sizes)
         name = f"edges from layer {edges.source} to layer {edges.target}"
         if not (0 <= edges.source < n_layers and 0 <= edges.target < n_layers):
             raise GraphError(f"{name}: expected layers 0..{n_layers - 1}")
         if isinstance(edges.block, SparseBlock):
             csr = edges.block.csr
             check_compressed("csr", (csr.data, csr.indices, csr.indptr), edges.block.shape, name)
-        expected = (self.layers[edges.target], self.layers[edges.source])
+        expected = (self.layer_sizes[edges.target], self.layer_sizes[edges.source])
         shape = edges.block.shape[::-1] if edges.transposed else edges.block.shape
         if shape != expected:
             raise GraphError(f"{name}: expected shape {expected} (targets, sources), got {shape}")
@@ -121,7 +121,7 @@ class BlockDigraph:
     def _check_shares(self) -> None:
         """Check that all edges from a layer have shares of sum 1, or none has a share."""
         shares: defaultdict[int, list[float | None]] = defaultdict(list)
-        for edges in self.edges:
+        for edges in self.edge_blocks:
             shares[edges.source].append(edges.share)
         for source, given in shares.items():
             numbers = [share for share in given if share is not None]
@@ -132,19 +132,19 @@ class BlockDigraph:
                 )
 
     @property
-    def nodes(self) -> int:
+    def n_nodes(self) -> int:
         """Number of nodes."""
-        return sum(self.layers)
+        return sum(self.layer_sizes)
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """Index of the first node of every layer among all nodes, then the number of nodes."""
-        return tuple(int(k) for k in np.concatenate(([0], np.cumsum(self.layers))))
+        return tuple(int(k) for k in np.concatenate(([0], np.cumsum(self.layer_sizes))))
 
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks of all edges."""
-        return tuple(edges.block for edges in self.edges)
+        return tuple(edges.block for edges in self.edge_blocks)
 
     @cached_property
     def topological(self) -> tuple[tuple[int, ...], bool]:
@@ -152,13 +152,13 @@ class BlockDigraph:
 
         Edges within a layer count as a cycle here.
         """
-        remaining = dict.fromkeys(range(len(self.layers)))
+        remaining = dict.fromkeys(range(len(self.layer_sizes)))
         order: list[int] = []
         while remaining:
-            targets = {edges.target for edges in self.edges if edges.source in remaining}
+            targets = {edges.target for edges in self.edge_blocks if edges.source in remaining}
             sources = [layer for layer in remaining if layer not in targets]
             if not sources:
-                return tuple(range(len(self.layers))), False
+                return tuple(range(len(self.layer_sizes))), False
             order += sources
             for layer in sources:
                 del remaining[layer]
@@ -167,7 +167,7 @@ class BlockDigraph:
     def teleport(self) -> FloatArray:
         """Compute the default teleport vector, (nodes,), of sum 1."""
         if self.activations is None:
-            return np.full(self.nodes, 1.0 / self.nodes)
+            return np.full(self.n_nodes, 1.0 / self.n_nodes)
         # Divided by the maximum first, because sums of huge activations would overflow.
         scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in self.activations]
         return np.concatenate([a / a.sum() for a in scaled]) / len(scaled)
@@ -176,7 +176,7 @@ class BlockDigraph:
         """Return the labels of all nodes in order."""
         if self.labels is not None:
             return self.labels
-        return tuple((layer, k) for layer, size in enumerate(self.layers) for k in range(size))
+        return tuple((layer, k) for layer, size in enumerate(self.layer_sizes) for k in range(size))
 
     def to_scipy(self) -> sparse.csr_array:
         """Build one CSR matrix of the graph, shape (nodes, nodes), row = target.
@@ -186,24 +186,24 @@ class BlockDigraph:
         """
         offsets = self.offsets
         rows, columns, values = [], [], []
-        for edges in self.edges:
+        for edges in self.edge_blocks:
             coo = _weights(edges).tocoo()
             rows.append(coo.row.astype(np.int64) + offsets[edges.target])
             columns.append(coo.col.astype(np.int64) + offsets[edges.source])
             values.append(coo.data)
-        dtype = index_dtype(self.nodes, sum(map(len, values)))
+        dtype = index_dtype(self.n_nodes, sum(map(len, values)))
         row, column = (
             np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype) for parts in (rows, columns)
         )
         weights = np.concatenate(values) if values else np.zeros(0)
-        matrix = sparse.csr_array(sparse.coo_array((weights, (row, column)), shape=(self.nodes, self.nodes)))
+        matrix = sparse.csr_array(sparse.coo_array((weights, (row, column)), shape=(self.n_nodes, self.n_nodes)))
         matrix.eliminate_zeros()
         return matrix
 
     def __repr__(self) -> str:
-        sizes = ", ".join(map(str, self.layers if len(self.layers) <= 6 else (*self.layers[:5], "...")))
+        sizes = ", ".join(map(str, self.layer_sizes if len(self.layer_sizes) <= 6 else (*self.layer_sizes[:5], "...")))
         return (
-            f"BlockDigraph({len(self.layers)} layer(s) of {sizes} nodes, {len(self.edges)} block(s) of edges, "
+            f"BlockDigraph({len(self.layer_sizes)} layer(s) of {sizes} nodes, {len(self.edge_blocks)} block(s) of edges, "
             f"{'acyclic' if self.topological[1] else 'with cycles'})"
         )
 
@@ -237,7 +237,7 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
     if isinstance(graph, BlockDigraph):
         return graph
     if isinstance(graph, LayeredGraph):
-        return BlockDigraph(graph.layers, _chain(graph), graph.names, graph.activations)
+        return BlockDigraph(graph.layer_sizes, _chain(graph), graph.names, graph.activations)
     labels: tuple[Hashable, ...]
     if hasattr(graph, "adj") and hasattr(graph, "is_directed"):
         csr, labels = _from_networkx(graph, weight)
@@ -296,7 +296,7 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
            [1., 2., 0., 0.]])
     """
     back = tuple(EdgeBlock(e.target, e.source, e.block, transposed=True) for e in _chain(graph))
-    return BlockDigraph(graph.layers, _chain(graph) + back, graph.names, graph.activations)
+    return BlockDigraph(graph.layer_sizes, _chain(graph) + back, graph.names, graph.activations)
 
 
 def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int] | None = None) -> BlockDigraph:
@@ -339,7 +339,7 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
             f"stream: expected at least two ascending layers that end with the last, {depth}, got {stream}; where FFNs are "
             "not pairs of blocks, name the layers of the residual stream"
         )
-    sizes = [graph.layers[layer] for layer in stream]
+    sizes = [graph.layer_sizes[layer] for layer in stream]
     if len(set(sizes)) > 1:
         raise GraphError(f"stream: expected layers of one size, got sizes {sizes} of layers {stream}")
     identity = SparseBlock(sparse.csr_array(sparse.eye_array(sizes[0], format="csr", dtype=np.float64)))
@@ -350,7 +350,7 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
         edges.append(EdgeBlock(ffn.source, ffn.target, ffn.block, share=share))
     edges += [EdgeBlock(source, target, identity, share=beta) for source, target in next_layer.items()]
     edges.append(EdgeBlock(stream[-1], stream[0], identity, share=1.0))
-    return BlockDigraph(graph.layers, tuple(edges), graph.names, graph.activations)
+    return BlockDigraph(graph.layer_sizes, tuple(edges), graph.names, graph.activations)
 
 
 def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
@@ -375,7 +375,7 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
     """
     if teleport is None:
         return digraph.teleport()
-    n_nodes = digraph.nodes
+    n_nodes = digraph.n_nodes
     if isinstance(teleport, Mapping):
         labels = digraph.node_labels()
         known = set(labels)

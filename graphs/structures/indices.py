@@ -44,7 +44,7 @@ def check_layer(graph: LayeredGraph, layer: Any, first: int = 0, *, name: str = 
         ...
     graphs.errors.GraphError: layer: expected a layer from 1 to 1, got 0
     """
-    last = len(graph.layers) - 1
+    last = len(graph.layer_sizes) - 1
     if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)) or not first <= layer <= last:
         raise GraphError(f"{name}: expected a layer from {first} to {last}, got {layer!r}")
     return int(layer)
@@ -78,7 +78,7 @@ def check_node(graph: LayeredGraph, layer: int, node: Any) -> int:
         ...
     graphs.errors.GraphError: node: expected a node of layer 0 from 0 to 1, got 2
     """
-    last = graph.layers[layer] - 1
+    last = graph.layer_sizes[layer] - 1
     if isinstance(node, bool) or not isinstance(node, (int, np.integer)) or not 0 <= node <= last:
         raise GraphError(f"node: expected a node of layer {layer} from 0 to {last}, got {node!r}")
     return int(node)

@@ -111,19 +111,19 @@ class LayeredGraph:
         return cls(blocks, vectors, tuple(str(name) for name in names))
 
     @property
-    def layers(self) -> tuple[int, ...]:
+    def layer_sizes(self) -> tuple[int, ...]:
         """Sizes (n_0, ..., n_L)."""
         return tuple(len(vector) for vector in self.activations)
 
     @property
-    def nodes(self) -> int:
+    def n_nodes(self) -> int:
         """Number of nodes."""
-        return sum(self.layers)
+        return sum(self.layer_sizes)
 
     @property
-    def edges(self) -> int:
+    def n_edges(self) -> int:
         """Number of edges. Cost: one pass over dense blocks at the first call."""
-        return sum(block.edges for block in self.blocks)
+        return sum(block.n_edges for block in self.blocks)
 
     @property
     def capacity(self) -> int:
@@ -132,13 +132,13 @@ class LayeredGraph:
 
     @property
     def density(self) -> float:
-        """Number of edges divided by the capacity, 0..1. Cost as :attr:`edges`."""
-        return self.edges / self.capacity if self.capacity else 0.0
+        """Number of edges divided by the capacity, 0..1. Cost as :attr:`n_edges`."""
+        return self.n_edges / self.capacity if self.capacity else 0.0
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """Index of the first node of every layer among all nodes, then the number of nodes (L+2 numbers)."""
-        return tuple(int(k) for k in np.concatenate(([0], np.cumsum(self.layers))))
+        return tuple(int(k) for k in np.concatenate(([0], np.cumsum(self.layer_sizes))))
 
     def block(self, layer: int) -> sparse.csr_array:
         """Return the edges into `layer` (1..L) as CSR, row = target. A dense block is converted at every call."""
@@ -265,14 +265,14 @@ class LayeredGraph:
         return TorchArithmetic(device, dtype).csr(self.to_scipy())
 
     def __repr__(self) -> str:
-        sizes = self.layers
+        sizes = self.layer_sizes
         shown = " -> ".join(map(str, sizes if len(sizes) <= 6 else (*sizes[:3], "...", *sizes[-2:])))
         # A count of the edges of large dense blocks would read all weights, too much for a repr.
         if all(block.stored for block in self.blocks) or self.capacity <= 1_000_000:
-            edges = f"{self.edges:,} edges, density {self.density:.3g}"
+            edges = f"{self.n_edges:,} edges, density {self.density:.3g}"
         else:
             edges = f"at most {self.capacity:,} edges"
-        return f"LayeredGraph({len(sizes)} layers: {shown} nodes, {self.nodes:,} nodes, {edges})"
+        return f"LayeredGraph({len(sizes)} layers: {shown} nodes, {self.n_nodes:,} nodes, {edges})"
 
 
 def _check_activations(vector: Any, size: int, layer: int) -> FloatArray:

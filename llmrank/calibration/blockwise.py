@@ -39,12 +39,12 @@ Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 class Reader(Accumulator, Protocol):
     """Receives the inputs of a linear map, batch by batch."""
 
-    def end_batch(self, lack: torch.Tensor | None) -> None:
+    def end_batch(self, missing: torch.Tensor | None) -> None:
         """Finish a batch, after all its values were added.
 
         Parameters
         ----------
-        lack : (batch, length, out) tensor or None
+        missing : (batch, length, out) tensor or None
             The tensor to add to the map's output so that the residual stream behind it becomes that of the dense model; None
             if it is not known.
         """
@@ -94,7 +94,7 @@ class BlockStream:
         See :class:`Stream`.
     follow : bool
         Whether to keep the hidden states of the dense model beside those of the model that is being pruned, and to tell readers
-        the lack of the residual stream, wherever a block adds the output of its FFN to the stream without a change.
+        what the residual stream misses, wherever a block adds the output of its FFN to the stream without a change.
 
     Notes
     -----
@@ -159,7 +159,7 @@ class BlockStream:
         adds, ffn_suffices = (False, False)
         if module is ffn.stages[-1][0].module:
             adds, ffn_suffices = self._try_addition(position, ffn, module)
-        knows_lack = bool(self._dense_states) and adds
+        knows_missing = bool(self._dense_states) and adds
         # If nothing else in the block changes before the stream leaves it, the states become those that the FFN adds to.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
         calls: list[tuple[Call, Any]] = []
@@ -168,7 +168,7 @@ class BlockStream:
             if only_ffn:
                 _record_calls(hooks, ffn.module, calls)
             for k, output in self._outputs(position, self._states):
-                reader.end_batch(self._dense_states[k] - output if knows_lack else None)
+                reader.end_batch(self._dense_states[k] - output if knows_missing else None)
                 if only_ffn:
                     call, returned = calls.pop()
                     self._pending_inputs = self._pending_inputs or _allocate_like(self._states)

@@ -38,7 +38,7 @@ class Recording:
     unbroken : bool
         Whether every block was called once in each batch, in order, on the very tensor that the block before returned, and did
         not write to that tensor.
-    kept : bool
+    keeps_first_states : bool
         Whether :attr:`first_states` are kept for several streams; if not, the first stream takes them.
     """
 
@@ -47,7 +47,7 @@ class Recording:
         self.first_states: list[torch.Tensor] = []
         self.calls: list[list[Call]] = [[] for _ in blocks]
         self.unbroken = bool(blocks)
-        self.kept = True
+        self.keeps_first_states = True
         self._next_position = 0
         self._last_output: torch.Tensor | None = None
         self._input: tuple[torch.Tensor, int | None] | None = None
@@ -55,7 +55,7 @@ class Recording:
     def take_first_states(self) -> list[torch.Tensor]:
         """Return the hidden states in front of the first block, and forget them unless they are kept."""
         states = list(self.first_states)
-        if not self.kept:
+        if not self.keeps_first_states:
             self.first_states.clear()
         return states
 

@@ -35,9 +35,9 @@ __all__ = ["evaluate_options", "run_evaluate", "run_families"]
 NAMES = {
     ("divergence", ""): ("KL(dense || model), nats a token", False),
     ("top1", ""): ("same likeliest token", True),
-    ("continuations", "prefix"): ("continuations: common beginning", True),
-    ("continuations", "equal"): ("continuations: equal tokens", True),
-    ("continuations", "exact"): ("continuations: wholly equal", True),
+    ("continuations", "common_prefix"): ("continuations: common beginning", True),
+    ("continuations", "equal_tokens"): ("continuations: equal tokens", True),
+    ("continuations", "equal_texts"): ("continuations: wholly equal", True),
     ("last_word", "accuracy"): ("last word found", True),
 }
 

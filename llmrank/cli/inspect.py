@@ -192,8 +192,8 @@ def _print_layers(summary: InspectionSummary, console: Console) -> None:
     n_graphs = "1 graph" if len(graphs) == 1 else f"{len(graphs)} graphs"
     console.print(
         f"{inspection.source}: {sum(map(len, inspection.main.importance.values())):,} hidden neurons in {len(numbers)} "
-        f"layers\n{inspection.topology}, {n_graphs}: {sum(entry.graph.nodes for entry in graphs):,} nodes, "
-        f"{sum(entry.graph.edges for entry in graphs):,} edges; scored by {inspection.scorer}\n",
+        f"layers\n{inspection.topology}, {n_graphs}: {sum(entry.graph.n_nodes for entry in graphs):,} nodes, "
+        f"{sum(entry.graph.n_edges for entry in graphs):,} edges; scored by {inspection.scorer}\n",
         markup=False,
         highlight=False,
     )

@@ -60,17 +60,17 @@ class Continuations:
 
     Attributes
     ----------
-    prefix : Estimate
+    common_prefix : Estimate
         Share of the tokens that come before the first difference.
-    equal : Estimate
+    equal_tokens : Estimate
         Share of the positions that have the same token in both.
-    exact : Estimate
+    equal_texts : Estimate
         Share of the prompts whose two continuations are the same from beginning to end.
     """
 
-    prefix: Estimate
-    equal: Estimate
-    exact: Estimate
+    common_prefix: Estimate
+    equal_tokens: Estimate
+    equal_texts: Estimate
 
 
 @torch.no_grad()

@@ -226,7 +226,7 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     """
     graph_index, layer = inspection.place(name)
     graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
-    neighbourhood = range(layer - 1, min(layer + 1, len(graph.layers) - 1) + 1)
+    neighbourhood = range(layer - 1, min(layer + 1, len(graph.layer_sizes) - 1) + 1)
     figure = _figure(13, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
     above, below = halves

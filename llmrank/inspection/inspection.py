@@ -185,7 +185,7 @@ def inspect_model(
     sequences = pipeline.calibration_texts()[0]
     statistics = pipeline.calibrate(ffns, sequences, list(scorers.values()))
     record_time("calibrate")
-    graphs = pipeline.draw(ffns, statistics)
+    graphs = pipeline.build_graphs(ffns, statistics)
     named = list(scorers.items())
     results = {
         name: _score(graphs, each, budgets, jointly=jointly[topology])

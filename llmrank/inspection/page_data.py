@@ -123,8 +123,8 @@ def payload(
         "calibration": _calibration(inspection.calibration),
         "versions": environment(),
         "graph": {
-            "nodes": sum(entry.graph.nodes for entry in inspection.graphs),
-            "edges": sum(entry.graph.edges for entry in inspection.graphs),
+            "nodes": sum(entry.graph.n_nodes for entry in inspection.graphs),
+            "edges": sum(entry.graph.n_edges for entry in inspection.graphs),
         },
         "notes": notes,
         "layers": layers,
@@ -163,9 +163,9 @@ def _layers(inspection: Inspection) -> list[dict[str, Any]]:
         graph = inspection.graphs[position].graph
         neighbours: dict[str, Any] = {}
         for side, number in (("in", node_layer - 1), ("out", node_layer + 1)):
-            exists = 0 <= number < len(graph.layers)
-            neighbours[side] = {"name": graph.names[number], "size": graph.layers[number]} if exists else None
-        layers.append({"name": name, "size": graph.layers[node_layer], **neighbours})
+            exists = 0 <= number < len(graph.layer_sizes)
+            neighbours[side] = {"name": graph.names[number], "size": graph.layer_sizes[number]} if exists else None
+        layers.append({"name": name, "size": graph.layer_sizes[node_layer], **neighbours})
     return layers
 
 
@@ -174,7 +174,7 @@ def _removal_orders(inspection: Inspection, result: ScorerResult) -> tuple[list[
     prunable = [layer for entry in inspection.graphs for layer in entry.prunable.values()]
     # Importance is all that these pruners read, so the graphs of the other topology are not needed.
     records = [
-        LayerRecord(layer.name, torch.from_numpy(result.importance[layer.name]), explicit=not layer.consumers)
+        LayerRecord(layer.name, torch.from_numpy(result.importance[layer.name]), explicit=not layer.output_maps)
         for layer in prunable
     ]
     budgets = inspection.budgets
@@ -255,7 +255,7 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
 
 def _node_dtype(inspection: Inspection) -> IndexType:
     """Return the dtype of a node's index in any layer of the graphs."""
-    return _index_dtype(max(size for entry in inspection.graphs for size in entry.graph.layers))
+    return _index_dtype(max(size for entry in inspection.graphs for size in entry.graph.layer_sizes))
 
 
 def _fitting(names: Sequence[str], choices: Choices, edge_bytes: int, limit: int) -> tuple[list[str], int]:

@@ -90,7 +90,7 @@ class InspectionSummary:
             "environment": environment(),
             "seconds": dict(inspection.seconds),
             "graphs": [
-                {"layers": len(entry.graph.layers), "nodes": entry.graph.nodes, "edges": entry.graph.edges}
+                {"layers": len(entry.graph.layer_sizes), "nodes": entry.graph.n_nodes, "edges": entry.graph.n_edges}
                 for entry in inspection.graphs
             ],
             "layers": {
@@ -262,7 +262,7 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     for budget, masks in inspection.main.masks.items():
         keep = masks[layer].numpy()
         verdicts[budget] = Verdict(bool(keep[neuron]), margin(scores, keep, neuron))
-    last = node_layer == len(graph.layers) - 1
+    last = node_layer == len(graph.layer_sizes) - 1
     return NeuronSummary(
         layer,
         summarise_node(graph, rank, node_layer, neuron, top=top),

@@ -81,12 +81,12 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
     Cost(parameters=8, bytes=32, flops=14)
     """
     total = Cost()
-    for producer in layer.producers:
+    for producer in layer.input_maps:
         total += _matrix_cost(1, producer.in_features, producer.weight.element_size())
         bias = bias_of(producer.module)
         if bias is not None:
             total += Cost(1, bias.element_size())
-    for consumer in layer.consumers:
+    for consumer in layer.output_maps:
         total += _matrix_cost(consumer.size, 1, consumer.weight.element_size())
     return total
 
@@ -174,7 +174,7 @@ class ModelCosts:
             2 * sum(p.numel() for p in matrices),
         )
 
-    def whole(self, unit: Unit) -> int:
+    def total(self, unit: Unit) -> int:
         """Return the cost of the dense model in a unit."""
         if unit == "neurons":
             return sum(self.sizes.values())
@@ -215,10 +215,10 @@ def _map_shapes(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> lis
     rows_per_neuron: dict[int, dict[str, int]] = {key: {} for key in modules}
     column_layer: dict[int, str] = {}
     for name, layer in layers.items():
-        for producer in layer.producers:
+        for producer in layer.input_maps:
             of_this_map = rows_per_neuron[id(producer.module)]
             of_this_map[name] = of_this_map.get(name, 0) + 1
-        for consumer in layer.consumers:
+        for consumer in layer.output_maps:
             column_layer[id(consumer.module)] = name
     maps = []
     for key, module in modules.items():

@@ -90,16 +90,16 @@ class PrunableLayer:
         have several prunable layers (sequential, explicit), the path of the Linear that computes the neurons.
     size : int
         Number of neurons.
-    producers : tuple of Projection
+    input_maps : tuple of Projection
         Input maps: row j (and bias j) of each computes neuron j.
-    consumers : tuple of Projection
+    output_maps : tuple of Projection
         Output maps: column j of each reads neuron j. Empty for explicit FFNs, of which only rows are removed.
     """
 
     name: str
     size: int
-    producers: tuple[Projection, ...]
-    consumers: tuple[Projection, ...]
+    input_maps: tuple[Projection, ...]
+    output_maps: tuple[Projection, ...]
 
 
 @dataclass(frozen=True)

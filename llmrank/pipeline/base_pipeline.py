@@ -62,8 +62,8 @@ class BasePipeline:
     scorer : BaseScorer, optional
         :class:`WeightedPageRankScorer` by default.
     pruner : BasePruner, optional
-        :class:`LocalPruner` of 30 % by default. If the pruner needs sensitivities, they are measured, see :meth:`measure`; with
-        a `structure_dict` such a pruner is refused.
+        :class:`LocalPruner` of 30 % by default. If the pruner needs sensitivities, they are measured, see
+        :meth:`measure_sensitivities`; with a `structure_dict` such a pruner is refused.
     device : str or torch.device, optional
         Where the model is moved to; by default it stays where it is.
     calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
@@ -322,24 +322,24 @@ class BasePipeline:
                     if seen.blocks and held_out is not None:
                         run_sequences(self.model, ffns, held_out.batches(self.calibration.batch_size))
                 with self._timed("rank"):
-                    graphs = self.draw(ffns, statistics)
-                    ranks = self.score(graphs)
+                    graphs = self.build_graphs(ffns, statistics)
+                    ranks = self.rank_graphs(graphs)
                 if first:
                     record, self.model_graphs, self.ranks = seen, graphs, ranks
                     with self._timed("measure"):
-                        self.sensitivities = self.measure(ffns, sequences)
+                        self.sensitivities = self.measure_sensitivities(ffns, sequences)
                 with self._timed("prune"):
                     if first and last:
-                        # With a single step, an override of choose() is called without the arguments that steps need.
-                        masks = self.choose(graphs, ranks)
+                        # With a single step, an override of choose_masks() is called without the arguments that steps need.
+                        masks = self.choose_masks(graphs, ranks)
                     else:
-                        pruner = self.pruner if last else self.pruner.towards(amount)
-                        masks = self.choose(graphs, ranks, pruner, present)
+                        pruner = self.pruner if last else self.pruner.with_amount(amount)
+                        masks = self.choose_masks(graphs, ranks, pruner, present)
             repairs = self.repair is not None and last
             if repairs:
-                record.kept = False
+                record.keeps_first_states = False
                 with self._timed("repair"):
-                    masks, repaired = self.repairs(ffns, masks, sequences, record, graphs, present, held_out)
+                    masks, repaired = self.repair_output_maps(ffns, masks, sequences, record, graphs, present, held_out)
             # The graphs of a later step may hold the last references to masked weights: free them.
             del graphs, ranks
             present = masks
@@ -398,25 +398,25 @@ class BasePipeline:
     ) -> tuple[FFNStatistics, ...]:
         """Collect statistics of every layer of nodes, with all that the pipeline's scorer and `scorers` need."""
         explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
-        around = self.surroundings(ffns)
+        around = self.statistics_options(ffns)
         return collect_statistics(
             self.model, ffns, sequences, self.calibration.batch_size, self.progress, explained=explained, **around
         )
 
-    def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
+    def statistics_options(self, ffns: Sequence[FFN]) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
         """Return what else the calibration measures, as options of :func:`llmrank.calibration.statistics.collect_statistics`."""
         return {}
 
-    def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+    def build_graphs(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
         """Build the graphs, in the topology of the pipeline."""
         return build_graphs(ffns, statistics, self.topology)
 
-    def score(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
+    def rank_graphs(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
         """Rank every graph."""
         steps = self.progress(graphs, "Ranking") if self.progress else graphs
         return rank_graphs(self.scorer, steps)
 
-    def measure(self, ffns: Sequence[FFN], sequences: TokenSequences) -> dict[str, float]:
+    def measure_sensitivities(self, ffns: Sequence[FFN], sequences: TokenSequences) -> dict[str, float]:
         """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
         A sensitivity is measured with the pruner's amount removed locally, on the first calibration sequences, see
@@ -431,7 +431,7 @@ class BasePipeline:
             self.model, ffns, masks, sequences, self.calibration.batch_size, progress=self.progress
         )
 
-    def choose(
+    def choose_masks(
         self,
         graphs: Sequence[ModelGraph],
         ranks: Sequence[RankResult],
@@ -453,7 +453,7 @@ class BasePipeline:
             present=present,
         )
 
-    def repairs(
+    def repair_output_maps(
         self,
         ffns: Sequence[FFN],
         masks: Masks,
@@ -542,8 +542,8 @@ class BasePipeline:
         """Return how large the graphs were, and how they were ranked, for the report."""
         return {
             "graphs": len(self.model_graphs),
-            "layers": sum(len(entry.graph.layers) for entry in self.model_graphs),
-            "nodes": sum(entry.graph.nodes for entry in self.model_graphs),
+            "layers": sum(len(entry.graph.layer_sizes) for entry in self.model_graphs),
+            "nodes": sum(entry.graph.n_nodes for entry in self.model_graphs),
             "edges_at_most": sum(entry.graph.capacity for entry in self.model_graphs),
             "solver": self.ranks[0].solver,
             "backend": self.ranks[0].backend,

@@ -113,7 +113,7 @@ def layer_sensitivities(
     {'0': 1.0}
     """
     layers = prunable_layers(ffns)
-    if any(not layer.consumers for layer in layers.values()):
+    if any(not layer.output_maps for layer in layers.values()):
         raise OptionError(
             "sensitivities need whole FFNs; with structure_dict no map is known that reads the removed rows; leave it out, or "
             "use a pruner that needs no sensitivities"
@@ -232,7 +232,7 @@ class _DenseBatch:
 
     def _before(self, layer: PrunableLayer) -> list[nn.Module]:
         """Return the blocks in front of the block that holds the layer's output map."""
-        output_maps = {id(consumer.module) for consumer in layer.consumers}
+        output_maps = {id(consumer.module) for consumer in layer.output_maps}
         for position, block in enumerate(self._blocks):
             if any(id(module) in output_maps for module in block.modules()):
                 return self._blocks[:position]

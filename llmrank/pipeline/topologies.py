@@ -67,15 +67,15 @@ class ResidualFFNPipeline(BasePipeline):
     def find(self) -> tuple[FFN, ...]:
         """See :meth:`BasePipeline.find`; attentions that cannot be edges are refused here, before anything is measured."""
         ffns = super().find()
-        self.surroundings(ffns)
+        self.statistics_options(ffns)
         return ffns
 
-    def surroundings(self, ffns: Sequence[FFN]) -> dict[str, Any]:
+    def statistics_options(self, ffns: Sequence[FFN]) -> dict[str, Any]:
         """What skips past the blocks, where beta is measured, and attentions."""
         attentions = find_attentions(self.model, ffns) if self.attention else None
         return {"skips": self.beta is None, "attentions": attentions}
 
-    def draw(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+    def build_graphs(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
         """The graphs, in the order of the stream."""
         if not self.attention:
             statistics = [replace(entry, attention=None) for entry in statistics]

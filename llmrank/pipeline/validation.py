@@ -210,7 +210,7 @@ def repair_where_it_helps(
     if held_out is not None:
         with progress_step(progress, "Running the held-out text"):
             validator = Validator(model, ffns, held_out, masks, batch_size)
-    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.follows)
+    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.needs_dense_stream)
     validation = None
     with contextlib.closing(RepairsInPlace()) as in_place_repairs:
         try:

@@ -169,7 +169,7 @@ class BasePruner:
             pruners[-1].protect = tuple(k for k, layer in enumerate(group) if layer.name in protected)
         return pruners
 
-    def towards(self, amount: float | int) -> BasePruner:
+    def with_amount(self, amount: float | int) -> BasePruner:
         """Return a pruner for a step before the last one: the settings of this one, with another amount and unrounded widths."""
         step = copy.copy(self)
         step.amount, step.multiple_of = check_amount(amount), 1
@@ -179,7 +179,7 @@ class BasePruner:
         """Return a pruner with this one's settings whose amount is the smallest share of neurons that reaches the cost."""
         target, costs = self._cost_to_remove(costs), self._needed_costs(costs)
         total = sum(layer.out_features for layer in layer_list)
-        trial = self.towards(0.0)
+        trial = self.with_amount(0.0)
         trial.amount_of = "neurons"
         # With amount 0, errors that have other causes than the amount are raised here; those in the loop come from the amount.
         most = costs.removed(trial._choose_masks(layer_list).widths, self.amount_of)
@@ -214,10 +214,10 @@ class BasePruner:
     def _cost_to_remove(self, costs: ModelCosts | None) -> Fraction:
         if isinstance(self.amount, int):
             return Fraction(self.amount)
-        return Fraction(repr(float(self.amount))) * self._needed_costs(costs).whole(self.amount_of)
+        return Fraction(repr(float(self.amount))) * self._needed_costs(costs).total(self.amount_of)
 
     def _amount_error(self, most: int, costs: ModelCosts) -> OptionError:
-        whole = costs.whole(self.amount_of)
+        whole = costs.total(self.amount_of)
         asked = f"{self.amount:,} of {whole:,}" if isinstance(self.amount, int) else f"{self.amount:.1%} of the"
         possible = f"{most:,}" if isinstance(self.amount, int) else _percent(most / whole if whole else 0.0)
         kept = " and the protected layers all of theirs" if self.protect else ""

@@ -54,7 +54,7 @@ def check_budget(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts, *, 
 
 def _records(ffn: FFN) -> list[LayerRecord]:
     """Return records with what is known of an FFN's layers before it is ranked: their sizes."""
-    return [record_of_size(layer.name, layer.size, explicit=not layer.consumers) for layer in ffn.prunable.values()]
+    return [record_of_size(layer.name, layer.size, explicit=not layer.output_maps) for layer in ffn.prunable.values()]
 
 
 def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) -> str:
@@ -88,7 +88,7 @@ def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) 
         return f"{type(pruner).__name__} decides how many neurons that is"
     local = isinstance(pruner, LocalPruner)
     # Where scores decide how much each layer loses, only the total is known.
-    widths = (pruner if local else pruner.towards(pruner.amount)).prune(records, costs).widths
+    widths = (pruner if local else pruner.with_amount(pruner.amount)).prune(records, costs).widths
     unprotected = [record for record in records if not record.protected]
     n_removed = {record.name: record.out_features - widths[record.name] for record in records}
     removed, total = sum(n_removed.values()), sum(record.out_features for record in records)
@@ -114,7 +114,7 @@ def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) 
         prunable_parameters = sum(layer.size * neuron_cost(layer).parameters for layer in pruned)
         parameters = round(removed * prunable_parameters / sum(layer.size for layer in pruned))
     if pruner.amount_of != "neurons":
-        whole = costs.whole(pruner.amount_of)
+        whole = costs.total(pruner.amount_of)
         reached = costs.removed(widths, pruner.amount_of)
         parts[:0] = [f"{reached:,} of {whole:,} {unit_name(pruner.amount_of)} ({100 * reached / whole:.1f} %)"]
         parts[1] = f"with {about}{parts[1]}"
@@ -151,7 +151,7 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
     """
     reached: Reached = {}
     for unit in UNITS:
-        before, removed = costs.whole(unit), costs.removed(masks.widths, unit)
+        before, removed = costs.total(unit), costs.removed(masks.widths, unit)
         reached[unit] = {"before": before, "removed": removed, "share": removed / before if before else 0.0}
     return reached
 

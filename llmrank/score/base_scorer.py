@@ -111,7 +111,7 @@ class BaseScorer:
             return normalised(vector)
 
         scores = [normalise(torch.from_numpy(np.array(graph.activations[0])), 0)]
-        for layer in range(1, len(graph.layers)):
+        for layer in range(1, len(graph.layer_sizes)):
             weight = edge_weights(graph, layer)
             value = self.score(
                 scores[-1].to(weight),
@@ -119,7 +119,7 @@ class BaseScorer:
                 torch.from_numpy(np.array(graph.activations[layer])).to(weight),
                 weight,
             )
-            scores.append(normalise(self._checked(value, graph.names[layer], graph.layers[layer]), layer))
+            scores.append(normalise(self._checked(value, graph.names[layer], graph.layer_sizes[layer]), layer))
         seconds = perf_counter() - start
         return self._result(graph, [vector.numpy() for vector in scores], seconds, degenerate)
 
@@ -182,17 +182,17 @@ class OutgoingScorer(BaseScorer):
         OptionError
             There are not as many statistics as layers.
         """
-        if len(statistics) != len(graph.layers):
+        if len(statistics) != len(graph.layer_sizes):
             raise OptionError(
-                f"{type(self).__name__} needs the statistics of all {len(graph.layers)} layers, got {len(statistics)}: pass "
+                f"{type(self).__name__} needs the statistics of all {len(graph.layer_sizes)} layers, got {len(statistics)}: pass "
                 "those that the graph was built from"
             )
         start = perf_counter()
         scores = []
-        for layer in range(len(graph.layers) - 1):
+        for layer in range(len(graph.layer_sizes) - 1):
             outgoing = edge_weights(graph, layer + 1)
             value = self._activation_factor(statistics[layer]).to(outgoing) * self._weight_factor(outgoing)
-            scores.append(normalised(self._checked(value, graph.names[layer], graph.layers[layer])).numpy())
+            scores.append(normalised(self._checked(value, graph.names[layer], graph.layer_sizes[layer])).numpy())
         scores.append(normalised(torch.from_numpy(np.array(graph.activations[-1]))).numpy())
         return self._result(graph, scores, perf_counter() - start)
 
@@ -205,9 +205,9 @@ def check_has_explained(scorer: BaseScorer, graph: LayeredGraph, statistics: Seq
     OptionError
         There are not as many statistics as layers, or none holds explained shares.
     """
-    if len(statistics) != len(graph.layers) or all(entry.explained is None for entry in statistics):
+    if len(statistics) != len(graph.layer_sizes) or all(entry.explained is None for entry in statistics):
         raise OptionError(
-            f"{type(scorer).__name__} needs statistics of all {len(graph.layers)} layers that say what share of the output "
+            f"{type(scorer).__name__} needs statistics of all {len(graph.layer_sizes)} layers that say what share of the output "
             "each hidden neuron explains: collect them with explained=True; explicitly listed Linears have none"
         )
 

@@ -106,7 +106,7 @@ class RandomScorer(BaseScorer):
         """Draw uniform numbers for every layer, and divide them by their sum."""
         start = perf_counter()
         scores = []
-        for name, size in zip(graph.names, graph.layers, strict=True):
+        for name, size in zip(graph.names, graph.layer_sizes, strict=True):
             values = np.random.default_rng([self.seed, zlib.crc32(name.encode())]).random(size)
             scores.append(values / values.sum())
         return self._result(graph, scores, perf_counter() - start)

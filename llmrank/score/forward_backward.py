@@ -77,7 +77,7 @@ class ForwardBackwardScorer(BasePageRankScorer):
             weighted_pagerank(one, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
             for one in (reweighted, reweighted.reversed())
         )
-        last = len(graph.layers) - 1
+        last = len(graph.layer_sizes) - 1
         degenerate = [*forward.degenerate, *(replace(entry, layer=last - entry.layer) for entry in backward.degenerate)]
         scores = []
         for layer, (along, against) in enumerate(zip(forward.scores, backward.scores[::-1], strict=True)):

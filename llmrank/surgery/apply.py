@@ -223,7 +223,7 @@ def _output_maps(ffns: Sequence[FFN]) -> dict[str, nn.Module]:
         consumer.name: consumer.module
         for ffn in ffns
         for layer in ffn.prunable.values()
-        for consumer in layer.consumers
+        for consumer in layer.output_maps
     }
 
 

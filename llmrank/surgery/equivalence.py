@@ -72,7 +72,7 @@ def as_masked(ffns: Sequence[FFN], masks: Masks, repaired: Mapping[str, Repaired
         for ffn in ffns:
             for layer in ffn.prunable.values():
                 silence_removed(hooks, layer, masks[layer.name])
-                for consumer in layer.consumers:
+                for consumer in layer.output_maps:
                     if repaired and consumer.name in repaired:
                         substitute(hooks, consumer.module, repaired[consumer.name])
         yield
@@ -122,7 +122,7 @@ def silence_removed(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) 
         A layer with an output map (not an explicit one).
     keep : (n,) bool tensor
     """
-    for consumer in layer.consumers:
+    for consumer in layer.output_maps:
         hook = _zero_removed(keep)
         # Its removal is registered first, and twice, so that an interrupt at any point still removes it.
         for _ in range(2):

@@ -106,10 +106,10 @@ def linear_masks(ffns: Sequence[FFN], masks: Masks) -> list[LinearMask]:
 
     for ffn in ffns:
         for layer in ffn.prunable.values():
-            for producer in layer.producers:
+            for producer in layer.input_maps:
                 rows = mask_of(producer.name, producer.module).rows
                 rows[producer.start : producer.start + producer.size] &= masks[layer.name]
-            for consumer in layer.consumers:
+            for consumer in layer.output_maps:
                 mask_of(consumer.name, consumer.module).columns.logical_and_(masks[layer.name])
     return list(by_module.values())
 

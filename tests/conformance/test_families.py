@@ -127,10 +127,10 @@ def removed_parameters(run: BasePipeline) -> int:
     for entry in run.model_graphs:
         for layer in entry.prunable.values():
             removed = len(run.masks.removed(layer.name))
-            for producer in layer.producers:
+            for producer in layer.input_maps:
                 bias = getattr(producer.module, "bias", None)
                 total += removed * (producer.in_features + (bias is not None))
-            for consumer in layer.consumers:
+            for consumer in layer.output_maps:
                 total += removed * consumer.size
     return total
 
@@ -173,7 +173,7 @@ def test_the_residual_stream_and_attentions_are_part_of_the_graph(family: Family
     run.run()
     attentions, ffns = run.model_graphs[::2], run.model_graphs[1::2]
     # There are four heads of size four, whether they share values or not.
-    assert [entry.graph.layers for entry in attentions] == [(16, 16, 16)] * 2
+    assert [entry.graph.layer_sizes for entry in attentions] == [(16, 16, 16)] * 2
     assert [list(entry.prunable) for entry in (*attentions, *ffns)] == [[], [], [1], [1]]
     assert [entry.follows for entry in run.model_graphs] == [False, True, True, True]
     assert all(0 < entry.skip < 1 for entry in run.model_graphs)

@@ -66,7 +66,7 @@ def teleport_of(name: str, kind: str) -> Array | None:
     """None for the default, or lognormal numbers, a third of them zero."""
     if kind == "default":
         return None
-    n_nodes = as_digraph(graph_of(name)).nodes
+    n_nodes = as_digraph(graph_of(name)).n_nodes
     vector = np.random.default_rng(n_nodes).lognormal(size=n_nodes)
     vector[1::3] = 0.0
     return vector
@@ -102,8 +102,8 @@ def solved(name: str, gamma: float, kind: str) -> Array:
 def default_teleport(digraph: BlockDigraph) -> Array:
     """Every layer's activations over their sum, all layers alike; uniform without activations."""
     if digraph.activations is None:
-        return np.full(digraph.nodes, 1 / digraph.nodes)
-    return np.concatenate([a / a.sum() for a in digraph.activations]) / len(digraph.layers)
+        return np.full(digraph.n_nodes, 1 / digraph.n_nodes)
+    return np.concatenate([a / a.sum() for a in digraph.activations]) / len(digraph.layer_sizes)
 
 
 @dataclass
@@ -159,7 +159,7 @@ def check_record(result: RankResult, steps: list[SolverProgress]) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solver_gives_the_scores_of_a_direct_solve(solver: str, name: str) -> None:
     graph = graph_of(name)
-    n_blocks = len(as_digraph(graph).edges)
+    n_blocks = len(as_digraph(graph).edge_blocks)
     for gamma, kind in itertools.product(GAMMAS, ("default", "uneven")):
         teleport = teleport_of(name, kind)
         options: dict[str, Any] = {"gamma": gamma, "teleport": teleport, "solver": solver, "max_iter": 4000}
@@ -169,7 +169,7 @@ def test_a_solver_gives_the_scores_of_a_direct_solve(solver: str, name: str) -> 
             continue
         result = followed(graph, solved(name, gamma, kind), **options)
         assert result.solver == solver
-        assert result.choice == ""
+        assert result.solver_reason == ""
         # Two of these graphs are so slow that a residual within the tolerance leaves 100 times that.
         assert result.error_bound <= 1e-12 * (gamma if solver != "gauss-seidel" else 1) / (1 - gamma) * (1 + 1e-9)
         if solver in ("power", "gauss-seidel", "sweep", "anderson"):
@@ -213,8 +213,8 @@ def test_the_oracle_and_every_solver_agree_with_networkx(name: str) -> None:
     reference = networkx.from_scipy_sparse_array(digraph.to_scipy().T, create_using=networkx.DiGraph)
     jump = dict(enumerate(teleport))
     # networkx multiplies its tol by the number of nodes.
-    found = networkx.pagerank(reference, gamma, personalization=jump, tol=1e-13 / digraph.nodes, max_iter=2000)
-    expected = np.array([found[node] for node in range(digraph.nodes)])
+    found = networkx.pagerank(reference, gamma, personalization=jump, tol=1e-13 / digraph.n_nodes, max_iter=2000)
+    expected = np.array([found[node] for node in range(digraph.n_nodes)])
     np.testing.assert_allclose(solved(name, gamma, "uneven"), expected, rtol=0, atol=1e-11)
     for solver in SOLVERS:
         if solver != "sweep" or name in ACYCLIC:
@@ -253,9 +253,9 @@ def test_bounds_hold_from_any_start(solver: str, name: str) -> None:
         return
     digraph = as_digraph(graph_of(name))
     rng = np.random.default_rng(7)
-    corner = np.zeros(digraph.nodes)
+    corner = np.zeros(digraph.n_nodes)
     corner[-1] = 1.0
-    for stacked in (corner, rng.pareto(1.0, digraph.nodes), solved(name, 0.85, "uneven")):
+    for stacked in (corner, rng.pareto(1.0, digraph.n_nodes), solved(name, 0.85, "uneven")):
         start = np.split(stacked, digraph.offsets[1:-1])
         followed(
             digraph, solved(name, 0.85, "uneven"), teleport=teleport_of(name, "uneven"), solver=solver, start=start
@@ -279,7 +279,7 @@ def test_products_are_counted_as_they_are_taken(
     for name in ("residual, sparse", "bidirectional, dense", "chain"):
         if solver != "sweep" or name in ACYCLIC:
             taken = 0
-            n_nodes = as_digraph(graph_of(name)).nodes
+            n_nodes = as_digraph(graph_of(name)).n_nodes
             teleport = np.random.default_rng(1).random(n_nodes if columns is None else (n_nodes, columns))
             result = pagerank(graph_of(name), 0.95, teleport, solver=solver)
             assert result.block_products == taken, name
@@ -306,13 +306,13 @@ def test_auto_sweeps_exactly_the_acyclic(name: str) -> None:
     for gamma, kind in itertools.product((0.5, 0.85), ("default", "uneven")):
         result = followed(graph_of(name), solved(name, gamma, kind), gamma=gamma, teleport=teleport_of(name, kind))
         if name in ACYCLIC:
-            assert result.choice == "no edge leads back, so one pass in layer order is exact"
+            assert result.solver_reason == "no edge leads back, so one pass in layer order is exact"
             assert (result.solver, result.stop_reason, result.iterations) == ("sweep", "exact", 1)
             assert (result.error_bound, result.residuals.tolist()) == (0.0, [0.0])
         else:
             one_layer = len(result.scores) == 1
             assert (result.solver, result.stop_reason) == ("quadratic" if one_layer else "gauss-seidel", "tolerance")
-            assert result.choice.startswith(
+            assert result.solver_reason.startswith(
                 "there are cycles and only one layer" if one_layer else "there are cycles, but most"
             )
 
@@ -334,7 +334,9 @@ def test_a_dag_with_shuffled_labels_and_self_loops_is_swept(seed: int, backend: 
     ends = np.argwhere(matrix - np.diag(np.diag(matrix)))
     if len(ends):
         matrix[ends[0][1], ends[0][0]] = 1.0
-        assert pagerank(sparse.csr_array(matrix), 0.9, teleport, backend=backend).choice.startswith("there are cycles")
+        assert pagerank(sparse.csr_array(matrix), 0.9, teleport, backend=backend).solver_reason.startswith(
+            "there are cycles"
+        )
         with pytest.raises(GraphError, match="has cycles"):
             pagerank(sparse.csr_array(matrix), solver="sweep", backend=backend)
 
@@ -344,8 +346,8 @@ def test_layers_in_any_order_are_swept() -> None:
     order = [2, 0, 3, 1]  # layer k of the chain becomes layer order[k]
     back = np.argsort(order)
     shuffled = BlockDigraph(
-        tuple(chain.layers[k] for k in back),
-        tuple(type(e)(order[e.source], order[e.target], e.block) for e in chain.edges),
+        tuple(chain.layer_sizes[k] for k in back),
+        tuple(type(e)(order[e.source], order[e.target], e.block) for e in chain.edge_blocks),
         tuple(chain.names[k] for k in back),
     )
     teleport = np.random.default_rng(1).random(18)
@@ -362,17 +364,17 @@ def test_layers_in_any_order_are_swept() -> None:
 @pytest.mark.parametrize("name", ["power law", "empty rows", "residual, dense", "bidirectional, sparse", "chain"])
 def test_columns_are_single_ranks(name: str, solver: str, backend: Any) -> None:
     digraph = as_digraph(graph_of(name))
-    inner = len(digraph.layers) == 1
+    inner = len(digraph.layer_sizes) == 1
     if (solver == "sweep" and name not in ACYCLIC) or (inner and backend == "torch" and solver in PASSES):
         return
-    n_blocks, n_nodes = len(digraph.edges), digraph.nodes
+    n_blocks, n_nodes = len(digraph.edge_blocks), digraph.n_nodes
     teleport = np.random.default_rng(3).lognormal(size=(n_nodes, 4))
     teleport[:, 0] = 1.0
     teleport[:, 1] = 0.0
     teleport[n_nodes // 2, 1] = 1.0
     exact = direct(digraph.to_scipy(), 0.85, teleport / teleport.sum(axis=0))
     result = followed(digraph, exact, teleport=teleport, solver=solver, backend=backend)
-    assert [scores.shape for scores in result.scores] == [(size, 4) for size in digraph.layers]
+    assert [scores.shape for scores in result.scores] == [(size, 4) for size in digraph.layer_sizes]
     singles = [pagerank(digraph, teleport=column, solver=solver, backend=backend) for column in teleport.T]
     for column, single in enumerate(singles):
         np.testing.assert_allclose(result.stacked[:, column], single.stacked, rtol=0, atol=2e-11)
@@ -434,7 +436,7 @@ def test_auto_falls_back_on_an_acyclic_matrix_too() -> None:
 @pytest.mark.parametrize("name", ["power law", "residual, dense", "bidirectional, sparse", "chain"])
 def test_float32_stops_at_its_floor(name: str, solver: str, backend: Any) -> None:
     digraph = as_digraph(graph_of(name))
-    inner = len(digraph.layers) == 1
+    inner = len(digraph.layer_sizes) == 1
     if (solver == "sweep" and name not in ACYCLIC) or (inner and backend == "torch" and solver in PASSES):
         return
     floor = 8 * float(np.finfo(np.float32).eps)

@@ -120,7 +120,7 @@ def write_gexf(
 def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, max_edges: int) -> networkx.DiGraph:
     """Check that a graph can be written, and convert it to a digraph with the node ids of the file."""
     layered = graph if isinstance(graph, LayeredGraph) else graph.graph
-    n_edges = layered.edges
+    n_edges = layered.n_edges
     if n_edges > max_edges:
         raise GraphError(
             f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}, more than a viewer shows; write a part "

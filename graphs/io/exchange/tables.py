@@ -117,7 +117,7 @@ def write_tables(
 def _parts(graph: LayeredGraph | Subgraph) -> tuple[LayeredGraph, tuple[int, ...], tuple[IntArray, ...]]:
     """Return the graph, and the original layers and indices of its nodes."""
     if isinstance(graph, LayeredGraph):
-        return graph, tuple(range(len(graph.layers))), tuple(np.arange(size) for size in graph.layers)
+        return graph, tuple(range(len(graph.layer_sizes))), tuple(np.arange(size) for size in graph.layer_sizes)
     return graph.graph, graph.layers, graph.nodes
 
 
@@ -126,9 +126,9 @@ def _node_rows(
 ) -> Rows:
     """Return all rows of the table of nodes, which have the given layers and indices."""
     rows = {
-        "layer": np.repeat(layers, graph.layers),
+        "layer": np.repeat(layers, graph.layer_sizes),
         "index": np.concatenate(nodes),
-        "name": [name for name, size in zip(graph.names, graph.layers, strict=True) for _ in range(size)],
+        "name": [name for name, size in zip(graph.names, graph.layer_sizes, strict=True) for _ in range(size)],
         "activation": np.concatenate(graph.activations),
     }
     return rows if scores is None else {**rows, "score": np.concatenate(scores).astype(np.float64)}

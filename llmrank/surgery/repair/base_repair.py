@@ -66,7 +66,7 @@ class BaseRepair:
     needs_bias = False
 
     @property
-    def follows(self) -> bool:
+    def needs_dense_stream(self) -> bool:
         """Whether the repair needs the residual stream of the dense model, to know what that of the pruned model lacks."""
         return False
 
@@ -149,10 +149,10 @@ def repaired_map(
         )
         before, after = (error / scale if scale else 0.0 for error in errors)
     if bias is not None:
-        mean, mean_lack = fit.centre
+        mean, mean_missing = fit.centre
         bias = bias + weight[:, ~keep] @ mean[~keep] - change @ mean[keep]
-        bias = bias if mean_lack is None else bias + mean_lack
-    target: Literal["output", "stream"] = "output" if fit.lack is None else "stream"
+        bias = bias if mean_missing is None else bias + mean_missing
+    target: Literal["output", "stream"] = "output" if fit.missing is None else "stream"
     return RepairedMap(new_weight, bias, damping, before, after, target)
 
 
@@ -162,6 +162,6 @@ def _error(
     """Mean square of W_R x_R + e - change x_K, after a centre is subtracted from x and e."""
     missing = torch.empty_like(weight)
     missing[:, keep], missing[:, ~keep] = -change, weight[:, ~keep]
-    cross, square = moments.lacking(centre)
+    cross, square = moments.missing_moments(centre)
     mixed = 0.0 if cross is None else float((missing * cross.T).sum())
     return moments.energy(missing, centre) + 2.0 * mixed + square

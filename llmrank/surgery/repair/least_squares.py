@@ -82,7 +82,7 @@ class LeastSquaresRepair(BaseRepair):
             raise OptionError(f"damping must be 'auto' or a finite number >= 0, got {self.damping!r}")
 
     @property
-    def follows(self) -> bool:
+    def needs_dense_stream(self) -> bool:
         """See :class:`BaseRepair`."""
         return self.target == "stream"
 
@@ -136,7 +136,7 @@ class _NormalEquations:
     @classmethod
     def of(cls, weight: torch.Tensor, keep: torch.Tensor, moments: Moments, centre: Centre | None) -> _NormalEquations:
         right = moments.covariance(keep, ~keep, centre) @ weight[:, ~keep].T
-        cross, _ = moments.lacking(centre)
+        cross, _ = moments.missing_moments(centre)
         if cross is not None:
             right += cross[keep]
         return cls(moments.covariance(keep, keep, centre), right)

@@ -26,7 +26,7 @@ class MissingOutput:
     """Sums over calibration tokens of e, the missing output of a map.
 
     If e is added to the output that the map has with all its neurons, the residual stream behind the map becomes that of the
-    dense model. So e comes from earlier FFNs, not from the map's own removed neurons. Names call it the lack.
+    dense model. So e comes from earlier FFNs, not from the map's own removed neurons.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Moments:
         Sum of x.
     second : (n, n) float64 tensor
         Sum of x x^T.
-    lack : MissingOutput or None
+    missing : MissingOutput or None
         Sums of the missing output e; None if e is not known, so that the map is fitted to its own outputs.
 
     Examples
@@ -68,13 +68,13 @@ class Moments:
     count: int
     total: torch.Tensor
     second: torch.Tensor
-    lack: MissingOutput | None = None
+    missing: MissingOutput | None = None
 
     @classmethod
-    def of(cls, values: torch.Tensor, lack: torch.Tensor | None = None) -> Moments:
+    def of(cls, values: torch.Tensor, missing: torch.Tensor | None = None) -> Moments:
         """Compute the moments of inputs (tokens, n), and of the missing output (tokens, out)."""
         sums = _Sums(values.shape[-1], values.device)
-        sums.add(values, lack)
+        sums.add(values, missing)
         return sums.moments()
 
     @property
@@ -85,12 +85,12 @@ class Moments:
     @property
     def finite(self) -> bool:
         """Whether no value was NaN or Inf, and no sum has overflowed."""
-        return bool(torch.isfinite(self.second).all()) and (self.lack is None or math.isfinite(self.lack.square))
+        return bool(torch.isfinite(self.second).all()) and (self.missing is None or math.isfinite(self.missing.square))
 
     @property
     def centre(self) -> Centre:
         """The mean of x, and the mean of e, or None if e is not known."""
-        return self.mean, None if self.lack is None else self.lack.total / self.count
+        return self.mean, None if self.missing is None else self.missing.total / self.count
 
     def covariance(self, rows: torch.Tensor, columns: torch.Tensor, centre: Centre | None = None) -> torch.Tensor:
         """Compute the mean of x_i x_j after a centre is subtracted from x; without a centre it is no covariance.
@@ -122,18 +122,21 @@ class Moments:
         shift, mean = weight @ centre[0], weight @ self.mean
         return energy + float(shift @ (shift - 2.0 * mean))
 
-    def lacking(self, centre: Centre | None = None) -> tuple[torch.Tensor | None, float]:
+    def missing_moments(self, centre: Centre | None = None) -> tuple[torch.Tensor | None, float]:
         """Compute the mean of x e^T, (n, out), and the mean of ||e||^2, after a centre is subtracted from x and e.
 
         They are None and 0 if e is not known.
         """
-        if self.lack is None:
+        if self.missing is None:
             return None, 0.0
-        cross, square = self.lack.cross / self.count, self.lack.square / self.count
+        cross, square = self.missing.cross / self.count, self.missing.square / self.count
         if centre is not None and centre[1] is not None:
-            (shift, shift_lack), (mean, mean_lack) = (centre[0], centre[1]), (self.mean, self.lack.total / self.count)
-            cross.addr_(mean - shift, shift_lack, alpha=-1.0).addr_(shift, mean_lack, alpha=-1.0)
-            square += float(shift_lack @ (shift_lack - 2.0 * mean_lack))
+            (shift, shift_missing), (mean, mean_missing) = (
+                (centre[0], centre[1]),
+                (self.mean, self.missing.total / self.count),
+            )
+            cross.addr_(mean - shift, shift_missing, alpha=-1.0).addr_(shift, mean_missing, alpha=-1.0)
+            square += float(shift_missing @ (shift_missing - 2.0 * mean_missing))
         return cross, square
 
     def unexplained(self) -> torch.Tensor:
@@ -166,9 +169,9 @@ class _Sums:
         self.count = 0
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
         self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
-        self._lack: MissingOutput | None = None
+        self._missing: MissingOutput | None = None
 
-    def add(self, values: torch.Tensor, lack: torch.Tensor | None) -> None:
+    def add(self, values: torch.Tensor, missing: torch.Tensor | None) -> None:
         """Add inputs (tokens, n) and the missing output (tokens, out).
 
         Inputs narrower than float64 are multiplied in float32; the products of the batches are added up in float64.
@@ -180,18 +183,18 @@ class _Sums:
         for start in range(0, inputs.shape[1], BAND):
             band = slice(start, start + BAND)
             self._lower[start:, band] += inputs[:, start:].T @ inputs[:, band]
-        if lack is not None:
-            lack = lack.to(inputs)
-            lack_float64 = lack.double()
-            if self._lack is None:
-                self._lack = MissingOutput(
-                    lack_float64.new_zeros(lack_float64.shape[1]),
-                    lack_float64.new_zeros(inputs.shape[1], lack_float64.shape[1]),
+        if missing is not None:
+            missing = missing.to(inputs)
+            missing_float64 = missing.double()
+            if self._missing is None:
+                self._missing = MissingOutput(
+                    missing_float64.new_zeros(missing_float64.shape[1]),
+                    missing_float64.new_zeros(inputs.shape[1], missing_float64.shape[1]),
                     0.0,
                 )
-            self._lack.total.add_(lack_float64.sum(0))
-            self._lack.cross.add_(inputs.T @ lack)
-            self._lack = replace(self._lack, square=self._lack.square + float(lack_float64.square().sum()))
+            self._missing.total.add_(missing_float64.sum(0))
+            self._missing.cross.add_(inputs.T @ missing)
+            self._missing = replace(self._missing, square=self._missing.square + float(missing_float64.square().sum()))
 
     def moments(self) -> Moments:
         """Return the moments of everything that was added.
@@ -203,7 +206,7 @@ class _Sums:
             corner = self._lower[start:stop, start:stop]
             corner.copy_(corner.tril() + corner.tril(-1).T)
             self._lower[start:stop, stop:] = self._lower[stop:, start:stop].T
-        return Moments(self.count, self._total, self._lower, self._lack)
+        return Moments(self.count, self._total, self._lower, self._missing)
 
 
 class MomentSums:
@@ -237,7 +240,7 @@ class MomentSums:
         """See :class:`llmrank.calibration.forward.Accumulator`."""
         self._added.append((values, mask))
 
-    def end_batch(self, lack: torch.Tensor | None) -> None:
+    def end_batch(self, missing: torch.Tensor | None) -> None:
         """See :class:`llmrank.calibration.blockwise.Reader`."""
         sums: _Sums | None = self._fit
         if self._n_fitted is not None and self._n_ended >= self._n_fitted:
@@ -247,11 +250,11 @@ class MomentSums:
         self._n_ended += 1
         if sums is not None:
             for values, mask in self._added:
-                missing = None
-                if lack is not None:
-                    # Some blocks give their FFN the tokens of all sequences in one row; the lack has a row for each sequence.
-                    missing = unpadded_rows(lack.reshape(*values.shape[:-1], lack.shape[-1]), mask).to(self._device)
-                sums.add(unpadded_rows(values, mask).to(self._device), missing)
+                rows = None
+                if missing is not None:
+                    # Some blocks give their FFN the tokens of all sequences in one row; `missing` has a row for each sequence.
+                    rows = unpadded_rows(missing.reshape(*values.shape[:-1], missing.shape[-1]), mask).to(self._device)
+                sums.add(unpadded_rows(values, mask).to(self._device), rows)
         self._added.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:

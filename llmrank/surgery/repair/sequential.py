@@ -75,7 +75,7 @@ def repair_ffns(
     reselect); to solve, one to three and a half more of them, the more the fewer neurons are removed; and the repaired maps,
     unless they are written.
     """
-    if any(not layer.consumers for ffn in ffns for layer in ffn.prunable.values()):
+    if any(not layer.output_maps for ffn in ffns for layer in ffn.prunable.values()):
         raise OptionError("repair needs whole FFNs; with structure_dict no map is known that reads the removed rows")
     can_add_bias = method.needs_bias and bool(bias_attribute(model))
     repaired: dict[str, RepairedMap] = {}
@@ -85,7 +85,7 @@ def repair_ffns(
             for layer in ffn.prunable.values():
                 if bool(masks[layer.name].all()):
                     continue
-                (output_map,) = layer.consumers
+                (output_map,) = layer.output_maps
                 kept[layer.name], solved = _repair_map(
                     ffn, layer, masks[layer.name], method, stream, choose, can_add_bias=can_add_bias
                 )
@@ -107,7 +107,7 @@ def _repair_map(
     can_add_bias: bool,
 ) -> tuple[torch.Tensor, RepairedMap]:
     """Return the keep mask of one layer and its repaired output map; all moments are freed afterwards."""
-    (output_map,) = layer.consumers
+    (output_map,) = layer.output_maps
     device = output_map.weight.device
     sums = MomentSums(layer.size, device, stream.fitted)
     dense_sums = None

@@ -27,7 +27,7 @@ def test_counts_agree_with_networkx(form: str) -> None:
     graph, _ = formed(case, form)
     digraph = to_networkx(graph)
     summaries = summarise_layers(graph, weighted_pagerank(graph))
-    for layer, size in enumerate(graph.layers):
+    for layer, size in enumerate(graph.layer_sizes):
         nodes = [(layer, k) for k in range(size)]
         found = summaries[layer]
         assert found.edges_in == sum(digraph.in_degree(node) for node in nodes)

@@ -55,7 +55,7 @@ def test_node_summaries_agree_with_their_definition(
     graph, seen = formed(case, form)
     rank = weighted_pagerank(graph, gamma, theta)
     activations = [case.inputs, *case.activations]
-    for layer, size in enumerate(graph.layers):
+    for layer, size in enumerate(graph.layer_sizes):
         for node in range(size):
             found = facts_of(graph, rank, layer, node, top)
             assert (found.layer, found.node, found.name) == (layer, node, graph.names[layer])
@@ -108,7 +108,7 @@ def test_node_summaries_agree_with_networkx(form: str) -> None:
     walk = networkx.stochastic_graph(digraph)
     # gamma = 1: the whole score of a node arrives along edges, so an edge carries a share of that score.
     rank = weighted_pagerank(graph, gamma=1.0)
-    for layer, size in enumerate(graph.layers):
+    for layer, size in enumerate(graph.layer_sizes):
         for node in range(size):
             here = (layer, node)
             found = facts_of(graph, rank, layer, node, top=20)
@@ -199,7 +199,7 @@ def test_node_summaries_of_layers_with_one_node_and_with_zeros() -> None:
 
 
 def assert_edges_are_those_of_the_facts(graph: LayeredGraph, rank: RankResult, top: int, theta: float | None) -> None:
-    for layer, size in enumerate(graph.layers):
+    for layer, size in enumerate(graph.layer_sizes):
         found = strongest_edges(graph, rank, layer, top, theta=theta)
         assert all(part.shape == (size, top) for part in found)
         for node in range(size):

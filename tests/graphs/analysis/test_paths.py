@@ -45,7 +45,7 @@ def test_paths_are_the_best_of_all_enumerated_paths(
 ) -> None:
     graph, seen = formed(case, form)
     layer = data.draw(st.integers(0, len(graph.blocks)))
-    node = data.draw(st.integers(0, graph.layers[layer] - 1))
+    node = data.draw(st.integers(0, graph.layer_sizes[layer] - 1))
     before = data.draw(st.integers(0, layer))
     after = data.draw(st.integers(0, len(graph.blocks) - layer))
     matrices = [transition_matrix(weight, theta) for weight in seen.weights]
@@ -85,7 +85,7 @@ def test_equal_paths_are_ordered_by_node(seed: int, elements: int, form: str, mo
     rank = weighted_pagerank(graph)
     matrices = [transition_matrix(weight, 1.0) for weight in seen.weights]
     for layer, before, after in [(0, 0, 4), (2, 2, 2), (4, 4, 0), (1, 1, 3), (3, 0, 1), (2, 0, 0)]:
-        for node in range(graph.layers[layer]):
+        for node in range(graph.layer_sizes[layer]):
             expected = all_paths(matrices, layer, node, before, after)
             for k in (1, 2, 3, 7, 1000):
                 assert strongest_paths(graph, rank, layer, node, k, before, after) == tuple(expected[:k])

@@ -18,7 +18,7 @@ from tests.graphs.forms import every_form, formed
 @given(case=cases())
 def test_strengths_are_sums_of_weights(case: Case, form: str) -> None:
     graph, seen = formed(case, form)
-    for layer, size in enumerate(graph.layers):
+    for layer, size in enumerate(graph.layer_sizes):
         into = [sum(seen.weights[layer - 1][i].tolist()) for i in range(size)] if layer else [0.0] * size
         out = (
             [sum(seen.weights[layer][:, j].tolist()) for j in range(size)]
@@ -37,7 +37,7 @@ def test_strengths_agree_with_networkx(form: str) -> None:
     case.weights[2][0] = 0
     graph, _ = formed(case, form)
     digraph = to_networkx(graph)
-    for layer, size in enumerate(graph.layers):
+    for layer, size in enumerate(graph.layer_sizes):
         nodes = [(layer, k) for k in range(size)]
         into, out = strengths(graph, layer)
         np.testing.assert_allclose(into, [digraph.in_degree(node, weight="weight") for node in nodes])

@@ -91,7 +91,7 @@ def test_degenerate_blocks(weight: Any) -> None:
     graph = LayeredGraph.from_weights([weight], [1] * len(weight[0]), [[1]])
     ax = legible(adjacency_heatmap(graph, 1, weighted_pagerank(graph)))
     assert ("no edges" in ax.get_title()) == (not np.any(weight))
-    legible(adjacency_heatmap(graph, 1, rank_of(graph, [np.zeros(size) for size in graph.layers])))
+    legible(adjacency_heatmap(graph, 1, rank_of(graph, [np.zeros(size) for size in graph.layer_sizes])))
 
 
 def test_invalid_arguments_are_refused() -> None:

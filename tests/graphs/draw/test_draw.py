@@ -40,7 +40,7 @@ from tests.graphs.cases import random_case
 CYCLIC = residual_graph(random_case(1, (6, 9, 6, 9, 6)).graph())
 GRAPH = random_case(2, (7, 12, 5)).graph()
 RANK = weighted_pagerank(GRAPH)
-KEEP = [np.arange(size) % 2 == 0 for size in GRAPH.layers]
+KEEP = [np.arange(size) % 2 == 0 for size in GRAPH.layer_sizes]
 FIGURES: dict[str, Callable[[Any], Any]] = {
     "convergence": lambda ax: draw.convergence([pagerank(CYCLIC)], ax=ax),
     "score_heatmap": lambda ax: draw.score_heatmap(RANK.scores, KEEP, ax),
@@ -135,14 +135,16 @@ def unusual(kind: str) -> tuple[LayeredGraph, RankResult]:
     sizes = {"pair": (9, 7), "single node": (6, 1, 5), "three nodes": (1, 1, 1), "forty layers": (12,) * 40}
     graph = random_case(3, sizes.get(kind, (8, 30, 8, 30))).graph()
     if kind == "long names":
-        graph = LayeredGraph(graph.blocks, graph.activations, tuple(LONG.format(k) for k in range(len(graph.layers))))
+        graph = LayeredGraph(
+            graph.blocks, graph.activations, tuple(LONG.format(k) for k in range(len(graph.layer_sizes)))
+        )
     rank = weighted_pagerank(graph)
     if kind == "equal scores":
-        rank = rank_of(graph, [np.full(size, 1.0 / size) for size in graph.layers])
+        rank = rank_of(graph, [np.full(size, 1.0 / size) for size in graph.layer_sizes])
     if kind == "zero scores":
-        rank = rank_of(graph, [np.zeros(size) for size in graph.layers])
+        rank = rank_of(graph, [np.zeros(size) for size in graph.layer_sizes])
     if kind == "one scores all":
-        rank = rank_of(graph, [np.arange(size) == 0 for size in graph.layers])
+        rank = rank_of(graph, [np.arange(size) == 0 for size in graph.layer_sizes])
     return graph, rank
 
 
@@ -153,7 +155,7 @@ UNUSUAL = (
 
 
 def drawn(name: str, graph: LayeredGraph, rank: RankResult, ax: Any = None) -> Any:
-    keep = [np.arange(size) < max(1, 0.7 * size) for size in graph.layers]
+    keep = [np.arange(size) < max(1, 0.7 * size) for size in graph.layer_sizes]
     figures: dict[str, Callable[[], Any]] = {
         "convergence": lambda: draw.convergence([rank], ax=ax),
         "score_heatmap": lambda: draw.score_heatmap(rank.scores, keep, ax),

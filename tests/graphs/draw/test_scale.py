@@ -66,7 +66,7 @@ def ten_million_edges() -> tuple[LayeredGraph, RankResult]:
         for _ in range(2)
     )
     graph = LayeredGraph(blocks, (np.ones(size),) * 3, ("a", "b", "c"))
-    assert graph.edges == 10_000_000
+    assert graph.n_edges == 10_000_000
     return graph, rank_of(graph, heavy([size] * 3))
 
 
@@ -134,7 +134,7 @@ def test_node_link_takes_a_subgraph_or_refuses(case: str, request: pytest.Fixtur
     drawn = bounded(
         lambda: legible(node_link(top_subgraph(graph, rank, nodes=20, layers=range(3)))), seconds=20, megabytes=300
     )
-    assert f"60 of {sum(graph.layers[:3]):,} nodes" in drawn.get_title()
+    assert f"60 of {sum(graph.layer_sizes[:3]):,} nodes" in drawn.get_title()
     whole = top_subgraph(graph, rank, nodes=1000, layers=(0, 1))
     with pytest.raises(GraphError, match="up to 300 nodes, got 2,000"):
         node_link(whole)

@@ -32,7 +32,7 @@ def test_scipy_is_the_assembled_matrix(case: Case) -> None:
     csr = case.graph().to_scipy()
     csr.check_format(full_check=True)
     np.testing.assert_array_equal(csr.toarray(), assembled(case))
-    assert csr.nnz == case.graph().edges
+    assert csr.nnz == case.graph().n_edges
     assert csr.has_canonical_format
     assert csr.indices.dtype == csr.indptr.dtype == np.int32
 
@@ -238,7 +238,7 @@ def test_layers_are_found_from_edges_alone(case: Case, rng: random.Random) -> No
     graph, labels = from_networkx(bare)
     found = {node: layer for layer, members in enumerate(labels) for node in members}
     assert found == layers_by_relaxing(bare)
-    assert graph.edges == len(edges)
+    assert graph.n_edges == len(edges)
     for members in labels:
         # Without indices, nodes are in the digraph's order.
         assert list(members) == [node for node in nodes if node in members]
@@ -254,7 +254,7 @@ def test_a_source_in_the_middle_gets_the_layer_of_its_edges() -> None:
     digraph.add_node("alone")
     graph, labels = from_networkx(digraph)
     assert labels == (("a", "x", "alone"), ("b", "late", "y"), ("c",))
-    assert graph.layers == (3, 3, 1)
+    assert graph.layer_sizes == (3, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_missing_weights_count_as_one_and_zeros_as_no_edge() -> None:
     del digraph.edges["a", "z"]["weight"]
     digraph.edges["b", "z"]["weight"] = 0.0
     graph, _ = from_networkx(digraph)
-    assert graph.edges == 1
+    assert graph.n_edges == 1
     np.testing.assert_array_equal(graph.block(1).toarray(), [[1.0, 0.0]])
     np.testing.assert_array_equal(from_networkx(digraph, weight=None)[0].block(1).toarray(), [[1.0, 1.0]])
 
@@ -381,7 +381,7 @@ def test_other_objects_than_digraphs_are_refused() -> None:
 def test_a_graph_from_networkx_ranks_as_the_digraph_does(case: Case) -> None:
     digraph = to_networkx(case.graph())
     graph, labels = from_networkx(digraph)
-    layered_rank = pagerank(graph, 0.7, np.full(graph.nodes, 1 / graph.nodes)).stacked
+    layered_rank = pagerank(graph, 0.7, np.full(graph.n_nodes, 1 / graph.n_nodes)).stacked
     nodes = [node for members in labels for node in members]
     expected = networkx.pagerank(digraph, alpha=0.7, tol=1e-13, max_iter=1000)
     np.testing.assert_allclose(layered_rank, [expected[node] for node in nodes], atol=1e-9)

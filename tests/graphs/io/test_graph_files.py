@@ -59,11 +59,13 @@ def same_array(one: Any, other: Any) -> bool:
 def same_graph(one: LayeredGraph, other: LayeredGraph) -> bool:
     pairs = [
         (getattr(one.block(layer), part), getattr(other.block(layer), part))
-        for layer in range(1, len(one.layers))
+        for layer in range(1, len(one.layer_sizes))
         for part in ("data", "indices", "indptr")
     ]
     pairs += list(zip(one.activations, other.activations, strict=True))
-    return one.names == other.names and one.layers == other.layers and all(same_array(*pair) for pair in pairs)
+    return (
+        one.names == other.names and one.layer_sizes == other.layer_sizes and all(same_array(*pair) for pair in pairs)
+    )
 
 
 def same_certificate(one: Certificate | None, other: Certificate | None) -> bool:
@@ -100,7 +102,7 @@ def test_same_rank_compares_every_field() -> None:
         for field in fields(RankResult)
         if isinstance(getattr(result, field.name), np.ndarray | float)
     }
-    others |= dict.fromkeys(("solver", "backend", "method", "choice", "stop_reason"), "other")
+    others |= dict.fromkeys(("solver", "backend", "method", "solver_reason", "stop_reason"), "other")
     others |= dict.fromkeys(("names", "layer_bounds", "degenerate", "labels"), ("other",))
     others["scores"] = (*result.scores[:-1], -result.scores[-1])
     others["parameters"] = {}
@@ -170,7 +172,7 @@ def test_a_general_rank_comes_back_bit_for_bit(
     path: Path, case: Case, gamma: float, solver: str, columns: int | None, dtype: str
 ) -> None:
     graph = bidirectional_graph(case.graph())
-    teleport = None if columns is None else np.random.default_rng(1).random((graph.nodes, columns))
+    teleport = None if columns is None else np.random.default_rng(1).random((graph.n_nodes, columns))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         result = pagerank(graph, gamma, teleport, solver=solver, dtype=dtype, max_iter=4)

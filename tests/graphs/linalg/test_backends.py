@@ -125,7 +125,7 @@ def test_csr_blocks_get_kernels_from_as_many_entries_on(entries: int, kind: type
     indices = np.concatenate([np.arange(64)] * (KERNEL_ENTRIES // 64))[:entries] * 100
     csr = sparse.csr_array((np.ones(entries), indices, indptr), shape=(KERNEL_ENTRIES // 64, 6400))
     block = as_block(csr, "block")
-    assert block.edges == entries
+    assert block.n_edges == entries
     assert type(make_backend("auto", None, "float64").operator(block, 30)) is kind
     assert type(make_backend("scipy", None, "float64").operator(block, 30)) is CSROperator
 

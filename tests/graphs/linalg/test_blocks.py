@@ -34,7 +34,7 @@ def test_the_csr_of_any_form_is_the_absolute_matrix(matrix: Array, form: Any) ->
     assert_canonical(csr)
     np.testing.assert_array_equal(csr.toarray(), np.abs(matrix))
     assert block.shape == matrix.shape
-    assert block.edges == csr.nnz == np.count_nonzero(matrix)
+    assert block.n_edges == csr.nnz == np.count_nonzero(matrix)
 
 
 @given(MATRICES, st.integers(1, 40), st.booleans())
@@ -110,7 +110,7 @@ def test_narrow_torch_weights_make_a_float32_csr_of_the_same_values(dtype: torch
 
 def test_edges_of_tiny_and_huge_float64_weights_are_counted_as_the_csr_has_them() -> None:
     block = as_block(np.array([[1e-300, 0.0], [1e300, -1e-50]]), "block")
-    assert block.edges == block.to_csr().nnz == 3
+    assert block.n_edges == block.to_csr().nnz == 3
 
 
 # --- a dense block does not copy

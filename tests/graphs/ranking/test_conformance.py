@@ -135,7 +135,7 @@ def test_the_kernels_are_what_these_tests_met(backend: str) -> None:
 @every_backend
 def test_every_backend_ranks_general_graphs_alike(name: str, solver: str, backend: str) -> None:
     graph = GRAPHS[name].graph()
-    teleport = np.random.default_rng(1).random((graph.nodes, 3))
+    teleport = np.random.default_rng(1).random((graph.n_nodes, 3))
     for digraph in (graph, graph.with_csr(), bidirectional_graph(graph)):
         reference = pagerank(digraph, 0.7, solver="lu", backend="scipy")
         found = pagerank(digraph, 0.7, solver=solver, backend=backend)  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def test_an_early_stop_returns_the_iterate_and_its_residuals(matrix: Array, gamm
 @given(cases(), DAMPINGS)
 def test_a_layered_graph_ranks_as_its_networkx_form(case: Case, gamma: float) -> None:
     graph = case.graph()
-    uniform = np.full(graph.nodes, 1 / graph.nodes)
+    uniform = np.full(graph.n_nodes, 1 / graph.n_nodes)
     expected = networkx.pagerank(to_networkx(graph), gamma, tol=1e-14, max_iter=2000)
     assert pagerank(graph, gamma, uniform).as_dict() == pytest.approx(expected, abs=1e-10)
 
@@ -131,8 +131,8 @@ def test_the_teleport_of_a_layered_graph_is_its_activations(case: Case, gamma: f
 
 def test_a_graph_without_activations_teleports_uniformly() -> None:
     graph = random_case(2, (4, 5, 3)).graph()
-    bare = BlockDigraph(graph.layers, as_digraph(graph).edges, graph.names)
-    uniform = np.full(graph.nodes, 1 / graph.nodes)
+    bare = BlockDigraph(graph.layer_sizes, as_digraph(graph).edge_blocks, graph.names)
+    uniform = np.full(graph.n_nodes, 1 / graph.n_nodes)
     np.testing.assert_allclose(pagerank(bare).stacked, pagerank(graph, teleport=uniform).stacked, rtol=1e-14)
     assert np.abs(pagerank(graph).stacked - pagerank(bare).stacked).sum() > 1e-3
 

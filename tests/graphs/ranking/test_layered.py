@@ -269,7 +269,7 @@ def test_a_sweep_reports_one_exact_pass() -> None:
     result = weighted_pagerank(random_case(1, (4, 5, 4, 3)).graph(), 0.3, 0.9)
     assert (result.iterations, result.stop_reason, result.error_bound, result.converged) == (1, "exact", 0.0, True)
     assert (result.solver, result.block_products, list(result.residuals)) == ("sweep", 3, [0.0])
-    assert (result.choice, result.certificate, result.labels) == ("", None, None)
+    assert (result.solver_reason, result.certificate, result.labels) == ("", None, None)
     assert result.layer_bounds == (0.0,) * 4
     np.testing.assert_array_equal(result.layer_residuals, np.zeros((1, 4)))
     np.testing.assert_array_equal(result.error_bounds, [0.0])

@@ -135,7 +135,7 @@ def test_group_size_does_not_matter(elements: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("graphs.reduction.sparsify.BAND_ELEMENTS", elements)
     found = sparsify(graph_of(weight), significance=0.1)
     np.testing.assert_array_equal(found.graph.block(1).toarray(), expected.graph.block(1).toarray())
-    assert 0.0 < found.kept < 1.0
+    assert 0.0 < found.kept_share < 1.0
 
 
 def test_sums_beyond_float64_do_not_overflow() -> None:

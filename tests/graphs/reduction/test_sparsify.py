@@ -140,7 +140,7 @@ def test_a_weaker_rule_keeps_a_superset(case: Case, k: int, l: int, low: float, 
         fewer, more = sparsify(case.graph(), **few), sparsify(case.graph(), **many)
         for small, large in zip(fewer.graph.blocks, more.graph.blocks, strict=True):
             assert (large.to_csr().toarray()[small.to_csr().toarray() != 0] != 0).all()
-        assert fewer.kept <= more.kept
+        assert fewer.kept_share <= more.kept_share
         assert fewer.dropped_weight >= more.dropped_weight
         assert fewer.pagerank_bound(0.7) >= more.pagerank_bound(0.7)
 
@@ -150,7 +150,7 @@ def test_sparsifying_again_by_the_same_count_or_threshold_drops_nothing(case: Ca
     once = sparsify(case.graph(), **rule)
     twice = sparsify(once.graph, **rule)
     if "significance" not in rule and rule.get("mass", 1.0) == 1.0:
-        assert twice.kept == 1.0
+        assert twice.kept_share == 1.0
         assert twice.graph.blocks == once.graph.blocks
 
 
@@ -166,7 +166,7 @@ def test_rules_that_drop_nothing_have_bounds_of_zero(
     found = sparsify(case.graph(), **rule)
     for weight, block in zip(case.weights, found.graph.blocks, strict=True):
         np.testing.assert_array_equal(block.to_csr().toarray(), np.abs(weight))
-    assert (found.kept, found.edges_after) == (1.0, found.edges_before)
+    assert (found.kept_share, found.edges_after) == (1.0, found.edges_before)
     assert {*found.dropped_weight, *found.dropped_edges} == {0.0}
     # Dangling columns too: equal vectors stay equal.
     assert found.layer_bounds(gamma, theta) == (0.0,) * len(case.sizes)
@@ -175,7 +175,7 @@ def test_rules_that_drop_nothing_have_bounds_of_zero(
 
 def test_full_mass_keeps_edges_too_light_to_count() -> None:
     weight = np.array([[1.0], [1e-40], [5e-324]])
-    assert sparsify(graph_of(weight), mass=1.0).kept == 1.0
+    assert sparsify(graph_of(weight), mass=1.0).kept_share == 1.0
     assert sparsify(graph_of(weight), mass=1.0 - 1e-16).edges_after == 1
 
 
@@ -206,9 +206,9 @@ def test_dropped_shares_are_the_largest_of_a_column(case: Case, rule: dict[str, 
         ]
         assert found.dropped_weight[position] == pytest.approx(max(by_weight, default=0.0), abs=1e-14)
         assert found.dropped_edges[position] == pytest.approx(max(by_count, default=0.0), abs=1e-14)
-    assert found.edges_before == case.graph().edges
-    assert found.edges_after == found.graph.edges
-    assert found.kept == (found.edges_after / found.edges_before if found.edges_before else 1.0)
+    assert found.edges_before == case.graph().n_edges
+    assert found.edges_after == found.graph.n_edges
+    assert found.kept_share == (found.edges_after / found.edges_before if found.edges_before else 1.0)
 
 
 @given(cases(), rules, SHARES)
@@ -294,7 +294,7 @@ def test_stored_blocks_are_not_changed() -> None:
 
 def test_a_graph_without_edges_stays_the_same() -> None:
     found = sparsify(graph_of(np.zeros((3, 2))), top_k=1)
-    assert (found.edges_before, found.edges_after, found.kept, found.dangling) == (0, 0, 1.0, True)
+    assert (found.edges_before, found.edges_after, found.kept_share, found.dangling) == (0, 0, 1.0, True)
     assert found.layer_bounds(0.5) == (0.0, 0.0)
 
 
@@ -378,8 +378,8 @@ def test_the_layer_bounds_are_attained(gamma: float, theta: float, n_blocks: int
 def test_the_general_rank_keeps_its_bound(case: Case, rule: dict[str, Any], gamma: float, seed: int) -> None:
     found = sparsify(case.graph(), **rule)
     rng = np.random.default_rng(seed)
-    teleport = rng.exponential(size=found.graph.nodes) ** 4
-    uniform = np.full(found.graph.nodes, 1.0 / found.graph.nodes)
+    teleport = rng.exponential(size=found.graph.n_nodes) ** 4
+    uniform = np.full(found.graph.n_nodes, 1.0 / found.graph.n_nodes)
     for vector in (None, uniform, teleport):
         before, after = (
             pagerank(graph, gamma, vector, tol=1e-14, max_iter=10_000).stacked for graph in (case.graph(), found.graph)
@@ -399,7 +399,7 @@ def test_the_bound_of_the_general_rank_is_nearly_attained(gamma: float) -> None:
         [np.ones(2 ** (layer + 1)) for layer in range(n_blocks)],
     )
     found = sparsify(case.graph(), top_k=1)
-    home = np.eye(1, found.graph.nodes)[0]
+    home = np.eye(1, found.graph.n_nodes)[0]
     before, after = (pagerank(graph, gamma, home, tol=1e-13).stacked for graph in (case.graph(), found.graph))
     truth = distance([before], [after])
     assert 0.97 * found.pagerank_bound(gamma) <= truth <= found.pagerank_bound(gamma) + 1e-10

@@ -43,8 +43,8 @@ def check(shown: Subgraph, graph: LayeredGraph, rank: RankResult | None) -> None
     """Check the properties that every subgraph of an original has."""
     assert all(after == before + 1 for before, after in zip(shown.layers, shown.layers[1:], strict=False))
     assert shown.graph.names == tuple(graph.names[layer] for layer in shown.layers)
-    assert shown.total_nodes == tuple(graph.layers[layer] for layer in shown.layers)
-    assert shown.graph.layers == tuple(map(len, shown.nodes))
+    assert shown.total_nodes == tuple(graph.layer_sizes[layer] for layer in shown.layers)
+    assert shown.graph.layer_sizes == tuple(map(len, shown.nodes))
     assert shown.labels == tuple(
         tuple((layer, node) for node in nodes.tolist()) for layer, nodes in zip(shown.layers, shown.nodes, strict=True)
     )
@@ -133,7 +133,7 @@ def test_a_layer_without_score_shows_one_node() -> None:
 
 def test_twenty_nodes_by_default() -> None:
     graph = random_case(1, (30, 5, 40)).graph()
-    assert top_subgraph(graph, weighted_pagerank(graph)).graph.layers == (20, 5, 20)
+    assert top_subgraph(graph, weighted_pagerank(graph)).graph.layer_sizes == (20, 5, 20)
 
 
 @given(cases(), st.integers(1, 4), st.integers(1, 6))
@@ -244,8 +244,8 @@ def test_an_ego_graph_that_is_too_large_is_refused_early() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 150e6
-    assert ego(graph, 2, 0, hops=2, top=3).graph.edges == 3 + 9
-    assert ego(graph, 2, 0, max_edges=5000).graph.edges == 5000
+    assert ego(graph, 2, 0, hops=2, top=3).graph.n_edges == 3 + 9
+    assert ego(graph, 2, 0, max_edges=5000).graph.n_edges == 5000
     with pytest.raises(GraphError, match="max_edges=4,999"):
         ego(graph, 2, 0, max_edges=4999)
 
@@ -260,7 +260,7 @@ def test_between_holds_complete_blocks(case: Case, data: st.DataObject) -> None:
     shown = between(graph, first, last)
     check(shown, graph, None)
     assert shown.layers == tuple(range(first, last + 1))
-    assert [at.tolist() for at in shown.nodes] == [list(range(graph.layers[k])) for k in shown.layers]
+    assert [at.tolist() for at in shown.nodes] == [list(range(graph.layer_sizes[k])) for k in shown.layers]
     assert shown.weight_shares == pytest.approx((1.0,) * (last - first))
     assert induced(shown, case.weights)
 

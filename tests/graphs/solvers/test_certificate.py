@@ -149,7 +149,7 @@ def digraphs(draw: st.DrawFn) -> tuple[Any, Array]:
         )
         matrix = np.tril(matrix, -1) if kind == "dag" else np.sign(matrix + matrix.T) if kind == "symmetric" else matrix
         graph = sparse.csr_array(matrix)
-    n_nodes = as_digraph(graph).nodes
+    n_nodes = as_digraph(graph).n_nodes
     return graph, np.ones(n_nodes) if draw(st.booleans()) else rng.random(n_nodes) + 1e-3
 
 
@@ -174,7 +174,7 @@ def test_certified_sets_of_layered_ranks_are_those_of_the_exact_scores(pooled: b
     @given(st.data(), chains(), st.sampled_from(["power", "power", "aitken", "anderson"]))
     def check(data: st.DataObject, chain: tuple[LayeredGraph, list[Array], float, float], solver: Any) -> None:
         graph, exact, gamma, theta = chain
-        keep = data.draw(keeps(graph.layers, pooled))
+        keep = data.draw(keeps(graph.layer_sizes, pooled))
         watched: Any = Watched(keep, exact)
         with warnings.catch_warnings():
             # Anderson mixing may stay above every tolerance that rounding allows.
@@ -199,7 +199,7 @@ def test_certified_sets_of_digraphs_are_those_of_the_exact_scores(pooled: bool) 
     )
     def check(data: st.DataObject, drawn: tuple[Any, Array], gamma: float, solver: str) -> None:
         graph, teleport = drawn
-        keep = data.draw(keeps(as_digraph(graph).layers, pooled))
+        keep = data.draw(keeps(as_digraph(graph).layer_sizes, pooled))
         watched: Any = Watched(keep, dense(graph, gamma, teleport))
         result = pagerank(graph, gamma, teleport, solver=solver, max_iter=5000, keep=watched)
         early.append(watched.check_result(result))

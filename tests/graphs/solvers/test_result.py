@@ -56,7 +56,7 @@ def test_a_general_rank_has_its_layers_and_is_stacked_in_order() -> None:
     assert list(result.as_dict()) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]
     np.testing.assert_array_equal(result.stacked, list(result.as_dict().values()))
     assert result.stacked.sum() == pytest.approx(1.0, abs=1e-15)
-    assert result.choice
+    assert result.solver_reason
 
 
 def test_several_ranks_at_once() -> None:

@@ -198,7 +198,9 @@ def test_auto_sweeps(solver: Any) -> None:
     ):
         assert (result.solver, result.stop_reason, result.iterations, result.block_products) == ("sweep", "exact", 1, 2)
         assert (result.error_bound, result.layer_bounds) == (0.0, (0.0, 0.0, 0.0))
-        assert result.choice == ("no edge leads back, so one pass in layer order is exact" if solver == "auto" else "")
+        assert result.solver_reason == (
+            "no edge leads back, so one pass in layer order is exact" if solver == "auto" else ""
+        )
 
 
 # --- exactness of power iteration
@@ -576,12 +578,12 @@ def test_a_start_at_the_fixed_point_stops_at_once(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", ["gauss-seidel", "gmres", "bicgstab"])
 def test_warm_starts_of_the_solvers_of_digraphs(solver: str) -> None:
-    teleport = np.ones(CYCLIC.nodes)
+    teleport = np.ones(CYCLIC.n_nodes)
     teleport[0] += 1e-6
     cold = pagerank(CYCLIC, 0.95, solver=solver, teleport=teleport)
     for start in (cold, list(cold.scores)):
         assert pagerank(CYCLIC, 0.95, solver=solver, teleport=teleport, start=start).iterations == 1
-    uniform = pagerank(CYCLIC, 0.95, solver=solver, teleport=np.ones(CYCLIC.nodes))
+    uniform = pagerank(CYCLIC, 0.95, solver=solver, teleport=np.ones(CYCLIC.n_nodes))
     warm = pagerank(CYCLIC, 0.95, solver=solver, teleport=teleport, start=uniform)
     assert warm.residuals[0] <= 0.01 * cold.residuals[0] + 1e-14
     assert warm.iterations <= cold.iterations
@@ -589,7 +591,7 @@ def test_warm_starts_of_the_solvers_of_digraphs(solver: str) -> None:
 
 
 def test_one_start_serves_all_columns() -> None:
-    teleport = np.random.default_rng(2).random((CYCLIC.nodes, 3))
+    teleport = np.random.default_rng(2).random((CYCLIC.n_nodes, 3))
     single = pagerank(CYCLIC, solver="power", max_iter=1000)
     many = pagerank(CYCLIC, solver="power", teleport=teleport, start=single)
     expected = pagerank(CYCLIC, solver="lu", teleport=teleport)
@@ -776,7 +778,7 @@ def test_anyone_can_write_a_solver() -> None:
     plain = pagerank(CYCLIC, 0.9, solver="power")
     assert (result.solver, result.stop_reason) == ("twice", "tolerance")
     assert result.iterations in (plain.iterations // 2, (plain.iterations + 1) // 2)
-    assert result.block_products == 2 * result.iterations * len(CYCLIC.edges)
+    assert result.block_products == 2 * result.iterations * len(CYCLIC.edge_blocks)
     assert_layers_equal(result.scores, plain.scores, rtol=1e-9)
 
 

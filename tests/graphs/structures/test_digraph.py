@@ -77,7 +77,7 @@ def problem(digraph: BlockDigraph, gamma: float, teleport: Any = None, backend: 
 def transition(digraph: BlockDigraph, backend: str = "auto") -> Array:
     """P column by column, by products with the operators."""
     found = problem(digraph, 0.5, backend=backend)
-    columns = [found.stack(found.transition(found.split(unit))) for unit in np.eye(digraph.nodes)]
+    columns = [found.stack(found.transition(found.split(unit))) for unit in np.eye(digraph.n_nodes)]
     return np.stack(columns, axis=1)
 
 
@@ -191,9 +191,9 @@ def test_blocks_are_not_copied() -> None:
     graph = layered([6, 9, 6], seed=1)
     for digraph in (residual_graph(graph), bidirectional_graph(graph), as_digraph(graph)):
         assert {id(b) for b in graph.blocks} <= {id(b) for b in digraph.blocks}
-        assert (digraph.layers, digraph.names, digraph.nodes) == (graph.layers, graph.names, 21)
+        assert (digraph.layer_sizes, digraph.names, digraph.n_nodes) == (graph.layer_sizes, graph.names, 21)
         assert digraph.activations is graph.activations
-    two = bidirectional_graph(graph).edges
+    two = bidirectional_graph(graph).edge_blocks
     assert [(e.source, e.target, e.transposed) for e in two] == [
         (0, 1, False),
         (1, 2, False),
@@ -280,7 +280,7 @@ def test_anything_becomes_a_digraph() -> None:
     digraph = residual_graph(layered([3, 4, 3], seed=1))
     assert as_digraph(digraph) is digraph
     found = as_digraph(networkx.DiGraph([("a", "b"), ("b", "a")]))
-    assert (found.layers, found.labels, len(found.edges)) == ((2,), ("a", "b"), 1)
+    assert (found.layer_sizes, found.labels, len(found.edge_blocks)) == ((2,), ("a", "b"), 1)
     with pytest.raises(GraphError, match=r"expected a networkx graph, a scipy sparse matrix .*BlockDigraph, got list"):
         as_digraph([1])
 
@@ -331,7 +331,7 @@ def test_inner_edges_of_a_layered_dag_are_swept_in_node_order() -> None:
     found = pagerank(cyclic, 0.9, teleport, backend="torch")
     assert np.abs(found.stacked - expected.stacked).sum() <= found.error_bound + 1e-14
     assert found.solver not in ("gauss-seidel", "sweep")
-    assert "no layers" not in found.choice
+    assert "no layers" not in found.solver_reason
 
 
 # --- teleport
@@ -395,8 +395,8 @@ def problems(draw: st.DrawFn) -> tuple[DigraphProblem, Array]:
             if rng.random() < 0.7
         ]
         digraph = BlockDigraph(sizes, tuple(edges), ("", "", ""))
-    teleport = rng.random(digraph.nodes) * (rng.random(digraph.nodes) < 0.6)
-    teleport[rng.integers(digraph.nodes)] += 1.0
+    teleport = rng.random(digraph.n_nodes) * (rng.random(digraph.n_nodes) < 0.6)
+    teleport[rng.integers(digraph.n_nodes)] += 1.0
     gamma = draw(st.sampled_from([0.3, 0.85, 0.99]))
     found = problem(digraph, gamma, teleport, backend="scipy")
     matrix = column_stochastic(digraph.to_scipy().toarray())
@@ -412,7 +412,7 @@ def test_caps_are_the_largest_entries_of_every_row(drawn: tuple[DigraphProblem, 
     dangling = ~matrix.any(axis=0)
     matrix += np.outer(found.stack(found.teleport), dangling)
     caps = found.row_maxima()
-    assert [len(cap) for cap in caps] == list(found.digraph.layers)
+    assert [len(cap) for cap in caps] == list(found.digraph.layer_sizes)
     np.testing.assert_allclose(np.concatenate(caps), matrix.max(axis=1), rtol=1e-12)
 
 
@@ -462,7 +462,7 @@ def test_the_residual_of_a_pass_is_an_upper_bound(
         assert np.abs(matrix @ vector - vector).sum() <= step.residual + 1e-14
         assert np.abs(vector - exact).sum() <= min(step.bounds) + 1e-12
         assert step.bounds == [step.residual / (1 - found.gamma) if not step.exact else 0.0] * found.n_layers
-        assert step.products == len(found.digraph.edges)
+        assert step.products == len(found.digraph.edge_blocks)
 
 
 @given(problems(), st.integers(0, 10**6))
@@ -470,9 +470,9 @@ def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphProblem, 
     # Plain Gauss-Seidel on x = gamma P x + teleporting * v in the order of the layers.
     found, _ = drawn
     digraph = found.digraph
-    if any(e.source == e.target for e in digraph.edges):
+    if any(e.source == e.target for e in digraph.edge_blocks):
         return
-    state = unit(np.random.default_rng(seed).pareto(1.0, digraph.nodes))
+    state = unit(np.random.default_rng(seed).pareto(1.0, digraph.n_nodes))
     transition = column_stochastic(digraph.to_scipy().toarray())
     teleport, jump = found.stack(found.teleport), 0.37
     expected = state.copy()
@@ -488,7 +488,7 @@ def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphProblem, 
 def test_aggregation_solves_the_chain_of_layers(drawn: tuple[DigraphProblem, Array], seed: int) -> None:
     found, _ = drawn
     digraph = found.digraph
-    state = unit(np.random.default_rng(seed).pareto(1.0, digraph.nodes))
+    state = unit(np.random.default_rng(seed).pareto(1.0, digraph.n_nodes))
     transition, jump = column_stochastic(digraph.to_scipy().toarray()), 0.37
     after = found.stack(found.aggregate(found.split(state), jump))
     arrived = found.gamma * transition @ after + jump * found.stack(found.teleport)
@@ -516,7 +516,7 @@ def test_the_fixed_point_stays_where_it_is(drawn: tuple[DigraphProblem, Array]) 
 def test_columns_are_passed_apart(drawn: tuple[DigraphProblem, Array], seed: int) -> None:
     found, _ = drawn
     rng = np.random.default_rng(seed)
-    teleport = rng.random((found.digraph.nodes, 3)) + 0.01
+    teleport = rng.random((found.digraph.n_nodes, 3)) + 0.01
     teleport /= teleport.sum(axis=0)
     states, jumps = rng.random(teleport.shape) + 0.01, rng.random(3)
     together = problem(found.digraph, found.gamma, teleport, "scipy")

@@ -280,7 +280,7 @@ def test_empty_rows_has_many_empty_rows_and_columns() -> None:
 @pytest.mark.parametrize("density", [1.0, 0.4, 0.01, 0.0])
 def test_layered_graphs_are_valid_and_rank(density: float) -> None:
     graph = layered([20, 60, 30], density, seed=2)
-    assert graph.layers == (20, 60, 30)
+    assert graph.layer_sizes == (20, 60, 30)
     for block in graph.blocks:
         csr = block.to_csr()
         assert (csr.data > 0).all()
@@ -288,7 +288,7 @@ def test_layered_graphs_are_valid_and_rank(density: float) -> None:
         assert block.stored == (density < 1)
         assert (out_degrees(csr) > 0).all(), "no source dangles"
         drawn = round(density * math.prod(csr.shape))
-        assert drawn <= block.edges <= drawn + csr.shape[1]
+        assert drawn <= block.n_edges <= drawn + csr.shape[1]
     rank = weighted_pagerank(graph, gamma=0.5)
     assert rank.converged
     assert [scores.sum() for scores in rank.scores] == pytest.approx([1.0] * 3)

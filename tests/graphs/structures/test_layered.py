@@ -27,9 +27,9 @@ def make(**changes: Any) -> LayeredGraph:
 
 def test_counts() -> None:
     graph = make()
-    assert graph.layers == (2, 3, 1)
+    assert graph.layer_sizes == (2, 3, 1)
     assert graph.offsets == (0, 2, 5, 6)
-    assert (graph.nodes, graph.edges, graph.capacity) == (6, 6, 9)
+    assert (graph.n_nodes, graph.n_edges, graph.capacity) == (6, 6, 9)
     assert graph.density == pytest.approx(6 / 9)
     assert graph.names == ("layer 0", "layer 1", "layer 2")
 
@@ -68,14 +68,14 @@ def test_with_csr_stores_every_block_and_changes_no_number() -> None:
         np.testing.assert_array_equal(stored.block(layer).toarray(), graph.block(layer).toarray())
     assert stored.activations is graph.activations
     assert stored.names == graph.names
-    assert (stored.edges, stored.layers) == (graph.edges, graph.layers)
+    assert (stored.n_edges, stored.layer_sizes) == (graph.n_edges, graph.layer_sizes)
 
 
 @every_form
 def test_the_reversed_graph_has_the_transposed_blocks_in_opposite_order(form: str) -> None:
     graph, case = formed(random_case(2, (5, 6, 4, 3), density=0.6), form)
     back = graph.reversed()
-    assert back.layers == (3, 4, 6, 5)
+    assert back.layer_sizes == (3, 4, 6, 5)
     assert back.names == graph.names[::-1]
     assert_layers_equal(back.activations, [*case.activations[::-1], case.inputs])
     for layer, weight in enumerate(case.weights[::-1], start=1):
@@ -131,7 +131,7 @@ def test_the_squared_graph_has_squared_weights_and_activations(form: str) -> Non
     assert energies.names == graph.names
     for layer, wanted in enumerate(squares, start=1):
         np.testing.assert_allclose(energies.block(layer).toarray(), wanted, rtol=1e-12)
-        assert energies.blocks[layer - 1].edges == np.count_nonzero(wanted)
+        assert energies.blocks[layer - 1].n_edges == np.count_nonzero(wanted)
         row, column = (
             target_weights(energies.blocks[layer - 1], 1),
             source_weights(energies.blocks[layer - 1], 1, layer),
@@ -165,9 +165,9 @@ def test_squares_must_be_finite() -> None:
 def test_a_stored_weight_too_small_to_have_a_square_is_no_edge() -> None:
     tiny = sparse.csr_array([[1e-200, 2.0]])
     graph = LayeredGraph.from_weights([tiny], [1, 1], [[1]])
-    assert graph.edges == 2
-    assert graph.squared().edges == 1
-    assert graph.edges == 2
+    assert graph.n_edges == 2
+    assert graph.squared().n_edges == 1
+    assert graph.n_edges == 2
 
 
 def test_activations_are_read_only_copies() -> None:

@@ -364,7 +364,7 @@ def test_a_record_that_is_not_kept_loses_its_states_to_the_stream() -> None:
     record = recorded(model, sequences)
     open_stream(model, find_ffns(model), sequences, 2, record)
     assert len(record.first_states) == 3
-    record.kept = False
+    record.keeps_first_states = False
     open_stream(model, find_ffns(model), sequences, 2, record)
     assert record.first_states == []
 

@@ -92,7 +92,7 @@ def test_everything_at_once_is_what_the_library_gives(
     assert found["protocol"]["source"] == "file tale.txt"
     assert f"perplexity {wanted.value:.3f} over 138 tokens" in said
     assert f"{compared.divergence.value:.4f}" in said
-    for share in (compared.agreement, alike.prefix, asked.accuracy):
+    for share in (compared.agreement, alike.common_prefix, asked.accuracy):
         assert f"{share.value:.1%}" in said
         assert f"{share.error:.1%}" in said
 

@@ -138,7 +138,7 @@ def test_it_writes_all_formats(checkpoint: Path, corpus: Path, tmp_path: Path, c
     summary = json.loads((output / "summary.json").read_text())
     assert list(summary["layers"]) == ["model.layers.1.mlp"]
     graph, rank = load_graph(output / "graph.safetensors"), load_rank(output / "graph-rank.safetensors")
-    assert graph.layers == tuple(map(len, rank.scores)) == (16, FFN, 16, FFN, 16)
+    assert graph.layer_sizes == tuple(map(len, rank.scores)) == (16, FFN, 16, FFN, 16)
     drawn = networkx.read_graphml(output / "graph-top.graphml")
     assert len(drawn) == 5 * 5
     # The same model and text give the same figures.

@@ -94,7 +94,7 @@ def test_a_model_agrees_with_itself_and_is_not_changed() -> None:
     found = fidelity(model, model, padded_sequences(), 2)
     assert found.divergence.value == 0.0
     assert (found.agreement.value, found.agreement.error) == (1.0, 0.0)
-    assert continuations(model, model, padded_sequences(), 5, 4, 6).exact.value == 1.0
+    assert continuations(model, model, padded_sequences(), 5, 4, 6).equal_texts.value == 1.0
     snapshot.assert_restored()
     assert model.training
 
@@ -203,20 +203,21 @@ def test_continuations_equal_loops_without_cache(name: str, early: bool) -> None
     wanted = [shares(*pair) for pair in pairs]
     for batch_tokens in (1, 40, 4096):
         found = continuations(dense, model, data, 8, 5, 7, batch_tokens)
-        for estimate, values in zip((found.prefix, found.equal, found.exact), zip(*wanted, strict=True), strict=True):
+        estimates = (found.common_prefix, found.equal_tokens, found.equal_texts)
+        for estimate, values in zip(estimates, zip(*wanted, strict=True), strict=True):
             assert estimate.count == 8
             assert estimate.value == pytest.approx(sum(values) / 8)
-    assert found.prefix.value <= found.equal.value
+    assert found.common_prefix.value <= found.equal_tokens.value
 
 
 def test_shares_refer_to_the_longer_continuation(monkeypatch: pytest.MonkeyPatch) -> None:
     said = iter([[[7, 8, 9, 2], [7, 2]], [[7, 5, 9], [7, 2]]])
     monkeypatch.setattr(llmrank.evaluation.fidelity, "_continue", lambda *_: next(said))
     found = continuations(tiny_llama(), tiny_llama(), padded_sequences(), 2, 5, 4)
-    assert found.prefix.value == (1 / 4 + 2 / 2) / 2
-    assert found.equal.value == (2 / 4 + 2 / 2) / 2
-    assert found.exact.value == 0.5
-    assert found.exact.error == 0.5
+    assert found.common_prefix.value == (1 / 4 + 2 / 2) / 2
+    assert found.equal_tokens.value == (2 / 4 + 2 / 2) / 2
+    assert found.equal_texts.value == 0.5
+    assert found.equal_texts.error == 0.5
 
 
 def test_generation_settings_of_a_model_change_nothing_and_stay() -> None:
@@ -252,7 +253,7 @@ def test_batches_hold_no_more_tokens_than_requested(batch_tokens: int, rows: int
     model, data = tiny_llama(), tokenise(token_ids(8, 12), None, 8, 12)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _m, _args, given: seen.append(len(given["input_ids"])), with_kwargs=True)
-    assert continuations(model, model, data, 8, 5, 7, batch_tokens).exact.count == 8
+    assert continuations(model, model, data, 8, 5, 7, batch_tokens).equal_texts.count == 8
     assert max(seen) == rows
 
 
@@ -272,13 +273,13 @@ def test_a_model_without_a_padding_token_continues_in_the_same_way() -> None:
 def test_prompts_are_the_beginnings_without_padding() -> None:
     """The second of five sequences has 8 tokens and the fourth 5."""
     model = tiny_llama()
-    assert continuations(model, model, padded_sequences(), 16, 5, 2).exact.count == 5
-    assert continuations(model, model, padded_sequences(), 16, 6, 2).exact.count == 4
-    assert continuations(model, model, padded_sequences(), 2, 6, 2).exact.count == 2
+    assert continuations(model, model, padded_sequences(), 16, 5, 2).equal_texts.count == 5
+    assert continuations(model, model, padded_sequences(), 16, 6, 2).equal_texts.count == 4
+    assert continuations(model, model, padded_sequences(), 2, 6, 2).equal_texts.count == 2
     # The first sequences without padding, at any position.
     late = padded_sequences()
     late = TokenSequences.of(late.ids[[3, 1, 0, 2, 4]], late.mask[[3, 1, 0, 2, 4]], "test")
-    assert continuations(model, model, late, 2, 6, 2).exact.count == 2
+    assert continuations(model, model, late, 2, 6, 2).equal_texts.count == 2
     for length in (13, 50):
         with pytest.raises(CalibrationError, match=f"has {length} tokens for a prompt"):
             continuations(model, model, padded_sequences(), 16, length, 2)

@@ -43,9 +43,9 @@ def test_removed_cost_equals_the_saving_of_a_compact_model(family: Family) -> No
     ffns = find_ffns(model)
     costs, masks = ModelCosts(model, ffns), masks_of(model)
     before, flops = weights(model), counted(model, ids)
-    assert (costs.whole("parameters"), costs.whole("bytes")) == before
+    assert (costs.total("parameters"), costs.total("bytes")) == before
     maps = nn.ModuleList({id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}.values())
-    assert costs.whole("ffn-parameters") == weights(maps)[0]
+    assert costs.total("ffn-parameters") == weights(maps)[0]
     one_by_one = sum(
         ((len(masks[name]) - int(masks[name].sum())) * neuron_cost(layer).parameters)
         for name, layer in prunable_layers(ffns).items()
@@ -79,7 +79,7 @@ def test_layers_that_follow_one_another_share_a_matrix() -> None:
     first, second = masks.widths.values()
     kept = (5 + 1) * first + (first + 1) * second + (second + 1) * 4
     whole = (5 + 1) * 12 + (12 + 1) * 9 + (9 + 1) * 4
-    assert costs.whole("ffn-parameters") == costs.whole("parameters") == whole
+    assert costs.total("ffn-parameters") == costs.total("parameters") == whole
     assert costs.removed(masks.widths, "parameters") == whole - kept
     flops = counted(model, x)
     apply_masks(model, ffns, masks)
@@ -111,7 +111,7 @@ def test_embedding_bags_cost_no_flops() -> None:
 def test_explicitly_listed_linears_lose_rows() -> None:
     model = tiny_llama()
     costs = ModelCosts(model, explicit_ffns(model, STRUCTURE))
-    assert costs.whole("neurons") == 2 * (40 + 16)
+    assert costs.total("neurons") == 2 * (40 + 16)
     assert costs.removed({"model.layers.0.mlp.up_proj": 30}, "parameters") == 10 * 16
     assert costs.removed({"model.layers.1.mlp.down_proj": 10}, "parameters") == 6 * 40
 

@@ -473,7 +473,7 @@ def test_the_error_for_a_model_without_ffn_lists_its_linear_maps() -> None:
 def test_encoder_and_decoder_are_separate_chains() -> None:
     run = ChainedFFNPipeline(tiny_t5(), None, calibration=torch.randint(3, 64, (2, 12)), pruner=GlobalPruner(0.2))
     run.run()
-    assert [len(graph.layers) for graph in run.graph] == [5, 5]
+    assert [len(graph.layer_sizes) for graph in run.graph] == [5, 5]
     assert {name.split(".")[0] for name in run.model_graphs[0].graph.names} == {"encoder"}
     assert {name.split(".")[0] for name in run.model_graphs[1].graph.names} == {"decoder"}
 

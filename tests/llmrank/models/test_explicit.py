@@ -67,10 +67,10 @@ def test_the_graph_has_one_layer_for_each_linear(topology: type[BasePipeline]) -
     pipeline = topology(model, None, STRUCTURE, calibration=token_ids())
     pipeline.run()
     graphs = [entry.graph for entry in pipeline.model_graphs]
-    assert [graph.layers for graph in graphs] == (
+    assert [graph.layer_sizes for graph in graphs] == (
         [(16, 40, 16, 40, 16)] if topology is ChainedFFNPipeline else [(16, 40, 16)] * 2
     )
-    blocks = [graph.block(k).toarray() for graph in graphs for k in range(1, len(graph.layers))]
+    blocks = [graph.block(k).toarray() for graph in graphs for k in range(1, len(graph.layer_sizes))]
     for block, weight in zip(blocks, weights, strict=True):
         torch.testing.assert_close(torch.from_numpy(block).double(), weight)
 

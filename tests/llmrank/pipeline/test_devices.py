@@ -196,7 +196,7 @@ def test_models_on_two_devices_are_evaluated_like_whole_ones() -> None:
     model, whole, sequences = on_two(tiny_llama()), tiny_llama(), whole_sequences(token_ids(3))
     assert perplexity(model, sequences).value == pytest.approx(perplexity(whole, sequences).value, rel=1e-5)
     assert fidelity(whole, model, sequences).divergence.value == pytest.approx(0.0, abs=1e-6)
-    assert continuations(whole, model, sequences, 2, 8, 4).exact.value == 1.0
+    assert continuations(whole, model, sequences, 2, 8, 4).equal_texts.value == 1.0
     words = tokenizer()
     assert complete(model, words, "w4 w5", 4) == complete(whole, words, "w4 w5", 4)
     passages = [Passage(text(9, seed), text(1, seed + 10)) for seed in range(3)]

@@ -81,8 +81,8 @@ def test_topology_changes_the_rank_alone() -> None:
     chained, isolated = runs
     assert isinstance(chained.graph, LayeredGraph)
     assert isinstance(chained.rank, RankResult)
-    assert [g.layers for g in isolated.graph] == [(16, 40, 16)] * 2
-    assert chained.graph.layers == (16, 40, 16, 40, 16)
+    assert [g.layer_sizes for g in isolated.graph] == [(16, 40, 16)] * 2
+    assert chained.graph.layer_sizes == (16, 40, 16, 40, 16)
     # The first FFN's hidden layer has the same past in both; the second has not.
     names = list(isolated.masks or {})
     both = [
@@ -502,12 +502,12 @@ def test_sensitivities_are_those_of_the_even_cut_and_shift_the_budget(topology: 
 
 def test_choosing_may_be_overridden_and_finds_the_sensitivities() -> None:
     class Halves(IsolatedFFNPipeline):
-        def choose(self, graphs: Any, ranks: Any) -> Masks:
+        def choose_masks(self, graphs: Any, ranks: Any) -> Masks:
             assert set(self.sensitivities) == {"model.layers.0.mlp", "model.layers.1.mlp"}
-            return super().choose(graphs, ranks)
+            return super().choose_masks(graphs, ranks)
 
-        def measure(self, ffns: Any, sequences: Any) -> dict[str, float]:
-            return {name: float(k) for k, name in enumerate(super().measure(ffns, sequences))}
+        def measure_sensitivities(self, ffns: Any, sequences: Any) -> dict[str, float]:
+            return {name: float(k) for k, name in enumerate(super().measure_sensitivities(ffns, sequences))}
 
     pipeline = Halves(tiny_llama(), None, calibration=token_ids(), pruner=SensitivityPruner(0.5, limit=0.5))
     pipeline.run()

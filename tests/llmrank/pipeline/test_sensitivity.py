@@ -55,7 +55,7 @@ def cut_copy(model: Any, name: str, keep: torch.Tensor) -> Any:
     """Make a copy whose down weights are zero for the removed neurons of one layer."""
     twin = copy.deepcopy(model)
     with torch.no_grad():
-        for consumer in prunable_layers(find_ffns(twin))[name].consumers:
+        for consumer in prunable_layers(find_ffns(twin))[name].output_maps:
             weight: Any = consumer.module.weight
             (weight.T if is_transposed(consumer.module) else weight)[:, ~keep] = 0.0
     return twin

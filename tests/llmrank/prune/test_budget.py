@@ -200,12 +200,12 @@ def test_every_unit_is_reached_by_the_fewest_neurons(pruner: type[BasePruner], u
     entries = records(random_scores([40] * 3, 2))
     masks = pruner(0.2, amount_of=unit).prune(entries, costs)
     removed = costs.removed(masks.widths, unit)
-    assert removed >= 0.2 * costs.whole(unit)
+    assert removed >= 0.2 * costs.total(unit)
     # One neuron less from each layer that loses some would not suffice; under one budget not even a single one less.
     step = 3 if pruner is LocalPruner else 1
-    assert removed - step * (removed // (120 - masks.kept)) < 0.2 * costs.whole(unit)
+    assert removed - step * (removed // (120 - masks.kept)) < 0.2 * costs.total(unit)
     # The same as a number.
-    count = math.ceil(0.2 * costs.whole(unit))
+    count = math.ceil(0.2 * costs.total(unit))
     assert pruner(count, amount_of=unit).prune(entries, costs) == masks
 
 
@@ -223,7 +223,7 @@ def test_other_layers_lose_what_protected_layers_do_not() -> None:
     for pruner in (LocalPruner, GlobalPruner):
         masks = pruner(0.2, amount_of="bytes", protect=0).prune(records(random_scores([40] * 3, 3)), costs)
         assert masks.widths[NAMES[0]] == 40
-        assert 0.2 <= costs.removed(masks.widths, "bytes") / costs.whole("bytes") < 0.23
+        assert 0.2 <= costs.removed(masks.widths, "bytes") / costs.total("bytes") < 0.23
 
 
 def test_widths_are_rounded_after_the_target_is_met() -> None:
@@ -239,7 +239,7 @@ def test_more_than_can_be_removed_is_refused_with_the_possible_amount(pruner: ty
     model = tiny_llama()
     ffns = find_ffns(model)
     costs = ModelCosts(model, ffns)
-    most = 2 * 39 * 48 / costs.whole("parameters")
+    most = 2 * 39 * 48 / costs.total("parameters")
     message = (
         rf"95.0% of the model parameters cannot be removed: at most {math.floor(1000 * most) / 10:.1f}% can.*embeddings"
     )
@@ -248,7 +248,7 @@ def test_more_than_can_be_removed_is_refused_with_the_possible_amount(pruner: ty
     # The amount in the message is possible.
     check_budget(pruner(math.floor(1000 * most) / 1000, amount_of="parameters"), ffns, costs, jointly=True)
     with pytest.raises(
-        OptionError, match=f"9,999 of {costs.whole('ffn-parameters'):,} FFN parameters.*at most 3,744 can"
+        OptionError, match=f"9,999 of {costs.total('ffn-parameters'):,} FFN parameters.*at most 3,744 can"
     ):
         check_budget(pruner(9999, amount_of="ffn-parameters"), ffns, costs, jointly=True)
     with pytest.raises(OptionError, match=r"at most 1,872 can.*and the protected layers all of theirs; lower"):

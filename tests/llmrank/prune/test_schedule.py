@@ -130,8 +130,8 @@ def test_removed_neurons_do_not_come_back_and_the_last_step_reaches_the_amount(
     steps: list[Masks] = []
 
     class Watched(topology):  # type: ignore[misc, valid-type]
-        def choose(self, *arguments: Any) -> Masks:
-            steps.append(super().choose(*arguments))
+        def choose_masks(self, *arguments: Any) -> Masks:
+            steps.append(super().choose_masks(*arguments))
             return steps[-1]
 
     run = ran(Watched, model_of(), pruner=pruner, steps=4)
@@ -228,12 +228,12 @@ def test_later_steps_calibrate_on_the_model_as_pruned_so_far(repair: BaseRepair 
     kept: list[Masks] = []
 
     class Watched(IsolatedFFNPipeline):
-        def draw(self, *arguments: Any) -> Any:
+        def build_graphs(self, *arguments: Any) -> Any:
             seen.append(logits(self.model, CALIBRATION))
-            return super().draw(*arguments)
+            return super().build_graphs(*arguments)
 
-        def repairs(self, ffns: Any, masks: Masks, *arguments: Any) -> Any:
-            found = super().repairs(ffns, masks, *arguments)
+        def repair_output_maps(self, ffns: Any, masks: Masks, *arguments: Any) -> Any:
+            found = super().repair_output_maps(ffns, masks, *arguments)
             kept.append(found[0])
             return found
 

@@ -42,8 +42,8 @@ def ranked(scorer: BaseScorer = EXACT, layers: int = 3, **options: Any) -> Resid
     model = tiny_llama(num_hidden_layers=layers)
     pipeline = ResidualFFNPipeline(model, None, scorer=scorer, calibration=IDS, **options)
     ffns = pipeline.find()
-    pipeline.model_graphs = pipeline.draw(ffns, pipeline.calibrate(ffns, pipeline.calibration_texts()[0]))
-    pipeline.ranks = pipeline.score(pipeline.model_graphs)
+    pipeline.model_graphs = pipeline.build_graphs(ffns, pipeline.calibrate(ffns, pipeline.calibration_texts()[0]))
+    pipeline.ranks = pipeline.rank_graphs(pipeline.model_graphs)
     return pipeline
 
 
@@ -130,7 +130,7 @@ def test_ranks_with_gamma_one_are_a_random_walk_with_skip_edges() -> None:
         edges.append(EdgeBlock(2 * k + 1, 2 * k + 2, chain[2 * k + 1], share=1.0))
         edges.append(EdgeBlock(2 * k, 2 * k + 2, identity, share=beta))
     digraph = BlockDigraph((16, 40, 16, 40, 16, 40, 16), tuple(edges), tuple("abcdefg"))
-    teleport = np.zeros(digraph.nodes)
+    teleport = np.zeros(digraph.n_nodes)
     teleport[:16] = pipeline.ranks[0].scores[0]
     # The walk starts in the first layer, and hardly any of it stops on the way.
     result = pagerank(digraph, gamma=1 - 1e-12, teleport=teleport)

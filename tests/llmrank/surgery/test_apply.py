@@ -82,9 +82,12 @@ def test_zeroed_neurons_are_zero_in_rows_biases_and_columns_and_nothing_else_is(
     weights = {(p.name, p.start): p.weight.clone() for ffn in ffns for stage in ffn.stages for p in stage}
     apply_masks(model, ffns, masks, "zero")
     rows = {
-        (p.name, p.start): masks[layer.name] for ffn in ffns for layer in ffn.prunable.values() for p in layer.producers
+        (p.name, p.start): masks[layer.name]
+        for ffn in ffns
+        for layer in ffn.prunable.values()
+        for p in layer.input_maps
     }
-    columns = {p.name: masks[layer.name] for ffn in ffns for layer in ffn.prunable.values() for p in layer.consumers}
+    columns = {p.name: masks[layer.name] for ffn in ffns for layer in ffn.prunable.values() for p in layer.output_maps}
     for ffn in ffns:
         for projection in [p for stage in ffn.stages for p in stage]:
             key, bias = (projection.name, projection.start), getattr(projection.module, "bias", None)

@@ -107,8 +107,8 @@ def repaired_of(model: Any, masks: Masks) -> dict[str, RepairedMap]:
     for ffn in find_ffns(model):
         (layer,) = ffn.prunable.values()
         if not masks[layer.name].all():
-            weight = layer.consumers[0].weight * 1.5 * masks[layer.name]
-            found[layer.consumers[0].name] = RepairedMap(weight, torch.ones(len(weight)), None, 0.0, 0.0)
+            weight = layer.output_maps[0].weight * 1.5 * masks[layer.name]
+            found[layer.output_maps[0].name] = RepairedMap(weight, torch.ones(len(weight)), None, 0.0, 0.0)
     return found
 
 
@@ -250,7 +250,7 @@ def test_interrupted_repair_and_checks_leave_no_trace(method: Any, by_blocks: bo
     def whole() -> None:
         with recording(model, ffns) as record:
             collect_statistics(model, ffns, SEQUENCES, 2)
-        stream: Stream = open_stream(model, ffns, SEQUENCES, 2, record, follow=method.follows)
+        stream: Stream = open_stream(model, ffns, SEQUENCES, 2, record, follow=method.needs_dense_stream)
         assert isinstance(stream, BlockStream)
         if not by_blocks:
             stream = PassStream(model, ffns, list(SEQUENCES.batches(2)), 2)

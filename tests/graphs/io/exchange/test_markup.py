@@ -114,7 +114,7 @@ def test_gexf_has_the_elements_that_gephi_needs(path: Path) -> None:
     assert graph.attrib["defaultedgetype"] == "directed"
     # The weight must be the attribute of the edge that Gephi reads as its weight, not one of the other values.
     edges = graph.findall("g:edges/g:edge", space)
-    assert len(edges) == GRAPH.edges
+    assert len(edges) == GRAPH.n_edges
     assert all(float(edge.attrib["weight"]) > 0 and "id" in edge.attrib for edge in edges)
     kinds = {a.attrib["title"]: a.attrib["type"] for a in graph.findall("g:attributes/g:attribute", space)}
     assert kinds == {"layer": "long", "index": "long", "name": "string", "activation": "double", "score": "double"}

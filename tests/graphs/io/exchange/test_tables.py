@@ -53,7 +53,7 @@ def labelled(graph: LayeredGraph | Subgraph) -> tuple[LayeredGraph, Any]:
     """Return the graph, and the (layer, index) of every node by layer."""
     if isinstance(graph, Subgraph):
         return graph.graph, graph.labels
-    return graph, [[(layer, k) for k in range(size)] for layer, size in enumerate(graph.layers)]
+    return graph, [[(layer, k) for k in range(size)] for layer, size in enumerate(graph.layer_sizes)]
 
 
 def node_columns(graph: LayeredGraph | Subgraph, scores: Iterable[Any] | None = None) -> Columns:
@@ -61,7 +61,7 @@ def node_columns(graph: LayeredGraph | Subgraph, scores: Iterable[Any] | None = 
     columns: Columns = {
         "layer": [layer for members in labels for layer, _ in members],
         "index": [index for members in labels for _, index in members],
-        "name": [name for name, size in zip(layered.names, layered.layers, strict=True) for _ in range(size)],
+        "name": [name for name, size in zip(layered.names, layered.layer_sizes, strict=True) for _ in range(size)],
         "activation": np.concatenate(layered.activations).tolist(),
     }
     return columns if scores is None else {**columns, "score": np.concatenate(list(scores)).tolist()}
