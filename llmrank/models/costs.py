@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from llmrank.errors import OptionError
-from llmrank.models.ffn import FFN, PrunableLayer, bias_of, in_features, out_features
+from llmrank.models.ffn import FFNs, PrunableLayer
+from llmrank.models.linear_map import bias_of, in_features, out_features
 
 __all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "neuron_cost", "unit_name"]
 
@@ -136,7 +137,7 @@ class ModelCosts:
         It is not changed. A parameter that several modules share counts once, but its FLOPs count for each of these modules. An
         embedding costs no FLOPs, because its rows are only looked up; a prediction head that shares the matrix of the embedding
         costs FLOPs. A module that is called several times for a token counts once.
-    ffns : sequence of FFN
+    ffns : FFNs
         FFNs of this model.
 
     Attributes
@@ -155,10 +156,9 @@ class ModelCosts:
     (Cost(parameters=67, bytes=268, flops=112), 16, 8)
     """
 
-    def __init__(self, model: nn.Module, ffns: Sequence[FFN]) -> None:
-        layers = {layer.name: layer for ffn in ffns for layer in ffn.prunable.values()}
-        self.sizes = {name: layer.size for name, layer in layers.items()}
-        self._shapes = _map_shapes(ffns, layers)
+    def __init__(self, model: nn.Module, ffns: FFNs) -> None:
+        self.sizes = ffns.sizes
+        self._shapes = _map_shapes(ffns)
         self.ffns = self._ffn_cost(self.sizes)
         parameters = {id(p): p for p in model.parameters()}.values()
         matrices = [
@@ -210,8 +210,8 @@ class ModelCosts:
         return sum((linear.cost(widths) for linear in self._shapes), Cost())
 
 
-def _map_shapes(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> list[_MapShape]:
-    modules = {id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}
+def _map_shapes(ffns: FFNs) -> list[_MapShape]:
+    layers, modules = ffns.layers, {id(module): module for module in ffns.modules}
     rows_per_neuron: dict[int, dict[str, int]] = {key: {} for key in modules}
     column_layer: dict[int, str] = {}
     for name, layer in layers.items():
