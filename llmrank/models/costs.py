@@ -82,13 +82,13 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
     Cost(parameters=8, bytes=32, flops=14)
     """
     total = Cost()
-    for producer in layer.input_maps:
-        total += _matrix_cost(1, producer.in_features, producer.weight.element_size())
-        bias = bias_of(producer.module)
+    for input_map in layer.input_maps:
+        total += _matrix_cost(1, input_map.in_features, input_map.weight.element_size())
+        bias = bias_of(input_map.module)
         if bias is not None:
             total += Cost(1, bias.element_size())
-    for consumer in layer.output_maps:
-        total += _matrix_cost(consumer.size, 1, consumer.weight.element_size())
+    for output_map in layer.output_maps:
+        total += _matrix_cost(output_map.size, 1, output_map.weight.element_size())
     return total
 
 
@@ -215,11 +215,11 @@ def _map_shapes(ffns: FFNs) -> list[_MapShape]:
     rows_per_neuron: dict[int, dict[str, int]] = {key: {} for key in modules}
     column_layer: dict[int, str] = {}
     for name, layer in layers.items():
-        for producer in layer.input_maps:
-            of_this_map = rows_per_neuron[id(producer.module)]
+        for input_map in layer.input_maps:
+            of_this_map = rows_per_neuron[id(input_map.module)]
             of_this_map[name] = of_this_map.get(name, 0) + 1
-        for consumer in layer.output_maps:
-            column_layer[id(consumer.module)] = name
+        for output_map in layer.output_maps:
+            column_layer[id(output_map.module)] = name
     maps = []
     for key, module in modules.items():
         rows = sum(count * layers[name].size for name, count in rows_per_neuron[key].items())
