@@ -220,12 +220,12 @@ class DenseBlock:
 
     @property
     def exact_dtype(self) -> type[np.float32] | type[np.float64]:
-        """Dtype of the CSR form: float64 if a matrix is or weights are squared, else float32, which holds them exactly."""
+        """Dtype of the CSR form: float64 for squares and float64 matrices, else float32, which holds the weights exactly."""
         wide = self.n_squarings > 0 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
         return np.float64 if wide else np.float32
 
     def weight(self, entries: Any) -> Any:
-        """Compute the weights of entries of one of the matrices: absolute values, squared if the block is."""
+        """Compute the weights of entries of one of the matrices, an array or a tensor: absolute values, maybe squared."""
         weights = abs(entries)
         for _ in range(self.n_squarings):
             weights = weights * weights

@@ -107,7 +107,7 @@ class BlockDigraph:
         self._check_shares()
 
     def _check_edges(self, edges: EdgeBlock) -> None:
-        """Check that a block of edges is sound and fits its layers."""
+        """Check that a block of edges is not damaged and fits its layers."""
         n_layers = len(self.layer_sizes)
         name = f"edges from layer {edges.source} to layer {edges.target}"
         if not (0 <= edges.source < n_layers and 0 <= edges.target < n_layers):

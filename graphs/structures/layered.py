@@ -182,7 +182,7 @@ class LayeredGraph:
     def reversed(self) -> LayeredGraph:
         """Return the graph with all edges reversed: the layers are in opposite order, and layer 0 holds the outputs.
 
-        In its ranks, a node's score comes from the nodes that the node has edges to in this graph. Dense blocks are views of
+        In its ranks, a node's score comes from the nodes that it has edges to in this graph. Dense blocks are views of
         the same weights, and products read them as fast as those of this graph. CSR blocks are copied.
 
         Examples
@@ -200,8 +200,8 @@ class LayeredGraph:
     def squared(self) -> LayeredGraph:
         """Return the graph with squared weights and activations; each of several parallel edges is squared by itself.
 
-        If the sources of a node vary independently, the energy (sum of squares) of their weighted sum is the sum over the
-        edges of squared weight times squared activation. So shares of squares are shares of energy.
+        If the values of any two sources have a mean product of zero, the energy (sum of squares) of their weighted sum is the
+        sum over the edges of squared weight times squared activation. So shares of squares are shares of energy.
         Dense blocks are squared as they are read, without a copy; CSR blocks are copied.
 
         Raises
