@@ -69,7 +69,7 @@ def weighted_pagerank(
     callback : callable, optional
         Called with a :class:`graphs.solvers.SolverProgress` after every step; the solver stops if it returns True.
     keep : KeepHighest, optional
-        Stop as soon as the set of these nodes is certain, and return the certificate.
+        Stop as soon as it is certain which nodes have the highest scores, and return the certificate.
 
     Returns
     -------
