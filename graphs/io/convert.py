@@ -19,7 +19,7 @@ from graphs.structures.layering import as_number, found_layers, given_layers, or
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["from_networkx", "node_labels", "scores_to_write", "to_networkx"]
+__all__ = ["from_networkx", "scores_to_write", "to_networkx"]
 
 
 def to_networkx(
@@ -61,7 +61,11 @@ def to_networkx(
             f"{n_edges * 350 / 1e9:.1f} GB: use to_scipy(), or raise max_edges"
         )
     scores = scores_to_write(graph, rank)
-    labels = node_labels(graph)
+    labels = (
+        tuple(tuple((layer, k) for k in range(size)) for layer, size in enumerate(graph.layer_sizes))
+        if isinstance(graph, LayeredGraph)
+        else graph.labels
+    )
     import networkx
 
     digraph = networkx.DiGraph()
@@ -78,28 +82,6 @@ def to_networkx(
             for target, source, weight in zip(block.row.tolist(), block.col.tolist(), block.data.tolist(), strict=True)
         )
     return digraph
-
-
-def node_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Return the labels (layer, index) of all nodes.
-
-    Parameters
-    ----------
-    graph : LayeredGraph or Subgraph
-
-    Returns
-    -------
-    tuple, one entry a layer, of tuples of (layer, index)
-        Layers and indices of a subgraph are those of the original.
-
-    Examples
-    --------
-    >>> node_labels(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]))
-    (((0, 0), (0, 1)), ((1, 0),))
-    """
-    if isinstance(graph, LayeredGraph):
-        return tuple(tuple((layer, k) for k in range(size)) for layer, size in enumerate(graph.layer_sizes))
-    return graph.labels
 
 
 def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> tuple[FloatArray, ...] | None:

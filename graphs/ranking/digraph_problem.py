@@ -73,7 +73,7 @@ class DigraphProblem:
         self.n_layers = len(digraph.layer_sizes)
         self.n_blocks = len(digraph.edge_blocks)
         self.n_columns: int | None = None if teleport.ndim == 1 else teleport.shape[1]
-        self._order, self._layers_acyclic = digraph.topological
+        self._layer_order, self._layers_acyclic = digraph.topological
         self.teleport: State = self.split(teleport)
         self._transitions = self._make_transitions(products)
         self._transitions_into: defaultdict[int, list[_BlockTransition]] = defaultdict(list)
@@ -184,15 +184,15 @@ class DigraphProblem:
         current = list(state)
         # Along edges that lead back the sweep took old scores. Their changes are all that x misses in its equation.
         missing, signed = teleporting * 0.0, teleporting * 0.0
-        for layer in self._order:
+        for layer in self._layer_order:
             total = scale_columns(self.teleport[layer], teleporting)
             for transition in self._transitions_into[layer]:
                 if not transition.within_layer:
                     total = total + transition(current[transition.edges.source]) * self.gamma
             if any(transition.within_layer for transition in self._transitions_into[layer]):
                 before, node_sweep = current[layer], self._node_sweep(layer)
-                current[layer] = node_sweep.solve(before, total)
-                change = scale_rows(current[layer] - before, self.backend.arithmetic.vector(node_sweep.back))
+                current[layer] = node_sweep.sweep(before, total)
+                change = scale_rows(current[layer] - before, self.backend.arithmetic.vector(node_sweep.back_shares))
                 missing, signed = missing + column_sums(abs(change)), signed + column_sums(change)
             else:
                 current[layer] = total
@@ -215,16 +215,18 @@ class DigraphProblem:
         error that sweeps alone reduce by no more than the factor gamma.
         """
         to_numpy = self.backend.arithmetic.to_numpy
-        held = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)
-        flow = np.zeros((held.shape[1], self.n_layers, self.n_layers))
+        layer_sums = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)
+        flow = np.zeros((layer_sums.shape[1], self.n_layers, self.n_layers))
         for transition in self._transitions:
             source, target = transition.edges.source, transition.edges.target
             sent = np.atleast_1d(to_numpy(column_sums(scale_rows(state[source], transition.share))))
-            flow[:, target, source] += np.divide(sent, held[source], out=np.zeros_like(sent), where=held[source] > 0)
-        arriving = np.stack([np.atleast_1d(to_numpy(column_sums(v) * teleporting)) for v in self.teleport])
+            flow[:, target, source] += np.divide(
+                sent, layer_sums[source], out=np.zeros_like(sent), where=layer_sums[source] > 0
+            )
+        teleported = np.stack([np.atleast_1d(to_numpy(column_sums(v) * teleporting)) for v in self.teleport])
         system = np.eye(self.n_layers) - self.gamma * flow.astype(np.float64)
-        solution = np.linalg.solve(system, arriving.T[:, :, None])[:, :, 0].T
-        factors = np.divide(solution, held, out=np.ones_like(solution), where=held > 0)
+        solution = np.linalg.solve(system, teleported.T[:, :, None])[:, :, 0].T
+        factors = np.divide(solution, layer_sums, out=np.ones_like(solution), where=layer_sums > 0)
         if self.n_columns is None:
             return [vector * float(factor[0]) for vector, factor in zip(state, factors, strict=True)]
         vector_of = self.backend.arithmetic.vector
@@ -286,7 +288,7 @@ class DigraphProblem:
 
     def _leads_back(self, transition: _BlockTransition) -> bool:
         """Tell whether the edges lead from a layer to an earlier one in the order of sweeps."""
-        return self._order.index(transition.edges.source) > self._order.index(transition.edges.target)
+        return self._layer_order.index(transition.edges.source) > self._layer_order.index(transition.edges.target)
 
     def _node_sweep(self, layer: int) -> _NodeSweep:
         if layer not in self._node_sweeps:
@@ -312,7 +314,7 @@ def _check_finite(mass: Vector) -> None:
 class _NodeSweep:
     """Gauss-Seidel sweeps over the nodes of one layer, in the topological order of its strong components.
 
-    `back` holds, for every node, the share of its score that leads to an earlier node.
+    `back_shares` holds, for every node, the share of its score that leads to an earlier node.
     """
 
     def __init__(self, operator: CSROperator, scale: FloatArray, gamma: float) -> None:
@@ -325,9 +327,9 @@ class _NodeSweep:
         position[self.order] = np.arange(len(self.order))
         leads_back = position[csr.indices] > position[rows]
         weights = csr.data * self._scale[csr.indices]
-        self.back: Any = np.bincount(csr.indices, weights=weights * leads_back, minlength=csr.shape[1])
+        self.back_shares: Any = np.bincount(csr.indices, weights=weights * leads_back, minlength=csr.shape[1])
 
-    def solve(self, before: FloatArray, constant: FloatArray) -> FloatArray:
+    def sweep(self, before: FloatArray, constant: FloatArray) -> FloatArray:
         """Compute the scores after one sweep from `before`; `constant` is what arrives from other layers and by teleport."""
         from graphs.linalg import kernels
 

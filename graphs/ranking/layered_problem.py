@@ -47,8 +47,8 @@ class LayeredProblem:
         self._activations = [backend.arithmetic.vector(_scaled_below_one(vector)) for vector in graph.activations]
         self._operators: dict[int, BlockOperator] = {}
 
-    def split(self, layers: Sequence[FloatArray]) -> State:
-        """Convert numpy arrays, one for each layer, to a state with the given layer 0 in place of the first array."""
+    def start_from(self, layers: Sequence[FloatArray]) -> State:
+        """Convert a user's first iterate, one numpy array for each layer, to a state; r_0 takes the place of its layer 0."""
         return [self._first(), *(self.backend.arithmetic.vector(vector) for vector in layers[1:])]
 
     def start(self) -> State:
