@@ -531,7 +531,7 @@ RANK_TENSORS = [
 ]
 RANK_META = [
     *("names", "degenerate", "labels", "certified", "certified_layers"),
-    *("stop_reason", "tolerance", "solver", "backend", "method", "choice", "parameters", "setup_seconds"),
+    *("stop_reason", "tolerance", "solver", "backend", "method", "solver_reason", "parameters", "setup_seconds"),
 ]
 
 
