@@ -23,7 +23,7 @@ from graphs.structures.layered import LayeredGraph
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
 # Version 2 added the record of the steps.
-RANK_VERSION = 2
+RANK_VERSION = 3
 
 # The fields of a RankResult that are written as JSON, with their types, and below them those that are written as arrays.
 PLAIN_FIELDS: dict[str, tuple[type, ...]] = {

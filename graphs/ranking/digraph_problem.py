@@ -164,11 +164,10 @@ class DigraphProblem:
 
     @property
     def sweepable(self) -> bool:
-        """Whether sweeps are possible: the edges within a layer must be one scipy CSR block."""
+        """Whether sweeps are possible: the edges within a layer must be one scipy CSR block, and not transposed."""
         inner = [t for t in self._transitions if t.within_layer]
-        return all(isinstance(t.operator, CSROperator) for t in inner) and len(inner) == len(
-            {t.edges.target for t in inner}
-        )
+        fit = all(isinstance(t.operator, CSROperator) and not t.edges.transposed for t in inner)
+        return fit and len(inner) == len({t.edges.target for t in inner})
 
     @cached_property
     def acyclic(self) -> bool:

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import webbrowser
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from math import isfinite, isnan
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphs import save_graph, save_rank
-from graphs.io.exchange import write_gexf, write_graphml, write_npz, write_tables
+from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.calibration.forward import progress_step
 from llmrank.cli.options import check_method, load, make_pipeline
@@ -46,9 +46,8 @@ from llmrank.surgery.files import atomic_directory, check_output
 
 __all__ = ["add_inspect_options", "run_inspect"]
 
-# Formats for the subgraph of the highest nodes, and for complete graphs.
-SUBGRAPHS = ("graphml", "gexf")
-COMPLETE_GRAPHS = ("safetensors", "npz", "csv", "parquet")
+# The format of this package for complete graphs and their ranks.
+OWN_FORMAT = "safetensors"
 DEFAULT_FORMATS = "png,svg,html"
 PAGE = "index.html"
 SUMMARY = "summary.json"
@@ -64,11 +63,14 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
         help="directory to write, absent or empty: summary.json, figures, and index.html, a page to explore the model in a "
         "browser; without it only the tables are printed",
     )
+    formats = exchange_formats().values()
+    complete = [OWN_FORMAT, *(known.name for known in formats if known.complete)]
     command.add_argument(
         "--format",
         default=DEFAULT_FORMATS,
-        help=f"formats to write: {', '.join((*FIGURES, 'html'))}, and for graphs {', '.join(SUBGRAPHS)} (only the highest nodes) "
-        f"and {', '.join(COMPLETE_GRAPHS)} (complete graphs) (%(default)s)",
+        help=f"formats to write: {', '.join((*FIGURES, 'html'))}, and for graphs "
+        f"{', '.join(known.name for known in formats if not known.complete)} (only the highest nodes) "
+        f"and {', '.join(complete)} (complete graphs) (%(default)s)",
     )
     command.add_argument(
         "--layers", help="layers to list and draw, such as 0-3,29 (all are listed, and three get a figure of their own)"
@@ -132,14 +134,19 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
 
 def _formats(options: argparse.Namespace) -> tuple[str, ...]:
     """Return the formats of ``--format``."""
-    known = (*FIGURES, "html", *SUBGRAPHS, *COMPLETE_GRAPHS)
+    exchange = exchange_formats()
+    known = (*FIGURES, "html", OWN_FORMAT, *exchange)
     formats = tuple(name.strip().lower() for name in options.format.split(",") if name.strip())
     unknown = [name for name in formats if name not in known]
     if unknown:
         raise OptionError(f"unknown format {', '.join(unknown)}; expected some of {', '.join(known)}")
     # A missing package is reported now, and not after the minutes that the model takes.
-    if "parquet" in formats and find_spec("pyarrow") is None:
-        raise OptionError('the format parquet needs pyarrow, which is not installed; pip install "llmrank[tables]"')
+    for name in formats:
+        package = exchange[name].package if name in exchange else ""
+        if package and find_spec(package) is None:
+            raise OptionError(
+                f'the format {name} needs {package}, which is not installed; pip install "llmrank[{exchange[name].extra}]"'
+            )
     if options.output is None and options.format != DEFAULT_FORMATS:
         raise OptionError("--format needs --output, the directory to write")
     if options.open and (options.output is None or "html" not in formats):
@@ -361,18 +368,13 @@ def _write(
 
 
 def _write_graphs(directory: Path, inspection: Inspection, formats: Sequence[str], top: int) -> None:
-    writers: dict[str, Callable[[Any, Path], Any]] = {"graphml": write_graphml, "gexf": write_gexf}
     for number, (entry, rank) in enumerate(zip(inspection.graphs, inspection.main.ranks, strict=True)):
         stem = "graph" if len(inspection.graphs) == 1 else f"graph-{number:03}"
-        for name in SUBGRAPHS:
-            if name in formats:
-                writers[name](top_subgraph(entry.graph, rank, nodes=top), directory / f"{stem}-top.{name}")
-        if "safetensors" in formats:
+        if OWN_FORMAT in formats:
             save_graph(entry.graph, directory / f"{stem}.safetensors")
             save_rank(rank, directory / f"{stem}-rank.safetensors")
-        if "npz" in formats:
-            write_npz(entry.graph, directory / f"{stem}.npz")
-        if "csv" in formats:
-            write_tables(entry.graph, directory / stem, rank=rank, format="csv")
-        if "parquet" in formats:
-            write_tables(entry.graph, directory / stem, rank=rank, format="parquet")
+        for name, exchange in exchange_formats().items():
+            if name in formats and exchange.complete:
+                exchange.write(entry.graph, directory / stem, rank)
+            elif name in formats:
+                exchange.write(top_subgraph(entry.graph, rank, nodes=top), directory / f"{stem}-top", rank)

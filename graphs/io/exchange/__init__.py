@@ -6,7 +6,8 @@ layered graph of the result; pandas and pyarrow read tables. Only npz has a read
 """
 
 from graphs.io.exchange.archive import read_npz, write_npz
+from graphs.io.exchange.formats import Format, exchange_formats
 from graphs.io.exchange.markup import write_gexf, write_graphml
 from graphs.io.exchange.tables import write_tables
 
-__all__ = ["read_npz", "write_gexf", "write_graphml", "write_npz", "write_tables"]
+__all__ = ["Format", "exchange_formats", "read_npz", "write_gexf", "write_graphml", "write_npz", "write_tables"]

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from graphs.errors import GraphError
 from graphs.io.arrays import graph_arrays, graph_from_arrays, graph_metadata
+from graphs.io.exchange.formats import Format
 from graphs.io.files import replace_file
 from graphs.structures.layered import LayeredGraph
 
@@ -171,3 +172,6 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]
     if shape[0] < 0 or shape[0] * dtype.itemsize != n_bytes:
         raise ValueError(f"{entry.filename} claims {shape[0]} numbers of {dtype} in {n_bytes} bytes")
     return np.frombuffer(content, dtype=dtype, offset=file.tell())
+
+
+FORMATS = (Format("npz", lambda graph, stem, _: write_npz(graph, f"{stem}.npz")),)

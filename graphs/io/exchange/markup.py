@@ -18,6 +18,7 @@ import numpy as np
 
 from graphs.errors import GraphError
 from graphs.io.convert import to_networkx
+from graphs.io.exchange.formats import Format
 from graphs.io.files import replace_file
 from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
@@ -139,3 +140,9 @@ def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, m
     import networkx
 
     return networkx.relabel_nodes(digraph, {(layer, index): f"{layer}:{index}" for layer, index in digraph})
+
+
+FORMATS = (
+    Format("graphml", lambda graph, stem, rank: write_graphml(graph, f"{stem}.graphml", rank), complete=False),
+    Format("gexf", lambda graph, stem, rank: write_gexf(graph, f"{stem}.gexf", rank), complete=False),
+)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from graphs.errors import GraphError
 from graphs.io.convert import scores_to_write
+from graphs.io.exchange.formats import Format
 from graphs.io.files import replace_file
 from graphs.linalg.blocks import FloatArray
 from graphs.reduction.edge_selection import check_finite_weights, row_chunks
@@ -188,3 +189,13 @@ def _write_parquet(path: Path, columns: Columns, chunks: Iterable[Rows]) -> None
 
 
 WRITERS: dict[str, Callable[[Path, Columns, Iterable[Rows]], None]] = {"csv": _write_csv, "parquet": _write_parquet}
+
+FORMATS = (
+    Format("csv", lambda graph, stem, rank: write_tables(graph, stem, rank, "csv")),
+    Format(
+        "parquet",
+        lambda graph, stem, rank: write_tables(graph, stem, rank, "parquet"),
+        package="pyarrow",
+        extra="tables",
+    ),
+)

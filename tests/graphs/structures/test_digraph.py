@@ -541,3 +541,12 @@ def test_overflow_of_the_weights_is_told() -> None:
     edges = (EdgeBlock(0, 1, block(np.full((3, 1), 1e308))),)
     with pytest.raises(GraphError, match="edges from layer 0 to layer 1: the out-strengths are not finite"):
         pagerank(BlockDigraph((1, 3), edges, ("a", "b")))
+
+
+def test_a_transposed_block_within_a_layer_is_left_to_solvers_that_can_multiply_by_it() -> None:
+    inner = np.tril(np.random.default_rng(4).random((5, 5)), -1)
+    edges = (EdgeBlock(0, 0, block(inner.T), transposed=True), EdgeBlock(0, 1, block(np.ones((2, 5)))))
+    digraph = BlockDigraph((5, 2), edges, ("a", "b"))
+    result = pagerank(digraph, 0.9, backend="scipy")
+    expected = pagerank(digraph, 0.9, solver="lu")
+    assert np.abs(result.stacked - expected.stacked).sum() <= result.error_bound + 1e-14

@@ -1,0 +1,46 @@
+"""The exchange formats by name. A module of this folder lists its formats in ``FORMATS``, so a new format is one new file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Format", "exchange_formats"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that other programs read.
+
+    Attributes
+    ----------
+    name : str
+        As on the command line, and in most formats the suffix of the file.
+    write : callable
+        Called with a graph, the path without a suffix, and a rank of the graph.
+    complete : bool
+        Whether it can hold complete graphs; else it is for subgraphs that a viewer can show.
+    package, extra : str
+        Package that writes it, and the extra of this distribution that installs the package; empty if none is needed.
+    """
+
+    name: str
+    write: Callable[[Any, Path, Any], object]
+    complete: bool = True
+    package: str = ""
+    extra: str = ""
+
+
+@cache
+def exchange_formats() -> dict[str, Format]:
+    """Return all formats by name, those for subgraphs first."""
+    folder = __package__ or ""
+    names = [info.name for info in pkgutil.iter_modules(importlib.import_module(folder).__path__)]
+    modules = [importlib.import_module(f"{folder}.{name}") for name in names]
+    found = [entry for module in modules for entry in getattr(module, "FORMATS", ())]
+    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.complete)}
