@@ -1,0 +1,137 @@
+"""What the threads of the compiled kernels gain, against one thread and against the standard library's pool.
+
+Run it as ``python -m benchmarks.threads`` on an idle machine. The same products run on one thread, on the threads of
+``graphs/linalg/threads.py`` and on a ``concurrent.futures.ThreadPoolExecutor`` of as many threads, one after the other in rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from benchmarks.measure import alternated
+from benchmarks.provenance import provenance, write
+from graphs import LayeredGraph, weighted_pagerank
+from graphs.linalg import kernels
+from graphs.linalg.threads import POOL, n_threads
+
+RESULTS = Path(__file__).parent / "results"
+# Edges of a block: those of an FFN of SmolLM2-135M lie between the second and the third.
+EDGES = (10_000, 100_000, 1_000_000, 10_000_000)
+N_SOURCES = 1_000
+
+
+class OneThread:
+    """Runs all parts of a kernel one after the other."""
+
+    size = 1
+
+    def run(self, kernel: Callable[[int, int, int], None], cuts: Sequence[int]) -> None:
+        """See :meth:`graphs.linalg.threads.ThreadPool.run`."""
+        for part in range(len(cuts) - 1):
+            kernel(int(cuts[part]), int(cuts[part + 1]), part)
+
+
+class StandardPool:
+    """Runs the parts of a kernel on a ThreadPoolExecutor, and the last of them on the calling thread."""
+
+    def __init__(self) -> None:
+        self.size = n_threads()
+        self._executor = ThreadPoolExecutor(max(1, self.size - 1))
+
+    def run(self, kernel: Callable[[int, int, int], None], cuts: Sequence[int]) -> None:
+        """See :meth:`graphs.linalg.threads.ThreadPool.run`."""
+        *others, last = [(int(cuts[part]), int(cuts[part + 1]), part) for part in range(len(cuts) - 1)]
+        futures = [self._executor.submit(kernel, *part) for part in others]
+        kernel(*last)
+        for future in futures:
+            future.result()
+
+
+def cases(seed: int) -> dict[str, Callable[[], Any]]:
+    """Products of dense and CSR blocks by size, and a rank of four FFNs."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, Callable[[], Any]] = {}
+    for edges in EDGES:
+        x = rng.random(N_SOURCES)
+        dense = rng.random((edges // N_SOURCES, N_SOURCES), dtype=np.float32)
+        csr = sparse.random_array(
+            (edges // 100, N_SOURCES), density=0.1, format="csr", dtype=np.float32, random_state=rng
+        )
+        found[f"dense product, {edges:,} edges"] = lambda dense=dense, x=x: kernels.row_products((dense,), x)
+        found[f"CSR product, {edges:,} edges"] = lambda csr=csr, x=x: kernels.csr_products(
+            csr.indptr, csr.indices, csr.data, x
+        )
+    sizes = (576, 1536, 576) * 4
+    weights = [rng.random((n, m), dtype=np.float32) for m, n in zip(sizes, sizes[1:], strict=False) if m != n]
+    widths = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
+    graph = LayeredGraph.from_weights(weights, rng.random(widths[0]), [rng.random(n) for n in widths[1:]])
+    found[f"weighted PageRank of {len(weights) // 2} FFNs, {graph.n_edges:,} edges"] = lambda: weighted_pagerank(graph)
+    return found
+
+
+def study(repeats: int, seed: int) -> list[dict[str, Any]]:
+    """Measure every case with every kind of threads."""
+    pools: dict[str, Any] = {"one thread": OneThread(), "standard library": StandardPool(), "own threads": POOL}
+    rows = []
+    for name, action in cases(seed).items():
+
+        def on(pool: Any, action: Callable[[], Any] = action) -> Callable[[], Any]:
+            def run() -> Any:
+                kernels.POOL = pool
+                try:
+                    return action()
+                finally:
+                    kernels.POOL = POOL
+
+            return run
+
+        found = alternated({kind: on(pool) for kind, pool in pools.items()}, repeats, 60.0, keep=False)
+        seconds = {kind: [spent for spent, _ in calls] for kind, calls in found.items()}
+        quartiles = {kind: quantiles(values, n=4) for kind, values in seconds.items()}
+        rows.append({"case": name, "quartiles": quartiles, "median": {kind: median(v) for kind, v in seconds.items()}})
+        print(name, {kind: f"{1e6 * value:,.0f} us" for kind, value in rows[-1]["median"].items()}, flush=True)
+    return rows
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in markdown."""
+    machine = results["provenance"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel_threads']} kernel threads. Microseconds, medians; in brackets "
+        "how many times as fast as one thread.",
+        "",
+        "| | one thread | ThreadPoolExecutor | own threads |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in results["rows"]:
+        one, standard, own = (row["median"][kind] for kind in ("one thread", "standard library", "own threads"))
+        lines.append(
+            f"| {row['case']} | {1e6 * one:,.0f} | {1e6 * standard:,.0f} ({one / standard:.2f}) "
+            f"| {1e6 * own:,.0f} ({one / own:.2f}) |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15, help="rounds of three calls (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="two rounds, printed and not written")
+    options = parser.parse_args()
+    rows = study(2 if options.quick else options.repeats, options.seed)
+    if not options.quick:
+        results = {"provenance": provenance(kernel_threads=n_threads(), repeats=options.repeats), "rows": rows}
+        write(RESULTS / "threads.json", results)
+        write(RESULTS / "threads.md", table(results))
+
+
+if __name__ == "__main__":
+    main()
