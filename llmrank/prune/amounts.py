@@ -34,7 +34,7 @@ def check_amount(amount: float | int) -> float | int:
         return amount
     if not 0.0 <= amount < 1.0:
         raise OptionError(f"amount must be a share in [0, 1) (0.3 removes 30 % of the neurons), got {amount!r}")
-    return amount
+    return float(amount)  # shares are read as decimal numbers, and the repr of a numpy float is none
 
 
 def local_count(amount: float | int, n: int) -> int:

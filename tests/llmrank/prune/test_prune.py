@@ -8,6 +8,7 @@ from fractions import Fraction
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -467,6 +468,12 @@ def test_subclass_sees_what_it_needs_and_prunes_a_model() -> None:
 def test_bad_amounts_are_refused_at_construction(amount: Any, pruner: type[BasePruner]) -> None:
     with pytest.raises(OptionError, match="amount must"):
         pruner(amount)
+
+
+@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner, SensitivityPruner])
+def test_shares_of_numpy_are_taken_as_floats(pruner: type[BasePruner]) -> None:
+    layers = sensitive([[0.1, 0.2, 0.3, 0.4]] * 2, [0.1, 0.1])
+    assert pruner(np.float64(0.5)).prune(layers) == pruner(0.5).prune(layers)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "8"])
