@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 
@@ -15,7 +15,7 @@ from llmrank.prune.layer_record import LayerRecord, ascending_positions, importa
 
 __all__ = ["GlobalPruner", "Normalize"]
 
-Normalize = Literal["auto", "zscore", "robust", "mean", "none"]
+Normalize: TypeAlias = Literal["auto", "zscore", "robust", "mean", "none"]
 
 
 class GlobalPruner(BasePruner):
@@ -57,7 +57,7 @@ class GlobalPruner(BasePruner):
         amount_of: Unit = "neurons",
     ) -> None:
         super().__init__(amount, min_keep, multiple_of, protect=protect, amount_of=amount_of)
-        if normalize not in ("auto", "zscore", "robust", "mean", "none"):
+        if normalize not in get_args(Normalize):
             raise OptionError(f"unknown normalize {normalize!r}; expected auto, zscore, robust, mean or none")
         self.normalize: Normalize = normalize
 

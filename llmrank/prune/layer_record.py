@@ -20,6 +20,7 @@ class LayerRecord:
     weight : (out, in) tensor
         Non-negative edge weights into the layer; computed when read, and not stored.
     in_features, out_features : int
+        Numbers of the inputs that the layer reads (0 if unknown), and of its neurons.
     in_activation, out_activation : (in,) and (out,) tensors, or None
         Norms of the activations that the layer reads, and of those of its own neurons.
     importance : (out,) float64 tensor
@@ -54,7 +55,6 @@ class LayerRecord:
         in_activation: torch.Tensor | None = None,
         out_activation: torch.Tensor | None = None,
         weight: Callable[[], torch.Tensor] | torch.Tensor | None = None,
-        in_features: int | None = None,
         explicit: bool = False,
         sensitivity: float | None = None,
         present: torch.Tensor | None = None,
@@ -65,11 +65,10 @@ class LayerRecord:
         self.out_activation = out_activation
         self._weight = weight
         self.out_features = len(importance)
-        if in_features is None and in_activation is not None:
-            in_features = len(in_activation)
-        elif in_features is None:
-            in_features = weight.shape[1] if isinstance(weight, torch.Tensor) else 0
-        self.in_features = in_features
+        if in_activation is not None:
+            self.in_features = len(in_activation)
+        else:
+            self.in_features = weight.shape[1] if isinstance(weight, torch.Tensor) else 0
         self.explicit = explicit
         self.sensitivity = sensitivity
         self.present = present

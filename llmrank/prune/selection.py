@@ -78,7 +78,6 @@ def _layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
             in_activation=entry.statistics[position - 1].read_norm,
             out_activation=entry.statistics[position].norm,
             weight=partial(edge_weights, entry.graph, position),
-            in_features=entry.graph.layer_sizes[position - 1],
             explicit=not layer.output_maps,
         )
         for position, layer in entry.prunable.items()
