@@ -128,8 +128,8 @@ class BasePruner:
         """Raise if the options are impossible for these layers, whatever their scores.
 
         Pipelines call it before they measure anything. It refuses entries of `protect` that select no layer, and amounts of a
-        cost that are more than can be removed. A subclass whose amounts are possible or not by the sizes of the layers alone
-        checks them too.
+        cost that are more than can be removed. A subclass that needs only the sizes of the layers to tell whether its amount is
+        possible checks that too.
 
         Parameters
         ----------
@@ -174,7 +174,7 @@ class BasePruner:
         return pruners
 
     def with_amount(self, amount: float | int) -> BasePruner:
-        """Return a pruner with another amount, which does not round widths, and otherwise the settings of this one."""
+        """Return a copy of this pruner with another amount, which does not round widths."""
         pruner = copy.copy(self)
         pruner.amount, pruner.multiple_of = check_amount(amount), 1
         return pruner
@@ -231,6 +231,7 @@ class BasePruner:
         )
 
     def _choose_masks(self, layer_list: Sequence[LayerRecord]) -> Masks:
+        """Compute the keep masks for an amount of neurons."""
         for layer in layer_list:
             layer.pruning_mask, layer.amount = None, None
         self.extract_scores(layer_list)

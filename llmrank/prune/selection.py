@@ -49,26 +49,26 @@ def choose_masks(
     jointly : bool
         Whether one budget covers all graphs; otherwise each has its own.
     sensitivities : mapping from str to float, optional
-        By the name of the layer.
+        Sensitivity of each layer by its name, see :class:`llmrank.prune.LayerRecord`.
     costs : ModelCosts, optional
         See :meth:`llmrank.prune.BasePruner.prune`.
     present : Masks, optional
         The neurons that earlier steps have kept.
     """
-    groups = [_layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
-    together = [record for group in groups for record in group]
-    for record in together:
-        record.sensitivity = (sensitivities or {}).get(record.name)
-        record.present = None if present is None else present[record.name]
+    groups = [
+        _layer_records(entry, rank, sensitivities or {}, present) for entry, rank in zip(graphs, ranks, strict=True)
+    ]
     if jointly:
-        groups = [together]
+        groups = [[record for group in groups for record in group]]
     keep: dict[str, torch.Tensor] = {}
     for group_pruner, group in zip(pruner.for_groups(groups), groups, strict=True):
         keep.update(group_pruner.prune(group, costs))
     return Masks(keep)
 
 
-def _layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
+def _layer_records(
+    entry: ModelGraph, rank: RankResult, sensitivities: Mapping[str, float], present: Masks | None
+) -> list[LayerRecord]:
     """Make records of the prunable layers of a ranked graph."""
     importance = entry.importance(rank)
     return [
@@ -79,6 +79,8 @@ def _layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
             out_activation=entry.statistics[position].norm,
             weight=partial(edge_weights, entry.graph, position),
             explicit=not layer.output_maps,
+            sensitivity=sensitivities.get(layer.name),
+            present=None if present is None else present[layer.name],
         )
         for position, layer in entry.prunable.items()
     ]
