@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -70,7 +71,7 @@ def cases(seed: int) -> dict[str, Callable[[], Any]]:
             csr.indptr, csr.indices, csr.data, x
         )
     sizes = (576, 1536, 576) * 4
-    weights = [rng.random((n, m), dtype=np.float32) for m, n in zip(sizes, sizes[1:], strict=False) if m != n]
+    weights = [rng.random((n, m), dtype=np.float32) for m, n in pairwise(sizes) if m != n]
     widths = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
     graph = LayeredGraph.from_weights(weights, rng.random(widths[0]), [rng.random(n) for n in widths[1:]])
     found[f"weighted PageRank of {len(weights) // 2} FFNs, {graph.n_edges:,} edges"] = lambda: weighted_pagerank(graph)
@@ -104,9 +105,9 @@ def study(repeats: int, seed: int) -> list[dict[str, Any]]:
 def table(results: dict[str, Any]) -> str:
     """The results in markdown."""
     machine = results["provenance"]
+    told = f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel_threads']} kernel threads."
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel_threads']} kernel threads. Microseconds, medians; in brackets "
-        "how many times as fast as one thread.",
+        f"{told} Microseconds, medians; in brackets how many times as fast as one thread.",
         "",
         "| | one thread | ThreadPoolExecutor | own threads |",
         "| --- | ---: | ---: | ---: |",

@@ -16,7 +16,7 @@ __all__ = [
 
 
 class LLMRankError(ValueError):
-    """Base of all errors that this package raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class OptionError(LLMRankError):
@@ -28,15 +28,15 @@ class ModelSourceError(LLMRankError):
 
 
 class UnsupportedModelError(LLMRankError):
-    """A model has no FFN that can be pruned: its geometry is unknown, it has experts, or its weights are quantised."""
+    """A model lacks what is asked of it: FFNs that can be pruned, weights that can be changed, or predictions of tokens."""
 
 
 class StructureError(LLMRankError):
-    """A `structure_dict` does not fit the model."""
+    """A `structure_dict` does not fit the model, or the model has no residual stream that the residual topology needs."""
 
 
 class CalibrationError(LLMRankError):
-    """Calibration or evaluation text is empty or too short, or gave non-finite activations."""
+    """Calibration or evaluation text is missing, too short or not for this model, or gives non-finite values in it."""
 
 
 class MaskError(LLMRankError):
@@ -44,11 +44,11 @@ class MaskError(LLMRankError):
 
 
 class CheckpointError(LLMRankError):
-    """A checkpoint cannot be written or read as asked."""
+    """A checkpoint or another output file cannot be written or read."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or its cause, reports that memory ran out: Python's, a device's, or torch's on the CPU.
+    """Return whether an error, or its cause, says that Python, a device or torch on the CPU ran out of memory.
 
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     (True, True)

@@ -15,7 +15,8 @@ __all__ = ["Estimate"]
 class Estimate:
     """A mean over items that were observed in groups, and its standard error.
 
-    Tokens of one text are not independent of each other, but texts are: so the error is computed over groups.
+    The error is computed over groups, because groups (such as texts) are independent of each other, but their items (tokens) are
+    not.
 
     Attributes
     ----------
@@ -39,7 +40,7 @@ class Estimate:
         totals : sequence of float
             Sum over the items of each group.
         counts : sequence of int, optional
-            Number of items in each group; 1 by default. Empty groups are ignored.
+            Number of items in each group; by default 1. Groups without items are ignored.
 
         Returns
         -------
@@ -60,7 +61,7 @@ class Estimate:
         >>> Estimate.of([1, 1, 0, 1])
         Estimate(value=0.75, error=0.25, count=4)
 
-        Two texts of two tokens, equal within each text:
+        Two texts of two tokens each; the tokens of a text have equal values, 1 and 0:
 
         >>> Estimate.of([2.0, 0.0], [2, 2])
         Estimate(value=0.5, error=0.5, count=4)
@@ -68,11 +69,11 @@ class Estimate:
         sums = np.asarray(totals, np.float64)
         sizes = np.ones(len(sums), np.int64) if counts is None else np.asarray(counts, np.int64)
         sums, sizes = sums[sizes > 0], sizes[sizes > 0]
-        count, groups = int(sizes.sum()), len(sizes)
+        count, n_groups = int(sizes.sum()), len(sizes)
         if count == 0:
             raise ValueError("expected at least one item to take a mean of, got none; give more data")
         value = float(sums.sum() / count)
-        if groups < 2 or not math.isfinite(value):
+        if n_groups < 2 or not math.isfinite(value):
             return cls(value, None, count)
         squares = float(np.square(sums - value * sizes).sum())
-        return cls(value, math.sqrt(groups / (groups - 1) * squares) / count, count)
+        return cls(value, math.sqrt(n_groups / (n_groups - 1) * squares) / count, count)

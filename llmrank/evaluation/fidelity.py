@@ -1,7 +1,7 @@
-"""Closeness of a pruned model to the dense model: next-token distributions and greedy continuations.
+"""How close a pruned model is to the dense model: in its next-token distributions, and in its greedy continuations.
 
-Perplexity measures how well a model predicts a text. A pruned model can predict the text as well as before and still make other
-predictions than the dense model.
+Perplexity cannot tell: it measures how well a model predicts a text, and two models can predict it equally well with different
+predictions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llmrank.evaluation.estimate import Estimate
 __all__ = ["Continuations", "Fidelity", "compare_predictions", "continuations", "divergences", "fidelity"]
 
 # Number of tokens whose distributions are compared at once. It is small, because a distribution is as large as the vocabulary.
-ROWS = 64
+ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Fidelity:
 class Continuations:
     """How similarly two models continue the same prompts; standard errors are computed over prompts.
 
-    A continuation has the requested length, or ends with an end-of-text token. So the two continuations of a prompt can
-    differ in length; shares are taken of the length of the longer one.
+    A continuation has the requested length, or ends earlier with an end-of-text token. Shares of tokens are those of the longer
+    of two continuations.
 
     Attributes
     ----------
     common_prefix : Estimate
-        Share of the tokens that come before the first difference.
+        Share of the tokens before the first difference.
     equal_tokens : Estimate
-        Share of the positions that have the same token in both.
+        Share of the positions at which both have the same token.
     equal_texts : Estimate
-        Share of the prompts whose two continuations are the same from beginning to end.
+        Share of the prompts that both models continue in the same way to the end.
     """
 
     common_prefix: Estimate
@@ -77,7 +77,7 @@ class Continuations:
 def fidelity(
     dense: Any, model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
 ) -> Fidelity:
-    """Measure how far a model's next-token distributions are from the dense model's, and how often the likeliest token agrees.
+    """Measure how far a model's next-token distributions are from the dense model's, and how often the likeliest tokens agree.
 
     Parameters
     ----------
@@ -173,8 +173,8 @@ def compare_predictions(
 def _compare(dense_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Return for every token the divergence, and 1 if the likeliest tokens agree, else 0: (tokens, 2) float64 on the CPU."""
     compared = torch.zeros(len(dense_logits), 2, dtype=torch.float64)
-    for start in range(0, len(dense_logits), ROWS):
-        band = slice(start, start + ROWS)
+    for start in range(0, len(dense_logits), ROWS_AT_ONCE):
+        band = slice(start, start + ROWS_AT_ONCE)
         p, q = at_least_float32(dense_logits[band]), at_least_float32(logits[band])
         compared[band, 0] = divergences(p.log_softmax(-1), q)
         compared[band, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
@@ -186,15 +186,15 @@ def _compare(dense_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return compared
 
 
-def divergences(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def divergences(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Compute KL(p || q) for every row, in nats.
 
     Parameters
     ----------
-    dense : (rows, n) tensor
-        log p, from the dense model.
+    log_p : (rows, n) tensor
+        Logarithms of the distributions p, those of the dense model.
     logits : (rows, n) tensor
-        log q, up to a constant for each row.
+        Logarithms of the distributions q, each up to a constant.
 
     Returns
     -------
@@ -212,13 +212,12 @@ def divergences(dense: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     tensor([0.1438], dtype=torch.float64)
     """
     parts = []
-    for start in range(0, len(dense), ROWS):
-        log_p = dense[start : start + ROWS]
-        terms = log_p.exp() * (log_p - logits[start : start + ROWS].log_softmax(-1))
+    for p, q in zip(torch.split(log_p, ROWS_AT_ONCE), torch.split(logits, ROWS_AT_ONCE), strict=True):
+        terms = p.exp() * (p - q.log_softmax(-1))
         # Where p is 0 the term counts as 0; the product above is NaN there.
-        terms = torch.where(log_p == -torch.inf, torch.zeros_like(terms), terms)
+        terms = torch.where(p == -torch.inf, torch.zeros_like(terms), terms)
         parts.append(terms.sum(-1).cpu().double())
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -234,8 +233,8 @@ def continuations(
 ) -> Continuations:
     """Let two models continue the same prompts greedily, and measure how similar the continuations are.
 
-    Each model goes on from its own tokens. So after the first different token the continuations may become very different, even
-    if the models predict similarly.
+    Each model reads the tokens that it has written itself. So after the first different token the continuations may become very
+    different, even if the models predict similarly.
 
     Parameters
     ----------
@@ -244,12 +243,12 @@ def continuations(
     sequences : TokenSequences
         A prompt is the first `prompt_length` tokens of a sequence. Sequences with padding among these are skipped.
     prompts : int
-        Largest number of prompts; they are taken from the first sequences.
+        Largest number of prompts; they come from the first sequences that are not skipped.
     prompt_length, new_tokens : int
-        Number of tokens of a prompt, and largest number of tokens of a continuation. The models' generation settings for
-        sampling, penalties and the like are ignored.
+        Number of tokens of a prompt, and largest number of tokens of a continuation.
     batch_tokens : int
-        Number of tokens in a batch, of prompts and continuations together; the result does not depend on it beyond round-off.
+        Largest number of tokens in a batch (but at least one prompt), of prompts and continuations together; the result does not
+        depend on it beyond round-off.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
 
@@ -268,6 +267,8 @@ def continuations(
 
     Notes
     -----
+    The models' own generation settings, such as those for sampling and penalties, are ignored.
+
     Cost: for each model a forward pass of the prompts, and `new_tokens` steps of one token.
     """
     for compared in (dense, model):
@@ -283,19 +284,19 @@ def continuations(
         check_ids(compared, prompt_ids)
     prompts_per_batch = max(1, batch_tokens // (prompt_length + new_tokens))
     batches = [prompt_ids[start : start + prompts_per_batch] for start in range(0, len(prompt_ids), prompts_per_batch)]
-    prefix, equal, exact = [], [], []
+    common_prefix, equal_tokens, equal_texts = [], [], []
     with ExitStack() as stack:
         for compared in {id(dense): dense, id(model): model}.values():
             stack.enter_context(evaluation_mode(compared))
             stack.enter_context(generation_settings(compared, do_sample=False, max_new_tokens=new_tokens))
         for batch in progress(batches, "Continuing") if progress else batches:
-            for expected, continuation in zip(_continue(dense, batch), _continue(model, batch), strict=True):
-                same = [a == b for a, b in zip(expected, continuation, strict=False)]
-                longer = max(len(expected), len(continuation))
-                prefix.append((same.index(False) if False in same else len(same)) / longer)
-                equal.append(sum(same) / longer)
-                exact.append(float(expected == continuation))
-    return Continuations(*(Estimate.of(shares) for shares in (prefix, equal, exact)))
+            for of_dense, of_model in zip(_continue(dense, batch), _continue(model, batch), strict=True):
+                equal = [a == b for a, b in zip(of_dense, of_model, strict=False)]
+                longer = max(len(of_dense), len(of_model))
+                common_prefix.append((equal.index(False) if False in equal else len(equal)) / longer)
+                equal_tokens.append(sum(equal) / longer)
+                equal_texts.append(float(of_dense == of_model))
+    return Continuations(Estimate.of(common_prefix), Estimate.of(equal_tokens), Estimate.of(equal_texts))
 
 
 def _check_lengths(model: nn.Module, prompts: int, prompt_length: int, new_tokens: int) -> None:
@@ -306,19 +307,19 @@ def _check_lengths(model: nn.Module, prompts: int, prompt_length: int, new_token
     if longest is not None and prompt_length + new_tokens > longest:
         raise OptionError(
             f"a prompt of {prompt_length} tokens and {new_tokens} new ones are more than the {longest} tokens that "
-            f"{type(model).__name__} takes; make one of them smaller"
+            f"{type(model).__name__} takes; make prompt_length or new_tokens smaller"
         )
 
 
 def _continue(model: Any, prompts: torch.Tensor) -> list[list[int]]:
-    """Return the greedy continuation of every prompt, up to its first end-of-text token, which is included."""
+    """Return the greedy continuation of every prompt, up to and with its first end-of-text token."""
     ids = prompts.to(input_device(model))
     output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
     # The output of an encoder-decoder begins with a start token and does not repeat the prompt.
     first_new = 1 if model.config.is_encoder_decoder else ids.shape[1]
     ends = set(end_tokens(model))
-    written = []
+    texts = []
     for row in output[:, first_new:].tolist():
         length = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
-        written.append(row[:length])
-    return written
+        texts.append(row[:length])
+    return texts

@@ -1,8 +1,8 @@
 """Last-word accuracy: how often a model predicts the last word of a passage, for passages cut from a plain text.
 
 The method is that of LAMBADA (Paperno et al. 2016, https://arxiv.org/abs/1606.06031): a prediction is right if greedy decoding
-writes all tokens of the word. LAMBADA's passages were chosen by people who could guess the word from the complete passage but
-not from its last sentence; these are cut by a rule from any text, so the two accuracies are not comparable.
+writes all tokens of the word. The accuracies are not comparable with those of LAMBADA, whose passages were chosen so that people
+could guess the word from the complete passage but not from its last sentence; here a rule cuts passages from any text.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from llmrank.evaluation.estimate import Estimate
 __all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
 
 CONTEXT_WORDS = 50
-# Shorter words in front of a full stop are mostly abbreviations and initials.
+# Shortest last word: most shorter words in front of a full stop are abbreviations and initials.
 MIN_LETTERS = 3
-# Corpora write these for words outside their vocabulary.
-NO_WORDS = {"unk"}
+# What corpora write for words outside their vocabulary; it is no last word.
+PLACEHOLDERS = {"unk"}
 CLOSING = "\"')]\u201d\u2019"
 OPENING = "\"'([\u201c\u2018"
-BLOCK = re.compile(r"\n\s*\n")
+BLANK_LINES = re.compile(r"\n\s*\n")
 SENTENCE_END = re.compile(rf"([.!?][{re.escape(CLOSING)}]*)(?:$|\s[\s{re.escape(OPENING)}]*)")
-# The last word and the punctuation behind it are searched for in so many characters.
-TAIL = 100
+# Number of characters at the end of a sentence in which the last word and the punctuation behind it are searched for.
+TAIL_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Passage:
 
 @dataclass(frozen=True)
 class LastWord:
-    """How often a model continues passages with their last word; the standard error is over passages.
+    """How often a model continues passages with their last word.
 
     Attributes
     ----------
     accuracy : Estimate
-        Share of the passages, 0..1.
+        Share of the passages that it does so for, 0..1; the standard error is computed over passages.
     skipped : int
-        Number of passages left out, because no token begins where the word begins, or the word is longer than the model
-        takes.
+        Number of passages left out, because no token begins where the word begins, or because the word has more tokens than the
+        model takes.
     """
 
     accuracy: Estimate
@@ -66,25 +66,26 @@ def cut_passages(
 ) -> list[Passage]:
     """Cut passages from a text by a rule, without a tokenizer.
 
-    Blocks (paragraphs between blank lines) are read sentence by sentence. A sentence ends with ``.``, ``!`` or ``?`` and
-    closing quotes or brackets, followed by the end of the block, or by white space and anything but a lower-case letter. A
-    passage begins with the block or where the previous passage ended, and ends with the first sentence whose last word has
+    Paragraphs (separated by blank lines) are read sentence by sentence. A sentence ends with ``.``, ``!`` or ``?`` and
+    closing quotes or brackets, followed by the end of the paragraph, or by white space and anything but a lower-case letter. A
+    passage begins with the paragraph or where the previous passage ended, and ends with the first sentence whose last word has
     `context_words` words of the passage before it and is a proper word: at least 3 letters and nothing else, white space in
-    front, only closing punctuation behind, and not ``unk``. The rest of a block is dropped. White space becomes single spaces.
+    front, only closing punctuation behind, and not ``unk``. The rest of a paragraph is dropped. White space becomes single
+    spaces.
 
     Parameters
     ----------
     text : str or list of str
-        No passage runs from one text into the next.
+        One text or several; no passage runs from one text into the next.
     count : int, optional
-        Largest number of passages, spread evenly over the text; all by default.
+        Largest number of passages, chosen evenly from all of them; by default all.
     context_words : int
         Smallest number of words (separated by white space) in front of the last one.
 
     Returns
     -------
     list of Passage
-        In the order of the text, without common sentences; empty if there is none.
+        In the order of the text; no two passages share a sentence. Empty if there is none.
 
     Raises
     ------
@@ -101,34 +102,31 @@ def cut_passages(
     for name, value in (("count", count), ("context_words", context_words)):
         if value is not None and value < 1:
             raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
-    blocks = [block for part in ([text] if isinstance(text, str) else text) for block in BLOCK.split(part)]
-    passages = [passage for block in blocks for passage in _block_passages(" ".join(block.split()), context_words)]
+    paragraphs = [p for part in ([text] if isinstance(text, str) else text) for p in BLANK_LINES.split(part)]
+    passages = [passage for p in paragraphs for passage in _passages(" ".join(p.split()), context_words)]
     if count is None or count >= len(passages):
         return passages
     return [passages[k * len(passages) // count] for k in range(count)]
 
 
-def _block_passages(block: str, context_words: int) -> Iterator[Passage]:
+def _passages(paragraph: str, context_words: int) -> Iterator[Passage]:
+    """Cut the passages of one paragraph, whose words are separated by single spaces."""
     begin = 0
-    for match in SENTENCE_END.finditer(block):
-        if block[match.end() : match.end() + 1].islower():
+    for match in SENTENCE_END.finditer(paragraph):
+        if paragraph[match.end() : match.end() + 1].islower():
             continue
         end = match.end(1)
-        start = max(begin, end - TAIL)
-        before, space, word = block[start:end].rstrip(" .!?" + CLOSING).rpartition(" ")
-        if space and word.isalpha() and len(word) >= MIN_LETTERS and word.lower() not in NO_WORDS:
-            context = block[begin : start + len(before)].strip()
+        start = max(begin, end - TAIL_LENGTH)
+        before, space, word = paragraph[start:end].rstrip(" .!?" + CLOSING).rpartition(" ")
+        if space and word.isalpha() and len(word) >= MIN_LETTERS and word.lower() not in PLACEHOLDERS:
+            context = paragraph[begin : start + len(before)].strip()
             if len(context.split()) >= context_words:
                 yield Passage(context, word)
                 begin = end
 
 
 def check_continues(model: Any) -> None:
-    """Raise unless the model continues the text it reads.
-
-    Parameters
-    ----------
-    model : nn.Module
+    """Check that a model continues the text that it reads.
 
     Raises
     ------
@@ -153,9 +151,9 @@ def last_word(
 ) -> LastWord:
     """Measure how often a model writes the last word of a passage when it continues the context greedily.
 
-    Every token of the word must be the likeliest one, given the context and the tokens of the word before it (that is what greedy
-    decoding writes; what follows the word does not count). Context and word are tokenised together, with the special tokens that
-    the tokenizer puts in front of a text. If they are longer than the model takes, the beginning of the context is dropped.
+    Every token of the word must be the likeliest one, given the context and the tokens of the word before it, as in greedy
+    decoding; what the model would write after the word does not count. Context and word are tokenised together, with the special
+    tokens that the tokenizer puts in front of a text. If they are longer than the model takes, the beginning is dropped.
 
     Parameters
     ----------
@@ -177,12 +175,13 @@ def last_word(
     UnsupportedModelError
         The model does not continue a text: it is an encoder, an encoder-decoder or a plain module.
     CalibrationError
-        There is no passage, no tokenizer, the tokenizer belongs to another model, or the predictions hold NaN.
+        No passage is given, or all are skipped; there is no tokenizer, or it belongs to another model; or the predictions hold
+        NaN.
 
     Notes
     -----
-    Cost: a forward pass of the passages. Memory: the logits at the positions of the words, if the model can
-    leave out the others.
+    Cost: a forward pass of the passages. Memory: the logits at the positions of the words, or at all positions if the model
+    cannot leave out any.
     """
     check_continues(model)
     if tokenizer is None:
@@ -190,16 +189,16 @@ def last_word(
     encoded = _encode(tokenizer, passages, longest_input(model))
     if not encoded:
         raise CalibrationError(
-            f"no passage to ask the last word of ({len(passages)} given, none of them usable); give a text of some thousand "
-            f"words, in paragraphs of more than {CONTEXT_WORDS} words"
+            f"no passage can be used ({len(passages)} given); give a text of some thousand words, in paragraphs of more than "
+            f"{CONTEXT_WORDS} words"
         )
-    keeps_some_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+    can_leave_out_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     n_right = 0
     with evaluation_mode(model):
         batches = list(_batches(encoded, batch_tokens))
         for batch in progress(batches, "Asking last words") if progress else batches:
-            n_right += _count_right(model, batch, keeps_some_logits=keeps_some_logits)
-    # The order of ones and zeros does not matter.
+            n_right += _count_right(model, batch, can_leave_out_logits=can_leave_out_logits)
+    # The estimate does not depend on the order of the passages.
     return LastWord(Estimate.of([1] * n_right + [0] * (len(encoded) - n_right)), len(passages) - len(encoded))
 
 
@@ -209,20 +208,20 @@ def _encode(tokenizer: Any, passages: Sequence[Passage], longest: int | None) ->
     encoded = []
     for passage in passages:
         context = plain_ids(tokenizer, passage.context)
-        whole = plain_ids(tokenizer, f"{passage.context} {passage.word}")
-        size = len(whole) - len(context)
-        if whole[: len(context)] != context or size < 1:
+        both = plain_ids(tokenizer, f"{passage.context} {passage.word}")
+        word_size = len(both) - len(context)
+        if both[: len(context)] != context or word_size < 1:
             continue
         # The last token is predicted but not read, so one more fits.
-        ids = (front + whole) if longest is None else (front + whole)[-(longest + 1) :]
-        # If the word alone fills the input, there is no context to continue.
-        if len(ids) > size:
-            encoded.append((ids, size))
+        ids = (front + both) if longest is None else (front + both)[-(longest + 1) :]
+        # If all of them belong to the word, there is no context to continue.
+        if len(ids) > word_size:
+            encoded.append((ids, word_size))
     return encoded
 
 
 def _batches(encoded: list[tuple[list[int], int]], batch_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
-    """Put passages of similar length together, the longest first, so that a lack of memory shows at once."""
+    """Yield batches of passages of similar length, the longest first, so that a lack of memory shows at once."""
     batch: list[tuple[list[int], int]] = []
     for entry in sorted(encoded, key=lambda entry: -len(entry[0])):
         if batch and (len(batch) + 1) * (len(batch[0][0]) - 1) > batch_tokens:
@@ -232,8 +231,8 @@ def _batches(encoded: list[tuple[list[int], int]], batch_tokens: int) -> Iterato
     yield batch
 
 
-def _count_right(model: Any, batch: list[tuple[list[int], int]], *, keeps_some_logits: bool) -> int:
-    """Count the words of a batch that the model writes."""
+def _count_right(model: Any, batch: list[tuple[list[int], int]], *, can_leave_out_logits: bool) -> int:
+    """Count the passages of a batch whose last word the model writes."""
     longest = max(len(ids) for ids, _ in batch) - 1
     inputs = torch.zeros((len(batch), longest), dtype=torch.long)
     mask = torch.zeros_like(inputs)
@@ -244,7 +243,7 @@ def _count_right(model: Any, batch: list[tuple[list[int], int]], *, keeps_some_l
     check_ids(model, inputs)
     first = min(len(ids) - 1 - size for ids, size in batch)
     options: dict[str, Any] = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
-    if keeps_some_logits:
+    if can_leave_out_logits:
         options["logits_to_keep"] = longest - first
     device = input_device(model)
     logits = model(input_ids=inputs.to(device), attention_mask=mask.to(device), **options).logits[:, first - longest :]

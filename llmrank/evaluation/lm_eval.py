@@ -1,7 +1,7 @@
 """EleutherAI's lm-eval on a loaded model: its own tasks, tasks of the user, and two tasks that need only a text file.
 
-lm-eval is an extra (``pip install "llmrank[eval]"``) and is imported when it is needed. Its command line takes checkpoints that
-stock transformers loads; here it gets the model object, so checkpoints that need :func:`llmrank.load` work too.
+lm-eval is an extra (``pip install "llmrank[eval]"``) and is imported when it is needed. Its command line only takes checkpoints
+that transformers loads by itself; here it gets the model object, so models that need :func:`llmrank.load` can be evaluated too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llmrank.evaluation.last_word import cut_passages
 __all__ = ["TASKS", "HarnessTasks", "find_tasks", "last_word_documents", "page_documents"]
 
 TASKS = Path(__file__).parent / "tasks"
-# Smallest number of characters of a page: some hundreds of tokens, so that few tokens have little context.
+# Smallest number of characters of a page: about a thousand tokens, so that few of them have little context.
 PAGE_LENGTH = 4000
 
 
@@ -41,7 +41,7 @@ class HarnessTasks:
     ----------
     names : tuple of str
     manager : lm_eval.tasks.TaskManager
-        Finds the files of the tasks.
+        Finds and reads the files of the tasks.
     """
 
     names: tuple[str, ...]
@@ -58,23 +58,23 @@ class HarnessTasks:
         tokenizer : transformers tokenizer
             A copy is used, because lm-eval may add a padding token.
         limit : int, optional
-            Use only the first so many documents of each task; all by default.
+            Largest number of documents of each task, from the first; by default all.
         batch_size : int
             Number of requests in a forward pass.
 
         Returns
         -------
         dict from str to dict from str to Estimate
-            Task -> metric -> value. The metric has the name that lm-eval gives it, with the name of the filter behind a comma
-            unless that is ``none``. The error is lm-eval's (None if there is none); the count is the number of documents (0 for
-            a group of tasks).
+            The metrics of every task. A metric has the name that lm-eval gives it, followed by a comma and the name of the
+            filter unless that is ``none``. The error is that of lm-eval (None if it gives none); the count is the number of
+            documents (0 for a group of tasks).
 
         Raises
         ------
         UnsupportedModelError
             The model predicts no next token.
         CalibrationError
-            The data of a task cannot be loaded, or there is no tokenizer.
+            There is no tokenizer, or a task fails, for example because its data cannot be loaded.
         """
         check_predicts(model, "likelihood for lm-eval")
         if tokenizer is None:
@@ -93,7 +93,7 @@ class HarnessTasks:
                 )
         except LLMRankError:
             raise
-        except Exception as error:  # tasks run code and fetch data from many sources
+        except Exception as error:  # tasks may run any code
             if is_out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -121,11 +121,11 @@ def find_tasks(
     names : sequence of str
         ``llmrank_last_word`` and ``llmrank_perplexity`` read `text`; most tasks of lm-eval fetch their data from the hub.
     text : path or ``dataset:NAME[,CONFIG[,SPLIT]]``, optional
-        Text for these two tasks; the built-in text by default.
+        Text for these two tasks; by default the built-in text.
     passages : int, optional
-        Number of passages of ``llmrank_last_word``; see :func:`llmrank.evaluation.last_word.cut_passages`.
+        Largest number of passages of ``llmrank_last_word``, see :func:`llmrank.evaluation.last_word.cut_passages`.
     directory : path-like, optional
-        Directory of more tasks: YAML files in lm-eval's format. Code that they name is executed.
+        Directory of further tasks: YAML files in lm-eval's format. Code that they name is executed.
 
     Returns
     -------
@@ -138,7 +138,7 @@ def find_tasks(
 
     Notes
     -----
-    Cost: lm-eval reads some thousand files to know the names of its tasks, unless `names` holds only the two tasks above.
+    Cost: to know the names of its tasks, lm-eval reads thousands of files, unless `names` holds only the two tasks above.
     """
     if directory is not None and not Path(directory).is_dir():
         raise OptionError(f"no directory of tasks at {directory}; expected one that holds lm-eval's YAML files")
@@ -150,7 +150,7 @@ def find_tasks(
     manager = TaskManager(
         include_path=[str(TASKS), *([] if directory is None else [str(directory)])],
         include_defaults=not set(names) <= set(own),
-        # lm-eval passes these to all tasks; the two of this package use them.
+        # lm-eval passes these to the loaders of all tasks; those of this package use them.
         metadata={
             **({} if text is None else {"text": os.fspath(text)}),
             **({} if passages is None else {"passages": passages}),
@@ -167,7 +167,7 @@ def find_tasks(
 
 @contextmanager
 def _restored_random_state(device: torch.device) -> Iterator[None]:
-    """Restore the state of all random generators afterwards, because lm-eval seeds them for the whole process."""
+    """Restore the states of all random generators afterwards, because lm-eval seeds them."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -183,6 +183,7 @@ def _own_tasks() -> list[str]:
 
 
 def _estimates(values: dict[str, Any], count: int) -> dict[str, Estimate]:
+    """Convert lm-eval's results for one task: ``{"acc,none": 0.5, "acc_stderr,none": 0.1, ...}``."""
     estimates = {}
     for key, value in values.items():
         metric, comma, filter_name = key.partition(",")
@@ -196,12 +197,12 @@ def _estimates(values: dict[str, Any], count: int) -> dict[str, Estimate]:
 
 
 def last_word_documents(text: str | None = None, passages: int | None = None, **_: Any) -> dict[str, Any]:
-    """Load the data of ``llmrank_last_word``: each document is a passage, with its `context` and `word`.
+    """Load the documents of ``llmrank_last_word``: passages, each with its `context` and its `word`.
 
     Parameters
     ----------
     text : str, optional
-        Path of a text file, or ``dataset:NAME[,CONFIG[,SPLIT]]``; the built-in text by default.
+        Path of a text file, or ``dataset:NAME[,CONFIG[,SPLIT]]``; by default the built-in text.
     passages : int, optional
         See :func:`llmrank.evaluation.last_word.cut_passages`.
     **_
@@ -215,12 +216,12 @@ def last_word_documents(text: str | None = None, passages: int | None = None, **
     content, description = _read(text)
     rows = [{"context": passage.context, "word": passage.word} for passage in cut_passages(content, passages)]
     if not rows:
-        raise CalibrationError(f"no passage to ask the last word of in the {description}; give a longer text")
+        raise CalibrationError(f"no passage can be cut from the {description}; give a longer text")
     return _dataset(rows)
 
 
 def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
-    """Load the data of ``llmrank_perplexity``: each document is a `page` of complete lines, of 4,000 characters or slightly more.
+    """Load the documents of ``llmrank_perplexity``: each is a `page` of complete lines, of 4,000 characters or slightly more.
 
     Parameters
     ----------
@@ -234,7 +235,7 @@ def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
     CalibrationError
         The text cannot be read.
     """
-    content, _description = _read(text)
+    content = _read(text)[0]
     pages, page = [], ""
     for line in ("\n\n".join(content) if isinstance(content, list) else content).splitlines(keepends=True):
         page += line
@@ -245,12 +246,14 @@ def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
 
 
 def _read(text: str | None) -> tuple[Any, str]:
+    """Return a text, or a list of texts, and its description for messages."""
     # A Path, because a mistyped path that is a str would be taken for the text itself.
     source = text if text is None or find_source(text, "evaluation") else Path(text)
     return read_text(source, "evaluation")
 
 
 def _dataset(rows: list[dict[str, str]]) -> dict[str, Any]:
+    """Make the data set that lm-eval expects from a loader: documents by split."""
     import datasets
 
     return {"test": datasets.Dataset.from_list(rows)}

@@ -1,9 +1,9 @@
-"""Perplexity of a model, its size, and a completion by it."""
+"""The perplexity and the size of a model, and a text that it writes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +28,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Perplexity:
-    """The exponential of the mean negative log-likelihood of the predicted tokens.
+    """A perplexity: the exponential of the mean negative log-likelihood of the predicted tokens.
 
     Attributes
     ----------
     value : float
-        inf if the model's predictions hold NaN or overflow.
+        Infinite if the predictions are not finite or no token is predicted.
     tokens : int
-        Number of predicted tokens: all of a sequence except the first (for encoder-decoder models the second
+        Number of predicted tokens: all tokens of a sequence except the first (for encoder-decoder models those of the second
         half, given the first half); padding does not count.
     """
 
@@ -44,10 +44,11 @@ class Perplexity:
 
     @classmethod
     def of(cls, losses: Sequence[float], counts: Sequence[int]) -> Perplexity:
-        """Compute it from the negative log-likelihood and the number of predicted tokens of every sequence."""
+        """Compute a perplexity from the negative log-likelihood and the number of predicted tokens of every sequence."""
         tokens = sum(counts)
         mean = sum(losses) / tokens if tokens else math.nan
-        return cls(math.exp(mean) if math.isfinite(mean) and mean < 700 else math.inf, tokens)
+        # math.exp raises an error above 709, and comparisons with NaN are false.
+        return cls(math.exp(mean) if mean < 700 else math.inf, tokens)
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class ModelSize:
     Attributes
     ----------
     parameters, bytes : int
-        Those of the model.
+        Of the model.
     ffn_parameters, ffn_bytes : int
-        Those of the linear maps of its FFNs.
+        Of the linear maps of its FFNs.
     """
 
     parameters: int
@@ -71,7 +72,7 @@ class ModelSize:
 def perplexity(
     model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
 ) -> Perplexity:
-    """Measure the perplexity on token sequences; no sequence is context for another.
+    """Measure the perplexity of a model on token sequences, each of which is predicted by itself.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ def sequence_losses(
 
 
 def unigram_perplexity(sequences: TokenSequences) -> float:
-    """Compute the perplexity of a text under its own token frequencies: the best value without any context."""
+    """Compute the perplexity of a text under its own token frequencies, the lowest that is possible without context."""
     counts = torch.bincount(sequences.ids[sequences.mask].flatten()).double()
     shares = counts[counts > 0] / counts.sum()
     return float(torch.exp(-(shares * shares.log()).sum()))
@@ -140,19 +141,19 @@ def unigram_perplexity(sequences: TokenSequences) -> float:
 
 def model_size(model: nn.Module, ffns: FFNs | None = None) -> ModelSize:
     """Count the parameters and bytes of a model and of its FFNs."""
-    all_parameters = {id(p): p for p in model.parameters()}
-    ffn_parameters = {id(p): p for module in (ffns.modules if ffns else ()) for p in module.parameters()}
-    return ModelSize(
-        sum(p.numel() for p in all_parameters.values()),
-        sum(p.numel() * p.element_size() for p in all_parameters.values()),
-        sum(p.numel() for p in ffn_parameters.values()),
-        sum(p.numel() * p.element_size() for p in ffn_parameters.values()),
-    )
+    modules = ffns.modules if ffns else ()
+    return ModelSize(*_size(model.parameters()), *_size(p for module in modules for p in module.parameters()))
+
+
+def _size(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+    """Return the number and the bytes of the entries of parameters, each of which counts once."""
+    unique = {id(p): p for p in parameters}.values()
+    return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
 
 
 @torch.no_grad()
 def complete(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 24) -> str:
-    """Continue a prompt greedily, and return the continuation without the prompt."""
+    """Return the greedy continuation of a prompt, without the prompt itself."""
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"].to(input_device(model))
     output = model.generate(

@@ -1,4 +1,4 @@
-"""Amounts: how many neurons a share or a number means, and which layers are protected."""
+"""How many neurons an amount removes, and which layers are protected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from typing import TypeAlias
 from graphs.analysis.measures import count_of_share
 from llmrank.errors import OptionError
 
-__all__ = ["Protect", "check_amount", "check_protect", "global_count", "local_count", "protected_names", "round_width"]
+__all__ = [
+    "Protect",
+    "check_amount",
+    "check_protect",
+    "check_removable",
+    "global_count",
+    "local_count",
+    "protected_names",
+    "round_width",
+]
+
+Protect: TypeAlias = Sequence[str | int] | str | int
 
 
 def check_amount(amount: float | int) -> float | int:
@@ -21,9 +32,9 @@ def check_amount(amount: float | int) -> float | int:
         if amount < 0:
             raise OptionError(f"amount must not be negative, got {amount}")
         return amount
-    if not (math.isfinite(amount) and 0.0 <= amount < 1.0):
+    if not 0.0 <= amount < 1.0:
         raise OptionError(f"amount must be a share in [0, 1) (0.3 removes 30 % of the neurons), got {amount!r}")
-    return amount
+    return float(amount)  # shares are read as decimal numbers, and the repr of a numpy float is none
 
 
 def local_count(amount: float | int, n: int) -> int:
@@ -36,9 +47,9 @@ def local_count(amount: float | int, n: int) -> int:
 
 
 def global_count(amount: float | int, total: int) -> int:
-    """Return how many of all `total` neurons an amount removes; a share is rounded up, as the decimal number that was written.
+    """Return how many of all `total` neurons an amount removes; a share is rounded up.
 
-    So 0.07 of 100 is 7, although 0.07 * 100 > 7 in floating point.
+    A share is taken as the decimal number it is written as: 0.07 of 100 is 7, although 0.07 * 100 > 7 in floating point.
 
     >>> global_count(0.07, 100), global_count(0.3, 46080), global_count(7, 5)
     (7, 13824, 7)
@@ -47,24 +58,43 @@ def global_count(amount: float | int, total: int) -> int:
 
 
 def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
-    """Round `kept` to the nearest multiple, but to no less than `min_keep` and no more than `total`.
+    """Round the number of kept neurons to the nearest multiple, from `min_keep` to `total`.
 
-    Halfway between two multiples the even one is taken.
+    Ties go to the even multiple. If the nearest multiple is less than `min_keep`, the next one that is not is taken.
 
     >>> round_width(1075, 1536, 64, 1), round_width(12, 20, 8, 1), round_width(20, 28, 8, 1), round_width(3, 20, 8, 1)
     (1088, 16, 16, 8)
     """
-    rounded = int(multiple * round(kept / multiple))
-    if rounded < max(min_keep, 1):
-        rounded = multiple * math.ceil(max(min_keep, 1) / multiple)
+    rounded = multiple * round(kept / multiple)
+    if rounded < min_keep:
+        rounded = multiple * math.ceil(min_keep / multiple)
     return min(rounded, total)
 
 
-Protect: TypeAlias = Sequence[str | int] | str | int
+def check_removable(count: int, sizes: Sequence[int], min_keep: int, protected: Sequence[bool]) -> None:
+    """Raise an OptionError if `count` neurons cannot be removed from all layers together.
+
+    Parameters
+    ----------
+    count : int
+    sizes : sequence of int
+        Number of neurons of every layer.
+    min_keep : int
+        Smallest number of neurons that a layer keeps.
+    protected : sequence of bool
+        Whether a layer keeps all its neurons.
+    """
+    most = sum(max(n - min_keep, 0) for n, keeps_all in zip(sizes, protected, strict=True) if not keeps_all)
+    if count > most:
+        raise OptionError(
+            f"{count} of {sum(sizes)} neurons cannot be removed: at most {most} can, because each layer keeps "
+            f"min_keep={min_keep}{' and the protected layers all of theirs' if any(protected) else ''}; lower the amount or "
+            "min_keep"
+        )
 
 
 def check_protect(protect: Protect) -> tuple[str | int, ...]:
-    """Return `protect` as a tuple, or raise an OptionError.
+    """Return `protect` as a tuple; raise an OptionError if it holds anything but names, patterns and positions.
 
     >>> check_protect("model.layers.0"), check_protect([0, -1])
     (('model.layers.0',), (0, -1))

@@ -1,4 +1,4 @@
-"""The base class of pruners: it turns what a subclass sets on every layer record into keep masks."""
+"""The base class of pruners: subclasses set scores or masks on layer records, and it makes keep masks of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.models.costs import UNITS, ModelCosts, Unit, unit_name
 from llmrank.prune.amounts import Protect, check_amount, check_protect, local_count, protected_names, round_width
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, keep_highest
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
 from llmrank.prune.masks import Masks
 
 __all__ = ["BasePruner"]
@@ -30,18 +30,17 @@ class BasePruner:
     min_keep : int
         Smallest number of neurons that a layer keeps.
     multiple_of : int
-        The number of neurons that a layer keeps is rounded to the nearest multiple of this, because hardware prefers some
-        widths. Halfway between two multiples it is the even multiple. Where that is less than `min_keep`, it is rounded up. See
-        :func:`round_width`.
+        The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`, because
+        hardware prefers some widths.
     protect : str, int, or sequence of them
         Layers from which nothing is removed: names or patterns (``"model.layers.0"``, ``"*.encoder.*"``) and positions (0, -1),
-        see :func:`protected_names`. `amount` is still taken of all layers, protected ones too: if they share one budget, the
-        other layers lose more; if each layer has its own, the other layers lose the same as without protection.
+        see :func:`protected_names`. A share is still one of all layers, protected ones too: if they share one budget, the other
+        layers lose more; if each layer has its own, the other layers lose the same as without protection.
     amount_of : str
         The unit of `amount`: ``"neurons"``, or a cost: ``"ffn-parameters"``, ``"ffn-bytes"`` and
         ``"ffn-flops"`` (for one token) of the FFNs' linear maps, ``"parameters"``, ``"bytes"`` and ``"flops"`` of the
-        model. An amount of a cost is a total over all layers, never one for each layer. As few neurons are removed as save at
-        least that much; afterwards `multiple_of` rounds the widths.
+        model. An amount of a cost is always a total over all layers. The fewest neurons that save at least that much are
+        removed; `multiple_of` rounds the widths afterwards.
 
     Attributes
     ----------
@@ -63,7 +62,7 @@ class BasePruner:
     [True, True, False, False]
     """
 
-    # The name on the command line and in the registries. Classes of this package that define none are not found there.
+    # The name on the command line and in the registries, which leave out classes of this package that define none.
     name: ClassVar[str]
 
     needs_sensitivity: ClassVar[bool] = False
@@ -126,11 +125,11 @@ class BasePruner:
         return pruner._choose_masks(layer_list)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """Raise if the options are impossible for these layers, whatever their scores will be.
+        """Raise if the options are impossible for these layers, whatever their scores.
 
-        Pipelines call it before they measure anything. It finds entries of `protect` that select no layer, and amounts of a cost
-        that are more than can be removed. A subclass that can tell from the sizes alone whether its amount is possible checks
-        that too.
+        Pipelines call it before they measure anything. It refuses entries of `protect` that select no layer, and amounts of a
+        cost that are more than can be removed. A subclass that needs only the sizes of the layers to tell whether its amount is
+        possible checks that too.
 
         Parameters
         ----------
@@ -147,7 +146,7 @@ class BasePruner:
         protected = protected_names(self.protect, [layer.name for layer in layer_list])
         if self.amount_of == "neurons":
             return
-        target, costs = self._cost_to_remove(costs), self._needed_costs(costs)
+        target, costs = self._cost_to_remove(costs)
         smallest_widths = {
             layer.name: min(self.min_keep, layer.out_features) for layer in layer_list if layer.name not in protected
         }
@@ -155,10 +154,15 @@ class BasePruner:
         if target > most:
             raise self._amount_error(most, costs)
 
-    def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
-        """Return for each group of layers a pruner with the settings of this one.
+    def _check_as(self, kind: type[BasePruner], layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> None:
+        """Prune records of these sizes as a pruner of this kind does, so that an impossible amount raises."""
+        pruner = kind(self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of)
+        pruner.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
 
-        Positions and patterns in `protect` refer to the layers of all groups together.
+    def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
+        """Return a pruner with the settings of this one for each group of layers.
+
+        Positions in `protect` are those among the layers of all groups together.
         """
         if not self.protect:
             return [self] * len(groups)
@@ -170,24 +174,24 @@ class BasePruner:
         return pruners
 
     def with_amount(self, amount: float | int) -> BasePruner:
-        """Return a pruner for a step before the last one: the settings of this one, with another amount and unrounded widths."""
-        step = copy.copy(self)
-        step.amount, step.multiple_of = check_amount(amount), 1
-        return step
+        """Return a copy of this pruner with another amount, which does not round widths."""
+        pruner = copy.copy(self)
+        pruner.amount, pruner.multiple_of = check_amount(amount), 1
+        return pruner
 
     def _with_neuron_share(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> BasePruner:
         """Return a pruner with this one's settings whose amount is the smallest share of neurons that reaches the cost."""
-        target, costs = self._cost_to_remove(costs), self._needed_costs(costs)
-        total = sum(layer.out_features for layer in layer_list)
+        target, costs = self._cost_to_remove(costs)
+        n_neurons = max(sum(layer.out_features for layer in layer_list), 1)
         trial = self.with_amount(0.0)
         trial.amount_of = "neurons"
         # With amount 0, errors that have other causes than the amount are raised here; those in the loop come from the amount.
         most = costs.removed(trial._choose_masks(layer_list).widths, self.amount_of)
-        low, high, reached = -1 if most >= target else 0, max(total, 1), False
+        # A bisection: `low` neurons are too few, and `high` neurons are enough or more than can be removed.
+        low, high, reached = -1 if most >= target else 0, n_neurons, False
         while high - low > 1:
             middle = (low + high) // 2
-            # A quarter of a neuron less: rounded up or to the nearest number, this share gives `middle` neurons.
-            trial.amount = max(middle - 0.25, 0.0) / max(total, 1)
+            trial.amount = _share_of_count(middle, n_neurons)
             try:
                 widths = trial._choose_masks(layer_list).widths
             except OptionError:  # more neurons than the layers have
@@ -200,26 +204,25 @@ class BasePruner:
                 low, most = middle, max(most, removed)
         if not reached:
             raise self._amount_error(most, costs)
-        trial.amount, trial.multiple_of = max(high - 0.25, 0.0) / max(total, 1), self.multiple_of
+        trial.amount, trial.multiple_of = _share_of_count(high, n_neurons), self.multiple_of
         return trial
 
-    def _needed_costs(self, costs: ModelCosts | None) -> ModelCosts:
+    def _cost_to_remove(self, costs: ModelCosts | None) -> tuple[Fraction, ModelCosts]:
+        """Return the amount as an absolute cost, and the costs of the model, without which it is unknown."""
         if costs is None:
             raise OptionError(
                 f"an amount of {unit_name(self.amount_of)} needs the costs of the model; run the pruner in a pipeline, or pass "
                 "costs=ModelCosts(model, ffns)"
             )
-        return costs
-
-    def _cost_to_remove(self, costs: ModelCosts | None) -> Fraction:
         if isinstance(self.amount, int):
-            return Fraction(self.amount)
-        return Fraction(repr(float(self.amount))) * self._needed_costs(costs).total(self.amount_of)
+            return Fraction(self.amount), costs
+        return Fraction(repr(float(self.amount))) * costs.total(self.amount_of), costs
 
     def _amount_error(self, most: int, costs: ModelCosts) -> OptionError:
-        whole = costs.total(self.amount_of)
-        asked = f"{self.amount:,} of {whole:,}" if isinstance(self.amount, int) else f"{self.amount:.1%} of the"
-        possible = f"{most:,}" if isinstance(self.amount, int) else _percent(most / whole if whole else 0.0)
+        """Make the error for an amount of a cost that is above `most`, the largest cost that can be removed."""
+        total = costs.total(self.amount_of)
+        asked = f"{self.amount:,} of {total:,}" if isinstance(self.amount, int) else f"{self.amount:.1%} of the"
+        possible = f"{most:,}" if isinstance(self.amount, int) else _percent(most / total if total else 0.0)
         kept = " and the protected layers all of theirs" if self.protect else ""
         rest = "" if self.amount_of.startswith("ffn-") else ", and attention, embeddings and norms are not pruned"
         return OptionError(
@@ -228,13 +231,14 @@ class BasePruner:
         )
 
     def _choose_masks(self, layer_list: Sequence[LayerRecord]) -> Masks:
+        """Compute the keep masks for an amount of neurons."""
         for layer in layer_list:
             layer.pruning_mask, layer.amount = None, None
         self.extract_scores(layer_list)
         return Masks({layer.name: self._keep_mask(layer) for layer in layer_list})
 
     def _keep_mask(self, layer: LayerRecord) -> torch.Tensor:
-        """Turn the mask or scores that `extract_scores` set into the keep mask of one layer."""
+        """Make the keep mask of a layer from the mask or scores that `extract_scores` set."""
         if layer.protected:
             return torch.ones(layer.out_features, dtype=torch.bool)
         mask = layer.pruning_mask
@@ -258,7 +262,9 @@ class BasePruner:
             scores = mask.double().abs()
             scores = scores.sum(1) if scores.ndim == 2 else scores
             if not bool(torch.isfinite(scores).all()):
-                raise LLMRankError(f"{layer.name}: the scores of {type(self).__name__} are not finite")
+                raise LLMRankError(
+                    f"{layer.name}: the scores of {type(self).__name__} are not finite; check what its extract_scores sets"
+                )
             scores = scores.where(present, -torch.inf)
             amount = check_amount(self.amount if layer.amount is None else layer.amount)
             keep = keep_highest(scores, max(n - max(local_count(amount, n), n_removed), 0))
@@ -275,15 +281,20 @@ class BasePruner:
         return keep
 
     def _rounded_width(self, kept: int, n: int, n_present: int) -> int:
-        """Round the number of kept neurons of a layer to a width.
+        """Round the number of neurons that a layer of `n` keeps.
 
-        Earlier steps have left `n_present` of its `n` neurons. The width is never more than that: removed neurons stay removed.
+        Earlier steps have left `n_present` of them. The result is never more than that: removed neurons stay removed.
         """
         width = round_width(kept, n, self.multiple_of, self.min_keep)
         if width <= n_present:
             return width
         lower = n_present - n_present % self.multiple_of
         return lower if lower >= self.min_keep else n_present
+
+
+def _share_of_count(count: int, n_neurons: int) -> float:
+    """Return a share of `n_neurons` that is `count` neurons, whether it is rounded up or to the nearest number."""
+    return max(count - 0.25, 0.0) / n_neurons
 
 
 def _percent(share: float) -> str:

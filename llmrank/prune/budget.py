@@ -1,4 +1,4 @@
-"""Budgets in words and numbers: whether an amount is possible, how much it is, and how much of it was reached."""
+"""Check whether an amount is possible, describe it, and compare it with what was removed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from llmrank.prune.sensitivity_pruner import SensitivityPruner
 __all__ = ["Reached", "check_budget", "describe_amount", "reached_amounts", "shortfall"]
 
 Reached: TypeAlias = dict[Unit, dict[str, float]]
-# The share that was removed may differ from the requested one by this much without a note.
-NOTABLE = 0.02
-# The same for an amount of a cost that was not reached: a model that has to become smaller must do so.
-NOTABLE_MISS = 0.001
+# Largest difference between the removed share and the requested one that needs no note.
+MAX_DIFFERENCE = 0.02
+# The same where less of a cost was removed than requested, because the model may not fit its memory or time then.
+MAX_COST_SHORTFALL = 0.001
 
 
 def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: bool) -> None:
-    """Raise if an amount is impossible for these FFNs, whatever the scores.
+    """Raise if the options of a pruner are impossible for these FFNs, whatever the scores.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: 
     costs : ModelCosts
         Costs of their model.
     jointly : bool
-        Whether one budget covers all FFNs.
+        Whether one budget covers all FFNs; otherwise each has its own.
 
     Raises
     ------
@@ -48,13 +48,13 @@ def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: 
         raise OptionError("every prunable layer is protected, so nothing can be removed; protect fewer")
     if jointly:
         groups = [together]
-    for part, group in zip(pruner.for_groups(groups), groups, strict=True):
-        part.check(group, costs)
+    for group_pruner, group in zip(pruner.for_groups(groups), groups, strict=True):
+        group_pruner.check(group, costs)
 
 
 def _records(ffn: FFN) -> list[LayerRecord]:
-    """Return records with what is known of an FFN's layers before it is ranked: their sizes."""
-    return [record_of_size(layer.name, layer.size, explicit=not layer.output_maps) for layer in ffn.prunable.values()]
+    """Return records of an FFN's layers before it is ranked, when only their sizes are known."""
+    return [record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()]
 
 
 def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
@@ -71,9 +71,9 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
     Returns
     -------
     str
-        The number of neurons of each layer if it follows from the sizes, otherwise that of all layers together. It says "about"
-        where neurons of different layers differ in cost, so that the scores decide. For a :class:`LocalPruner` widths are rounded
-        already, for other pruners not yet.
+        The number of neurons that each layer loses, if it is known before ranking and the same for all; otherwise the number
+        that all layers lose together. It says "about" if neurons of different layers differ in cost, so that the total depends
+        on the scores. For a :class:`LocalPruner` widths are already rounded, for other pruners not yet.
 
     Examples
     --------
@@ -86,44 +86,40 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
     records = [record for ffn in ffns for record in _records(ffn)]
     if not isinstance(pruner, (LocalPruner, GlobalPruner, SensitivityPruner)):
         return f"{type(pruner).__name__} decides how many neurons that is"
-    local = isinstance(pruner, LocalPruner)
-    # Where scores decide how much each layer loses, only the total is known.
+    local, unit = isinstance(pruner, LocalPruner), pruner.amount_of
+    # Where scores decide how much each layer loses, only the total is known, and only before widths are rounded.
     widths = (pruner if local else pruner.with_amount(pruner.amount)).prune(records, costs).widths
-    unprotected = [record for record in records if not record.protected]
-    n_removed = {record.name: record.out_features - widths[record.name] for record in records}
-    removed, total = sum(n_removed.values()), sum(record.out_features for record in records)
-    share = f"{100 * removed / total:.1f} %"
+    sizes = {record.name: record.out_features for record in records}
+    total = sum(sizes.values())
+    removed = total - sum(widths.values())
+    unprotected = [record.name for record in records if not record.protected]
     layers = f"{len(unprotected)} layer{'s' if len(unprotected) > 1 else ''}"
     n_protected = len(records) - len(unprotected)
     plural, verb = ("s", "keep") if n_protected > 1 else ("", "keeps")
     protected = f"; {n_protected} protected layer{plural} {verb} all" if n_protected else ""
-    counts = {(n_removed[record.name], record.out_features) for record in unprotected}
-    if local and len(counts) == 1 and len(unprotected) > 1:
-        each, size = counts.pop()
-        neurons = f"{each:,} of {size:,} hidden neurons in each of {layers} ({removed:,} in total, {share}{protected})"
+    share = f"{100 * removed / total:.1f} %{protected}"
+    by_layer = {(sizes[name] - widths[name], sizes[name]) for name in unprotected}
+    if local and len(by_layer) == 1 and len(unprotected) > 1:
+        each, size = by_layer.pop()
+        neurons = f"{each:,} of {size:,} hidden neurons in each of {layers} ({removed:,} in total, {share})"
     else:
         together = "" if local or len(records) == 1 else " together"
-        neurons = f"{removed:,} of {total:,} hidden neurons in {layers}{together} ({share}{protected})"
-    parts = [neurons]
-    about = ""
-    parameters = costs.removed(widths, "parameters")
-    names = {record.name for record in unprotected}
-    pruned = [layer for name, layer in ffns.layers.items() if name in names]
-    if not local and len({neuron_cost(layer) for layer in pruned}) > 1:
+        neurons = f"{removed:,} of {total:,} hidden neurons in {layers}{together} ({share})"
+    about, parameters = "", costs.removed(widths, "parameters")
+    prunable = [layer for name, layer in ffns.layers.items() if name in unprotected]
+    if not local and len({neuron_cost(layer) for layer in prunable}) > 1:
         about = "about "
-        prunable_parameters = sum(layer.size * neuron_cost(layer).parameters for layer in pruned)
-        parameters = round(removed * prunable_parameters / sum(layer.size for layer in pruned))
-    if pruner.amount_of != "neurons":
-        whole = costs.total(pruner.amount_of)
-        reached = costs.removed(widths, pruner.amount_of)
-        parts[:0] = [f"{reached:,} of {whole:,} {unit_name(pruner.amount_of)} ({100 * reached / whole:.1f} %)"]
-        parts[1] = f"with {about}{parts[1]}"
-    if pruner.amount_of != "parameters":
+        prunable_parameters = sum(layer.size * neuron_cost(layer).parameters for layer in prunable)
+        parameters = round(removed * prunable_parameters / sum(layer.size for layer in prunable))
+    parts = [neurons]
+    if unit != "neurons":
+        saved, cost = costs.removed(widths, unit), costs.total(unit)
+        parts = [f"{saved:,} of {cost:,} {unit_name(unit)} ({100 * saved / cost:.1f} %)", f"with {about}{neurons}"]
+    if unit != "parameters":
         parts.append(f"{about}{_short(parameters)} of {_short(costs.model.parameters)} parameters")
-    rounded = (
-        "" if local or pruner.multiple_of == 1 else f", before widths are rounded to multiples of {pruner.multiple_of}"
-    )
-    return ", ".join(parts) + rounded
+    if not local and pruner.multiple_of > 1:
+        parts.append(f"before widths are rounded to multiples of {pruner.multiple_of}")
+    return ", ".join(parts)
 
 
 def _short(number: int) -> str:
@@ -139,7 +135,7 @@ def _short(number: int) -> str:
 
 
 def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
-    """Return, for each unit, its total in the dense model ("before") and how much is removed ("removed", "share").
+    """Return for each unit the cost of the dense model ("before"), and how much of it is removed ("removed", "share").
 
     Examples
     --------
@@ -157,19 +153,20 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
 
 
 def shortfall(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]) -> list[str]:
-    """Return notes for a report where the removed share differs from the requested one, because of rounding or protection."""
+    """Return a note for the report if the removed share differs from the requested one, because of rounding or protection."""
     amount, unit = pruner.amount, pruner.amount_of
     share = reached[unit]["share"]
     if unit == "neurons":
-        # An integer may count the neurons of each layer, so it is not compared.
-        if not isinstance(amount, float) or abs(share - amount) <= NOTABLE:
+        # An integer is not compared: it may be a number of neurons of each layer.
+        if not isinstance(amount, float) or abs(share - amount) <= MAX_DIFFERENCE:
             return []
         return [
             f"{share:.1%} was removed where {amount:.1%} was asked for: widths are rounded, or layers are protected"
         ]
     asked = amount if isinstance(amount, float) else amount / reached[unit]["before"]
-    if asked - NOTABLE_MISS <= share <= asked + NOTABLE:
+    if asked - MAX_COST_SHORTFALL <= share <= asked + MAX_DIFFERENCE:
         return []
-    rounded = f"widths are rounded to multiples of {pruner.multiple_of}"
-    reason = "one neuron more or less makes that difference" if pruner.multiple_of == 1 else rounded
+    reason = "one neuron more or less makes that difference"
+    if pruner.multiple_of > 1:
+        reason = f"widths are rounded to multiples of {pruner.multiple_of}"
     return [f"{share:.2%} of the {unit_name(unit)} was removed where {asked:.2%} was asked for: {reason}"]

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 
 from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
-from llmrank.prune.amounts import Protect, global_count
+from llmrank.prune.amounts import Protect, check_removable, global_count
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, importance_of, record_of_size
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, importance_of
 
 __all__ = ["GlobalPruner", "Normalize"]
 
-Normalize = Literal["auto", "zscore", "robust", "mean", "none"]
+Normalize: TypeAlias = Literal["auto", "zscore", "robust", "mean", "none"]
 
 
 class GlobalPruner(BasePruner):
-    """Remove the ``ceil(amount * N)`` lowest of all N neurons, so that widths differ between layers.
+    """Remove the ``ceil(amount * N)`` lowest of all N neurons; the layers need not lose the same share.
 
     Parameters
     ----------
     amount, min_keep, multiple_of, protect, amount_of
-        See :class:`BasePruner`; once a layer is down to `min_keep`, the next lowest neuron of another layer is removed instead.
+        See :class:`BasePruner`. When a layer has only `min_keep` neurons left, the lowest neurons of the others are removed.
     normalize : {"auto", "zscore", "robust", "mean", "none"}
-        How scores of layers of different width are made comparable: "zscore" standardises them by mean and population
-        deviation, "robust" by the median and the median absolute deviation from it (the mean one if that is 0), "mean" scales
-        them to mean 1, "none" leaves them unchanged (as in the paper). "auto" is zscore, or none for layers named by a
-        `structure_dict`. With zscore, a few very high scores make the other neurons of a layer look average, so that they are
-        kept; with robust they do not.
+        How the scores of different layers are made comparable: "zscore" standardises those of each layer by their mean and
+        population standard deviation, "robust" by their median and their median absolute deviation from it (their mean
+        absolute deviation if that is 0), "mean" scales them to mean 1, "none" leaves them unchanged (as in the paper). "auto"
+        is zscore, or none for layers named by a `structure_dict`. With zscore, a few very high scores make the other neurons of
+        a layer look average, so that they are kept; with robust they do not.
 
     Raises
     ------
@@ -57,38 +57,30 @@ class GlobalPruner(BasePruner):
         amount_of: Unit = "neurons",
     ) -> None:
         super().__init__(amount, min_keep, multiple_of, protect=protect, amount_of=amount_of)
-        if normalize not in ("auto", "zscore", "robust", "mean", "none"):
+        if normalize not in get_args(Normalize):
             raise OptionError(f"unknown normalize {normalize!r}; expected auto, zscore, robust, mean or none")
         self.normalize: Normalize = normalize
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         """Order the neurons of all layers, and set a keep mask on every record."""
-        total = sum(layer.out_features for layer in layer_list)
-        remove = global_count(self.amount, total)
-        unprotected = [layer for layer in layer_list if not layer.protected]
-        most = sum(max(layer.out_features - self.min_keep, 0) for layer in unprotected)
-        if unprotected and remove > most:
-            which = "" if len(unprotected) == len(layer_list) else " that are not protected"
-            raise OptionError(
-                f"removing {remove} of {total} neurons leaves fewer than min_keep={self.min_keep} in each of "
-                f"{len(unprotected)} layers{which}; lower the amount: at most {most} neurons can be removed"
-            )
+        sizes, protected = [layer.out_features for layer in layer_list], [layer.protected for layer in layer_list]
+        count = global_count(self.amount, sum(sizes))
+        if not all(protected):
+            check_removable(count, sizes, self.min_keep, protected)
         for layer, positions in zip(layer_list, self.removal_positions(layer_list), strict=True):
-            layer.pruning_mask = positions >= min(remove, total)
+            # If all layers are protected, the amount may be a number that does not fit into a tensor.
+            layer.pruning_mask = positions >= min(count, sum(sizes))
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
-        plain = GlobalPruner(
-            self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
-        )
-        plain.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
+        self._check_as(GlobalPruner, layer_list, costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of all layers are removed before it.
 
-        The neurons at positions below :func:`global_count` of the amount are removed; `multiple_of` then moves the limit within
-        each layer. Within a layer the order is that of :class:`LocalPruner`: the two differ only in how many neurons a layer
-        loses.
+        The neurons at positions below :func:`global_count` of the amount are removed; with `multiple_of` the limit within a
+        layer may be another one. Within a layer the order is that of :class:`LocalPruner`: the two differ only in how many
+        neurons a layer loses.
 
         Parameters
         ----------
@@ -97,18 +89,14 @@ class GlobalPruner(BasePruner):
         Returns
         -------
         list of (n,) int64 tensors
-            One for each layer, together a permutation of 0..N-1, whatever the amount. The `min_keep` highest of every layer
-            and all neurons of protected layers come last, beyond every permitted amount; neurons that earlier steps removed come
-            first.
+            One for each layer, together a permutation of 0..N-1, whatever the amount. Neurons that earlier steps removed come
+            first. The `min_keep` highest of every layer and all neurons of protected layers come last: no permitted amount
+            removes them.
 
         Raises
         ------
         LLMRankError
             The importance is not finite.
-
-        Notes
-        -----
-        Cost: two sorts.
 
         Examples
         --------
@@ -116,34 +104,29 @@ class GlobalPruner(BasePruner):
         >>> [positions.tolist() for positions in GlobalPruner(normalize="none").removal_positions(layers)]
         [[0, 4, 1], [3, 2]]
         """
-        own = [ascending_positions(importance_of(layer)) for layer in layer_list]
+        in_layer = [ascending_positions(importance_of(layer)) for layer in layer_list]
         # Each layer is sorted in its own order first: the stable sort below keeps that order where two scores differ but their
         # normalised values are equal.
         values = torch.cat(
-            [self._normalised(layer)[torch.argsort(p)] for layer, p in zip(layer_list, own, strict=True)]
+            [self._normalised(layer)[torch.argsort(p)] for layer, p in zip(layer_list, in_layer, strict=True)]
         )
-        protected = torch.cat(
+        comes_last = torch.cat(
             [
                 torch.arange(len(p)) >= (0 if layer.protected else len(p) - self.min_keep)
-                for layer, p in zip(layer_list, own, strict=True)
+                for layer, p in zip(layer_list, in_layer, strict=True)
             ]
         )
         order = torch.argsort(values, stable=True)
-        order = torch.cat([order[~protected[order]], order[protected[order]]])
-        together = torch.split(torch.argsort(order), [len(p) for p in own])
-        return [positions[p] for positions, p in zip(together, own, strict=True)]
+        order = torch.cat([order[~comes_last[order]], order[comes_last[order]]])
+        in_model = torch.split(torch.argsort(order), [len(p) for p in in_layer])
+        return [positions[p] for positions, p in zip(in_model, in_layer, strict=True)]
 
     def _normalised(self, layer: LayerRecord) -> torch.Tensor:
         """Return scores that are comparable between layers; minus infinity for neurons that earlier steps removed."""
-        values = importance_of(layer)
-        present = layer.present_mask
-        normalised = _normalise(values[present], self._normalisation(layer))
-        return torch.full_like(values, -torch.inf).masked_scatter(present, normalised)
-
-    def _normalisation(self, layer: LayerRecord) -> Normalize:
-        if self.normalize != "auto":
-            return self.normalize
-        return "none" if layer.explicit else "zscore"
+        values, present, normalize = importance_of(layer), layer.present_mask, self.normalize
+        if normalize == "auto":
+            normalize = "none" if layer.explicit else "zscore"
+        return torch.full_like(values, -torch.inf).masked_scatter(present, _normalise(values[present], normalize))
 
 
 def _normalise(values: torch.Tensor, normalize: Normalize) -> torch.Tensor:
@@ -152,7 +135,7 @@ def _normalise(values: torch.Tensor, normalize: Normalize) -> torch.Tensor:
         return values / mean if mean > 0 else values
     if normalize == "none":
         return values
-    # In a constant layer all neurons are average: round-off must not make a difference.
+    # In a layer of equal scores all neurons are average: round-off must not make a difference.
     if float(values.max() - values.min()) <= 1e-9 * float(values.abs().max()):
         return torch.zeros_like(values)
     if normalize == "zscore":

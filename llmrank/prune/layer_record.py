@@ -1,4 +1,4 @@
-"""Layer records: the prunable layers of a model as pruners see them."""
+"""Layer records: what pruners know of the prunable layers of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["LayerRecord", "ascending_positions", "importance_of", "keep_highest"
 
 
 class LayerRecord:
-    """One prunable layer as pruners see it.
+    """A prunable layer: what a pruner knows of it, and what it decides.
 
     Attributes
     ----------
@@ -20,25 +20,26 @@ class LayerRecord:
     weight : (out, in) tensor
         Non-negative edge weights into the layer; computed when read, and not stored.
     in_features, out_features : int
-    in_activation, out_activation : (in,) and (out,) tensors
-        Norms of the activations that the layer reads, and of its own neurons.
+        Numbers of the inputs that the layer reads (0 if unknown), and of its neurons.
+    in_activation, out_activation : (in,) and (out,) tensors, or None
+        Norms of the activations that the layer reads, and of those of its own neurons.
     importance : (out,) float64 tensor
         From the scorer: non-negative, with sum 1.
     pruning_mask : tensor or None
-        Set by the pruner. Float: scores, (out,) or (out, in); the rows of lowest L1 norm are removed. Bool
-        or uint8, (out,): the keep mask itself.
+        Set by the pruner. Bool or uint8, (out,): the keep mask. Float, (out,) or (out, in): scores, from which the keep mask is
+        computed; the neurons whose scores have the lowest L1 norm are removed.
     amount : float, int or None
-        Set by the pruner: share (float) or number (int) of rows to remove, with a float mask;
-        None uses the pruner's own amount.
+        Set by the pruner: share (float) or number (int) of the layer's neurons to remove, if `pruning_mask` holds scores; None
+        is the pruner's own amount.
     explicit : bool
         Whether the layer was named by a `structure_dict`.
     sensitivity : float or None
         How much the model's output changes when this layer alone is pruned, >= 0, see
         :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; None if the pruner does not need it.
     present : (out,) bool tensor or None
-        The neurons that earlier steps have kept; None is all. The others stay removed, and count in the amount.
+        True for neurons that earlier steps have kept; None is all. The others stay removed, and count as part of the amount.
     protected : bool
-        Whether it keeps all its neurons, whatever the pruner decides; set by :meth:`llmrank.prune.BasePruner.prune`.
+        Whether the layer keeps all its neurons, whatever `pruning_mask` says; set by :meth:`llmrank.prune.BasePruner.prune`.
 
     Examples
     --------
@@ -54,7 +55,6 @@ class LayerRecord:
         in_activation: torch.Tensor | None = None,
         out_activation: torch.Tensor | None = None,
         weight: Callable[[], torch.Tensor] | torch.Tensor | None = None,
-        in_features: int | None = None,
         explicit: bool = False,
         sensitivity: float | None = None,
         present: torch.Tensor | None = None,
@@ -65,11 +65,10 @@ class LayerRecord:
         self.out_activation = out_activation
         self._weight = weight
         self.out_features = len(importance)
-        if in_features is None and in_activation is not None:
-            in_features = len(in_activation)
-        elif in_features is None and isinstance(weight, torch.Tensor):
-            in_features = weight.shape[1]
-        self.in_features = in_features if in_features is not None else 0
+        if in_activation is not None:
+            self.in_features = len(in_activation)
+        else:
+            self.in_features = weight.shape[1] if isinstance(weight, torch.Tensor) else 0
         self.explicit = explicit
         self.sensitivity = sensitivity
         self.present = present
@@ -95,27 +94,33 @@ class LayerRecord:
         return self.out_features - int(self.present_mask.sum())
 
 
-def record_of_size(name: str, size: int, *, explicit: bool = False) -> LayerRecord:
-    """Make a record that holds only the size, which is enough to check whether an amount is possible.
+def record_of_size(name: str, size: int) -> LayerRecord:
+    """Make a record of a layer of which only the size is known: enough to check whether an amount is possible.
 
     >>> record_of_size("mlp", 4).out_features
     4
     """
-    return LayerRecord(name, torch.ones(size, dtype=torch.float64), explicit=explicit, sensitivity=0.0)
+    return LayerRecord(name, torch.ones(size, dtype=torch.float64), sensitivity=0.0)
 
 
 def importance_of(layer: LayerRecord) -> torch.Tensor:
-    """Return the importance as pruners compare it: float64 on the CPU, finite, minus infinity for removed neurons."""
+    """Return the importance as float64 on the CPU, with minus infinity for neurons that earlier steps removed.
+
+    Raises
+    ------
+    LLMRankError
+        The importance of a neuron is not finite.
+    """
     values = layer.importance.double().cpu()
     if not bool(torch.isfinite(values).all()):
         raise LLMRankError(
             f"{layer.name}: the importance is not finite; check the scores that the scorer returns for this layer"
         )
-    return values if layer.present is None else values.where(layer.present, -torch.inf)
+    return values.where(layer.present_mask, -torch.inf)
 
 
 def ascending_positions(scores: torch.Tensor) -> torch.Tensor:
-    """Return for each score how many scores are lower; among equal scores the one with the lower index counts as lower.
+    """Return the position of each score in ascending order; equal scores are in the order of their indices.
 
     Parameters
     ----------

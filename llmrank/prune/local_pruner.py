@@ -1,4 +1,4 @@
-"""Local pruning: the same share of every layer."""
+"""Local pruning: the same share of every layer is removed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from llmrank.models.costs import ModelCosts
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, importance_of, record_of_size
+from llmrank.prune.layer_record import LayerRecord, ascending_positions, importance_of
 
 __all__ = ["LocalPruner"]
 
@@ -39,16 +39,13 @@ class LocalPruner(BasePruner):
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
-        plain = LocalPruner(
-            self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
-        )
-        plain.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
+        self._check_as(LocalPruner, layer_list, costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of its layer are removed before it.
 
         The neurons at positions below :func:`llmrank.prune.local_count` of the amount are removed, except in protected
-        layers; `multiple_of` moves that limit.
+        layers; with `multiple_of` the limit may be another one.
 
         Parameters
         ----------

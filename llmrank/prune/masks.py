@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 import torch
@@ -17,12 +17,12 @@ __all__ = ["Masks"]
 
 
 class Masks(Mapping[str, torch.Tensor]):
-    """Keep masks by the name of the prunable layer; immutable.
+    """The keep masks of prunable layers by their names; immutable.
 
     Parameters
     ----------
-    keep : mapping from str to (n,) bool (or 0/1 integer) tensor or sequence
-        True = kept.
+    keep : mapping from str to (n,) tensor or sequence of bool, or of integers 0 and 1
+        True (or 1) for kept neurons.
 
     Raises
     ------
@@ -52,7 +52,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @classmethod
     def full(cls, layers: Mapping[str, int]) -> Masks:
-        """Make masks that keep every neuron, from layer sizes."""
+        """Make masks that keep every neuron, from the sizes of the layers by name."""
         return cls({name: torch.ones(size, dtype=torch.bool) for name, size in layers.items()})
 
     @property
@@ -84,16 +84,16 @@ class Masks(Mapping[str, torch.Tensor]):
         """Return the indices of the neurons removed from a layer."""
         return [int(k) for k in (~self[name]).nonzero().flatten()]
 
-    def _combine(self, other: Masks, operation: str) -> Masks:
+    def _combine(self, other: Masks, operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Masks:
         if {n: len(m) for n, m in self.items()} != {n: len(m) for n, m in other.items()}:
             raise MaskError("masks of different layers cannot be combined; both must name the same layers and sizes")
-        return Masks({name: getattr(mask, operation)(other[name]) for name, mask in self.items()})
+        return Masks({name: operation(mask, other[name]) for name, mask in self.items()})
 
     def __and__(self, other: Masks) -> Masks:
-        return self._combine(other, "logical_and")
+        return self._combine(other, torch.logical_and)
 
     def __or__(self, other: Masks) -> Masks:
-        return self._combine(other, "logical_or")
+        return self._combine(other, torch.logical_or)
 
     def __invert__(self) -> Masks:
         return Masks({name: ~mask for name, mask in self.items()})
@@ -110,12 +110,12 @@ class Masks(Mapping[str, torch.Tensor]):
         return f"Masks({len(self)} layers, {self.kept:,} of {self.size:,} neurons kept)"
 
     def check(self, layers: Mapping[str, PrunableLayer]) -> None:
-        """Raise unless the masks fit these prunable layers.
+        """Check that the masks fit these prunable layers, and keep a neuron of each.
 
         Raises
         ------
         MaskError
-            Names or sizes differ (masks of another model), or a layer would keep no neuron.
+            Names or sizes differ (masks of another model), or a mask keeps no neuron.
         """
         missing, unknown = sorted(set(layers) - set(self)), sorted(set(self) - set(layers))
         if missing or unknown:
@@ -126,8 +126,8 @@ class Masks(Mapping[str, torch.Tensor]):
         for name, layer in layers.items():
             if len(self[name]) != layer.size:
                 raise MaskError(
-                    f"the mask of {name} has {len(self[name])} entries, the layer {layer.size} neurons: masks of another "
-                    "model, or of one that has been compacted already"
+                    f"the mask of {name} has {len(self[name])} entries, the layer {layer.size} neurons: the masks are of "
+                    "another model, or this one has been compacted already; pass the model that they were made for"
                 )
             if not bool(self[name].any()):
                 raise MaskError(f"the mask of {name} keeps no neuron; keep at least one")
@@ -140,7 +140,7 @@ class Masks(Mapping[str, torch.Tensor]):
         MaskError
             The directory does not exist, or the path is a directory.
         OSError
-            The disk is full, or another error of the system.
+            The disk is full, or the system reports another error.
         """
         tensors = {name: mask.to(torch.uint8).numpy() for name, mask in self.items()}
         try:
@@ -155,7 +155,7 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises
         ------
         MaskError
-            The file is missing, truncated or corrupted, or of another kind or version.
+            The file is missing, truncated, damaged, or of another kind or version.
         """
         try:
             _, tensors = read_tensors(path, "mask")

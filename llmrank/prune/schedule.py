@@ -1,7 +1,7 @@
-"""Pruning in steps: a new calibration and ranking before each, on the model as pruned so far.
+"""Pruning in steps: the model as pruned so far is calibrated and ranked again before each step.
 
-In each step the lowest of the remaining neurons are removed. Removed neurons do not come back. A repair takes place after the
-last step, and starts from the weights of the dense model.
+Each step removes the lowest of the remaining neurons; removed neurons stay removed. A repair follows the last step, and starts
+from the weights of the dense model.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from llmrank.models.costs import Unit, unit_name
 
 __all__ = ["ScheduleStep", "amounts_after_steps", "check_steps", "describe_steps"]
 
-# Far beyond any use: a mistyped number would take years of calibration.
-MOST_STEPS = 1000
+# Far more than is useful; a larger number is a typing error that would take years of calibration.
+MAX_STEPS = 1000
 
 
 def check_steps(steps: int) -> int:
-    """Return `steps` if it is a number of steps from 1 to 1000; otherwise raise an OptionError."""
+    """Return `steps` if it is an integer from 1 to 1000; otherwise raise an OptionError."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise OptionError(f"steps must be an integer >= 1, got {steps!r}")
-    if steps > MOST_STEPS:
-        raise OptionError(f"steps must be at most {MOST_STEPS}, got {steps}: each runs the calibration text once")
+    if steps > MAX_STEPS:
+        raise OptionError(f"steps must be at most {MAX_STEPS}, got {steps}: each runs the calibration text once")
     return steps
 
 
 def amounts_after_steps(amount: float | int, steps: int) -> list[float | int]:
-    """Return the amount after each step: step k of n reaches ``amount * k / n``, and the last one `amount` itself.
+    """Return the amounts that the steps reach: ``amount * k / n`` after step k of n, and exactly `amount` after the last.
 
-    Numbers are rounded, halves to the even one.
+    Numbers of neurons are rounded, halves to the even number.
 
     >>> amounts_after_steps(0.3, 2), amounts_after_steps(10, 4)
     ([0.15, 0.3], [2, 5, 8, 10])
@@ -39,16 +39,16 @@ def amounts_after_steps(amount: float | int, steps: int) -> list[float | int]:
 
 
 def describe_steps(steps: int, amount: float | int, amount_of: Unit, *, repairs: bool) -> str:
-    """Describe the steps and their cost in one line.
+    """Describe the amounts and the cost of the steps in one line.
 
     >>> describe_steps(2, 0.3, "bytes", repairs=False)
     '2 steps, to 15.0%, 30.0% of the model bytes: 2 passes of the calibration text to rank by'
     """
     amounts = ", ".join(f"{a:,}" if isinstance(a, int) else f"{a:.1%}" for a in amounts_after_steps(amount, steps))
-    text = (
+    return (
         f"{steps} steps, to {amounts} of the {unit_name(amount_of)}: {steps} passes of the calibration text to rank by"
+        f"{', and a repair after the last' if repairs else ''}"
     )
-    return f"{text}, and a repair after the last" if repairs else text
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class ScheduleStep:
     Attributes
     ----------
     amount : float or int
-        Amount that this step had to reach.
+        Amount to remove from the dense model by the end of this step.
     removed : int
-        Number of neurons removed so far.
+        Number of neurons removed in this step and all before it.
     repaired : bool
         Whether a repair followed; :mod:`llmrank.calibration.blockwise` states its cost.
     seconds : dict from str to float
         Wall time of its stages.
     calibration_passes : int
-        Number of passes of the calibration text through the model for the ranking.
+        Number of times that the calibration text ran through the model to rank by.
     """
 
     amount: float | int

@@ -1,4 +1,4 @@
-"""From ranked graphs to keep masks: records for the pruner, one budget or several, and a second choice during a repair."""
+"""Choose keep masks from ranked graphs, with one budget or several; choose them anew for single layers during a repair."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.model_graph import ModelGraph, Topology, edge_weights
 from llmrank.score.rank_graphs import rank_graphs
 
-__all__ = ["Reselection", "choose_masks", "layer_records", "prunes_jointly"]
+__all__ = ["Reselection", "choose_masks", "prunes_jointly"]
 
 
 def prunes_jointly(structure_dict: Mapping[str, Any] | None, topology: Topology) -> bool:
-    """Return whether one budget covers all layers; in the paper's isolated form each FFN's Linears have a budget of their own."""
+    """Return whether one budget covers all layers.
+
+    With a `structure_dict` and isolated graphs, as in the paper, the Linears of each block have a budget of their own.
+    """
     return structure_dict is None or topology == "chained"
 
 
@@ -46,27 +49,27 @@ def choose_masks(
     jointly : bool
         Whether one budget covers all graphs; otherwise each has its own.
     sensitivities : mapping from str to float, optional
-        By the name of the layer.
+        Sensitivity of each layer by its name, see :class:`llmrank.prune.LayerRecord`.
     costs : ModelCosts, optional
         See :meth:`llmrank.prune.BasePruner.prune`.
     present : Masks, optional
         The neurons that earlier steps have kept.
     """
-    groups = [layer_records(entry, rank) for entry, rank in zip(graphs, ranks, strict=True)]
-    together = [record for group in groups for record in group]
-    for record in together:
-        record.sensitivity = (sensitivities or {}).get(record.name)
-        record.present = None if present is None else present[record.name]
+    groups = [
+        _layer_records(entry, rank, sensitivities or {}, present) for entry, rank in zip(graphs, ranks, strict=True)
+    ]
     if jointly:
-        groups = [together]
+        groups = [[record for group in groups for record in group]]
     keep: dict[str, torch.Tensor] = {}
-    for part, group in zip(pruner.for_groups(groups), groups, strict=True):
-        keep.update(part.prune(group) if costs is None else part.prune(group, costs))
+    for group_pruner, group in zip(pruner.for_groups(groups), groups, strict=True):
+        keep.update(group_pruner.prune(group, costs))
     return Masks(keep)
 
 
-def layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
-    """Make the records of the prunable layers of a ranked graph."""
+def _layer_records(
+    entry: ModelGraph, rank: RankResult, sensitivities: Mapping[str, float], present: Masks | None
+) -> list[LayerRecord]:
+    """Make records of the prunable layers of a ranked graph."""
     importance = entry.importance(rank)
     return [
         LayerRecord(
@@ -75,38 +78,39 @@ def layer_records(entry: ModelGraph, rank: RankResult) -> list[LayerRecord]:
             in_activation=entry.statistics[position - 1].read_norm,
             out_activation=entry.statistics[position].norm,
             weight=partial(edge_weights, entry.graph, position),
-            in_features=entry.graph.layer_sizes[position - 1],
             explicit=not layer.output_maps,
+            sensitivity=sensitivities.get(layer.name),
+            present=None if present is None else present[layer.name],
         )
         for position, layer in entry.prunable.items()
     ]
 
 
 class Reselection:
-    """Ranks a layer's graph again with other activations for that layer, and keeps as many neurons as were kept before.
+    """Chooses the keep mask of a layer anew: ranks its graph with other activations, and keeps as many neurons as before.
 
     Parameters
     ----------
     scorer : BaseScorer
     graphs : sequence of ModelGraph
-        The graphs as they were first ranked.
-    among : Masks, optional
+        All graphs, as they were first ranked.
+    present : Masks, optional
         The neurons that earlier steps have kept; no other is chosen.
 
     Notes
     -----
-    Cost: for every layer a rank of the graph that holds it, and of the graphs that this graph follows; in a chain that is the
-    complete chain.
+    Cost: for every layer a rank of the graph that holds it, and of the graphs that this graph follows. In the chained topology
+    that is one of the chain of all layers.
     """
 
-    def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph], among: Masks | None = None) -> None:
+    def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph], present: Masks | None = None) -> None:
         self._scorer = scorer
-        self._among = among
+        self._present = present
         self._graphs = list(graphs)
 
     @property
     def looks_back(self) -> bool:
-        """Whether the choice in one layer depends on weights of earlier layers, in which neurons were chosen anew."""
+        """Whether the choice in one layer reads weights of earlier layers, so that these must not be replaced before."""
         return any(entry.follows or len(entry.prunable) > 1 for entry in self._graphs)
 
     def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
@@ -117,14 +121,14 @@ class Reselection:
         layer : str
             Name of the layer.
         keep : (n,) bool tensor
-            The planned keep mask.
+            The keep mask that was chosen before.
         activations : (n,) float64 tensor
-            They replace the activations of the layer, in later calls too.
+            The new activations of the layer; later calls for other layers use them too.
 
         Returns
         -------
         (n,) bool tensor
-            A keep mask with as many neurons kept.
+            A keep mask of as many neurons as `keep`.
         """
         index, position = next(
             (index, position)
@@ -137,6 +141,6 @@ class Reselection:
         while self._graphs[start].follows:
             start -= 1
         importance = entry.importance(rank_graphs(self._scorer, self._graphs[start : index + 1])[-1])[layer]
-        if self._among is not None:
-            importance = importance.where(self._among[layer], -torch.inf)
+        if self._present is not None:
+            importance = importance.where(self._present[layer], -torch.inf)
         return keep_highest(importance, int(keep.sum()))

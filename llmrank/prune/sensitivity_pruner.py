@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
-from llmrank.prune.amounts import Protect
+from llmrank.prune.amounts import Protect, check_removable
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, record_of_size
+from llmrank.prune.layer_record import LayerRecord
 
 __all__ = ["SensitivityPruner", "sensitivity_counts"]
 
@@ -20,12 +20,11 @@ __all__ = ["SensitivityPruner", "sensitivity_counts"]
 class SensitivityPruner(BasePruner):
     """Remove the same share of every layer, except for the few most sensitive layers, which lose less.
 
-    A layer is spared, which means that it loses less, if its sensitivity c is above `limit` times the median m of all layers: its
-    share is multiplied by ``limit * m / c``. The neurons that it keeps by this are removed from the other layers instead, the
-    same additional share from each, see :func:`sensitivity_counts`. Within a layer the neurons of lowest importance are removed,
-    as by :class:`LocalPruner`.
+    Let m be the median sensitivity of the layers. A layer of sensitivity c above ``limit * m`` is spared: its share is multiplied
+    by ``limit * m / c``. The other layers lose those neurons instead, the same additional share of each, see
+    :func:`sensitivity_counts`. Within a layer the neurons of lowest importance are removed, as by :class:`LocalPruner`.
 
-    Only outliers are spared. Sensitivities are measured one layer at a time and on little text, so smaller differences are not
+    Only outliers are spared: sensitivities are measured one layer at a time and on little text, so smaller differences are not
     reliable enough to change how the budget is shared out.
 
     Parameters
@@ -33,8 +32,8 @@ class SensitivityPruner(BasePruner):
     amount : float or int
         Share (float, [0, 1)) of all neurons to remove, or number (int) to remove from each layer on average.
     min_keep, multiple_of, protect, amount_of
-        See :class:`BasePruner`. What a layer does not lose because it is protected, or has only `min_keep` neurons left, is
-        removed from the other layers. Protected layers do not count for the median.
+        See :class:`BasePruner`. If a layer loses less because it is protected, or has only `min_keep` neurons left, the other
+        layers lose more. Protected layers do not count for the median.
     limit : float
         A layer is spared if its sensitivity is more than this many times the median; finite, > 0. With a large limit, or a median
         of 0, no layer is spared.
@@ -76,7 +75,7 @@ class SensitivityPruner(BasePruner):
         self.limit = limit
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
-        """Use the importance of each layer as its scores, and set how many neurons it loses.
+        """Set the importance of each layer as its scores, and how many neurons it loses.
 
         Raises
         ------
@@ -96,11 +95,8 @@ class SensitivityPruner(BasePruner):
             layer.pruning_mask, layer.amount = layer.importance, count
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`. Every amount is checked: how much can be removed does not depend on sensitivities."""
-        trial = SensitivityPruner(
-            self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of
-        )
-        trial.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
+        """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes, not from the sensitivities."""
+        self._check_as(SensitivityPruner, layer_list, costs)
 
 
 def _sensitivity(layer: LayerRecord) -> float:
@@ -128,9 +124,9 @@ def sensitivity_counts(
     """Compute how many neurons each layer loses when the most sensitive layers are spared.
 
     The even part of a layer is `amount` of its neurons. With m the median sensitivity, a layer of sensitivity c > limit * m is
-    spared: it loses only ``limit * m / c`` of its even part. What it does not lose is removed from the layers that are not
-    spared, the same additional share from each. A layer with only `min_keep` neurons left loses no more: then the others that
-    are not spared lose more, and when none of them can, the spared layers.
+    spared: it loses only ``limit * m / c`` of its even part. The layers that are not spared lose the rest instead, the same
+    additional share of each. If some of these have only `min_keep` neurons left, the others lose more; if all of them have, the
+    spared layers lose more.
 
     Parameters
     ----------
@@ -147,24 +143,24 @@ def sensitivity_counts(
     protected : sequence of bool, optional
         Layers that lose nothing, and do not count for the median.
     removed : sequence of int, optional
-        How many neurons of each layer earlier steps have removed. They are included in the result, which is never lower.
+        Number of neurons that earlier steps have removed from each layer. The result includes them.
 
     Returns
     -------
     list of int
         One number for each layer. For N neurons in all layers the sum is ``round(amount * N)``, or `amount` times the number of
         layers if it is an int; it is more only if earlier steps have removed more, and 0 if all layers are protected. To reach
-        the sum with whole numbers, parts are rounded down, except those with the largest remainders, which are rounded up;
-        among equal remainders, that of the first layer.
+        that sum, the parts with the largest remainders are rounded up, and the others down; among equal remainders, those of the
+        first layers are rounded up.
 
     Raises
     ------
     OptionError
-        So many neurons cannot be removed if every layer keeps `min_keep`, and protected layers keep all.
+        More neurons are to be removed than can be, because every layer keeps `min_keep`, and protected layers keep all.
 
     Notes
     -----
-    The parts are computed as fractions, without round-off, so the order of the layers matters only for equal remainders.
+    Parts are computed as fractions, without round-off, so the order of the layers matters only for equal remainders.
 
     Examples
     --------
@@ -173,43 +169,32 @@ def sensitivity_counts(
     >>> sensitivity_counts([100, 100, 100, 100], [0.1, 0.1, 0.15, 0.1], 30)
     [30, 30, 30, 30]
     """
-    total = amount * len(sizes) if isinstance(amount, int) else round(amount * sum(sizes))
-    is_protected = list(protected) or [False] * len(sizes)
-    max_removed = [
-        0 if is_protected_layer else max(n - min_keep, 0)
-        for n, is_protected_layer in zip(sizes, is_protected, strict=True)
-    ]
-    if all(is_protected):
-        return [0] * len(sizes)
-    if total > sum(max_removed):
-        raise OptionError(
-            f"removing {total} of {sum(sizes)} neurons leaves fewer than min_keep={min_keep} in each of "
-            f"{is_protected.count(False)} layers{' that are not protected' if any(is_protected) else ''}; lower the amount "
-            f"(at most {sum(max_removed)} can be removed) or min_keep"
-        )
+    n_layers = len(sizes)
+    total = amount * n_layers if isinstance(amount, int) else round(amount * sum(sizes))
+    keeps_all = list(protected) or [False] * n_layers
+    if all(keeps_all):
+        return [0] * n_layers
+    check_removable(total, sizes, min_keep, keeps_all)
+    max_removed = [0 if kept else max(n - min_keep, 0) for n, kept in zip(sizes, keeps_all, strict=True)]
     exact = [Fraction(value) for value in sensitivities]
-    threshold = Fraction(limit) * median(
-        value for value, is_protected_layer in zip(exact, is_protected, strict=True) if not is_protected_layer
-    )
+    threshold = Fraction(limit) * median(c for c, kept in zip(exact, keeps_all, strict=True) if not kept)
     even = [Fraction(amount) if isinstance(amount, int) else Fraction(repr(amount)) * n for n in sizes]
-    spared = [0 < threshold < value for value in exact]
+    spared = [0 < threshold < c for c in exact]
     parts = [
-        min(part * threshold / value if is_spared else part, Fraction(max_of_layer))
-        for part, value, is_spared, max_of_layer in zip(even, exact, spared, max_removed, strict=True)
+        min(part * threshold / c if is_spared else part, Fraction(most))
+        for part, c, is_spared, most in zip(even, exact, spared, max_removed, strict=True)
     ]
     rest = sum(even, Fraction(0)) - sum(parts, Fraction(0))
     for group in (False, True):
-        rest = _distribute(
-            rest, parts, sizes, max_removed, [k for k, is_spared in enumerate(spared) if is_spared is group]
-        )
-    removed_before = list(removed) or [0] * len(parts)
+        rest = _distribute(rest, parts, sizes, max_removed, [k for k in range(n_layers) if spared[k] is group])
+    removed_before = list(removed) or [0] * n_layers
     counts = [max(math.floor(part), count) for part, count in zip(parts, removed_before, strict=True)]
-    by_remainder = sorted(range(len(parts)), key=lambda k: (counts[k] - parts[k], k))
+    by_remainder = sorted(range(n_layers), key=lambda k: (counts[k] - parts[k], k))
     for k in by_remainder[: max(total - sum(counts), 0)]:
         counts[k] += 1
-    # Earlier steps may have removed more of a layer than its part. Then the other layers lose less, down
-    # to what earlier steps have removed of them.
-    while sum(counts) > total and (reducible := [k for k in range(len(parts)) if counts[k] > removed_before[k]]):
+    # Earlier steps may have removed more of a layer than its part. Then the other layers lose less than their parts, but not
+    # less than earlier steps have removed from them.
+    while sum(counts) > total and (reducible := [k for k in range(n_layers) if counts[k] > removed_before[k]]):
         counts[max(reducible, key=lambda k: (counts[k] - parts[k], k))] -= 1
     return counts
 
@@ -217,7 +202,7 @@ def sensitivity_counts(
 def _distribute(
     rest: Fraction, parts: list[Fraction], sizes: Sequence[int], max_removed: Sequence[int], group: Sequence[int]
 ) -> Fraction:
-    """Add the same share to the parts of a group of layers, each up to its maximum; return what is left over."""
+    """Divide `rest` neurons among a group of layers, the same share of each up to its maximum; return the neurons left over."""
     while rest > 0 and (unfilled := [k for k in group if parts[k] < max_removed[k]]):
         n_neurons = sum(sizes[k] for k in unfilled)
         share = min(rest / n_neurons, *((max_removed[k] - parts[k]) / sizes[k] for k in unfilled))

@@ -1,8 +1,7 @@
 """Scorers: they compute the importance of every node of a graph.
 
-To write your own scorer, override :meth:`BaseScorer.score`, which sees one layer at a time;
-:meth:`BaseScorer.rank` calls it for each layer in turn. The PageRank scorers pass the whole graph to
-``graphs``, and their ``score`` is one step of that rank.
+To write a scorer, override :meth:`BaseScorer.score`, which gets one layer at a time; :meth:`BaseScorer.rank` calls it for
+each layer in turn. The PageRank scorers pass a complete graph to ``graphs``, and their ``score`` is one step of that rank.
 """
 
 from llmrank.score.base_scorer import BaseScorer

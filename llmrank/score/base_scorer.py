@@ -1,4 +1,4 @@
-"""The base classes of scorers: they go through a graph layer by layer, and check the scores."""
+"""The base classes of scorers, which score a graph layer by layer and check the scores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.score.model_graph import edge_weights
 
-__all__ = ["BaseScorer", "OutgoingScorer", "check_has_explained", "normalised"]
+__all__ = ["BaseScorer", "OutgoingScorer", "normalised"]
 
 
 class BaseScorer:
-    """Base of all scorers: override :meth:`score`, and :meth:`rank` calls it for each layer in turn.
+    """Base class of all scorers. Override :meth:`score`, which :meth:`rank` calls for each layer in turn.
 
     Examples
     --------
@@ -31,19 +31,19 @@ class BaseScorer:
     array([0.75, 0.25])
     """
 
-    # A class in this package that has one is known by it to the command line and to the registries.
+    # The name on the command line and in the registries, which leave out classes of this package that define none.
     name: ClassVar[str]
 
     @property
     def needs_explained(self) -> bool:
         """Whether the scorer needs the explained shares of hidden neurons (:mod:`llmrank.calibration.contribution`).
 
-        They make the calibration more expensive; pipelines collect them only if the scorer asks.
+        They make the calibration more expensive, so pipelines collect them only if this is True.
         """
         return False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # If a subclass overrides score alone, its rank must use that score, not the rank method of its parent.
+        # If a subclass overrides only score, its rank must use that score; the rank of its parent may not.
         super().__init_subclass__(**kwargs)
         nearest = next(base for base in cls.__mro__ if "rank" in vars(base) or "score" in vars(base))
         if "rank" not in vars(nearest):
@@ -61,13 +61,13 @@ class BaseScorer:
         Parameters
         ----------
         prev_importance : (in,) tensor
-            Importance of the layer before; its sum is 1.
+            Importance of the nodes of the layer before; its sum is 1.
         in_activations : (in,) tensor
-            Norms of the layer's inputs.
+            Norms of the inputs that the layer reads.
         out_activations : (out,) tensor
-            Activation norms of the layer's own nodes.
+            Norms of the activations of the layer's own nodes.
         weight : (out, in) tensor
-            Non-negative edge weights on their own device. The vectors have the same dtype and device.
+            Non-negative weights of the edges into the layer. The vectors have its dtype and are on its device.
 
         Returns
         -------
@@ -83,7 +83,7 @@ class BaseScorer:
         ----------
         graph : LayeredGraph
         statistics : sequence of LayerStatistics
-            One for each layer. If empty, the graph's activations are used as input norms too.
+            One for each layer; they hold the input norms. If it is empty, the graph's activations take their place.
 
         Returns
         -------
@@ -119,16 +119,17 @@ class BaseScorer:
                 torch.from_numpy(np.array(graph.activations[layer])).to(weight),
                 weight,
             )
-            scores.append(normalise(self._checked(value, graph.names[layer], graph.layer_sizes[layer]), layer))
+            scores.append(normalise(self._checked_scores(value, graph.names[layer], graph.layer_sizes[layer]), layer))
         seconds = perf_counter() - start
         return self._result(graph, [vector.numpy() for vector in scores], seconds, degenerate)
 
-    def _checked(self, value: Any, name: str, size: int) -> torch.Tensor:
+    def _checked_scores(self, value: Any, name: str, size: int) -> torch.Tensor:
+        """Return the scores of a layer as a float64 vector on the CPU; raise an LLMRankError if they are unusable."""
         vector = torch.as_tensor(value).detach().double().cpu()
         if vector.shape != (size,):
             raise LLMRankError(
                 f"{type(self).__name__}.score returned shape {tuple(vector.shape)} for {name}; expected ({size},), one "
-                "number for each row"
+                "number for each row of the weight"
             )
         if not bool(torch.isfinite(vector).all()) or bool((vector < 0).any()):
             raise LLMRankError(
@@ -140,6 +141,7 @@ class BaseScorer:
     def _result(
         self, graph: LayeredGraph, scores: Sequence[Any], seconds: float, degenerate: Sequence[DegenerateLayer] = ()
     ) -> RankResult:
+        """Make the result of a rank that took one exact pass over the layers."""
         return RankResult(
             scores=tuple(scores),
             names=graph.names,
@@ -159,23 +161,23 @@ class BaseScorer:
         )
 
     def parameters(self) -> dict[str, Any]:
-        """Return the scorer's settings for reports: its public attributes."""
+        """Return the settings of the scorer for reports: its public attributes."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
 class OutgoingScorer(BaseScorer):
-    """Base of scorers that multiply a statistic of a node by a norm of the weights that leave it."""
+    """Base class of scorers that multiply a factor from a node's statistics by one from the weights that leave it."""
 
     def _weight_factor(self, outgoing: torch.Tensor) -> torch.Tensor:
-        """Compute (n,) factors from the (n_next, n) weights that leave a layer."""
+        """Compute one factor for each of n nodes, from the (n_next, n) weights that leave their layer."""
         raise NotImplementedError
 
     def _activation_factor(self, statistics: LayerStatistics) -> torch.Tensor:
-        """Return (n,) factors from the statistics of a layer."""
+        """Return one factor for each node of a layer, from its statistics."""
         raise NotImplementedError
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Score every layer that has outgoing edges; the last layer has none and gets its activations.
+        """Score every layer by its outgoing edges; the last layer has none, and its scores are its activations.
 
         Raises
         ------
@@ -192,27 +194,12 @@ class OutgoingScorer(BaseScorer):
         for layer in range(len(graph.layer_sizes) - 1):
             outgoing = edge_weights(graph, layer + 1)
             value = self._activation_factor(statistics[layer]).to(outgoing) * self._weight_factor(outgoing)
-            scores.append(normalised(self._checked(value, graph.names[layer], graph.layer_sizes[layer])).numpy())
+            scores.append(normalised(self._checked_scores(value, graph.names[layer], graph.layer_sizes[layer])).numpy())
         scores.append(normalised(torch.from_numpy(np.array(graph.activations[-1]))).numpy())
         return self._result(graph, scores, perf_counter() - start)
 
 
-def check_has_explained(scorer: BaseScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> None:
-    """Check that the statistics of a graph hold the explained shares of its hidden neurons.
-
-    Raises
-    ------
-    OptionError
-        There are not as many statistics as layers, or none holds explained shares.
-    """
-    if len(statistics) != len(graph.layer_sizes) or all(entry.explained is None for entry in statistics):
-        raise OptionError(
-            f"{type(scorer).__name__} needs statistics of all {len(graph.layer_sizes)} layers that say what share of the output "
-            "each hidden neuron explains: collect them with explained=True; explicitly listed Linears have none"
-        )
-
-
 def normalised(vector: torch.Tensor) -> torch.Tensor:
-    """Divide a vector by its sum; a vector of zeros becomes uniform."""
+    """Divide a vector by its sum; return a uniform vector if all its entries are zero."""
     total = vector.sum()
     return vector / total if total > 0 else torch.full_like(vector, 1.0 / max(len(vector), 1))

@@ -1,4 +1,4 @@
-"""Baseline scorers: the norm of a node's weights, its activation, and random numbers."""
+"""Baseline scorers: norms of weights, activations, and random numbers."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class NormScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute the norms of the weight's rows."""
+        """Compute the norm of each row of the weight."""
         result: torch.Tensor = torch.linalg.vector_norm(weight, ord=self.p, dim=1)
         return result
 
 
 @dataclass
 class ActivationScorer(BaseScorer):
-    """The node's own activation norm; the edges have no effect."""
+    """The norm of a node's activations; its edges have no effect."""
 
     name: ClassVar[str] = "activation"
 
@@ -73,13 +73,13 @@ class ActivationScorer(BaseScorer):
 
 @dataclass
 class RandomScorer(BaseScorer):
-    """Seeded uniform scores, as a control.
+    """Random scores, uniform in [0, 1), as a control.
 
     Parameters
     ----------
     seed : int
-        Every layer of a graph draws from the seed and its own name, so that neither the topology nor the other layers change
-        its scores. Repeated calls of `score` continue one sequence of random numbers.
+        :meth:`rank` seeds the scores of a layer with this and the layer's name, so that they depend neither on the topology nor
+        on other layers. Calls of :meth:`score` continue one sequence of random numbers.
     """
 
     name: ClassVar[str] = "random"
@@ -113,6 +113,6 @@ class RandomScorer(BaseScorer):
 
 
 def check_norm_order(p: float) -> None:
-    """Raise OptionError if p is below 1, where the sum is not a norm."""
+    """Raise an OptionError if p is less than 1, for which the p-norm is no norm."""
     if not (isinstance(p, (int, float)) and p >= 1.0):
         raise OptionError(f"p must be a number >= 1, got {p!r}")

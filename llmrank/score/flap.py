@@ -1,4 +1,4 @@
-"""FLAP's score: the fluctuation of a neuron times the weights that leave it."""
+"""The score of FLAP: the variance of a neuron times the squared norm of the weights that leave it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["FLAPScorer"]
 
 @dataclass
 class FLAPScorer(OutgoingScorer):
-    """FLAP's WIFV: ``Var(x_j) * ||down_:j||_2^2``.
+    """FLAP's weighted input feature variance (WIFV): ``Var(x_j) * ||down_:j||_2^2`` for hidden neuron j.
 
-    This is the squared error of removing neuron j alone while a bias replaces its mean.
+    This is the mean squared error of the output if neuron j alone is removed and a bias makes up for its mean.
     Source: An et al. 2023 (arXiv 2312.11983).
     """
 

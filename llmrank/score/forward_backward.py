@@ -1,10 +1,10 @@
-"""Weighted PageRank along the edges and against them, combined into one score."""
+"""A scorer that combines the weighted PageRanks along the edges and against them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,8 +12,10 @@ from graphs import LayeredGraph, RankResult, weighted_pagerank
 from graphs.solvers.result import DegenerateLayer
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.score.pagerank import (
+    Backend,
     BasePageRankScorer,
     EdgeMeasure,
+    Precision,
     check_choices,
     check_unit_interval,
     reweighted_graph,
@@ -25,17 +27,17 @@ __all__ = ["ForwardBackwardScorer"]
 
 @dataclass
 class ForwardBackwardScorer(BasePageRankScorer):
-    """Forward and backward weighted PageRank as one score: ``s_l = N(r_l^balance * b_l^(1 - balance))``.
+    """Weighted geometric mean of the forward and the backward weighted PageRank: ``s_l = N(r_l^balance * b_l^(1 - balance))``.
 
     r is the weighted PageRank of the graph, and b that of the graph with every edge reversed
-    (:meth:`graphs.LayeredGraph.reversed`)::
+    (:meth:`graphs.LayeredGraph.reversed`). W_l holds the weights of the edges into layer l, and a_l its activations::
 
         r_0 = a_0 / sum(a_0),  r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l)),  P_l = W_l / out-strength of l-1
         b_L = a_L / sum(a_L),  b_l = N(gamma Q_l b_{l+1} + (1 - gamma) a_l / sum(a_l)),  Q_l = W_{l+1}^T / in-strength of l+1
 
-    N divides by the sum; theta mixes bare edges into P and Q alike. b starts at the outputs, weighted by their activations on
-    the calibration tokens, and shares the score of each node among its sources. So a neuron scores high if strong inputs
-    reach it and if much depends on it. The weighted geometric mean does not depend on the scale of r and b.
+    N divides by the sum; theta below 1 mixes bare edges into P and Q. b starts at the outputs, weighted by their activations on
+    the calibration tokens, and shares out the score of each node among its sources. So a neuron scores high if strong inputs
+    reach it and the outputs depend on it. The mean does not depend on the scale of r and b.
 
     Parameters
     ----------
@@ -50,8 +52,8 @@ class ForwardBackwardScorer(BasePageRankScorer):
 
     Notes
     -----
-    Cost: twice that of the weighted rank. Both ranks read the weights without copying them. With theta below 1 the backward
-    rank processes the bare edges in bands, which takes longer.
+    Cost: twice that of :class:`llmrank.score.WeightedPageRankScorer`. Both ranks read the weights without copying them. With
+    theta below 1 the backward rank reads the bare edges in bands, which takes longer.
     """
 
     name: ClassVar[str] = "fbpr"
@@ -59,9 +61,9 @@ class ForwardBackwardScorer(BasePageRankScorer):
     gamma: float = 0.5
     theta: float = 1.0
     balance: float = 0.5
-    backend: Literal["auto", "scipy", "torch", "dense"] = "auto"
+    backend: Backend = "auto"
     device: str | None = None
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Precision = "float32"
     edges: EdgeMeasure = "magnitude"
     explained: float = 0.0
 
@@ -74,8 +76,8 @@ class ForwardBackwardScorer(BasePageRankScorer):
         """Compute both ranks, and return their weighted geometric mean."""
         reweighted = reweighted_graph(self, graph, statistics)
         forward, backward = (
-            weighted_pagerank(one, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
-            for one in (reweighted, reweighted.reversed())
+            weighted_pagerank(each, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
+            for each in (reweighted, reweighted.reversed())
         )
         last = len(graph.layer_sizes) - 1
         degenerate = [*forward.degenerate, *(replace(entry, layer=last - entry.layer) for entry in backward.degenerate)]

@@ -1,16 +1,17 @@
-"""Layered graphs built from FFNs and their statistics, and the way back from scores of nodes to neurons."""
+"""Layered graphs of FFNs, built from their weights and statistics, and the mapping of node scores back to neurons."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 
 from graphs import LayeredGraph, RankResult
 from graphs.linalg.blocks import DenseBlock
+from llmrank.calibration.forward import at_least_float32
 from llmrank.calibration.residual import block_path
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
 from llmrank.errors import OptionError, StructureError
@@ -19,12 +20,12 @@ from llmrank.models import FFN, FFNs, PrunableLayer
 __all__ = ["TOPOLOGIES", "ModelGraph", "Topology", "build_graphs", "check_beta", "edge_weights"]
 
 Topology: TypeAlias = Literal["isolated", "chained", "residual"]
-TOPOLOGIES: tuple[Topology, ...] = ("isolated", "chained", "residual")
+TOPOLOGIES: tuple[Topology, ...] = get_args(Topology)
 
 
 @dataclass(frozen=True, eq=False)
 class ModelGraph:
-    """A layered graph of one FFN or of a chain of FFNs, with the mapping from its nodes to neurons.
+    """A layered graph of one FFN (or attention) or of a chain of FFNs, with the mapping from its layers to prunable layers.
 
     Attributes
     ----------
@@ -35,10 +36,10 @@ class ModelGraph:
     prunable : mapping from int to PrunableLayer
         The prunable layers by their position in the graph.
     follows : bool
-        Whether its first layer is the last layer of the graph before it, which the residual stream skips.
+        Whether its first layer is also the last layer of the graph before it: both hold the nodes of one residual stream.
     skip : float
-        Beta, the share of the first layer's importance that skips the graph, 0..1; see
-        :func:`llmrank.score.rank_graphs.rank_graphs`. It only affects the graphs that follow.
+        Beta, the share of the first layer's importance that skips the graph, 0..1, see
+        :func:`llmrank.score.rank_graphs.rank_graphs`. It affects only the graphs that follow.
     """
 
     graph: LayeredGraph
@@ -48,14 +49,14 @@ class ModelGraph:
     skip: float = 0.0
 
     def importance(self, result: RankResult) -> dict[str, torch.Tensor]:
-        """Return the float64 scores of the prunable layers, by layer name."""
+        """Return the scores of the neurons in a rank of this graph: one float64 tensor for each prunable layer, by name."""
         return {
             layer.name: torch.from_numpy(result.scores[position].astype(np.float64))
             for position, layer in self.prunable.items()
         }
 
     def with_norms(self, position: int, norms: torch.Tensor) -> ModelGraph:
-        """Return this graph with other activations (n,) of one layer."""
+        """Return this graph with other activations of the n nodes of one layer."""
         layers = list(self.statistics)
         layers[position] = replace(layers[position], norm=norms, read_norm=norms)
         return replace(self, graph=self.graph.with_activations(position, norms), statistics=tuple(layers))
@@ -67,11 +68,11 @@ def build_graphs(
     """Build the graphs of a model.
 
     There is one graph for each FFN (isolated), one for each stack (chained), or one for each FFN with skip edges past it
-    (residual). In a chain, the output layer of an FFN is the input layer of the next one; its activation is the norm of the
-    next FFN's input (in the explicit form: of the Linear's own output). In the residual topology that layer ends one graph and
-    starts the next, and skip edges lead past each graph. If the statistics include attentions, each attention is a graph of its
-    own in front of its FFN: from the residual stream over ``|V|`` (heads that share values have a copy each) and ``|O|`` back
-    to the stream, without prunable layers.
+    (residual). In a chain, the output layer of an FFN is the input layer of the next one; its activations are the norms of the
+    next FFN's input (for explicit FFNs, of the Linear's own output). In the residual topology that layer ends one graph and
+    starts the next, and skip edges lead past each graph. If the statistics include attentions, each attention has a graph in
+    front of that of its FFN, without prunable layers: edges of weights ``|V|`` (heads that share values have a copy each) lead
+    from the residual stream to the heads, and edges of weights ``|O|`` back to the stream.
 
     Parameters
     ----------
@@ -86,9 +87,10 @@ def build_graphs(
     Raises
     ------
     OptionError
-        The topology is unknown; beta is out of range or the topology has no skip edges; or beta is neither given nor measured.
+        The topology is unknown; beta is out of range, or given for a topology without skip edges; or the residual topology has
+        a beta that is neither given nor measured.
     StructureError
-        Explicitly listed Linears of neighbouring layers do not chain, or have no residual stream.
+        Explicit FFNs do not chain; or the residual topology is asked for explicit FFNs, or for FFNs in no repeating stack.
     GraphError
         Activations are negative or not finite.
     """
@@ -100,19 +102,17 @@ def build_graphs(
         raise OptionError(f"beta is the share of skip edges, and the {topology} topology has none; leave it out")
     chains: list[list[tuple[FFN, FFNStatistics]]] = []
     for ffn, entry in zip(ffns, statistics, strict=True):
-        previous = chains[-1][-1][0] if chains else None
-        joins = topology == "chained" and previous is not None and previous.stack == ffn.stack
-        if joins and previous is not None and previous.sizes[-1] != ffn.sizes[0]:
+        previous = chains[-1][-1][0] if chains and topology == "chained" else None
+        if previous is not None and previous.stack == ffn.stack:
+            if previous.sizes[-1] == ffn.sizes[0]:
+                chains[-1].append((ffn, entry))
+                continue
             if ffn.kind == "explicit":
                 raise StructureError(
                     f"structure_dict: {previous.name} ends in {previous.sizes[-1]} nodes but {ffn.name} starts with "
-                    f"{ffn.sizes[0]}, so they do not chain; use IsolatedFFNPipeline, or list the Linears of a whole FFN"
+                    f"{ffn.sizes[0]}, so they do not chain; use IsolatedFFNPipeline, or list all Linears of an FFN"
                 )
-            joins = False
-        if joins:
-            chains[-1].append((ffn, entry))
-        else:
-            chains.append([(ffn, entry)])
+        chains.append([(ffn, entry)])
     return tuple(_build_chain(chain) for chain in chains)
 
 
@@ -143,31 +143,34 @@ def _build_residual(ffns: FFNs, statistics: Sequence[FFNStatistics], beta: float
             "the isolated pipeline"
         )
     blocks = [block_path(ffn) for ffn in ffns]
-    units: list[tuple[FFN, tuple[LayerStatistics, ...], float]] = []
+    sublayers: list[tuple[FFN, tuple[LayerStatistics, ...], float]] = []
     for ffn, entry, block in zip(ffns, statistics, blocks, strict=True):
-        if beta is None and entry.skip is None:
+        n_graphs = sum(1 + (s.attention is not None) for s, b in zip(statistics, blocks, strict=True) if b == block)
+        if beta is not None:
+            skip = check_beta(beta)
+        elif entry.skip is not None:
+            skip = entry.skip ** (1.0 / n_graphs)
+        else:
             raise OptionError(
                 "the residual topology needs a beta; set beta, or collect statistics with skips=True, which measures it"
             )
-        count = sum(1 + (s.attention is not None) for s, b in zip(statistics, blocks, strict=True) if b == block)
-        skip = check_beta(beta) if entry.skip is None or beta is not None else entry.skip ** (1.0 / count)
         if entry.attention is not None:
-            units.append((entry.attention.attention, entry.attention.layers, skip))
-        units.append((ffn, entry.layers, skip))
+            sublayers.append((entry.attention.attention, entry.attention.layers, skip))
+        sublayers.append((ffn, entry.layers, skip))
     graphs = []
-    for position, (unit, layers, skip) in enumerate(units):
-        following = units[position + 1] if position + 1 < len(units) else None
-        if following is not None and _shares_stream(unit, following[0]):
-            # The layer holds the nodes of the stream, and their activation is what the next FFN or attention reads.
+    for position, (sublayer, layers, skip) in enumerate(sublayers):
+        following = sublayers[position + 1] if position + 1 < len(sublayers) else None
+        if following is not None and _shares_stream(sublayer, following[0]):
+            # The last layer holds the nodes of the stream, and their activations are what the next FFN or attention reads.
             layers = (*layers[:-1], following[1][0])
-        graph = _build_chain([(unit, FFNStatistics(layers))])
-        follows = position > 0 and _shares_stream(units[position - 1][0], unit)
+        graph = _build_chain([(sublayer, FFNStatistics(layers))])
+        follows = position > 0 and _shares_stream(sublayers[position - 1][0], sublayer)
         graphs.append(replace(graph, follows=follows, skip=skip))
     return tuple(graphs)
 
 
 def _shares_stream(before: FFN, after: FFN) -> bool:
-    """Whether two FFNs (or attentions) follow each other on one residual stream."""
+    """Return whether two neighbouring FFNs (or attentions) lie on one residual stream."""
     return before.stack == after.stack and before.sizes[-1] == after.sizes[0] == before.sizes[0]
 
 
@@ -178,7 +181,7 @@ def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
     layers: list[LayerStatistics] = []
     prunable: dict[int, PrunableLayer] = {}
     for position, (ffn, entry) in enumerate(chain):
-        first = len(weights)
+        layers_before = len(weights)
         if position == 0:
             layers.append(entry.layers[0])
             names.append(f"{ffn.name}:input")
@@ -192,7 +195,7 @@ def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
             weights.append(tuple(projection.weight for projection in stage))
             if layer in ffn_prunable:
                 names.append(ffn_prunable[layer].name)
-                prunable[first + layer] = ffn_prunable[layer]
+                prunable[layers_before + layer] = ffn_prunable[layer]
             else:
                 names.append(f"{ffn.name}:{'output' if layer == len(ffn.stages) else 'heads'}")
     activations = [entry.norm for entry in layers]
@@ -202,18 +205,16 @@ def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
 
 
 def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
-    """Return the edges into a layer as one dense tensor (n_l, n_{l-1}), non-negative, float32 or wider.
+    """Return the weights of the edges into a layer as a dense tensor (n_l, n_{l-1}), in float32 or wider.
 
-    Each call builds it anew on the device of the weights, so that only one block is in memory at a time.
+    Each call builds it anew, on the device of the model's weights, so that only one block is in memory at a time.
     """
     block = graph.blocks[layer - 1]
     if not isinstance(block, DenseBlock):
         return torch.from_numpy(block.to_csr().toarray())
-    total: torch.Tensor | None = None
-    for matrix in block.matrices:
-        tensor = matrix if isinstance(matrix, torch.Tensor) else torch.from_numpy(np.asarray(matrix))
-        part = block.weight(tensor.float() if tensor.itemsize < 4 else tensor)
-        total = part if total is None else total + part.to(total.device)
-    if total is None:
-        raise OptionError(f"no edges lead into layer {layer}; expected at least one weight matrix")
+    tensors = (m if isinstance(m, torch.Tensor) else torch.from_numpy(np.asarray(m)) for m in block.matrices)
+    weights = (block.weight(at_least_float32(tensor)) for tensor in tensors)
+    total: torch.Tensor = next(weights)
+    for weight in weights:
+        total = total + weight.to(total.device)
     return total

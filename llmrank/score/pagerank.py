@@ -1,10 +1,10 @@
-"""The PageRank scorers: ``rank`` passes the whole graph to ``graphs``, and ``score`` is one step of that rank."""
+"""The PageRank scorers: ``rank`` passes a complete graph to ``graphs``, and ``score`` is one step of that rank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 
@@ -14,12 +14,14 @@ from graphs.linalg.blocks import DenseBlock
 from graphs.linalg.transition import Transition, modified_step, weighted_step
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import OptionError
-from llmrank.score.base_scorer import BaseScorer, check_has_explained
+from llmrank.score.base_scorer import BaseScorer
 
 __all__ = [
+    "Backend",
     "BasePageRankScorer",
     "EdgeMeasure",
     "ModifiedPageRankScorer",
+    "Precision",
     "WeightedPageRankScorer",
     "check_choices",
     "check_unit_interval",
@@ -27,17 +29,15 @@ __all__ = [
     "with_method_name",
 ]
 
+Solver: TypeAlias = Literal["sweep", "power"]
+Backend: TypeAlias = Literal["auto", "scipy", "torch", "dense"]
+Precision: TypeAlias = Literal["float32", "float64"]
 EdgeMeasure: TypeAlias = Literal["magnitude", "energy"]
-CHOICES: dict[str, tuple[str, ...]] = {
-    "solver": ("sweep", "power"),
-    "backend": ("auto", "scipy", "torch", "dense"),
-    "dtype": ("float32", "float64"),
-    "edges": ("magnitude", "energy"),
-}
+CHOICES = {"solver": Solver, "backend": Backend, "dtype": Precision, "edges": EdgeMeasure}
 
 
 class BasePageRankScorer(BaseScorer):
-    """Base of scorers that may change a graph's edge weights and activations before they rank it.
+    """Base class of scorers that may change the edge weights and activations of a graph before they rank it.
 
     Attributes
     ----------
@@ -69,15 +69,15 @@ class WeightedPageRankScorer(BasePageRankScorer):
     solver : {"sweep", "power"}
         One pass over the layers in order, or power iteration, which gives the same rank and shows how it converges.
     backend : {"auto", "scipy", "torch", "dense"}
-        Arithmetic of the products, see :func:`graphs.weighted_pagerank`; "auto" chooses by size and device.
+        Where products are computed, see :func:`graphs.weighted_pagerank`; "auto" chooses by size and device.
     device : str, optional
         Device to compute on; by default the one that holds the weights.
     dtype : {"float32", "float64"}
         float32 reads float32 weights without converting them. Both keep the same neurons, except for ties within 1e-6.
     edges : {"magnitude", "energy"}
         Weight of an edge: ``|W_ij|``, or ``W_ij^2`` together with squared activations, see
-        :meth:`graphs.LayeredGraph.squared`. With squares, a step passes on shares of energy. They are computed band by band
-        instead of by the compiled kernels, which takes several times as long.
+        :meth:`graphs.LayeredGraph.squared`: a step then passes on shares of energy. Squares are computed band by band instead
+        of by the compiled kernels, which takes several times as long.
     explained : float
         How much the explained share of a hidden neuron counts in its activation, 0..1:
         ``a_j = ||x_j||^(1 - explained) * |e_j|^(explained / 2)``, where e_j is its share of the output's energy, see
@@ -89,10 +89,10 @@ class WeightedPageRankScorer(BasePageRankScorer):
 
     gamma: float = 0.5
     theta: float = 1.0
-    solver: Literal["sweep", "power"] = "sweep"
-    backend: Literal["auto", "scipy", "torch", "dense"] = "auto"
+    solver: Solver = "sweep"
+    backend: Backend = "auto"
     device: str | None = None
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Precision = "float32"
     edges: EdgeMeasure = "magnitude"
     explained: float = 0.0
 
@@ -117,7 +117,7 @@ class WeightedPageRankScorer(BasePageRankScorer):
         return result
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Rank the whole graph."""
+        """Rank a graph with :func:`graphs.weighted_pagerank`."""
         result = weighted_pagerank(
             reweighted_graph(self, graph, statistics),
             self.gamma,
@@ -137,7 +137,7 @@ class ModifiedPageRankScorer(BasePageRankScorer):
     Parameters
     ----------
     zero_lowest : float
-        Share of the previous layer's nodes, those with the lowest scores, that count as zero in a step, 0..1.
+        Share of the nodes of a layer, 0..1: the scores of its lowest nodes count as zero in the step to the next layer.
     solver, backend, device, dtype, edges, explained
         As for :class:`WeightedPageRankScorer`.
     """
@@ -145,10 +145,10 @@ class ModifiedPageRankScorer(BasePageRankScorer):
     name: ClassVar[str] = "mpr"
 
     zero_lowest: float = 0.0
-    solver: Literal["sweep", "power"] = "sweep"
-    backend: Literal["auto", "scipy", "torch", "dense"] = "auto"
+    solver: Solver = "sweep"
+    backend: Backend = "auto"
     device: str | None = None
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Precision = "float32"
     edges: EdgeMeasure = "magnitude"
     explained: float = 0.0
 
@@ -173,7 +173,7 @@ class ModifiedPageRankScorer(BasePageRankScorer):
         return result
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Rank the whole graph."""
+        """Rank a graph with :func:`graphs.modified_pagerank`."""
         result = modified_pagerank(
             reweighted_graph(self, graph, statistics),
             self.solver,
@@ -193,10 +193,14 @@ def reweighted_graph(
     Raises
     ------
     OptionError
-        The scorer needs explained shares, and the statistics hold none.
+        The scorer needs explained shares, and there are not as many statistics as layers, or none holds explained shares.
     """
     if scorer.needs_explained:
-        check_has_explained(scorer, graph, statistics)
+        if len(statistics) != len(graph.layer_sizes) or all(entry.explained is None for entry in statistics):
+            raise OptionError(
+                f"{type(scorer).__name__} needs statistics of all {len(graph.layer_sizes)} layers that say what share of the "
+                "output each hidden neuron explains: collect them with explained=True; explicitly listed Linears have none"
+            )
         for layer, entry in enumerate(statistics):
             if entry.explained is not None:
                 amplitude = entry.explained.abs().sqrt().numpy()
@@ -206,10 +210,10 @@ def reweighted_graph(
 
 
 def with_method_name(scorer: BasePageRankScorer, result: RankResult) -> RankResult:
-    """Return a rank with a method name of its own if its weights or activations are not those of the graph.
+    """Return a rank with another method name if the scorer changed the weights or activations of the graph.
 
-    Code that explains a rank by the graph's own weights and activations (for example the share of a score that came along
-    edges) reads the name, and treats such a rank as scores of unknown origin.
+    Code that explains scores by the weights and activations of the graph (for example, how much of a score came along edges)
+    reads the name, and does not explain such a rank.
     """
     method = result.method
     if scorer.edges == "energy":
@@ -220,25 +224,28 @@ def with_method_name(scorer: BasePageRankScorer, result: RankResult) -> RankResu
 
 
 def check_unit_interval(name: str, value: float) -> None:
-    """Raise OptionError if the value is not a number in [0, 1]."""
+    """Raise an OptionError if the value is not a number in [0, 1]."""
     if not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
         raise OptionError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
 def check_choices(**options: str) -> None:
-    """Raise OptionError for an unknown choice when the scorer is made: the rank comes only after the calibration."""
+    """Raise an OptionError if an option is none of its :data:`CHOICES`; `graphs` would do so only after the calibration."""
     for name, value in options.items():
-        if value not in CHOICES[name]:
-            raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(CHOICES[name])}")
+        choices = get_args(CHOICES[name])
+        if value not in choices:
+            raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
 
 
 def _step_inputs(
     edges: EdgeMeasure, weight: torch.Tensor, activations: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights and activations as they are, or squared."""
     return (weight.square(), activations.square()) if edges == "energy" else (weight, activations)
 
 
 def _dense_operator(weight: torch.Tensor) -> tuple[TorchArithmetic, Any]:
+    """Return a backend of the weight's precision, and the weight as an operator of it."""
     dtype = "float64" if weight.dtype == torch.float64 else "float32"
     arithmetic = TorchArithmetic(weight.device, dtype)
     return arithmetic, arithmetic.dense_operator(DenseBlock((weight,)))

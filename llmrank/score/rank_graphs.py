@@ -1,4 +1,4 @@
-"""Rank the graphs of a model in order, where a residual stream may lead from one graph to the next."""
+"""Rank the graphs of a model in order; a residual stream may lead from one graph to the next."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ __all__ = ["rank_graphs"]
 
 
 def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankResult, ...]:
-    """Rank every graph.
+    """Rank every graph of a model.
 
     A graph that follows another one starts from the residual stream behind that one. Let x_k be the importance of the stream's
-    nodes in front of graph k, and s_k the scores that the scorer gives them behind it. Then
+    nodes in front of graph k, and s_k the scores of these nodes in the last layer of the graph. Then
 
         x_{k+1} = beta_k x_k + (1 - beta_k) s_k
 
-    and x_0 is the first graph's own. Along the skip edge from a node to itself, the node keeps the share beta of its importance.
-    One pass gives the exact result, since no edge leads back. Beta 0 gives the ranks of the chain; with beta 1 only the first
-    stream reaches later graphs.
+    and x_0 is the importance in the first graph's layer 0. Along the skip edge from a node to itself, the node keeps the share
+    beta of its importance. One pass gives the exact result, since no edge leads back. With beta 0 the ranks are those of the
+    chain; with beta 1 all graphs on a stream start from its x_0.
 
     Parameters
     ----------
     scorer : BaseScorer
     graphs : iterable of ModelGraph
-        In the order of the model. A graph that follows none is ranked by itself.
+        In the order of the model. A graph that does not follow the one before it is ranked by itself.
 
     Returns
     -------
     tuple of RankResult
-        Layer 0 of a rank holds x_k if the scorer takes its importance from the graph's activations, as the PageRank scorers
-        do.
+        One for each graph. Layer 0 holds x_k if the scorer takes its scores from the activations, as the PageRank scorers do.
 
     Notes
     -----
@@ -46,11 +45,10 @@ def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankR
     ranks: list[RankResult] = []
     stream: FloatArray | None = None
     for entry in graphs:
-        graph = entry.graph
-        if entry.follows and stream is not None:
-            graph = graph.with_activations(0, stream)
+        before = stream if entry.follows else None
+        graph = entry.graph if before is None else entry.graph.with_activations(0, before)
         rank = scorer.rank(graph, entry.statistics)
-        first: FloatArray = rank.scores[0] if stream is None or not entry.follows else stream
+        first: FloatArray = rank.scores[0] if before is None else before
         last = rank.scores[-1]
         stream = entry.skip * first.astype(np.float64) + (1.0 - entry.skip) * last if len(first) == len(last) else None
         ranks.append(rank)

@@ -1,4 +1,4 @@
-"""Wanda and Wanda-sp: weights times activation norms, of the edges into a node or out of it."""
+"""Wanda and Wanda-sp: weights times activation norms, for the edges into a node or out of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["WandaSPScorer", "WandaScorer"]
 
 @dataclass
 class WandaScorer(BaseScorer):
-    """Wanda, summed over a node's inputs: ``sum_k |W_jk| a_k``, where a holds the input norms.
+    """Wanda, summed over the inputs of node j: ``sum_k |W_jk| a_k``, where a holds the norms of the inputs.
 
     Source: Sun et al. 2023 (arXiv 2306.11695), here as a score of whole neurons.
     """
@@ -38,8 +38,8 @@ class WandaScorer(BaseScorer):
 class WandaSPScorer(OutgoingScorer):
     """Wanda-sp: ``||x_j||_2 * ||down_:j||_p`` for hidden neuron j; the paper takes p = 1.
 
-    Source: An et al. 2023 (arXiv 2312.11983), who apply Wanda to whole neurons. A mean over the rows instead of the L1 norm
-    would change no order.
+    Source: An et al. 2023 (arXiv 2312.11983), who apply Wanda to whole neurons. The mean over the rows
+    would give the same order as the L1 norm.
 
     Parameters
     ----------

@@ -63,7 +63,7 @@ def error_of(groups: list[list[float]]) -> float:
 def test_divergence_and_agreement_equal_a_loop_over_tokens(
     name: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llmrank.evaluation.fidelity, "ROWS", rows)
+    monkeypatch.setattr(llmrank.evaluation.fidelity, "ROWS_AT_ONCE", rows)
     dense, data = family_model(named_family(name)), padded_sequences()
     model = disturbed(dense)
     terms, same = textbook(dense, model, [r[m] for r, m in zip(data.ids, data.mask, strict=True)], lambda _: 1)

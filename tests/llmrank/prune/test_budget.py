@@ -110,7 +110,7 @@ def test_protected_layers_do_not_count_for_the_median() -> None:
     assert sensitivity_counts([100] * 3, layers, 0.3, protected=[True, False, False]) == [0, 45, 45]
     assert sensitivity_counts([100] * 2, layers[:2], 0.3, protected=[True, True]) == [0, 0]
     with pytest.raises(
-        OptionError, match=r"each of 1 layers that are not protected; lower the amount \(at most 99 can be removed"
+        OptionError, match=r"at most 99 can, .*min_keep=1 and the protected layers all of theirs; lower"
     ):
         sensitivity_counts([100] * 2, layers[:2], 0.5, protected=[True, False])
 
@@ -308,11 +308,11 @@ def test_with_robust_normalisation_a_heavy_tail_does_not_spare_a_layer() -> None
     ("pruner", "message"),
     [
         (LocalPruner(40), "would keep 0 of 40 neurons, fewer than min_keep=1.*at most 39"),
-        (GlobalPruner(80), "removing 80 of 80 neurons.*at most 78 neurons can be removed"),
-        (SensitivityPruner(40), "removing 80 of 80 neurons"),
+        (GlobalPruner(80), "80 of 80 neurons cannot be removed: at most 78 can"),
+        (SensitivityPruner(40), "80 of 80 neurons cannot be removed"),
         (LocalPruner(0.9, amount_of="bytes"), "at most"),
         (LocalPruner(protect="model.layers.7"), "selects no prunable layer"),
-        (GlobalPruner(0.6, protect=0), "in each of 1 layers that are not protected"),
+        (GlobalPruner(0.6, protect=0), "and the protected layers all of theirs"),
         (GlobalPruner(protect=[0, 1]), "every prunable layer is protected"),
     ],
 )

@@ -8,6 +8,7 @@ from fractions import Fraction
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -224,7 +225,7 @@ def test_sparing_keeps_the_total_to_the_neuron(
     sizes, costs = [n for n, _ in layers], [c for _, c in layers]
     total = amount * len(sizes) if isinstance(amount, int) else round(amount * sum(sizes))
     if total > sum(max(n - min_keep, 0) for n in sizes):
-        with pytest.raises(OptionError, match=f"leaves fewer than min_keep={min_keep}"):
+        with pytest.raises(OptionError, match=f"because each layer keeps min_keep={min_keep}; lower"):
             sensitivity_counts(sizes, costs, amount, min_keep, limit)
         return
     counts = sensitivity_counts(sizes, costs, amount, min_keep, limit)
@@ -469,6 +470,12 @@ def test_bad_amounts_are_refused_at_construction(amount: Any, pruner: type[BaseP
         pruner(amount)
 
 
+@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner, SensitivityPruner])
+def test_shares_of_numpy_are_taken_as_floats(pruner: type[BasePruner]) -> None:
+    layers = sensitive([[0.1, 0.2, 0.3, 0.4]] * 2, [0.1, 0.1])
+    assert pruner(np.float64(0.5)).prune(layers) == pruner(0.5).prune(layers)
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "8"])
 @pytest.mark.parametrize("name", ["min_keep", "multiple_of"])
 def test_bad_counts_are_refused_at_construction(name: str, value: Any) -> None:
@@ -486,7 +493,7 @@ def test_too_few_neurons_are_refused() -> None:
         LocalPruner(3).prune(records([[0.1] * 5, [0.2] * 3]))
     with pytest.raises(OptionError, match=r"layer 0 would keep 4 of 5 neurons, fewer than min_keep=5"):
         LocalPruner(0.2, min_keep=5).prune(records([[0.1] * 5]))
-    with pytest.raises(OptionError, match="removing 8 of 8 neurons"):
+    with pytest.raises(OptionError, match="8 of 8 neurons cannot be removed: at most 6 can"):
         GlobalPruner(8).prune(records([[0.1] * 5, [0.2] * 3]))
     with pytest.raises(OptionError, match="would keep 0 of 3"):
         Keep(torch.zeros(3, dtype=torch.bool)).prune(records([[0.1] * 3]))

@@ -307,7 +307,11 @@ def test_forms_agree_and_are_undone(form: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "step"), [*itertools.product(("calibrate", "draw", "score", "choose"), (1, 2, 3)), ("repairs", 1)]
+    ("stage", "step"),
+    [
+        *itertools.product(("calibrate", "build_graphs", "rank_graphs", "choose_masks"), (1, 2, 3)),
+        ("repair_output_maps", 1),
+    ],
 )
 @pytest.mark.parametrize("repair", [LeastSquaresRepair(reselect=True), BiasRepair()], ids=["lstsq", "bias"])
 def test_an_exception_in_a_step_leaves_the_model_dense(stage: str, step: int, repair: BaseRepair) -> None:
