@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
 from torch import nn
 
 from llmrank.errors import OptionError
-from llmrank.models.ffn import FFN, PrunableLayer, bias_of, in_features, out_features
+from llmrank.models.ffn import FFN, PrunableLayer, bias_of, out_features
 
 __all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "neuron_cost", "unit_name"]
 
 Unit: TypeAlias = Literal["neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops"]
-UNITS: tuple[Unit, ...] = ("neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops")
 UNIT_NAMES: dict[Unit, str] = {
     "neurons": "hidden neurons",
     "ffn-parameters": "FFN parameters",
@@ -25,6 +24,7 @@ UNIT_NAMES: dict[Unit, str] = {
     "bytes": "model bytes",
     "flops": "model FLOPs per token",
 }
+UNITS: tuple[Unit, ...] = tuple(UNIT_NAMES)
 
 
 def unit_name(unit: Unit) -> str:
@@ -43,7 +43,7 @@ class Cost:
     Attributes
     ----------
     parameters, bytes : int
-        Number of parameters and their size in memory.
+        Number of parameters, and their size in memory in bytes.
     flops : int
         FLOPs for one token: a multiplication and an addition for each weight of a matrix. Biases, activation functions and
         norms are not counted; nor are the products of attention with the context, which grow with the length of the context.
@@ -66,12 +66,12 @@ class Cost:
 
 
 def neuron_cost(layer: PrunableLayer) -> Cost:
-    """Compute the cost of one neuron of a prunable layer: its rows (and biases) in input maps and its columns in output maps.
+    """Compute the cost of a neuron: its rows (and biases) in the input maps, and its columns in the output maps.
 
     Parameters
     ----------
     layer : PrunableLayer
-        All its neurons have the same cost.
+        The layer of the neuron; all its neurons have the same cost.
 
     Examples
     --------
@@ -81,28 +81,28 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
     Cost(parameters=8, bytes=32, flops=14)
     """
     total = Cost()
-    for producer in layer.input_maps:
-        total += _matrix_cost(1, producer.in_features, producer.weight.element_size())
-        bias = bias_of(producer.module)
+    for input_map in layer.input_maps:
+        total += _matrix_cost(1, input_map.in_features, input_map.weight.element_size())
+        bias = bias_of(input_map.module)
         if bias is not None:
             total += Cost(1, bias.element_size())
-    for consumer in layer.output_maps:
-        total += _matrix_cost(consumer.size, 1, consumer.weight.element_size())
+    for output_map in layer.output_maps:
+        total += _matrix_cost(output_map.size, 1, output_map.weight.element_size())
     return total
 
 
 @dataclass(frozen=True)
 class _MapShape:
-    """The shape of a linear map as a function of the widths of prunable layers, and so its cost.
+    """The shape of a linear map, from which its cost follows for any widths of the prunable layers.
 
     Attributes
     ----------
     rows_per_neuron : mapping from str to int
-        For each prunable layer whose neurons are rows of the map: how many rows belong to one neuron (two in a fused map).
+        Number of rows of one neuron (two in a fused map), by the name of each prunable layer whose neurons are rows.
     other_rows : int
         Rows that belong to no prunable layer.
     column_layer : str or None
-        Prunable layer whose neurons are the columns of the map; None if the columns are always kept.
+        Name of the prunable layer whose neurons are the columns; None if the columns are always kept.
     n_columns : int
         Number of columns before pruning.
     weight_bytes : int
@@ -128,14 +128,14 @@ class _MapShape:
 class ModelCosts:
     """The cost of a model, and how it falls when neurons of its FFNs are removed.
 
-    The counts are exact also for a map between two prunable layers: it has as many weights as the product of their widths.
+    The counts are exact, also for a map between two prunable layers: its number of weights is the product of their widths.
 
     Parameters
     ----------
     model : nn.Module
         It is not changed. A parameter that several modules share counts once, but its FLOPs count for each of these modules. An
-        embedding costs no FLOPs, because its rows are only looked up; a prediction head that shares the matrix of the embedding
-        costs FLOPs. A module that is called several times for a token counts once.
+        embedding costs no FLOPs, because its rows are only looked up; a prediction head that shares its matrix does. A module
+        that is called several times for a token counts once.
     ffns : sequence of FFN
         FFNs of this model.
 
@@ -151,7 +151,7 @@ class ModelCosts:
     >>> from llmrank.models import find_ffns
     >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> costs = ModelCosts(mlp, find_ffns(mlp))
-    >>> costs.model, costs.removed({"0": 6}, "parameters"), costs.whole("neurons")
+    >>> costs.model, costs.removed({"0": 6}, "parameters"), costs.total("neurons")
     (Cost(parameters=67, bytes=268, flops=112), 16, 8)
     """
 
@@ -175,30 +175,30 @@ class ModelCosts:
         )
 
     def total(self, unit: Unit) -> int:
-        """Return the cost of the dense model in a unit."""
+        """Return the cost, in a unit, of the dense model, or of its FFNs for a unit that begins with ``ffn-``."""
         if unit == "neurons":
             return sum(self.sizes.values())
         return _in_unit(self.ffns if unit.startswith("ffn-") else self.model, unit)
 
     def removed(self, widths: Mapping[str, int], unit: Unit) -> int:
-        """Compute how much of the cost, in a unit, is removed if the prunable layers are left with these widths.
+        """Compute how much cost, in a unit, pruning to these widths removes.
 
         Parameters
         ----------
         widths : mapping from str to int
-            Number of kept neurons by the name of the prunable layer. Layers without an entry keep all neurons.
+            Number of kept neurons, by the name of the prunable layer. Layers without an entry keep all neurons.
         unit : str
             One of :data:`UNITS`.
 
         Raises
         ------
         OptionError
-            The model has no prunable layer of such a name.
+            The model has no prunable layer of one of these names.
         """
         unknown = set(widths) - set(self.sizes)
         if unknown:
             raise OptionError(
-                f"these costs are of another model: it has no layer {sorted(unknown)[0]}; expected widths of "
+                f"these are the costs of a model without a layer {sorted(unknown)[0]}; expected widths of layers among "
                 f"{', '.join(self.sizes)}"
             )
         all_widths = {**self.sizes, **widths}
@@ -207,38 +207,34 @@ class ModelCosts:
         return _in_unit(self.ffns - self._ffn_cost(all_widths), unit)
 
     def _ffn_cost(self, widths: Mapping[str, int]) -> Cost:
-        return sum((linear.cost(widths) for linear in self._shapes), Cost())
+        return sum((shape.cost(widths) for shape in self._shapes), Cost())
 
 
 def _map_shapes(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> list[_MapShape]:
-    modules = {id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}
-    rows_per_neuron: dict[int, dict[str, int]] = {key: {} for key in modules}
+    """Return the shape of every linear map of the FFNs, without its tensors: surgery replaces them while costs are in use."""
+    maps = {id(p.module): p for ffn in ffns for stage in ffn.stages for p in stage}
+    rows_per_neuron: dict[int, Counter[str]] = {key: Counter() for key in maps}
     column_layer: dict[int, str] = {}
     for name, layer in layers.items():
-        for producer in layer.input_maps:
-            of_this_map = rows_per_neuron[id(producer.module)]
-            of_this_map[name] = of_this_map.get(name, 0) + 1
-        for consumer in layer.output_maps:
-            column_layer[id(consumer.module)] = name
-    maps = []
-    for key, module in modules.items():
-        rows = sum(count * layers[name].size for name, count in rows_per_neuron[key].items())
-        weight = module.weight
-        if not isinstance(weight, torch.Tensor):
-            raise TypeError(f"{type(module).__name__} has no weight tensor")
-        # Only the sizes are kept, not the tensors: surgery replaces the tensors while the costs are still used.
-        bias = bias_of(module)
-        maps.append(
+        for input_map in layer.input_maps:
+            rows_per_neuron[id(input_map.module)][name] += 1
+        for output_map in layer.output_maps:
+            column_layer[id(output_map.module)] = name
+    shapes = []
+    for key, projection in maps.items():
+        bias = bias_of(projection.module)
+        shapes.append(
             _MapShape(
                 rows_per_neuron[key],
-                out_features(module) - rows,
+                out_features(projection.module)
+                - sum(n * layers[name].size for name, n in rows_per_neuron[key].items()),
                 column_layer.get(key),
-                in_features(module),
-                weight.element_size(),
+                projection.in_features,
+                projection.weight.element_size(),
                 None if bias is None else bias.element_size(),
             )
         )
-    return maps
+    return shapes
 
 
 def _matrix_cost(rows: int, columns: int, weight_bytes: int) -> Cost:
