@@ -259,15 +259,12 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     scores = inspection.main.importance[layer]
     check_neuron(layer, neuron, len(scores))
     graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
-    verdicts = {}
-    for budget, masks in inspection.main.masks.items():
-        keep = masks[layer].numpy()
-        verdicts[budget] = Verdict(bool(keep[neuron]), margin(scores, keep, neuron))
+    keeps = {budget: masks[layer].numpy() for budget, masks in inspection.main.masks.items()}
     is_last = node_layer == len(graph.layer_sizes) - 1
     return NeuronSummary(
         layer,
         summarise_node(graph, rank, node_layer, neuron, top=top),
-        verdicts,
+        {budget: Verdict(bool(keep[neuron]), margin(scores, keep, neuron)) for budget, keep in keeps.items()},
         strongest_paths(graph, rank, node_layer, neuron, k=top, before=1, after=0 if is_last else 1),
         graph.names[node_layer - 1],
         None if is_last else graph.names[node_layer + 1],

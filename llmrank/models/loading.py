@@ -142,6 +142,7 @@ def load_pretrained(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     is_gguf = source.endswith(".gguf")
     if is_gguf:
+        # transformers takes the directory of the file as its name.
         path = Path(source)
         name = str(path.parent)
         options["gguf_file"] = path.name
