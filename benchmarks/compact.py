@@ -32,7 +32,7 @@ from benchmarks.measure import alternated
 from benchmarks.provenance import provenance, write
 from benchmarks.variants import Variant, model_multiply_adds, multiply_adds, variants
 from llmrank.calibration.text import builtin_texts, tokenise
-from llmrank.models import FFN
+from llmrank.models import FFNs
 from llmrank.models.demo_models import demo_model
 from llmrank.surgery import checkpoint
 
@@ -53,7 +53,7 @@ print(next(line.split()[1] for line in status.splitlines() if line.startswith("V
 """
 
 
-def ffn_inputs(model: Any, ffns: Sequence[FFN], ids: torch.Tensor) -> list[torch.Tensor]:
+def ffn_inputs(model: Any, ffns: FFNs, ids: torch.Tensor) -> list[torch.Tensor]:
     """What every FFN reads of the sequences, (batch, length, hidden) each."""
     read: list[torch.Tensor] = []
     handles = [
@@ -258,7 +258,7 @@ def study(
     }
 
 
-def check_alone(ffns: Sequence[FFN]) -> None:
+def check_alone(ffns: FFNs) -> None:
     """Raise where an FFN shares its module with attention, say: then it cannot be called by itself."""
     for ffn in ffns:
         own = {id(p.module) for stage in ffn.stages for p in stage}

@@ -36,7 +36,7 @@ from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_model
-from llmrank.models.ffn import in_features, out_features
+from llmrank.models.linear_map import in_features, out_features
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.score.model_graph import build_graphs
 from llmrank.surgery import checkpoint

@@ -21,7 +21,7 @@ from torch import nn
 
 from llmrank import Masks
 from llmrank.calibration.text import TokenSequences
-from llmrank.models import FFN
+from llmrank.models import FFNs
 
 __all__ = ["PEERS", "Peer", "versions"]
 
@@ -45,7 +45,7 @@ class Peer:
     name: str
     library: str
     module: str
-    masks: Callable[[Any, tuple[FFN, ...], TokenSequences, float], Masks]
+    masks: Callable[[Any, FFNs, TokenSequences, float], Masks]
     budget: str
 
     @property
@@ -65,7 +65,7 @@ def _gradients(model: Any, sequences: TokenSequences) -> dict[str, torch.Tensor]
 
 
 def _torch_pruning(
-    model: Any, ffns: tuple[FFN, ...], sequences: TokenSequences, amount: float, *, taylor: bool, everywhere: bool
+    model: Any, ffns: FFNs, sequences: TokenSequences, amount: float, *, taylor: bool, everywhere: bool
 ) -> Masks:
     """Groups of its dependency graph (gate, up and down together), chosen and not cut."""
     import torch_pruning
@@ -104,7 +104,7 @@ def _torch_pruning(
     return Masks(keep)
 
 
-def _optipfair(model: Any, ffns: tuple[FFN, ...], sequences: TokenSequences, amount: float, *, data: bool) -> Masks:
+def _optipfair(model: Any, ffns: FFNs, sequences: TokenSequences, amount: float, *, data: bool) -> Masks:
     """Its pruned copy, and which rows of the gate are left in it."""
     import optipfair
 

@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.provenance import provenance, write
 from graphs import modified_pagerank, weighted_pagerank
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
-from llmrank.models import FFN, find_ffns
+from llmrank.models import FFNs, find_ffns
 from llmrank.models.demo_models import demo_model
 from llmrank.score import ModifiedPageRankScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import build_graphs
@@ -45,7 +45,7 @@ def plain_ffns(count: int, d_model: int, d_ff: int) -> nn.Module:
     return model
 
 
-def statistics_for(ffns: Sequence[FFN]) -> list[FFNStatistics]:
+def statistics_for(ffns: FFNs) -> list[FFNStatistics]:
     """Random statistics: the time does not depend on their values."""
     generator = torch.Generator().manual_seed(0)
     result = []
@@ -139,7 +139,7 @@ def study(name: str, model: nn.Module, repeats: int, device: str) -> dict[str, A
     return case
 
 
-def _csr(ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], device: str) -> dict[str, Any]:
+def _csr(ffns: FFNs, statistics: Sequence[FFNStatistics], device: str) -> dict[str, Any]:
     """The explicit CSR path: building it, then ranking on it."""
     start = perf_counter()
     graphs = [entry.graph.with_csr() for entry in build_graphs(ffns, statistics, "chained")]

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from llmrank import IsolatedFFNPipeline
-from llmrank.models import FFN, find_ffns
+from llmrank.models import FFNs, find_ffns
 from llmrank.prune import LocalPruner
 from llmrank.score import RandomScorer
 
@@ -40,7 +40,7 @@ class Variant:
     amount: float
     multiple_of: int
     model: Any
-    ffns: tuple[FFN, ...]
+    ffns: FFNs
 
     @property
     def width(self) -> int:
@@ -51,7 +51,7 @@ class Variant:
         return f"{self.amount:.0%}, width {self.width}"
 
 
-def multiply_adds(ffns: Sequence[FFN]) -> int:
+def multiply_adds(ffns: FFNs) -> int:
     """Multiply-adds of all linear maps of FFNs for one token; biases and activations, which are little, left out."""
     return sum(p.size * p.in_features for ffn in ffns for stage in ffn.stages for p in stage)
 

@@ -8,7 +8,6 @@ are the values, in whatever order it holds queries, keys and values, and which h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from torch import nn
 from llmrank.calibration.forward import body_of, evaluation_mode, model_inputs, run_body, unpadded_rows
 from llmrank.calibration.residual import block_path
 from llmrank.errors import CalibrationError, UnsupportedModelError
-from llmrank.models import FFN, Projection
+from llmrank.models import FFN, FFNs, Projection
 from llmrank.models.detect import is_linear
 
 __all__ = ["SelectedRows", "find_attentions"]
@@ -49,14 +48,14 @@ class SelectedRows(Projection):
         return all_rows[self.rows.to(all_rows.device)]
 
 
-def find_attentions(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, FFN]:
+def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
     """Find the attention in front of every FFN.
 
     Parameters
     ----------
     model : nn.Module
         A transformers model whose blocks have one attention each.
-    ffns : sequence of FFN
+    ffns : FFNs
         FFNs in a repeating stack of blocks.
 
     Returns
@@ -115,7 +114,7 @@ def find_attentions(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, FFN]:
 
 
 def _single_token_activations(
-    model: nn.Module, ffns: Sequence[FFN], maps: dict[str, nn.Module]
+    model: nn.Module, ffns: FFNs, maps: dict[str, nn.Module]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return the inputs and outputs of linear maps for single tokens, (tokens, n) each."""
     input_embeddings: Any = getattr(model, "get_input_embeddings", None)

@@ -28,7 +28,7 @@ from llmrank.calibration.forward import (
 )
 from llmrank.calibration.recording import Call, Recording
 from llmrank.calibration.text import TokenSequences
-from llmrank.models import FFN
+from llmrank.models import FFN, FFNs
 
 __all__ = ["BlockStream", "PassStream", "Reader", "Stream", "open_stream"]
 
@@ -84,7 +84,7 @@ class BlockStream:
     Parameters
     ----------
     model : nn.Module
-    ffns : sequence of FFN
+    ffns : FFNs
         All FFNs that may be fed.
     record : Recording
         An unbroken recording.
@@ -107,7 +107,7 @@ class BlockStream:
     def __init__(
         self,
         model: nn.Module,
-        ffns: Sequence[FFN],
+        ffns: FFNs,
         record: Recording,
         masks: Sequence[TokenMasks],
         fitted: int,
@@ -322,7 +322,7 @@ class PassStream:
     Parameters
     ----------
     model : nn.Module
-    ffns : sequence of FFN
+    ffns : FFNs
     batches : sequence of (ids, mask)
         Token ids and padding masks, (batch, length) each.
     fitted : int
@@ -333,7 +333,7 @@ class PassStream:
     Cost: half a forward pass for each FFN on average.
     """
 
-    def __init__(self, model: nn.Module, ffns: Sequence[FFN], batches: Sequence[Batch], fitted: int) -> None:
+    def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], fitted: int) -> None:
         self.fitted = fitted
         self._model = model
         self._body = body_of(model, ffns)
@@ -364,7 +364,7 @@ class PassStream:
 
 def open_stream(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    ffns: FFNs,
     sequences: TokenSequences,
     batch_size: int,
     record: Recording,
@@ -377,7 +377,7 @@ def open_stream(
     Parameters
     ----------
     model : nn.Module
-    ffns : sequence of FFN
+    ffns : FFNs
     sequences : TokenSequences
         The sequences to fit a repair to.
     batch_size : int

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.models import FFN
+from llmrank.models import FFN, FFNs
 from llmrank.models.families import text_config
 
 __all__ = [
@@ -245,7 +245,7 @@ def run_body(body: nn.Module, inputs: dict[str, Any]) -> Any:
     return body(**inputs) if hasattr(body, "config") else body(inputs["input_ids"])
 
 
-def run_sequences(model: nn.Module, ffns: Sequence[FFN], batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def run_sequences(model: nn.Module, ffns: FFNs, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Run forward passes of batches (ids, mask) without gradients, for the effect of hooks alone."""
     body = body_of(model, ffns)
     with torch.no_grad(), evaluation_mode(model):
@@ -253,11 +253,11 @@ def run_sequences(model: nn.Module, ffns: Sequence[FFN], batches: Iterable[tuple
             run_body(body, model_inputs(model, ids, mask)[0])
 
 
-def body_of(model: nn.Module, ffns: Sequence[FFN]) -> nn.Module:
+def body_of(model: nn.Module, ffns: FFNs) -> nn.Module:
     """Return the model without its prediction head if that holds every FFN, else the model; the logits are not needed."""
     body = getattr(model, "base_model", model)
     inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) else set()
-    if all(id(projection.module) in inside for ffn in ffns for stage in ffn.stages for projection in stage):
+    if all(id(module) in inside for module in ffns.modules):
         return body
     return model
 

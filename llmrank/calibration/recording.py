@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llmrank.calibration.forward import first_output, write_count
-from llmrank.models import FFN
+from llmrank.models import FFNs
 
 __all__ = ["Call", "Recording", "recording"]
 
@@ -85,13 +85,13 @@ class Recording:
 
 
 @contextmanager
-def recording(model: nn.Module, ffns: Sequence[FFN]) -> Iterator[Recording]:
+def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
     """Record the calls of the blocks of a stack during the forward passes inside the context.
 
     Parameters
     ----------
     model : nn.Module
-    ffns : sequence of FFN
+    ffns : FFNs
         If they lie in several stacks (encoder and decoder), or in none, nothing is recorded.
     """
     stacks = {ffn.stack for ffn in ffns}

@@ -6,7 +6,7 @@ activations themselves are never stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,8 +30,8 @@ from llmrank.calibration.forward import (
 from llmrank.calibration.residual import SkipSums, block_path, hidden_states
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, LLMRankError
-from llmrank.models import FFN
-from llmrank.models.ffn import bias_of
+from llmrank.models import FFN, FFNs
+from llmrank.models.linear_map import bias_of
 
 __all__ = ["AttentionStatistics", "FFNStatistics", "LayerStatistics", "collect_statistics"]
 
@@ -147,7 +147,7 @@ class _LayerSums:
 
 def collect_statistics(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    ffns: FFNs,
     sequences: TokenSequences,
     batch_size: int = 1,
     progress: Progress | None = None,
@@ -163,7 +163,7 @@ def collect_statistics(
     model : nn.Module
         A transformers model, or a module that takes the ids alone. It runs without gradients in evaluation mode, and is
         left in the mode that it had.
-    ffns : sequence of FFN
+    ffns : FFNs
     sequences : TokenSequences
     batch_size : int
         Number of sequences in one forward pass; the result does not depend on it except for rounding.
@@ -199,7 +199,7 @@ def collect_statistics(
     """
     masks = TokenMasks()
     attentions = attentions or {}
-    units = [*ffns, *attentions.values()]
+    units = FFNs((*ffns, *attentions.values()))
     body = body_of(model, units)
     skip_sums: dict[str, SkipSums] = {}
     with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):

@@ -42,7 +42,6 @@ from llmrank.inspection.summary import (
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
 from llmrank.score import BaseScorer
-from llmrank.surgery.apply import prunable_layers
 from llmrank.surgery.files import atomic_directory, check_output
 
 __all__ = ["add_inspect_options", "run_inspect"]
@@ -105,7 +104,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     scorers = _scorers(settings, name)
     loaded = load(options)
     pipeline = make_pipeline(settings, loaded, evaluation=None)
-    layers = {name: layer.size for name, layer in prunable_layers(pipeline.find()).items()}
+    layers = pipeline.find().sizes
     shown = _chosen(list(layers), ranges, options.layers)
     neurons = [parse_neuron(layers, text) for text in options.neuron]
     inspection = inspect_model(pipeline, scorers, next(iter(scorers)), name)

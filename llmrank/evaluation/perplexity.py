@@ -13,7 +13,7 @@ from torch import nn
 from llmrank.calibration.forward import Progress, evaluation_mode, input_device
 from llmrank.calibration.logits import Predictor, check_predicts
 from llmrank.calibration.text import TokenSequences
-from llmrank.models import FFN
+from llmrank.models import FFNs
 
 __all__ = [
     "ModelSize",
@@ -138,12 +138,10 @@ def unigram_perplexity(sequences: TokenSequences) -> float:
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
-def model_size(model: nn.Module, ffns: Sequence[FFN] = ()) -> ModelSize:
+def model_size(model: nn.Module, ffns: FFNs | None = None) -> ModelSize:
     """Count the parameters and bytes of a model and of its FFNs."""
     all_parameters = {id(p): p for p in model.parameters()}
-    ffn_parameters = {
-        id(p): p for ffn in ffns for stage in ffn.stages for projection in stage for p in projection.module.parameters()
-    }
+    ffn_parameters = {id(p): p for module in (ffns.modules if ffns else ()) for p in module.parameters()}
     return ModelSize(
         sum(p.numel() for p in all_parameters.values()),
         sum(p.numel() * p.element_size() for p in all_parameters.values()),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmrank.errors import OptionError
-from llmrank.models import FFN
+from llmrank.models import FFNs
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, record_of_size
 
 __all__ = ["Budgets", "amount_label", "make_budgets", "refusal"]
@@ -35,14 +35,14 @@ class Budgets:
         return {name: pruner for name, pruner in both.items() if name not in self.refusals}
 
 
-def make_budgets(pruner: BasePruner, ffns: Sequence[FFN], *, jointly: bool) -> Budgets:
+def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool) -> Budgets:
     """Make both budgets with the settings of a pruner, and check whether they accept its amount.
 
     Parameters
     ----------
     pruner : BasePruner
         Its amount, min_keep, multiple_of and, for global pruning, normalisation are used.
-    ffns : sequence of FFN
+    ffns : FFNs
     jointly : bool
         Whether global pruning compares the neurons of all layers. Otherwise it prunes each FFN by itself.
 

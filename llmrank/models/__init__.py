@@ -3,6 +3,6 @@
 from llmrank.models.detect import find_ffns
 from llmrank.models.explicit import explicit_ffns
 from llmrank.models.families import FAMILIES, Family
-from llmrank.models.ffn import FFN, Projection, PrunableLayer
+from llmrank.models.ffn import FFN, FFNs, Projection, PrunableLayer
 
-__all__ = ["FAMILIES", "FFN", "Family", "Projection", "PrunableLayer", "explicit_ffns", "find_ffns"]
+__all__ = ["FAMILIES", "FFN", "FFNs", "Family", "Projection", "PrunableLayer", "explicit_ffns", "find_ffns"]

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from llmrank.errors import UnsupportedModelError
 from llmrank.models.ffn import FFN
+from llmrank.models.linear_map import is_linear_map
 
 __all__ = [
     "check_no_experts",
@@ -84,7 +84,7 @@ def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None
         if not packed:
             weight = module.weight
         # The dtype alone does not tell: quantised and sharded weights are tensor subclasses that may report a float dtype.
-        ordinary = isinstance(module, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
+        ordinary = is_linear_map(module) and type(weight) in (torch.Tensor, nn.Parameter)
         dtype = weight.dtype if isinstance(weight, torch.Tensor) else None
         if packed or not ordinary or dtype is None or not dtype.is_floating_point or dtype.itemsize < 2:
             raise UnsupportedModelError(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import nn
 
 from llmrank.errors import OptionError
-from llmrank.models.ffn import FFN, PrunableLayer, bias_of, out_features
+from llmrank.models.ffn import FFNs, PrunableLayer
+from llmrank.models.linear_map import bias_of, in_features, matrix_of, out_features
 
 __all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "neuron_cost", "unit_name"]
 
@@ -136,7 +137,7 @@ class ModelCosts:
         It is not changed. A parameter that several modules share counts once, but its FLOPs count for each of these modules. An
         embedding costs no FLOPs, because its rows are only looked up; a prediction head that shares its matrix does. A module
         that is called several times for a token counts once.
-    ffns : sequence of FFN
+    ffns : FFNs
         FFNs of this model.
 
     Attributes
@@ -155,18 +156,17 @@ class ModelCosts:
     (Cost(parameters=67, bytes=268, flops=112), 16, 8)
     """
 
-    def __init__(self, model: nn.Module, ffns: Sequence[FFN]) -> None:
-        layers = {layer.name: layer for ffn in ffns for layer in ffn.prunable.values()}
-        self.sizes = {name: layer.size for name, layer in layers.items()}
-        self._shapes = _map_shapes(ffns, layers)
+    def __init__(self, model: nn.Module, ffns: FFNs) -> None:
+        self.sizes = ffns.sizes
+        self._shapes = _map_shapes(ffns)
         self.ffns = self._ffn_cost(self.sizes)
-        parameters = {id(p): p for p in model.parameters()}.values()
+        parameters = list(model.parameters())
         matrices = [
             p
             for module in model.modules()
             if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-            for p in module._parameters.values()
-            if p is not None and p.ndim == 2
+            for _, p in module.named_parameters(recurse=False, remove_duplicate=False)
+            if p.ndim == 2
         ]
         self.model = Cost(
             sum(p.numel() for p in parameters),
@@ -210,10 +210,10 @@ class ModelCosts:
         return sum((shape.cost(widths) for shape in self._shapes), Cost())
 
 
-def _map_shapes(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> list[_MapShape]:
+def _map_shapes(ffns: FFNs) -> list[_MapShape]:
     """Return the shape of every linear map of the FFNs, without its tensors: surgery replaces them while costs are in use."""
-    maps = {id(p.module): p for ffn in ffns for stage in ffn.stages for p in stage}
-    rows_per_neuron: dict[int, Counter[str]] = {key: Counter() for key in maps}
+    layers = ffns.layers
+    rows_per_neuron: dict[int, Counter[str]] = {id(module): Counter() for module in ffns.modules}
     column_layer: dict[int, str] = {}
     for name, layer in layers.items():
         for input_map in layer.input_maps:
@@ -221,16 +221,15 @@ def _map_shapes(ffns: Sequence[FFN], layers: Mapping[str, PrunableLayer]) -> lis
         for output_map in layer.output_maps:
             column_layer[id(output_map.module)] = name
     shapes = []
-    for key, projection in maps.items():
-        bias = bias_of(projection.module)
+    for module in ffns.modules:
+        rows, bias = rows_per_neuron[id(module)], bias_of(module)
         shapes.append(
             _MapShape(
-                rows_per_neuron[key],
-                out_features(projection.module)
-                - sum(n * layers[name].size for name, n in rows_per_neuron[key].items()),
-                column_layer.get(key),
-                projection.in_features,
-                projection.weight.element_size(),
+                rows,
+                out_features(module) - sum(count * layers[name].size for name, count in rows.items()),
+                column_layer.get(id(module)),
+                in_features(module),
+                matrix_of(module).element_size(),
                 None if bias is None else bias.element_size(),
             )
         )

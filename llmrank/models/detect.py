@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from llmrank.errors import UnsupportedModelError
 from llmrank.models.checks import (
@@ -31,7 +30,8 @@ from llmrank.models.checks import (
     check_not_wrapped,
     check_weights_finite,
 )
-from llmrank.models.ffn import FFN, Projection, in_features, out_features
+from llmrank.models.ffn import FFN, FFNs, Projection
+from llmrank.models.linear_map import in_features, is_linear_map, out_features
 from llmrank.models.tracing import linear_chain, trial_run
 
 __all__ = ["find_ffns", "is_linear"]
@@ -47,7 +47,7 @@ QUERIES = re.compile(r"(^|_)w?(q|qkv|qkvz|query)(_|$)", re.IGNORECASE)
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 
-def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
+def find_ffns(model: nn.Module) -> FFNs:
     """Find every FFN of a model, in the order of its modules.
 
     Parameters
@@ -112,7 +112,7 @@ def find_ffns(model: nn.Module) -> tuple[FFN, ...]:
         if type_and_kind not in checked:
             checked.add(type_and_kind)
             _check_neurons_separate(ffn)
-    return tuple(ffns)
+    return FFNs(ffns)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -120,7 +120,7 @@ def is_linear(module: nn.Module) -> bool:
     if isinstance(getattr(module, "qweight", None), torch.Tensor):
         return True
     weight = getattr(module, "weight", None)
-    known = isinstance(module, (nn.Linear, Conv1D)) or type(module).__name__.lower().startswith("linear")
+    known = is_linear_map(module) or type(module).__name__.lower().startswith("linear")
     return known and isinstance(weight, torch.Tensor)
 
 

@@ -11,14 +11,14 @@ from torch import nn
 from llmrank.errors import StructureError
 from llmrank.models.checks import check_not_quantised, check_not_tied, check_not_wrapped, check_weights_finite
 from llmrank.models.detect import is_linear
-from llmrank.models.ffn import FFN, Projection
+from llmrank.models.ffn import FFN, FFNs, Projection
 
 __all__ = ["explicit_ffns"]
 
 EXAMPLE = '{"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}'
 
 
-def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, ...]:
+def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     """Make one FFN of the named Linears, in the given order, for each transformer block.
 
     Parameters
@@ -79,7 +79,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> tuple[FFN, 
         ffns.append(FFN(block_path, "explicit", tuple(stages), stack, block))
     check_not_tied(model, ffns)
     check_weights_finite(model)
-    return tuple(ffns)
+    return FFNs(ffns)
 
 
 def _path_parts(value: Any, key: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""An FFN, described as stages of linear maps between layers of nodes."""
+"""The FFNs of a model, each described as stages of linear maps between layers of nodes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-__all__ = ["FFN", "FFNKind", "Projection", "PrunableLayer"]
+from llmrank.models.linear_map import in_features, matrix_of, out_features
+
+__all__ = ["FFN", "FFNKind", "FFNs", "Projection", "PrunableLayer"]
 
 FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit", "attention"]
 
@@ -44,39 +45,8 @@ class Projection:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The (size, in_features) weight: a detached view with one row for each output, also where the module is transposed."""
-        weight = _weight(self.module).detach()
-        if is_transposed(self.module):
-            weight = weight.T
-        return weight[self.start : self.start + self.size]
-
-
-def _weight(module: nn.Module) -> torch.Tensor:
-    weight = module.weight
-    if not isinstance(weight, torch.Tensor):
-        raise TypeError(f"{type(module).__name__} has no weight tensor")
-    return weight
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether the module stores its weight as (in, out) instead of (out, in)."""
-    return isinstance(module, Conv1D)
-
-
-def out_features(module: nn.Module) -> int:
-    """Return the number of outputs of a Linear or Conv1D."""
-    return int(_weight(module).shape[1 if is_transposed(module) else 0])
-
-
-def in_features(module: nn.Module) -> int:
-    """Return the number of inputs of a Linear or Conv1D."""
-    return int(_weight(module).shape[0 if is_transposed(module) else 1])
-
-
-def bias_of(module: nn.Module) -> torch.Tensor | None:
-    """Return the bias of a Linear or Conv1D, or None if it has none."""
-    bias = getattr(module, "bias", None)
-    return bias if isinstance(bias, torch.Tensor) else None
+        """The (size, in_features) weight: a detached view with one row for each output."""
+        return matrix_of(self.module)[self.start : self.start + self.size]
 
 
 @dataclass(frozen=True)
@@ -149,3 +119,47 @@ class FFN:
             name = producers[0].name if self.kind == "sequential" else self.name
             layers[layer] = PrunableLayer(name, producers[0].size, producers, consumers)
         return layers
+
+
+class FFNs(tuple[FFN, ...]):
+    """The FFNs of a model, in the order of its modules: a tuple of :class:`FFN` that also answers for all of them together.
+
+    Examples
+    --------
+    >>> from llmrank.models import find_ffns
+    >>> ffns = find_ffns(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    >>> ffns.sizes, list(ffns.output_maps), ffns.explicit
+    ({'0': 8}, ['2'], False)
+    """
+
+    __slots__ = ()
+
+    @property
+    def layers(self) -> dict[str, PrunableLayer]:
+        """All prunable layers by name."""
+        return {layer.name: layer for ffn in self for layer in ffn.prunable.values()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of neurons of every prunable layer, by name."""
+        return {name: layer.size for name, layer in self.layers.items()}
+
+    @property
+    def linear_maps(self) -> list[Projection]:
+        """The linear maps of all stages."""
+        return [projection for ffn in self for stage in ffn.stages for projection in stage]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules of the linear maps, each once."""
+        return list({id(projection.module): projection.module for projection in self.linear_maps}.values())
+
+    @property
+    def output_maps(self) -> dict[str, Projection]:
+        """The maps that read prunable layers, by path."""
+        return {output_map.name: output_map for layer in self.layers.values() for output_map in layer.output_maps}
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the user has named Linears, of which rows alone are removed."""
+        return any(ffn.kind == "explicit" for ffn in self)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.models.ffn import in_features, out_features
+from llmrank.models.linear_map import in_features, out_features
 
 __all__ = ["linear_chain", "trial_run"]
 

@@ -20,7 +20,7 @@ from llmrank.calibration.statistics import FFNStatistics, collect_statistics
 from llmrank.calibration.text import TokenSequences, n_held_out, shared_passages, tokenise, tokenise_and_hold_out
 from llmrank.errors import OptionError
 from llmrank.evaluation.perplexity import model_size, perplexity, unigram_perplexity
-from llmrank.models import FFN, explicit_ffns, find_ffns
+from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
 from llmrank.pipeline.options import CalibrationText, EvaluationText, check_options
@@ -35,7 +35,7 @@ from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
 from llmrank.score import BaseScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.rank_graphs import rank_graphs
-from llmrank.surgery.apply import AppliedMasks, apply_masks, check_writable, prunable_layers, temporarily_masked
+from llmrank.surgery.apply import AppliedMasks, apply_masks, check_writable, temporarily_masked
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.surgery.forms import Form
 from llmrank.surgery.repair import BaseRepair, RepairedMap, repair_summary
@@ -151,7 +151,7 @@ class BasePipeline:
         self.validation: Validation | None = None
         self.costs: ModelCosts | None = None
         self.step_results: list[ScheduleStep] = []
-        self._prepared: tuple[tuple[FFN, ...], ModelCosts] | None = None
+        self._prepared: tuple[FFNs, ModelCosts] | None = None
         self._for_good = False
         self._seconds: dict[str, float] = {}
 
@@ -213,7 +213,7 @@ class BasePipeline:
         self.report.evaluation = evaluation
         return self.model
 
-    def find(self) -> tuple[FFN, ...]:
+    def find(self) -> FFNs:
         """Move the model to the device, and return its FFNs."""
         structure = self.structure_dict
         ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
@@ -228,7 +228,7 @@ class BasePipeline:
             self.model.to(self.device)
         return ffns
 
-    def prepare(self) -> tuple[tuple[FFN, ...], ModelCosts]:
+    def prepare(self) -> tuple[FFNs, ModelCosts]:
         """Find the FFNs and check the budget; the result is kept for later calls, until :meth:`run` has used it.
 
         Returns
@@ -246,20 +246,20 @@ class BasePipeline:
             self._prepared = ffns, self.check(ffns)
         return self._prepared
 
-    def check(self, ffns: Sequence[FFN]) -> ModelCosts:
+    def check(self, ffns: FFNs) -> ModelCosts:
         """Compute the costs of the model, and refuse an impossible amount or alignment before anything is measured."""
         self.costs = ModelCosts(self.model, ffns)
         check_budget(self.pruner, ffns, self.costs, jointly=prunes_jointly(self.structure_dict, self.topology))
         if self.align == "pad":
-            check_padding(layer.size for layer in prunable_layers(ffns).values())
+            check_padding(ffns.sizes.values())
         return self.costs
 
-    def token_warning(self, ffns: Sequence[FFN], tokens: int | None = None) -> str | None:
+    def token_warning(self, ffns: FFNs, tokens: int | None = None) -> str | None:
         """Return a warning if there are too few calibration tokens to fit the repair well.
 
         Parameters
         ----------
-        ffns : sequence of FFN
+        ffns : FFNs
         tokens : int, optional
             Number of tokens that the repair is fitted to; by default the number that :attr:`calibration` asks for.
 
@@ -271,7 +271,7 @@ class BasePipeline:
         if self.repair is None:
             return None
         tokens = self.calibration.samples * self._length() if tokens is None else tokens
-        widest = max(layer.size for layer in prunable_layers(ffns).values())
+        widest = max(ffns.sizes.values())
         amount = self.pruner.amount
         kept = (
             round(widest * (1.0 - amount))
@@ -287,13 +287,13 @@ class BasePipeline:
         )
 
     def select(
-        self, ffns: Sequence[FFN], sequences: TokenSequences, held_out: TokenSequences | None = None
+        self, ffns: FFNs, sequences: TokenSequences, held_out: TokenSequences | None = None
     ) -> tuple[Masks, dict[str, RepairedMap]]:
         """Calibrate, rank and choose keep masks, in :attr:`steps` steps; repair after the last one.
 
         Parameters
         ----------
-        ffns : sequence of FFN
+        ffns : FFNs
         sequences : TokenSequences
             Sequences to rank by, and to fit a repair to.
         held_out : TokenSequences, optional
@@ -317,7 +317,7 @@ class BasePipeline:
             earlier = dict(self._seconds)
             with temporarily_masked(self.model, ffns, present):
                 # A repair runs the model block by block, so this pass records how the model calls its blocks.
-                with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else ()) as seen:
+                with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else FFNs()) as seen:
                     statistics = self.calibrate(ffns, sequences)
                     if seen.blocks and held_out is not None:
                         run_sequences(self.model, ffns, held_out.batches(self.calibration.batch_size))
@@ -394,7 +394,7 @@ class BasePipeline:
         return fitting_length(self.model, self.calibration.sequence_length)
 
     def calibrate(
-        self, ffns: Sequence[FFN], sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
+        self, ffns: FFNs, sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
     ) -> tuple[FFNStatistics, ...]:
         """Collect statistics of every layer of nodes, with all that the pipeline's scorer and `scorers` need."""
         explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
@@ -403,11 +403,11 @@ class BasePipeline:
             self.model, ffns, sequences, self.calibration.batch_size, self.progress, explained=explained, **around
         )
 
-    def statistics_options(self, ffns: Sequence[FFN]) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
+    def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
         """Return what else the calibration measures, as options of :func:`llmrank.calibration.statistics.collect_statistics`."""
         return {}
 
-    def build_graphs(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+    def build_graphs(self, ffns: FFNs, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
         """Build the graphs, in the topology of the pipeline."""
         return build_graphs(ffns, statistics, self.topology)
 
@@ -416,7 +416,7 @@ class BasePipeline:
         steps = self.progress(graphs, "Ranking") if self.progress else graphs
         return rank_graphs(self.scorer, steps)
 
-    def measure_sensitivities(self, ffns: Sequence[FFN], sequences: TokenSequences) -> dict[str, float]:
+    def measure_sensitivities(self, ffns: FFNs, sequences: TokenSequences) -> dict[str, float]:
         """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
         A sensitivity is measured with the pruner's amount removed locally, on the first calibration sequences, see
@@ -455,7 +455,7 @@ class BasePipeline:
 
     def repair_output_maps(
         self,
-        ffns: Sequence[FFN],
+        ffns: FFNs,
         masks: Masks,
         sequences: TokenSequences,
         record: Recording,
@@ -552,9 +552,7 @@ class BasePipeline:
             "error_bound": max(rank.error_bound for rank in self.ranks),
         }
 
-    def _report(
-        self, ffns: Sequence[FFN], texts: tuple[TokenSequences, TokenSequences | None], facts: dict[str, Any]
-    ) -> Report:
+    def _report(self, ffns: FFNs, texts: tuple[TokenSequences, TokenSequences | None], facts: dict[str, Any]) -> Report:
         masks, application, costs = self.masks, self.application, self.costs
         if masks is None or application is None or costs is None:
             raise OptionError("there is nothing to report: run() has not pruned this model")

@@ -7,7 +7,7 @@ complete forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -29,9 +29,8 @@ from llmrank.calibration.recording import recording
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.fidelity import divergences
-from llmrank.models import FFN, PrunableLayer
+from llmrank.models import FFNs, PrunableLayer
 from llmrank.prune.masks import Masks
-from llmrank.surgery.apply import prunable_layers
 from llmrank.surgery.equivalence import silence_removed
 
 __all__ = ["layer_sensitivities"]
@@ -45,7 +44,7 @@ TOKENS = 2048
 @torch.no_grad()
 def layer_sensitivities(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    ffns: FFNs,
     masks: Masks,
     sequences: TokenSequences,
     batch_size: int = 1,
@@ -64,7 +63,7 @@ def layer_sensitivities(
     ----------
     model : nn.Module
         Left unchanged, whatever is raised. Any model that :func:`llmrank.calibration.statistics.collect_statistics` takes.
-    ffns : sequence of FFN
+    ffns : FFNs
         FFNs that were found (not explicit ones).
     masks : Masks
         One mask for each prunable layer.
@@ -112,19 +111,18 @@ def layer_sensitivities(
     >>> layer_sensitivities(mlp, find_ffns(mlp), Masks({"0": [1, 0]}), sequences)
     {'0': 1.0}
     """
-    layers = prunable_layers(ffns)
-    if any(not layer.output_maps for layer in layers.values()):
+    if ffns.explicit:
         raise OptionError(
             "sensitivities need whole FFNs; with structure_dict no map is known that reads the removed rows; leave it out, or "
             "use a pruner that needs no sensitivities"
         )
     if samples is not None and samples < 1:
         raise OptionError(f"samples must be an integer >= 1, got {samples!r}")
-    masks.check(layers)
+    masks.check(ffns.layers)
     batches = list(_first_sequences(sequences, samples).batches(batch_size))
-    pruned = [layer for layer in layers.values() if not bool(masks[layer.name].all())]
+    pruned = [layer for name, layer in ffns.layers.items() if not bool(masks[name].all())]
     steps = [(batch, layer) for batch in batches for layer in pruned]
-    totals = dict.fromkeys(layers, 0.0)
+    totals = dict.fromkeys(masks, 0.0)
     count = 0
     with evaluation_mode(model):
         for batch, layer in progress(steps, "Measuring sensitivities") if progress else steps:
@@ -166,7 +164,7 @@ class _DenseBatch:
         Number of tokens that the changes are summed over.
     """
 
-    def __init__(self, model: nn.Module, ffns: Sequence[FFN], ids: torch.Tensor, mask: torch.Tensor) -> None:
+    def __init__(self, model: nn.Module, ffns: FFNs, ids: torch.Tensor, mask: torch.Tensor) -> None:
         self._model = model
         self._inputs, of_input, of_decoder = model_inputs(model, ids, mask)
         self._mask = of_decoder if "decoder_input_ids" in self._inputs else of_input
@@ -191,7 +189,7 @@ class _DenseBatch:
             return float(divergences(self._output, output).sum())
         return _relative_change(self._output, output)
 
-    def _remember(self, ffns: Sequence[FFN]) -> tuple[torch.Tensor, bool]:
+    def _remember(self, ffns: FFNs) -> tuple[torch.Tensor, bool]:
         """Run the dense model, and remember what its blocks return, if that can be returned again in later passes."""
         returned: list[Any] = []
         versions: list[int | None] = []

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from llmrank.calibration.attention import find_attentions
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
-from llmrank.models import FFN
+from llmrank.models import FFNs
 from llmrank.pipeline.base_pipeline import BasePipeline
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs, check_beta
 
@@ -64,18 +64,18 @@ class ResidualFFNPipeline(BasePipeline):
         self.beta = None if beta == "measured" else check_beta(beta)
         self.attention = attention
 
-    def find(self) -> tuple[FFN, ...]:
+    def find(self) -> FFNs:
         """See :meth:`BasePipeline.find`; attentions that cannot be edges are refused here, before anything is measured."""
         ffns = super().find()
         self.statistics_options(ffns)
         return ffns
 
-    def statistics_options(self, ffns: Sequence[FFN]) -> dict[str, Any]:
+    def statistics_options(self, ffns: FFNs) -> dict[str, Any]:
         """What skips past the blocks, where beta is measured, and attentions."""
         attentions = find_attentions(self.model, ffns) if self.attention else None
         return {"skips": self.beta is None, "attentions": attentions}
 
-    def build_graphs(self, ffns: Sequence[FFN], statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+    def build_graphs(self, ffns: FFNs, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
         """The graphs, in the order of the stream."""
         if not self.attention:
             statistics = [replace(entry, attention=None) for entry in statistics]

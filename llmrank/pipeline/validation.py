@@ -9,7 +9,7 @@ for each map, so the distance of the repaired model comes out a little too small
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -23,7 +23,7 @@ from llmrank.calibration.recording import Recording
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import compare_predictions
-from llmrank.models import FFN
+from llmrank.models import FFNs
 from llmrank.prune.masks import Masks
 from llmrank.surgery.equivalence import as_masked
 from llmrank.surgery.repair import BaseRepair, RepairedMap, repair_ffns
@@ -93,7 +93,7 @@ class Validator:
     ----------
     model : nn.Module
         The dense model; not changed here.
-    ffns : sequence of FFN
+    ffns : FFNs
     held_out : TokenSequences
         Sequences to which no weight was fitted.
     masks : Masks
@@ -106,9 +106,7 @@ class Validator:
     states of all held-out tokens, and that of :class:`llmrank.calibration.logits.Predictor`.
     """
 
-    def __init__(
-        self, model: nn.Module, ffns: Sequence[FFN], held_out: TokenSequences, masks: Masks, batch_size: int
-    ) -> None:
+    def __init__(self, model: nn.Module, ffns: FFNs, held_out: TokenSequences, masks: Masks, batch_size: int) -> None:
         self._model, self._ffns = model, ffns
         self._measure: Measure = "divergence" if predicts_next_token(model) else "squared error"
         self._predictor = Predictor(model)
@@ -162,7 +160,7 @@ class Validator:
 
 def repair_where_it_helps(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    ffns: FFNs,
     masks: Masks,
     method: BaseRepair,
     texts: tuple[TokenSequences, TokenSequences | None],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeAlias
 
 from llmrank.errors import OptionError
-from llmrank.models import FFN
+from llmrank.models import FFN, FFNs
 from llmrank.models.costs import UNITS, ModelCosts, Unit, neuron_cost, unit_name
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.base_pruner import BasePruner
@@ -25,13 +25,13 @@ NOTABLE = 0.02
 NOTABLE_MISS = 0.001
 
 
-def check_budget(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts, *, jointly: bool) -> None:
+def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: bool) -> None:
     """Raise if an amount is impossible for these FFNs, whatever the scores.
 
     Parameters
     ----------
     pruner : BasePruner
-    ffns : sequence of FFN
+    ffns : FFNs
     costs : ModelCosts
         Costs of their model.
     jointly : bool
@@ -57,14 +57,14 @@ def _records(ffn: FFN) -> list[LayerRecord]:
     return [record_of_size(layer.name, layer.size, explicit=not layer.output_maps) for layer in ffn.prunable.values()]
 
 
-def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) -> str:
+def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
     """Describe an amount in neurons, as a share and in parameters, before anything is measured.
 
     Parameters
     ----------
     pruner : BasePruner
         One budget covers all layers, and :func:`check_budget` has accepted it.
-    ffns : sequence of FFN
+    ffns : FFNs
     costs : ModelCosts
         Costs of their model.
 
@@ -108,7 +108,7 @@ def describe_amount(pruner: BasePruner, ffns: Sequence[FFN], costs: ModelCosts) 
     about = ""
     parameters = costs.removed(widths, "parameters")
     names = {record.name for record in unprotected}
-    pruned = [layer for ffn in ffns for layer in ffn.prunable.values() if layer.name in names]
+    pruned = [layer for name, layer in ffns.layers.items() if name in names]
     if not local and len({neuron_cost(layer) for layer in pruned}) > 1:
         about = "about "
         prunable_parameters = sum(layer.size * neuron_cost(layer).parameters for layer in pruned)

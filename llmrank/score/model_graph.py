@@ -14,7 +14,7 @@ from graphs.linalg.blocks import DenseBlock
 from llmrank.calibration.residual import block_path
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
 from llmrank.errors import OptionError, StructureError
-from llmrank.models import FFN, PrunableLayer
+from llmrank.models import FFN, FFNs, PrunableLayer
 
 __all__ = ["TOPOLOGIES", "ModelGraph", "Topology", "build_graphs", "check_beta", "edge_weights"]
 
@@ -62,7 +62,7 @@ class ModelGraph:
 
 
 def build_graphs(
-    ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], topology: Topology, beta: float | None = None
+    ffns: FFNs, statistics: Sequence[FFNStatistics], topology: Topology, beta: float | None = None
 ) -> tuple[ModelGraph, ...]:
     """Build the graphs of a model.
 
@@ -75,7 +75,7 @@ def build_graphs(
 
     Parameters
     ----------
-    ffns : sequence of FFN
+    ffns : FFNs
     statistics : sequence of FFNStatistics
         One for each of the FFNs.
     topology : {"isolated", "chained", "residual"}
@@ -135,9 +135,7 @@ def check_beta(beta: object) -> float:
     return float(beta)  # type: ignore[arg-type]
 
 
-def _build_residual(
-    ffns: Sequence[FFN], statistics: Sequence[FFNStatistics], beta: float | None
-) -> tuple[ModelGraph, ...]:
+def _build_residual(ffns: FFNs, statistics: Sequence[FFNStatistics], beta: float | None) -> tuple[ModelGraph, ...]:
     """Build one graph for each FFN and each attention, in the order of the residual stream."""
     if any(ffn.kind == "explicit" for ffn in ffns):
         raise StructureError(

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from llmrank.errors import MaskError, OptionError
-from llmrank.models import FFN, PrunableLayer
+from llmrank.models import FFNs
 from llmrank.models.families import BIAS_ATTRIBUTES, WIDTH_ATTRIBUTES, bias_attribute, text_config
-from llmrank.models.ffn import bias_of, in_features, out_features
+from llmrank.models.linear_map import bias_of, in_features, out_features, size_attributes
 from llmrank.prune.masks import Masks
 from llmrank.surgery.forms import (
     FORMS,
@@ -24,14 +24,13 @@ from llmrank.surgery.forms import (
     compact_map,
     linear_masks,
     mask_map,
-    size_attributes,
     write_repaired,
     zero_map,
 )
 from llmrank.surgery.repair import RepairedMap
 from llmrank.surgery.widths import ALIGNMENTS, WIDTHS_KEY, Align, check_padding, compact_widths, set_widths
 
-__all__ = ["AppliedMasks", "apply_masks", "check_writable", "prunable_layers", "temporarily_masked"]
+__all__ = ["AppliedMasks", "apply_masks", "check_writable", "temporarily_masked"]
 
 # Puts one module, or the configuration, back as it was. Restores may run in any order, and again after an interrupt.
 Restore: TypeAlias = Callable[[], None]
@@ -101,14 +100,9 @@ class AppliedMasks:
         self._restores.clear()
 
 
-def prunable_layers(ffns: Sequence[FFN]) -> dict[str, PrunableLayer]:
-    """Return all prunable layers of a model by name."""
-    return {layer.name: layer for ffn in ffns for layer in ffn.prunable.values()}
-
-
 def apply_masks(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    ffns: FFNs,
     masks: Masks,
     form: Form = "compact",
     align: Align = "none",
@@ -125,7 +119,7 @@ def apply_masks(
     ----------
     model : nn.Module
         Changed in place.
-    ffns : sequence of FFN
+    ffns : FFNs
         The FFNs of this model.
     masks : Masks
         One mask for each prunable layer.
@@ -149,9 +143,8 @@ def apply_masks(
         An unknown form; the compact form with explicit FFNs; a model that carries masks already.
     """
     repaired = repaired or {}
-    layers = prunable_layers(ffns)
-    _check(ffns, masks, layers, form, align)
-    output_maps = _output_maps(ffns)
+    _check(ffns, masks, form, align)
+    output_maps = {name: output_map.module for name, output_map in ffns.output_maps.items()}
     _check_repaired(output_maps, repaired)
     application = AppliedMasks(form, masks, {}, undoable)
     repaired_by_module = {id(output_maps[name]): one for name, one in repaired.items()}
@@ -175,9 +168,8 @@ def apply_masks(
             if form == "compact":
                 compact_map(stored)
         if form == "compact":
-            sizes = {name: layer.size for name, layer in layers.items()}
-            set_widths(model, ffns, sizes, application.widths, fields)
-        application._unchanged_checks += [_unchanged(module) for module in _linear_modules(ffns)]
+            set_widths(model, ffns, {name: len(mask) for name, mask in masks.items()}, application.widths, fields)
+        application._unchanged_checks += [_unchanged(module) for module in ffns.modules]
         return application
     except BaseException:
         application._roll_back()
@@ -185,7 +177,7 @@ def apply_masks(
 
 
 @contextmanager
-def temporarily_masked(model: nn.Module, ffns: Sequence[FFN], masks: Masks | None) -> Iterator[None]:
+def temporarily_masked(model: nn.Module, ffns: FFNs, masks: Masks | None) -> Iterator[None]:
     """Apply masks in the zero form for a while, so that neurons keep their places; afterwards the model is dense again.
 
     The model is restored whatever is raised.
@@ -212,21 +204,6 @@ def _roll_back_all(applied: Sequence[AppliedMasks]) -> None:
         application._roll_back()
 
 
-def _linear_modules(ffns: Sequence[FFN]) -> list[nn.Module]:
-    """Return the modules of all linear maps, each once."""
-    return list({id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}.values())
-
-
-def _output_maps(ffns: Sequence[FFN]) -> dict[str, nn.Module]:
-    """Return the modules of the output maps by path."""
-    return {
-        consumer.name: consumer.module
-        for ffn in ffns
-        for layer in ffn.prunable.values()
-        for consumer in layer.output_maps
-    }
-
-
 def _unchanged(module: nn.Module) -> Callable[[], bool]:
     """Return a function that tells whether the module still holds the tensors that it holds now."""
 
@@ -237,19 +214,19 @@ def _unchanged(module: nn.Module) -> Callable[[], bool]:
     return lambda: tensors() == now
 
 
-def _check(ffns: Sequence[FFN], masks: Masks, layers: Mapping[str, PrunableLayer], form: str, align: str) -> None:
+def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
     if form not in FORMS:
         raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
     if align not in ALIGNMENTS:
         raise OptionError(f"unknown align {align!r}; expected one of {', '.join(ALIGNMENTS)}")
-    if form == "compact" and any(ffn.kind == "explicit" for ffn in ffns):
+    if form == "compact" and ffns.explicit:
         raise OptionError(
             "form 'compact' is refused with structure_dict: only rows of the named Linears are removed, so the maps that read "
             "them would no longer fit; use form='zero' or 'mask', or let the FFNs be found (structure_dict=None)"
         )
     if align == "pad" and form != "compact":
         raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
-    masks.check(layers)
+    masks.check(ffns.layers)
     if align == "pad":
         check_padding(map(len, masks.values()))
     check_writable(ffns)
@@ -267,7 +244,7 @@ def _check_repaired(output_maps: Mapping[str, nn.Module], repaired: Mapping[str,
             )
 
 
-def check_writable(ffns: Sequence[FFN]) -> None:
+def check_writable(ffns: FFNs) -> None:
     """Raise unless neurons can be removed from every linear map of the FFNs as it is.
 
     Raises
@@ -299,20 +276,18 @@ def check_writable(ffns: Sequence[FFN]) -> None:
                     )
 
 
-def _add_biases(model: nn.Module, ffns: Sequence[FFN]) -> None:
+def _add_biases(model: nn.Module, ffns: FFNs) -> None:
     """Give every map of the FFNs a bias of zeros, and state that in the configuration."""
-    for ffn in ffns:
-        for stage in ffn.stages:
-            for projection in stage:
-                module: Any = projection.module
-                if module._parameters.get("bias") is None:
-                    module._parameters["bias"] = nn.Parameter(module.weight.new_zeros(out_features(module)))
+    for module in ffns.modules:
+        if module._parameters.get("bias") is None:
+            weight: Any = module.weight
+            module._parameters["bias"] = nn.Parameter(weight.new_zeros(out_features(module)))
     setattr(text_config(model), bias_attribute(model), True)
 
 
-def _restores(model: nn.Module, ffns: Sequence[FFN]) -> list[Restore]:
+def _restores(model: nn.Module, ffns: FFNs) -> list[Restore]:
     """Return functions that restore everything that an application may write to, as it is now."""
-    restores = [_restore_linear(module) for module in _linear_modules(ffns)]
+    restores = [_restore_linear(module) for module in ffns.modules]
     restores += [_restore_attributes(ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns]
     config = text_config(model)
     if config is not None:
@@ -324,7 +299,7 @@ def _restore_linear(module: nn.Module) -> Restore:
     parameters, buffers, hooks = dict(module._parameters), dict(module._buffers), dict(module._forward_pre_hooks)
     # The tensors themselves: an assignment to `data` leaves the Parameter where it is.
     tensors = {name: parameter.data for name, parameter in parameters.items() if parameter is not None}
-    restore_sizes = _restore_attributes(module, tuple(size_attributes(module, 0, 0)))
+    restore_sizes = _restore_attributes(module, size_attributes(module))
 
     def restore() -> None:
         target: Any = module

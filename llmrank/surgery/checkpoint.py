@@ -19,11 +19,11 @@ from torch import nn
 
 from llmrank.errors import CheckpointError, is_out_of_memory
 from llmrank.models import find_ffns
+from llmrank.models.linear_map import set_features
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
-from llmrank.surgery.apply import prunable_layers
 from llmrank.surgery.files import atomic_directory, check_output
-from llmrank.surgery.forms import linear_masks, size_attributes
+from llmrank.surgery.forms import linear_masks
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
 __all__ = ["load", "save"]
@@ -197,15 +197,15 @@ def resize(model: nn.Module, widths: Mapping[str, int]) -> None:
         The model has no layer of that name, a layer has no width, or a width is larger than the layer.
     """
     ffns = find_ffns(model)
-    layers = prunable_layers(ffns)
-    misfits = [name for name, width in widths.items() if name not in layers or width > layers[name].size]
-    if misfits or set(layers) - set(widths):
+    sizes = ffns.sizes
+    misfits = [name for name, width in widths.items() if width > sizes.get(name, 0)]
+    if misfits or set(sizes) - set(widths):
         raise CheckpointError(
             f"{WIDTHS_KEY} does not fit {type(model).__name__}: {len(misfits)} unknown or too wide, "
-            f"{len(set(layers) - set(widths))} missing; the configuration belongs to another model"
+            f"{len(set(sizes) - set(widths))} missing; the configuration belongs to another model"
         )
     with torch.device("cpu"):  # from_pretrained builds models on the meta device, where masks hold nothing
-        first_neurons = Masks({name: torch.arange(layer.size) < widths[name] for name, layer in layers.items()})
+        first_neurons = Masks({name: torch.arange(size) < widths[name] for name, size in sizes.items()})
         linears = linear_masks(ffns, first_neurons)
     for owner, name, width in module_widths(ffns, widths):
         setattr(owner, name, width)
@@ -215,5 +215,4 @@ def resize(model: nn.Module, widths: Mapping[str, int]) -> None:
         module.weight = nn.Parameter(old.new_empty(linear.weight_shape), requires_grad=old.requires_grad)
         if getattr(module, "bias", None) is not None:
             module.bias = nn.Parameter(module.bias.new_empty(linear.n_rows), requires_grad=module.bias.requires_grad)
-        for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
-            setattr(module, name, size)
+        set_features(module, linear.n_rows, linear.n_columns)

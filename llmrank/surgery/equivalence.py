@@ -6,7 +6,7 @@ that: one in which removed neurons are read as zeros, and one of the compact mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from llmrank.calibration.forward import evaluation_mode, first_output, model_inputs, run_body
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import UnsupportedModelError
-from llmrank.models import FFN, PrunableLayer
+from llmrank.models import FFNs, PrunableLayer
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair import RepairedMap, substitute
 
@@ -31,7 +31,7 @@ COARSE_TOLERANCE = 5e-2
 
 def masked_outputs(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    ffns: FFNs,
     masks: Masks,
     sequences: TokenSequences,
     repaired: Mapping[str, RepairedMap] | None = None,
@@ -42,7 +42,7 @@ def masked_outputs(
     ----------
     model : nn.Module
         Not changed.
-    ffns : sequence of FFN
+    ffns : FFNs
         FFNs that were found (not explicit ones).
     masks : Masks
     sequences : TokenSequences
@@ -60,7 +60,7 @@ def masked_outputs(
 
 
 @contextmanager
-def as_masked(ffns: Sequence[FFN], masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Iterator[None]:
+def as_masked(ffns: FFNs, masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Iterator[None]:
     """Let a model compute what its compact form will, through hooks: no weight is copied or written.
 
     Parameters
@@ -69,12 +69,11 @@ def as_masked(ffns: Sequence[FFN], masks: Masks, repaired: Mapping[str, Repaired
         See :func:`masked_outputs`.
     """
     with ExitStack() as hooks:
-        for ffn in ffns:
-            for layer in ffn.prunable.values():
-                silence_removed(hooks, layer, masks[layer.name])
-                for consumer in layer.output_maps:
-                    if repaired and consumer.name in repaired:
-                        substitute(hooks, consumer.module, repaired[consumer.name])
+        for name, layer in ffns.layers.items():
+            silence_removed(hooks, layer, masks[name])
+            for output_map in layer.output_maps:
+                if repaired and output_map.name in repaired:
+                    substitute(hooks, output_map.module, repaired[output_map.name])
         yield
 
 

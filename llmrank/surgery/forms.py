@@ -5,7 +5,6 @@ The functions write to a module and keep no way back: :mod:`llmrank.surgery.appl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from llmrank.models import FFN
-from llmrank.models.ffn import bias_of, in_features, is_transposed, out_features
+from llmrank.models import FFNs
+from llmrank.models.linear_map import as_stored, bias_of, in_features, out_features, set_features
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair import RepairedMap
 
@@ -27,7 +26,6 @@ __all__ = [
     "mask_map",
     "replace_parameter",
     "set_attribute",
-    "size_attributes",
     "write_repaired",
     "zero_map",
 ]
@@ -74,12 +72,12 @@ class LinearMask:
     @property
     def weight_shape(self) -> tuple[int, int]:
         """Shape of the compact weight, in the module's own layout."""
-        return (self.n_columns, self.n_rows) if is_transposed(self.module) else (self.n_rows, self.n_columns)
+        stored = as_stored(self.module, torch.empty(self.n_rows, self.n_columns, device="meta"))
+        return (stored.shape[0], stored.shape[1])
 
     def weight_mask(self) -> torch.Tensor:
         """Return the mask of the weight's entries: bool, in the module's own layout."""
-        mask = self.rows[:, None] & self.columns[None, :]
-        return mask.T if is_transposed(self.module) else mask
+        return as_stored(self.module, self.rows[:, None] & self.columns[None, :])
 
     def parameter_masks(self) -> dict[str, torch.Tensor]:
         """Return a mask for each parameter that loses entries ("weight", "bias")."""
@@ -91,7 +89,7 @@ class LinearMask:
         return masks
 
 
-def linear_masks(ffns: Sequence[FFN], masks: Masks) -> list[LinearMask]:
+def linear_masks(ffns: FFNs, masks: Masks) -> list[LinearMask]:
     """Translate the keep masks of neurons into the rows and columns that every linear map keeps.
 
     There is one result for each module, even if it serves several layers: a fused map loses rows in two bands, a map between two
@@ -104,13 +102,12 @@ def linear_masks(ffns: Sequence[FFN], masks: Masks) -> list[LinearMask]:
         columns = torch.ones(in_features(module), dtype=torch.bool)
         return by_module.setdefault(id(module), LinearMask(name, module, rows, columns))
 
-    for ffn in ffns:
-        for layer in ffn.prunable.values():
-            for producer in layer.input_maps:
-                rows = mask_of(producer.name, producer.module).rows
-                rows[producer.start : producer.start + producer.size] &= masks[layer.name]
-            for consumer in layer.output_maps:
-                mask_of(consumer.name, consumer.module).columns.logical_and_(masks[layer.name])
+    for name, layer in ffns.layers.items():
+        for input_map in layer.input_maps:
+            rows = mask_of(input_map.name, input_map.module).rows
+            rows[input_map.start : input_map.start + input_map.size] &= masks[name]
+        for output_map in layer.output_maps:
+            mask_of(output_map.name, output_map.module).columns.logical_and_(masks[name])
     return list(by_module.values())
 
 
@@ -121,8 +118,7 @@ def write_repaired(module: Any, repaired: RepairedMap, *, copy: bool) -> None:
     """
     # Out of place: views of the old weights, such as those of a graph, keep their values.
     if repaired.weight is not None:
-        weight = repaired.weight.T if is_transposed(module) else repaired.weight
-        module.weight.data = weight.to(module.weight, copy=copy).contiguous()
+        module.weight.data = as_stored(module, repaired.weight).to(module.weight, copy=copy).contiguous()
     if repaired.bias is not None:
         module.bias.data = repaired.bias.to(module.bias, copy=True)
 
@@ -146,25 +142,16 @@ def mask_map(linear: LinearMask) -> None:
 def compact_map(linear: LinearMask) -> None:
     """Replace a map's weight and bias by tensors of the kept rows and columns, and update the module's sizes."""
     module: Any = linear.module
-    kept = {name: [linear.rows] for name in linear.parameter_masks()}
-    if "weight" in kept:
-        kept["weight"] = [linear.columns, linear.rows] if is_transposed(module) else [linear.rows, linear.columns]
-    for name, axes in kept.items():
+    for name in linear.parameter_masks():
         value = module._parameters[name].data
+        axes = [linear.rows] if name == "bias" else [linear.rows, linear.columns]
+        value = value if name == "bias" else as_stored(module, value)
         for axis, mask in enumerate(axes):
-            # index_select copies: the result is contiguous and owns its storage, which a checkpoint needs.
+            # index_select copies, so the result owns its storage, which a checkpoint needs.
             if not bool(mask.all()):
                 value = value.index_select(axis, mask.nonzero().flatten().to(value.device))
-        replace_parameter(module, name, value)
-    for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
-        set_attribute(module, name, size)
-
-
-def size_attributes(module: nn.Module, n_rows: int, n_columns: int) -> dict[str, int]:
-    """Return the attributes in which a Linear or Conv1D repeats the shape of its weight, with the values for a new shape."""
-    if is_transposed(module):
-        return {name: value for name, value in (("nf", n_rows), ("nx", n_columns)) if hasattr(module, name)}
-    return {"out_features": n_rows, "in_features": n_columns}
+        replace_parameter(module, name, value if name == "bias" else as_stored(module, value).contiguous())
+    set_features(module, linear.n_rows, linear.n_columns)
 
 
 def replace_parameter(module: Any, name: str, value: torch.Tensor) -> None:

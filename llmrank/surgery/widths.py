@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from llmrank.errors import MaskError
-from llmrank.models import FFN
+from llmrank.models import FFNs
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
-from llmrank.models.ffn import bias_of
+from llmrank.models.linear_map import bias_of
 from llmrank.prune.masks import Masks
 from llmrank.surgery.forms import LinearMask, linear_masks, set_attribute
 
@@ -51,14 +51,14 @@ def check_padding(sizes: Iterable[int]) -> None:
         )
 
 
-def compact_widths(model: nn.Module, ffns: Sequence[FFN], masks: Masks, align: Align) -> tuple[Masks, dict[str, Any]]:
+def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> tuple[Masks, dict[str, Any]]:
     """Decide which neurons the compact layers hold, and which configuration fields describe them.
 
     Parameters
     ----------
     model : nn.Module
         Not changed, and not compact yet.
-    ffns : sequence of FFN
+    ffns : FFNs
     masks : Masks
     align : {"none", "pad"}
         With "pad" every layer also holds some removed neurons (whose weights are zeroed elsewhere), up to the width of the widest
@@ -87,7 +87,7 @@ def _padded(masks: Masks, width: int) -> Masks:
     return Masks(padded)
 
 
-def _config_fields(model: nn.Module, ffns: Sequence[FFN], masks: Masks) -> dict[str, Any]:
+def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]:
     """Find the configuration fields that describe the model once these masks have made it compact.
 
     A field such as ``intermediate_size`` may set the width of other modules too, which are not pruned. So a model is built on the
@@ -141,7 +141,7 @@ def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> dict[str,
 
 def set_widths(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    ffns: FFNs,
     sizes: Mapping[str, int],
     widths: Mapping[str, int],
     fields: Mapping[str, Any],
@@ -152,7 +152,7 @@ def set_widths(
     ----------
     model : nn.Module
         Changed in place.
-    ffns : sequence of FFN
+    ffns : FFNs
     sizes : mapping from str to int
         Width of every prunable layer before.
     widths : mapping from str to int
@@ -173,7 +173,7 @@ def set_widths(
         setattr(config, WIDTHS_KEY, dict(widths))
 
 
-def module_widths(ffns: Sequence[FFN], widths: Mapping[str, int]) -> list[tuple[nn.Module, str, int]]:
+def module_widths(ffns: FFNs, widths: Mapping[str, int]) -> list[tuple[nn.Module, str, int]]:
     """Return (module, attribute, new value) for every module of an FFN that repeats its width in an attribute."""
     return [
         (ffn.module, name, widths[layer.name])

@@ -12,9 +12,9 @@ from torch import nn
 from llmrank.calibration.blockwise import Stream
 from llmrank.calibration.forward import substitute_forward
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.models import FFN, Projection, PrunableLayer
+from llmrank.models import FFN, FFNs, Projection, PrunableLayer
 from llmrank.models.families import bias_attribute
-from llmrank.models.ffn import bias_of
+from llmrank.models.linear_map import bias_of
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap
 from llmrank.surgery.repair.moments import MomentSums
@@ -27,7 +27,7 @@ WriteMap: TypeAlias = Callable[[Projection, RepairedMap], RepairedMap]
 
 def repair_ffns(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    ffns: FFNs,
     masks: Masks,
     method: BaseRepair,
     stream: Stream,
@@ -40,7 +40,7 @@ def repair_ffns(
     Parameters
     ----------
     model : nn.Module
-    ffns : sequence of FFN
+    ffns : FFNs
         FFNs that were found (not explicit ones).
     masks : Masks
     method : BaseRepair
@@ -75,7 +75,7 @@ def repair_ffns(
     reselect); to solve, one to three and a half more of them, the more the fewer neurons are removed; and the repaired maps,
     unless they are written.
     """
-    if any(not layer.output_maps for ffn in ffns for layer in ffn.prunable.values()):
+    if ffns.explicit:
         raise OptionError("repair needs whole FFNs; with structure_dict no map is known that reads the removed rows")
     can_add_bias = method.needs_bias and bool(bias_attribute(model))
     repaired: dict[str, RepairedMap] = {}

@@ -13,13 +13,13 @@ from llmrank.errors import OptionError
 from llmrank.models import FAMILIES, Family, explicit_ffns, find_ffns
 from llmrank.models.costs import UNITS, Cost, ModelCosts, neuron_cost, unit_name
 from llmrank.prune.masks import Masks
-from llmrank.surgery.apply import apply_masks, prunable_layers
+from llmrank.surgery.apply import apply_masks
 from tests.llmrank.tiny_models import STRUCTURE, family_model, features, logits, mlp, tiny_llama, token_ids
 
 
 def masks_of(model: nn.Module, every: int = 3) -> Masks:
     """Remove every third neuron; the first removed neuron of layer k is number k."""
-    layers = prunable_layers(find_ffns(model))
+    layers = find_ffns(model).layers
     return Masks({name: (torch.arange(layer.size) + k) % every != 0 for k, (name, layer) in enumerate(layers.items())})
 
 
@@ -48,7 +48,7 @@ def test_removed_cost_equals_the_saving_of_a_compact_model(family: Family) -> No
     assert costs.total("ffn-parameters") == weights(maps)[0]
     one_by_one = sum(
         ((len(masks[name]) - int(masks[name].sum())) * neuron_cost(layer).parameters)
-        for name, layer in prunable_layers(ffns).items()
+        for name, layer in ffns.layers.items()
     )
     apply_masks(model, ffns, masks)
     after, less = weights(model), counted(model, ids)

@@ -17,10 +17,9 @@ from llmrank.calibration.recording import Recording
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, MaskError, OptionError
 from llmrank.models import FAMILIES, FFN, Family, explicit_ffns, find_ffns
-from llmrank.models.ffn import is_transposed
+from llmrank.models.linear_map import matrix_of
 from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.prune.masks import Masks
-from llmrank.surgery.apply import prunable_layers
 from tests.llmrank.tiny_models import (
     HIDDEN,
     STRUCTURE,
@@ -44,7 +43,7 @@ def two_sequences_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def third(ffns: tuple[FFN, ...]) -> Masks:
     """Make masks that remove every third neuron."""
-    return Masks({name: torch.arange(layer.size) % 3 > 0 for name, layer in prunable_layers(ffns).items()})
+    return Masks({name: torch.arange(layer.size) % 3 > 0 for name, layer in ffns.layers.items()})
 
 
 def sequences_of(ids: torch.Tensor) -> TokenSequences:
@@ -55,9 +54,8 @@ def cut_copy(model: Any, name: str, keep: torch.Tensor) -> Any:
     """Make a copy whose down weights are zero for the removed neurons of one layer."""
     twin = copy.deepcopy(model)
     with torch.no_grad():
-        for consumer in prunable_layers(find_ffns(twin))[name].output_maps:
-            weight: Any = consumer.module.weight
-            (weight.T if is_transposed(consumer.module) else weight)[:, ~keep] = 0.0
+        for consumer in find_ffns(twin).layers[name].output_maps:
+            matrix_of(consumer.module)[:, ~keep] = 0.0
     return twin
 
 
@@ -311,7 +309,7 @@ def test_one_output_for_a_sequence_has_no_padding() -> None:
 def test_masks_that_remove_nothing_cost_nothing() -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
-    full = Masks.full({name: layer.size for name, layer in prunable_layers(ffns).items()})
+    full = Masks.full(ffns.sizes)
 
     def run() -> dict[str, float]:
         return layer_sensitivities(model, ffns, full, sequences_of(token_ids()))

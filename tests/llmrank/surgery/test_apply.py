@@ -18,7 +18,7 @@ from llmrank.pipeline import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.surgery import apply, forms, widths
-from llmrank.surgery.apply import apply_masks, prunable_layers
+from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.checkpoint import load, save
 from llmrank.surgery.forms import FORMS, linear_masks
 from tests.llmrank.tiny_models import (
@@ -48,7 +48,7 @@ def some_masks(model: nn.Module, seed: int = 0) -> Masks:
     """Make masks that give the layers different widths."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
-    for position, (name, layer) in enumerate(apply.prunable_layers(find_ffns(model)).items()):
+    for position, (name, layer) in enumerate(find_ffns(model).layers.items()):
         mask = torch.ones(layer.size, dtype=torch.bool)
         mask[torch.randperm(layer.size, generator=generator)[: 3 + position]] = False
         keep[name] = mask
@@ -341,7 +341,7 @@ def test_padding_is_refused_for_forms_of_full_size(form: Any) -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     with pytest.raises(OptionError, match="for the compact form"):
-        apply_masks(model, ffns, Masks.full(dict.fromkeys(prunable_layers(ffns), 40)), form, "pad")
+        apply_masks(model, ffns, Masks.full(dict.fromkeys(ffns.layers, 40)), form, "pad")
 
 
 @every_form
@@ -395,7 +395,7 @@ def test_masks_on_a_single_layer_are_multiplied_in_when_saving(tmp_path: Path) -
 
 
 def kept_first(model: nn.Module, width: int) -> Masks:
-    return Masks({name: torch.arange(layer.size) < width for name, layer in prunable_layers(find_ffns(model)).items()})
+    return Masks({name: torch.arange(layer.size) < width for name, layer in find_ffns(model).layers.items()})
 
 
 def test_a_field_with_other_users_is_not_written(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns
 from llmrank.prune.masks import Masks
 from llmrank.surgery import apply
-from llmrank.surgery.apply import apply_masks, prunable_layers, temporarily_masked
+from llmrank.surgery.apply import apply_masks, temporarily_masked
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap, repair_ffns
 from tests.llmrank.tiny_models import Snapshot, family_model, logits, named_family, tiny_llama, token_ids
@@ -95,7 +95,7 @@ def every_line(files: set[str], points: int, begin: Callable[[], tuple[Callable[
 
 def masks_of(model: Any, *, uniform: bool) -> Masks:
     """Make masks; the second layer keeps everything unless the widths must be uniform."""
-    sizes = {name: layer.size for name, layer in prunable_layers(find_ffns(model)).items()}
+    sizes = find_ffns(model).sizes
     return Masks(
         {name: torch.arange(size) % 3 > (0 if uniform or not k else -1) for k, (name, size) in enumerate(sizes.items())}
     )

@@ -25,7 +25,7 @@ from llmrank.models import explicit_ffns, find_ffns
 from llmrank.pipeline.registry import make_repair
 from llmrank.prune import LocalPruner
 from llmrank.score import WeightedPageRankScorer
-from llmrank.surgery.apply import apply_masks, prunable_layers
+from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
 from llmrank.surgery.repair.least_squares import DAMPINGS
 from llmrank.surgery.repair.moments import MomentSums
@@ -492,7 +492,7 @@ def test_the_message_for_non_finite_inputs_names_the_map() -> None:
 def test_explicit_ffns_cannot_be_repaired() -> None:
     model = tiny_llama()
     ffns, sequences = explicit_ffns(model, STRUCTURE), tokenise(token_ids(), None, 4, 24)
-    masks = Masks({name: torch.arange(layer.size) > 3 for name, layer in prunable_layers(ffns).items()})
+    masks = Masks({name: torch.arange(layer.size) > 3 for name, layer in ffns.layers.items()})
     with recording(model, ffns) as record:
         collect_statistics(model, ffns, sequences)
     stream = open_stream(model, ffns, sequences, 1, record)
@@ -547,7 +547,7 @@ def test_a_repair_may_be_applied_to_two_models(form: Any) -> None:
 def test_a_width_that_cannot_be_padded_to_is_refused_before_anything_is_written() -> None:
     model = mlp(6, 12, 10, 3)
     ffns, before = find_ffns(model), Snapshot(model)
-    layers = prunable_layers(ffns)
+    layers = ffns.layers
     assert len({layer.size for layer in layers.values()}) == 2
     masks = Masks({name: torch.arange(layer.size) % 3 > 0 for name, layer in layers.items()})
     maps = {layer.output_maps[0].name: layer.output_maps[0].weight for layer in layers.values()}

@@ -1,0 +1,70 @@
+"""Linear maps of PyTorch and transformers, whatever the layout of their weight.
+
+``Conv1D`` (GPT-2 and its relatives) stores its weight as (in, out); all other modules know maps as (out, in) matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+__all__ = [
+    "as_stored",
+    "bias_of",
+    "in_features",
+    "is_linear_map",
+    "matrix_of",
+    "out_features",
+    "set_features",
+    "size_attributes",
+]
+
+
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether a module is a linear map of PyTorch or transformers."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def matrix_of(module: nn.Module) -> torch.Tensor:
+    """Return the (out, in) matrix of a linear map, a detached view of its weight."""
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"{type(module).__name__} has no weight tensor")
+    return as_stored(module, weight.detach())
+
+
+def as_stored(module: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
+    """Return an (out, in) matrix in the layout of a module's weight, or the other way round, as a view."""
+    return matrix.T if isinstance(module, Conv1D) else matrix
+
+
+def out_features(module: nn.Module) -> int:
+    """Return the number of outputs of a linear map."""
+    return int(matrix_of(module).shape[0])
+
+
+def in_features(module: nn.Module) -> int:
+    """Return the number of inputs of a linear map."""
+    return int(matrix_of(module).shape[1])
+
+
+def bias_of(module: nn.Module) -> torch.Tensor | None:
+    """Return the bias of a linear map, or None if it has none."""
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else None
+
+
+def size_attributes(module: nn.Module) -> tuple[str, ...]:
+    """Return the attributes in which a linear map repeats the shape of its weight: outputs, then inputs."""
+    return ("nf", "nx") if isinstance(module, Conv1D) else ("out_features", "in_features")
+
+
+def set_features(module: Any, n_out: int, n_in: int) -> None:
+    """Write the numbers of outputs and inputs into the attributes of a linear map, where they differ."""
+    for name, size in zip(size_attributes(module), (n_out, n_in), strict=True):
+        # Conv1D has only one of its attributes in some versions of transformers.
+        if getattr(module, name, size) != size:
+            setattr(module, name, size)
