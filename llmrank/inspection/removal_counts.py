@@ -132,7 +132,7 @@ def _refusals(pruner: BasePruner, amounts: Sequence[float | int], layers: Mappin
         reasons[-1] = refusal(type(pruner)(amounts[-1], pruner.min_keep), [records])
     for percent in range(SLIDER_END, -1, -1):
         reasons[percent] = refusal(type(pruner)(amounts[percent], pruner.min_keep), [records])
-        # A pruner that accepts a share accepts all smaller ones too.
+        # A pruner that accepts a share accepts all smaller ones too, and a check costs as much as pruning.
         if not reasons[percent]:
             break
     return tuple(reasons)
