@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
 
     Examples
     --------
-    >>> check_share("theta", 1), check_share("mass", "0.5")
+    >>> check_share("theta", 1), check_share("beta", "0.5")
     (1.0, 0.5)
     >>> check_share("gamma", 1, below_one=True)
     Traceback (most recent call last):
@@ -98,16 +99,16 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     Parameters
     ----------
     shapes : sequence of tuples of int
-        Shape of the scores of every layer.
+        Shapes of the given scores, by layer.
     sizes : sequence of int
-        Size of every layer.
+        Expected numbers of nodes, by layer.
     first : int
-        Index of the first of these layers in the graph, for the message.
+        Number of the first of these layers in the graph, for the message.
 
     Raises
     ------
     GraphError
-        The number of layers or the size of a layer is different, or nodes have several scores.
+        The number of layers or of the scores of a layer differs, or nodes have several scores.
 
     Examples
     --------
@@ -119,8 +120,8 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     expected, given = [(size,) for size in sizes], list(shapes)
     if given == expected:
         return
-    pairs = enumerate(zip(given, expected, strict=False))
-    position = next((k for k, (one, other) in pairs if one != other), min(len(given), len(expected)))
+    pairs = enumerate(itertools.zip_longest(given, expected))
+    position = next(k for k, (came, wanted) in pairs if came != wanted)
     raise GraphError(
         f"expected a rank of this graph: one score per node, in layers of {_listing(expected)}, got {_listing(given)}; they "
         f"differ from layer {first + position} on: rank this graph, and select one column if nodes have several scores"

@@ -1,4 +1,4 @@
-"""The exception for wrong input. That for failed convergence is :class:`graphs.solvers.result.ConvergenceError`."""
+"""The exception for wrong input; :class:`graphs.solvers.result.ConvergenceError` is the one for failed convergence."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["GraphError"]
 class GraphError(ValueError):
     """A graph, a parameter or a file is wrong.
 
-    The message says what was expected, what came, and what to do.
+    The message says what was expected, what came and, if it is not obvious, what to do.
     """

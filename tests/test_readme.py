@@ -51,7 +51,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for seed, name in enumerate(("calibration.txt", "evaluation.txt", "my.txt", "my-test.txt")):
         Path(name).write_text(text(2000, seed), encoding="utf-8")
     # The built-in text holds no word of the tiny tokenizer, which would leave nothing to calibrate on but [UNK].
-    monkeypatch.setattr("llmrank.calibration.text.builtin_texts", lambda: (text(2000, 2), text(2000, 3)))
+    monkeypatch.setattr("llmrank.calibration.text.built_in.builtin_texts", lambda: (text(2000, 2), text(2000, 3)))
     registries: list[dict[str, Any]] = [SCORERS, PRUNERS, PIPELINES, REPAIRS]
     before = [dict(registry) for registry in registries]
     yield tmp_path
@@ -75,7 +75,7 @@ def test_code_of_the_readme_does_what_it_says(place: Path) -> None:
 def test_code_of_the_quickstart_does_what_it_says(place: Path) -> None:
     names = run_code(ROOT / "docs" / "quickstart.md")
     assert (names["result"].stop_reason, names["result"].error_bound) == ("exact", 0.0)
-    assert names["ranked"].solver_reason.startswith("there are cycles, but most edges lead on")
+    assert names["ranked"].solver_reason.startswith("there are cycles and several layers")
     assert names["model"].config.intermediate_size == LLAMA["intermediate_size"]  # undone
 
 

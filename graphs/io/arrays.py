@@ -1,4 +1,4 @@
-"""Turn a layered graph into named arrays, and back. They are what a graph file holds, in whatever format.
+"""Conversion of layered graphs to and from named arrays, which graph files of every format hold.
 
 The block from layer l-1 to layer l is ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), and the activations of
 layer l are ``activation.l``. The names of the layers and the shapes of the blocks are not arrays; they are the metadata.
@@ -61,7 +61,7 @@ def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
 
 
 def graph_metadata(graph: LayeredGraph) -> dict[str, Any]:
-    """Return the metadata of a graph: what is not an array, in types that JSON can hold.
+    """Return the metadata of a graph, in types that JSON can hold.
 
     Parameters
     ----------
@@ -81,14 +81,14 @@ def graph_metadata(graph: LayeredGraph) -> dict[str, Any]:
 
 
 def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> LayeredGraph:
-    """Build a graph from what :func:`graph_arrays` and :func:`graph_metadata` gave; every number is the same bit for bit.
+    """Build a graph from its arrays and metadata; every number is the same bit for bit.
 
     Parameters
     ----------
     arrays : mapping from str to (k,) array
-        Arrays with other names are ignored.
+        Those of :func:`graph_arrays`; other names are ignored.
     metadata : mapping
-        ``names`` and ``shapes``.
+        That of :func:`graph_metadata`.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from graphs.structures.layering import as_number, found_layers, given_layers, or
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["from_networkx", "node_labels", "scores_to_write", "to_networkx"]
+__all__ = ["from_networkx", "scores_to_write", "to_networkx"]
 
 
 def to_networkx(
@@ -61,15 +61,19 @@ def to_networkx(
             f"{n_edges * 350 / 1e9:.1f} GB: use to_scipy(), or raise max_edges"
         )
     scores = scores_to_write(graph, rank)
-    labels = node_labels(graph)
+    labels = (
+        tuple(tuple((layer, k) for k in range(size)) for layer, size in enumerate(graph.layer_sizes))
+        if isinstance(graph, LayeredGraph)
+        else graph.labels
+    )
     import networkx
 
     digraph = networkx.DiGraph()
     for k, (name, activations) in enumerate(zip(layered.names, layered.activations, strict=True)):
-        for at, (label, activation) in enumerate(zip(labels[k], activations.tolist(), strict=True)):
+        for index, (label, activation) in enumerate(zip(labels[k], activations.tolist(), strict=True)):
             attributes: dict[str, Any] = {"layer": label[0], "index": label[1], "name": name, "activation": activation}
             if scores is not None:
-                attributes["score"] = float(scores[k][at])
+                attributes["score"] = float(scores[k][index])
             digraph.add_node(label, **attributes)
     for k in range(1, len(layered.layer_sizes)):
         block = layered.block(k).tocoo()
@@ -78,28 +82,6 @@ def to_networkx(
             for target, source, weight in zip(block.row.tolist(), block.col.tolist(), block.data.tolist(), strict=True)
         )
     return digraph
-
-
-def node_labels(graph: LayeredGraph | Subgraph) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Return the labels (layer, index) of all nodes.
-
-    Parameters
-    ----------
-    graph : LayeredGraph or Subgraph
-
-    Returns
-    -------
-    tuple, one entry a layer, of tuples of (layer, index)
-        Layers and indices of a subgraph are those of the original.
-
-    Examples
-    --------
-    >>> node_labels(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]))
-    (((0, 0), (0, 1)), ((1, 0),))
-    """
-    if isinstance(graph, LayeredGraph):
-        return tuple(tuple((layer, k) for k in range(size)) for layer, size in enumerate(graph.layer_sizes))
-    return graph.labels
 
 
 def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> tuple[FloatArray, ...] | None:
@@ -145,14 +127,15 @@ def from_networkx(
     digraph : networkx.DiGraph or networkx.MultiDiGraph
         Parallel edges of a multigraph are added.
     weight : str, optional
-        Name of an edge attribute with finite, non-negative values; 1 where an edge lacks it, as in networkx, or with None.
-        An edge of weight 0 is dropped.
+        Name of an edge attribute with finite, non-negative values; an edge without it has weight 1, as in networkx, and so
+        have all edges with None. An edge of weight 0 is dropped.
     layer : str, optional
-        Name of a node attribute with integers; layers are consecutive, and the lowest becomes layer 0. Where no node has
-        it, or with None, layers are derived: every edge leads to the next layer, and the lowest layer of every weakly
+        Name of a node attribute with integers; layers are consecutive, and the lowest becomes layer 0. If no node has it, or
+        with None, layers are found from the edges: every edge leads to the next layer, and the lowest layer of every weakly
         connected component is 0. No other assignment does that; a node without edges goes to layer 0.
     activation : str, optional
-        Name of a node attribute with finite, non-negative values; 1 where a node lacks it, or with None.
+        Name of a node attribute with finite, non-negative values; a node without it has activation 1, and so have all nodes
+        with None.
     index : str, optional
         Name of a node attribute with integers that order the nodes of a layer, if all nodes have it; else, or with None,
         nodes are in the digraph's order.
@@ -161,7 +144,7 @@ def from_networkx(
     -------
     graph : LayeredGraph
         float64 CSR blocks. The name of a layer is the ``name`` attribute of its nodes, as :func:`to_networkx` writes it, if
-        they agree and no other layer has that name; else ``layer 0`` and so on.
+        they agree, else ``layer l``. If two layers would have the same name, all are named ``layer l``.
     labels : tuple of tuples
         ``labels[l][k]`` is the networkx node that became node k of layer l.
 
@@ -216,12 +199,13 @@ def from_networkx(
 def _blocks(
     digraph: networkx.DiGraph, members: list[list[Hashable]], layer_of: dict[Hashable, int], weight: str | None
 ) -> list[sparse.csr_array]:
-    """Build the block into every layer from the edges of the digraph."""
-    place = {node: k for nodes in members for k, node in enumerate(nodes)}
+    """Build the blocks of all layers from the edges of the digraph."""
+    index_of = {node: k for nodes in members for k, node in enumerate(nodes)}
     edges: list[tuple[list[float], list[int], list[int]]] = [([], [], []) for _ in members[1:]]
-    for source, target, value in (
-        digraph.edges(data=weight, default=1.0) if weight is not None else _unweighted_edges(digraph)
-    ):
+    weighted_edges = digraph.edges(data=weight, default=1.0)
+    if weight is None:
+        weighted_edges = ((source, target, 1.0) for source, target in digraph.edges())
+    for source, target, value in weighted_edges:
         if layer_of[target] != layer_of[source] + 1:
             raise GraphError(
                 f"the edge {source!r} -> {target!r} leads from layer {layer_of[source]} to layer {layer_of[target]}; expected "
@@ -235,8 +219,8 @@ def _blocks(
             )
         data, rows, columns = edges[layer_of[source]]
         data.append(number)
-        rows.append(place[target])
-        columns.append(place[source])
+        rows.append(index_of[target])
+        columns.append(index_of[source])
     blocks = []
     for layer, (data, rows, columns) in enumerate(edges, start=1):
         shape = len(members[layer]), len(members[layer - 1])
@@ -251,11 +235,8 @@ def _blocks(
     return blocks
 
 
-def _unweighted_edges(digraph: networkx.DiGraph) -> Iterator[tuple[Hashable, Hashable, float]]:
-    return ((source, target, 1.0) for source, target in digraph.edges())
-
-
 def _names(digraph: networkx.DiGraph, members: list[list[Hashable]]) -> list[str]:
+    """Name every layer by the ``name`` that its nodes share, else by its number; all by number if two names are equal."""
     names = []
     for layer, nodes in enumerate(members):
         given = [digraph.nodes[node].get("name") for node in nodes]

@@ -38,17 +38,17 @@ SUFFIX = ".partial"
 
 @contextlib.contextmanager
 def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
-    """Make a hidden directory to prepare a file or directory in before it is moved to its place; it is removed at the end.
+    """Make a hidden directory in which to prepare a file or directory; it is removed when the context ends.
 
-    A process that is killed leaves the directory behind. A living process holds a lock on the file ``lock`` in it;
-    :func:`remove_leftovers` removes the directories whose lock is free. That file has the permissions of any new file.
+    A process that is killed leaves its hidden directory behind; :func:`remove_leftovers` removes it later. While a process is
+    alive, it holds a lock on the file ``lock`` in the directory. That file has the permissions of any new file.
 
     Parameters
     ----------
     directory : Path
-        Parent of the hidden directory; moving a file from there into `directory` is one rename.
+        Parent of the hidden directory; moving a file into it from the hidden directory is one rename.
     name : str
-        Name of the file or directory that is prepared; leftovers are found by it.
+        Name of the file or directory; :func:`remove_leftovers` finds hidden directories by it.
 
     Yields
     ------
@@ -81,7 +81,7 @@ def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
 
 
 def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | None = None) -> None:
-    """Remove the hidden directories of :func:`hidden_directory` with that name whose processes are dead.
+    """Remove the hidden directories that :func:`hidden_directory` made for a name and whose processes have died.
 
     Directories of other machines on a shared file system are kept, because their locks may not be visible here. Two machines
     with the same host name count as one.
@@ -123,7 +123,7 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
 
 
 def _remove(place: Path) -> None:
-    """Remove a hidden directory; an interruption is raised after it is gone."""
+    """Remove a hidden directory; after an interruption finish, then raise it."""
     try:
         shutil.rmtree(place, ignore_errors=True)
     except BaseException:
@@ -132,12 +132,12 @@ def _remove(place: Path) -> None:
 
 
 def _prefix(name: str) -> str:
-    """Return the start of a hidden directory's name; it is cut, because names that are too long are refused."""
+    """Return the start of a hidden directory's name; `name` is cut, because systems refuse long file names."""
     return f".{name[:40]}."
 
 
 def _machine() -> tuple[str, str]:
-    """Return short names of this host, which restarts do not change, and of its running kernel, which containers share."""
+    """Return hashes of the host name, which restarts do not change, and of the boot id, which containers share."""
     host = platform.node()
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
@@ -298,7 +298,7 @@ def read_tensors(
     Raises
     ------
     GraphError
-        Missing, truncated, corrupted, of another kind or version.
+        The file is missing, truncated, corrupted, or of another kind or version.
 
     Examples
     --------
@@ -315,7 +315,7 @@ def read_tensors(
             header = file.metadata() or {}
             text = header.get("meta", "null")
             meta = json.loads(text)
-            # Checked before the arrays are read, which may be those of a large model.
+            # Checked before the arrays are read, because these may be large.
             if not isinstance(meta, dict) or meta.get("kind") != kind:
                 raise GraphError(f"{path} is not a {kind} file; {advice}")
             if meta.get("version") != version:

@@ -25,7 +25,6 @@ __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 # Version 2 added the record of the steps.
 RANK_VERSION = 2
 
-
 # The fields of a RankResult that are written as JSON, with their types, and below them those that are written as arrays.
 PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("stop_reason", "solver", "backend", "method", "solver_reason"), (str,)),
@@ -201,14 +200,9 @@ def _check_consistent(result: RankResult) -> None:
     if len(columns) != 1 or len(next(iter(columns))) > 1 or any(scores.dtype.kind != "f" for scores in result.scores):
         shapes = ", ".join(f"{scores.shape} of {scores.dtype}" for scores in result.scores[:8])
         raise ValueError(f"expected the scores of every layer, one or several for each node, got shapes {shapes}")
-    for name, shape in (
-        ("residuals", (steps,)),
-        ("layer_residuals", (steps, layers)),
-        ("error_bounds", (steps,)),
-        ("step_products", (steps,)),
-        ("step_seconds", (steps,)),
-    ):
+    for name in ARRAY_FIELDS:
         array = getattr(result, name)
+        shape = (steps, layers) if name == "layer_residuals" else (steps,)
         kind = "i" if name == "step_products" else "f"
         if array.shape != shape or array.dtype.kind != kind:
             raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected shape {shape}")

@@ -1,7 +1,7 @@
 """Weights that stay on disk: tensors of safetensors files, mapped into memory and read when they are multiplied.
 
 A graph built from them needs no memory of its own for its edges: the page cache of the system holds the parts that were
-read last and releases them when other programs need memory, so a graph larger than memory can be ranked.
+read last, and drops them when other programs need memory. So a graph larger than memory can be ranked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def open_tensors(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str
     Raises
     ------
     GraphError
-        No such file, no file in the directory, a damaged file, or a name that occurs in two files.
+        A file does not exist or is damaged, a directory has no such files, or a name occurs in two files.
 
     Notes
     -----
@@ -54,15 +54,15 @@ def open_tensors(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str
     ['down', 'up']
     """
     tensors: dict[str, Any] = {}
-    owner: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for path in _files(source):
         for name, tensor in _map_tensors(path).items():
             if name in tensors:
                 raise GraphError(
-                    f"{path} and {owner[name]} both hold a tensor {name!r}; expected the shards of one checkpoint: pass "
+                    f"{path} and {path_of[name]} both hold a tensor {name!r}; expected the shards of one checkpoint: pass "
                     "its files only"
                 )
-            tensors[name], owner[name] = tensor, path
+            tensors[name], path_of[name] = tensor, path
     return MappingProxyType(tensors)
 
 

@@ -1,7 +1,7 @@
 """Backends: numpy or torch arithmetic, and the rule that chooses the operator of every block.
 
-A vector is a one-dimensional numpy array or torch tensor. An :class:`Arithmetic` holds the few operations that differ
-between the two.
+A vector is a numpy array or a torch tensor, of shape (n,), or (n, k) for k vectors at once. An :class:`Arithmetic` holds
+the few operations that differ between the two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy import sparse
 
 from graphs.errors import GraphError
 from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy, is_torch
-from graphs.linalg.cost_model import COSTS
+from graphs.linalg.cost_model import COSTS, Costs
 from graphs.linalg.operators import (
     BlockOperator,
     CSRKernelOperator,
@@ -40,10 +40,10 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 DTYPES = ("float64", "float32")
 
-# Blocks of fewer entries do not justify loading the compiled kernels, which takes half a second in every process.
+# Loading the compiled kernels takes half a second in every process, too much for blocks of fewer entries than this.
 KERNEL_ENTRIES = 1 << 18
 
-# Bands on a GPU are large: there the number of kernel launches matters more than the cache.
+# Bands on a GPU are large, because the number of kernel launches matters more there than the cache.
 GPU_BAND_ELEMENTS = 1 << 24
 
 
@@ -64,7 +64,7 @@ class Arithmetic(Protocol):
         """Compute 1 / vector, with 1 / 0 = 0."""
 
     def with_lowest_zeroed(self, vector: Vector, count: int) -> Vector:
-        """Copy a vector and set its `count` lowest entries to zero; of equal entries those of lower index go first."""
+        """Copy a vector and set its `count` lowest entries to zero; of equal entries, those of lower index first."""
 
     def csr_operator(self, block: Block) -> BlockOperator:
         """Build the CSR operator of a block."""
@@ -108,16 +108,16 @@ class NumpyArithmetic:
         return result
 
     def csr_operator(self, block: Block) -> CSROperator:
-        """Build an operator on scipy CSR; compiled kernels multiply large blocks where `compiled` is set."""
+        """Build an operator on scipy CSR; with `compiled`, large blocks are multiplied by compiled kernels."""
         csr = block.to_csr().astype(self.dtype, copy=False)
         return CSRKernelOperator(csr) if self.compiled and csr.nnz >= KERNEL_ENTRIES else CSROperator(csr)
 
     def dense_operator(self, block: DenseBlock) -> BlockOperator:
-        """Build an operator on compiled kernels if the block is large and its memory order fits, else on numpy bands."""
+        """Build an operator on compiled kernels if `compiled` is set and they can read the block, else on numpy bands."""
         if self.compiled and block.shape[0] * block.shape[1] >= KERNEL_ENTRIES:
             matrices = _kernel_matrices(block)
             if matrices:
-                return KernelOperator(matrices, block.column_major, block, self.dtype)
+                return KernelOperator(matrices, block, self.dtype)
         return DenseOperator(block, np, NumpyBuffers(np.dtype(self.dtype)))
 
 
@@ -143,9 +143,9 @@ class TorchArithmetic:
             # On the meta device tensors hold no numbers, so reading a sum fails; some devices lack float64.
             torch.zeros(1, device=self.device, dtype=self.torch_dtype).sum().item()
         except (RuntimeError, AssertionError, TypeError) as error:
-            first = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
             raise GraphError(
-                f"device {str(device)!r} cannot be used here ({first}); expected 'cpu', or 'cuda' / 'cuda:N' on a "
+                f"device {str(device)!r} cannot be used here ({reason}); expected 'cpu', or 'cuda' / 'cuda:N' on a "
                 "machine with that GPU and a CUDA build of torch"
             ) from error
 
@@ -174,9 +174,9 @@ class TorchArithmetic:
     def dense_operator(self, block: DenseBlock) -> DenseOperator:
         """Build an operator on bands in torch; numpy matrices are viewed as tensors, not copied."""
         matrices = tuple(matrix if is_torch(matrix) else _as_tensor(matrix) for matrix in block.matrices)
-        elements = BAND_ELEMENTS if self.device.type == "cpu" else GPU_BAND_ELEMENTS
         buffers = TorchBuffers(self.device, self.torch_dtype)
-        return DenseOperator(replace(block, matrices=matrices), self._torch, buffers, elements)
+        n_entries = BAND_ELEMENTS if self.device.type == "cpu" else GPU_BAND_ELEMENTS
+        return DenseOperator(replace(block, matrices=matrices), self._torch, buffers, n_entries)
 
     def csr(self, matrix: sparse.csr_array) -> torch.Tensor:
         """Build a torch CSR tensor from a scipy matrix, with the same index dtype (int32 where it fits).
@@ -184,10 +184,8 @@ class TorchArithmetic:
         int32 matters: on the CPU torch passes int32 indices on to MKL, and converts int64 indices at every product.
         """
         from_numpy = self._torch.from_numpy
-        values = from_numpy(matrix.data).to(self.torch_dtype)
-        crow, columns, values = (
-            t.to(self.device) for t in (from_numpy(matrix.indptr), from_numpy(matrix.indices), values)
-        )
+        crow, columns = (from_numpy(indices).to(self.device) for indices in (matrix.indptr, matrix.indices))
+        values = from_numpy(matrix.data).to(self.torch_dtype).to(self.device)
         return torch_csr(crow, columns, values, matrix.shape)
 
 
@@ -204,7 +202,7 @@ class TorchBuffers:
 
         return torch.empty((n_rows, n_columns), dtype=self.dtype, device=self.device)
 
-    def absolute(self, source: Any, target: Any) -> None:
+    def write_absolute(self, source: Any, target: Any) -> None:
         """Write |source| into `target`."""
         target.copy_(source).abs_()
 
@@ -213,25 +211,27 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
     import torch
 
     with warnings.catch_warnings():
-        # The graph only reads, so a read-only array, such as a memory map, may be viewed.
+        # Weights are only read, so that a view of a read-only array, such as a memory map, is safe.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         # torch has no negative strides, so a reversed view must be copied.
         return torch.from_numpy(matrix if min(matrix.strides) >= 0 else matrix.copy())
 
 
 def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
-    """Views of the block's matrices that the kernels can read; empty if there are none without a copy."""
-    if block.exponent != 1:
-        # The kernels take absolute values; only bands take squares.
+    """Return views of the matrices that the kernels can read, or () if the kernels would need copies."""
+    if block.n_squarings:
+        # The kernels take absolute values, and only bands are squared.
         return ()
     arrays: list[Any] = []
     for matrix in block.matrices:
         array = matrix
         if is_torch(matrix):
-            dtype = str(matrix.dtype)
-            if matrix.device.type != "cpu" or dtype not in ("torch.float32", "torch.float64", "torch.bfloat16"):
+            import torch
+
+            if matrix.device.type != "cpu" or matrix.dtype not in (torch.float32, torch.float64, torch.bfloat16):
                 return ()
-            array = _bfloat16_bits(matrix) if dtype == "torch.bfloat16" else as_numpy(matrix)
+            bfloat16 = matrix.dtype == torch.bfloat16
+            array = matrix.view(torch.int16).numpy().view(np.uint16) if bfloat16 else as_numpy(matrix)
         elif array.dtype not in (np.float32, np.float64):
             return ()
         array = array.T if block.column_major else array
@@ -240,12 +240,6 @@ def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
         arrays.append(array)
     # The kernels take one matrix, or two of one dtype.
     return tuple(arrays) if len(arrays) <= 2 and len({array.dtype for array in arrays}) == 1 else ()
-
-
-def _bfloat16_bits(matrix: torch.Tensor) -> Any:
-    import torch
-
-    return matrix.view(torch.int16).numpy().view(np.uint16)
 
 
 @dataclass(frozen=True)
@@ -260,14 +254,14 @@ class Backend:
         Vectors and products.
     form : {"csr", "dense", "auto"}
         The form of every block; "auto" chooses the cheaper one for the expected number of products.
-    engine : str
-        The key of the costs in :data:`graphs.linalg.cost_model.COSTS`; another device type has the costs of "cuda".
+    costs : Costs
+        The costs by which "auto" chooses.
     """
 
     name: str
     arithmetic: Arithmetic
     form: Literal["csr", "dense", "auto"]
-    engine: str
+    costs: Costs
 
     def operator(self, block: Block, products: int) -> BlockOperator:
         """Build the operator of a block that will be multiplied about `products` times."""
@@ -279,10 +273,9 @@ class Backend:
         return self.arithmetic.dense_operator(block)
 
     def _dense_is_cheaper(self, block: Block, products: int) -> bool:
-        costs = COSTS.get(self.engine, COSTS["cuda"])
-        size = block.shape[0] * block.shape[1]
+        costs, size = self.costs, block.shape[0] * block.shape[1]
         if isinstance(block, DenseBlock):
-            # For so few products the conversion does not pay, however low the density; edges need not be counted.
+            # So few products do not pay for the conversion at any density, and edges need not be counted.
             if products <= costs.dense_to_csr:
                 return True
             return products * (1.0 - costs.csr_product * block.n_edges / size) < costs.dense_to_csr
@@ -290,7 +283,7 @@ class Backend:
 
 
 def check_dtype(dtype: Any) -> str:
-    """Return ``float64`` or ``float32``, or raise a GraphError; torch's dtypes are accepted too.
+    """Check a dtype of vectors, which may be one of torch's, and return its name, ``float64`` or ``float32``.
 
     Examples
     --------
@@ -304,13 +297,13 @@ def check_dtype(dtype: Any) -> str:
 
 
 def make_backend(name: str, device: str | torch.device | None, dtype: str, blocks: Iterable[Block] = ()) -> Backend:
-    """Check a user's choice and build the backend.
+    """Check the choice of a backend and build it.
 
     Parameters
     ----------
     name : {"scipy", "torch", "dense", "auto"}
-        "scipy" and "torch" multiply blocks in CSR form, "dense" dense weights, "auto" the cheaper form of each block. On the
-        CPU "dense" and "auto" compute in numpy and compiled kernels, on a GPU in torch.
+        "scipy" and "torch" multiply blocks in CSR form, "dense" in dense form, "auto" in the cheaper form of each block. On
+        the CPU, "dense" and "auto" compute with numpy and compiled kernels; on a GPU, with torch.
     device : str or torch.device, optional
         By default the device of the graph's first torch matrix, else the CPU.
     dtype : {"float64", "float32"}
@@ -334,23 +327,17 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     dtype = check_dtype(dtype)
     if name == "scipy" and device is not None and str(device) != "cpu":
         raise GraphError(f"backend 'scipy' computes on the CPU only, got device {str(device)!r}; use backend='torch'")
-    device = device if device is not None else _device_of(blocks)
+    if device is None:
+        matrices = (matrix for block in blocks if isinstance(block, DenseBlock) for matrix in block.matrices)
+        device = next((matrix.device for matrix in matrices if is_torch(matrix)), "cpu")
     needs_torch = name == "torch" or (name != "scipy" and str(device).split(":")[0] != "cpu")
     if needs_torch and importlib.util.find_spec("torch") is None:
         raise GraphError(f"backend {name!r} needs torch, which is not installed; pip install torch, or use 'scipy'")
     form: Literal["csr", "dense", "auto"] = "auto" if name == "auto" else "dense" if name == "dense" else "csr"
     if not needs_torch:
         compiled = name != "scipy"
-        engine = "compiled" if compiled else "scipy"
-        return Backend(f"{engine} ({dtype}, {form})", NumpyArithmetic(dtype, compiled), form, engine)
+        library = "compiled" if compiled else "scipy"
+        return Backend(f"{library} ({dtype}, {form})", NumpyArithmetic(dtype, compiled), form, COSTS["compiled"])
     arithmetic = TorchArithmetic(device, dtype)
-    return Backend(f"torch ({arithmetic.device}, {dtype}, {form})", arithmetic, form, arithmetic.device.type)
-
-
-def _device_of(blocks: Iterable[Block]) -> Any:
-    """Return the device of the first torch matrix, else "cpu"."""
-    for block in blocks:
-        for matrix in block.matrices if isinstance(block, DenseBlock) else ():
-            if is_torch(matrix):
-                return matrix.device
-    return "cpu"
+    costs = COSTS.get(arithmetic.device.type, COSTS["cuda"])
+    return Backend(f"torch ({arithmetic.device}, {dtype}, {form})", arithmetic, form, costs)

@@ -3,7 +3,7 @@
 A block is a non-negative matrix of shape (n_targets, n_sources): row = target, column = source,
 entry = edge weight, zero = no edge. CSR is its canonical form. A :class:`SparseBlock` stores that
 CSR. A :class:`DenseBlock` refers to dense matrices, without a copy; their absolute values are the
-weights, and the CSR or a band of rows is built only when it is read.
+weights, and the CSR, or a band of rows or columns, is built only when it is asked for.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ __all__ = [
     "as_numpy",
     "index_dtype",
     "is_torch",
+    "narrow_indices",
 ]
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
-
 INT32_MAX = np.iinfo(np.int32).max
 
-# Entries of a band: 4 MB in float64, which stays in a core's share of the cache from the copy to the
-# absolute value and the product. The speed measured between 2**18 and 2**20 entries is the same.
+# Entries of a band: 4 MB in float64, which stay in a core's share of the cache while they are copied, made
+# absolute and multiplied. Bands of 2**18 to 2**20 entries were equally fast.
 BAND_ELEMENTS = 1 << 19
 
 
@@ -90,10 +90,6 @@ class Block(Protocol):
     def n_edges(self) -> int:
         """Number of edges (non-zero entries). Cost for a dense block: one pass over its matrices, at the first call."""
 
-    @property
-    def stored(self) -> bool:
-        """Whether the CSR form is in memory already."""
-
     def to_csr(self) -> sparse.csr_array:
         """Return the canonical form: sorted CSR, no explicit zeros, int32 indices where they fit."""
 
@@ -113,6 +109,20 @@ def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
     ('int32', 'int64')
     """
     return np.int32 if max(extents, default=0) <= INT32_MAX else np.int64
+
+
+def narrow_indices(csr: sparse.csr_array) -> sparse.csr_array:
+    """Convert the indices of a CSR matrix to their :func:`index_dtype`; arrays that have it already are not copied.
+
+    Examples
+    --------
+    >>> csr = sparse.csr_array((np.ones(1), np.zeros(1, np.int64), np.array([0, 1])), shape=(1, 1))
+    >>> narrow_indices(csr).indptr.dtype
+    dtype('int32')
+    """
+    dtype = index_dtype(csr.shape[1], csr.nnz)
+    indices, indptr = csr.indices.astype(dtype, copy=False), csr.indptr.astype(dtype, copy=False)
+    return sparse.csr_array((csr.data, indices, indptr), shape=csr.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,22 +148,15 @@ class SparseBlock:
         """Number of edges."""
         return int(self.csr.nnz)
 
-    @property
-    def stored(self) -> bool:
-        """Always true."""
-        return True
-
     def to_csr(self) -> sparse.csr_array:
         """Return the stored matrix itself, not a copy."""
         return self.csr
 
     def transposed(self) -> SparseBlock:
-        """Return the CSR of the transpose: a copy."""
+        """Return the reversed edges, whose CSR is a copy."""
         csr = self.csr.T.tocsr()
         csr.sort_indices()
-        dtype = index_dtype(csr.shape[1], csr.nnz)
-        indices, indptr = csr.indices.astype(dtype, copy=False), csr.indptr.astype(dtype, copy=False)
-        return SparseBlock(sparse.csr_array((csr.data, indices, indptr), shape=csr.shape))
+        return SparseBlock(narrow_indices(csr))
 
     def squared(self) -> SparseBlock:
         """Return float64 squares with the same index arrays; an edge whose square rounds to zero is dropped."""
@@ -176,23 +179,18 @@ class DenseBlock:
     ----------
     matrices : tuple of numpy arrays or torch tensors, each (n_targets, n_sources)
         Any floating dtype and memory order, views included.
-    exponent : int
-        A power of two. Weights are raised to it as they are read, each of several parallel edges by itself.
+    n_squarings : int
+        How often weights are squared as they are read, each of several parallel edges by itself.
     """
 
     matrices: tuple[Any, ...]
-    exponent: int = 1
+    n_squarings: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n_targets, n_sources)."""
         n_targets, n_sources = self.matrices[0].shape
         return int(n_targets), int(n_sources)
-
-    @property
-    def stored(self) -> bool:
-        """Always false: the CSR is built at every call of :meth:`to_csr`."""
-        return False
 
     @property
     def column_major(self) -> bool:
@@ -208,12 +206,12 @@ class DenseBlock:
 
     def squared(self) -> DenseBlock:
         """Return the same matrices, to be squared as they are read; nothing is copied."""
-        return replace(self, exponent=2 * self.exponent)
+        return replace(self, n_squarings=self.n_squarings + 1)
 
     @cached_property
     def n_edges(self) -> int:
         """Number of edges (non-zero entries), counted at the first call in one pass."""
-        if self.exponent == 1 and all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
+        if not self.n_squarings and all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
             present = self.matrices[0] != 0
             for matrix in self.matrices[1:]:
                 present |= matrix != 0
@@ -222,60 +220,54 @@ class DenseBlock:
 
     @property
     def exact_dtype(self) -> type[np.float32] | type[np.float64]:
-        """The narrower of float32 and float64 in which no weight rounds to zero or to infinity."""
-        wide = self.exponent > 1 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
+        """Dtype of the CSR form: float64 for squares and float64 matrices, else float32, which holds the weights exactly."""
+        wide = self.n_squarings > 0 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
         return np.float64 if wide else np.float32
 
     def weight(self, entries: Any) -> Any:
-        """Compute the weights of entries of one of the matrices (an array or a tensor)."""
+        """Compute the weights of entries of one of the matrices, an array or a tensor: absolute values, maybe squared."""
         weights = abs(entries)
-        for _ in range(self._squarings):
+        for _ in range(self.n_squarings):
             weights = weights * weights
         return weights
 
-    @property
-    def _squarings(self) -> int:
-        return self.exponent.bit_length() - 1
-
-    def bands(self, buffers: Buffers, elements: int = BAND_ELEMENTS) -> Iterator[Band]:
+    def bands(self, buffers: Buffers, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
 
         The matrix of a band is a buffer that the next band overwrites. Extra memory: two buffers
-        of `elements` entries, however large the block is.
+        of `n_entries` entries, however large the block is.
 
         Parameters
         ----------
         buffers : Buffers
             Device and dtype of the computation.
-        elements : int
+        n_entries : int
             Entries of a band, rounded down to complete rows (or columns), of which it has at least one.
         """
-        n_targets, n_sources = self.shape
-        length, width = (n_sources, n_targets) if self.column_major else (n_targets, n_sources)
-        height = min(length, max(1, elements // max(width, 1)))
+        matrices = [matrix.T for matrix in self.matrices] if self.column_major else self.matrices
+        length, width = matrices[0].shape
+        height = min(length, max(1, n_entries // max(width, 1)))
         total = buffers.empty(height, width)
-        addend = buffers.empty(height, width) if len(self.matrices) > 1 else total
+        addend = buffers.empty(height, width) if len(matrices) > 1 else total
         for start in range(0, length, height):
             stop = min(start + height, length)
             band = total[: stop - start]
-            for k, matrix in enumerate(self.matrices):
-                view = matrix.T if self.column_major else matrix
+            for k, matrix in enumerate(matrices):
                 part = band if k == 0 else addend[: stop - start]
-                buffers.absolute(view[start:stop], part)
-                for _ in range(self._squarings):
+                buffers.write_absolute(matrix[start:stop], part)
+                for _ in range(self.n_squarings):
                     part *= part
                 if k > 0:
                     band += part
             if self.column_major:
-                yield Band(slice(0, n_targets), slice(start, stop), band.T)
+                yield Band(slice(0, width), slice(start, stop), band.T)
             else:
-                yield Band(slice(start, stop), slice(0, n_sources), band)
+                yield Band(slice(start, stop), slice(0, width), band)
 
     def to_csr(self) -> sparse.csr_array:
         """Build the CSR form, band by band.
 
-        Values are float32, or float64 where a matrix is. Cost: one pass; extra memory: the result
-        and one band.
+        Values have the :attr:`exact_dtype`. Cost: one pass over the weights. Memory: twice the result, and a band.
         """
         n_targets, n_sources = self.shape
         if self.column_major:
@@ -286,12 +278,12 @@ class DenseBlock:
         counts = np.zeros(n_targets, dtype=np.int64)
         indices: list[npt.NDArray[np.integer[Any]]] = []
         values: list[FloatArray] = []
-        every_source = np.arange(n_sources, dtype=np.int32)
+        all_columns = np.arange(n_sources, dtype=np.int32)
         for band in self.bands(buffers):
             nonzero = band.matrix != 0
             counts[band.rows] = nonzero.sum(axis=1)
             if nonzero.all():
-                indices.append(np.tile(every_source, len(band.matrix)))
+                indices.append(np.tile(all_columns, len(band.matrix)))
                 values.append(band.matrix.ravel().copy())
             else:
                 indices.append(np.nonzero(nonzero)[1].astype(np.int32))
@@ -303,26 +295,26 @@ class DenseBlock:
 
 
 class Buffers(Protocol):
-    """Makes buffers in one library, on one device, and fills them with absolute values."""
+    """Makes buffers with one library on one device, and fills them with absolute values."""
 
     def empty(self, n_rows: int, n_columns: int) -> Any:
         """Make an uninitialised (n_rows, n_columns) buffer."""
 
-    def absolute(self, source: Any, target: Any) -> None:
+    def write_absolute(self, source: Any, target: Any) -> None:
         """Write |source| into `target`, converted to its dtype and device."""
 
 
 @dataclass(frozen=True)
 class NumpyBuffers:
-    """Buffers in numpy; torch tensors are copied to the CPU first, where they lie elsewhere."""
+    """Buffers in numpy; torch tensors on another device are first copied to the CPU."""
 
-    dtype: Any = np.float32
+    dtype: Any
 
     def empty(self, n_rows: int, n_columns: int) -> FloatArray:
         """Make an uninitialised (n_rows, n_columns) array."""
         return np.empty((n_rows, n_columns), dtype=self.dtype)
 
-    def absolute(self, source: Any, target: FloatArray) -> None:
+    def write_absolute(self, source: Any, target: FloatArray) -> None:
         """Write |source| into `target`."""
         np.copyto(target, as_numpy(source), casting="same_kind")
         np.abs(target, out=target)

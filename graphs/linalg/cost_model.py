@@ -13,12 +13,12 @@ __all__ = ["COSTS", "Costs"]
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs on one engine; the unit is one product of a dense block.
+    """Costs on one kind of device; the unit is one product of a dense block.
 
     Attributes
     ----------
     csr_product : float
-        One product of a block of density 1 in CSR form; at another density the cost is this number times the density.
+        One product of a block of density 1 in CSR form. At another density, the cost is this number times the density.
     dense_to_csr : float
         Conversion of a dense block to CSR.
     csr_to_dense : float
@@ -30,8 +30,8 @@ class Costs:
     csr_to_dense: float
 
 
-# "compiled" is the CPU (two cores of an AMD EPYC); other keys are torch device types. A device without an entry uses
-# "cuda", whose costs are a guess from CPU timings of torch, because no GPU was available.
+# "compiled" stands for numpy and the compiled kernels on the CPU (two cores of an AMD EPYC). Other keys are torch device
+# types; one without an entry has the costs of "cuda", which are a guess from CPU timings of torch: no GPU was available.
 COSTS: Mapping[str, Costs] = {
     "compiled": Costs(csr_product=7.0, dense_to_csr=39.0, csr_to_dense=3.0),
     "cuda": Costs(csr_product=3.0, dense_to_csr=20.0, csr_to_dense=10.0),

@@ -1,10 +1,11 @@
-"""Compiled kernels (numba): products with dense weights in their own dtype, CSR products, Gauss-Seidel.
+"""Compiled kernels (numba): products with dense weights in their own dtype, CSR products, Gauss-Seidel, a test for cycles.
 
-numpy and torch multiply a float64 vector only with a float64 matrix: float32 and bfloat16 weights must first be
-widened into a copy, and another pass must take their absolute values. These kernels do both in registers. A product then
-reads the weights once, in their own width, and sums are float64 for every width.
+numpy and torch multiply a float64 vector only with a float64 matrix: float32 and bfloat16 weights would first have to be
+copied to float64, and another pass would take their absolute values. These kernels do both in registers. So a product reads
+the weights once, in their own dtype, and its sums are float64 for every dtype.
 
-numba compiles a kernel at its first call and keeps the result on disk. Import this module only when it is needed.
+numba compiles a kernel at its first call and keeps the result on disk. Import this module only when it is needed: numba loads
+slowly.
 
 Weights are one or two C-contiguous matrices (parallel edges add up) of float32, float64, or uint16, which holds the bits
 of bfloat16. A kernel works on a range of rows; :mod:`graphs.linalg.threads` runs the ranges.
@@ -12,6 +13,8 @@ of bfloat16. A kernel works on a range of rows; :mod:`graphs.linalg.threads` run
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +46,7 @@ def _magnitude(value: Any) -> Any:
 @overload(_magnitude, inline="always", strict=False)
 def _magnitude_of(value: Any) -> Any:
     if value == types.uint16:
-        # A bfloat16 is the upper half of a float32. Its first bit is the sign.
+        # A bfloat16 is the upper half of a float32; its first bit, the sign, is cleared.
         return lambda value: np.float64(np.uint32(np.uint32(value & 0x7FFF) << 16).view(np.float32))
     return lambda value: np.float64(abs(value))
 
@@ -153,7 +156,7 @@ def _gauss_seidel(
 
 
 @compiled
-def _count_peeled(indptr: Array, indices: Array, degree: Array, queue: Array) -> int:
+def _count_removable(indptr: Array, indices: Array, degree: Array, queue: Array) -> int:
     n_nodes, taken, queued = len(degree), 0, 0
     for row in range(n_nodes):
         for place in range(indptr[row], indptr[row + 1]):
@@ -177,18 +180,26 @@ def _count_peeled(indptr: Array, indices: Array, degree: Array, queue: Array) ->
 
 
 def _even_cuts(n_rows: int) -> list[int]:
-    """Cut rows into ranges of equal length, one for each thread: the first row of every range, and the end."""
+    """Cut rows into about equal ranges, one for each thread; return the first row of every range, then `n_rows`."""
     n_parts = max(1, min(POOL.size, n_rows))
     return [n_rows * k // n_parts for k in range(n_parts + 1)]
 
 
 def _vector(x: Array) -> Array:
-    """Convert a vector to the one type and layout that kernels are compiled for."""
+    """Convert a vector to the only dtype and layout that kernels are compiled for."""
     return np.ascontiguousarray(x, dtype=np.float64)
 
 
+def _accumulate(kernel: Callable[[Array, int, int], None], cuts: list[int], n_columns: int) -> Array:
+    """Run a kernel with an accumulator of its own for every range of rows, and add the accumulators up."""
+    parts = np.zeros((len(cuts) - 1, n_columns))
+    POOL.run(lambda start, stop, part: kernel(parts[part], start, stop), cuts)
+    total: Array = parts.sum(axis=0)
+    return total
+
+
 def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
-    """Compute sum_j w_ij x_j, (n_rows,) float64; w is the sum of the absolute matrices. One read.
+    """Compute sum_j w_ij x_j, (n_rows,) float64; w is the sum of the absolute matrices. Cost: one read.
 
     Examples
     --------
@@ -202,7 +213,7 @@ def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
 
 
 def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
-    """Compute sum_i w_ij y_i, (n_columns,) float64. One read; one accumulator for each thread.
+    """Compute sum_i w_ij y_i, (n_columns,) float64. Cost: one read; an accumulator for each thread.
 
     Examples
     --------
@@ -210,15 +221,12 @@ def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
     array([ 1., 32.])
     """
     kernel: Any = _column_products_1 if len(matrices) == 1 else _column_products_2
-    cuts, vector = _even_cuts(matrices[0].shape[0]), _vector(y)
-    parts = np.zeros((len(cuts) - 1, matrices[0].shape[1]))
-    POOL.run(lambda start, stop, part: kernel(*matrices, vector, parts[part], start, stop), cuts)
-    total: Array = parts.sum(axis=0)
-    return total
+    n_rows, n_columns = matrices[0].shape
+    return _accumulate(partial(kernel, *matrices, _vector(y)), _even_cuts(n_rows), n_columns)
 
 
 def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array:
-    """Compute sum_j (w_ij x_j + 1[w_ij != 0] y_j), (n_rows,) float64. One read.
+    """Compute sum_j (w_ij x_j + 1[w_ij != 0] y_j), (n_rows,) float64. Cost: one read.
 
     Examples
     --------
@@ -232,28 +240,24 @@ def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array
 
 
 def column_counts(matrices: tuple[Array, ...]) -> Array:
-    """Count the non-zero weights of every column, (n_columns,) float64. One read.
+    """Count the non-zero weights of every column, (n_columns,) float64. Cost: one read.
 
     Examples
     --------
     >>> column_counts((np.array([[1.0, -2.0], [0.0, 3.0]]),))
     array([1., 2.])
     """
-    first, last = matrices[0], matrices[-1]
-    cuts = _even_cuts(first.shape[0])
-    parts = np.zeros((len(cuts) - 1, first.shape[1]))
-    POOL.run(lambda start, stop, part: _column_counts(first, last, parts[part], start, stop), cuts)
-    total: Array = parts.sum(axis=0)
-    return total
+    n_rows, n_columns = matrices[0].shape
+    return _accumulate(partial(_column_counts, matrices[0], matrices[-1]), _even_cuts(n_rows), n_columns)
 
 
 def _entry_cuts(indptr: Array) -> list[int]:
-    """Cut rows into ranges of about equal numbers of entries, one for each thread."""
+    """Cut rows as :func:`_even_cuts` does, but into ranges with about equal numbers of entries."""
     n_rows = len(indptr) - 1
     n_parts = max(1, min(POOL.size, n_rows))
-    # In the dtype of indptr: with another one searchsorted would convert that array.
-    targets = np.array([int(indptr[-1]) * k // n_parts for k in range(n_parts + 1)], dtype=indptr.dtype)
-    cuts = np.searchsorted(indptr, targets)
+    # With another dtype than that of indptr, searchsorted would convert indptr.
+    counts = np.array([int(indptr[-1]) * k // n_parts for k in range(n_parts + 1)], dtype=indptr.dtype)
+    cuts = np.searchsorted(indptr, counts)
     cuts[0], cuts[-1] = 0, n_rows
     return [int(cut) for cut in cuts]
 
@@ -274,7 +278,7 @@ def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
 
 
 def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_columns: int) -> Array:
-    """Compute W.T @ y for a CSR matrix W, (n_columns,) float64, on all threads; one accumulator for each thread.
+    """Compute W.T @ y for a CSR matrix W, (n_columns,) float64, on all threads; an accumulator for each thread.
 
     Examples
     --------
@@ -283,19 +287,14 @@ def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_
     >>> csr_column_products(csr.indptr, csr.indices, csr.data, np.array([1.0, 10.0]), n_columns=2)
     array([ 1., 32.])
     """
-    cuts, vector = _entry_cuts(indptr), _vector(y)
-    parts = np.zeros((len(cuts) - 1, n_columns))
-    POOL.run(
-        lambda start, stop, part: _csr_column_products(indptr, indices, data, vector, parts[part], start, stop), cuts
-    )
-    total: Array = parts.sum(axis=0)
-    return total
+    kernel = partial(_csr_column_products, indptr, indices, data, _vector(y))
+    return _accumulate(kernel, _entry_cuts(indptr), n_columns)
 
 
 def gauss_seidel(
     indptr: Array, indices: Array, data: Array, scale: Array, order: Array, gamma: float, constant: Array, x: Array
 ) -> None:
-    """Take one Gauss-Seidel pass over x = constant + gamma W diag(scale) x, in place, on one thread.
+    """Make one Gauss-Seidel pass over x = constant + gamma W diag(scale) x, in place, on one thread.
 
     Parameters
     ----------
@@ -309,7 +308,7 @@ def gauss_seidel(
     constant : (n,) float64
         The part of x that does not come along these edges.
     x : (n,) float64
-        The vector that is updated.
+        The vector to update.
 
     Examples
     --------
@@ -341,4 +340,4 @@ def is_acyclic(indptr: Array, indices: Array) -> bool:
     (True, False)
     """
     n_nodes = len(indptr) - 1
-    return int(_count_peeled(indptr, indices, np.zeros(n_nodes, np.int64), np.empty(n_nodes, np.int64))) == n_nodes
+    return int(_count_removable(indptr, indices, np.zeros(n_nodes, np.int64), np.empty(n_nodes, np.int64))) == n_nodes

@@ -1,7 +1,6 @@
-"""States, and the arithmetic on them that solvers need. A state is a list of one vector for each layer.
+"""States, and the arithmetic on them that solvers need. A state is a list with one vector for each layer.
 
-The vector of a layer has shape (n,), or (n, k) for k ranks at once: then each column belongs to one rank. It is a numpy array or
-a torch tensor.
+A vector is a numpy array or a torch tensor of shape (n,), or (n, k) for k ranks at once, one in each column.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ State: TypeAlias = list[Vector]
 def column_sums(vector: Vector) -> Vector:
     """Sum every column of a vector in float64; the result has shape (), or (k,) for k columns.
 
-    In float32 numpy would add the rows one after another, which loses digits.
+    In float32, numpy would add the rows one after another, which loses digits.
 
     Examples
     --------
@@ -67,14 +66,11 @@ def total_mass(state: State) -> Vector:
     >>> float(total_mass([np.array([0.25, 0.25]), np.array([0.5])]))
     1.0
     """
-    total = column_sums(state[0])
-    for vector in state[1:]:
-        total = total + column_sums(vector)
-    return total
+    return sum(column_sums(vector) for vector in state)
 
 
 def distances(state: State, other: State) -> list[float]:
-    """Compute the L1 distance between two states in every layer; with several columns, the largest distance of a column.
+    """Compute the L1 distance between two states in every layer; of several columns, the largest distance counts.
 
     Examples
     --------
@@ -121,7 +117,7 @@ def combine(weights: Sequence[float], states: Sequence[State]) -> State:
 
 
 def normalise_state(state: State, each_layer: bool) -> State:
-    """Scale every column so that its sum is 1: over all layers together, or in each layer.
+    """Scale every column to sum 1: over all layers together, or in each layer.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Operators: blocks made ready to multiply one vector or several.
 
-The protocol :class:`BlockOperator` has five implementations: scipy CSR, torch CSR (CPU, CUDA), dense weights read in bands,
-and compiled kernels for CSR and for dense weights. Solvers use the protocol only.
+The protocol :class:`BlockOperator` has five implementations: scipy CSR, torch CSR on a device, dense weights read in bands,
+and compiled kernels for CSR and for dense weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from scipy import sparse
 
-from graphs.linalg.blocks import BAND_ELEMENTS, Band, DenseBlock, FloatArray, NumpyBuffers
+from graphs.linalg.blocks import BAND_ELEMENTS, Band, Buffers, DenseBlock, FloatArray, NumpyBuffers
 
 if TYPE_CHECKING:
     import torch
@@ -42,28 +42,28 @@ class BlockOperator(Protocol):
     shape: tuple[int, int]
 
     def out_strength(self) -> Vector:
-        """Column sums of W, (n_sources,)."""
+        """Compute the column sums of W, (n_sources,)."""
 
     def in_strength(self) -> Vector:
-        """Row sums of W, (n_targets,)."""
+        """Compute the row sums of W, (n_targets,)."""
 
     def out_degree(self) -> Vector:
-        """Number of non-zero entries of every column, (n_sources,)."""
+        """Count the non-zero entries of every column, (n_sources,)."""
 
     def matvec(self, x: Vector) -> Vector:
-        """W @ x, (n_targets,)."""
+        """Compute W @ x, (n_targets,)."""
 
     def rmatvec(self, y: Vector) -> Vector:
-        """W.T @ y, (n_sources,): the product along the reversed edges."""
+        """Compute W.T @ y, (n_sources,): the product along the reversed edges."""
 
     def mixed_matvec(self, x: Vector, y: Vector) -> Vector:
-        """W @ x + 1[W != 0] @ y, (n_targets,), in one pass over the block."""
+        """Compute W @ x + 1[W != 0] @ y, (n_targets,); x and y are single vectors."""
 
     def row_maxima(self, x: Vector) -> Vector:
-        """max_j W_ij x_j for a non-negative x (n_sources,), (n_targets,)."""
+        """Compute max_j W_ij x_j, (n_targets,), for a non-negative x (n_sources,)."""
 
     def column_maxima(self, y: Vector) -> Vector:
-        """max_i W_ij y_i for a non-negative y (n_targets,), (n_sources,)."""
+        """Compute max_i W_ij y_i, (n_sources,), for a non-negative y (n_targets,)."""
 
 
 class CSROperator:
@@ -79,34 +79,34 @@ class CSROperator:
         self.shape: tuple[int, int] = tuple(csr.shape)
 
     def out_strength(self) -> FloatArray:
-        """Column sums."""
+        """Compute the column sums."""
         # bincount takes one pass; csr.sum(axis=0) would compute a transposed product.
         sums = np.bincount(self.csr.indices, weights=self.csr.data, minlength=self.shape[1])
         return sums.astype(self.csr.dtype)
 
     def in_strength(self) -> FloatArray:
-        """Row sums."""
+        """Compute the row sums."""
         return self.matvec(np.ones(self.shape[1], dtype=self.csr.dtype))
 
     def out_degree(self) -> FloatArray:
-        """Non-zero entries of every column."""
+        """Count the non-zero entries of every column."""
         return np.bincount(self.csr.indices, minlength=self.shape[1]).astype(self.csr.dtype)
 
     def matvec(self, x: Vector) -> FloatArray:
-        """W @ x."""
+        """Compute W @ x."""
         return np.asarray(self.csr @ x)
 
     def rmatvec(self, y: Vector) -> FloatArray:
-        """W.T @ y, from the same arrays, which scipy reads as CSC."""
+        """Compute W.T @ y from the same arrays, which scipy reads as CSC."""
         return np.asarray(self.csr.T @ y)
 
     def mixed_matvec(self, x: Vector, y: Vector) -> FloatArray:
-        """W @ x + 1[W != 0] @ y."""
+        """Compute W @ x + 1[W != 0] @ y."""
         pattern = sparse.csr_array((np.ones_like(self.csr.data), self.csr.indices, self.csr.indptr), shape=self.shape)
         return np.asarray(self.csr @ x + pattern @ y)
 
     def row_maxima(self, x: Vector) -> FloatArray:
-        """max_j W_ij x_j."""
+        """Compute max_j W_ij x_j."""
         maxima = np.zeros(self.shape[0], dtype=self.csr.dtype)
         rows = np.flatnonzero(np.diff(self.csr.indptr))
         if len(rows):
@@ -114,17 +114,17 @@ class CSROperator:
         return maxima
 
     def column_maxima(self, y: Vector) -> FloatArray:
-        """max_i W_ij y_i."""
+        """Compute max_i W_ij y_i."""
         maxima = np.zeros(self.shape[1], dtype=self.csr.dtype)
         np.maximum.at(maxima, self.csr.indices, self.csr.data * np.repeat(y, np.diff(self.csr.indptr)))
         return maxima
 
 
 class CSRKernelOperator(CSROperator):
-    """A large scipy CSR block, multiplied by :mod:`graphs.linalg.kernels` on all cores; sums in float64."""
+    """A block in scipy's CSR form that :mod:`graphs.linalg.kernels` multiplies on all cores, with sums in float64."""
 
     def matvec(self, x: Vector) -> FloatArray:
-        """W @ x."""
+        """Compute W @ x."""
         from graphs.linalg import kernels
 
         if x.ndim > 1:
@@ -133,7 +133,7 @@ class CSRKernelOperator(CSROperator):
         return np.asarray(kernels.csr_products(csr.indptr, csr.indices, csr.data, x), csr.dtype)
 
     def rmatvec(self, y: Vector) -> FloatArray:
-        """W.T @ y."""
+        """Compute W.T @ y."""
         from graphs.linalg import kernels
 
         if y.ndim > 1:
@@ -142,7 +142,7 @@ class CSRKernelOperator(CSROperator):
         return np.asarray(kernels.csr_column_products(csr.indptr, csr.indices, csr.data, y, csr.shape[1]), csr.dtype)
 
     def out_strength(self) -> FloatArray:
-        """Column sums."""
+        """Compute the column sums."""
         return self.rmatvec(np.ones(self.shape[0]))
 
 
@@ -155,8 +155,7 @@ class TorchCSROperator:
     """
 
     def __init__(self, matrix: torch.Tensor) -> None:
-        n_targets, n_sources = matrix.shape
-        self.shape: tuple[int, int] = (int(n_targets), int(n_sources))
+        self.shape: tuple[int, int] = (matrix.shape[0], matrix.shape[1])
         self._matrix = matrix
         self._transposed: torch.Tensor | None = None
 
@@ -165,31 +164,31 @@ class TorchCSROperator:
         return sums.index_add_(0, self._matrix.col_indices(), values)
 
     def out_strength(self) -> torch.Tensor:
-        """Column sums."""
+        """Compute the column sums."""
         return self._column_sums(self._matrix.values())
 
     def in_strength(self) -> torch.Tensor:
-        """Row sums."""
+        """Compute the row sums."""
         return self.matvec(self._matrix.values().new_ones(self.shape[1]))
 
     def out_degree(self) -> torch.Tensor:
-        """Non-zero entries of every column."""
+        """Count the non-zero entries of every column."""
         return self._column_sums(self._matrix.values().new_ones(self._matrix.values().shape))
 
     def matvec(self, x: Vector) -> torch.Tensor:
-        """W @ x."""
+        """Compute W @ x."""
         result: torch.Tensor = self._matrix @ x
         return result
 
     def rmatvec(self, y: Vector) -> torch.Tensor:
-        """W.T @ y. The first call builds the CSR of W.T and keeps it; torch would build it at every product."""
+        """Compute W.T @ y. The first call builds the CSR of W.T and keeps it; torch would build it at every product."""
         if self._transposed is None:
             self._transposed = _transposed(self._matrix)
         result: torch.Tensor = self._transposed @ y
         return result
 
     def mixed_matvec(self, x: Vector, y: Vector) -> torch.Tensor:
-        """W @ x + 1[W != 0] @ y."""
+        """Compute W @ x + 1[W != 0] @ y."""
         import torch
 
         matrix = self._matrix
@@ -199,13 +198,13 @@ class TorchCSROperator:
         return result
 
     def row_maxima(self, x: Vector) -> torch.Tensor:
-        """max_j W_ij x_j."""
+        """Compute max_j W_ij x_j."""
         values = self._matrix.values()
         products = values * x[self._matrix.col_indices().long()]
         return values.new_zeros(self.shape[0]).scatter_reduce_(0, _rows(self._matrix).long(), products, "amax")
 
     def column_maxima(self, y: Vector) -> torch.Tensor:
-        """max_i W_ij y_i."""
+        """Compute max_i W_ij y_i."""
         values = self._matrix.values()
         products = values * y[_rows(self._matrix).long()]
         columns = self._matrix.col_indices().long()
@@ -213,7 +212,7 @@ class TorchCSROperator:
 
 
 def torch_csr(crow: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Build a torch CSR tensor from sound index arrays, without torch's warning that CSR is in beta.
+    """Build a torch CSR tensor from valid index arrays, without torch's warning that CSR is in beta.
 
     Examples
     --------
@@ -239,7 +238,7 @@ def _transposed(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(matrix: torch.Tensor) -> torch.Tensor:
-    """The row of every entry of a CSR tensor, in its index dtype."""
+    """Return the row of every entry of a CSR tensor, in its index dtype."""
     import torch
 
     rows = torch.arange(matrix.shape[0], device=matrix.device, dtype=matrix.col_indices().dtype)
@@ -247,7 +246,7 @@ def _rows(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class DenseOperator:
-    """A dense block that is read band by band. Its products are those of its CSR form.
+    """A dense block that is read band by band.
 
     Parameters
     ----------
@@ -256,42 +255,43 @@ class DenseOperator:
         numpy or torch: the library of the buffers.
     buffers : Buffers
         Device and dtype of the computation.
-    elements : int
+    n_entries : int
         Entries of a band.
     """
 
-    def __init__(self, block: DenseBlock, xp: Any, buffers: Any, elements: int = BAND_ELEMENTS) -> None:
+    def __init__(self, block: DenseBlock, xp: Any, buffers: Buffers, n_entries: int = BAND_ELEMENTS) -> None:
         self.shape = block.shape
         self._block = block
         self._xp = xp
         self._buffers = buffers
-        self._elements = elements
+        self._n_entries = n_entries
 
     def _bands(self) -> Iterator[Band]:
-        return self._block.bands(self._buffers, self._elements)
+        return self._block.bands(self._buffers, self._n_entries)
 
     def _zeros(self, size: int, like: Vector = None) -> Vector:
-        width = 1 if like is None or like.ndim == 1 else like.shape[1]
-        matrix = self._buffers.empty(size, width)
+        """Make `size` zeros, or as many rows of zeros as wide as `like` if it has several columns."""
+        has_columns = like is not None and like.ndim > 1
+        matrix = self._buffers.empty(size, like.shape[1] if has_columns else 1)
         matrix[:] = 0
-        return matrix[:, 0] if like is None or like.ndim == 1 else matrix
+        return matrix if has_columns else matrix[:, 0]
 
     def out_strength(self) -> Vector:
-        """Column sums."""
+        """Compute the column sums."""
         total = self._zeros(self.shape[1])
         for band in self._bands():
             total[band.columns] += band.matrix.sum(0)
         return total
 
     def in_strength(self) -> Vector:
-        """Row sums."""
+        """Compute the row sums."""
         total = self._zeros(self.shape[0])
         for band in self._bands():
             total[band.rows] += band.matrix.sum(1)
         return total
 
     def out_degree(self) -> Vector:
-        """Non-zero entries of every column."""
+        """Count the non-zero entries of every column."""
         total = self._zeros(self.shape[1])
         for band in self._bands():
             self._xp.sign(band.matrix, out=band.matrix)
@@ -299,21 +299,21 @@ class DenseOperator:
         return total
 
     def matvec(self, x: Vector) -> Vector:
-        """W @ x."""
+        """Compute W @ x."""
         result = self._zeros(self.shape[0], x)
         for band in self._bands():
             result[band.rows] += band.matrix @ x[band.columns]
         return result
 
     def rmatvec(self, y: Vector) -> Vector:
-        """W.T @ y."""
+        """Compute W.T @ y."""
         result = self._zeros(self.shape[1], y)
         for band in self._bands():
             result[band.columns] += band.matrix.T @ y[band.rows]
         return result
 
     def mixed_matvec(self, x: Vector, y: Vector) -> Vector:
-        """W @ x + 1[W != 0] @ y."""
+        """Compute W @ x + 1[W != 0] @ y."""
         result = self._zeros(self.shape[0])
         for band in self._bands():
             result[band.rows] += band.matrix @ x[band.columns]
@@ -322,7 +322,7 @@ class DenseOperator:
         return result
 
     def row_maxima(self, x: Vector) -> Vector:
-        """max_j W_ij x_j."""
+        """Compute max_j W_ij x_j."""
         result = self._zeros(self.shape[0])
         for band in self._bands():
             products = band.matrix * x[band.columns]
@@ -330,7 +330,7 @@ class DenseOperator:
         return result
 
     def column_maxima(self, y: Vector) -> Vector:
-        """max_i W_ij y_i."""
+        """Compute max_i W_ij y_i."""
         result = self._zeros(self.shape[1])
         for band in self._bands():
             products = band.matrix * y[band.rows][:, None]
@@ -339,26 +339,24 @@ class DenseOperator:
 
 
 class KernelOperator(DenseOperator):
-    """Dense weights on the CPU, multiplied without a copy by :mod:`graphs.linalg.kernels`: one read a product, sums in float64.
+    """A dense block on the CPU that :mod:`graphs.linalg.kernels` multiplies without a copy, with sums in float64.
 
-    Products that no kernel takes are those of :class:`DenseOperator`, in numpy.
+    :class:`DenseOperator` computes, in numpy, the products that have no kernel.
 
     Parameters
     ----------
     matrices : tuple of one or two C-contiguous arrays
-        float32, float64, or uint16 for the bits of bfloat16; absolute values add up.
-    transposed : bool
-        Whether the block is the transpose of the matrices (column-major weights).
+        The weights of the block as float32, float64, or uint16 for the bits of bfloat16; transposed if the block is
+        column-major.
     block : DenseBlock
-        The same weights.
     dtype : str
         The dtype of the vectors.
     """
 
-    def __init__(self, matrices: tuple[FloatArray, ...], transposed: bool, block: DenseBlock, dtype: str) -> None:
+    def __init__(self, matrices: tuple[FloatArray, ...], block: DenseBlock, dtype: str) -> None:
         super().__init__(block, np, NumpyBuffers(np.dtype(dtype)))
         self._matrices = matrices
-        self._is_transposed = transposed
+        self._is_transposed = block.column_major
         self._dtype = np.dtype(dtype)
 
     def _product(self, x: Vector, transpose: bool) -> FloatArray:
@@ -368,15 +366,15 @@ class KernelOperator(DenseOperator):
         return np.asarray(kernel(self._matrices, x), self._dtype)
 
     def out_strength(self) -> FloatArray:
-        """Column sums."""
+        """Compute the column sums."""
         return self._product(np.ones(self.shape[0]), transpose=True)
 
     def in_strength(self) -> FloatArray:
-        """Row sums."""
+        """Compute the row sums."""
         return self._product(np.ones(self.shape[1]), transpose=False)
 
     def out_degree(self) -> FloatArray:
-        """Non-zero entries of every column."""
+        """Count the non-zero entries of every column."""
         from graphs.linalg import kernels
 
         if self._is_transposed:
@@ -384,15 +382,15 @@ class KernelOperator(DenseOperator):
         return np.asarray(kernels.column_counts(self._matrices), self._dtype)
 
     def matvec(self, x: Vector) -> FloatArray:
-        """W @ x."""
+        """Compute W @ x."""
         return self._product(x, transpose=False) if x.ndim == 1 else np.asarray(super().matvec(x))
 
     def rmatvec(self, y: Vector) -> FloatArray:
-        """W.T @ y."""
+        """Compute W.T @ y."""
         return self._product(y, transpose=True) if y.ndim == 1 else np.asarray(super().rmatvec(y))
 
     def mixed_matvec(self, x: Vector, y: Vector) -> FloatArray:
-        """W @ x + 1[W != 0] @ y."""
+        """Compute W @ x + 1[W != 0] @ y."""
         from graphs.linalg import kernels
 
         if self._is_transposed:

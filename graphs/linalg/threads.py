@@ -1,7 +1,7 @@
 """Threads that run compiled kernels, and the decorator that compiles a kernel so that it can run on them.
 
-The threads are this package's own. numba's parallel loops would set the number of threads of the whole process, torch's
-included, or may not be entered by two threads at once.
+The threads are this package's own, because of the threading layers of numba: some set the number of threads of the whole
+process, torch's included, and others may not be entered by two threads at once.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ __all__ = ["POOL", "ThreadPool", "compiled", "n_threads"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Only sums may be reordered, which lets them vectorise. NaN and Inf keep their meaning.
+# Sums may be reordered, so that they vectorise. NaN and Inf keep their meaning.
 FAST_MATH = {"reassoc", "contract", "nsz"}
 
-# By default numba writes its cache into the package. After an uninstall that directory would remain and could be imported.
+# By default, numba writes its cache into the package. After an uninstall, that directory would remain and could be imported.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "graphs-kernels"
 
-_CONFIG: Any = numba.config
+_CONFIG: Any = numba.config  # its attributes are set at run time
 
 # How often a waiting thread reads its flag before it sleeps: about 0.2 ms, within which the next product usually comes.
 SPINS = 300_000
 
-# The caller needs some more microseconds, after it has raised the flag, to enter its own kernel and release the GIL.
+# A thread that has seen its flag spins a little longer, until the caller has entered its own kernel and released the GIL.
 EXTRA_SPINS = 12_000
 
 
 def compiled(function: Function) -> Function:
     """Compile a function with numba, without the GIL.
 
-    The result is cached on disk where a directory is writable: NUMBA_CACHE_DIR, or one in the user's cache.
+    The result is cached on disk, in NUMBA_CACHE_DIR or else in the user's cache, if numba finds a writable directory.
 
     Examples
     --------
@@ -54,7 +54,6 @@ def compiled(function: Function) -> Function:
     6
     """
     options: dict[str, Any] = {"nogil": True, "fastmath": FAST_MATH}
-    result: Any
     before = _CONFIG.CACHE_DIR
     _CONFIG.CACHE_DIR = before or str(CACHE)
     try:
@@ -67,7 +66,7 @@ def compiled(function: Function) -> Function:
 
 
 def n_threads() -> int:
-    """Count the threads of a product: the cores that this process may use, at most OMP_NUM_THREADS where it is set.
+    """Count the threads of a product: the cores that this process may use, but at most OMP_NUM_THREADS if it is set.
 
     Examples
     --------
@@ -79,11 +78,11 @@ def n_threads() -> int:
     return max(1, min(cores, int(limit))) if limit.isdigit() else cores
 
 
-_array_of: Any = make_array
+_array_of: Any = make_array  # numba has no type hints here
 
 
 def _atomic_load(_context: Any, flags: Any, place: Any) -> Any:
-    """Generate code that reads flags[place] from memory at every call; a compiler would read it once and loop for ever."""
+    """Generate code that reads flags[place] from memory at every call; compiled code would else read it only once."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         array = _array_of(flags)(context, builder, arguments[0])
@@ -109,11 +108,11 @@ def _spin(flags: npt.NDArray[Any], place: int, wanted: int, spins: int, extra_sp
 class _Worker:
     """A thread that waits for a task, runs it and signals its end.
 
-    Locks hand over the tasks and would be enough. But a sleeping thread takes about 50 microseconds to wake, as long as a
-    product of a million edges. So both sides first spin on a flag for a moment, with the GIL released.
+    Locks hand over the tasks; they would be enough. But a sleeping thread takes about 50 microseconds to wake, as long as a
+    product of a million edges. So both sides first read a flag again and again for a moment, with the GIL released.
     """
 
-    GO, DONE = 0, 8  # places of the two flags, in cache lines of their own
+    GO, DONE = 0, 8  # places of the two flags, each in its own cache line
 
     def __init__(self) -> None:
         self._go, self._done = threading.Lock(), threading.Lock()
@@ -164,7 +163,7 @@ class _Worker:
 
 
 class ThreadPool:
-    """Threads that share the work of the calling one. They start when they are first needed.
+    """Threads that share the work of the calling thread. They start when they are first needed.
 
     Attributes
     ----------
@@ -174,12 +173,11 @@ class ThreadPool:
 
     def __init__(self) -> None:
         self.reset()
-        # Threads do not survive a fork.
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self.reset)
 
     def reset(self) -> None:
-        """Begin without threads, as a new process does."""
+        """Forget all threads, which do not survive a fork, and count the cores again."""
         self.size = n_threads()
         self._workers: list[_Worker] = []
         self._busy = threading.Lock()
@@ -187,7 +185,7 @@ class ThreadPool:
     def run(self, kernel: Callable[[int, int, int], None], cuts: Sequence[int]) -> None:
         """Call ``kernel(start, stop, part)`` for each of the ranges between `cuts`.
 
-        The calling thread takes the last range. While the workers are busy for another caller, it takes all ranges.
+        The calling thread takes the last range, or all ranges while the workers are busy for another caller.
         """
         *others, last = [(int(cuts[k]), int(cuts[k + 1]), k) for k in range(len(cuts) - 1)]
         if not others or not self._busy.acquire(blocking=False):
@@ -195,7 +193,7 @@ class ThreadPool:
                 kernel(*part)
             return
         try:
-            with contextlib.suppress(RuntimeError):  # no more threads can start: those that exist are enough
+            with contextlib.suppress(RuntimeError):  # no more threads can start; the caller takes their ranges
                 while len(self._workers) < len(others):
                     self._workers.append(_Worker())
             used = self._workers[: len(others)]

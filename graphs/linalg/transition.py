@@ -1,11 +1,12 @@
 """The step of a layered rank across one block, for weighted and for modified PageRank.
 
-Source: LLM-Rank (arXiv 2410.13299). Every degenerate case is defined here. This module is the only
-place of the two formulas: solvers apply them to graphs, and scorers of single layers to one matrix.
+Source: LLM-Rank (arXiv 2410.13299). Only this module holds the two formulas, and it defines every degenerate case.
+Problems apply the formulas to the blocks of a graph, and scorers of single layers apply them to one matrix.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from graphs.errors import GraphError
@@ -17,14 +18,14 @@ __all__ = ["Normalised", "Transition", "modified_step", "normalise", "weighted_s
 
 @dataclass(frozen=True)
 class Normalised:
-    """A non-negative vector of sum 1, and the fallback that replaced it, if any.
+    """A non-negative vector of sum 1, and the fallback that it was computed from, if any.
 
     Attributes
     ----------
     vector : Vector
         Sums to 1.
     fallback : str
-        Empty, ``"activation"`` (the sum was zero) or ``"uniform"`` (the activations' sum was zero too).
+        Empty, ``"activation"`` (the vector to be normalised was zero) or ``"uniform"`` (the activations were zero too).
     """
 
     vector: Vector
@@ -48,7 +49,7 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
     Normalised(vector=array([0.25, 0.75]), fallback='activation')
     """
     mass = float(vector.sum())
-    if mass - mass != 0.0:
+    if not math.isfinite(mass):
         raise GraphError(
             "a rank step gave NaN or Inf: the edge weights hold non-finite numbers, or overflow the dtype; "
             "check the weights, or use dtype='float64'"
@@ -56,15 +57,15 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
     if mass > 0.0:
         return Normalised(vector / mass)
     if fallback is not None:
-        return Normalised(normalise(fallback).vector, "activation" if float(fallback.sum()) > 0.0 else "uniform")
-    uniform = vector * 0.0 + 1.0 / max(len(vector), 1)
-    return Normalised(uniform, "uniform")
+        replacement = normalise(fallback)
+        return Normalised(replacement.vector, replacement.fallback or "activation")
+    return Normalised(vector * 0.0 + 1.0 / max(len(vector), 1), "uniform")
 
 
 class Transition:
     """The transition P = theta W Ds^-1 + (1 - theta) 1[W != 0] Dk^-1 of one block, never formed as a matrix.
 
-    The vector is divided by the out-strengths Ds (and the out-degrees Dk) before the product, so that no second
+    A vector is divided by the out-strengths Ds and the out-degrees Dk before the product, so that no second
     matrix is needed. Cost at theta = 1: one read of the weights here, and one per product.
 
     Parameters
@@ -75,41 +76,45 @@ class Transition:
         Share of the edge weights against the bare edges, 0..1.
     arithmetic : Arithmetic
         The arithmetic of the operator.
+
+    Attributes
+    ----------
+    dangling : bool
+        Whether some source is a dangling node.
     """
 
     def __init__(self, operator: BlockOperator, theta: float, arithmetic: Arithmetic) -> None:
         self.theta = theta
         strength = operator.out_strength()
-        total = float(strength.sum())
-        if total - total != 0.0:
+        if not math.isfinite(float(strength.sum())):
             raise GraphError(
                 "the out-strengths are not finite: the edge weights hold NaN or Inf, or overflow the dtype; "
                 "check the weights, or use dtype='float64'"
             )
         self.dangling = bool((strength == 0).any())
-        self._per_strength = arithmetic.reciprocal(strength)
-        self._per_degree: Vector | None = None
-        self._full = False
+        self._inverse_strength = arithmetic.reciprocal(strength)
+        self._inverse_degree: Vector | None = None
+        self._has_all_edges = False
         if theta < 1.0:
             degree = operator.out_degree()
-            self._full = bool((degree == operator.shape[0]).all())
-            self._per_degree = arithmetic.reciprocal(degree)
+            self._has_all_edges = bool((degree == operator.shape[0]).all())
+            self._inverse_degree = arithmetic.reciprocal(degree)
 
     def apply(self, operator: BlockOperator, scores: Vector) -> Vector:
         """Compute P @ scores, (n_targets,); the scores of dangling sources are lost."""
-        weighted = scores * self._per_strength * self.theta
-        if self._per_degree is None:
+        weighted = scores * self._inverse_strength * self.theta
+        if self._inverse_degree is None:
             return operator.matvec(weighted)
-        bare = scores * self._per_degree * (1.0 - self.theta)
-        if self._full:
-            # In a block without zeros all targets receive the same, so that a sum replaces the second product.
+        bare = scores * self._inverse_degree * (1.0 - self.theta)
+        if self._has_all_edges:
+            # All targets receive the same, so that a sum replaces the second product.
             return operator.matvec(weighted) + bare.sum()
         return operator.mixed_matvec(weighted, bare)
 
     def row_maxima(self, operator: BlockOperator) -> Vector:
         """Bound max_j P_ij from above, (n_targets,)."""
-        maxima = operator.row_maxima(self._per_strength) * self.theta
-        return maxima if self._per_degree is None else maxima + self._per_degree.max() * (1.0 - self.theta)
+        maxima = operator.row_maxima(self._inverse_strength) * self.theta
+        return maxima if self._inverse_degree is None else maxima + self._inverse_degree.max() * (1.0 - self.theta)
 
 
 def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalised:
@@ -120,7 +125,7 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
     passed : Vector, (n_l,)
         P r_{l-1}.
     activation : Vector, (n_l,)
-        a_l, non-negative; activations of sum zero count as uniform.
+        a_l, non-negative; activations of sum zero are replaced by uniform ones.
     gamma : float
         Damping, 0..1: the share of a score that comes along edges.
 
@@ -138,7 +143,7 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
 def modified_step(product: Vector, activation: Vector) -> Normalised:
     """Compute the modified rank of a layer: r_l = N((W r_{l-1}) * a_l), elementwise.
 
-    Activations of sum zero count as uniform.
+    Activations of sum zero are replaced by uniform ones.
 
     Examples
     --------

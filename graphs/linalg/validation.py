@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from graphs.errors import GraphError
-from graphs.linalg.blocks import Block, DenseBlock, FloatArray, SparseBlock, as_numpy, index_dtype, is_torch
+from graphs.linalg.blocks import Block, DenseBlock, FloatArray, SparseBlock, as_numpy, is_torch, narrow_indices
 
 __all__ = ["as_block", "as_csr", "as_vector", "check_compressed"]
 
@@ -29,7 +29,7 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
         Name of the block in error messages.
     check_finite : bool
         Whether to read every dense weight once, to find NaN and Inf now; otherwise the first product
-        finds them. Sparse weights are always checked.
+        finds them. Sparse weights are always read.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
 
     Examples
     --------
-    >>> as_block([[1, -2], [0, 3]], "block 1").to_csr().toarray()  # doctest: +ELLIPSIS
+    >>> as_block([[1, -2], [0, 3]], "block 1").to_csr().toarray()
     array([[1., 2.],
            [0., 3.]])
     >>> as_block([[1.0, float("nan")]], "block 1")  # doctest: +ELLIPSIS
@@ -73,12 +73,12 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
 def _check_finite_entries(matrix: Any, name: str) -> None:
     """Raise a GraphError that locates the first NaN or Inf of a dense matrix. Cost: one read.
 
-    A sum or an extreme of numbers with NaN or Inf is not finite either. So one of these is computed first, and single
-    entries are examined only if it is not finite.
+    If an entry is NaN or Inf, the sum of all entries, or one of their extremes, is not finite either. So these are computed
+    first, and single entries are examined only if that is the case.
     """
     if is_torch(matrix) and matrix.itemsize < 4:
-        # A sum in half precision overflows, and one in a wider dtype copies the matrix; extremes do neither. torch has no
-        # extremes of 8-bit floats.
+        # A sum in half precision may overflow, and one in a wider dtype would copy the matrix; extremes do neither. torch
+        # has no extremes of 8-bit floats.
         extremes = (matrix.float() if matrix.itemsize == 1 else matrix).aminmax()
         finite = bool(np.isfinite(float(extremes.min)) and np.isfinite(float(extremes.max)))
     else:
@@ -97,7 +97,7 @@ def _check_finite_entries(matrix: Any, name: str) -> None:
 
 
 def _to_dense(value: Any, name: str) -> Any:
-    """Convert a dense matrix to a floating dtype, as an array or a tensor; its numbers are not checked."""
+    """Convert a dense matrix to an array or a tensor of a floating dtype; NaN and Inf are not looked for."""
     try:
         matrix = value.detach() if is_torch(value) else np.asarray(value)
     except ValueError as error:
@@ -119,7 +119,7 @@ def _to_floating(matrix: Any, name: str) -> Any:
         raise GraphError(f"{name}: expected real numbers, got dtype {matrix.dtype}")
     if matrix.dtype == np.float16:
         return matrix.astype(np.float32)
-    # torch has no view of other byte orders or long doubles, so these are converted as integers are.
+    # torch cannot view other byte orders and long doubles, so these are converted, as integers are.
     return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float64)
 
 
@@ -132,8 +132,8 @@ def _is_sparse(value: Any) -> bool:
 def as_csr(value: Any, name: str) -> sparse.csr_array:
     """Check the index arrays of a matrix and convert it to scipy's CSR form.
 
-    The compiled code of scipy and torch trusts the index arrays of a sparse matrix: with one entry out of range it reads or
-    writes foreign memory.
+    The compiled code of scipy and torch trusts the index arrays of a sparse matrix: with one entry out of range, it reads or
+    writes memory outside of the arrays.
 
     Parameters
     ----------
@@ -144,8 +144,8 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
     Returns
     -------
     scipy.sparse.csr_array, shape (m, n)
-        It may share memory with `value`. Duplicates of a COO matrix are added up; otherwise duplicates, zeros and the order of
-        columns remain.
+        It may share memory with `value`. Duplicates of a COO matrix are added up; otherwise duplicates may remain. Explicit
+        zeros may remain too, and columns need not be sorted.
 
     Raises
     ------
@@ -185,11 +185,11 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
 
 
 def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
-    """The arrays of a sparse matrix (values first, then indices) and the format that they are in, coo or compressed."""
+    """Return a format, "coo" or a compressed one, and the arrays of a sparse matrix in it: values, then indices."""
     if value.format in COMPRESSED:
         return value.format, [np.asarray(part) for part in (value.data, value.indices, value.indptr)]
     if value.format == "lil":
-        # tocsr() would not check that the two lists of every row have one length.
+        # tocsr() does not check that the two lists of every row have the same length.
         n_columns, n_values = (np.fromiter(map(len, lists), np.int64, len(lists)) for lists in (value.rows, value.data))
         if not np.array_equal(n_columns, n_values):
             raise _damage_error(name, "lil", "expected as many columns as values in every row")
@@ -199,7 +199,7 @@ def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
         return "csr", [np.fromiter(values, value.dtype, count), np.fromiter(columns, np.int64, count), pointers]
     try:
         if value.format == "dia":
-            # The constructor checks that there are as many diagonals as offsets; the conversion does not.
+            # The constructor checks that there are as many diagonals as offsets; tocoo() does not.
             value = sparse.dia_array((value.data, value.offsets), shape=value.shape)
         coo = value.tocoo()
     except (IndexError, ValueError) as error:
@@ -208,7 +208,7 @@ def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
 
 
 def _torch_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
-    """The arrays of a sparse tensor and their format, as :func:`_scipy_parts` gives them."""
+    """Return the format and the arrays of a sparse tensor, as :func:`_scipy_parts` does."""
     layout = str(value.layout).removeprefix("torch.sparse_").removeprefix("torch.sparse")
     tensor = value.detach()
     if layout in ("", "coo"):
@@ -223,15 +223,15 @@ def _torch_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
 def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
     """Check that the arrays of a compressed matrix fit it.
 
-    scipy's ``check_format`` is not enough: it changes the matrix that it checks, and does not check the indices where the
-    last index pointer is 0 or negative.
+    scipy's ``check_format`` is not enough: it changes the matrix that it checks, and does not check the indices if the last
+    index pointer is 0 or negative.
 
     Parameters
     ----------
     layout : {"csr", "csc", "bsr"}
         Format of the matrix.
     parts : sequence of three arrays
-        Values (k,), or (k, rows, columns) for BSR; indices (k,); index pointers (rows + 1,), or (columns + 1,) for CSC.
+        Values (k,), or (k, height, width) for BSR; indices (k,); index pointers (rows + 1,), or (columns + 1,) for CSC.
     shape : tuple of int
         Shape of the matrix.
     name : str
@@ -240,7 +240,7 @@ def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tupl
     Raises
     ------
     GraphError
-        Index arrays have another dtype or shape, index pointers do not rise from 0 to k, or indices are out of range.
+        Index arrays have a wrong dtype or shape, index pointers decrease or do not go from 0 to k, or indices are out of range.
 
     Notes
     -----
@@ -251,12 +251,12 @@ def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tupl
     >>> check_compressed("csr", [np.ones(2), np.array([0, 1]), np.array([0, 2])], (1, 2), "block 1")
     """
     data, indices, pointers = parts
-    block = data.shape[1:] if layout == "bsr" else (1, 1)
-    if data.ndim != (3 if layout == "bsr" else 1) or 0 in block or shape[0] % block[0] or shape[1] % block[1]:
+    tile = data.shape[1:] if layout == "bsr" else (1, 1)
+    if data.ndim != (3 if layout == "bsr" else 1) or 0 in tile or shape[0] % tile[0] or shape[1] % tile[1]:
         raise _damage_error(
             name, layout, f"expected the values of a matrix of shape {shape}, got an array of shape {data.shape}"
         )
-    n_major, n_minor = (shape[0] // block[0], shape[1] // block[1])[:: -1 if layout == "csc" else 1]
+    n_major, n_minor = (shape[0] // tile[0], shape[1] // tile[1])[:: -1 if layout == "csc" else 1]
     if pointers.shape != (n_major + 1,) or pointers.dtype.kind not in "iu":
         expected = f"expected {n_major + 1} integers as index pointers"
         raise _damage_error(name, layout, f"{expected}, got {pointers.dtype} of shape {pointers.shape}")
@@ -279,6 +279,7 @@ def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tupl
 
 
 def _check_coordinates(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
+    """Check that the arrays of a COO matrix fit it."""
     data, *coordinates = parts
     if len(coordinates) != 2 or data.ndim != 1 or any(len(indices) != len(data) for indices in coordinates):
         sizes = ", ".join(str(indices.shape) for indices in coordinates)
@@ -296,7 +297,7 @@ def _check_indices(indices: npt.NDArray[Any], limit: int, axis: str, layout: str
         raise _damage_error(
             name, layout, f"expected integer {axis} indices (k,), got {indices.dtype} of shape {indices.shape}"
         )
-    # As unsigned numbers negative indices are large, so that one pass finds both errors.
+    # As unsigned numbers, negative indices are large, so that one pass finds both errors.
     unsigned = indices.view(indices.dtype.str.replace("i", "u"))
     if len(unsigned) and int(unsigned.max()) >= limit:
         at = int(np.argmax(unsigned >= limit))
@@ -326,10 +327,7 @@ def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
     clean.sum_duplicates()
     np.abs(clean.data, out=clean.data)
     clean.eliminate_zeros()
-    clean.sort_indices()
-    integer = index_dtype(clean.shape[1], clean.nnz)
-    indices, indptr = clean.indices.astype(integer, copy=False), clean.indptr.astype(integer, copy=False)
-    return sparse.csr_array((clean.data, indices, indptr), shape=clean.shape)
+    return narrow_indices(clean)
 
 
 def as_vector(values: Any, name: str) -> FloatArray:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pagerank"]
 
-# Estimate of the products per block on a graph with cycles, by which the form of a block is chosen_solver.
+# Estimated number of products per block on a graph with cycles; the backend chooses the form of a block by it.
 ESTIMATED_PRODUCTS = 30
 
 
@@ -87,7 +87,7 @@ def pagerank(
     callback : callable, optional
         Called with a :class:`graphs.solvers.SolverProgress` after every step; the solver stops if it returns True.
     keep : KeepHighest, optional
-        Stop as soon as the set of these nodes is certain, and return the certificate. Not for k columns.
+        Stop as soon as it is certain which nodes have the highest scores, and return the certificate. Not for k columns.
 
     Returns
     -------
@@ -110,7 +110,7 @@ def pagerank(
     """
     started = perf_counter()
     gamma = check_share("gamma", gamma, below_one=True)
-    criteria, chosen_solver = check_stopping_criteria(tol, max_iter, callback), solver_by_name(solver)
+    chosen_solver, criteria = solver_by_name(solver), check_stopping_criteria(tol, max_iter, callback)
     digraph = as_digraph(graph, weight)
     distribution = teleport_vector(digraph, teleport)
     if keep is not None:
@@ -121,8 +121,10 @@ def pagerank(
             )
     if backend == "dense" and any(edges.source == edges.target for edges in digraph.edge_blocks):
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
-    once = isinstance(chosen_solver, (LayerSweep, SparseLU)) or (chosen_solver is None and digraph.topological[1])
-    products = 1 if once else ESTIMATED_PRODUCTS
+    one_product = isinstance(chosen_solver, (LayerSweep, SparseLU)) or (
+        chosen_solver is None and digraph.topological[1]
+    )
+    products = 1 if one_product else ESTIMATED_PRODUCTS
     problem = DigraphProblem(
         digraph, make_backend(backend, device, dtype, digraph.blocks), gamma, distribution, products
     )

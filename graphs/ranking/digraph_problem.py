@@ -25,7 +25,7 @@ __all__ = ["DigraphProblem"]
 
 @dataclass(frozen=True, eq=False)
 class _BlockTransition:
-    """The part of P on the edges of one block: the source scores are scaled, then the operator multiplies them."""
+    """The part of P on the edges of one block. It scales the source scores, then the operator multiplies them."""
 
     edges: EdgeBlock
     operator: BlockOperator
@@ -44,7 +44,7 @@ class _BlockTransition:
 
 
 class DigraphProblem:
-    """F(r) = gamma P r + (gamma * d + 1 - gamma) v, computed block by block; d is the sum of the scores of dangling nodes.
+    """The equation r = gamma P r + (gamma * d + 1 - gamma) v; d is the sum of the scores of dangling nodes.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class DigraphProblem:
     teleport : (nodes,) or (nodes, k) float64 array
         v, every column of sum 1.
     products : int
-        About how often every block will be multiplied, by which the backend chooses its form.
+        About how often every block will be multiplied; the backend chooses the form of a block by it.
     """
 
     depth = None
@@ -73,7 +73,7 @@ class DigraphProblem:
         self.n_layers = len(digraph.layer_sizes)
         self.n_blocks = len(digraph.edge_blocks)
         self.n_columns: int | None = None if teleport.ndim == 1 else teleport.shape[1]
-        self._order, self._layers_acyclic = digraph.topological
+        self._layer_order, self._layers_acyclic = digraph.topological
         self.teleport: State = self.split(teleport)
         self._transitions = self._make_transitions(products)
         self._transitions_into: defaultdict[int, list[_BlockTransition]] = defaultdict(list)
@@ -99,7 +99,7 @@ class DigraphProblem:
     # --- the equation
 
     def apply(self, state: State) -> State:
-        """Apply F: every layer is computed from the given state. One product per block."""
+        """Apply F, with one product per block: compute every layer from the given state."""
         following = [vector * self.gamma for vector in self.transition(state)]
         # Everything that did not come along edges teleports, the scores of dangling nodes included.
         teleporting = 1.0 - total_mass(following)
@@ -107,7 +107,7 @@ class DigraphProblem:
         return [vector + scale_columns(v, teleporting) for vector, v in zip(following, self.teleport, strict=True)]
 
     def transition(self, state: State) -> State:
-        """Apply P: the scores that arrive along edges; those of dangling nodes are lost. One product per block."""
+        """Apply P, with one product per block: the scores that arrive along edges. Those of dangling nodes are lost."""
         arriving = []
         for layer in range(self.n_layers):
             total = state[layer] * 0.0
@@ -129,11 +129,11 @@ class DigraphProblem:
         return [residual / (1.0 - self.gamma)] * self.n_layers
 
     def row_maxima(self) -> list[FloatArray]:
-        """Compute max_j P_ij of every node i by layer, dangling j included: no entry of P z exceeds it times |z|_1."""
+        """Bound max_j P_ij of every node i from above, by layer; here P also gives the scores of dangling nodes to v."""
         arithmetic = self.backend.arithmetic
         sizes = self.digraph.layer_sizes
         pair_maxima: dict[tuple[int, int], FloatArray] = {}
-        sent: list[FloatArray] = [np.zeros(size) for size in sizes]
+        shares: list[FloatArray] = [np.zeros(size) for size in sizes]
         for transition in self._transitions:
             source, target = transition.edges.source, transition.edges.target
             operator = transition.operator
@@ -141,12 +141,12 @@ class DigraphProblem:
             # The maxima of parallel blocks add up; blocks from different layers have different nodes j.
             previous = pair_maxima.get((source, target), np.zeros(sizes[target]))
             pair_maxima[source, target] = arithmetic.to_numpy(maxima(transition.scale)) + previous
-            sent[source] = sent[source] + arithmetic.to_numpy(transition.share)
+            shares[source] = shares[source] + arithmetic.to_numpy(transition.share)
         result: list[FloatArray] = [np.zeros(size) for size in sizes]
         for (_, target), values in pair_maxima.items():
             result[target] = np.maximum(result[target], values)
-        if any(bool((layer < 0.5).any()) for layer in sent):
-            # The score of a dangling node goes to v.
+        if any((share < 0.5).any() for share in shares):
+            # There is a dangling node. The shares of any other node sum to 1.
             teleports = [arithmetic.to_numpy(v) for v in self.teleport]
             result = [np.maximum(values, v) for values, v in zip(result, teleports, strict=True)]
         return result
@@ -180,22 +180,19 @@ class DigraphProblem:
         return all(_is_acyclic(t.operator) for t in self._transitions if t.within_layer)
 
     def sweep(self, state: State, teleporting: Vector) -> SweptState:
-        """Take one Gauss-Seidel sweep over x = gamma P x + teleporting * v in layer order. One product per block."""
+        """Take one Gauss-Seidel sweep over x = gamma P x + teleporting * v in layer order, with one product per block."""
         current = list(state)
-        # Along edges that lead back the sweep took old scores. Only their changes are missing in the equation of x.
+        # Along edges that lead back the sweep took old scores. Their changes are all that x misses in its equation.
         missing, signed = teleporting * 0.0, teleporting * 0.0
-        for layer in self._order:
+        for layer in self._layer_order:
             total = scale_columns(self.teleport[layer], teleporting)
-            inner = False
             for transition in self._transitions_into[layer]:
-                if transition.within_layer:
-                    inner = True
-                else:
+                if not transition.within_layer:
                     total = total + transition(current[transition.edges.source]) * self.gamma
-            if inner:
+            if any(transition.within_layer for transition in self._transitions_into[layer]):
                 before, node_sweep = current[layer], self._node_sweep(layer)
-                current[layer] = node_sweep.solve(before, total)
-                change = scale_rows(current[layer] - before, self.backend.arithmetic.vector(node_sweep.back))
+                current[layer] = node_sweep.sweep(before, total)
+                change = scale_rows(current[layer] - before, self.backend.arithmetic.vector(node_sweep.back_shares))
                 missing, signed = missing + column_sums(abs(change)), signed + column_sums(change)
             else:
                 current[layer] = total
@@ -211,23 +208,25 @@ class DigraphProblem:
         return SweptState([scale_columns(vector, 1.0 / mass) for vector in current], teleporting / mass, residual)
 
     def aggregate(self, state: State, teleporting: Vector) -> State:
-        """Scale the layers of a state to the exact solution of the small chain whose nodes are the layers.
+        """Scale the layers of a state so that their sums solve the same equation with one node for each layer.
 
-        The proportions within a layer remain, and they determine the flows between layers. Costs no product, because the
-        shares alone tell what leaves a layer. With one layer this balances the layer's sum with the teleporting mass, an
+        The proportions within a layer remain, and they determine the flows between layers. This costs no product, because the
+        shares alone give what leaves a layer. If there is one layer, this balances its sum with the teleporting mass, an
         error that sweeps alone reduce by no more than the factor gamma.
         """
         to_numpy = self.backend.arithmetic.to_numpy
-        held = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)
-        flow = np.zeros((held.shape[1], self.n_layers, self.n_layers))
+        layer_sums = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)
+        flow = np.zeros((layer_sums.shape[1], self.n_layers, self.n_layers))
         for transition in self._transitions:
             source, target = transition.edges.source, transition.edges.target
             sent = np.atleast_1d(to_numpy(column_sums(scale_rows(state[source], transition.share))))
-            flow[:, target, source] += np.divide(sent, held[source], out=np.zeros_like(sent), where=held[source] > 0)
-        arriving = np.stack([np.atleast_1d(to_numpy(column_sums(v) * teleporting)) for v in self.teleport])
+            flow[:, target, source] += np.divide(
+                sent, layer_sums[source], out=np.zeros_like(sent), where=layer_sums[source] > 0
+            )
+        teleported = np.stack([np.atleast_1d(to_numpy(column_sums(v) * teleporting)) for v in self.teleport])
         system = np.eye(self.n_layers) - self.gamma * flow.astype(np.float64)
-        solution = np.linalg.solve(system, arriving.T[:, :, None])[:, :, 0].T
-        factors = np.divide(solution, held, out=np.ones_like(solution), where=held > 0)
+        solution = np.linalg.solve(system, teleported.T[:, :, None])[:, :, 0].T
+        factors = np.divide(solution, layer_sums, out=np.ones_like(solution), where=layer_sums > 0)
         if self.n_columns is None:
             return [vector * float(factor[0]) for vector, factor in zip(state, factors, strict=True)]
         vector_of = self.backend.arithmetic.vector
@@ -237,7 +236,7 @@ class DigraphProblem:
 
     @property
     def n_edges(self) -> int:
-        """Number of edges, parallel ones counted each."""
+        """Number of edges; parallel edges count each."""
         return sum(block.n_edges for block in self.digraph.blocks)
 
     def matrix(self) -> sparse.csc_array:
@@ -253,12 +252,12 @@ class DigraphProblem:
         arithmetic = self.backend.arithmetic
         operators: dict[int, BlockOperator] = {}
         strengths: list[Vector] = []
-        # Sweeps in node order need the rows of the edges within a layer.
-        inner = {id(edges.block) for edges in self.digraph.edge_blocks if edges.source == edges.target}
+        # Sweeps in node order need the edges within a layer by row.
+        within_layer = {id(edges.block) for edges in self.digraph.edge_blocks if edges.source == edges.target}
         for edges in self.digraph.edge_blocks:
             key = id(edges.block)
             if key not in operators:
-                as_csr = key in inner and self.backend.form == "auto"
+                as_csr = key in within_layer and self.backend.form == "auto"
                 operators[key] = (
                     arithmetic.csr_operator(edges.block) if as_csr else self.backend.operator(edges.block, products)
                 )
@@ -274,7 +273,7 @@ class DigraphProblem:
             strengths.append(strength)
         totals: dict[int, Vector] = {}
         for edges, strength in zip(self.digraph.edge_blocks, strengths, strict=True):
-            # Where edges have shares: the sum of the shares of the blocks in which a node has edges. Else its strength.
+            # A node's total is its strength; if blocks have shares, the sum of the shares of the blocks where it has edges.
             part = strength
             if edges.share is not None:
                 part = arithmetic.vector((arithmetic.to_numpy(strength) > 0) * edges.share)
@@ -288,8 +287,8 @@ class DigraphProblem:
         return transitions
 
     def _leads_back(self, transition: _BlockTransition) -> bool:
-        """Whether the edges lead from a layer to an earlier one."""
-        return self._order.index(transition.edges.source) > self._order.index(transition.edges.target)
+        """Tell whether the edges lead from a layer to an earlier one in the order of sweeps."""
+        return self._layer_order.index(transition.edges.source) > self._layer_order.index(transition.edges.target)
 
     def _node_sweep(self, layer: int) -> _NodeSweep:
         if layer not in self._node_sweeps:
@@ -315,7 +314,7 @@ def _check_finite(mass: Vector) -> None:
 class _NodeSweep:
     """Gauss-Seidel sweeps over the nodes of one layer, in the topological order of its strong components.
 
-    `back` holds, for every node, the share of its score that leads to an earlier node.
+    `back_shares` holds, for every node, the share of its score that leads to an earlier node.
     """
 
     def __init__(self, operator: CSROperator, scale: FloatArray, gamma: float) -> None:
@@ -328,15 +327,15 @@ class _NodeSweep:
         position[self.order] = np.arange(len(self.order))
         leads_back = position[csr.indices] > position[rows]
         weights = csr.data * self._scale[csr.indices]
-        self.back: Any = np.bincount(csr.indices, weights=weights * leads_back, minlength=csr.shape[1])
+        self.back_shares: Any = np.bincount(csr.indices, weights=weights * leads_back, minlength=csr.shape[1])
 
-    def solve(self, before: FloatArray, constant: FloatArray) -> FloatArray:
-        """Compute the layer after one sweep from `before`; `constant` comes from elsewhere."""
+    def sweep(self, before: FloatArray, constant: FloatArray) -> FloatArray:
+        """Compute the scores after one sweep from `before`; `constant` is what arrives from other layers and by teleport."""
         from graphs.linalg import kernels
 
         columns = []
         for old, arriving in zip(np.atleast_2d(before.T), np.atleast_2d(constant.T), strict=True):
-            x = old.astype(np.float64)
+            scores = old.astype(np.float64)
             kernels.gauss_seidel(
                 self._csr.indptr,
                 self._csr.indices,
@@ -345,14 +344,14 @@ class _NodeSweep:
                 self.order,
                 self._gamma,
                 arriving.astype(np.float64),
-                x,
+                scores,
             )
-            columns.append(x)
+            columns.append(scores)
         return np.stack(columns, axis=1).astype(before.dtype) if before.ndim == 2 else columns[0].astype(before.dtype)
 
 
 def _is_acyclic(operator: BlockOperator) -> bool:
-    """Tell whether the edges within a layer have no cycle but self-loops, which a sweep solves exactly."""
+    """Tell whether the edges within a layer have no cycles except self-loops, which a sweep solves exactly."""
     if isinstance(operator, CSRKernelOperator):
         # Strong components cost as much as ten products; the kernel costs less, above all where there are cycles.
         from graphs.linalg import kernels
@@ -365,11 +364,6 @@ def _is_acyclic(operator: BlockOperator) -> bool:
 
 
 def _topological_order(component: Any, targets: Any, sources: Any) -> Any:
-    """Sort nodes by component, sources first; scipy numbers strong components in either direction."""
-    between = component[targets] != component[sources]
-    forward = bool((component[sources] <= component[targets])[between].all())
-    backward = bool((component[sources] >= component[targets])[between].all())
-    if forward or not backward:
-        # If neither holds, the order is still valid for Gauss-Seidel, only not the best; exactness is checked elsewhere.
-        return np.argsort(component, kind="stable").astype(np.int64)
-    return np.argsort(-component, kind="stable").astype(np.int64)
+    """Sort nodes by strong component, sources first; scipy numbers components either from sources to targets or back."""
+    forward = bool((component[sources] <= component[targets]).all())
+    return np.argsort(component if forward else -component, kind="stable").astype(np.int64)

@@ -69,7 +69,7 @@ def weighted_pagerank(
     callback : callable, optional
         Called with a :class:`graphs.solvers.SolverProgress` after every step; the solver stops if it returns True.
     keep : KeepHighest, optional
-        Stop as soon as the set of these nodes is certain, and return the certificate.
+        Stop as soon as it is certain which nodes have the highest scores, and return the certificate.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def weighted_pagerank(
     return solve_for_rank(
         problem,
         chosen_solver,
-        None if start is None else problem.split(starting_state(start, graph.layer_sizes, None, each_layer=True)),
+        None if start is None else problem.start_from(starting_state(start, graph.layer_sizes, None, each_layer=True)),
         criteria,
         None if keep is None else keep.check(graph.layer_sizes),
         perf_counter() - started,
@@ -170,7 +170,7 @@ def modified_pagerank(
     return solve_for_rank(
         problem,
         chosen_solver,
-        None if start is None else problem.split(starting_state(start, graph.layer_sizes, None, each_layer=True)),
+        None if start is None else problem.start_from(starting_state(start, graph.layer_sizes, None, each_layer=True)),
         criteria,
         None if keep is None else keep.check(graph.layer_sizes),
         perf_counter() - started,

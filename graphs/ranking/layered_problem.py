@@ -18,13 +18,9 @@ from graphs.structures.layered import LayeredGraph
 
 __all__ = ["LayeredProblem", "ModifiedPageRankProblem", "WeightedPageRankProblem"]
 
-# Reasons of degenerate layers.
-ZERO_ACTIVATIONS = "the activations sum to zero; uniform ones are used"
-ZERO_SCORES = "all scores are zero"
-
 
 class LayeredProblem:
-    """The common part of both problems: layer 0 is given, and layer l follows from layer l-1 alone.
+    """The base class of both problems: layer 0 is given, and layer l follows from layer l-1 alone.
 
     Parameters
     ----------
@@ -36,6 +32,7 @@ class LayeredProblem:
     """
 
     acyclic = True
+    sweepable = True
     linear = False
 
     def __init__(self, graph: LayeredGraph, backend: Backend, products: int) -> None:
@@ -47,11 +44,11 @@ class LayeredProblem:
         self.depth = self.n_layers - 1
         self.dtype = backend.arithmetic.dtype
         self.degenerate: dict[int, str] = {}
-        self._activations = [backend.arithmetic.vector(_scaled_to_one(vector)) for vector in graph.activations]
+        self._activations = [backend.arithmetic.vector(_scaled_below_one(vector)) for vector in graph.activations]
         self._operators: dict[int, BlockOperator] = {}
 
-    def split(self, layers: Sequence[FloatArray]) -> State:
-        """Convert numpy arrays, one for each layer, to a state; layer 0 is replaced by the given one."""
+    def start_from(self, layers: Sequence[FloatArray]) -> State:
+        """Convert a user's first iterate, one numpy array for each layer, to a state; r_0 takes the place of its layer 0."""
         return [self._first(), *(self.backend.arithmetic.vector(vector) for vector in layers[1:])]
 
     def start(self) -> State:
@@ -99,27 +96,37 @@ class LayeredProblem:
 
     def step(self, layer: int, previous: Vector) -> Vector:
         """Compute r_layer from r_{layer-1}."""
+        # Only the last step counts for the result: a layer may be degenerate in an early iterate alone.
+        self.degenerate.pop(layer, None)
+        activation = self._activations[layer]
+        if float(activation.sum()) == 0.0:
+            self.degenerate[layer] = "the activations sum to zero; uniform ones are used"
+        try:
+            result = self._normalised_step(layer, previous, activation)
+        except GraphError as error:
+            raise GraphError(f"block {layer}: {error}") from error
+        self._note_fallback(layer, result, "all scores are zero")
+        return result.vector
+
+    def _normalised_step(self, layer: int, previous: Vector, activation: Vector) -> Normalised:
+        """Apply the formula of the rank to one layer."""
         raise NotImplementedError
 
     def _contraction(self, layer: int) -> float:
-        """A factor that bounds the growth of L1 distances by the step into `layer`; inf where none is known."""
+        """Return a factor by which the step into `layer` at most multiplies L1 distances; inf where none is known."""
         return math.inf
 
     def _first(self) -> Vector:
-        """The scores of layer 0: r_0 = a_0 / sum(a_0)."""
+        """Compute the scores of layer 0: r_0 = a_0 / sum(a_0)."""
         first = normalise(self._activations[0])
         self._note_fallback(0, first, "the input activations sum to zero")
         return first.vector
 
     def _operator(self, layer: int) -> BlockOperator:
-        """The operator of the block into `layer`, which is kept only if it will be used again."""
+        """Make the operator of the block into `layer`; it is kept only if it will be used again."""
         if layer in self._operators:
             return self._operators[layer]
-        block = self.graph.blocks[layer - 1]
-        try:
-            operator = self.backend.operator(block, self.products)
-        except GraphError as error:
-            raise GraphError(f"block {layer}: {error}") from error
+        operator = self.backend.operator(self.graph.blocks[layer - 1], self.products)
         if self.products > 1:
             self._operators[layer] = operator
         return operator
@@ -130,8 +137,8 @@ class LayeredProblem:
             self.degenerate[layer] = f"{cause}; {used} used"
 
 
-def _scaled_to_one(vector: FloatArray) -> FloatArray:
-    """Multiply a vector by the power of two that brings its maximum just below 1.
+def _scaled_below_one(vector: FloatArray) -> FloatArray:
+    """Multiply a vector by the power of two that brings its maximum to at least 0.5 and below 1.
 
     Ranks do not depend on the scale of a layer's activations. At this scale sums and float32 do not
     overflow and small activations do not vanish, and a power of two does not round.
@@ -145,38 +152,26 @@ class WeightedPageRankProblem(LayeredProblem):
 
     def __init__(self, graph: LayeredGraph, backend: Backend, products: int, gamma: float, theta: float) -> None:
         super().__init__(graph, backend, products)
-        self.damping = gamma
+        self.gamma = gamma
         self.theta = theta
         self._transitions: dict[int, Transition] = {}
 
     def row_maxima(self) -> list[FloatArray]:
         """Bound max_j P_ij of every node i from above, by layer; 1 in layer 0, which is given."""
         to_numpy = self.backend.arithmetic.to_numpy
-        steps = (self._transitions[layer].row_maxima(self._operator(layer)) for layer in range(1, self.n_layers))
-        return [np.ones(self.graph.layer_sizes[0]), *map(to_numpy, steps)]
+        maxima = (self._transitions[layer].row_maxima(self._operator(layer)) for layer in range(1, self.n_layers))
+        return [np.ones(self.graph.layer_sizes[0]), *map(to_numpy, maxima)]
 
     def _contraction(self, layer: int) -> float:
         # With a dangling source N is not linear.
         known = layer in self._transitions and not self._transitions[layer].dangling
-        return self.damping if known else math.inf
+        return self.gamma if known else math.inf
 
-    def step(self, layer: int, previous: Vector) -> Vector:
-        """Compute r_layer from r_{layer-1}."""
+    def _normalised_step(self, layer: int, previous: Vector, activation: Vector) -> Normalised:
         operator = self._operator(layer)
-        # Only the last step counts for the result: a layer may be degenerate in an early iterate alone.
-        self.degenerate.pop(layer, None)
-        try:
-            if layer not in self._transitions:
-                self._transitions[layer] = Transition(operator, self.theta, self.backend.arithmetic)
-            passed = self._transitions[layer].apply(operator, previous)
-            activation = self._activations[layer]
-            if float(activation.sum()) == 0.0:
-                self.degenerate[layer] = ZERO_ACTIVATIONS
-            result = weighted_step(passed, activation, self.damping)
-        except GraphError as error:
-            raise GraphError(f"block {layer}: {error}") from error
-        self._note_fallback(layer, result, ZERO_SCORES)
-        return result.vector
+        if layer not in self._transitions:
+            self._transitions[layer] = Transition(operator, self.theta, self.backend.arithmetic)
+        return weighted_step(self._transitions[layer].apply(operator, previous), activation, self.gamma)
 
 
 class ModifiedPageRankProblem(LayeredProblem):
@@ -186,18 +181,8 @@ class ModifiedPageRankProblem(LayeredProblem):
         super().__init__(graph, backend, products)
         self.zero_lowest = zero_lowest
 
-    def step(self, layer: int, previous: Vector) -> Vector:
-        """Compute r_layer from r_{layer-1}."""
+    def _normalised_step(self, layer: int, previous: Vector, activation: Vector) -> Normalised:
         count = int(self.zero_lowest * len(previous))
         if count:
             previous = self.backend.arithmetic.with_lowest_zeroed(previous, count)
-        self.degenerate.pop(layer, None)
-        activation = self._activations[layer]
-        if float(activation.sum()) == 0.0:
-            self.degenerate[layer] = ZERO_ACTIVATIONS
-        try:
-            result = modified_step(self._operator(layer).matvec(previous), activation)
-        except GraphError as error:
-            raise GraphError(f"block {layer}: {error}") from error
-        self._note_fallback(layer, result, ZERO_SCORES)
-        return result.vector
+        return modified_step(self._operator(layer).matvec(previous), activation)

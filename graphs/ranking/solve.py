@@ -1,7 +1,8 @@
-"""The common part of all ranks: from a problem and a solver to a RankResult."""
+"""The common part of all ranks: check the first iterate, run the solver, and build the RankResult."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from graphs.linalg.blocks import FloatArray, as_numpy
 from graphs.linalg.layer_vectors import State
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.ranking.layered_problem import LayeredProblem
-from graphs.solvers import Solver, StoppingCriteria, automatic_solver, solve, warn_unconverged
+from graphs.solvers import Solver, StoppingCriteria, automatic_solver, solve
 from graphs.solvers.certificate import KeepHighest
 from graphs.solvers.result import DegenerateLayer, RankResult
 
@@ -28,7 +29,7 @@ def solve_for_rank(
     setup_seconds: float,
     **attributes: Any,
 ) -> RankResult:
-    """Solve a problem and build the result; if the solver does not converge, warn the caller of the calling function.
+    """Solve a problem and build the result; a warning that the solver did not converge points at the caller's caller.
 
     Parameters
     ----------
@@ -39,9 +40,9 @@ def solve_for_rank(
         First iterate; None is the default of the problem.
     criteria : StoppingCriteria
     keep : KeepHighest or None
-        Stop as soon as the set of these nodes is certain.
+        Stop as soon as it is certain which nodes have the highest scores.
     setup_seconds : float
-        Time that the set-up of the problem took.
+        Time that it took to set up the problem.
     **attributes
         The other attributes of the result: names, method, parameters, labels.
 
@@ -66,10 +67,14 @@ def solve_for_rank(
         criteria = replace(criteria, certify=keep.certificate)
     solution = solve(problem, solver, problem.start() if start is None else start, criteria, to_scores)
     if solution.stop_reason == "max_iter":
-        warn_unconverged(
-            solver.name, len(solution.residuals), float(solution.residuals[-1]), solution.tolerance, frames=3
+        warnings.warn(
+            f"{solver.name} iteration stopped after max_iter={criteria.max_iter} steps with residual "
+            f"{solution.residuals[-1]:.1e} above the tolerance {solution.tolerance:.1e}; the result is the last iterate "
+            "(converged=False): raise max_iter or tol",
+            RuntimeWarning,
+            stacklevel=3,
         )
-    degenerate = getattr(problem, "degenerate", {})
+    degenerate = problem.degenerate if isinstance(problem, LayeredProblem) else {}
     return RankResult(
         scores=to_scores(solution.state),
         residuals=solution.residuals,
@@ -81,8 +86,8 @@ def solve_for_rank(
         solver=solver.name,
         backend=problem.backend.name,
         solver_reason=solver_reason,
-        step_products=solution.block_products,
-        step_seconds=solution.seconds,
+        step_products=solution.step_products,
+        step_seconds=solution.step_seconds,
         setup_seconds=setup_seconds,
         certificate=solution.certificate,
         degenerate=tuple(DegenerateLayer(layer, reason) for layer, reason in sorted(degenerate.items())),
@@ -100,7 +105,7 @@ def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each
     sizes : tuple of int
         Sizes of the layers.
     columns : int or None
-        Number of columns of the result, all equal if `start` has only one.
+        Number of columns of the result; a `start` without columns is repeated.
     each_layer : bool
         Whether every layer is scaled to sum 1, or all layers together.
 

@@ -3,7 +3,7 @@
 ========================= ======================= =============================================================
 name                      class                   convergence
 ========================= ======================= =============================================================
-``power``                 :class:`PowerIteration` at least like gamma**k; exact after L steps on a layered graph
+``power``                 :class:`PowerIteration` error falls at least like gamma**k; layered ranks are exact after L steps
 ``sweep``                 :class:`LayerSweep`     exact after one sweep; for acyclic graphs only
 ``gauss-seidel``          :class:`GaussSeidel`    fast where few edges lead back to earlier layers
 ``aitken``, ``quadratic`` :class:`Extrapolation`  power iteration without its one or two slowest modes
@@ -12,7 +12,7 @@ name                      class                   convergence
 ``lu``                    :class:`SparseLU`       direct; for checks
 ========================= ======================= =============================================================
 
-When they stop early, Anderson mixing and the Krylov methods may return scores slightly below zero; their bounds still hold.
+When Anderson mixing or a Krylov method stops early, scores may be slightly below zero; the error bounds still hold.
 """
 
 from graphs.solvers.accelerated import AndersonMixing, Extrapolation
@@ -24,7 +24,6 @@ from graphs.solvers.iteration import (
     attainable_tolerance,
     check_stopping_criteria,
     solve,
-    warn_unconverged,
 )
 from graphs.solvers.krylov import Krylov
 from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, SweptState
@@ -53,5 +52,4 @@ __all__ = [
     "check_stopping_criteria",
     "solve",
     "solver_by_name",
-    "warn_unconverged",
 ]

@@ -47,11 +47,11 @@ class Extrapolation:
         return "aitken" if self.degree == 1 else "quadratic"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the iterates, the number of steps and the residual so far."""
+        """Return the memory of the first step: the last iterates, the number of steps, and the last residual."""
         return (start,), 0, np.inf
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
-        """Apply F once, or twice where an extrapolation fails."""
+        """Apply F once; twice if an extrapolation does not lower the residual."""
         iterates, steps, residual_before = memory
         products = 0
         if steps and steps % self.period == 0 and len(iterates) == self.degree + 2:
@@ -71,10 +71,11 @@ class Extrapolation:
     ) -> SolverStep:
         residual = problem.residual(changes)
         memory = (iterates, steps + 1, residual)
-        # After an extrapolation no layer is exact any more, so the bound may count on one application of F only.
+        # An extrapolation makes exact layers inexact, so the bound may count on one application of F only.
         return SolverStep(iterates[-1], changes, residual, problem.error_bounds(changes, 1), products, memory)
 
     def _extrapolate(self, iterates: tuple[State, ...], *, each_layer: bool) -> State:
+        """Compute the limit of the iterates if the error consists of `degree` geometric modes."""
         first, *rest = iterates
         differences = [subtract(state, first) for state in rest]
         *basis, last = differences
@@ -90,15 +91,15 @@ class Extrapolation:
 
 @dataclass(frozen=True)
 class AndersonMixing:
-    """Power iteration whose next point is the mixture of the last few iterates with the least residual.
+    """Power iteration on mixtures of the last iterates: F is applied to the mixture whose residual should be least.
 
-    Source: Anderson 1965; Walker and Ni, SIAM J. Numer. Anal. 49 (2011). The outcome of a step is F of
-    the point, so the bound is that of power iteration.
+    Every step returns F of a mixture, so the bound is that of power iteration. Source: Anderson 1965; Walker and Ni, SIAM J.
+    Numer. Anal. 49 (2011).
 
     Parameters
     ----------
     window : int
-        Number of differences between iterates that are remembered; each costs two vectors.
+        Number of earlier iterates in the mixture; each is stored as two vectors.
     """
 
     window: int = 6
@@ -110,35 +111,34 @@ class AndersonMixing:
             raise GraphError(f"expected a window of at least 1, got {self.window!r}")
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the point, an empty history and the lowest residual so far."""
+        """Return the memory of the first step: the state to apply F to, an empty history, and the lowest residual so far."""
         return start, (), np.inf
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
-        """Apply F once, and mix the next point."""
-        point, history, best = memory
-        image = problem.apply(point)
-        changes = distances(image, point)
+        """Apply F once, and mix the next state."""
+        mixture, history, best = memory
+        image = problem.apply(mixture)
+        changes = distances(image, mixture)
         residual = problem.residual(changes)
         if residual > 10.0 * best:
-            # Mixing increased the error, which F alone never does: forget the history, and continue from F of the point.
+            # Mixing has increased the residual by far: forget the history, and continue from F of this mixture.
             history = ()
-        history = (*history, (image, subtract(image, point)))[-(self.window + 1) :]
-        # A mixture has large terms of both signs, so rounding changes its sum, and the bound holds for a sum of 1.
-        point = normalise_state(self._mix(history), each_layer=not problem.linear)
-        memory = (point, history, min(best, residual))
+        history = (*history, (image, subtract(image, mixture)))[-(self.window + 1) :]
+        # A mixture has large terms of both signs, so rounding changes its sum; but the bound needs a sum of 1.
+        mixture = normalise_state(self._mix(history), each_layer=not problem.linear)
+        memory = (mixture, history, min(best, residual))
         return SolverStep(image, changes, residual, problem.error_bounds(changes, 1), problem.n_blocks, memory)
 
-    def _mix(self, history: Any) -> State:
-        image, defect = history[-1]
-        if len(history) == 1:
-            return image  # type: ignore[no-any-return]
-        images = [subtract(image, older) for older, _ in history[:-1]]
-        defects = [subtract(defect, older) for _, older in history[:-1]]
-        scale = np.array([np.sqrt(dot(d, d)) for d in defects])
-        if not (scale > 0).all():
-            return image  # type: ignore[no-any-return]
-        gram = np.array([[dot(a, b) for b in defects] for a in defects]) / np.outer(scale, scale)
-        right = np.array([dot(d, defect) for d in defects]) / scale
+    def _mix(self, history: tuple[tuple[State, State], ...]) -> State:
+        """Mix the images F(x), each given with F(x) - x, so that the same mixture of F(x) - x is shortest."""
+        *earlier, (image, change) = history
+        images = [subtract(image, older) for older, _ in earlier]
+        changes = [subtract(change, older) for _, older in earlier]
+        scale = np.array([np.sqrt(dot(d, d)) for d in changes])
+        if not earlier or not (scale > 0).all():
+            return image
+        gram = np.array([[dot(a, b) for b in changes] for a in changes]) / np.outer(scale, scale)
+        right = np.array([dot(d, change) for d in changes]) / scale
         weights = np.linalg.lstsq(gram, right, rcond=1e-10)[0] / scale
         return combine([1.0, *(-weights).tolist()], [image, *images])
 

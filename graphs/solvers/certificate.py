@@ -1,8 +1,8 @@
 """Certificates: proofs that the set of kept nodes can no longer change.
 
 A pruner needs the set of nodes with the highest scores, not the scores. Two vectors of equal sum at L1 distance b
-differ by at most b/2 in any entry, the slack of a score. Once every kept score exceeds every removed score by more than
-the slacks of both, no better iterate can exchange the two.
+differ by at most b/2 in any entry; this is the slack of a score. Once every kept score exceeds every removed score by more
+than the slacks of both, the exact scores keep the same nodes.
 
 If the iterate is F of an earlier one, its error is gamma P z for some z of sum 0, and an entry of that is at
 most ``max_j P_ij`` times the positive part of z. So the slack of node i is only ``b / 2 * max_j P_ij``, which in a layer of
@@ -50,12 +50,12 @@ class Certificate:
 
 @dataclass(frozen=True)
 class KeepHighest:
-    """The number of nodes that a pruner keeps: the highest of every layer, or of several layers together.
+    """How many of the highest nodes are kept: of single layers, and of several layers together.
 
     Parameters
     ----------
-    counts : mapping from layer to int
-        Number of nodes to keep in each layer.
+    counts : mapping from layer to int, optional
+        Number of nodes to keep in each of these layers.
     pooled : sequence of int, optional
         Layers that share one budget.
     count : int
@@ -77,8 +77,9 @@ class KeepHighest:
     count: int = 0
     weights: Sequence[float] | None = None
 
-    def check(self, layers: Sequence[int]) -> KeepHighest:
+    def check(self, layer_sizes: Sequence[int]) -> KeepHighest:
         """Return self, or raise a GraphError if layers or counts do not fit a graph with layers of these sizes."""
+        n_layers = len(layer_sizes)
         counts = self.counts or {}
         for layer, count in (*counts.items(), *((layer, self.count) for layer in self.pooled)):
             if not isinstance(layer, (int, np.integer)) or not isinstance(count, (int, np.integer)):
@@ -86,18 +87,18 @@ class KeepHighest:
                     f"keep: expected whole numbers as layers and counts, got layer {layer!r} and count {count!r}"
                 )
         for layer, count in counts.items():
-            if not 0 <= layer < len(layers) or not 0 <= count <= layers[layer]:
+            if not 0 <= layer < n_layers or not 0 <= count <= layer_sizes[layer]:
                 raise GraphError(
-                    f"keep: expected layers 0..{len(layers) - 1} and counts up to their sizes, got {count} of layer {layer}"
+                    f"keep: expected layers 0..{n_layers - 1} and counts up to their sizes, got {count} of layer {layer}"
                 )
-        sizes = [layers[layer] for layer in self.pooled if 0 <= layer < len(layers)]
+        sizes = [layer_sizes[layer] for layer in self.pooled if 0 <= layer < n_layers]
         distinct = len(set(self.pooled)) == len(self.pooled) == len(sizes)
         if not distinct or not 0 <= self.count <= sum(sizes) or set(self.pooled) & set(counts):
             raise GraphError(
-                f"keep: expected distinct pooled layers from 0..{len(layers) - 1} without counts of their own, and a count up "
+                f"keep: expected distinct pooled layers from 0..{n_layers - 1} without counts of their own, and a count up "
                 f"to their {sum(sizes)} nodes, got a count of {self.count} for layers {tuple(self.pooled)}"
             )
-        weights = self.weights if self.weights is not None else [1.0] * len(self.pooled)
+        weights = self._pooled_weights()
         if len(weights) != len(self.pooled) or not all(0 < weight < np.inf for weight in weights):
             raise GraphError(f"keep: expected one positive weight for each pooled layer, got {weights}")
         if not counts and not self.pooled:
@@ -111,7 +112,7 @@ class KeepHighest:
         row_maxima: Sequence[FloatArray] | None = None,
         roundoff: float = 0.0,
     ) -> Certificate:
-        """Find the nodes with the highest scores, and tell whether no possible error changes the sets.
+        """Find the nodes with the highest scores, and decide whether no error within the bounds can change them.
 
         Parameters
         ----------
@@ -129,9 +130,13 @@ class KeepHighest:
         ]
         keep: dict[int, BoolArray] = {}
         gaps: dict[int, float] = {}
-        needed: dict[int, float] = {}
+        required: dict[int, float] = {}
         certified = True
-        for layers, count, weights in self._groups():
+        groups: list[tuple[tuple[int, ...], int, Sequence[float]]]
+        groups = [((layer,), count, (1.0,)) for layer, count in (self.counts or {}).items()]
+        if self.pooled:
+            groups.append((tuple(self.pooled), self.count, self._pooled_weights()))
+        for layers, count, weights in groups:
             pool, slack = (
                 np.concatenate([part[k].astype(np.float64) * w for k, w in zip(layers, weights, strict=True)])
                 for part in (scores, slacks)
@@ -139,23 +144,17 @@ class KeepHighest:
             kept = np.zeros(len(pool), dtype=bool)
             kept[np.argsort(pool, kind="stable")[len(pool) - count :]] = True
             keep |= dict(zip(layers, np.split(kept, np.cumsum([len(scores[k]) for k in layers])[:-1]), strict=True))
-            gaps[layers[0]], needed[layers[0]] = np.inf, 0.0
+            gaps[layers[0]], required[layers[0]] = np.inf, 0.0
             if 0 < count < len(pool):
                 gap = float(pool[kept].min() - pool[~kept].max())
                 lowest, highest = (pool - slack)[kept].min(), (pool + slack)[~kept].max()
                 certified = certified and bool(lowest > highest)
                 gaps[layers[0]] = gap
-                needed[layers[0]] = gap - float(lowest - highest) if np.isfinite(lowest) else np.inf
-        return Certificate(keep, certified, gaps, needed)
+                required[layers[0]] = gap - float(lowest - highest) if np.isfinite(lowest) else np.inf
+        return Certificate(keep, certified, gaps, required)
 
-    def _groups(self) -> list[tuple[tuple[int, ...], int, Sequence[float]]]:
-        """The groups of layers that share a count, with that count and the weights of the layers."""
-        groups: list[tuple[tuple[int, ...], int, Sequence[float]]]
-        groups = [((layer,), count, (1.0,)) for layer, count in (self.counts or {}).items()]
-        if self.pooled:
-            weights = self.weights if self.weights is not None else (1.0,) * len(self.pooled)
-            groups.append((tuple(self.pooled), self.count, weights))
-        return groups
+    def _pooled_weights(self) -> Sequence[float]:
+        return (1.0,) * len(self.pooled) if self.weights is None else self.weights
 
 
 def _slack(scores: FloatArray, bound: float, row_maxima: FloatArray | None, roundoff: float) -> FloatArray:
@@ -164,7 +163,7 @@ def _slack(scores: FloatArray, bound: float, row_maxima: FloatArray | None, roun
         return roundoff * scores
     if bound == np.inf:
         return np.full(len(scores), np.inf)
-    # Both vectors have the same sum, so one node has at most half of the L1 error. Rounding adds an error in proportion to
-    # the mean score, not to the score, because iterates are mixtures: a score of 0 may become 1e-17.
+    # The iterate and the exact scores have the same sum, so one node has at most half of the L1 error. Rounding errors also
+    # grow with the mean score, not with the score alone, because iterates are mixtures: a score of 0 may become 1e-17.
     spread = bound / 2.0 * (1.0 if row_maxima is None else np.minimum(row_maxima, 1.0))
     return spread + roundoff * (scores + float(scores.mean()))

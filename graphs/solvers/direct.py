@@ -19,7 +19,7 @@ __all__ = ["NAMES", "SparseLU"]
 
 @dataclass(frozen=True)
 class SparseLU:
-    """A direct solver: it factorises I - gamma P, and solves for all teleport vectors at once. For checks, not for speed.
+    """A solver that factorises I - gamma P, and solves for all teleport vectors at once; for checks, not for speed.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class SparseLU:
             )
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
-        """Factorise, solve, and apply F once to the solution; what F changes gives the residual and the error bounds."""
+        """Factorise, solve, and apply F once to the solution; the change by F gives the residual and the error bounds."""
         matrix = problem.matrix()
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
         solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stack(problem.teleport)))

@@ -1,9 +1,8 @@
-"""The loop that runs a solver: tolerance, record of the steps, callback and certificate."""
+"""The loop that runs a solver. It records the steps and stops by tolerance, callback or certificate."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +26,6 @@ __all__ = [
     "attainable_tolerance",
     "check_stopping_criteria",
     "solve",
-    "warn_unconverged",
 ]
 
 
@@ -86,15 +84,15 @@ class StoppingCriteria:
 
 @dataclass(frozen=True)
 class Solution:
-    """The outcome of the loop; arrays have one entry (or row) for each step."""
+    """The last state of the loop and the record of its steps; other fields are as in :class:`graphs.RankResult`."""
 
     state: State
     residuals: FloatArray
     layer_residuals: FloatArray
     error_bounds: FloatArray
     layer_bounds: tuple[float, ...]
-    block_products: npt.NDArray[np.int64]
-    seconds: FloatArray
+    step_products: npt.NDArray[np.int64]
+    step_seconds: FloatArray
     stop_reason: StopReason
     tolerance: float
     certificate: Certificate | None
@@ -165,7 +163,7 @@ def solve(
     certificate: Certificate | None = None
     reason: StopReason = "max_iter"
     while len(trace.residuals) < criteria.max_iter:
-        # numpy's warnings are silenced, because the step checks its sums for NaN and Inf and raises an error.
+        # Steps raise an error for sums that are NaN or Inf, so numpy need not warn of them.
         with np.errstate(over="ignore", invalid="ignore"):
             step = solver.step(problem, memory)
         memory = step.memory
@@ -198,8 +196,8 @@ def solve(
         layer_residuals=np.asarray(trace.layer_residuals),
         error_bounds=np.asarray(trace.error_bounds),
         layer_bounds=tuple(step.bounds),
-        block_products=np.asarray(trace.block_products, dtype=np.int64),
-        seconds=np.asarray(trace.seconds),
+        step_products=np.asarray(trace.block_products, dtype=np.int64),
+        step_seconds=np.asarray(trace.seconds),
         stop_reason=reason,
         tolerance=tol,
         certificate=certificate,
@@ -235,22 +233,3 @@ class _Trace:
             seconds=self.seconds[-1],
             scores=scores,
         )
-
-
-def warn_unconverged(solver: str, iterations: int, residual: float, tol: float, frames: int) -> None:
-    """Warn that `max_iter` steps were not enough, at the line of the caller `frames` calls above this function.
-
-    Examples
-    --------
-    >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warnings.simplefilter("always")
-    ...     warn_unconverged("power", iterations=5, residual=1e-3, tol=1e-9, frames=0)
-    >>> str(caught[0].message)[:46]
-    'power iteration stopped after max_iter=5 steps'
-    """
-    warnings.warn(
-        f"{solver} iteration stopped after max_iter={iterations} steps with residual {residual:.1e} above the "
-        f"tolerance {tol:.1e}; the result is the last iterate (converged=False): raise max_iter or tol",
-        RuntimeWarning,
-        stacklevel=frames + 1,
-    )

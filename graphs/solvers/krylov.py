@@ -51,7 +51,7 @@ class Krylov:
         return self.method
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the start at the scale of the solution when no node dangles, and the tolerance."""
+        """Return the memory of the first step: the start, scaled like the solution if no node dangles, and the tolerance."""
         check_linear(problem, self.name)
         return problem.stack(start) / (1.0 - problem.gamma), tol, None
 
@@ -65,13 +65,13 @@ class Krylov:
             at = (slice(None),) if x.ndim == 1 else (slice(None), column)
             solution[at], cycle_products = self._cycle(problem, x[at], right[at], tol)
             products += cycle_products
-        state = problem.split(solution / solution.sum(axis=0))
+        scale = solution.sum(axis=0)
+        state = problem.split(solution / scale)
         image = problem.apply(state)
         changes = distances(image, state)
-        scale = solution.sum(axis=0)
         if last is not None and not problem.residual(changes) <= last[1]:
             # A cycle that increased the residual is undone, and F, which cannot increase it, is applied instead.
-            state, scale = last[0], last[2]
+            state, _, scale = last
             image = problem.apply(state)
             changes = distances(image, state)
             products += 1

@@ -1,7 +1,7 @@
 """The protocols of problems and solvers.
 
-A :class:`Problem` is the equation r = F(r); it bounds the distance of an iterate to the solution. A :class:`Solver` is a
-frozen object with options and a method that takes one step. :mod:`graphs.solvers.iteration` runs the loop.
+A :class:`Problem` is the equation r = F(r); it bounds the distance of an iterate to the solution. A :class:`Solver` holds
+options and takes single steps; :mod:`graphs.solvers.iteration` runs the loop.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ class Problem(Protocol):
         """Whether one sweep gives the fixed point."""
 
     @property
+    def sweepable(self) -> bool:
+        """Whether sweeps are possible."""
+
+    @property
     def linear(self) -> bool:
         """Whether the problem is a :class:`LinearProblem`."""
 
@@ -107,7 +111,7 @@ class LinearProblem(Problem, Protocol):
         """Apply P."""
 
     def aggregate(self, state: State, teleporting: Vector) -> State:
-        """Scale the layers of a state so that their sums solve the chain of layers."""
+        """Scale the layers of a state so that their sums solve the same equation with one node for each layer."""
 
     def residual_bounds(self, residual: float) -> list[float]:
         """Bound the L1 error in every layer of any r of sum 1, from the L1 norm of F(r) - r."""
@@ -135,16 +139,16 @@ class SolverStep:
     state : State
         The best iterate so far, of sum 1.
     changes : list of float
-        L1 change of every layer.
+        L1 change of every layer in this step.
     residual : float
         The number to compare with the tolerance: an upper bound on the L1 norm of F(r) - r, where r is `state` or the
         iterate before it.
     bounds : list of float
         Proven bound on the L1 error of `state` in every layer; inf where none is known.
     products : int
-        Block products of this step.
+        Number of block products in this step.
     memory : Any
-        The argument of the solver's next step.
+        Passed to the solver's next step.
     exact : bool
         Whether `state` is the fixed point up to round-off.
     is_image : bool

@@ -25,12 +25,12 @@ SOLVERS: Mapping[str, Callable[[], Solver]] = {
 
 
 def solver_by_name(solver: Any) -> Solver | None:
-    """Return the solver of a name, a solver object itself, or None for "auto".
+    """Make the solver of a name, or return a given solver object; "auto" gives None.
 
     Raises
     ------
     GraphError
-        The name is unknown, or the object has not the methods of a solver.
+        The name is unknown, or the object lacks the methods of a solver.
 
     Examples
     --------
@@ -62,14 +62,10 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     """
     if problem.acyclic:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
-    if problem.n_layers > 1 and getattr(problem, "sweepable", True):
-        return (
-            GaussSeidel(),
-            "there are cycles, but most edges lead on: sweeps in layer order, with aggregation by layer",
-        )
-    why = (
-        "only one layer"
-        if problem.n_layers == 1
-        else "edges within a layer that this backend cannot take in node order"
-    )
-    return Extrapolation(degree=2), f"there are cycles and {why}: power iteration with quadratic extrapolation"
+    if problem.n_layers == 1:
+        found = "only one layer"
+    elif problem.sweepable:
+        return GaussSeidel(), "there are cycles and several layers: sweeps in layer order, with aggregation by layer"
+    else:
+        found = "edges within a layer that this backend cannot take in node order"
+    return Extrapolation(degree=2), f"there are cycles and {found}: power iteration with quadratic extrapolation"

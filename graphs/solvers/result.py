@@ -21,14 +21,14 @@ StopReason: TypeAlias = Literal["exact", "tolerance", "certified", "callback", "
 
 @dataclass(frozen=True)
 class DegenerateLayer:
-    """A layer whose scores were replaced by a rule, because the formula gave only zeros.
+    """A layer whose scores or activations were all zero, so that a rule replaced them.
 
     Attributes
     ----------
     layer : int
         Index of the layer.
     reason : str
-        What was zero, and what replaced it, in words.
+        What was zero, and what replaced it.
     """
 
     layer: int
@@ -51,22 +51,22 @@ class RankResult:
     residuals : (iterations,) float64 array
         L1 residual of every step: for layered ranks the largest over the layers, for ``pagerank`` the sum over them.
         For power iteration it is the distance between the scores before and after the step; for Gauss-Seidel it is a bound on
-        the distance between the scores and what one more application of the equation makes of them.
+        the distance that one more application of the equation would move the scores.
     layer_residuals : (iterations, layers) float64 array
         L1 change of every layer in every step.
     error_bounds : (iterations,) float64 array
         Proven bound on the L1 distance to the exact scores after every step, up to round-off (for layered ranks the
         largest over the layers); ``inf`` where no bound is known.
     layer_bounds : tuple of float
-        The bound of every layer after the last step.
+        The error bound of every layer after the last step.
     converged : bool
-        Whether the scores are exact, within the tolerance, or certified as required.
+        Whether the scores are exact, the residual is within the tolerance, or the required certificate was reached.
     stop_reason : {"exact", "tolerance", "certified", "callback", "max_iter"}
         Why the solver stopped.
     tolerance : float
         The tolerance that was applied: the requested one, but in float32 at least the lowest that float32 scores can reach.
     solver, backend, method : str
-        Names of the solver, of the backend, and of the kind of rank (in this order).
+        Names of the solver, of the backend, and of the kind of rank.
     solver_reason : str
         Why this solver was chosen, if ``solver="auto"`` chose it; else empty.
     parameters : dict
@@ -76,12 +76,12 @@ class RankResult:
     step_products, step_seconds : (iterations,) arrays
         For every step, the block products and the seconds from the start of the first step to the end of this one.
     setup_seconds, solve_seconds : float
-        Wall time before the first step (to make operators and compute strengths), and of all steps. Layered ranks compute
-        strengths within the steps.
+        Wall time before the first step, and of all steps. ``pagerank`` makes operators and computes strengths before the first
+        step, layered ranks within the steps.
     certificate : Certificate, optional
         The certificate, if the rank was computed with ``keep``.
     degenerate : tuple of DegenerateLayer
-        Layers whose scores were replaced by a rule.
+        Layers whose scores or activations were all zero and were replaced by a rule.
     labels : tuple, optional
         Labels of the nodes of a digraph, in the order of the scores.
     """
@@ -113,12 +113,12 @@ class RankResult:
 
     @property
     def converged(self) -> bool:
-        """Whether the scores are exact, within the tolerance, or certified as required."""
+        """Whether the solver reached its goal, and did not stop at `max_iter` or a callback."""
         return self.stop_reason in ("exact", "tolerance", "certified")
 
     @property
     def error_bound(self) -> float:
-        """The error bound after the last step; inf if there is none."""
+        """The last of the error bounds; inf if there is none."""
         return float(self.error_bounds[-1]) if len(self.error_bounds) else math.inf
 
     @property

@@ -18,8 +18,8 @@ __all__ = ["NAMES", "GaussSeidel", "LayerSweep", "PowerIteration"]
 class PowerIteration:
     """Power iteration: r <- F(r), all layers at once.
 
-    On an acyclic layered graph with L blocks it is exact after L steps. With cycles every step reduces the error at least
-    by the factor gamma; on a periodic graph by no more.
+    A layered rank of L blocks is exact after L steps. On a digraph every step reduces the error at least by the factor gamma,
+    and on a periodic one by no more.
     """
 
     name: str = "power"
@@ -52,8 +52,8 @@ class LayerSweep:
     name: str = "sweep"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Check that the graph is acyclic and that sweeps are possible."""
-        if not getattr(problem, "sweepable", True):
+        """Check that sweeps are possible and that the graph is acyclic; the start is the memory."""
+        if not problem.sweepable:
             raise GraphError(
                 "solver 'sweep' takes edges within a layer in node order and expects them as scipy CSR; use backend='scipy' "
                 "or 'auto'"
@@ -74,21 +74,21 @@ class LayerSweep:
 
 @dataclass(frozen=True)
 class GaussSeidel:
-    """Repeated sweeps in layer order; a graph with few edges that lead back needs only a few.
+    """Repeated sweeps in layer order; they are few on a graph with few edges that lead back.
 
     Parameters
     ----------
     aggregation : bool
-        Before each sweep solve the small chain whose states are the layers, with the flows that the current
-        scores imply, and rescale the layers to its solution (iterative aggregation and disaggregation: Takahashi 1975; Koury,
-        McAllister and Stewart 1984). This removes the slow part of the error, the mass that travels around the
-        cycles, and costs no product.
+        Before each sweep solve the same equation with one node for each layer, whose edges are the flows of the current
+        scores, and rescale the layers to its solution (iterative aggregation and disaggregation: Takahashi 1975; Koury,
+        McAllister and Stewart 1984). This removes the slow part of the error, that of the layer sums, and costs no
+        product.
 
     Notes
     -----
-    Let x be the outcome of a sweep before it is scaled to sum 1. The error of x in x = gamma P x + teleporting * v is
-    gamma times the change, since the last sweep, of the mass along edges that lead back. This gives the residual and the
-    bound without another product.
+    Let x be the outcome of a sweep before it is scaled to sum 1. The L1 norm of gamma P x + teleporting * v - x is at most
+    gamma times the change, by this sweep, of the scores that pass along edges that lead back. This gives the residual and
+    the bound without another product.
     """
 
     aggregation: bool = True
@@ -96,6 +96,7 @@ class GaussSeidel:
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
         """Return the memory of the first step: the start, with the mass that teleports if no node dangles."""
+        # The modified rank has no gamma; it is acyclic, so its step does not use this mass.
         gamma = getattr(problem, "gamma", 0.0)
         return start, total_mass(start) * (1.0 - gamma), math.inf, self.aggregation
 

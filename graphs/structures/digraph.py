@@ -1,8 +1,9 @@
-"""Digraphs of blocks: nodes fall into layers, and a block holds the edges between any two layers; cycles are allowed.
+"""Digraphs of blocks: nodes fall into layers, and a block holds the edges from any layer to any layer; cycles are allowed.
 
-:func:`graphs.pagerank` ranks a :class:`BlockDigraph`. Every layered graph is one without cycles, and every square matrix
-is one with a single layer. Two graphs with cycles share the blocks of a layered graph, without a copy: the residual graph
-(skip connections, and the last layer feeds the first) and the bidirectional graph (every edge and its reverse).
+:func:`graphs.pagerank` ranks a :class:`BlockDigraph`. A layered graph can be seen as one without cycles, and a square matrix
+as one with a single layer. Two functions make a digraph with cycles from a layered graph, whose blocks are not copied:
+:func:`residual_graph` adds skip connections and edges from the last layer to the first, and :func:`bidirectional_graph` adds
+the reverse of every edge.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,8 @@ class EdgeBlock:
     transposed : bool
         Whether edges lead from the rows of the block to its columns.
     share : float, optional
-        The share of a source node's score that takes these edges, 0..1. Either all blocks of edges from a layer have a
-        share, and each block is normalised by itself, or none has, and the weights of all these blocks are normalised together.
+        The share of a source node's score that leaves along these edges, 0..1. Either all blocks of edges from a layer have
+        a share, and each block is normalised by itself, or none has, and their weights are normalised together.
     """
 
     source: int
@@ -71,7 +72,8 @@ class BlockDigraph:
     names : tuple of str
         Name of every layer.
     activations : tuple of arrays, each (n_l,), or None
-        Give the default teleport vector, in which all layers have the same sum; None makes it uniform.
+        Non-negative activation of every node. The default teleport vector is proportional to them within every layer, and
+        all layers have the same sum in it. Without activations, it is uniform.
     labels : tuple, optional
         Label of every node; ``(layer, index)`` by default.
     """
@@ -105,7 +107,7 @@ class BlockDigraph:
         self._check_shares()
 
     def _check_edges(self, edges: EdgeBlock) -> None:
-        """Check that a block of edges is sound and fits its layers."""
+        """Check that a block of edges is not damaged and fits its layers."""
         n_layers = len(self.layer_sizes)
         name = f"edges from layer {edges.source} to layer {edges.target}"
         if not (0 <= edges.source < n_layers and 0 <= edges.target < n_layers):
@@ -139,7 +141,7 @@ class BlockDigraph:
     @property
     def offsets(self) -> tuple[int, ...]:
         """Index of the first node of every layer among all nodes, then the number of nodes."""
-        return tuple(int(k) for k in np.concatenate(([0], np.cumsum(self.layer_sizes))))
+        return tuple(itertools.accumulate(self.layer_sizes, initial=0))
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -148,9 +150,9 @@ class BlockDigraph:
 
     @cached_property
     def topological(self) -> tuple[tuple[int, ...], bool]:
-        """A topological order of the layers and True, or, if there is none, their own order and False.
+        """A topological order of the layers, and True; if there is none, the layers in order of their numbers, and False.
 
-        Edges within a layer count as a cycle here.
+        Edges within a layer count as a cycle.
         """
         remaining = dict.fromkeys(range(len(self.layer_sizes)))
         order: list[int] = []
@@ -168,7 +170,7 @@ class BlockDigraph:
         """Compute the default teleport vector, (nodes,), of sum 1."""
         if self.activations is None:
             return np.full(self.n_nodes, 1.0 / self.n_nodes)
-        # Divided by the maximum first, because sums of huge activations would overflow.
+        # They are divided by the maximum first, because sums of huge activations would overflow.
         scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in self.activations]
         return np.concatenate([a / a.sum() for a in scaled]) / len(scaled)
 
@@ -181,8 +183,8 @@ class BlockDigraph:
     def to_scipy(self) -> sparse.csr_array:
         """Build one CSR matrix of the graph, shape (nodes, nodes), row = target.
 
-        The weights of a block with a share are divided by the source's out-strength within the block and multiplied by the
-        share.
+        The weights of a block with a share are divided by the out-strength of the source within the block, and multiplied by
+        the share.
         """
         offsets = self.offsets
         rows, columns, values = [], [], []
@@ -209,7 +211,7 @@ class BlockDigraph:
 
 
 def _weights(edges: EdgeBlock) -> sparse.csr_array:
-    """The weights of a block as CSR, scaled to its share if it has one."""
+    """Return the weights of a block as CSR, scaled to its share if it has one."""
     csr = edges.csr()
     if edges.share is None:
         return csr
@@ -237,7 +239,7 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
     if isinstance(graph, BlockDigraph):
         return graph
     if isinstance(graph, LayeredGraph):
-        return BlockDigraph(graph.layer_sizes, _chain(graph), graph.names, graph.activations)
+        return BlockDigraph(graph.layer_sizes, _edge_blocks(graph), graph.names, graph.activations)
     labels: tuple[Hashable, ...]
     if hasattr(graph, "adj") and hasattr(graph, "is_directed"):
         csr, labels = _from_networkx(graph, weight)
@@ -251,7 +253,7 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
             "expected a networkx graph, a scipy sparse matrix (row = target), a LayeredGraph or a BlockDigraph, "
             f"got {type(graph).__name__}"
         )
-    if csr.nnz and (csr.data < 0).any():
+    if (csr.data < 0).any():
         raise GraphError(
             "edge weights must be non-negative, got negative ones; take absolute values if signs do not matter"
         )
@@ -272,15 +274,15 @@ def _from_networkx(graph: networkx.Graph, weight: str | None) -> tuple[sparse.cs
     return adjacency.T.tocsr(), labels
 
 
-def _chain(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
+def _edge_blocks(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
     return tuple(EdgeBlock(layer, layer + 1, block) for layer, block in enumerate(graph.blocks))
 
 
 def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
-    """Build the digraph of every edge of a layered graph and its reverse, with the same weight; blocks are not copied.
+    """Build the digraph that has every edge of a layered graph and its reverse, with the same weight; blocks are not copied.
 
-    A random walk on it is reversible and periodic: it alternates between even and odd layers. So power
-    iteration converges like gamma**k and no faster.
+    A random walk on it is reversible and periodic: it alternates between even and odd layers. So the error of power
+    iteration decreases like gamma**k and no faster.
 
     Parameters
     ----------
@@ -295,16 +297,18 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
            [1., 0., 0., 0.],
            [1., 2., 0., 0.]])
     """
-    back = tuple(EdgeBlock(e.target, e.source, e.block, transposed=True) for e in _chain(graph))
-    return BlockDigraph(graph.layer_sizes, _chain(graph) + back, graph.names, graph.activations)
+    forward = _edge_blocks(graph)
+    backward = tuple(EdgeBlock(e.target, e.source, e.block, transposed=True) for e in forward)
+    return BlockDigraph(graph.layer_sizes, forward + backward, graph.names, graph.activations)
 
 
 def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int] | None = None) -> BlockDigraph:
-    """Build the digraph of a chain of FFNs with its residual stream: skip connections, and the last layer feeds the first.
+    """Build the digraph of a chain of FFNs with its residual stream: skip connections, and edges from the last layer back.
 
     Some layers of the graph hold the residual stream. Node j of such a layer passes a share `beta` of its score to node j of
     the next such layer and ``1 - beta`` into the FFN between them; node j of the last one passes its score to node j of the
-    first. If beta > 0, a node without edges into the FFN passes its entire score to the next layer of the stream.
+    first. If beta > 0, a node of the stream without edges into the FFN passes its entire score to the next layer of the
+    stream.
 
     Parameters
     ----------
@@ -313,13 +317,14 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
     beta : float
         Share of a score that takes the skip connection, 0..1.
     stream : sequence of int, optional
-        The layers that hold the residual stream, ascending and of equal sizes. By default every second layer
-        (input, output of the first FFN, ...), as in a chain of FFNs of two blocks.
+        The layers that hold the residual stream, ascending, of equal sizes, the last layer among them. By default every
+        second layer (the inputs, the outputs of the first FFN, ...), as in a chain of FFNs with two blocks each.
 
     Raises
     ------
     GraphError
-        `stream` has fewer than two layers, is not ascending, or has layers of different sizes; or beta is out of range.
+        `stream` has fewer than two layers, is not ascending, does not end with the last layer, or has layers of different
+        sizes; or beta is out of range.
 
     Examples
     --------
@@ -336,31 +341,28 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
     stream = tuple(range(0, depth + 1, 2)) if stream is None else tuple(stream)
     if len(stream) < 2 or list(stream) != sorted(set(stream)) or stream[0] < 0 or stream[-1] != depth:
         raise GraphError(
-            f"stream: expected at least two ascending layers that end with the last, {depth}, got {stream}; where FFNs are "
-            "not pairs of blocks, name the layers of the residual stream"
+            f"stream: expected at least two ascending layers that end with the last, {depth}, got {stream}; if FFNs do "
+            "not have two blocks each, name the layers of the residual stream"
         )
     sizes = [graph.layer_sizes[layer] for layer in stream]
     if len(set(sizes)) > 1:
         raise GraphError(f"stream: expected layers of one size, got sizes {sizes} of layers {stream}")
     identity = SparseBlock(sparse.csr_array(sparse.eye_array(sizes[0], format="csr", dtype=np.float64)))
     next_layer = dict(itertools.pairwise(stream))
-    edges = []
-    for ffn in _chain(graph):
-        share = 1.0 - beta if ffn.source in next_layer else 1.0
-        edges.append(EdgeBlock(ffn.source, ffn.target, ffn.block, share=share))
+    edges = [replace(e, share=1.0 - beta if e.source in next_layer else 1.0) for e in _edge_blocks(graph)]
     edges += [EdgeBlock(source, target, identity, share=beta) for source, target in next_layer.items()]
     edges.append(EdgeBlock(stream[-1], stream[0], identity, share=1.0))
     return BlockDigraph(graph.layer_sizes, tuple(edges), graph.names, graph.activations)
 
 
 def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
-    """Check a user's teleport and scale it to float64 columns of sum 1, (nodes,) or (nodes, k).
+    """Check a teleport and scale it to float64 columns of sum 1, (nodes,) or (nodes, k).
 
     Parameters
     ----------
     digraph : BlockDigraph
     teleport : mapping from node to weight, (nodes,) or (nodes, k) array, or None
-        None is the default of the graph.
+        None stands for the default of the graph.
 
     Raises
     ------
@@ -375,7 +377,6 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
     """
     if teleport is None:
         return digraph.teleport()
-    n_nodes = digraph.n_nodes
     if isinstance(teleport, Mapping):
         labels = digraph.node_labels()
         known = set(labels)
@@ -387,6 +388,7 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
         vector = np.asarray(as_numpy(teleport), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise GraphError(f"teleport: expected real numbers, got {error}") from error
+    n_nodes = digraph.n_nodes
     if vector.ndim not in (1, 2) or len(vector) != n_nodes or 0 in vector.shape:
         raise GraphError(
             f"teleport: expected shape ({n_nodes},), one number per node, or ({n_nodes}, k) for k vectors at once, "

@@ -6,8 +6,8 @@ zeros. The same arguments give the same graph.
 
 The GAP suite (Beamer, Asanovic and Patterson 2015, arXiv 1508.03619) has five graphs. Two are
 synthetic, Kron and Urand; :func:`kronecker` and :func:`uniform` make them in any size. The others are
-downloads. :func:`road` (large diameter, low degree) and :func:`power_law` (few nodes have most edges)
-have the same traits.
+downloads. :func:`road` (large diameter, low degree) imitates the road network among them, and :func:`power_law`
+(few nodes have most edges) the web and the social network.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 # Probabilities of three quadrants of R-MAT in Graph500 and GAP; that of the fourth is 0.05.
 RMAT_A, RMAT_B, RMAT_C = 0.57, 0.19, 0.19
 
-# Edges are sorted by int64 keys, which hold the square of 2**30 nodes.
+# Edges are sorted by int64 keys below the square of the number of nodes.
 MAX_SCALE = 30
 MAX_NODES = 2**MAX_SCALE
 
-# Number of edges drawn together; the buffers of such a batch stay in the cache through all levels.
+# Number of edges drawn together; the buffers of such a batch stay in the cache at all levels.
 RMAT_BATCH = 1 << 17
 
 
@@ -100,7 +100,7 @@ def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.c
 
 
 def uniform(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr_array:
-    """Draw a uniformly random digraph of the size of :func:`kronecker`, as GAP's Urand: even degrees, small diameter.
+    """Draw a uniformly random digraph, like GAP's Urand, of the size of :func:`kronecker`: even degrees, small diameter.
 
     Both ends of every edge are drawn independently and uniformly (Erdos-Renyi with a fixed number of
     edges). Repeated edges become one edge of weight 1 and self-loops are removed: with edge factor k about
@@ -142,12 +142,12 @@ def uniform(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr
 
 
 def road(side: int = 32, keep: float = 0.95, seed: int = 0) -> sparse.csr_array:
-    """Draw a mesh like a road network: low degree and a diameter of about ``2 * side``, so that scores spread slowly.
+    """Draw a grid of streets like a road network: low degree, and a diameter of about ``2 * side``, so scores spread slowly.
 
     The nodes are the crossings of a square grid, node ``side * row + column``, with a street in both directions
     between neighbours. A random selection of ``round(keep * count)`` of the ``count`` streets remains.
     Their lengths are uniform in [0.5, 2), and the weight of an edge is 1 / length, so that short streets are preferred.
-    There are no parallel edges and no self-loops; a crossing without streets dangles.
+    There are no parallel edges and no self-loops; a crossing without streets is a dangling node.
 
     Parameters
     ----------
@@ -191,13 +191,13 @@ def road(side: int = 32, keep: float = 0.95, seed: int = 0) -> sparse.csr_array:
 
 
 def power_law(n_nodes: int = 1024, degree: int = 8, exponent: float = 2.1, seed: int = 0) -> sparse.csr_array:
-    """Draw a digraph whose in-degrees have a power-law tail, as links on the web, with a tenth of its nodes dangling.
+    """Draw a digraph whose in-degrees have a power-law tail, like links on the web; a tenth of its nodes dangle.
 
     ``n_nodes // 10`` random nodes dangle. Every other node draws `degree` targets, the k-th most popular node
     with probability proportional to ``k ** (-1 / (exponent - 1))``, so that the share of nodes with
     an in-degree above d decreases like ``d ** (1 - exponent)``. Popularity is assigned to the labels at random.
-    Repeated edges become one edge of weight 1, which lowers the highest in-degrees. A self-loop goes to the
-    next most popular node instead, so that no other node dangles.
+    Repeated edges become one edge of weight 1, which lowers the highest in-degrees. A self-loop is replaced by an edge to
+    the next most popular node, so that no other node dangles.
 
     Parameters
     ----------
@@ -246,16 +246,16 @@ def power_law(n_nodes: int = 1024, degree: int = 8, exponent: float = 2.1, seed:
 def layered(sizes: Sequence[int], density: float = 1.0, seed: int = 0) -> LayeredGraph:
     """Draw a random layered graph, as a control for the graph of a trained FFN of the same shape.
 
-    Weights are absolute standard normal numbers, none of them zero, and activations are lognormal
-    (0, 1). No source dangles: a source without an edge gets one to a random target.
+    Weights are absolute standard normal numbers, none of them zero, and activations are lognormal (0, 1). No source
+    dangles: one without an edge gets an edge to a random target.
 
     Parameters
     ----------
     sizes : sequence of L+1 int
         Size of every layer, from the inputs on; at least two layers of at least one node.
     density : float
-        Share of the possible edges that is drawn without replacement, 0 to 1, before sources without an edge get
-        theirs. With 1 blocks are dense float32, below 1 CSR with float64 weights.
+        Share of the possible edges that is drawn, 0 to 1, before sources without an edge get one. At 1, blocks are dense
+        float32; below 1, they are CSR with float64 weights.
     seed : int
         Seed of numpy's default generator, not negative.
 
@@ -280,18 +280,18 @@ def layered(sizes: Sequence[int], density: float = 1.0, seed: int = 0) -> Layere
     LayeredGraph(3 layers: 8 -> 32 -> 8 nodes, 48 nodes, 512 edges, density 1)
     """
     try:
-        counts = [check_count("each of sizes", size) for size in sizes]
+        layer_sizes = [check_count("each of sizes", size) for size in sizes]
     except TypeError as error:
         raise GraphError(f"sizes must be a sequence of integers, one per layer, got {sizes!r}") from error
-    if len(counts) < 2:
-        raise GraphError(f"expected sizes of at least two layers, got {counts}")
+    if len(layer_sizes) < 2:
+        raise GraphError(f"expected sizes of at least two layers, got {layer_sizes}")
     density = check_share("density", density)
     rng = _generator(seed)
     weights = [
         _dense_block(rng, n_targets, n_sources) if density == 1 else _sparse_block(rng, n_targets, n_sources, density)
-        for n_sources, n_targets in itertools.pairwise(counts)
+        for n_sources, n_targets in itertools.pairwise(layer_sizes)
     ]
-    inputs, *activations = [rng.lognormal(size=count) for count in counts]
+    inputs, *activations = [rng.lognormal(size=size) for size in layer_sizes]
     return LayeredGraph.from_weights(weights, inputs, activations)
 
 
@@ -314,7 +314,7 @@ def _sparse_block(rng: np.random.Generator, n_targets: int, n_sources: int, dens
 
 
 def _from_keys(keys: IntArray, weights: FloatArray, n_targets: int, n_sources: int) -> sparse.csr_array:
-    """Build a CSR from sorted, distinct keys ``target * n_sources + source``; both numbers of nodes are below 2**31."""
+    """Build a CSR from sorted, distinct int64 keys ``target * n_sources + source``."""
     indptr = np.searchsorted(keys, np.arange(n_targets + 1, dtype=np.int64) * n_sources)
     dtype = index_dtype(n_sources, len(keys))
     return sparse.csr_array(
@@ -333,7 +333,7 @@ def _unweighted(targets: IntArray, sources: IntArray, n_nodes: int) -> sparse.cs
 
 
 def _weighted(targets: IntArray, sources: IntArray, weights: FloatArray, n_nodes: int) -> sparse.csr_array:
-    """Build a CSR from distinct edges."""
+    """Build a CSR of distinct edges."""
     keys = targets.astype(np.int64) * n_nodes + sources
     order = np.argsort(keys)
     return _from_keys(keys[order], weights[order], n_nodes, n_nodes)

@@ -21,7 +21,7 @@ def check_layer(graph: LayeredGraph, layer: Any, first: int = 0, *, name: str = 
     layer : int or numpy integer
         From `first` to L; negative numbers are errors.
     first : int
-        Lowest valid number: 0, or 1 for a layer with a block into it.
+        Lowest valid number: 1 if the layer must have a block into it, else 0.
     name : str
         Name of the value in error messages.
 
@@ -57,7 +57,7 @@ def check_node(graph: LayeredGraph, layer: int, node: Any) -> int:
     ----------
     graph : LayeredGraph
     layer : int
-        A valid layer, 0..L.
+        Number of the layer, which is not checked.
     node : int or numpy integer
         From 0 to n_l - 1; negative numbers are errors.
 

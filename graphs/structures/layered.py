@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,7 @@ from scipy import sparse
 
 from graphs.errors import GraphError
 from graphs.linalg.backends import TorchArithmetic
-from graphs.linalg.blocks import Block, FloatArray, SparseBlock, as_numpy
-from graphs.linalg.stacking import stack_layers
+from graphs.linalg.blocks import Block, FloatArray, SparseBlock, as_numpy, index_dtype
 from graphs.linalg.validation import as_block
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ __all__ = ["LayeredGraph"]
 class LayeredGraph:
     """A layered weighted digraph: every edge leads from layer l-1 to layer l.
 
-    :meth:`from_weights` checks its input and builds a graph, which is read-only. Dense matrices
-    are not copied, so later changes of their entries change the graph.
+    :meth:`from_weights` checks its input and builds a graph, which is read-only. It does not copy dense matrices, so
+    later changes of their entries change the graph.
 
     Attributes
     ----------
@@ -57,9 +57,9 @@ class LayeredGraph:
         Parameters
         ----------
         weights : sequence of L matrices, each (n_l, n_{l-1})
-            Row = target, column = source, as in ``torch.nn.Linear.weight``. Dense arrays, torch
-            tensors (any device and floating dtype), scipy or torch sparse matrices, or a tuple of
-            these for parallel edges, whose absolute values add up.
+            Row = target, column = source, as in ``torch.nn.Linear.weight``. A matrix is an array, a torch tensor (any
+            device and floating dtype), a scipy or torch sparse matrix, or a tuple of these: then their edges are
+            parallel, and the absolute values add up.
         inputs : (n_0,) array-like
             Activations of layer 0, non-negative.
         activations : sequence of L array-likes, each (n_l,)
@@ -67,8 +67,8 @@ class LayeredGraph:
         names : sequence of L+1 str, optional
             Layer names; ``layer 0`` and so on by default.
         check_finite : bool
-            Whether to read dense weights once now, to find NaN and Inf. Otherwise the first product
-            finds them, which saves a read of large weights.
+            Whether to read dense weights once now, to find NaN and Inf. Without it, a read is saved, and the first
+            product finds them.
 
         Raises
         ------
@@ -92,11 +92,11 @@ class LayeredGraph:
         blocks = tuple(
             as_block(weight, f"block {position}", check_finite) for position, weight in enumerate(weights, start=1)
         )
-        for position in range(1, len(blocks)):
-            sources, targets = blocks[position].shape[1], blocks[position - 1].shape[0]
-            if sources != targets:
+        for position, (before, block) in enumerate(itertools.pairwise(blocks), start=2):
+            expected, n_sources = before.shape[0], block.shape[1]
+            if n_sources != expected:
                 raise GraphError(
-                    f"block {position + 1}: expected {targets} source nodes, the targets of block {position}, got {sources}; "
+                    f"block {position}: expected {expected} source nodes, the targets of block {position - 1}, got {n_sources}; "
                     "consecutive matrices have shapes (n_l, n_{l-1}) and (n_{l+1}, n_l)"
                 )
         sizes = (blocks[0].shape[1], *(block.shape[0] for block in blocks))
@@ -112,7 +112,7 @@ class LayeredGraph:
 
     @property
     def layer_sizes(self) -> tuple[int, ...]:
-        """Sizes (n_0, ..., n_L)."""
+        """Number of nodes in every layer, (n_0, ..., n_L)."""
         return tuple(len(vector) for vector in self.activations)
 
     @property
@@ -132,13 +132,13 @@ class LayeredGraph:
 
     @property
     def density(self) -> float:
-        """Number of edges divided by the capacity, 0..1. Cost as :attr:`n_edges`."""
+        """Number of edges divided by the capacity, 0..1. It costs as much as :attr:`n_edges`."""
         return self.n_edges / self.capacity if self.capacity else 0.0
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """Index of the first node of every layer among all nodes, then the number of nodes (L+2 numbers)."""
-        return tuple(int(k) for k in np.concatenate(([0], np.cumsum(self.layer_sizes))))
+        return tuple(itertools.accumulate(self.layer_sizes, initial=0))
 
     def block(self, layer: int) -> sparse.csr_array:
         """Return the edges into `layer` (1..L) as CSR, row = target. A dense block is converted at every call."""
@@ -149,7 +149,7 @@ class LayeredGraph:
         return self.blocks[layer - 1].to_csr()
 
     def with_csr(self) -> LayeredGraph:
-        """Return the graph with every block stored as CSR, which takes memory and saves later conversions."""
+        """Return the graph with every block stored as CSR, which needs memory and saves later conversions."""
         return LayeredGraph(tuple(SparseBlock(block.to_csr()) for block in self.blocks), self.activations, self.names)
 
     def with_activations(self, layer: int, activations: Any) -> LayeredGraph:
@@ -182,8 +182,8 @@ class LayeredGraph:
     def reversed(self) -> LayeredGraph:
         """Return the graph with all edges reversed: the layers are in opposite order, and layer 0 holds the outputs.
 
-        In a rank of it, a node's score comes from the nodes that depend on it. Dense blocks are views of the same weights, and
-        products read them as fast as those of this graph. Stored CSR blocks are converted, which copies the edges.
+        In its ranks, a node's score comes from the nodes that it has edges to in this graph. Dense blocks are views of
+        the same weights, and products read them as fast as those of this graph. CSR blocks are copied.
 
         Examples
         --------
@@ -200,9 +200,9 @@ class LayeredGraph:
     def squared(self) -> LayeredGraph:
         """Return the graph with squared weights and activations; each of several parallel edges is squared by itself.
 
-        If the sources of a node vary independently, the energy (sum of squares) of their weighted sum is the sum over the
-        edges of squared weight times squared activation. So shares of squares are shares of energy.
-        Dense blocks are squared in bands as they are read, without a copy; stored CSR blocks are copied.
+        If the values of any two sources have a mean product of zero, the energy (sum of squares) of their weighted sum is the
+        sum over the edges of squared weight times squared activation. So shares of squares are shares of energy.
+        Dense blocks are squared as they are read, without a copy; CSR blocks are copied.
 
         Raises
         ------
@@ -236,7 +236,25 @@ class LayeredGraph:
         array([[1., 0.],
                [1., 2.]])
         """
-        return stack_layers(self.blocks)
+        matrices = [block.to_csr() for block in self.blocks]
+        offsets, n_nodes = self.offsets, self.n_nodes
+        n_edges = sum(int(matrix.nnz) for matrix in matrices)
+        dtype = index_dtype(n_nodes, n_edges)
+        # scipy's block stacking would overflow int32 if every block fits and their sum does not.
+        data = np.empty(n_edges, dtype=np.result_type(*[matrix.dtype for matrix in matrices]))
+        indices = np.empty(n_edges, dtype=dtype)
+        indptr = np.zeros(n_nodes + 1, dtype=dtype)
+        start = 0
+        for layer, matrix in enumerate(matrices, start=1):
+            stop = start + int(matrix.nnz)
+            data[start:stop] = matrix.data
+            indices[start:stop] = matrix.indices
+            indices[start:stop] += dtype(offsets[layer - 1])
+            rows = slice(offsets[layer] + 1, offsets[layer + 1] + 1)
+            indptr[rows] = matrix.indptr[1:]
+            indptr[rows] += dtype(start)
+            start = stop
+        return sparse.csr_array((data, indices, indptr), shape=(n_nodes, n_nodes))
 
     def to_torch(self, device: str | torch.device = "cpu", dtype: str = "float64") -> torch.Tensor:
         """Build one torch CSR tensor of the graph.
@@ -267,8 +285,8 @@ class LayeredGraph:
     def __repr__(self) -> str:
         sizes = self.layer_sizes
         shown = " -> ".join(map(str, sizes if len(sizes) <= 6 else (*sizes[:3], "...", *sizes[-2:])))
-        # A count of the edges of large dense blocks would read all weights, too much for a repr.
-        if all(block.stored for block in self.blocks) or self.capacity <= 1_000_000:
+        # To count the edges of large dense blocks, all weights would be read: too slow for a repr.
+        if all(isinstance(block, SparseBlock) for block in self.blocks) or self.capacity <= 1_000_000:
             edges = f"{self.n_edges:,} edges, density {self.density:.3g}"
         else:
             edges = f"at most {self.capacity:,} edges"

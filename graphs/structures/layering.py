@@ -23,12 +23,12 @@ def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, in
     ----------
     digraph : networkx.DiGraph
     attribute : str
-        Name of the attribute. Either all nodes have it or none has it. The layers in use are consecutive integers.
+        Name of the attribute. Either all nodes have it or none has. Its values are integers without a gap.
 
     Returns
     -------
     dict from node to int, or None
-        The layers, counted from 0; None if no node has the attribute. They are not compared with the edges.
+        The layers, counted from 0, or None if no node has the attribute. They are not compared with the edges.
 
     Raises
     ------
@@ -66,8 +66,8 @@ def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, in
 def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     """Find the layer of every node from the edges.
 
-    The layers are unique, because every edge leads from a layer to the next one, and the lowest layer of every weakly connected
-    component is layer 0. Cost: every edge is read twice.
+    The layers are unique: every edge leads from a layer to the next, and every weakly connected component begins in layer 0.
+    Cost: every edge is read twice.
 
     Parameters
     ----------
@@ -103,9 +103,9 @@ def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
                     elif layers[other] != layers[node] + step:
                         source, target = (node, other) if step == 1 else (other, node)
                         raise GraphError(
-                            f"no layers fit all edges: expected +1 layer from source to target, but the edge {source!r} -> "
-                            f"{target!r} leads {layers[target] - layers[source]:+d} layers on, according to other edges; remove "
-                            "the edge, or rank the digraph as it is with graphs.pagerank"
+                            f"no layers fit all edges: expected every edge to lead one layer on, but by the other edges, "
+                            f"the edge {source!r} -> {target!r} leads {layers[target] - layers[source]:+d} layers on; "
+                            "remove it, or rank the digraph as it is with graphs.pagerank"
                         )
         lowest = min(layers[node] for node in component)
         for node in component:
@@ -192,7 +192,7 @@ def as_number(value: object, name: str) -> float:
 
 
 def as_integer(value: object, name: str) -> int:
-    """Convert an integer, or a float without fraction, to an int; some file formats have no integers and write 3.0.
+    """Convert an integer, or a float without a fraction, to an int; some file formats have no integers and write 3.0.
 
     Parameters
     ----------

@@ -19,7 +19,6 @@ from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, is_out_of_memory
 
 __all__ = [
-    "GENERATED",
     "LONGEST_TEXT",
     "TEXTS_AT_ONCE",
     "can_write_text",
@@ -28,8 +27,6 @@ __all__ = [
     "generation_settings",
 ]
 
-# Name of such a text in places that expect a path or a text.
-GENERATED = "generated"
 # Longest text in tokens. Longer sequences consist of several texts, so that the memory for keys and values stays small.
 LONGEST_TEXT = 256
 # Number of texts written at once: it spreads the cost of reading the weights, and keeps the keys and values small.

@@ -20,7 +20,7 @@ import transformers
 from rich.console import Console
 
 from graphs import GraphError
-from llmrank.calibration.text import BUILT_IN
+from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.cli.components import run_components
 from llmrank.cli.evaluate import evaluate_options, run_evaluate, run_families
 from llmrank.cli.inspect import add_inspect_options, run_inspect
@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     )
     model_options(group)
     method_options(command)
-    command.set_defaults(run=run_demo, evaluate=True, pipeline="chained", calibration=BUILT_IN)
+    command.set_defaults(run=run_demo, evaluate=True, pipeline="chained", calibration=BuiltInText.name)
 
     command = commands.add_parser("prune", help="prune a model and write a checkpoint", parents=[common])
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
@@ -188,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
     add_inspect_options(command)
     model_options(command.add_argument_group("model"))
     method_options(command, cuts=False)
-    command.set_defaults(run=run_inspect, calibration=BUILT_IN)
+    command.set_defaults(run=run_inspect, calibration=BuiltInText.name)
 
     command = commands.add_parser(
         "evaluate", help="how good a model is, pruned or not, and how close to another", parents=[common]

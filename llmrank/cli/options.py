@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.calibration.forward import progress_step
-from llmrank.calibration.generation import GENERATED
-from llmrank.calibration.text import BUILT_IN, DATASET_PREFIX, check_text
+from llmrank.calibration.text import check_text
+from llmrank.calibration.text.sequences import Role
+from llmrank.calibration.text.sources import find_source, named_sources
 from llmrank.errors import OptionError
 from llmrank.models.costs import UNITS
 from llmrank.models.demo_models import DEMO_NAME, demo_model
 from llmrank.models.loading import LoadedModel, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
-from llmrank.pipeline.options import AUTO, CalibrationText, check_options
+from llmrank.pipeline.options import CalibrationText, check_options
 from llmrank.pipeline.registry import (
     DEFAULTS,
     PIPELINES,
@@ -130,11 +131,10 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> An
     data = command.add_argument_group("calibration and evaluation")
     data.add_argument(
         "--calibration",
-        type=calibration_source,
+        type=lambda value: text_source(value, "calibration"),
         default=DEFAULTS["calibration"],
         metavar="TEXT",
-        help=f"text file, dataset:NAME[,CONFIG[,SPLIT]], {GENERATED} (the model writes it), {BUILT_IN} (Python's language "
-        f"reference), or {AUTO}: {GENERATED} where the model can write, else {BUILT_IN} (%(default)s)",
+        help=f"text file, or a source: {_sources()} (%(default)s)",
     )
     data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
@@ -164,16 +164,16 @@ def directory(value: str) -> Path:
     return Path(value)
 
 
-def text_source(value: str) -> str | Path:
-    """A path unless it names a dataset or the built-in text: a mistyped path must not pass for a text."""
+def text_source(value: str, role: Role = "evaluation") -> str | Path:
+    """Convert to a path, unless the value names a source: a mistyped path must not be taken for a text."""
     if not value.strip():
-        raise argparse.ArgumentTypeError(f"expected a text file, or {DATASET_PREFIX}NAME, got {value!r}")
-    return value if value == BUILT_IN or value.startswith(DATASET_PREFIX) else Path(value)
+        raise argparse.ArgumentTypeError(f"expected a text file or the name of a source, got {value!r}")
+    return value if find_source(value, role) else Path(value)
 
 
-def calibration_source(value: str) -> str | Path:
-    """A text, or what the model writes itself."""
-    return value if value in (AUTO, GENERATED) else text_source(value)
+def _sources() -> str:
+    """List the sources of text for help, each with the first line of its docstring."""
+    return ", ".join(f"{source.written()} ({source.summary()})" for source in named_sources().values())
 
 
 def check_numbers(options: argparse.Namespace) -> None:
@@ -192,8 +192,7 @@ def check_method(options: argparse.Namespace) -> tuple[Any, Any]:
     form, align = form_of(options)
     check_options(None, scorer, pruner, form, align, make_repair(options.repair), options.steps)
     check_place(options)
-    if options.calibration not in (AUTO, GENERATED):
-        check_text(options.calibration)
+    check_text(options.calibration)
     evaluation = getattr(options, "evaluate", None)
     if evaluation is not None and evaluation is not True:
         check_text(evaluation, "evaluation")

@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.text import Text
 
 from llmrank.calibration.forward import fitting_length, progress_step
-from llmrank.calibration.generation import GENERATED
 from llmrank.calibration.logits import predicts_next_token
-from llmrank.calibration.text import BUILT_IN, tokenise
+from llmrank.calibration.text import tokenise
+from llmrank.calibration.text.built_in import BuiltInText
+from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.cli import demo
 from llmrank.cli.options import check_method, load, make_pipeline
 from llmrank.errors import CalibrationError
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.pipeline import BasePipeline
-from llmrank.pipeline.options import AUTO
 from llmrank.pipeline.report import Evaluation, Report
 from llmrank.prune.budget import describe_amount
 from llmrank.prune.schedule import describe_steps
@@ -56,7 +56,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     pipeline = make_pipeline(options, loaded, evaluation=options.evaluate, undoable=False)
     _say_amount(pipeline, console)
     _say_steps(pipeline, console)
-    if options.calibration == AUTO:
+    if options.calibration == Automatic.name:
         _say_wait(pipeline, console)
     model = pipeline.run()
     report = pipeline.report
@@ -69,7 +69,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     console.print(report.table())
     _say_written(directory, ["report.json", "masks.safetensors"], console)
     _say_how_to_load(directory, model, console)
-    if options.calibration == AUTO:
+    if options.calibration == Automatic.name:
         _say_what_text(pipeline, console)
     return 0
 
@@ -97,9 +97,9 @@ def _say_steps(pipeline: BasePipeline, console: Console) -> None:
 
 def _say_wait(pipeline: BasePipeline, console: Console) -> None:
     """What takes long at first, where nobody asked for it."""
-    if pipeline.calibration.source == GENERATED:
+    if pipeline.calibration.source == Generated.name:
         console.print(
-            f"The model first writes the text to calibrate on; --calibration FILE or {BUILT_IN} does without.",
+            f"The model first writes the text to calibrate on; --calibration FILE or {BuiltInText.name} does without.",
             markup=False,
             highlight=False,
         )
@@ -107,7 +107,7 @@ def _say_wait(pipeline: BasePipeline, console: Console) -> None:
 
 def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
     """What would have served better, where nobody said what the model is for."""
-    own = pipeline.calibration.source == GENERATED
+    own = pipeline.calibration.source == Generated.name
     console.print(
         f"The model was calibrated on {'text that it wrote' if own else 'the Python language reference'}. Text like what it will "
         "read serves better: --calibration FILE.",

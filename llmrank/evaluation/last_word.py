@@ -17,7 +17,7 @@ import torch
 
 from llmrank.calibration.forward import Progress, check_ids, evaluation_mode, input_device, longest_input
 from llmrank.calibration.logits import check_predicts
-from llmrank.calibration.text import plain_ids, special_tokens
+from llmrank.calibration.text.tokenisation import plain_ids, special_tokens
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.estimate import Estimate
 

@@ -20,7 +20,8 @@ import torch
 
 from llmrank.calibration.forward import evaluation_mode, input_device
 from llmrank.calibration.logits import check_predicts
-from llmrank.calibration.text import DATASET_PREFIX, read_text
+from llmrank.calibration.text import read_text
+from llmrank.calibration.text.sources import find_source
 from llmrank.errors import CalibrationError, LLMRankError, OptionError, is_out_of_memory
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.last_word import cut_passages
@@ -245,7 +246,7 @@ def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
 
 def _read(text: str | None) -> tuple[Any, str]:
     # A Path, because a mistyped path that is a str would be taken for the text itself.
-    source = text if text is None or text.startswith(DATASET_PREFIX) else Path(text)
+    source = text if text is None or find_source(text, "evaluation") else Path(text)
     return read_text(source, "evaluation")
 
 

@@ -1,7 +1,8 @@
 """Pipelines: the whole way from a model to a smaller one, one stage after the other."""
 
-from llmrank.pipeline.base_pipeline import BasePipeline, model_source
+from llmrank.pipeline.base_pipeline import BasePipeline
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
+from llmrank.pipeline.report import model_source
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 
 __all__ = [

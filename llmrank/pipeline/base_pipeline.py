@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from graphs import LayeredGraph, RankResult
-from llmrank.calibration.forward import Progress, fitting_length, input_device, progress_step, run_sequences
-from llmrank.calibration.generation import GENERATED, generated_text
+from llmrank.calibration.forward import Progress, progress_step, run_sequences
 from llmrank.calibration.recording import Recording, recording
-from llmrank.calibration.statistics import FFNStatistics, collect_statistics
-from llmrank.calibration.text import TokenSequences, n_held_out, shared_passages, tokenise, tokenise_and_hold_out
+from llmrank.calibration.text import TokenSequences, shared_passages
 from llmrank.errors import OptionError
-from llmrank.evaluation.perplexity import model_size, perplexity, unigram_perplexity
-from llmrank.models import FFNs, explicit_ffns, find_ffns
-from llmrank.models.costs import ModelCosts
-from llmrank.models.loading import parse_device
-from llmrank.pipeline.options import CalibrationText, EvaluationText, check_options
-from llmrank.pipeline.report import Evaluation, Report
-from llmrank.pipeline.sensitivity import layer_sensitivities
-from llmrank.pipeline.validation import Validation, repair_where_it_helps
-from llmrank.prune import BasePruner, LocalPruner
-from llmrank.prune.budget import check_budget, reached_amounts, shortfall
+from llmrank.evaluation.perplexity import Perplexity, model_size, perplexity, unigram_perplexity
+from llmrank.models import FFNs
+from llmrank.pipeline.report import (
+    Evaluation,
+    Report,
+    describe_graphs,
+    describe_model,
+    describe_neurons,
+    dtype_name,
+    repair_notes,
+)
+from llmrank.pipeline.stages import PipelineStages
+from llmrank.prune.budget import reached_amounts, shortfall
 from llmrank.prune.masks import Masks
 from llmrank.prune.schedule import ScheduleStep, amounts_after_steps
-from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
-from llmrank.score import BaseScorer, WeightedPageRankScorer
-from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
-from llmrank.score.rank_graphs import rank_graphs
-from llmrank.surgery.apply import AppliedMasks, apply_masks, check_writable, temporarily_masked
+from llmrank.surgery.apply import apply_masks, temporarily_masked
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
-from llmrank.surgery.forms import Form
-from llmrank.surgery.repair import BaseRepair, RepairedMap, repair_summary
-from llmrank.surgery.widths import Align, check_padding
+from llmrank.surgery.repair import RepairedMap, repair_summary
 
-__all__ = [
-    "BasePipeline",
-    "model_source",
-]
+__all__ = ["BasePipeline"]
 
 
-class BasePipeline:
+class BasePipeline(PipelineStages):
     """Base class of pipelines: find FFNs, calibrate, build graphs, rank them, choose keep masks, repair, apply the masks.
 
     Parameters
@@ -106,55 +96,6 @@ class BasePipeline:
         After :meth:`run` with a repair: the new weights of every output map that lost neurons, by the path of its module.
     """
 
-    topology: ClassVar[Topology]
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        structure_dict: Mapping[str, Any] | None = None,
-        scorer: BaseScorer | None = None,
-        pruner: BasePruner | None = None,
-        device: str | torch.device | None = None,
-        *,
-        calibration: Any = None,
-        form: Form | None = None,
-        align: Align = "none",
-        repair: BaseRepair | None = None,
-        steps: int = 1,
-        evaluation: Any = None,
-        progress: Progress | None = None,
-        undoable: bool = True,
-    ) -> None:
-        check_options(structure_dict, scorer, pruner, form, align, repair, steps)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.structure_dict = structure_dict
-        self.scorer = scorer if scorer is not None else WeightedPageRankScorer()
-        self.pruner = pruner if pruner is not None else LocalPruner()
-        self.device = None if device is None else parse_device(device)
-        self.calibration = CalibrationText.of(calibration).for_model(model)
-        self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
-        self.align: Align = align
-        self.repair = repair
-        self.steps = steps
-        self.evaluation = EvaluationText.of(evaluation)
-        self.progress = progress
-        self.undoable = undoable
-        self.report: Report | None = None
-        self.masks: Masks | None = None
-        self.sensitivities: dict[str, float] = {}
-        self.application: AppliedMasks | None = None
-        self.model_graphs: tuple[ModelGraph, ...] = ()
-        self.ranks: tuple[RankResult, ...] = ()
-        self.repaired: dict[str, RepairedMap] = {}
-        self.validation: Validation | None = None
-        self.costs: ModelCosts | None = None
-        self.step_results: list[ScheduleStep] = []
-        self._prepared: tuple[FFNs, ModelCosts] | None = None
-        self._for_good = False
-        self._seconds: dict[str, float] = {}
-
     def run(self) -> nn.Module:
         """Prune the model and return it.
 
@@ -174,12 +115,7 @@ class BasePipeline:
         with self._timed("calibrate"):
             sequences, held_out = self.calibration_texts()
         self.masks, self.repaired = self.select(ffns, sequences, held_out)
-        facts = {
-            "before": model_size(self.model, ffns),
-            "method": self._method(),
-            "graph": self._graph_facts(),
-            "repaired": repair_summary(self.repaired),
-        }
+        report = self._report(ffns, self.masks, sequences, held_out)
         if not self.undoable:
             self.model_graphs = ()
         with self._timed("apply"), progress_step(self.progress, "Applying the masks"):
@@ -198,93 +134,17 @@ class BasePipeline:
                     check_equivalence(self.model, expected, sequences)
             with self._timed("evaluate after"):
                 if evaluation is not None and texts is not None:
-                    evaluation.after = perplexity(
-                        self.model,
-                        texts,
-                        self.calibration.batch_size,
-                        self._described_as("Evaluating the pruned model"),
-                    )
+                    evaluation.after = self._perplexity(texts, "Evaluating the pruned model")
                     evaluation.calibration_overlap = shared_passages(sequences.joined(held_out), texts)
-            self.report = self._report(ffns, (sequences, held_out), facts)
+            report.after = model_size(self.model, ffns)
         except BaseException:
             if self.undoable:
                 self.undo()
             raise
-        self.report.evaluation = evaluation
+        report.neurons["widths_with_padding"] = self.application.widths
+        report.seconds, report.evaluation = dict(self._seconds), evaluation
+        self.report = report
         return self.model
-
-    def find(self) -> FFNs:
-        """Move the model to the device, and return its FFNs."""
-        structure = self.structure_dict
-        ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
-        check_writable(ffns)  # now, because an error after hours of calibration would come too late
-        if self.device is not None:
-            placed = getattr(self.model, "hf_device_map", None) or {}
-            if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in self.model.parameters()):
-                raise OptionError(
-                    f"device={str(self.device)!r} would move the whole model, but it is spread over several devices or partly "
-                    "offloaded; leave device out: the model is run where its parts are"
-                )
-            self.model.to(self.device)
-        return ffns
-
-    def prepare(self) -> tuple[FFNs, ModelCosts]:
-        """Find the FFNs and check the budget; the result is kept for later calls, until :meth:`run` has used it.
-
-        Returns
-        -------
-        tuple of FFN
-        ModelCosts
-
-        Raises
-        ------
-        LLMRankError
-            See :meth:`find` and :meth:`check`.
-        """
-        if self._prepared is None:
-            ffns = self.find()
-            self._prepared = ffns, self.check(ffns)
-        return self._prepared
-
-    def check(self, ffns: FFNs) -> ModelCosts:
-        """Compute the costs of the model, and refuse an impossible amount or alignment before anything is measured."""
-        self.costs = ModelCosts(self.model, ffns)
-        check_budget(self.pruner, ffns, self.costs, jointly=prunes_jointly(self.structure_dict, self.topology))
-        if self.align == "pad":
-            check_padding(ffns.sizes.values())
-        return self.costs
-
-    def token_warning(self, ffns: FFNs, tokens: int | None = None) -> str | None:
-        """Return a warning if there are too few calibration tokens to fit the repair well.
-
-        Parameters
-        ----------
-        ffns : FFNs
-        tokens : int, optional
-            Number of tokens that the repair is fitted to; by default the number that :attr:`calibration` asks for.
-
-        Returns
-        -------
-        str or None
-            A sentence that says how many tokens are enough; None without a repair, or if there are enough.
-        """
-        if self.repair is None:
-            return None
-        tokens = self.calibration.samples * self._length() if tokens is None else tokens
-        widest = max(ffns.sizes.values())
-        amount = self.pruner.amount
-        kept = (
-            round(widest * (1.0 - amount))
-            if isinstance(amount, float) and self.pruner.amount_of == "neurons"
-            else widest
-        )
-        wanted = self.repair.tokens_wanted(kept)
-        if tokens >= wanted:
-            return None
-        return (
-            f"The repair is fitted to {tokens:,} calibration tokens for {kept:,} neurons of a layer, which is few: give "
-            f"{wanted:,} or more (--samples {-(-wanted // self._length())} of {self._length():,} tokens)."
-        )
 
     def select(
         self, ffns: FFNs, sequences: TokenSequences, held_out: TokenSequences | None = None
@@ -351,145 +211,19 @@ class BasePipeline:
             )
         return masks, repaired
 
-    def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
-        """Make the calibration sequences, and those to hold out from a repair.
-
-        Returns
-        -------
-        sequences : TokenSequences
-            Sequences to rank by, and to fit a repair to. If nothing follows them, the last of them are held out from the repair.
-        held_out : TokenSequences or None
-            The sequences that follow in the text; None without a repair, or if nothing follows.
-        """
-        text = self.calibration
-        further = n_held_out(text.samples) if self.repair is not None else 0
-        if isinstance(text.source, str) and text.source == GENERATED:
-            written = generated_text(
-                self.model, self.tokenizer, text.samples + further, self._length(), text.seed, progress=self.progress
-            )
-            return written.split(text.samples)
-        sequences, held_out = tokenise_and_hold_out(text.source, self.tokenizer, text.samples, self._length(), further)
-        if further and held_out is None and len(sequences) > 1:
-            sequences = replace(sequences, held_out=n_held_out(len(sequences)))
-        return sequences, held_out
-
     def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
         """Measure the perplexity before pruning; return the evaluation and its sequences, or None twice if none is asked for."""
         if self.evaluation is None:
             return None, None
-        texts = tokenise(self.evaluation.source, self.tokenizer, self.evaluation.samples, self._length(), "evaluation")
-        before = perplexity(
-            self.model, texts, self.calibration.batch_size, self._described_as("Evaluating the dense model")
-        )
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        protocol = {**texts.provenance(), "dtype": dtype, "torch_seed": torch.initial_seed()}
+        texts = self.evaluation.sequences(self.model, self.tokenizer, self.calibration.sequence_length)
+        before = self._perplexity(texts, "Evaluating the dense model")
+        protocol = {**texts.provenance(), "dtype": dtype_name(self.model), "torch_seed": torch.initial_seed()}
         return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
 
-    def _described_as(self, description: str) -> Progress | None:
-        """Return the progress function with this description instead of the caller's; None without a progress function."""
+    def _perplexity(self, texts: TokenSequences, description: str) -> Perplexity:
         progress = self.progress
-        return None if progress is None else lambda items, _: progress(items, description)
-
-    def _length(self) -> int:
-        return fitting_length(self.model, self.calibration.sequence_length)
-
-    def calibrate(
-        self, ffns: FFNs, sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
-    ) -> tuple[FFNStatistics, ...]:
-        """Collect statistics of every layer of nodes, with all that the pipeline's scorer and `scorers` need."""
-        explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
-        around = self.statistics_options(ffns)
-        return collect_statistics(
-            self.model, ffns, sequences, self.calibration.batch_size, self.progress, explained=explained, **around
-        )
-
-    def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
-        """Return what else the calibration measures, as options of :func:`llmrank.calibration.statistics.collect_statistics`."""
-        return {}
-
-    def build_graphs(self, ffns: FFNs, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
-        """Build the graphs, in the topology of the pipeline."""
-        return build_graphs(ffns, statistics, self.topology)
-
-    def rank_graphs(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
-        """Rank every graph."""
-        steps = self.progress(graphs, "Ranking") if self.progress else graphs
-        return rank_graphs(self.scorer, steps)
-
-    def measure_sensitivities(self, ffns: FFNs, sequences: TokenSequences) -> dict[str, float]:
-        """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
-
-        A sensitivity is measured with the pruner's amount removed locally, on the first calibration sequences, see
-        :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
-        """
-        if not self.pruner.needs_sensitivity:
-            return {}
-        pruner = self.pruner
-        trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, amount_of=pruner.amount_of)
-        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs)
-        return layer_sensitivities(
-            self.model, ffns, masks, sequences, self.calibration.batch_size, progress=self.progress
-        )
-
-    def choose_masks(
-        self,
-        graphs: Sequence[ModelGraph],
-        ranks: Sequence[RankResult],
-        pruner: BasePruner | None = None,
-        present: Masks | None = None,
-    ) -> Masks:
-        """Choose the keep masks of all prunable layers.
-
-        A step before the last gives a `pruner` with a smaller amount. From the second step on, only neurons that `present`, the
-        masks of the step before, keeps can be kept.
-        """
-        return choose_masks(
-            pruner or self.pruner,
-            graphs,
-            ranks,
-            jointly=prunes_jointly(self.structure_dict, self.topology),
-            sensitivities=self.sensitivities,
-            costs=self.costs,
-            present=present,
-        )
-
-    def repair_output_maps(
-        self,
-        ffns: FFNs,
-        masks: Masks,
-        sequences: TokenSequences,
-        record: Recording,
-        graphs: Sequence[ModelGraph],
-        present: Masks | None = None,
-        held_out: TokenSequences | None = None,
-    ) -> tuple[Masks, dict[str, RepairedMap]]:
-        """Repair the output maps of the FFNs; return the keep masks and the repaired maps.
-
-        If the repair does not improve the model, these are the planned masks and no maps. If the pipeline is not undoable, the
-        maps are written into the model at once, unless the choice of neurons in a later layer needs the original weights.
-        """
-        if self.repair is None:
-            return masks, {}
-        choose = Reselection(self.scorer, graphs, present)
-        for_good = not (self.undoable or (self.repair.reselects and choose.looks_back))
-        kept, repaired, self.validation = repair_where_it_helps(
-            self.model,
-            ffns,
-            masks,
-            self.repair,
-            (sequences, held_out) if held_out is not None else sequences.parts,
-            record,
-            self.calibration.batch_size,
-            choose,
-            self.progress,
-            in_place=for_good,
-        )
-        self._for_good = for_good and bool(repaired)
-        return kept, repaired
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the settings of the topology, for reports."""
-        return {}
+        shown: Progress | None = None if progress is None else lambda items, _: progress(items, description)
+        return perplexity(self.model, texts, self.calibration.batch_size, shown)
 
     def undo(self) -> nn.Module:
         """Restore the model as it was before :meth:`run`, bit for bit; refused if :attr:`undoable` is False."""
@@ -498,17 +232,6 @@ class BasePipeline:
         self.application.undo()
         self.application = None
         return self.model
-
-    @property
-    def graph(self) -> LayeredGraph | tuple[LayeredGraph, ...]:
-        """The graph, or a tuple of graphs if there are several."""
-        graphs = tuple(entry.graph for entry in self.model_graphs)
-        return graphs[0] if len(graphs) == 1 else graphs
-
-    @property
-    def rank(self) -> RankResult | tuple[RankResult, ...]:
-        """The rank of :attr:`graph`, or a tuple of ranks if there are several graphs."""
-        return self.ranks[0] if len(self.ranks) == 1 else self.ranks
 
     def _check_fresh(self) -> None:
         if self._for_good:
@@ -524,6 +247,34 @@ class BasePipeline:
         yield
         self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
+    def _report(self, ffns: FFNs, masks: Masks, sequences: TokenSequences, held_out: TokenSequences | None) -> Report:
+        """Report what was chosen and repaired, before masks are applied: "after" is still as "before"."""
+        size, costs = model_size(self.model, ffns), self.costs or self.check(ffns)
+        reached = reached_amounts(masks, costs)
+        fit, others = (sequences, held_out) if held_out is not None else sequences.parts
+        notes = [
+            *shortfall(self.pruner, reached),
+            *repair_notes(self.repair, self.validation, self.token_warning(ffns, fit.n_tokens)),
+            *(f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate),
+        ]
+        return Report(
+            model=describe_model(self.model, ffns),
+            method=self._method(),
+            calibration=sequences.provenance(),
+            held_out=None if others is None else others.provenance(),
+            graph=describe_graphs(self.model_graphs, self.ranks),
+            neurons=describe_neurons(masks, self.pruner, ffns),
+            before=size,
+            after=size,
+            reached={str(unit): found for unit, found in reached.items()},
+            steps=[asdict(step) for step in self.step_results],
+            sensitivities=self.sensitivities,
+            repaired=repair_summary(self.repaired),
+            validation=None if self.validation is None else asdict(self.validation),
+            seconds={},
+            notes=notes,
+        )
+
     def _method(self) -> dict[str, Any]:
         """Return all settings, for the report."""
         return {
@@ -537,70 +288,3 @@ class BasePipeline:
             "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
             "structure_dict": self.structure_dict,
         }
-
-    def _graph_facts(self) -> dict[str, Any]:
-        """Return how large the graphs were, and how they were ranked, for the report."""
-        return {
-            "graphs": len(self.model_graphs),
-            "layers": sum(len(entry.graph.layer_sizes) for entry in self.model_graphs),
-            "nodes": sum(entry.graph.n_nodes for entry in self.model_graphs),
-            "edges_at_most": sum(entry.graph.capacity for entry in self.model_graphs),
-            "solver": self.ranks[0].solver,
-            "backend": self.ranks[0].backend,
-            "iterations": max(rank.iterations for rank in self.ranks),
-            "converged": all(rank.converged for rank in self.ranks),
-            "error_bound": max(rank.error_bound for rank in self.ranks),
-        }
-
-    def _report(self, ffns: FFNs, texts: tuple[TokenSequences, TokenSequences | None], facts: dict[str, Any]) -> Report:
-        masks, application, costs = self.masks, self.application, self.costs
-        if masks is None or application is None or costs is None:
-            raise OptionError("there is nothing to report: run() has not pruned this model")
-        reached = reached_amounts(masks, costs)
-        notes = shortfall(self.pruner, reached)
-        fit, held_out = texts if texts[1] is not None else texts[0].parts
-        warning = self.token_warning(ffns, fit.n_tokens)
-        notes += [warning] if warning is not None else []
-        if self.validation is not None and not self.validation.improves:
-            notes.append(self.validation.sentence())
-        elif self.repair is not None and self.validation is None:
-            notes.append(
-                "nothing could be held out, so the repair was neither chosen nor checked on other text; give more text"
-            )
-        notes += [f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate]
-        return Report(
-            model={
-                "source": model_source(self.model),
-                "class": type(self.model).__name__,
-                "ffns": len(ffns),
-                "kinds": sorted({ffn.kind for ffn in ffns}),
-                "device": str(input_device(self.model)),
-                "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
-            },
-            calibration=texts[0].provenance(),
-            held_out=None if held_out is None else held_out.provenance(),
-            neurons={
-                "unit": "hidden neurons" if self.structure_dict is None else "rows of the listed Linears",
-                "before": masks.size,
-                "removed": masks.size - masks.kept,
-                "share_asked": self.pruner.amount,
-                "amount_of": self.pruner.amount_of,
-                "share_reached": masks.removed_share,
-                "widths": masks.widths,
-                "widths_with_padding": application.widths,
-            },
-            reached={str(unit): found for unit, found in reached.items()},
-            steps=[asdict(step) for step in self.step_results],
-            sensitivities=self.sensitivities,
-            after=model_size(self.model, ffns),
-            seconds=dict(self._seconds),
-            validation=None if self.validation is None else asdict(self.validation),
-            notes=notes,
-            **facts,
-        )
-
-
-def model_source(model: nn.Module) -> str:
-    """Return the hub name of a model, or only the last part of its path: a report says nothing of local directories."""
-    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
-    return Path(name).name if Path(name).exists() else name

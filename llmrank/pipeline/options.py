@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmrank.calibration.generation import GENERATED, can_write_text
-from llmrank.calibration.text import BUILT_IN
+from llmrank.calibration.forward import Progress, fitting_length
+from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
+from llmrank.calibration.text.sequences import Request
+from llmrank.calibration.text.sources import find_source, make_sequences
 from llmrank.errors import OptionError
 from llmrank.models.costs import unit_name
 from llmrank.prune import BasePruner
@@ -17,12 +19,10 @@ from llmrank.surgery.forms import FORMS, Form
 from llmrank.surgery.repair import BaseRepair
 from llmrank.surgery.widths import ALIGNMENTS, Align
 
-__all__ = ["AUTO", "DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "check_options"]
+__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "check_options"]
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
-# Stands for "generated" if the model can write text, else for "built-in".
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class CalibrationText:
     Parameters
     ----------
     source : path, text, list of texts, "dataset:NAME", "built-in", "generated", "auto", or tensor; optional
-        See :func:`llmrank.calibration.text.tokenise`; the built-in text by default. "generated" is text that the model writes
-        itself, see :func:`llmrank.calibration.generation.generated_text`; "auto" is "generated" if the model can write text, else
-        "built-in". A float tensor is for a plain module (one that is not a language model): each row is one example of its input.
+        See :func:`llmrank.calibration.text.sources.make_sequences`; the built-in text by default. "generated" is text that the
+        model writes itself, see :func:`llmrank.calibration.generation.generated_text`; "auto" is "generated" if the model can
+        write text, else "built-in". A float tensor is for a plain module (one that is not a language model): each row is one
+        example of its input.
     samples, sequence_length : int
         Number of sequences that are cut from a text, and their length in tokens, which is lowered to what the model takes. All
         of a tensor is used; a list of texts gives one sequence for each text.
@@ -65,9 +66,37 @@ class CalibrationText:
 
     def for_model(self, model: Any) -> CalibrationText:
         """Return these settings with "auto" replaced by the source that it means for a model."""
-        if isinstance(self.source, str) and self.source == AUTO:
-            return replace(self, source=GENERATED if can_write_text(model) else BUILT_IN)
-        return self
+        source = find_source(self.source)
+        return self if source is None else replace(self, source=str(source.for_model(model)))
+
+    def sequences(
+        self, model: Any, tokenizer: Any, *, hold_out: bool, progress: Progress | None = None
+    ) -> tuple[TokenSequences, TokenSequences | None]:
+        """Make the calibration sequences, and those to hold out from a repair.
+
+        Parameters
+        ----------
+        model : nn.Module
+        tokenizer : transformers tokenizer or None
+        hold_out : bool
+            Whether to hold out sequences: one for every eight, and at least one.
+        progress : callable, optional
+            Shows the writing of generated text.
+
+        Returns
+        -------
+        sequences : TokenSequences
+            If `hold_out`, and nothing follows them in the text, the last of them are held out, unless there is only one.
+        held_out : TokenSequences or None
+            Sequences that follow in the text, as far as it reaches.
+        """
+        further = n_held_out(self.samples) if hold_out else 0
+        length = fitting_length(model, self.sequence_length)
+        request = Request(tokenizer, self.samples, length, further, model=model, seed=self.seed, progress=progress)
+        sequences, held_out = make_sequences(self.source, request)
+        if further and held_out is None and len(sequences) > 1:
+            sequences = replace(sequences, held_out=n_held_out(len(sequences)))
+        return sequences, held_out
 
 
 @dataclass(frozen=True)
@@ -104,6 +133,10 @@ class EvaluationText:
         if source is True:
             return cls()
         return source if isinstance(source, EvaluationText) else cls(source)
+
+    def sequences(self, model: Any, tokenizer: Any, sequence_length: int) -> TokenSequences:
+        """Make the sequences, of this length or the greatest that the model takes."""
+        return tokenise(self.source, tokenizer, self.samples, fitting_length(model, sequence_length), "evaluation")
 
 
 def _check_counts(**counts: int) -> None:

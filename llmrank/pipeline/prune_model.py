@@ -13,7 +13,7 @@ from torch import nn
 from llmrank.calibration.forward import Progress
 from llmrank.models.costs import Unit
 from llmrank.pipeline.base_pipeline import BasePipeline
-from llmrank.pipeline.options import AUTO, DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
+from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.report import Report
 from llmrank.prune import BasePruner
@@ -78,7 +78,7 @@ def prune_model(
     scorer: str | BaseScorer = DEFAULTS["scorer"],
     pruner: str | BasePruner = DEFAULTS["pruner"],
     repair: str | BaseRepair | None = DEFAULTS["repair"],
-    calibration: Any = AUTO,
+    calibration: Any = DEFAULTS["calibration"],
     samples: int = DEFAULT_SAMPLES,
     sequence_length: int = DEFAULT_LENGTH,
     batch_size: int = 1,

@@ -17,18 +17,16 @@ class, so that they are typed once. Other distributions add components with entr
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, TypeVar, get_type_hints
 
+from llmrank.calibration.text.sources import named_classes
 from llmrank.errors import OptionError
 from llmrank.pipeline.base_pipeline import BasePipeline
-from llmrank.pipeline.options import AUTO
 from llmrank.pipeline.specs import Field, nearest_name, parameter_docs, split_spec
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner
@@ -229,24 +227,11 @@ class Registry(dict[str, type[T]], Generic[T]):
         return {} if self.group is None else {point.name: point for point in metadata.entry_points(group=self.group)}
 
 
-def _named_classes(room: str, base: type[T]) -> dict[str, type[T]]:
-    """Collect the classes of a package that have a name of their own, so that a new component is one new file."""
-    package = importlib.import_module(room)
-    found: dict[str, type[T]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{room}.{info.name}")
-        for entry in vars(module).values():
-            own = isinstance(entry, type) and issubclass(entry, base) and entry.__module__ == module.__name__
-            if own and "name" in vars(entry):
-                found[entry.name] = entry
-    return found
-
-
 SCORERS: Registry[BaseScorer] = Registry(
-    "scorer", BaseScorer, _named_classes("llmrank.score", BaseScorer), "llmrank.scorers"
+    "scorer", BaseScorer, named_classes("llmrank.score", BaseScorer), "llmrank.scorers"
 )
 PRUNERS: Registry[BasePruner] = Registry(
-    "pruner", BasePruner, _named_classes("llmrank.prune", BasePruner), "llmrank.pruners"
+    "pruner", BasePruner, named_classes("llmrank.prune", BasePruner), "llmrank.pruners"
 )
 PIPELINES: Registry[BasePipeline] = Registry(
     "pipeline",
@@ -254,7 +239,7 @@ PIPELINES: Registry[BasePipeline] = Registry(
     {entry.topology: entry for entry in (IsolatedFFNPipeline, ChainedFFNPipeline, ResidualFFNPipeline)},
 )
 REPAIRS: Registry[BaseRepair] = Registry(
-    "repair", BaseRepair, _named_classes("llmrank.surgery.repair", BaseRepair), "llmrank.repairs"
+    "repair", BaseRepair, named_classes("llmrank.surgery.repair", BaseRepair), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
 # The components that `llmrank prune` uses by default. Among the ranks of graphs whose checkpoints stock transformers loads they
@@ -265,7 +250,7 @@ DEFAULTS: dict[str, str] = {
     "pruner": "local",
     "pipeline": "isolated",
     "repair": "lstsq",
-    "calibration": AUTO,
+    "calibration": "auto",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,13 +16,33 @@ import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
+from graphs import RankResult
 from graphs.io.files import replace_file
+from llmrank.calibration.forward import input_device
 from llmrank.evaluation.perplexity import ModelSize, Perplexity
+from llmrank.models import FFNs
 from llmrank.models.costs import Unit, unit_name
 from llmrank.pipeline.validation import Validation
+from llmrank.prune import BasePruner
+from llmrank.prune.masks import Masks
+from llmrank.score.model_graph import ModelGraph
+from llmrank.surgery.repair import BaseRepair
 
-__all__ = ["Evaluation", "Report", "environment", "json_safe"]
+__all__ = [
+    "Evaluation",
+    "Report",
+    "describe_graphs",
+    "describe_model",
+    "describe_neurons",
+    "dtype_name",
+    "environment",
+    "json_safe",
+    "model_source",
+    "repair_notes",
+    "token_warning",
+]
 
 FORMAT = 1
 MODEL_UNITS: tuple[Unit, ...] = ("parameters", "bytes", "flops")
@@ -233,6 +254,102 @@ class Report:
     @staticmethod
     def _tokens(data: dict[str, Any]) -> str:
         return f"{data['sequences']} x {data['sequence_length']} tokens ({data['source']})"
+
+
+def describe_model(model: nn.Module, ffns: FFNs) -> dict[str, Any]:
+    """Describe a model and what was found in it."""
+    return {
+        "source": model_source(model),
+        "class": type(model).__name__,
+        "ffns": len(ffns),
+        "kinds": sorted({ffn.kind for ffn in ffns}),
+        "device": str(input_device(model)),
+        "dtype": dtype_name(model),
+    }
+
+
+def describe_graphs(model_graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> dict[str, Any]:
+    """Describe how large graphs are, and how they were ranked."""
+    graphs = [entry.graph for entry in model_graphs]
+    return {
+        "graphs": len(graphs),
+        "layers": sum(len(graph.layer_sizes) for graph in graphs),
+        "nodes": sum(graph.n_nodes for graph in graphs),
+        "edges_at_most": sum(graph.capacity for graph in graphs),
+        "solver": ranks[0].solver,
+        "backend": ranks[0].backend,
+        "iterations": max(rank.iterations for rank in ranks),
+        "converged": all(rank.converged for rank in ranks),
+        "error_bound": max(rank.error_bound for rank in ranks),
+    }
+
+
+def describe_neurons(masks: Masks, pruner: BasePruner, ffns: FFNs) -> dict[str, Any]:
+    """Describe how many neurons were asked to be removed, and how many are."""
+    return {
+        "unit": "rows of the listed Linears" if ffns.explicit else "hidden neurons",
+        "before": masks.size,
+        "removed": masks.size - masks.kept,
+        "share_asked": pruner.amount,
+        "amount_of": pruner.amount_of,
+        "share_reached": masks.removed_share,
+        "widths": masks.widths,
+    }
+
+
+def repair_notes(repair: BaseRepair | None, validation: Validation | None, warning: str | None) -> list[str]:
+    """Return what a reader must know of a repair: too few tokens, harm, or nothing to check it on."""
+    notes = [] if warning is None else [warning]
+    if validation is not None and not validation.improves:
+        notes.append(validation.sentence())
+    elif repair is not None and validation is None:
+        notes.append(
+            "nothing could be held out, so the repair was neither chosen nor checked on other text; give more text"
+        )
+    return notes
+
+
+def token_warning(repair: BaseRepair | None, pruner: BasePruner, ffns: FFNs, tokens: int, length: int) -> str | None:
+    """Return a warning if there are too few calibration tokens to fit a repair well.
+
+    Parameters
+    ----------
+    repair : BaseRepair or None
+    pruner : BasePruner
+    ffns : FFNs
+    tokens : int
+        Number of tokens that the repair is fitted to.
+    length : int
+        Number of tokens in a sequence.
+
+    Returns
+    -------
+    str or None
+        A sentence that says how many tokens are enough; None without a repair, or if there are enough.
+    """
+    if repair is None:
+        return None
+    widest = max(ffns.sizes.values())
+    of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons"
+    kept = round(widest * (1.0 - pruner.amount)) if of_neurons else widest
+    wanted = repair.tokens_wanted(kept)
+    if tokens >= wanted:
+        return None
+    return (
+        f"The repair is fitted to {tokens:,} calibration tokens for {kept:,} neurons of a layer, which is few: give "
+        f"{wanted:,} or more (--samples {-(-wanted // length)} of {length:,} tokens)."
+    )
+
+
+def dtype_name(model: nn.Module) -> str:
+    """Return the dtype of a model's first parameter, such as ``float32``."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def model_source(model: nn.Module) -> str:
+    """Return the hub name of a model, or only the last part of its path: a report says nothing of local directories."""
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return Path(name).name if Path(name).exists() else name
 
 
 def json_safe(value: Any) -> Any:

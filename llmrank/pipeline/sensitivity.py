@@ -230,7 +230,7 @@ class _DenseBatch:
 
     def _before(self, layer: PrunableLayer) -> list[nn.Module]:
         """Return the blocks in front of the block that holds the layer's output map."""
-        output_maps = {id(consumer.module) for consumer in layer.output_maps}
+        output_maps = {id(output_map.module) for output_map in layer.output_maps}
         for position, block in enumerate(self._blocks):
             if any(id(module) in output_maps for module in block.modules()):
                 return self._blocks[:position]

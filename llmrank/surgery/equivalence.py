@@ -121,12 +121,12 @@ def silence_removed(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) 
         A layer with an output map (not an explicit one).
     keep : (n,) bool tensor
     """
-    for consumer in layer.output_maps:
+    for output_map in layer.output_maps:
         hook = _zero_removed(keep)
         # Its removal is registered first, and twice, so that an interrupt at any point still removes it.
         for _ in range(2):
-            hooks.callback(_remove_hook, consumer.module, hook)
-        consumer.module.register_forward_pre_hook(hook)
+            hooks.callback(_remove_hook, output_map.module, hook)
+        output_map.module.register_forward_pre_hook(hook)
 
 
 def _remove_hook(module: nn.Module, hook: Any) -> None:

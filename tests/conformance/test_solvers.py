@@ -313,7 +313,7 @@ def test_auto_sweeps_exactly_the_acyclic(name: str) -> None:
             one_layer = len(result.scores) == 1
             assert (result.solver, result.stop_reason) == ("quadratic" if one_layer else "gauss-seidel", "tolerance")
             assert result.solver_reason.startswith(
-                "there are cycles and only one layer" if one_layer else "there are cycles, but most"
+                "there are cycles and only one layer" if one_layer else "there are cycles and several layers"
             )
 
 

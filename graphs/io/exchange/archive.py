@@ -1,6 +1,6 @@
-"""npz: a graph as plain numpy arrays in an uncompressed zip file, which numpy can open.
+"""Graphs as npz files: plain numpy arrays in an uncompressed zip file, which numpy can open.
 
-It holds the arrays of :mod:`graphs.io.arrays`, and ``meta``: JSON text as bytes, with the names, the shapes and the version
+A file holds the arrays of :mod:`graphs.io.arrays`, and ``meta``: JSON text as bytes, with the names, the shapes and the version
 of the format. It holds no pickles.
 """
 
@@ -43,7 +43,7 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     GraphError
-        NaN or Inf in the weights, a directory that does not exist, or a path that is not that of a file.
+        NaN or Inf in the weights, a directory that does not exist, or a path of something that is not a file.
     OSError
         The disk is full, or the system refuses.
 
@@ -86,13 +86,13 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
     Returns
     -------
     LayeredGraph
-        Stored CSR blocks. Memory: the size of the file, even if its headers claim more.
+        Its blocks are stored in CSR form. Memory: the size of the file, even if its headers claim more.
 
     Raises
     ------
     GraphError
-        The file is missing, truncated, corrupted, compressed or has members that overlap (either could expand without end),
-        holds pickles, has another version, or is inconsistent.
+        The file is missing, truncated, corrupted, of another version, or inconsistent; it holds pickles; or its members are
+        compressed or overlap, so that a small file could need much memory.
 
     Examples
     --------
@@ -111,8 +111,8 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
             _check_members(Path(path).stat().st_size, entries)
             arrays = {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
     except (
-        *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, LookupError, ArithmeticError),
-        *(NotImplementedError, RuntimeError, TypeError, ValueError),
+        *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+        *(ArithmeticError, LookupError, RuntimeError, TypeError, ValueError),
     ) as error:
         raise GraphError(f"{path} cannot be read ({error}); {ADVICE}") from error
     try:
@@ -133,7 +133,7 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
 
 
 def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
-    """Check that members are stored uncompressed and side by side, because memory is allocated before they are read."""
+    """Check that members are not compressed and do not overlap, because memory is allocated before they are read."""
     names: set[str] = set()
     total = 0
     for entry in entries:
@@ -167,7 +167,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]
         raise ValueError(f"the header of {entry.filename} is damaged: {error}") from error
     if len(shape) != 1 or fortran or dtype.hasobject:
         raise ValueError(f"{entry.filename} has shape {shape} and dtype {dtype}")
-    # numpy would allocate memory for the claimed size before it reads the contents.
-    if shape[0] < 0 or shape[0] * dtype.itemsize != len(content) - file.tell():
-        raise ValueError(f"{entry.filename} claims {shape[0]} numbers of {dtype} in {len(content) - file.tell()} bytes")
+    n_bytes = len(content) - file.tell()
+    if shape[0] < 0 or shape[0] * dtype.itemsize != n_bytes:
+        raise ValueError(f"{entry.filename} claims {shape[0]} numbers of {dtype} in {n_bytes} bytes")
     return np.frombuffer(content, dtype=dtype, offset=file.tell())

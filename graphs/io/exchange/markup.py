@@ -49,8 +49,8 @@ def write_graphml(
     rank : RankResult, optional
         A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
     max_edges : int
-        Maximum number of edges; more raise an error, because no viewer draws as many. Every edge takes some 100 bytes of the
-        file, and 1.6 KB of memory and 30 microseconds to write.
+        Maximum number of edges; more raise an error, because viewers cannot draw so many. Every edge takes some 100 bytes of
+        the file, and 1.6 KB of memory and 30 microseconds to write.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 The columns of ``nodes`` are layer, index, name (of the layer), activation and, with a rank, score; those of ``edges`` are
 source_layer, source, target_layer, target and weight. CSV is UTF-8 with commas, a header, and one line a row. Parquet has
-a checksum of every page. Writing goes block by block, so only a part of the graph is in memory.
+a checksum of every page. Edges are written a few rows of a block at a time, to save memory.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from graphs.structures.layered import LayeredGraph
 __all__ = ["write_tables"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
-# Some rows of a table: an array for every column, or a list of text for the column ``name``.
+# Some rows of a table: an array for every column, but a list of text for the column ``name``.
 Rows: TypeAlias = dict[str, Any]
-# The names of the columns, in order, and their types by the names that pyarrow has for them.
+# The names of the columns, in order, each with the name of its pyarrow type.
 Columns: TypeAlias = dict[str, str]
 
 NODE_COLUMNS = {"layer": "int32", "index": "int64", "name": "string", "activation": "float64"}
@@ -115,7 +115,7 @@ def write_tables(
 
 
 def _parts(graph: LayeredGraph | Subgraph) -> tuple[LayeredGraph, tuple[int, ...], tuple[IntArray, ...]]:
-    """Return the graph, and the original layers and indices of its nodes."""
+    """Return the layered graph, its layers as numbered in the original, and the original indices of its nodes."""
     if isinstance(graph, LayeredGraph):
         return graph, tuple(range(len(graph.layer_sizes))), tuple(np.arange(size) for size in graph.layer_sizes)
     return graph.graph, graph.layers, graph.nodes
@@ -124,7 +124,7 @@ def _parts(graph: LayeredGraph | Subgraph) -> tuple[LayeredGraph, tuple[int, ...
 def _node_rows(
     graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArray, ...], scores: tuple[FloatArray, ...] | None
 ) -> Rows:
-    """Return all rows of the table of nodes, which have the given layers and indices."""
+    """Make all rows of the table of nodes; `layers` and `nodes` are the numbers to write."""
     rows = {
         "layer": np.repeat(layers, graph.layer_sizes),
         "index": np.concatenate(nodes),
@@ -135,7 +135,7 @@ def _node_rows(
 
 
 def _edge_rows(graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArray, ...]) -> Iterator[Rows]:
-    """Yield the rows of the table of edges band by band, between nodes that have the given layers and indices."""
+    """Yield the rows of the table of edges band by band; `layers` and `nodes` are the numbers to write."""
     for position, block in enumerate(graph.blocks, start=1):
         for targets, csr in row_chunks(block):
             check_finite_weights(csr.data, f"block {position}")
@@ -150,8 +150,8 @@ def _edge_rows(graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArr
 
 def _weight_dtype(graph: LayeredGraph) -> Any:
     """Return the narrowest dtype that holds the weights of all blocks."""
-    one = np.zeros(1, dtype=np.int64)
-    return np.result_type(*(next(row_chunks(block, one, one))[1].dtype for block in graph.blocks))
+    first = np.zeros(1, dtype=np.int64)
+    return np.result_type(*(next(row_chunks(block, first, first))[1].dtype for block in graph.blocks))
 
 
 def _write_csv(path: Path, columns: Columns, chunks: Iterable[Rows]) -> None:

@@ -122,7 +122,6 @@ def test_dense_arrays_are_referred_to(view: Any) -> None:
     block = as_block(view(weight), "block")
     assert isinstance(block, DenseBlock)
     assert np.shares_memory(block.matrices[0], weight)
-    assert not block.stored
     weight[:] = 5.0
     assert (block.to_csr().toarray() == 5.0).all()
 
@@ -153,7 +152,6 @@ def test_bands_follow_the_memory_order(matrix: Any, column_major: bool) -> None:
 def test_a_sparse_block_gives_its_matrix_not_a_copy() -> None:
     block = as_block(sparse.csr_array(np.eye(2)), "block")
     assert isinstance(block, SparseBlock)
-    assert block.stored
     assert block.to_csr() is block.to_csr()
 
 

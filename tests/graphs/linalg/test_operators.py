@@ -32,7 +32,7 @@ def tensors(block: DenseBlock) -> DenseBlock:
 
 def kernel(block: DenseBlock) -> KernelOperator:
     matrices = tuple(m.T if block.column_major else m for m in block.matrices)
-    return KernelOperator(tuple(np.ascontiguousarray(m) for m in matrices), block.column_major, block, "float64")
+    return KernelOperator(tuple(np.ascontiguousarray(m) for m in matrices), block, "float64")
 
 
 # Two entries per band: every band is a single row or column.
@@ -266,7 +266,7 @@ def test_column_sums_of_many_float32_entries_do_not_drift() -> None:
         arithmetic.csr_operator(as_block(weight, "block")),
         arithmetic.dense_operator(DenseBlock((weight,))),
         CSRKernelOperator(csr),
-        KernelOperator((weight,), transposed=False, block=DenseBlock((weight,)), dtype="float32"),
+        KernelOperator((weight,), DenseBlock((weight,)), "float32"),
     ):
         assert operator.out_strength()[0] == pytest.approx(exact, rel=1e-5)
 

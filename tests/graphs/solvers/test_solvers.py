@@ -721,6 +721,7 @@ class Doubling:
     depth = 3
     acyclic = True
     linear = False
+    sweepable = True
 
     def __init__(self) -> None:
         self.visits = 0
@@ -751,7 +752,7 @@ def test_solvers_take_any_problem(solver: Any, visits: int) -> None:
     problem = Doubling()
     solution = solve(problem, solver, problem.start(), check_stopping_criteria(0.0, 10, None), tuple)  # type: ignore[arg-type]
     assert [float(v[0]) for v in solution.state] == [1.0, 3.0, 7.0, 15.0]
-    assert problem.visits == solution.block_products[-1] == visits
+    assert problem.visits == solution.step_products[-1] == visits
     assert solution.stop_reason == "exact"
     assert solution.error_bounds[-1] == 0.0
     chosen, why = automatic_solver(problem)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from scipy import sparse
 from graphs import GraphError, LayeredGraph, weighted_pagerank
 from graphs.analysis.incident_edges import source_weights, target_weights
 from graphs.linalg.backends import make_backend
-from graphs.linalg.blocks import DenseBlock
+from graphs.linalg.blocks import DenseBlock, SparseBlock
 from graphs.linalg.operators import KernelOperator
 from graphs.reduction.edge_selection import row_chunks
 from tests.graphs.cases import Case, assert_layers_equal, lu_layers, random_case
@@ -61,8 +61,8 @@ def test_other_activations_of_one_layer_leave_the_rest_alone() -> None:
 def test_with_csr_stores_every_block_and_changes_no_number() -> None:
     graph = random_case(1, (5, 6, 4), density=0.5).graph()
     stored = graph.with_csr()
-    assert not any(block.stored for block in graph.blocks)
-    assert all(block.stored for block in stored.blocks)
+    assert not any(isinstance(block, SparseBlock) for block in graph.blocks)
+    assert all(isinstance(block, SparseBlock) for block in stored.blocks)
     assert stored.block(1) is stored.block(1)
     for layer in (1, 2):
         np.testing.assert_array_equal(stored.block(layer).toarray(), graph.block(layer).toarray())

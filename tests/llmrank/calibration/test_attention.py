@@ -10,7 +10,7 @@ from torch import nn
 
 from llmrank.calibration.attention import find_attentions
 from llmrank.errors import CalibrationError, StructureError, UnsupportedModelError
-from llmrank.models import FFN, find_ffns
+from llmrank.models import FFN, FFNs, find_ffns
 from tests.llmrank.tiny_models import HEADS, Snapshot, family_model, mlp, named_family, repeated, tiny_llama, tiny_t5
 
 N_HEADS, N_GROUPS, WIDTH = HEADS["num_attention_heads"], HEADS["num_key_value_heads"], HEADS["head_dim"]
@@ -101,7 +101,9 @@ def test_the_model_is_not_changed() -> None:
 def test_several_ffns_of_a_block_share_one_attention() -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
-    twice = [ffns[0], FFN(f"{ffns[0].stack}.0.second", ffns[0].kind, ffns[0].stages, ffns[0].stack, ffns[0].module)]
+    twice = FFNs(
+        (ffns[0], FFN(f"{ffns[0].stack}.0.second", ffns[0].kind, ffns[0].stages, ffns[0].stack, ffns[0].module))
+    )
     assert list(find_attentions(model, twice)) == [ffns[0].name]
 
 

@@ -1,0 +1,44 @@
+"""The built-in text: Python's language reference."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from llmrank.calibration.text.base_source import BaseSource
+from llmrank.calibration.text.sequences import Role
+
+__all__ = ["BuiltInText", "builtin_texts"]
+
+# Every fourth topic of the built-in text is reserved for evaluation.
+EVALUATION_STRIDE = 4
+
+
+class BuiltInText(BaseSource):
+    """Python's language reference."""
+
+    name: ClassVar[str] = "built-in"
+
+    def read(self, role: Role) -> tuple[str, str]:
+        """See :meth:`BaseSource.read`."""
+        text = builtin_texts()[0 if role == "calibration" else 1]
+        return text, f"{self.name}: the Python language reference (pydoc_data.topics), {role} part"
+
+
+def builtin_texts() -> tuple[str, str]:
+    """Return the built-in text in two parts (calibration, evaluation) that share no paragraph.
+
+    It is the language reference, which every CPython has in ``pydoc_data.topics``. Topics repeat paragraphs of other topics, so a
+    paragraph is used only where it appears first.
+    """
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    parts: tuple[list[str], list[str]] = ([], [])
+    for position, name in enumerate(sorted(topics)):
+        side = parts[1 if position % EVALUATION_STRIDE == EVALUATION_STRIDE - 1 else 0]
+        for paragraph in topics[name].split("\n\n"):
+            key = " ".join(paragraph.split())
+            if key and key not in seen:
+                seen.add(key)
+                side.append(paragraph.strip("\n"))
+    return "\n\n".join(parts[0]), "\n\n".join(parts[1])

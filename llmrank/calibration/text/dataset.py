@@ -1,0 +1,56 @@
+"""Datasets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import ClassVar
+
+from llmrank.calibration.text.base_source import BaseSource
+from llmrank.calibration.text.sequences import Role
+from llmrank.errors import CalibrationError
+
+__all__ = ["Dataset"]
+
+COLUMNS = ("text", "content", "document")
+
+
+class Dataset(BaseSource):
+    """A dataset of the Hugging Face hub."""
+
+    name: ClassVar[str] = "dataset"
+    usage: ClassVar[str] = "NAME[,CONFIG[,SPLIT]]"
+
+    def check(self, role: Role) -> None:
+        """See :meth:`BaseSource.check`: the name is missing, or the package."""
+        if not self.argument.split(",")[0].strip():
+            raise CalibrationError(f"expected {self.written()}, got {str(self)!r} as {role} text")
+        if find_spec("datasets") is None:
+            raise self._no_package()
+
+    def read(self, role: Role) -> tuple[list[str], str]:  # noqa: ARG002 -- a dataset names its split itself
+        """See :meth:`BaseSource.read`; the rows are joined to one text."""
+        try:
+            import datasets
+        except ImportError as error:
+            raise self._no_package() from error
+        name, config, split, *_ = [*self.argument.split(","), "", ""]
+        split = split or "train"
+        try:
+            rows = datasets.load_dataset(name, config or None, split=split)
+        except Exception as error:
+            raise CalibrationError(
+                f"cannot load dataset {name!r}, split {split!r}: {str(error).splitlines()[0] if str(error) else error}; "
+                f"expected {self.written()}, or pass a text file"
+            ) from error
+        column = next((c for c in COLUMNS if c in rows.column_names), None)
+        if column is None:
+            raise CalibrationError(
+                f"dataset {name!r} has no column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}, but {rows.column_names}; save the "
+                "text you want to a file and pass that"
+            )
+        return ["".join(rows[column])], str(self)
+
+    def _no_package(self) -> CalibrationError:
+        return CalibrationError(
+            f"{self} needs the datasets package; pip install 'llmrank[datasets]', or pass a text file"
+        )

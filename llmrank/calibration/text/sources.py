@@ -1,0 +1,207 @@
+"""Text in any form that users give it: named sources, files, texts, lists of texts, tensors.
+
+A named source is a class with a ``name`` in a module of this folder, so a new source is one new file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from llmrank.calibration.text.base_source import BaseSource
+from llmrank.calibration.text.built_in import BuiltInText
+from llmrank.calibration.text.sequences import Request, Role, TokenSequences
+from llmrank.calibration.text.tokenisation import sequences_of_tensor, sequences_of_text
+from llmrank.errors import CalibrationError
+
+__all__ = [
+    "check_text",
+    "find_source",
+    "make_sequences",
+    "named_classes",
+    "named_sources",
+    "read_text",
+    "tokenise",
+    "tokenise_and_hold_out",
+]
+
+T = TypeVar("T")
+
+
+def named_classes(folder: str, base: type[T]) -> dict[str, type[T]]:
+    """Collect the subclasses of a base, in the modules of a package, that have a ``name`` of their own."""
+    found: dict[str, type[T]] = {}
+    for info in pkgutil.iter_modules(importlib.import_module(folder).__path__):
+        module = importlib.import_module(f"{folder}.{info.name}")
+        for entry in vars(module).values():
+            own = isinstance(entry, type) and issubclass(entry, base) and entry.__module__ == module.__name__
+            if own and "name" in vars(entry):
+                found[entry.name] = entry
+    return found
+
+
+@cache
+def named_sources() -> dict[str, type[BaseSource]]:
+    """Return the sources of text by name."""
+    return named_classes(__package__, BaseSource)
+
+
+def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
+    """Return the source that a text names, the built-in text for None; None if the text names no source for this role."""
+    if text is None:
+        return BuiltInText()
+    if isinstance(text, BaseSource) or not isinstance(text, str):
+        return text if isinstance(text, BaseSource) else None
+    name, colon, argument = text.partition(":")
+    source = named_sources().get(name)
+    if source is None or bool(colon) != bool(source.usage) or role not in source.roles:
+        return None
+    return source(argument)
+
+
+def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
+    """Read the text that a user names.
+
+    Parameters
+    ----------
+    source : None, name of a source, path, text, or list of texts
+        None is the built-in text. A string that names no source is a path if that file exists, and else the text itself.
+    role : {"calibration", "evaluation"}
+
+    Returns
+    -------
+    text : str or list of str
+    description : str
+
+    Raises
+    ------
+    CalibrationError
+        A path does not exist, a text is empty, or a dataset cannot be loaded.
+    """
+    named = find_source(source, role)
+    if named is not None:
+        return named.read(role)
+    text: str | list[str]
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and _looks_like_path(source)):
+        path = Path(source)
+        if not path.is_file():
+            problem = f"{path} is a directory" if path.is_dir() else f"no {role} text at {path}"
+            raise CalibrationError(
+                f"{problem}; expected the path of a text file (UTF-8), or dataset:NAME for a dataset"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CalibrationError(
+                f"cannot read {path} as UTF-8 text ({error}); pass a {role} text in UTF-8 that you can read"
+            ) from error
+        description = f"file {path.name}"
+    elif isinstance(source, str):
+        text, description = source, "text given by the caller"
+    elif isinstance(source, Sequence) and all(isinstance(item, str) for item in source):
+        text, description = [item for item in source if item.strip()], f"list of {len(source)} texts"
+    else:
+        raise CalibrationError(
+            f"cannot read {role} data of type {type(source).__name__}; expected a path, a text, a list of texts, or a "
+            "(n, length) tensor of token ids"
+        )
+    if not text or (isinstance(text, str) and not text.strip()):
+        raise CalibrationError(f"the {role} text ({description}) is empty; give a text of some thousand words")
+    return text, description
+
+
+def _looks_like_path(source: str) -> bool:
+    if "\n" in source or len(source) > 1024:
+        return False
+    with suppress(OSError):  # the string may be too long for a file name
+        if Path(source).is_file():
+            return True
+    return " " not in source.strip() and (os.sep in source or source.endswith(".txt"))
+
+
+def check_text(source: Any, role: Role = "calibration") -> None:
+    """Check that a text can be read, without fetching or generating it; a text file is read once.
+
+    Parameters
+    ----------
+    source, role
+        See :func:`read_text`.
+
+    Raises
+    ------
+    CalibrationError
+        As for :func:`read_text`, or as for the ``check`` of a named source.
+    """
+    named = find_source(source, role)
+    if named is not None:
+        named.check(role)
+    else:
+        read_text(source, role)
+
+
+def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
+    """Make token sequences from text in any form, and hold out some of those that follow them.
+
+    Parameters
+    ----------
+    source : see :func:`read_text`, or (n, length) integer tensor
+        A text (or a list of one text) is cut into consecutive sequences without padding. A list of several texts gives one
+        sequence for each text, truncated and padded. All rows of a tensor are used, at their full length.
+    request : Request
+
+    Returns
+    -------
+    sequences : TokenSequences
+    held_out : TokenSequences or None
+        None if the text is too short, or `source` is used completely.
+
+    Raises
+    ------
+    CalibrationError
+        The text is empty or shorter than one sequence, or there is no tokenizer for it.
+    """
+    if isinstance(source, TokenSequences):
+        return source, None
+    if isinstance(source, (torch.Tensor, np.ndarray)):
+        return sequences_of_tensor(torch.as_tensor(source), request.role), None
+    named = find_source(source, request.role)
+    return (
+        named.sequences(request) if named is not None else sequences_of_text(*read_text(source, request.role), request)
+    )
+
+
+def tokenise_and_hold_out(
+    source: Any, tokenizer: Any, samples: int, sequence_length: int, held_out: int, role: Role = "calibration"
+) -> tuple[TokenSequences, TokenSequences | None]:
+    """Make token sequences as :func:`make_sequences` does, from a text that needs no model."""
+    return make_sequences(source, Request(tokenizer, samples, sequence_length, held_out, role))
+
+
+def tokenise(
+    source: Any, tokenizer: Any, samples: int, sequence_length: int, role: Role = "calibration"
+) -> TokenSequences:
+    """Make token sequences as :func:`make_sequences` does, from a text that needs no model, and hold out none.
+
+    Parameters
+    ----------
+    source
+        See :func:`make_sequences`.
+    tokenizer : transformers tokenizer or None
+        Not needed for a tensor.
+    samples : int
+        Largest number of sequences, taken from the beginning of a text. Lists of texts and tensors are used completely.
+    sequence_length : int
+        Number of tokens in a sequence. Special tokens that the tokenizer adds to a text (BOS, CLS and SEP) are included, and
+        every sequence has them. Texts of a list are truncated to this length; a tensor is not.
+    role : {"calibration", "evaluation"}
+    """
+    return tokenise_and_hold_out(source, tokenizer, samples, sequence_length, 0, role)[0]

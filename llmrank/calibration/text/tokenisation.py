@@ -1,0 +1,117 @@
+"""Cut texts into token sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from llmrank.calibration.text.sequences import Request, TokenSequences
+from llmrank.errors import CalibrationError
+
+__all__ = ["plain_ids", "sequences_of_tensor", "sequences_of_text", "special_tokens"]
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def sequences_of_text(
+    text: str | list[str], description: str, request: Request
+) -> tuple[TokenSequences, TokenSequences | None]:
+    """Cut a text into consecutive sequences, or make one of each text of a list.
+
+    Parameters
+    ----------
+    text : str or list of str
+        A list of one text is cut like that text.
+    description : str
+        For reports and messages.
+    request : Request
+
+    Returns
+    -------
+    sequences : TokenSequences
+    held_out : TokenSequences or None
+        Sequences that follow; None if the text is too short, or is a list.
+
+    Raises
+    ------
+    CalibrationError
+        There is no tokenizer, the text is shorter than one sequence, or a sequence has no room beside special tokens.
+    """
+    tokenizer, length = request.tokenizer, request.length
+    if tokenizer is None:
+        raise CalibrationError(
+            f"the {request.role} text needs a tokenizer, and this model came without one; pass a (n, length) tensor of token ids"
+        )
+    prefix, suffix = special_tokens(tokenizer)
+    room = length - len(prefix) - len(suffix)
+    if room < 1:
+        raise CalibrationError(
+            f"a sequence length of {length} leaves no room beside the special tokens; give a larger one"
+        )
+    if isinstance(text, list) and len(text) > 1:
+        return _from_list(text, tokenizer, room, prefix, suffix, description), None
+    single = text if isinstance(text, str) else text[0]
+    wanted = request.samples + request.held_out
+    # The rest of a long text is not tokenised: a token has at most some tens of characters.
+    ids = plain_ids(tokenizer, single[: (wanted + 1) * length * 32])
+    count = min(wanted, len(ids) // room)
+    if count == 0:
+        raise CalibrationError(
+            f"the {request.role} text ({description}) is too short: {len(ids)} tokens, and one sequence takes {room}; give "
+            "more text or a smaller sequence length"
+        )
+    body = torch.tensor(ids[: count * room], dtype=torch.long).reshape(count, room)
+    before, after = (torch.tensor(special, dtype=torch.long).expand(count, -1) for special in (prefix, suffix))
+    rows = torch.cat([before, body, after], dim=1)
+    return TokenSequences.of(rows, torch.ones_like(rows, dtype=torch.bool), description).split(request.samples)
+
+
+def sequences_of_tensor(ids: torch.Tensor, role: str) -> TokenSequences:
+    """Take every row of an integer tensor (n, length) as a sequence; of a float tensor, as an example for a plain module."""
+    if ids.is_floating_point() and ids.ndim >= 2 and len(ids):
+        # Features for a plain module: every row is one example, and all of them are used.
+        features = ids.to("cpu").contiguous()
+        return TokenSequences.of(features, torch.ones(len(features), dtype=torch.bool), "features given by the caller")
+    if ids.ndim != 2 or ids.numel() == 0 or ids.shape[1] < 2 or ids.dtype not in INTEGERS:
+        raise CalibrationError(
+            f"{role} tokens: expected an integer tensor of shape (n, length) with length >= 2, got {ids.dtype} of shape "
+            f"{tuple(ids.shape)}"
+        )
+    ids = ids.to("cpu", torch.long).contiguous()
+    return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), "token tensor given by the caller")
+
+
+def _from_list(
+    texts: list[str], tokenizer: Any, room: int, prefix: list[int], suffix: list[int], description: str
+) -> TokenSequences:
+    rows = [torch.tensor(prefix + plain_ids(tokenizer, text)[:room] + suffix, dtype=torch.long) for text in texts]
+    if max(map(len, rows)) < 2:
+        raise CalibrationError(f"every text of the {description} has fewer than 2 tokens; give longer texts")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
+    return TokenSequences.of(ids, mask, description)
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text, without the special tokens that the tokenizer adds."""
+    try:
+        # verbose=False: the text is cut into sequences later, so no warning about its length is needed.
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    except Exception as error:  # tokenizers of damaged files raise bare exceptions
+        raise CalibrationError(
+            f"the model's tokenizer fails on the text ({type(error).__name__}: {error}); its files are damaged or belong to "
+            "another model: fetch them again"
+        ) from error
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer adds before and after a text."""
+    plain = plain_ids(tokenizer, "a")
+    full = list(tokenizer("a")["input_ids"])
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start], full[start + len(plain) :]
+    return [], []

@@ -1,0 +1,258 @@
+"""The stages of a pipeline: what each of them does, for topologies and users to override."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from graphs import LayeredGraph, RankResult
+from llmrank.calibration.forward import Progress, fitting_length
+from llmrank.calibration.recording import Recording
+from llmrank.calibration.statistics import FFNStatistics, collect_statistics
+from llmrank.calibration.text import TokenSequences
+from llmrank.errors import OptionError
+from llmrank.models import FFNs, explicit_ffns, find_ffns
+from llmrank.models.costs import ModelCosts
+from llmrank.models.loading import parse_device
+from llmrank.pipeline.options import CalibrationText, EvaluationText, check_options
+from llmrank.pipeline.report import (
+    Report,
+    token_warning,
+)
+from llmrank.pipeline.sensitivity import layer_sensitivities
+from llmrank.pipeline.validation import Validation, repair_where_it_helps
+from llmrank.prune import BasePruner, LocalPruner
+from llmrank.prune.budget import check_budget
+from llmrank.prune.masks import Masks
+from llmrank.prune.schedule import ScheduleStep
+from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
+from llmrank.score import BaseScorer, WeightedPageRankScorer
+from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
+from llmrank.score.rank_graphs import rank_graphs
+from llmrank.surgery.apply import AppliedMasks, check_writable
+from llmrank.surgery.forms import Form
+from llmrank.surgery.repair import BaseRepair, RepairedMap
+from llmrank.surgery.widths import Align, check_padding
+
+__all__ = ["PipelineStages"]
+
+
+class PipelineStages:
+    """The options of a pipeline, and its stages, each of which takes the results of the one before.
+
+    See :class:`llmrank.pipeline.BasePipeline`, which runs them, for parameters and attributes.
+    """
+
+    topology: ClassVar[Topology]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        structure_dict: Mapping[str, Any] | None = None,
+        scorer: BaseScorer | None = None,
+        pruner: BasePruner | None = None,
+        device: str | torch.device | None = None,
+        *,
+        calibration: Any = None,
+        form: Form | None = None,
+        align: Align = "none",
+        repair: BaseRepair | None = None,
+        steps: int = 1,
+        evaluation: Any = None,
+        progress: Progress | None = None,
+        undoable: bool = True,
+    ) -> None:
+        check_options(structure_dict, scorer, pruner, form, align, repair, steps)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.structure_dict = structure_dict
+        self.scorer = scorer if scorer is not None else WeightedPageRankScorer()
+        self.pruner = pruner if pruner is not None else LocalPruner()
+        self.device = None if device is None else parse_device(device)
+        self.calibration = CalibrationText.of(calibration).for_model(model)
+        self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
+        self.align: Align = align
+        self.repair = repair
+        self.steps = steps
+        self.evaluation = EvaluationText.of(evaluation)
+        self.progress = progress
+        self.undoable = undoable
+        self.report: Report | None = None
+        self.masks: Masks | None = None
+        self.sensitivities: dict[str, float] = {}
+        self.application: AppliedMasks | None = None
+        self.model_graphs: tuple[ModelGraph, ...] = ()
+        self.ranks: tuple[RankResult, ...] = ()
+        self.repaired: dict[str, RepairedMap] = {}
+        self.validation: Validation | None = None
+        self.costs: ModelCosts | None = None
+        self.step_results: list[ScheduleStep] = []
+        self._prepared: tuple[FFNs, ModelCosts] | None = None
+        self._for_good = False
+        self._seconds: dict[str, float] = {}
+
+    def find(self) -> FFNs:
+        """Move the model to the device, and return its FFNs."""
+        structure = self.structure_dict
+        ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
+        check_writable(ffns)  # now, because an error after hours of calibration would come too late
+        if self.device is not None:
+            placed = getattr(self.model, "hf_device_map", None) or {}
+            if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in self.model.parameters()):
+                raise OptionError(
+                    f"device={str(self.device)!r} would move the whole model, but it is spread over several devices or partly "
+                    "offloaded; leave device out: the model is run where its parts are"
+                )
+            self.model.to(self.device)
+        return ffns
+
+    def prepare(self) -> tuple[FFNs, ModelCosts]:
+        """Find the FFNs and check the budget; the result is kept for later calls, until :meth:`run` has used it.
+
+        Returns
+        -------
+        tuple of FFN
+        ModelCosts
+
+        Raises
+        ------
+        LLMRankError
+            See :meth:`find` and :meth:`check`.
+        """
+        if self._prepared is None:
+            ffns = self.find()
+            self._prepared = ffns, self.check(ffns)
+        return self._prepared
+
+    def check(self, ffns: FFNs) -> ModelCosts:
+        """Compute the costs of the model, and refuse an impossible amount or alignment before anything is measured."""
+        self.costs = ModelCosts(self.model, ffns)
+        check_budget(self.pruner, ffns, self.costs, jointly=prunes_jointly(self.structure_dict, self.topology))
+        if self.align == "pad":
+            check_padding(ffns.sizes.values())
+        return self.costs
+
+    def token_warning(self, ffns: FFNs, tokens: int | None = None) -> str | None:
+        """Return a warning if the repair is fitted to too few calibration tokens, by default as many as it asks for."""
+        length = fitting_length(self.model, self.calibration.sequence_length)
+        tokens = self.calibration.samples * length if tokens is None else tokens
+        return token_warning(self.repair, self.pruner, ffns, tokens, length)
+
+    def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
+        """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`."""
+        return self.calibration.sequences(
+            self.model, self.tokenizer, hold_out=self.repair is not None, progress=self.progress
+        )
+
+    def calibrate(
+        self, ffns: FFNs, sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
+    ) -> tuple[FFNStatistics, ...]:
+        """Collect statistics of every layer of nodes, with all that the pipeline's scorer and `scorers` need."""
+        explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
+        around = self.statistics_options(ffns)
+        return collect_statistics(
+            self.model, ffns, sequences, self.calibration.batch_size, self.progress, explained=explained, **around
+        )
+
+    def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
+        """Return what else the calibration measures, as options of :func:`llmrank.calibration.statistics.collect_statistics`."""
+        return {}
+
+    def build_graphs(self, ffns: FFNs, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+        """Build the graphs, in the topology of the pipeline."""
+        return build_graphs(ffns, statistics, self.topology)
+
+    def rank_graphs(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
+        """Rank every graph."""
+        steps = self.progress(graphs, "Ranking") if self.progress else graphs
+        return rank_graphs(self.scorer, steps)
+
+    def measure_sensitivities(self, ffns: FFNs, sequences: TokenSequences) -> dict[str, float]:
+        """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
+
+        A sensitivity is measured with the pruner's amount removed locally, on the first calibration sequences, see
+        :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
+        """
+        if not self.pruner.needs_sensitivity:
+            return {}
+        pruner = self.pruner
+        trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, amount_of=pruner.amount_of)
+        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs)
+        return layer_sensitivities(
+            self.model, ffns, masks, sequences, self.calibration.batch_size, progress=self.progress
+        )
+
+    def choose_masks(
+        self,
+        graphs: Sequence[ModelGraph],
+        ranks: Sequence[RankResult],
+        pruner: BasePruner | None = None,
+        present: Masks | None = None,
+    ) -> Masks:
+        """Choose the keep masks of all prunable layers.
+
+        A step before the last gives a `pruner` with a smaller amount. From the second step on, only neurons that `present`, the
+        masks of the step before, keeps can be kept.
+        """
+        return choose_masks(
+            pruner or self.pruner,
+            graphs,
+            ranks,
+            jointly=prunes_jointly(self.structure_dict, self.topology),
+            sensitivities=self.sensitivities,
+            costs=self.costs,
+            present=present,
+        )
+
+    def repair_output_maps(
+        self,
+        ffns: FFNs,
+        masks: Masks,
+        sequences: TokenSequences,
+        record: Recording,
+        graphs: Sequence[ModelGraph],
+        present: Masks | None = None,
+        held_out: TokenSequences | None = None,
+    ) -> tuple[Masks, dict[str, RepairedMap]]:
+        """Repair the output maps of the FFNs; return the keep masks and the repaired maps.
+
+        If the repair does not improve the model, these are the planned masks and no maps. If the pipeline is not undoable, the
+        maps are written into the model at once, unless the choice of neurons in a later layer needs the original weights.
+        """
+        if self.repair is None:
+            return masks, {}
+        choose = Reselection(self.scorer, graphs, present)
+        for_good = not (self.undoable or (self.repair.reselects and choose.looks_back))
+        kept, repaired, self.validation = repair_where_it_helps(
+            self.model,
+            ffns,
+            masks,
+            self.repair,
+            (sequences, held_out) if held_out is not None else sequences.parts,
+            record,
+            self.calibration.batch_size,
+            choose,
+            self.progress,
+            in_place=for_good,
+        )
+        self._for_good = for_good and bool(repaired)
+        return kept, repaired
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the settings of the topology, for reports."""
+        return {}
+
+    @property
+    def graph(self) -> LayeredGraph | tuple[LayeredGraph, ...]:
+        """The graph, or a tuple of graphs if there are several."""
+        graphs = tuple(entry.graph for entry in self.model_graphs)
+        return graphs[0] if len(graphs) == 1 else graphs
+
+    @property
+    def rank(self) -> RankResult | tuple[RankResult, ...]:
+        """The rank of :attr:`graph`, or a tuple of ranks if there are several graphs."""
+        return self.ranks[0] if len(self.ranks) == 1 else self.ranks
