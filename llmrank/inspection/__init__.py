@@ -1,3 +1,3 @@
-"""Inspection of a model's graphs: ranks by every scorer, figures, and a page to explore."""
+"""Inspection of a model's graphs: their ranks by several scorers, figures, and a page to explore."""
 
 __all__: list[str] = []

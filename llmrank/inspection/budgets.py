@@ -21,8 +21,8 @@ class Budgets:
     local : LocalPruner
     global_ : GlobalPruner
     refusals : mapping from str to str
-        For each budget (``local`` or ``global``) that refuses the amount for this model: why. A number of neurons that is
-        small compared to all layers can be larger than one layer.
+        Why a budget refuses the amount for this model, by the name of the budget (``local``, ``global``); without budgets that
+        accept it. For example, a number of neurons can be possible over all layers and be more than one layer has.
     """
 
     local: LocalPruner
@@ -36,7 +36,7 @@ class Budgets:
 
 
 def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool) -> Budgets:
-    """Make both budgets with the settings of a pruner, and find out which of them accept its amount.
+    """Make both budgets with the settings of a pruner, and check whether they accept its amount.
 
     Parameters
     ----------
@@ -55,15 +55,14 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool) -> Budgets:
         raise OptionError(
             "an inspection counts neurons of all layers, and does not support protect and amount_of; use them only for pruning"
         )
-    limits = (pruner.amount, pruner.min_keep, pruner.multiple_of)
-    local = LocalPruner(*limits)
-    global_ = GlobalPruner(*limits, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
-    # Whether an amount is possible depends only on sizes, so it is checked before the calibration.
+    settings = (pruner.amount, pruner.min_keep, pruner.multiple_of)
+    local = LocalPruner(*settings)
+    global_ = GlobalPruner(*settings, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
+    # Whether an amount is possible depends on sizes alone, so it can be checked before the calibration.
     by_ffn = [[record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
-    all_layers = [record for group in by_ffn for record in group]
+    all_layers = [record for records in by_ffn for record in records]
     groups = [all_layers] if jointly else [all_layers, *by_ffn]
-    both: dict[str, BasePruner] = {"local": local, "global": global_}
-    reasons = {name: refusal(budget, groups) for name, budget in both.items()}
+    reasons = {"local": refusal(local, groups), "global": refusal(global_, groups)}
     return Budgets(local, global_, {name: reason for name, reason in reasons.items() if reason})
 
 

@@ -29,7 +29,7 @@ FORMATS = ("png", "svg")
 def write_figures(
     inspection: Inspection, directory: Path, formats: Sequence[str], top: int = 20, names: Sequence[str] | None = None
 ) -> list[Path]:
-    """Draw the figures of an inspection: removed neurons, concentration of scores, agreement of scorers, and single layers.
+    """Draw the figures of an inspection: removed neurons, concentration of scores, agreement of scorers, single layers.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def write_figures(
         An existing directory.
     formats : sequence of {"png", "svg"}
     top : int
-        Number of neurons of each layer in the drawing of a subgraph; those with the highest scores are drawn.
+        Number of nodes of each layer in the drawing of a subgraph; those of the highest scores are drawn.
     names : sequence of str, optional
         Prunable layers that get a figure of their own; the first, the middle and the last by default.
 
@@ -46,7 +46,7 @@ def write_figures(
     -------
     list of Path
         Files named ``removed_neurons``, ``concentration``, ``agreement``, and ``layer-K`` for prunable layer K, counted from
-        0; each in every format. The same inspection gives the same bytes.
+        0; each in all formats. The same inspection gives the same bytes.
 
     Raises
     ------
@@ -73,9 +73,10 @@ def write_figures(
     ...     [path.name for path in write_figures(inspection, Path(directory), ["png"])]
     ['removed_neurons.png', 'concentration.png', 'agreement.png', 'layer-0.png']
     """
-    unknown = [name for name in formats if name not in FORMATS]
+    unknown = [extension for extension in formats if extension not in FORMATS]
     if unknown:
         raise OptionError(f"figures are written as {', '.join(FORMATS)}, got {', '.join(unknown)}")
+    # A wrong name raises an error before anything is drawn.
     for name in names or ():
         inspection.place(name)
     all_names = list(inspection.places())
@@ -96,7 +97,7 @@ def write_figures(
 
 
 def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any], budget: str = "") -> Figure:
-    """Draw the scores of every layer, where the keep masks cut them, and the shares of neurons kept and removed.
+    """Draw the scores of every layer with the cut by its keep mask, and the shares of its neurons kept and removed.
 
     Parameters
     ----------
@@ -130,24 +131,14 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     keep = [masks[name].numpy() for name in importance]
     draw.score_heatmap(scores, keep, upper)
     draw.kept_by_layer(scores, keep, lower)
-    by_budget = f" ({budget})" if budget else ""
-    layers = "1 layer" if len(scores) == 1 else f"{len(scores)} layers"
-    upper.set_title(f"{layers}: scores of the hidden neurons; those right of the white line are removed{by_budget}")
+    in_brackets = f" ({budget})" if budget else ""
+    n_layers = "1 layer" if len(scores) == 1 else f"{len(scores)} layers"
+    upper.set_title(f"{n_layers}: scores of the hidden neurons; those right of the white line are removed{in_brackets}")
     return _call_nodes_neurons(figure)
 
 
 def draw_concentration(inspection: Inspection) -> Figure:
-    """Draw how concentrated the scores of each layer are.
-
-    Parameters
-    ----------
-    inspection : Inspection
-
-    Returns
-    -------
-    matplotlib Figure
-        Two axes: the distribution of scores, and Lorenz curves.
-    """
+    """Draw how concentrated the scores of each layer are: their distribution, and Lorenz curves."""
     figure = _figure(11, 4.5)
     left, right = figure.subplots(1, 2)
     names, scores = list(inspection.main.importance), list(inspection.main.importance.values())
@@ -158,10 +149,10 @@ def draw_concentration(inspection: Inspection) -> Figure:
 
 
 def draw_agreement(inspection: Inspection) -> Figure:
-    """Compare the inspection's scorer with another scorer, and with itself in the other topology, over all layers.
+    """Draw how the inspection's scorer agrees, over all layers, with another scorer and with itself in the other topology.
 
-    The other scorer is ``activation``, which needs no edges of a graph; an inspection without ``activation`` takes the first
-    of its other scorers. If there is only one scorer, only the topologies are compared.
+    The other scorer is ``activation``, which needs no edges of a graph, or else the first of the other scorers. An inspection
+    with only one scorer compares only the topologies.
 
     Parameters
     ----------
@@ -170,19 +161,19 @@ def draw_agreement(inspection: Inspection) -> Figure:
     Returns
     -------
     matplotlib Figure
-        One axes for each comparison: the percentiles of all neurons within their layers, and the share of the neurons kept by
-        the inspection's scorer that the other one keeps too.
+        One axes for each comparison. It shows the percentiles of all neurons within their layers by both, and which share of
+        the neurons that the inspection's scorer keeps the other one keeps too.
     """
     others = [name for name in inspection.results if name != inspection.scorer]
     other_scorer = [name for name in ("activation", *others) if name in others][:1]
     compared = [(name, inspection.results[name]) for name in other_scorer]
     compared.append((f"{inspection.scorer}, {inspection.other_topology}", inspection.in_other_topology))
     figure = _figure(5.5 * len(compared), 5)
-    panels = figure.subplots(1, len(compared), squeeze=False)[0]
     main = inspection.main
-    for axes, (name, other) in zip(panels, compared, strict=True):
+    all_axes = figure.subplots(1, len(compared), squeeze=False)[0]
+    for axes, (name, other) in zip(all_axes, compared, strict=True):
         draw.compare_rankings(
-            _percentiles(main),
+            _percentiles(main, main.importance),
             _percentiles(other, main.importance),
             (f"{inspection.scorer}, {inspection.topology}", name),
             keep=(
@@ -198,7 +189,7 @@ def draw_agreement(inspection: Inspection) -> Figure:
 
 
 def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
-    """Draw one prunable layer: its highest neurons and their neighbours, the edges into it, and the flow through it.
+    """Draw one prunable layer: the subgraph of its highest neurons, the edges into it, and the flow through it.
 
     Parameters
     ----------
@@ -206,7 +197,7 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     name : str
         Name of a prunable layer.
     top : int
-        Number of nodes of each layer in the drawing of the subgraph.
+        Number of nodes of each layer in the drawing of the subgraph; those of the highest scores are drawn.
 
     Returns
     -------
@@ -226,29 +217,28 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     """
     graph_index, layer = inspection.place(name)
     graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
-    neighbourhood = range(layer - 1, min(layer + 1, len(graph.layer_sizes) - 1) + 1)
+    layers = range(layer - 1, min(layer + 2, len(graph.layer_sizes)))
     figure = _figure(13, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
     above, below = halves
-    draw.node_link(top_subgraph(graph, rank, nodes=top, edges=6 * top, layers=neighbourhood), ax=above.subplots())
+    draw.node_link(top_subgraph(graph, rank, nodes=top, edges=6 * top, layers=layers), ax=above.subplots())
     left, right = below.subplots(1, 2)
     draw.adjacency_heatmap(graph, layer, rank, ax=left)
-    draw.layer_flow(graph, rank, layers=neighbourhood, ax=right)
+    draw.layer_flow(graph, rank, layers=layers, ax=right)
     figure.suptitle(f"{inspection.source}: {name}")
     return figure
 
 
-def _percentiles(result: ScorerResult, order: Iterable[str] | None = None) -> FloatArray:
-    """Return the percentile of every neuron within its layer, one layer after the other.
+def _percentiles(result: ScorerResult, names: Iterable[str]) -> FloatArray:
+    """Return the percentile of every neuron within its layer, in the order of the named layers.
 
-    Percentiles are taken because scores of different layers are not comparable. `order` gives the order of the layers.
+    Percentiles are taken because scores of different layers are not comparable.
     """
-    names = result.importance if order is None else order
     return np.concatenate([percentiles(result.importance[name]) for name in names])
 
 
 def _call_nodes_neurons(figure: Figure) -> Figure:
-    """Replace the word "node" by "neuron" in all texts of a figure whose nodes are all neurons."""
+    """Replace the word "node" by "neuron" in all texts of a figure; all nodes that it shows must be neurons."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -270,7 +260,7 @@ def _first_middle_last(names: Sequence[str]) -> list[str]:
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    # pyplot would add global state, and could open a window.
+    # A figure of pyplot would be global state, and could open a window.
     return Figure(figsize=(width, height), layout="constrained")
 
 

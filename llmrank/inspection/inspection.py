@@ -1,4 +1,4 @@
-"""Inspection: a model's graphs, their ranks by every scorer, and what pruning would remove. The model is not changed."""
+"""The inspection of a model: its graphs, their ranks by every scorer, and what pruning would remove."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Inspection", "ScorerResult", "inspect_model"]
 
 @dataclass(frozen=True, eq=False)
 class ScorerResult:
-    """The ranks by one scorer, and the masks that follow from them.
+    """The ranks by one scorer, and the keep masks that follow from them.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class ScorerResult:
     importance : mapping from str to (n,) float64 array
         Scores of the neurons of each prunable layer, by the name of the layer; they sum to 1.
     masks : mapping from str to Masks
-        Keep masks at the inspection's amount by budget (``local``, ``global``), without budgets that refuse the amount.
+        Keep masks at the inspection's amount, by budget (``local``, ``global``); without budgets that refuse the amount.
     """
 
     ranks: tuple[RankResult, ...]
@@ -51,22 +51,22 @@ class Inspection:
         The model's name.
     topology : {"isolated", "chained", "residual"}
     budgets : Budgets
-        Local and global pruning, with the amount and the other settings.
+        The pruners of the local and the global budget, with the amount and the other settings.
     graphs : tuple of ModelGraph
         Isolated: one for each FFN; chained: one for each stack of transformer blocks; residual: one for each FFN and, if
         attention is included, for each attention.
     results : mapping from str to ScorerResult
         Results by the name of the scorer.
     scorer : str
-        Name of the scorer that the inspection is about; the others are compared with it.
+        Name of the main scorer; the others are compared with it.
     pruner : str
-        The budget that the inspection is about, ``local`` or ``global``.
+        The main budget, ``local`` or ``global``.
     in_other_topology : ScorerResult
         The results of :attr:`scorer` in the other topology, see :attr:`other_topology`.
     calibration : mapping
         Provenance of the calibration text.
     seconds : mapping from str to float
-        Wall time of the stages.
+        Wall time of the stages ``calibrate`` and ``rank``.
     """
 
     source: str
@@ -96,15 +96,15 @@ class Inspection:
         return _other_topology(self.topology)
 
     def places(self) -> dict[str, tuple[int, int]]:
-        """Return (graph, node layer) for the name of each prunable layer, in the order of the model."""
+        """Return (index of its graph, layer in that graph) for the name of each prunable layer, in the order of the model."""
         return {
-            layer.name: (position, node_layer)
-            for position, entry in enumerate(self.graphs)
+            layer.name: (graph_index, node_layer)
+            for graph_index, entry in enumerate(self.graphs)
             for node_layer, layer in entry.prunable.items()
         }
 
     def place(self, name: str) -> tuple[int, int]:
-        """Return (graph, node layer) for the name of a prunable layer.
+        """Return (index of its graph, layer in that graph) for the name of a prunable layer.
 
         Raises
         ------
@@ -120,17 +120,18 @@ class Inspection:
 def inspect_model(
     pipeline: BasePipeline, scorers: Mapping[str, BaseScorer], scorer: str, pruner: str = "local"
 ) -> Inspection:
-    """Calibrate a model, build its graphs, and rank them by every scorer.
+    """Calibrate a model, build its graphs, and rank them by every scorer. The model is not changed.
 
     Parameters
     ----------
     pipeline : BasePipeline
         Its model, calibration, topology and pruner (amount, min_keep, multiple_of, normalisation) are used, its scorer is not.
     scorers : mapping from str to BaseScorer
+        Scorers by name.
     scorer : str
-        Name of the scorer that the inspection is about.
+        Name of the main scorer, with which the others are compared.
     pruner : {"local", "global"}
-        The budget that the inspection is about.
+        The main budget.
 
     Returns
     -------
@@ -166,14 +167,7 @@ def inspect_model(
         raise OptionError(
             f"expected one of the scorers {', '.join(scorers)} and the pruner local or global, got {scorer!r} and {pruner!r}"
         )
-    seconds: dict[str, float] = {}
     started = perf_counter()
-
-    def record_time(stage: str) -> None:
-        nonlocal started
-        now = perf_counter()
-        seconds[stage], started = now - started, now
-
     topology: Topology = pipeline.topology
     other = _other_topology(topology)
     jointly = {each: prunes_jointly(pipeline.structure_dict, each) for each in (topology, other)}
@@ -184,18 +178,17 @@ def inspect_model(
         raise OptionError(budgets.refusals[pruner])
     sequences = pipeline.calibration_texts()[0]
     statistics = pipeline.calibrate(ffns, sequences, list(scorers.values()))
-    record_time("calibrate")
+    calibrated = perf_counter()
     graphs = pipeline.build_graphs(ffns, statistics)
     named = list(scorers.items())
     results = {
-        name: _score(graphs, each, budgets, jointly=jointly[topology])
+        name: _rank_and_prune(graphs, each, budgets, jointly=jointly[topology])
         for name, each in (pipeline.progress(named, "Ranking") if pipeline.progress else named)
     }
     with progress_step(pipeline.progress, f"Ranking, {other}"):
-        in_other_topology = _score(
+        in_other_topology = _rank_and_prune(
             build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly[other]
         )
-    record_time("rank")
     return Inspection(
         source=model_source(pipeline.model),
         topology=topology,
@@ -206,7 +199,7 @@ def inspect_model(
         pruner=pruner,
         in_other_topology=in_other_topology,
         calibration=sequences.provenance(),
-        seconds=seconds,
+        seconds={"calibrate": calibrated - started, "rank": perf_counter() - calibrated},
     )
 
 
@@ -214,7 +207,10 @@ def _other_topology(topology: Topology) -> Topology:
     return "isolated" if topology == "chained" else "chained"
 
 
-def _score(graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Budgets, *, jointly: bool) -> ScorerResult:
+def _rank_and_prune(
+    graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Budgets, *, jointly: bool
+) -> ScorerResult:
+    """Rank the graphs by a scorer, and choose the keep masks of every budget that accepts the amount."""
     ranks = rank_graphs(scorer, graphs)
     importance: dict[str, FloatArray] = {}
     for entry, rank in zip(graphs, ranks, strict=True):

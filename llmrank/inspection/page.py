@@ -15,21 +15,15 @@ from typing import Any
 
 from graphs.io.files import replace_file
 from llmrank.inspection.inspection import Inspection
-from llmrank.inspection.page_data import DATA_LIMIT, payload
+from llmrank.inspection.page_data import payload
 
 __all__ = ["render", "write_page"]
 
-# The parts of the page's script; each may use those before it when the page is loaded.
+# The parts of the page's script. What a part runs when the page is loaded may use only the parts before it.
 SCRIPTS = ("model.js", "search.js", "charts.js", "plots.js", "state.js", "panels.js", "inspect.js")
 
 
-def write_page(
-    inspection: Inspection,
-    path: str | os.PathLike[str],
-    *,
-    top_edges: int = 3,
-    data_limit: int = DATA_LIMIT,
-) -> Path:
+def write_page(inspection: Inspection, path: str | os.PathLike[str]) -> Path:
     """Write an inspection as a page to explore in a browser.
 
     Parameters
@@ -37,8 +31,6 @@ def write_page(
     inspection : Inspection
     path : path-like
         File to write. It is replaced on success, and left as it is on failure.
-    top_edges, data_limit
-        As for :func:`llmrank.inspection.page_data.payload`.
 
     Returns
     -------
@@ -48,9 +40,7 @@ def write_page(
     Raises
     ------
     GraphError
-        The directory does not exist, or the path is a directory.
-    OptionError
-        As for :func:`llmrank.inspection.page_data.payload`.
+        The directory does not exist, the path is a directory, or the weights hold NaN or Inf.
 
     Examples
     --------
@@ -69,8 +59,7 @@ def write_page(
     """
     target = Path(path)
     with replace_file(target) as partial:
-        content = payload(inspection, top_edges=top_edges, data_limit=data_limit)
-        partial.write_text(render(content), encoding="utf-8", newline="\n")
+        partial.write_text(render(payload(inspection)), encoding="utf-8", newline="\n")
     return target
 
 
@@ -78,7 +67,7 @@ def render(content: Mapping[str, Any]) -> str:
     r"""Return the page that shows a payload.
 
     Names from the model may hold any characters: they are written as JSON without ``<``, and the page shows them as text. The
-    page's content security policy lets only its own scripts run, by their hashes, and permits no connections.
+    page's content security policy permits only its own scripts, by their hashes, and no connections.
 
     Parameters
     ----------
@@ -121,7 +110,7 @@ def render(content: Mapping[str, Any]) -> str:
 
 
 def _hash(text: str) -> str:
-    """Return the source expression that permits a script or a style sheet in a content security policy."""
+    """Return the expression that permits a script or style sheet in a content security policy, by its hash."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 

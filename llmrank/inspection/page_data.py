@@ -1,8 +1,8 @@
 """The data that the page of an inspection holds: scores, orders of removal, and numbers of neurons removed.
 
-The page repeats no arithmetic of the pruners. It holds the order in which pruning removes the neurons of each layer, and
-how many of them each budget removes at every amount that the page offers; the neurons of the lowest positions are removed.
-Scores are only displayed, and are rounded to float32.
+The page repeats no arithmetic of the pruners. It holds the position of each neuron in the order in which pruning removes the
+neurons of its layer, and how many of them each budget removes at every amount that the page offers: those of the lowest
+positions. Scores are only displayed, and are rounded to float32.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from llmrank.prune import LayerRecord
 
 __all__ = ["DATA_LIMIT", "payload"]
 
-# Bytes of base64. A model of 46,080 neurons with eleven scorers needs about 7 MB.
+# Largest size of the page's arrays, in bytes of base64. A model of 46,080 neurons with eleven scorers needs about 7 MB.
 DATA_LIMIT = 30_000_000
-# If not everything fits, edges of this many neurons per layer are kept before other scorers.
+# If not everything fits, other scorers are left out before the edges of this many neurons of each layer.
 MIN_NEURONS_WITH_EDGES = 64
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -49,10 +49,10 @@ def payload(
     ----------
     inspection : Inspection
     top_edges : int
-        Edges shown on each side of a neuron, at least 1.
+        Number of edges shown on each side of a neuron, at least 1.
     data_limit : int
-        Largest size of the arrays in bytes. If they are larger, parts are left out in this order: the edges of all neurons
-        but those of the highest scores, the scores in the other topology, and the other scorers, the last one first. A note
+        Largest size of the arrays, in bytes of base64. If they are larger, parts are left out in this order: edges of neurons
+        that do not have the highest scores, the scores in the other topology, and the other scorers, the last one first. A note
         on the page lists them. The scores of the inspection's own scorer are always included.
 
     Returns
@@ -60,8 +60,8 @@ def payload(
     dict
         Numbers, strings, and arrays as ``{"dtype", "data"}``, where ``data`` is base64 of little-endian bytes. Arrays of
         neurons run through all prunable layers: each scorer has float32 ``scores``, and uint16 or uint32 ``positions`` (how
-        many neurons of the layer are removed before this one). ``removed``, (multiples, amounts, layers), is how many neurons
-        are removed from each layer: at the top level by local pruning, and in each scorer by global pruning.
+        many neurons of the layer are removed before this one). ``removed`` is a (multiples, amounts, layers) array, the number
+        of neurons removed from each layer: at the top level by local pruning, and in each scorer by global pruning.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def payload(
 
     Notes
     -----
-    Cost: a few reads of each block next to a prunable layer; memory for the arrays and for a few bands of a block.
+    Cost: a few reads of each block next to a prunable layer, and memory for the arrays and a few bands of a block.
 
     Examples
     --------
@@ -93,14 +93,14 @@ def payload(
     candidates = {inspection.scorer: inspection.main, **inspection.results}
     candidates[f"{inspection.scorer}, {inspection.other_topology}"] = inspection.in_other_topology
     edge_bytes = 2 * top_edges * (np.dtype(_node_dtype(inspection)).itemsize + 4)
-    names, edges_per_layer = _fitting(list(candidates), choices, edge_bytes, data_limit)
-    notes = _left_out([name for name in candidates if name not in names], edges_per_layer, choices)
-    local = local_removals(choices)
-    orders = {name: _removal_orders(inspection, candidates[name]) for name in names}
-    removals = {name: global_removals(choices, together) for name, (_, together) in orders.items()}
+    names, edges_per_layer = _choose_what_fits(list(candidates), choices, edge_bytes, data_limit)
+    notes = _size_notes([name for name in candidates if name not in names], edges_per_layer, choices)
+    removed_by_local = local_removals(choices)
+    positions = {name: _removal_positions(inspection, candidates[name]) for name in names}
+    removed_by_global = {name: global_removals(choices, in_global) for name, (_, in_global) in positions.items()}
     if not all(
-        _agrees(candidates[name], choices, positions, {"local": local, "global": removals[name]})
-        for name, (positions, _) in orders.items()
+        _agrees(candidates[name], choices, in_local, {"local": removed_by_local, "global": removed_by_global[name]})
+        for name, (in_local, _) in positions.items()
     ):
         notes.append(
             f"At {amount_label(inspection.amount)} the pipeline keeps other neurons than this page shows: it prunes each graph "
@@ -117,10 +117,14 @@ def payload(
         "slider_end": SLIDER_END,
         "amounts": [amount_label(amount) for amount in choices.amounts],
         "multiples": choices.multiples,
-        "inspected": {"amount": choices.amount, "multiple": choices.multiple, "slider": _slider(inspection, choices)},
+        "inspected": {
+            "amount": choices.amount_index,
+            "multiple": choices.multiple_index,
+            "slider": _slider(inspection, choices),
+        },
         "refusals": choices.refusals,
-        "removed": _array(local, dtype),
-        "calibration": _calibration(inspection.calibration),
+        "removed": _array(removed_by_local, dtype),
+        "calibration": _describe_calibration(inspection.calibration),
         "versions": environment(),
         "graph": {
             "nodes": sum(entry.graph.n_nodes for entry in inspection.graphs),
@@ -131,8 +135,8 @@ def payload(
         "scorers": {
             name: {
                 **_scores([candidates[name].importance[layer["name"]] for layer in layers]),
-                "positions": _array(np.concatenate(orders[name][0]), dtype),
-                "removed": _array(removals[name], dtype),
+                "positions": _array(np.concatenate(positions[name][0]), dtype),
+                "removed": _array(removed_by_global[name], dtype),
             }
             for name in names
         },
@@ -144,14 +148,14 @@ def payload(
 # --- parts of the payload
 
 
-def _left_out(scorers: Sequence[str], edges_per_layer: int, choices: Choices) -> list[str]:
-    """Return notes about what does not fit into the page."""
+def _size_notes(scorers: Sequence[str], edges_per_layer: int, choices: Choices) -> list[str]:
+    """Return notes about scorers and edges that are left out to keep the page small."""
     notes = []
     if scorers:
         notes.append(f"These scorers were left out to keep the page small: {', '.join(scorers)}.")
     if edges_per_layer < max(choices.sizes):
         notes.append(
-            f"To keep the page small, it has edges only of the {edges_per_layer:,} highest neurons of each layer."
+            f"To keep the page small, it has only the edges of the {edges_per_layer:,} highest neurons of each layer."
         )
     return notes
 
@@ -159,38 +163,40 @@ def _left_out(scorers: Sequence[str], edges_per_layer: int, choices: Choices) ->
 def _layers(inspection: Inspection) -> list[dict[str, Any]]:
     """Return the prunable layers and their neighbours in the graph."""
     layers = []
-    for name, (position, node_layer) in inspection.places().items():
-        graph = inspection.graphs[position].graph
+    for name, (graph_index, node_layer) in inspection.places().items():
+        graph = inspection.graphs[graph_index].graph
         neighbours: dict[str, Any] = {}
-        for side, number in (("in", node_layer - 1), ("out", node_layer + 1)):
-            exists = 0 <= number < len(graph.layer_sizes)
-            neighbours[side] = {"name": graph.names[number], "size": graph.layer_sizes[number]} if exists else None
+        for side, layer in (("in", node_layer - 1), ("out", node_layer + 1)):
+            exists = 0 <= layer < len(graph.layer_sizes)
+            neighbours[side] = {"name": graph.names[layer], "size": graph.layer_sizes[layer]} if exists else None
         layers.append({"name": name, "size": graph.layer_sizes[node_layer], **neighbours})
     return layers
 
 
-def _removal_orders(inspection: Inspection, result: ScorerResult) -> tuple[list[IntArray], list[IntArray]]:
-    """Return when local and when global pruning removes each neuron, layer by layer."""
+def _removal_positions(inspection: Inspection, result: ScorerResult) -> tuple[list[IntArray], list[IntArray]]:
+    """Return each layer's positions in the order in which local pruning, and in which global pruning, removes neurons."""
     prunable = [layer for entry in inspection.graphs for layer in entry.prunable.values()]
-    # Importance is all that these pruners read, so the graphs of the other topology are not needed.
+    # These pruners read nothing but importance, so the graphs of the other topology are not needed.
     records = [
         LayerRecord(layer.name, torch.from_numpy(result.importance[layer.name]), explicit=not layer.output_maps)
         for layer in prunable
     ]
-    budgets = inspection.budgets
-    local, together = (pruner.removal_positions(records) for pruner in (budgets.local, budgets.global_))
-    return [positions.numpy() for positions in local], [positions.numpy() for positions in together]
+    in_local, in_global = (
+        [positions.numpy() for positions in pruner.removal_positions(records)]
+        for pruner in (inspection.budgets.local, inspection.budgets.global_)
+    )
+    return in_local, in_global
 
 
 def _agrees(
     result: ScorerResult, choices: Choices, positions: Sequence[IntArray], removals: Mapping[str, IntArray]
 ) -> bool:
-    """Whether the neurons that the page shows as kept at the inspection's amount are those of the inspection's masks."""
+    """Whether the page, at the inspection's amount, shows the same neurons as kept as the inspection's masks."""
     return all(
-        np.array_equal(keep.numpy(), order >= removed)
+        np.array_equal(keep.numpy(), layer_positions >= removed)
         for budget, masks in result.masks.items()
-        for keep, order, removed in zip(
-            masks.values(), positions, removals[budget][choices.multiple, choices.amount], strict=True
+        for keep, layer_positions, removed in zip(
+            masks.values(), positions, removals[budget][choices.multiple_index, choices.amount_index], strict=True
         )
     )
 
@@ -198,7 +204,7 @@ def _agrees(
 def _slider(inspection: Inspection, choices: Choices) -> int:
     """Return where the slider stands at the inspection's amount, in per cent."""
     amount = inspection.amount
-    share = amount / max(sum(choices.sizes), 1) if isinstance(amount, int) else amount
+    share = amount / sum(choices.sizes) if isinstance(amount, int) else amount
     return min(round(100 * share), SLIDER_END)
 
 
@@ -213,9 +219,10 @@ def _scores(scores: Sequence[FloatArray]) -> dict[str, Any]:
 
 
 def _facts(inspection: Inspection) -> dict[str, Any]:
+    """Return the activation of every neuron, and the sums of its edge weights on both sides."""
     activations, in_strengths, out_strengths = [], [], []
-    for position, node_layer in inspection.places().values():
-        graph = inspection.graphs[position].graph
+    for graph_index, node_layer in inspection.places().values():
+        graph = inspection.graphs[graph_index].graph
         activations.append(graph.activations[node_layer])
         in_strength, out_strength = strengths(graph, node_layer)
         in_strengths.append(in_strength)
@@ -231,21 +238,21 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
     """Return the strongest edges of the highest neurons of each layer, by the inspection's own scorer."""
     chosen: list[npt.NDArray[np.intp]] = []
     parts: dict[str, list[npt.NDArray[Any]]] = {"in_nodes": [], "in_shares": [], "out_nodes": [], "out_shares": []}
-    complete = True
-    for name, (position, node_layer) in inspection.places().items():
-        graph, rank = inspection.graphs[position].graph, inspection.main.ranks[position]
+    is_complete = True
+    for name, (graph_index, node_layer) in inspection.places().items():
+        graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
         scores = inspection.main.importance[name]
-        complete = complete and len(scores) <= per_layer
+        is_complete = is_complete and len(scores) <= per_layer
         chosen.append(np.sort(np.argsort(-scores, kind="stable")[:per_layer]))
         strongest = strongest_edges(graph, rank, node_layer, top=top)
         for key, values in strongest._asdict().items():
-            # Nodes with fewer edges are filled up with index -1 and share 0; the page ignores edges of share 0.
+            # A node with fewer edges has -1 as the remaining nodes and 0 as their shares; the page ignores edges of share 0.
             parts[key].append(values[chosen[-1]].clip(min=0))
     node_dtype = _node_dtype(inspection)
     return {
         "top": top,
         "held": [len(neurons) for neurons in chosen],
-        "neurons": None if complete else _array(np.concatenate(chosen), np.uint32),
+        "neurons": None if is_complete else _array(np.concatenate(chosen), np.uint32),
         **{
             key: _array(np.concatenate(values), node_dtype if key.endswith("nodes") else np.float32)
             for key, values in parts.items()
@@ -254,30 +261,31 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
 
 
 def _node_dtype(inspection: Inspection) -> IndexType:
-    """Return the dtype of a node's index in any layer of the graphs."""
+    """Return the dtype of node indices, in whichever layer of the graphs a node is."""
     return _index_dtype(max(size for entry in inspection.graphs for size in entry.graph.layer_sizes))
 
 
-def _fitting(names: Sequence[str], choices: Choices, edge_bytes: int, limit: int) -> tuple[list[str], int]:
+def _choose_what_fits(names: Sequence[str], choices: Choices, edge_bytes: int, limit: int) -> tuple[list[str], int]:
     """Return the scorers that fit, and for how many neurons per layer the edges fit (`edge_bytes` for each neuron)."""
-    sizes, total = choices.sizes, sum(choices.sizes)
-    index = np.dtype(_index_dtype(max(sizes))).itemsize
-    table = index * len(choices.multiples) * len(choices.amounts) * len(sizes)
+    sizes, n_neurons = choices.sizes, sum(choices.sizes)
+    index_bytes = np.dtype(_index_dtype(max(sizes))).itemsize
     # Base64 takes four bytes for three.
-    scorer = (4 + index) * total * 4 / 3 + table * 4 / 3
-    edges = edge_bytes * 4 / 3
+    table = index_bytes * len(choices.multiples) * len(choices.amounts) * len(sizes) * 4 / 3
+    scorer = (4 + index_bytes) * n_neurons * 4 / 3 + table
+    edges_of_neuron = edge_bytes * 4 / 3
     # The first scorer, three facts of each neuron, and the table of local pruning are always there.
-    left = limit - scorer - 12 * total * 4 / 3 - table * 4 / 3
-    least = sum(min(size, MIN_NEURONS_WITH_EDGES) for size in sizes) * edges
-    others = int(np.clip((left - least) // scorer, 0, len(names) - 1))
-    left -= others * scorer
-    if left >= total * edges:
-        return list(names[: 1 + others]), max(sizes)
-    per_layer = max(MIN_NEURONS_WITH_EDGES, int(left // (edges * len(sizes))))
-    return list(names[: 1 + others]), min(per_layer, max(sizes))
+    left = limit - scorer - 12 * n_neurons * 4 / 3 - table
+    least = sum(min(size, MIN_NEURONS_WITH_EDGES) for size in sizes) * edges_of_neuron
+    n_others = int(np.clip((left - least) // scorer, 0, len(names) - 1))
+    left -= n_others * scorer
+    per_layer = max(sizes)
+    if left < n_neurons * edges_of_neuron:
+        per_layer = min(per_layer, max(MIN_NEURONS_WITH_EDGES, int(left // (edges_of_neuron * len(sizes)))))
+    return list(names[: 1 + n_others]), per_layer
 
 
-def _calibration(provenance: Mapping[str, Any]) -> str:
+def _describe_calibration(provenance: Mapping[str, Any]) -> str:
+    """Return the source and the size of the calibration text in words."""
     source = str(provenance.get("source", "unknown"))
     sizes = [f"{provenance[key]:,} {key}" for key in ("sequences", "tokens") if isinstance(provenance.get(key), int)]
     return f"{source} ({', '.join(sizes)})" if sizes else source

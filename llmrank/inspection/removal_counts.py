@@ -17,7 +17,7 @@ __all__ = ["SLIDER_END", "Choices", "global_removals", "local_removals", "offere
 
 # The largest amount on the page's slider, in per cent.
 SLIDER_END = 90
-# The page can round kept widths to these multiples, and to the multiple of the inspection.
+# The multiples to which the page can round kept widths, besides the multiple of the inspection.
 MULTIPLES = (1, 8, 64, 128)
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -32,44 +32,46 @@ class Choices:
     sizes : tuple of int
         Numbers of neurons of the prunable layers.
     min_keep : int
-        Number of neurons that every layer keeps.
+        Smallest number of neurons that a layer keeps.
     amounts : tuple of float or int
         Whole percentages up to the end of the slider, and last the amount of the inspection if it is not one of them.
-    amount, multiple : int
-        Indices of the inspection's own amount and multiple.
+    amount_index : int
+        Index of the inspection's own amount.
     multiples : tuple of int
-        Kept widths are rounded to one of these.
+        Numbers to whose multiples kept widths can be rounded.
+    multiple_index : int
+        Index of the inspection's own multiple.
     refusals : mapping from str to tuple of str
-        For each budget (``local``, ``global``) and amount: why the pruner refuses it, or an empty string.
+        Why a budget (``local``, ``global``) refuses each amount; an empty string if it accepts it.
     """
 
     sizes: tuple[int, ...]
     min_keep: int
     amounts: tuple[float | int, ...]
-    amount: int
+    amount_index: int
     multiples: tuple[int, ...]
-    multiple: int
+    multiple_index: int
     refusals: Mapping[str, tuple[str, ...]]
 
 
 def offered_choices(inspection: Inspection, layers: Mapping[str, int]) -> Choices:
-    """Return what the page offers for prunable layers of these sizes, by name."""
+    """Return what the page offers for an inspection, whose prunable layers have these sizes."""
     local, global_ = inspection.budgets.local, inspection.budgets.global_
     amounts: list[float | int] = [percent / 100 for percent in range(SLIDER_END + 1)]
     # A number of neurons is an amount of its own: 0 neurons would equal 0 %.
     if isinstance(inspection.amount, int) or inspection.amount not in amounts:
+        amount_index = len(amounts)
         amounts.append(inspection.amount)
-        own = len(amounts) - 1
     else:
-        own = amounts.index(inspection.amount)
+        amount_index = amounts.index(inspection.amount)
     multiples = sorted({*MULTIPLES, local.multiple_of})
     return Choices(
         sizes=tuple(layers.values()),
         min_keep=local.min_keep,
         amounts=tuple(amounts),
-        amount=own,
+        amount_index=amount_index,
         multiples=tuple(multiples),
-        multiple=multiples.index(local.multiple_of),
+        multiple_index=multiples.index(local.multiple_of),
         refusals={"local": _refusals(local, amounts, layers), "global": _refusals(global_, amounts, layers)},
     )
 
@@ -106,31 +108,31 @@ def global_removals(choices: Choices, positions: Sequence[IntArray]) -> IntArray
 
 
 def _rounded(choices: Choices, counts: IntArray, refusals: Sequence[str]) -> IntArray:
-    """Round the kept widths that counts (amounts, layers) leave to every multiple, as pruners do."""
+    """Return the (amounts, layers) numbers of removed neurons for every multiple, with widths rounded as pruners do."""
     removals = np.zeros((len(choices.multiples), *counts.shape), dtype=np.int64)
-    for amount, reason in enumerate(refusals):
+    for row, reason in enumerate(refusals):
         if reason:
             continue
-        removals[:, amount] = counts[amount]
+        removals[:, row] = counts[row]
         for k, multiple in enumerate(choices.multiples):
             # A pruner does not round to multiples of 1.
             if multiple > 1:
-                removals[k, amount] = [
+                removals[k, row] = [
                     size - round_width(size - int(count), size, multiple, choices.min_keep)
-                    for size, count in zip(choices.sizes, counts[amount], strict=True)
+                    for size, count in zip(choices.sizes, counts[row], strict=True)
                 ]
     return removals
 
 
 def _refusals(pruner: BasePruner, amounts: Sequence[float | int], layers: Mapping[str, int]) -> tuple[str, ...]:
-    """Return why a pruner refuses each of the amounts, or an empty string."""
+    """Return for each amount why a pruner refuses it, or an empty string."""
     records = [record_of_size(name, size) for name, size in layers.items()]
     reasons = [""] * len(amounts)
     if len(amounts) > SLIDER_END + 1:
         reasons[-1] = refusal(type(pruner)(amounts[-1], pruner.min_keep), [records])
     for percent in range(SLIDER_END, -1, -1):
         reasons[percent] = refusal(type(pruner)(amounts[percent], pruner.min_keep), [records])
-        # A pruner that accepts a share accepts all smaller ones too.
+        # A pruner that accepts a share accepts all smaller ones too, and a check costs as much as pruning.
         if not reasons[percent]:
             break
     return tuple(reasons)

@@ -1,4 +1,4 @@
-"""The results of an inspection in plain values: for each layer, for each pair of scorers, and for single neurons."""
+"""Summaries of an inspection in plain values: of its layers, of the agreement of its scorers, and of single neurons."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ __all__ = [
     "summarise_neuron",
 ]
 
+# The version of the form that to_dict writes.
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far another scorer, or the same scorer in the other topology, agrees with the scorer of an inspection.
+    """How far another scorer, or the same scorer in the other topology, agrees with the main scorer of an inspection.
 
     Attributes
     ----------
@@ -43,7 +44,7 @@ class Agreement:
         Mean of Spearman's correlation over the prunable layers, in -1..1. Layers with constant scores, where it is not
         defined, are left out; NaN if no layer is left.
     local, global_ : float
-        Of the neurons of all layers that the inspection's scorer keeps, the share that the other keeps too, by budget; NaN if
+        Share of the neurons kept by the main scorer, in all layers, that the other one keeps too, under each budget; NaN if
         the budget refuses the amount.
     """
 
@@ -54,7 +55,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class InspectionSummary:
-    """An inspection in numbers.
+    """A summary of an inspection.
 
     Attributes
     ----------
@@ -191,7 +192,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class NeuronSummary:
-    """The facts of one neuron.
+    """A summary of one neuron.
 
     Attributes
     ----------
@@ -204,7 +205,7 @@ class NeuronSummary:
     paths : tuple of Path
         The strongest paths through the neuron, from the layer before to the layer after.
     before, after : str or None
-        Names of these two layers; `after` is None if the neuron's layer is the last.
+        Names of these two layers; `after` is None if the neuron's layer is the last of its graph.
     """
 
     layer: str
@@ -216,7 +217,7 @@ class NeuronSummary:
 
 
 def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int = 5) -> NeuronSummary:
-    """Collect the facts of one neuron.
+    """Summarise one neuron.
 
     Parameters
     ----------
@@ -250,26 +251,23 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     >>> pipeline = IsolatedFFNPipeline(model, None, calibration=torch.rand(8, 4))
     >>> inspection = inspect_model(pipeline, {"activation": ActivationScorer()}, "activation")
-    >>> facts = summarise_neuron(inspection, "0", int(inspection.main.importance["0"].argmax()))
-    >>> facts.facts.position, facts.verdicts["local"].kept, len(facts.facts.in_edges)
+    >>> summary = summarise_neuron(inspection, "0", int(inspection.main.importance["0"].argmax()))
+    >>> summary.facts.position, summary.verdicts["local"].kept, len(summary.facts.in_edges)
     (0, True, 4)
     """
-    position, node_layer = inspection.place(layer)
+    graph_index, node_layer = inspection.place(layer)
     scores = inspection.main.importance[layer]
     check_neuron(layer, neuron, len(scores))
-    graph, rank = inspection.graphs[position].graph, inspection.main.ranks[position]
-    verdicts = {}
-    for budget, masks in inspection.main.masks.items():
-        keep = masks[layer].numpy()
-        verdicts[budget] = Verdict(bool(keep[neuron]), margin(scores, keep, neuron))
-    last = node_layer == len(graph.layer_sizes) - 1
+    graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
+    keeps = {budget: masks[layer].numpy() for budget, masks in inspection.main.masks.items()}
+    is_last = node_layer == len(graph.layer_sizes) - 1
     return NeuronSummary(
         layer,
         summarise_node(graph, rank, node_layer, neuron, top=top),
-        verdicts,
-        strongest_paths(graph, rank, node_layer, neuron, k=top, before=1, after=0 if last else 1),
+        {budget: Verdict(bool(keep[neuron]), margin(scores, keep, neuron)) for budget, keep in keeps.items()},
+        strongest_paths(graph, rank, node_layer, neuron, k=top, before=1, after=0 if is_last else 1),
         graph.names[node_layer - 1],
-        None if last else graph.names[node_layer + 1],
+        None if is_last else graph.names[node_layer + 1],
     )
 
 
@@ -299,10 +297,10 @@ def margin(scores: npt.NDArray[np.floating[Any]], keep: npt.NDArray[np.bool_], n
     other_side = scores[keep != keep[neuron]]
     if not len(other_side):
         return float("nan")
-    score, cut = float(scores[neuron]), float(other_side.max() if keep[neuron] else other_side.min())
-    if cut == 0:
+    score, divisor = float(scores[neuron]), float(other_side.max() if keep[neuron] else other_side.min())
+    if divisor == 0:
         return float("inf") if score > 0 else float("nan")
-    return score / cut
+    return score / divisor
 
 
 def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
@@ -344,7 +342,7 @@ def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
 
 
 def split_neuron(text: str) -> tuple[str, int]:
-    """Split ``LAYER:NEURON``; this needs no model, so a wrong form is found before one is loaded.
+    """Split ``LAYER:NEURON``. No model is needed, so that a wrong form is found before one is loaded.
 
     Raises
     ------
@@ -363,6 +361,6 @@ def split_neuron(text: str) -> tuple[str, int]:
 
 
 def check_neuron(layer: str, neuron: int, size: int) -> None:
-    """Check that a layer of this size has the neuron, else raise an OptionError."""
+    """Raise an OptionError if a layer of this size does not have the neuron."""
     if not 0 <= neuron < size:
         raise OptionError(f"{layer} has neurons 0 to {size - 1}, got {neuron}")

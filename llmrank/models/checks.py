@@ -24,7 +24,7 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_nu
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise an error if a part of the model is wrapped: by an adapter of PEFT, or by torch.compile."""
+    """Raise an error if the model or a module of it is wrapped, by an adapter of PEFT or by torch.compile."""
     for path, module in model.named_modules():
         subject = f"{path} of {type(model).__name__}" if path else type(model).__name__
         if hasattr(module, "base_layer") and hasattr(module, "merge"):
@@ -37,16 +37,17 @@ def check_not_wrapped(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{subject} is compiled (torch.compile), and compiled code does not run the functions that repair substitutes "
                 "for linear maps; expected a model that is not compiled: prune the model first (a compiled module holds it as "
-                "_orig_mod), and compile the pruned one"
+                "_orig_mod), and compile the pruned model"
             )
 
 
 def check_weights_finite(model: nn.Module) -> None:
-    """Raise an error if a parameter holds NaN or Inf; the error names it. Every weight is read once, and none is copied."""
+    """Raise an error that names the parameter if one holds NaN or Inf. Every weight is read once, and none is copied."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return  # the model is still being built or partly offloaded, so even the other parameters may hold no values yet
     for name, parameter in model.named_parameters():
         values = parameter.detach()
+        # torch finds no extremes of 8-bit floats.
         if not values.is_floating_point() or values.dtype.itemsize < 2 or not values.numel():
             continue
         if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):
@@ -71,12 +72,12 @@ def check_no_experts(model: nn.Module) -> None:
         evidence = expert_modules[0] if expert_modules else f"config.{count_fields[0]}"
         raise UnsupportedModelError(
             f"{type(model).__name__} is a mixture-of-experts model ({evidence}); expert FFNs cannot be pruned yet: "
-            "choose a dense model, or name its dense Linears with structure_dict="
+            "choose a model without experts, or name Linears outside the experts with structure_dict="
         )
 
 
 def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
-    """Raise an error if the weight of a linear map is quantised or no ordinary tensor, so that its rows cannot be removed."""
+    """Raise an error if the rows of a linear map cannot be removed, because its weight is quantised or no ordinary tensor."""
     for name, module in linears.items():
         weight: object = getattr(module, "qweight", None)
         packed = isinstance(weight, torch.Tensor)
@@ -88,8 +89,8 @@ def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None
         if packed or not ordinary or dtype is None or not dtype.is_floating_point or dtype.itemsize < 2:
             raise UnsupportedModelError(
                 f"{name} of {type(model).__name__} holds quantised or wrapped weights ({type(module).__name__}, "
-                f"{type(weight).__name__} of {dtype}); they cannot be pruned in place: load the model in float32, "
-                "float16 or bfloat16 (dequantised, on one device), and quantise the pruned one"
+                f"{type(weight).__name__} of {dtype}), which cannot be pruned in place: load the model in float32, "
+                "float16 or bfloat16 (dequantised, on one device), and quantise the pruned model"
             )
 
 
@@ -99,9 +100,7 @@ def check_not_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
     first_owner: dict[int, str] = {}
     ffn_parameters: set[int] = set()
     for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is None:
-                continue
+        for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             key = id(parameter)
             if key in first_owner and (id(module) in ffn_maps or key in ffn_parameters):
                 raise UnsupportedModelError(

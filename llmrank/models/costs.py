@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
 from torch import nn
 
 from llmrank.errors import OptionError
 from llmrank.models.ffn import FFNs, PrunableLayer
-from llmrank.models.linear_map import bias_of, in_features, out_features
+from llmrank.models.linear_map import bias_of, in_features, matrix_of, out_features
 
 __all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "neuron_cost", "unit_name"]
 
 Unit: TypeAlias = Literal["neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops"]
-UNITS: tuple[Unit, ...] = ("neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops")
 UNIT_NAMES: dict[Unit, str] = {
     "neurons": "hidden neurons",
     "ffn-parameters": "FFN parameters",
@@ -26,6 +25,7 @@ UNIT_NAMES: dict[Unit, str] = {
     "bytes": "model bytes",
     "flops": "model FLOPs per token",
 }
+UNITS: tuple[Unit, ...] = tuple(UNIT_NAMES)
 
 
 def unit_name(unit: Unit) -> str:
@@ -44,7 +44,7 @@ class Cost:
     Attributes
     ----------
     parameters, bytes : int
-        Number of parameters and their size in memory.
+        Number of parameters, and their size in memory in bytes.
     flops : int
         FLOPs for one token: a multiplication and an addition for each weight of a matrix. Biases, activation functions and
         norms are not counted; nor are the products of attention with the context, which grow with the length of the context.
@@ -67,12 +67,12 @@ class Cost:
 
 
 def neuron_cost(layer: PrunableLayer) -> Cost:
-    """Compute the cost of one neuron of a prunable layer: its rows (and biases) in input maps and its columns in output maps.
+    """Compute the cost of a neuron: its rows (and biases) in the input maps, and its columns in the output maps.
 
     Parameters
     ----------
     layer : PrunableLayer
-        All its neurons have the same cost.
+        The layer of the neuron; all its neurons have the same cost.
 
     Examples
     --------
@@ -94,16 +94,16 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
 
 @dataclass(frozen=True)
 class _MapShape:
-    """The shape of a linear map as a function of the widths of prunable layers, and so its cost.
+    """The shape of a linear map, from which its cost follows for any widths of the prunable layers.
 
     Attributes
     ----------
     rows_per_neuron : mapping from str to int
-        For each prunable layer whose neurons are rows of the map: how many rows belong to one neuron (two in a fused map).
+        Number of rows of one neuron (two in a fused map), by the name of each prunable layer whose neurons are rows.
     other_rows : int
         Rows that belong to no prunable layer.
     column_layer : str or None
-        Prunable layer whose neurons are the columns of the map; None if the columns are always kept.
+        Name of the prunable layer whose neurons are the columns; None if the columns are always kept.
     n_columns : int
         Number of columns before pruning.
     weight_bytes : int
@@ -129,14 +129,14 @@ class _MapShape:
 class ModelCosts:
     """The cost of a model, and how it falls when neurons of its FFNs are removed.
 
-    The counts are exact also for a map between two prunable layers: it has as many weights as the product of their widths.
+    The counts are exact, also for a map between two prunable layers: its number of weights is the product of their widths.
 
     Parameters
     ----------
     model : nn.Module
         It is not changed. A parameter that several modules share counts once, but its FLOPs count for each of these modules. An
-        embedding costs no FLOPs, because its rows are only looked up; a prediction head that shares the matrix of the embedding
-        costs FLOPs. A module that is called several times for a token counts once.
+        embedding costs no FLOPs, because its rows are only looked up; a prediction head that shares its matrix does. A module
+        that is called several times for a token counts once.
     ffns : FFNs
         FFNs of this model.
 
@@ -160,13 +160,13 @@ class ModelCosts:
         self.sizes = ffns.sizes
         self._shapes = _map_shapes(ffns)
         self.ffns = self._ffn_cost(self.sizes)
-        parameters = {id(p): p for p in model.parameters()}.values()
+        parameters = list(model.parameters())
         matrices = [
             p
             for module in model.modules()
             if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-            for p in module._parameters.values()
-            if p is not None and p.ndim == 2
+            for _, p in module.named_parameters(recurse=False, remove_duplicate=False)
+            if p.ndim == 2
         ]
         self.model = Cost(
             sum(p.numel() for p in parameters),
@@ -175,30 +175,30 @@ class ModelCosts:
         )
 
     def total(self, unit: Unit) -> int:
-        """Return the cost of the dense model in a unit."""
+        """Return the cost, in a unit, of the dense model, or of its FFNs for a unit that begins with ``ffn-``."""
         if unit == "neurons":
             return sum(self.sizes.values())
         return _in_unit(self.ffns if unit.startswith("ffn-") else self.model, unit)
 
     def removed(self, widths: Mapping[str, int], unit: Unit) -> int:
-        """Compute how much of the cost, in a unit, is removed if the prunable layers are left with these widths.
+        """Compute how much cost, in a unit, pruning to these widths removes.
 
         Parameters
         ----------
         widths : mapping from str to int
-            Number of kept neurons by the name of the prunable layer. Layers without an entry keep all neurons.
+            Number of kept neurons, by the name of the prunable layer. Layers without an entry keep all neurons.
         unit : str
             One of :data:`UNITS`.
 
         Raises
         ------
         OptionError
-            The model has no prunable layer of such a name.
+            The model has no prunable layer of one of these names.
         """
         unknown = set(widths) - set(self.sizes)
         if unknown:
             raise OptionError(
-                f"these costs are of another model: it has no layer {sorted(unknown)[0]}; expected widths of "
+                f"these are the costs of a model without a layer {sorted(unknown)[0]}; expected widths of layers among "
                 f"{', '.join(self.sizes)}"
             )
         all_widths = {**self.sizes, **widths}
@@ -207,38 +207,33 @@ class ModelCosts:
         return _in_unit(self.ffns - self._ffn_cost(all_widths), unit)
 
     def _ffn_cost(self, widths: Mapping[str, int]) -> Cost:
-        return sum((linear.cost(widths) for linear in self._shapes), Cost())
+        return sum((shape.cost(widths) for shape in self._shapes), Cost())
 
 
 def _map_shapes(ffns: FFNs) -> list[_MapShape]:
-    layers, modules = ffns.layers, {id(module): module for module in ffns.modules}
-    rows_per_neuron: dict[int, dict[str, int]] = {key: {} for key in modules}
+    """Return the shape of every linear map of the FFNs, without its tensors: surgery replaces them while costs are in use."""
+    layers = ffns.layers
+    rows_per_neuron: dict[int, Counter[str]] = {id(module): Counter() for module in ffns.modules}
     column_layer: dict[int, str] = {}
     for name, layer in layers.items():
         for input_map in layer.input_maps:
-            of_this_map = rows_per_neuron[id(input_map.module)]
-            of_this_map[name] = of_this_map.get(name, 0) + 1
+            rows_per_neuron[id(input_map.module)][name] += 1
         for output_map in layer.output_maps:
             column_layer[id(output_map.module)] = name
-    maps = []
-    for key, module in modules.items():
-        rows = sum(count * layers[name].size for name, count in rows_per_neuron[key].items())
-        weight = module.weight
-        if not isinstance(weight, torch.Tensor):
-            raise TypeError(f"{type(module).__name__} has no weight tensor")
-        # Only the sizes are kept, not the tensors: surgery replaces the tensors while the costs are still used.
-        bias = bias_of(module)
-        maps.append(
+    shapes = []
+    for module in ffns.modules:
+        rows, bias = rows_per_neuron[id(module)], bias_of(module)
+        shapes.append(
             _MapShape(
-                rows_per_neuron[key],
-                out_features(module) - rows,
-                column_layer.get(key),
+                rows,
+                out_features(module) - sum(count * layers[name].size for name, count in rows.items()),
+                column_layer.get(id(module)),
                 in_features(module),
-                weight.element_size(),
+                matrix_of(module).element_size(),
                 None if bias is None else bias.element_size(),
             )
         )
-    return maps
+    return shapes
 
 
 def _matrix_cost(rows: int, columns: int, weight_bytes: int) -> Cost:

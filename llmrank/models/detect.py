@@ -1,22 +1,23 @@
 """Find the FFNs of a model by the shapes of its linear maps, not by the model's name.
 
-The linear maps inside a module that do not belong to attention are an FFN if they are exactly
-d -> f, f -> d (plain), two d -> f and one f -> d (gated), or d -> 2f, f -> d (fused). An
-``nn.Sequential`` of Linears with pointwise functions between them is a sequential FFN. One FFN of each type
-is tested: a change of neuron j before the activation function must change input j of the output map alone.
+The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
+d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). An ``nn.Sequential`` of Linears with pointwise functions between
+them is a sequential FFN. One FFN of each type is tested: if neuron j changes before the activation function, input j of the
+output map must be the only one that changes.
 
-An attention is recognised by the names of the linear maps that a module itself owns (one of them makes queries). Its output
-map is recognised by its place: it is the only other map of the smallest module around the attention. The name of a whole block
-is not used.
+A module is an attention if one of its own linear maps has the name of a query map. If none has, the name of the module or of
+its class decides, unless its own maps have the shapes of an FFN. The output map may lie outside this module: then it is the only
+other map of the smallest module around it.
 
-If nothing was found, a module with any code may still be a chain of linear maps (a multilayer perceptron): a trial
-run shows that.
+If nothing is found, a module with any code may still be a chain of linear maps (a multilayer perceptron). A trial run shows
+whether it is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -35,13 +36,13 @@ from llmrank.models.tracing import linear_chain, trial_run
 
 __all__ = ["find_ffns", "is_linear"]
 
-# Functions that act on every neuron by itself; these may lie between the Linears of a sequential FFN.
+# Functions that act on every neuron by itself, and may lie between the Linears of a sequential FFN.
 POINTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Mish),
     *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink),
     *(nn.Dropout, nn.AlphaDropout, nn.Identity),
 )
-# Names of linear maps that make queries, alone or with keys and values: q_proj, to_q, Wqkv, query_key_value, in_proj_qkvz.
+# Names of linear maps that compute queries, alone or with keys and values: q_proj, to_q, Wqkv, query_key_value, in_proj_qkvz.
 QUERIES = re.compile(r"(^|_)w?(q|qkv|qkvz|query)(_|$)", re.IGNORECASE)
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
@@ -62,8 +63,9 @@ def find_ffns(model: nn.Module) -> FFNs:
     Raises
     ------
     UnsupportedModelError
-        The model is a mixture of experts, has quantised weights or weights that different FFNs share, or has nothing with the
-        geometry of an FFN; the message lists the linear maps.
+        The model is compiled, wrapped by adapters or a mixture of experts; its weights are quantised or not finite; an FFN
+        shares a weight with another module, or its neurons cannot be separated; or no linear maps have the shapes of an FFN
+        (the message lists the maps).
 
     Examples
     --------
@@ -77,26 +79,25 @@ def find_ffns(model: nn.Module) -> FFNs:
     linears = {name: module for name, module in modules.items() if is_linear(module)}
     check_not_quantised(model, linears)
     check_weights_finite(model)
-    attention = _attentions(modules, linears)
-    candidates = {name: module for name, module in linears.items() if not _prefix(name).startswith(attention)}
+    attention_prefixes = _attention_prefixes(modules, linears)
+    candidates = {name: module for name, module in linears.items() if not _prefix(name).startswith(attention_prefixes)}
     claimed: set[str] = set()
     found: dict[str, FFN] = {}
     # Deepest first, so that the FFN gets the name of the smallest module that holds all of it.
     for name in sorted(modules, key=_deepest_first):
-        module = modules[name]
-        inside = [path for path in candidates if path not in claimed and path.startswith(_prefix(name))]
+        module, prefix = modules[name], _prefix(name)
+        inside = [entry for entry in candidates.items() if entry[0] not in claimed and entry[0].startswith(prefix)]
         if len(inside) < 2:
             continue
-        ffn = _sequential_ffn(name, module, candidates)
-        ffn = ffn or _ffn_by_shapes(name, module, [(path, candidates[path]) for path in inside])
+        ffn = _sequential_ffn(name, module, candidates) or _ffn_by_shapes(name, module, inside)
         if ffn is not None:
             found[name] = ffn
             claimed.update(projection.name for stage in ffn.stages for projection in stage)
     ffns = [found[name] for name in modules if name in found]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
     # If the model has a repeating stack, modules of the same shapes outside it (prediction heads) are not FFNs.
-    ffns = _without_bottlenecks([ffn for ffn in (stacked or ffns) if _is_separable(ffn, attention)])
-    ffns = ffns or _chain_ffns(modules, linears, candidates, attention)
+    ffns = _without_bottlenecks([ffn for ffn in (stacked or ffns) if _is_separable(ffn, attention_prefixes)])
+    ffns = ffns or _chain_ffns(modules, linears, candidates, attention_prefixes)
     if not ffns:
         raise UnsupportedModelError(
             f"found no feed-forward network in {type(model).__name__}; expected linear maps d -> f and f -> d (plain), "
@@ -124,16 +125,16 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _prefix(path: str) -> str:
-    """Return the beginning that the paths of a module and its submodules have in common, if a dot is added to each path."""
+    """Return what the paths of a module's submodules begin with: its own path and a dot, or nothing for the model itself."""
     return f"{path}." if path else ""
 
 
 def _deepest_first(path: str) -> int:
-    """Sort key of module paths."""
+    """Return a sort key of module paths: minus the depth, so that the model itself comes last."""
     return -path.count(".") - bool(path)
 
 
-def _attentions(modules: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]) -> tuple[str, ...]:
+def _attention_prefixes(modules: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]) -> tuple[str, ...]:
     """Return the path prefixes of attention modules, and of single linear maps that belong to an attention."""
     found = [_prefix(path) for path in linears if ATTENTION.search(path.rpartition(".")[2])]
     owned: dict[str, list[str]] = {}
@@ -141,12 +142,12 @@ def _attentions(modules: Mapping[str, nn.Module], linears: Mapping[str, nn.Modul
         if _prefix(path) not in found:
             owned.setdefault(path.rpartition(".")[0], []).append(path)
     for owner, paths in owned.items():
-        queries = any(QUERIES.search(path.rpartition(".")[2]) for path in paths)
-        named = ATTENTION.search(owner.rpartition(".")[2]) or ATTENTION.search(type(modules[owner]).__name__)
-        # If no name tells of queries (one map may make queries, keys and values), the module's name decides, unless the maps
-        # have the shapes of an FFN.
-        if queries or (
-            named and _ffn_by_shapes(owner, modules[owner], [(path, linears[path]) for path in paths]) is None
+        computes_queries = any(QUERIES.search(path.rpartition(".")[2]) for path in paths)
+        is_named = ATTENTION.search(owner.rpartition(".")[2]) or ATTENTION.search(type(modules[owner]).__name__)
+        # If no map is named after queries (one map may compute queries, keys and values), the name of the module decides, unless
+        # the maps have the shapes of an FFN.
+        if computes_queries or (
+            is_named and _ffn_by_shapes(owner, modules[owner], [(path, linears[path]) for path in paths]) is None
         ):
             # A block may hold the maps of its attention directly, next to its FFN.
             found += map(_prefix, paths if _block_path(owner) == owner else [owner])
@@ -154,17 +155,17 @@ def _attentions(modules: Mapping[str, nn.Module], linears: Mapping[str, nn.Modul
         known, prefix = tuple(found), _prefix(name)
         if not prefix.startswith(known) and any(path.startswith(prefix) for path in known):
             inside = [path for path in linears if path.startswith(prefix)]
-            # The one other map is the output map, which the attention's own module does not hold (BERT); T5 has no other map.
+            # One other map is the output map of an attention that does not hold it itself (BERT). T5 has no other map here.
             if name and sum(not _prefix(path).startswith(known) for path in inside) < 2:
                 found.append(prefix)
     return tuple(found)
 
 
 def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
-    """Leave out FFNs that are narrower than the residual stream, if the same block has a wider FFN.
+    """Leave out FFNs that are narrower than the residual stream, if their block has an FFN that is not.
 
-    They are low-rank terms and adapters (Gemma 3n's LAuReL, X-MOD's language adapters), whose width is not the FFN width of
-    the configuration.
+    They are low-rank terms and adapters (Gemma 3n's LAuReL, X-MOD's language adapters). The FFN width of the configuration is
+    not theirs.
     """
 
     def is_narrow(ffn: FFN) -> bool:
@@ -175,13 +176,14 @@ def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
 
 
 def _block_path(name: str) -> str:
-    """Return the path of the block that a module lies in: the name up to its first index, or all of it without an index."""
+    """Return the path of the block that a module lies in: its path up to the first index, or all of it without an index."""
     stack = _stack_path(name)
-    return name if stack == name else ".".join(name.split(".")[: stack.count(".") + 1 + bool(stack)])
+    index = name.removeprefix(_prefix(stack)).split(".")[0]
+    return name if stack == name else f"{_prefix(stack)}{index}"
 
 
 def _stack_path(name: str) -> str:
-    """Return the path of the repeating stack that a module lies in: the name before its first index, or all of it."""
+    """Return the path of the stack that a module lies in: its path before the first index, or all of it without an index."""
     parts = name.split(".")
     for position, part in enumerate(parts):
         if part.isdigit():
@@ -190,12 +192,12 @@ def _stack_path(name: str) -> str:
 
 
 def _output_map_last(linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Put the output map last: of three maps, it is the one whose shape is the reverse of both others; else keep the order."""
+    """Put the output map last if the shapes show it: two other maps have its shape reversed. Otherwise keep the order."""
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
-    reverse = [k for k, (n_in, n_out) in enumerate(sizes) if sizes.count((n_out, n_in)) == 2 and n_in != n_out]
-    if len(reverse) != 1:
+    found = [k for k, (n_in, n_out) in enumerate(sizes) if sizes.count((n_out, n_in)) == 2 and n_in != n_out]
+    if len(found) != 1:
         return linears
-    (k,) = reverse
+    k = found[0]
     return [*linears[:k], *linears[k + 1 :], linears[k]]
 
 
@@ -230,7 +232,7 @@ def _sequential_ffn(name: str, module: nn.Module, candidates: dict[str, nn.Modul
             if stages and stages[-1][0].size != in_features(child):
                 return None
             stages.append((Projection.whole(path, child),))
-        elif not isinstance(child, (*POINTWISE, nn.Flatten)) or (stages and isinstance(child, nn.Flatten)):
+        elif not isinstance(child, POINTWISE if stages else (*POINTWISE, nn.Flatten)):
             return None
     return FFN(name, "sequential", tuple(stages), _stack_path(name), module) if len(stages) >= 2 else None
 
@@ -239,63 +241,65 @@ def _chain_ffns(
     modules: dict[str, nn.Module],
     linears: dict[str, nn.Module],
     candidates: dict[str, nn.Module],
-    attention: tuple[str, ...],
+    attention_prefixes: tuple[str, ...],
 ) -> list[FFN]:
-    """Return the largest modules that are chains of linear maps and run by themselves; none lies inside another."""
+    """Return the largest modules that are chains of linear maps in a trial run; none lies inside another."""
     found: list[FFN] = []
     for name, module in modules.items():
-        inside = {path: linear for path, linear in linears.items() if not name or path.startswith(f"{name}.")}
-        nested = any(not ffn.name or name.startswith(f"{ffn.name}.") for ffn in found)
-        order = None if nested or not set(inside) <= set(candidates) else linear_chain(module, inside)
+        inside = {path: linear for path, linear in linears.items() if path.startswith(_prefix(name))}
+        is_nested = name.startswith(tuple(_prefix(ffn.name) for ffn in found))
+        order = None if is_nested or not inside.keys() <= candidates.keys() else linear_chain(module, inside)
         if order is not None:
             stages = tuple((Projection.whole(path, linears[path]),) for path in order)
             ffn = FFN(name, "sequential", stages, _stack_path(name), module)
-            found += [ffn] if _is_separable(ffn, attention) else []
+            if _is_separable(ffn, attention_prefixes):
+                found.append(ffn)
     return found
 
 
-def _is_separable(ffn: FFN, attention: tuple[str, ...]) -> bool:
+def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
     """Whether no other parameter acts on the hidden neurons (a norm between the maps would couple them)."""
     own = {id(p) for stage in ffn.stages for projection in stage for p in projection.module.parameters()}
     hidden = set(ffn.sizes[1:-1])
-    stream = {ffn.sizes[0], ffn.sizes[-1]}
-    for owner, module in ffn.module.named_modules(prefix=ffn.name):
-        for parameter in () if _prefix(owner).startswith(attention) else module.parameters(recurse=False):
-            # A vector as wide as the residual stream may be a norm of the stream; a convolution or recurrence is on the neurons.
-            vector = parameter.ndim < 2 or is_linear(module)
-            if id(parameter) not in own and (hidden - stream if vector else hidden) & set(parameter.shape):
+    for path, module in ffn.module.named_modules(prefix=ffn.name):
+        if _prefix(path).startswith(attention_prefixes):
+            continue
+        for parameter in module.parameters(recurse=False):
+            # If neurons are as many as the residual stream is wide, a vector or linear map of this size may act on the stream
+            # (a norm does). A convolution or recurrence acts on the neurons.
+            may_be_on_stream = parameter.ndim < 2 or is_linear(module)
+            suspicious = hidden - {ffn.sizes[0], ffn.sizes[-1]} if may_be_on_stream else hidden
+            if id(parameter) not in own and suspicious & set(parameter.shape):
                 return False
     return True
 
 
 def _check_neurons_separate(ffn: FFN) -> None:
-    """Change one neuron in the input maps, and raise an error if another input of the output map changes too."""
-    device = ffn.stages[0][0].weight.device
-    if ffn.kind == "explicit" or device.type == "meta":
+    """Change one neuron after the input maps, and raise an error if another input of the output map changes too."""
+    input_maps, output_map = ffn.stages[0], ffn.stages[1][0].module
+    weight = input_maps[0].weight
+    if weight.is_meta:
         return
-    neuron = 1 if ffn.sizes[1] > 1 else 0
-    producers, consumer = ffn.stages[0], ffn.stages[1][0].module
+    neuron = min(1, ffn.sizes[1] - 1)
     read: list[torch.Tensor] = []
 
-    def shift(projection: Projection):  # type: ignore[no-untyped-def]
+    def shift(position: int) -> Callable[[nn.Module, object, torch.Tensor], torch.Tensor]:
         def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
             output = output.clone()
-            output[..., projection.start + neuron] += 3.0
+            output[..., position] += 3.0
             return output
 
         return hook
 
-    handles = [consumer.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].detach().float()))]
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(1, 2, ffn.sizes[0], generator=generator).to(device, ffn.stages[0][0].weight.dtype)
+    handles = [output_map.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].detach().float()))]
+    probe = torch.randn(1, 2, ffn.sizes[0], generator=torch.Generator().manual_seed(0)).to(weight)
     try:
         with trial_run(ffn.module):
             ffn.module(probe)
-            handles += [projection.module.register_forward_hook(shift(projection)) for projection in producers]
+            handles += [each.module.register_forward_hook(shift(each.start + neuron)) for each in input_maps]
             ffn.module(probe)
-    except (
-        Exception
-    ):  # a whole transformer block needs more than one tensor; its FFN is plain, and the geometry is enough
+    # The FFN's module may be a whole transformer block, which does not run on one tensor; then the shapes must be enough.
+    except Exception:
         return
     finally:
         for handle in handles:
@@ -314,13 +318,12 @@ def _check_neurons_separate(ffn: FFN) -> None:
 
 
 def _inventory(linears: dict[str, nn.Module]) -> str:
-    """List the linear maps by name pattern and shape, for an error message."""
-    shapes: dict[str, int] = {}
+    """Describe how many linear maps there are of each name pattern and shape, for an error message."""
+    if not linears:
+        return "The model has no linear maps."
+    counts: Counter[str] = Counter()
     for name, module in linears.items():
         pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        key = f"{pattern} {in_features(module)} -> {out_features(module)}"
-        shapes[key] = shapes.get(key, 0) + 1
-    if not shapes:
-        return "The model has no linear maps."
-    listed = ", ".join(f"{count} x {key}" for key, count in list(shapes.items())[:20])
+        counts[f"{pattern} {in_features(module)} -> {out_features(module)}"] += 1
+    listed = ", ".join(f"{count} x {entry}" for entry, count in list(counts.items())[:20])
     return f"Linear maps found: {listed}."

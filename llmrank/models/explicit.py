@@ -1,4 +1,4 @@
-"""FFNs in the explicit form: their Linears are named by a `structure_dict`, as in the paper."""
+"""Explicit FFNs: a `structure_dict` names their Linears, as in the paper."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLE = '{"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "
 
 
 def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
-    """Make one FFN for each transformer block, of the named Linears in the given order.
+    """Make one FFN of the named Linears, in the given order, for each transformer block.
 
     Parameters
     ----------
@@ -38,29 +38,30 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     UnsupportedModelError
         Weights are quantised, shared or not finite, or modules are compiled or wrapped by adapters.
     StructureError
-        A key is missing, a path leads nowhere (the message lists the modules that exist), or it leads to a module that is not
-        a linear map.
+        A key is missing, a path leads nowhere (the message lists the modules that exist) or to a module that is not a linear
+        map, a Linear is listed twice, or one does not read what the one before it returns.
     """
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
     if not isinstance(structure["path_to_modules"], Iterable) or not structure["path_to_modules"]:
         raise StructureError(f"structure_dict: path_to_modules lists no module; expected something like {EXAMPLE}")
     check_not_wrapped(model)
-    layers_path = _path_parts(structure["path_to_layers"], "path_to_layers")
-    layers = _submodule(model, layers_path, type(model).__name__)
-    if not isinstance(layers, (nn.ModuleList, nn.Sequential)) or len(layers) == 0:
+    stack_path = _path_parts(structure["path_to_layers"], "path_to_layers")
+    blocks = _submodule(model, stack_path, type(model).__name__)
+    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
         raise StructureError(
-            f"structure_dict: path_to_layers {list(layers_path)} leads to a {type(layers).__name__}; expected a "
-            "ModuleList with at least one layer"
+            f"structure_dict: path_to_layers {list(stack_path)} leads to a {type(blocks).__name__}; expected a "
+            "ModuleList with at least one transformer block"
         )
-    prefix = ".".join(layers_path)
+    stack = ".".join(stack_path)
     ffns = []
-    for position, layer in enumerate(layers):
+    for position, block in enumerate(blocks):
+        block_path = f"{stack}.{position}"
         stages: list[tuple[Projection, ...]] = []
         for path in structure["path_to_modules"]:
             parts = _path_parts(path, "path_to_modules")
-            name = ".".join((prefix, str(position), *parts))
-            module = _submodule(layer, parts, f"{prefix}.{position}")
+            name = ".".join((block_path, *parts))
+            module = _submodule(block, parts, block_path)
             if not is_linear(module):
                 raise StructureError(
                     f"structure_dict: {name} is a {type(module).__name__}; expected a Linear (or Conv1D)"
@@ -75,7 +76,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
                     f"structure_dict: {before[0].name} returns {before[0].size} outputs but {after[0].name} reads "
                     f"{after[0].in_features}; list the Linears in the order in which the data passes them"
                 )
-        ffns.append(FFN(f"{prefix}.{position}", "explicit", tuple(stages), prefix, layer))
+        ffns.append(FFN(block_path, "explicit", tuple(stages), stack, block))
     check_not_tied(model, ffns)
     check_weights_finite(model)
     return FFNs(ffns)
@@ -84,19 +85,19 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
 def _path_parts(value: Any, key: str) -> tuple[str, ...]:
     """Split a path of `structure_dict` into attribute names."""
     if not isinstance(value, Iterable):
-        raise StructureError(f"structure_dict: {key} holds {value!r}; expected attribute names as in {EXAMPLE}")
+        raise StructureError(f"structure_dict: {key} holds {value!r}; expected attribute names, as in {EXAMPLE}")
     parts = tuple(value.split(".")) if isinstance(value, str) else tuple(str(part) for part in value)
     if not parts:
         raise StructureError(f"structure_dict: {key} holds an empty path; expected something like {EXAMPLE}")
     return parts
 
 
-def _submodule(module: nn.Module, parts: tuple[str, ...], where: str) -> nn.Module:
-    """Return the submodule that attribute names lead to, starting from the module with the path `where`."""
+def _submodule(module: nn.Module, parts: tuple[str, ...], path: str) -> nn.Module:
+    """Return the submodule that attribute names lead to from a module, whose own path is for the error message."""
     for part in parts:
         child = getattr(module, part, None)
         if not isinstance(child, nn.Module):
             children = ", ".join(name for name, _ in module.named_children()) or "no modules"
-            raise StructureError(f"structure_dict: {where} has no module {part!r}; it has: {children}")
-        module, where = child, f"{where}.{part}"
+            raise StructureError(f"structure_dict: {path} has no module {part!r}; it has: {children}")
+        module, path = child, f"{path}.{part}"
     return module

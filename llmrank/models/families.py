@@ -11,7 +11,7 @@ from llmrank.models.ffn import FFNKind
 
 __all__ = ["BIAS_ATTRIBUTES", "FAMILIES", "WIDTH_ATTRIBUTES", "Family", "bias_attribute", "text_config"]
 
-# Configuration attributes that say whether all maps of the FFNs have biases.
+# Configuration attributes that say whether the maps of the FFNs have biases.
 BIAS_ATTRIBUTES = ("mlp_bias",)
 # Configuration attributes that hold the number of hidden neurons.
 WIDTH_ATTRIBUTES = ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size")
@@ -30,8 +30,8 @@ class Family:
     kind : {"plain", "gated", "fused"}
         Geometry of its FFNs.
     width : str or None
-        Configuration attribute for the width of the FFNs. None if there is none: then a compact checkpoint needs the loader
-        of this package, or padding to the original width.
+        Configuration attribute that holds the width of the FFNs. If there is none, a compact checkpoint needs the loader of
+        this package, or padding to the original width.
     """
 
     name: str
@@ -73,12 +73,12 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def text_config(model: nn.Module) -> Any:
-    """Return the configuration of the language model, or None for a plain module."""
+    """Return the configuration of the language model, or None for a module without one."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def bias_attribute(model: nn.Module) -> str:
-    """Return the configuration attribute that would give the FFN's maps biases; empty if they have biases or cannot have any."""
+    """Return the configuration attribute that is False and, if True, gives the FFNs' maps biases; or ''."""
     config = text_config(model)
     return next((name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False), "")

@@ -26,13 +26,13 @@ __all__ = [
     "read_model",
 ]
 
-# Classes of transformers that choose a model class by a configuration; the first one that knows the configuration is used.
+# Classes of transformers that choose a model class by a configuration. The first that knows the configuration is used.
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel")
 # Attention masks that earlier versions of transformers saved among the weights; models compute them now.
 OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
-# This option makes encoders without the pooler, which only a classifier reads.
+# With this option an encoder has no pooler, which only classifiers read.
 NO_POOLER = {"add_pooling_layer": False}
-# A model without any of these files has no tokenizer; if one is present and cannot be loaded, a warning says so.
+# A model without any of these files has no tokenizer. If it has one and no tokenizer can be loaded, a warning says so.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -106,13 +106,12 @@ def load_pretrained(
     Parameters
     ----------
     source : str or path-like
-        A directory with a transformers checkpoint, a ``.gguf`` file (dequantised on loading), or a
-        name on the hub.
+        A directory with a transformers checkpoint, a ``.gguf`` file (dequantised on loading), or a name on the hub.
     dtype : str or torch.dtype, optional
         By default that of the checkpoint (float32 for GGUF).
     device : str or torch.device, optional
     subclass : callable, optional
-        Maps (model class, configuration) to the class to instantiate; it is used for FFN widths that differ by layer.
+        Returns the class to instantiate for (model class, configuration); needed for FFN widths that differ by layer.
     trust_remote_code : bool
         Whether to run the Python code in the checkpoint (``auto_map`` in its configuration) and use its classes. By default
         none of that code is run.
@@ -126,9 +125,10 @@ def load_pretrained(
     Raises
     ------
     ModelSourceError
-        The source does not exist; transformers cannot read it (the message quotes the reason); or a tensor of the model is
-        missing or has another shape, or the checkpoint has one that the model lacks. Heads and poolers that only other classes
-        of the same configuration have are ignored.
+        The source does not exist, transformers cannot read it (the message quotes the reason), or its tensors are not those of
+        the model: see the differences that :func:`read_model` reports.
+    OptionError
+        The dtype or the device is unknown or not available.
 
     Warns
     -----
@@ -142,6 +142,7 @@ def load_pretrained(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     is_gguf = source.endswith(".gguf")
     if is_gguf:
+        # transformers takes the directory of the file as its name.
         path = Path(source)
         name = str(path.parent)
         options["gguf_file"] = path.name
@@ -177,7 +178,7 @@ def load_pretrained(
 
 
 def _check_source(source: str) -> None:
-    """Raise a ModelSourceError if a source cannot be a model."""
+    """Raise a ModelSourceError if a source is neither a directory or file with a model nor a possible hub name."""
     if source != source.encode(errors="replace").decode():
         raise ModelSourceError(f"the name {source!a} is not valid UTF-8; rename the model's directory or file")
     path = Path(source)
@@ -196,7 +197,10 @@ def _check_source(source: str) -> None:
 
 
 def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the tokenizer of a model, or None and a warning; a model without one can be pruned on token tensors."""
+    """Return the tokenizer of a model, or None, and a warning if its files cannot be loaded.
+
+    A model without a tokenizer can be pruned on token tensors.
+    """
     try:
         return transformers.AutoTokenizer.from_pretrained(name, **options), ""
     except Exception as error:  # readers of damaged files raise nearly anything
@@ -214,8 +218,8 @@ def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple
 def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = False) -> Any:
     """Return the model class for a configuration.
 
-    It is the class in the checkpoint's code if that is trusted, else the architecture that the configuration names, else the
-    class that an auto class of transformers chooses.
+    It is the class in the checkpoint's code if that is trusted; else the class of transformers that the configuration names as
+    its architecture; else the class that an auto class of transformers chooses.
 
     Raises
     ------
@@ -236,15 +240,15 @@ def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = Fal
         if isinstance(named_class, type) and issubclass(named_class, transformers.PreTrainedModel):
             return named_class
     known_class = next(filter(None, (_known_class(auto, config) for auto in AUTO_CLASSES[:-1])), transformers.AutoModel)
-    # transformers includes some models under nearly the same names, such as MPTForCausalLM.
+    # transformers spells some names with other capitals than checkpoints do: MptForCausalLM, not MPTForCausalLM.
     if in_code and architectures and known_class.__name__.casefold() not in map(str.casefold, architectures):
         raise _untrusted_code_error(name)
     return known_class
 
 
 def _known_class(auto: str, config: Any) -> Any:
-    mapping = getattr(transformers, auto)._model_mapping
-    return mapping.get(type(config), None)
+    """Return the model class that an auto class of transformers chooses for a configuration, or None."""
+    return getattr(transformers, auto)._model_mapping.get(type(config), None)
 
 
 def _untrusted_code_error(name: str) -> ModelSourceError:
@@ -272,9 +276,9 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
     model : transformers.PreTrainedModel
         Tensors that are missing or have another shape are newly initialised.
     differences : str
-        The tensors that are missing, unexpected or of another shape; empty if everything fits. Attention masks that earlier
-        versions saved, and heads and poolers that only other classes of the same configuration have, do not count. An encoder
-        whose pooler alone is missing is read without a pooler.
+        The tensors that are missing, unexpected or of another shape; empty if all fit. Unexpected tensors do not count if they
+        are attention masks that earlier versions saved, or heads and poolers that only other classes of the same configuration
+        have. An encoder whose pooler alone is missing is read without a pooler.
 
     Raises
     ------
@@ -288,9 +292,9 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
     if missing and all(key.startswith("pooler.") for key in missing) and _accepts(model_class, NO_POOLER):
         # Sentence encoders are saved without a pooler, and no pooler is better than one with random weights.
         return read_model(model_class, name, config, **options, **NO_POOLER)
-    unexpected = [key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key)]
+    unexpected = {key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key)}
     if unexpected:
-        unexpected = sorted(set(unexpected) - _keys_of_other_heads(model, unexpected))
+        unexpected -= _keys_of_other_heads(model, unexpected)
     shapes = [f"{key} {tuple(saved)}, not {tuple(own)}" for key, saved, own in info["mismatched_keys"]]
     differences = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     return model, "; ".join(f"{problem}: {_listed(keys)}" for problem, keys in differences.items() if keys)
@@ -298,12 +302,12 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
 
 def _accepts(model_class: Any, options: Mapping[str, Any]) -> bool:
     """Whether the constructor of a model class, or of one of its base classes, accepts these options."""
-    signatures = [inspect.signature(vars(base)["__init__"]) for base in model_class.__mro__ if "__init__" in vars(base)]
-    return any(options.keys() <= signature.parameters.keys() for signature in signatures[:-1])
+    constructors = [vars(base)["__init__"] for base in model_class.__mro__ if "__init__" in vars(base)]
+    return any(options.keys() <= inspect.signature(constructor).parameters.keys() for constructor in constructors)
 
 
 def _keys_of_other_heads(model: Any, keys: Iterable[str]) -> set[str]:
-    """Return the keys that belong to other classes of transformers for the same configuration (a language head, a pooler)."""
+    """Return those keys that other classes of transformers have for the same configuration (a language head, a pooler)."""
     keys_of_others: set[str] = set()
     for auto in (*AUTO_CLASSES, "AutoModelForPreTraining"):
         other = _known_class(auto, model.config)

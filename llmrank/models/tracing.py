@@ -1,12 +1,12 @@
 """Trial runs of a module: in which order it calls its linear maps, and whether other code reads their outputs.
 
-If code chains linear maps by hand, their shapes do not tell which map follows which, nor whether a hidden layer is read by
-the next map alone. A run of the module does.
+If code chains linear maps by hand, their shapes do not tell which map follows which, nor whether the next map alone reads a
+hidden layer. A run of the module does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ from llmrank.models.linear_map import in_features, out_features
 
 __all__ = ["linear_chain", "trial_run"]
 
-# A run that swaps two neurons goes unnoticed with a probability of 2 ** -ROWS.
+# Number of rows of a trial run. That a module swaps two neurons is overlooked with a probability of 2 ** -ROWS.
 ROWS = 16
 
 
@@ -42,7 +42,7 @@ def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[s
 
     Notes
     -----
-    Cost: one forward pass of 16 rows, and four more for each hidden layer.
+    Cost: for each number of features that is tried, one forward pass of 16 rows, and at most four for each hidden layer.
 
     Examples
     --------
@@ -57,15 +57,15 @@ def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[s
     >>> linear_chain(net, {"head": net.head, "body": net.body})
     ('body', 'head')
     """
-    weights = [parameter for linear in linears.values() for parameter in linear.parameters()]
-    if len(linears) < 2 or any(weight.is_meta for weight in weights):
+    parameters = [parameter for linear in linears.values() for parameter in linear.parameters()]
+    if len(linears) < 2 or any(parameter.is_meta for parameter in parameters):
         return None
-    # The map that is called first decides the number of features; it is not known yet, so every width is tried.
-    widths = dict.fromkeys(in_features(linear) for linear in linears.values())
+    # The map that is called first decides the number of features. It is not known yet, so those of all maps are tried.
+    n_features = dict.fromkeys(in_features(linear) for linear in linears.values())
     generator = torch.Generator().manual_seed(0)
     with trial_run(module):
-        for width in widths:
-            probe = torch.randn(ROWS, width, generator=generator).to(weights[0])
+        for n in n_features:
+            probe = torch.randn(ROWS, n, generator=generator).to(parameters[0])
             try:
                 order = _call_order(module, linears, probe)
                 if order is not None and all(_reads_alone(module, a, b, probe, generator) for a, b in pairwise(order)):
@@ -89,50 +89,44 @@ def _call_order(module: nn.Module, linears: Mapping[str, nn.Module], probe: torc
 
 
 def _reads_alone(
-    module: nn.Module, producer: nn.Module, consumer: nn.Module, probe: torch.Tensor, generator: torch.Generator
+    module: nn.Module, first: nn.Module, second: nn.Module, probe: torch.Tensor, generator: torch.Generator
 ) -> bool:
-    """Whether the consumer alone reads the output of the producer, through functions of single neurons."""
-    shape = (ROWS, out_features(producer))
+    """Whether the second map alone reads the output of the first, through functions of single neurons."""
+    shape = (ROWS, out_features(first))
     one, other = (torch.randn(shape, generator=generator).to(probe) for _ in range(2))
     from_one = (torch.rand(shape, generator=generator) < 0.5).to(probe.device)
     read: list[torch.Tensor] = []
 
-    def run(hidden: torch.Tensor, consumer_input: torch.Tensor | None = None) -> Any:
-        """Run the module with `hidden` as the producer's output, and optionally another input of the consumer."""
+    def run(hidden: torch.Tensor, substitute: torch.Tensor | None = None) -> Any:
+        """Run the module with `hidden` as the first map's output, and optionally a substitute for the second map's input."""
+
+        def read_input(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+            read.append(inputs[0].detach())
+            return None if substitute is None else (substitute, *inputs[1:])
+
         with ExitStack() as hooks:
-            hooks.callback(producer.register_forward_hook(lambda *_: hidden).remove)
-            hooks.callback(consumer.register_forward_pre_hook(_read_hook(read, consumer_input)).remove)
+            hooks.callback(first.register_forward_hook(lambda *_: hidden).remove)
+            hooks.callback(second.register_forward_pre_hook(read_input).remove)
             return module(probe)
 
     outputs = [run(one), run(other), run(torch.where(from_one, one, other))]
-    # The consumer gets the same input as in the first run. If the output still differs, something else reads the hidden layer.
+    # The second map gets the same input as in the first run. If the output still differs, something else reads the hidden layer.
     outputs.append(run(other, read[0]))
     if any(not isinstance(output, torch.Tensor) for output in outputs) or any(r.shape != shape for r in read):
         return False
-    separate = torch.equal(read[2], torch.where(from_one, read[0], read[1]))
-    return separate and torch.equal(outputs[0], outputs[3])
-
-
-def _read_hook(
-    read: list[torch.Tensor], substitute: torch.Tensor | None
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...] | None]:
-    """Make a hook that appends a module's input to `read`, and replaces it if there is a substitute."""
-
-    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        read.append(inputs[0].detach())
-        return None if substitute is None else (substitute, *inputs[1:])
-
-    return hook
+    is_separate = torch.equal(read[2], torch.where(from_one, read[0], read[1]))
+    return is_separate and torch.equal(outputs[0], outputs[3])
 
 
 @contextmanager
 def trial_run(module: nn.Module) -> Iterator[None]:
-    """Run a module in evaluation mode without gradients; restore its modes and the global random state afterwards.
+    """Enter a context in which a module runs in evaluation mode and without gradients.
+
+    Afterwards the modes of its submodules and torch's random state on the CPU are what they were, even if an error is raised.
 
     Parameters
     ----------
     module : nn.Module
-        Each of its submodules gets its own mode back, even if an error is raised.
 
     Examples
     --------
@@ -144,7 +138,7 @@ def trial_run(module: nn.Module) -> Iterator[None]:
     >>> dropout.training, torch.equal(torch.get_rng_state(), state)
     (True, True)
     """
-    modes: Sequence[tuple[nn.Module, bool]] = [(submodule, submodule.training) for submodule in module.modules()]
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     try:
         module.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

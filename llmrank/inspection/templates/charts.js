@@ -1,11 +1,11 @@
-// What all charts are made of: SVG elements, scales, axes, and the text beside the pointer.
-// Colours come from the style sheet, so a chart follows light and dark without being drawn again.
+// The parts of all charts: SVG elements, scales, axes, and the text beside the pointer.
+// Colours come from the style sheet, so that a chart follows light and dark without being drawn again.
 
 const COUNT = new Intl.NumberFormat("en-US");
-// The colours of matplotlib's map cividis at equal distances; it can be read with any colour vision.
+// Colours of matplotlib's colour map cividis at equal distances. It can be read with any colour vision.
 const CIVIDIS = ["#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838"];
 
-// --- numbers in words
+// --- numbers as text
 
 function count(n) {
   return COUNT.format(n);
@@ -15,7 +15,7 @@ function plural(n, noun) {
   return `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
 }
 
-/** Four significant digits, without an exponent where that is short. */
+/** A number to four significant digits, with an exponent if it is very small or large. */
 function significant(x) {
   if (x === 0) return "0";
   const size = Math.abs(x);
@@ -28,7 +28,10 @@ function percent(share, digits = 1) {
 
 // --- elements
 
-/** An SVG element. Its `tip`, a string or a function of the pointer's place (0 at the left, 1 at the right), is shown beside the pointer. */
+/**
+ * An SVG element. Its `tip` is shown beside the pointer: a string, or a function that returns one for the pointer's place
+ * (0 at the left end of the element, 1 at the right).
+ */
 function svg(tag, { tip, ...attributes } = {}, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -37,7 +40,7 @@ function svg(tag, { tip, ...attributes } = {}, ...children) {
   return made;
 }
 
-/** Replace the chart in a box; it is as wide as the box. */
+/** Replace the chart in a box by one that is as wide as the box. */
 function showChart(box, height, ...children) {
   box.replaceChildren(svg("svg", { width: box.clientWidth, height }, ...children));
 }
@@ -54,26 +57,26 @@ function text(x, y, words, attributes = {}) {
   return svg("text", { x, y, ...attributes }, words);
 }
 
-/** A path through points, [[x, y], ...]. */
+/** A path through the points [[x, y], ...]. */
 function path(points, attributes = {}) {
   return svg("path", { d: `M${points.map((point) => point.join(",")).join("L")}`, ...attributes });
 }
 
 // --- scales and axes
 
-/** A function from values to pixels. */
+/** A linear function from values to pixels. */
 function scale([low, high], [start, end]) {
   return (value) => start + ((value - low) / (high - low)) * (end - start);
 }
 
-/** About `most` round values from 0 to a number, for an axis of whole numbers. */
+/** Ticks at whole numbers from 0, at most one more than `most`. */
 function wholeTicks(high, most) {
   let step = 1;
   for (let k = 0; high / step > most; k += 1) step *= k % 3 === 1 ? 2.5 : 2;
   return Array.from({ length: Math.floor(high / step) + 1 }, (_, k) => ({ value: k * step, label: count(k * step) }));
 }
 
-/** Ticks of a log10 axis at 1, 2 and 5 in every decade, or at whole decades if there are many. */
+/** Ticks of a log10 axis at 1, 2 and 5 in every decade, or at powers of ten if there are many decades. */
 function logTicks(low, high) {
   const digits = high - low < 2.2 ? [1, 2, 5] : [1];
   const ticks = [];
@@ -83,7 +86,7 @@ function logTicks(low, high) {
   return ticks.filter(({ value }) => value >= low - 1e-9 && value <= high + 1e-9);
 }
 
-/** An axis below a chart, at the height y. */
+/** An axis below a chart, at y, with its title at `middle`. */
 function bottomAxis(x, y, ticks, title, middle) {
   const marks = ticks.flatMap(({ value, label }) => [
     line(x(value), y, x(value), y + 3, { class: "rule" }),
@@ -92,7 +95,7 @@ function bottomAxis(x, y, ticks, title, middle) {
   return svg("g", {}, ...marks, text(middle, y + 31, title, { "text-anchor": "middle" }));
 }
 
-/** An axis on the left of a chart, at x, with its title turned. */
+/** An axis on the left of a chart, at x, with its title at `middle`, turned upwards. */
 function leftAxis(x, y, ticks, title, middle) {
   const marks = ticks.flatMap(({ value, label }) => [
     line(x - 3, y(value), x, y(value), { class: "rule" }),

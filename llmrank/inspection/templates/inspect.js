@@ -1,4 +1,4 @@
-// What happens when the reader does something, and when the page is opened.
+// What happens when the page is opened, and when the reader does something.
 
 // --- charts: drawn at most once per frame, however fast the slider moves
 
@@ -56,7 +56,7 @@ function refresh() {
   scheduleCharts();
 }
 
-function open(layer, neuron = null) {
+function openLayer(layer, neuron = null) {
   state.layer = layer;
   state.neuron = neuron;
   state.preview = null;
@@ -74,7 +74,7 @@ function open(layer, neuron = null) {
   }
 }
 
-function select(neuron) {
+function selectNeuron(neuron) {
   state.neuron = neuron;
   state.preview = null;
   turnToNeuron(neuron);
@@ -83,20 +83,20 @@ function select(neuron) {
   scheduleCharts();
 }
 
-/** Open the layer or neuron that a text names, and tell the reader. */
+/** Open the layer or neuron that a text names, and tell the reader which it was or what is wrong. */
 function openNamed(text) {
   const found = findNeuron(model, text, state.layer);
   if (found.error) {
     byId("query-result").textContent = found.error;
     return;
   }
-  open(found.layer, found.neuron);
+  openLayer(found.layer, found.neuron);
   const which = found.neuron === null ? "" : `neuron ${found.neuron} of `;
   byId("query-result").textContent = `Opened ${which}layer ${found.layer.number}, ${found.layer.name}.`;
   byId(found.neuron === null ? "layer" : "neuron").scrollIntoView({ block: "nearest" });
 }
 
-/** Open the neuron of a link that ends in, say, #3:17. Other fragments, such as the skip link's, are places in the page. */
+/** Open the neuron of a link that ends in #3:17, for example. A fragment that is an element's id only scrolls the page there. */
 function followFragment() {
   const text = new URLSearchParams(`q=${location.hash.slice(1)}`).get("q");
   if (text && !byId(text)) openNamed(text);
@@ -105,10 +105,10 @@ function followFragment() {
 // --- controls
 
 /**
- * Let arrow keys move between the buttons in a table's first column, which then has one tab stop.
- * `turn(key)` may turn to other rows, and returns the button that gets the focus, or null.
+ * Let arrow keys move between the buttons in a table's first column, which then has one tab stop. `afterMove(button)` runs
+ * after each move. `turn(key)` may turn to other rows, and returns the button that gets the focus, or null.
  */
-function moveByArrowKeys(table, moved, turn = () => null) {
+function moveByArrowKeys(table, afterMove, turn = () => null) {
   table.addEventListener("keydown", (event) => {
     const button = event.target.closest("tbody button");
     if (!button) return;
@@ -121,7 +121,7 @@ function moveByArrowKeys(table, moved, turn = () => null) {
     if (!next) return;
     for (const each of table.querySelectorAll("tbody button")) each.tabIndex = each === next ? 0 : -1;
     next.focus();
-    moved(next);
+    afterMove(next);
   });
 }
 
@@ -164,12 +164,12 @@ function listenToLayers() {
   const table = byId("layers");
   table.addEventListener("click", (event) => {
     const row = event.target.closest("tbody tr");
-    if (row) open(model.layers[Number(row.dataset.row)]);
+    if (row) openLayer(model.layers[Number(row.dataset.row)]);
   });
-  moveByArrowKeys(table, (button) => open(model.layers[Number(button.closest("tr").dataset.row)]));
-  byId("layer-choice").addEventListener("change", (event) => open(model.layers[Number(event.target.value)]));
-  byId("previous").addEventListener("click", () => open(model.layers[state.layer.number - 1]));
-  byId("next").addEventListener("click", () => open(model.layers[state.layer.number + 1]));
+  moveByArrowKeys(table, (button) => openLayer(model.layers[Number(button.closest("tr").dataset.row)]));
+  byId("layer-choice").addEventListener("change", (event) => openLayer(model.layers[Number(event.target.value)]));
+  byId("previous").addEventListener("click", () => openLayer(model.layers[state.layer.number - 1]));
+  byId("next").addEventListener("click", () => openLayer(model.layers[state.layer.number + 1]));
   byId("agreement").addEventListener("toggle", showAgreement);
   byId("subgraph-size").addEventListener("change", scheduleCharts);
 }
@@ -191,7 +191,7 @@ function listenToNeurons() {
     const row = event.target.closest("tr");
     return row ? Number(row.dataset.row) : null;
   };
-  body.addEventListener("click", (event) => select(neuronOf(event)));
+  body.addEventListener("click", (event) => selectNeuron(neuronOf(event)));
   const preview = (neuron) => {
     if (neuron === state.preview) return;
     state.preview = neuron;
@@ -216,7 +216,7 @@ function listenToNeurons() {
   byId("page-last").addEventListener("click", () => turnTo(pages() - 1));
 }
 
-/** Let the page follow the system's light or dark until the reader chooses one, and links to neurons. */
+/** Follow links to neurons; and follow the system's change to light or dark until the reader chooses one. */
 function listenToPage() {
   const system = matchMedia("(prefers-color-scheme: dark)");
   const follow = (event) => setTheme(event.matches);
@@ -228,7 +228,7 @@ function listenToPage() {
   addEventListener("hashchange", followFragment);
 }
 
-/** Draw the charts again when the width of a box changes. Their heights depend only on what they show. */
+/** Draw the charts again when the width of a box changes. Their heights follow from what they show. */
 function watchWidths() {
   const widths = new Map();
   const observer = new ResizeObserver((entries) => {
@@ -242,15 +242,15 @@ function watchWidths() {
   }
 }
 
-/** Let the pointer open layers and neurons in the charts; everything can be done in the tables too, without a pointer. */
+/** Let the pointer open layers and neurons in the charts. Without a pointer, the tables do the same. */
 function listenToCharts() {
   for (const box of document.querySelectorAll(".plot")) {
     box.addEventListener("pointermove", showTip);
     box.addEventListener("pointerleave", hideTip);
     box.addEventListener("click", (event) => {
       const { layer, neuron } = event.target.dataset;
-      if (layer !== undefined) open(model.layers[Number(layer)]);
-      if (neuron !== undefined) select(Number(neuron));
+      if (layer !== undefined) openLayer(model.layers[Number(layer)]);
+      if (neuron !== undefined) selectNeuron(Number(neuron));
     });
   }
 }
@@ -259,7 +259,7 @@ function listenToCharts() {
 
 const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
 
-/** The chosen neurons of some layers as CSV. Scores have nine digits, which are enough to restore a float32 exactly. */
+/** The chosen neurons of some layers as CSV. Scores have nine digits, enough to restore a float32 exactly. */
 function csv(what, layers) {
   const scorer = currentScorer();
   const lines = ["layer_number,layer,neuron,score,place,local,global"];

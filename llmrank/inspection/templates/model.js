@@ -1,6 +1,6 @@
-// The data of the inspection, and questions about them. Nothing in this file touches the page.
-// The library computed in which order pruning removes the neurons of a layer, and how many of them it removes at each
-// amount. This file only looks that up, so the page shows the same neurons as the library removes.
+// The data of the inspection, and what can be looked up in them. Nothing in this file reads or changes the page.
+// The library computed in which order pruning removes the neurons of a layer, and how many of them at each amount. This file
+// only looks that up, so the neurons that the page shows as removed are those that the library removes.
 
 const ARRAYS = { float32: Float32Array, uint16: Uint16Array, uint32: Uint32Array };
 
@@ -49,7 +49,7 @@ class Model {
     return this.#scorers.get(name);
   }
 
-  /** The neurons of a layer, the one of the highest score first. */
+  /** The neurons of a layer, that of the highest score first. */
   order(scorer, layer) {
     if (!scorer.orders.has(layer.number)) {
       const order = new Uint32Array(layer.size);
@@ -99,7 +99,7 @@ class Model {
     return null;
   }
 
-  /** The scores next to the cut in one layer: {removed: the highest removed one, kept: the lowest kept one}, or null. */
+  /** The scores next to the cut in one layer: {removed: the highest removed, kept: the lowest kept}; null where there is none. */
   cut(scorer, layer, plan) {
     const order = this.order(scorer, layer);
     const kept = layer.size - plan.counts[layer.number];
@@ -115,7 +115,7 @@ class Model {
   }
 }
 
-/** The strongest edges of the neurons; if there are too many for the page, only those of the highest neurons. */
+/** The strongest edges of all neurons, or of the highest neurons alone if there are too many for the page. */
 class Edges {
   #rows = null;
 
@@ -152,7 +152,7 @@ class Edges {
   }
 }
 
-/** Of the neurons in some layers that one plan keeps, the share that the other plan keeps too. */
+/** The share of the neurons kept by one plan, in some layers, that the other plan keeps too. */
 function keptOverlap(layers, one, other) {
   let kept = 0;
   let both = 0;

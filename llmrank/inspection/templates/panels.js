@@ -1,12 +1,12 @@
-// Counts, tables and facts. Every function reads the state and writes one part of the page.
+// Counts, tables and facts. Every function named show... reads the state and writes one part of the page.
 
 const PAGE_ROWS = 20;
-// Screen readers announce where the slider comes to rest, not every step on the way. In milliseconds.
+// Screen readers announce where the slider stops, not every step on the way: they wait for this many milliseconds.
 const ANNOUNCED_AFTER = 400;
 
 const byId = (id) => document.getElementById(id);
 
-/** An HTML element. Strings become text, never markup, so that names from a model cannot do harm. */
+/** An HTML element. Strings become text and never markup, so that names from a model can do no harm. */
 function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [key, value] of Object.entries(properties)) {
@@ -18,7 +18,7 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** The terms and values of a description list. */
+/** The elements of a description list, from pairs of a term and a value. */
 function termsAndValues(pairs) {
   return pairs.flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, value)]);
 }
@@ -126,21 +126,21 @@ function showLayers() {
   const body = byId("layers").tBodies[0];
   if (!body.rows.length) {
     for (const layer of model.layers) {
-      const open = element("button", { type: "button", tabIndex: -1, title: layer.name }, String(layer.number));
+      const button = element("button", { type: "button", tabIndex: -1, title: layer.name }, String(layer.number));
       const cells = LAYER_COLUMNS.slice(1).map(() => element("td"));
-      const row = element("tr", {}, element("th", { scope: "row" }, open), ...cells);
+      const row = element("tr", {}, element("th", { scope: "row" }, button), ...cells);
       row.dataset.row = layer.number;
       body.append(row);
     }
   }
   model.layers.forEach((layer, k) => {
     const row = body.rows[k];
-    const open = layer === state.layer;
+    const isOpen = layer === state.layer;
     const kept = layer.size - counts[k];
-    row.className = open ? "chosen" : "";
+    row.className = isOpen ? "chosen" : "";
     const button = row.querySelector("button");
-    button.tabIndex = open ? 0 : -1;
-    if (open) button.setAttribute("aria-current", "true");
+    button.tabIndex = isOpen ? 0 : -1;
+    if (isOpen) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
     const filled = element("i");
     filled.style.width = `${(100 * kept) / layer.size}%`;
@@ -174,12 +174,11 @@ function showAgreement() {
       .filter((name) => name !== state.scorer)
       .map((name) => {
         const theirs = planOf(name, state.budget);
-        const all = keptOverlap(model.layers, own, theirs);
         return element(
           "tr",
           {},
           element("th", { scope: "row", class: "words" }, name),
-          element("td", {}, share(all)),
+          element("td", {}, share(keptOverlap(model.layers, own, theirs))),
           element("td", {}, share(keptOverlap([state.layer], own, theirs))),
         );
       }),
@@ -277,7 +276,7 @@ const place = (k) => model.place(currentScorer(), state.layer, k);
 const removes = (budget, k) => plans[budget].removes(state.layer, k);
 const numeric = (array) => [(k) => array[state.layer.start + k], (k) => significant(array[state.layer.start + k])];
 
-/** The columns: their names, what they are sorted by, and what they show. Scores are sorted by the library's order. */
+/** For each column: its name, what it is sorted by, and what it shows. Scores are sorted by the library's order. */
 const COLUMNS = [
   ["neuron", (k) => k, (k) => String(k)],
   ["place", place, (k) => count(place(k))],

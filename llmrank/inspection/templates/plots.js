@@ -24,7 +24,7 @@ function heatMap(model, scorer) {
   });
   const values = rows.flat().filter((value) => value !== null);
   values.sort((a, b) => a - b);
-  // The ends of the colours leave out the extremes, so that one outlier does not take all colours.
+  // The colours do not reach to the extremes: else one outlier would leave a single colour to all other scores.
   const quantile = (share) => values[Math.round(share * (values.length - 1))] ?? 0;
   let [low, high] = [quantile(0.002), quantile(0.998)];
   if (high - low < 0.05) [low, high] = [low - 0.05, high + 0.05];
@@ -34,7 +34,7 @@ function heatMap(model, scorer) {
   return map;
 }
 
-/** The colours of a heat map and the scores that they mean. */
+/** A bar of the heat map's colours, and the scores that they mean. */
 function colourBar(x, width, low, high) {
   const stops = CIVIDIS.map((colour, k) => svg("stop", { offset: k / (CIVIDIS.length - 1), "stop-color": colour }));
   const place = scale([low, high], [x, x + width]);
@@ -86,7 +86,7 @@ function drawOverview(box, model, scorer, plans, state) {
     colourBar(left, inner * (narrow ? 0.8 : 0.5), low, high),
     svg("image", { href: image, x: x(0), y: top, width: x(100) - x(0), height: bottom - top, preserveAspectRatio: "none", class: "heat" }),
     path([...chosen, [x(100), bottom], [x(100), top]], { class: "veil" }),
-    // The line under each cut keeps it visible on dark and light colours.
+    // A wider line under each cut makes it visible on dark and on light colours.
     path(other, { class: "cut under" }),
     path(other, { class: "cut other" }),
     path(chosen, { class: "cut under" }),
@@ -161,13 +161,13 @@ function drawDistribution(box, model, scorer, plans, state) {
   return layer.size - present.length;
 }
 
-/** The pattern of removed neurons: not everyone can tell them from kept ones by colour alone. */
+/** The pattern that marks removed neurons, because not everyone can tell them from kept ones by colour alone. */
 function hatching() {
   const pattern = { id: "hatching", width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" };
   return svg("pattern", pattern, rect(0, 0, 5, 5, { class: "removed-ground" }), rect(0, 0, 1.6, 5, { class: "removed-stripe" }));
 }
 
-/** A line between the kept and the removed neurons of a budget; nothing if the budget keeps or removes all. */
+/** A line between a budget's kept and removed neurons, or "" if it keeps or removes all, or the lowest kept score is 0. */
 function cutLine(model, scorer, layer, plans, budget, chosen, x, [low, high], row) {
   const { removed, kept } = model.cut(scorer, layer, plans[budget]);
   if (removed === null || kept === null || kept <= 0) return "";
@@ -185,7 +185,7 @@ function cutLine(model, scorer, layer, plans, budget, chosen, x, [low, high], ro
 
 // --- one layer: the strongest part of its graph
 
-/** The highest neurons and the selected one, their strongest edges, and what share of the whole these are. */
+/** The highest neurons and the selected one, their strongest edges, and which share of the scores these hold and carry. */
 function strongestPart(model, scorer, layer, size, neuron) {
   const highest = Array.from(model.order(scorer, layer).subarray(0, size));
   const shown = neuron === null || highest.includes(neuron) ? highest : [...highest, neuron];
@@ -203,7 +203,7 @@ function strongestPart(model, scorer, layer, size, neuron) {
   return { shown, highest, edges, held, carriedIn: carried("in"), carriedOut: carried("out"), unknown: shown.length - known };
 }
 
-/** The nodes on one side, ordered by the mean place of the neurons that they have edges to: this leaves few crossings. */
+/** The nodes on one side, ordered by the mean row of the neurons that they have edges to, so that few edges cross. */
 function sideNodes(edges, rowOf) {
   const totals = new Map();
   for (const { node, neuron, share } of edges) {
@@ -216,7 +216,7 @@ function sideNodes(edges, rowOf) {
   return ordered.map(({ node }) => node);
 }
 
-/** The name of a layer without the parts that all prunable layers begin with, and short enough for a heading. */
+/** The name of a layer without the parts with which all prunable layers begin, and short enough for a heading. */
 function shortName(model, name) {
   const [first, ...others] = model.layers.map((layer) => layer.name.split("."));
   let same = 0;
@@ -230,7 +230,7 @@ function drawSubgraph(box, model, scorer, plans, state, part) {
   const { layer } = state;
   const rowOf = new Map(part.shown.map((neuron, row) => [neuron, row]));
   const sides = Object.fromEntries(["in", "out"].map((side) => [side, sideNodes(part.edges[side], rowOf)]));
-  // The labels need room: above the neurons, and beside the nodes as long as these have labels.
+  // Labels need room: those of neurons, and those of nodes if they have any.
   const most = Math.max(sides.in.length, sides.out.length);
   const room = Math.max(31 * (part.shown.length - 1), (most > MAX_LABELLED ? 7 : 12) * (most - 1), 200);
   const [top, bottom] = [58, 58 + room];
@@ -277,7 +277,7 @@ function edgeLines(edges, side, x, places, yOf) {
   });
 }
 
-/** A square for all nodes of a layer that are not drawn. */
+/** A square that represents all nodes of a layer that are not drawn. */
 function otherNodes(x, bottom, number) {
   if (number <= 0) return "";
   const label = text(x, bottom + 50, `${count(number)} others`, { class: "tick", "text-anchor": "middle" });

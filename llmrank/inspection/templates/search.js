@@ -1,4 +1,4 @@
-// Finds the neuron that a reader types. Nothing in this file touches the page.
+// Finds the layer or neuron that a reader types. Nothing in this file reads or changes the page.
 
 const DIGITS = /^\d+$/;
 
@@ -19,12 +19,12 @@ function layersNamed(model, text) {
   });
 }
 
-/** {layer, neuron}, with neuron null if the text names only a layer, or {error}. A number alone is a neuron of `open`. */
-function findNeuron(model, text, open) {
+/** {layer, neuron}, with neuron null if the text names only a layer, or {error}. A number alone is a neuron of `current`. */
+function findNeuron(model, text, current) {
   const query = text.trim();
   const last = model.layers.length - 1;
   if (!query) return { error: `Type a layer and a neuron, such as ${Math.min(3, last)}:17.` };
-  if (DIGITS.test(query)) return checkNeuron(open, Number(query));
+  if (DIGITS.test(query)) return checkNeuron(current, Number(query));
   const named = layersNamed(model, query);
   if (named.length === 1) return { layer: named[0], neuron: null };
   const numbered = /^layer\s+(\d+)$/iu.exec(query);

@@ -9,7 +9,7 @@ const state = {
   scorer: data.scorer,
   budget: data.pruner,
   multiple: data.multiples[data.inspected.multiple],
-  // The index of an amount; below the end of the slider it is the percentage.
+  // The index of an amount. Up to the end of the slider it is the percentage.
   amount: data.inspected.amount,
   layer: model.layers[0],
   neuron: null,
@@ -19,8 +19,8 @@ const state = {
   filter: "all",
   page: 0,
 };
-// What both budgets remove by the chosen scorer, and by all scorers that were needed so far.
+// What each budget removes by the chosen scorer, and by every scorer for which it was needed so far.
 let plans = {};
 let plansByScorer = new Map();
-// The neurons in the table, in its order.
+// The neurons that the table lists on all its pages, in its order.
 let rows = [];

@@ -6,6 +6,7 @@ import base64
 import configparser
 import hashlib
 import json
+import math
 import re
 from collections import OrderedDict
 from html.parser import HTMLParser
@@ -365,15 +366,16 @@ def test_templates_are_shipped() -> None:
     assert "templates/*" in shipped
 
 
-def test_a_failure_leaves_the_old_page(tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inspection = inspected()
     target = tmp_path / "index.html"
     assert write_page(inspection, str(target)) == target
     before = target.read_bytes()
     assert len(before) < 200_000
-    with pytest.raises(OptionError, match="top_edges"):
-        write_page(inspection, target, top_edges=0)
-    assert target.read_bytes() == before
     with pytest.raises(GraphError, match="no directory"):
         write_page(inspection, tmp_path / "absent" / "index.html")
+    monkeypatch.setattr("llmrank.inspection.page.payload", lambda _: {"source": "model", "score": math.nan})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_page(inspection, target)
+    assert target.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]

@@ -126,5 +126,5 @@ def test_units_have_names_and_costs_belong_to_one_model() -> None:
     costs = ModelCosts(model, find_ffns(model))
     assert costs.removed({}, "neurons") == 0
     assert costs.removed({"0": 5}, "neurons") == 3
-    with pytest.raises(OptionError, match="costs are of another model: it has no layer mlp"):
+    with pytest.raises(OptionError, match="costs of a model without a layer mlp"):
         costs.removed({"mlp": 5}, "bytes")
