@@ -1,4 +1,4 @@
-"""Strengths: the sums of the weights of a node's in-edges and out-edges, and the backend that computes them."""
+"""Strengths of nodes: the sums of the weights of their in-edges and of their out-edges."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     Returns
     -------
     in_strength, out_strength : (n_l,) float64 arrays
-        Zeros on a side without a block: into layer 0, and out of layer L.
+        In-strengths of layer 0 and out-strengths of layer L are zeros.
 
     Raises
     ------
     GraphError
-        No such layer, or weights or their sums are NaN or Inf.
+        No such layer, or NaN or Inf in the weights or their sums.
 
     Notes
     -----
@@ -57,7 +57,7 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
 
 
 def default_backend(graph: LayeredGraph) -> Backend:
-    """Choose the backend that reads a graph's blocks in float64, on the device where they lie.
+    """Make the backend that computes with a graph's blocks in float64, on the device where they lie.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def in_strength(backend: Backend, operator: BlockOperator, layer: int) -> FloatA
     >>> in_strength(backend, backend.operator(graph.blocks[0], 1), layer=1)
     array([3., 3.])
     """
-    return _finite(backend, operator.in_strength, layer)
+    return _finite_sums(backend, operator.in_strength, layer)
 
 
 def out_strength(backend: Backend, operator: BlockOperator, layer: int) -> FloatArray:
@@ -131,10 +131,10 @@ def out_strength(backend: Backend, operator: BlockOperator, layer: int) -> Float
     >>> out_strength(backend, backend.operator(graph.blocks[0], 1), layer=1)
     array([1., 5.])
     """
-    return _finite(backend, operator.out_strength, layer)
+    return _finite_sums(backend, operator.out_strength, layer)
 
 
-def _finite(backend: Backend, compute: Callable[[], Vector], layer: int) -> FloatArray:
+def _finite_sums(backend: Backend, compute: Callable[[], Vector], layer: int) -> FloatArray:
     with np.errstate(over="ignore", invalid="ignore"):
         sums: FloatArray = backend.arithmetic.to_numpy(compute())
         if not np.isfinite(sums.sum()):
@@ -143,17 +143,16 @@ def _finite(backend: Backend, compute: Callable[[], Vector], layer: int) -> Floa
 
 
 def not_finite_error(layer: int) -> GraphError:
-    """Make the error that is raised for weights whose sums are not finite.
+    """Make the error for weights whose sums are not finite; the caller raises it.
 
     Parameters
     ----------
     layer : int
-        The layer that their block leads into.
+        The layer that the block leads into.
 
     Returns
     -------
     GraphError
-        The caller raises it.
 
     Examples
     --------
