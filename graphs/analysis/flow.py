@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphs.analysis.buckets import bucket_ends, score_buckets
-from graphs.analysis.strengths import default_backend, not_finite_error, out_strength
+from graphs.analysis.strengths import default_backend, finite_strength, not_finite_error
 from graphs.checks import check_share
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.transition import Transition
@@ -95,7 +95,7 @@ def flow(
                 raise not_finite_error(layer)
             arrived /= total or 1.0
         elif theta == 1.0:
-            strength = out_strength(backend, operator, layer)[:, None]
+            strength = finite_strength(backend, operator.out_strength, layer)[:, None]
             shares = np.divide(columns, strength, out=np.zeros_like(columns), where=strength > 0)
             arrived = to_numpy(operator.matvec(vector(shares)))
         else:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from graphs.analysis.strengths import not_finite_error, out_strength
+from graphs.analysis.strengths import finite_strength, not_finite_error
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy
 from graphs.structures.layered import LayeredGraph
@@ -66,7 +66,7 @@ class SourceTotals:
         array([0.625, 0.   ])
         """
         operator = backend.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else 2)
-        strength = out_strength(backend, operator, layer)
+        strength = finite_strength(backend, operator.out_strength, layer)
         degree = None if theta == 1.0 else backend.arithmetic.to_numpy(operator.out_degree())
         return cls(np.where(strength > 0, strength, 1.0), None if degree is None else np.maximum(degree, 1.0), theta)
 

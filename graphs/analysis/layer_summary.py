@@ -11,7 +11,7 @@ import numpy as np
 
 from graphs.analysis.flow import gamma_of, share_through_graph
 from graphs.analysis.measures import effective_number, gini, positions, scale_scores, top_share
-from graphs.analysis.strengths import default_backend, in_strength, out_strength
+from graphs.analysis.strengths import default_backend, finite_strength
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.validation import as_vector
 from graphs.ranking.scores import finite_scores
@@ -157,9 +157,9 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     through_graph: list[float | None] = [None]
     for layer, (block, before) in enumerate(zip(graph.blocks, scores, strict=False), start=1):
         operator = backend.operator(block, 2)
-        leaving = out_strength(backend, operator, layer)
+        leaving = finite_strength(backend, operator.out_strength, layer)
         out_strengths.append(leaving)
-        in_strengths.append(in_strength(backend, operator, layer))
+        in_strengths.append(finite_strength(backend, operator.in_strength, layer))
         arrived = float(before[leaving > 0].sum() / before.sum())
         through_graph.append(None if gamma is None else share_through_graph(gamma, arrived, 1.0))
     out_strengths.append(None)

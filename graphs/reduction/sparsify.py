@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,8 +42,8 @@ class Sparsification:
         For every block, the largest share of its out-strength that a source lost: eps, in [0, 1).
     dropped_edges : tuple of L floats
         For every block, the largest share of its out-edges that a source lost: eps_k, in [0, 1).
-    dangling : bool
-        Whether any block has a source without edges; sparsification adds none.
+    dangling_blocks : tuple of L bools
+        Whether each block has a source without edges; sparsification adds no such source.
 
     Notes
     -----
@@ -57,7 +56,12 @@ class Sparsification:
     edges_after: int
     dropped_weight: tuple[float, ...]
     dropped_edges: tuple[float, ...]
-    dangling: bool
+    dangling_blocks: tuple[bool, ...]
+
+    @property
+    def dangling(self) -> bool:
+        """Whether any block has a source without edges."""
+        return any(self.dangling_blocks)
 
     @property
     def kept_share(self) -> float:
@@ -96,8 +100,6 @@ class Sparsification:
         teleport cancels, and N changes nothing while no source dangles. This is below the ``gamma (e + 2 s)`` of the
         triangle inequality, and so below its limit ``gamma / (1 - gamma) * max 2 s``.
 
-        Cost: negligible; on a graph with dangling sources, one read of the indices at the first call.
-
         Examples
         --------
         >>> graph = LayeredGraph.from_weights([[[3.0, 1.0], [1.0, 1.0]]], [1, 1], [[1, 1]])
@@ -109,13 +111,13 @@ class Sparsification:
         apart = 0.0
         differ = False  # not the same as apart > 0, because `apart` rounds to 0 where gamma is tiny
         bounds = [0.0]
-        for block, (weight, edges) in enumerate(zip(self.dropped_weight, self.dropped_edges, strict=True)):
+        for weight, edges, dangling in zip(self.dropped_weight, self.dropped_edges, self.dangling_blocks, strict=True):
             if math.isfinite(apart):
                 share = theta * weight + (1.0 - theta) * edges
                 apart = gamma * (apart + share - apart * share)
                 differ = differ or (gamma > 0.0 and share > 0.0)
                 # Equal vectors stay equal under N, even where a source dangles.
-                if differ and self._dangling_blocks[block]:
+                if differ and dangling:
                     apart = math.inf
             bounds.append(min(2.0, 2.0 * apart) if math.isfinite(apart) else math.inf)
         return tuple(bounds)
@@ -182,14 +184,6 @@ class Sparsification:
         gamma = check_share("gamma", gamma, below_one=True)
         share = max(self.dropped_weight)
         return min(2.0, 2.0 * gamma * share / (1.0 - gamma + gamma * share))
-
-    @cached_property
-    def _dangling_blocks(self) -> tuple[bool, ...]:
-        """Whether each block has a source without edges."""
-        if not self.dangling:
-            return (False,) * len(self.graph.blocks)
-        csrs = (block.to_csr() for block in self.graph.blocks)
-        return tuple(bool((np.bincount(csr.indices, minlength=csr.shape[1]) == 0).any()) for csr in csrs)
 
 
 def sparsify(
@@ -273,7 +267,7 @@ def sparsify(
         edges_after=sum(part.block.n_edges for part in parts),
         dropped_weight=tuple(part.dropped_weight for part in parts),
         dropped_edges=tuple(part.dropped_edges for part in parts),
-        dangling=any(part.dangling for part in parts),
+        dangling_blocks=tuple(part.dangling for part in parts),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from graphs.analysis.strengths import default_backend, out_strength
+from graphs.analysis.strengths import default_backend, finite_strength
 from graphs.checks import check_count, check_score_shapes, check_share
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray, SparseBlock
@@ -386,7 +386,7 @@ def _subgraph(
 def _out_strength(graph: LayeredGraph, layer: int) -> FloatArray:
     """Compute the out-strengths of the sources of the block into a layer."""
     backend = default_backend(graph)
-    return out_strength(backend, backend.operator(graph.blocks[layer - 1], 1), layer)
+    return finite_strength(backend, backend.operator(graph.blocks[layer - 1], 1).out_strength, layer)
 
 
 def _share(part: FloatArray, whole: FloatArray) -> float:
