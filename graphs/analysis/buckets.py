@@ -1,4 +1,4 @@
-"""Buckets: the nodes of a layer, ordered by score and divided into groups."""
+"""Buckets: groups of the nodes of a layer, by score."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
-    """Assign every node to a bucket: nodes are ordered by score, the highest first, and divided into groups.
+    """Order nodes by score, the highest first, divide them into buckets, and return the bucket of every node.
 
     Parameters
     ----------
     scores : (n,) array-like
         Finite.
     buckets : int or sequence of float
-        The number of buckets of equal size; or the share of the nodes in each bucket, with sum 1, such as
-        ``(0.01, 0.09, 0.9)``. Buckets of higher scores round up, so bucket 0 is never empty; the last buckets may be, in
-        a layer of few nodes.
+        The number of buckets of (nearly) equal size; or the share of the nodes in each bucket, with sum 1, such as
+        ``(0.01, 0.09, 0.9)``. The end of every bucket is rounded up, so bucket 0 is never empty, but the last buckets of a
+        layer with few nodes may be.
 
     Returns
     -------
     (n,) int64 array
-        0 for the highest scores; order and ties as in :func:`graphs.analysis.measures.positions`.
+        0 for the highest scores. Equal scores are ordered as in :func:`graphs.analysis.measures.positions`.
 
     Raises
     ------
     GraphError
-        Scores that are not one-dimensional, empty or not finite; no bucket, or shares that are not positive or do not sum to 1.
+        Scores that are not one-dimensional, empty or not finite; or buckets that :func:`bucket_ends` refuses.
 
     Examples
     --------
@@ -74,12 +74,12 @@ def bucket_ends(buckets: int | Sequence[float]) -> list[Fraction]:
     >>> [str(end) for end in bucket_ends((0.07, 0.93))]
     ['7/100', '1']
     """
-    requested: Any = buckets
-    if isinstance(requested, (int, np.integer)) and not isinstance(requested, bool) and requested >= 1:
-        return [Fraction(k, int(requested)) for k in range(1, int(requested) + 1)]
+    given: Any = buckets
+    if isinstance(given, (int, np.integer)) and not isinstance(given, bool) and given >= 1:
+        return [Fraction(k, int(given)) for k in range(1, int(given) + 1)]
     try:
-        # Every share is taken as the decimal number it is written as.
-        shares = [Fraction(repr(float(share))) for share in requested]
+        # Exact decimal numbers: 0.07 of 100 nodes is 7, though 0.07 * 100 > 7 in floats.
+        shares = [Fraction(repr(float(share))) for share in given]
     except (TypeError, ValueError):
         shares = []
     if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1.0, rel_tol=1e-9):

@@ -1,7 +1,7 @@
-"""Flow: how much score passes from layer to layer, between nodes of high and low score.
+"""Flow of score from layer to layer, between nodes of high and low score.
 
-A weighted PageRank passes ``P_ij r_j`` along an edge from j to i, where P divides by out-strengths. A modified PageRank
-passes ``W_ij r_j``, times the target's activation. Any other rank is treated like a weighted PageRank.
+A weighted PageRank passes ``P_ij r_j`` along an edge from j to i, where P divides weights by out-strengths. A modified
+PageRank passes ``W_ij r_j`` and multiplies it by the target's activation. Any other rank is treated like a weighted PageRank.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphs.analysis.buckets import bucket_ends, score_buckets
-from graphs.analysis.strengths import default_backend, not_finite_error, out_strength
+from graphs.analysis.strengths import default_backend, finite_strength, not_finite_error
 from graphs.checks import check_share
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.transition import Transition
@@ -20,7 +20,7 @@ from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["departing_scores", "flow", "gamma_of", "is_modified", "share_through_graph", "theta_of"]
+__all__ = ["flow", "gamma_of", "is_modified", "passed_scores", "share_through_graph", "theta_of"]
 
 
 def flow(
@@ -34,8 +34,8 @@ def flow(
     """Compute how much score flows across a block, from buckets of source nodes to buckets of target nodes.
 
     ``F[t, s] = sum of P_ij r_j over the targets i of bucket t and the sources j of bucket s``, where r is the score of
-    layer - 1. For a modified PageRank, whose step does not divide by out-strengths, it is ``a_i W_ij r_j`` divided by the
-    sum over all edges, with the sources' lowest scores at zero as `zero_lowest` says.
+    layer - 1. For a modified PageRank it is the sum of ``a_i W_ij r_j``, divided by the sum over all edges of the block; if the
+    rank was computed with `zero_lowest`, the lowest scores r_j count as zero.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def flow(
     Returns
     -------
     (buckets, buckets) float64 array
-        Row = target bucket, column = source bucket; bucket 0 holds the highest scores. A column sums to the score of its
-        sources, without dangling sources; for a modified PageRank a row sums to the score of its targets.
+        Row = target bucket, column = source bucket; bucket 0 holds the highest scores. A column sums to the score of those of
+        its sources that are not dangling; for a modified PageRank a row sums to the score of its targets.
 
     Raises
     ------
@@ -64,8 +64,8 @@ def flow(
 
     Notes
     -----
-    Cost: two reads of the block, one of them a product with as many columns as there are buckets; for theta < 1 one
-    product a bucket. Memory: O(nodes of the two layers * buckets).
+    Cost: two reads of the block, the second a product with a matrix of one column a bucket; for theta < 1 one product for
+    each bucket instead. Memory: O(nodes of the two layers * buckets).
 
     Examples
     --------
@@ -77,12 +77,12 @@ def flow(
     """
     scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer, first=1)
-    count, theta, backend = len(bucket_ends(buckets)), theta_of(rank, theta), default_backend(graph)
-    sources, targets = (score_buckets(scores[k], buckets) for k in (layer - 1, layer))
-    masses = departing_scores(rank, scores[layer - 1])
-    columns = np.zeros((len(masses), count))
-    columns[np.arange(len(masses)), sources] = masses
-    operator = backend.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else count)
+    n_buckets, theta, backend = len(bucket_ends(buckets)), theta_of(rank, theta), default_backend(graph)
+    source_buckets, target_buckets = (score_buckets(scores[k], buckets) for k in (layer - 1, layer))
+    passed = passed_scores(rank, scores[layer - 1])
+    columns = np.zeros((len(passed), n_buckets))
+    columns[np.arange(len(passed)), source_buckets] = passed
+    operator = backend.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else n_buckets)
     to_numpy, vector = backend.arithmetic.to_numpy, backend.arithmetic.vector
     with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite raise an error below
         if is_modified(rank):
@@ -95,14 +95,14 @@ def flow(
                 raise not_finite_error(layer)
             arrived /= total or 1.0
         elif theta == 1.0:
-            strength = out_strength(backend, operator, layer)[:, None]
+            strength = finite_strength(backend, operator.out_strength, layer)[:, None]
             shares = np.divide(columns, strength, out=np.zeros_like(columns), where=strength > 0)
             arrived = to_numpy(operator.matvec(vector(shares)))
         else:
             transition = Transition(operator, theta, backend.arithmetic)
-            arrived = np.stack([to_numpy(transition.apply(operator, vector(part))) for part in columns.T], axis=1)
-    flows = np.zeros((count, count))
-    np.add.at(flows, targets, arrived)
+            arrived = np.stack([to_numpy(transition.apply(operator, vector(column))) for column in columns.T], axis=1)
+    flows = np.zeros((n_buckets, n_buckets))
+    np.add.at(flows, target_buckets, arrived)
     if not np.isfinite(flows).all():
         raise not_finite_error(layer)
     return flows
@@ -130,7 +130,7 @@ def is_modified(rank: RankResult) -> bool:
 
 
 def gamma_of(rank: RankResult) -> float | None:
-    """Return gamma if the rank is a weighted PageRank of layers; only its scores have a part that came through the graph.
+    """Return the damping of a weighted PageRank, which splits every score into arrived score and teleport.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def gamma_of(rank: RankResult) -> float | None:
     Returns
     -------
     float or None
-        None for another method, or if the rank does not say.
+        None for a rank by another method, or without this parameter.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def gamma_of(rank: RankResult) -> float | None:
 
 
 def theta_of(rank: RankResult, theta: float | None) -> float:
-    """Return the given theta, or else that of the rank, or else 1.
+    """Choose theta: the given one, or else that of the rank, or else 1.
 
     Parameters
     ----------
@@ -181,8 +181,8 @@ def theta_of(rank: RankResult, theta: float | None) -> float:
     return check_share("theta", rank.parameters.get("theta", 1.0) if theta is None else theta)
 
 
-def departing_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
-    """Return the scores that sources pass on: a modified PageRank may have zeroed the lowest ones.
+def passed_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
+    """Return the scores that sources pass on: a modified PageRank with `zero_lowest` sets the lowest ones to zero.
 
     Parameters
     ----------
@@ -200,36 +200,36 @@ def departing_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
     >>> from graphs import modified_pagerank
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 3], [[1]])
     >>> rank = modified_pagerank(graph, zero_lowest=0.5)
-    >>> departing_scores(rank, rank.scores[0])
+    >>> passed_scores(rank, rank.scores[0])
     array([0.  , 0.75])
     """
-    count = int(rank.parameters.get("zero_lowest", 0.0) * len(scores)) if is_modified(rank) else 0
-    if not count:
+    n_zeroed = int(rank.parameters.get("zero_lowest", 0.0) * len(scores)) if is_modified(rank) else 0
+    if not n_zeroed:
         return scores
     passed: FloatArray = scores.copy()
-    passed[np.argsort(scores, kind="stable")[:count]] = 0.0
+    passed[np.argsort(scores, kind="stable")[:n_zeroed]] = 0.0
     return passed
 
 
-def share_through_graph(gamma: float, passed: float, own: float) -> float:
-    """Compute the share of a score that came through the graph: ``gamma passed / (gamma passed + (1 - gamma) own)``.
+def share_through_graph(gamma: float, arrived: float, teleport: float) -> float:
+    """Compute the share ``gamma arrived / (gamma arrived + (1 - gamma) teleport)`` of a score: what came along edges.
 
     Parameters
     ----------
     gamma : float
         Damping, 0..1.
-    passed, own : float
+    arrived, teleport : float
         Score that arrives along edges, and share of the teleport, of one node or one layer; non-negative.
 
     Returns
     -------
     float
-        In [0, 1]; 0 where both are zero.
+        In [0, 1]; 0 where nothing arrives.
 
     Examples
     --------
     >>> share_through_graph(0.5, 0.5, 1.0)
     0.3333333333333333
     """
-    total = gamma * passed + (1.0 - gamma) * own
-    return gamma * passed / total if total > 0.0 else 0.0
+    total = gamma * arrived + (1.0 - gamma) * teleport
+    return gamma * arrived / total if total > 0.0 else 0.0

@@ -1,4 +1,4 @@
-"""The edges of the nodes of a block, node by node, and their probabilities in the transition P of a weighted PageRank.
+"""The in-edges or out-edges of the nodes of a block, and their probabilities in the transition P of a weighted PageRank.
 
 Row i of P is a target, column j a source: ``P_ij = theta W_ij / s_j + (1 - theta) / k_j`` for an edge from j to i, where
 s_j is the out-strength and k_j the out-degree of j. The column of a dangling source is zero.
@@ -12,20 +12,29 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
-from graphs.analysis.strengths import not_finite_error, out_strength
+from graphs.analysis.strengths import finite_strength, not_finite_error
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["IncidentEdges", "SourceTotals", "highest_in_rows", "incident_edges", "source_weights", "target_weights"]
+__all__ = [
+    "IncidentEdges",
+    "SourceTotals",
+    "highest_in_rows",
+    "incident_edges",
+    "padded_lines",
+    "source_weights",
+    "target_weights",
+]
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class SourceTotals:
-    """Out-strengths and out-degrees of the sources of a block; a dangling source has 1 in place of 0.
+    """Out-strengths and out-degrees of the sources of a block, with 1 in place of 0 for dangling sources.
 
     Attributes
     ----------
@@ -42,7 +51,7 @@ class SourceTotals:
 
     @classmethod
     def of_block(cls, graph: LayeredGraph, layer: int, theta: float, backend: Backend) -> SourceTotals:
-        """Read the totals of all sources of the block into `layer`. Cost: one read of the block, two for theta < 1.
+        """Compute the totals of all sources of the block into `layer`. Cost: one read of the block, two for theta < 1.
 
         Raises
         ------
@@ -57,7 +66,7 @@ class SourceTotals:
         array([0.625, 0.   ])
         """
         operator = backend.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else 2)
-        strength = out_strength(backend, operator, layer)
+        strength = finite_strength(backend, operator.out_strength, layer)
         degree = None if theta == 1.0 else backend.arithmetic.to_numpy(operator.out_degree())
         return cls(np.where(strength > 0, strength, 1.0), None if degree is None else np.maximum(degree, 1.0), theta)
 
@@ -82,7 +91,7 @@ class SourceTotals:
         weights : float64 array
             W_ij; 0 where there is no edge.
         at : index, optional
-            Selects the sources such that they broadcast against `weights`; by default all sources in order.
+            Index of the sources of these edges, which broadcast against `weights`; by default all sources in order.
 
         Returns
         -------
@@ -106,7 +115,7 @@ class SourceTotals:
 
 @dataclass(frozen=True, eq=False)
 class IncidentEdges:
-    """All in-edges or all out-edges of some nodes of a block: one row a node, ordered by the neighbour.
+    """In-edges or out-edges of some nodes of a block: one row a node, ordered by neighbour.
 
     Attributes
     ----------
@@ -114,7 +123,7 @@ class IncidentEdges:
     neighbours : (w,) or (m, w) int array
         The nodes at the other end of the edges, ascending.
     weights : (m, w) float64 array
-        0 where there is no edge; the entry of `neighbours` then has no meaning.
+        0 where there is no edge; the neighbour then has no meaning.
     """
 
     nodes: IntArray
@@ -140,14 +149,13 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
     ----------
     block : Block, (n_targets, n_sources)
     side : {"source", "target"}
-        The end of the edges that the rows stand for.
+        Whether a row holds the out-edges of a source or the in-edges of a target.
 
     Yields
     ------
     IncidentEdges
-        The edges of one node of a dense block may be spread over several values, in the order of their neighbours. Nodes
-        without edges may be missing. Cost: one read. Memory: a few bands of a dense block, or a few times the edges of a
-        CSR block.
+        The edges of one node of a dense block may come in several parts, in the order of their neighbours. Nodes without edges
+        may be missing. Cost: one read. Memory: a few bands of a dense block, or a few times the edges of a CSR block.
 
     Examples
     --------
@@ -158,39 +166,62 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
     if isinstance(block, DenseBlock):
         for band in block.bands(NumpyBuffers(np.float64)):
             rows, columns = (np.arange(part.start, part.stop) for part in (band.rows, band.columns))
-            # Rows in contiguous memory, because they are scanned many times.
+            # The rows are made contiguous because they are scanned many times.
             if side == "target":
                 yield IncidentEdges(rows, columns, np.ascontiguousarray(band.matrix))
             else:
                 yield IncidentEdges(columns, rows, np.ascontiguousarray(band.matrix.T))
         return
     csr = block.to_csr()
-    lines = csr if side == "target" else csr.tocsc()
-    degrees = np.diff(lines.indptr).astype(np.int64)
-    # By decreasing degree: padding a group to its highest degree then adds little, however unequal the degrees are.
-    order = np.argsort(-degrees, kind="stable")[: np.count_nonzero(degrees)]
+    matrix = csr if side == "target" else csr.tocsc()
+    for nodes, places, weights in padded_lines(matrix):
+        yield IncidentEdges(nodes, matrix.indices[places].astype(np.int64), weights)
+
+
+def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
+    """Yield the rows of a CSR matrix or the columns of a CSC matrix in groups of similar length, padded to equal length.
+
+    Parameters
+    ----------
+    matrix : csr_array or csc_array
+
+    Yields
+    ------
+    (int64 array (m,), int64 array (m, w), float64 array (m, w))
+        Numbers of m rows (or columns) that have entries, and places in ``matrix.data`` and values of their entries. Padding
+        comes last, with value 0 and a place that has no meaning. At most `BAND_ELEMENTS` values, or one row (or column).
+
+    Examples
+    --------
+    >>> matrix = sparse.csr_array([[0.0, 5.0], [3.0, 4.0], [0.0, 0.0]])
+    >>> [(lines.tolist(), values.tolist()) for lines, _, values in padded_lines(matrix)]
+    [([1, 0], [[3.0, 4.0], [5.0, 0.0]])]
+    """
+    lengths = np.diff(matrix.indptr).astype(np.int64)
+    # By decreasing length, so that padding adds little, however unequal the lengths are.
+    order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
     start = 0
     while start < len(order):
-        width = int(degrees[order[start]])
-        nodes = order[start : start + max(1, BAND_ELEMENTS // width)]
-        start += len(nodes)
-        columns = np.arange(width)
-        places = np.minimum(lines.indptr[nodes].astype(np.int64)[:, None] + columns, lines.nnz - 1)
-        weights = np.where(columns < degrees[nodes, None], lines.data[places], 0.0).astype(np.float64, copy=False)
-        yield IncidentEdges(nodes, lines.indices[places].astype(np.int64), weights)
+        width = int(lengths[order[start]])
+        lines = order[start : start + max(1, BAND_ELEMENTS // width)]
+        start += len(lines)
+        offsets = np.arange(width)
+        places = np.minimum(matrix.indptr[lines].astype(np.int64)[:, None] + offsets, matrix.nnz - 1)
+        values = np.where(offsets < lengths[lines, None], matrix.data[places], 0.0)
+        yield lines, places, values.astype(np.float64, copy=False)
 
 
 def highest_in_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
     """Find the highest keys of every row, in decreasing order; among equal keys the first column comes first.
 
-    Repeated scans are several times faster than a partition for a handful of keys, and they keep the order among equal keys.
+    For a few keys, repeated scans are several times faster than a partition.
 
     Parameters
     ----------
     keys : (m, w) float64 array
-        Non-negative; overwritten.
+        Non-negative. They are overwritten.
     count : int
-        Number of keys of a row, at least 1; a shorter row gives all its keys.
+        Number of keys to find in a row, at least 1; all where a row has fewer.
 
     Returns
     -------
@@ -207,15 +238,15 @@ def highest_in_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]
     rows = np.arange(len(keys))
     columns = np.empty((len(keys), count), dtype=np.int64)
     values = np.empty((len(keys), count))
-    for turn in range(count):
-        columns[:, turn] = keys.argmax(axis=1)
-        values[:, turn] = keys[rows, columns[:, turn]]
-        keys[rows, columns[:, turn]] = -1.0
+    for place in range(count):
+        columns[:, place] = best = keys.argmax(axis=1)
+        values[:, place] = keys[rows, best]
+        keys[rows, best] = -1.0
     return columns, values
 
 
 def target_weights(block: Block, target: int) -> FloatArray:
-    """Return the weights of one target's edges; weights of parallel edges are added.
+    """Compute the weights of the in-edges of one target; weights of parallel edges are added.
 
     Parameters
     ----------
@@ -225,7 +256,7 @@ def target_weights(block: Block, target: int) -> FloatArray:
     Returns
     -------
     (n_sources,) float64 array
-        W_ij of all sources j. Not checked: NaN and Inf pass. Only this row of a dense block is read.
+        W_ij of all sources j, which may be NaN or Inf. Only this row of a dense block is read.
 
     Examples
     --------
@@ -242,7 +273,7 @@ def target_weights(block: Block, target: int) -> FloatArray:
 
 
 def source_weights(block: Block, source: int, layer: int) -> FloatArray:
-    """Return the weights of one source's edges; weights of parallel edges are added.
+    """Compute the weights of the out-edges of one source; weights of parallel edges are added.
 
     Parameters
     ----------

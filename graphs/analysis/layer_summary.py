@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from graphs.analysis.flow import gamma_of, share_through_graph
-from graphs.analysis.measures import as_masses, effective_number, gini, positions, top_share
-from graphs.analysis.strengths import default_backend, in_strength, out_strength
+from graphs.analysis.measures import effective_number, gini, positions, scale_scores, top_share
+from graphs.analysis.strengths import default_backend, finite_strength
 from graphs.linalg.blocks import FloatArray
 from graphs.linalg.validation import as_vector
 from graphs.ranking.scores import finite_scores
@@ -23,7 +23,7 @@ __all__ = ["LayerSummary", "Spread", "summarise_layers"]
 
 @dataclass(frozen=True)
 class Spread:
-    """Five-number summary and mean of a layer's values; quartiles are interpolated linearly."""
+    """Minimum, quartiles, maximum and mean of the values of a layer; quartiles are interpolated linearly."""
 
     minimum: float
     lower_quartile: float
@@ -34,12 +34,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Any) -> Spread:
-        """Compute the spread of (n,) finite numbers.
+        """Compute the spread of n finite numbers.
 
         Raises
         ------
         GraphError
-            Not one-dimensional, empty or not finite.
+            Values that are not one-dimensional, empty or not finite.
 
         Examples
         --------
@@ -64,7 +64,7 @@ class LayerSummary:
     edges_in : int
         Number of edges from the layer before; 0 for layer 0.
     density : float, optional
-        `edges_in` divided by the number of pairs of nodes; None for layer 0, which has no block of edges into it.
+        `edges_in` divided by the number of pairs of a source and a target; None for layer 0.
     in_strength, out_strength : Spread, optional
         Sums of the weights of each node's in-edges and out-edges; None for layer 0 (in) and for the last layer (out).
     activation : Spread
@@ -73,18 +73,18 @@ class LayerSummary:
     unreached : int, optional
         Number of nodes without an in-edge; None for layer 0.
     dangling : int, optional
-        Number of nodes without an out-edge, whose scores the next layer does not get; None for the last layer.
+        Number of nodes without an out-edge, which pass no score on; None for the last layer.
     gini, effective, top_share : float
         Concentration of the scores: :func:`graphs.analysis.measures.gini`, :func:`graphs.analysis.measures.effective_number`,
         and :func:`graphs.analysis.measures.top_share` of the highest 1 %.
     highest : int
-        Index of the node with the highest score (position 0).
+        Index of the node with the highest score; among equal scores the highest index.
     highest_share : float
         Share of the layer's score that this node holds.
     through_graph : float, optional
-        Share of the layer's score that came through the graph; the rest came from the nodes' own activations. It is
-        ``gamma m / (gamma m + 1 - gamma)``, where m is the share of the sources' score that non-dangling sources hold.
-        None for layer 0 and for ranks other than a weighted PageRank.
+        Share of the layer's score that came along edges and not from the teleport (the nodes' own activations):
+        ``gamma m / (gamma m + 1 - gamma)``, where m is the share of the score of the layer before that its non-dangling nodes
+        hold. None for layer 0 and for ranks other than a weighted PageRank.
     """
 
     layer: int
@@ -106,7 +106,7 @@ class LayerSummary:
     through_graph: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain Python values for JSON: no NaN, no infinity, None where a value does not apply.
+        """Convert to plain Python values for JSON, without NaN and infinity.
 
         Examples
         --------
@@ -134,12 +134,12 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     Raises
     ------
     GraphError
-        The rank belongs to another graph or has several vectors; weights or their sums are NaN or Inf.
+        A rank of another graph or of several vectors, or NaN or Inf in the weights or their sums.
 
     Notes
     -----
-    Cost: two reads of every block for the strengths. The first call reads dense blocks a third time to count their edges.
-    Memory beside the graph: O(nodes), and one block where the backend converts it.
+    Cost: two reads of every block for the strengths; the first call also reads dense blocks to count their edges.
+    Memory: O(nodes), and one block where the backend converts it.
 
     Examples
     --------
@@ -149,26 +149,25 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     >>> inputs.dangling, outputs.density, outputs.dead, round(outputs.through_graph, 3)
     (1, 0.5, 1, 0.333)
     """
-    scores = finite_scores(graph, rank)
+    scores = [scale_scores(values) for values in finite_scores(graph, rank)]
     backend = default_backend(graph)
     gamma = gamma_of(rank)
-    into: list[FloatArray | None] = [None]
-    out: list[FloatArray | None] = []
-    for layer, block in enumerate(graph.blocks, start=1):
+    in_strengths: list[FloatArray | None] = [None]
+    out_strengths: list[FloatArray | None] = []
+    through_graph: list[float | None] = [None]
+    for layer, (block, before) in enumerate(zip(graph.blocks, scores, strict=False), start=1):
         operator = backend.operator(block, 2)
-        out.append(out_strength(backend, operator, layer))
-        into.append(in_strength(backend, operator, layer))
-    out.append(None)
+        leaving = finite_strength(backend, operator.out_strength, layer)
+        out_strengths.append(leaving)
+        in_strengths.append(finite_strength(backend, operator.in_strength, layer))
+        arrived = float(before[leaving > 0].sum() / before.sum())
+        through_graph.append(None if gamma is None else share_through_graph(gamma, arrived, 1.0))
+    out_strengths.append(None)
     summaries = []
     for layer, (name, activation) in enumerate(zip(graph.names, graph.activations, strict=True)):
-        arriving, leaving, before = into[layer], out[layer], out[layer - 1]
+        into, out, values = in_strengths[layer], out_strengths[layer], scores[layer]
         block_in = graph.blocks[layer - 1] if layer else None
-        masses = as_masses(scores[layer])
-        highest = int(np.argmin(positions(masses)))
-        through = None
-        if layer and before is not None and gamma is not None:
-            sources = as_masses(scores[layer - 1])
-            through = share_through_graph(gamma, float(sources[before > 0].sum() / sources.sum()), 1.0)
+        highest = int(np.argmin(positions(values)))
         summaries.append(
             LayerSummary(
                 layer=layer,
@@ -176,18 +175,18 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
                 nodes=len(activation),
                 edges_in=block_in.n_edges if block_in else 0,
                 density=block_in.n_edges / math.prod(block_in.shape) if block_in else None,
-                in_strength=None if arriving is None else Spread.of(arriving),
-                out_strength=None if leaving is None else Spread.of(leaving),
+                in_strength=None if into is None else Spread.of(into),
+                out_strength=None if out is None else Spread.of(out),
                 activation=Spread.of(activation),
                 dead=int((activation == 0).sum()),
-                unreached=None if arriving is None else int((arriving == 0).sum()),
-                dangling=None if leaving is None else int((leaving == 0).sum()),
-                gini=gini(masses),
-                effective=effective_number(masses),
-                top_share=top_share(masses),
+                unreached=None if into is None else int((into == 0).sum()),
+                dangling=None if out is None else int((out == 0).sum()),
+                gini=gini(values),
+                effective=effective_number(values),
+                top_share=top_share(values),
                 highest=highest,
-                highest_share=float(masses[highest] / masses.sum()),
-                through_graph=through,
+                highest_share=float(values[highest] / values.sum()),
+                through_graph=through_graph[layer],
             )
         )
     return tuple(summaries)

@@ -1,7 +1,7 @@
 """Measures of the scores of one layer: how concentrated they are, how they order nodes, and how two scores agree.
 
-Scores may have any scale. Where scores are added up, a layer of zeros counts as uniform, as it does in ranks. Nodes are
-ordered as pruning removes them: the lowest score first, and among equal scores the lower index first.
+Scores may have any scale. Where they are added up, scores that are all zero count as equal, as they do in ranks. The node that
+pruning removes first has the lowest score, and among equal scores the lowest index.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from graphs.linalg.blocks import FloatArray, as_numpy
 from graphs.linalg.validation import as_vector
 
 __all__ = [
-    "as_masses",
     "count_of_share",
     "effective_number",
     "gini",
@@ -28,6 +27,7 @@ __all__ = [
     "percentiles",
     "positions",
     "rank_correlation",
+    "scale_scores",
     "top_share",
 ]
 
@@ -51,7 +51,7 @@ def gini(scores: Any) -> float:
     Raises
     ------
     GraphError
-        Not one-dimensional, empty, negative or not finite.
+        Scores that are not one-dimensional, empty, negative or not finite.
 
     Notes
     -----
@@ -62,16 +62,16 @@ def gini(scores: Any) -> float:
     >>> gini([1, 1, 1, 1]), gini([0, 0, 0, 1])
     (0.0, 0.75)
     """
-    ascending = np.sort(as_masses(scores))
+    ascending = np.sort(scale_scores(scores))
     size = len(ascending)
     half = size // 2
-    # The lowest and the highest score are paired, and so on: no term is negative, so nothing cancels, and equal scores give 0.
+    # The lowest score is paired with the highest, and so on: no term is negative, so none cancel, and equal scores give 0.
     gaps = ascending[::-1][:half] - ascending[:half]
     return float((size - 1.0 - 2.0 * np.arange(half)) @ gaps / (size * ascending.sum()))
 
 
 def effective_number(scores: Any) -> float:
-    """Compute the number of equal nodes that would be as concentrated: ``1 / sum(p**2)`` for the shares p.
+    """Compute the effective number of nodes ``1 / sum(p**2)`` for shares p: so many equal scores would be as concentrated.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def effective_number(scores: Any) -> float:
     Raises
     ------
     GraphError
-        Not one-dimensional, empty, negative or not finite.
+        Scores that are not one-dimensional, empty, negative or not finite.
 
     Notes
     -----
@@ -97,19 +97,19 @@ def effective_number(scores: Any) -> float:
     >>> effective_number([1, 1, 0, 0]), effective_number([0, 0, 5])
     (2.0, 1.0)
     """
-    masses = as_masses(scores)
-    return float(np.clip(masses.sum() ** 2 / (masses @ masses), 1.0, len(masses)))
+    scaled = scale_scores(scores)
+    return float(np.clip(scaled.sum() ** 2 / (scaled @ scaled), 1.0, len(scaled)))
 
 
 def top_share(scores: Any, share: float = 0.01) -> float:
-    """Compute the share of the layer's score that the highest ``ceil(share * n)`` nodes hold.
+    """Compute the share of the layer's score that the ``ceil(share * n)`` nodes with the highest scores hold.
 
     Parameters
     ----------
     scores : (n,) array-like
         Non-negative.
     share : float
-        Share of the nodes, 0..1; taken as the decimal number it is written as, see :func:`count_of_share`.
+        Share of the nodes, 0..1, rounded up as by :func:`count_of_share`.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def top_share(scores: Any, share: float = 0.01) -> float:
     Raises
     ------
     GraphError
-        Scores that :func:`gini` refuses too, or `share` out of range.
+        Scores that are not one-dimensional, empty, negative or not finite; or `share` out of range.
 
     Notes
     -----
@@ -130,12 +130,12 @@ def top_share(scores: Any, share: float = 0.01) -> float:
     >>> top_share([1, 1, 6, 0, 0], share=0.2)
     0.75
     """
-    masses = as_masses(scores)
-    count = count_of_share(check_share("share", share), len(masses))
-    if count in (0, len(masses)):
+    scaled = scale_scores(scores)
+    count = count_of_share(check_share("share", share), len(scaled))
+    if count in (0, len(scaled)):
         return float(count > 0)
-    highest = np.partition(masses, len(masses) - count)[-count:]
-    return min(1.0, float(highest.sum() / masses.sum()))
+    highest = np.partition(scaled, len(scaled) - count)[-count:]
+    return min(1.0, float(highest.sum() / scaled.sum()))
 
 
 def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
@@ -154,7 +154,7 @@ def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
     Raises
     ------
     GraphError
-        Not one-dimensional, empty, negative or not finite.
+        Scores that are not one-dimensional, empty, negative or not finite.
 
     Notes
     -----
@@ -166,9 +166,9 @@ def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
     >>> y
     array([0.  , 0.  , 0.  , 0.25, 1.  ])
     """
-    masses = as_masses(scores)
-    held = np.concatenate(([0.0], np.cumsum(np.sort(masses))))
-    return np.arange(len(held)) / len(masses), held / held[-1]
+    scaled = scale_scores(scores)
+    held = np.concatenate(([0.0], np.cumsum(np.sort(scaled))))
+    return np.arange(len(held)) / len(scaled), held / held[-1]
 
 
 def rank_correlation(a: Any, b: Any) -> float:
@@ -182,12 +182,12 @@ def rank_correlation(a: Any, b: Any) -> float:
     Returns
     -------
     float
-        In [-1, 1]; nan where one of them is constant, because it then orders nothing.
+        In [-1, 1]; nan where all scores in `a` or all in `b` are equal.
 
     Raises
     ------
     GraphError
-        Not one-dimensional, empty, not finite, or of different lengths.
+        Scores that are not one-dimensional, empty, not finite, or of different lengths.
 
     Notes
     -----
@@ -201,10 +201,10 @@ def rank_correlation(a: Any, b: Any) -> float:
     first, second = as_vector(a, "a"), as_vector(b, "b")
     if len(first) != len(second):
         raise GraphError(f"expected two scores of the same nodes, got {len(first)} and {len(second)} numbers")
-    middle = (len(first) + 1) / 2.0
-    first, second = _average_ranks(first) - middle, _average_ranks(second) - middle
-    spread = math.sqrt(float((first @ first) * (second @ second)))
-    return float(np.clip(first @ second / spread, -1.0, 1.0)) if spread else math.nan
+    mean = (len(first) + 1) / 2.0
+    first, second = _average_ranks(first) - mean, _average_ranks(second) - mean
+    norm = math.sqrt(float((first @ first) * (second @ second)))
+    return float(np.clip(first @ second / norm, -1.0, 1.0)) if norm else math.nan
 
 
 def kept_overlap(a: Any, b: Any) -> float:
@@ -218,12 +218,12 @@ def kept_overlap(a: Any, b: Any) -> float:
     Returns
     -------
     float
-        In [0, 1]; nan where `a` keeps no node. Symmetric where both keep the same number of nodes.
+        In [0, 1]; nan where `a` keeps no node. The same for (b, a) where both keep the same number of nodes.
 
     Raises
     ------
     GraphError
-        Not boolean, not one-dimensional, or of different lengths.
+        Masks that are not boolean, not one-dimensional, or of different lengths.
 
     Examples
     --------
@@ -256,7 +256,7 @@ def positions(scores: Any) -> IntArray:
     Raises
     ------
     GraphError
-        Not one-dimensional, empty or not finite.
+        Scores that are not one-dimensional, empty or not finite.
 
     Notes
     -----
@@ -274,7 +274,7 @@ def positions(scores: Any) -> IntArray:
 
 
 def percentiles(scores: Any) -> FloatArray:
-    """Compute the share of the layer's nodes with a lower score; nodes with the same score (itself too) count half.
+    """Compute the percentile of every node: the share of nodes with a lower score, plus half the share with an equal score.
 
     Parameters
     ----------
@@ -284,12 +284,12 @@ def percentiles(scores: Any) -> FloatArray:
     Returns
     -------
     (n,) float64 array
-        In (0, 1), with mean 1/2, and equal for equal scores: the percentile rank of kind "mean".
+        In (0, 1), with mean 1/2: scipy's ``percentileofscore`` of kind "mean", divided by 100.
 
     Raises
     ------
     GraphError
-        Not one-dimensional, empty or not finite.
+        Scores that are not one-dimensional, empty or not finite.
 
     Notes
     -----
@@ -305,12 +305,12 @@ def percentiles(scores: Any) -> FloatArray:
 
 
 def count_of_share(share: float, total: int) -> int:
-    """Compute how many of `total` nodes a share of them is, rounded up: ``ceil(share * total)``.
+    """Compute the number of nodes in a share of `total` nodes, rounded up: ``ceil(share * total)``.
 
     Parameters
     ----------
     share : float
-        0..1; taken as the decimal number it is written as: 0.07 of 100 is 7, though ``0.07 * 100 > 7`` in floats.
+        0..1, as an exact decimal number: 0.07 of 100 nodes is 7, though ``0.07 * 100 > 7`` in floats.
     total : int
         Number of nodes.
 
@@ -326,8 +326,8 @@ def count_of_share(share: float, total: int) -> int:
     return math.ceil(Fraction(repr(float(share))) * total)
 
 
-def as_masses(scores: Any) -> FloatArray:
-    """Scale scores so that they can be added up: their maximum is near 1, so no sum or square overflows or vanishes.
+def scale_scores(scores: Any) -> FloatArray:
+    """Scale scores so that their maximum is in [0.5, 1), and neither the sum of them nor that of their squares overflows or is 0.
 
     Parameters
     ----------
@@ -337,18 +337,18 @@ def as_masses(scores: Any) -> FloatArray:
     Returns
     -------
     (n,) float64 array
-        The scores times one power of two, so their ratios are exact; ones where all scores are zero.
+        The scores times a power of two, which is exact; ones where all scores are zero.
 
     Raises
     ------
     GraphError
-        Not one-dimensional, empty, negative or not finite.
+        Scores that are not one-dimensional, empty, negative or not finite.
 
     Examples
     --------
-    >>> as_masses([3.0, 0.0, 6.0])
+    >>> scale_scores([3.0, 0.0, 6.0])
     array([0.375, 0.   , 0.75 ])
-    >>> as_masses([0, 0])
+    >>> scale_scores([0, 0])
     array([1., 1.])
     """
     array = as_vector(scores, "scores")

@@ -1,7 +1,6 @@
 """Summary of one node of a ranked graph, and the strongest edges of all nodes of a layer at once.
 
-Probabilities of edges are those of :mod:`graphs.analysis.incident_edges`; paths through a node are in
-:mod:`graphs.analysis.paths`.
+Probabilities of edges are those of :mod:`graphs.analysis.incident_edges`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphs.analysis.flow import departing_scores, gamma_of, is_modified, share_through_graph, theta_of
+from graphs.analysis.flow import gamma_of, is_modified, passed_scores, share_through_graph, theta_of
 from graphs.analysis.incident_edges import (
     IncidentEdges,
     SourceTotals,
@@ -42,11 +41,11 @@ class RankedEdge:
     Attributes
     ----------
     node : int
-        The node at the other end, by its index in the layer before (or after).
+        Index of the node at the other end, in the layer before (or after).
     weight : float
-        W_ij, the sum of parallel edges.
+        W_ij; weights of parallel edges are added.
     probability : float
-        P_ij, the share of its source's score that the edge takes.
+        P_ij, the share of its source's score that passes along the edge.
     carried : float
         For an in-edge, the share of the score arriving at the node that comes along this edge. For an out-edge, the share of
         the node's score that leaves along it, which is `probability`.
@@ -69,8 +68,7 @@ class NodeSummary:
         Name of the layer.
     score : float
     percentile : float
-        Share of the layer's nodes with a lower score; nodes with the same score (itself too) count half; see
-        :func:`graphs.analysis.measures.percentiles`.
+        Share of the layer's nodes with a lower score, plus half the share with an equal score.
     position : int
         0 for the highest score. Among equal scores the lower index is removed first, so it has the larger position.
     activation : float
@@ -79,11 +77,11 @@ class NodeSummary:
     in_degree, out_degree : int
         Numbers of its edges.
     through_graph : float, optional
-        Share of its score that came through the graph and not from its own activation; None for layer 0 and for ranks other
-        than a weighted PageRank.
+        Share of its score that came along edges and not from the teleport (its own activation); None for layer 0 and for
+        ranks other than a weighted PageRank.
     in_edges : tuple of RankedEdge
-        The in-edges that carry most, in decreasing order; among equal ones the lower node comes first. Edges that carry
-        nothing are left out.
+        The in-edges that carry most score, in decreasing order; among equal ones the lower index comes first. Edges that
+        carry nothing are left out.
     out_edges : tuple of RankedEdge
         The heaviest out-edges, in the same order.
     """
@@ -114,7 +112,7 @@ class StrongestEdges(NamedTuple):
     in_shares : (n, top) float64 array
         Share of the score arriving at the node that comes along the edge; 0 beside -1.
     out_nodes, out_shares : (n, top) arrays
-        Targets in the layer after, and the share P_ij of the node's score that leaves along the edge.
+        Targets in the layer after, and the share P_ij of the node's score that leaves along the edge; -1 and 0 for none.
     """
 
     in_nodes: IntArray
@@ -128,8 +126,8 @@ def summarise_node(
 ) -> NodeSummary:
     """Summarise one node: its score, its position, and the edges that carry its score.
 
-    An in-edge carries ``P_ij r_j``, where r is the score of the layer before. For a modified PageRank, whose step does not
-    divide by out-strengths, it carries ``W_ij r_j``, with the sources' lowest scores at zero as `zero_lowest` says.
+    An in-edge carries ``P_ij r_j``, where r is the score of the layer before. For a modified PageRank it carries ``W_ij r_j``;
+    if the rank was computed with `zero_lowest`, the lowest scores r_j count as zero.
 
     Parameters
     ----------
@@ -150,7 +148,8 @@ def summarise_node(
     Raises
     ------
     GraphError
-        No such layer or node, a rank of another graph or of several vectors, or NaN or Inf in the weights.
+        No such layer or node, a rank of another graph or of several vectors, `top` or theta out of range, or NaN or Inf in the
+        weights.
 
     Notes
     -----
@@ -173,26 +172,26 @@ def summarise_node(
     top = check_count("top", top, 0)
     theta = theta_of(rank, theta)
     own_scores, activations = scores[layer], graph.activations[layer]
-    arriving: FloatArray = np.zeros(0)
-    leaving: FloatArray = np.zeros(0)
+    in_weights: FloatArray = np.zeros(0)
+    out_weights: FloatArray = np.zeros(0)
     in_edges: tuple[RankedEdge, ...] = ()
     out_edges: tuple[RankedEdge, ...] = ()
     through = None
     if layer > 0:
         sources = SourceTotals.of_block(graph, layer, theta, default_backend(graph))
-        arriving = target_weights(graph.blocks[layer - 1], node)
-        probabilities = sources.probabilities(arriving)
-        masses = (arriving if is_modified(rank) else probabilities) * departing_scores(rank, scores[layer - 1])
-        in_edges = _edges(masses, top, arriving, probabilities, masses / (masses.sum() or 1.0))
+        in_weights = target_weights(graph.blocks[layer - 1], node)
+        probabilities = sources.probabilities(in_weights)
+        carried = (in_weights if is_modified(rank) else probabilities) * passed_scores(rank, scores[layer - 1])
+        in_edges = _top_edges(carried, top, in_weights, probabilities, carried / (carried.sum() or 1.0))
         gamma = gamma_of(rank)
         if gamma is not None:
             teleport = activations[node] / activations.sum() if activations.any() else 1.0 / len(activations)
-            passed = float(masses.sum() / (scores[layer - 1].sum() or 1.0))
-            through = share_through_graph(gamma, passed, float(teleport))
+            arrived = float(carried.sum() / (scores[layer - 1].sum() or 1.0))
+            through = share_through_graph(gamma, arrived, float(teleport))
     if layer < len(graph.blocks):
-        leaving = source_weights(graph.blocks[layer], node, layer + 1)
-        probabilities = SourceTotals.of_column(leaving, theta).probabilities(leaving)
-        out_edges = _edges(leaving, top, leaving, probabilities, probabilities)
+        out_weights = source_weights(graph.blocks[layer], node, layer + 1)
+        probabilities = SourceTotals.of_column(out_weights, theta).probabilities(out_weights)
+        out_edges = _top_edges(out_weights, top, out_weights, probabilities, probabilities)
     return NodeSummary(
         layer=layer,
         node=node,
@@ -201,10 +200,10 @@ def summarise_node(
         percentile=float(percentiles(own_scores)[node]),
         position=int(positions(own_scores)[node]),
         activation=float(activations[node]),
-        in_strength=float(arriving.sum()),
-        out_strength=float(leaving.sum()),
-        in_degree=int(np.count_nonzero(arriving)),
-        out_degree=int(np.count_nonzero(leaving)),
+        in_strength=float(in_weights.sum()),
+        out_strength=float(out_weights.sum()),
+        in_degree=int(np.count_nonzero(in_weights)),
+        out_degree=int(np.count_nonzero(out_weights)),
         through_graph=through,
         in_edges=in_edges,
         out_edges=out_edges,
@@ -214,7 +213,7 @@ def summarise_node(
 def strongest_edges(
     graph: LayeredGraph, rank: RankResult, layer: int, top: int = 3, *, theta: float | None = None
 ) -> StrongestEdges:
-    """Find the strongest edges of all nodes of a layer at once, as :func:`summarise_node` does for one.
+    """Find the strongest edges of every node of a layer: those that :func:`summarise_node` lists for one node.
 
     Parameters
     ----------
@@ -231,7 +230,7 @@ def strongest_edges(
     Returns
     -------
     StrongestEdges
-        A named tuple of four (n_l, top) arrays; -1 (no edges) on a side without a block.
+        On a side without a block all nodes are -1.
 
     Raises
     ------
@@ -265,12 +264,12 @@ def strongest_edges(
     arrived = np.zeros(size)
     if layer > 0:
         sources = SourceTotals.of_block(graph, layer, theta, backend)
-        passed = departing_scores(rank, scores[layer - 1])
+        passed = passed_scores(rank, scores[layer - 1])
         for edges in incident_edges(graph.blocks[layer - 1], "target"):
             rates = edges.weights if is_modified(rank) else sources.probabilities(edges.weights, edges.neighbours)
-            masses = rates * passed[edges.neighbours]
-            arrived[edges.nodes] += masses.sum(axis=1)
-            into.update(edges, masses)
+            carried = rates * passed[edges.neighbours]
+            arrived[edges.nodes] += carried.sum(axis=1)
+            into.update(edges, carried)
     if layer < len(graph.blocks):
         sources = SourceTotals.of_block(graph, layer + 1, theta, backend)
         for edges in incident_edges(graph.blocks[layer], "source"):
@@ -293,24 +292,24 @@ class _TopEdges:
         return cls(np.full((size, top), -1, dtype=np.int64), np.zeros((size, top)))
 
     def update(self, edges: IncidentEdges, keys: FloatArray) -> None:
-        """Let edges compete by their keys (m, w); an edge with key 0 does not count."""
-        # After a few bands most nodes have found better edges already.
+        """Replace known edges by those of `edges` that have higher keys (m, w); edges with key 0 are left out."""
+        # Only nodes with a better edge than their last one: few, after some bands.
         rows = np.flatnonzero(keys.max(axis=1) > self.keys[edges.nodes, -1])
         nodes = edges.nodes[rows]
         picks, best = highest_in_rows(keys[rows], self.keys.shape[1])
         known = np.concatenate((self.keys[nodes], best), axis=1)
         neighbours = np.concatenate((self.neighbours[nodes], edges.neighbours_at(rows, picks)), axis=1)
-        # A stable sort: bands come in the order of their neighbours, so among equal keys the lower neighbour stays in
-        # front, and empty places stay in front of edges with key 0.
+        # The sort is stable and bands come in the order of their neighbours: among equal keys the lower neighbour stays in
+        # front, and an empty place stays in front of an edge with key 0.
         order = np.argsort(-known, axis=1, kind="stable")[:, : self.keys.shape[1]]
         self.keys[nodes] = np.take_along_axis(known, order, axis=1)
         self.neighbours[nodes] = np.take_along_axis(neighbours, order, axis=1)
 
 
-def _edges(
+def _top_edges(
     keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, carried: FloatArray
 ) -> tuple[RankedEdge, ...]:
-    """List the `top` edges with the highest keys; among equal keys the lower node comes first."""
+    """List the `top` edges with the highest positive keys; among equal keys the lower index comes first."""
     order = np.argsort(-keys, kind="stable")[:top]
     return tuple(
         RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(carried[end]))

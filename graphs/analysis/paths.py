@@ -1,7 +1,6 @@
-"""The strongest paths through a node, from layer to layer.
+"""The strongest paths through a node: those with the highest products of transition probabilities P_ij.
 
-The strength of a path is the product of the transition probabilities P_ij of its edges; see
-:mod:`graphs.analysis.incident_edges`.
+Probabilities of edges are those of :mod:`graphs.analysis.incident_edges`.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Path:
     Attributes
     ----------
     nodes : tuple of (layer, node)
-        In the direction of the edges.
+        In the direction of the edges, one a layer.
     probability : float
         Product of the P_ij along the path: the probability that a walk from the first node takes it.
     """
@@ -71,16 +70,16 @@ def strongest_paths(
     ----------
     graph : LayeredGraph
     rank : RankResult
-        The rank of this graph, with one score a node; only its theta matters.
+        The rank of this graph, with one score a node; only its theta is used.
     layer, node : int
         0..L, and 0..n_l - 1.
     k : int
-        Maximum number of paths.
+        Maximum number of paths, at least 1.
     before, after : int
-        Number of layers that the paths cover before `layer`, and after it.
+        Number of edges of a path before the node, and after it.
     theta : float, optional
-        Share of the edge weights against the bare edges in P. By default that of the rank, or 1: a modified PageRank has no
-        P, so its paths are those of a walk by weight.
+        Share of the edge weights against the bare edges in P; by default that of the rank, or 1 for a rank without theta, such
+        as a modified PageRank.
 
     Returns
     -------
@@ -90,19 +89,20 @@ def strongest_paths(
     Raises
     ------
     GraphError
-        No such layer or node, a rank of another graph or of several vectors, paths that would leave the graph, NaN or Inf in
-        the weights, or another parameter out of range.
+        No such layer or node, a rank of another graph or of several vectors, paths that would leave the graph, another
+        parameter out of range, or NaN or Inf in the weights.
 
     Notes
     -----
-    The result is exact. A path that continues one of the k best from a node j is at least as probable as one that
-    continues a worse one, so k paths for every node suffice, found layer by layer from the end (Bellman's principle; for k
-    paths Hoffman and Pavley, 1959). At most k edges of a node can begin its k best paths. Products are taken from the last
-    edge to the first. Among equal products the path with the lower nodes, first layer first, comes first (except for round-off).
+    The result is exact. The k best paths from a node continue along k best paths of its targets, so it suffices to find k paths
+    for every node, layer by layer from the end (Bellman's principle; for k paths Hoffman and Pavley, 1959). Products are
+    computed from the last edge to the first. Paths with equal products are ordered by their nodes, the first layer first (up to
+    round-off).
 
     Cost: one column of the block out of `layer`. Every other block is read once for the out-strengths (twice for theta < 1),
-    and blocks that do not touch the node once more, with k scans of every band in the cache. Memory: O(k) numbers a node of
-    the covered layers, and a few bands. A probability below the smallest float64 is 0 in the result; its path is still found.
+    and all but the two blocks at the node once more, with k scans of every band in the cache. Memory: O(k) numbers for every
+    node of the covered layers, and a few bands. A probability below the smallest float64 is 0 in the result; its path is
+    still found.
 
     Examples
     --------
@@ -125,27 +125,29 @@ def strongest_paths(
             f"expected before <= {layer} and after <= {len(graph.blocks) - layer}"
         )
     backend = default_backend(graph)
-    beams = [_Beam.empty(graph.layer_sizes[last], k)]
-    beams[0].values[slice(None) if after else node, 0] = 1.0
+    ahead = _BestPaths.empty(graph.layer_sizes[last], k)
+    ahead.values[slice(None) if after else node, 0] = 1.0
+    by_layer = [ahead]
     exponent = 0
     for position in range(last - 1, first - 1, -1):
-        beam = _Beam.empty(graph.layer_sizes[position], k)
+        found = _BestPaths.empty(graph.layer_sizes[position], k)
         for edges in _outgoing(graph, position, layer, node, theta, backend):
-            beam.update(edges, beams[-1])
-        # Powers of two, kept apart, so that long products do not underflow.
-        shift = math.frexp(float(beam.values.max()))[1]
-        beam.values[:] = np.ldexp(beam.values, -shift)
+            found.update(edges, ahead)
+        # A power of two is split off, so that long products do not underflow.
+        shift = math.frexp(float(found.values.max()))[1]
+        found.values[:] = np.ldexp(found.values, -shift)
         exponent += shift
-        beams.append(beam)
-    values = beams[-1].values.ravel()
+        by_layer.insert(0, found)
+        ahead = found
+    values = ahead.values.ravel()
     best = [int(start) for start in np.argsort(-values, kind="stable")[:k] if values[start] > 0]
-    return tuple(Path(_trace(beams[::-1], first, start), math.ldexp(float(values[start]), exponent)) for start in best)
+    return tuple(Path(_trace(by_layer, first, start), math.ldexp(float(values[start]), exponent)) for start in best)
 
 
 def _outgoing(
     graph: LayeredGraph, position: int, layer: int, node: int, theta: float, backend: Backend
 ) -> Iterator[IncidentEdges]:
-    """Yield transition probabilities out of layer `position`, by source; only those of `node` out of or into `layer`."""
+    """Yield the edges out of layer `position`, with P_ij as weights; of those out of or into `layer` only the edges of `node`."""
     block = graph.blocks[position]
     if position == layer:
         column = source_weights(block, node, position + 1)
@@ -163,7 +165,7 @@ def _outgoing(
 
 
 @dataclass(frozen=True)
-class _Beam:
+class _BestPaths:
     """The k best paths that start at each node of a layer.
 
     Attributes
@@ -179,17 +181,16 @@ class _Beam:
     next_paths: IntArray
 
     @classmethod
-    def empty(cls, size: int, k: int) -> _Beam:
-        next_nodes, next_paths = (np.zeros((size, k), dtype=np.int64) for _ in range(2))
-        return cls(np.zeros((size, k)), next_nodes, next_paths)
+    def empty(cls, size: int, k: int) -> _BestPaths:
+        return cls(np.zeros((size, k)), np.zeros((size, k), dtype=np.int64), np.zeros((size, k), dtype=np.int64))
 
-    def update(self, edges: IncidentEdges, ahead: _Beam) -> None:
-        """Let the paths that begin with these edges (whose weights are P_ij) compete with those found so far."""
+    def update(self, edges: IncidentEdges, ahead: _BestPaths) -> None:
+        """Add the paths that begin with these edges (whose weights are P_ij) and continue as in `ahead`, if they are better."""
         keys = edges.weights * ahead.values[edges.neighbours, 0]
         better = np.flatnonzero(keys.max(axis=1) > self.values[edges.nodes, -1])
         k = self.values.shape[1]
         width = min(k, keys.shape[1])
-        # At most a band of candidates at a time, because k paths begin with each of the best edges.
+        # At most a band of candidates at a time: k paths begin with each of the best edges.
         step = max(1, BAND_ELEMENTS // (width * k))
         for rows in (better[start : start + step] for start in range(0, len(better), step)):
             nodes = edges.nodes[rows]
@@ -197,28 +198,24 @@ class _Beam:
             picks.sort(axis=1)  # among equal products the lower node comes first
             ends = edges.neighbours_at(rows, picks)
             products = edges.weights[rows[:, None], picks][:, :, None] * ahead.values[ends]
-            new = _Beam(
+            new = _BestPaths(
                 products.reshape(len(rows), width * k),
                 np.repeat(ends, k, axis=1),
                 np.tile(np.arange(k), (len(rows), width)),
             )
-            both = [
-                np.concatenate((known[nodes], added), axis=1)
-                for known, added in zip(self._arrays(), new._arrays(), strict=True)
-            ]
-            order = np.argsort(-both[0], axis=1, kind="stable")[:, :k]
-            for known, contenders in zip(self._arrays(), both, strict=True):
-                known[nodes] = np.take_along_axis(contenders, order, axis=1)
+            order = np.argsort(-np.concatenate((self.values[nodes], new.values), axis=1), axis=1, kind="stable")[:, :k]
+            for known, added in zip(self._arrays(), new._arrays(), strict=True):
+                known[nodes] = np.take_along_axis(np.concatenate((known[nodes], added), axis=1), order, axis=1)
 
     def _arrays(self) -> tuple[npt.NDArray[Any], ...]:
         return self.values, self.next_nodes, self.next_paths
 
 
-def _trace(beams: list[_Beam], first: int, start: int) -> tuple[tuple[int, int], ...]:
-    """List the nodes of path number `start` of the first beam, where paths are counted node by node."""
-    node, number = divmod(start, beams[0].values.shape[1])
+def _trace(by_layer: list[_BestPaths], first: int, start: int) -> tuple[tuple[int, int], ...]:
+    """List the nodes of a path, given its place `start` in the flattened arrays of the first layer."""
+    node, number = divmod(start, by_layer[0].values.shape[1])
     nodes = [(first, node)]
-    for layer, beam in enumerate(beams[:-1], start=first + 1):
-        node, number = int(beam.next_nodes[node, number]), int(beam.next_paths[node, number])
+    for layer, paths in enumerate(by_layer[:-1], start=first + 1):
+        node, number = int(paths.next_nodes[node, number]), int(paths.next_paths[node, number])
         nodes.append((layer, node))
     return tuple(nodes)

@@ -1,4 +1,4 @@
-"""Strengths: the sums of the weights of a node's in-edges and out-edges, and the backend that computes them."""
+"""Strengths of nodes: the sums of the weights of their in-edges and of their out-edges."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from graphs.errors import GraphError
 from graphs.linalg.backends import Backend, make_backend
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.operators import BlockOperator, Vector
+from graphs.linalg.operators import Vector
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["default_backend", "in_strength", "not_finite_error", "out_strength", "strengths"]
+__all__ = ["default_backend", "finite_strength", "not_finite_error", "strengths"]
 
 
 def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
@@ -28,12 +28,12 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     Returns
     -------
     in_strength, out_strength : (n_l,) float64 arrays
-        Zeros on a side without a block: into layer 0, and out of layer L.
+        In-strengths of layer 0 and out-strengths of layer L are zeros.
 
     Raises
     ------
     GraphError
-        No such layer, or weights or their sums are NaN or Inf.
+        No such layer, or NaN or Inf in the weights or their sums.
 
     Notes
     -----
@@ -50,14 +50,14 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     into: FloatArray = np.zeros(graph.layer_sizes[layer])
     out: FloatArray = np.zeros(graph.layer_sizes[layer])
     if layer > 0:
-        into = in_strength(backend, backend.operator(graph.blocks[layer - 1], 1), layer)
+        into = finite_strength(backend, backend.operator(graph.blocks[layer - 1], 1).in_strength, layer)
     if layer < len(graph.blocks):
-        out = out_strength(backend, backend.operator(graph.blocks[layer], 1), layer + 1)
+        out = finite_strength(backend, backend.operator(graph.blocks[layer], 1).out_strength, layer + 1)
     return into, out
 
 
 def default_backend(graph: LayeredGraph) -> Backend:
-    """Choose the backend that reads a graph's blocks in float64, on the device where they lie.
+    """Make the backend that computes with a graph's blocks in float64, on the device where they lie.
 
     Parameters
     ----------
@@ -76,66 +76,36 @@ def default_backend(graph: LayeredGraph) -> Backend:
     return make_backend("auto", None, "float64", graph.blocks)
 
 
-def in_strength(backend: Backend, operator: BlockOperator, layer: int) -> FloatArray:
-    """Compute the in-strengths of the targets of one block.
+def finite_strength(backend: Backend, compute: Callable[[], Vector], layer: int) -> FloatArray:
+    """Compute the in-strengths or the out-strengths of a block, and check that they are finite.
 
     Parameters
     ----------
     backend : Backend
-        The operator's backend, in float64.
-    operator : BlockOperator
-        The block into `layer`, (n_targets, n_sources).
+        The backend of the operator, in float64.
+    compute : callable
+        Method `in_strength` or `out_strength` of the operator of the block.
     layer : int
-        The number of the layer, for the error message.
+        The layer that the block leads into, for the error message.
 
     Returns
     -------
-    (n_targets,) float64 array
+    (n,) float64 array
+        For each target, or for each source.
 
     Raises
     ------
     GraphError
-        Weights or their sums are NaN or Inf.
+        NaN or Inf in the weights or their sums.
 
     Examples
     --------
     >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0]]], [1, 1], [[1, 1]])
     >>> backend = default_backend(graph)
-    >>> in_strength(backend, backend.operator(graph.blocks[0], 1), layer=1)
-    array([3., 3.])
-    """
-    return _finite(backend, operator.in_strength, layer)
-
-
-def out_strength(backend: Backend, operator: BlockOperator, layer: int) -> FloatArray:
-    """Compute the out-strengths of the sources of one block.
-
-    Parameters
-    ----------
-    backend, operator, layer
-        As for :func:`in_strength`.
-
-    Returns
-    -------
-    (n_sources,) float64 array
-
-    Raises
-    ------
-    GraphError
-        As for :func:`in_strength`.
-
-    Examples
-    --------
-    >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0]]], [1, 1], [[1, 1]])
-    >>> backend = default_backend(graph)
-    >>> out_strength(backend, backend.operator(graph.blocks[0], 1), layer=1)
+    >>> finite_strength(backend, backend.operator(graph.blocks[0], 1).out_strength, layer=1)
     array([1., 5.])
     """
-    return _finite(backend, operator.out_strength, layer)
-
-
-def _finite(backend: Backend, compute: Callable[[], Vector], layer: int) -> FloatArray:
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow raises an error below
         sums: FloatArray = backend.arithmetic.to_numpy(compute())
         if not np.isfinite(sums.sum()):
             raise not_finite_error(layer)
@@ -143,17 +113,16 @@ def _finite(backend: Backend, compute: Callable[[], Vector], layer: int) -> Floa
 
 
 def not_finite_error(layer: int) -> GraphError:
-    """Make the error that is raised for weights whose sums are not finite.
+    """Make the error for weights whose sums are not finite; the caller raises it.
 
     Parameters
     ----------
     layer : int
-        The layer that their block leads into.
+        The layer that the block leads into.
 
     Returns
     -------
     GraphError
-        The caller raises it.
 
     Examples
     --------

@@ -1,21 +1,21 @@
 """Figures of layered graphs and their ranks, drawn with matplotlib on given axes or new ones.
 
-Every figure function returns its axes, uses no global state, and has a limit of size: a larger graph is drawn as an
-aggregate, which the title names, or raises an error that says what to draw instead.
+Every figure function returns its axes and uses no global state. Where there are too many nodes, layers or steps to draw them
+all, it draws averages, densities or a selection, or raises an error that says what to draw instead.
 
-========================== =========================================================== ==============================
-figure                     shows                                                       up to
-========================== =========================================================== ==============================
-:func:`node_link`          the top nodes and the edges between them                    300 nodes of any graph
-:func:`layer_flow`         flow of score between buckets of nodes, layer by layer      12 layers, then a heat map
-:func:`adjacency_heatmap`  the edges of one block, nodes ordered by score              any block
-:func:`score_heatmap`      scores by layer, nodes ordered by score, and the cut        any number of layers and nodes
-:func:`score_distribution` how unequal scores are: distribution of every layer         8 layers, then bands
-:func:`lorenz_curves`      how unequal scores are: Lorenz curves, Gini coefficients    8 layers, then bands
-:func:`compare_rankings`   two scores of the same nodes                                any number of nodes
-:func:`kept_by_layer`      nodes kept and removed, and the score removed               any number of layers
-:func:`convergence`        residual and error bound of every step                      any number of steps
-========================== =========================================================== ==============================
+========================== ========================================================= ==============================
+figure                     shows                                                     up to
+========================== ========================================================= ==============================
+:func:`node_link`          the nodes and edges of a subgraph                         300 nodes
+:func:`layer_flow`         how score flows between buckets of nodes, layer by layer  12 layers, then a heat map
+:func:`adjacency_heatmap`  the edges of one block, nodes ordered by score            any block
+:func:`score_heatmap`      scores by layer, nodes ordered by score, and numbers kept any number of layers and nodes
+:func:`score_distribution` how unequal scores are: the distribution in every layer   8 layers, then bands
+:func:`lorenz_curves`      how unequal scores are: Lorenz curves, Gini coefficients  8 layers, then bands
+:func:`compare_rankings`   two scores of the same nodes                              any number of nodes
+:func:`kept_by_layer`      nodes kept and removed, and the score removed             any number of layers
+:func:`convergence`        residual and error bound of every step                    any number of steps
+========================== ========================================================= ==============================
 """
 
 from graphs.draw.adjacency import adjacency_heatmap

@@ -1,4 +1,4 @@
-"""Heat map of the edges of one block: nodes ordered by score, weights averaged over buckets of nodes."""
+"""Heat map of the edges of one block: mean weights between buckets of nodes, which are ordered by score."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from graphs.analysis.measures import positions
 from graphs.analysis.strengths import not_finite_error
+from graphs.checks import check_count
 from graphs.draw.axes import new_axes, use_whole_ticks, wrap_to_axes
 from graphs.draw.colours import COLOUR_MAP, add_log_colour_bar, hatch_background, log_norm
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import short_names
-from graphs.errors import GraphError
-from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, SparseBlock
+from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers
 from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "adjacency_heatmap"]
 
-# Maximum number of cells a side; a page shows no more.
+# Maximum number of buckets a side; a page shows no more.
 MAX_BUCKETS = 400
 
 
 def adjacency_heatmap(
     graph: LayeredGraph, layer: int, rank: RankResult, buckets: int = 64, ax: Axes | None = None
 ) -> Axes:
-    """Draw the mean weight of the edges into a layer, by buckets of nodes ordered by score.
+    """Draw the mean weight between buckets of the nodes of two neighbouring layers, ordered by score.
 
-    Rows are targets and columns are sources, the highest score first. A missing edge counts as a weight of zero, and a cell
-    without edges is hatched. The colours are logarithmic.
+    Rows are targets and columns are sources, with the highest scores first. A missing edge counts as a weight of zero; a cell
+    without edges is hatched. The colour scale is logarithmic.
 
     Parameters
     ----------
@@ -44,24 +44,24 @@ def adjacency_heatmap(
     rank : RankResult
         A rank of this graph.
     buckets : int
-        Number of buckets on both sides, with (nearly) equal numbers of nodes, 1 to `MAX_BUCKETS`; a layer with fewer nodes
-        has one bucket a node.
+        Number of buckets of (nearly) equal size in both layers, 1 to `MAX_BUCKETS`; a layer with fewer nodes has one bucket a
+        node.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        The array of the mesh is the (targets, sources) matrix of means, masked where there is no edge.
+        The array of their mesh is the (targets, sources) matrix of means, masked where there is no edge.
 
     Raises
     ------
     GraphError
-        No such layer, a rank of another graph, a number of buckets out of range, weights that are not finite.
+        No such layer, a rank of another graph, a number of buckets out of range, or weights that are not finite.
 
     Notes
     -----
-    Bucket k of n nodes in b buckets starts at node ``k * n // b``. Cost: one pass over the block, band by band, in
-    float64: about a second for 4096 x 11008. Extra memory: three bands, however large the block.
+    Of b buckets of n nodes, bucket k starts at position ``k * n // b``. Cost: one pass over the block, band by band, in
+    float64: about a second for 4096 x 11008. Memory: three bands, however large the block.
 
     Examples
     --------
@@ -74,9 +74,8 @@ def adjacency_heatmap(
     """
     scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer, first=1)
-    if isinstance(buckets, bool) or not isinstance(buckets, (int, np.integer)) or not 1 <= buckets <= MAX_BUCKETS:
-        raise GraphError(f"expected 1 to {MAX_BUCKETS} buckets, got {buckets!r}; a page shows no more cells a side")
-    targets, sources = (_bounds(len(scores[k]), int(buckets)) for k in (layer, layer - 1))
+    buckets = check_count("buckets", buckets, 1, MAX_BUCKETS)
+    targets, sources = (_bounds(len(scores[k]), buckets) for k in (layer, layer - 1))
     sums = _bucket_sums(
         graph.blocks[layer - 1], _bucket_of(scores[layer], targets), _bucket_of(scores[layer - 1], sources)
     )
@@ -91,52 +90,52 @@ def adjacency_heatmap(
     ax.set_xlim(0, sources[-1])
     ax.set_ylim(targets[-1], 0)
     use_whole_ticks(ax.xaxis, ax.yaxis)
-    ax.set_xlabel(wrap_to_axes(ax, f"nodes of {source}, highest score first", 10.0))
-    ax.set_ylabel(wrap_to_axes(ax, f"nodes of {target}, highest score first", 10.0, upright=True))
+    ax.set_xlabel(wrap_to_axes(ax, f"nodes of {source}, highest score first"))
+    ax.set_ylabel(wrap_to_axes(ax, f"nodes of {target}, highest score first", upright=True))
     cells = f"{len(targets) - 1} x {len(sources) - 1} cells of {targets[-1]:,} x {sources[-1]:,} nodes"
-    title = "no edges" if not means.count() else "mean weight"
-    ax.set_title(wrap_to_axes(ax, f"Edges {source} to {target}: {title}, {cells}", 10.0), fontsize=10)
+    title = "mean weight" if means.count() else "no edges"
+    ax.set_title(wrap_to_axes(ax, f"Edges {source} to {target}: {title}, {cells}"), fontsize=10)
     return ax
 
 
 def _bounds(count: int, buckets: int) -> IntArray:
-    """Compute where the buckets of `count` nodes start, and where the last one ends; none is empty."""
+    """Compute where each bucket of `count` nodes starts, and where the last one ends; no bucket is empty."""
     buckets = min(buckets, count)
     return np.arange(buckets + 1, dtype=np.int64) * count // buckets
 
 
 def _bucket_of(scores: FloatArray, bounds: IntArray) -> IntArray:
-    """Assign nodes to buckets; bucket 0 holds the highest scores."""
+    """Compute the bucket of every node; bucket 0 holds the highest scores."""
     return np.asarray(np.searchsorted(bounds, positions(scores), side="right") - 1)
 
 
 def _bucket_sums(block: Block, targets: IntArray, sources: IntArray) -> FloatArray:
-    """Add the weights of every pair of a target bucket (row) and a source bucket (column)."""
+    """Add up the weights between every target bucket (row) and every source bucket (column), given the buckets of the nodes."""
     total = np.zeros((int(targets.max()) + 1, int(sources.max()) + 1))
     if isinstance(block, DenseBlock):
         for band in block.bands(NumpyBuffers(np.float64)):
-            # The matrix is read along its contiguous axis.
+            # Reads are along the contiguous axis of the matrix.
             if block.column_major:
                 _add_sums(total.T, band.matrix.T, sources[band.columns], targets)
             else:
                 _add_sums(total, band.matrix, targets[band.rows], sources)
         return total
-    csr = (block if isinstance(block, SparseBlock) else SparseBlock(block.to_csr())).csr
+    csr = block.to_csr()
     start = 0
     while start < csr.shape[0]:
-        # As many rows as fit in a band, at least one.
+        # As many rows as fit into a band, but at least one.
         stop = int(np.searchsorted(csr.indptr, int(csr.indptr[start]) + BAND_ELEMENTS, side="right")) - 1
         stop = min(max(stop, start + 1), csr.shape[0])
-        part = slice(int(csr.indptr[start]), int(csr.indptr[stop]))
+        entries = slice(int(csr.indptr[start]), int(csr.indptr[stop]))
         rows = np.repeat(targets[start:stop], np.diff(csr.indptr[start : stop + 1]))
-        cells = rows * total.shape[1] + sources[csr.indices[part]]
-        total += np.bincount(cells, weights=csr.data[part], minlength=total.size).reshape(total.shape)
+        cells = rows * total.shape[1] + sources[csr.indices[entries]]
+        total += np.bincount(cells, weights=csr.data[entries], minlength=total.size).reshape(total.shape)
         start = stop
     return total
 
 
 def _add_sums(total: FloatArray, matrix: FloatArray, rows: IntArray, columns: IntArray) -> None:
-    """Add the entries of `matrix` to the cells of the buckets of their row and column."""
+    """Add the entries of `matrix` to the cells of their buckets, given the buckets of its rows and columns."""
     order = np.argsort(columns, kind="stable")
     sorted_columns = columns[order]
     starts = np.flatnonzero(np.append(True, sorted_columns[1:] != sorted_columns[:-1]))

@@ -1,4 +1,4 @@
-"""Axes without global state, their ticks, and text that fits them."""
+"""New axes, their ticks and layer names, and text that fits them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "LETTER",
-    "LINE",
-    "SMALL",
+    "LETTER_WIDTH",
+    "LINE_HEIGHT",
+    "SMALL_FONT",
     "label_layers",
     "log_ticks",
     "new_axes",
@@ -30,13 +30,13 @@ __all__ = [
 ]
 
 # Font size in points; no text of a figure is smaller.
-SMALL = 8.0
-# Average width of a letter of size SMALL, and height of a line, in inches.
-LETTER, LINE = 0.065, 0.15
+SMALL_FONT = 8.0
+# Average width of a letter and height of a line in this size, in inches.
+LETTER_WIDTH, LINE_HEIGHT = 0.065, 0.15
 
 
 def new_axes(ax: Axes | None) -> Axes:
-    """Return `ax`, or the axes of a new figure of 8 x 4 inches; pyplot is not used, so there is no global state and no window.
+    """Return `ax`, or the axes of a new figure of 8 x 4 inches, made without pyplot and so without global state.
 
     Parameters
     ----------
@@ -80,54 +80,55 @@ def size_in_inches(ax: Axes) -> tuple[float, float]:
     return float(box.width / dpi), float(box.height / dpi)
 
 
-def wrap_to_axes(ax: Axes, text: str, size: float, beside: float = 0.0, *, upright: bool = False) -> str:
-    """Break a text of `size` points into lines that are no longer than the axes are wide, or high.
+def wrap_to_axes(ax: Axes, text: str, font_size: float = 10.0, reserved: float = 0.0, *, upright: bool = False) -> str:
+    """Break a text into lines that are about as long as the axes are wide, or high.
 
     Parameters
     ----------
     ax : matplotlib Axes
     text : str
-    size : float
-    beside : float
-        Inches of that length which a legend beside the axes or labels below them need.
+    font_size : float
+        In points.
+    reserved : float
+        Inches of that length that a legend beside the axes or labels below them will take.
     upright : bool
         Whether the text runs along the y axis.
 
     Returns
     -------
     str
-        Words longer than a line are not broken, and a number stays with its unit.
+        A number stays on one line with its "%".
 
     Examples
     --------
     >>> from matplotlib.figure import Figure
     >>> narrow = Figure(figsize=(4, 3)).subplots()
-    >>> wrap_to_axes(narrow, "Edges of the first layer to those of the second: mean weight, 12 %", 10.0).splitlines()
+    >>> wrap_to_axes(narrow, "Edges of the first layer to those of the second: mean weight, 12 %").splitlines()
     ['Edges of the first layer to those of the second:', 'mean weight, 12 %']
     """
-    length = size_in_inches(ax)[upright] - beside
-    letters = max(20, int(length * 1.1 / (LETTER / SMALL * 0.86 * size)))
+    length = size_in_inches(ax)[upright] - reserved
+    letters = max(20, int(length * 1.1 / (LETTER_WIDTH / SMALL_FONT * 0.86 * font_size)))
     lines = [textwrap.wrap(line, letters) for line in text.replace(" %", "\N{NO-BREAK SPACE}%").split("\n")]
     return "\n".join(part for line in lines for part in line).replace("\N{NO-BREAK SPACE}%", " %")
 
 
-def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = None, beside: float = 0.0) -> float:
-    """Write the short names of layers under the x axis; where they would overlap they are slanted, and some are left out.
+def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = None, reserved: float = 0.0) -> float:
+    """Write the short names of layers below the x axis, slanted if they would overlap, and then only as many as fit.
 
     Parameters
     ----------
     ax : matplotlib Axes
-        Axes whose x limits are final.
+        Their x limits must be final.
     names : sequence of n str
     positions : (n,) array, optional
         Positions on the axis; 0, 1, ... by default.
-    beside : float
-        Inches of the width that a legend beside the axes needs.
+    reserved : float
+        Inches of the width that a legend beside the axes will take.
 
     Returns
     -------
     float
-        Height in inches that slanted names need below the axes; 0 for horizontal names.
+        Height in inches of slanted names; 0 for horizontal names.
 
     Examples
     --------
@@ -142,21 +143,21 @@ def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = 
     places = np.arange(len(names), dtype=float) if positions is None else positions
     labels = short_names(names)
     low, high = ax.get_xlim()
-    pitch = max(size_in_inches(ax)[0] - beside, LINE) / max(abs(high - low), 1e-9)
+    pitch = max(size_in_inches(ax)[0] - reserved, LINE_HEIGHT) / max(abs(high - low), 1e-9)
     if len(places) > 1:
         pitch *= float(np.diff(places).min())
-    longest = LETTER * max(map(len, labels))
+    longest = LETTER_WIDTH * max(map(len, labels))
     if pitch >= longest + 0.1:
-        ax.set_xticks(places, labels, fontsize=SMALL)
+        ax.set_xticks(places, labels, fontsize=SMALL_FONT)
         return 0.0
-    every = max(1, int(np.ceil(LINE * 1.15 / max(pitch, 1e-9))))
+    every = max(1, int(np.ceil(LINE_HEIGHT * 1.15 / max(pitch, 1e-9))))
     slanted: dict[str, Any] = {"rotation": 45, "horizontalalignment": "right", "rotation_mode": "anchor"}
-    ax.set_xticks(places[::every], labels[::every], fontsize=SMALL, **slanted)
-    return longest * 0.71
+    ax.set_xticks(places[::every], labels[::every], fontsize=SMALL_FONT, **slanted)
+    return longest * 0.71  # at 45 degrees
 
 
 def use_whole_ticks(*axes: Any) -> None:
-    """Put ticks only at whole numbers, for axes of nodes or layers.
+    """Put ticks at whole numbers only, for axes of nodes or layers.
 
     Parameters
     ----------
@@ -178,7 +179,7 @@ def use_whole_ticks(*axes: Any) -> None:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Choose ticks at 1, 2 and 5 of every decade between two numbers; at round numbers where that gives fewer than three.
+    """Choose ticks between two numbers: at 1, 2 and 5 of every decade, or at other numbers where these are too few or too many.
 
     Parameters
     ----------
@@ -188,7 +189,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     Returns
     -------
     list of 3 to 9 float
-        For many decades only powers of ten, and for very many decades some of them.
+        For many decades only (some) powers of ten. For less than a decade evenly spaced round numbers, or where even these are
+        too few, numbers in a geometric progression.
 
     Examples
     --------
@@ -207,13 +209,13 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [float(tick) for tick in even if low <= tick <= high]
     if 3 <= len(ticks) <= 9:
         return ticks
-    # Not geomspace, which overflows before it reaches its end.
+    # numpy.geomspace would overflow for the largest floats.
     steps = low * np.exp(np.linspace(0.0, 1.0, 5) * (math.log(high) - math.log(low)))
     return [float(tick) for tick in np.clip(steps, low, high)]
 
 
 def number_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = False) -> None:
-    """Number a logarithmic axis with plain numbers: at least three, with as many digits as are needed to tell them apart.
+    """Write at least three plain numbers at a logarithmic axis, with as many digits as are needed to tell them apart.
 
     matplotlib's own ticks may leave an axis of less than a decade without numbers, or write 4 x 10^-1 for 0.4.
 
@@ -223,7 +225,7 @@ def number_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = Fa
     low, high : float
         Lowest and highest number; positive.
     logarithms : bool
-        Whether the axis is a linear axis of decimal logarithms.
+        Whether the axis is a linear one, of decimal logarithms.
 
     Examples
     --------
@@ -240,4 +242,4 @@ def number_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = Fa
     axis.set_major_locator(FixedLocator([math.log10(tick) for tick in ticks] if logarithms else ticks))
     axis.set_major_formatter(FixedFormatter(next((t for t in texts if len(set(t)) == len(t)), texts[0])))
     axis.set_minor_locator(NullLocator())
-    axis.set_tick_params(labelsize=SMALL)
+    axis.set_tick_params(labelsize=SMALL_FONT)

@@ -1,4 +1,4 @@
-"""Colours of figures: palettes that work in grey print and for colour-blind readers, and logarithmic colour scales."""
+"""Colours of figures, which differ in grey print and for colour-blind readers too, and logarithmic colour scales."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [
     "COLOUR_MAP",
     "FAINT",
     "KEPT",
-    "LINES",
+    "LINE_COLOURS",
     "REMOVED",
     "SCORE_REMOVED",
     "add_log_colour_bar",
@@ -28,17 +28,17 @@ __all__ = [
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 KEPT, REMOVED, SCORE_REMOVED, FAINT = "#0072B2", "#D55E00", "#000000", "#767676"
-# The same hues, dark enough for a thin line to contrast with white by 3 to 1, and as distinct as that allows.
-LINES = ("#000000", "#BA5100", "#005F96", "#00835F", "#915476", "#4696C3", "#C58800", "#494949")
-# Dashes and end markers tell lines apart in grey print and for colour-blind readers.
+# Similar hues for thin lines: their contrast with white is at least 3 to 1.
+LINE_COLOURS = ("#000000", "#BA5100", "#005F96", "#00835F", "#915476", "#4696C3", "#C58800", "#494949")
+# Dashes and markers also tell lines apart in grey print and for colour-blind readers.
 DASHES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (3, 1)), (0, (1, 2.5)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-# Its lightness is monotone, also for colour-blind readers.
+# Its lightness rises from end to end, also for colour-blind readers.
 COLOUR_MAP = "cividis"
 
 
 def line_style(position: int) -> dict[str, Any]:
-    """Choose colour, dashes and marker of a line; the first eight lines differ in all three.
+    """Choose the colour, dashes and marker of a line; the first eight lines differ in all three.
 
     Parameters
     ----------
@@ -56,14 +56,14 @@ def line_style(position: int) -> dict[str, Any]:
     {'color': '#BA5100', 'linestyle': '--', 'marker': 's'}
     """
     return {
-        "color": LINES[position % len(LINES)],
+        "color": LINE_COLOURS[position % len(LINE_COLOURS)],
         "linestyle": DASHES[position % len(DASHES)],
         "marker": MARKERS[position % len(MARKERS)],
     }
 
 
 def hatch_background(ax: Axes) -> None:
-    """Hatch the background of the axes, so that a cell without a value differs from the darkest colour.
+    """Hatch the background of the axes, so that a cell without a value cannot be mistaken for a dark colour.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def hatch_background(ax: Axes) -> None:
 
 
 def log_norm(values: Any) -> Any:
-    """Make a logarithmic norm over positive values; other values get the lowest colour.
+    """Make a logarithmic colour scale over positive values; zero and negative values get the lowest colour.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def log_norm(values: Any) -> Any:
     Returns
     -------
     matplotlib.colors.LogNorm
-        From the lowest to the highest positive value; a range around it if there is only one, around 1 if there is none.
+        From the lowest to the highest positive value. If they are equal, a range around them; if there are none, around 1.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def log_norm(values: Any) -> Any:
 
 
 def add_log_colour_bar(ax: Axes, mesh: Any, label: str) -> None:
-    """Add a colour bar to a mesh that is normed by :func:`log_norm`, with at least three numbers.
+    """Add a colour bar with at least three numbers to a mesh whose norm is from :func:`log_norm`.
 
     Values often span less than a decade, where matplotlib's logarithmic ticks would leave the bar without numbers.
 

@@ -1,4 +1,4 @@
-"""Concentration of the scores of layers: distributions and Lorenz curves, one line a layer or bands over many layers."""
+"""Concentration of the scores of layers: distributions and Lorenz curves, with a line for each layer or bands over many."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from graphs.analysis.measures import gini, lorenz
-from graphs.draw.axes import SMALL, new_axes, number_log_axis, wrap_to_axes
-from graphs.draw.colours import FAINT, LINES, line_style
+from graphs.draw.axes import SMALL_FONT, new_axes, number_log_axis, wrap_to_axes
+from graphs.draw.colours import FAINT, LINE_COLOURS, line_style
 from graphs.draw.inputs import check_layer_names, check_layer_scores
 from graphs.draw.wording import percent, short_names
 from graphs.linalg.blocks import FloatArray
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_LINES", "MAX_POINTS", "lorenz_curves", "score_distribution"]
 
-# Maximum number of layers with a line each; more become bands.
+# Maximum number of layers with a line each; more layers become bands.
 MAX_LINES = 8
 # Maximum number of points of a line: a page shows no more, and vector files stay small.
 MAX_POINTS = 1000
 
 
 def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
-    """Draw the share of a layer's nodes that score at least x times the layer's mean (CCDF, logarithmic axes).
+    """Draw for every layer the share of nodes that score at least x times the layer's mean (CCDF, logarithmic axes).
 
-    A power law gives a straight line, a layer of nearly equal scores a steep one. The marker is the node with the highest score.
+    A power law gives a straight line, nearly equal scores a steep one. The marker of a line is the node with the highest score.
 
     Parameters
     ----------
@@ -40,8 +40,8 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
     Returns
     -------
     matplotlib Axes
-        One line a layer, up to `MAX_LINES` layers; for more layers their range, middle half and median at every share of
-        nodes, and the lines of the layers with the highest and the lowest Gini coefficient.
+        One line a layer, up to `MAX_LINES` layers. For more layers bands: their range, middle half and median at every share
+        of nodes, and the lines of the layers with the highest and the lowest Gini coefficient.
 
     Raises
     ------
@@ -50,8 +50,8 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
 
     Notes
     -----
-    A logarithmic axis cannot show zeros, so the legend gives their share if there are any. A line with more than
-    `MAX_POINTS` points is reduced to that many, evenly spaced on the logarithmic axis. Cost: a sort of every layer.
+    A logarithmic axis cannot show zeros, so the legend gives their share if there are any. Of a line with more than
+    `MAX_POINTS` points at most so many are drawn, evenly spaced on the logarithmic axis. Cost: a sort of every layer.
 
     Examples
     --------
@@ -66,41 +66,44 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
     curves = [_exceedance(values) for values in layers]
     if len(layers) <= MAX_LINES:
         for position, (values, (x, y), label) in enumerate(zip(layers, curves, labels, strict=True)):
-            _exceedance_line(ax, x, y, f"{label}{_zeros(values)}", line_style(position))
+            _exceedance_line(ax, x, y, f"{label}{_zeros_text(values)}", line_style(position))
     else:
-        scored = [k for k, values in enumerate(layers) if values.any()]
+        scored = [values for values in layers if values.any()]
         if scored:
-            smallest = 1.0 / max(len(layers[k]) for k in scored)
+            smallest = 1.0 / max(map(len, scored))
             shares = np.geomspace(smallest, 1.0, 200) if smallest < 1.0 else np.ones(1)
-            at = np.array([_at_shares(layers[k], shares) for k in scored])
-            for low, high, style in _bands(len(layers) - len(scored), len(scored)):
-                left, right = np.quantile(at, [low, high], axis=0)
+            reached = np.array([_at_shares(values, shares) for values in scored])
+            lowest = reached[reached > 0].min()
+            for low, high, style in _bands(len(layers), len(scored)):
+                left, right = np.quantile(reached, [low, high], axis=0)
                 # A band that reaches zero ends at the axis.
                 visible = right > 0
-                ax.fill_betweenx(shares[visible], np.maximum(left, at[at > 0].min())[visible], right[visible], **style)
-            middle = np.median(at, axis=0)
-            ax.plot(np.where(middle > 0, middle, np.nan), shares, color=LINES[0], linewidth=1.6, label="median layer")
-        for k, description, look in _extremes(layers):
-            _exceedance_line(ax, *curves[k], f"{description}: {labels[k]}", look)
+                ax.fill_betweenx(shares[visible], np.maximum(left, lowest)[visible], right[visible], **style)
+            median = np.median(reached, axis=0)
+            ax.plot(
+                np.where(median > 0, median, np.nan), shares, color=LINE_COLOURS[0], linewidth=1.6, label="median layer"
+            )
+        for layer, description, style in _extremes(layers):
+            _exceedance_line(ax, *curves[layer], f"{description}: {labels[layer]}", style)
     ax.axvline(1.0, color=FAINT, linewidth=0.8, zorder=0)
     ax.set_xscale("log")
     ax.set_yscale("log")
     if any(values.any() for values in layers):
-        # Around a single point matplotlib would extend the axis to ten times the share of all nodes.
+        # Around a single point matplotlib would extend the axis far beyond the share 1.
         ax.set_ylim(top=min(ax.get_ylim()[1], 1.2))
     else:
-        # Without a line a logarithmic axis has no limits.
+        # A logarithmic axis without lines has no limits.
         ax.set_ylim(0.1, 1.2)
     for axis in (ax.xaxis, ax.yaxis):
         number_log_axis(axis, *axis.get_view_interval())
     ax.set_xlabel("score / layer mean")
-    ax.set_ylabel(wrap_to_axes(ax, "share of nodes that score at least x", 10.0, upright=True))
+    ax.set_ylabel(wrap_to_axes(ax, "share of nodes that score at least x", upright=True))
     _legend(ax, _emptier_corner(ax, ax.get_lines()[:-1]))
     return ax
 
 
 def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
-    """Draw the share of a layer's score that its lowest nodes hold; the legend gives the Gini coefficient.
+    """Draw for every layer the share of its score that its lowest-scored nodes hold; the legend gives Gini coefficients.
 
     Parameters
     ----------
@@ -112,8 +115,8 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
     Returns
     -------
     matplotlib Axes
-        One line a layer, up to `MAX_LINES` layers; for more layers their range, middle half and median, and the lines of
-        the layers with the highest and the lowest Gini coefficient. The diagonal is equality.
+        One line a layer, up to `MAX_LINES` layers. For more layers bands: their range, middle half and median, and the lines of
+        the layers with the highest and the lowest Gini coefficient. The diagonal stands for equal scores.
 
     Raises
     ------
@@ -122,8 +125,8 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
 
     Notes
     -----
-    Curves and coefficients are those of :func:`graphs.analysis.measures.lorenz` and :func:`graphs.analysis.measures.gini`. A line
-    with more than `MAX_POINTS` points is reduced to that many. Cost: a sort of every layer.
+    Curves and coefficients are those of :func:`graphs.analysis.measures.lorenz` and :func:`graphs.analysis.measures.gini`. Of a
+    line with more than `MAX_POINTS` points only so many are drawn. Cost: a sort of every layer.
 
     Examples
     --------
@@ -137,32 +140,32 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
     ax.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, label="equality")
     if len(layers) <= MAX_LINES:
         for position, (values, label) in enumerate(zip(layers, labels, strict=True)):
-            _lorenz_line(ax, values, f"{label}, {_gini(values)}", line_style(position))
+            _lorenz_line(ax, values, f"{label}, {_gini_text(values)}", line_style(position))
     else:
         scored = [values for values in layers if values.any()]
         if scored:
             grid = np.linspace(0.0, 1.0, 201)
-            at = np.array([np.interp(grid, *lorenz(values)) for values in scored])
-            for low, high, style in _bands(len(layers) - len(scored), len(scored)):
-                ax.fill_between(grid, *np.quantile(at, [low, high], axis=0), **style)
-            ax.plot(grid, np.median(at, axis=0), color=LINES[0], linewidth=1.6, label="median layer")
-        for k, description, look in _extremes(layers):
-            _lorenz_line(ax, layers[k], f"{description}: {labels[k]}, {_gini(layers[k])}", look)
+            held = np.array([np.interp(grid, *lorenz(values)) for values in scored])
+            for low, high, style in _bands(len(layers), len(scored)):
+                ax.fill_between(grid, *np.quantile(held, [low, high], axis=0), **style)
+            ax.plot(grid, np.median(held, axis=0), color=LINE_COLOURS[0], linewidth=1.6, label="median layer")
+        for layer, description, style in _extremes(layers):
+            _lorenz_line(ax, layers[layer], f"{description}: {labels[layer]}, {_gini_text(layers[layer])}", style)
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
     ax.set_xlabel("share of nodes, lowest scores first")
-    ax.set_ylabel(wrap_to_axes(ax, "share of the layer's score", 10.0, upright=True))
+    ax.set_ylabel(wrap_to_axes(ax, "share of the layer's score", upright=True))
     _legend(ax, "upper left")
     return ax
 
 
 def _exceedance(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return ascending scores over their mean, and the share of nodes with at least each; without zeros, at most MAX_POINTS."""
+    """Compute the line of a layer: ascending positive scores over their mean, and the share of nodes with at least each."""
     mean = values.mean()
     if not mean > 0.0:
         return np.zeros(0), np.zeros(0)
     relative = np.sort(values)[::-1] / mean
-    # The last among equal scores counts them all.
+    # Of equal scores only the last is taken: its place counts them all.
     last = np.append(relative[1:] != relative[:-1], True) & (relative > 0.0)
     places = np.flatnonzero(last)
     if len(places) > MAX_POINTS:
@@ -170,50 +173,51 @@ def _exceedance(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     return relative[places][::-1], (places[::-1] + 1) / len(values)
 
 
-def _exceedance_line(ax: Axes, x: FloatArray, y: FloatArray, label: str, look: dict[str, Any]) -> None:
-    # A share applies from the next lower score up to this one.
+def _exceedance_line(ax: Axes, x: FloatArray, y: FloatArray, label: str, style: dict[str, Any]) -> None:
+    # The share of a score also holds for lower values, down to the next lower score.
     ax.plot(
-        x, y, label=label, linewidth=1.4, drawstyle="steps-pre", markersize=6, markevery=[-1] if len(x) else [], **look
+        x, y, label=label, linewidth=1.4, drawstyle="steps-pre", markersize=6, markevery=[-1] if len(x) else [], **style
     )
 
 
 def _at_shares(values: FloatArray, shares: FloatArray) -> FloatArray:
-    """Compute the scores over their mean that each share of the nodes reaches."""
+    """Compute for each share of the nodes the score over the mean that so many nodes reach."""
     relative = np.sort(values)[::-1] / values.mean()
-    # The small difference keeps a share times n that should be whole from being rounded up past it.
+    # The small difference keeps a product that should be whole from being rounded up to the next number.
     places = np.ceil(shares * len(values) - 1e-9).astype(int) - 1
     return np.asarray(relative[np.clip(places, 0, len(values) - 1)])
 
 
-def _zeros(values: FloatArray) -> str:
+def _zeros_text(values: FloatArray) -> str:
     share = float((values == 0).mean())
     return "" if share == 0.0 else " (all zero)" if share == 1.0 else f" ({percent(share)} zero)"
 
 
-def _gini(values: FloatArray) -> str:
+def _gini_text(values: FloatArray) -> str:
     return f"Gini {gini(values):.2f}" if values.any() else "all zero"
 
 
-def _lorenz_line(ax: Axes, values: FloatArray, label: str, look: dict[str, Any]) -> None:
+def _lorenz_line(ax: Axes, values: FloatArray, label: str, style: dict[str, Any]) -> None:
     x, y = lorenz(values) if values.any() else (np.zeros(0), np.zeros(0))
     if len(x) > MAX_POINTS:
         places = np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int)
         x, y = x[places], y[places]
-    ax.plot(x, y, label=label, linewidth=1.4, markersize=5, markevery=(0.15, 0.25), **look)
+    ax.plot(x, y, label=label, linewidth=1.4, markersize=5, markevery=(0.15, 0.25), **style)
 
 
-def _bands(without_score: int, count: int) -> list[tuple[float, float, dict[str, Any]]]:
-    """Return (lower quantile, upper quantile, look) of the bands over the layers, the wide band first."""
-    label = f"{count} layers ({without_score} more without score)" if without_score else f"all {count} layers"
+def _bands(n_layers: int, n_scored: int) -> list[tuple[float, float, dict[str, Any]]]:
+    """Return (lower quantile, upper quantile, style) of the bands over the layers with scores, the wide band first."""
+    without = n_layers - n_scored
+    label = f"{n_scored} layers ({without} more without score)" if without else f"all {n_layers} layers"
     return [
-        (0.0, 1.0, {"color": LINES[5], "alpha": 0.3, "linewidth": 0, "label": label}),
-        (0.25, 0.75, {"color": LINES[2], "alpha": 0.5, "linewidth": 0, "label": "middle half of them"}),
+        (0.0, 1.0, {"color": LINE_COLOURS[5], "alpha": 0.3, "linewidth": 0, "label": label}),
+        (0.25, 0.75, {"color": LINE_COLOURS[2], "alpha": 0.5, "linewidth": 0, "label": "middle half of them"}),
     ]
 
 
 def _extremes(layers: Sequence[FloatArray]) -> list[tuple[int, str, dict[str, Any]]]:
-    """Return (layer, description, look) of the most and the least unequal layer."""
-    coefficients = {k: gini(values) for k, values in enumerate(layers) if values.any()}
+    """Return (layer, description, line style) of the most and of the least unequal layer."""
+    coefficients = {layer: gini(values) for layer, values in enumerate(layers) if values.any()}
     if not coefficients:
         return []
     return [
@@ -223,7 +227,7 @@ def _extremes(layers: Sequence[FloatArray]) -> list[tuple[int, str, dict[str, An
 
 
 def _emptier_corner(ax: Axes, lines: Sequence[Any]) -> Literal["upper right", "lower left"]:
-    """Choose the corner beside decreasing lines that holds fewer of their points."""
+    """Choose the corner above or below decreasing lines that holds fewer of their points."""
     points = np.concatenate([np.zeros((0, 2)), *(line.get_xydata() for line in lines)])
     across = ax.transAxes.inverted().transform(ax.transData.transform(points[np.isfinite(points).all(axis=1)]))
     above, below = (across > 0.5).all(axis=1), (across < 0.5).all(axis=1)
@@ -233,4 +237,4 @@ def _emptier_corner(ax: Axes, lines: Sequence[Any]) -> Literal["upper right", "l
 def _legend(ax: Axes, location: Literal["upper left", "upper right", "lower left"]) -> None:
     if ax.get_legend_handles_labels()[0]:
         # The background keeps the legend legible where lines pass behind it.
-        ax.legend(loc=location, framealpha=0.85, edgecolor="none", fontsize=SMALL + 0.5, handlelength=3.5)
+        ax.legend(loc=location, framealpha=0.85, edgecolor="none", fontsize=SMALL_FONT + 0.5, handlelength=3.5)

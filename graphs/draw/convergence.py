@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from graphs.draw.axes import SMALL, new_axes, wrap_to_axes
+from graphs.draw.axes import SMALL_FONT, new_axes, wrap_to_axes
 from graphs.draw.colours import line_style
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import as_literal
@@ -29,13 +29,13 @@ def convergence(
     labels: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Plot the error bound (line) and the residual (small markers) of every step, on logarithmic axes.
+    """Draw the error bound (line) and the residual (small markers) of every step, on logarithmic axes.
 
     Parameters
     ----------
     results : sequence of RankResult
     against : {"steps", "products", "seconds"}
-        Quantity on the x axis; block products make solvers comparable.
+        Quantity on the x axis. In block products, solvers can be compared.
     labels : sequence of str, optional
         By default the solvers' names.
     ax : matplotlib Axes, optional
@@ -43,13 +43,12 @@ def convergence(
     Returns
     -------
     matplotlib Axes
-        A large marker ends each line. Values of exactly zero cannot be drawn on a logarithmic axis, so the legend says which
-        results are exact.
+        A large marker ends each line. A logarithmic axis cannot show zeros, so the legend says which results are exact.
 
     Raises
     ------
     GraphError
-        Nothing to draw, an unknown measure, or another number of labels.
+        No results, an unknown value of `against`, or a wrong number of labels.
 
     Notes
     -----
@@ -65,54 +64,48 @@ def convergence(
     """
     if not results or against not in ("steps", "products", "seconds"):
         raise GraphError(
-            f"expected results, and against steps, products or seconds; got {len(results)} and {against!r}"
+            f"expected at least one result, and against='steps', 'products' or 'seconds'; "
+            f"got {len(results)} results and {against!r}"
         )
     names = [result.solver for result in results] if labels is None else list(labels)
     if len(names) != len(results):
         raise GraphError(f"expected {len(results)} labels, one a result, got {len(names)}")
     ax = new_axes(ax)
-    any_error = False
+    any_visible = False
     for position, (result, name) in enumerate(zip(results, names, strict=True)):
-        at = _drawn(result.iterations)
+        drawn = _steps_to_draw(result.iterations)
         across = {
             "steps": np.arange(1, result.iterations + 1),
             "products": result.step_products,
             "seconds": result.step_seconds,
-        }[against][at]
-        # A logarithmic axis shows neither the zeros of exact steps nor unknown bounds.
+        }[against][drawn]
+        # A logarithmic axis can show neither the zeros of exact steps nor unknown (infinite) bounds.
         bounds, residuals = (
-            np.where((values > 0) & np.isfinite(values), values, np.nan)[at]
+            np.where((values > 0) & np.isfinite(values), values, np.nan)[drawn]
             for values in (result.error_bounds, result.residuals)
         )
-        look = line_style(position)
-        shown = np.flatnonzero(np.isfinite(bounds))
+        style = line_style(position)
+        visible = np.flatnonzero(np.isfinite(bounds))
         exact = f" (exact after {result.iterations:,})" if result.stop_reason == "exact" else ""
-        ax.plot(
-            across,
-            bounds,
-            linewidth=1.4,
-            markersize=6,
-            markevery=shown[-1:].tolist(),
-            label=as_literal(f"{name}{exact}"),
-            **look,
-        )
-        ax.plot(across, residuals, **{**look, "linestyle": "none"}, markersize=2.5)
-        any_error = any_error or bool(np.isfinite(bounds).any() or np.isfinite(residuals).any())
-    if any_error:
+        label, ends = as_literal(f"{name}{exact}"), visible[-1:].tolist()
+        ax.plot(across, bounds, linewidth=1.4, markersize=6, markevery=ends, label=label, **style)
+        ax.plot(across, residuals, **{**style, "linestyle": "none"}, markersize=2.5)
+        any_visible = any_visible or bool(np.isfinite(bounds).any() or np.isfinite(residuals).any())
+    if any_visible:
         ax.set_xscale("log")
         ax.set_yscale("log")
     else:
         ax.set_xticks([])
         ax.set_yticks([])
         ax.text(0.5, 0.5, "no step left an error", ha="center", va="center", transform=ax.transAxes)
-    ax.set_xlabel({"steps": "steps", "products": "block products", "seconds": "seconds"}[against])
-    ax.set_ylabel(wrap_to_axes(ax, "L1: bound on the error (line), residual (markers)", 10.0, upright=True))
-    ax.legend(frameon=False, fontsize=SMALL + 0.5, handlelength=3.5)
+    ax.set_xlabel("block products" if against == "products" else against)
+    ax.set_ylabel(wrap_to_axes(ax, "L1: bound on the error (line), residual (markers)", upright=True))
+    ax.legend(frameon=False, fontsize=SMALL_FONT + 0.5, handlelength=3.5)
     return ax
 
 
-def _drawn(steps: int) -> IntArray:
-    """Choose the steps to draw, with the first and the last among them."""
+def _steps_to_draw(steps: int) -> IntArray:
+    """Choose the steps to draw, among them the first and the last."""
     if steps <= MAX_STEPS:
         return np.arange(steps)
     return np.unique(np.geomspace(1, steps, MAX_STEPS).round().astype(np.int64)) - 1

@@ -10,9 +10,8 @@ import numpy as np
 
 from graphs.analysis.buckets import score_buckets
 from graphs.analysis.flow import flow, is_modified
-from graphs.draw.axes import SMALL, label_layers, new_axes, wrap_to_axes
+from graphs.draw.axes import SMALL_FONT, label_layers, new_axes, wrap_to_axes
 from graphs.draw.colours import COLOUR_MAP, add_log_colour_bar, hatch_background, log_norm
-from graphs.draw.inputs import IntArray
 from graphs.draw.wording import percent, short_names
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
@@ -28,21 +27,21 @@ __all__ = ["MAX_BUCKETS", "MAX_LAYERS", "layer_flow"]
 
 # Maximum number of layers whose ribbons a reader can follow; more become a heat map.
 MAX_LAYERS = 12
-# Maximum number of buckets with shares of whole per cents and distinct colours.
+# Maximum number of buckets: more would not have distinct colours and shares of whole per cents.
 MAX_BUCKETS = 8
-# Half the width of a bar, half the width of its flat middle, and the gap between two bars of a stack.
-HALF, FLAT, GAP = 0.09, 0.03, 0.025
-# Inches that the legend needs beside the axes.
-LEGEND = 1.8
+# Half the width of a bar, half the width of its level middle, and the gap between two bars of a stack.
+HALF_WIDTH, HALF_FLAT, GAP = 0.09, 0.03, 0.025
+# Inches that the legend takes beside the axes.
+LEGEND_WIDTH = 1.8
 
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """Score that arrives at, is held by and leaves each bucket of a layer, divided by the layer's score; (buckets,)."""
+    """Scores that arrive in, are held by and leave the buckets of a layer, (buckets,), divided by the layer's score."""
 
-    arrives: FloatArray
-    holds: FloatArray
-    leaves: FloatArray
+    arriving: FloatArray
+    held: FloatArray
+    leaving: FloatArray
 
 
 def layer_flow(
@@ -52,12 +51,12 @@ def layer_flow(
     buckets: int | Sequence[float] = 5,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how score flows between buckets of nodes, layer by layer: stacked bars joined by ribbons.
+    """Draw how score flows between buckets of nodes, layer by layer, as stacked bars joined by ribbons.
 
-    A layer is a stack of bars, the nodes with the highest scores on top. The middle of a bar is as high as the score of its
-    nodes, its left edge as the score that reaches them over edges, its right edge as the score that leaves them. Where the
-    edges differ from the middle, the nodes' own activations or dangling nodes make the difference. The width of a ribbon is
-    :func:`graphs.analysis.flow.flow`, and its colour is that of the bucket it comes from.
+    A layer is a stack of bars, with the highest scores on top. The middle of a bar is as high as the score of its nodes, its
+    left side as the score that reaches them along edges, its right side as the score that they pass on. Own activations and
+    dangling nodes make the differences. The width of a ribbon is the flow of score (:func:`graphs.analysis.flow.flow`), and its
+    colour is that of the bucket that the score comes from.
 
     Parameters
     ----------
@@ -67,27 +66,26 @@ def layer_flow(
     layers : sequence of int, optional
         Consecutive, ascending layers; all by default.
     buckets : int or sequence of float
-        The number of buckets, 1 to `MAX_BUCKETS`; they end at equal steps of the logarithm from the highest 1 % of the nodes
-        to all of them (5 buckets: 1, 3, 10, 32 and 100 %). Or the share of the nodes in each bucket, with sum 1.
+        The number of buckets, 1 to `MAX_BUCKETS`, which end at logarithmically spaced shares of the nodes, from the highest
+        1 % to all (5 buckets: 1, 3, 10, 32 and 100 %). Or the share of the nodes in each bucket, with sum 1.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        For more than `MAX_LAYERS` layers a heat map, which the title says: for every block and bucket, the share of the
-        bucket's score that edges carry to the bucket of the same place in the next layer, divided by the share of all score
-        that this bucket gets. 1 is the value that chance would give.
+        For more than `MAX_LAYERS` layers they hold a heat map, and the title says so: for every block and bucket, the share of
+        the bucket's score that flows to the same bucket of the next layer, divided by the share of all score that flows to
+        it. Chance would give 1.
 
     Raises
     ------
     GraphError
         A rank of another graph, layers that are not consecutive, a number of buckets out of range, shares that do not
-        sum to 1, weights that are not finite.
+        sum to 1, or weights that are not finite.
 
     Notes
     -----
-    Cost: two reads of each block between the layers, and its product with one vector a bucket: some 0.5 s for a block
-    of 4096 x 11008. Extra memory: that of :func:`graphs.analysis.flow.flow`.
+    Cost and memory are those of :func:`graphs.analysis.flow.flow` for every block: about 0.5 s for 4096 x 11008.
 
     Examples
     --------
@@ -99,54 +97,54 @@ def layer_flow(
     """
     scores = finite_scores(graph, rank)
     chosen = check_consecutive_layers(graph, layers)
-    shares = _shares(buckets)
+    shares = _bucket_shares(buckets)
     names = [graph.names[layer] for layer in chosen]
     if len(chosen) > MAX_LAYERS:
         flows = [flow(graph, rank, layer, shares) for layer in chosen[1:]]
         return _draw_persistence(new_axes(ax), flows, shares, names)
     totals = [float(scores[layer].sum()) or 1.0 for layer in chosen]
-    holds = [
+    held = [
         np.bincount(score_buckets(scores[layer], shares), weights=scores[layer], minlength=len(shares)) / total
         for layer, total in zip(chosen, totals, strict=True)
     ]
-    # The flow of a modified PageRank has sum 1 already; that of another rank has the sum of its sources' scores.
+    # The flow of a modified PageRank has sum 1 already, that of another rank the sum of its sources' scores.
     flows = [
         flow(graph, rank, layer, shares) / (1.0 if is_modified(rank) else total)
         for layer, total in zip(chosen[1:], totals, strict=False)
     ]
     stacks = [
         _Stack(
-            arrives=flows[place - 1].sum(axis=1) if place else held,
-            holds=held,
-            leaves=flows[place].sum(axis=0) if place < len(flows) else held,
+            arriving=flows[place - 1].sum(axis=1) if place else own,
+            held=own,
+            leaving=flows[place].sum(axis=0) if place < len(flows) else own,
         )
-        for place, held in enumerate(holds)
+        for place, own in enumerate(held)
     ]
     ax = new_axes(ax)
     _draw_ribbons(ax, flows, stacks)
     _draw_bars(ax, stacks, shares)
-    tallest = max(max(part.sum() for part in (stack.arrives, stack.holds, stack.leaves)) for stack in stacks)
+    tallest = max(part.sum() for stack in stacks for part in (stack.arriving, stack.held, stack.leaving))
     ax.set_xlim(-0.5, len(chosen) - 0.5)
-    ax.set_ylim(_top(len(shares)) - max(tallest, 1.0) - GAP * len(shares), _top(len(shares)) + GAP)
-    labels_height = label_layers(ax, names, beside=LEGEND)
+    top = _stack_top(len(shares))
+    ax.set_ylim(top - max(tallest, 1.0) - GAP * len(shares), top + GAP)
+    labels_height = label_layers(ax, names, reserved=LEGEND_WIDTH)
     ax.set_yticks([])
-    ax.set_ylabel(wrap_to_axes(ax, "score of the layer, highest scores on top", 10.0, labels_height, upright=True))
-    key = "layer (bar: score; its edges: score that arrives and leaves; ribbon: in the colour of its source)"
-    ax.set_xlabel(wrap_to_axes(ax, key, 9.0, LEGEND), fontsize=9)
-    for side in ("top", "right", "left", "bottom"):
-        ax.spines[side].set_visible(False)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL + 0.5)
-    ax.set_title(wrap_to_axes(ax, "Flow of score between nodes of high and low score", 10.0, LEGEND), fontsize=10)
+    ax.set_ylabel(wrap_to_axes(ax, "score of the layer, highest scores on top", reserved=labels_height, upright=True))
+    explanation = "layer (bar: score; its edges: score that arrives and leaves; ribbon: in the colour of its source)"
+    ax.set_xlabel(wrap_to_axes(ax, explanation, 9.0, LEGEND_WIDTH), fontsize=9)
+    ax.spines[:].set_visible(False)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL_FONT + 0.5)
+    ax.set_title(
+        wrap_to_axes(ax, "Flow of score between nodes of high and low score", reserved=LEGEND_WIDTH), fontsize=10
+    )
     return ax
 
 
-def _shares(buckets: Any) -> list[float]:
+def _bucket_shares(buckets: Any) -> list[float]:
     """Compute the share of the nodes in every bucket."""
-    if isinstance(buckets, (int, np.integer)) and not isinstance(buckets, bool):
-        if not 1 <= buckets <= MAX_BUCKETS:
-            raise GraphError(f"expected 1 to {MAX_BUCKETS} buckets, or the shares of the nodes in them, got {buckets}")
-        steps = max(int(buckets) - 1, 1)
-        ends = [round(100.0 ** (k / steps)) for k in range(int(buckets))] if buckets > 1 else [100]
+    if isinstance(buckets, (int, np.integer)) and not isinstance(buckets, bool) and 1 <= buckets <= MAX_BUCKETS:
+        count = int(buckets)
+        ends = [round(100.0 ** (k / (count - 1))) for k in range(count)] if count > 1 else [100]
         return [(end - start) / 100.0 for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     try:
         shares = [float(share) for share in buckets]
@@ -162,18 +160,20 @@ def _bucket_names(shares: Sequence[float]) -> list[str]:
         return ["all nodes"]
     words = ["highest", *["next"] * (len(shares) - 2), "lowest"]
     return [
-        f"{word} {percent(round(share, 6)).replace('.0 %', ' %')}" for word, share in zip(words, shares, strict=True)
+        f"{word} {percent(round(share, 6)).replace('.0 %', ' %')} of nodes"
+        for word, share in zip(words, shares, strict=True)
     ]
 
 
-def _top(count: int) -> float:
+def _stack_top(count: int) -> float:
+    """Compute the upper edge of a stack of `count` bars."""
     return 1.0 + GAP * (count - 1)
 
 
-def _tops(heights: FloatArray) -> FloatArray:
-    """Compute the upper edge of every bar of a stack, the first on top."""
+def _bar_tops(heights: FloatArray) -> FloatArray:
+    """Compute the upper edge of every bar of a stack, whose first bar is on top."""
     above = np.concatenate(([0.0], np.cumsum(heights)[:-1]))
-    return np.asarray(_top(len(heights)) - above - GAP * np.arange(len(heights)))
+    return np.asarray(_stack_top(len(heights)) - above - GAP * np.arange(len(heights)))
 
 
 def _draw_bars(ax: Axes, stacks: Sequence[_Stack], shares: Sequence[float]) -> None:
@@ -183,43 +183,37 @@ def _draw_bars(ax: Axes, stacks: Sequence[_Stack], shares: Sequence[float]) -> N
     for bucket, (name, colour) in enumerate(zip(_bucket_names(shares), _colours(len(shares)), strict=True)):
         bars, widths = [], []
         for layer, stack in enumerate(stacks):
-            x = layer + np.array([-HALF, -FLAT, FLAT, HALF])
-            parts = (stack.arrives, stack.holds, stack.holds, stack.leaves)
-            upper = np.array([_tops(part)[bucket] for part in parts])
+            x = layer + np.array([-HALF_WIDTH, -HALF_FLAT, HALF_FLAT, HALF_WIDTH])
+            parts = (stack.arriving, stack.held, stack.held, stack.leaving)
+            upper = np.array([_bar_tops(part)[bucket] for part in parts])
             lower = upper - np.array([part[bucket] for part in parts])
             bars.append(np.column_stack((np.append(x, x[::-1]), np.append(upper, lower[::-1]))))
             # A bucket without score gets no outline.
             widths.append(0.4 if (upper > lower).any() else 0.0)
         ax.add_collection(
-            PolyCollection(
-                bars, facecolors=[colour], edgecolors="#333333", linewidths=widths, label=_legend_entry(name), zorder=2
-            ),
+            PolyCollection(bars, facecolors=[colour], edgecolors="#333333", linewidths=widths, label=name, zorder=2),
             autolim=False,
         )
 
 
-def _legend_entry(name: str) -> str:
-    return name if name == "all nodes" else f"{name} of nodes"
-
-
 def _draw_ribbons(ax: Axes, flows: Sequence[FloatArray], stacks: Sequence[_Stack]) -> None:
-    """Draw the flow between buckets as ribbons between the bars of neighbouring layers."""
+    """Draw the flow between the buckets of neighbouring layers as ribbons between their bars."""
     from matplotlib.collections import PolyCollection
 
-    count = len(stacks[0].holds)
     along = np.linspace(0.0, 1.0, 24)
-    # The curve is level at both ends, so a ribbon leaves and enters its bars straight.
-    bend = along * along * (3.0 - 2.0 * along)
-    for source, colour in enumerate(_colours(count)):
+    # The curve is level at both ends, so ribbons meet their bars at a right angle.
+    curve = along * along * (3.0 - 2.0 * along)
+    for source, colour in enumerate(_colours(len(stacks[0].held))):
         ribbons = []
-        for layer, part in enumerate(flows):
-            x = layer + HALF + along * (1.0 - 2.0 * HALF)
-            # At a source ribbons are ordered by target, at a target by source.
-            start = _tops(stacks[layer].leaves)[source] - np.concatenate(([0.0], np.cumsum(part[:, source])))[:-1]
-            for target in np.flatnonzero(part[:, source] > 0.0):
-                stop = _tops(stacks[layer + 1].arrives)[target] - part[target, :source].sum()
-                upper = start[target] + (stop - start[target]) * bend
-                lower = upper - part[target, source]
+        for layer, block_flow in enumerate(flows):
+            x = layer + HALF_WIDTH + along * (1.0 - 2.0 * HALF_WIDTH)
+            widths = block_flow[:, source]
+            # At a source, ribbons are ordered by target; at a target, by source.
+            starts = _bar_tops(stacks[layer].leaving)[source] - np.concatenate(([0.0], np.cumsum(widths)))[:-1]
+            for target in np.flatnonzero(widths > 0.0):
+                stop = _bar_tops(stacks[layer + 1].arriving)[target] - block_flow[target, :source].sum()
+                upper = starts[target] + (stop - starts[target]) * curve
+                lower = upper - widths[target]
                 ribbons.append(np.column_stack((np.append(x, x[::-1]), np.append(upper, lower[::-1]))))
         ax.add_collection(
             PolyCollection(ribbons, facecolors=[colour], alpha=0.5, edgecolors="#777777", linewidths=0.15, zorder=1),
@@ -228,20 +222,18 @@ def _draw_ribbons(ax: Axes, flows: Sequence[FloatArray], stacks: Sequence[_Stack
 
 
 def _colours(count: int) -> list[Any]:
-    """Choose colours from dark for high scores to light for low ones, which stay ordered in grey print."""
+    """Choose the colours of buckets: dark for high scores to light for low ones, so that grey print keeps their order."""
     from matplotlib import colormaps
 
     return [colormaps[COLOUR_MAP](value) for value in np.linspace(0.0, 0.95, count)]
 
 
 def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[float], names: Sequence[str]) -> Axes:
-    """Draw the heat map of the score that stays in its bucket, for many layers."""
+    """Draw a heat map of the score that stays in its bucket from layer to layer."""
     ratios = np.full((len(shares), len(flows)), np.nan)
-    for block, part in enumerate(flows):
-        own = np.diag(part)
-        chance = part.sum(axis=1) * part.sum(axis=0) / (part.sum() or 1.0)
-        known: IntArray = np.flatnonzero(chance > 0.0)
-        ratios[known, block] = own[known] / chance[known]
+    for block, block_flow in enumerate(flows):
+        chance = block_flow.sum(axis=1) * block_flow.sum(axis=0) / (block_flow.sum() or 1.0)
+        np.divide(np.diag(block_flow), chance, out=ratios[:, block], where=chance > 0.0)
     persistence = np.ma.masked_invalid(ratios)
     hatch_background(ax)
     edges = np.arange(len(flows) + 1) + 0.5
@@ -251,9 +243,9 @@ def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[fl
     ax.set_xlim(edges[0], edges[-1])
     ax.set_ylim(len(shares) - 0.5, -0.5)
     label_layers(ax, names[1:], np.arange(1.0, len(names)))
-    ax.set_yticks(range(len(shares)), [_legend_entry(name) for name in _bucket_names(shares)], fontsize=SMALL)
+    ax.set_yticks(range(len(shares)), _bucket_names(shares), fontsize=SMALL_FONT)
     ax.set_xlabel("block into layer")
     first, last = short_names(names)[:: len(names) - 1]
-    many = f"{len(names)} layers ({first} to {last}), too many for ribbons (up to {MAX_LAYERS}):"
-    ax.set_title(wrap_to_axes(ax, f"{many}\nhow much score stays among nodes of similar score", 10.0), fontsize=10)
+    description = f"{len(names)} layers ({first} to {last}), too many for ribbons (up to {MAX_LAYERS}):"
+    ax.set_title(wrap_to_axes(ax, f"{description}\nhow much score stays among nodes of similar score"), fontsize=10)
     return ax

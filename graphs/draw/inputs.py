@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray, as_numpy
+from graphs.linalg.validation import as_vector
 from graphs.solvers.result import RankResult
 
 __all__ = ["BoolArray", "IntArray", "check_keep_masks", "check_layer_names", "check_layer_scores"]
@@ -19,7 +20,7 @@ IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def check_layer_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Check the names of layers; by default "layer 0" and so on.
+    """Check the names of layers, or make names: "layer 0" and so on.
 
     Parameters
     ----------
@@ -73,23 +74,14 @@ def check_layer_scores(scores: Sequence[Any]) -> list[FloatArray]:
     """
     if isinstance(scores, RankResult):
         raise GraphError("expected the scores of every layer, got a RankResult; pass its `scores`")
-    vectors: list[FloatArray] = []
-    for layer, given in enumerate(scores):
-        array = as_numpy(given)
-        if array.ndim != 1 or not len(array) or array.dtype.kind not in "fiub":
-            raise GraphError(
-                f"scores of layer {layer}: expected a vector of numbers, one a node, got shape {array.shape} of dtype "
-                f"{array.dtype}; of several ranks pick a column"
-            )
-        vector = array.astype(np.float64)
-        if not (np.isfinite(vector).all() and vector.min() >= 0.0):
-            raise GraphError(
-                f"scores of layer {layer}: expected non-negative finite numbers, got {vector.min()} to {vector.max()}; "
-                "take absolute values or repair them first"
-            )
-        vectors.append(vector)
+    vectors = [as_vector(given, f"scores of layer {layer}") for layer, given in enumerate(scores)]
     if not vectors:
         raise GraphError("expected the scores of at least one layer, got none")
+    for layer, vector in enumerate(vectors):
+        if vector.min() < 0.0:
+            raise GraphError(
+                f"scores of layer {layer}: expected non-negative numbers, got {vector.min()}; take absolute values first"
+            )
     return vectors
 
 
@@ -109,7 +101,7 @@ def check_keep_masks(scores: Sequence[FloatArray], keep: Sequence[Any]) -> list[
     Raises
     ------
     GraphError
-        The masks do not have the sizes of the scores.
+        Another number of masks than of layers, or masks of other sizes.
 
     Examples
     --------

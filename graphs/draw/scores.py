@@ -1,4 +1,4 @@
-"""Scores by layer: heat map, kept and removed shares, and the agreement of two scores."""
+"""Scores by layer: heat map, and shares of kept and removed nodes; and the agreement of two scores of the same nodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphs.analysis.measures import kept_overlap, percentiles, positions, rank_correlation
-from graphs.draw.axes import SMALL, new_axes, number_log_axis, size_in_inches, use_whole_ticks, wrap_to_axes
+from graphs.checks import check_share
+from graphs.draw.axes import SMALL_FONT, new_axes, number_log_axis, size_in_inches, use_whole_ticks, wrap_to_axes
 from graphs.draw.colours import COLOUR_MAP, KEPT, REMOVED, SCORE_REMOVED, hatch_background
 from graphs.draw.inputs import BoolArray, check_keep_masks, check_layer_scores
 from graphs.draw.wording import as_literal, percent
@@ -20,21 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_rankings", "kept_by_layer", "score_heatmap"]
 
-# Maximum number of columns of the heat map; wider layers are averaged.
+# Maximum number of columns of the heat map; wider layers are drawn as means.
 MAX_COLUMNS = 400
-# Maximum number of nodes drawn as dots in a comparison; more become densities.
+# Maximum number of nodes drawn as dots; more are drawn as densities.
 MAX_DOTS = 1000
 
 
 def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: Axes | None = None) -> Axes:
-    """Draw a heat map of layers and nodes ordered by score; the colour is the score over the layer's mean.
+    """Draw a heat map with a row for each layer: its nodes ordered by score, coloured by score over the layer's mean.
 
     Parameters
     ----------
     scores : sequence of (n_l,) arrays
         Non-negative.
     keep : sequence of (n_l,) bool arrays, optional
-        True keeps a node; a white line marks where a layer's removed nodes begin.
+        Keep masks. A white line marks how many nodes every layer keeps; the removed ones are right of it if they have the
+        lowest scores.
     ax : matplotlib Axes, optional
 
     Returns
@@ -44,11 +46,11 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     Raises
     ------
     GraphError
-        No layer, or masks whose sizes differ from those of the scores.
+        No layer, negative or non-finite scores, or masks whose sizes differ from those of the scores.
 
     Notes
     -----
-    In layers wider than `MAX_COLUMNS` every column is a mean. Cost: a sort of every layer.
+    If a layer has more than `MAX_COLUMNS` nodes, columns are means of several nodes. Cost: a sort of every layer.
 
     Examples
     --------
@@ -60,30 +62,25 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     masks = None if keep is None else check_keep_masks(layers, keep)
     widest = max(map(len, layers))
     columns = min(MAX_COLUMNS, widest)
-    edges = np.linspace(0, widest, columns + 1).astype(int)
+    bounds = np.linspace(0, widest, columns + 1).astype(int)
     image = np.full((len(layers), columns), np.nan)
     for row, values in enumerate(layers):
         relative = np.sort(values)[::-1] / (values.mean() or 1.0)
-        inside = edges[:-1] < len(values)
-        starts = edges[:-1][inside]
-        stops = np.minimum(edges[1:][inside], len(values))
+        inside = bounds[:-1] < len(values)
+        starts = bounds[:-1][inside]
+        stops = np.minimum(bounds[1:][inside], len(values))
         image[row, inside] = np.add.reduceat(relative, starts) / (stops - starts)
     ax = new_axes(ax)
     positive = image[np.isfinite(image) & (image > 0)]
     floor = float(positive.min()) if len(positive) else 1.0
     shown = np.log10(np.maximum(image, floor))
-    # A few nodes score a hundred times the mean: the scale ends before them, so that the others can be told apart.
+    # The scale leaves out the highest scores, which may be a hundred times the mean, so that the others can be told apart.
     low, high = np.nanpercentile(shown, [1, 99])
     if not low < high:
         low, high = low - 0.5, high + 0.5
+    extent = (0, widest, len(layers) - 0.5, -0.5)
     picture = ax.imshow(
-        shown,
-        aspect="auto",
-        cmap=COLOUR_MAP,
-        extent=(0, widest, len(layers) - 0.5, -0.5),
-        interpolation="nearest",
-        vmin=low,
-        vmax=high,
+        shown, aspect="auto", cmap=COLOUR_MAP, extent=extent, interpolation="nearest", vmin=low, vmax=high
     )
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, extend="both")
     bar.set_label("score / layer mean")
@@ -98,12 +95,11 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
             np.ravel([(row - 0.5, row + 0.5) for row in range(len(kept))]),
             color="white",
             linewidth=1.5,
-            # White alone would not be visible on the brightest colours and beside the layers.
+            # White alone would not be visible on the brightest colours and on the background.
             path_effects=[withStroke(linewidth=3.0, foreground="black")],
-            label="removed to the right",
         )
     cut = "" if masks is None else "; removed: right of the white line"
-    ax.set_xlabel(wrap_to_axes(ax, f"node, highest score first{cut}", 10.0))
+    ax.set_xlabel(wrap_to_axes(ax, f"node, highest score first{cut}"))
     ax.set_ylabel("layer")
     ax.set_ylim(len(layers) - 0.5, -0.5)
     use_whole_ticks(ax.xaxis, ax.yaxis)
@@ -111,14 +107,14 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
 
 
 def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = None) -> Axes:
-    """Draw the share of nodes kept and removed in every layer, and the share of the score that the removed nodes held.
+    """Draw for every layer the shares of nodes kept and removed, and the share of its score that the removed nodes hold.
 
     Parameters
     ----------
     scores : sequence of (n_l,) arrays
         Non-negative.
     keep : sequence of (n_l,) bool arrays
-        True keeps a node.
+        Keep masks.
     ax : matplotlib Axes, optional
 
     Returns
@@ -128,7 +124,7 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     Raises
     ------
     GraphError
-        No layer, or masks whose sizes differ from those of the scores.
+        No layer, negative or non-finite scores, or masks whose sizes differ from those of the scores.
 
     Examples
     --------
@@ -165,7 +161,7 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     ax.margins(x=0.01)
     use_whole_ticks(ax.xaxis)
     columns = 3 if size_in_inches(ax)[0] > 3.8 else 2
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=SMALL + 0.5)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=SMALL_FONT + 0.5)
     return ax
 
 
@@ -185,24 +181,25 @@ def compare_rankings(
     labels : tuple of two str
         Names of the two scores.
     keep : float, or tuple of two (n,) bool arrays, optional
-        The share of nodes to keep, 0..1, or the nodes that `a` and `b` keep. Lines mark the cuts, and the title says which
-        share of the nodes that `a` keeps is kept by `b` too. Among equal scores the lower index is removed first.
+        The share of nodes that both scores keep, 0..1 (among equal scores the lower index is removed first), or a keep mask for
+        `a` and one for `b`. Lines mark the shares removed, and the title says which share of the nodes that `a` keeps is kept
+        by `b` too.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        One dot a node up to `MAX_DOTS` nodes, else hexagons coloured by the number of nodes. The title has Spearman's rank
+        One dot a node up to `MAX_DOTS` nodes, else hexagons coloured by the number of nodes. The title gives Spearman's rank
         correlation.
 
     Raises
     ------
     GraphError
-        Different numbers of nodes, negative or non-finite scores, a share out of range, masks of other sizes.
+        Different numbers of nodes, negative or non-finite scores, a share out of range, or masks of other sizes.
 
     Notes
     -----
-    Nodes with equal scores get the mean of their ranks. Cost: two sorts; a million nodes take about two seconds.
+    Equal scores have the same percentile. Cost: two sorts; a million nodes take about two seconds.
 
     Examples
     --------
@@ -231,8 +228,8 @@ def compare_rankings(
         number_log_axis(bar.ax.yaxis, *bar.ax.get_ylim())
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 100)
-    ax.set_xlabel(wrap_to_axes(ax, f"percentile by {names[0]}", 10.0))
-    ax.set_ylabel(wrap_to_axes(ax, f"percentile by {names[1]}", 10.0, upright=True))
+    ax.set_xlabel(wrap_to_axes(ax, f"percentile by {names[0]}"))
+    ax.set_ylabel(wrap_to_axes(ax, f"percentile by {names[1]}", upright=True))
     agreement = rank_correlation(first, second)
     title = f"Spearman {agreement:.2f}" if np.isfinite(agreement) else "Spearman undefined (equal scores)"
     if masks is not None:
@@ -241,17 +238,13 @@ def compare_rankings(
         ax.axhline(cuts[1], color=REMOVED, linewidth=1.4, linestyle="--")
         title += f"; of the nodes that {names[0]} keeps ({percent(float(masks[0].mean()))}), {names[1]} keeps "
         title += percent(kept_overlap(*masks)) if masks[0].any() else "none"
-    ax.set_title(wrap_to_axes(ax, title, 10.0), fontsize=10)
+    ax.set_title(wrap_to_axes(ax, title), fontsize=10)
     return ax
 
 
 def _masks_of_both(first: FloatArray, second: FloatArray, keep: Any) -> list[BoolArray]:
+    """Check two keep masks, or make those that keep a share of the nodes."""
     if isinstance(keep, (tuple, list)):
         return check_keep_masks([first, second], keep)
-    try:
-        share = float(keep)
-    except (TypeError, ValueError):
-        share = float("nan")
-    if not 0.0 <= share <= 1.0:
-        raise GraphError(f"keep: expected a share of nodes in [0, 1], or two masks, got {keep!r}")
+    share = check_share("keep, if it is not a tuple of two masks,", keep)
     return [positions(values) < round(share * len(values)) for values in (first, second)]

@@ -1,18 +1,18 @@
-"""Text on figures: shares, and short names of layers."""
+"""Text on figures: percentages, and short names of layers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-__all__ = ["LONGEST", "as_literal", "percent", "short_names"]
+__all__ = ["MAX_LETTERS", "as_literal", "percent", "short_names"]
 
 # Maximum number of letters of a short name.
-LONGEST = 22
+MAX_LETTERS = 22
 
 
 def percent(share: float) -> str:
-    """Format a share as a percentage, with a digit after the point below ten per cent.
+    """Format a share as a percentage, with one decimal below ten per cent.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def percent(share: float) -> str:
     Returns
     -------
     str
-        "0 %" and "100 %" only for exactly these shares.
+        "0 %" only for 0, and "100 %" only for 1 (up to round-off).
 
     Examples
     --------
@@ -33,7 +33,7 @@ def percent(share: float) -> str:
     # A sum of parts may differ from the whole by rounding errors.
     if value == 0.0 or abs(value - 100.0) < 1e-9:
         return f"{value:.0f} %"
-    # Shares that only round to 0 % or 100 % are neither.
+    # Other shares are not rounded to 0 % or 100 %.
     if value < 0.1:
         return "<0.1 %"
     if value >= 99.5:
@@ -42,7 +42,7 @@ def percent(share: float) -> str:
 
 
 def as_literal(text: str) -> str:
-    r"""Escape a text so that matplotlib shows it literally: not as a formula, and not left out of the legend.
+    r"""Escape a text so that matplotlib shows it as it is: without formulas, and in the legend even if it begins with "_".
 
     Parameters
     ----------
@@ -64,8 +64,9 @@ def as_literal(text: str) -> str:
 def short_names(names: Sequence[str]) -> tuple[str, ...]:
     """Shorten the names of layers so that they fit an axis and stay distinct.
 
-    A path is reduced to the part after its first number (the layer of a model), any other name to its last two parts. If that
-    would make two names equal, all stay complete. Names that are still long lose their middle, if they stay distinct.
+    The name of a module is cut to its parts from the first number on (that of a transformer block), or to its last two parts if
+    there is no number. If two names would become equal, all are left complete. Names of more than `MAX_LETTERS` letters then
+    lose their middle, unless two would become equal.
 
     Parameters
     ----------
@@ -88,8 +89,8 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
     short = [_tail(name) for name in names]
     if len(set(short)) < len(set(names)):
         short = list(names)
-    half = LONGEST // 2
-    elided = [name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}" for name in short]
+    half = MAX_LETTERS // 2
+    elided = [name if len(name) <= MAX_LETTERS else f"{name[: half - 1]}…{name[-half:]}" for name in short]
     return tuple(as_literal(name) for name in (elided if len(set(elided)) == len(set(names)) else short))
 
 
@@ -98,6 +99,6 @@ def _tail(name: str) -> str:
     number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
     if number is None:
         return " ".join(parts[-2:]) or name
-    # A number alone says too little, so the word before it is kept too.
+    # A number alone says too little, so it keeps the word before it.
     first = number - 1 if number == len(parts) - 1 else number
     return " ".join(parts[max(first, 0) :])

@@ -1,3 +1,3 @@
-"""Smaller graphs from a graph: subgraphs, backbones, and sparser ones with a bound on the error."""
+"""Smaller graphs made from a graph: subgraphs, and graphs with fewer edges and a bound on the change of their ranks."""
 
 __all__: list[str] = []

@@ -1,11 +1,11 @@
-"""The disparity filter: the edges of a node that are heavier than chance would make them.
+"""The disparity filter, which finds the edges of a node that are heavier than chance would make them.
 
-The null model spreads a node's strength over its k edges at random, as k - 1 uniform points cut a unit interval. An edge
-that holds the share p of the strength is then at least as heavy with probability ``alpha = (1 - p)**(k - 1)``. Where
-alpha is small, the edge is significant at its node, whatever the node's strength.
+The null model divides a node's strength among its k edges at random, as k - 1 uniform points divide an interval. An edge then
+gets at least the share p of the strength with probability ``alpha = (1 - p)**(k - 1)``. If alpha is small, an edge with this
+share is significant at its node, whatever the node's strength.
 
 Source: Serrano, Boguna and Vespignani, Extracting the multiscale backbone of complex weighted networks, PNAS 106 (2009)
-6483-6488, doi 10.1073/pnas.0808904106, equation 2; for digraphs, out-edges and in-edges are tested separately.
+6483-6488, doi 10.1073/pnas.0808904106, equation 2. In digraphs, out-edges and in-edges are tested separately.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def disparity(weights: FloatArray, strengths: FloatArray, degrees: IntArray) -> FloatArray:
-    """Compute the probability alpha that chance makes an edge as heavy, seen from one of its ends.
+    """Compute the probability alpha that chance makes an edge at least as heavy, at one of its ends.
 
     Parameters
     ----------
     weights, strengths : float64 arrays that broadcast
-        Weight of every edge, and the sum of its node's weights, above 0.
+        Weight of every edge, and strength of its node, above 0.
     degrees : int array that broadcasts
-        Number of edges of its node, at least 1.
+        Number of edges of the edge's node, at least 1.
 
     Returns
     -------
@@ -46,15 +46,15 @@ def disparity(weights: FloatArray, strengths: FloatArray, degrees: IntArray) -> 
     >>> disparity(np.array([7.0]), np.array(7.0), np.array(1))
     array([1.])
     """
-    # The weight of the other edges, in this form: near p = 1 the difference is exact, where 1 - p has lost its digits.
+    # The share of the other edges. Near p = 1 this difference is exact, but 1 - p has lost its digits.
     others = np.maximum(strengths - weights, 0.0) / strengths
-    # 0 ** 0 is 1.
+    # 0 ** 0 is 1, for the only edge of a node.
     alphas: FloatArray = np.power(others, np.asarray(degrees, dtype=np.float64) - 1.0)
     return alphas
 
 
 def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDArray[np.bool_]:
-    """Tell which edges are heavier than chance would make them, at their targets.
+    """Tell which edges are significant at their targets.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDAr
     Returns
     -------
     (nnz,) bool array
-        In the order of ``csr.data``. Cost: one pass; memory: the result and a band (or one row).
+        In the order of ``csr.data``. Cost: one pass. Memory: the result, and a few arrays as long as a band (or one row).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Rules that decide how many out-edges every source keeps: its heaviest edges come first."""
+"""Rules that decide how many of its heaviest out-edges every source keeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphs.reduction.backbone import disparity
 __all__ = ["EdgeRule", "edge_rule"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
-# (weights (c, d) of the edges of c sources, in decreasing order and padded with zeros; degrees (c,)) -> edges kept (c,)
+# Parameters and result are those of the callable that `edge_rule` makes.
 EdgeRule: TypeAlias = Callable[[FloatArray, IntArray], IntArray]
 
 
@@ -36,8 +36,8 @@ def edge_rule(
     Returns
     -------
     callable
-        Takes weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and degrees (c,);
-        returns how many of its first edges each source keeps, (c,).
+        Takes the weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and their degrees
+        (c,). Returns how many of its first edges each source keeps, (c,).
 
     Raises
     ------
@@ -56,9 +56,10 @@ def edge_rule(
             f"expected exactly one of top_k, threshold, mass and significance, got {', '.join(named) or 'none'}"
         )
     if top_k is not None:
-        return _keep_first(check_count("top_k", top_k))
-    # Quotients, not products with the share: 9 / 10 rounds to the requested 0.9, but 0.55 * 100 is above 55. And running
-    # sums, which do not grow when the tail is cut: sparsifying again by the same threshold finds no smaller share.
+        limit = check_count("top_k", top_k)
+        return lambda weights, degrees: np.minimum(degrees, min(limit, weights.shape[1]))
+    # Shares are quotients, because products round badly: 9 / 10 is 0.9, but 0.55 * 100 is above 55. Strengths are the last
+    # running sums, which do not grow when the last edges are dropped: no share is lower in the sparsified graph.
     if threshold is not None:
         lowest = check_share("threshold", threshold)
         return lambda weights, degrees: np.clip(
@@ -75,20 +76,15 @@ def edge_rule(
 
         return significant
     share = check_share("mass", mass)
-    if share == 1.0:
-        return _keep_first(None)
 
-    def heaviest(weights: FloatArray, degrees: IntArray) -> IntArray:
+    def fewest(weights: FloatArray, degrees: IntArray) -> IntArray:
+        if share == 1.0:
+            return degrees
         running = _running_sums(weights)
-        short: IntArray = (running / running[:, -1:] < share).sum(axis=1)
-        return np.minimum(short + 1, degrees)
+        too_few: IntArray = (running / running[:, -1:] < share).sum(axis=1)
+        return np.minimum(too_few + 1, degrees)
 
-    return heaviest
-
-
-def _keep_first(limit: int | None) -> EdgeRule:
-    """Make the rule that keeps the first `limit` edges, or all."""
-    return lambda weights, degrees: np.minimum(degrees, weights[:, :limit].shape[1])
+    return fewest
 
 
 def _running_sums(weights: FloatArray) -> FloatArray:

@@ -1,7 +1,7 @@
-"""Selected edges of a block, read without reading the rest of it.
+"""Selection of edges of a block.
 
-A dense block may have sixty million edges of which a figure shows a hundred. Selected rows and columns are read band by
-band; only the chosen entries of a dense matrix are read.
+A figure may show a hundred of the sixty million edges of a dense block, so only the chosen entries of dense matrices are read,
+band by band.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class EdgeList:
     Attributes
     ----------
     targets, sources : int64 arrays, (k,)
-        Row and column of every edge.
+        Target and source of every edge.
     weights : float array, (k,)
         In the dtype of the block's CSR.
     """
@@ -57,13 +57,13 @@ def row_chunks(
     ----------
     block : Block, (n_targets, n_sources)
     rows, columns : int arrays, ascending, optional
-        All by default. Nothing else of a dense block is read.
+        Targets and sources; all by default. Nothing else of a dense block is read.
 
     Yields
     ------
     (int array (k,), csr_array (k, len(columns)))
-        Row indices, and their weights bit for bit as in ``block.to_csr()[rows][:, columns]``: sorted, without zeros. At
-        most about :data:`graphs.linalg.blocks.BAND_ELEMENTS` entries, or one row.
+        Some of the rows, and their weights, the same bits as in ``block.to_csr()[rows][:, columns]``: sorted, without zeros.
+        About `BAND_ELEMENTS` entries at most, or one row.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def row_chunks(
     height = max(1, BAND_ELEMENTS // max(1, len(columns)))
     for start in range(0, len(rows), height):
         chunk = rows[start : start + height]
-        # Added in the dtype and order that DenseBlock uses, so that the sums are the same bit for bit.
+        # In the dtype and order of DenseBlock.to_csr, so that the sums are the same bit for bit.
         total = np.zeros((len(chunk), len(columns)), dtype=block.exact_dtype)
         for matrix in block.matrices:
             total += block.weight(as_numpy(_select(matrix, chunk, columns)).astype(total.dtype, copy=False))
@@ -95,23 +95,26 @@ def row_chunks(
 
 def _select(matrix: Any, rows: IntArray, columns: IntArray) -> Any:
     """Return ``matrix[rows][:, columns]`` without an intermediate copy of the rows; a view where both are contiguous."""
-    first, second = _index(rows), _index(columns)
+    row_index, column_index = _index(rows), _index(columns)
     if is_torch(matrix):
         import torch
 
-        first, second = (k if isinstance(k, slice) else torch.from_numpy(k) for k in (first, second))
-    if not isinstance(first, slice) and not isinstance(second, slice):
-        first = first[:, None]
-    return matrix[first, second]
+        row_index, column_index = (
+            index if isinstance(index, slice) else torch.from_numpy(index) for index in (row_index, column_index)
+        )
+    if not isinstance(row_index, slice) and not isinstance(column_index, slice):
+        row_index = row_index[:, None]
+    return matrix[row_index, column_index]
 
 
-def _index(chosen: IntArray) -> Any:
-    contiguous = len(chosen) > 0 and chosen[-1] - chosen[0] + 1 == len(chosen)
-    return slice(int(chosen[0]), int(chosen[-1]) + 1) if contiguous else chosen.astype(np.int64)
+def _index(nodes: IntArray) -> Any:
+    """Return a slice where the nodes are contiguous, else int64 indices."""
+    contiguous = len(nodes) > 0 and nodes[-1] - nodes[0] + 1 == len(nodes)
+    return slice(int(nodes[0]), int(nodes[-1]) + 1) if contiguous else nodes.astype(np.int64)
 
 
 def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = None) -> Iterator[EdgeList]:
-    """Yield the edges into (or out of) some nodes; with `top`, only the heaviest edges of every node.
+    """Yield the in-edges or the out-edges of some nodes, all or only the heaviest of every node.
 
     Parameters
     ----------
@@ -121,12 +124,14 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     incoming : bool
         True for edges into the nodes, False for edges out of them.
     top : int, optional
-        Number of edges of every node; among equal weights the lower index at the other end comes first. All by default.
+        Maximum number of edges of a node, the heaviest first; among equal weights the edge to the lower index comes first. All
+        by default.
 
     Yields
     ------
     EdgeList
-        At most a band at a time. Cost: the rows (or columns) of the nodes; one pass over a stored block read by columns.
+        The edges of some nodes, a band at most (or one node). Cost: one read of their rows (or columns); for out-edges of a
+        block that is not dense, one pass over it.
 
     Examples
     --------
@@ -145,15 +150,15 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
             block = SparseBlock(sparse.csr_array(block.to_csr()[:, nodes].T))
             rows = np.arange(len(nodes))
     for chunk, csr in row_chunks(block, rows):
-        near = np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
+        owners = np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
         order: IntArray = np.arange(csr.nnz)
         if top is not None:
-            # By node, then decreasing weight, then index: the place of an edge within its node is its place by weight.
-            order = np.lexsort((csr.indices, -csr.data, near))
-            order = np.sort(order[np.arange(csr.nnz) - csr.indptr[near] < top])
-        ends = (chunk if rows is nodes else nodes[chunk])[near[order]].astype(np.int64)
-        others = csr.indices[order].astype(np.int64)
-        yield EdgeList(ends, others, csr.data[order]) if incoming else EdgeList(others, ends, csr.data[order])
+            # Sorted by node, then decreasing weight, then index: the first `top` edges of each node are kept.
+            order = np.lexsort((csr.indices, -csr.data, owners))
+            order = np.sort(order[np.arange(csr.nnz) - csr.indptr[owners] < top])
+        near = (chunk if rows is nodes else nodes[chunk])[owners[order]].astype(np.int64)
+        far = csr.indices[order].astype(np.int64)
+        yield EdgeList(near, far, csr.data[order]) if incoming else EdgeList(far, near, csr.data[order])
 
 
 def edges_by_flow(
@@ -168,12 +173,12 @@ def edges_by_flow(
     scores, strengths : (len(sources),) float64 arrays
         Score r of the sources, and their out-strength s in the whole block.
     count : int
-        Number of edges.
+        Maximum number of edges, at least 1.
 
     Returns
     -------
     csr_array, (len(targets), len(sources))
-        The weights of these edges. Among equal edges the lower target comes first, then the lower source.
+        The weights of these edges. Among edges that carry the same, the lower target comes first, then the lower source.
 
     Notes
     -----
@@ -190,19 +195,20 @@ def edges_by_flow(
     rows: IntArray = np.zeros(0, dtype=np.int64)
     columns: IntArray = np.zeros(0, dtype=np.int64)
     carried: FloatArray = np.zeros(0)
-    weights: FloatArray | None = None
+    weights: FloatArray = np.zeros(0, dtype=np.float32)  # takes the dtype of the block
     floor = -1.0
     done = 0
     for chunk, csr in row_chunks(block, targets, sources):
-        ends = done + np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
+        chunk_rows = done + np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
         done += len(chunk)
         # The division comes first, because r / s would overflow where the strength is tiny.
         flow = csr.data / strengths[csr.indices] * scores[csr.indices]
-        # An edge that only equals the lowest one held has a later target, so it comes after it.
-        ahead = flow > floor
-        rows, columns = np.concatenate((rows, ends[ahead])), np.concatenate((columns, csr.indices[ahead]))
-        carried = np.concatenate((carried, flow[ahead]))
-        weights = csr.data[ahead] if weights is None else np.concatenate((weights, csr.data[ahead]))
+        # An edge that carries the same as the last one held comes after it, because its target is higher.
+        better = flow > floor
+        rows = np.concatenate((rows, chunk_rows[better]))
+        columns = np.concatenate((columns, csr.indices[better]))
+        carried = np.concatenate((carried, flow[better]))
+        weights = np.concatenate((weights, csr.data[better]))
         if len(carried) >= count:
             best = np.sort(np.argsort(-carried, kind="stable")[:count])
             rows, columns, carried, weights = rows[best], columns[best], carried[best], weights[best]
@@ -217,7 +223,7 @@ def check_finite_weights(weights: FloatArray, name: str) -> None:
     ----------
     weights : float array, (k,)
     name : str
-        Name of the block in the error message.
+        Name of the block, for the error message.
 
     Raises
     ------
@@ -236,20 +242,19 @@ def check_finite_weights(weights: FloatArray, name: str) -> None:
         raise GraphError(f"{name}: the edge weights hold NaN or Inf; expected finite numbers: repair or reload them")
 
 
-def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray | None, shape: tuple[int, int]) -> sparse.csr_array:
-    """Make a sorted CSR of distinct entries, with int32 indices where they fit.
+def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray, shape: tuple[int, int]) -> sparse.csr_array:
+    """Make a sorted CSR matrix of distinct entries, with int32 indices where they fit.
 
     Parameters
     ----------
     rows, columns : int arrays, (k,)
-    weights : float array, (k,), or None
-        None for no entries, which gives float64.
+    weights : float array, (k,)
     shape : tuple of int
 
     Returns
     -------
     csr_array
-        Has that shape and the dtype of the weights.
+        In the dtype of the weights.
 
     Examples
     --------
@@ -257,8 +262,7 @@ def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray | None, shape:
     >>> csr_of(np.array([1, 0]), np.array([0, 1]), np.array([2.0, 3.0]), (2, 2)).indices.dtype
     dtype('int32')
     """
-    data = np.zeros(0) if weights is None else weights
     # scipy keeps the dtype of the coordinates, even where a smaller one fits.
-    dtype = index_dtype(*shape, len(data))
+    dtype = index_dtype(*shape, len(weights))
     places = rows.astype(dtype, copy=False), columns.astype(dtype, copy=False)
-    return sparse.csr_array(sparse.coo_array((data, places), shape=shape))
+    return sparse.csr_array(sparse.coo_array((weights, places), shape=shape))

@@ -1,4 +1,4 @@
-"""Selection of layers and nodes: consecutive layers, and the nodes with the highest scores."""
+"""Selection of consecutive layers, and of the nodes with the highest scores."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from graphs.linalg.blocks import FloatArray
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["check_consecutive_layers", "count_of_mass", "highest_scored"]
+__all__ = ["check_consecutive_layers", "count_for_score_share", "highest_scored"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def check_consecutive_layers(graph: LayeredGraph, layers: Sequence[int] | None, fewest: int = 1) -> tuple[int, ...]:
-    """Check that layers exist and follow each other.
+    """Check that layers exist and are consecutive, and return them as ints.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def highest_scored(scores: FloatArray, count: int) -> IntArray:
     ----------
     scores : (n,) array
     count : int
-        Number of nodes; all where the layer has fewer.
+        Maximum number of nodes.
 
     Returns
     -------
@@ -77,8 +77,8 @@ def highest_scored(scores: FloatArray, count: int) -> IntArray:
     return np.sort(order)
 
 
-def count_of_mass(scores: FloatArray, share: float) -> int:
-    """Compute the lowest number of nodes that hold at least a share of a layer's score.
+def count_for_score_share(scores: FloatArray, share: float) -> int:
+    """Compute the lowest number of nodes that hold at least a given share of a layer's score.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def count_of_mass(scores: FloatArray, share: float) -> int:
 
     Examples
     --------
-    >>> count_of_mass(np.array([1.0, 5.0, 4.0]), 0.8)
+    >>> count_for_score_share(np.array([1.0, 5.0, 4.0]), 0.8)
     2
     """
     running = np.cumsum(-np.sort(-scores))

@@ -1,23 +1,23 @@
-"""Sparsification: a layered graph with fewer edges, and a proven bound on the change of its ranks.
+"""Sparsification: dropping edges of a layered graph, with a proven bound on the change of its ranks.
 
-Edges are chosen source by source, because P divides every column by its own sum. A source keeps the first of its
-out-edges in order of decreasing weight (among equal weights the lower target comes first), and P shares the weight of the
-dropped edges among the kept ones. The backbone also keeps edges that are significant at their target.
+Edges are chosen for each source by itself, because P divides every column by its sum. A source keeps the first of its
+out-edges in order of decreasing weight (among equal weights the lower target comes first), and P distributes the weight of the
+dropped edges over the kept ones. The backbone also keeps edges that are significant at their target.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from graphs.analysis.incident_edges import padded_lines
 from graphs.checks import check_share
-from graphs.linalg.blocks import BAND_ELEMENTS, Block, SparseBlock, index_dtype
+from graphs.linalg.blocks import Block, SparseBlock, index_dtype
 from graphs.reduction.backbone import significant_in_edges
 from graphs.reduction.edge_rules import EdgeRule, edge_rule
 from graphs.reduction.edge_selection import check_finite_weights
@@ -37,18 +37,18 @@ class Sparsification:
     graph : LayeredGraph
         The sparsified graph: stored CSR blocks; activations and names as before.
     edges_before, edges_after : int
-        Number of edges.
+        Number of edges of the original and of the sparsified graph.
     dropped_weight : tuple of L floats
-        For every block, eps: the largest share of its out-strength that a source lost, in [0, 1).
+        For every block, the largest share of its out-strength that a source lost: eps, in [0, 1).
     dropped_edges : tuple of L floats
-        For every block, eps_k: the largest share of its out-edges that a source lost, in [0, 1).
-    dangling : bool
-        Whether any block has a source without edges; sparsification adds none.
+        For every block, the largest share of its out-edges that a source lost: eps_k, in [0, 1).
+    dangling_blocks : tuple of L bools
+        Whether each block has a source without edges; sparsification adds no such source.
 
     Notes
     -----
-    The bounds hold up to round-off, for any activations and teleport vector; the bounds of layers can be attained. There is
-    no bound for the modified PageRank: it does not normalise columns, so a source that loses weight passes on less.
+    The bounds hold for any activations and teleport vector, up to round-off; there are graphs that attain the bounds of layers.
+    There is no bound for the modified PageRank: it does not normalise columns, so a source that loses weight passes on less.
     """
 
     graph: LayeredGraph
@@ -56,11 +56,16 @@ class Sparsification:
     edges_after: int
     dropped_weight: tuple[float, ...]
     dropped_edges: tuple[float, ...]
-    dangling: bool
+    dangling_blocks: tuple[bool, ...]
+
+    @property
+    def dangling(self) -> bool:
+        """Whether any block has a source without edges."""
+        return any(self.dangling_blocks)
 
     @property
     def kept_share(self) -> float:
-        """Share of edges that are kept, 0..1; 1 for a graph without edges."""
+        """Share of the edges that is kept, 0..1; 1 for a graph without edges."""
         return self.edges_after / self.edges_before if self.edges_before else 1.0
 
     def layer_bounds(self, gamma: float, theta: float = 1.0) -> tuple[float, ...]:
@@ -72,15 +77,15 @@ class Sparsification:
         Parameters
         ----------
         gamma : float
-            Damping, 0..1; 1 is allowed because there are only L steps.
+            Damping, 0..1.
         theta : float
             Share of the edge weights against the bare edges, 0..1.
 
         Returns
         -------
         tuple of L+1 floats
-            In [0, 2], layer 0 first; inf from the first block on that has a dangling source and where scores can differ: the
-            normalisation N there divides by a sum that depends on the scores, and no bound is claimed.
+            In [0, 2], layer 0 first. inf for all layers after the first block that has a dangling source and where scores can
+            differ, because the normalisation N there divides by a sum that depends on the scores.
 
         Raises
         ------
@@ -95,8 +100,6 @@ class Sparsification:
         teleport cancels, and N changes nothing while no source dangles. This is below the ``gamma (e + 2 s)`` of the
         triangle inequality, and so below its limit ``gamma / (1 - gamma) * max 2 s``.
 
-        Cost: negligible; on a graph with dangling sources, one read of the indices at the first call.
-
         Examples
         --------
         >>> graph = LayeredGraph.from_weights([[[3.0, 1.0], [1.0, 1.0]]], [1, 1], [[1, 1]])
@@ -108,13 +111,13 @@ class Sparsification:
         apart = 0.0
         differ = False  # not the same as apart > 0, because `apart` rounds to 0 where gamma is tiny
         bounds = [0.0]
-        for block, (weight, edges) in enumerate(zip(self.dropped_weight, self.dropped_edges, strict=True)):
+        for weight, edges, dangling in zip(self.dropped_weight, self.dropped_edges, self.dangling_blocks, strict=True):
             if math.isfinite(apart):
                 share = theta * weight + (1.0 - theta) * edges
                 apart = gamma * (apart + share - apart * share)
                 differ = differ or (gamma > 0.0 and share > 0.0)
                 # Equal vectors stay equal under N, even where a source dangles.
-                if differ and self._dangling_blocks[block]:
+                if differ and dangling:
                     apart = math.inf
             bounds.append(min(2.0, 2.0 * apart) if math.isfinite(apart) else math.inf)
         return tuple(bounds)
@@ -122,7 +125,7 @@ class Sparsification:
     def error_bound(self, gamma: float, theta: float = 1.0) -> float:
         """Bound the largest L1 error of a layer of :func:`graphs.weighted_pagerank`.
 
-        It is the largest of :meth:`layer_bounds`; never above ``gamma / (1 - gamma) * max 2 s``, nor above ``2 gamma``.
+        It is the maximum of :meth:`layer_bounds`, never above ``gamma / (1 - gamma) * max 2 s`` or ``2 gamma``.
 
         Parameters
         ----------
@@ -150,8 +153,8 @@ class Sparsification:
     def pagerank_bound(self, gamma: float) -> float:
         """Bound the L1 error of :func:`graphs.pagerank` of the whole graph (one vector with sum 1).
 
-        With ``eps`` the largest of :attr:`dropped_weight`, it is ``2 gamma eps / (1 - gamma + gamma eps)``; never above
-        ``gamma / (1 - gamma) * 2 eps``, nor above 2.
+        It is ``2 gamma eps / (1 - gamma + gamma eps)``, where eps is the maximum of :attr:`dropped_weight`; never above
+        ``gamma / (1 - gamma) * 2 eps`` or 2.
 
         Parameters
         ----------
@@ -161,7 +164,7 @@ class Sparsification:
         Returns
         -------
         float
-            In [0, 2], for any teleport vector. Dangling nodes do not matter: they teleport before and after.
+            In [0, 2], for any teleport vector. Dangling nodes do not matter, because they teleport in both graphs.
 
         Raises
         ------
@@ -182,14 +185,6 @@ class Sparsification:
         share = max(self.dropped_weight)
         return min(2.0, 2.0 * gamma * share / (1.0 - gamma + gamma * share))
 
-    @cached_property
-    def _dangling_blocks(self) -> tuple[bool, ...]:
-        """Whether each block has a source without edges."""
-        if not self.dangling:
-            return (False,) * len(self.graph.blocks)
-        csrs = (block.to_csr() for block in self.graph.blocks)
-        return tuple(bool((np.bincount(csr.indices, minlength=csr.shape[1]) == 0).any()) for csr in csrs)
-
 
 def sparsify(
     graph: LayeredGraph,
@@ -201,9 +196,8 @@ def sparsify(
 ) -> Sparsification:
     """Drop light edges of a layered graph.
 
-    Exactly one of `top_k`, `threshold`, `mass` and `significance` is given. A source that has edges keeps at least the
-    heaviest; among equal weights the edge to the lower target index is kept first. Weights do not change, because P normalises
-    them.
+    Give exactly one of `top_k`, `threshold`, `mass` and `significance`. A source that has edges keeps at least the heaviest;
+    among equal weights the edge to the lower target is kept first. The weights of kept edges do not change.
 
     Parameters
     ----------
@@ -214,13 +208,13 @@ def sparsify(
     threshold : float, optional
         Drop edges whose share of their source's out-strength is below the threshold, 0..1.
     mass : float, optional
-        Keep the fewest heaviest out-edges that hold at least this share of their source's out-strength, 0..1; 1 keeps all
+        Keep the heaviest out-edges of every source: as few as hold at least this share of its out-strength, 0..1. 1 keeps all
         edges, even those too light to change a float64 sum.
     significance : float, optional
         Keep the backbone of the disparity filter: edges whose ``alpha = (1 - p)**(k - 1)`` is below this level, 0..1 (0.05
         is usual), at their source or at their target. p is the edge's share of that node's out-strength (in-strength), k
-        that node's number of out-edges (in-edges); see :mod:`graphs.reduction.backbone`. Where k = 1, alpha is 1 and only the
-        other end decides. A source without a significant edge keeps its heaviest one, because it would dangle otherwise and
+        that node's number of out-edges (in-edges); see :mod:`graphs.reduction.backbone`. At a node with one edge alpha is 1, so
+        only the other end decides. A source without a significant edge keeps its heaviest one: it would dangle otherwise, and
         the bounds would not hold.
 
     Returns
@@ -232,16 +226,16 @@ def sparsify(
     Raises
     ------
     GraphError
-        No rule or several, a parameter out of range, NaN or Inf in the weights.
+        None or several of the four parameters, one that is out of range, or NaN or Inf in the weights.
 
     Notes
     -----
-    Deterministic. A larger `top_k`, `mass` or `significance`, or a smaller `threshold`, keeps a superset. Sparsifying again
-    by the same `top_k` or `threshold` drops nothing; by the same `mass` or `significance` it may, because shares are then
-    taken of the remaining weight.
+    A larger `top_k`, `mass` or `significance`, or a smaller `threshold`, keeps the same edges and possibly more. Sparsifying
+    again by the same `top_k` or `threshold` drops nothing more; by the same `mass` or `significance` it may, because shares
+    are then taken of the remaining weight.
 
-    Shares are computed in float64. Cost: a sort of every column, about 0.15 s per million edges (for `significance` also
-    one pass over the rows), and memory for the result and about three times the CSR form of one block.
+    Shares are computed in float64. Cost: a sort of every column, about 0.15 s per million edges; for `significance` also one
+    pass over the rows. Memory: the result, and about three times the CSR form of one block.
 
     Examples
     --------
@@ -251,7 +245,7 @@ def sparsify(
     array([[4., 1.],
            [0., 0.],
            [0., 0.]])
-    >>> result.dropped_weight, result.kept
+    >>> result.dropped_weight, result.kept_share
     ((0.5,), 0.4)
     >>> sparsify(graph, mass=0.8).graph.block(1).toarray()
     array([[4., 1.],
@@ -273,13 +267,13 @@ def sparsify(
         edges_after=sum(part.block.n_edges for part in parts),
         dropped_weight=tuple(part.dropped_weight for part in parts),
         dropped_edges=tuple(part.dropped_edges for part in parts),
-        dangling=any(part.dangling for part in parts),
+        dangling_blocks=tuple(part.dangling for part in parts),
     )
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One sparsified block."""
+class _SparsifiedBlock:
+    """A block with fewer edges, and what :class:`Sparsification` says of it."""
 
     block: SparseBlock
     edges_before: int
@@ -288,17 +282,17 @@ class _Part:
     dangling: bool
 
 
-def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, name: str) -> _Part:
-    """Drop the edges of one block that the rule (and the significance at the target, if given) does not keep."""
+def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, name: str) -> _SparsifiedBlock:
+    """Drop the edges of one block that neither the rule nor the significance at the target (if given) keeps."""
     csr = block.to_csr()
     check_finite_weights(csr.data, name)
-    by_target: npt.NDArray[np.bool_] | None = None
+    significant: npt.NDArray[np.bool_] | None = None
     if significance is not None:
-        passes = significant_in_edges(csr, significance)
-        # Stored as the values of a matrix, the results come out in the order of the columns.
-        by_target = sparse.csr_array((passes, csr.indices, csr.indptr), shape=csr.shape).tocsc().data
+        by_row = significant_in_edges(csr, significance)
+        # A conversion of a matrix with these values brings them into the order of the columns.
+        significant = sparse.csr_array((by_row, csr.indices, csr.indptr), shape=csr.shape).tocsc().data
     csc = csr.tocsc()
-    # The CSR form of a dense block is large and used only here, so it is freed before the columns are sorted.
+    # The CSR form of a dense block is large, and it is not used below.
     del csr
     before = int(csc.nnz)
     degrees = np.diff(csc.indptr)
@@ -306,51 +300,30 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
     kept = np.zeros(before, dtype=np.bool_)
     counts = np.zeros_like(degrees)
     dropped = 0.0
-    for columns in _columns_of_like_degree(degrees):
-        width = int(degrees[columns].max())
-        offsets = np.arange(width)
-        places = csc.indptr[columns, np.newaxis].astype(np.int64) + offsets
-        weights = csc.data[np.minimum(places, before - 1)].astype(np.float64)
-        weights[offsets >= degrees[columns, np.newaxis]] = 0.0
-        # Padding is lighter than any edge, so it comes last. The sort is stable: among equal weights the lower target is first.
+    for columns, places, weights in padded_lines(csc):
+        # Padding is lighter than any edge, so it stays last. The sort is stable: among equal weights the lower target is first.
         order = np.argsort(-weights, axis=1, kind="stable")
         places = np.take_along_axis(places, order, axis=1)
         weights = np.take_along_axis(weights, order, axis=1)
-        # Multiplying by a power of two is exact, and afterwards no sum overflows and no weight is lost to underflow.
+        # Multiplying by a power of two is exact, and no sum overflows or is subnormal afterwards.
         weights = np.ldexp(weights, -np.frexp(weights[:, :1])[1])
+        offsets = np.arange(weights.shape[1])
         keep = offsets < rule(weights, degrees[columns])[:, np.newaxis]
-        if by_target is not None:
-            keep |= by_target[np.minimum(places, before - 1)] & (offsets < degrees[columns, np.newaxis])
+        if significant is not None:
+            keep |= significant[places] & (offsets < degrees[columns, np.newaxis])
         counts[columns] = keep.sum(axis=1)
         kept[places[keep]] = True
-        # The dropped weights are summed, not computed as 1 minus the rest, so the sum is exactly zero if none is dropped.
+        # The sum of the dropped weights is exactly zero if none is dropped; 1 minus the kept share may not be.
         shares = np.where(keep, 0.0, weights).sum(axis=1) / weights.sum(axis=1)
         dropped = max(dropped, float(shares.max()))
     after = int(counts.sum())
     if after == before:
         unchanged = block if isinstance(block, SparseBlock) else SparseBlock(csc.tocsr())
-        return _Part(unchanged, before, 0.0, 0.0, dangling)
+        return _SparsifiedBlock(unchanged, before, 0.0, 0.0, dangling)
     dtype = index_dtype(*csc.shape, after)
     indptr = np.concatenate(([0], np.cumsum(counts))).astype(dtype)
     indices = csc.indices[kept].astype(dtype, copy=False)
     sparsified = sparse.csc_array((csc.data[kept], indices, indptr), shape=csc.shape)
     dropped_edges = float(((degrees - counts) / np.maximum(degrees, 1)).max())
-    # A conversion from CSC sorts the indices.
-    return _Part(SparseBlock(sparsified.tocsr()), before, dropped, dropped_edges, dangling)
-
-
-def _columns_of_like_degree(degrees: IntArray) -> list[IntArray]:
-    """Group the columns that have edges, to sort each group together, padded to its highest degree.
-
-    By decreasing degree: padding then adds little, however unequal the degrees are. A group has at most BAND_ELEMENTS
-    entries, or one column.
-    """
-    order: IntArray = np.argsort(-degrees.astype(np.int64), kind="stable")
-    order = order[degrees[order] > 0]
-    groups = []
-    start = 0
-    while start < len(order):
-        stop = start + max(1, BAND_ELEMENTS // int(degrees[order[start]]))
-        groups.append(order[start:stop])
-        start = stop
-    return groups
+    # The conversion from CSC sorts the indices.
+    return _SparsifiedBlock(SparseBlock(sparsified.tocsr()), before, dropped, dropped_edges, dangling)

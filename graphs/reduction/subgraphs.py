@@ -1,7 +1,7 @@
-"""Subgraphs: the part of a layered graph that a person can look at, and the share of the graph that it shows.
+"""Subgraphs of a layered graph that are small enough to look at, with the share of the graph that they hold.
 
-Nodes are chosen by score, by distance from one node, or by layer. Only the chosen rows and columns of a dense block are
-read, after one pass for its total weight; see :mod:`graphs.reduction.edge_selection`.
+Nodes are chosen by score, by distance from one node, or by layer. A block is read once for its total weight; after that, only
+its chosen rows and columns are read, see :mod:`graphs.reduction.edge_selection`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from graphs.analysis.strengths import default_backend, out_strength
+from graphs.analysis.strengths import default_backend, finite_strength
 from graphs.checks import check_count, check_score_shapes, check_share
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray, SparseBlock
 from graphs.ranking.scores import check_scores, finite_scores
 from graphs.reduction.edge_selection import EdgeList, csr_of, edges_at, edges_by_flow, row_chunks
-from graphs.reduction.node_selection import check_consecutive_layers, count_of_mass, highest_scored
+from graphs.reduction.node_selection import check_consecutive_layers, count_for_score_share, highest_scored
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer, check_node
 from graphs.structures.layered import LayeredGraph
@@ -29,22 +29,22 @@ __all__ = ["Subgraph", "between", "ego", "top_subgraph"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
-# A graph viewer on a laptop still opens this many; networkx needs a third of a gigabyte for them.
+# A graph viewer on a laptop still opens so many edges; networkx needs a third of a gigabyte for them.
 MAX_EDGES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Subgraph:
-    """Some nodes of consecutive layers, the edges chosen among them, and the share of the original that they hold.
+    """Some nodes of consecutive layers, chosen edges among them, and the share of the original graph that they hold.
 
     Attributes
     ----------
     graph : LayeredGraph
-        The nodes and edges, as stored CSR; activations and names are those of the original.
+        The nodes and edges, as stored CSR blocks; activations and names are those of the original.
     layers : tuple of int
         Numbers of the layers in the original, consecutive and ascending.
     nodes : tuple of int64 arrays, one a layer
-        Index in the original of every node, ascending.
+        Indices of the nodes in the original, ascending.
     scores : tuple of arrays, one a layer, or None
         Scores of the nodes; None without a rank.
     score_shares : tuple of float, one a layer, or None
@@ -65,7 +65,7 @@ class Subgraph:
 
     @property
     def labels(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """The (layer, index) in the original of every node, by layer."""
+        """Layer and index of every node in the original, by layer."""
         return tuple(
             tuple((layer, int(node)) for node in nodes) for layer, nodes in zip(self.layers, self.nodes, strict=True)
         )
@@ -101,7 +101,7 @@ class Subgraph:
             )
         shapes = [np.shape(rank.scores[layer]) for layer in self.layers]
         check_score_shapes(shapes, self.total_nodes, self.layers[0])
-        return tuple(rank.scores[layer][at] for layer, at in zip(self.layers, self.nodes, strict=True))
+        return tuple(rank.scores[layer][nodes] for layer, nodes in zip(self.layers, self.nodes, strict=True))
 
 
 def top_subgraph(
@@ -121,13 +121,12 @@ def top_subgraph(
     rank : RankResult
         A rank of `graph`, with one score a node.
     nodes : int, optional
-        Number of nodes of every layer, at least 1; a smaller layer gives all. 20 if `mass` is not given either.
+        Number of nodes of every layer, at least 1; all nodes of a smaller layer. 20 by default, if `mass` is not given.
     mass : float, optional
         Instead of `nodes`: the fewest nodes of every layer that hold at least this share of its score, 0..1.
     edges : int, optional
-        Maximum number of edges of a block, at least 1. The edges that carry most score are taken, by
-        ``P_ij r_j = W_ij r_j / s_j`` with ``s_j`` the out-strength of source j in the whole graph (theta = 1). All by
-        default.
+        Maximum number of edges of a block, at least 1: those that carry most score ``P_ij r_j = W_ij r_j / s_j``, where s_j is
+        the out-strength of source j in `graph`. All by default.
     layers : sequence of int, optional
         Two or more consecutive layers; all by default.
     max_edges : int
@@ -136,7 +135,8 @@ def top_subgraph(
     Returns
     -------
     Subgraph
-        Among equal scores the lower index is taken first; of edges that carry the same, the lower target, then the lower source.
+        Among equal scores the lower index is taken first; among edges that carry the same, that with the lower target, then
+        that with the lower source.
 
     Raises
     ------
@@ -160,20 +160,20 @@ def top_subgraph(
     (array([[4., 1.],
            [0., 2.]]), (0.7777777777777778,))
     """
-    scores, masses = check_scores(graph, rank), finite_scores(graph, rank)
+    finite = finite_scores(graph, rank)
     if nodes is not None and mass is not None:
         raise GraphError(f"expected nodes or mass, got both: nodes={nodes!r}, mass={mass!r}")
-    chosen = check_consecutive_layers(graph, layers, fewest=2)
+    chosen_layers = check_consecutive_layers(graph, layers, fewest=2)
     check_count("max_edges", max_edges)
     if edges is not None:
         edges = check_count("edges", edges)
     if mass is None:
         count = check_count("nodes", 20 if nodes is None else nodes)
-        picked = [highest_scored(masses[layer], count) for layer in chosen]
+        picked = [highest_scored(finite[layer], count) for layer in chosen_layers]
     else:
         share = check_share("mass", mass)
-        picked = [highest_scored(masses[layer], count_of_mass(masses[layer], share)) for layer in chosen]
-    return _induced(graph, chosen, picked, scores, edges, max_edges)
+        picked = [highest_scored(finite[layer], count_for_score_share(finite[layer], share)) for layer in chosen_layers]
+    return _induced(graph, chosen_layers, picked, rank.scores, edges, max_edges)
 
 
 def between(
@@ -218,8 +218,8 @@ def between(
         )
     check_count("max_edges", max_edges)
     scores = None if rank is None else check_scores(graph, rank)
-    chosen = tuple(range(first, last + 1))
-    return _induced(graph, chosen, [np.arange(graph.layer_sizes[layer]) for layer in chosen], scores, None, max_edges)
+    layers = tuple(range(first, last + 1))
+    return _induced(graph, layers, [np.arange(graph.layer_sizes[layer]) for layer in layers], scores, None, max_edges)
 
 
 def ego(
@@ -231,7 +231,7 @@ def ego(
     rank: RankResult | None = None,
     max_edges: int = MAX_EDGES,
 ) -> Subgraph:
-    """Select one node, and the nodes that reach it or are reached from it in at most `hops` steps.
+    """Select one node, and the nodes from which it is reached, or that are reached from it, along at most `hops` edges.
 
     Parameters
     ----------
@@ -239,10 +239,10 @@ def ego(
     layer, node : int
         The layer and the index of the node.
     hops : int
-        Number of steps backwards and forwards, at least 1.
+        Number of edges to follow backwards and forwards, at least 1.
     top : int, optional
         Follow only the `top` heaviest edges of every node (in-edges backwards, out-edges forwards; among equal weights the
-        lower index first), and hold only these, which keeps a dense graph small. All by default.
+        edge to the lower index first), so that the result is small even if the graph is dense. All by default.
     rank : RankResult, optional
         A rank of `graph`, with one score a node; its scores are part of the result.
     max_edges : int
@@ -251,7 +251,7 @@ def ego(
     Returns
     -------
     Subgraph
-        The reached layers, with the nodes and edges on the way and no others.
+        The nodes that were reached, and only the edges that were followed.
 
     Raises
     ------
@@ -261,8 +261,8 @@ def ego(
 
     Notes
     -----
-    Cost: one pass over every reached block for its total weight, and one read of the rows (backwards) and columns
-    (forwards) of the nodes on the way. Memory: a band and the held edges.
+    Cost: one pass over every block that is reached, for its total weight, and one read of the rows (backwards) or columns
+    (forwards) of the nodes that are reached. Memory: a band and the chosen edges.
 
     Examples
     --------
@@ -282,12 +282,12 @@ def ego(
         raise GraphError(
             f"node {node} of layer {layer} has no edge, so there is nothing around it; choose another node"
         )
-    chosen = tuple(range(min(followed) - 1, max(followed) + 1))
-    ends: dict[int, list[IntArray]] = {number: [] for number in chosen}
+    layers = tuple(range(min(followed) - 1, max(followed) + 1))
+    ends: dict[int, list[IntArray]] = {number: [] for number in layers}
     for into, edges in followed.items():
         ends[into].append(edges.targets)
         ends[into - 1].append(edges.sources)
-    nodes = [np.unique(np.concatenate(ends[number])) for number in chosen]
+    nodes = [np.unique(np.concatenate(ends[number])) for number in layers]
     csrs = [
         csr_of(
             np.searchsorted(targets, followed[into].targets),
@@ -295,15 +295,15 @@ def ego(
             followed[into].weights,
             (len(targets), len(sources)),
         )
-        for into, sources, targets in zip(chosen[1:], nodes[:-1], nodes[1:], strict=True)
+        for into, sources, targets in zip(layers[1:], nodes[:-1], nodes[1:], strict=True)
     ]
-    return _subgraph(graph, chosen, nodes, csrs, [_out_strength(graph, into) for into in chosen[1:]], scores)
+    return _subgraph(graph, layers, nodes, csrs, [_out_strength(graph, into) for into in layers[1:]], scores)
 
 
 def _follow_edges(
     graph: LayeredGraph, layer: int, node: int, hops: int, top: int | None, max_edges: int
 ) -> dict[int, EdgeList]:
-    """Follow edges backwards and forwards from a node; return them by the layer that they lead into."""
+    """Follow edges backwards and forwards from a node, and return them by the layer that they lead into."""
     followed: dict[int, EdgeList] = {}
     held = 0
     for incoming in (True, False):
@@ -333,7 +333,7 @@ def _induced(
     edges: int | None,
     max_edges: int,
 ) -> Subgraph:
-    """Make the subgraph of all edges among the nodes, or of the `edges` of every block that carry most."""
+    """Make the subgraph of some nodes and the edges among them: all, or in each block the `edges` that carry most score."""
     csrs: list[sparse.csr_array] = []
     strengths: list[FloatArray] = []
     held = 0
@@ -362,20 +362,22 @@ def _subgraph(
     strengths: list[FloatArray],
     scores: tuple[FloatArray, ...] | None,
 ) -> Subgraph:
-    """Make the subgraph of given nodes and edges, with its scores and shares of the original."""
-    chosen = None if scores is None else tuple(scores[k][at] for k, at in zip(layers, nodes, strict=True))
-    activations = tuple(graph.activations[layer][at] for layer, at in zip(layers, nodes, strict=True))
-    nodes = [at.astype(np.int64) for at in nodes]
-    for array in (*nodes, *activations, *(chosen or ())):
+    """Make the subgraph of some nodes and edges, with its scores and its shares of the original."""
+    node_scores: tuple[FloatArray, ...] | None = None
+    score_shares: tuple[float, ...] | None = None
+    if scores is not None:
+        node_scores = tuple(scores[layer][indices] for layer, indices in zip(layers, nodes, strict=True))
+        score_shares = tuple(_share(part, scores[layer]) for layer, part in zip(layers, node_scores, strict=True))
+    activations = tuple(graph.activations[layer][indices] for layer, indices in zip(layers, nodes, strict=True))
+    nodes = [indices.astype(np.int64) for indices in nodes]
+    for array in (*nodes, *activations, *(node_scores or ())):
         array.setflags(write=False)
     return Subgraph(
-        graph=LayeredGraph(tuple(map(SparseBlock, csrs)), activations, tuple(graph.names[k] for k in layers)),
+        graph=LayeredGraph(tuple(map(SparseBlock, csrs)), activations, tuple(graph.names[layer] for layer in layers)),
         layers=layers,
         nodes=tuple(nodes),
-        scores=chosen,
-        score_shares=None
-        if scores is None or chosen is None
-        else tuple(_share(part, scores[k]) for k, part in zip(layers, chosen, strict=True)),
+        scores=node_scores,
+        score_shares=score_shares,
         weight_shares=tuple(_share(csr.data, strength) for csr, strength in zip(csrs, strengths, strict=True)),
         total_nodes=tuple(graph.layer_sizes[layer] for layer in layers),
     )
@@ -384,11 +386,11 @@ def _subgraph(
 def _out_strength(graph: LayeredGraph, layer: int) -> FloatArray:
     """Compute the out-strengths of the sources of the block into a layer."""
     backend = default_backend(graph)
-    return out_strength(backend, backend.operator(graph.blocks[layer - 1], 1), layer)
+    return finite_strength(backend, backend.operator(graph.blocks[layer - 1], 1).out_strength, layer)
 
 
 def _share(part: FloatArray, whole: FloatArray) -> float:
-    """Divide the sums of two arrays; a sum in another order may exceed that of the whole by a rounding error."""
+    """Divide the sum of a part by that of the whole; at most 1, although the sum of a part may be larger by round-off."""
     total = float(whole.sum(dtype=np.float64))
     return min(1.0, float(part.sum(dtype=np.float64)) / total) if total > 0.0 else 1.0
 

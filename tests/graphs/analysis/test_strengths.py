@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from graphs import GraphError, LayeredGraph
-from graphs.analysis.strengths import default_backend, in_strength, out_strength, strengths
+from graphs.analysis.strengths import default_backend, finite_strength, strengths
 from graphs.io.convert import to_networkx
 from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import Case, cases, random_case
@@ -66,9 +66,10 @@ def test_sums_that_are_not_finite_are_refused(bad: float) -> None:
     assert isinstance(graph.blocks[1], DenseBlock)
     engine = default_backend(graph)
     message = "block 2: the edge weights hold NaN or Inf, or their sum overflows"
-    for sums in (in_strength, out_strength):
+    operator = engine.operator(graph.blocks[1], 1)
+    for compute in (operator.in_strength, operator.out_strength):
         with pytest.raises(GraphError, match=message):
-            sums(engine, engine.operator(graph.blocks[1], 1), 2)
+            finite_strength(engine, compute, 2)
     for layer in (1, 2):
         with pytest.raises(GraphError, match=message):
             strengths(graph, layer)

@@ -101,7 +101,7 @@ def test_invalid_arguments_are_refused() -> None:
         with pytest.raises(GraphError, match="expected a layer from 1 to 1"):
             adjacency_heatmap(graph, layer, rank)  # type: ignore[arg-type]
     for buckets in (0, MAX_BUCKETS + 1, 2.5, True):
-        with pytest.raises(GraphError, match=f"expected 1 to {MAX_BUCKETS} buckets"):
+        with pytest.raises(GraphError, match=f"buckets must be an integer from 1 to {MAX_BUCKETS}"):
             adjacency_heatmap(graph, 1, rank, buckets)  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="expected a rank of this graph"):
         adjacency_heatmap(random_case(0, (4, 3)).graph(), 1, rank)

@@ -130,13 +130,13 @@ def test_invalid_arguments_are_refused() -> None:
     for figure in (score_distribution, lorenz_curves):
         with pytest.raises(GraphError, match="at least one layer, got none"):
             figure([])
-        with pytest.raises(GraphError, match=r"layer 1: expected a vector of numbers.*shape \(2, 2\)"):
+        with pytest.raises(GraphError, match=r"layer 1: expected one number for each node.*shape \(2, 2\)"):
             figure([[1.0], np.ones((2, 2))])
-        with pytest.raises(GraphError, match="layer 0: expected a vector"):
+        with pytest.raises(GraphError, match="layer 0: expected one number for each node"):
             figure([[]])
-        with pytest.raises(GraphError, match=r"non-negative finite numbers, got -1\.0 to 2\.0"):
+        with pytest.raises(GraphError, match=r"layer 0: expected non-negative numbers, got -1\.0"):
             figure([[-1.0, 2.0]])
-        with pytest.raises(GraphError, match="non-negative finite"):
+        with pytest.raises(GraphError, match="layer 0: expected finite numbers, got nan"):
             figure([[np.nan]])
         with pytest.raises(GraphError, match="dtype <U1"):
             figure([["a"]])

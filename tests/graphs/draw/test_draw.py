@@ -20,12 +20,12 @@ from matplotlib.text import Text
 
 from graphs import GraphError, LayeredGraph, RankResult, draw, pagerank, residual_graph, weighted_pagerank
 from graphs.draw import convergence
-from graphs.draw.axes import SMALL, label_layers, log_ticks, new_axes
+from graphs.draw.axes import SMALL_FONT, label_layers, log_ticks, new_axes
 from graphs.draw.colours import (
     COLOUR_MAP,
     FAINT,
     KEPT,
-    LINES,
+    LINE_COLOURS,
     REMOVED,
     SCORE_REMOVED,
     add_log_colour_bar,
@@ -33,7 +33,7 @@ from graphs.draw.colours import (
     log_norm,
 )
 from graphs.draw.convergence import MAX_STEPS
-from graphs.draw.wording import LONGEST, as_literal, percent, short_names
+from graphs.draw.wording import MAX_LETTERS, as_literal, percent, short_names
 from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import random_case
 
@@ -71,7 +71,7 @@ def legible(ax: Any) -> Any:
         if not text.get_text().strip() or not text.get_visible() or text in unseen:
             continue
         box, page = text.get_window_extent(), figure.bbox
-        assert text.get_fontsize() >= SMALL, text
+        assert text.get_fontsize() >= SMALL_FONT, text
         assert page.x0 - 1 <= box.x0, text
         assert page.y0 - 1 <= box.y0, text
         assert box.x1 <= page.x1 + 1, text
@@ -227,9 +227,9 @@ def test_exact_steps_and_unknown_bounds_leave_gaps() -> None:
 
 def test_invalid_arguments_are_refused() -> None:
     result = pagerank(CYCLIC)
-    with pytest.raises(GraphError, match="expected results"):
+    with pytest.raises(GraphError, match="expected at least one result"):
         convergence([])
-    with pytest.raises(GraphError, match="got 1 and 'miles'"):
+    with pytest.raises(GraphError, match="got 1 results and 'miles'"):
         convergence([result], "miles")  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="expected 1 labels"):
         convergence([result], labels=["a", "b"])
@@ -270,7 +270,7 @@ def lab(colour: Any, blindness: str) -> Any:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-@pytest.mark.parametrize("colour", [*LINES, KEPT, REMOVED, SCORE_REMOVED, FAINT])
+@pytest.mark.parametrize("colour", [*LINE_COLOURS, KEPT, REMOVED, SCORE_REMOVED, FAINT])
 def test_lines_have_contrast_on_white(colour: str) -> None:
     """WCAG 2.1 requires a contrast of 3 to 1 for graphics."""
     assert 1.05 / (luminance(colour) + 0.05) >= 3.0
@@ -278,7 +278,7 @@ def test_lines_have_contrast_on_white(colour: str) -> None:
 
 @pytest.mark.parametrize("blindness", list(BLINDNESS))
 def test_colours_differ_for_colour_blind_readers(blindness: str) -> None:
-    for one, other in itertools.combinations(LINES, 2):
+    for one, other in itertools.combinations(LINE_COLOURS, 2):
         assert np.linalg.norm(lab(one, blindness) - lab(other, blindness)) > 12.0, (one, other)
     assert np.linalg.norm(lab(KEPT, blindness) - lab(REMOVED, blindness)) > 40.0
 
@@ -315,7 +315,7 @@ def test_short_names_keep_what_tells_layers_apart(names: list[str], expected: tu
 
 def test_long_names_lose_their_middle() -> None:
     (short,) = short_names(["layers.3.an_uncommonly_long_name_of_a_projection"])
-    assert len(short) <= LONGEST + 1
+    assert len(short) <= MAX_LETTERS + 1
     assert "…" in short
     assert short.startswith("3 an_unc")
     assert short.endswith("projection")

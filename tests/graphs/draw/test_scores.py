@@ -129,7 +129,7 @@ def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(GraphError, match="expected two labels"):
         compare_rankings([1.0], [1.0], ("a", "b", "c"))  # type: ignore[arg-type]
     for keep in (1.5, "all", float("nan"), -0.1):
-        with pytest.raises(GraphError, match="keep: expected a share"):
+        with pytest.raises(GraphError, match="keep, if it is not a tuple of two masks, must be a number"):
             compare_rankings([1.0], [1.0], keep=keep)  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="same layers"):
         compare_rankings([1.0], [1.0], keep=([True], [True, False]))

@@ -132,7 +132,7 @@ def test_group_size_does_not_matter(elements: int, monkeypatch: pytest.MonkeyPat
     weight = rng.pareto(1.0, (40, 41)) * rng.permuted(np.tri(40, 41, 0), axis=0)
     expected = sparsify(graph_of(weight), significance=0.1)
     monkeypatch.setattr(backbone, "BAND_ELEMENTS", elements)
-    monkeypatch.setattr("graphs.reduction.sparsify.BAND_ELEMENTS", elements)
+    monkeypatch.setattr("graphs.analysis.incident_edges.BAND_ELEMENTS", elements)
     found = sparsify(graph_of(weight), significance=0.1)
     np.testing.assert_array_equal(found.graph.block(1).toarray(), expected.graph.block(1).toarray())
     assert 0.0 < found.kept_share < 1.0

@@ -98,7 +98,7 @@ def test_group_size_does_not_matter(rule: dict[str, Any], elements: int, monkeyp
     weight = rng.integers(1, 9, (40, 41)) * (rng.permuted(np.tri(40, 41, 0), axis=0))
     expected = [kept_of(column[:, None], **rule)[:, 0] for column in weight.T]
     lost = [sparsify(graph_of(column[:, None]), **rule).dropped_weight[0] for column in weight.T]
-    monkeypatch.setattr("graphs.reduction.sparsify.BAND_ELEMENTS", elements)
+    monkeypatch.setattr("graphs.analysis.incident_edges.BAND_ELEMENTS", elements)
     np.testing.assert_array_equal(kept_of(weight, **rule), np.transpose(expected))
     assert sparsify(graph_of(weight), **rule).dropped_weight == pytest.approx([max(lost)], abs=1e-15)
 
