@@ -34,7 +34,7 @@ def main() -> None:
         calibration=CalibrationText(samples=options.samples, sequence_length=options.sequence_length),
     )
     inspection = inspect_model(pipeline, {name: SCORERS.make(name) for name in COMPARED}, "wpr", "global")
-    middle = list(inspection.places())[len(inspection.places()) // 2]
+    middle = list(inspection.layer_positions())[len(inspection.layer_positions()) // 2]
     pictures = {
         "inspect_what_goes": draw_removed_neurons(
             inspection.main.importance, inspection.main.masks["global"], "global"

@@ -22,12 +22,12 @@ __all__ = [
     "count_of_share",
     "effective_number",
     "gini",
-    "kept_overlap",
     "lorenz",
     "percentiles",
     "positions",
     "rank_correlation",
     "scale_scores",
+    "share_also_kept",
     "top_share",
 ]
 
@@ -207,7 +207,7 @@ def rank_correlation(a: Any, b: Any) -> float:
     return float(np.clip(first @ second / norm, -1.0, 1.0)) if norm else math.nan
 
 
-def kept_overlap(a: Any, b: Any) -> float:
+def share_also_kept(a: Any, b: Any) -> float:
     """Compute which share of the nodes that `a` keeps is kept by `b` too.
 
     Parameters
@@ -227,7 +227,7 @@ def kept_overlap(a: Any, b: Any) -> float:
 
     Examples
     --------
-    >>> kept_overlap([True, True, False], [True, False, True])
+    >>> share_also_kept([True, True, False], [True, False, True])
     0.5
     """
     first, second = as_numpy(a), as_numpy(b)

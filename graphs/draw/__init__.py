@@ -12,7 +12,7 @@ figure                     shows                                                
 :func:`score_heatmap`      scores by layer, nodes ordered by score, and numbers kept any number of layers and nodes
 :func:`score_distribution` how unequal scores are: the distribution in every layer   8 layers, then bands
 :func:`lorenz_curves`      how unequal scores are: Lorenz curves, Gini coefficients  8 layers, then bands
-:func:`compare_rankings`   two scores of the same nodes                              any number of nodes
+:func:`compare_scores`   two scores of the same nodes                              any number of nodes
 :func:`kept_by_layer`      nodes kept and removed, and the score removed             any number of layers
 :func:`convergence`        residual and error bound of every step                    any number of steps
 ========================== ========================================================= ==============================
@@ -23,11 +23,11 @@ from graphs.draw.concentration import lorenz_curves, score_distribution
 from graphs.draw.convergence import convergence
 from graphs.draw.flow import layer_flow
 from graphs.draw.nodelink import node_link
-from graphs.draw.scores import compare_rankings, kept_by_layer, score_heatmap
+from graphs.draw.scores import compare_scores, kept_by_layer, score_heatmap
 
 __all__ = [
     "adjacency_heatmap",
-    "compare_rankings",
+    "compare_scores",
     "convergence",
     "kept_by_layer",
     "layer_flow",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphs.analysis.measures import kept_overlap, percentiles, positions, rank_correlation
+from graphs.analysis.measures import percentiles, positions, rank_correlation, share_also_kept
 from graphs.checks import check_share
 from graphs.draw.axes import SMALL_FONT, new_axes, number_log_axis, size_in_inches, use_whole_ticks, wrap_to_axes
 from graphs.draw.colours import COLOUR_MAP, KEPT, REMOVED, SCORE_REMOVED, hatch_background
@@ -19,7 +19,7 @@ from graphs.linalg.blocks import FloatArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_rankings", "kept_by_layer", "score_heatmap"]
+__all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_scores", "kept_by_layer", "score_heatmap"]
 
 # Maximum number of columns of the heat map; wider layers are drawn as means.
 MAX_COLUMNS = 400
@@ -165,7 +165,7 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     return ax
 
 
-def compare_rankings(
+def compare_scores(
     a: Any,
     b: Any,
     labels: tuple[str, str] = ("first", "second"),
@@ -203,7 +203,7 @@ def compare_rankings(
 
     Examples
     --------
-    >>> ax = compare_rankings([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0], ("norm", "rank"), keep=0.5)
+    >>> ax = compare_scores([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0], ("norm", "rank"), keep=0.5)
     >>> ax.get_title()
     'Spearman 0.80; of the nodes that norm keeps (50 %), rank keeps 100 %'
     """
@@ -237,7 +237,7 @@ def compare_rankings(
         ax.axvline(cuts[0], color=REMOVED, linewidth=1.4, linestyle="--")
         ax.axhline(cuts[1], color=REMOVED, linewidth=1.4, linestyle="--")
         title += f"; of the nodes that {names[0]} keeps ({percent(float(masks[0].mean()))}), {names[1]} keeps "
-        title += percent(kept_overlap(*masks)) if masks[0].any() else "none"
+        title += percent(share_also_kept(*masks)) if masks[0].any() else "none"
     ax.set_title(wrap_to_axes(ax, title), fontsize=10)
     return ax
 

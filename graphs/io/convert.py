@@ -14,7 +14,7 @@ from graphs.ranking.scores import check_scores
 from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
-from graphs.structures.layering import as_number, found_layers, given_layers, ordered_by
+from graphs.structures.layering import as_number, find_layers, order_nodes, read_layers
 
 if TYPE_CHECKING:
     import networkx
@@ -173,8 +173,8 @@ def from_networkx(
         raise GraphError(f"expected a networkx digraph, got {type(digraph).__name__}")
     if not digraph.is_directed():
         raise GraphError("expected a directed graph, got an undirected one; build a networkx.DiGraph")
-    stated_layers = None if layer is None else given_layers(digraph, layer)
-    layer_of = found_layers(digraph) if stated_layers is None else stated_layers
+    stated_layers = None if layer is None else read_layers(digraph, layer)
+    layer_of = find_layers(digraph) if stated_layers is None else stated_layers
     members: list[list[Hashable]] = [[] for _ in range(max(layer_of.values(), default=0) + 1)]
     for node in digraph:
         members[layer_of[node]].append(node)
@@ -183,7 +183,7 @@ def from_networkx(
             f"expected nodes in at least two layers, got {len(digraph)} in one: edges lead from each layer to the next"
         )
     if index is not None:
-        members = ordered_by(digraph, members, index)
+        members = order_nodes(digraph, members, index)
     weights = _blocks(digraph, members, layer_of, weight)
     activations = [
         [

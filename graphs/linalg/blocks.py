@@ -216,10 +216,10 @@ class DenseBlock:
             for matrix in self.matrices[1:]:
                 present |= matrix != 0
             return int(present.sum())
-        return sum(int(np.count_nonzero(band.matrix)) for band in self.bands(NumpyBuffers(self.exact_dtype)))
+        return sum(int(np.count_nonzero(band.matrix)) for band in self.bands(NumpyBuffers(self.csr_dtype)))
 
     @property
-    def exact_dtype(self) -> type[np.float32] | type[np.float64]:
+    def csr_dtype(self) -> type[np.float32] | type[np.float64]:
         """Dtype of the CSR form: float64 for squares and float64 matrices, else float32, which holds the weights exactly."""
         wide = self.n_squarings > 0 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
         return np.float64 if wide else np.float32
@@ -267,14 +267,14 @@ class DenseBlock:
     def to_csr(self) -> sparse.csr_array:
         """Build the CSR form, band by band.
 
-        Values have the :attr:`exact_dtype`. Cost: one pass over the weights. Memory: twice the result, and a band.
+        Values have the :attr:`csr_dtype`. Cost: one pass over the weights. Memory: twice the result, and a band.
         """
         n_targets, n_sources = self.shape
         if self.column_major:
             csr = self.transposed().to_csr().T.tocsr()
             csr.sort_indices()
             return csr
-        buffers = NumpyBuffers(self.exact_dtype)
+        buffers = NumpyBuffers(self.csr_dtype)
         counts = np.zeros(n_targets, dtype=np.int64)
         indices: list[npt.NDArray[np.integer[Any]]] = []
         values: list[FloatArray] = []

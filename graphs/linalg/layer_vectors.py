@@ -23,7 +23,7 @@ __all__ = [
     "scale_columns",
     "scale_rows",
     "subtract",
-    "total_mass",
+    "total_scores",
 ]
 
 State: TypeAlias = list[Vector]
@@ -58,12 +58,12 @@ def scale_columns(vector: Vector, factor: Vector) -> Vector:
     return vector * factor.to(vector.dtype)
 
 
-def total_mass(state: State) -> Vector:
+def total_scores(state: State) -> Vector:
     """Sum every column over all layers in float64; the result has shape (), or (k,) for k columns.
 
     Examples
     --------
-    >>> float(total_mass([np.array([0.25, 0.25]), np.array([0.5])]))
+    >>> float(total_scores([np.array([0.25, 0.25]), np.array([0.5])]))
     1.0
     """
     return sum(column_sums(vector) for vector in state)
@@ -128,7 +128,7 @@ def normalise_state(state: State, each_layer: bool) -> State:
     """
     if each_layer:
         return [scale_columns(vector, 1.0 / column_sums(vector)) for vector in state]
-    factor = 1.0 / total_mass(state)
+    factor = 1.0 / total_scores(state)
     return [scale_columns(vector, factor) for vector in state]
 
 

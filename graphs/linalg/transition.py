@@ -79,7 +79,7 @@ class Transition:
 
     Attributes
     ----------
-    dangling : bool
+    has_dangling : bool
         Whether some source is a dangling node.
     """
 
@@ -91,7 +91,7 @@ class Transition:
                 "the out-strengths are not finite: the edge weights hold NaN or Inf, or overflow the dtype; "
                 "check the weights, or use dtype='float64'"
             )
-        self.dangling = bool((strength == 0).any())
+        self.has_dangling = bool((strength == 0).any())
         self._inverse_strength = arithmetic.reciprocal(strength)
         self._inverse_degree: Vector | None = None
         self._has_all_edges = False

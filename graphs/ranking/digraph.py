@@ -122,7 +122,7 @@ def pagerank(
     if backend == "dense" and any(edges.source == edges.target for edges in digraph.edge_blocks):
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
     one_product = isinstance(chosen_solver, (LayerSweep, SparseLU)) or (
-        chosen_solver is None and digraph.topological[1]
+        chosen_solver is None and digraph.topological_order[1]
     )
     products = 1 if one_product else ESTIMATED_PRODUCTS
     problem = DigraphProblem(

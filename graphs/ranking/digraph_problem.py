@@ -15,7 +15,7 @@ from scipy.sparse import csgraph
 from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.layer_vectors import State, column_sums, scale_columns, scale_rows, total_mass
+from graphs.linalg.layer_vectors import State, column_sums, scale_columns, scale_rows, total_scores
 from graphs.linalg.operators import BlockOperator, CSRKernelOperator, CSROperator, Vector
 from graphs.solvers.problem import SweptState
 from graphs.structures.digraph import BlockDigraph, EdgeBlock
@@ -73,7 +73,7 @@ class DigraphProblem:
         self.n_layers = len(digraph.layer_sizes)
         self.n_blocks = len(digraph.edge_blocks)
         self.n_columns: int | None = None if teleport.ndim == 1 else teleport.shape[1]
-        self._layer_order, self._layers_acyclic = digraph.topological
+        self._layer_order, self._layers_acyclic = digraph.topological_order
         self.teleport: State = self.split(teleport)
         self._transitions = self._make_transitions(products)
         self._transitions_into: defaultdict[int, list[_BlockTransition]] = defaultdict(list)
@@ -102,7 +102,7 @@ class DigraphProblem:
         """Apply F, with one product per block: compute every layer from the given state."""
         following = [vector * self.gamma for vector in self.transition(state)]
         # Everything that did not come along edges teleports, the scores of dangling nodes included.
-        teleporting = 1.0 - total_mass(following)
+        teleporting = 1.0 - total_scores(following)
         _check_finite(teleporting)
         return [vector + scale_columns(v, teleporting) for vector, v in zip(following, self.teleport, strict=True)]
 
@@ -200,7 +200,7 @@ class DigraphProblem:
                 source = transition.edges.source
                 change = scale_rows(current[source] - state[source], transition.share)
                 missing, signed = missing + column_sums(abs(change)), signed + column_sums(change)
-        mass = total_mass(current)
+        mass = total_scores(current)
         _check_finite(mass)
         # x misses its equation by an e of norm <= gamma * missing; scaled to sum 1, F(x) - x is e - sum(e) v.
         residual = float((self.gamma * (missing + abs(signed)) / mass).max())

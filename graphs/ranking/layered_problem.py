@@ -164,7 +164,7 @@ class WeightedPageRankProblem(LayeredProblem):
 
     def _contraction(self, layer: int) -> float:
         # With a dangling source N is not linear.
-        known = layer in self._transitions and not self._transitions[layer].dangling
+        known = layer in self._transitions and not self._transitions[layer].has_dangling
         return self.gamma if known else math.inf
 
     def _normalised_step(self, layer: int, previous: Vector, activation: Vector) -> Normalised:

@@ -26,7 +26,7 @@ from graphs.linalg.blocks import (
     is_torch,
 )
 
-__all__ = ["EdgeList", "check_finite_weights", "csr_of", "edges_at", "edges_by_flow", "row_chunks"]
+__all__ = ["EdgeList", "check_finite_weights", "csr_of", "edges_at", "edges_by_flow", "row_bands"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
@@ -48,7 +48,7 @@ class EdgeList:
     weights: FloatArray
 
 
-def row_chunks(
+def row_bands(
     block: Block, rows: IntArray | None = None, columns: IntArray | None = None
 ) -> Iterator[tuple[IntArray, sparse.csr_array]]:
     """Yield some rows and columns of a block as CSR, band by band.
@@ -69,7 +69,7 @@ def row_chunks(
     --------
     >>> import numpy as np
     >>> block = DenseBlock((np.array([[1.0, -2.0, 0.0], [3.0, 0.0, 5.0]]),))
-    >>> [(rows.tolist(), csr.toarray().tolist()) for rows, csr in row_chunks(block, columns=np.array([0, 2]))]
+    >>> [(rows.tolist(), csr.toarray().tolist()) for rows, csr in row_bands(block, columns=np.array([0, 2]))]
     [([0, 1], [[1.0, 0.0], [3.0, 5.0]])]
     """
     n_targets, n_sources = block.shape
@@ -87,7 +87,7 @@ def row_chunks(
     for start in range(0, len(rows), height):
         chunk = rows[start : start + height]
         # In the dtype and order of DenseBlock.to_csr, so that the sums are the same bit for bit.
-        total = np.zeros((len(chunk), len(columns)), dtype=block.exact_dtype)
+        total = np.zeros((len(chunk), len(columns)), dtype=block.csr_dtype)
         for matrix in block.matrices:
             total += block.weight(as_numpy(_select(matrix, chunk, columns)).astype(total.dtype, copy=False))
         yield chunk, sparse.csr_array(total)
@@ -149,7 +149,7 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
         else:
             block = SparseBlock(sparse.csr_array(block.to_csr()[:, nodes].T))
             rows = np.arange(len(nodes))
-    for chunk, csr in row_chunks(block, rows):
+    for chunk, csr in row_bands(block, rows):
         owners = np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
         order: IntArray = np.arange(csr.nnz)
         if top is not None:
@@ -198,7 +198,7 @@ def edges_by_flow(
     weights: FloatArray = np.zeros(0, dtype=np.float32)  # takes the dtype of the block
     floor = -1.0
     done = 0
-    for chunk, csr in row_chunks(block, targets, sources):
+    for chunk, csr in row_bands(block, targets, sources):
         chunk_rows = done + np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
         done += len(chunk)
         # The division comes first, because r / s would overflow where the strength is tiny.

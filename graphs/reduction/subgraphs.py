@@ -19,7 +19,7 @@ from graphs.checks import check_count, check_score_shapes, check_share
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray, SparseBlock
 from graphs.ranking.scores import check_scores, finite_scores
-from graphs.reduction.edge_selection import EdgeList, csr_of, edges_at, edges_by_flow, row_chunks
+from graphs.reduction.edge_selection import EdgeList, csr_of, edges_at, edges_by_flow, row_bands
 from graphs.reduction.node_selection import check_consecutive_layers, count_for_score_share, highest_scored
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer, check_node
@@ -346,7 +346,7 @@ def _induced(
             _check_edge_count(held, max_edges, "choose fewer edges, nodes or layers")
             continue
         parts = []
-        for _, part in row_chunks(block, targets, sources):
+        for _, part in row_bands(block, targets, sources):
             held += part.nnz
             _check_edge_count(held, max_edges, "choose fewer nodes or layers")
             parts.append(part)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphs.errors import GraphError
-from graphs.linalg.layer_vectors import State, distances, total_mass
+from graphs.linalg.layer_vectors import State, distances, total_scores
 from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep
 
 __all__ = ["NAMES", "GaussSeidel", "LayerSweep", "PowerIteration"]
@@ -67,7 +67,7 @@ class LayerSweep:
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
         """Take the sweep."""
-        swept = problem.sweep(memory, total_mass(memory))
+        swept = problem.sweep(memory, total_scores(memory))
         zeros = [0.0] * problem.n_layers
         return SolverStep(swept.state, zeros, 0.0, zeros, problem.n_blocks, swept.state, exact=True, is_image=False)
 
@@ -98,7 +98,7 @@ class GaussSeidel:
         """Return the memory of the first step: the start, with the mass that teleports if no node dangles."""
         # The modified rank has no gamma; it is acyclic, so its step does not use this mass.
         gamma = getattr(problem, "gamma", 0.0)
-        return start, total_mass(start) * (1.0 - gamma), math.inf, self.aggregation
+        return start, total_scores(start) * (1.0 - gamma), math.inf, self.aggregation
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Aggregate, then take one sweep."""

@@ -149,7 +149,7 @@ class BlockDigraph:
         return tuple(edges.block for edges in self.edge_blocks)
 
     @cached_property
-    def topological(self) -> tuple[tuple[int, ...], bool]:
+    def topological_order(self) -> tuple[tuple[int, ...], bool]:
         """A topological order of the layers, and True; if there is none, the layers in order of their numbers, and False.
 
         Edges within a layer count as a cycle.
@@ -206,7 +206,7 @@ class BlockDigraph:
         sizes = ", ".join(map(str, self.layer_sizes if len(self.layer_sizes) <= 6 else (*self.layer_sizes[:5], "...")))
         return (
             f"BlockDigraph({len(self.layer_sizes)} layer(s) of {sizes} nodes, {len(self.edge_blocks)} block(s) of edges, "
-            f"{'acyclic' if self.topological[1] else 'with cycles'})"
+            f"{'acyclic' if self.topological_order[1] else 'with cycles'})"
         )
 
 

@@ -13,10 +13,10 @@ from graphs.errors import GraphError
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["as_integer", "as_number", "found_layers", "given_layers", "ordered_by"]
+__all__ = ["as_integer", "as_number", "find_layers", "order_nodes", "read_layers"]
 
 
-def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, int] | None:
+def read_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, int] | None:
     """Read the layer of every node from a node attribute.
 
     Parameters
@@ -40,7 +40,7 @@ def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, in
     >>> import networkx
     >>> digraph = networkx.DiGraph()
     >>> digraph.add_nodes_from([("a", {"layer": 4}), ("b", {"layer": 5})])
-    >>> given_layers(digraph, "layer")
+    >>> read_layers(digraph, "layer")
     {'a': 0, 'b': 1}
     """
     given = dict(digraph.nodes(data=attribute))
@@ -63,7 +63,7 @@ def given_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, in
     return {node: value - present[0] for node, value in layers.items()}
 
 
-def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
+def find_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     """Find the layer of every node from the edges.
 
     The layers are unique: every edge leads from a layer to the next, and every weakly connected component begins in layer 0.
@@ -85,7 +85,7 @@ def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     Examples
     --------
     >>> import networkx
-    >>> found_layers(networkx.DiGraph([("a", "b"), ("c", "b"), ("b", "d")]))
+    >>> find_layers(networkx.DiGraph([("a", "b"), ("c", "b"), ("b", "d")]))
     {'a': 0, 'b': 1, 'd': 2, 'c': 0}
     """
     layers: dict[Hashable, int] = {}
@@ -113,7 +113,7 @@ def found_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     return layers
 
 
-def ordered_by(digraph: networkx.DiGraph, members: list[list[Hashable]], attribute: str) -> list[list[Hashable]]:
+def order_nodes(digraph: networkx.DiGraph, members: list[list[Hashable]], attribute: str) -> list[list[Hashable]]:
     """Sort the nodes of every layer by an integer attribute.
 
     Parameters
@@ -139,7 +139,7 @@ def ordered_by(digraph: networkx.DiGraph, members: list[list[Hashable]], attribu
     >>> import networkx
     >>> digraph = networkx.DiGraph()
     >>> digraph.add_nodes_from([("a", {"index": 7}), ("b", {"index": 2})])
-    >>> ordered_by(digraph, [["a", "b"]], "index")
+    >>> order_nodes(digraph, [["a", "b"]], "index")
     [['b', 'a']]
     """
     given = dict(digraph.nodes(data=attribute))

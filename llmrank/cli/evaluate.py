@@ -22,7 +22,7 @@ from llmrank.errors import CalibrationError, CheckpointError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, check_continues, cut_passages, last_word
-from llmrank.evaluation.lm_eval import HarnessTasks, find_tasks
+from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.models import FAMILIES
 from llmrank.models.loading import LoadedModel
@@ -139,7 +139,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _tasks(options: argparse.Namespace) -> HarnessTasks | None:
+def _tasks(options: argparse.Namespace) -> LMEvalTasks | None:
     """The tasks asked for: found before a model is loaded."""
     if options.tasks is None:
         if options.task_dir is not None or options.documents is not None:
@@ -254,7 +254,7 @@ def run_families(_options: argparse.Namespace, console: Console) -> int:
     for heading in ("family", "model type", "FFN", "width in the configuration"):
         table.add_column(heading)
     for family in FAMILIES:
-        width = family.width or "none: llmrank.load, or --form padded (original width)"
+        width = family.width_attribute or "none: llmrank.load, or --form padded (original width)"
         table.add_row(family.name, family.model_type, family.kind, width)
     console.print(table)
     console.print("Also nn.Sequential MLPs. Mixture-of-experts models and quantised weights are refused.")

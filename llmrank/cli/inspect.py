@@ -193,7 +193,7 @@ def _chosen(names: Sequence[str], ranges: Sequence[tuple[int, int]] | None, text
 def _print_layers(summary: InspectionSummary, console: Console) -> None:
     """Print the table of layers, what its columns mean, and the table of agreement."""
     inspection = summary.inspection
-    numbers = {name: number for number, name in enumerate(inspection.places())}
+    numbers = {name: number for number, name in enumerate(inspection.layer_positions())}
     graphs = inspection.graphs
     n_graphs = "1 graph" if len(graphs) == 1 else f"{len(graphs)} graphs"
     console.print(
@@ -341,12 +341,12 @@ def _verdict(verdict: Verdict, score: float) -> str:
     """Return a verdict in words."""
     state = "kept" if verdict.kept else "removed"
     other_side = "highest removed score" if verdict.kept else "lowest kept score"
-    if isnan(verdict.ratio):
+    if isnan(verdict.margin):
         reason = "no neuron of its layer is removed" if score > 0 else "there is no score to compare it with"
         return f"{state}; {reason}"
-    if not isfinite(verdict.ratio):
+    if not isfinite(verdict.margin):
         return f"{state}; the {other_side} is 0"
-    return f"{state}, {verdict.ratio:.3g} times the {other_side} of its layer"
+    return f"{state}, {verdict.margin:.3g} times the {other_side} of its layer"
 
 
 # --- the files

@@ -26,7 +26,7 @@ from llmrank.errors import CalibrationError, LLMRankError, OptionError, is_out_o
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.last_word import cut_passages
 
-__all__ = ["TASKS", "HarnessTasks", "find_tasks", "last_word_documents", "page_documents"]
+__all__ = ["TASKS", "LMEvalTasks", "find_tasks", "last_word_documents", "page_documents"]
 
 TASKS = Path(__file__).parent / "tasks"
 # Smallest number of characters of a page: about a thousand tokens, so that few of them have little context.
@@ -34,7 +34,7 @@ PAGE_LENGTH = 4000
 
 
 @dataclass(frozen=True, eq=False)
-class HarnessTasks:
+class LMEvalTasks:
     """Tasks of lm-eval, ready to run.
 
     Attributes
@@ -113,7 +113,7 @@ def find_tasks(
     text: str | os.PathLike[str] | None = None,
     passages: int | None = None,
     directory: str | os.PathLike[str] | None = None,
-) -> HarnessTasks:
+) -> LMEvalTasks:
     """Find lm-eval tasks by name.
 
     Parameters
@@ -129,7 +129,7 @@ def find_tasks(
 
     Returns
     -------
-    HarnessTasks
+    LMEvalTasks
 
     Raises
     ------
@@ -162,7 +162,7 @@ def find_tasks(
             f"unknown lm-eval task {', '.join(unknown) or '(none named)'}; expected a name that `lm_eval ls tasks` lists, one "
             f"of a directory of tasks, or {' or '.join(own)}"
         )
-    return HarnessTasks(tuple(names), manager)
+    return LMEvalTasks(tuple(names), manager)
 
 
 @contextmanager

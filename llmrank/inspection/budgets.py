@@ -29,7 +29,7 @@ class Budgets:
     global_: GlobalPruner
     refusals: Mapping[str, str]
 
-    def possible(self) -> dict[str, BasePruner]:
+    def accepting(self) -> dict[str, BasePruner]:
         """Return the pruners that accept the amount, by the name of their budget."""
         both: dict[str, BasePruner] = {"local": self.local, "global": self.global_}
         return {name: pruner for name, pruner in both.items() if name not in self.refusals}

@@ -78,12 +78,12 @@ def write_figures(
         raise OptionError(f"figures are written as {', '.join(FORMATS)}, got {', '.join(unknown)}")
     # A wrong name raises an error before anything is drawn.
     for name in names or ():
-        inspection.place(name)
-    all_names = list(inspection.places())
+        inspection.layer_position(name)
+    all_names = list(inspection.layer_positions())
     chosen = _first_middle_last(all_names) if names is None else names
     figures = {
         "removed_neurons": draw_removed_neurons(
-            inspection.main.importance, inspection.main.masks[inspection.pruner], inspection.pruner
+            inspection.main.importance, inspection.main.masks[inspection.budget], inspection.budget
         ),
         "concentration": draw_concentration(inspection),
         "agreement": draw_agreement(inspection),
@@ -172,13 +172,13 @@ def draw_agreement(inspection: Inspection) -> Figure:
     main = inspection.main
     all_axes = figure.subplots(1, len(compared), squeeze=False)[0]
     for axes, (name, other) in zip(all_axes, compared, strict=True):
-        draw.compare_rankings(
+        draw.compare_scores(
             _percentiles(main, main.importance),
             _percentiles(other, main.importance),
             (f"{inspection.scorer}, {inspection.topology}", name),
             keep=(
-                np.concatenate([main.masks[inspection.pruner][layer].numpy() for layer in main.importance]),
-                np.concatenate([other.masks[inspection.pruner][layer].numpy() for layer in main.importance]),
+                np.concatenate([main.masks[inspection.budget][layer].numpy() for layer in main.importance]),
+                np.concatenate([other.masks[inspection.budget][layer].numpy() for layer in main.importance]),
             ),
             ax=axes,
         )
@@ -215,7 +215,7 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     -----
     Cost: two reads of the blocks next to the layer.
     """
-    graph_index, layer = inspection.place(name)
+    graph_index, layer = inspection.layer_position(name)
     graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
     layers = range(layer - 1, min(layer + 2, len(graph.layer_sizes)))
     figure = _figure(13, 9)

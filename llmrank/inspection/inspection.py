@@ -59,7 +59,7 @@ class Inspection:
         Results by the name of the scorer.
     scorer : str
         Name of the main scorer; the others are compared with it.
-    pruner : str
+    budget : str
         The main budget, ``local`` or ``global``.
     in_other_topology : ScorerResult
         The results of :attr:`scorer` in the other topology, see :attr:`other_topology`.
@@ -75,7 +75,7 @@ class Inspection:
     graphs: tuple[ModelGraph, ...]
     results: Mapping[str, ScorerResult]
     scorer: str
-    pruner: str
+    budget: str
     in_other_topology: ScorerResult
     calibration: Mapping[str, Any]
     seconds: Mapping[str, float]
@@ -95,7 +95,7 @@ class Inspection:
         """The topology of :attr:`in_other_topology`: isolated for a chained inspection, else chained."""
         return _other_topology(self.topology)
 
-    def places(self) -> dict[str, tuple[int, int]]:
+    def layer_positions(self) -> dict[str, tuple[int, int]]:
         """Return (index of its graph, layer in that graph) for the name of each prunable layer, in the order of the model."""
         return {
             layer.name: (graph_index, node_layer)
@@ -103,7 +103,7 @@ class Inspection:
             for node_layer, layer in entry.prunable.items()
         }
 
-    def place(self, name: str) -> tuple[int, int]:
+    def layer_position(self, name: str) -> tuple[int, int]:
         """Return (index of its graph, layer in that graph) for the name of a prunable layer.
 
         Raises
@@ -111,14 +111,14 @@ class Inspection:
         OptionError
             There is no such layer; the message lists the layers.
         """
-        places = self.places()
+        places = self.layer_positions()
         if name not in places:
             raise OptionError(f"there is no prunable layer {name!r}; expected one of {', '.join(places)}")
         return places[name]
 
 
 def inspect_model(
-    pipeline: BasePipeline, scorers: Mapping[str, BaseScorer], scorer: str, pruner: str = "local"
+    pipeline: BasePipeline, scorers: Mapping[str, BaseScorer], scorer: str, budget: str = "local"
 ) -> Inspection:
     """Calibrate a model, build its graphs, and rank them by every scorer. The model is not changed.
 
@@ -130,7 +130,7 @@ def inspect_model(
         Scorers by name.
     scorer : str
         Name of the main scorer, with which the others are compared.
-    pruner : {"local", "global"}
+    budget : {"local", "global"}
         The main budget.
 
     Returns
@@ -163,9 +163,9 @@ def inspect_model(
     >>> inspection.other_topology, inspection.in_other_topology.masks["local"].kept
     ('chained', 3)
     """
-    if scorer not in scorers or pruner not in ("local", "global"):
+    if scorer not in scorers or budget not in ("local", "global"):
         raise OptionError(
-            f"expected one of the scorers {', '.join(scorers)} and the pruner local or global, got {scorer!r} and {pruner!r}"
+            f"expected one of the scorers {', '.join(scorers)} and the budget local or global, got {scorer!r} and {budget!r}"
         )
     started = perf_counter()
     topology: Topology = pipeline.topology
@@ -174,8 +174,8 @@ def inspect_model(
     with progress_step(pipeline.progress, "Finding FFNs"):
         ffns = pipeline.find()
     budgets = make_budgets(pipeline.pruner, ffns, jointly=all(jointly.values()))
-    if pruner in budgets.refusals:
-        raise OptionError(budgets.refusals[pruner])
+    if budget in budgets.refusals:
+        raise OptionError(budgets.refusals[budget])
     sequences = pipeline.calibration_texts()[0]
     statistics = pipeline.calibrate(ffns, sequences, list(scorers.values()))
     calibrated = perf_counter()
@@ -196,7 +196,7 @@ def inspect_model(
         graphs=graphs,
         results=results,
         scorer=scorer,
-        pruner=pruner,
+        budget=budget,
         in_other_topology=in_other_topology,
         calibration=sequences.provenance(),
         seconds={"calibrate": calibrated - started, "rank": perf_counter() - calibrated},
@@ -215,5 +215,5 @@ def _rank_and_prune(
     importance: dict[str, FloatArray] = {}
     for entry, rank in zip(graphs, ranks, strict=True):
         importance.update({name: values.numpy() for name, values in entry.importance(rank).items()})
-    masks = {name: choose_masks(budget, graphs, ranks, jointly=jointly) for name, budget in budgets.possible().items()}
+    masks = {name: choose_masks(budget, graphs, ranks, jointly=jointly) for name, budget in budgets.accepting().items()}
     return ScorerResult(ranks, importance, masks)

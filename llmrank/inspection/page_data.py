@@ -111,7 +111,7 @@ def payload(
         "source": inspection.source,
         "topology": inspection.topology,
         "scorer": inspection.scorer,
-        "pruner": inspection.pruner,
+        "pruner": inspection.budget,
         "normalize": inspection.budgets.global_.normalize,
         "min_keep": choices.min_keep,
         "slider_end": SLIDER_END,
@@ -163,7 +163,7 @@ def _size_notes(scorers: Sequence[str], edges_per_layer: int, choices: Choices) 
 def _layers(inspection: Inspection) -> list[dict[str, Any]]:
     """Return the prunable layers and their neighbours in the graph."""
     layers = []
-    for name, (graph_index, node_layer) in inspection.places().items():
+    for name, (graph_index, node_layer) in inspection.layer_positions().items():
         graph = inspection.graphs[graph_index].graph
         neighbours: dict[str, Any] = {}
         for side, layer in (("in", node_layer - 1), ("out", node_layer + 1)):
@@ -221,7 +221,7 @@ def _scores(scores: Sequence[FloatArray]) -> dict[str, Any]:
 def _facts(inspection: Inspection) -> dict[str, Any]:
     """Return the activation of every neuron, and the sums of its edge weights on both sides."""
     activations, in_strengths, out_strengths = [], [], []
-    for graph_index, node_layer in inspection.places().values():
+    for graph_index, node_layer in inspection.layer_positions().values():
         graph = inspection.graphs[graph_index].graph
         activations.append(graph.activations[node_layer])
         in_strength, out_strength = strengths(graph, node_layer)
@@ -239,7 +239,7 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
     chosen: list[npt.NDArray[np.intp]] = []
     parts: dict[str, list[npt.NDArray[Any]]] = {"in_nodes": [], "in_shares": [], "out_nodes": [], "out_shares": []}
     is_complete = True
-    for name, (graph_index, node_layer) in inspection.places().items():
+    for name, (graph_index, node_layer) in inspection.layer_positions().items():
         graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
         scores = inspection.main.importance[name]
         is_complete = is_complete and len(scores) <= per_layer

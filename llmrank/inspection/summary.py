@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.analysis.layer_summary import LayerSummary, summarise_layers
-from graphs.analysis.measures import kept_overlap, rank_correlation
+from graphs.analysis.measures import rank_correlation, share_also_kept
 from graphs.analysis.node_summary import NodeSummary, summarise_node
 from graphs.analysis.paths import Path, strongest_paths
 from llmrank.errors import OptionError
@@ -81,7 +81,7 @@ class InspectionSummary:
             "model": inspection.source,
             "topology": inspection.topology,
             "scorer": inspection.scorer,
-            "pruner": inspection.pruner,
+            "pruner": inspection.budget,
             "amount": inspection.amount,
             "min_keep": inspection.budgets.local.min_keep,
             "multiple_of": inspection.budgets.local.multiple_of,
@@ -141,9 +141,9 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     >>> summary.layers["0"].nodes, summary.kept["local"], list(summary.agreement)
     (6, {'0': 4}, ['chained'])
     """
-    chosen = list(inspection.places()) if names is None else list(names)
+    chosen = list(inspection.layer_positions()) if names is None else list(names)
     for name in chosen:
-        inspection.place(name)
+        inspection.layer_position(name)
     by_name: dict[str, LayerSummary] = {}
     for entry, rank in zip(inspection.graphs, inspection.main.ranks, strict=True):
         if not any(layer.name in chosen for layer in entry.prunable.values()):
@@ -171,7 +171,7 @@ def _agreement(main: ScorerResult, other: ScorerResult) -> Agreement:
     for budget, masks in main.masks.items():
         keep = np.concatenate([masks[name].numpy() for name in main.importance])
         other_keep = np.concatenate([other.masks[budget][name].numpy() for name in main.importance])
-        overlaps[budget] = kept_overlap(keep, other_keep)
+        overlaps[budget] = share_also_kept(keep, other_keep)
     return Agreement(mean(defined) if defined else float("nan"), overlaps["local"], overlaps["global"])
 
 
@@ -182,12 +182,12 @@ class Verdict:
     Attributes
     ----------
     kept : bool
-    ratio : float
+    margin : float
         The neuron's :func:`margin`.
     """
 
     kept: bool
-    ratio: float
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     >>> summary.facts.position, summary.verdicts["local"].kept, len(summary.facts.in_edges)
     (0, True, 4)
     """
-    graph_index, node_layer = inspection.place(layer)
+    graph_index, node_layer = inspection.layer_position(layer)
     scores = inspection.main.importance[layer]
     check_neuron(layer, neuron, len(scores))
     graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]

@@ -180,7 +180,7 @@ class ModelCosts:
             return sum(self.sizes.values())
         return _in_unit(self.ffns if unit.startswith("ffn-") else self.model, unit)
 
-    def removed(self, widths: Mapping[str, int], unit: Unit) -> int:
+    def removed_cost(self, widths: Mapping[str, int], unit: Unit) -> int:
         """Compute how much cost, in a unit, pruning to these widths removes.
 
         Parameters

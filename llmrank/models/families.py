@@ -29,7 +29,7 @@ class Family:
         Name in transformers (``config.model_type``).
     kind : {"plain", "gated", "fused"}
         Geometry of its FFNs.
-    width : str or None
+    width_attribute : str or None
         Configuration attribute that holds the width of the FFNs. If there is none, a compact checkpoint needs the loader of
         this package, or padding to the original width.
     """
@@ -37,7 +37,7 @@ class Family:
     name: str
     model_type: str
     kind: FFNKind
-    width: str | None = "intermediate_size"
+    width_attribute: str | None = "intermediate_size"
 
 
 FAMILIES: tuple[Family, ...] = (

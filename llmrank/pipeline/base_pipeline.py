@@ -27,7 +27,7 @@ from llmrank.pipeline.report import (
     repair_notes,
 )
 from llmrank.pipeline.stages import PipelineStages
-from llmrank.prune.budget import reached_amounts, shortfall
+from llmrank.prune.budget import budget_notes, reached_amounts
 from llmrank.prune.masks import Masks
 from llmrank.prune.schedule import ScheduleStep, amounts_after_steps
 from llmrank.surgery.apply import apply_masks, temporarily_masked
@@ -253,7 +253,7 @@ class BasePipeline(PipelineStages):
         reached = reached_amounts(masks, costs)
         fit, others = (sequences, held_out) if held_out is not None else sequences.parts
         notes = [
-            *shortfall(self.pruner, reached),
+            *budget_notes(self.pruner, reached),
             *repair_notes(self.repair, self.validation, self.token_warning(ffns, fit.n_tokens)),
             *(f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate),
         ]

@@ -226,7 +226,7 @@ class PipelineStages:
         if self.repair is None:
             return masks, {}
         choose = Reselection(self.scorer, graphs, present)
-        for_good = not (self.undoable or (self.repair.reselects and choose.looks_back))
+        for_good = not (self.undoable or (self.repair.reselects and choose.reads_earlier_layers))
         kept, repaired, self.validation = repair_where_it_helps(
             self.model,
             ffns,

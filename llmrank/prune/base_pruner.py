@@ -150,7 +150,7 @@ class BasePruner:
         smallest_widths = {
             layer.name: min(self.min_keep, layer.out_features) for layer in layer_list if layer.name not in protected
         }
-        most = costs.removed(smallest_widths, self.amount_of)
+        most = costs.removed_cost(smallest_widths, self.amount_of)
         if target > most:
             raise self._amount_error(most, costs)
 
@@ -186,7 +186,7 @@ class BasePruner:
         trial = self.with_amount(0.0)
         trial.amount_of = "neurons"
         # With amount 0, errors that have other causes than the amount are raised here; those in the loop come from the amount.
-        most = costs.removed(trial._choose_masks(layer_list).widths, self.amount_of)
+        most = costs.removed_cost(trial._choose_masks(layer_list).widths, self.amount_of)
         # A bisection: `low` neurons are too few, and `high` neurons are enough or more than can be removed.
         low, high, reached = -1 if most >= target else 0, n_neurons, False
         while high - low > 1:
@@ -197,7 +197,7 @@ class BasePruner:
             except OptionError:  # more neurons than the layers have
                 high = middle
                 continue
-            removed = costs.removed(widths, self.amount_of)
+            removed = costs.removed_cost(widths, self.amount_of)
             if removed >= target:
                 high, reached = middle, True
             else:

@@ -16,7 +16,7 @@ from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.sensitivity_pruner import SensitivityPruner
 
-__all__ = ["Reached", "check_budget", "describe_amount", "reached_amounts", "shortfall"]
+__all__ = ["Reached", "budget_notes", "check_budget", "describe_amount", "reached_amounts"]
 
 Reached: TypeAlias = dict[Unit, dict[str, float]]
 # Largest difference between the removed share and the requested one that needs no note.
@@ -105,7 +105,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
     else:
         together = "" if local or len(records) == 1 else " together"
         neurons = f"{removed:,} of {total:,} hidden neurons in {layers}{together} ({share})"
-    about, parameters = "", costs.removed(widths, "parameters")
+    about, parameters = "", costs.removed_cost(widths, "parameters")
     prunable = [layer for name, layer in ffns.layers.items() if name in unprotected]
     if not local and len({neuron_cost(layer) for layer in prunable}) > 1:
         about = "about "
@@ -113,7 +113,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
         parameters = round(removed * prunable_parameters / sum(layer.size for layer in prunable))
     parts = [neurons]
     if unit != "neurons":
-        saved, cost = costs.removed(widths, unit), costs.total(unit)
+        saved, cost = costs.removed_cost(widths, unit), costs.total(unit)
         parts = [f"{saved:,} of {cost:,} {unit_name(unit)} ({100 * saved / cost:.1f} %)", f"with {about}{neurons}"]
     if unit != "parameters":
         parts.append(f"{about}{_short(parameters)} of {_short(costs.model.parameters)} parameters")
@@ -147,12 +147,12 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
     """
     reached: Reached = {}
     for unit in UNITS:
-        before, removed = costs.total(unit), costs.removed(masks.widths, unit)
+        before, removed = costs.total(unit), costs.removed_cost(masks.widths, unit)
         reached[unit] = {"before": before, "removed": removed, "share": removed / before if before else 0.0}
     return reached
 
 
-def shortfall(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]) -> list[str]:
+def budget_notes(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]) -> list[str]:
     """Return a note for the report if the removed share differs from the requested one, because of rounding or protection."""
     amount, unit = pruner.amount, pruner.amount_of
     share = reached[unit]["share"]

@@ -109,7 +109,7 @@ class Reselection:
         self._graphs = list(graphs)
 
     @property
-    def looks_back(self) -> bool:
+    def reads_earlier_layers(self) -> bool:
         """Whether the choice in one layer reads weights of earlier layers, so that these must not be replaced before."""
         return any(entry.follows or len(entry.prunable) > 1 for entry in self._graphs)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphs.analysis.measures import kept_overlap
+from graphs.analysis.measures import share_also_kept
 from graphs.analysis.node_summary import summarise_node
 from llmrank import ChainedFFNPipeline
 from llmrank.inspection.inspection import Inspection, inspect_model
@@ -182,7 +182,7 @@ def test_the_slider_shows_the_masks_of_the_library(
     page.select_option("#scorer", scorer)
     page.check(f"[name=budget][value={budget}]")
     page.select_option("#layer-choice", "5")
-    name = list(inspection.places())[5]
+    name = list(inspection.layer_positions())[5]
     for percent in (0, 1, 5, 30, 35, 50, 77, 90):
         opened.amount(percent)
         for each in ("local", "global"):
@@ -249,7 +249,7 @@ def test_widths_are_rounded_as_in_the_library(visit: Open, path: Path, inspectio
     page = opened.page
     page.select_option("#multiple", str(multiple))
     page.select_option("#layer-choice", "5")
-    name = list(inspection.places())[5]
+    name = list(inspection.layer_positions())[5]
     importance = inspection.main.importance[name]
     for budget in ("local", "global"):
         page.check(f"[name=budget][value={budget}]")
@@ -287,7 +287,7 @@ def test_the_page_starts_with_the_settings_of_the_inspection(visit: Open, tmp_pa
     page = opened.page
     assert page.locator("#multiple option:checked").inner_text() == "multiples of 6"
     assert page.locator("#notes").is_hidden()
-    name = next(iter(seen.places()))
+    name = next(iter(seen.layer_positions()))
     for budget, kept in seen.main.masks.items():
         page.check(f"[name=budget][value={budget}]")
         assert opened.number(f"#count-{budget} .kept") == kept.kept
@@ -364,8 +364,8 @@ def test_the_facts_of_a_neuron(visit: Open, path: Path, inspection: Inspection, 
     page = visit(path).page
     page.fill("#query", f"3:{neuron}")
     page.press("#query", "Enter")
-    name = list(inspection.places())[3]
-    position, node_layer = inspection.places()[name]
+    name = list(inspection.layer_positions())[3]
+    position, node_layer = inspection.layer_positions()[name]
     facts = summarise_node(
         inspection.graphs[position].graph, inspection.main.ranks[position], node_layer, neuron, top=3
     )
@@ -387,7 +387,7 @@ def test_the_facts_of_a_neuron(visit: Open, path: Path, inspection: Inspection, 
     cells = page.locator("#neuron .verdicts tbody tr").first.locator("td").all_inner_texts()
     for budget, (state, ratio) in {"local": cells[2:4], "global": cells[5:7]}.items():
         assert state == ("kept" if verdicts[budget].kept else "removed")
-        assert float(ratio) == pytest.approx(verdicts[budget].ratio, rel=1e-3)
+        assert float(ratio) == pytest.approx(verdicts[budget].margin, rel=1e-3)
     for budget, at in {"local": cells[4], "global": cells[7]}.items():
         goes = [p for p in range(91) if not masks(inspection, "wpr", budget, p)[name][neuron]]
         assert at == (f"{goes[0]} %" if goes else "> 90 %")
@@ -407,7 +407,7 @@ def test_scorers_are_compared(visit: Open, path: Path, inspection: Inspection) -
     assert set(shown) == {"activation", "random", "wpr, isolated"}
     for name in ("activation", "random"):
         other = masks(inspection, name, "local", 40)
-        share = kept_overlap(torch.cat(list(main.values())).numpy(), torch.cat(list(other.values())).numpy())
+        share = share_also_kept(torch.cat(list(main.values())).numpy(), torch.cat(list(other.values())).numpy())
         assert shown[name] == f"{100 * share:.1f} %"
 
 
@@ -451,7 +451,7 @@ def test_the_csv_holds_the_chosen_neurons(
     with (tmp_path / name).open(encoding="utf-8", newline="") as file:
         written = list(csv.DictReader(file))
     both = {budget: masks(inspection, "wpr", budget, 40) for budget in ("local", "global")}
-    layers = list(inspection.places())
+    layers = list(inspection.layer_positions())
     chosen = [layers[2]] if scope == "layer" else layers
     keep = both["global"]
     expected = [

@@ -190,14 +190,14 @@ def test_uniform_widths_load_in_stock_transformers(family: Family, tmp_path: Pat
     assert set(vectors) == {ffn.name for ffn in find_ffns(model)}
     assert all(vector.dtype == torch.uint8 for vector in vectors.values())
     assert llmrank.Masks(vectors) == run.masks
-    if family.width is None:
+    if family.width_attribute is None:
         # The configuration cannot express this width, so only this package's loader can build the model.
         with pytest.raises(RuntimeError, match="mismatched"):
             auto_class(family).from_pretrained(tmp_path / "out")
         again = llmrank.load(tmp_path / "out").model
     else:
         again = loaded_quietly(family, tmp_path / "out")
-        assert getattr(again.config, family.width) == 28
+        assert getattr(again.config, family.width_attribute) == 28
     assert run.masks is not None
     masked = family_model(family)
     apply_masks(masked, find_ffns(masked), run.masks, "zero")
@@ -235,7 +235,7 @@ def test_padded_widths_load_in_stock_transformers(family: Family, tmp_path: Path
     assert run.application is not None
     assert not run.masks.is_uniform
     widest = max(run.masks.widths.values())
-    assert set(run.application.widths.values()) == {64 if family.width is None else widest}
+    assert set(run.application.widths.values()) == {64 if family.width_attribute is None else widest}
     wanted = logits(model, PROBE)
     llmrank.save(tmp_path / "out", model, masks=run.masks)
     torch.testing.assert_close(logits(loaded_quietly(family, tmp_path / "out"), PROBE), wanted, rtol=1e-4, atol=1e-4)

@@ -21,7 +21,7 @@ from graphs.io.convert import scores_to_write
 from graphs.io.exchange.formats import Format
 from graphs.io.files import replace_file
 from graphs.linalg.blocks import FloatArray
-from graphs.reduction.edge_selection import check_finite_weights, row_chunks
+from graphs.reduction.edge_selection import check_finite_weights, row_bands
 from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
@@ -138,7 +138,7 @@ def _node_rows(
 def _edge_rows(graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArray, ...]) -> Iterator[Rows]:
     """Yield the rows of the table of edges band by band; `layers` and `nodes` are the numbers to write."""
     for position, block in enumerate(graph.blocks, start=1):
-        for targets, csr in row_chunks(block):
+        for targets, csr in row_bands(block):
             check_finite_weights(csr.data, f"block {position}")
             yield {
                 "source_layer": np.full(csr.nnz, layers[position - 1]),
@@ -152,7 +152,7 @@ def _edge_rows(graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArr
 def _weight_dtype(graph: LayeredGraph) -> Any:
     """Return the narrowest dtype that holds the weights of all blocks."""
     first = np.zeros(1, dtype=np.int64)
-    return np.result_type(*(next(row_chunks(block, first, first))[1].dtype for block in graph.blocks))
+    return np.result_type(*(next(row_bands(block, first, first))[1].dtype for block in graph.blocks))
 
 
 def _write_csv(path: Path, columns: Columns, chunks: Iterable[Rows]) -> None:

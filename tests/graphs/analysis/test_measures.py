@@ -19,11 +19,11 @@ from graphs.analysis.measures import (
     count_of_share,
     effective_number,
     gini,
-    kept_overlap,
     lorenz,
     percentiles,
     positions,
     rank_correlation,
+    share_also_kept,
     top_share,
 )
 from llmrank.prune import keep_highest
@@ -146,12 +146,12 @@ def test_rank_correlation_agrees_with_scipy(a: list[float], data: st.DataObject)
 
 def test_kept_overlap() -> None:
     a, b = np.array([True, True, True, False]), torch.tensor([True, False, True, True])
-    assert kept_overlap(a, b) == 2 / 3
-    assert kept_overlap(a, a) == 1.0
-    assert kept_overlap(a, ~a) == 0.0
-    assert kept_overlap([True, False], [True, True]) == 1.0
-    assert kept_overlap([True, True], [True, False]) == 0.5
-    assert math.isnan(kept_overlap([False, False], [True, False]))
+    assert share_also_kept(a, b) == 2 / 3
+    assert share_also_kept(a, a) == 1.0
+    assert share_also_kept(a, ~a) == 0.0
+    assert share_also_kept([True, False], [True, True]) == 1.0
+    assert share_also_kept([True, True], [True, False]) == 0.5
+    assert math.isnan(share_also_kept([False, False], [True, False]))
 
 
 @given(tied)
@@ -235,10 +235,10 @@ def test_pairs_that_do_not_match_are_refused() -> None:
     with pytest.raises(GraphError, match="same nodes, got 2 and 1"):
         rank_correlation([1, 2], [1])
     with pytest.raises(GraphError, match="same nodes, got 2 and 1"):
-        kept_overlap([True, False], [True])
+        share_also_kept([True, False], [True])
     with pytest.raises(GraphError, match="b: expected a bool keep mask"):
-        kept_overlap([True], [1])
+        share_also_kept([True], [1])
     with pytest.raises(GraphError, match="a: expected a bool keep mask"):
-        kept_overlap([[True]], [True])
+        share_also_kept([[True]], [True])
     with pytest.raises(GraphError, match="b: expected finite"):
         rank_correlation([1, 2], [1, np.nan])

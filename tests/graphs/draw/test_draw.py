@@ -47,7 +47,7 @@ FIGURES: dict[str, Callable[[Any], Any]] = {
     "kept_by_layer": lambda ax: draw.kept_by_layer(RANK.scores, KEEP, ax),
     "score_distribution": lambda ax: draw.score_distribution(RANK.scores, ax=ax),
     "lorenz_curves": lambda ax: draw.lorenz_curves(RANK.scores, ax=ax),
-    "compare_rankings": lambda ax: draw.compare_rankings(RANK.scores[1], GRAPH.activations[1], keep=0.5, ax=ax),
+    "compare_scores": lambda ax: draw.compare_scores(RANK.scores[1], GRAPH.activations[1], keep=0.5, ax=ax),
     "node_link": lambda ax: draw.node_link(top_subgraph(GRAPH, RANK, nodes=3), ax),
     "adjacency_heatmap": lambda ax: draw.adjacency_heatmap(GRAPH, 1, RANK, ax=ax),
     "layer_flow": lambda ax: draw.layer_flow(GRAPH, RANK, ax=ax),
@@ -162,7 +162,7 @@ def drawn(name: str, graph: LayeredGraph, rank: RankResult, ax: Any = None) -> A
         "kept_by_layer": lambda: draw.kept_by_layer(rank.scores, keep, ax),
         "score_distribution": lambda: draw.score_distribution(rank.scores, graph.names, ax),
         "lorenz_curves": lambda: draw.lorenz_curves(rank.scores, graph.names, ax),
-        "compare_rankings": lambda: draw.compare_rankings(
+        "compare_scores": lambda: draw.compare_scores(
             rank.scores[-1], graph.activations[-1], ("a rank", "an activation"), keep=0.5, ax=ax
         ),
         "node_link": lambda: draw.node_link(top_subgraph(graph, rank, nodes=5), ax),

@@ -16,7 +16,7 @@ from scipy import sparse
 from graphs import GraphError, LayeredGraph, RankResult
 from graphs.draw import (
     adjacency_heatmap,
-    compare_rankings,
+    compare_scores,
     kept_by_layer,
     layer_flow,
     lorenz_curves,
@@ -89,7 +89,7 @@ SCORE_FIGURES: dict[str, Callable[[RankResult], Any]] = {
     "kept_by_layer": lambda rank: kept_by_layer(rank.scores, [part > np.median(part) for part in rank.scores]),
     "score_distribution": lambda rank: score_distribution(rank.scores, rank.names),
     "lorenz_curves": lambda rank: lorenz_curves(rank.scores, rank.names),
-    "compare_rankings": lambda rank: compare_rankings(
+    "compare_scores": lambda rank: compare_scores(
         np.concatenate(rank.scores), np.concatenate(rank.scores[::-1]), keep=0.7
     ),
 }

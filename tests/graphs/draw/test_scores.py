@@ -13,7 +13,7 @@ from matplotlib.collections import PathCollection
 from scipy.stats import spearmanr
 
 from graphs import GraphError
-from graphs.draw import compare_rankings, kept_by_layer, score_heatmap
+from graphs.draw import compare_scores, kept_by_layer, score_heatmap
 from graphs.draw.scores import MAX_COLUMNS, MAX_DOTS
 from tests.graphs.draw.test_draw import legible
 
@@ -30,7 +30,7 @@ def heavy(seed: int, size: int) -> Any:
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=15), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_dots_are_percentiles_and_the_title_counts(pairs: list[tuple[float, float]], keep: float) -> None:
     a, b = (list(part) for part in zip(*pairs, strict=True))
-    ax = compare_rankings(a, b, ("first", "second"), keep=keep)
+    ax = compare_scores(a, b, ("first", "second"), keep=keep)
     (dots,) = (c for c in ax.collections if isinstance(c, PathCollection))
     wanted = [[100 * (sum(v < x for v in of) + sum(v == x for v in of) / 2) / len(of) for x in of] for of in (a, b)]
     np.testing.assert_allclose(dots.get_offsets(), np.transpose(wanted))
@@ -53,16 +53,16 @@ def test_dots_are_percentiles_and_the_title_counts(pairs: list[tuple[float, floa
 
 def test_masks_select_the_kept_nodes() -> None:
     a = [1.0, 2.0, 3.0, 4.0]
-    ax = legible(compare_rankings(a, a, ("x", "y"), keep=([True, False, True, True], [False, False, True, False])))
+    ax = legible(compare_scores(a, a, ("x", "y"), keep=([True, False, True, True], [False, False, True, False])))
     assert ax.get_title().endswith("of the nodes that x keeps (75 %), y keeps 33 %")
-    assert compare_rankings(a, a).get_lines()[:] == []
+    assert compare_scores(a, a).get_lines()[:] == []
 
 
 @pytest.mark.parametrize("size", [10, MAX_DOTS, MAX_DOTS + 1, 1_000_000])
 def test_comparisons_of_any_size_count_every_node(size: int) -> None:
     a = np.random.default_rng(0).random(size)
     b = a + 0.2 * np.random.default_rng(1).random(size)
-    ax = compare_rankings(a, torch.from_numpy(b), keep=0.7)
+    ax = compare_scores(a, torch.from_numpy(b), keep=0.7)
     (drawn,) = ax.collections
     assert (len(drawn.get_offsets()) if size <= MAX_DOTS else int(drawn.get_array().sum())) == size
     legible(ax)
@@ -125,11 +125,11 @@ def test_invalid_arguments_are_refused() -> None:
         with pytest.raises(GraphError, match="same layers"):
             masked([[1.0, 2.0]], [])
     with pytest.raises(GraphError, match="same nodes, got 1 and 2"):
-        compare_rankings([1.0], [1.0, 2.0])
+        compare_scores([1.0], [1.0, 2.0])
     with pytest.raises(GraphError, match="expected two labels"):
-        compare_rankings([1.0], [1.0], ("a", "b", "c"))  # type: ignore[arg-type]
+        compare_scores([1.0], [1.0], ("a", "b", "c"))  # type: ignore[arg-type]
     for keep in (1.5, "all", float("nan"), -0.1):
         with pytest.raises(GraphError, match="keep, if it is not a tuple of two masks, must be a number"):
-            compare_rankings([1.0], [1.0], keep=keep)  # type: ignore[arg-type]
+            compare_scores([1.0], [1.0], keep=keep)  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="same layers"):
-        compare_rankings([1.0], [1.0], keep=([True], [True, False]))
+        compare_scores([1.0], [1.0], keep=([True], [True, False]))

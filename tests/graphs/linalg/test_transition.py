@@ -33,7 +33,7 @@ def test_p_is_column_stochastic_except_for_dangling_columns(weight: Array, theta
     operator, transition = make(weight, theta)
     columns = [transition.apply(operator, unit).sum() for unit in np.eye(weight.shape[1])]
     np.testing.assert_allclose(columns, weight.any(axis=0), rtol=1e-12)
-    assert transition.dangling == (not weight.any(axis=0).all())
+    assert transition.has_dangling == (not weight.any(axis=0).all())
 
 
 def test_applying_leaves_the_rank_alone() -> None:

@@ -13,7 +13,7 @@ from scipy import sparse
 from graphs.linalg.blocks import Block, DenseBlock
 from graphs.linalg.validation import as_block
 from graphs.reduction import edge_selection
-from graphs.reduction.edge_selection import edges_at, edges_by_flow, row_chunks
+from graphs.reduction.edge_selection import edges_at, edges_by_flow, row_bands
 from tests.graphs.cases import Array, Case, cases
 
 RNG = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def block_of(form: str) -> Block:
 
 
 def assembled(block: Block, rows: Array | None, columns: Array | None) -> sparse.csr_array:
-    chunks = list(row_chunks(block, rows, columns))
+    chunks = list(row_bands(block, rows, columns))
     found = np.concatenate([chunk for chunk, _ in chunks])
     np.testing.assert_array_equal(found, np.arange(block.shape[0]) if rows is None else rows)
     for _, part in chunks:

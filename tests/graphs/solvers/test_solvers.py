@@ -23,7 +23,7 @@ from graphs import (
     residual_graph,
     weighted_pagerank,
 )
-from graphs.linalg.layer_vectors import normalise_state, total_mass
+from graphs.linalg.layer_vectors import normalise_state, total_scores
 from graphs.ranking.layered_problem import WeightedPageRankProblem
 from graphs.solvers import (
     SOLVERS,
@@ -666,7 +666,7 @@ def test_clipping_keeps_the_mass_of_every_column() -> None:
     state = [np.array([[0.5, -0.25], [-0.1, 0.25]]), np.array([[0.6, 1.0]])]
     found = normalise_state([vector.clip(0.0) for vector in state], each_layer=False)
     assert min(vector.min() for vector in found) == 0.0
-    np.testing.assert_allclose(total_mass(found), [1.0, 1.0], rtol=1e-14)
+    np.testing.assert_allclose(total_scores(found), [1.0, 1.0], rtol=1e-14)
 
 
 # --- accelerated solvers need fewer steps

@@ -14,7 +14,7 @@ from scipy import sparse
 from graphs import BlockDigraph, GraphError, LayeredGraph, bidirectional_graph, pagerank, residual_graph
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import SparseBlock
-from graphs.linalg.layer_vectors import total_mass
+from graphs.linalg.layer_vectors import total_scores
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.solvers import GaussSeidel
 from graphs.structures.digraph import EdgeBlock, as_digraph, teleport_vector
@@ -294,7 +294,7 @@ def test_the_order_is_topological_where_there_is_one(n_layers: int, data: st.Dat
     digraph = BlockDigraph(
         (1,) * n_layers, tuple(EdgeBlock(s, t, block([[1.0]])) for s, t in sorted(pairs)), ("",) * n_layers
     )
-    order, acyclic = digraph.topological
+    order, acyclic = digraph.topological_order
     reference = networkx.DiGraph()
     reference.add_nodes_from(range(n_layers))
     reference.add_edges_from(pairs)
@@ -476,7 +476,7 @@ def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphProblem, 
     transition = column_stochastic(digraph.to_scipy().toarray())
     teleport, jump = found.stack(found.teleport), 0.37
     expected = state.copy()
-    for layer in digraph.topological[0]:
+    for layer in digraph.topological_order[0]:
         rows = slice(*digraph.offsets[layer : layer + 2])
         expected[rows] = found.gamma * transition[rows] @ expected + jump * teleport[rows]
     swept = found.sweep(found.split(state), jump)
@@ -509,7 +509,7 @@ def test_the_fixed_point_stays_where_it_is(drawn: tuple[DigraphProblem, Array]) 
     swept = found.sweep(state, jump)
     np.testing.assert_allclose(found.stack(swept.state), exact, rtol=0, atol=1e-12)
     assert swept.residual <= 1e-11
-    assert float(total_mass(swept.state)) == pytest.approx(1.0, abs=1e-14)
+    assert float(total_scores(swept.state)) == pytest.approx(1.0, abs=1e-14)
 
 
 @given(problems(), st.integers(0, 10**6))

@@ -13,7 +13,7 @@ from graphs.analysis.incident_edges import source_weights, target_weights
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import DenseBlock, SparseBlock
 from graphs.linalg.operators import KernelOperator
-from graphs.reduction.edge_selection import row_chunks
+from graphs.reduction.edge_selection import row_bands
 from tests.graphs.cases import Case, assert_layers_equal, lu_layers, random_case
 from tests.graphs.forms import every_form, formed
 
@@ -138,7 +138,7 @@ def test_the_squared_graph_has_squared_weights_and_activations(form: str) -> Non
         )
         np.testing.assert_allclose(row, wanted[1], rtol=1e-12)
         np.testing.assert_allclose(column, wanted[:, 1], rtol=1e-12)
-        excerpt = [csr.toarray() for _, csr in row_chunks(energies.blocks[layer - 1], np.array([0, 2]))]
+        excerpt = [csr.toarray() for _, csr in row_bands(energies.blocks[layer - 1], np.array([0, 2]))]
         np.testing.assert_allclose(np.concatenate(excerpt), wanted[[0, 2]], rtol=1e-12)
     by_hand = Case(squares, case.inputs**2, [a**2 for a in case.activations])
     for backend in ("auto", "dense", "scipy", "torch"):

@@ -22,7 +22,7 @@ from llmrank.evaluation.last_word import cut_passages, last_word
 from llmrank.evaluation.lm_eval import (
     PAGE_LENGTH,
     TASKS,
-    HarnessTasks,
+    LMEvalTasks,
     _estimates,
     find_tasks,
     last_word_documents,
@@ -97,7 +97,7 @@ def test_documents_are_the_passages_and_pages_of_a_text(tale: Path) -> None:
 
 
 def test_models_that_predict_nothing_and_models_without_a_tokenizer_are_refused() -> None:
-    tasks = HarnessTasks(("x",), None)
+    tasks = LMEvalTasks(("x",), None)
     for model in (family_model(named_family("BERT")), mlp(4, 6, 2)):
         with pytest.raises(UnsupportedModelError, match="no likelihood for lm-eval"):
             tasks.run(model, spelling_tokenizer())

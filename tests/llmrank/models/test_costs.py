@@ -53,9 +53,9 @@ def test_removed_cost_equals_the_saving_of_a_compact_model(family: Family) -> No
     apply_masks(model, ffns, masks)
     after, less = weights(model), counted(model, ids)
     for unit, saved in (("parameters", before[0] - after[0]), ("bytes", before[1] - after[1])):
-        assert costs.removed(masks.widths, unit) == costs.removed(masks.widths, f"ffn-{unit}") == saved  # type: ignore[arg-type]
+        assert costs.removed_cost(masks.widths, unit) == costs.removed_cost(masks.widths, f"ffn-{unit}") == saved  # type: ignore[arg-type]
     # Attention costs the same before and after.
-    assert costs.removed(masks.widths, "flops") * 8 == flops - less
+    assert costs.removed_cost(masks.widths, "flops") * 8 == flops - less
     assert one_by_one == before[0] - after[0]
 
 
@@ -80,10 +80,10 @@ def test_layers_that_follow_one_another_share_a_matrix() -> None:
     kept = (5 + 1) * first + (first + 1) * second + (second + 1) * 4
     whole = (5 + 1) * 12 + (12 + 1) * 9 + (9 + 1) * 4
     assert costs.total("ffn-parameters") == costs.total("parameters") == whole
-    assert costs.removed(masks.widths, "parameters") == whole - kept
+    assert costs.removed_cost(masks.widths, "parameters") == whole - kept
     flops = counted(model, x)
     apply_masks(model, ffns, masks)
-    assert costs.removed(masks.widths, "ffn-flops") * 3 == flops - counted(model, x)
+    assert costs.removed_cost(masks.widths, "ffn-flops") * 3 == flops - counted(model, x)
     assert weights(model)[0] == kept
 
 
@@ -100,7 +100,7 @@ def test_biases_of_another_dtype_count_with_their_neurons() -> None:
     model[0].bias = nn.Parameter(model[0].bias.float())
     ffns = find_ffns(model)
     assert neuron_cost(ffns[0].prunable[1]) == Cost(4 + 1 + 3, 2 * (4 + 3) + 4, 2 * (4 + 3))
-    assert ModelCosts(model, ffns).removed({"0": 5}, "bytes") == 3 * (2 * (4 + 3) + 4)
+    assert ModelCosts(model, ffns).removed_cost({"0": 5}, "bytes") == 3 * (2 * (4 + 3) + 4)
 
 
 def test_embedding_bags_cost_no_flops() -> None:
@@ -112,8 +112,8 @@ def test_explicitly_listed_linears_lose_rows() -> None:
     model = tiny_llama()
     costs = ModelCosts(model, explicit_ffns(model, STRUCTURE))
     assert costs.total("neurons") == 2 * (40 + 16)
-    assert costs.removed({"model.layers.0.mlp.up_proj": 30}, "parameters") == 10 * 16
-    assert costs.removed({"model.layers.1.mlp.down_proj": 10}, "parameters") == 6 * 40
+    assert costs.removed_cost({"model.layers.0.mlp.up_proj": 30}, "parameters") == 10 * 16
+    assert costs.removed_cost({"model.layers.1.mlp.down_proj": 10}, "parameters") == 6 * 40
 
 
 def test_units_have_names_and_costs_belong_to_one_model() -> None:
@@ -124,7 +124,7 @@ def test_units_have_names_and_costs_belong_to_one_model() -> None:
     ]
     model = mlp(4, 8, 3)
     costs = ModelCosts(model, find_ffns(model))
-    assert costs.removed({}, "neurons") == 0
-    assert costs.removed({"0": 5}, "neurons") == 3
+    assert costs.removed_cost({}, "neurons") == 0
+    assert costs.removed_cost({"0": 5}, "neurons") == 3
     with pytest.raises(OptionError, match="costs of a model without a layer mlp"):
-        costs.removed({"mlp": 5}, "bytes")
+        costs.removed_cost({"mlp": 5}, "bytes")

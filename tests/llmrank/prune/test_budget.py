@@ -28,7 +28,7 @@ from llmrank.prune import (
     protected_names,
     sensitivity_counts,
 )
-from llmrank.prune.budget import Reached, check_budget, describe_amount, reached_amounts, shortfall
+from llmrank.prune.budget import Reached, budget_notes, check_budget, describe_amount, reached_amounts
 from llmrank.prune.masks import Masks
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, mlp, tiny_llama, token_ids
 
@@ -199,7 +199,7 @@ def test_every_unit_is_reached_by_the_fewest_neurons(pruner: type[BasePruner], u
     costs = ModelCosts(model, ffns)
     entries = records(random_scores([40] * 3, 2))
     masks = pruner(0.2, amount_of=unit).prune(entries, costs)
-    removed = costs.removed(masks.widths, unit)
+    removed = costs.removed_cost(masks.widths, unit)
     assert removed >= 0.2 * costs.total(unit)
     # One neuron less from each layer that loses some would not suffice; under one budget not even a single one less.
     step = 3 if pruner is LocalPruner else 1
@@ -223,7 +223,7 @@ def test_other_layers_lose_what_protected_layers_do_not() -> None:
     for pruner in (LocalPruner, GlobalPruner):
         masks = pruner(0.2, amount_of="bytes", protect=0).prune(records(random_scores([40] * 3, 3)), costs)
         assert masks.widths[NAMES[0]] == 40
-        assert 0.2 <= costs.removed(masks.widths, "bytes") / costs.total("bytes") < 0.23
+        assert 0.2 <= costs.removed_cost(masks.widths, "bytes") / costs.total("bytes") < 0.23
 
 
 def test_widths_are_rounded_after_the_target_is_met() -> None:
@@ -368,26 +368,26 @@ def test_rounding_that_misses_a_target_is_noted() -> None:
     costs = ModelCosts(model, ffns)
     asked = LocalPruner(0.2, multiple_of=16, amount_of="bytes")
     found = reached_amounts(Masks({name: torch.arange(40) < 32 for name in NAMES[:2]}), costs)
-    (sentence,) = shortfall(asked, found)
+    (sentence,) = budget_notes(asked, found)
     assert f"{found['bytes']['share']:.2%} of the model bytes was removed where 20.00% was asked for" in sentence
     assert "multiples of 16" in sentence
-    assert shortfall(LocalPruner(found["bytes"]["share"], amount_of="bytes"), found) == []
-    assert shortfall(LocalPruner(int(found["bytes"]["removed"]), amount_of="bytes"), found) == []
-    assert shortfall(LocalPruner(8), found) == []
-    assert "20.0% was removed where 30.0% was asked for" in shortfall(LocalPruner(0.3), found)[0]
+    assert budget_notes(LocalPruner(found["bytes"]["share"], amount_of="bytes"), found) == []
+    assert budget_notes(LocalPruner(int(found["bytes"]["removed"]), amount_of="bytes"), found) == []
+    assert budget_notes(LocalPruner(8), found) == []
+    assert "20.0% was removed where 30.0% was asked for" in budget_notes(LocalPruner(0.3), found)[0]
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.1985, True), (0.1995, False), (0.2195, False), (0.2205, True)])
 @pytest.mark.parametrize("amount", [0.2, 200])
 def test_costs_may_be_exceeded_by_more_than_they_may_be_missed_by(amount: float, share: float, said: bool) -> None:
     reached: Reached = {"bytes": {"before": 1000, "removed": 1000 * share, "share": share}}
-    assert bool(shortfall(LocalPruner(amount, amount_of="bytes"), reached)) is said
+    assert bool(budget_notes(LocalPruner(amount, amount_of="bytes"), reached)) is said
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.179, True), (0.181, False), (0.219, False), (0.221, True)])
 def test_neurons_may_be_missed_by_rounding_either_way(share: float, said: bool) -> None:
     reached: Reached = {"neurons": {"before": 1000, "removed": 1000 * share, "share": share}}
-    assert bool(shortfall(LocalPruner(0.2), reached)) is said
+    assert bool(budget_notes(LocalPruner(0.2), reached)) is said
 
 
 # --- descriptions of an amount
