@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,6 +175,14 @@ def is_earlier(row: Mapping[str, Any]) -> bool:
     return row["repair"] != "none" and "validation" not in row
 
 
+def mask_digest(masks: Masks) -> str:
+    """The sha256 of all keep masks, layer by layer, by which kept neurons are compared between versions."""
+    digest = hashlib.sha256()
+    for name, mask in masks.items():
+        digest.update(name.encode() + mask.numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Study:
     """A model, its calibration, and what is the same for all rows."""
 
@@ -282,7 +291,8 @@ class Study:
         finally:
             application.undo()
         told = {"validation": asdict(validation)} if validation is not None else {}
-        return {**asdict(setting), **row, "removed": masks.removed_share, "repair_seconds": seconds, **told}
+        facts = {"removed": masks.removed_share, "masks_sha256": mask_digest(masks), "repair_seconds": seconds}
+        return {**asdict(setting), **row, **facts, **told}
 
 
 def table(results: dict[str, Any]) -> str:
