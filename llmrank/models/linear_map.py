@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -18,7 +16,6 @@ __all__ = [
     "is_linear_map",
     "matrix_of",
     "out_features",
-    "set_features",
     "size_attributes",
 ]
 
@@ -57,14 +54,8 @@ def bias_of(module: nn.Module) -> torch.Tensor | None:
     return bias if isinstance(bias, torch.Tensor) else None
 
 
-def size_attributes(module: nn.Module) -> tuple[str, ...]:
-    """Return the attributes in which a linear map repeats the shape of its weight: outputs, then inputs."""
-    return ("nf", "nx") if isinstance(module, Conv1D) else ("out_features", "in_features")
-
-
-def set_features(module: Any, n_out: int, n_in: int) -> None:
-    """Write the numbers of outputs and inputs into the attributes of a linear map, where they differ."""
-    for name, size in zip(size_attributes(module), (n_out, n_in), strict=True):
-        # Conv1D has only one of its attributes in some versions of transformers.
-        if getattr(module, name, size) != size:
-            setattr(module, name, size)
+def size_attributes(module: nn.Module, n_out: int, n_in: int) -> dict[str, int]:
+    """Return the attributes in which a linear map repeats the shape of its weight, with their values for a new shape."""
+    if isinstance(module, Conv1D):
+        return {name: size for name, size in (("nf", n_out), ("nx", n_in)) if hasattr(module, name)}
+    return {"out_features": n_out, "in_features": n_in}

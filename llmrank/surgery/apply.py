@@ -299,7 +299,7 @@ def _restore_linear(module: nn.Module) -> Restore:
     parameters, buffers, hooks = dict(module._parameters), dict(module._buffers), dict(module._forward_pre_hooks)
     # The tensors themselves: an assignment to `data` leaves the Parameter where it is.
     tensors = {name: parameter.data for name, parameter in parameters.items() if parameter is not None}
-    restore_sizes = _restore_attributes(module, size_attributes(module))
+    restore_sizes = _restore_attributes(module, tuple(size_attributes(module, 0, 0)))
 
     def restore() -> None:
         target: Any = module

@@ -19,7 +19,7 @@ from torch import nn
 
 from llmrank.errors import CheckpointError, is_out_of_memory
 from llmrank.models import find_ffns
-from llmrank.models.linear_map import set_features
+from llmrank.models.linear_map import size_attributes
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
 from llmrank.surgery.files import atomic_directory, check_output
@@ -215,4 +215,5 @@ def resize(model: nn.Module, widths: Mapping[str, int]) -> None:
         module.weight = nn.Parameter(old.new_empty(linear.weight_shape), requires_grad=old.requires_grad)
         if getattr(module, "bias", None) is not None:
             module.bias = nn.Parameter(module.bias.new_empty(linear.n_rows), requires_grad=module.bias.requires_grad)
-        set_features(module, linear.n_rows, linear.n_columns)
+        for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
+            setattr(module, name, size)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from llmrank.models import FFNs
-from llmrank.models.linear_map import as_stored, bias_of, in_features, out_features, set_features
+from llmrank.models.linear_map import as_stored, bias_of, in_features, out_features, size_attributes
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair import RepairedMap
 
@@ -151,7 +151,8 @@ def compact_map(linear: LinearMask) -> None:
             if not bool(mask.all()):
                 value = value.index_select(axis, mask.nonzero().flatten().to(value.device))
         replace_parameter(module, name, value if name == "bias" else as_stored(module, value).contiguous())
-    set_features(module, linear.n_rows, linear.n_columns)
+    for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
+        set_attribute(module, name, size)
 
 
 def replace_parameter(module: Any, name: str, value: torch.Tensor) -> None:

@@ -114,6 +114,7 @@ def test_as_much_is_generated_whatever_comes_out() -> None:
         assert generate(model, token_ids(1, 6)).shape == (1, 12)
 
 
+@pytest.mark.slow
 def test_a_smaller_model_is_a_smaller_file_to_load() -> None:
     model = tiny_llama()
     dense, half = memory(model, token_ids(1, 8), [0.5], 4)

@@ -26,6 +26,7 @@ def test_work_is_counted_in_multiply_adds_of_linear_maps() -> None:
     assert len(work) == 2
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_in_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("valid", "test"):
         (tmp_path / f"{name}.txt").write_text(" ".join([f"{TALE.capitalize()}."] * 80), encoding="utf-8")
@@ -57,6 +58,7 @@ def test_a_run_is_measured_in_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     footprint.main()
 
 
+@pytest.mark.slow
 def test_going_past_an_ffn_alone_is_seen_in_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = tokenise(token_ids(8, 24), None, 8, 24)
 

@@ -95,6 +95,7 @@ SCORE_FIGURES: dict[str, Callable[[RankResult], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SCORE_FIGURES))
 @pytest.mark.parametrize("case", ["ten_million_edges", "seven_billion"])
 def test_score_figures(name: str, case: str, request: pytest.FixtureRequest) -> None:
@@ -118,6 +119,7 @@ def test_ten_million_edges_flow_as_ribbons(ten_million_edges: tuple[LayeredGraph
     assert len(ax.get_legend().get_texts()) == 5
 
 
+@pytest.mark.slow
 def test_the_flow_of_a_7b_model_is_a_heat_map(seven_billion: tuple[LayeredGraph, RankResult]) -> None:
     ax = bounded(lambda: legible(layer_flow(*seven_billion)), seconds=60, megabytes=100)
     assert ax.get_title().startswith("33 layers")

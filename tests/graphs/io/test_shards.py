@@ -51,6 +51,7 @@ def test_tensors_are_mapped(tmp_path: Path) -> None:
     assert any(start <= tensor.data_ptr() < stop for start, stop in regions)
 
 
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_ranking_needs_no_memory_for_the_weights(tmp_path: Path, dtype: str) -> None:

@@ -349,6 +349,7 @@ def test_the_bound_is_no_worse_than_that_of_a_contraction(
         assert result.error_bound <= gamma / (1 - gamma) * result.residuals[-1] * (1 + 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knobs", [(1, 2), (1, 4), (2, 3), (2, 4)])
 def test_jumps_beyond_the_simplex_keep_the_bounds(knobs: tuple[int, int]) -> None:
     # After starts far from the solution extrapolations are negative; the bounds must hold for the clipped ones.

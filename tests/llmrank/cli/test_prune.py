@@ -378,7 +378,7 @@ def test_a_dataset_without_its_package_is_refused_before_a_model_is_looked_for(
         (("--output=--",), "argument --output: expected a value, got '--'"),
         (("--seed=--",), "argument --seed: expected a value, got '--'"),
         (("--evaluate=--",), "argument --evaluate: expected a value, got '--'"),
-        (("--calibration=",), "argument --calibration: expected a text file, or dataset:NAME, got ''"),
+        (("--calibration=",), "argument --calibration: expected a text file or the name of a source, got ''"),
         (("--amount=",), "argument --amount: expected a share such as 0.3 or a number such as 500, got ''"),
         (("--amount", "9" * 5000), "share in [0, 1)"),
         (("--output", "a\udcff"), "argument --output: expected a name in UTF-8"),
@@ -444,6 +444,7 @@ def test_closed_streams_change_nothing(monkeypatch: pytest.MonkeyPatch, closed: 
         getattr(sys, name).close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [("stdout",), ("stderr",), ("stdout", "stderr")])
 def test_a_reader_that_goes_away_costs_no_checkpoint(
     checkpoint: Path, corpus: Path, tmp_path: Path, gone: tuple[str, ...]

@@ -22,8 +22,8 @@ SCORERS = {"wpr": WeightedPageRankScorer(), "activation": ActivationScorer(), "r
 TOPOLOGIES = {"chained": ChainedFFNPipeline, "isolated": IsolatedFFNPipeline}
 
 
-def inspected(topology: str = "chained", budget: BasePruner | None = None, **options: Any) -> Inspection:
-    pipeline = TOPOLOGIES[topology](tiny_llama(), None, pruner=budget, calibration=token_ids())
+def inspected(topology: str = "chained", pruner: BasePruner | None = None, **options: Any) -> Inspection:
+    pipeline = TOPOLOGIES[topology](tiny_llama(), None, pruner=pruner, calibration=token_ids())
     return inspect_model(pipeline, SCORERS, "wpr", **options)
 
 
@@ -31,7 +31,7 @@ def inspected(topology: str = "chained", budget: BasePruner | None = None, **opt
 @pytest.mark.parametrize("budget", ["local", "global"])
 def test_its_masks_are_those_of_the_pipeline(topology: str, budget: str) -> None:
     pruner = LocalPruner(0.4) if budget == "local" else GlobalPruner(0.4)
-    inspection = inspected(topology, pruner, pruner=budget)
+    inspection = inspected(topology, pruner, budget=budget)
     pipeline = TOPOLOGIES[topology](tiny_llama(), None, scorer=SCORERS["wpr"], pruner=pruner, calibration=token_ids())
     pipeline.run()
     assert inspection.main.masks[budget] == pipeline.masks
@@ -132,7 +132,7 @@ def test_budgets_that_a_page_could_not_show_are_refused(pruner: BasePruner) -> N
 
 def test_an_amount_that_only_global_pruning_accepts() -> None:
     """50 neurons can be removed from all 80 together, but not from every layer of 40."""
-    inspection = inspected("chained", GlobalPruner(50), pruner="global")
+    inspection = inspected("chained", GlobalPruner(50), budget="global")
     assert inspection.budgets.refusals == {
         "local": "model.layers.0.mlp would keep 0 of 40 neurons, fewer than min_keep=1; lower the amount (at most 39 "
         "of them can be removed) or min_keep"
@@ -149,12 +149,12 @@ def test_an_amount_that_only_global_pruning_accepts() -> None:
     name = next(iter(inspection.layer_positions()))
     assert set(summarise_neuron(inspection, name, 0).verdicts) == {"global"}
     with pytest.raises(OptionError, match="would keep 0 of 40"):
-        inspected("chained", GlobalPruner(50), pruner="local")
+        inspected("chained", GlobalPruner(50), budget="local")
 
 
 def test_both_budgets_have_the_settings_of_the_pruner() -> None:
     pruner = GlobalPruner(0.4, min_keep=3, multiple_of=8, normalize="mean")
-    inspection = inspected("chained", pruner, pruner="global")
+    inspection = inspected("chained", pruner, budget="global")
     pipeline = ChainedFFNPipeline(
         tiny_llama(), None, scorer=SCORERS["wpr"], pruner=pruner, calibration=token_ids(), form="zero"
     )

@@ -173,6 +173,7 @@ def test_pretended_devices_do_not_mix() -> None:
     assert here[torch.tensor([True, False])].device == FIRST
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_devices")
 @pytest.mark.parametrize("kind", PIPELINES)
 def test_models_on_two_devices_are_pruned_like_whole_ones(kind: str) -> None:

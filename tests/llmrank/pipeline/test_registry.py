@@ -174,6 +174,7 @@ class Power(BaseScorer):
 }
 
 
+@pytest.mark.slow
 def test_another_distribution_adds_a_scorer(tmp_path: Path) -> None:
     wheel = tmp_path / "far-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:

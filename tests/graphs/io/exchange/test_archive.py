@@ -166,6 +166,7 @@ PIECES = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(data=st.data())
 def test_damaged_headers_are_refused_though_their_checksum_is_right(path: Path, data: st.DataObject) -> None:
