@@ -397,10 +397,10 @@ def test_arguments_that_make_no_command_are_refused(capsys: Any, arguments: tupl
 @pytest.mark.parametrize(
     ("raised", "status", "said"),
     [
-        (TypeError("no len"), 1, "this is a bug in llmrank, which did not foresee TypeError: no len; please report it"),
-        (MemoryError(), 2, "error: memory does not suffice; use shorter sequences (--sequence-length)"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "memory does not suffice ([enf"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 2, "memory does not suffice (CUDA out of memory); use"),
+        (TypeError("no len"), 1, "this is a bug in llmrank, which did not expect TypeError: no len; please report it"),
+        (MemoryError(), 2, "error: not enough memory; use shorter sequences (--sequence-length)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "not enough memory ([enf"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "not enough memory (CUDA out of memory); use"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
@@ -432,7 +432,7 @@ def test_memory_is_what_failed_whoever_says_so(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr("llmrank.cli.run_families", fail)
     assert run("families") == 2
-    assert "memory does not suffice (transformers cannot load it" in capsys.readouterr().err
+    assert "not enough memory (transformers cannot load it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("closed", [("stdout",), ("stdout", "stderr")])
@@ -540,7 +540,7 @@ def test_interruption_is_quiet(monkeypatch: Any, checkpoint: Path, tmp_path: Pat
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .startswith("llmrank: interrupted; a checkpoint directory is only there if")
+        .startswith("llmrank: interrupted; a checkpoint directory exists only if")
     )
 
 
