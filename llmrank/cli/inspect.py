@@ -164,7 +164,7 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
 
 def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
     """Check the options; return the scorer of ``--scorer`` with its settings, and those of ``--compare`` with their defaults."""
-    scorer, _ = check_method(settings)
+    scorer = check_method(settings)
     names = SCORERS.names() if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
     main = split_spec(settings.scorer)[0]

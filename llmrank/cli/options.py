@@ -185,8 +185,8 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise OptionError(f"--{name.replace('_', '-')} must be {bound}, got {number}")
 
 
-def check_method(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Check all options that do not depend on the model, before it is loaded; return scorer and pruner."""
+def check_method(options: argparse.Namespace) -> BaseScorer:
+    """Check all options that do not depend on the model, before it is loaded; return the scorer."""
     scorer, pruner = make_parts(options)
     PIPELINES.options(options.pipeline)
     form, align = _form_and_alignment(options)
@@ -196,7 +196,7 @@ def check_method(options: argparse.Namespace) -> tuple[Any, Any]:
     evaluation = getattr(options, "evaluate", None)
     if evaluation is not None and evaluation is not True:
         check_text(evaluation, "evaluation")
-    return scorer, pruner
+    return scorer
 
 
 def check_device_and_dtype(options: argparse.Namespace) -> None:

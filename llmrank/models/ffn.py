@@ -17,7 +17,7 @@ FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit"
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map: all outputs of a module, or a range of them (such as one half of a module that computes gate and up together).
+    """A linear map: all outputs of a module, or a range of them (such as half of a module that computes gate and up together).
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
-"""Registries: the components that the command line knows by name, and how they are made from a spec.
+"""Registries: the components that have a name, and how they are made from a spec.
 
-A spec is a name, or a name with options: ``wpr``, ``wpr:gamma=0.9,edges=energy``. The options are the fields of the component's
-class, so that they are typed once. Other distributions add components with entry points of the groups ``llmrank.scorers``,
-``llmrank.pruners`` and ``llmrank.repairs``; a program adds them with :meth:`Registry.register`:
+A spec is a name, or a name with options: ``wpr``, ``wpr:gamma=0.9,edges=energy``. The options are the parameters of the
+component's class, so that they are declared only once. Other distributions add components with entry points of the groups
+``llmrank.scorers``, ``llmrank.pruners`` and ``llmrank.repairs``; a program adds them with :meth:`Registry.register`:
 
 >>> from llmrank.score import BaseScorer
 >>> @SCORERS.register("in-strength")
@@ -140,7 +140,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         type
             The class of the component.
         dict from str to object
-            The options that were given, converted to the types of its fields.
+            The options that were given, converted to the types of the parameters.
 
         Raises
         ------
@@ -186,14 +186,14 @@ class Registry(dict[str, type[T]], Generic[T]):
         twice = sorted(options.keys() & given.keys())
         if twice:
             raise OptionError(
-                f"{', '.join(twice)} of {self.kind} {spec!r} is set outside of the spec; leave it out there"
+                f"{', '.join(twice)} of {self.kind} {spec!r} is set outside of the spec too; leave it out of the spec"
             )
         name = split_spec(spec)[0]
         self._check_options(name, given, {field.name: field for field in self.fields(name)})
         return entry(**options, **given)
 
     def _doc(self, entry: type, option: str) -> str:
-        """Return the text for an option in the docstring of a class; "As for" another class is replaced by the text there."""
+        """Return the text for an option in the docstring of a class; "As for :class:`X`" is replaced by the text of X."""
         text = parameter_docs(entry).get(option, "")
         reference = re.match(r"As for :class:`[~\w.]*?(\w+)`[;.,]? ?", text)
         if reference is None:

@@ -71,9 +71,9 @@ def repair_ffns(
 
     Notes
     -----
-    Memory, beside the hidden states that the stream keeps: the moments of one map, which are two (n, n) float64 matrices, three to
-    reselect; while they are solved, one to three and a half more matrices of that size, the more, the fewer neurons are removed;
-    and the repaired maps, unless they are written.
+    Memory, beside the hidden states that the stream keeps: the moments of one map (two (n, n) float64 matrices, three to
+    reselect); while a map is solved, one to three and a half more such matrices, and the more, the fewer neurons are removed; and
+    the repaired maps, unless they are written.
     """
     if ffns.explicit:
         raise OptionError("repair needs whole FFNs; with structure_dict no map is known that reads the removed rows")
