@@ -84,7 +84,7 @@ def test_everything_at_once_is_what_the_library_gives(
     assert found["against"] == str(models["dense"])
     assert found["divergence"] == pytest.approx(vars(compared.divergence), rel=1e-4)
     assert found["top1"] == pytest.approx(vars(compared.agreement))
-    for part in ("prefix", "equal", "exact"):
+    for part in ("common_prefix", "equal_tokens", "equal_texts"):
         assert found["continuations"][part] == pytest.approx(vars(getattr(alike, part)))
     assert (found["continuations"]["prompt_length"], found["continuations"]["new_tokens"]) == (8, 5)
     assert found["last_word"] == {"accuracy": pytest.approx(vars(asked.accuracy)), "skipped": 0}
