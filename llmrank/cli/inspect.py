@@ -127,7 +127,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
         console.print("No files were written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
     with progress_step(options.progress, f"Writing {options.output}"), atomic_directory(options.output) as partial:
-        _write(partial, summary, formats, options, selected=options.layers is not None)
+        _write(partial, summary, formats, options)
     names = sorted(path.name for path in options.output.iterdir())
     console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
     if PAGE in names:
@@ -358,16 +358,15 @@ def _verdict(verdict: Verdict, score: float) -> str:
 # --- the files
 
 
-def _write(
-    directory: Path, summary: InspectionSummary, formats: Sequence[str], options: argparse.Namespace, *, selected: bool
-) -> None:
-    """Write the files of an inspection; `selected` says whether each listed layer gets a figure of its own."""
+def _write(directory: Path, summary: InspectionSummary, formats: Sequence[str], options: argparse.Namespace) -> None:
+    """Write the files of an inspection; each layer of ``--layers`` gets a figure of its own."""
     inspection = summary.inspection
     text = json.dumps(summary.to_dict(), indent=2, allow_nan=False) + "\n"
     (directory / SUMMARY).write_text(text, encoding="utf-8")
     figures = [name for name in FIGURES if name in formats]
     if figures:
-        write_figures(inspection, directory, figures, options.top, list(summary.layers) if selected else None)
+        layers = None if options.layers is None else list(summary.layers)
+        write_figures(inspection, directory, figures, options.top, layers)
     if "html" in formats:
         write_page(inspection, directory / PAGE)
     _write_graphs(directory, inspection, formats, options.top)

@@ -156,9 +156,8 @@ class Registry(dict[str, type[T]], Generic[T]):
         {'protect': [0, 'model.layers.29']}
         """
         name, written = split_spec(spec)
-        entry, fields = self.find(name), {field.name: field for field in self.fields(name)}
-        self._check_options(name, written, fields)
-        return entry, {key: fields[key].read(values) for key, values in written.items()}
+        fields = self._fields_by_name(name, written)
+        return self.find(name), {key: fields[key].read(values) for key, values in written.items()}
 
     def make(self, spec: str | T, **given: Any) -> T:
         """Make a component from a spec; an instance is returned as it is.
@@ -188,8 +187,7 @@ class Registry(dict[str, type[T]], Generic[T]):
             raise OptionError(
                 f"{', '.join(twice)} of {self.kind} {spec!r} is set outside of the spec too; leave it out of the spec"
             )
-        name = split_spec(spec)[0]
-        self._check_options(name, given, {field.name: field for field in self.fields(name)})
+        self._fields_by_name(split_spec(spec)[0], given)
         return entry(**options, **given)
 
     def _doc(self, entry: type, option: str) -> str:
@@ -203,12 +201,15 @@ class Registry(dict[str, type[T]], Generic[T]):
         rest = text[reference.end() :]
         return f"{inherited} {rest[:1].upper()}{rest[1:]}".strip()
 
-    def _check_options(self, name: str, given: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
+    def _fields_by_name(self, name: str, given: Mapping[str, Any]) -> dict[str, Field]:
+        """Return the options of a component by name; raise if one that is given is not among them."""
+        fields = {field.name: field for field in self.fields(name)}
         for key in given:
             if key not in fields:
                 own = [f"{field.name} ({field.default})" for field in fields.values()]
                 shown = f"its options are {', '.join(own)}" if own else "it has no options"
                 raise OptionError(f"{self.kind} {name!r} has no option {key!r}{nearest_name(key, fields)}; {shown}")
+        return fields
 
     def _add(self, name: str, entry: Any, where: str) -> None:
         if name in self or not name or set(name) & set(":,="):

@@ -76,7 +76,9 @@ def repair_ffns(
     the repaired maps, unless they are written.
     """
     if ffns.explicit:
-        raise OptionError("repair needs whole FFNs; with structure_dict no map is known that reads the removed rows")
+        raise OptionError(
+            "repair needs whole FFNs; with structure_dict no map is known that reads the removed rows; leave the repair out"
+        )
     can_add_bias = method.needs_bias and bool(bias_attribute(model))
     repaired: dict[str, RepairedMap] = {}
     kept = dict(masks)

@@ -119,7 +119,7 @@ def test_a_model_against_itself(models: dict[str, Path], tale: Path, tmp_path: P
     found = strict(result)
     assert found["divergence"]["value"] == 0.0
     assert found["top1"] == {"value": 1.0, "error": 0.0, "count": 138}
-    assert found["continuations"]["exact"] == {"value": 1.0, "error": 0.0, "count": 6}
+    assert found["continuations"]["equal_texts"] == {"value": 1.0, "error": 0.0, "count": 6}
     assert found["continuations"]["prompt_length"] == 24  # no longer than the sequences
 
 
@@ -144,7 +144,7 @@ def test_other_tokenizers_are_refused(
     message = refused(capsys, "evaluate", models["pruned"], "--text", tale, "--against", models[dense], *SHORT)
     assert "are not the same" in message
     assert reason in message
-    assert "that MODEL was cut from" in message
+    assert "that MODEL was pruned from" in message
 
 
 def test_an_encoder_decoder_is_compared_but_not_asked_for_last_words(

@@ -681,7 +681,7 @@ def test_who_names_no_text_gets_the_models_own_where_it_writes(
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
         assert report["calibration"]["source"].startswith(source)
         assert ("The model first writes the text" in shown) == (not options and source == own)
-        assert ("serves better: --calibration FILE" in shown) == (advice is not None)
+        assert ("is better: --calibration FILE" in shown) == (advice is not None)
         assert advice is None or advice in shown
 
 
