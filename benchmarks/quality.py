@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,11 +54,8 @@ SCORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "weighted pagerank": ("wpr", {"gamma": 0.5, "theta": 1.0}),
     "modified pagerank": ("mpr", {}),
     "weighted pagerank of energies": ("wpr", {"edges": "energy"}),
-    "weighted pagerank, explained": ("wpr", {"explained": 0.5}),
-    "modified pagerank, explained": ("mpr", {"explained": 0.5}),
     "forward and backward": ("fbpr", {"balance": 0.5}),
     "forward and backward (0.8)": ("fbpr", {"balance": 0.8}),
-    "forward and backward, explained": ("fbpr", {"balance": 0.8, "explained": 0.5}),
 }
 TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "isolated": ("isolated", {}),
@@ -99,18 +97,14 @@ CONTENDERS: dict[str, dict[str, tuple[str, ...]]] = {
 # What was tried for a better rank, against the one that is the default.
 TRIED = (
     "weighted pagerank of energies",
-    "weighted pagerank, explained",
-    "modified pagerank, explained",
     "forward and backward",
     "forward and backward (0.8)",
-    "forward and backward, explained",
 )
 # Scorer, topology and budget of every row without repair: published scores and the ranks by every budget, what was tried by one.
 AS_CUT: tuple[tuple[str, str, str], ...] = (
     *((scorer, "isolated", pruner) for scorer in SCORERS if scorer not in TRIED for pruner in PRUNERS),
     *((scorer, "chained", pruner) for scorer in ("weighted pagerank", "modified pagerank") for pruner in PRUNERS),
     *((scorer, "isolated", "local") for scorer in TRIED),
-    ("weighted pagerank, explained", "isolated", "sensitivity"),
     *(("weighted pagerank", topology, "local") for topology in TOPOLOGIES if topology.startswith("residual")),
 )
 
@@ -174,6 +168,14 @@ def is_earlier(row: Mapping[str, Any]) -> bool:
     return row["repair"] != "none" and "validation" not in row
 
 
+def mask_digest(masks: Masks) -> str:
+    """The sha256 of all keep masks, layer by layer, by which kept neurons are compared between versions."""
+    digest = hashlib.sha256()
+    for name, mask in masks.items():
+        digest.update(name.encode() + mask.numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Study:
     """A model, its calibration, and what is the same for all rows."""
 
@@ -195,7 +197,6 @@ class Study:
     def calibrate(self, wanted: Sequence[Setting]) -> None:
         """See the calibration tokens, once for all rows that are wanted, with what any of them needs."""
         rows = [setting for setting in wanted if setting.graph == "ffn"]
-        scorers = [make_scorer(registered, **knobs) for registered, knobs in (SCORERS[row.scorer] for row in rows)]
         around = [TOPOLOGIES[row.topology] for row in rows]
         attends = any(options.get("attention") for _, options in around)
         with recording(self.model, self.ffns["ffn"]) as self.record:
@@ -203,7 +204,6 @@ class Study:
                 self.model,
                 self.ffns["ffn"],
                 self.calibration,
-                explained=any(scorer.needs_explained for scorer in scorers),
                 skips=any(topology == "residual" for topology, _ in around),
                 attentions=find_attentions(self.model, self.ffns["ffn"]) if attends else None,
             )
@@ -282,7 +282,8 @@ class Study:
         finally:
             application.undo()
         told = {"validation": asdict(validation)} if validation is not None else {}
-        return {**asdict(setting), **row, "removed": masks.removed_share, "repair_seconds": seconds, **told}
+        facts = {"removed": masks.removed_share, "masks_sha256": mask_digest(masks), "repair_seconds": seconds}
+        return {**asdict(setting), **row, **facts, **told}
 
 
 def table(results: dict[str, Any]) -> str:

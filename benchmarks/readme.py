@@ -33,9 +33,6 @@ AS_CUT = {
     "weighted PageRank, residual graph with attention, local": [
         "ffn | weighted pagerank | residual, attention | local"
     ],
-    "weighted PageRank with what neurons explain, sensitivity": [
-        "ffn | weighted pagerank, explained | isolated | sensitivity"
-    ],
     "activation alone, our global budget": ["ffn | activation | isolated | global"],
     "Wanda-sp (L1) as published": ["ffn | wanda-sp (L1) | isolated | local"],
     "Wanda-sp (L1), our global budget": ["ffn | wanda-sp (L1) | isolated | global"],

@@ -6,7 +6,7 @@ activations themselves are never stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.contribution import ExplainedSums
 from llmrank.calibration.forward import (
     Progress,
     TokenMasks,
@@ -31,7 +30,6 @@ from llmrank.calibration.residual import SkipSums, block_path, hidden_states
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, LLMRankError
 from llmrank.models import FFN, FFNs
-from llmrank.models.linear_map import bias_of
 
 __all__ = ["AttentionStatistics", "FFNStatistics", "LayerStatistics", "collect_statistics"]
 
@@ -53,9 +51,6 @@ class LayerStatistics:
     read_norm : (n,) float64 tensor
         Norm of the inputs of the maps that read this layer. It equals `norm` except in the explicit form, where `norm` is
         taken of the Linear's own output.
-    explained : (n,) float64 tensor, optional
-        Share of the energy of the output of the map that reads the layer, as explained by each node, see
-        :mod:`llmrank.calibration.contribution`; for hidden layers, if requested.
     """
 
     norm: torch.Tensor
@@ -63,7 +58,6 @@ class LayerStatistics:
     variance: torch.Tensor
     count: int
     read_norm: torch.Tensor
-    explained: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,16 +93,6 @@ class AttentionStatistics:
 
     attention: FFN
     layers: tuple[LayerStatistics, ...]
-
-
-@dataclass(frozen=True)
-class _RowsAccumulator:
-    """An accumulator that calls a function with the unpadded rows (tokens, n)."""
-
-    function: Callable[[torch.Tensor], None]
-
-    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        self.function(unpadded_rows(values, mask))
 
 
 class _LayerSums:
@@ -152,7 +136,6 @@ def collect_statistics(
     batch_size: int = 1,
     progress: Progress | None = None,
     *,
-    explained: bool = False,
     skips: bool = False,
     attentions: Mapping[str, FFN] | None = None,
 ) -> tuple[FFNStatistics, ...]:
@@ -169,10 +152,6 @@ def collect_statistics(
         Number of sequences in one forward pass; the result does not depend on it except for rounding.
     progress : callable, optional
         ``progress(items, description)`` returns an iterable over the items.
-    explained : bool
-        Whether to compute the shares of the outputs that hidden neurons (and the inputs of attentions' output maps) explain,
-        see :mod:`llmrank.calibration.contribution`. This costs one more product with every such map. Explicitly listed Linears
-        have no hidden neurons.
     skips : bool
         Whether to measure the share of the residual stream that skips every block.
     attentions : mapping from str to FFN, optional
@@ -203,7 +182,7 @@ def collect_statistics(
     body = body_of(model, units)
     skip_sums: dict[str, SkipSums] = {}
     with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
-        sums = [_FFNSums(hooks, model, unit, masks, explained=explained) for unit in units]
+        sums = [_FFNSums(hooks, model, unit, masks) for unit in units]
         for ffn in ffns if skips else ():
             path = block_path(ffn)
             if path not in skip_sums:
@@ -254,22 +233,16 @@ def _add_block_hook(
 class _FFNSums:
     """All sums of one FFN (or attention); hooks add to them until `hooks` closes."""
 
-    def __init__(self, hooks: ExitStack, model: nn.Module, ffn: FFN, masks: TokenMasks, *, explained: bool) -> None:
+    def __init__(self, hooks: ExitStack, model: nn.Module, ffn: FFN, masks: TokenMasks) -> None:
         self._ffn = ffn
         self._input_sums: list[_LayerSums] = []
         self._output_sums: dict[int, _LayerSums] = {}
-        self._explained: dict[int, ExplainedSums] = {}
         for layer, stage in enumerate(ffn.stages):
             self._input_sums.append(_LayerSums(stage[0].in_features, stage[0].weight.device))
             add_hook(hooks, model, ffn, stage[0].module, self._input_sums[-1], masks)
             if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
                 self._output_sums[layer + 1] = _LayerSums(stage[0].size, stage[0].weight.device)
                 add_hook(hooks, model, ffn, stage[0].module, self._output_sums[layer + 1], masks, output=True)
-        for layer in range(1, len(ffn.stages)) if explained and ffn.kind != "explicit" else ():
-            (output_map,) = ffn.stages[layer]
-            sums = self._explained[layer] = ExplainedSums(output_map.weight, bias_of(output_map.module))
-            add_hook(hooks, model, ffn, output_map.module, _RowsAccumulator(sums.add_input), masks)
-            add_hook(hooks, model, ffn, output_map.module, _RowsAccumulator(sums.add_output), masks, output=True)
 
     def finish(self) -> tuple[LayerStatistics, ...]:
         """Return the statistics of every layer."""
@@ -287,8 +260,4 @@ class _FFNSums:
                 for layer in range(1, len(read) + 1)
             ]
             return (read[0], *inner)
-        layers = [
-            replace(entry, explained=self._explained[k].finish()) if k in self._explained else entry
-            for k, entry in enumerate(read)
-        ]
-        return (*layers, written[len(read)])
+        return (*read, written[len(read)])

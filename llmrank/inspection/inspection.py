@@ -177,7 +177,7 @@ def inspect_model(
     if budget in budgets.refusals:
         raise OptionError(budgets.refusals[budget])
     sequences = pipeline.calibration_texts()[0]
-    statistics = pipeline.calibrate(ffns, sequences, list(scorers.values()))
+    statistics = pipeline.calibrate(ffns, sequences)
     calibrated = perf_counter()
     graphs = pipeline.build_graphs(ffns, statistics)
     named = list(scorers.items())

@@ -196,10 +196,5 @@ def check_options(
             f"{unit_name(pruner.amount_of)} means nothing there; use amount_of='neurons' with it"
         )
     check_steps(steps)
-    if structure_dict is not None and scorer is not None and scorer.needs_explained:
-        raise OptionError(
-            f"{type(scorer).__name__} needs hidden neurons between an input map and an output map, and structure_dict prunes "
-            "rows of Linears; leave it out, or use another scorer"
-        )
     if structure_dict is not None and form == "compact":
         raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")

@@ -148,15 +148,10 @@ class PipelineStages:
             self.model, self.tokenizer, hold_out=self.repair is not None, progress=self.progress
         )
 
-    def calibrate(
-        self, ffns: FFNs, sequences: TokenSequences, scorers: Sequence[BaseScorer] = ()
-    ) -> tuple[FFNStatistics, ...]:
-        """Collect statistics of every layer of nodes, with all that the pipeline's scorer and `scorers` need."""
-        explained = any(scorer.needs_explained for scorer in (self.scorer, *scorers))
-        around = self.statistics_options(ffns)
-        return collect_statistics(
-            self.model, ffns, sequences, self.calibration.batch_size, self.progress, explained=explained, **around
-        )
+    def calibrate(self, ffns: FFNs, sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
+        """Collect statistics of every layer of nodes."""
+        options = self.statistics_options(ffns)
+        return collect_statistics(self.model, ffns, sequences, self.calibration.batch_size, self.progress, **options)
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
         """Return what else the calibration measures, as options of :func:`llmrank.calibration.statistics.collect_statistics`."""

@@ -34,14 +34,6 @@ class BaseScorer:
     # The name on the command line and in the registries, which leave out classes of this package that define none.
     name: ClassVar[str]
 
-    @property
-    def needs_explained(self) -> bool:
-        """Whether the scorer needs the explained shares of hidden neurons (:mod:`llmrank.calibration.contribution`).
-
-        They make the calibration more expensive, so pipelines collect them only if this is True.
-        """
-        return False
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # If a subclass overrides only score, its rank must use that score; the rank of its parent may not.
         super().__init_subclass__(**kwargs)

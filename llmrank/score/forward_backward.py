@@ -11,9 +11,9 @@ import numpy as np
 from graphs import LayeredGraph, RankResult, weighted_pagerank
 from graphs.solvers.result import DegenerateLayer
 from llmrank.calibration.statistics import LayerStatistics
+from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.pagerank import (
     Backend,
-    BasePageRankScorer,
     EdgeMeasure,
     Precision,
     check_choices,
@@ -26,7 +26,7 @@ __all__ = ["ForwardBackwardScorer"]
 
 
 @dataclass
-class ForwardBackwardScorer(BasePageRankScorer):
+class ForwardBackwardScorer(BaseScorer):
     """Weighted geometric mean of the forward and the backward weighted PageRank: ``s_l = N(r_l^balance * b_l^(1 - balance))``.
 
     r is the weighted PageRank of the graph, and b that of the graph with every edge reversed
@@ -47,7 +47,7 @@ class ForwardBackwardScorer(BasePageRankScorer):
         Share of the edge weights against the bare edges, 0..1.
     balance : float
         Exponent of the forward rank, 0..1: 1 is the forward rank alone, 0 the backward rank alone.
-    backend, device, dtype, edges, explained
+    backend, device, dtype, edges
         As for :class:`llmrank.score.WeightedPageRankScorer`.
 
     Notes
@@ -65,16 +65,15 @@ class ForwardBackwardScorer(BasePageRankScorer):
     device: str | None = None
     dtype: Precision = "float32"
     edges: EdgeMeasure = "magnitude"
-    explained: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "theta", "balance", "explained"):
+        for name in ("gamma", "theta", "balance"):
             check_unit_interval(name, getattr(self, name))
         check_choices(backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Compute both ranks, and return their weighted geometric mean."""
-        reweighted = reweighted_graph(self, graph, statistics)
+        reweighted = reweighted_graph(graph, self.edges)
         forward, backward = (
             weighted_pagerank(each, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
             for each in (reweighted, reweighted.reversed())
@@ -100,4 +99,4 @@ class ForwardBackwardScorer(BasePageRankScorer):
             setup_seconds=forward.setup_seconds + backward.setup_seconds,
             degenerate=tuple(degenerate),
         )
-        return with_method_name(self, result)
+        return with_method_name(result, self.edges)

@@ -18,7 +18,6 @@ from llmrank.score.base_scorer import BaseScorer
 
 __all__ = [
     "Backend",
-    "BasePageRankScorer",
     "EdgeMeasure",
     "ModifiedPageRankScorer",
     "Precision",
@@ -36,28 +35,8 @@ EdgeMeasure: TypeAlias = Literal["magnitude", "energy"]
 CHOICES = {"solver": Solver, "backend": Backend, "dtype": Precision, "edges": EdgeMeasure}
 
 
-class BasePageRankScorer(BaseScorer):
-    """Base class of scorers that may change the edge weights and activations of a graph before they rank it.
-
-    Attributes
-    ----------
-    edges : {"magnitude", "energy"}
-        See :class:`WeightedPageRankScorer`.
-    explained : float
-        See :class:`WeightedPageRankScorer`.
-    """
-
-    edges: EdgeMeasure
-    explained: float
-
-    @property
-    def needs_explained(self) -> bool:
-        """True if `explained` is above 0."""
-        return self.explained > 0.0
-
-
 @dataclass
-class WeightedPageRankScorer(BasePageRankScorer):
+class WeightedPageRankScorer(BaseScorer):
     """Weighted PageRank, see :func:`graphs.weighted_pagerank`.
 
     Parameters
@@ -78,11 +57,6 @@ class WeightedPageRankScorer(BasePageRankScorer):
         Weight of an edge: ``|W_ij|``, or ``W_ij^2`` together with squared activations, see
         :meth:`graphs.LayeredGraph.squared`: a step then passes on shares of energy. Squares are computed band by band instead
         of by the compiled kernels, which takes several times as long.
-    explained : float
-        How much the explained share of a hidden neuron counts in its activation, 0..1:
-        ``a_j = ||x_j||^(1 - explained) * |e_j|^(explained / 2)``, where e_j is its share of the output's energy, see
-        :mod:`llmrank.calibration.contribution`. 0 is the norm alone, 1/2 the geometric mean of both. Above 0 the calibration
-        costs one more product with every output map.
     """
 
     name: ClassVar[str] = "wpr"
@@ -94,10 +68,9 @@ class WeightedPageRankScorer(BasePageRankScorer):
     device: str | None = None
     dtype: Precision = "float32"
     edges: EdgeMeasure = "magnitude"
-    explained: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "theta", "explained"):
+        for name in ("gamma", "theta"):
             check_unit_interval(name, getattr(self, name))
         check_choices(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
@@ -119,7 +92,7 @@ class WeightedPageRankScorer(BasePageRankScorer):
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Rank a graph with :func:`graphs.weighted_pagerank`."""
         result = weighted_pagerank(
-            reweighted_graph(self, graph, statistics),
+            reweighted_graph(graph, self.edges),
             self.gamma,
             self.theta,
             self.solver,
@@ -127,18 +100,18 @@ class WeightedPageRankScorer(BasePageRankScorer):
             device=self.device,
             dtype=self.dtype,
         )
-        return with_method_name(self, result)
+        return with_method_name(result, self.edges)
 
 
 @dataclass
-class ModifiedPageRankScorer(BasePageRankScorer):
+class ModifiedPageRankScorer(BaseScorer):
     """Modified PageRank, see :func:`graphs.modified_pagerank`.
 
     Parameters
     ----------
     zero_lowest : float
         Share of the nodes of a layer, 0..1: the scores of its lowest nodes count as zero in the step to the next layer.
-    solver, backend, device, dtype, edges, explained
+    solver, backend, device, dtype, edges
         As for :class:`WeightedPageRankScorer`.
     """
 
@@ -150,11 +123,9 @@ class ModifiedPageRankScorer(BasePageRankScorer):
     device: str | None = None
     dtype: Precision = "float32"
     edges: EdgeMeasure = "magnitude"
-    explained: float = 0.0
 
     def __post_init__(self) -> None:
         check_unit_interval("zero_lowest", self.zero_lowest)
-        check_unit_interval("explained", self.explained)
         check_choices(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
 
     def score(
@@ -175,52 +146,28 @@ class ModifiedPageRankScorer(BasePageRankScorer):
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Rank a graph with :func:`graphs.modified_pagerank`."""
         result = modified_pagerank(
-            reweighted_graph(self, graph, statistics),
+            reweighted_graph(graph, self.edges),
             self.solver,
             self.backend,
             device=self.device,
             dtype=self.dtype,
             zero_lowest=self.zero_lowest,
         )
-        return with_method_name(self, result)
+        return with_method_name(result, self.edges)
 
 
-def reweighted_graph(
-    scorer: BasePageRankScorer, graph: LayeredGraph, statistics: Sequence[LayerStatistics]
-) -> LayeredGraph:
-    """Return a graph with the edge weights and activations that a scorer asks for; no dense weight is copied.
-
-    Raises
-    ------
-    OptionError
-        The scorer needs explained shares, and there are not as many statistics as layers, or none holds explained shares.
-    """
-    if scorer.needs_explained:
-        if len(statistics) != len(graph.layer_sizes) or all(entry.explained is None for entry in statistics):
-            raise OptionError(
-                f"{type(scorer).__name__} needs statistics of all {len(graph.layer_sizes)} layers that say what share of the "
-                "output each hidden neuron explains: collect them with explained=True; explicitly listed Linears have none"
-            )
-        for layer, entry in enumerate(statistics):
-            if entry.explained is not None:
-                amplitude = entry.explained.abs().sqrt().numpy()
-                own = graph.activations[layer] ** (1.0 - scorer.explained) * amplitude**scorer.explained
-                graph = graph.with_activations(layer, own)
-    return graph.squared() if scorer.edges == "energy" else graph
+def reweighted_graph(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
+    """Return a graph with the edge weights that a scorer asks for, and activations to match; no dense weight is copied."""
+    return graph.squared() if edges == "energy" else graph
 
 
-def with_method_name(scorer: BasePageRankScorer, result: RankResult) -> RankResult:
-    """Return a rank with another method name if the scorer changed the weights or activations of the graph.
+def with_method_name(result: RankResult, edges: EdgeMeasure) -> RankResult:
+    """Return a rank with another method name if the scorer squared the weights and activations of the graph.
 
     Code that explains scores by the weights and activations of the graph (for example, how much of a score came along edges)
     reads the name, and does not explain such a rank.
     """
-    method = result.method
-    if scorer.edges == "energy":
-        method += " of energies"
-    if scorer.needs_explained:
-        method += " with explained activations"
-    return replace(result, method=method)
+    return replace(result, method=f"{result.method} of energies") if edges == "energy" else result
 
 
 def check_unit_interval(name: str, value: float) -> None:

@@ -138,7 +138,7 @@ def removed_parameters(run: BasePipeline) -> int:
 @every_family
 @pytest.mark.parametrize(
     "scorer",
-    [ForwardBackwardScorer(), WeightedPageRankScorer(edges="energy", explained=0.5)],
+    [ForwardBackwardScorer(), WeightedPageRankScorer(edges="energy")],
     ids=["forward-backward", "energy"],
 )
 def test_every_scorer_ranks_hidden_neurons(family: Family, scorer: BaseScorer) -> None:

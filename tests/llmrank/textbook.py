@@ -66,18 +66,6 @@ def backward(weight: Matrix, following: Vector, activation: Vector, gamma: float
     return share(mixed) if sum(mixed) > 0 else share(activation)
 
 
-def explained(x: Matrix, weight: Matrix) -> list[float]:
-    """Compute shares of the output's energy: each input's contribution projected on the output, token by token."""
-    n = len(x[0])
-    found, total = [0.0] * n, 0.0
-    for token in x:
-        y = [sum(w * value for w, value in zip(row, token, strict=True)) for row in weight]
-        total += sum(value * value for value in y)
-        for j in range(n):
-            found[j] += sum(token[j] * row[j] * value for row, value in zip(weight, y, strict=True))
-    return [value / total for value in found]
-
-
 def least_squares(
     x: Matrix, weight: Matrix, bias: Vector | None, keep: Sequence[bool], damping: float
 ) -> tuple[list[list[float]], list[float] | None]:

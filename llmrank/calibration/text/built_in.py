@@ -14,7 +14,7 @@ EVALUATION_STRIDE = 4
 
 
 class BuiltInText(BaseSource):
-    """Python's language reference."""
+    """The language reference of Python."""
 
     name: ClassVar[str] = "built-in"
 

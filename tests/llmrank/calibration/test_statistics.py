@@ -16,7 +16,6 @@ from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import find_ffns
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline
-from tests.llmrank import textbook
 from tests.llmrank.tiny_models import (
     STRUCTURE,
     Snapshot,
@@ -80,52 +79,6 @@ def test_statistics_of_a_gated_ffn() -> None:
         # The input of down is the product of gate and up.
         assert_statistics(hidden, seen[f"model.layers.{k}.mlp.down_proj"])
         assert_statistics(output, seen[f"model.layers.{k}.mlp.down_proj:out"])
-
-
-@pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "Phi-3", "T5", "BERT"])
-def test_explained_shares_of_hidden_neurons(name: str) -> None:
-    model, ids = family_model(named_family(name)), token_ids(3, 10)
-    ffns = find_ffns(model)
-    found = collect_statistics(model, ffns, whole_sequences(ids), batch_size=2, explained=True)
-    assert_same(found, collect_statistics(model, ffns, whole_sequences(ids)))
-    for ffn, entry in zip(ffns, found, strict=True):
-        down = ffn.stages[1][0]
-        seen = captured(model, lambda: collect_statistics(model, (), whole_sequences(ids)), [down.name])[down.name]
-        shares = entry.layers[1].explained
-        wanted = textbook.explained(seen.tolist(), down.weight.double().tolist())
-        assert float(shares.sum()) == pytest.approx(1.0)
-        torch.testing.assert_close(shares, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-5)
-        assert entry.layers[0].explained is entry.layers[2].explained is None
-
-
-def test_every_hidden_layer_of_a_sequential_ffn_has_explained_shares() -> None:
-    model, x = mlp(4, 6, 5, 3), features(12, 4)
-    entry = collect_statistics(model, find_ffns(model), whole_sequences(x), batch_size=5, explained=True)[0]
-    seen = captured(model, lambda: model(x), ["2", "4"])
-    for layer, path in ((1, "2"), (2, "4")):
-        weight = model.get_submodule(path).weight.double().tolist()
-        torch.testing.assert_close(
-            entry.layers[layer].explained,
-            torch.tensor(textbook.explained(seen[path].tolist(), weight), dtype=torch.float64),
-            rtol=1e-5,
-            atol=1e-7,
-        )
-
-
-def test_padding_does_not_change_explained_shares() -> None:
-    model = tiny_llama()
-    padded = tokenise([text(20), text(7, seed=1)], tokenizer(), 2, 32)
-    assert not bool(padded.mask.all())
-    ffns = find_ffns(model)
-    found = collect_statistics(model, ffns, padded, batch_size=2, explained=True)[0].layers[1].explained
-    path = "model.layers.0.mlp.down_proj"
-    seen = captured(
-        model,
-        lambda: [model(input_ids=ids[None, mask]) for ids, mask in zip(padded.ids, padded.mask, strict=True)],
-        [path],
-    )
-    wanted = textbook.explained(seen[path].tolist(), ffns[0].stages[1][0].weight.double().tolist())
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-6)
 
 
 def test_layers_between_ffns_of_a_chain_have_the_norms_of_the_next_input() -> None:

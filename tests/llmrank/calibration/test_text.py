@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from llmrank.calibration.text import TokenSequences, builtin_texts, check_text, read_text, shared_passages, tokenise
+from llmrank.calibration.text.base_source import BaseSource
+from llmrank.calibration.text.sequences import Role
+from llmrank.calibration.text.sources import find_source, named_sources
 from llmrank.errors import CalibrationError
 from tests.llmrank.tiny_models import WORDS, text, token_ids, tokenizer
 
@@ -111,6 +114,40 @@ def test_a_binary_file_raises(tmp_path: Path) -> None:
 def test_other_types_raise(source: Any) -> None:
     with pytest.raises(CalibrationError, match="expected a path, a text, a list of texts"):
         read_text(source)
+
+
+class Numbers(BaseSource):
+    """Numbers in words."""
+
+    name = "numbers"
+    usage = "COUNT"
+    roles = ("calibration",)
+
+    def check(self, role: Role) -> None:
+        if not self.argument.isdigit():
+            raise CalibrationError(f"expected {self.written()}, got {self} as {role} text")
+
+    def read(self, role: Role) -> tuple[str, str]:
+        return " ".join(WORDS[k % len(WORDS)] for k in range(int(self.argument))), f"numbers for {role}"
+
+
+def test_a_new_source_needs_its_class_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(named_sources(), "numbers", Numbers)
+    data = tokenise("numbers:24", tokenizer(), 2, 8)
+    assert (data.source, len(data)) == ("numbers for calibration", 2)
+    with pytest.raises(CalibrationError, match="expected numbers:COUNT, got numbers:many as calibration text"):
+        check_text("numbers:many")
+    # For another role, or without what its usage asks for, the same words are a text.
+    assert find_source("numbers:24", "evaluation") is None
+    assert find_source("numbers") is None
+    assert (str(find_source("numbers:24")), Numbers.summary()) == ("numbers:24", "numbers in words")
+
+
+def test_text_that_a_model_writes_needs_a_model() -> None:
+    with pytest.raises(CalibrationError, match="'generated' is written by a model, and none was given"):
+        tokenise("generated", tokenizer(), 2, 8)
+    assert tokenise("auto", tokenizer(), 1, 8).source.startswith("built-in")
+    assert find_source("generated", "evaluation") is None
 
 
 def without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,7 +259,7 @@ def test_the_residual_topology_is_inspected_as_the_others_are(
     printed = shown(
         capsys,
         checkpoint,
-        *("--pipeline", "residual:attention=true", "--scorer", "fbpr:explained=0.5"),
+        *("--pipeline", "residual:attention=true", "--scorer", "fbpr:edges=energy"),
         *("--calibration", corpus, "--output", output, "--format", "png,html,graphml,safetensors", "--neuron", "1:3"),
         *SHORT,
     )

@@ -250,7 +250,7 @@ def test_families_lists_the_table(capsys: Any) -> None:
             {"pipeline": "residual", "beta": [0.25] * 4, "attention": True},
         ),
         (("--scorer", "fbpr:balance=0.7"), {"scorer": {"name": "ForwardBackwardScorer", "balance": 0.7}}),
-        (("--scorer", "wpr:edges=energy,explained=0.5"), {"scorer": {"edges": "energy", "explained": 0.5}}),
+        (("--scorer", "wpr:edges=energy,gamma=0.7"), {"scorer": {"edges": "energy", "gamma": 0.7}}),
     ],
 )
 def test_topologies_and_scorers_take_their_options(
@@ -294,7 +294,6 @@ def test_topologies_and_scorers_take_their_options(
         (("--pipeline", "residual:beta=much"), "option beta must be number or \"measured\", got 'much'"),
         (("--scorer", "wpr:edges=signed"), 'option edges must be "magnitude" or "energy", got \'signed\''),
         (("--scorer", "fbpr:balance=2"), "balance must be a number in [0, 1]"),
-        (("--scorer", "wpr:explained=-1"), "explained must be a number in [0, 1]"),
         (("--device", "cuda:99"), "cannot be used here"),
         (("--dtype", "int8"), "unknown dtype"),
         (("--repair", "glue"), "unknown repair 'glue'; expected one of bias, lstsq"),

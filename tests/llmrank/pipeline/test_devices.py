@@ -37,8 +37,8 @@ PIPELINES: dict[str, Callable[..., BasePipeline]] = {
     "chained": lambda model: ChainedFFNPipeline(model, None, scorer=ForwardBackwardScorer(), calibration=token_ids(4)),
     "residual": lambda model: ResidualFFNPipeline(model, None, calibration=token_ids(4)),
     "attention": lambda model: ResidualFFNPipeline(model, None, attention=True, calibration=token_ids(4)),
-    "explained": lambda model: ChainedFFNPipeline(
-        model, None, scorer=WeightedPageRankScorer(explained=0.5), calibration=token_ids(4)
+    "energy": lambda model: ChainedFFNPipeline(
+        model, None, scorer=WeightedPageRankScorer(edges="energy"), calibration=token_ids(4)
     ),
     "repaired": lambda model: ChainedFFNPipeline(
         model, None, repair=LeastSquaresRepair(reselect=True), calibration=token_ids(4)
@@ -188,7 +188,7 @@ def test_ffns_on_two_devices_are_pruned_like_whole_ones() -> None:
     where = {name: FIRST for name, module in model.named_modules() if not list(module.children())}
     where |= {name: SECOND for name in where if name.endswith(("gate_proj", "up_proj", "act_fn"))}
     model = dispatch_model(model, where, main_device=FIRST)
-    same_outcome(PIPELINES["explained"](model), PIPELINES["explained"](tiny_llama()))
+    same_outcome(PIPELINES["energy"](model), PIPELINES["energy"](tiny_llama()))
 
 
 @pytest.mark.usefixtures("two_devices")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,6 @@ FIRST = [[1.0, 0.0, -2.0], [0.5, 0.0, 0.0], [0.0, 0.0, 3.0], [-1.5, 0.0, 1.0]]
 SECOND = [[2.0, -1.0, 0.0, 0.5], [0.0, 1.0, 4.0, -0.5]]
 INPUTS, HIDDEN, OUTPUTS = [2.0, 1.0, 1.0], [1.0, 4.0, 2.0, 0.5], [3.0, 1.0]
 VARIANCE = [0.5, 0.25, 2.0, 0.125]
-ENERGY = [0.5, 0.7, -0.3, 0.1]
 
 
 def statistics(vector: list[float], variance: list[float] | None = None, read: list[float] | None = None) -> Any:
@@ -52,23 +50,13 @@ def small_graph() -> LayeredGraph:
     return LayeredGraph.from_weights([torch.tensor(FIRST), torch.tensor(SECOND)], INPUTS, [HIDDEN, OUTPUTS])
 
 
-LAYERS = (
-    statistics(INPUTS),
-    replace(statistics(HIDDEN, VARIANCE), explained=torch.tensor(ENERGY).double()),
-    statistics(OUTPUTS),
-)
+LAYERS = (statistics(INPUTS), statistics(HIDDEN, VARIANCE), statistics(OUTPUTS))
 
 
-# Norms and explained amplitudes, mixed.
-MIXED = {share: [a ** (1 - share) * abs(e) ** (share / 2) for a, e in zip(HIDDEN, ENERGY, strict=True)] for share in
-         (0.5, 1.0)}  # fmt: skip
-
-
-def both_ways(gamma: float, theta: float, balance: float, power: int, explained: float) -> list[list[float]]:
+def both_ways(gamma: float, theta: float, balance: float, power: int) -> list[list[float]]:
     """Compute the forward-backward scores of all three layers."""
     first, second = ([[w**power for w in map(abs, row)] for row in weight] for weight in (FIRST, SECOND))
-    middle = MIXED.get(explained, HIDDEN)
-    inputs, hidden, outputs = ([a**power for a in layer] for layer in (INPUTS, middle, OUTPUTS))
+    inputs, hidden, outputs = ([a**power for a in layer] for layer in (INPUTS, HIDDEN, OUTPUTS))
     ahead = [textbook.share(inputs)]
     ahead.append(textbook.weighted(first, ahead[0], hidden, gamma, theta))
     ahead.append(textbook.weighted(second, ahead[1], outputs, gamma, theta))
@@ -81,15 +69,13 @@ def both_ways(gamma: float, theta: float, balance: float, power: int, explained:
     ]
 
 
-# gamma, theta, balance, power of weights and activations, explained
+# gamma, theta, balance, power of weights and activations
 BOTH_WAYS = {
-    "fbpr": (0.5, 1.0, 0.5, 1, 0.0),
-    "fbpr-mixed": (0.8, 0.25, 0.7, 1, 0.0),
-    "fbpr-back": (0.9, 1.0, 0.0, 1, 0.0),
-    "fbpr-ahead": (0.5, 1.0, 1.0, 1, 0.0),
-    "fbpr-energy": (0.5, 1.0, 0.3, 2, 0.0),
-    "fbpr-explained": (0.5, 1.0, 0.5, 1, 0.5),
-    "fbpr-both": (0.5, 1.0, 0.5, 2, 1.0),
+    "fbpr": (0.5, 1.0, 0.5, 1),
+    "fbpr-mixed": (0.8, 0.25, 0.7, 1),
+    "fbpr-back": (0.9, 1.0, 0.0, 1),
+    "fbpr-ahead": (0.5, 1.0, 1.0, 1),
+    "fbpr-energy": (0.5, 1.0, 0.3, 2),
 }
 
 
@@ -121,13 +107,6 @@ def expected(name: str) -> list[list[float]]:
         squares = [[[w * w for w in row] for row in weight] for weight in (FIRST, SECOND)]
         hidden = textbook.modified(squares[0], textbook.share([a * a for a in INPUTS]), [a * a for a in HIDDEN])
         return [hidden, textbook.modified(squares[1], hidden, [a * a for a in OUTPUTS])]
-    if name.startswith("wpr-explained"):
-        own = MIXED[1.0 if name.endswith("alone") else 0.5]
-        hidden = textbook.weighted(FIRST, first, own, 0.5, 1)
-        return [hidden, textbook.weighted(SECOND, hidden, OUTPUTS, 0.5, 1)]
-    if name == "mpr-explained":
-        hidden = textbook.modified(FIRST, first, MIXED[0.5])
-        return [hidden, textbook.modified(SECOND, hidden, OUTPUTS)]
     if name.startswith("mpr"):
         zero = 0.5 if name.endswith("z") else 0.0
         hidden = textbook.modified(FIRST, first, HIDDEN, zero)
@@ -155,14 +134,9 @@ SCORERS: dict[str, BaseScorer] = {
     "wpr-energy": WeightedPageRankScorer(edges="energy"),
     "mpr-energy": ModifiedPageRankScorer(edges="energy"),
     **{
-        name: ForwardBackwardScorer(
-            gamma, theta, balance, edges="energy" if power == 2 else "magnitude", explained=explained
-        )
-        for name, (gamma, theta, balance, power, explained) in BOTH_WAYS.items()
+        name: ForwardBackwardScorer(gamma, theta, balance, edges="energy" if power == 2 else "magnitude")
+        for name, (gamma, theta, balance, power) in BOTH_WAYS.items()
     },
-    "wpr-explained": WeightedPageRankScorer(explained=0.5),
-    "wpr-explained-alone": WeightedPageRankScorer(explained=1.0),
-    "mpr-explained": ModifiedPageRankScorer(explained=0.5),
 }
 
 
@@ -406,9 +380,6 @@ def test_shares_out_of_range_raise(value: Any) -> None:
         ("theta", WeightedPageRankScorer),
         ("gamma", ForwardBackwardScorer),
         ("theta", ForwardBackwardScorer),
-        ("explained", WeightedPageRankScorer),
-        ("explained", ModifiedPageRankScorer),
-        ("explained", ForwardBackwardScorer),
         ("balance", ForwardBackwardScorer),
         ("zero_lowest", ModifiedPageRankScorer),
     ):
@@ -451,9 +422,6 @@ def test_energies_of_parallel_edges_are_squared_one_by_one(scorer: BaseScorer) -
 def test_a_rank_of_energies_has_a_method_name_of_its_own() -> None:
     assert WeightedPageRankScorer(edges="energy").rank(small_graph(), ()).method == "weighted pagerank of energies"
     assert gamma_of(WeightedPageRankScorer(edges="energy").rank(small_graph(), ())) is None
-    explained = WeightedPageRankScorer(explained=0.5).rank(small_graph(), LAYERS)
-    assert explained.method == "weighted pagerank with explained activations"
-    assert gamma_of(explained) is None
     assert gamma_of(ForwardBackwardScorer().rank(small_graph(), ())) is None
 
 
@@ -484,24 +452,6 @@ def test_degenerate_layers_have_their_numbers_in_the_graph() -> None:
     assert [entry.layer for entry in result.degenerate] == [3, 2]
 
 
-def test_scorers_of_explained_shares_need_them_in_the_statistics() -> None:
-    for layers in ((), (statistics(INPUTS), statistics(HIDDEN), statistics(OUTPUTS))):
-        for scorer in (WeightedPageRankScorer(explained=0.1), ForwardBackwardScorer(explained=1)):
-            assert scorer.needs_explained
-            with pytest.raises(
-                OptionError, match=f"{type(scorer).__name__} needs statistics of all 3 layers that say what share"
-            ):
-                scorer.rank(small_graph(), layers)
-    assert not WeightedPageRankScorer().needs_explained
-
-
-def test_explained_shares_that_are_not_finite_raise() -> None:
-    energy = torch.tensor([0.5, math.nan, -0.3, 0.1]).double()
-    layers = (LAYERS[0], replace(LAYERS[1], explained=energy), LAYERS[2])
-    with pytest.raises(GraphError, match="finite"):
-        WeightedPageRankScorer(explained=0.5).rank(small_graph(), layers)
-
-
 @pytest.mark.parametrize("seed", [-1, 0.5, None, 2**63, 10**23])
 def test_a_bad_seed_raises(seed: Any) -> None:
     with pytest.raises(OptionError, match="seed must be an integer from 0 to"):
@@ -517,7 +467,6 @@ def test_parameters_are_the_public_attributes() -> None:
         "device": None,
         "dtype": "float32",
         "edges": "magnitude",
-        "explained": 0.0,
     }
     assert RandomScorer(4).parameters() == {"seed": 4}
     assert Records().parameters() == {}
