@@ -378,7 +378,7 @@ def test_a_dataset_without_its_package_is_refused_before_a_model_is_looked_for(
         (("--output=--",), "argument --output: expected a value, got '--'"),
         (("--seed=--",), "argument --seed: expected a value, got '--'"),
         (("--evaluate=--",), "argument --evaluate: expected a value, got '--'"),
-        (("--calibration=",), "argument --calibration: expected a text file, or dataset:NAME, got ''"),
+        (("--calibration=",), "argument --calibration: expected a text file or the name of a source, got ''"),
         (("--amount=",), "argument --amount: expected a share such as 0.3 or a number such as 500, got ''"),
         (("--amount", "9" * 5000), "share in [0, 1)"),
         (("--output", "a\udcff"), "argument --output: expected a name in UTF-8"),
