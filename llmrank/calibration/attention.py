@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import body_of, evaluation_mode, model_inputs, run_body, unpadded_rows
+from llmrank.calibration.forward import (
+    body_of,
+    evaluation_mode,
+    model_inputs,
+    run_body,
+    token_embeddings,
+    unpadded_rows,
+)
 from llmrank.calibration.residual import block_path
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import FFN, FFNs, Projection
@@ -49,7 +56,7 @@ class SelectedRows(Projection):
 
 
 def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
-    """Find the attention in front of every FFN.
+    """Find the attention of every block that holds FFNs.
 
     Parameters
     ----------
@@ -61,8 +68,8 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
     Returns
     -------
     dict from str to FFN
-        The attentions by the name of the FFN, of the kind "attention", with two stages. ``|V|`` has one row for each input of the
-        output map: heads that share values have a copy each.
+        The attentions by the name of the first FFN of their block, of the kind "attention", with two stages. The value map has
+        one row for each input of the output map: heads that share values have a copy each.
 
     Raises
     ------
@@ -94,31 +101,24 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
             f"{type(model).__name__} is an encoder-decoder model, whose decoder attends to two streams: its attentions cannot "
             "be edges of the graph; leave attention out"
         )
-    ffn_maps = {projection.name for ffn in ffns for stage in ffn.stages for projection in stage}
-    blocks: dict[str, dict[str, nn.Module]] = {}
+    first_ffns: dict[str, FFN] = {}
     for ffn in ffns:
-        path = block_path(ffn)
+        first_ffns.setdefault(block_path(ffn), ffn)
+    ffn_maps = {projection.name for projection in ffns.linear_maps}
+    blocks: dict[str, dict[str, nn.Module]] = {}
+    for path in first_ffns:
         inside = model.get_submodule(path).named_modules(prefix=path)
         blocks[path] = {name: module for name, module in inside if is_linear(module) and name not in ffn_maps}
     linears = {name: module for maps in blocks.values() for name, module in maps.items()}
     activations = _single_token_activations(model, ffns, linears)
-    attentions: dict[str, FFN] = {}
-    done: set[str] = set()
-    for ffn in ffns:
-        path = block_path(ffn)
-        if path in done:
-            continue
-        done.add(path)
-        attentions[ffn.name] = _attention(path, ffn, blocks[path], activations)
-    return attentions
+    return {ffn.name: _attention(path, ffn, blocks[path], activations) for path, ffn in first_ffns.items()}
 
 
 def _single_token_activations(
     model: nn.Module, ffns: FFNs, maps: dict[str, nn.Module]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return the inputs and outputs of linear maps for single tokens, (tokens, n) each."""
-    input_embeddings: Any = getattr(model, "get_input_embeddings", None)
-    size = getattr(input_embeddings() if callable(input_embeddings) else None, "num_embeddings", None)
+    size = getattr(token_embeddings(model), "num_embeddings", None)
     if not isinstance(size, int) or getattr(model, "config", None) is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} is not a transformers model that reads token ids, which are needed to find attentions; "
@@ -148,7 +148,7 @@ def _single_token_activations(
 def _attention(
     path: str, ffn: FFN, maps: dict[str, nn.Module], activations: dict[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> FFN:
-    """Find the attention of one block."""
+    """Find the attention of one block; `ffn` is the first FFN in it."""
     pairs = []
     for output in maps:
         for value in maps:

@@ -156,11 +156,11 @@ class BlockStream:
         self._position = position
         if self._dense_states and self._dense_position <= position:
             self._advance_dense(position, ffn, module, dense_reader)
-        adds, ffn_suffices = (False, False)
+        is_added, ffn_suffices = False, False
         if module is ffn.stages[-1][0].module:
-            adds, ffn_suffices = self._try_addition(position, ffn, module)
-        knows_missing = bool(self._dense_states) and adds
-        # If nothing else in the block changes before the stream leaves it, the states become those that the FFN adds to.
+            is_added, ffn_suffices = self._try_addition(position, ffn, module)
+        knows_missing = bool(self._dense_states) and is_added
+        # If nothing else in the block changes before the stream leaves it, the block's output minus that of the FFN is kept.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
         calls: list[tuple[Call, Any]] = []
         with ExitStack() as hooks:
@@ -340,7 +340,7 @@ class PassStream:
         self._batches = batches
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:  # noqa: ARG002 -- the dense model is not followed
-        """Run the model until the FFN's last map has returned, for the last time if several blocks share the FFN."""
+        """Run the model until the FFN's last map has returned, the last time if several blocks share the FFN."""
         n_calls: list[int] = []
 
         def count(_module: nn.Module, _args: Any, _output: Any) -> None:
@@ -384,7 +384,7 @@ def open_stream(
     record : Recording
         A recording of the forward passes of `sequences`, followed by those of `held_out`.
     held_out : TokenSequences, optional
-        The sequences to choose and to judge a repair by.
+        The sequences that choose and validate a repair.
     follow : bool
         See :class:`BlockStream`; a :class:`PassStream` does not follow the dense model.
     """

@@ -1,4 +1,4 @@
-"""Forward passes: the inputs of a model, the tokens that count, and hooks that record the activations of a module."""
+"""Forward passes: the inputs of a model, the masks of padding, and hooks that record the activations of a module."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ __all__ = [
     "run_body",
     "run_sequences",
     "substitute_forward",
+    "token_embeddings",
     "unpadded_rows",
     "write_count",
 ]
@@ -44,7 +45,7 @@ Progress = Callable[[Sequence[Any], str], Any]
 
 @contextmanager
 def progress_step(progress: Progress | None, description: str) -> Iterator[None]:
-    """Report a piece of work to a progress as a single step; None reports nothing."""
+    """Show a piece of work as a progress of one step; None shows nothing."""
     for _ in progress([None], description) if progress else [None]:
         yield
 
@@ -143,7 +144,7 @@ def model_inputs(
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Return the device for a model's inputs: the one of its first parameter when the model computes.
+    """Return the device for a model's inputs: that of its first parameter while the model computes.
 
     Parameters
     ----------
@@ -180,10 +181,10 @@ def longest_input(model: nn.Module) -> int | None:
     longest = next((value for value in stated if isinstance(value, int) and value > 0), None)
     if longest is None:
         return None
-    token_embeddings = _token_embeddings(model)
+    embeddings = token_embeddings(model)
     for module in model.modules():
         # RoBERTa counts positions from its padding index plus 1.
-        if isinstance(module, nn.Embedding) and module is not token_embeddings and module.num_embeddings == longest:
+        if isinstance(module, nn.Embedding) and module is not embeddings and module.num_embeddings == longest:
             return longest - (0 if module.padding_idx is None else module.padding_idx + 1)
     return longest
 
@@ -220,7 +221,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
             f"the sequences are {ids.shape[1]} tokens long, and {type(model).__name__} takes {longest}; cut the tensor to "
             "that length"
         )
-    size = getattr(_token_embeddings(model), "num_embeddings", None)
+    size = getattr(token_embeddings(model), "num_embeddings", None)
     if isinstance(size, int) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
         raise CalibrationError(
             f"token ids run from {int(ids.min())} to {int(ids.max())}, but {type(model).__name__} has {size} tokens; the "
@@ -228,7 +229,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
         )
 
 
-def _token_embeddings(model: nn.Module) -> Any:
+def token_embeddings(model: nn.Module) -> Any:
     """Return the module that holds the token embeddings, or None."""
     input_embeddings: Any = getattr(model, "get_input_embeddings", None)
     return input_embeddings() if callable(input_embeddings) else None
@@ -254,7 +255,7 @@ def run_sequences(model: nn.Module, ffns: FFNs, batches: Iterable[tuple[torch.Te
 
 
 def body_of(model: nn.Module, ffns: FFNs) -> nn.Module:
-    """Return the model without its prediction head if that holds every FFN, else the model; the logits are not needed."""
+    """Return the model without its prediction head, to save the logits; the model itself if an FFN lies outside of that part."""
     body = getattr(model, "base_model", model)
     inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) else set()
     if all(id(module) in inside for module in ffns.modules):

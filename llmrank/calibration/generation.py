@@ -1,4 +1,4 @@
-"""Text that a language model writes: with given generation settings, and as calibration text.
+"""Text that a language model writes: as calibration text, or with given generation settings.
 
 A model's own text resembles its training data, whatever that was, and needs no data. Source: Williams, Chrysostomou and Aletras
 2024 (arXiv 2410.17170); here it is sampled at temperature 1 throughout.
@@ -35,12 +35,12 @@ TEXTS_AT_ONCE = 16
 
 def end_tokens(model: Any) -> list[int]:
     """Return the tokens that end a text."""
-    end = _special(model, "eos_token_id")
+    end = _stated_token(model, "eos_token_id")
     return [] if end is None else [end] if isinstance(end, int) else list(end)
 
 
-def _special(model: Any, name: str) -> Any:
-    """Return a token id (or a list) from the generation settings, else from the configuration; None if neither has it."""
+def _stated_token(model: Any, name: str) -> Any:
+    """Return a special token (or a list) that the generation settings state, or else the configuration; None if neither does."""
     stated = (getattr(source, name, None) for source in (model.generation_config, model.config))
     return next((value for value in stated if value is not None), None)
 
@@ -48,14 +48,7 @@ def _special(model: Any, name: str) -> Any:
 def can_write_text(model: Any) -> bool:
     """Whether a model can write text without a prompt: a decoder that can generate and has a token to begin a text.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Any model; it is not run.
-
-    Returns
-    -------
-    bool
+    The model is not run.
     """
     return _can_generate(model) and _first_token(model) is not None
 
@@ -71,7 +64,7 @@ def _first_token(model: Any) -> int | None:
 
     A configuration may name tokens outside the vocabulary, as defaults of its class.
     """
-    candidates = [_special(model, "bos_token_id"), *end_tokens(model)]
+    candidates = [_stated_token(model, "bos_token_id"), *end_tokens(model)]
     size = getattr(model.config.get_text_config(), "vocab_size", 0)
     return next((token for token in candidates if token is not None and 0 <= token < size), None)
 
@@ -87,7 +80,7 @@ def generation_settings(model: Any, **settings: Any) -> Iterator[None]:
         See :class:`transformers.GenerationConfig`. Special tokens are those of the model unless they are given.
     """
     names = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
-    special = {**{name: _special(model, name) for name in names}, "eos_token_id": end_tokens(model) or None}
+    special = {**{name: _stated_token(model, name) for name in names}, "eos_token_id": end_tokens(model) or None}
     original = model.generation_config
     model.generation_config = GenerationConfig(**{**special, **settings})  # type: ignore[no-untyped-call]
     try:

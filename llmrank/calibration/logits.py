@@ -20,12 +20,13 @@ from llmrank.errors import UnsupportedModelError
 
 __all__ = ["Prediction", "Predictor", "check_predicts", "predicts_next_token"]
 
+# The logits, targets and valid targets of a band, see Predictor.bands.
 Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # Number of positions whose logits are computed at once, over all sequences of a batch.
 POSITIONS_AT_ONCE = 128
-# Number of positions of the trial, which computes them together and in two halves.
+# A body is tried on this many positions: their logits are computed together, and in two halves.
 N_TRIAL_POSITIONS = 4
-# Allowed difference of the trial's logits, in rounding errors of the largest one; half precision rounds once, after the sum.
+# Allowed difference of the two, in rounding errors of the largest logit; half precision rounds once, after the sum.
 ROUNDINGS, COARSE_ROUNDINGS = 64, 4
 
 
@@ -206,7 +207,7 @@ class Predictor:
 
 
 def _bodies(model: Any) -> list[nn.Module]:
-    """Return the modules that may be the model without its head, in the order to try them."""
+    """Return the modules that may be the model without its head, in the order in which they are tried."""
     # Imported here, because it loads the modelling code of transformers, which would slow down every import of llmrank.
     from transformers import PreTrainedModel
 

@@ -41,7 +41,7 @@ def block_path(ffn: FFN) -> str:
 
 
 class SkipSums:
-    """The share of a block's output that is its input: ``sum_t |h(t)| / (sum_t |h(t)| + sum_t |o(t) - h(t)|)``.
+    """Sums that give the share of a block's output that is its input: ``sum_t |h(t)| / (sum_t |h(t)| + sum_t |o(t) - h(t)|)``.
 
     h is the hidden state that enters the block, and o the one that leaves it. Sums of norms, not of their squares, are used so
     that the few tokens with huge hidden states, which many models have, do not dominate.

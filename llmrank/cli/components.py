@@ -66,10 +66,10 @@ def _print_component(registry: Registry[Any], name: str, console: Console) -> No
 
 
 def _summary(component: type) -> str:
-    """The first paragraph of a docstring."""
+    """Return the first paragraph of a docstring, as one line."""
     return " ".join((inspect.getdoc(component) or "").split("\n\n")[0].split())
 
 
 def _without_markup(text: str) -> str:
-    """The text of a docstring without markup: roles and backticks."""
+    """Return the text of a docstring without roles and backticks."""
     return re.sub(r":\w+:`[~\w.]*?(\w+)`", r"\1", text).replace("``", "").replace("`", "")

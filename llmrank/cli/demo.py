@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -79,12 +79,8 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
         draw_figure(pipeline).savefig(figure, dpi=150)
     except OSError as error:
         figure.unlink(missing_ok=True)
-        console.print(
-            Text(
-                f"Warning: {FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it",
-                style="bold yellow",
-            )
-        )
+        warning = f"Warning: {FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it"
+        console.print(Text(warning, style="bold yellow"))
     return directory
 
 
@@ -98,7 +94,9 @@ def draw_figure(pipeline: BasePipeline) -> Figure:
 
     See :func:`llmrank.inspection.figures.draw_removed_neurons`.
     """
-    scores: dict[str, Any] = {}
-    for model_graph, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
-        scores.update({name: values.numpy() for name, values in model_graph.importance(rank).items()})
+    scores = {
+        name: values.numpy()
+        for model_graph, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True)
+        for name, values in model_graph.importance(rank).items()
+    }
     return draw_removed_neurons(scores, pipeline.masks or {})

@@ -17,7 +17,7 @@ from rich.table import Table
 from graphs.io.files import replace_file
 from llmrank.calibration.forward import fitting_length
 from llmrank.calibration.text import TokenSequences, check_text, read_text, tokenise
-from llmrank.cli.options import check_place, load, text_source
+from llmrank.cli.options import add_model_options, check_device_and_dtype, load, text_source
 from llmrank.errors import CalibrationError, CheckpointError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import continuations, fidelity
@@ -27,12 +27,12 @@ from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.models import FAMILIES
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
-from llmrank.pipeline.report import environment, json_safe
+from llmrank.pipeline.report import dtype_name, environment, json_safe
 
-__all__ = ["evaluate_options", "run_evaluate", "run_families"]
+__all__ = ["add_evaluate_options", "run_evaluate", "run_families"]
 
-# How its rows read on the screen, and whether they are shares.
-NAMES = {
+# Label of each metric in the table, and whether it is a share.
+METRICS = {
     ("divergence", ""): ("KL(dense || model), nats a token", False),
     ("top1", ""): ("same likeliest token", True),
     ("continuations", "common_prefix"): ("continuations: common beginning", True),
@@ -42,13 +42,13 @@ NAMES = {
 }
 
 
-def evaluate_options(command: argparse.ArgumentParser) -> None:
-    """The options of ``llmrank evaluate``."""
+def add_evaluate_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``llmrank evaluate``."""
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
     command.add_argument(
         "--text", type=text_source, help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text"
     )
-    command.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="sequences (%(default)s)")
+    command.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="number of sequences (%(default)s)")
     command.add_argument(
         "--sequence-length",
         type=int,
@@ -56,17 +56,25 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
         help="tokens in a sequence, at most what the model takes (%(default)s)",
     )
     command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
     dense = command.add_argument_group("against the dense model")
     dense.add_argument(
         "--against",
         metavar="DENSE",
-        help="the model that MODEL was cut from: divergence of the next-token distributions, how often the likeliest token is "
-        "the same, and how alike both continue the beginnings of the sequences",
+        help="the model that MODEL was pruned from: divergence of the next-token distributions, how often the likeliest token is "
+        "the same, and how similarly both continue the beginnings of the sequences",
     )
-    dense.add_argument("--prompts", type=int, default=16, help="to continue, at most; 0 for none (%(default)s)")
     dense.add_argument(
-        "--prompt-length", type=int, default=64, help="tokens of a prompt, at most what there is room for (%(default)s)"
+        "--prompts",
+        type=int,
+        default=16,
+        help="largest number of prompts, the beginnings to continue; 0 for none (%(default)s)",
+    )
+    dense.add_argument(
+        "--prompt-length",
+        type=int,
+        default=64,
+        help="tokens of a prompt, fewer if the model takes no more (%(default)s)",
     )
     dense.add_argument("--new-tokens", type=int, default=32, help="tokens to continue by (%(default)s)")
     words = command.add_argument_group("last words")
@@ -75,7 +83,9 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="share of passages cut from the text whose last word the model writes, in the manner of LAMBADA",
     )
-    words.add_argument("--passages", type=int, default=500, help="at most, spread over the text (%(default)s)")
+    words.add_argument(
+        "--passages", type=int, default=500, help="largest number of passages, spread over the text (%(default)s)"
+    )
     tasks = command.add_argument_group("lm-eval (pip install 'llmrank[eval]')")
     tasks.add_argument(
         "--tasks",
@@ -83,13 +93,14 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
         help="tasks of lm-eval; llmrank_last_word (at most --passages) and llmrank_perplexity read --text and need no network",
     )
     tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="further tasks, in lm-eval's YAML format")
-    tasks.add_argument("--documents", type=int, help="of each task, the first ones (all)")
+    tasks.add_argument("--documents", type=int, help="number of documents of each task, the first ones (all)")
+    add_model_options(command.add_argument_group("model"))
 
 
 def run_evaluate(options: argparse.Namespace, console: Console) -> int:
-    """``llmrank evaluate``."""
+    """Run ``llmrank evaluate``; return the exit status."""
     _check_file(options.json)
-    check_place(options)
+    check_device_and_dtype(options)
     if options.text is not None:
         check_text(options.text, "evaluation")
     passages = _passages(options) if options.last_word else None
@@ -104,43 +115,42 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     if passages is not None:
         check_continues(model)
     result = perplexity(model, texts, options.batch_size, options.progress)
-    weight = model_size(model)
+    size = model_size(model)
     content: dict[str, Any] = {
         "model": loaded.source,
         "perplexity": result.value,
         "tokens": result.tokens,
-        "parameters": weight.parameters,
-        "bytes": weight.bytes,
+        "parameters": size.parameters,
+        "bytes": size.bytes,
     }
     console.print(
         f"{loaded.source}: perplexity {result.value:.3f} over {result.tokens:,} tokens "
-        f"({len(texts)} x {texts.length}, {texts.source}); {weight.parameters:,} parameters, {weight.bytes:,} bytes",
+        f"({len(texts)} x {texts.length}, {texts.source}); {size.parameters:,} parameters, {size.bytes:,} bytes",
         markup=False,
     )
     batch_tokens = options.batch_size * length
     if dense is not None:
         content["against"] = dense.source
-        content |= _against(dense.model, model, texts, options, batch_tokens)
+        content |= _compare_with_dense(dense.model, model, texts, options, batch_tokens)
     if passages is not None:
-        found = last_word(model, tokenizer, passages, batch_tokens, options.progress)
-        content["last_word"] = {"accuracy": found.accuracy, "skipped": found.skipped}
+        words = last_word(model, tokenizer, passages, batch_tokens, options.progress)
+        content["last_word"] = {"accuracy": words.accuracy, "skipped": words.skipped}
     if tasks is not None:
-        with redirect_stdout(sys.stderr):  # lm-eval says there what it is doing
+        with redirect_stdout(sys.stderr):  # lm-eval prints what it does
             content["tasks"] = tasks.run(model, tokenizer, options.documents, options.batch_size)
     rows = _rows(content)
     if rows:
         console.print(_table(rows))
-    dtype = str(model.dtype).removeprefix("torch.")
-    content["protocol"] = {**texts.provenance(), "dtype": dtype, **environment()}
+    content["protocol"] = {**texts.provenance(), "dtype": dtype_name(model), **environment()}
     if options.json is not None:
         with replace_file(options.json) as partial:
-            text = json.dumps(json_safe(_plain(content)), indent=2, allow_nan=False)
+            text = json.dumps(json_safe(_estimates_to_dicts(content)), indent=2, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
     return 0
 
 
 def _tasks(options: argparse.Namespace) -> LMEvalTasks | None:
-    """The tasks asked for: found before a model is loaded."""
+    """Find the tasks of ``--tasks``, before a model is loaded; None without the option."""
     if options.tasks is None:
         if options.task_dir is not None or options.documents is not None:
             raise OptionError("--task-dir and --documents are for lm-eval's tasks; name some with --tasks NAME[,NAME]")
@@ -150,12 +160,12 @@ def _tasks(options: argparse.Namespace) -> LMEvalTasks | None:
 
 
 def _passages(options: argparse.Namespace) -> list[Passage]:
-    """The passages of the text."""
+    """Cut the passages of ``--last-word`` from the text."""
     text, description = read_text(options.text, "evaluation")
     passages = cut_passages(text, options.passages)
     if not passages:
         raise CalibrationError(
-            f"no passage to ask the last word of in the {description}; give a text with paragraphs of more than "
+            f"the {description} has no passage whose last word could be asked for; give a text with paragraphs of more than "
             f"{CONTEXT_WORDS} words"
         )
     return passages
@@ -164,7 +174,7 @@ def _passages(options: argparse.Namespace) -> list[Passage]:
 def _check_tokenizers(
     loaded: LoadedModel, dense: LoadedModel, texts: TokenSequences, options: argparse.Namespace
 ) -> None:
-    """Raise unless the tokens of both models mean the same."""
+    """Raise unless both models have the same tokens and cut the text in the same way."""
     own, other = loaded.tokenizer, dense.tokenizer
     reason = None
     if other is None:
@@ -177,37 +187,37 @@ def _check_tokenizers(
     if reason is not None:
         raise OptionError(
             f"the tokenizers of {loaded.source} and {dense.source} are not the same ({reason}); distributions can only be "
-            "compared over one vocabulary: pass to --against the model that MODEL was cut from"
+            "compared over one vocabulary: pass to --against the model that MODEL was pruned from"
         )
 
 
-def _against(
+def _compare_with_dense(
     dense: Any, model: Any, texts: TokenSequences, options: argparse.Namespace, batch_tokens: int
 ) -> dict[str, Any]:
-    """What comparing with the dense model gives."""
+    """Measure how close the model is to the dense model: the metrics of the report."""
     compared = fidelity(dense, model, texts, options.batch_size, options.progress)
-    found: dict[str, Any] = {"divergence": compared.divergence, "top1": compared.agreement}
+    metrics: dict[str, Any] = {"divergence": compared.divergence, "top1": compared.agreement}
     if options.prompts:
         room = fitting_length(model, options.prompt_length + options.new_tokens) - options.new_tokens
         protocol = {
             "prompt_length": max(1, min(options.prompt_length, texts.length, room)),
             "new_tokens": options.new_tokens,
         }
-        said = continuations(
+        agreement = continuations(
             dense, model, texts, options.prompts, **protocol, batch_tokens=batch_tokens, progress=options.progress
         )
-        found["continuations"] = {**vars(said), **protocol}
-    return found
+        metrics["continuations"] = {**vars(agreement), **protocol}
+    return metrics
 
 
 def _rows(content: dict[str, Any]) -> list[tuple[str, Estimate, bool]]:
-    """Name, estimate, and whether it is a share, of everything that has an error."""
+    """Return the rows of the table: label, estimate, and whether it is a share."""
     rows = []
-    for (metric, part), (name, share) in NAMES.items():
+    for (metric, part), (label, share) in METRICS.items():
         value = content.get(metric)
         estimate = value[part] if value and part else value
         if estimate is not None:
-            rows.append((name, estimate, share))
+            rows.append((label, estimate, share))
     for task, metrics in content.get("tasks", {}).items():
         rows += [(f"{task}: {metric}", estimate, False) for metric, estimate in metrics.items()]
     return rows
@@ -217,22 +227,22 @@ def _table(rows: list[tuple[str, Estimate, bool]]) -> Table:
     table = Table()
     for heading in ("", "value", "standard error", "over"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, estimate, share in rows:
-        form = "{:.1%}" if share else "{:,.4f}"
-        error = "" if estimate.error is None else form.format(estimate.error)
-        table.add_row(escape(name), form.format(estimate.value), error, f"{estimate.count:,}")
+    for label, estimate, share in rows:
+        number_format = "{:.1%}" if share else "{:,.4f}"
+        error = "" if estimate.error is None else number_format.format(estimate.error)
+        table.add_row(escape(label), number_format.format(estimate.value), error, f"{estimate.count:,}")
     return table
 
 
-def _plain(value: Any) -> Any:
-    """Estimates as dicts."""
+def _estimates_to_dicts(value: Any) -> Any:
+    """Convert estimates, also those within dicts, to dicts."""
     if isinstance(value, Estimate):
         return vars(value)
-    return {key: _plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+    return {key: _estimates_to_dicts(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _check_file(path: Path | None) -> None:
-    """Raise unless the result can be written there; an evaluation takes too long to find out afterwards."""
+    """Raise unless the result can be written to a file; this is checked before the evaluation, which takes long."""
     if path is None:
         return
     if path.exists() and not path.is_file():
@@ -241,7 +251,7 @@ def _check_file(path: Path | None) -> None:
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     try:
-        # What the system would refuse is not all in a directory's permissions.
+        # The permissions of a directory do not tell all that the system refuses.
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
@@ -249,8 +259,11 @@ def _check_file(path: Path | None) -> None:
 
 
 def run_families(_options: argparse.Namespace, console: Console) -> int:
-    """``llmrank families``."""
-    table = Table(title="Families tested from their configurations; others are tried by geometry", title_justify="left")
+    """Run ``llmrank families``; return the exit status."""
+    table = Table(
+        title="Families that are tested; in other models FFNs are found by their shapes",
+        title_justify="left",
+    )
     for heading in ("family", "model type", "FFN", "width in the configuration"):
         table.add_column(heading)
     for family in FAMILIES:

@@ -23,7 +23,8 @@ from graphs import save_graph, save_rank
 from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.calibration.forward import progress_step
-from llmrank.cli.options import check_method, load, make_pipeline
+from llmrank.calibration.text.built_in import BuiltInText
+from llmrank.cli.options import add_model_options, check_method, load, make_pipeline, method_options
 from llmrank.errors import OptionError
 from llmrank.inspection.budgets import amount_label
 from llmrank.inspection.figures import FORMATS as FIGURES
@@ -39,6 +40,7 @@ from llmrank.inspection.summary import (
     summarise_inspection,
     summarise_neuron,
 )
+from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
 from llmrank.score import BaseScorer
@@ -56,7 +58,8 @@ MAX_TABLE_WIDTH = 1000
 
 
 def add_inspect_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that only this command has."""
+    """Add the options of ``llmrank inspect``."""
+    command.add_argument("model", metavar="MODEL", nargs="?", help=f"default: {DEMO_NAME}")
     command.add_argument(
         "--output",
         type=Path,
@@ -90,6 +93,9 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
         help="print the facts of this neuron; can be repeated",
     )
     command.add_argument("--open", action="store_true", help="open the page in a browser")
+    add_model_options(command.add_argument_group("model"))
+    method_options(command, cuts=False)
+    command.set_defaults(calibration=BuiltInText.name)
 
 
 def run_inspect(options: argparse.Namespace, console: Console) -> int:
@@ -97,19 +103,21 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     formats = _formats(options)
     if options.output is not None:
         check_output(options.output)
-    ranges = _ranges(options.layers)
+    ranges = _layer_ranges(options.layers)
     for text in options.neuron:
         split_neuron(text)
+    budget = split_spec(options.pruner)[0]
+    if budget not in ("local", "global"):
+        raise OptionError(f"inspect expects --pruner local or global, got {budget!r}")
     # Both budgets are shown whichever --pruner names, and the global pruner has the options of both.
-    name = split_spec(options.pruner)[0]
-    settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(name) :]})
-    scorers = _scorers(settings, name)
+    settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(budget) :]})
+    scorers = _scorers(settings)
     loaded = load(options)
     pipeline = make_pipeline(settings, loaded, evaluation=None)
     layers = pipeline.find().sizes
-    shown = _chosen(list(layers), ranges, options.layers)
+    shown = _chosen_layers(list(layers), ranges, options.layers)
     neurons = [parse_neuron(layers, text) for text in options.neuron]
-    inspection = inspect_model(pipeline, scorers, next(iter(scorers)), name)
+    inspection = inspect_model(pipeline, scorers, next(iter(scorers)), budget)
     with progress_step(options.progress, "Summarising the graph"):
         summary = summarise_inspection(inspection, shown)
     _print_layers(summary, console)
@@ -119,7 +127,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
         console.print("No files were written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
     with progress_step(options.progress, f"Writing {options.output}"), atomic_directory(options.output) as partial:
-        _write(partial, summary, formats, options, selected=options.layers is not None)
+        _write(partial, summary, formats, options)
     names = sorted(path.name for path in options.output.iterdir())
     console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
     if PAGE in names:
@@ -133,7 +141,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _formats(options: argparse.Namespace) -> tuple[str, ...]:
-    """Return the formats of ``--format``."""
+    """Return the formats of ``--format``; raise unless they can be written."""
     exchange = exchange_formats()
     known = (*FIGURES, "html", OWN_FORMAT, *exchange)
     formats = tuple(name.strip().lower() for name in options.format.split(",") if name.strip())
@@ -154,19 +162,17 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
     return formats
 
 
-def _scorers(settings: argparse.Namespace, pruner: str) -> dict[str, BaseScorer]:
-    """Return the scorer of ``--scorer`` with its settings, and those of ``--compare`` with their defaults."""
-    if pruner not in ("local", "global"):
-        raise OptionError(f"inspect expects --pruner local or global, got {pruner!r}")
-    scorer, _ = check_method(settings)
+def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
+    """Check the options; return the scorer of ``--scorer`` with its settings, and those of ``--compare`` with their defaults."""
+    scorer = check_method(settings)
     names = SCORERS.names() if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
     main = split_spec(settings.scorer)[0]
     return {main: scorer, **{name: SCORERS.make(name) for name in names if name != main}}
 
 
-def _ranges(text: str | None) -> list[tuple[int, int]] | None:
-    """Return ``0-3,29`` as pairs of first and last numbers, or None if the option is missing."""
+def _layer_ranges(text: str | None) -> list[tuple[int, int]] | None:
+    """Convert ``--layers``, such as ``0-3,29``, to pairs of first and last numbers; None if it is missing."""
     if text is None:
         return None
     ranges = []
@@ -178,7 +184,7 @@ def _ranges(text: str | None) -> list[tuple[int, int]] | None:
     return ranges
 
 
-def _chosen(names: Sequence[str], ranges: Sequence[tuple[int, int]] | None, text: str | None) -> list[str]:
+def _chosen_layers(names: Sequence[str], ranges: Sequence[tuple[int, int]] | None, text: str | None) -> list[str]:
     """Return the layers with numbers in the ranges, in the order of the model, or all layers if there are no ranges."""
     if ranges is None:
         return list(names)
@@ -221,7 +227,7 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
     numbered = all(
         label.split(".")[0] == str(numbers[name]) for name, label in zip(summary.layers, labels, strict=True)
     )
-    table = _compact(show_footer=True)
+    table = _compact_table(show_footer=True)
     for heading, footer in (
         *([] if numbered else [("", "")]),
         ("layer", "all" if len(layers) == len(numbers) else "these"),
@@ -249,7 +255,7 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
     return table
 
 
-def _compact(**options: Any) -> Table:
+def _compact_table(**options: Any) -> Table:
     """Return a table with little space between columns, so that the layers of a model fit a terminal of 80 columns."""
     return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
 
@@ -293,7 +299,7 @@ def _print_agreement(summary: InspectionSummary, console: Console) -> None:
         markup=False,
         highlight=False,
     )
-    table = _compact()
+    table = _compact_table()
     for heading in ("scorer", "Spearman", "local", "global"):
         table.add_column(heading, justify="left" if heading == "scorer" else "right", no_wrap=True)
 
@@ -352,16 +358,15 @@ def _verdict(verdict: Verdict, score: float) -> str:
 # --- the files
 
 
-def _write(
-    directory: Path, summary: InspectionSummary, formats: Sequence[str], options: argparse.Namespace, *, selected: bool
-) -> None:
-    """Write the files of an inspection; `selected` says whether each listed layer gets a figure of its own."""
+def _write(directory: Path, summary: InspectionSummary, formats: Sequence[str], options: argparse.Namespace) -> None:
+    """Write the files of an inspection; each layer of ``--layers`` gets a figure of its own."""
     inspection = summary.inspection
     text = json.dumps(summary.to_dict(), indent=2, allow_nan=False) + "\n"
     (directory / SUMMARY).write_text(text, encoding="utf-8")
     figures = [name for name in FIGURES if name in formats]
     if figures:
-        write_figures(inspection, directory, figures, options.top, list(summary.layers) if selected else None)
+        layers = None if options.layers is None else list(summary.layers)
+        write_figures(inspection, directory, figures, options.top, layers)
     if "html" in formats:
         write_page(inspection, directory / PAGE)
     _write_graphs(directory, inspection, formats, options.top)

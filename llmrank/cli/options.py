@@ -1,4 +1,4 @@
-"""Options that commands share, and what is made of them: model, scorer, pruner, pipeline."""
+"""Options that several commands share, and the model, scorer, pruner and pipeline that are made from them."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
 
 __all__ = [
+    "add_model_options",
+    "check_device_and_dtype",
     "check_method",
     "check_numbers",
-    "check_place",
     "directory",
     "load",
     "make_parts",
     "make_pipeline",
     "method_options",
-    "model_options",
     "text_source",
 ]
 
@@ -57,12 +57,12 @@ LEAST = {
     "documents": 1,
     "seed": 0,
 }
-# And the largest: what torch takes for a seed, and more than there is of anything else.
+# The largest numbers: for a seed what torch takes, for the others more than is ever needed.
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
 
 
-def model_options(group: Any) -> None:
-    """Add the options of how a model is loaded and where it computes."""
+def add_model_options(group: Any) -> None:
+    """Add the options that say how a model is loaded and where it computes."""
     group.add_argument("--device", help="cpu, cuda, cuda:N (cpu)")
     group.add_argument("--dtype", help="auto, float32, bfloat16, float16 (auto: that of the checkpoint)")
     group.add_argument(
@@ -79,12 +79,12 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> An
     ----------
     command : argparse.ArgumentParser
     cuts : bool
-        Whether the command cuts a model: adds the options that say how.
+        Whether the command prunes a model; otherwise the options of repair, steps and form are left out.
 
     Returns
     -------
     argument group
-        That of calibration and evaluation.
+        The group of calibration and evaluation, for further options.
     """
     method = command.add_argument_group(
         "method",
@@ -97,7 +97,7 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> An
         default=0.3,
         help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
     )
-    # What inspection shows needs no pass through the model that prunes it.
+    # Inspection measures no sensitivities.
     pruners = [name for name in PRUNERS.names() if cuts or not (name in PRUNERS and PRUNERS[name].needs_sensitivity)]
     for flag, names in (("pipeline", PIPELINES.names()), ("scorer", SCORERS.names()), ("pruner", pruners)):
         method.add_argument(
@@ -113,13 +113,13 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> An
         method.add_argument(
             "--amount-of",
             metavar="UNIT",
-            help=f"what the amount is of: {', '.join(UNITS)}; those with ffn- of all FFNs, others of the model (neurons)",
+            help=f"unit of the amount: {', '.join(UNITS)}; a share is of all FFNs for ffn- units, else of the model (neurons)",
         )
         method.add_argument(
             "--steps",
             type=int,
             default=1,
-            help="prune in so many steps, each with a pass of the calibration text (%(default)s)",
+            help="number of steps to prune in, each with a pass of the calibration text (%(default)s)",
         )
         method.add_argument(
             "--form",
@@ -146,7 +146,7 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> An
 
 
 def _amount(text: str) -> float | int:
-    """A count if written as an integer, else a share; out of range is left to the pruner's message."""
+    """Convert an integer to a number, other text to a share; the pruner refuses what is out of range."""
     try:
         return int(text) if re.fullmatch("[-+]?[0-9]{1,99}", text.strip()) else float(text)
     except ValueError:
@@ -156,7 +156,7 @@ def _amount(text: str) -> float | int:
 
 
 def directory(value: str) -> Path:
-    """A directory to write a model to; tokenizers write to no name that is not UTF-8."""
+    """Convert to the path of a directory to write; tokenizers need a name in UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -185,22 +185,22 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise OptionError(f"--{name.replace('_', '-')} must be {bound}, got {number}")
 
 
-def check_method(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Check all that can be wrong whatever the model, before one is loaded; return scorer and pruner."""
+def check_method(options: argparse.Namespace) -> BaseScorer:
+    """Check all options that do not depend on the model, before it is loaded; return the scorer."""
     scorer, pruner = make_parts(options)
     PIPELINES.options(options.pipeline)
-    form, align = form_of(options)
+    form, align = _form_and_alignment(options)
     check_options(None, scorer, pruner, form, align, make_repair(options.repair), options.steps)
-    check_place(options)
+    check_device_and_dtype(options)
     check_text(options.calibration)
     evaluation = getattr(options, "evaluate", None)
     if evaluation is not None and evaluation is not True:
         check_text(evaluation, "evaluation")
-    return scorer, pruner
+    return scorer
 
 
-def check_place(options: argparse.Namespace) -> None:
-    """Refuse a device that is not there, and a dtype that nobody knows."""
+def check_device_and_dtype(options: argparse.Namespace) -> None:
+    """Refuse a device that does not exist, and an unknown dtype."""
     parse_device(options.device)
     parse_dtype(options.dtype)
 
@@ -209,15 +209,15 @@ def make_pipeline(
     options: argparse.Namespace, loaded: LoadedModel, *, evaluation: Any, undoable: bool = True
 ) -> BasePipeline:
     """Make the pipeline of a loaded model."""
-    pipeline, own = PIPELINES.options(options.pipeline)
-    form, align = form_of(options)
-    return pipeline(
+    pipeline_class, pipeline_options = PIPELINES.options(options.pipeline)
+    form, align = _form_and_alignment(options)
+    return pipeline_class(
         loaded.model,
         loaded.tokenizer,
         None,
         *make_parts(options),
         options.device,
-        **own,
+        **pipeline_options,
         repair=make_repair(options.repair),
         steps=options.steps,
         calibration=CalibrationText(
@@ -236,13 +236,13 @@ def make_parts(options: argparse.Namespace) -> tuple[BaseScorer, BasePruner]:
     return make_scorer(options.scorer), make_pruner(options.pruner, amount=options.amount, amount_of=options.amount_of)
 
 
-def form_of(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Return form and alignment: padded is compact, filled up to one width."""
+def _form_and_alignment(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Return the form and the alignment that ``--form`` means: padded is compact, filled up to one width."""
     return ("compact", "pad") if options.form == "padded" else (options.form, "none")
 
 
 def load(options: argparse.Namespace) -> LoadedModel:
-    """The model named, or the demo model."""
+    """Load the model that is named, or the demo model."""
     source = options.model
     if source is None:
         with progress_step(options.progress, f"Fetching {DEMO_NAME} (93 MB, once)"):

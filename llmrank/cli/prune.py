@@ -1,4 +1,4 @@
-"""``llmrank demo`` and ``llmrank prune``."""
+"""``llmrank demo`` and ``llmrank prune``: their options, and what they run and print."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from llmrank.calibration.text import tokenise
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.cli import demo
-from llmrank.cli.options import check_method, load, make_pipeline
+from llmrank.cli.options import (
+    add_model_options,
+    check_method,
+    directory,
+    load,
+    make_pipeline,
+    method_options,
+    text_source,
+)
 from llmrank.errors import CalibrationError
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
+from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.report import Evaluation, Report
 from llmrank.prune.budget import describe_amount
@@ -27,35 +36,55 @@ from llmrank.surgery import checkpoint
 from llmrank.surgery.files import check_output
 from llmrank.surgery.widths import WIDTHS_KEY
 
-__all__ = ["run_demo", "run_prune"]
+__all__ = ["add_demo_options", "add_prune_options", "run_demo", "run_prune"]
 
-# Without --evaluate a pruned model is still looked at: this many sequences tell whether it collapsed.
+# Without --evaluate, this many sequences of at most this length still tell whether the pruned model has collapsed.
 CHECK_SAMPLES = 2
 CHECK_LENGTH = 1024
 
 
+def add_demo_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``llmrank demo``."""
+    group = command.add_argument_group("model and output")
+    group.add_argument("--model", help=f"a model directory, hub name or .gguf file instead of {DEMO_NAME} from PyPI")
+    group.add_argument(
+        "--output", type=directory, default=Path("llmrank-demo"), help="directory to write (%(default)s)"
+    )
+    add_model_options(group)
+    method_options(command)
+    command.set_defaults(evaluate=True, pipeline="chained", calibration=BuiltInText.name)
+
+
+def add_prune_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``llmrank prune``."""
+    command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
+    group = command.add_argument_group("model and output")
+    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
+    add_model_options(group)
+    method_options(command).add_argument(
+        "--evaluate",
+        nargs="?",
+        const=True,
+        default=None,
+        type=text_source,
+        metavar="TEXT",
+        help="perplexity before and after on a text file or dataset:NAME, or on the built-in text without TEXT; put it last or "
+        "write --evaluate=TEXT",
+    )
+
+
 def run_demo(options: argparse.Namespace, console: Console) -> int:
-    """``llmrank demo``."""
-    check_output(options.output)
-    check_method(options)
-    loaded = load(options)
-    pipeline = make_pipeline(options, loaded, evaluation=True)
-    _say_amount(pipeline, console)
-    _say_steps(pipeline, console)
-    directory = demo.run(pipeline, options.output, console)
-    _say_written(directory, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
-    _say_how_to_load(directory, loaded.model, console)
+    """Run ``llmrank demo``; return the exit status."""
+    pipeline = _checked_pipeline(options, console, undoable=True)
+    written = demo.run(pipeline, options.output, console)
+    _say_written(written, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
+    _say_how_to_load(written, pipeline.model, console)
     return 0
 
 
 def run_prune(options: argparse.Namespace, console: Console) -> int:
-    """``llmrank prune``."""
-    check_output(options.output)
-    check_method(options)
-    loaded = load(options)
-    pipeline = make_pipeline(options, loaded, evaluation=options.evaluate, undoable=False)
-    _say_amount(pipeline, console)
-    _say_steps(pipeline, console)
+    """Run ``llmrank prune``; return the exit status."""
+    pipeline = _checked_pipeline(options, console, undoable=False)
     if options.calibration == Automatic.name:
         _say_wait(pipeline, console)
     model = pipeline.run()
@@ -65,38 +94,40 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     if options.evaluate is None:
         _check_collapse(pipeline, report)
     with progress_step(options.progress, f"Saving {options.output}"):
-        directory = checkpoint.save(options.output, model, loaded.tokenizer, pipeline.masks, report.to_dict())
+        written = checkpoint.save(options.output, model, pipeline.tokenizer, pipeline.masks, report.to_dict())
     console.print(report.table())
-    _say_written(directory, ["report.json", "masks.safetensors"], console)
-    _say_how_to_load(directory, model, console)
+    _say_written(written, ["report.json", "masks.safetensors"], console)
+    _say_how_to_load(written, model, console)
     if options.calibration == Automatic.name:
         _say_what_text(pipeline, console)
     return 0
 
 
-def _say_amount(pipeline: BasePipeline, console: Console) -> None:
-    """Say what the amount was taken for, since 30 and 0.3 look alike, and warn of too little text, before the work begins."""
-    pruner = pipeline.pruner
+def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable: bool) -> BasePipeline:
+    """Check the options, load the model and make the pipeline; print what it will do before the work begins.
+
+    The amount is printed because 30 and 0.3 look alike.
+    """
+    check_output(options.output)
+    check_method(options)
+    pipeline = make_pipeline(options, load(options), evaluation=options.evaluate, undoable=undoable)
+    pruner, steps = pipeline.pruner, pipeline.steps
     ffns, costs = pipeline.prepare()
-    told = describe_amount(pruner, ffns, costs)
+    amount = describe_amount(pruner, ffns, costs)
     percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
     hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if percent else ""
-    console.print(f"--amount {pruner.amount}: {told}{hint}.", markup=False, highlight=False)
+    console.print(f"--amount {pruner.amount}: {amount}{hint}.", markup=False, highlight=False)
     warning = pipeline.token_warning(ffns)
     if warning is not None:
         console.print(Text(f"Warning: {warning}", style="bold yellow"))
-
-
-def _say_steps(pipeline: BasePipeline, console: Console) -> None:
-    """What several steps will cost, before the first starts."""
-    steps, pruner = pipeline.steps, pipeline.pruner
     if steps > 1:
-        told = describe_steps(steps, pruner.amount, pruner.amount_of, repairs=pipeline.repair is not None)
-        console.print(told, markup=False, highlight=False)
+        cost = describe_steps(steps, pruner.amount, pruner.amount_of, repairs=pipeline.repair is not None)
+        console.print(cost, markup=False, highlight=False)
+    return pipeline
 
 
 def _say_wait(pipeline: BasePipeline, console: Console) -> None:
-    """What takes long at first, where nobody asked for it."""
+    """Say that the model writes the calibration text first, which takes long, if it does so by default."""
     if pipeline.calibration.source == Generated.name:
         console.print(
             f"The model first writes the text to calibrate on; --calibration FILE or {BuiltInText.name} does without.",
@@ -106,18 +137,18 @@ def _say_wait(pipeline: BasePipeline, console: Console) -> None:
 
 
 def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
-    """What would have served better, where nobody said what the model is for."""
-    own = pipeline.calibration.source == Generated.name
+    """Say which text was chosen by default, and that other text would be better."""
+    is_generated = pipeline.calibration.source == Generated.name
     console.print(
-        f"The model was calibrated on {'text that it wrote' if own else 'the Python language reference'}. Text like what it will "
-        "read serves better: --calibration FILE.",
+        f"The model was calibrated on {'text that it wrote' if is_generated else 'the Python language reference'}. Text of the "
+        "kind that it will read is better: --calibration FILE.",
         markup=False,
         highlight=False,
     )
 
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
-    """A look at a few sequences; nobody should find out from users that a model talks nonsense."""
+    """Note in the report if the pruned model has collapsed, judged by a few sequences of the built-in text."""
     if pipeline.tokenizer is None or not predicts_next_token(pipeline.model) or not report.neurons["removed"]:
         return
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
@@ -132,28 +163,24 @@ def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
     report.notes += evaluation.warnings()
 
 
-def _say_written(directory: Path, names: Sequence[str], console: Console) -> None:
-    parts = ["the checkpoint", *(name for name in names if (directory / name).is_file())]
-    console.print(f"Wrote {directory}: {', '.join(parts[:-1])} and {parts[-1]}.", markup=False)
+def _say_written(written: Path, names: Sequence[str], console: Console) -> None:
+    parts = ["the checkpoint", *(name for name in names if (written / name).is_file())]
+    console.print(f"Wrote {written}: {', '.join(parts[:-1])} and {parts[-1]}.", markup=False)
 
 
-def _say_how_to_load(directory: Path, model: Any, console: Console) -> None:
+def _say_how_to_load(written: Path, model: Any, console: Console) -> None:
     widths = set((getattr(model.config.get_text_config(), WIDTHS_KEY, None) or {}).values())
-    if len(widths) > 1:
-        console.print(
-            "Its layers differ in width: load it with llmrank.load, or prune with --form padded for stock loaders."
-        )
-        return
-    if widths:
-        console.print(
-            f"Its layers are all {widths.pop()} wide, which its configuration cannot say: load it with llmrank.load. "
-            "(--form padded would fill it up to the original width, and save nothing.)",
-            markup=False,
-        )
-        return
-    if not type(model).__module__.startswith("transformers."):
-        console.print("Its class is code that comes with it: load it with llmrank.load(..., trust_remote_code=True).")
-        return
     loader = type(model).__name__
-    auto = "AutoModelForCausalLM" if "CausalLM" in loader or "LMHead" in loader else loader
-    console.print(f'Load it with transformers.{auto}.from_pretrained("{directory}").', markup=False)
+    if len(widths) > 1:
+        advice = "Its layers differ in width: load it with llmrank.load, or prune with --form padded for stock loaders."
+    elif widths:
+        advice = (
+            f"Its layers are all {widths.pop()} wide, which its configuration cannot say: load it with llmrank.load. "
+            "(--form padded would fill it up to the original width, and save nothing.)"
+        )
+    elif not type(model).__module__.startswith("transformers."):
+        advice = "Its class is code that comes with it: load it with llmrank.load(..., trust_remote_code=True)."
+    else:
+        auto = "AutoModelForCausalLM" if "CausalLM" in loader or "LMHead" in loader else loader
+        advice = f'Load it with transformers.{auto}.from_pretrained("{written}").'
+    console.print(advice, markup=False)

@@ -37,12 +37,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 IndexType: TypeAlias = type[np.uint16] | type[np.uint32]
 
 
-def payload(
-    inspection: Inspection,
-    *,
-    top_edges: int = 3,
-    data_limit: int = DATA_LIMIT,
-) -> dict[str, Any]:
+def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DATA_LIMIT) -> dict[str, Any]:
     """Collect the data of the page, ready for JSON.
 
     Parameters

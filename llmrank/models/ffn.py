@@ -17,7 +17,7 @@ FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit"
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map: all outputs of a module, or a range of them (such as one half of a map that computes gate and up together).
+    """A linear map: all outputs of a module, or a range of them (such as half of a module that computes gate and up together).
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class FFN:
 
     @property
     def prunable(self) -> dict[int, PrunableLayer]:
-        """The prunable layers by the number of their node layer: the hidden layers; for explicit FFNs all layers but layer 0."""
+        """The prunable layers by their number among the layers of nodes: the hidden layers; all but layer 0 if explicit."""
         if self.kind == "attention":
             return {}
         if self.kind == "explicit":
@@ -115,9 +115,9 @@ class FFN:
             }
         layers = {}
         for layer in range(1, len(self.stages)):
-            producers, consumers = self.stages[layer - 1], self.stages[layer]
-            name = producers[0].name if self.kind == "sequential" else self.name
-            layers[layer] = PrunableLayer(name, producers[0].size, producers, consumers)
+            input_maps, output_maps = self.stages[layer - 1], self.stages[layer]
+            name = input_maps[0].name if self.kind == "sequential" else self.name
+            layers[layer] = PrunableLayer(name, input_maps[0].size, input_maps, output_maps)
         return layers
 
 
@@ -156,10 +156,10 @@ class FFNs(tuple[FFN, ...]):
 
     @property
     def output_maps(self) -> dict[str, Projection]:
-        """The maps that read prunable layers, by path."""
+        """The output maps of all prunable layers, by path."""
         return {output_map.name: output_map for layer in self.layers.values() for output_map in layer.output_maps}
 
     @property
     def explicit(self) -> bool:
-        """Whether the user has named Linears, of which rows alone are removed."""
+        """Whether the FFNs are Linears that the user has named, of which only rows are removed."""
         return any(ffn.kind == "explicit" for ffn in self)

@@ -1,6 +1,6 @@
 """Linear maps of PyTorch and transformers, whatever the layout of their weight.
 
-``Conv1D`` (GPT-2 and its relatives) stores its weight as (in, out); all other modules know maps as (out, in) matrices.
+``Conv1D`` (GPT-2 and its relatives) stores its weight as (in, out). Outside of this module every matrix is (out, in).
 """
 
 from __future__ import annotations

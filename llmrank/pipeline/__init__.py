@@ -1,4 +1,4 @@
-"""Pipelines: the whole way from a model to a smaller one, one stage after the other."""
+"""Pipelines: all stages from a model to a pruned one, one after the other."""
 
 from llmrank.pipeline.base_pipeline import BasePipeline
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText

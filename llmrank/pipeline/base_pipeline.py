@@ -1,4 +1,4 @@
-"""Pipelines: all stages from a model to a pruned one, one after the other."""
+"""The base class of pipelines: it runs the stages in order, measures the time of each, and reports."""
 
 from __future__ import annotations
 
@@ -79,19 +79,19 @@ class BasePipeline(PipelineStages):
         A function such as ``rich.progress.track``; by default no progress is shown.
     undoable : bool
         Keep the original weights for :meth:`undo`. If they are not kept, each is freed as soon as it is replaced. Then
-        :attr:`graph`, which would refer to them, and :attr:`repaired` are empty after :meth:`run`, and after a failure while
-        masks are applied, or later, the model stays pruned, completely or in part.
+        :attr:`repaired`, and :attr:`graph`, which would refer to these weights, are empty after :meth:`run`. If masks cannot be
+        applied, or something fails later, the model stays pruned, completely or in part.
 
     Attributes
     ----------
     validation : Validation or None
-        After :meth:`run` with a repair: how the model as cut and the repaired model compare on the held-out sequences, and so
-        which of the two the model is now; None if nothing could be held out.
+        After :meth:`run` with a repair: how the model as cut and the repaired model compare on the held-out sequences. The
+        repair was kept if the repaired model is closer to the dense one. None if nothing could be held out.
     report, masks, sensitivities, graph, rank : after :meth:`run`
-        The protocol and the outcome; the keep masks; how much the output changes if one layer alone is pruned, by layer (an
-        empty dict unless the pruner needs it); the graph and its rank, or tuples if there are several. The graphs refer to the
-        original weights, and so keep them in memory as long as the pipeline exists. With several steps, sensitivities, graphs
-        and ranks are those of the first step, on the dense model; masks always cover all neurons of the dense model.
+        The protocol and the outcome; the keep masks, over all neurons of the dense model; how much the output changes if one
+        layer alone is pruned, by layer (an empty dict unless the pruner needs it); the graph and its rank, or tuples if there
+        are several. The graphs refer to the original weights, and so keep them in memory as long as the pipeline exists. With
+        several steps, sensitivities, graphs and ranks are those of the first step, on the dense model.
     repaired : dict from str to RepairedMap
         After :meth:`run` with a repair: the new weights of every output map that lost neurons, by the path of its module.
     """
@@ -190,7 +190,7 @@ class BasePipeline(PipelineStages):
                         self.sensitivities = self.measure_sensitivities(ffns, sequences)
                 with self._timed("prune"):
                     if first and last:
-                        # With a single step, an override of choose_masks() is called without the arguments that steps need.
+                        # With a single step, overrides of choose_masks() need not take the arguments that steps need.
                         masks = self.choose_masks(graphs, ranks)
                     else:
                         pruner = self.pruner if last else self.pruner.with_amount(amount)
@@ -212,7 +212,7 @@ class BasePipeline(PipelineStages):
         return masks, repaired
 
     def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
-        """Measure the perplexity before pruning; return the evaluation and its sequences, or None twice if none is asked for."""
+        """Measure the perplexity before pruning; return the evaluation and its sequences, or (None, None) without a text."""
         if self.evaluation is None:
             return None, None
         texts = self.evaluation.sequences(self.model, self.tokenizer, self.calibration.sequence_length)
@@ -248,7 +248,7 @@ class BasePipeline(PipelineStages):
         self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
     def _report(self, ffns: FFNs, masks: Masks, sequences: TokenSequences, held_out: TokenSequences | None) -> Report:
-        """Report what was chosen and repaired, before masks are applied: "after" is still as "before"."""
+        """Report what was chosen and repaired, before masks are applied: the size "after" is still that "before"."""
         size, costs = model_size(self.model, ffns), self.costs or self.check(ffns)
         reached = reached_amounts(masks, costs)
         fit, others = (sequences, held_out) if held_out is not None else sequences.parts

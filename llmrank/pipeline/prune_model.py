@@ -1,4 +1,4 @@
-"""The whole of pruning in one call."""
+"""Prune a model in one call."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def prune_model(
         Components, by spec such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists them) or as objects; None or "none" repairs
         nothing.
     calibration : CalibrationText, or a source of one
-        By default text that the model writes itself if it can write, else the built-in text.
+        By default text that the model writes itself, or the built-in text if it cannot write any.
     samples, sequence_length, batch_size : int
         See :class:`llmrank.pipeline.CalibrationText`; ignored if `calibration` is one.
     evaluation : EvaluationText, a source of one, or True; optional
@@ -116,11 +116,11 @@ def prune_model(
     steps : int
         Number of steps to prune in, each with a pass of the calibration text through the model as pruned so far.
     form : {"compact", "zero", "mask"}
-        Smaller matrices, removed neurons at zero, or masks in parametrisations.
+        Smaller matrices, removed neurons at zero, or masks of ``torch.nn.utils.prune``.
     device : str or torch.device, optional
-        Where the model is moved to; by default it stays.
+        Where the model is moved to; by default it stays where it is.
     progress : callable, optional
-        Such as ``rich.progress.track``; quiet by default.
+        A function such as ``rich.progress.track``; by default no progress is shown.
 
     Returns
     -------
@@ -129,7 +129,8 @@ def prune_model(
     Raises
     ------
     LLMRankError, graphs.GraphError
-        Bad options, data or models. The model is untouched then, unless the repair had begun.
+        Bad options, data or models. The model is left as it was if the error comes before the repair is finished and before
+        any mask is applied.
 
     Examples
     --------
@@ -138,29 +139,28 @@ def prune_model(
     >>> pruned.model[0].weight.shape
     torch.Size([6, 4])
     """
-    make, own = PIPELINES.options(pipeline) if isinstance(pipeline, str) else (pipeline, {})
-    text = calibration
+    pipeline_class, pipeline_options = PIPELINES.options(pipeline) if isinstance(pipeline, str) else (pipeline, {})
     if not isinstance(calibration, CalibrationText):
-        text = CalibrationText(calibration, samples, sequence_length, batch_size)
+        calibration = CalibrationText(calibration, samples, sequence_length, batch_size)
     if isinstance(pruner, str):
         pruner = make_pruner(pruner, amount=amount, amount_of=amount_of)
-    run = make(
+    made = pipeline_class(
         model,
         tokenizer,
         None,
         make_scorer(scorer),
         pruner,
         device,
-        calibration=text,
+        calibration=calibration,
         form=form,
         repair=make_repair(repair),
         steps=steps,
         evaluation=evaluation,
         progress=progress,
         undoable=False,
-        **own,
+        **pipeline_options,
     )
-    run.run()
-    if run.masks is None or run.report is None:
+    made.run()
+    if made.masks is None or made.report is None:
         raise RuntimeError("the pipeline ran without leaving masks and a report")
-    return PrunedModel(model, run.masks, run.report, tokenizer)
+    return PrunedModel(model, made.masks, made.report, tokenizer)

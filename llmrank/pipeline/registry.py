@@ -1,8 +1,8 @@
-"""Registries: the components that the command line knows by name, and how they are made from a spec.
+"""Registries: the components that have a name, and how they are made from a spec.
 
-A spec is a name, or a name with options: ``wpr``, ``wpr:gamma=0.9,edges=energy``. The options are the fields of the component's
-class, so that they are typed once. Other distributions add components with entry points of the groups ``llmrank.scorers``,
-``llmrank.pruners`` and ``llmrank.repairs``; a program adds them with :meth:`Registry.register`:
+A spec is a name, or a name with options: ``wpr``, ``wpr:gamma=0.9,edges=energy``. The options are the parameters of the
+component's class, so that they are declared only once. Other distributions add components with entry points of the groups
+``llmrank.scorers``, ``llmrank.pruners`` and ``llmrank.repairs``; a program adds them with :meth:`Registry.register`:
 
 >>> from llmrank.score import BaseScorer
 >>> @SCORERS.register("in-strength")
@@ -140,7 +140,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         type
             The class of the component.
         dict from str to object
-            The options that were given, converted to the types of its fields.
+            The options that were given, converted to the types of the parameters.
 
         Raises
         ------
@@ -156,9 +156,8 @@ class Registry(dict[str, type[T]], Generic[T]):
         {'protect': [0, 'model.layers.29']}
         """
         name, written = split_spec(spec)
-        entry, fields = self.find(name), {field.name: field for field in self.fields(name)}
-        self._check_options(name, written, fields)
-        return entry, {key: fields[key].read(values) for key, values in written.items()}
+        fields = self._fields_by_name(name, written)
+        return self.find(name), {key: fields[key].read(values) for key, values in written.items()}
 
     def make(self, spec: str | T, **given: Any) -> T:
         """Make a component from a spec; an instance is returned as it is.
@@ -186,14 +185,13 @@ class Registry(dict[str, type[T]], Generic[T]):
         twice = sorted(options.keys() & given.keys())
         if twice:
             raise OptionError(
-                f"{', '.join(twice)} of {self.kind} {spec!r} is set outside of the spec; leave it out there"
+                f"{', '.join(twice)} of {self.kind} {spec!r} is set outside of the spec too; leave it out of the spec"
             )
-        name = split_spec(spec)[0]
-        self._check_options(name, given, {field.name: field for field in self.fields(name)})
+        self._fields_by_name(split_spec(spec)[0], given)
         return entry(**options, **given)
 
     def _doc(self, entry: type, option: str) -> str:
-        """Return the text for an option in the docstring of a class; "As for" another class is replaced by the text there."""
+        """Return the text for an option in the docstring of a class; "As for :class:`X`" is replaced by the text of X."""
         text = parameter_docs(entry).get(option, "")
         reference = re.match(r"As for :class:`[~\w.]*?(\w+)`[;.,]? ?", text)
         if reference is None:
@@ -203,12 +201,15 @@ class Registry(dict[str, type[T]], Generic[T]):
         rest = text[reference.end() :]
         return f"{inherited} {rest[:1].upper()}{rest[1:]}".strip()
 
-    def _check_options(self, name: str, given: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
+    def _fields_by_name(self, name: str, given: Mapping[str, Any]) -> dict[str, Field]:
+        """Return the options of a component by name; raise if one that is given is not among them."""
+        fields = {field.name: field for field in self.fields(name)}
         for key in given:
             if key not in fields:
                 own = [f"{field.name} ({field.default})" for field in fields.values()]
                 shown = f"its options are {', '.join(own)}" if own else "it has no options"
                 raise OptionError(f"{self.kind} {name!r} has no option {key!r}{nearest_name(key, fields)}; {shown}")
+        return fields
 
     def _add(self, name: str, entry: Any, where: str) -> None:
         if name in self or not name or set(name) & set(":,="):

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,12 +45,14 @@ __all__ = [
     "token_warning",
 ]
 
+# Version of the JSON that to_dict returns.
 FORMAT = 1
+# Units of an amount that the table lists.
 MODEL_UNITS: tuple[Unit, ...] = ("parameters", "bytes", "flops")
 
 
 def environment() -> dict[str, str]:
-    """Return the versions and facts of the machine that can change results."""
+    """Return the versions of packages, and the facts of the machine, that can change results."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "scipy", "safetensors")}
     try:
         versions["llmrank"] = metadata.version("llmrank")
@@ -127,7 +130,7 @@ class Report:
         Numbers of graphs, layers and nodes, and how they were ranked: solver, iterations, error bound.
     neurons : dict
         Numbers of neurons before pruning and removed, the shares requested and reached, and the width of every layer.
-    before, after : Size
+    before, after : ModelSize
     seconds : dict from str to float
         Wall time of every stage.
     reached : dict from str to dict
@@ -139,8 +142,8 @@ class Report:
         For each prunable layer how much pruning it alone changes the output, see :mod:`llmrank.pipeline.sensitivity`; empty
         unless the pruner needs it.
     repaired : dict
-        For each repaired map the target of the fit, its damping, and its errors on held-out calibration tokens without and with
-        the repair, see :class:`llmrank.surgery.repair.RepairedMap`.
+        For each repaired map the target and the damping of the fit, and the errors on held-out calibration tokens without and
+        with the repair, see :class:`llmrank.surgery.repair.RepairedMap`.
     validation : dict, optional
         See :class:`llmrank.pipeline.validation.Validation`.
     evaluation : Evaluation, optional
@@ -185,7 +188,6 @@ class Report:
 
     def table(self) -> RenderableType:
         """Return the report as a table and sentences for a terminal, printed by rich."""
-        method = self.method
         table = Table(title=Text(f"{self.model['source']}: {self._headline()}"), title_justify="left")
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="left" if not heading else "right")
@@ -211,7 +213,7 @@ class Report:
         if len(self.steps) > 1:
             parts.append(Text(f"pruned in {len(self.steps)} steps: {self._steps()}"))
         if self.repaired:
-            parts.append(Text(f"repaired by {method['repair']['name']}: {self._repair_errors()}"))
+            parts.append(Text(f"repaired by {self.method['repair']['name']}: {self._repair_errors()}"))
         if self.validation is not None and self.repaired:
             parts.append(Text(Validation(**self.validation).sentence()))
         if evaluation:
@@ -220,7 +222,7 @@ class Report:
         return Group(*parts)
 
     def _reached(self) -> str:
-        """Return which shares of the model's parameters, bytes and FLOPs belong to the removed neurons."""
+        """Return the shares of the model's parameters, bytes and FLOPs that the removed neurons have, in words."""
         shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]
         return f"{', '.join(shares[:-1])} and {shares[-1]}"
 
@@ -269,7 +271,7 @@ def describe_model(model: nn.Module, ffns: FFNs) -> dict[str, Any]:
 
 
 def describe_graphs(model_graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> dict[str, Any]:
-    """Describe how large graphs are, and how they were ranked."""
+    """Describe the sizes of the graphs, and how they were ranked."""
     graphs = [entry.graph for entry in model_graphs]
     return {
         "graphs": len(graphs),
@@ -285,7 +287,7 @@ def describe_graphs(model_graphs: Sequence[ModelGraph], ranks: Sequence[RankResu
 
 
 def describe_neurons(masks: Masks, pruner: BasePruner, ffns: FFNs) -> dict[str, Any]:
-    """Describe how many neurons were asked to be removed, and how many are."""
+    """Describe how many neurons there are, how many were to be removed, and how many are removed."""
     return {
         "unit": "rows of the listed Linears" if ffns.explicit else "hidden neurons",
         "before": masks.size,
@@ -374,7 +376,7 @@ def json_safe(value: Any) -> Any:
         return {str(key): json_safe(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_safe(entry) for entry in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and not isfinite(value):
         return str(value)
     # Scorers and pruners of third parties may hold attributes of any type.
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

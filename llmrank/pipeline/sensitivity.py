@@ -1,8 +1,8 @@
 """Sensitivity of a layer: how much the model's output changes when that layer alone is pruned.
 
 The output is computed anew for every layer, but nothing changes in front of the layer. Where the blocks of a stack follow one
-another directly, the blocks before that of the layer return what they returned in the dense model; otherwise every layer takes a
-complete forward pass.
+another directly, the blocks before that of the layer are not run: what they returned in the dense model is used again. Otherwise
+every layer takes a complete forward pass.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from llmrank.surgery.equivalence import silence_removed
 
 __all__ = ["layer_sensitivities"]
 
-# This many rows of features count as one sequence, as in batches.
+# This many rows of features count as one sequence, as in TokenSequences.batches.
 FEATURE_ROWS = 256
 # Two sequences of the default length hold this many tokens.
 TOKENS = 2048
@@ -229,7 +229,7 @@ class _DenseBatch:
         return at_least_float32(rows), predicts
 
     def _before(self, layer: PrunableLayer) -> list[nn.Module]:
-        """Return the blocks in front of the block that holds the layer's output map."""
+        """Return the blocks in front of the one that holds the layer's output map; none if no output is kept."""
         output_maps = {id(output_map.module) for output_map in layer.output_maps}
         for position, block in enumerate(self._blocks):
             if any(id(module) in output_maps for module in block.modules()):

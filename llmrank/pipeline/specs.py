@@ -1,11 +1,11 @@
-"""Specs of components, such as ``wpr:gamma=0.9,edges=energy``, read by the fields of a class."""
+"""Specs of components, such as ``wpr:gamma=0.9,edges=energy``: how they are split, and their values converted."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -13,7 +13,7 @@ from llmrank.errors import OptionError
 
 __all__ = ["Field", "nearest_name", "parameter_docs", "split_spec"]
 
-# What a text becomes that fits no type of an option.
+# The result of a conversion if the text fits no type of the option.
 UNREADABLE = object()
 WORDS: dict[Any, str] = {float: "number", int: "integer", bool: "true or false", str: "text", type(None): "none"}
 
@@ -49,7 +49,7 @@ class Field:
         Parameters
         ----------
         values : list of str
-            One, or several if the option was repeated, which makes a list of a field that takes one.
+            One, or several if the option was repeated, which only an option that takes a list allows.
 
         Raises
         ------
@@ -125,10 +125,8 @@ def _members(annotation: Any) -> Iterator[Any]:
 def _element(annotation: Any) -> Any:
     """Return the type of the elements of a sequence type; None for other types."""
     origin = get_origin(annotation)
-    several = (isinstance(origin, type) and issubclass(origin, (list, tuple))) or getattr(
-        origin, "__name__", ""
-    ) == "Sequence"
-    return get_args(annotation)[0] if several else None
+    is_sequence = isinstance(origin, type) and issubclass(origin, Sequence)
+    return get_args(annotation)[0] if is_sequence else None
 
 
 def _takes_several(annotation: Any) -> bool:
@@ -137,8 +135,7 @@ def _takes_several(annotation: Any) -> bool:
 
 def _converted(annotation: Any, text: str) -> Any:
     """Convert a text to the first type of the annotation that it fits, the narrowest first; UNREADABLE if it fits none."""
-    members = [_element(member) or member for member in _members(annotation)]
-    members = [inner for member in members for inner in _members(member)]
+    members = [inner for member in _members(annotation) for inner in _members(_element(member) or member)]
     for literal in (choice for member in members if get_origin(member) is Literal for choice in get_args(member)):
         if str(literal) == text:
             return literal

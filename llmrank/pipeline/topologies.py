@@ -1,4 +1,4 @@
-"""Pipelines by how the FFNs are joined: each a graph of its own, one chain, or along the residual stream."""
+"""The pipelines, which differ in how they join the FFNs: each a graph of its own, one chain, or along the residual stream."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ class ResidualFFNPipeline(BasePipeline):
     *args, **options
         As for :class:`BasePipeline`.
     beta : "measured" or float
-        Share of the skip edges, 0..1. Measured on the calibration tokens it is, block by block, the norm of the hidden states
-        that enter over that plus the norm of what the block adds (:class:`llmrank.calibration.residual.SkipSums`), shared out
-        among its graphs. 0 gives the ranks of the chain.
+        Share of the skip edges, 0..1. "measured" takes for each block, on the calibration tokens, the norm of the hidden states
+        that enter it, divided by the sum of that and the norm of what the block adds
+        (:class:`llmrank.calibration.residual.SkipSums`), and shares it out among the graphs of the block. 0 gives the ranks of
+        the chain.
     attention : bool
-        Whether the value and output maps of every attention are edges too, a graph in front of its FFN; see
-        :func:`llmrank.calibration.attention.find_attentions` for what models.
+        Whether the value and output maps of every attention are edges too, in a graph in front of its FFN;
+        :func:`llmrank.calibration.attention.find_attentions` says for which models that is possible.
     """
 
     topology: ClassVar[Topology] = "residual"
@@ -71,16 +72,16 @@ class ResidualFFNPipeline(BasePipeline):
         return ffns
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:
-        """What skips past the blocks, where beta is measured, and attentions."""
+        """Return what else to measure: the shares that skip the blocks, unless beta is given, and the attentions."""
         attentions = find_attentions(self.model, ffns) if self.attention else None
         return {"skips": self.beta is None, "attentions": attentions}
 
     def build_graphs(self, ffns: FFNs, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
-        """The graphs, in the order of the stream."""
+        """Build the graphs, in the order of the stream."""
         if not self.attention:
             statistics = [replace(entry, attention=None) for entry in statistics]
         return build_graphs(ffns, statistics, self.topology, self.beta)
 
     def parameters(self) -> dict[str, Any]:
-        """Beta, of every graph, and whether attentions are among them."""
+        """Return the beta of every graph, and whether attentions are edges."""
         return {"beta": [entry.skip for entry in self.model_graphs], "attention": self.attention}

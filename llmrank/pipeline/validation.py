@@ -1,9 +1,9 @@
 """Validation of a repair: whether it brings the pruned model closer to the dense one, on held-out calibration tokens.
 
 A repair makes the error of every map smaller, also on held-out tokens, because they choose its damping. That does not prove that
-the model comes closer to the dense one: with few calibration tokens it can move away. So the pruned model is compared with and
-without its repair at the end, and the better one is kept. No weight is fitted to the held-out tokens; but they choose one damping
-for each map, so the distance of the repaired model comes out a little too small.
+the model comes closer to the dense one: with few calibration tokens it can move away. So the pruned models with and without the
+repair are compared with the dense one at the end, and the closer one is kept. No weight is fitted to the held-out tokens, but
+they choose one damping for each map, so the measured distance of the repaired model is a little too small.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Validator:
 
     @torch.no_grad()
     def _outputs(self) -> Iterator[Any]:
-        """Yield for each batch a function that makes the predictions, or the first output of a model that predicts no tokens."""
+        """Yield for each batch a function that yields the predictions, or the first output of a model that predicts no tokens."""
         with evaluation_mode(self._model):
             for ids, mask in self._batches:
                 if self._measure == "divergence":
@@ -186,7 +186,7 @@ def repair_where_it_helps(
     batch_size : int
     in_place : bool
         Write repaired weights over the model's own at once, so that memory never holds both. The model's weights are restored if
-        the repair is not kept, whatever the reason.
+        the repair is not kept, or anything is raised.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""Apply masks to a model as a transaction: whatever is raised, the parameters are restored bit for bit.
+"""Apply masks to a model as a transaction: if anything is raised, the parameters are restored bit for bit.
 
-A finished application can be undone, unless it was told not to keep the original tensors (``undoable=False``).
+A finished application can be undone as well. With ``undoable=False`` the original tensors are not kept, and neither is possible.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from llmrank.surgery.widths import ALIGNMENTS, WIDTHS_KEY, Align, check_padding,
 
 __all__ = ["AppliedMasks", "apply_masks", "check_writable", "temporarily_masked"]
 
-# Puts one module, or the configuration, back as it was. Restores may run in any order, and again after an interrupt.
+# Restores one module, or the configuration. Such functions may be called in any order, and again after an interrupt.
 Restore: TypeAlias = Callable[[], None]
 ABSENT = object()
 
 
 @dataclass
 class AppliedMasks:
-    """Masks that were applied to a model, with what is needed to take them back.
+    """Masks that were applied to a model, with what is needed to undo that.
 
     Attributes
     ----------
@@ -67,8 +67,8 @@ class AppliedMasks:
         Raises
         ------
         MaskError
-            The model has been changed since, by a later application for example, so that the restored
-            parts would not fit together. Nothing is restored then.
+            The model has been changed since, for example by a later application, so that the restored parts would not fit
+            together. Nothing is restored then.
         OptionError
             The original tensors were not kept.
         """
@@ -112,8 +112,8 @@ def apply_masks(
 ) -> AppliedMasks:
     """Remove neurons from a model.
 
-    Removing a hidden neuron removes its rows in the input maps, their biases, and its column in the output map. In the explicit
-    form only rows (and biases) of the named Linears are removed.
+    Removing a hidden neuron removes its rows in the input maps, their biases, and its column in the output map. With explicit
+    FFNs only rows (and biases) of the named Linears are removed.
 
     Parameters
     ----------
@@ -138,9 +138,11 @@ def apply_masks(
     Raises
     ------
     MaskError
-        Masks or repairs of another model. Nothing has been changed then.
+        The masks or repairs are those of another model, or layers of different widths are to be padded. Nothing has been
+        changed then.
     OptionError
-        An unknown form; the compact form with explicit FFNs; a model that carries masks already.
+        The form or the alignment is unknown; the two do not fit each other; the form is compact, and FFNs are explicit; the
+        model carries masks already.
     """
     repaired = repaired or {}
     _check(ffns, masks, form, align)
@@ -155,7 +157,8 @@ def apply_masks(
             _add_biases(model, ffns)
         # Compact layers hold the kept neurons, and with padding some removed ones.
         held, fields = (masks, {}) if form != "compact" else compact_widths(model, ffns, masks, align)
-        application.widths = held.widths if form == "compact" else {name: len(mask) for name, mask in masks.items()}
+        sizes = {name: len(mask) for name, mask in masks.items()}
+        application.widths = held.widths if form == "compact" else sizes
         for kept, stored in zip(linear_masks(ffns, masks), linear_masks(ffns, held), strict=True):
             repair = repaired_by_module.get(id(kept.module))
             if repair is not None:
@@ -168,7 +171,7 @@ def apply_masks(
             if form == "compact":
                 compact_map(stored)
         if form == "compact":
-            set_widths(model, ffns, {name: len(mask) for name, mask in masks.items()}, application.widths, fields)
+            set_widths(model, ffns, sizes, application.widths, fields)
         application._unchanged_checks += [_unchanged(module) for module in ffns.modules]
         return application
     except BaseException:
@@ -191,7 +194,7 @@ def temporarily_masked(model: nn.Module, ffns: FFNs, masks: Masks | None) -> Ite
     """
     applied: list[AppliedMasks] = []
     with ExitStack() as cleanup:
-        # Registered first, and twice, so that an interrupt at any point still takes the masks back.
+        # Registered first, and twice, so that the masks are undone after an interrupt at any point.
         for _ in range(2):
             cleanup.callback(_roll_back_all, applied)
         if masks is not None:

@@ -23,14 +23,14 @@ from llmrank.models.linear_map import size_attributes
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
 from llmrank.surgery.files import atomic_directory, check_output
-from llmrank.surgery.forms import linear_masks
+from llmrank.surgery.forms import linear_masks, replace_parameter
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
 __all__ = ["load", "save"]
 
 MASKS_FILE = "masks.safetensors"
 REPORT_FILE = "report.json"
-# Attribute of a class whose layers have the widths of one configuration: the model class that it extends.
+# Attribute of the classes that _with_widths makes: the model class that they extend.
 BASE_CLASS = "_llmrank_base_class"
 
 
@@ -104,7 +104,7 @@ def _check_written(directory: Path, model: Any) -> None:
         if model_class.__module__.startswith("transformers."):
             config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
             base = model_class_of(config)
-        else:  # a class that transformers does not know; to load the checkpoint one needs its code
+        else:  # transformers does not know the class; whoever loads the checkpoint needs its code
             config = type(model.config).from_pretrained(directory)
             base = getattr(model_class, BASE_CLASS, model_class)
         written: dict[str, torch.Tensor] = {}
@@ -162,7 +162,7 @@ def load(
 
 
 def _subclass(base: Any, config: Any) -> Any:
-    """Return the model class itself, or for a configuration with widths a subclass that builds layers of those widths."""
+    """Return the model class, or if the configuration lists widths, a subclass whose layers have those widths."""
     text_config = config.get_text_config()
     widths = getattr(text_config, WIDTHS_KEY, None) or getattr(config, WIDTHS_KEY, None)
     if widths is None:
@@ -175,20 +175,20 @@ def _subclass(base: Any, config: Any) -> Any:
 
 
 def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
-    """Make a subclass of a model class whose layers have the given widths from construction on.
+    """Make a subclass of a model class that is constructed with layers of the given widths.
 
-    So from_pretrained does everything else (shards, dtypes, tied weights, device maps).
+    from_pretrained of that class does everything else (shards, dtypes, tied weights, device maps).
     """
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         base.__init__(self, config, *args, **kwargs)
-        resize(self, widths)
+        _resize(self, widths)
 
-    body = {"__init__": __init__, "__module__": base.__module__, "__doc__": base.__doc__, BASE_CLASS: base}
-    return type(base.__name__, (base,), body)
+    namespace = {"__init__": __init__, "__module__": base.__module__, "__doc__": base.__doc__, BASE_CLASS: base}
+    return type(base.__name__, (base,), namespace)
 
 
-def resize(model: nn.Module, widths: Mapping[str, int]) -> None:
+def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
     """Give every prunable layer its width, with uninitialised weights into which a checkpoint is loaded.
 
     Raises
@@ -211,9 +211,8 @@ def resize(model: nn.Module, widths: Mapping[str, int]) -> None:
         setattr(owner, name, width)
     for linear in linears:
         module: Any = linear.module
-        old = module.weight
-        module.weight = nn.Parameter(old.new_empty(linear.weight_shape), requires_grad=old.requires_grad)
+        replace_parameter(module, "weight", module.weight.new_empty(linear.weight_shape))
         if getattr(module, "bias", None) is not None:
-            module.bias = nn.Parameter(module.bias.new_empty(linear.n_rows), requires_grad=module.bias.requires_grad)
+            replace_parameter(module, "bias", module.bias.new_empty(linear.n_rows))
         for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
             setattr(module, name, size)

@@ -62,13 +62,13 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
     remove_leftovers(target, FILLED, undo=_take_back)
     if path.is_dir() and any(path.iterdir()):
         raise CheckpointError(f"{path} exists and is not empty; choose another --output, or remove it first")
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise CheckpointError(f"{place} is a file, so nothing can be written below it; choose another --output")
-    if not os.access(place, os.W_OK):
-        raise CheckpointError(f"{place} is not writable; choose another --output")
+    ancestor = path.absolute()
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise CheckpointError(f"{ancestor} is a file, so nothing can be written below it; choose another --output")
+    if not os.access(ancestor, os.W_OK):
+        raise CheckpointError(f"{ancestor} is not writable; choose another --output")
     return path
 
 
@@ -96,7 +96,7 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     CheckpointError
-        See :func:`check_output`; or another process wrote to the target meanwhile.
+        See :func:`check_output`; or another process has written to the target meanwhile.
     OSError
         The disk is full, or another error of the system.
 
@@ -112,11 +112,11 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     target = check_output(directory).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     is_filled = target.is_dir() and not _is_replaceable(target)
-    with hidden_directory(target if is_filled else target.parent, FILLED if is_filled else target.name) as place:
-        partial = place / CONTENT
+    with hidden_directory(target if is_filled else target.parent, FILLED if is_filled else target.name) as hidden:
+        partial = hidden / CONTENT
         partial.mkdir()
         yield partial
-        mode = stat.S_IMODE((place / LOCK).stat().st_mode)
+        mode = stat.S_IMODE((hidden / LOCK).stat().st_mode)
         for path in partial.rglob("*"):
             if path.is_file():
                 path.chmod(mode)
@@ -161,29 +161,29 @@ def _is_mount(path: Path) -> bool:
 
 def _move_up(partial: Path) -> None:
     """Move all entries of `partial` to the directory that holds the hidden directory, or none of them."""
-    place, target = partial.parent, partial.parent.parent
-    if any(entry != place for entry in target.iterdir()):
+    hidden, target = partial.parent, partial.parent.parent
+    if any(entry != hidden for entry in target.iterdir()):
         raise FileExistsError(errno.EEXIST, "not empty any more", str(target))
     names = sorted((entry.name for entry in partial.iterdir()), key=lambda name: (name == "config.json", name))
-    (place / JOURNAL).write_text(json.dumps(names), encoding="utf-8")
+    (hidden / JOURNAL).write_text(json.dumps(names), encoding="utf-8")
     try:
         for name in names:
             (partial / name).rename(target / name)
     finally:
-        _take_back(place)
+        _take_back(hidden)
 
 
-def _take_back(place: Path) -> None:
+def _take_back(hidden: Path) -> None:
     """Remove the entries that were moved to the directory that holds a hidden directory, unless all were moved."""
     try:
-        names = json.loads((place / JOURNAL).read_text(encoding="utf-8"))
-        left = {entry.name for entry in (place / CONTENT).iterdir()}
+        names = json.loads((hidden / JOURNAL).read_text(encoding="utf-8"))
+        left = {entry.name for entry in (hidden / CONTENT).iterdir()}
     except (OSError, ValueError):  # nothing had been moved yet
         return
-    for path in [place.parent / name for name in names if left and name not in left]:
+    for path in [hidden.parent / name for name in names if left and name not in left]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
     # The next process must not remove them again.
-    (place / JOURNAL).unlink()
+    (hidden / JOURNAL).unlink()

@@ -1,6 +1,6 @@
 """The forms of removal for one linear map: compact (smaller matrices), zero (zeros), mask (``torch.nn.utils.prune``).
 
-The functions write to a module and keep no way back: :mod:`llmrank.surgery.apply` saves the originals before it calls them.
+The functions keep no copy of what they replace: :mod:`llmrank.surgery.apply` saves the original tensors before it calls them.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def linear_masks(ffns: FFNs, masks: Masks) -> list[LinearMask]:
 def write_repaired(module: Any, repaired: RepairedMap, *, copy: bool) -> None:
     """Give a module its repaired weight and bias.
 
-    Without `copy` the weight may be the repair's own tensor; that is safe where the weight is made smaller, and so copied, next.
+    Without `copy` the weight may be the repair's own tensor. That is safe if the weight is then made smaller, and so copied.
     """
     # Out of place: views of the old weights, such as those of a graph, keep their values.
     if repaired.weight is not None:
@@ -156,7 +156,7 @@ def compact_map(linear: LinearMask) -> None:
 
 
 def replace_parameter(module: Any, name: str, value: torch.Tensor) -> None:
-    """Put a new parameter in the place of an old one."""
+    """Replace a parameter by one of other values, which needs a gradient if the old one did."""
     module._parameters[name] = nn.Parameter(value, requires_grad=module._parameters[name].requires_grad)
 
 

@@ -1,4 +1,4 @@
-"""The widths of layers, as modules and the configuration state them once a model is compact.
+"""The widths of a compact model's layers, as its modules and its configuration state them.
 
 Stock loaders build a model from its configuration. Where one field, such as ``intermediate_size``, describes the compact model,
 that field is written; otherwise the width of every layer is listed under ``llmrank_widths``, which
@@ -88,7 +88,7 @@ def _padded(masks: Masks, width: int) -> Masks:
 
 
 def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]:
-    """Find the configuration fields that describe the model once these masks have made it compact.
+    """Find the configuration fields that describe the compact model of these masks.
 
     A field such as ``intermediate_size`` may set the width of other modules too, which are not pruned. So a model is built on the
     meta device from the configuration with the new value, and the shapes of all parameters are compared.

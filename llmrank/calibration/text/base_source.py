@@ -19,7 +19,7 @@ class BaseSource:
     Parameters
     ----------
     argument : str
-        What the user wrote behind the colon.
+        What the user wrote after the colon.
     """
 
     name: ClassVar[str]
@@ -45,10 +45,10 @@ class BaseSource:
         return line[:1].lower() + line[1:]
 
     def check(self, role: Role) -> None:
-        """Raise :class:`CalibrationError` for mistakes that show without a model and without fetching anything."""
+        """Raise :class:`CalibrationError` for mistakes that can be found without a model and without fetching anything."""
 
     def for_model(self, model: Any) -> BaseSource:  # noqa: ARG002 -- for sources that override this
-        """Return the source that this one means for a model."""
+        """Return the source to use for a model: by default this one."""
         return self
 
     def read(self, role: Role) -> tuple[str | list[str], str]:

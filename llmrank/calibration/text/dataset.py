@@ -11,6 +11,7 @@ from llmrank.errors import CalibrationError
 
 __all__ = ["Dataset"]
 
+# Columns that hold text; the first one that a dataset has is read.
 COLUMNS = ("text", "content", "document")
 
 
@@ -21,7 +22,7 @@ class Dataset(BaseSource):
     usage: ClassVar[str] = "NAME[,CONFIG[,SPLIT]]"
 
     def check(self, role: Role) -> None:
-        """See :meth:`BaseSource.check`: the name is missing, or the package."""
+        """Check that a dataset is named, and that the datasets package is installed."""
         if not self.argument.split(",")[0].strip():
             raise CalibrationError(f"expected {self.written()}, got {str(self)!r} as {role} text")
         if find_spec("datasets") is None:

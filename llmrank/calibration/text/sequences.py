@@ -1,4 +1,4 @@
-"""Token sequences of one length, and how two texts are compared by them."""
+"""Token sequences of one length, and the share of passages that two of them have in common."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmrank.errors import CalibrationError
 __all__ = ["Request", "Role", "TokenSequences", "n_held_out", "shared_passages"]
 
 Role: TypeAlias = Literal["calibration", "evaluation"]
-# One sequence is held out for this many sequences to fit to.
+# One sequence is held out for every so many sequences that a repair is fitted to.
 HELD_OUT_SHARE = 8
 # Number of consecutive tokens that make a passage (fewer in shorter sequences).
 PASSAGE_LENGTH = 32
@@ -47,7 +47,7 @@ class TokenSequences:
 
     @classmethod
     def of(cls, ids: torch.Tensor, mask: torch.Tensor, source: str) -> TokenSequences:
-        """Make sequences from token ids and a mask, and compute their digest."""
+        """Make the sequences of token ids and a mask, and compute their digest."""
         # As bytes, because features may be bfloat16, which numpy does not have.
         content = b"".join(tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in (ids, mask))
         return cls(ids, mask, source, hashlib.sha256(content).hexdigest())
@@ -144,7 +144,7 @@ class Request:
 
 
 def n_held_out(samples: int) -> int:
-    """Return the number of sequences to hold out, to choose and to judge a repair by, for `samples` sequences to fit it to."""
+    """Return how many sequences to hold out from a repair that is fitted to `samples` sequences."""
     return max(1, samples // HELD_OUT_SHARE)
 
 

@@ -1,4 +1,4 @@
-"""Text in any form that users give it: named sources, files, texts, lists of texts, tensors.
+"""Text in any form in which users give it: named sources, files, texts, lists of texts, tensors.
 
 A named source is a class with a ``name`` in a module of this folder, so a new source is one new file.
 """
@@ -59,8 +59,10 @@ def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
     """Return the source that a text names, the built-in text for None; None if the text names no source for this role."""
     if text is None:
         return BuiltInText()
-    if isinstance(text, BaseSource) or not isinstance(text, str):
-        return text if isinstance(text, BaseSource) else None
+    if isinstance(text, BaseSource):
+        return text
+    if not isinstance(text, str):
+        return None
     name, colon, argument = text.partition(":")
     source = named_sources().get(name)
     if source is None or bool(colon) != bool(source.usage) or role not in source.roles:

@@ -54,7 +54,7 @@ def sequences_of_text(
         return _from_list(text, tokenizer, room, prefix, suffix, description), None
     single = text if isinstance(text, str) else text[0]
     wanted = request.samples + request.held_out
-    # The rest of a long text is not tokenised: a token has at most some tens of characters.
+    # The rest of a long text is not tokenised: 32 characters for each wanted token are enough.
     ids = plain_ids(tokenizer, single[: (wanted + 1) * length * 32])
     count = min(wanted, len(ids) // room)
     if count == 0:

@@ -60,7 +60,7 @@ class BaseRepair:
         Whether the output map must have a bias.
     """
 
-    # A class in this package that has one is known by it to the command line and to the registries.
+    # The name of a class in this package for the registries and the command line; a class without one is not listed.
     name: ClassVar[str]
 
     needs_bias = False
@@ -159,7 +159,7 @@ def repaired_map(
 def _error(
     weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, centre: Centre | None
 ) -> float:
-    """Mean square of W_R x_R + e - change x_K, after a centre is subtracted from x and e."""
+    """Compute the mean square of W_R x_R + e - change x_K, after a centre is subtracted from x and e."""
     missing = torch.empty_like(weight)
     missing[:, keep], missing[:, ~keep] = -change, weight[:, ~keep]
     cross, square = moments.missing_moments(centre)

@@ -107,14 +107,11 @@ class LeastSquaresRepair(BaseRepair):
         # A bias takes up the means, those of the tokens to fit to.
         centre = None if bias is None else fit.centre
         equations = _NormalEquations.of(weight, keep, fit, centre)
-        if self.damping != "auto":
-            damping = float(self.damping)
-            change = equations.solve(damping)
-        elif held_out is None:
-            damping = CAUTIOUS_DAMPING
-            change = equations.solve(damping)
-        else:
+        if self.damping == "auto" and held_out is not None:
             damping, change = equations.solve_best(_NormalEquations.of(weight, keep, held_out, centre))
+        else:
+            damping = CAUTIOUS_DAMPING if self.damping == "auto" else float(self.damping)
+            change = equations.solve(damping)
         return repaired_map(weight, bias, keep, change, fit, held_out, damping)
 
 

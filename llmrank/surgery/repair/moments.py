@@ -131,10 +131,8 @@ class Moments:
             return None, 0.0
         cross, square = self.missing.cross / self.count, self.missing.square / self.count
         if centre is not None and centre[1] is not None:
-            (shift, shift_missing), (mean, mean_missing) = (
-                (centre[0], centre[1]),
-                (self.mean, self.missing.total / self.count),
-            )
+            shift, shift_missing = centre[0], centre[1]
+            mean, mean_missing = self.mean, self.missing.total / self.count
             cross.addr_(mean - shift, shift_missing, alpha=-1.0).addr_(shift, mean_missing, alpha=-1.0)
             square += float(shift_missing @ (shift_missing - 2.0 * mean_missing))
         return cross, square

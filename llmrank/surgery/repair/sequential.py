@@ -1,4 +1,4 @@
-"""Repair of all FFNs in the order of the model: each is fitted to its inputs behind the FFNs pruned and repaired before it."""
+"""Repair all FFNs in the order of the model: each is fitted to the inputs that it has once the FFNs before it are repaired."""
 
 from __future__ import annotations
 
@@ -72,11 +72,13 @@ def repair_ffns(
     Notes
     -----
     Memory, beside the hidden states that the stream keeps: the moments of one map (two (n, n) float64 matrices, three to
-    reselect); to solve, one to three and a half more of them, the more the fewer neurons are removed; and the repaired maps,
-    unless they are written.
+    reselect); while a map is solved, one to three and a half more such matrices, and the more, the fewer neurons are removed; and
+    the repaired maps, unless they are written.
     """
     if ffns.explicit:
-        raise OptionError("repair needs whole FFNs; with structure_dict no map is known that reads the removed rows")
+        raise OptionError(
+            "repair needs whole FFNs; with structure_dict no map is known that reads the removed rows; leave the repair out"
+        )
     can_add_bias = method.needs_bias and bool(bias_attribute(model))
     repaired: dict[str, RepairedMap] = {}
     kept = dict(masks)

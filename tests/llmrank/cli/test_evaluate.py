@@ -144,7 +144,7 @@ def test_other_tokenizers_are_refused(
     message = refused(capsys, "evaluate", models["pruned"], "--text", tale, "--against", models[dense], *SHORT)
     assert "are not the same" in message
     assert reason in message
-    assert "that MODEL was cut from" in message
+    assert "that MODEL was pruned from" in message
 
 
 def test_an_encoder_decoder_is_compared_but_not_asked_for_last_words(
@@ -169,7 +169,7 @@ def test_a_text_without_passages_is_refused_first(
     path = tmp_path / "short.txt"
     path.write_text("\n\n".join([f"{TALE.capitalize()}."] * 9), encoding="utf-8")
     message = refused(capsys, "evaluate", models["pruned"], "--text", path, *SHORT, "--last-word")
-    assert "no passage to ask the last word of in the file short.txt" in message
+    assert "the file short.txt has no passage whose last word could be asked for" in message
     path.write_text("", encoding="utf-8")
     assert "is empty" in refused(capsys, "evaluate", models["pruned"], "--text", path, "--last-word")
 
@@ -187,7 +187,10 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
         (("--text", "."), ". is a directory; expected the path of a text file"),
         (("--text", "latin.txt"), "cannot read latin.txt as UTF-8 text"),
         (("--text", "latin.txt", "--last-word"), "cannot read latin.txt as UTF-8 text"),
-        (("--text", "short.txt", "--last-word"), "no passage to ask the last word of in the file short.txt"),
+        (
+            ("--text", "short.txt", "--last-word"),
+            "the file short.txt has no passage whose last word could be asked for",
+        ),
         (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
         (("--json", "absent/result.json"), "there is no directory absent"),

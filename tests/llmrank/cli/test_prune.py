@@ -396,10 +396,10 @@ def test_arguments_that_make_no_command_are_refused(capsys: Any, arguments: tupl
 @pytest.mark.parametrize(
     ("raised", "status", "said"),
     [
-        (TypeError("no len"), 1, "this is a bug in llmrank, which did not foresee TypeError: no len; please report it"),
-        (MemoryError(), 2, "error: memory does not suffice; use shorter sequences (--sequence-length)"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "memory does not suffice ([enf"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 2, "memory does not suffice (CUDA out of memory); use"),
+        (TypeError("no len"), 1, "this is a bug in llmrank, which did not expect TypeError: no len; please report it"),
+        (MemoryError(), 2, "error: not enough memory; use shorter sequences (--sequence-length)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "not enough memory ([enf"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "not enough memory (CUDA out of memory); use"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
@@ -431,7 +431,7 @@ def test_memory_is_what_failed_whoever_says_so(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr("llmrank.cli.run_families", fail)
     assert run("families") == 2
-    assert "memory does not suffice (transformers cannot load it" in capsys.readouterr().err
+    assert "not enough memory (transformers cannot load it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("closed", [("stdout",), ("stdout", "stderr")])
@@ -540,7 +540,7 @@ def test_interruption_is_quiet(monkeypatch: Any, checkpoint: Path, tmp_path: Pat
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .startswith("llmrank: interrupted; a checkpoint directory is only there if")
+        .startswith("llmrank: interrupted; a checkpoint directory exists only if")
     )
 
 
@@ -666,7 +666,7 @@ def test_who_names_no_text_gets_the_models_own_where_it_writes(
     reference, own = "built-in: the Python language reference", "written by the model itself"
     for number, (model, options, source, advice) in enumerate(
         [
-            (checkpoint, (), own, "calibrated on text that it wrote. Text like what it will read"),
+            (checkpoint, (), own, "calibrated on text that it wrote. Text of the kind that it will read"),
             (encoder, (), reference, "calibrated on the Python language reference. Text"),
             (seq2seq, (), reference, "calibrated on the Python language reference. Text"),
             (tmp_path / "speechless", (), reference, "calibrated on the Python language reference. Text"),
@@ -681,7 +681,7 @@ def test_who_names_no_text_gets_the_models_own_where_it_writes(
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
         assert report["calibration"]["source"].startswith(source)
         assert ("The model first writes the text" in shown) == (not options and source == own)
-        assert ("serves better: --calibration FILE" in shown) == (advice is not None)
+        assert ("is better: --calibration FILE" in shown) == (advice is not None)
         assert advice is None or advice in shown
 
 
