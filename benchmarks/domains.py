@@ -20,7 +20,7 @@ from benchmarks import pruning_peers
 from benchmarks.provenance import opened, write
 from benchmarks.quality import EARLIER, RESULTS, Setting, Study, is_earlier, protocol
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
-from llmrank.calibration.generation import LONGEST_TEXT, TEXTS_AT_ONCE, generated_text
+from llmrank.calibration.generation import LONGEST_TEXT, TEXTS_AT_ONCE, generate_text
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise, tokenise_and_hold_out
 from llmrank.models.demo_models import demo_model
 from llmrank.surgery import checkpoint
@@ -87,7 +87,7 @@ def ways_of(loaded: LoadedModel, wikitext: Path, samples: int, evaluate: int, le
         "built-in": Way(lambda: reference, reference[0].provenance(), {"WikiText-2": texts["WikiText-2"]}),
         "WikiText-2": Way(lambda: prose, prose[0].provenance(), {"built-in": texts["built-in"]}),
         "generated": Way(
-            lambda: generated_text(loaded.model, tokenizer, samples + further, length).split(samples), own, texts
+            lambda: generate_text(loaded.model, tokenizer, samples + further, length).split(samples), own, texts
         ),
     }
 

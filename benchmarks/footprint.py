@@ -31,7 +31,7 @@ from benchmarks.quality import RESULTS
 from benchmarks.ranking import peak_growth, statistics_for
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank.calibration.forward import evaluation_mode, model_inputs
-from llmrank.calibration.generation import generated_text
+from llmrank.calibration.generation import generate_text
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
@@ -200,7 +200,7 @@ def main() -> None:
         model = checkpoint.load(source, dtype="float32").model
         grown = load_kernels(model)
         results.setdefault("kernels", grown)
-        write_text = partial(generated_text, model, tokenizer, options.samples, length)
+        write_text = partial(generate_text, model, tokenizer, options.samples, length)
         rows[str(options.samples)] = measure(model, write_text, texts, options.amount)
         write(options.output, results)
         write(options.output.with_suffix(".md"), table(results))

@@ -15,7 +15,7 @@ import torch
 
 import llmrank
 from llmrank.cli import parser
-from llmrank.cli.options import make_parts
+from llmrank.cli.options import make_scorer_and_pruner
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS, make_repair
 from llmrank.prune import LayerRecord
 from tests.llmrank.tiny_models import LLAMA, text, tiny_llama, tokenizer
@@ -106,7 +106,7 @@ def test_commands_parse(page: Path) -> None:
         options = parser().parse_args(shlex.split(command, comments=True)[1:])
         assert callable(options.run), command
         if hasattr(options, "scorer"):
-            make_parts(options)
+            make_scorer_and_pruner(options)
             PIPELINES.options(options.pipeline)
             make_repair(options.repair)
 

@@ -23,7 +23,7 @@ __all__ = [
     "TEXTS_AT_ONCE",
     "can_write_text",
     "end_tokens",
-    "generated_text",
+    "generate_text",
     "generation_settings",
 ]
 
@@ -90,7 +90,7 @@ def generation_settings(model: Any, **settings: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def generated_text(
+def generate_text(
     model: Any,
     tokenizer: Any,
     samples: int,

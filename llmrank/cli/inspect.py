@@ -24,7 +24,7 @@ from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.calibration.forward import progress_step
 from llmrank.calibration.text.built_in import BuiltInText
-from llmrank.cli.options import add_model_options, check_method, load, make_pipeline, method_options
+from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_pipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.budgets import amount_label
 from llmrank.inspection.figures import FORMATS as FIGURES
@@ -94,7 +94,7 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--open", action="store_true", help="open the page in a browser")
     add_model_options(command.add_argument_group("model"))
-    method_options(command, cuts=False)
+    add_method_options(command, prunes=False)
     command.set_defaults(calibration=BuiltInText.name)
 
 

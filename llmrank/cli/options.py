@@ -32,15 +32,15 @@ from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
 
 __all__ = [
+    "add_method_options",
     "add_model_options",
     "check_device_and_dtype",
     "check_method",
     "check_numbers",
     "directory",
     "load",
-    "make_parts",
     "make_pipeline",
-    "method_options",
+    "make_scorer_and_pruner",
     "text_source",
 ]
 
@@ -72,13 +72,13 @@ def add_model_options(group: Any) -> None:
     )
 
 
-def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> Any:
+def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True) -> Any:
     """Add the options of a pipeline.
 
     Parameters
     ----------
     command : argparse.ArgumentParser
-    cuts : bool
+    prunes : bool
         Whether the command prunes a model; otherwise the options of repair, steps and form are left out.
 
     Returns
@@ -98,12 +98,12 @@ def method_options(command: argparse.ArgumentParser, *, cuts: bool = True) -> An
         help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
     )
     # Inspection measures no sensitivities.
-    pruners = [name for name in PRUNERS.names() if cuts or not (name in PRUNERS and PRUNERS[name].needs_sensitivity)]
+    pruners = [name for name in PRUNERS.names() if prunes or not (name in PRUNERS and PRUNERS[name].needs_sensitivity)]
     for flag, names in (("pipeline", PIPELINES.names()), ("scorer", SCORERS.names()), ("pruner", pruners)):
         method.add_argument(
             f"--{flag}", default=DEFAULTS[flag], metavar="COMPONENT", help=f"{', '.join(names)} (%(default)s)"
         )
-    if cuts:
+    if prunes:
         method.add_argument(
             "--repair",
             default=DEFAULTS["repair"],
@@ -187,7 +187,7 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 def check_method(options: argparse.Namespace) -> BaseScorer:
     """Check all options that do not depend on the model, before it is loaded; return the scorer."""
-    scorer, pruner = make_parts(options)
+    scorer, pruner = make_scorer_and_pruner(options)
     PIPELINES.options(options.pipeline)
     form, align = _form_and_alignment(options)
     check_options(None, scorer, pruner, form, align, make_repair(options.repair), options.steps)
@@ -215,7 +215,7 @@ def make_pipeline(
         loaded.model,
         loaded.tokenizer,
         None,
-        *make_parts(options),
+        *make_scorer_and_pruner(options),
         options.device,
         **pipeline_options,
         repair=make_repair(options.repair),
@@ -231,7 +231,7 @@ def make_pipeline(
     )
 
 
-def make_parts(options: argparse.Namespace) -> tuple[BaseScorer, BasePruner]:
+def make_scorer_and_pruner(options: argparse.Namespace) -> tuple[BaseScorer, BasePruner]:
     """Make scorer and pruner."""
     return make_scorer(options.scorer), make_pruner(options.pruner, amount=options.amount, amount_of=options.amount_of)
 

@@ -17,12 +17,12 @@ from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.cli import demo
 from llmrank.cli.options import (
+    add_method_options,
     add_model_options,
     check_method,
     directory,
     load,
     make_pipeline,
-    method_options,
     text_source,
 )
 from llmrank.errors import CalibrationError
@@ -51,7 +51,7 @@ def add_demo_options(command: argparse.ArgumentParser) -> None:
         "--output", type=directory, default=Path("llmrank-demo"), help="directory to write (%(default)s)"
     )
     add_model_options(group)
-    method_options(command)
+    add_method_options(command)
     command.set_defaults(evaluate=True, pipeline="chained", calibration=BuiltInText.name)
 
 
@@ -61,7 +61,7 @@ def add_prune_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("model and output")
     group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
     add_model_options(group)
-    method_options(command).add_argument(
+    add_method_options(command).add_argument(
         "--evaluate",
         nargs="?",
         const=True,

@@ -33,7 +33,7 @@ class CalibrationText:
     ----------
     source : path, text, list of texts, "dataset:NAME", "built-in", "generated", "auto", or tensor; optional
         See :func:`llmrank.calibration.text.sources.make_sequences`; the built-in text by default. "generated" is text that the
-        model writes itself, see :func:`llmrank.calibration.generation.generated_text`; "auto" is "generated" if the model can
+        model writes itself, see :func:`llmrank.calibration.generation.generate_text`; "auto" is "generated" if the model can
         write text, else "built-in". A float tensor is for a plain module (one that is not a language model): each row is one
         example of its input.
     samples, sequence_length : int

@@ -42,7 +42,7 @@ def test_a_run_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     table = (tmp_path / "d.md").read_text(encoding="utf-8")
     assert sum(line.startswith("| ffn |") for line in table.splitlines()) == len(rows)
 
-    monkeypatch.setattr(domains, "generated_text", lambda *_: pytest.fail("the text was written again"))
+    monkeypatch.setattr(domains, "generate_text", lambda *_: pytest.fail("the text was written again"))
     monkeypatch.setattr(quality.Study, "row", lambda *_: pytest.fail("a row was measured again"))
     domains.main()
     assert json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["ways"] == first["ways"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from llmrank.calibration.generation import can_write_text, generated_text
+from llmrank.calibration.generation import can_write_text, generate_text
 from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.sequences import Request, Role, TokenSequences
@@ -25,7 +25,7 @@ class Generated(BaseSource):
             raise CalibrationError(
                 f"the text {self.name!r} is written by a model, and none was given; pass a text or a file"
             )
-        written = generated_text(
+        written = generate_text(
             request.model,
             request.tokenizer,
             request.samples + request.held_out,

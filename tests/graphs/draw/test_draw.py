@@ -112,6 +112,7 @@ def test_figures_are_legible_in_print(name: str) -> None:
     legible(FIGURES[name](None))
 
 
+@pytest.mark.slow
 @every_figure
 @pytest.mark.parametrize(("size", "rows", "columns"), [((10, 8), 2, 1), ((10, 4), 1, 2)])
 def test_figures_share_a_page(name: str, size: tuple[float, float], rows: int, columns: int) -> None:
@@ -173,6 +174,7 @@ def drawn(name: str, graph: LayeredGraph, rank: RankResult, ax: Any = None) -> A
     return figures[name]()
 
 
+@pytest.mark.slow
 @every_figure
 @pytest.mark.parametrize("kind", UNUSUAL)
 def test_unusual_graphs_are_legible(name: str, kind: str) -> None:

@@ -14,7 +14,7 @@ from transformers import AddedToken
 import llmrank
 from llmrank import IsolatedFFNPipeline
 from llmrank.calibration import generation
-from llmrank.calibration.generation import can_write_text, generated_text, generation_settings
+from llmrank.calibration.generation import can_write_text, generate_text, generation_settings
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
 from llmrank.pipeline import CalibrationText
 from tests.llmrank.commands import SHORT, run
@@ -33,7 +33,7 @@ from tests.llmrank.tiny_models import (
 @pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM", "Falcon"])
 def test_sequences_have_the_first_token_and_the_requested_length(name: str) -> None:
     model = family_model(named_family(name))
-    found = generated_text(model, tokenizer(), 3, 12, batch_size=2)
+    found = generate_text(model, tokenizer(), 3, 12, batch_size=2)
     assert found.ids.shape == (3, 12)
     assert found.ids.dtype == torch.int64
     assert bool(found.mask.all())
@@ -47,7 +47,7 @@ def test_sequences_have_the_first_token_and_the_requested_length(name: str) -> N
 def test_long_sequences_hold_several_texts(monkeypatch: Any, length: int, texts: int, piece: int, spelled: Any) -> None:
     monkeypatch.setattr(generation, "LONGEST_TEXT", 16)
     model = tiny_llama()
-    found = generated_text(model, spelled, 3, length, batch_size=100)
+    found = generate_text(model, spelled, 3, length, batch_size=100)
     assert found.ids.shape == found.mask.shape == (3, length)
     begins = [place for place in range(length) if place % piece == 0]
     assert len(begins) == texts
@@ -56,7 +56,7 @@ def test_long_sequences_hold_several_texts(monkeypatch: Any, length: int, texts:
     assert not bool((found.ids[:, inside] == 1).any())
     assert ("texts of" in found.source) == (texts > 1)
     # The texts are the same, one after the other.
-    alone = generated_text(model, spelled, 3 * texts, piece, batch_size=100).ids
+    alone = generate_text(model, spelled, 3 * texts, piece, batch_size=100).ids
     assert torch.equal(found.ids, alone.reshape(3, -1)[:, :length])
 
 
@@ -65,8 +65,8 @@ def test_tokens_added_as_special_are_not_written() -> None:
     spelled.add_tokens([AddedToken("w9", special=True)])
     assert 9 not in spelled.all_special_ids
     model = tiny_llama()
-    assert 9 in generated_text(model, tokenizer(), 20, 40).ids
-    assert 9 not in generated_text(model, spelled, 20, 40).ids
+    assert 9 in generate_text(model, tokenizer(), 20, 40).ids
+    assert 9 not in generate_text(model, spelled, 20, 40).ids
 
 
 def test_the_seed_decides_the_text_and_nothing_is_changed() -> None:
@@ -75,7 +75,7 @@ def test_the_seed_decides_the_text_and_nothing_is_changed() -> None:
     snapshot, settings = Snapshot(model), model.generation_config
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    texts = [generated_text(model, tokenizer(), 4, 16, seed).ids for seed in (0, 0, 1)]
+    texts = [generate_text(model, tokenizer(), 4, 16, seed).ids for seed in (0, 0, 1)]
     assert torch.equal(texts[0], texts[1])
     assert not torch.equal(texts[0], texts[2])
     assert torch.equal(torch.get_rng_state(), before)
@@ -97,7 +97,7 @@ def test_tokens_are_sampled_with_the_models_probabilities() -> None:
     shares[1:3] = -math.inf  # the tokens that begin and end a text
     model.generation_config.top_k = 3
     model.generation_config.temperature = 0.1
-    ids = generated_text(model, None, 200, 41, batch_size=200).ids[:, 1:]
+    ids = generate_text(model, None, 200, 41, batch_size=200).ids[:, 1:]
     counts = torch.bincount(ids.flatten(), minlength=64).double()
     expected = shares.softmax(0) * ids.numel()
     rare = expected < 5
@@ -112,13 +112,13 @@ def test_tokens_are_sampled_with_the_models_probabilities() -> None:
 def test_an_end_token_can_begin_a_text() -> None:
     model = tiny_llama(bos_token_id=None, eos_token_id=[2, 3])
     model.generation_config.bos_token_id = None
-    ids = generated_text(model, None, 2, 200).ids
+    ids = generate_text(model, None, 2, 200).ids
     assert ids.shape == (2, 64)  # no more than the model takes
     assert ids[:, 0].tolist() == [2, 2]
     assert not set(ids[:, 1:].flatten().tolist()) & {2, 3}
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     with pytest.raises(UnsupportedModelError, match="has no token in its vocabulary to begin a text with"):
-        generated_text(model, None, 2, 8)
+        generate_text(model, None, 2, 8)
     assert not can_write_text(model)
 
 
@@ -128,12 +128,12 @@ def test_a_token_outside_the_vocabulary_does_not_begin_a_text() -> None:
     for source in (model.config, model.generation_config):
         source.bos_token_id, source.eos_token_id = 50256, [50256, 3]
     assert can_write_text(model)
-    assert generated_text(model, None, 2, 8).ids[:, 0].tolist() == [3, 3]
+    assert generate_text(model, None, 2, 8).ids[:, 0].tolist() == [3, 3]
     for source in (model.config, model.generation_config):
         source.eos_token_id = 50256
     assert not can_write_text(model)
     with pytest.raises(UnsupportedModelError, match="has no token in its vocabulary"):
-        generated_text(model, None, 2, 8)
+        generate_text(model, None, 2, 8)
 
 
 def test_the_error_of_a_model_that_fails_to_write_says_what_to_do(monkeypatch: Any) -> None:
@@ -144,7 +144,7 @@ def test_the_error_of_a_model_that_fails_to_write_says_what_to_do(monkeypatch: A
 
     monkeypatch.setattr(model, "generate", fail)
     with pytest.raises(UnsupportedModelError, match=r"RuntimeError: no cache of this kind\); calibrate on a text file"):
-        generated_text(model, None, 2, 8)
+        generate_text(model, None, 2, 8)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
@@ -156,7 +156,7 @@ def test_out_of_memory_is_not_reported_as_an_unsupported_model(monkeypatch: Any,
 
     monkeypatch.setattr(model, "generate", fail)
     with pytest.raises(type(error)):
-        generated_text(model, None, 2, 8)
+        generate_text(model, None, 2, 8)
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,13 @@ def test_out_of_memory_is_not_reported_as_an_unsupported_model(monkeypatch: Any,
 )
 def test_models_that_cannot_write_raise(make: Any, message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
-        generated_text(make(), None, 2, 8)
+        generate_text(make(), None, 2, 8)
 
 
 @pytest.mark.parametrize(("samples", "length", "batch_size"), [(0, 8, 1), (2, 1, 1), (2, 8, 0)])
 def test_numbers_out_of_range_raise(samples: int, length: int, batch_size: int) -> None:
     with pytest.raises(CalibrationError, match=f"got {samples}, {length} and {batch_size}"):
-        generated_text(tiny_llama(), None, samples, length, batch_size=batch_size)
+        generate_text(tiny_llama(), None, samples, length, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -185,7 +185,7 @@ def test_predictions_that_are_not_finite_raise(value: float) -> None:
         model.lm_head.weight[5:] = value
     settings = model.generation_config
     with pytest.raises(CalibrationError, match="predictions are not finite"):
-        generated_text(model, None, 2, 8)
+        generate_text(model, None, 2, 8)
     assert model.generation_config is settings
 
 
