@@ -1,7 +1,8 @@
 """Threads that run compiled kernels, and the decorator that compiles a kernel so that it can run on them.
 
 The threads are this package's own, because of the threading layers of numba: some set the number of threads of the whole
-process, torch's included, and others may not be entered by two threads at once.
+process, torch's included, and others may not be entered by two threads at once. A ``ThreadPoolExecutor`` wakes its threads so
+slowly that a rank of four FFNs took longer with it than on one thread (``benchmarks/results/threads.md``).
 """
 
 from __future__ import annotations
