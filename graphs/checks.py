@@ -115,7 +115,7 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     >>> check_score_shapes([(2,), (3,)], (2, 4))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    graphs.errors.GraphError: expected a rank of this graph: one score per node, in layers of 2, 4, got 2, 3; they differ ...
+    graphs.errors.GraphError: expected a rank of this graph: one score per node, in layers of 2, 4, got 2, 3; the first ...
     """
     expected, given = [(size,) for size in sizes], list(shapes)
     if given == expected:
@@ -123,8 +123,8 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     pairs = enumerate(itertools.zip_longest(given, expected))
     position = next(k for k, (came, wanted) in pairs if came != wanted)
     raise GraphError(
-        f"expected a rank of this graph: one score per node, in layers of {_listing(expected)}, got {_listing(given)}; they "
-        f"differ from layer {first + position} on: rank this graph, and select one column if nodes have several scores"
+        f"expected a rank of this graph: one score per node, in layers of {_listing(expected)}, got {_listing(given)}; the "
+        f"first difference is at layer {first + position}: rank this graph, and select one column if nodes have several scores"
     )
 
 

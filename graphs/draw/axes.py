@@ -90,7 +90,7 @@ def wrap_to_axes(ax: Axes, text: str, font_size: float = 10.0, reserved: float =
     font_size : float
         In points.
     reserved : float
-        Inches of that length that a legend beside the axes or labels below them will take.
+        Inches of the width (or height) of the axes that will be lost to a legend beside them or to labels below them.
     upright : bool
         Whether the text runs along the y axis.
 

@@ -130,7 +130,7 @@ def _is_sparse(value: Any) -> bool:
 
 
 def as_csr(value: Any, name: str) -> sparse.csr_array:
-    """Check the index arrays of a matrix and convert it to scipy's CSR form.
+    """Check the index arrays of a sparse matrix and convert it to scipy's CSR form.
 
     The compiled code of scipy and torch trusts the index arrays of a sparse matrix: with one entry out of range, it reads or
     writes memory outside of the arrays.
@@ -138,6 +138,7 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
     Parameters
     ----------
     value : scipy sparse matrix of any format, torch tensor (dense, COO, CSR, CSC or BSR), or (m, n) array
+        A dense tensor or array is only converted, without any check.
     name : str
         Name of the matrix in error messages.
 
@@ -150,7 +151,7 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
     Raises
     ------
     GraphError
-        The matrix is not two-dimensional, has a side of length zero, is not real, or its index arrays do not fit it.
+        A sparse matrix is not two-dimensional, has a side of length zero, is not real, or its index arrays do not fit it.
 
     Notes
     -----
@@ -185,7 +186,10 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
 
 
 def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
-    """Return a format, "coo" or a compressed one, and the arrays of a sparse matrix in it: values, then indices."""
+    """Return the arrays of a sparse matrix, and before them the name of the format that they are in.
+
+    The arrays are values, rows and columns in the format "coo"; values, indices and index pointers in a compressed format.
+    """
     if value.format in COMPRESSED:
         return value.format, [np.asarray(part) for part in (value.data, value.indices, value.indptr)]
     if value.format == "lil":
@@ -231,7 +235,8 @@ def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tupl
     layout : {"csr", "csc", "bsr"}
         Format of the matrix.
     parts : sequence of three arrays
-        Values (k,), or (k, height, width) for BSR; indices (k,); index pointers (rows + 1,), or (columns + 1,) for CSC.
+        Values (k,), or (k, height, width) for BSR; indices (k,); index pointers (rows + 1,), (columns + 1,)
+        for CSC, or (rows / height + 1,) for BSR.
     shape : tuple of int
         Shape of the matrix.
     name : str

@@ -73,8 +73,9 @@ def pagerank(
         Gauss-Seidel in layer order; if there is only one layer, power iteration with quadratic extrapolation. The result
         names the choice and its reason.
     backend : {"auto", "scipy", "torch", "dense"}
-        Backend of the products, see :func:`graphs.weighted_pagerank`. Edges within a layer (such as those of a
-        matrix) are always in CSR form, in compiled kernels ("auto"), scipy or torch; torch cannot sweep in node order.
+        Backend of the products, see :func:`graphs.weighted_pagerank`. Edges within a layer (a matrix or a
+        networkx graph is one layer) are always in CSR form, in compiled kernels ("auto"), scipy or torch; torch cannot sweep
+        over the nodes of a layer one after the other.
     device, dtype
         As for :func:`graphs.weighted_pagerank`.
     tol : float
@@ -93,8 +94,9 @@ def pagerank(
     -------
     RankResult
         Scores by layer, of sum 1 over all layers; ``as_dict()`` gives them by node. Error bounds hold up to round-off. Their
-        proof: P, with the scores of dangling nodes given to v, contracts L1 distances by the factor gamma. So the error of r is
-        at most ``residual / (1 - gamma)``, where the residual is ``||F(r) - r||``, and that of F(r) is gamma times as large.
+        proof: let F(r) be the right side of the equation above. P, with the scores of dangling nodes given to v, increases no
+        L1 distance, so F multiplies L1 distances by at most gamma. So the error of r is at most ``residual / (1 - gamma)``,
+        where the residual is ``||F(r) - r||``, and the bound on the error of F(r) is gamma times as large.
 
     Raises
     ------

@@ -1,4 +1,7 @@
-"""The fixed-point problems of weighted and modified PageRank on a layered graph."""
+"""The fixed-point problems of weighted and modified PageRank on a layered graph.
+
+N scales the scores of a layer to sum 1; F computes every layer from the one before, and the rank is its fixed point.
+"""
 
 from __future__ import annotations
 
@@ -67,15 +70,15 @@ class LayeredProblem:
         return SweptState(layers, teleporting, 0.0)
 
     def residual(self, changes: Sequence[float]) -> float:
-        """Return the largest change of a layer; the scores of every layer sum to 1."""
+        """Return the largest change of a layer, and not their sum, because the scores of each layer sum to 1 by themselves."""
         return float(np.max(changes))
 
     def error_bounds(self, changes: Sequence[float], steps: int) -> list[float]:
         """Bound the L1 error of F(r) in every layer, from the L1 distance between r and F(r) in every layer.
 
-        The layers up to `steps` are exact. In later layers the error of F(r)_l is at most gamma times that of r_{l-1},
-        from which it was computed: the error of F(r)_{l-1} plus its last change. No bound is known where N is not linear, nor
-        for the modified rank.
+        The layers up to `steps` are exact. A later layer F(r)_l was computed from r_{l-1}, so its error is at most
+        gamma times the error of r_{l-1}. That one is at most the error of F(r)_{l-1} plus the distance between the two. No
+        bound is known where N is not linear (a block with dangling sources), nor for the modified rank.
         """
         bounds = [0.0]
         for layer in range(1, self.n_layers):

@@ -31,7 +31,7 @@ class SparseLU:
     name: str = "lu"
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
-        """Raise a GraphError if the problem is not linear or its graph has too many edges; this solver needs no memory."""
+        """Raise a GraphError if the problem is not linear or its graph has too many edges; nothing is kept between steps."""
         check_linear(problem, self.name)
         n_edges = problem.n_edges
         if n_edges > self.max_edges:
@@ -45,6 +45,7 @@ class SparseLU:
         matrix = problem.matrix()
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
         solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stack(problem.teleport)))
+        # P leaves the scores of dangling nodes out; to give them to v only scales the solution, so it is scaled to sum 1.
         solved = problem.split(solution / solution.sum(axis=0))
         image = problem.apply(solved)
         changes = distances(image, solved)

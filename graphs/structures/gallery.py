@@ -36,7 +36,7 @@ RMAT_A, RMAT_B, RMAT_C = 0.57, 0.19, 0.19
 MAX_SCALE = 30
 MAX_NODES = 2**MAX_SCALE
 
-# Number of edges drawn together; the buffers of such a batch stay in the cache at all levels.
+# Number of edges drawn together: so few that their buffers stay in the cache while they descend through all levels.
 RMAT_BATCH = 1 << 17
 
 
@@ -93,7 +93,7 @@ def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.c
             target <<= 1
             source <<= 1
             source |= lower
-            # The right quadrant of the upper half is b, that of the lower half d.
+            # In R-MAT rows are sources and columns are targets; quadrants a and b are the upper half, b and d the right one.
             target |= point >= np.where(lower, np.float32(RMAT_A + RMAT_B + RMAT_C), np.float32(RMAT_A))
     labels = rng.permutation(n_nodes)
     return _unweighted(labels[targets], labels[sources], n_nodes)

@@ -1,7 +1,7 @@
 """Streams: pass the calibration tokens through a model, FFN by FFN, while earlier FFNs change.
 
 Repair needs the input of an FFN after the FFNs before it were pruned, and the difference that their pruning made to the
-residual stream. Running the model from its start for every FFN would cost half its depth in forward passes. If the blocks of a
+residual stream. Running the model from its start for every FFN would cost half a forward pass for each FFN. If the blocks of a
 stack follow one another directly, the hidden states between them are kept and each block is run by itself; otherwise the
 model runs from its start.
 """
@@ -98,10 +98,10 @@ class BlockStream:
 
     Notes
     -----
-    Cost: two forward passes for all FFNs together, three to follow the dense model. The second run of a block is only one of
-    its FFN if the block adds the output of the FFN's module to the stream and has no other FFN, the FFN has one hidden layer,
-    and the dtype is not of half precision. Memory: the hidden states of all tokens, twice to follow; the inputs of one FFN for
-    all tokens; the states of the record while it keeps them; and one block's forward pass for one batch.
+    Cost: two forward passes for all FFNs together, three to follow the dense model. Instead of a second run of a block, only
+    its FFN runs again if the block adds the output of the FFN's module to the stream and has no other FFN, the FFN has one
+    hidden layer, and the dtype is not of half precision. Memory: the hidden states of all tokens, twice to follow; the inputs
+    of one FFN for all tokens; the states of the record while it keeps them; and one block's forward pass for one batch.
     """
 
     def __init__(
@@ -194,8 +194,8 @@ class BlockStream:
     def _try_addition(self, position: int, ffn: FFN, module: nn.Module) -> tuple[bool, bool]:
         """Try on the first batch what happens to the block's output if a tensor is added to the output of a map.
 
-        Returns whether the block's output changes by just that tensor, and whether the output of the FFN's module, called again
-        by itself, differs by just that tensor too.
+        Returns whether the block's output changes by just that tensor, and whether the FFN's module, called again by itself
+        and without the tensor, returns what it returned in the block minus just that tensor.
         """
         if self._dense_input is not None:
             block_input, output = self._dense_input, self._dense_states[0]
@@ -340,7 +340,7 @@ class PassStream:
         self._batches = batches
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:  # noqa: ARG002 -- the dense model is not followed
-        """Run the model until the FFN's last map has returned, the last time if several blocks share the FFN."""
+        """Run the model until the FFN's last map has returned (for the last time, if several blocks share the FFN)."""
         n_calls: list[int] = []
 
         def count(_module: nn.Module, _args: Any, _output: Any) -> None:

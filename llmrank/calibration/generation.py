@@ -1,4 +1,4 @@
-"""Text that a language model writes: as calibration text, or with given generation settings.
+"""Calibration text that a language model writes by itself, and the settings with which a model generates.
 
 A model's own text resembles its training data, whatever that was, and needs no data. Source: Williams, Chrysostomou and Aletras
 2024 (arXiv 2410.17170); here it is sampled at temperature 1 throughout.
@@ -128,9 +128,9 @@ def generate_text(
 
     Notes
     -----
-    Cost: for every token, a forward pass of one token for each text of a batch, which takes several times as long as reading the
-    text; 16 sequences of 1024 tokens take 1020 passes. Memory: the keys and values of `batch_size` texts, which short texts
-    keep small.
+    Cost: texts of a batch grow together, by one token each in every forward pass, which takes several times as long as reading
+    the finished texts; 16 sequences of 1024 tokens take 1020 passes. Memory: the keys and values of `batch_size` texts, which
+    short texts keep small.
     """
     check_predicts(model, "text of its own")
     if not _can_generate(model):

@@ -49,8 +49,8 @@ class LayerStatistics:
     count : int
         Number of tokens.
     read_norm : (n,) float64 tensor
-        Norm of the inputs of the maps that read this layer. It equals `norm` except in the explicit form, where `norm` is
-        taken of the Linear's own output.
+        Norm of the inputs of the maps that read this layer. It equals `norm` except for explicit FFNs (Linears named by a
+        `structure_dict`), where `norm` is taken of the Linear's own output.
     """
 
     norm: torch.Tensor
@@ -67,7 +67,7 @@ class FFNStatistics:
     Attributes
     ----------
     layers : tuple of LayerStatistics
-        One for each of its k+1 layers of nodes, inputs first.
+        One for each of its layers of nodes, inputs first: one more than it has stages.
     skip : float, optional
         Share of the residual stream that skips its block, see :class:`llmrank.calibration.residual.SkipSums`; if requested.
     attention : AttentionStatistics, optional
@@ -178,11 +178,11 @@ def collect_statistics(
     """
     masks = TokenMasks()
     attentions = attentions or {}
-    units = FFNs((*ffns, *attentions.values()))
-    body = body_of(model, units)
+    ffns_and_attentions = FFNs((*ffns, *attentions.values()))
+    body = body_of(model, ffns_and_attentions)
     skip_sums: dict[str, SkipSums] = {}
     with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
-        sums = [_FFNSums(hooks, model, unit, masks) for unit in units]
+        sums = [_FFNSums(hooks, model, entry, masks) for entry in ffns_and_attentions]
         for ffn in ffns if skips else ():
             path = block_path(ffn)
             if path not in skip_sums:

@@ -44,8 +44,8 @@ class ResidualFFNPipeline(BasePipeline):
     beta : "measured" or float
         Share of the skip edges, 0..1. "measured" takes for each block, on the calibration tokens, the norm of the hidden states
         that enter it, divided by the sum of that and the norm of what the block adds
-        (:class:`llmrank.calibration.residual.SkipSums`), and shares it out among the graphs of the block. 0 gives the ranks of
-        the chain.
+        (:class:`llmrank.calibration.residual.SkipSums`); in a block of several graphs, the product of their betas is that
+        share. 0 gives the ranks of the chain.
     attention : bool
         Whether the value and output maps of every attention are edges too, in a graph in front of its FFN;
         :func:`llmrank.calibration.attention.find_attentions` says for which models that is possible.

@@ -38,14 +38,15 @@ class LocalPruner(BasePruner):
             layer.pruning_mask = layer.importance
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
+        """See :meth:`BasePruner.check`; an impossible amount is refused too, which the sizes of the layers show."""
         self._check_as(LocalPruner, layer_list, costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of its layer are removed before it.
 
         The neurons at positions below :func:`llmrank.prune.local_count` of the amount are removed, except in protected
-        layers; with `multiple_of` the limit may be another one.
+        layers. With `multiple_of`, or an amount of a cost, the limit may be another one; what earlier steps removed is not
+        taken into account.
 
         Parameters
         ----------

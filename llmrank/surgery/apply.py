@@ -162,7 +162,8 @@ def apply_masks(
         for kept, stored in zip(linear_masks(ffns, masks), linear_masks(ffns, held), strict=True):
             repair = repaired_by_module.get(id(kept.module))
             if repair is not None:
-                # A weight that loses entries is copied in any case, except by torch's masks.
+                # The model must not share memory with the repair. A weight that loses entries is copied when they are removed,
+                # except by torch's masks.
                 write_repaired(kept.module, repair, copy=form == "mask" or kept.keeps_all)
             if form == "mask":
                 mask_map(kept)
@@ -300,7 +301,7 @@ def _restores(model: nn.Module, ffns: FFNs) -> list[Restore]:
 
 def _restore_linear(module: nn.Module) -> Restore:
     parameters, buffers, hooks = dict(module._parameters), dict(module._buffers), dict(module._forward_pre_hooks)
-    # The tensors themselves: an assignment to `data` leaves the Parameter where it is.
+    # The tensors too, because an assignment to `data` changes the tensor of a Parameter, but not which Parameter it is.
     tensors = {name: parameter.data for name, parameter in parameters.items() if parameter is not None}
     restore_sizes = _restore_attributes(module, tuple(size_attributes(module, 0, 0)))
 

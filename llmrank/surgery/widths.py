@@ -124,8 +124,8 @@ def _compact_shapes(model: nn.Module, linears: Sequence[LinearMask]) -> dict[str
 
 def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
     """Return the parameter shapes of a model built from the configuration with these fields; None if it cannot be built."""
-    # A loader builds the class that its module exports under that name. A model whose layers differ in width is an instance of a
-    # subclass with the same name, which no module exports.
+    # A loader finds a model's class by its name in the Python module that defines it. A model whose layers differ in width is an
+    # instance of a subclass with the same name, which cannot be found so; then its base class is built.
     places = ((cls, sys.modules.get(cls.__module__)) for cls in type(model).__mro__)
     exported: Any = next(cls for cls, module in places if getattr(module, cls.__name__, None) is cls)
     config: Any = copy.deepcopy(model.config)

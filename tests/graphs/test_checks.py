@@ -81,9 +81,9 @@ def test_scores_are_the_ranks_own_and_those_to_compute_with_copies() -> None:
 def test_ranks_that_are_not_of_the_graph_are_refused() -> None:
     with pytest.raises(GraphError, match="expected a RankResult, as weighted_pagerank returns, got list"):
         check_scores(GRAPH, list(RANK.scores))  # type: ignore[arg-type]
-    with pytest.raises(GraphError, match=r"in layers of 7, 9, 5, 8, got 2, 3, 2; they differ from layer 0"):
+    with pytest.raises(GraphError, match=r"in layers of 7, 9, 5, 8, got 2, 3, 2; the first difference is at layer 0:"):
         check_scores(GRAPH, weighted_pagerank(random_case(0, (2, 3, 2)).graph()))
-    with pytest.raises(GraphError, match=r"got 7, 9, 5; they differ from layer 3"):
+    with pytest.raises(GraphError, match=r"got 7, 9, 5; the first difference is at layer 3:"):
         check_scores(GRAPH, weighted_pagerank(random_case(0, (7, 9, 5)).graph()))
     two = pagerank(GRAPH, 0.5, np.ones((29, 2)) / 29)
     with pytest.raises(GraphError, match=r"got 7 x 2, 9 x 2, 5 x 2, 8 x 2; .* select one column"):
@@ -98,7 +98,7 @@ def test_a_long_list_of_layers_is_cut_and_says_where_the_two_part() -> None:
     sizes = [3] * 40
     check_score_shapes([(size,) for size in sizes], sizes)
     shapes = [(4 if layer == 20 else 3,) for layer in range(40)]
-    message = r"in layers of 3, 3, 3, \.\.\., 3, 3, got 3, 3, 3, \.\.\., 3, 3; they differ from layer 25"
+    message = r"in layers of 3, 3, 3, \.\.\., 3, 3, got 3, 3, 3, \.\.\., 3, 3; the first difference is at layer 25:"
     with pytest.raises(GraphError, match=message):
         check_score_shapes(shapes, sizes, first=5)
 

@@ -93,7 +93,7 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
     ------
     GraphError
         The file is missing, truncated, corrupted, of another version, or inconsistent; it holds pickles; or its members are
-        compressed or overlap, so that a small file could need much memory.
+        compressed, or claim more bytes than the file has, so that a small file could need much memory.
 
     Examples
     --------
@@ -134,7 +134,10 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
 
 
 def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
-    """Check that members are not compressed and do not overlap, because memory is allocated before they are read."""
+    """Check that members are not compressed, have different names, and claim no more bytes together than the file has.
+
+    Without this check a small file could need much memory.
+    """
     names: set[str] = set()
     total = 0
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Token sequences of one length, and the share of passages that two of them have in common."""
+"""Token sequences of one length, and the share of the passages of one text that occur in another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Request", "Role", "TokenSequences", "n_held_out", "shared_passages"]
 
 Role: TypeAlias = Literal["calibration", "evaluation"]
 # One sequence is held out for every so many sequences that a repair is fitted to.
-HELD_OUT_SHARE = 8
+FITTED_PER_HELD_OUT = 8
 # Number of consecutive tokens that make a passage (fewer in shorter sequences).
 PASSAGE_LENGTH = 32
 
@@ -29,8 +29,9 @@ class TokenSequences:
     Attributes
     ----------
     ids : (n, length) int64 tensor
+        For a plain module that takes features: its n rows of features, a floating tensor.
     mask : (n, length) bool tensor
-        False at padding.
+        False at padding; (n,) for features.
     source : str
         Source of the text, in words.
     digest : str
@@ -118,6 +119,7 @@ class Request:
     held_out : int
         Largest number of further sequences that are held out.
     role : {"calibration", "evaluation"}
+        What the sequences are for; a source may have a different text for each.
     model : nn.Module, optional
         For sources that run it.
     seed : int
@@ -145,14 +147,15 @@ class Request:
 
 def n_held_out(samples: int) -> int:
     """Return how many sequences to hold out from a repair that is fitted to `samples` sequences."""
-    return max(1, samples // HELD_OUT_SHARE)
+    return max(1, samples // FITTED_PER_HELD_OUT)
 
 
 def shared_passages(first: TokenSequences, second: TokenSequences) -> float:
-    """Compute the share of `second`'s passages that occur in `first`, 0..1.
+    """Compute the share of `second`'s different passages that occur in `first`, 0..1.
 
     The passages of a sequence of `second` are consecutive windows of 32 tokens; they may occur anywhere in a sequence of
-    `first`. A shorter sequence is one passage. If all of `first` are shorter, passages are as long as its longest sequence.
+    `first`. A shorter sequence is one passage. If all sequences of `first` are shorter than 32
+    tokens, passages are as long as the longest of them.
     """
     rows, other_rows = _rows_without_padding(first), _rows_without_padding(second)
     if not rows or not other_rows:
