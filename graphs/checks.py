@@ -49,7 +49,7 @@ def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
     """
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not 0.0 <= number <= 1.0 or (below_one and number == 1.0):
         raise GraphError(f"{name} must be a number in [0, 1{')' if below_one else ']'}, got {value!r}")

@@ -108,7 +108,7 @@ def test_shares_are_floats(value: Any) -> None:
     assert check_share("theta", value) == float(value)
 
 
-@pytest.mark.parametrize("value", [-1e-9, 1 + 1e-9, float("nan"), float("inf"), None, "x", [0.5, 0.5]])
+@pytest.mark.parametrize("value", [-1e-9, 1 + 1e-9, float("nan"), float("inf"), None, "x", [0.5, 0.5], 10**400])
 def test_what_is_no_share_is_refused_by_name(value: Any) -> None:
     with pytest.raises(GraphError, match=r"theta must be a number in \[0, 1\], got"):
         check_share("theta", value)
