@@ -12,7 +12,7 @@ figure                     shows                                                
 :func:`score_heatmap`      scores by layer, nodes ordered by score, and numbers kept any number of layers and nodes
 :func:`score_distribution` how unequal scores are: the distribution in every layer   8 layers, then bands
 :func:`lorenz_curves`      how unequal scores are: Lorenz curves, Gini coefficients  8 layers, then bands
-:func:`compare_scores`   two scores of the same nodes                              any number of nodes
+:func:`compare_scores`     two scores of the same nodes                              any number of nodes
 :func:`kept_by_layer`      nodes kept and removed, and the score removed             any number of layers
 :func:`convergence`        residual and error bound of every step                    any number of steps
 ========================== ========================================================= ==============================

@@ -111,11 +111,11 @@ class PipelineStages:
         return ffns
 
     def prepare(self) -> tuple[FFNs, ModelCosts]:
-        """Find the FFNs and check the budget; the result is kept for later calls, until :meth:`run` has used it.
+        """Find the FFNs and check the budget; the result is kept for later calls, until ``run`` has used it.
 
         Returns
         -------
-        tuple of FFN
+        FFNs
         ModelCosts
 
         Raises
