@@ -152,7 +152,7 @@ class ModelCosts:
     >>> from llmrank.models import find_ffns
     >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> costs = ModelCosts(mlp, find_ffns(mlp))
-    >>> costs.model, costs.removed({"0": 6}, "parameters"), costs.total("neurons")
+    >>> costs.model, costs.removed_cost({"0": 6}, "parameters"), costs.total("neurons")
     (Cost(parameters=67, bytes=268, flops=112), 16, 8)
     """
 
