@@ -1,7 +1,14 @@
 """Settings of the whole suite."""
 
+import os
+
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+# Each worker has a core: threads of torch in every one of them would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
 
 # Derandomised: a run tells about the change under test, never about the draw.
 settings.register_profile(
