@@ -67,7 +67,8 @@ class CalibrationText:
     def for_model(self, model: Any) -> CalibrationText:
         """Return these settings with "auto" replaced by the source that it means for a model."""
         source = find_source(self.source)
-        return self if source is None else replace(self, source=str(source.for_model(model)))
+        chosen = None if source is None else source.for_model(model)
+        return self if chosen is source else replace(self, source=str(chosen))
 
     def sequences(
         self, model: Any, tokenizer: Any, *, hold_out: bool, progress: Progress | None = None

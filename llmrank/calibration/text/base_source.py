@@ -41,7 +41,7 @@ class BaseSource:
     @classmethod
     def summary(cls) -> str:
         """Return the first line of the docstring, for help."""
-        line = (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
+        line = (cls.__doc__ or "").strip().partition("\n")[0].rstrip(".")
         return line[:1].lower() + line[1:]
 
     def check(self, role: Role) -> None:

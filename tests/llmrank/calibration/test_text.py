@@ -19,7 +19,8 @@ from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.sequences import Role
 from llmrank.calibration.text.sources import find_source, named_sources
 from llmrank.errors import CalibrationError
-from tests.llmrank.tiny_models import WORDS, text, token_ids, tokenizer
+from llmrank.pipeline import CalibrationText
+from tests.llmrank.tiny_models import WORDS, text, tiny_llama, token_ids, tokenizer
 
 
 def paragraphs(whole: str) -> set[str]:
@@ -141,6 +142,16 @@ def test_a_new_source_needs_its_class_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert find_source("numbers:24", "evaluation") is None
     assert find_source("numbers") is None
     assert (str(find_source("numbers:24")), Numbers.summary()) == ("numbers:24", "numbers in words")
+
+
+def test_an_object_may_stand_for_its_name_and_needs_no_docstring() -> None:
+    class Silent(Numbers):
+        pass
+
+    Silent.__doc__ = None
+    assert Silent.summary() == ""
+    settings = CalibrationText(Silent("24"), 2, 8).for_model(None)
+    assert settings.sequences(tiny_llama(), tokenizer(), hold_out=False)[0].source == "numbers for calibration"
 
 
 def test_text_that_a_model_writes_needs_a_model() -> None:
