@@ -2,7 +2,7 @@
 
 The threads are this package's own, because of the threading layers of numba: some set the number of threads of the whole
 process, torch's included, and others may not be entered by two threads at once. A ``ThreadPoolExecutor`` wakes its threads so
-slowly that a rank of four FFNs took longer with it than on one thread (``benchmarks/results/threads.md``).
+slowly that on two cores a rank of four FFNs took longer with it than on one thread (``benchmarks/results/threads.md``).
 """
 
 from __future__ import annotations
