@@ -1,14 +1,15 @@
-"""What the threads of the compiled kernels gain, against one thread and against the standard library's pool.
+"""What the threads of the compiled kernels gain against one thread, and from which size of a block on.
 
-Run it as ``python -m benchmarks.threads`` on an idle machine. The same products run on one thread, on the threads of
-``graphs/linalg/threads.py`` and on a ``concurrent.futures.ThreadPoolExecutor`` of as many threads, one after the other in rounds.
+Run it as ``python -m benchmarks.threads`` on an idle machine. The same products run on one thread, on all threads whatever
+their size, and as the package runs them (small products on one thread), one after the other in rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
@@ -21,12 +22,13 @@ from benchmarks.measure import alternated
 from benchmarks.provenance import provenance, write
 from graphs import LayeredGraph, weighted_pagerank
 from graphs.linalg import kernels
-from graphs.linalg.threads import POOL, n_threads
+from graphs.linalg.threads import n_threads
 
 RESULTS = Path(__file__).parent / "results"
-# Edges of a block: those of an FFN of SmolLM2-135M lie between the second and the third.
-EDGES = (10_000, 100_000, 1_000_000, 10_000_000)
+# Edges of a block; an FFN of SmolLM2-135M has 884,736 between two layers.
+EDGES = (10_000, 100_000, 200_000, 1_000_000, 2_000_000, 10_000_000)
 N_SOURCES = 1_000
+LIMITS = ("DENSE_WEIGHTS_PER_THREAD", "CSR_ENTRIES_PER_THREAD")
 
 
 class OneThread:
@@ -40,20 +42,21 @@ class OneThread:
             kernel(int(cuts[part]), int(cuts[part + 1]), part)
 
 
-class StandardPool:
-    """Runs the parts of a kernel on a ThreadPoolExecutor, and the last of them on the calling thread."""
+WAYS = ("one thread", "all threads", "as used")
 
-    def __init__(self) -> None:
-        self.size = n_threads()
-        self._executor = ThreadPoolExecutor(max(1, self.size - 1))
 
-    def run(self, kernel: Callable[[int, int, int], None], cuts: Sequence[int]) -> None:
-        """See :meth:`graphs.linalg.threads.ThreadPool.run`."""
-        *others, last = [(int(cuts[part]), int(cuts[part + 1]), part) for part in range(len(cuts) - 1)]
-        futures = [self._executor.submit(kernel, *part) for part in others]
-        kernel(*last)
-        for future in futures:
-            future.result()
+@contextlib.contextmanager
+def running(way: str) -> Iterator[None]:
+    """Run products in one of the `WAYS` for a while."""
+    before = {name: getattr(kernels, name) for name in ("POOL", *LIMITS)}
+    changed = {"one thread": {"POOL": OneThread()}, "all threads": dict.fromkeys(LIMITS, 1), "as used": {}}[way]
+    for name, value in changed.items():
+        setattr(kernels, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(kernels, name, value)
 
 
 def cases(seed: int) -> dict[str, Callable[[], Any]]:
@@ -79,26 +82,19 @@ def cases(seed: int) -> dict[str, Callable[[], Any]]:
 
 
 def study(repeats: int, seed: int) -> list[dict[str, Any]]:
-    """Measure every case with every kind of threads."""
-    pools: dict[str, Any] = {"one thread": OneThread(), "standard library": StandardPool(), "own threads": POOL}
+    """Measure every case in every way."""
     rows = []
     for name, action in cases(seed).items():
 
-        def on(pool: Any, action: Callable[[], Any] = action) -> Callable[[], Any]:
-            def run() -> Any:
-                kernels.POOL = pool
-                try:
-                    return action()
-                finally:
-                    kernels.POOL = POOL
+        def run(way: str, action: Callable[[], Any] = action) -> Any:
+            with running(way):
+                return action()
 
-            return run
-
-        found = alternated({kind: on(pool) for kind, pool in pools.items()}, repeats, 60.0, keep=False)
-        seconds = {kind: [spent for spent, _ in calls] for kind, calls in found.items()}
-        quartiles = {kind: quantiles(values, n=4) for kind, values in seconds.items()}
-        rows.append({"case": name, "quartiles": quartiles, "median": {kind: median(v) for kind, v in seconds.items()}})
-        print(name, {kind: f"{1e6 * value:,.0f} us" for kind, value in rows[-1]["median"].items()}, flush=True)
+        found = alternated({way: partial(run, way) for way in WAYS}, repeats, 60.0, keep=False)
+        seconds = {way: [spent for spent, _ in calls] for way, calls in found.items()}
+        quartiles = {way: quantiles(values, n=4) for way, values in seconds.items()}
+        rows.append({"case": name, "quartiles": quartiles, "median": {way: median(v) for way, v in seconds.items()}})
+        print(name, {way: f"{1e6 * value:,.0f} us" for way, value in rows[-1]["median"].items()}, flush=True)
     return rows
 
 
@@ -109,21 +105,21 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"{told} Microseconds, medians; in brackets how many times as fast as one thread.",
         "",
-        "| | one thread | ThreadPoolExecutor | own threads |",
+        f"| | {' | '.join(WAYS)} |",
         "| --- | ---: | ---: | ---: |",
     ]
     for row in results["rows"]:
-        one, standard, own = (row["median"][kind] for kind in ("one thread", "standard library", "own threads"))
+        one, all_threads, used = (row["median"][way] for way in WAYS)
         lines.append(
-            f"| {row['case']} | {1e6 * one:,.0f} | {1e6 * standard:,.0f} ({one / standard:.2f}) "
-            f"| {1e6 * own:,.0f} ({one / own:.2f}) |"
+            f"| {row['case']} | {1e6 * one:,.0f} | {1e6 * all_threads:,.0f} ({one / all_threads:.2f}) "
+            f"| {1e6 * used:,.0f} ({one / used:.2f}) |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="rounds of three calls (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds, each of a call in every way (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="two rounds, printed and not written")
     options = parser.parse_args()

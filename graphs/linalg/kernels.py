@@ -37,6 +37,10 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
+# A thread that sleeps takes about 0.1 ms to begin, so a smaller share of a product is not worth one (benchmarks/threads.py).
+DENSE_WEIGHTS_PER_THREAD = 1_000_000
+CSR_ENTRIES_PER_THREAD = 100_000
+
 
 def _magnitude(value: Any) -> Any:
     """Return |value| in float64; a uint16 holds the bits of a bfloat16."""
@@ -179,9 +183,14 @@ def _count_removable(indptr: Array, indices: Array, degree: Array, queue: Array)
     return queued
 
 
-def _even_cuts(n_rows: int) -> list[int]:
+def _n_parts(n_rows: int, n_busy: int) -> int:
+    """Count the ranges of rows: one for each thread, but at most `n_busy`, so that each has enough to do."""
+    return max(1, min(POOL.size, n_rows, n_busy))
+
+
+def _even_cuts(n_rows: int, n_columns: int) -> list[int]:
     """Cut rows into about equal ranges, one for each thread; return the first row of every range, then `n_rows`."""
-    n_parts = max(1, min(POOL.size, n_rows))
+    n_parts = _n_parts(n_rows, n_rows * n_columns // DENSE_WEIGHTS_PER_THREAD)
     return [n_rows * k // n_parts for k in range(n_parts + 1)]
 
 
@@ -208,7 +217,7 @@ def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
     """
     kernel: Any = _row_products_1 if len(matrices) == 1 else _row_products_2
     out, vector = np.empty(matrices[0].shape[0]), _vector(x)
-    POOL.run(lambda start, stop, _: kernel(*matrices, vector, out, start, stop), _even_cuts(len(out)))
+    POOL.run(lambda start, stop, _: kernel(*matrices, vector, out, start, stop), _even_cuts(*matrices[0].shape))
     return out
 
 
@@ -222,7 +231,7 @@ def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
     """
     kernel: Any = _column_products_1 if len(matrices) == 1 else _column_products_2
     n_rows, n_columns = matrices[0].shape
-    return _accumulate(partial(kernel, *matrices, _vector(y)), _even_cuts(n_rows), n_columns)
+    return _accumulate(partial(kernel, *matrices, _vector(y)), _even_cuts(n_rows, n_columns), n_columns)
 
 
 def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array:
@@ -235,7 +244,7 @@ def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array
     """
     kernel: Any = _row_products_mixed_1 if len(matrices) == 1 else _row_products_mixed_2
     out, first, second = np.empty(matrices[0].shape[0]), _vector(x), _vector(y)
-    POOL.run(lambda start, stop, _: kernel(*matrices, first, second, out, start, stop), _even_cuts(len(out)))
+    POOL.run(lambda start, stop, _: kernel(*matrices, first, second, out, start, stop), _even_cuts(*matrices[0].shape))
     return out
 
 
@@ -248,13 +257,13 @@ def column_counts(matrices: tuple[Array, ...]) -> Array:
     array([1., 2.])
     """
     n_rows, n_columns = matrices[0].shape
-    return _accumulate(partial(_column_counts, matrices[0], matrices[-1]), _even_cuts(n_rows), n_columns)
+    return _accumulate(partial(_column_counts, matrices[0], matrices[-1]), _even_cuts(n_rows, n_columns), n_columns)
 
 
 def _entry_cuts(indptr: Array) -> list[int]:
     """Cut rows as :func:`_even_cuts` does, but into ranges with about equal numbers of entries."""
     n_rows = len(indptr) - 1
-    n_parts = max(1, min(POOL.size, n_rows))
+    n_parts = _n_parts(n_rows, int(indptr[-1]) // CSR_ENTRIES_PER_THREAD)
     # With another dtype than that of indptr, searchsorted would convert indptr.
     counts = np.array([int(indptr[-1]) * k // n_parts for k in range(n_parts + 1)], dtype=indptr.dtype)
     cuts = np.searchsorted(indptr, counts)

@@ -22,7 +22,7 @@ from scipy import sparse
 
 from graphs import LayeredGraph, weighted_pagerank
 from graphs.linalg import kernels
-from graphs.linalg.threads import POOL, SPINS, ThreadPool, _spin
+from graphs.linalg.threads import POOL, ThreadPool
 from tests.graphs.cases import Array
 
 # One row or column, fewer rows than threads, and odd sizes.
@@ -32,8 +32,10 @@ KINDS = ["float32", "float64", "bfloat16"]
 
 @pytest.fixture(params=[1, 2, 3, 8])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Set the number of ranges of rows, whatever the machine has. Some ranges get no row."""
+    """Set the number of ranges of rows, whatever the machine and the size. Some ranges get no row."""
     monkeypatch.setattr(POOL, "size", request.param)
+    monkeypatch.setattr(kernels, "DENSE_WEIGHTS_PER_THREAD", 1)
+    monkeypatch.setattr(kernels, "CSR_ENTRIES_PER_THREAD", 1)
     return int(request.param)
 
 
@@ -441,37 +443,96 @@ def test_a_float64_rank_of_narrow_weights_is_exact_to_1e_14(
         assert float(np.abs(scores / wanted - 1).max()) < 1e-14
 
 
-@pytest.mark.parametrize("spins", [0, 1, SPINS])
-def test_products_do_not_depend_on_spinning(spins: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Locks hand over the tasks. A thread that sleeps at once, or wakes late, changes only the time.
-    monkeypatch.setattr("graphs.linalg.threads.SPINS", spins)
-    monkeypatch.setattr("graphs.linalg.threads.EXTRA_SPINS", spins // 10)
-    threads = ThreadPool()
-    threads.size = 3
+# --- the threads
+
+
+def run_parts(pool: ThreadPool, n_parts: int = 3) -> list[tuple[int, int, int]]:
+    """The ranges that a kernel was called for."""
     done: list[tuple[int, int, int]] = []
+    pool.run(lambda start, stop, part: done.append((start, stop, part)), [10 * k for k in range(n_parts + 1)])
+    return sorted(done)
+
+
+EVERY_PART_ONCE = [(0, 10, 0), (10, 20, 1), (20, 30, 2)]
+
+
+def test_every_range_is_computed_once() -> None:
+    pool = ThreadPool()
     for turn in range(200):
         if turn % 50 == 49:
             time.sleep(0.005)  # long enough for every thread to sleep
-        threads.run(lambda start, stop, part: done.append((start, stop, part)), [turn, turn + 1, turn + 2, turn + 3])
-        assert sorted(done) == [(turn + k, turn + k + 1, k) for k in range(3)]
-        done.clear()
+        assert run_parts(pool) == EVERY_PART_ONCE
 
 
-def test_spinning_ends_when_the_flag_is_raised() -> None:
-    flags = np.zeros(2, dtype=np.int64)
-    _spin(flags, 1, 0, 1, 0)  # compiled
+def test_ranges_run_on_several_threads() -> None:
+    together = threading.Barrier(2, timeout=60)  # broken, if one thread computed both ranges
+    pool = ThreadPool()
+    pool.run(lambda *_: together.wait() and None, [0, 1, 2])
 
-    def raise_flag() -> None:
-        time.sleep(0.05)
-        flags[1] = 7
 
-    thread = threading.Thread(target=raise_flag)
-    begun = time.perf_counter()
-    thread.start()
-    _spin(flags, 1, 7, 2**62, 0)  # without the write it would spin for a century
-    thread.join()
-    assert time.perf_counter() - begun < 30
-    _spin(flags, 0, 1, 10, 0)  # without any write it gives up
+def test_the_calling_thread_computes_what_no_other_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, submit = ThreadPool(), concurrent.futures.ThreadPoolExecutor.submit
+
+    def refuse(executor: Any, work: Callable[[], None]) -> None:
+        submit(executor, work)  # as when a thread cannot start: the task is in the queue all the same
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", refuse)
+    assert run_parts(pool) == EVERY_PART_ONCE
+
+
+def test_threads_that_are_busy_are_not_waited_for() -> None:
+    pool, go = ThreadPool(), threading.Event()
+    pool._executor = concurrent.futures.ThreadPoolExecutor(1)
+    busy = pool._executor.submit(go.wait, 60)
+    assert run_parts(pool) == EVERY_PART_ONCE
+    assert not busy.done()
+    go.set()
+
+
+def test_an_error_in_any_range_reaches_the_caller() -> None:
+    for bad in range(3):
+
+        def kernel(start: int, stop: int, part: int, bad: int = bad) -> None:
+            time.sleep(0.01)  # until every thread has taken a range
+            if part == bad:
+                raise ValueError(f"range {part}")
+
+        with pytest.raises(ValueError, match=f"range {bad}"):
+            ThreadPool().run(kernel, [0, 1, 2, 3])
+
+
+def test_small_products_run_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(POOL, "size", 8)
+    rows, columns = 400, 1_000
+    assert kernels._even_cuts(rows, columns) == [0, rows]
+    assert kernels._even_cuts(10 * rows, columns) == [0, 1000, 2000, 3000, 4000]  # not 8: each has a million weights
+    assert kernels._even_cuts(100 * rows, columns) == [5_000 * k for k in range(9)]
+    assert kernels._entry_cuts(np.arange(rows + 1)) == [0, rows]
+    assert kernels._entry_cuts(np.arange(rows + 1) * 1_000) == [0, 100, 200, 300, 400]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_products_work_in_a_forked_process() -> None:
+    code = """
+        import os
+        import numpy as np
+        from graphs.linalg import kernels
+        matrix = np.ones((3000, 1000))
+        assert kernels.row_products((matrix,), np.ones(1000)).sum() == 3e6  # the threads have started
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if kernels.row_products((matrix,), np.ones(1000)).sum() == 3e6 else 1)
+        print(os.waitpid(child, 0)[1])
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert run.stdout == "0\n"
 
 
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([np.int32, np.int64]))
