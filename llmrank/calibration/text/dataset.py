@@ -29,7 +29,7 @@ class Dataset(BaseSource):
             raise self._no_package()
 
     def read(self, role: Role) -> tuple[list[str], str]:  # noqa: ARG002 -- a dataset names its split itself
-        """See :meth:`BaseSource.read`; the rows are joined to one text."""
+        """See :meth:`BaseSource.read`; all rows of the split (``train`` by default) are joined to one text."""
         try:
             import datasets
         except ImportError as error:
