@@ -11,7 +11,7 @@ from llmrank.calibration.forward import progress_step
 from llmrank.calibration.text import check_text
 from llmrank.calibration.text.sequences import Role
 from llmrank.calibration.text.sources import find_source, named_sources
-from llmrank.errors import OptionError
+from llmrank.errors import CalibrationError, OptionError
 from llmrank.models.costs import UNITS
 from llmrank.models.demo_models import DEMO_NAME, demo_model
 from llmrank.models.loading import LoadedModel, parse_device, parse_dtype
@@ -170,12 +170,15 @@ def text_source(value: str, role: Role = "evaluation") -> str | Path:
     """Convert an argument to a path unless it names a source, so that a mistyped path is not taken for a text."""
     if not value.strip():
         raise argparse.ArgumentTypeError(f"expected a text file or the name of a source, got {value!r}")
-    return value if find_source(value, role) else Path(value)
+    try:
+        return value if find_source(value, role) else Path(value)
+    except CalibrationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _sources() -> str:
     """Return the list of all sources of text for help, each with the first line of its docstring."""
-    return ", ".join(f"{source.written()} ({source.summary()})" for source in named_sources().values())
+    return ", ".join(f"{source.syntax()} ({source.summary()})" for source in named_sources().values())
 
 
 def check_numbers(options: argparse.Namespace) -> None:

@@ -35,7 +35,7 @@ class BaseSource:
         return f"{self.name}:{self.argument}" if self.usage else self.name
 
     @classmethod
-    def written(cls) -> str:
+    def syntax(cls) -> str:
         """Return how users write the source, such as ``dataset:NAME[,CONFIG[,SPLIT]]``."""
         return f"{cls.name}:{cls.usage}" if cls.usage else cls.name
 

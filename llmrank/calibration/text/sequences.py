@@ -75,11 +75,11 @@ class TokenSequences:
                 rows = slice(start, min(start + batch_size, end))
                 yield self.ids[rows], self.mask[rows]
 
-    def split(self, first: int) -> tuple[TokenSequences, TokenSequences | None]:
-        """Return the first `first` sequences, and the others or None if there are none; neither part has held-out sequences."""
+    def split(self, count: int) -> tuple[TokenSequences, TokenSequences | None]:
+        """Return the first `count` sequences, and the others or None if there are none; neither part has held-out sequences."""
         head, tail = (
             TokenSequences.of(self.ids[rows], self.mask[rows], self.source)
-            for rows in (slice(0, first), slice(first, None))
+            for rows in (slice(0, count), slice(count, None))
         )
         return head, tail if len(tail) else None
 

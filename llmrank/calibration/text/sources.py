@@ -56,9 +56,14 @@ def named_sources() -> dict[str, type[BaseSource]]:
 
 
 def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
-    """Return the source that a text names (the built-in text if `text` is None), or None if it names none for this role.
+    """Return the source that a text names (the built-in text if `text` is None), or None if it names none.
 
     A source is returned as it is.
+
+    Raises
+    ------
+    CalibrationError
+        The source is not for this role.
     """
     if text is None:
         return BuiltInText()
@@ -68,8 +73,11 @@ def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
         return None
     name, colon, argument = text.partition(":")
     source = named_sources().get(name)
-    if source is None or bool(colon) != bool(source.usage) or role not in source.roles:
+    if source is None or bool(colon) != bool(source.usage):
         return None
+    if role not in source.roles:
+        others = [other.syntax() for other in named_sources().values() if role in other.roles]
+        raise CalibrationError(f"{text!r} is no {role} text; expected a text file, {' or '.join(others)}")
     return source(argument)
 
 
