@@ -94,7 +94,7 @@ def check_count(name: str, value: Any, lowest: int = 1, highest: int | None = No
 
 
 def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], first: int = 0) -> None:
-    """Check that there is one score for each node, in layers of these sizes.
+    """Check by their shapes that the scores of a rank are one for each node, in layers of the given sizes.
 
     Parameters
     ----------
@@ -103,12 +103,12 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     sizes : sequence of int
         Expected numbers of nodes, by layer.
     first : int
-        Number of the first of these layers in the graph, for the message.
+        Index of the first of these layers in the graph, for the error message.
 
     Raises
     ------
     GraphError
-        The number of layers or of the scores of a layer differs, or nodes have several scores.
+        The number of layers or the number of scores in a layer differs, or nodes have several scores.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     if given == expected:
         return
     pairs = enumerate(itertools.zip_longest(given, expected))
-    position = next(k for k, (came, wanted) in pairs if came != wanted)
+    position = next(k for k, (shape, wanted) in pairs if shape != wanted)
     raise GraphError(
         f"expected a rank of this graph: one score per node, in layers of {_listing(expected)}, got {_listing(given)}; the "
         f"first difference is at layer {first + position}: rank this graph, and select one column if nodes have several scores"

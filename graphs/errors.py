@@ -6,7 +6,7 @@ __all__ = ["GraphError"]
 
 
 class GraphError(ValueError):
-    """A graph, a parameter or a file is wrong.
+    """A graph, a parameter or a file is wrong, or a package or device is missing.
 
-    The message says what was expected, what came and, if it is not obvious, what to do.
+    The message says what was expected, what was given and, if it is not obvious, what to do.
     """

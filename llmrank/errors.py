@@ -1,4 +1,4 @@
-"""The errors that llmrank raises. Every message says what was expected, what came, and what to do."""
+"""The types of the errors that llmrank raises. Their messages say what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LLMRankError(ValueError):
 
 
 class OptionError(LLMRankError):
-    """An option or parameter is out of range, or has an unknown name."""
+    """An option is unknown, out of range or at odds with another option, or it needs a package or a device that is missing."""
 
 
 class ModelSourceError(LLMRankError):
@@ -36,7 +36,7 @@ class StructureError(LLMRankError):
 
 
 class CalibrationError(LLMRankError):
-    """Calibration or evaluation text is missing, too short or not for this model, or gives non-finite values in it."""
+    """Calibration or evaluation text cannot be used: it is missing, too short or not for this model; or the model fails on it."""
 
 
 class MaskError(LLMRankError):
@@ -48,7 +48,7 @@ class CheckpointError(LLMRankError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or its cause, says that Python, a device or torch on the CPU ran out of memory.
+    """Return whether an error or one of its causes says that Python, a device or torch on the CPU ran out of memory.
 
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     (True, True)

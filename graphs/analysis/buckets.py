@@ -20,7 +20,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
-    """Order nodes by score, the highest first, divide them into buckets, and return the bucket of every node.
+    """Divide the nodes, ordered by score, into buckets, and return the bucket of every node.
 
     Parameters
     ----------
@@ -28,13 +28,13 @@ def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
         Finite.
     buckets : int or sequence of float
         The number of buckets of (nearly) equal size; or the share of the nodes in each bucket, with sum 1, such as
-        ``(0.01, 0.09, 0.9)``. The end of every bucket is rounded up, so bucket 0 is never empty, but the last buckets of a
-        layer with few nodes may be.
+        ``(0.01, 0.09, 0.9)``. The end of every bucket is rounded up, so bucket 0 is never empty. In a layer with few
+        nodes, other buckets may be empty.
 
     Returns
     -------
     (n,) int64 array
-        0 for the highest scores. Equal scores are ordered as in :func:`graphs.analysis.measures.positions`.
+        Bucket 0 holds the highest scores. Equal scores are ordered as in :func:`graphs.analysis.measures.positions`.
 
     Raises
     ------

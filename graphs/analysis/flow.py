@@ -1,7 +1,8 @@
 """Flow of score from layer to layer, between nodes of high and low score.
 
-A weighted PageRank passes ``P_ij r_j`` along an edge from j to i, where P divides weights by out-strengths. A modified
-PageRank passes ``W_ij r_j`` and multiplies it by the target's activation. Any other rank is treated like a weighted PageRank.
+A weighted PageRank passes ``P_ij r_j`` along an edge from j to i, with the transition P of
+:mod:`graphs.analysis.incident_edges`. A modified PageRank passes ``W_ij r_j``, and multiplies what arrives at i by the
+activation of i. Any other rank is treated like a weighted PageRank.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def flow(
 ) -> FloatArray:
     """Compute how much score flows across a block, from buckets of source nodes to buckets of target nodes.
 
-    ``F[t, s] = sum of P_ij r_j over the targets i of bucket t and the sources j of bucket s``, where r is the score of
-    layer - 1. For a modified PageRank it is the sum of ``a_i W_ij r_j``, divided by the sum over all edges of the block; if the
-    rank was computed with `zero_lowest`, the lowest scores r_j count as zero.
+    ``F[t, s] = sum of P_ij r_j over the targets i of bucket t and the sources j of bucket s``, where r_j is a score of
+    layer - 1. For a modified PageRank, F[t, s] is the sum of ``a_i W_ij r_j`` instead, divided by the sum over all edges of
+    the block; if the rank was computed with `zero_lowest`, the lowest scores r_j count as zero.
 
     Parameters
     ----------
@@ -53,19 +54,21 @@ def flow(
     Returns
     -------
     (buckets, buckets) float64 array
-        Row = target bucket, column = source bucket; bucket 0 holds the highest scores. A column sums to the score of those of
-        its sources that are not dangling; for a modified PageRank a row sums to the score of its targets.
+        Row = target bucket, column = source bucket; bucket 0 holds the highest scores. A column sums to the score of its
+        non-dangling sources. For a modified PageRank a row sums to the score of its targets, or all flows are zero.
 
     Raises
     ------
     GraphError
-        No such layer, a rank of another graph or of several vectors, invalid buckets (see
-        :func:`graphs.analysis.buckets.score_buckets`), theta out of range, or NaN or Inf in the weights.
+        No such layer, a rank of another graph or with several scores a node, invalid buckets (see
+        :func:`graphs.analysis.buckets.score_buckets`), theta out of range, or NaN or Inf in the scores, in the weights or
+        in their sums.
 
     Notes
     -----
-    Cost: two reads of the block, the second a product with a matrix of one column a bucket; for theta < 1 one product for
-    each bucket instead. Memory: O(nodes of the two layers * buckets).
+    Cost: one read of the block for the out-strengths, and one product with a matrix of one column a bucket. A modified
+    PageRank needs only the product. For theta < 1: two reads, for strengths and degrees, and one product for each bucket.
+    Memory: O(nodes of the two layers * buckets), and the block where the backend converts it.
 
     Examples
     --------
@@ -130,7 +133,7 @@ def is_modified(rank: RankResult) -> bool:
 
 
 def gamma_of(rank: RankResult) -> float | None:
-    """Return the damping of a weighted PageRank, which splits every score into arrived score and teleport.
+    """Return the damping of a weighted PageRank: the share of a score that comes along edges and not from the teleport.
 
     Parameters
     ----------
@@ -139,7 +142,7 @@ def gamma_of(rank: RankResult) -> float | None:
     Returns
     -------
     float or None
-        None for a rank by another method, or without this parameter.
+        None if the rank is not a weighted PageRank, or its parameters do not include gamma.
 
     Examples
     --------
@@ -153,7 +156,7 @@ def gamma_of(rank: RankResult) -> float | None:
 
 
 def theta_of(rank: RankResult, theta: float | None) -> float:
-    """Choose theta: the given one, or else that of the rank, or else 1.
+    """Choose theta: the given theta if there is one, else that of the rank, else 1.
 
     Parameters
     ----------
@@ -182,7 +185,7 @@ def theta_of(rank: RankResult, theta: float | None) -> float:
 
 
 def passed_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
-    """Return the scores that sources pass on: a modified PageRank with `zero_lowest` sets the lowest ones to zero.
+    """Return the scores that sources pass on; a modified PageRank with `zero_lowest` sets the lowest scores to zero.
 
     Parameters
     ----------
@@ -212,19 +215,19 @@ def passed_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
 
 
 def share_through_graph(gamma: float, arrived: float, teleport: float) -> float:
-    """Compute the share ``gamma arrived / (gamma arrived + (1 - gamma) teleport)`` of a score: what came along edges.
+    """Compute the share of a score that came along edges: ``gamma arrived / (gamma arrived + (1 - gamma) teleport)``.
 
     Parameters
     ----------
     gamma : float
         Damping, 0..1.
     arrived, teleport : float
-        Score that arrives along edges, and share of the teleport, of one node or one layer; non-negative.
+        The score that arrives at a node (or a layer) along edges, and its share of the teleport; non-negative.
 
     Returns
     -------
     float
-        In [0, 1]; 0 where nothing arrives.
+        In [0, 1]; 0 if no score arrives.
 
     Examples
     --------

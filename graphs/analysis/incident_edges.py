@@ -1,7 +1,7 @@
 """The in-edges or out-edges of the nodes of a block, and their probabilities in the transition P of a weighted PageRank.
 
-Row i of P is a target, column j a source: ``P_ij = theta W_ij / s_j + (1 - theta) / k_j`` for an edge from j to i, where
-s_j is the out-strength and k_j the out-degree of j. The column of a dangling source is zero.
+Rows of P are targets i, and columns are sources j. ``P_ij = theta W_ij / s_j + (1 - theta) / k_j`` for an edge from j to i,
+where s_j is the out-strength and k_j the out-degree of j. The column of a dangling source is zero.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SourceTotals:
 
     @classmethod
     def of_column(cls, column: FloatArray, theta: float) -> SourceTotals:
-        """Compute the totals of one source from the weights of its edges, (n_targets,).
+        """Compute the totals of one source from the weights of its out-edges, (n_targets,).
 
         Examples
         --------
@@ -91,7 +91,7 @@ class SourceTotals:
         weights : float64 array
             W_ij; 0 where there is no edge.
         at : index, optional
-            Index of the sources of these edges, which broadcast against `weights`; by default all sources in order.
+            Index of the source of every edge: ``strength[at]`` broadcasts against `weights`. By default all sources in order.
 
         Returns
         -------
@@ -121,9 +121,9 @@ class IncidentEdges:
     ----------
     nodes : (m,) int array
     neighbours : (w,) or (m, w) int array
-        The nodes at the other end of the edges, ascending.
+        The nodes at the other end of the edges, in ascending order; (w,) if they are the same in all rows.
     weights : (m, w) float64 array
-        0 where there is no edge; the neighbour then has no meaning.
+        0 where there is no edge; the neighbour may then be any valid index.
     """
 
     nodes: IntArray
@@ -143,7 +143,7 @@ class IncidentEdges:
 
 
 def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[IncidentEdges]:
-    """Yield all edges of a block by their targets or by their sources, band by band.
+    """Yield all edges of a block in parts, grouped by their targets or by their sources.
 
     Parameters
     ----------
@@ -155,7 +155,8 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
     ------
     IncidentEdges
         The edges of one node of a dense block may come in several parts, in the order of their neighbours. Nodes without edges
-        may be missing. Cost: one read. Memory: a few bands of a dense block, or a few times the edges of a CSR block.
+        may be missing. The next part may overwrite the weights of this one. Cost: one read. Memory: a few bands of a dense
+        block, or a few times the edges of a CSR block.
 
     Examples
     --------
@@ -179,7 +180,7 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
 
 
 def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
-    """Yield the rows of a CSR matrix or the columns of a CSC matrix in groups of similar length, padded to equal length.
+    """Yield the lines (rows of a CSR matrix, columns of a CSC matrix) in groups; those of a group are padded to equal length.
 
     Parameters
     ----------
@@ -188,8 +189,8 @@ def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[
     Yields
     ------
     (int64 array (m,), int64 array (m, w), float64 array (m, w))
-        Numbers of m rows (or columns) that have entries, and places in ``matrix.data`` and values of their entries. Padding
-        comes last, with value 0 and a place that has no meaning. At most `BAND_ELEMENTS` values, or one row (or column).
+        Indices of m lines that have entries, the places of these entries in ``matrix.data``, and their values. Padding comes
+        last in a line, with value 0 and any valid place. A group has at most `BAND_ELEMENTS` values, or one line.
 
     Examples
     --------
@@ -198,7 +199,7 @@ def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[
     [([1, 0], [[3.0, 4.0], [5.0, 0.0]])]
     """
     lengths = np.diff(matrix.indptr).astype(np.int64)
-    # By decreasing length, so that padding adds little, however unequal the lengths are.
+    # Lines are ordered by decreasing length, so that padding adds little, however unequal the lengths are.
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
     start = 0
     while start < len(order):
@@ -221,7 +222,7 @@ def highest_in_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]
     keys : (m, w) float64 array
         Non-negative. They are overwritten.
     count : int
-        Number of keys to find in a row, at least 1; all where a row has fewer.
+        Number of keys to find in a row, at least 1; a row with fewer keys gives all of them.
 
     Returns
     -------
@@ -256,7 +257,7 @@ def target_weights(block: Block, target: int) -> FloatArray:
     Returns
     -------
     (n_sources,) float64 array
-        W_ij of all sources j, which may be NaN or Inf. Only this row of a dense block is read.
+        W_ij for every source j, not checked for NaN and Inf. Only this row of a dense block is read.
 
     Examples
     --------
@@ -264,7 +265,7 @@ def target_weights(block: Block, target: int) -> FloatArray:
     array([1., 2.])
     """
     if isinstance(block, DenseBlock):
-        return _total(block, [matrix[target] for matrix in block.matrices])
+        return _sum_parallel(block, [matrix[target] for matrix in block.matrices])
     csr = block.to_csr()
     row = np.zeros(csr.shape[1])
     edges = slice(csr.indptr[target], csr.indptr[target + 1])
@@ -285,7 +286,7 @@ def source_weights(block: Block, source: int, layer: int) -> FloatArray:
     Returns
     -------
     (n_targets,) float64 array
-        W_ij of all targets i. Cost: one column of a dense block, or a scan of the indices of a CSR block.
+        W_ij for every target i. Cost: one column of a dense block, or a scan of the indices of a CSR block.
 
     Raises
     ------
@@ -298,7 +299,7 @@ def source_weights(block: Block, source: int, layer: int) -> FloatArray:
     array([1., 3.])
     """
     if isinstance(block, DenseBlock):
-        column = _total(block, [matrix[:, source] for matrix in block.matrices])
+        column = _sum_parallel(block, [matrix[:, source] for matrix in block.matrices])
     else:
         csr = block.to_csr()
         column = np.zeros(csr.shape[0])
@@ -311,7 +312,7 @@ def source_weights(block: Block, source: int, layer: int) -> FloatArray:
     return column
 
 
-def _total(block: DenseBlock, parts: list[Any]) -> FloatArray:
-    """Add the weights of parallel edges in float64."""
+def _sum_parallel(block: DenseBlock, parts: list[Any]) -> FloatArray:
+    """Add the weights of parallel edges in float64, given the same row or column of every matrix of the block."""
     total: FloatArray = np.sum([block.weight(as_numpy(part).astype(np.float64)) for part in parts], axis=0)
     return total

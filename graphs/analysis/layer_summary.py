@@ -34,7 +34,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Any) -> Spread:
-        """Compute the spread of n finite numbers.
+        """Compute the spread of finite numbers, (n,).
 
         Raises
         ------
@@ -66,7 +66,7 @@ class LayerSummary:
     density : float, optional
         `edges_in` divided by the number of pairs of a source and a target; None for layer 0.
     in_strength, out_strength : Spread, optional
-        Sums of the weights of each node's in-edges and out-edges; None for layer 0 (in) and for the last layer (out).
+        Spread of the nodes' in-strengths and out-strengths; None for layer 0 (in) and for the last layer (out).
     activation : Spread
     dead : int
         Number of nodes with activation 0.
@@ -83,8 +83,8 @@ class LayerSummary:
         Share of the layer's score that this node holds.
     through_graph : float, optional
         Share of the layer's score that came along edges and not from the teleport (the nodes' own activations):
-        ``gamma m / (gamma m + 1 - gamma)``, where m is the share of the score of the layer before that its non-dangling nodes
-        hold. None for layer 0 and for ranks other than a weighted PageRank.
+        ``gamma m / (gamma m + 1 - gamma)``, where m is the share of the previous layer's score that is held by non-dangling
+        nodes. None for layer 0 and for ranks other than a weighted PageRank.
     """
 
     layer: int
@@ -106,7 +106,7 @@ class LayerSummary:
     through_graph: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain Python values for JSON, without NaN and infinity.
+        """Convert to plain Python values, as JSON needs them.
 
         Examples
         --------
@@ -134,7 +134,8 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     Raises
     ------
     GraphError
-        A rank of another graph or of several vectors, or NaN or Inf in the weights or their sums.
+        A rank of another graph or with several scores a node, scores that are negative or not finite, or NaN or Inf in the
+        weights or their sums.
 
     Notes
     -----

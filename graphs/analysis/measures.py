@@ -1,7 +1,7 @@
 """Measures of the scores of one layer: how concentrated they are, how they order nodes, and how two scores agree.
 
-Scores may have any scale. Where they are added up, scores that are all zero count as equal, as they do in ranks. The node that
-pruning removes first has the lowest score, and among equal scores the lowest index.
+Scores may have any scale. Measures of concentration count scores that are all zero as equal. The node that pruning removes
+first has the lowest score, and among equal scores the lowest index.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def gini(scores: Any) -> float:
-    """Compute the Gini coefficient: 0 where all scores are equal, near 1 where one node holds almost all of the score.
+    """Compute the Gini coefficient: 0 if all n scores are equal, 1 - 1/n if one node holds all of the score.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ def gini(scores: Any) -> float:
     Returns
     -------
     float
-        In [0, 1 - 1/n]. It is half the mean absolute difference of two nodes, divided by the mean score, and twice the
-        area between the diagonal and the curve of :func:`lorenz`.
+        In [0, 1 - 1/n]. It is half the mean absolute difference of two nodes' scores, divided by the mean score. It is also
+        twice the area between the diagonal and the curve of :func:`lorenz`.
 
     Raises
     ------
@@ -65,13 +65,13 @@ def gini(scores: Any) -> float:
     ascending = np.sort(scale_scores(scores))
     size = len(ascending)
     half = size // 2
-    # The lowest score is paired with the highest, and so on: no term is negative, so none cancel, and equal scores give 0.
+    # The lowest score is paired with the highest, and so on. Then no term is negative, and equal scores give exactly 0.
     gaps = ascending[::-1][:half] - ascending[:half]
     return float((size - 1.0 - 2.0 * np.arange(half)) @ gaps / (size * ascending.sum()))
 
 
 def effective_number(scores: Any) -> float:
-    """Compute the effective number of nodes ``1 / sum(p**2)`` for shares p: so many equal scores would be as concentrated.
+    """Compute the effective number of nodes ``1 / sum(p**2)``, where p are shares of the score; k equal scores give k.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def rank_correlation(a: Any, b: Any) -> float:
 
 
 def share_also_kept(a: Any, b: Any) -> float:
-    """Compute which share of the nodes that `a` keeps is kept by `b` too.
+    """Compute the share of the nodes kept by `a` that `b` keeps too.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def share_also_kept(a: Any, b: Any) -> float:
     Returns
     -------
     float
-        In [0, 1]; nan where `a` keeps no node. The same for (b, a) where both keep the same number of nodes.
+        In [0, 1]; nan where `a` keeps no node. Symmetric in a and b if both keep the same number of nodes.
 
     Raises
     ------
@@ -310,7 +310,7 @@ def count_of_share(share: float, total: int) -> int:
     Parameters
     ----------
     share : float
-        0..1, as an exact decimal number: 0.07 of 100 nodes is 7, though ``0.07 * 100 > 7`` in floats.
+        0..1, taken as the decimal number that Python prints: 0.07 of 100 nodes is 7, though ``0.07 * 100 > 7`` in floats.
     total : int
         Number of nodes.
 
@@ -327,7 +327,7 @@ def count_of_share(share: float, total: int) -> int:
 
 
 def scale_scores(scores: Any) -> FloatArray:
-    """Scale scores so that their maximum is in [0.5, 1), and neither the sum of them nor that of their squares overflows or is 0.
+    """Scale scores by a power of two to a maximum in [0.5, 1); the sums of scores and of squares are then finite and not 0.
 
     Parameters
     ----------
@@ -337,7 +337,7 @@ def scale_scores(scores: Any) -> FloatArray:
     Returns
     -------
     (n,) float64 array
-        The scores times a power of two, which is exact; ones where all scores are zero.
+        Only scores that become subnormal or zero are rounded. If all scores are zero, the result is ones.
 
     Raises
     ------

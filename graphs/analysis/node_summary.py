@@ -1,4 +1,4 @@
-"""Summary of one node of a ranked graph, and the strongest edges of all nodes of a layer at once.
+"""Summary of one node of a ranked graph, and the strongest edges of every node of a layer.
 
 Probabilities of edges are those of :mod:`graphs.analysis.incident_edges`.
 """
@@ -36,7 +36,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RankedEdge:
-    """One edge of a node, with the score that it carries.
+    """One edge of a node, and the share of the node's score that the edge carries.
 
     Attributes
     ----------
@@ -45,10 +45,9 @@ class RankedEdge:
     weight : float
         W_ij; weights of parallel edges are added.
     probability : float
-        P_ij, the share of its source's score that passes along the edge.
+        P_ij, the share of the source's score that a weighted PageRank passes along the edge.
     carried : float
-        For an in-edge, the share of the score arriving at the node that comes along this edge. For an out-edge, the share of
-        the node's score that leaves along it, which is `probability`.
+        For an in-edge, the share of the score arriving at the node that comes along this edge. For an out-edge, `probability`.
     """
 
     node: int
@@ -73,17 +72,17 @@ class NodeSummary:
         0 for the highest score. Among equal scores the lower index is removed first, so it has the larger position.
     activation : float
     in_strength, out_strength : float
-        Sums of the weights of its edges; 0 on a side without a block.
+        Sums of the weights of the node's edges; 0 on a side without a block.
     in_degree, out_degree : int
-        Numbers of its edges.
+        Numbers of the node's edges; parallel edges count as one.
     through_graph : float, optional
-        Share of its score that came along edges and not from the teleport (its own activation); None for layer 0 and for
+        Share of the node's score that came along edges and not from the teleport (its own activation); None for layer 0 and for
         ranks other than a weighted PageRank.
     in_edges : tuple of RankedEdge
-        The in-edges that carry most score, in decreasing order; among equal ones the lower index comes first. Edges that
-        carry nothing are left out.
+        The in-edges that carry most score, in decreasing order; of edges that carry the same, the lower index comes first.
+        Edges that carry nothing are left out.
     out_edges : tuple of RankedEdge
-        The heaviest out-edges, in the same order.
+        The heaviest out-edges, in decreasing order of weight; of equal weights the lower index comes first.
     """
 
     layer: int
@@ -108,11 +107,13 @@ class StrongestEdges(NamedTuple):
     Attributes
     ----------
     in_nodes : (n, top) int64 array
-        Sources in the layer before; -1 where the node has fewer edges that carry anything.
+        Sources in the layer before; -1 where fewer than `top` in-edges of the node carry score.
     in_shares : (n, top) float64 array
-        Share of the score arriving at the node that comes along the edge; 0 beside -1.
-    out_nodes, out_shares : (n, top) arrays
-        Targets in the layer after, and the share P_ij of the node's score that leaves along the edge; -1 and 0 for none.
+        Share of the score arriving at the node that comes along the edge; 0 where the source is -1.
+    out_nodes : (n, top) int64 array
+        Targets in the layer after; -1 where the node has fewer than `top` out-edges.
+    out_shares : (n, top) float64 array
+        P_ij of the edge; 0 where the target is -1.
     """
 
     in_nodes: IntArray
@@ -126,7 +127,7 @@ def summarise_node(
 ) -> NodeSummary:
     """Summarise one node: its score, its position, and the edges that carry its score.
 
-    An in-edge carries ``P_ij r_j``, where r is the score of the layer before. For a modified PageRank it carries ``W_ij r_j``;
+    An in-edge carries ``P_ij r_j``, where r_j is the score of its source. For a modified PageRank it carries ``W_ij r_j``;
     if the rank was computed with `zero_lowest`, the lowest scores r_j count as zero.
 
     Parameters
@@ -137,7 +138,7 @@ def summarise_node(
     layer, node : int
         0..L, and 0..n_l - 1.
     top : int
-        Number of edges to list on each side, at least 0.
+        Maximum number of edges to list on each side, at least 0.
     theta : float, optional
         Share of the edge weights against the bare edges in P; by default that of the rank, or 1.
 
@@ -148,13 +149,13 @@ def summarise_node(
     Raises
     ------
     GraphError
-        No such layer or node, a rank of another graph or of several vectors, `top` or theta out of range, or NaN or Inf in the
-        weights.
+        No such layer or node, a rank of another graph or with several scores a node, `top` or theta out of range, or NaN or Inf
+        in the scores or in the weights that are read.
 
     Notes
     -----
     Cost: one read of the block into the layer, for the out-strengths of the sources (two for theta < 1), and one row
-    and one column of weights. For all nodes of a layer use :func:`strongest_edges`.
+    and one column of weights. To list the edges of all nodes of a layer, use :func:`strongest_edges`.
 
     Examples
     --------
@@ -182,7 +183,7 @@ def summarise_node(
         in_weights = target_weights(graph.blocks[layer - 1], node)
         probabilities = sources.probabilities(in_weights)
         carried = (in_weights if is_modified(rank) else probabilities) * passed_scores(rank, scores[layer - 1])
-        in_edges = _top_edges(carried, top, in_weights, probabilities, carried / (carried.sum() or 1.0))
+        in_edges = _ranked_edges(carried, top, in_weights, probabilities, carried / (carried.sum() or 1.0))
         gamma = gamma_of(rank)
         if gamma is not None:
             teleport = activations[node] / activations.sum() if activations.any() else 1.0 / len(activations)
@@ -191,7 +192,7 @@ def summarise_node(
     if layer < len(graph.blocks):
         out_weights = source_weights(graph.blocks[layer], node, layer + 1)
         probabilities = SourceTotals.of_column(out_weights, theta).probabilities(out_weights)
-        out_edges = _top_edges(out_weights, top, out_weights, probabilities, probabilities)
+        out_edges = _ranked_edges(out_weights, top, out_weights, probabilities, probabilities)
     return NodeSummary(
         layer=layer,
         node=node,
@@ -223,14 +224,14 @@ def strongest_edges(
     layer : int
         0..L.
     top : int
-        Number of edges to list on each side, at least 1.
+        Maximum number of edges to list on each side, at least 1.
     theta : float, optional
         As for :func:`summarise_node`.
 
     Returns
     -------
     StrongestEdges
-        On a side without a block all nodes are -1.
+        On a side without a block, all nodes are -1.
 
     Raises
     ------
@@ -239,7 +240,7 @@ def strongest_edges(
 
     Notes
     -----
-    Cost: two reads of the blocks on both sides (three for theta < 1), with `top` scans of every band in the cache.
+    Cost: two reads of the blocks on both sides (three for theta < 1), and up to `top` scans of every band in the cache.
     Memory: the result and a few bands of a dense block, or a few times the edges of a CSR block.
 
     Examples
@@ -293,20 +294,20 @@ class _TopEdges:
 
     def update(self, edges: IncidentEdges, keys: FloatArray) -> None:
         """Replace known edges by those of `edges` that have higher keys (m, w); edges with key 0 are left out."""
-        # Only nodes with a better edge than their last one: few, after some bands.
+        # Only nodes that have an edge better than their last known one: few, after some bands.
         rows = np.flatnonzero(keys.max(axis=1) > self.keys[edges.nodes, -1])
         nodes = edges.nodes[rows]
         picks, best = highest_in_rows(keys[rows], self.keys.shape[1])
         known = np.concatenate((self.keys[nodes], best), axis=1)
         neighbours = np.concatenate((self.neighbours[nodes], edges.neighbours_at(rows, picks)), axis=1)
-        # The sort is stable and bands come in the order of their neighbours: among equal keys the lower neighbour stays in
+        # The sort is stable, and the parts come in the order of their neighbours. So of equal keys the lower neighbour stays in
         # front, and an empty place stays in front of an edge with key 0.
         order = np.argsort(-known, axis=1, kind="stable")[:, : self.keys.shape[1]]
         self.keys[nodes] = np.take_along_axis(known, order, axis=1)
         self.neighbours[nodes] = np.take_along_axis(neighbours, order, axis=1)
 
 
-def _top_edges(
+def _ranked_edges(
     keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, carried: FloatArray
 ) -> tuple[RankedEdge, ...]:
     """List the `top` edges with the highest positive keys; among equal keys the lower index comes first."""

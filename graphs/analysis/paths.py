@@ -46,7 +46,7 @@ class Path:
     nodes : tuple of (layer, node)
         In the direction of the edges, one a layer.
     probability : float
-        Product of the P_ij along the path: the probability that a walk from the first node takes it.
+        Product of the P_ij along the path: the probability that a random walk from the first node takes this path.
     """
 
     nodes: tuple[tuple[int, int], ...]
@@ -89,20 +89,20 @@ def strongest_paths(
     Raises
     ------
     GraphError
-        No such layer or node, a rank of another graph or of several vectors, paths that would leave the graph, another
-        parameter out of range, or NaN or Inf in the weights.
+        No such layer or node, a rank of another graph or with several scores a node, paths that would leave the graph, another
+        parameter out of range, or NaN or Inf in the weights that are read.
 
     Notes
     -----
-    The result is exact. The k best paths from a node continue along k best paths of its targets, so it suffices to find k paths
-    for every node, layer by layer from the end (Bellman's principle; for k paths Hoffman and Pavley, 1959). Products are
-    computed from the last edge to the first. Paths with equal products are ordered by their nodes, the first layer first (up to
-    round-off).
+    The result is exact up to round-off. After its first edge, each of the k best paths from a node is one of the k best paths
+    from the target of that edge. So it suffices to find k paths from every node, layer by layer from the end (Bellman's
+    principle; for k paths Hoffman and Pavley, 1959). Paths with equal products are ordered by their nodes, first by that in
+    the first layer. A path whose probability is below the smallest float64 has probability 0 in the result, and is not found
+    if paths from the same layer are more than about 1e300 times as strong.
 
     Cost: one column of the block out of `layer`. Every other block is read once for the out-strengths (twice for theta < 1),
-    and all but the two blocks at the node once more, with k scans of every band in the cache. Memory: O(k) numbers for every
-    node of the covered layers, and a few bands. A probability below the smallest float64 is 0 in the result; its path is
-    still found.
+    and once more if it is not the block into `layer`, with up to k scans of every band in the cache. Memory: O(k) numbers for
+    every node of the covered layers, and a few bands of a dense block, or a few times the edges of a CSR block.
 
     Examples
     --------
@@ -129,9 +129,9 @@ def strongest_paths(
     ahead.values[slice(None) if after else node, 0] = 1.0
     by_layer = [ahead]
     exponent = 0
-    for position in range(last - 1, first - 1, -1):
-        found = _BestPaths.empty(graph.layer_sizes[position], k)
-        for edges in _outgoing(graph, position, layer, node, theta, backend):
+    for source_layer in range(last - 1, first - 1, -1):
+        found = _BestPaths.empty(graph.layer_sizes[source_layer], k)
+        for edges in _out_edges(graph, source_layer, layer, node, theta, backend):
             found.update(edges, ahead)
         # A power of two is split off, so that long products do not underflow.
         shift = math.frexp(float(found.values.max()))[1]
@@ -144,18 +144,18 @@ def strongest_paths(
     return tuple(Path(_trace(by_layer, first, start), math.ldexp(float(values[start]), exponent)) for start in best)
 
 
-def _outgoing(
-    graph: LayeredGraph, position: int, layer: int, node: int, theta: float, backend: Backend
+def _out_edges(
+    graph: LayeredGraph, source_layer: int, layer: int, node: int, theta: float, backend: Backend
 ) -> Iterator[IncidentEdges]:
-    """Yield the edges out of layer `position`, with P_ij as weights; of those out of or into `layer` only the edges of `node`."""
-    block = graph.blocks[position]
-    if position == layer:
-        column = source_weights(block, node, position + 1)
+    """Yield the edges out of a layer, with P_ij as weights; out of or into `layer`, only the edges of `node`."""
+    block = graph.blocks[source_layer]
+    if source_layer == layer:
+        column = source_weights(block, node, source_layer + 1)
         probabilities = SourceTotals.of_column(column, theta).probabilities(column)
         yield IncidentEdges(np.array([node]), np.arange(len(column)), probabilities[None, :])
         return
-    sources = SourceTotals.of_block(graph, position + 1, theta, backend)
-    if position + 1 == layer:
+    sources = SourceTotals.of_block(graph, source_layer + 1, theta, backend)
+    if source_layer + 1 == layer:
         yield IncidentEdges(
             np.arange(block.shape[1]), np.array([node]), sources.probabilities(target_weights(block, node))[:, None]
         )
@@ -173,7 +173,7 @@ class _BestPaths:
     values : (n, k) float64 array
         Products in decreasing order; 0 where there is no path.
     next_nodes, next_paths : (n, k) int64 arrays
-        The node that the path goes on to, and the number of that node's path that it continues.
+        The next node of the path, and which of that node's paths, 0..k-1, is the rest of the path.
     """
 
     values: FloatArray
@@ -185,12 +185,12 @@ class _BestPaths:
         return cls(np.zeros((size, k)), np.zeros((size, k), dtype=np.int64), np.zeros((size, k), dtype=np.int64))
 
     def update(self, edges: IncidentEdges, ahead: _BestPaths) -> None:
-        """Add the paths that begin with these edges (whose weights are P_ij) and continue as in `ahead`, if they are better."""
+        """Add the paths that begin with these edges (whose weights are P_ij) and continue as in `ahead`; keep the k best."""
         keys = edges.weights * ahead.values[edges.neighbours, 0]
         better = np.flatnonzero(keys.max(axis=1) > self.values[edges.nodes, -1])
         k = self.values.shape[1]
         width = min(k, keys.shape[1])
-        # At most a band of candidates at a time: k paths begin with each of the best edges.
+        # k candidate paths begin with each of the best edges; at most a band of candidates is made at a time.
         step = max(1, BAND_ELEMENTS // (width * k))
         for rows in (better[start : start + step] for start in range(0, len(better), step)):
             nodes = edges.nodes[rows]
@@ -212,7 +212,7 @@ class _BestPaths:
 
 
 def _trace(by_layer: list[_BestPaths], first: int, start: int) -> tuple[tuple[int, int], ...]:
-    """List the nodes of a path, given its place `start` in the flattened arrays of the first layer."""
+    """List (layer, node) along a path, given the place `start` of the path in the flattened arrays of layer `first`."""
     node, number = divmod(start, by_layer[0].values.shape[1])
     nodes = [(first, node)]
     for layer, paths in enumerate(by_layer[:-1], start=first + 1):

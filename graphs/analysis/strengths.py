@@ -57,7 +57,7 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
 
 
 def default_backend(graph: LayeredGraph) -> Backend:
-    """Make the backend that computes with a graph's blocks in float64, on the device where they lie.
+    """Make the backend that computes with a graph's blocks in float64, on the device of the blocks.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def default_backend(graph: LayeredGraph) -> Backend:
     Returns
     -------
     Backend
-        On the GPU if the graph's first torch matrix lies on one, else on the CPU.
+        On the device of the graph's first torch matrix; without one, on the CPU.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def finite_strength(backend: Backend, compute: Callable[[], Vector], layer: int)
     Returns
     -------
     (n,) float64 array
-        For each target, or for each source.
+        The strength of each target, or of each source.
 
     Raises
     ------

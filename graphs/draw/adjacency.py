@@ -42,26 +42,27 @@ def adjacency_heatmap(
     layer : int
         1..L: the layer that the block leads into.
     rank : RankResult
-        A rank of this graph.
+        The rank of this graph, with one score a node.
     buckets : int
-        Number of buckets of (nearly) equal size in both layers, 1 to `MAX_BUCKETS`; a layer with fewer nodes has one bucket a
-        node.
+        Number of buckets of (nearly) equal size in both layers, 1 to `MAX_BUCKETS`; a layer with fewer nodes has one bucket for
+        each node.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        The array of their mesh is the (targets, sources) matrix of means, masked where there is no edge.
+        The array of the mesh on them holds the means, (target buckets, source buckets), masked where there is no edge.
 
     Raises
     ------
     GraphError
-        No such layer, a rank of another graph, a number of buckets out of range, or weights that are not finite.
+        No such layer, a rank of another graph or with several scores a node, a number of buckets out of range, or scores,
+        weights or sums of weights that are not finite.
 
     Notes
     -----
-    Of b buckets of n nodes, bucket k starts at position ``k * n // b``. Cost: one pass over the block, band by band, in
-    float64: about a second for 4096 x 11008. Memory: three bands, however large the block.
+    If n nodes have b buckets, bucket k starts at position ``k * n // b``. Cost: one pass over the block, band by band, in
+    float64: about a second for 4096 x 11008. Memory: a few bands, however large the block.
 
     Examples
     --------
@@ -75,31 +76,35 @@ def adjacency_heatmap(
     scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer, first=1)
     buckets = check_count("buckets", buckets, 1, MAX_BUCKETS)
-    targets, sources = (_bounds(len(scores[k]), buckets) for k in (layer, layer - 1))
+    target_bounds, source_bounds = (_bounds(len(scores[k]), buckets) for k in (layer, layer - 1))
     sums = _bucket_sums(
-        graph.blocks[layer - 1], _bucket_of(scores[layer], targets), _bucket_of(scores[layer - 1], sources)
+        graph.blocks[layer - 1],
+        _bucket_of(scores[layer], target_bounds),
+        _bucket_of(scores[layer - 1], source_bounds),
     )
     if not np.isfinite(sums).all():
         raise not_finite_error(layer)
-    means = np.ma.masked_equal(sums / np.outer(np.diff(targets), np.diff(sources)), 0.0)
+    means = np.ma.masked_equal(sums / np.outer(np.diff(target_bounds), np.diff(source_bounds)), 0.0)
     ax = new_axes(ax)
     hatch_background(ax)
-    mesh = ax.pcolormesh(sources, targets, means, cmap=COLOUR_MAP, norm=log_norm(means), rasterized=True)
+    norm = log_norm(means)
+    mesh = ax.pcolormesh(source_bounds, target_bounds, means, cmap=COLOUR_MAP, norm=norm, rasterized=True)
     add_log_colour_bar(ax, mesh, "mean weight of a pair of nodes")
     source, target = short_names(graph.names)[layer - 1 : layer + 1]
-    ax.set_xlim(0, sources[-1])
-    ax.set_ylim(targets[-1], 0)
+    ax.set_xlim(0, source_bounds[-1])
+    ax.set_ylim(target_bounds[-1], 0)
     use_whole_ticks(ax.xaxis, ax.yaxis)
     ax.set_xlabel(wrap_to_axes(ax, f"nodes of {source}, highest score first"))
     ax.set_ylabel(wrap_to_axes(ax, f"nodes of {target}, highest score first", upright=True))
-    cells = f"{len(targets) - 1} x {len(sources) - 1} cells of {targets[-1]:,} x {sources[-1]:,} nodes"
-    title = "mean weight" if means.count() else "no edges"
-    ax.set_title(wrap_to_axes(ax, f"Edges {source} to {target}: {title}, {cells}"), fontsize=10)
+    nodes = f"{target_bounds[-1]:,} x {source_bounds[-1]:,} nodes"
+    content = "mean weight" if means.count() else "no edges"
+    title = f"Edges {source} to {target}: {content}, {means.shape[0]} x {means.shape[1]} cells of {nodes}"
+    ax.set_title(wrap_to_axes(ax, title), fontsize=10)
     return ax
 
 
 def _bounds(count: int, buckets: int) -> IntArray:
-    """Compute where each bucket of `count` nodes starts, and where the last one ends; no bucket is empty."""
+    """Compute the positions where each bucket of `count` nodes starts, and where the last one ends; no bucket is empty."""
     buckets = min(buckets, count)
     return np.arange(buckets + 1, dtype=np.int64) * count // buckets
 
@@ -109,16 +114,16 @@ def _bucket_of(scores: FloatArray, bounds: IntArray) -> IntArray:
     return np.asarray(np.searchsorted(bounds, positions(scores), side="right") - 1)
 
 
-def _bucket_sums(block: Block, targets: IntArray, sources: IntArray) -> FloatArray:
+def _bucket_sums(block: Block, target_buckets: IntArray, source_buckets: IntArray) -> FloatArray:
     """Add up the weights between every target bucket (row) and every source bucket (column), given the buckets of the nodes."""
-    total = np.zeros((int(targets.max()) + 1, int(sources.max()) + 1))
+    total = np.zeros((int(target_buckets.max()) + 1, int(source_buckets.max()) + 1))
     if isinstance(block, DenseBlock):
         for band in block.bands(NumpyBuffers(np.float64)):
-            # Reads are along the contiguous axis of the matrix.
+            # The matrix is read along its contiguous axis.
             if block.column_major:
-                _add_sums(total.T, band.matrix.T, sources[band.columns], targets)
+                _add_sums(total.T, band.matrix.T, source_buckets[band.columns], target_buckets)
             else:
-                _add_sums(total, band.matrix, targets[band.rows], sources)
+                _add_sums(total, band.matrix, target_buckets[band.rows], source_buckets)
         return total
     csr = block.to_csr()
     start = 0
@@ -127,18 +132,18 @@ def _bucket_sums(block: Block, targets: IntArray, sources: IntArray) -> FloatArr
         stop = int(np.searchsorted(csr.indptr, int(csr.indptr[start]) + BAND_ELEMENTS, side="right")) - 1
         stop = min(max(stop, start + 1), csr.shape[0])
         entries = slice(int(csr.indptr[start]), int(csr.indptr[stop]))
-        rows = np.repeat(targets[start:stop], np.diff(csr.indptr[start : stop + 1]))
-        cells = rows * total.shape[1] + sources[csr.indices[entries]]
+        rows = np.repeat(target_buckets[start:stop], np.diff(csr.indptr[start : stop + 1]))
+        cells = rows * total.shape[1] + source_buckets[csr.indices[entries]]
         total += np.bincount(cells, weights=csr.data[entries], minlength=total.size).reshape(total.shape)
         start = stop
     return total
 
 
-def _add_sums(total: FloatArray, matrix: FloatArray, rows: IntArray, columns: IntArray) -> None:
-    """Add the entries of `matrix` to the cells of their buckets, given the buckets of its rows and columns."""
-    order = np.argsort(columns, kind="stable")
-    sorted_columns = columns[order]
-    starts = np.flatnonzero(np.append(True, sorted_columns[1:] != sorted_columns[:-1]))
+def _add_sums(total: FloatArray, matrix: FloatArray, row_buckets: IntArray, column_buckets: IntArray) -> None:
+    """Add every entry of `matrix` to the cell of `total` for the buckets of its row and its column."""
+    order = np.argsort(column_buckets, kind="stable")
+    ascending = column_buckets[order]
+    starts = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1]))
     sums = np.zeros((total.shape[0], len(starts)))
-    np.add.at(sums, rows, np.add.reduceat(matrix[:, order], starts, axis=1))
-    total[:, sorted_columns[starts]] += sums
+    np.add.at(sums, row_buckets, np.add.reduceat(matrix[:, order], starts, axis=1))
+    total[:, ascending[starts]] += sums

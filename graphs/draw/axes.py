@@ -1,4 +1,4 @@
-"""New axes, their ticks and layer names, and text that fits them."""
+"""Axes of figures: new axes, ticks, names of layers, and text that fits the axes."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def wrap_to_axes(ax: Axes, text: str, font_size: float = 10.0, reserved: float =
     font_size : float
         In points.
     reserved : float
-        Inches of the width (or height) of the axes that will be lost to a legend beside them or to labels below them.
+        Inches of the width (or height) of the axes that a legend beside them (or labels below them) will take.
     upright : bool
         Whether the text runs along the y axis.
 
     Returns
     -------
     str
-        A number stays on one line with its "%".
+        A number and its "%" stay on one line. Even on small axes, a line may have 20 letters.
 
     Examples
     --------
@@ -113,15 +113,15 @@ def wrap_to_axes(ax: Axes, text: str, font_size: float = 10.0, reserved: float =
 
 
 def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = None, reserved: float = 0.0) -> float:
-    """Write the short names of layers below the x axis, slanted if they would overlap, and then only as many as fit.
+    """Write the short names of layers below the x axis; if these would overlap, slanted, and only as many as fit.
 
     Parameters
     ----------
     ax : matplotlib Axes
-        Their x limits must be final.
+        The x limits must be final.
     names : sequence of n str
     positions : (n,) array, optional
-        Positions on the axis; 0, 1, ... by default.
+        Ascending positions on the axis; 0, 1, ... by default.
     reserved : float
         Inches of the width that a legend beside the axes will take.
 
@@ -179,7 +179,7 @@ def use_whole_ticks(*axes: Any) -> None:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Choose ticks between two numbers: at 1, 2 and 5 of every decade, or at other numbers where these are too few or too many.
+    """Choose ticks of a logarithmic axis between two numbers.
 
     Parameters
     ----------
@@ -189,8 +189,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     Returns
     -------
     list of 3 to 9 float
-        For many decades only (some) powers of ten. For less than a decade evenly spaced round numbers, or where even these are
-        too few, numbers in a geometric progression.
+        1, 2 and 5 times powers of ten. If these are more than 9, powers of ten, maybe not all. If they are fewer than 3,
+        evenly spaced round numbers, or 5 numbers in a geometric progression.
 
     Examples
     --------
@@ -215,7 +215,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = False) -> None:
-    """Write at least three plain numbers at a logarithmic axis, with as many digits as are needed to tell them apart.
+    """Write at least three numbers at a logarithmic axis, with as many digits as are needed to tell them apart.
 
     matplotlib's own ticks may leave an axis of less than a decade without numbers, or write 4 x 10^-1 for 0.4.
 
@@ -225,7 +225,7 @@ def number_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = Fa
     low, high : float
         Lowest and highest number; positive.
     logarithms : bool
-        Whether the axis is a linear one, of decimal logarithms.
+        Whether the axis is linear and its values are decimal logarithms.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Concentration of the scores of layers: distributions and Lorenz curves, with a line for each layer or bands over many."""
+"""Concentration of the scores of layers: distributions and Lorenz curves, with a line for each layer, or bands for many."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_LINES", "MAX_POINTS", "lorenz_curves", "score_distribution"]
 
-# Maximum number of layers with a line each; more layers become bands.
+# Maximum number of layers that get a line each; more layers are drawn as bands.
 MAX_LINES = 8
 # Maximum number of points of a line: a page shows no more, and vector files stay small.
 MAX_POINTS = 1000
@@ -28,7 +28,8 @@ MAX_POINTS = 1000
 def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Draw for every layer the share of nodes that score at least x times the layer's mean (CCDF, logarithmic axes).
 
-    A power law gives a straight line, nearly equal scores a steep one. The marker of a line is the node with the highest score.
+    A power law gives a straight line, and nearly equal scores give a steep one. The marker of a line is the node with the
+    highest score.
 
     Parameters
     ----------
@@ -40,18 +41,20 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
     Returns
     -------
     matplotlib Axes
-        One line a layer, up to `MAX_LINES` layers. For more layers bands: their range, middle half and median at every share
-        of nodes, and the lines of the layers with the highest and the lowest Gini coefficient.
+        Up to `MAX_LINES` layers: one line a layer. More layers: bands for the range and the middle half of the layers, and
+        lines for their median and for the layers with the highest and the lowest Gini coefficient. Layers whose scores are all
+        zero are not drawn.
 
     Raises
     ------
     GraphError
-        No layer, negative or non-finite scores, or a wrong number of names.
+        No layer, an empty layer, negative or non-finite scores, a wrong number of names, or names that are not distinct.
 
     Notes
     -----
-    A logarithmic axis cannot show zeros, so the legend gives their share if there are any. Of a line with more than
-    `MAX_POINTS` points at most so many are drawn, evenly spaced on the logarithmic axis. Cost: a sort of every layer.
+    A logarithmic axis cannot show zeros; for up to `MAX_LINES` layers the legend gives the share of nodes with score zero. If a
+    line has more than `MAX_POINTS` points, at most that many are drawn, about evenly spaced on the logarithmic y axis.
+    Cost: a few sorts of every layer.
 
     Examples
     --------
@@ -76,7 +79,7 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
             lowest = reached[reached > 0].min()
             for low, high, style in _bands(len(layers), len(scored)):
                 left, right = np.quantile(reached, [low, high], axis=0)
-                # A band that reaches zero ends at the axis.
+                # A band that reaches zero ends at the lowest score that is drawn.
                 visible = right > 0
                 ax.fill_betweenx(shares[visible], np.maximum(left, lowest)[visible], right[visible], **style)
             median = np.median(reached, axis=0)
@@ -115,18 +118,17 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
     Returns
     -------
     matplotlib Axes
-        One line a layer, up to `MAX_LINES` layers. For more layers bands: their range, middle half and median, and the lines of
-        the layers with the highest and the lowest Gini coefficient. The diagonal stands for equal scores.
+        Lines or bands as in :func:`score_distribution`. The diagonal stands for equal scores.
 
     Raises
     ------
     GraphError
-        No layer, negative or non-finite scores, or a wrong number of names.
+        As for :func:`score_distribution`.
 
     Notes
     -----
-    Curves and coefficients are those of :func:`graphs.analysis.measures.lorenz` and :func:`graphs.analysis.measures.gini`. Of a
-    line with more than `MAX_POINTS` points only so many are drawn. Cost: a sort of every layer.
+    Curves and coefficients are those of :func:`graphs.analysis.measures.lorenz` and :func:`graphs.analysis.measures.gini`. If a
+    line has more than `MAX_POINTS` points, that many are drawn. Cost: a few sorts of every layer.
 
     Examples
     --------
@@ -160,12 +162,12 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
 
 
 def _exceedance(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Compute the line of a layer: ascending positive scores over their mean, and the share of nodes with at least each."""
+    """Compute the line of a layer: positive scores over the layer's mean, ascending, and the share of nodes that reach each."""
     mean = values.mean()
     if not mean > 0.0:
         return np.zeros(0), np.zeros(0)
     relative = np.sort(values)[::-1] / mean
-    # Of equal scores only the last is taken: its place counts them all.
+    # Of equal scores only the last is taken, because its place counts all of them.
     last = np.append(relative[1:] != relative[:-1], True) & (relative > 0.0)
     places = np.flatnonzero(last)
     if len(places) > MAX_POINTS:
@@ -174,14 +176,14 @@ def _exceedance(values: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _exceedance_line(ax: Axes, x: FloatArray, y: FloatArray, label: str, style: dict[str, Any]) -> None:
-    # The share of a score also holds for lower values, down to the next lower score.
+    # The share at a score also holds for lower x, down to the next lower score.
     ax.plot(
         x, y, label=label, linewidth=1.4, drawstyle="steps-pre", markersize=6, markevery=[-1] if len(x) else [], **style
     )
 
 
 def _at_shares(values: FloatArray, shares: FloatArray) -> FloatArray:
-    """Compute for each share of the nodes the score over the mean that so many nodes reach."""
+    """Compute, for each share of the nodes, the score over the layer's mean that at least this share of the nodes has."""
     relative = np.sort(values)[::-1] / values.mean()
     # The small difference keeps a product that should be whole from being rounded up to the next number.
     places = np.ceil(shares * len(values) - 1e-9).astype(int) - 1
@@ -206,7 +208,7 @@ def _lorenz_line(ax: Axes, values: FloatArray, label: str, style: dict[str, Any]
 
 
 def _bands(n_layers: int, n_scored: int) -> list[tuple[float, float, dict[str, Any]]]:
-    """Return (lower quantile, upper quantile, style) of the bands over the layers with scores, the wide band first."""
+    """Return (lower quantile, upper quantile, style) of each band over the `n_scored` layers, the wide band first."""
     without = n_layers - n_scored
     label = f"{n_scored} layers ({without} more without score)" if without else f"all {n_layers} layers"
     return [
@@ -229,8 +231,8 @@ def _extremes(layers: Sequence[FloatArray]) -> list[tuple[int, str, dict[str, An
 def _emptier_corner(ax: Axes, lines: Sequence[Any]) -> Literal["upper right", "lower left"]:
     """Choose the corner above or below decreasing lines that holds fewer of their points."""
     points = np.concatenate([np.zeros((0, 2)), *(line.get_xydata() for line in lines)])
-    across = ax.transAxes.inverted().transform(ax.transData.transform(points[np.isfinite(points).all(axis=1)]))
-    above, below = (across > 0.5).all(axis=1), (across < 0.5).all(axis=1)
+    in_axes = ax.transAxes.inverted().transform(ax.transData.transform(points[np.isfinite(points).all(axis=1)]))
+    above, below = (in_axes > 0.5).all(axis=1), (in_axes < 0.5).all(axis=1)
     return "upper right" if above.sum() <= below.sum() else "lower left"
 
 

@@ -35,7 +35,7 @@ def convergence(
     ----------
     results : sequence of RankResult
     against : {"steps", "products", "seconds"}
-        Quantity on the x axis. In block products, solvers can be compared.
+        Quantity on the x axis; block products make solvers comparable.
     labels : sequence of str, optional
         By default the solvers' names.
     ax : matplotlib Axes, optional
@@ -52,7 +52,7 @@ def convergence(
 
     Notes
     -----
-    If a result has more than `MAX_STEPS` steps, that many are drawn, evenly spaced on the logarithmic axis.
+    If a result has more than `MAX_STEPS` steps, at most that many are drawn, about evenly spaced on the logarithmic axis.
 
     Examples
     --------
@@ -74,12 +74,12 @@ def convergence(
     any_visible = False
     for position, (result, name) in enumerate(zip(results, names, strict=True)):
         drawn = _steps_to_draw(result.iterations)
-        across = {
+        x = {
             "steps": np.arange(1, result.iterations + 1),
             "products": result.step_products,
             "seconds": result.step_seconds,
         }[against][drawn]
-        # A logarithmic axis can show neither the zeros of exact steps nor unknown (infinite) bounds.
+        # A logarithmic axis shows neither the zeros of exact steps nor unknown (infinite) bounds.
         bounds, residuals = (
             np.where((values > 0) & np.isfinite(values), values, np.nan)[drawn]
             for values in (result.error_bounds, result.residuals)
@@ -88,9 +88,9 @@ def convergence(
         visible = np.flatnonzero(np.isfinite(bounds))
         exact = f" (exact after {result.iterations:,})" if result.stop_reason == "exact" else ""
         label, ends = as_literal(f"{name}{exact}"), visible[-1:].tolist()
-        ax.plot(across, bounds, linewidth=1.4, markersize=6, markevery=ends, label=label, **style)
-        ax.plot(across, residuals, **{**style, "linestyle": "none"}, markersize=2.5)
-        any_visible = any_visible or bool(np.isfinite(bounds).any() or np.isfinite(residuals).any())
+        ax.plot(x, bounds, linewidth=1.4, markersize=6, markevery=ends, label=label, **style)
+        ax.plot(x, residuals, **{**style, "linestyle": "none"}, markersize=2.5)
+        any_visible = any_visible or bool(len(visible) or np.isfinite(residuals).any())
     if any_visible:
         ax.set_xscale("log")
         ax.set_yscale("log")
@@ -105,7 +105,7 @@ def convergence(
 
 
 def _steps_to_draw(steps: int) -> IntArray:
-    """Choose the steps to draw, among them the first and the last."""
+    """Choose at most `MAX_STEPS` steps to draw, among them the first and the last, and return their indices."""
     if steps <= MAX_STEPS:
         return np.arange(steps)
     return np.unique(np.geomspace(1, steps, MAX_STEPS).round().astype(np.int64)) - 1

@@ -27,9 +27,9 @@ __all__ = ["MAX_BUCKETS", "MAX_LAYERS", "layer_flow"]
 
 # Maximum number of layers whose ribbons a reader can follow; more become a heat map.
 MAX_LAYERS = 12
-# Maximum number of buckets: more would not have distinct colours and shares of whole per cents.
+# Maximum number of buckets; the colours of more would be hard to tell apart.
 MAX_BUCKETS = 8
-# Half the width of a bar, half the width of its level middle, and the gap between two bars of a stack.
+# Half the width of a bar, half the width of its level middle, and the gap between two bars of a stack, in data coordinates.
 HALF_WIDTH, HALF_FLAT, GAP = 0.09, 0.03, 0.025
 # Inches that the legend takes beside the axes.
 LEGEND_WIDTH = 1.8
@@ -37,7 +37,7 @@ LEGEND_WIDTH = 1.8
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """Scores that arrive in, are held by and leave the buckets of a layer, (buckets,), divided by the layer's score."""
+    """The score that arrives in, is held by and leaves every bucket of a layer, (buckets,), as shares of a layer's score."""
 
     arriving: FloatArray
     held: FloatArray
@@ -53,16 +53,16 @@ def layer_flow(
 ) -> Axes:
     """Draw how score flows between buckets of nodes, layer by layer, as stacked bars joined by ribbons.
 
-    A layer is a stack of bars, with the highest scores on top. The middle of a bar is as high as the score of its nodes, its
-    left side as the score that reaches them along edges, its right side as the score that they pass on. Own activations and
-    dangling nodes make the differences. The width of a ribbon is the flow of score (:func:`graphs.analysis.flow.flow`), and its
-    colour is that of the bucket that the score comes from.
+    A layer is a stack of bars, one for each bucket, with the highest scores on top. The height of a bar is the score of its
+    nodes in the middle, the score that reaches them along edges on the left, and the score that they pass on along edges on
+    the right. In a weighted PageRank the heights differ because of the nodes' own activations and of dangling nodes. The width
+    of a ribbon is the flow of score (:func:`graphs.analysis.flow.flow`), and its colour is that of the source bucket.
 
     Parameters
     ----------
     graph : LayeredGraph
     rank : RankResult
-        A rank of this graph, with one score a node.
+        The rank of this graph, with one score a node.
     layers : sequence of int, optional
         Consecutive, ascending layers; all by default.
     buckets : int or sequence of float
@@ -73,15 +73,16 @@ def layer_flow(
     Returns
     -------
     matplotlib Axes
-        For more than `MAX_LAYERS` layers they hold a heat map, and the title says so: for every block and bucket, the share of
-        the bucket's score that flows to the same bucket of the next layer, divided by the share of all score that flows to
-        it. Chance would give 1.
+        For more than `MAX_LAYERS` layers, the axes hold a heat map instead, and the title says so. It shows, for every block and
+        bucket, the share of the flow out of the bucket that goes to the same bucket of the next layer, divided by the share
+        of the whole flow that goes to that bucket. Chance would give 1.
 
     Raises
     ------
     GraphError
-        A rank of another graph, layers that are not consecutive, a number of buckets out of range, shares that do not
-        sum to 1, or weights that are not finite.
+        A rank of another graph or with several scores a node, layers that do not exist or are not consecutive, a number of
+        buckets out of range, shares that are not positive or do not sum to 1, or scores, weights or sums of weights that are
+        not finite.
 
     Notes
     -----
@@ -107,7 +108,7 @@ def layer_flow(
         np.bincount(score_buckets(scores[layer], shares), weights=scores[layer], minlength=len(shares)) / total
         for layer, total in zip(chosen, totals, strict=True)
     ]
-    # The flow of a modified PageRank has sum 1 already, that of another rank the sum of its sources' scores.
+    # The flow of a modified PageRank has sum 1 already; that of another rank sums to the score of its non-dangling sources.
     flows = [
         flow(graph, rank, layer, shares) / (1.0 if is_modified(rank) else total)
         for layer, total in zip(chosen[1:], totals, strict=False)
@@ -201,7 +202,7 @@ def _draw_ribbons(ax: Axes, flows: Sequence[FloatArray], stacks: Sequence[_Stack
     from matplotlib.collections import PolyCollection
 
     along = np.linspace(0.0, 1.0, 24)
-    # The curve is level at both ends, so ribbons meet their bars at a right angle.
+    # The curve is level at both ends, so that ribbons meet their bars at a right angle.
     curve = along * along * (3.0 - 2.0 * along)
     for source, colour in enumerate(_colours(len(stacks[0].held))):
         ribbons = []
@@ -229,19 +230,19 @@ def _colours(count: int) -> list[Any]:
 
 
 def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[float], names: Sequence[str]) -> Axes:
-    """Draw a heat map of the score that stays in its bucket from layer to layer."""
+    """Draw a heat map of the flow that stays in its bucket from layer to layer, over the flow that chance would give."""
     ratios = np.full((len(shares), len(flows)), np.nan)
     for block, block_flow in enumerate(flows):
         chance = block_flow.sum(axis=1) * block_flow.sum(axis=0) / (block_flow.sum() or 1.0)
         np.divide(np.diag(block_flow), chance, out=ratios[:, block], where=chance > 0.0)
     persistence = np.ma.masked_invalid(ratios)
     hatch_background(ax)
-    edges = np.arange(len(flows) + 1) + 0.5
-    places = np.arange(len(shares) + 1) - 0.5
-    mesh = ax.pcolormesh(edges, places, persistence, cmap=COLOUR_MAP, norm=log_norm(persistence))
+    x_bounds = np.arange(len(flows) + 1) + 0.5
+    y_bounds = np.arange(len(shares) + 1) - 0.5
+    mesh = ax.pcolormesh(x_bounds, y_bounds, persistence, cmap=COLOUR_MAP, norm=log_norm(persistence))
     add_log_colour_bar(ax, mesh, "score that stays in its bucket,\nrelative to chance")
-    ax.set_xlim(edges[0], edges[-1])
-    ax.set_ylim(len(shares) - 0.5, -0.5)
+    ax.set_xlim(x_bounds[0], x_bounds[-1])
+    ax.set_ylim(y_bounds[-1], y_bounds[0])
     label_layers(ax, names[1:], np.arange(1.0, len(names)))
     ax.set_yticks(range(len(shares)), _bucket_names(shares), fontsize=SMALL_FONT)
     ax.set_xlabel("block into layer")

@@ -20,7 +20,7 @@ IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def check_layer_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Check the names of layers, or make names: "layer 0" and so on.
+    """Check the names of layers; without names, make "layer 0" and so on.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def check_layer_scores(scores: Sequence[Any]) -> list[FloatArray]:
     Raises
     ------
     GraphError
-        No layer, an empty layer, several scores a node, negative or non-finite scores.
+        A RankResult instead of its scores, no layer, an empty layer, several scores a node, or negative or non-finite scores.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def check_keep_masks(scores: Sequence[FloatArray], keep: Sequence[Any]) -> list[
     Raises
     ------
     GraphError
-        Another number of masks than of layers, or masks of other sizes.
+        The number of masks differs from that of layers, or the size of a mask from that of its layer.
 
     Examples
     --------

@@ -26,21 +26,21 @@ __all__ = ["MAX_EDGES", "MAX_NODES", "node_link"]
 MAX_NODES = 300
 # Maximum number of edges drawn, the heaviest first; more would only blur the figure.
 MAX_EDGES = 4000
-# Highest and lowest y of the nodes of a layer, and largest distance between neighbours, in data coordinates.
+# Highest and lowest y of the nodes of a layer, and the largest distance from one dot to the next, in data coordinates.
 TOP, BOTTOM, WIDEST_PITCH = 1.0, 0.0, 0.25
 # The y of the boxes for the nodes that are not shown.
 OTHERS_Y = -0.17
-# Inches for the words below the boxes, and for further lines of the title and the x label.
+# Height in inches of the words below the boxes, and of further lines of the title and the x label.
 BELOW, TITLES = 0.5, 0.35
 # Smallest and largest area of a dot, in square points.
 SMALLEST, LARGEST = 8.0, 260.0
-# Smallest distance in points between nodes with indices; digits have no descenders.
+# Smallest distance in points between dots with indices; less than a line, because digits have no descenders.
 INDEX_PITCH = 7.6
 
 
 @dataclass(frozen=True, eq=False)
 class _EdgeLines:
-    """The lines of the edges to draw.
+    """The lines of the edges that are drawn, the heaviest last.
 
     Attributes
     ----------
@@ -62,7 +62,8 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
 
     Layers are columns from left to right, with the highest score on top; without scores, nodes are ordered by index. The area of
     a dot is proportional to the score of the node, but has a minimum. The width of a line grows with the weight of the edge,
-    divided by that of the heaviest edge of its block. The title says which share of the score and of the weight is shown.
+    divided by that of the heaviest edge of its block in the subgraph. The title says which share of the score and of the
+    weight the subgraph holds.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
         From :func:`graphs.reduction.subgraphs.top_subgraph`, for example.
     ax : matplotlib Axes, optional
     max_nodes : int
-        Maximum number of nodes; more raise an error.
+        Maximum number of nodes; more nodes raise an error.
 
     Returns
     -------
@@ -83,8 +84,8 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
 
     Notes
     -----
-    Of more than `MAX_EDGES` edges only the heaviest are drawn, by the same quotient, and the title says so. Nodes are labelled
-    by their index where there is space. Cost: a sort of the subgraph's edges.
+    If there are more than `MAX_EDGES` edges, only those with the widest lines are drawn, and the title says so. Nodes are
+    labelled by their index where there is space. Cost: a sort of the subgraph's edges.
 
     Examples
     --------
@@ -111,7 +112,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
     ax = new_axes(ax)
     ax.set_xlim(-0.5, len(counts) - 0.5)
     labels_height = label_layers(ax, subgraph.graph.names)
-    # The words below the boxes need a fixed height in inches, however high the axes are.
+    # The words below the boxes need the same height in inches on axes of any height.
     below = BELOW / max(size_in_inches(ax)[1] - labels_height - TITLES, 2 * BELOW)
     ax.set_ylim(OTHERS_Y - max(0.22, (TOP + 0.06 - OTHERS_Y) * below / (1.0 - below)), TOP + 0.06)
     scores = _scores(subgraph)
@@ -130,7 +131,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
 
 
 def _scores(subgraph: Subgraph) -> list[FloatArray]:
-    """Return the scores in float64; without scores, values that decrease with the index."""
+    """Return the scores in float64; if the subgraph has none, values that decrease with the index."""
     if subgraph.scores is not None:
         return [np.asarray(values, dtype=np.float64) for values in subgraph.scores]
     return [-np.arange(len(nodes), dtype=np.float64) for nodes in subgraph.nodes]
@@ -144,7 +145,7 @@ def _node_ys(values: FloatArray) -> FloatArray:
 
 
 def _edge_lines(subgraph: Subgraph, ys: Sequence[FloatArray]) -> _EdgeLines:
-    """Compute the lines of the heaviest edges."""
+    """Compute the lines of at most `MAX_EDGES` edges, the heaviest."""
     segments, weights = [np.zeros((0, 2, 2))], [np.zeros(0)]
     for layer, block in enumerate(subgraph.graph.blocks, start=1):
         edges = block.to_csr().tocoo()
@@ -178,13 +179,13 @@ def _draw_edges(ax: Axes, lines: _EdgeLines) -> None:
 def _draw_nodes(
     ax: Axes, subgraph: Subgraph, ys: Sequence[FloatArray], scores: Sequence[FloatArray], height: float
 ) -> None:
-    """Draw the nodes of every layer with areas by score, and their indices where there is space; `height` is in inches."""
+    """Draw the nodes with areas by score, and their indices where there is space; the axes are `height` inches high."""
     low, high = ax.get_ylim()
     pitches = [
         72.0 * height / (high - low) * float(np.diff(np.sort(values)).min(initial=WIDEST_PITCH)) for values in ys
     ]
     column = size_in_inches(ax)[0] / len(ys)
-    # Neighbours may touch but not overlap.
+    # Dots may touch but not overlap.
     largest = min(LARGEST, max(SMALLEST, (0.95 * min(*pitches, 72.0 * column)) ** 2))
     highest = max((float(values.max()) for values in scores if len(values)), default=0.0)
     equal_areas = subgraph.scores is None or highest <= 0.0
@@ -204,8 +205,8 @@ def _write_indices(ax: Axes, layer: int, ys: FloatArray, nodes: IntArray, radii:
 
     halo = [withStroke(linewidth=3.0, foreground="white")]
     for y, node, radius in zip(ys, nodes.tolist(), radii, strict=True):
-        # So close that no edge shows in between, which would look like a minus sign. Indices of the first layer are on the
-        # left, where there are no edges.
+        # An index is so close to its dot that no edge shows in between; the edge would look like a minus sign. Indices of the
+        # first layer are on the left, where there are no edges.
         side = -1 if layer == 0 else 1
         offset = (side * (radius + 1.5), 0)
         ax.annotate(

@@ -1,4 +1,4 @@
-"""Scores by layer: heat map, and shares of kept and removed nodes; and the agreement of two scores of the same nodes."""
+"""Figures of scores: a heat map by layer, the shares of nodes kept and removed by layer, and a comparison of two scores."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_scores", "kept_by_layer", "score_heatmap"]
 
-# Maximum number of columns of the heat map; wider layers are drawn as means.
+# Maximum number of columns of the heat map; if a layer has more nodes, a column is the mean of several nodes.
 MAX_COLUMNS = 400
 # Maximum number of nodes drawn as dots; more are drawn as densities.
 MAX_DOTS = 1000
 
 
 def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: Axes | None = None) -> Axes:
-    """Draw a heat map with a row for each layer: its nodes ordered by score, coloured by score over the layer's mean.
+    """Draw a heat map with a row for each layer: nodes from the highest score on, coloured by score / mean of the layer.
 
     Parameters
     ----------
     scores : sequence of (n_l,) arrays
         Non-negative.
     keep : sequence of (n_l,) bool arrays, optional
-        Keep masks. A white line marks how many nodes every layer keeps; the removed ones are right of it if they have the
-        lowest scores.
+        Keep masks. A white line marks how many nodes every layer keeps. The removed nodes are right of the line if they have
+        the lowest scores.
     ax : matplotlib Axes, optional
 
     Returns
@@ -50,7 +50,7 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
 
     Notes
     -----
-    If a layer has more than `MAX_COLUMNS` nodes, columns are means of several nodes. Cost: a sort of every layer.
+    If a layer has more than `MAX_COLUMNS` nodes, every column is the mean of several nodes. Cost: a sort of every layer.
 
     Examples
     --------
@@ -74,7 +74,8 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     positive = image[np.isfinite(image) & (image > 0)]
     floor = float(positive.min()) if len(positive) else 1.0
     shown = np.log10(np.maximum(image, floor))
-    # The scale leaves out the highest scores, which may be a hundred times the mean, so that the others can be told apart.
+    # The scale leaves out one per cent at both ends: the highest scores may be a hundred times the mean, and on a scale that
+    # reaches them, the others could not be told apart.
     low, high = np.nanpercentile(shown, [1, 99])
     if not low < high:
         low, high = low - 0.5, high + 0.5
@@ -107,7 +108,7 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
 
 
 def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = None) -> Axes:
-    """Draw for every layer the shares of nodes kept and removed, and the share of its score that the removed nodes hold.
+    """Draw, for every layer, the shares of nodes kept and removed, and the share of the layer's score that is removed.
 
     Parameters
     ----------
@@ -172,7 +173,7 @@ def compare_scores(
     keep: float | tuple[Any, Any] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the percentile of every node by one score against that by another.
+    """Draw the percentile of every node by one score against its percentile by another score.
 
     Parameters
     ----------
@@ -181,25 +182,26 @@ def compare_scores(
     labels : tuple of two str
         Names of the two scores.
     keep : float, or tuple of two (n,) bool arrays, optional
-        The share of nodes that both scores keep, 0..1 (among equal scores the lower index is removed first), or a keep mask for
-        `a` and one for `b`. Lines mark the shares removed, and the title says which share of the nodes that `a` keeps is kept
-        by `b` too.
+        The share of nodes that each score keeps, 0..1 (among equal scores the lower index is removed first), or a keep mask for
+        `a` and one for `b`. Lines mark the shares removed. The title gives, of the nodes that `a` keeps, the share that `b`
+        keeps too.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        One dot a node up to `MAX_DOTS` nodes, else hexagons coloured by the number of nodes. The title gives Spearman's rank
-        correlation.
+        A dot for each node if there are at most `MAX_DOTS`, else hexagons coloured by the number of nodes. The title gives
+        Spearman's rank correlation.
 
     Raises
     ------
     GraphError
-        Different numbers of nodes, negative or non-finite scores, a share out of range, or masks of other sizes.
+        Different numbers of nodes, negative or non-finite scores, a share out of range, masks of other sizes, or not two
+        labels.
 
     Notes
     -----
-    Equal scores have the same percentile. Cost: two sorts; a million nodes take about two seconds.
+    Equal scores have the same percentile. Cost: up to six sorts; a million nodes take about two seconds.
 
     Examples
     --------

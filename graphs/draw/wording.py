@@ -64,9 +64,9 @@ def as_literal(text: str) -> str:
 def short_names(names: Sequence[str]) -> tuple[str, ...]:
     """Shorten the names of layers so that they fit an axis and stay distinct.
 
-    The name of a module is cut to its parts from the first number on (that of a transformer block), or to its last two parts if
-    there is no number. If two names would become equal, all are left complete. Names of more than `MAX_LETTERS` letters then
-    lose their middle, unless two would become equal.
+    A module's name is cut to its parts from the first number on (the number of a transformer block), or to its last two parts
+    if there is no number; a number that comes last keeps the part before it. If two names would become equal, no name is cut.
+    Then names of more than `MAX_LETTERS` letters lose their middle, unless two would become equal.
 
     Parameters
     ----------
@@ -99,6 +99,6 @@ def _tail(name: str) -> str:
     number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
     if number is None:
         return " ".join(parts[-2:]) or name
-    # A number alone says too little, so it keeps the word before it.
+    # A number alone says too little.
     first = number - 1 if number == len(parts) - 1 else number
     return " ".join(parts[max(first, 0) :])

@@ -1,4 +1,4 @@
-"""Conversion of layered graphs to and from named arrays, which graph files of every format hold.
+"""Conversion of layered graphs to and from named arrays, which safetensors and npz files of graphs hold.
 
 The block from layer l-1 to layer l is ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), and the activations of
 layer l are ``activation.l``. The names of the layers and the shapes of the blocks are not arrays; they are the metadata.
@@ -26,7 +26,7 @@ PARTS = ("data", "indices", "indptr")
 
 
 def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
-    """Yield the arrays of a graph by name.
+    """Yield the arrays of a graph, each with its name.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
     name : str
         As described at the top of this module.
     array : array, (k,)
-        float64 activations; float32 or float64 data; int32 indices where they fit, else int64. Memory: the CSR form of one
-        block at a time.
+        float64 activations; float32 or float64 data; int32 indices where they fit, else int64. Dense blocks are converted to
+        CSR one at a time.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def graph_metadata(graph: LayeredGraph) -> dict[str, Any]:
 
 
 def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> LayeredGraph:
-    """Build a graph from its arrays and metadata; every number is the same bit for bit.
+    """Build a graph from its arrays and metadata; every number is the same as in the original, bit for bit.
 
     Parameters
     ----------

@@ -30,16 +30,17 @@ def to_networkx(
     Parameters
     ----------
     graph : LayeredGraph or Subgraph
-        Layers and indices of a subgraph are those of the original.
+        The nodes of a subgraph keep their layers and indices in the original graph.
     max_edges : int
         Maximum number of edges; more raise an error, because networkx needs some 350 bytes an edge.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
+        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores,
+        if it has any.
 
     Returns
     -------
     networkx.DiGraph
-        Node attributes ``layer``, ``index``, ``name`` (of the layer), ``activation`` and, with a rank, ``score``; edge
+        Node attributes ``layer``, ``index``, ``name`` (of the layer), ``activation`` and, if there are scores, ``score``; edge
         attribute ``weight``. Edges lead from layer l-1 to layer l. All values are Python numbers or text.
 
     Raises
@@ -69,23 +70,23 @@ def to_networkx(
     import networkx
 
     digraph = networkx.DiGraph()
-    for k, (name, activations) in enumerate(zip(layered.names, layered.activations, strict=True)):
-        for index, (label, activation) in enumerate(zip(labels[k], activations.tolist(), strict=True)):
+    for position, (name, activations) in enumerate(zip(layered.names, layered.activations, strict=True)):
+        for k, (label, activation) in enumerate(zip(labels[position], activations.tolist(), strict=True)):
             attributes: dict[str, Any] = {"layer": label[0], "index": label[1], "name": name, "activation": activation}
             if scores is not None:
-                attributes["score"] = float(scores[k][index])
+                attributes["score"] = float(scores[position][k])
             digraph.add_node(label, **attributes)
-    for k in range(1, len(layered.layer_sizes)):
-        block = layered.block(k).tocoo()
+    for position in range(1, len(layered.layer_sizes)):
+        block = layered.block(position).tocoo()
         digraph.add_weighted_edges_from(
-            (labels[k - 1][source], labels[k][target], weight)
+            (labels[position - 1][source], labels[position][target], weight)
             for target, source, weight in zip(block.row.tolist(), block.col.tolist(), block.data.tolist(), strict=True)
         )
     return digraph
 
 
 def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> tuple[FloatArray, ...] | None:
-    """Choose the scores to write with a graph.
+    """Choose the scores that are written with a graph.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> 
     Returns
     -------
     tuple of arrays, one a layer, or None
-        Those of `rank`, else those of the subgraph, else None.
+        The scores of `rank`, else those of the subgraph, else None.
 
     Raises
     ------
@@ -120,45 +121,46 @@ def from_networkx(
     activation: str | None = "activation",
     index: str | None = "index",
 ) -> tuple[LayeredGraph, tuple[tuple[Hashable, ...], ...]]:
-    """Convert a networkx digraph whose edges lead from each layer to the next to a layered graph.
+    """Convert a networkx digraph to a layered graph; its edges must lead from each layer to the next.
 
     Parameters
     ----------
     digraph : networkx.DiGraph or networkx.MultiDiGraph
         Parallel edges of a multigraph are added.
     weight : str, optional
-        Name of an edge attribute with finite, non-negative values; an edge without it has weight 1, as in networkx, and so
-        have all edges with None. An edge of weight 0 is dropped.
+        Name of an edge attribute with finite, non-negative values. An edge without it has weight 1, as in networkx; with None,
+        every edge has weight 1. An edge of weight 0 is dropped.
     layer : str, optional
-        Name of a node attribute with integers; layers are consecutive, and the lowest becomes layer 0. If no node has it, or
-        with None, layers are found from the edges: every edge leads to the next layer, and the lowest layer of every weakly
-        connected component is 0. No other assignment does that; a node without edges goes to layer 0.
+        Name of a node attribute with consecutive integers; the lowest becomes layer 0. If no node has it, or with None, layers
+        are found from the edges: every edge leads to the next layer, and the lowest layer of every weakly connected component
+        is 0. These layers are unique. A node without edges goes to layer 0.
     activation : str, optional
-        Name of a node attribute with finite, non-negative values; a node without it has activation 1, and so have all nodes
-        with None.
+        Name of a node attribute with finite, non-negative values. A node without it has activation 1; with None, every node has
+        activation 1.
     index : str, optional
-        Name of a node attribute with integers that order the nodes of a layer, if all nodes have it; else, or with None,
-        nodes are in the digraph's order.
+        Name of a node attribute with integers by which the nodes of a layer are sorted. If a node lacks it, or with None, nodes
+        are in the digraph's order.
 
     Returns
     -------
     graph : LayeredGraph
-        float64 CSR blocks. The name of a layer is the ``name`` attribute of its nodes, as :func:`to_networkx` writes it, if
-        they agree, else ``layer l``. If two layers would have the same name, all are named ``layer l``.
+        Its blocks are float64 CSR. If all nodes of a layer have the same ``name`` attribute, as :func:`to_networkx` writes it,
+        that is the name of the layer; else the name is ``layer l``. If two layers would have the same name, all are named
+        ``layer l``.
     labels : tuple of tuples
         ``labels[l][k]`` is the networkx node that became node k of layer l.
 
     Raises
     ------
     GraphError
-        Not a digraph; no edge; weights, activations, layers or indices that are invalid; some nodes with a layer and some
-        without; an edge that does not lead to the next layer; or no valid layers because of a cycle or of paths of
-        different lengths between two nodes. The message names an edge that is wrong.
+        Not a digraph; fewer than two layers; weights, activations, layers or indices that are invalid; some nodes with a layer
+        and some without; an edge that does not lead to the next layer; or no layers that fit all edges, for example because
+        of a cycle. If an edge is wrong, the message names it.
 
     Notes
     -----
-    After a round trip with :func:`to_networkx` every number is the same bit for bit; float32 weights become float64 of the
-    same value. Cost: a few Python operations for every node and edge.
+    If :func:`to_networkx` made the digraph, every weight and activation is the same as before, bit for bit; float32 weights
+    become float64 of the same value. Cost: a few Python operations for every node and edge.
 
     Examples
     --------
@@ -236,7 +238,7 @@ def _blocks(
 
 
 def _names(digraph: networkx.DiGraph, members: list[list[Hashable]]) -> list[str]:
-    """Name every layer by the ``name`` that its nodes share, else by its number; all by number if two names are equal."""
+    """Name each layer by the ``name`` that its nodes share, else by its number; if two names are equal, number all layers."""
     names = []
     for layer, nodes in enumerate(members):
         given = [digraph.nodes[node].get("name") for node in nodes]

@@ -27,7 +27,7 @@ from graphs.errors import GraphError
 
 try:
     import fcntl
-except ImportError:  # Windows has no fcntl: there nothing is locked, and so no leftover is removed
+except ImportError:  # Windows has no fcntl: nothing is locked there, so that no leftover is removed
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["LOCK", "hidden_directory", "read_tensors", "remove_leftovers", "replace_file", "write_tensors"]
@@ -40,20 +40,20 @@ SUFFIX = ".partial"
 def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
     """Make a hidden directory in which to prepare a file or directory; it is removed when the context ends.
 
-    A process that is killed leaves its hidden directory behind; :func:`remove_leftovers` removes it later. While a process is
-    alive, it holds a lock on the file ``lock`` in the directory. That file has the permissions of any new file.
+    A process that is killed leaves its hidden directory behind; :func:`remove_leftovers` removes it later. Until the context
+    ends, the process holds a lock on the file ``lock`` in the directory. That file has the permissions of any new file.
 
     Parameters
     ----------
     directory : Path
-        Parent of the hidden directory; moving a file into it from the hidden directory is one rename.
+        Parent of the hidden directory. To move a file from the hidden directory to its parent is one rename.
     name : str
-        Name of the file or directory; :func:`remove_leftovers` finds hidden directories by it.
+        Name of the file or directory; :func:`remove_leftovers` finds hidden directories by this name.
 
     Yields
     ------
     Path
-        The directory, which holds only the lock.
+        The hidden directory, which holds only the lock file.
 
     Raises
     ------
@@ -81,15 +81,15 @@ def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
 
 
 def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | None = None) -> None:
-    """Remove the hidden directories that :func:`hidden_directory` made for a name and whose processes have died.
+    """Remove the hidden directories that :func:`hidden_directory` made for a name, if their processes have died.
 
-    Directories of other machines on a shared file system are kept, because their locks may not be visible here. Two machines
-    with the same host name count as one.
+    Hidden directories of other machines on a shared file system are kept, because their locks may not be visible here. Two
+    machines with the same host name count as one.
 
     Parameters
     ----------
     directory : Path
-        Parent of the hidden directories. Nothing happens if it cannot be read.
+        Parent of the hidden directories. If it cannot be read, nothing is removed.
     name : str
         As for :func:`hidden_directory`.
     undo : callable, optional
@@ -123,7 +123,7 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
 
 
 def _remove(place: Path) -> None:
-    """Remove a hidden directory; after an interruption finish, then raise it."""
+    """Remove a hidden directory; if that is interrupted, try once more and then raise the interruption."""
     try:
         shutil.rmtree(place, ignore_errors=True)
     except BaseException:
@@ -132,12 +132,12 @@ def _remove(place: Path) -> None:
 
 
 def _prefix(name: str) -> str:
-    """Return the start of a hidden directory's name; `name` is cut, because systems refuse long file names."""
+    """Return the start of a hidden directory's name, with at most 40 characters of `name`: systems refuse long file names."""
     return f".{name[:40]}."
 
 
 def _machine() -> tuple[str, str]:
-    """Return hashes of the host name, which restarts do not change, and of the boot id, which containers share."""
+    """Return a hash of the host name, which outlives restarts, and one of the boot id, which a machine's containers share."""
     host = platform.node()
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
@@ -148,9 +148,9 @@ def _machine() -> tuple[str, str]:
 
 
 def _take_lock(place: Path, *, require_lock: bool) -> int | None:
-    """Open and lock the lock file of a hidden directory; None if another process holds it or has removed it.
+    """Open and lock the lock file of a hidden directory; return its descriptor, or None if another process holds or removed it.
 
-    Where the file system has no locks, the result is None with `require_lock`, else the open file.
+    Where the file system has no locks, the result is None with `require_lock`, else the descriptor without a lock.
     """
     try:
         lock = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -176,7 +176,7 @@ def _take_lock(place: Path, *, require_lock: bool) -> int | None:
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file that replaces `path` on success and is removed on failure.
 
-    What a killed process has left behind is removed by the next call for the same path.
+    A killed process leaves files behind, which the next call for the same path removes, as :func:`remove_leftovers` says.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields
     ------
     Path
-        An empty file to write to. Readers of `path` see the old file until the block has ended.
+        An empty file to write to. Readers of `path` see the old file until the context ends.
 
     Raises
     ------
@@ -261,7 +261,7 @@ def write_tensors(
         try:
             save_file(contiguous, partial, {"meta": text, "crc32": _checksum(text, contiguous)})
         except SafetensorError as error:
-            # The library wraps the error of the system (a full disk, for example); callers expect an OSError.
+            # safetensors wraps errors of the system (a full disk, for example); callers expect an OSError.
             raise OSError(f"cannot write {path}: {error}") from error
 
 
@@ -293,7 +293,8 @@ def read_tensors(
     meta : dict
         Without kind and version.
     tensors : dict from str to array
-        In the shapes and dtypes in which they were written. Memory: the size of the file, even if its header claims more.
+        In the shapes and dtypes in which they were written, but an array of shape () has shape (1,). Memory: the size of the
+        file, even if its header claims more.
 
     Raises
     ------

@@ -22,10 +22,10 @@ from graphs.structures.layered import LayeredGraph
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
-# Version 2 added the record of the steps.
+# Version 2 added the record of the steps; version 3 renamed the field `choice` to `solver_reason`.
 RANK_VERSION = 3
 
-# The fields of a RankResult that are written as JSON, with their types, and below them those that are written as arrays.
+# The fields of a RankResult that are written without conversion: as JSON, with their types, and below as arrays.
 PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("stop_reason", "solver", "backend", "method", "solver_reason"), (str,)),
     **dict.fromkeys(("tolerance", "setup_seconds"), (int, float)),
@@ -41,7 +41,7 @@ def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     ----------
     graph : LayeredGraph
     path : path-like
-        Replaced completely on success, not changed on failure. Memory: the graph in CSR form.
+        Replaced completely on success, not changed on failure. Memory: all dense blocks in CSR form.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
 
 
 def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
-    """Read a graph written by :func:`save_graph`; every number is the same bit for bit.
+    """Read a graph written by :func:`save_graph`; every number is the same as in that graph, bit for bit.
 
     Parameters
     ----------
@@ -73,7 +73,8 @@ def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
     Returns
     -------
     LayeredGraph
-        Its blocks are stored in CSR form, in the dtype in which they were written. Memory: the size of the file.
+        Its blocks are stored in CSR form, in the dtype in which they were written. Memory while reading: about twice the size
+        of the file.
 
     Raises
     ------
@@ -141,7 +142,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
 
 
 def load_rank(path: str | os.PathLike[str]) -> RankResult:
-    """Read a rank written by :func:`save_rank`; every number is the same bit for bit, and labels are text.
+    """Read a rank written by :func:`save_rank`; every number is the same as in that rank, bit for bit, and labels are text.
 
     Parameters
     ----------
@@ -194,20 +195,21 @@ def _certificate(tensors: dict[str, Any], certified: bool | None, layers: list[i
 
 
 def _check_consistent(result: RankResult) -> None:
-    """Raise a ValueError if a field has a wrong type or does not fit the others; the message names it."""
-    steps, layers = len(result.residuals), len(result.scores)
-    columns = {scores.shape[1:] for scores in result.scores}
-    if len(columns) != 1 or len(next(iter(columns))) > 1 or any(scores.dtype.kind != "f" for scores in result.scores):
+    """Raise a ValueError that names a field, if the field has a wrong type or does not fit the others."""
+    n_steps, n_layers = len(result.residuals), len(result.scores)
+    node_shapes = {scores.shape[1:] for scores in result.scores}
+    if len(node_shapes) != 1 or len(node_shapes.pop()) > 1 or any(scores.dtype.kind != "f" for scores in result.scores):
         shapes = ", ".join(f"{scores.shape} of {scores.dtype}" for scores in result.scores[:8])
         raise ValueError(f"expected the scores of every layer, one or several for each node, got shapes {shapes}")
     for name in ARRAY_FIELDS:
         array = getattr(result, name)
-        shape = (steps, layers) if name == "layer_residuals" else (steps,)
+        shape = (n_steps, n_layers) if name == "layer_residuals" else (n_steps,)
         kind = "i" if name == "step_products" else "f"
         if array.shape != shape or array.dtype.kind != kind:
-            raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected shape {shape}")
-    if len(result.layer_bounds) != layers:
-        raise ValueError(f"{len(result.layer_bounds)} layer_bounds for {layers} layers")
+            expected = f"{'integers' if kind == 'i' else 'floats'} of shape {shape}"
+            raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected {expected}")
+    if len(result.layer_bounds) != n_layers:
+        raise ValueError(f"{len(result.layer_bounds)} layer_bounds for {n_layers} layers")
     for name, types in PLAIN_FIELDS.items():
         value = getattr(result, name)
         if not isinstance(value, types) or isinstance(value, bool):
@@ -217,13 +219,13 @@ def _check_consistent(result: RankResult) -> None:
     texts = [*result.names, *(entry.reason for entry in result.degenerate), *(result.labels or ())]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("names, labels or reasons are not text")
-    nodes = sum(map(len, result.scores))
-    if result.labels is not None and len(result.labels) != nodes:
-        raise ValueError(f"{len(result.labels)} labels for {nodes} nodes")
+    n_nodes = sum(map(len, result.scores))
+    if result.labels is not None and len(result.labels) != n_nodes:
+        raise ValueError(f"{len(result.labels)} labels for {n_nodes} nodes")
     certificate = result.certificate
     if certificate is not None:
         mask_shapes = {layer: mask.shape for layer, mask in certificate.keep.items()}
-        if mask_shapes != {layer: (len(result.scores[layer]),) for layer in range(layers) if layer in mask_shapes}:
+        if mask_shapes != {layer: (len(result.scores[layer]),) for layer in range(n_layers) if layer in mask_shapes}:
             raise ValueError(f"keep masks of shapes {mask_shapes} do not fit the scores")
         if not certificate.gaps or certificate.gaps.keys() != certificate.bounds.keys():
             raise ValueError("a certificate's gaps and bounds are missing, or of different layers")

@@ -1,7 +1,7 @@
 """Weights that stay on disk: tensors of safetensors files, mapped into memory and read when they are multiplied.
 
-A graph built from them needs no memory of its own for its edges: the page cache of the system holds the parts that were
-read last, and drops them when other programs need memory. So a graph larger than memory can be ranked.
+A graph of such weights needs no memory for its edges while its blocks stay dense: the page cache of the system holds the
+parts that were read last, and drops them when other programs need memory. So a graph larger than memory can be ranked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def open_tensors(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str
     Parameters
     ----------
     source : path, or iterable of paths
-        Files; or a directory, whose ``*.safetensors`` files (the shards of a checkpoint) are all taken.
+        Files or directories. All ``*.safetensors`` files of a directory (the shards of a checkpoint) are mapped.
 
     Returns
     -------
@@ -35,12 +35,12 @@ def open_tensors(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str
     Raises
     ------
     GraphError
-        A file does not exist or is damaged, a directory has no such files, or a name occurs in two files.
+        A file does not exist or is damaged, a directory has no such files, no path is given, or a name occurs in two files.
 
     Notes
     -----
-    Build graphs from them with ``check_finite=False``: ranks raise an error for NaN at the first product, and a separate
-    check would read all files once more. Files must not be changed while a graph refers to them.
+    Build graphs from these tensors with ``check_finite=False``: ranks find NaN and Inf at the first product anyway, and a
+    separate check would read all files once more. Files must not be changed while a graph refers to them.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def _map_tensors(path: Path) -> dict[str, Any]:
 
 
 def _files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the files; a directory gives all safetensors files in it."""
+    """List the given files, and the safetensors files of the given directories."""
     paths = [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
     files: list[Path] = []
     for path in paths:

@@ -1,7 +1,7 @@
 """Backends: numpy or torch arithmetic, and the rule that chooses the operator of every block.
 
 A vector is a numpy array or a torch tensor, of shape (n,), or (n, k) for k vectors at once. An :class:`Arithmetic` holds
-the few operations that differ between the two.
+the few operations that differ between numpy and torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 DTYPES = ("float64", "float32")
 
-# Loading the compiled kernels takes half a second in every process, too much for blocks of fewer entries than this.
+# Loading the compiled kernels takes half a second in every process, too long for blocks of fewer entries than this.
 KERNEL_ENTRIES = 1 << 18
 
 # Bands on a GPU are large, because the number of kernel launches matters more there than the cache.
@@ -75,7 +75,7 @@ class Arithmetic(Protocol):
 
 @dataclass(frozen=True)
 class NumpyArithmetic:
-    """Arithmetic on numpy arrays. CSR products are scipy's, or those of compiled kernels on all cores.
+    """Arithmetic on numpy arrays. Products are those of scipy and numpy, or of compiled kernels on all cores.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class NumpyArithmetic:
     compiled: bool = False
 
     def vector(self, values: FloatArray) -> FloatArray:
-        """Copy numbers in the arithmetic's dtype."""
+        """Copy numbers into an array of the arithmetic's dtype."""
         return np.array(values, dtype=self.dtype)
 
     def to_numpy(self, vector: Vector) -> FloatArray:
@@ -113,7 +113,7 @@ class NumpyArithmetic:
         return CSRKernelOperator(csr) if self.compiled and csr.nnz >= KERNEL_ENTRIES else CSROperator(csr)
 
     def dense_operator(self, block: DenseBlock) -> BlockOperator:
-        """Build an operator on compiled kernels if `compiled` is set and they can read the block, else on numpy bands."""
+        """Build an operator: on kernels if `compiled` is set, the block is large and they can read it, else on numpy bands."""
         if self.compiled and block.shape[0] * block.shape[1] >= KERNEL_ENTRIES:
             matrices = _kernel_matrices(block)
             if matrices:
@@ -172,7 +172,7 @@ class TorchArithmetic:
         return TorchCSROperator(self.csr(block.to_csr()))
 
     def dense_operator(self, block: DenseBlock) -> DenseOperator:
-        """Build an operator on bands in torch; numpy matrices are viewed as tensors, not copied."""
+        """Build an operator on bands in torch; numpy matrices are viewed as tensors, and only reversed ones are copied."""
         matrices = tuple(matrix if is_torch(matrix) else _as_tensor(matrix) for matrix in block.matrices)
         buffers = TorchBuffers(self.device, self.torch_dtype)
         n_entries = BAND_ELEMENTS if self.device.type == "cpu" else GPU_BAND_ELEMENTS
@@ -191,7 +191,7 @@ class TorchArithmetic:
 
 @dataclass(frozen=True)
 class TorchBuffers:
-    """Buffers in torch, on a device; sources may lie on another device."""
+    """Buffers in torch, on one device; matrices may lie on another."""
 
     device: Any
     dtype: Any
@@ -211,16 +211,16 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
     import torch
 
     with warnings.catch_warnings():
-        # Weights are only read, so that a view of a read-only array, such as a memory map, is safe.
+        # Weights are only read, so a view of a read-only array, such as a memory map, is safe.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        # torch has no negative strides, so a reversed view must be copied.
+        # torch has no negative strides, so a reversed matrix must be copied.
         return torch.from_numpy(matrix if min(matrix.strides) >= 0 else matrix.copy())
 
 
 def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
-    """Return views of the matrices that the kernels can read, or () if the kernels would need copies."""
+    """Return views of the matrices that the kernels can read, or () if they cannot read these matrices without copies."""
     if block.n_squarings:
-        # The kernels take absolute values, and only bands are squared.
+        # The kernels do not square weights.
         return ()
     arrays: list[Any] = []
     for matrix in block.matrices:
@@ -249,7 +249,7 @@ class Backend:
     Attributes
     ----------
     name : str
-        The name in the result of a rank, such as ``torch (cpu, float64)``.
+        The name in the result of a rank, such as ``torch (cpu, float64, csr)``.
     arithmetic : Arithmetic
         Vectors and products.
     form : {"csr", "dense", "auto"}
@@ -264,7 +264,7 @@ class Backend:
     costs: Costs
 
     def operator(self, block: Block, products: int) -> BlockOperator:
-        """Build the operator of a block that will be multiplied about `products` times."""
+        """Build the operator of a block that is to be multiplied about `products` times."""
         dense = self.form == "dense" or (self.form == "auto" and self._dense_is_cheaper(block, products))
         if not dense:
             return self.arithmetic.csr_operator(block)
@@ -275,7 +275,7 @@ class Backend:
     def _dense_is_cheaper(self, block: Block, products: int) -> bool:
         costs, size = self.costs, block.shape[0] * block.shape[1]
         if isinstance(block, DenseBlock):
-            # So few products do not pay for the conversion at any density, and edges need not be counted.
+            # So few products do not pay for the conversion at any density; the edges need not be counted.
             if products <= costs.dense_to_csr:
                 return True
             return products * (1.0 - costs.csr_product * block.n_edges / size) < costs.dense_to_csr
@@ -283,7 +283,7 @@ class Backend:
 
 
 def check_dtype(dtype: Any) -> str:
-    """Check a dtype of vectors, which may be one of torch's, and return its name, ``float64`` or ``float32``.
+    """Check a dtype of vectors (torch's are allowed) and return its name, ``float64`` or ``float32``.
 
     Examples
     --------
@@ -303,9 +303,9 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     ----------
     name : {"scipy", "torch", "dense", "auto"}
         "scipy" and "torch" multiply blocks in CSR form, "dense" in dense form, "auto" in the cheaper form of each block. On
-        the CPU, "dense" and "auto" compute with numpy and compiled kernels; on a GPU, with torch.
+        the CPU, "dense" and "auto" compute with numpy and compiled kernels; on other devices, with torch.
     device : str or torch.device, optional
-        By default the device of the graph's first torch matrix, else the CPU.
+        By default the device of the first torch matrix of a dense block, else the CPU; always the CPU for "scipy".
     dtype : {"float64", "float32"}
         The dtype of the vectors.
     blocks : iterable of blocks

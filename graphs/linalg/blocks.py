@@ -1,9 +1,9 @@
-"""Blocks: the edges from one node layer to the next.
+"""Blocks: the edges from one layer to the next.
 
 A block is a non-negative matrix of shape (n_targets, n_sources): row = target, column = source,
 entry = edge weight, zero = no edge. CSR is its canonical form. A :class:`SparseBlock` stores that
 CSR. A :class:`DenseBlock` refers to dense matrices, without a copy; their absolute values are the
-weights, and the CSR, or a band of rows or columns, is built only when it is asked for.
+weights. It builds its CSR, or a band of rows or columns, only on request.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 INT32_MAX = np.iinfo(np.int32).max
 
-# Entries of a band: 4 MB in float64, which stay in a core's share of the cache while they are copied, made
-# absolute and multiplied. Bands of 2**18 to 2**20 entries were equally fast.
+# Entries of a band: 4 MB in float64, which stay in a core's share of the cache while absolute values are copied
+# and multiplied. Bands of 2**18 to 2**20 entries were equally fast.
 BAND_ELEMENTS = 1 << 19
 
 
@@ -54,7 +54,7 @@ def is_torch(value: object) -> bool:
 
 
 def as_numpy(value: Any) -> npt.NDArray[Any]:
-    """Convert an array-like or a torch tensor of any device to a numpy array; floats below 32 bits become float32.
+    """Convert an array-like or a torch tensor of any device to a numpy array; tensors below 32 bits become float32.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def as_numpy(value: Any) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class Band:
-    """Consecutive rows or columns of a dense block: `matrix` holds the weights of `rows` and `columns`."""
+    """Consecutive rows or columns of a dense block: `matrix` holds the weights from `columns` to `rows`."""
 
     rows: slice
     columns: slice
@@ -88,7 +88,7 @@ class Block(Protocol):
 
     @property
     def n_edges(self) -> int:
-        """Number of edges (non-zero entries). Cost for a dense block: one pass over its matrices, at the first call."""
+        """Number of edges (non-zero entries). Cost for a dense block: one pass over its matrices, at the first access."""
 
     def to_csr(self) -> sparse.csr_array:
         """Return the canonical form: sorted CSR, no explicit zeros, int32 indices where they fit."""
@@ -97,7 +97,7 @@ class Block(Protocol):
         """Return the reversed edges, (n_sources, n_targets)."""
 
     def squared(self) -> Block:
-        """Return the edges with squared weights; each of several parallel edges is squared by itself."""
+        """Return the edges with squared weights: of a dense block, every parallel edge is squared by itself."""
 
 
 def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
@@ -159,7 +159,7 @@ class SparseBlock:
         return SparseBlock(narrow_indices(csr))
 
     def squared(self) -> SparseBlock:
-        """Return float64 squares with the same index arrays; an edge whose square rounds to zero is dropped."""
+        """Return float64 squares without those that round to zero; if there are none, the index arrays are shared."""
         data = np.square(self.csr.data, dtype=np.float64)
         csr = sparse.csr_array((data, self.csr.indices, self.csr.indptr), shape=self.csr.shape)
         if not data.all():
@@ -170,17 +170,17 @@ class SparseBlock:
 
 @dataclass(frozen=True, eq=False)
 class DenseBlock:
-    """A block that refers to dense matrices; they are read in bands and never copied as a whole.
+    """A block that refers to dense matrices and reads them in bands.
 
     Several matrices are parallel edges: their absolute values add up (a gated FFN feeds a hidden
-    neuron through both its gate and its up projection).
+    neuron through both of its input maps).
 
     Parameters
     ----------
     matrices : tuple of numpy arrays or torch tensors, each (n_targets, n_sources)
         Any floating dtype and memory order, views included.
     n_squarings : int
-        How often weights are squared as they are read, each of several parallel edges by itself.
+        How often weights are squared when they are read, every parallel edge by itself.
     """
 
     matrices: tuple[Any, ...]
@@ -194,7 +194,7 @@ class DenseBlock:
 
     @property
     def column_major(self) -> bool:
-        """Whether columns are contiguous in memory; bands are then columns, not rows."""
+        """Whether columns are contiguous in memory, in the first matrix; bands are then columns, not rows."""
         matrix = self.matrices[0]
         if is_torch(matrix):
             return bool(matrix.stride(0) < matrix.stride(1))
@@ -205,12 +205,12 @@ class DenseBlock:
         return replace(self, matrices=tuple(matrix.T for matrix in self.matrices))
 
     def squared(self) -> DenseBlock:
-        """Return the same matrices, to be squared as they are read; nothing is copied."""
+        """Return the same matrices, with one more squaring when they are read; nothing is copied."""
         return replace(self, n_squarings=self.n_squarings + 1)
 
     @cached_property
     def n_edges(self) -> int:
-        """Number of edges (non-zero entries), counted at the first call in one pass."""
+        """Number of edges (non-zero entries), counted at the first access in one pass."""
         if not self.n_squarings and all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
             present = self.matrices[0] != 0
             for matrix in self.matrices[1:]:
@@ -220,12 +220,12 @@ class DenseBlock:
 
     @property
     def csr_dtype(self) -> type[np.float32] | type[np.float64]:
-        """Dtype of the CSR form: float64 for squares and float64 matrices, else float32, which holds the weights exactly."""
+        """Dtype of the CSR form: float64 for squares and float64 matrices, else float32, which holds every entry exactly."""
         wide = self.n_squarings > 0 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
         return np.float64 if wide else np.float32
 
     def weight(self, entries: Any) -> Any:
-        """Compute the weights of entries of one of the matrices, an array or a tensor: absolute values, maybe squared."""
+        """Compute the weights of entries (array or tensor) of one matrix: absolute values, squared `n_squarings` times."""
         weights = abs(entries)
         for _ in range(self.n_squarings):
             weights = weights * weights
@@ -234,15 +234,15 @@ class DenseBlock:
     def bands(self, buffers: Buffers, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
 
-        The matrix of a band is a buffer that the next band overwrites. Extra memory: two buffers
-        of `n_entries` entries, however large the block is.
+        The matrix of a band is a buffer that the next band overwrites. Extra memory: a few bands, however
+        many bands the block has.
 
         Parameters
         ----------
         buffers : Buffers
             Device and dtype of the computation.
         n_entries : int
-            Entries of a band, rounded down to complete rows (or columns), of which it has at least one.
+            Entries of a band, rounded down to complete rows (or columns), but at least one row (or column).
         """
         matrices = [matrix.T for matrix in self.matrices] if self.column_major else self.matrices
         length, width = matrices[0].shape
@@ -295,18 +295,18 @@ class DenseBlock:
 
 
 class Buffers(Protocol):
-    """Makes buffers with one library on one device, and fills them with absolute values."""
+    """A maker of buffers: matrices of one library, device and dtype, which it fills with absolute values."""
 
     def empty(self, n_rows: int, n_columns: int) -> Any:
         """Make an uninitialised (n_rows, n_columns) buffer."""
 
     def write_absolute(self, source: Any, target: Any) -> None:
-        """Write |source| into `target`, converted to its dtype and device."""
+        """Write |source| into `target`, converted to the dtype and device of `target`."""
 
 
 @dataclass(frozen=True)
 class NumpyBuffers:
-    """Buffers in numpy; torch tensors on another device are first copied to the CPU."""
+    """Buffers in numpy; torch tensors on other devices are first copied to the CPU."""
 
     dtype: Any
 

@@ -1,4 +1,4 @@
-"""States, and the arithmetic on them that solvers need. A state is a list with one vector for each layer.
+"""The arithmetic that solvers need on states. A state is a list with one vector for each layer.
 
 A vector is a numpy array or a torch tensor of shape (n,), or (n, k) for k ranks at once, one in each column.
 """
@@ -70,7 +70,7 @@ def total_scores(state: State) -> Vector:
 
 
 def distances(state: State, other: State) -> list[float]:
-    """Compute the L1 distance between two states in every layer; of several columns, the largest distance counts.
+    """Compute the L1 distance between two states in every layer: the largest distance of a column, if there are several.
 
     Examples
     --------

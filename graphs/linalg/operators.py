@@ -29,7 +29,7 @@ __all__ = [
     "torch_csr",
 ]
 
-# A numpy array or a torch tensor. Solvers use only the operations that both have (+, *, sum, abs, slicing).
+# A numpy array or a torch tensor. Solvers use only operations that both have, such as +, *, sum, abs and slicing.
 Vector: TypeAlias = Any
 
 
@@ -121,7 +121,7 @@ class CSROperator:
 
 
 class CSRKernelOperator(CSROperator):
-    """A block in scipy's CSR form that :mod:`graphs.linalg.kernels` multiplies on all cores, with sums in float64."""
+    """A block in scipy's CSR form that :mod:`graphs.linalg.kernels` multiplies by single vectors, with sums in float64."""
 
     def matvec(self, x: Vector) -> FloatArray:
         """Compute W @ x."""
@@ -181,7 +181,7 @@ class TorchCSROperator:
         return result
 
     def rmatvec(self, y: Vector) -> torch.Tensor:
-        """Compute W.T @ y. The first call builds the CSR of W.T and keeps it; torch would build it at every product."""
+        """Compute W.T @ y. The first call builds and keeps the CSR of W.T, which torch would build at every product."""
         if self._transposed is None:
             self._transposed = _transposed(self._matrix)
         result: torch.Tensor = self._transposed @ y
@@ -238,7 +238,7 @@ def _transposed(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the row of every entry of a CSR tensor, in its index dtype."""
+    """Return the row of every entry of a CSR tensor, in the index dtype of the tensor."""
     import torch
 
     rows = torch.arange(matrix.shape[0], device=matrix.device, dtype=matrix.col_indices().dtype)
@@ -256,7 +256,7 @@ class DenseOperator:
     buffers : Buffers
         Device and dtype of the computation.
     n_entries : int
-        Entries of a band.
+        Entries of a band, as in :meth:`DenseBlock.bands`.
     """
 
     def __init__(self, block: DenseBlock, xp: Any, buffers: Buffers, n_entries: int = BAND_ELEMENTS) -> None:
@@ -270,7 +270,7 @@ class DenseOperator:
         return self._block.bands(self._buffers, self._n_entries)
 
     def _zeros(self, size: int, like: Vector = None) -> Vector:
-        """Make `size` zeros, or as many rows of zeros as wide as `like` if it has several columns."""
+        """Make zeros of shape (size,), or (size, k) if `like` has shape (n, k)."""
         has_columns = like is not None and like.ndim > 1
         matrix = self._buffers.empty(size, like.shape[1] if has_columns else 1)
         matrix[:] = 0
@@ -339,9 +339,9 @@ class DenseOperator:
 
 
 class KernelOperator(DenseOperator):
-    """A dense block on the CPU that :mod:`graphs.linalg.kernels` multiplies without a copy, with sums in float64.
+    """A dense block on the CPU that :mod:`graphs.linalg.kernels` multiplies by single vectors: no copy, sums in float64.
 
-    :class:`DenseOperator` computes, in numpy, the products that have no kernel.
+    :class:`DenseOperator` computes everything that has no kernel, in numpy.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The step of a layered rank across one block, for weighted and for modified PageRank.
 
-Source: LLM-Rank (arXiv 2410.13299). Only this module holds the two formulas, and it defines every degenerate case.
+Source: LLM-Rank (arXiv 2410.13299). Only this module holds the two formulas and the rules for degenerate layers.
 Problems apply the formulas to the blocks of a graph, and scorers of single layers apply them to one matrix.
 """
 
@@ -18,14 +18,14 @@ __all__ = ["Normalised", "Transition", "modified_step", "normalise", "weighted_s
 
 @dataclass(frozen=True)
 class Normalised:
-    """A non-negative vector of sum 1, and the fallback that it was computed from, if any.
+    """A non-negative vector of sum 1, and the fallback that it was made from, if any.
 
     Attributes
     ----------
     vector : Vector
         Sums to 1.
     fallback : str
-        Empty, ``"activation"`` (the vector to be normalised was zero) or ``"uniform"`` (the activations were zero too).
+        ``"activation"`` if the given vector was zero, ``"uniform"`` if the activations were zero too or not given, else empty.
     """
 
     vector: Vector
@@ -33,7 +33,7 @@ class Normalised:
 
 
 def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
-    """Divide a vector by its sum; a zero vector becomes `fallback` divided by its sum, or uniform.
+    """Divide a non-negative vector by its sum; a zero vector is first replaced by `fallback`, or if that is zero too, by ones.
 
     Raises
     ------
@@ -48,14 +48,14 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
     >>> normalise(np.zeros(2), np.array([1.0, 3.0]))
     Normalised(vector=array([0.25, 0.75]), fallback='activation')
     """
-    mass = float(vector.sum())
-    if not math.isfinite(mass):
+    total = float(vector.sum())
+    if not math.isfinite(total):
         raise GraphError(
             "a rank step gave NaN or Inf: the edge weights hold non-finite numbers, or overflow the dtype; "
             "check the weights, or use dtype='float64'"
         )
-    if mass > 0.0:
-        return Normalised(vector / mass)
+    if total > 0.0:
+        return Normalised(vector / total)
     if fallback is not None:
         replacement = normalise(fallback)
         return Normalised(replacement.vector, replacement.fallback or "activation")
@@ -63,19 +63,19 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
 
 
 class Transition:
-    """The transition P = theta W Ds^-1 + (1 - theta) 1[W != 0] Dk^-1 of one block, never formed as a matrix.
+    """The transition P = theta W Ds^-1 + (1 - theta) 1[W != 0] Dk^-1; P itself is never formed.
 
-    A vector is divided by the out-strengths Ds and the out-degrees Dk before the product, so that no second
-    matrix is needed. Cost at theta = 1: one read of the weights here, and one per product.
+    W is a block, Ds its out-strengths and Dk its out-degrees. A vector is divided by these before it is multiplied by W.
+    Cost at theta = 1: one read of the weights here, and one per product.
 
     Parameters
     ----------
     operator : BlockOperator
-        The block W, (n_targets, n_sources).
+        W, (n_targets, n_sources). It is not kept: every method takes it again.
     theta : float
         Share of the edge weights against the bare edges, 0..1.
     arithmetic : Arithmetic
-        The arithmetic of the operator.
+        The arithmetic of the operator's backend.
 
     Attributes
     ----------
@@ -107,25 +107,25 @@ class Transition:
             return operator.matvec(weighted)
         bare = scores * self._inverse_degree * (1.0 - self.theta)
         if self._has_all_edges:
-            # All targets receive the same, so that a sum replaces the second product.
+            # All targets receive the same from bare edges, so a sum replaces their product.
             return operator.matvec(weighted) + bare.sum()
         return operator.mixed_matvec(weighted, bare)
 
     def row_maxima(self, operator: BlockOperator) -> Vector:
-        """Bound max_j P_ij from above, (n_targets,)."""
+        """Compute an upper bound on max_j P_ij for every target i, (n_targets,)."""
         maxima = operator.row_maxima(self._inverse_strength) * self.theta
         return maxima if self._inverse_degree is None else maxima + self._inverse_degree.max() * (1.0 - self.theta)
 
 
 def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalised:
-    """Compute the weighted rank of a layer: r_l = N(gamma P r_{l-1} + (1 - gamma) a_l / sum(a_l)).
+    """Compute the weighted rank of a layer: r_l = N(gamma P r_{l-1} + (1 - gamma) N(a_l)), where N is :func:`normalise`.
 
     Parameters
     ----------
     passed : Vector, (n_l,)
-        P r_{l-1}.
+        P r_{l-1}: the scores that come along edges.
     activation : Vector, (n_l,)
-        a_l, non-negative; activations of sum zero are replaced by uniform ones.
+        a_l, non-negative; if all are zero, uniform activations replace them.
     gamma : float
         Damping, 0..1: the share of a score that comes along edges.
 
@@ -141,9 +141,9 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
 
 
 def modified_step(product: Vector, activation: Vector) -> Normalised:
-    """Compute the modified rank of a layer: r_l = N((W r_{l-1}) * a_l), elementwise.
+    """Compute the modified rank of a layer: r_l = N(`product` * a_l), elementwise, where `product` is W r_{l-1}.
 
-    Activations of sum zero are replaced by uniform ones.
+    If all activations a_l are zero, uniform activations replace them. N is :func:`normalise`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Validation of weights and vectors: a user's input becomes a valid block, or a GraphError says why not."""
+"""Validation of weights and vectors: a user's input becomes a valid block or vector, or a GraphError says why not."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
     name : str
         Name of the block in error messages.
     check_finite : bool
-        Whether to read every dense weight once, to find NaN and Inf now; otherwise the first product
-        finds them. Sparse weights are always read.
+        Whether to read dense weights once now, to find NaN and Inf; otherwise the first product finds them. Sparse weights are
+        always read.
 
     Raises
     ------
     GraphError
-        The weights are not two-dimensional, have a side of length zero, are complex or not numeric, have no data (meta
-        device), differ in shape within a tuple, or hold NaN or Inf; or a sparse matrix has damaged index arrays.
+        The weights are not two-dimensional, have a side of length zero, are complex, quantised or not numeric, have no data
+        (meta device), or hold NaN or Inf; a tuple is empty or its matrices differ in shape; or a sparse matrix has damaged
+        index arrays or a layout that is not supported.
 
     Examples
     --------
@@ -71,14 +72,14 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
 
 
 def _check_finite_entries(matrix: Any, name: str) -> None:
-    """Raise a GraphError that locates the first NaN or Inf of a dense matrix. Cost: one read.
+    """Raise a GraphError that locates the first NaN or Inf of a dense matrix. Cost: one read if the sum is finite.
 
-    If an entry is NaN or Inf, the sum of all entries, or one of their extremes, is not finite either. So these are computed
-    first, and single entries are examined only if that is the case.
+    If an entry is NaN or Inf, the sum of all entries is not finite either, and neither is their minimum or their maximum. So
+    single entries are examined only if the sum (in half precision an extreme) is not finite.
     """
     if is_torch(matrix) and matrix.itemsize < 4:
-        # A sum in half precision may overflow, and one in a wider dtype would copy the matrix; extremes do neither. torch
-        # has no extremes of 8-bit floats.
+        # A sum in half precision may overflow, and one in a wider dtype would copy the matrix; extremes do neither. 8-bit
+        # floats are copied, because torch has no extremes of them.
         extremes = (matrix.float() if matrix.itemsize == 1 else matrix).aminmax()
         finite = bool(np.isfinite(float(extremes.min)) and np.isfinite(float(extremes.max)))
     else:
@@ -97,7 +98,7 @@ def _check_finite_entries(matrix: Any, name: str) -> None:
 
 
 def _to_dense(value: Any, name: str) -> Any:
-    """Convert a dense matrix to an array or a tensor of a floating dtype; NaN and Inf are not looked for."""
+    """Convert a dense matrix to an array or a tensor of a floating dtype, without a search for NaN and Inf."""
     try:
         matrix = value.detach() if is_torch(value) else np.asarray(value)
     except ValueError as error:
@@ -113,7 +114,10 @@ def _to_dense(value: Any, name: str) -> Any:
 def _to_floating(matrix: Any, name: str) -> Any:
     if is_torch(matrix):
         if matrix.is_complex() or matrix.is_quantized:
-            raise GraphError(f"{name}: expected real floating-point weights, got {matrix.dtype}; dequantise them first")
+            raise GraphError(
+                f"{name}: expected real weights that are not quantised, got {matrix.dtype}; take absolute values, or "
+                "dequantise them first"
+            )
         return matrix if matrix.is_floating_point() else matrix.float()
     if matrix.dtype.kind not in "biuf":
         raise GraphError(f"{name}: expected real numbers, got dtype {matrix.dtype}")
@@ -132,8 +136,8 @@ def _is_sparse(value: Any) -> bool:
 def as_csr(value: Any, name: str) -> sparse.csr_array:
     """Check the index arrays of a sparse matrix and convert it to scipy's CSR form.
 
-    The compiled code of scipy and torch trusts the index arrays of a sparse matrix: with one entry out of range, it reads or
-    writes memory outside of the arrays.
+    The compiled code of scipy and torch trusts these arrays: if one index is out of range, it reads or writes memory outside
+    of the arrays.
 
     Parameters
     ----------
@@ -151,7 +155,8 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
     Raises
     ------
     GraphError
-        A sparse matrix is not two-dimensional, has a side of length zero, is not real, or its index arrays do not fit it.
+        A sparse matrix is not two-dimensional, has a side of length zero, is not real, has a layout that is not listed, or its
+        index arrays do not fit it.
 
     Notes
     -----
@@ -186,9 +191,9 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
 
 
 def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
-    """Return the arrays of a sparse matrix, and before them the name of the format that they are in.
+    """Return the name of a format, and the arrays of a sparse matrix in this format.
 
-    The arrays are values, rows and columns in the format "coo"; values, indices and index pointers in a compressed format.
+    They are values, rows and columns in the format "coo"; values, indices and index pointers in a compressed format.
     """
     if value.format in COMPRESSED:
         return value.format, [np.asarray(part) for part in (value.data, value.indices, value.indptr)]
@@ -213,9 +218,9 @@ def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
 
 def _torch_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
     """Return the format and the arrays of a sparse tensor, as :func:`_scipy_parts` does."""
-    layout = str(value.layout).removeprefix("torch.sparse_").removeprefix("torch.sparse")
+    layout = str(value.layout).removeprefix("torch.sparse_")
     tensor = value.detach()
-    if layout in ("", "coo"):
+    if layout == "coo":
         return "coo", [as_numpy(tensor._values()), *as_numpy(tensor._indices())]
     if layout in ("csr", "bsr"):
         return layout, [as_numpy(part) for part in (tensor.values(), tensor.col_indices(), tensor.crow_indices())]
@@ -245,7 +250,8 @@ def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tupl
     Raises
     ------
     GraphError
-        Index arrays have a wrong dtype or shape, index pointers decrease or do not go from 0 to k, or indices are out of range.
+        An array has a wrong shape, an index array has a wrong dtype, index pointers decrease or do not go from 0 to k, or
+        indices are out of range.
 
     Notes
     -----
@@ -302,7 +308,7 @@ def _check_indices(indices: npt.NDArray[Any], limit: int, axis: str, layout: str
         raise _damage_error(
             name, layout, f"expected integer {axis} indices (k,), got {indices.dtype} of shape {indices.shape}"
         )
-    # As unsigned numbers, negative indices are large, so that one pass finds both errors.
+    # As unsigned numbers, negative indices are large, so one pass finds both negative and too large indices.
     unsigned = indices.view(indices.dtype.str.replace("i", "u"))
     if len(unsigned) and int(unsigned.max()) >= limit:
         at = int(np.argmax(unsigned >= limit))
@@ -319,7 +325,7 @@ def _damage_error(name: str, layout: str, reason: str) -> GraphError:
 
 
 def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
-    """Copy a matrix to absolute float values, sorted, without duplicates or zeros, with int32 indices where they fit."""
+    """Copy a CSR matrix: absolute float values, sorted, no duplicates, no explicit zeros, int32 indices where they fit."""
     dtype = csr.dtype if csr.dtype in (np.float32, np.float64) else np.dtype(np.float64)
     clean = sparse.csr_array((csr.data.astype(dtype), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
     bad = np.flatnonzero(~np.isfinite(clean.data))

@@ -49,8 +49,8 @@ def pagerank(
 ) -> RankResult:
     """Rank the nodes of any digraph, also with cycles and dangling nodes.
 
-    ``r = gamma P r + (gamma * d + 1 - gamma) v``, where d is the sum of the scores of dangling nodes: these scores and the
-    share ``1 - gamma`` go to the teleport distribution v.
+    ``r = gamma P r + (gamma * d + 1 - gamma) v``, where P is the transition and d the sum of the scores of dangling nodes.
+    These scores, and the share ``1 - gamma`` of all others, go to the teleport distribution v.
 
     Parameters
     ----------
@@ -64,18 +64,19 @@ def pagerank(
     teleport : mapping from node to weight, (n,) array, or (n, k) array, optional
         Scaled to sum 1; nodes that a mapping does not name get 0. The default is the graph's activations, scaled so that
         all layers have the same sum, or uniform if the graph has none. k columns give k ranks (personalised PageRank),
-        computed together: a step reads the edges once for all of them (gmres and bicgstab compute one column after another).
+        computed together: a step reads the edges once for all of them. (gmres and bicgstab compute one column after another,
+        and so do sweeps along edges within a layer.)
     weight : str or None
         networkx edge attribute; None counts every edge as 1.
     solver : str or Solver
         A name: "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson", "gmres", "bicgstab" or "lu"; see
-        :mod:`graphs.solvers`. "auto" chooses by the structure: one sweep, which is exact, if there are no cycles; else
-        Gauss-Seidel in layer order; if there is only one layer, power iteration with quadratic extrapolation. The result
-        names the choice and its reason.
+        :mod:`graphs.solvers`. "auto" chooses by the structure: one sweep, which is exact, if it finds no cycles; else
+        Gauss-Seidel in layer order; but power iteration with quadratic extrapolation if there is only one layer, or if the
+        backend cannot sweep over the nodes of a layer. The result names the choice and its reason.
     backend : {"auto", "scipy", "torch", "dense"}
-        Backend of the products, see :func:`graphs.weighted_pagerank`. Edges within a layer (a matrix or a
-        networkx graph is one layer) are always in CSR form, in compiled kernels ("auto"), scipy or torch; torch cannot sweep
-        over the nodes of a layer one after the other.
+        Backend of the products, see :func:`graphs.weighted_pagerank`. Edges within a layer (a matrix or a networkx graph is
+        one layer) are always in CSR form: "dense" raises an error for them, and torch cannot sweep over the nodes of a layer
+        one after the other.
     device, dtype
         As for :func:`graphs.weighted_pagerank`.
     tol : float
@@ -101,8 +102,9 @@ def pagerank(
     Raises
     ------
     GraphError
-        The graph is empty, weights are negative or not finite, a sparse matrix has damaged index arrays, the teleport vector
-        does not fit the graph, or the solver is not for this graph.
+        The graph is empty, weights are negative or not finite, a sparse matrix has damaged index arrays, `teleport`, `start` or
+        `keep` does not fit the graph, a parameter is out of range, a name is unknown, or the solver or the backend is not for
+        this graph.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ __all__ = ["DigraphProblem"]
 
 @dataclass(frozen=True, eq=False)
 class _BlockTransition:
-    """The part of P on the edges of one block. It scales the source scores, then the operator multiplies them."""
+    """The part of P on the edges of one block: source scores are multiplied by `scale`, then by the operator."""
 
     edges: EdgeBlock
     operator: BlockOperator
@@ -60,7 +61,7 @@ class DigraphProblem:
     """
 
     depth = None
-    """None, because plain iteration is never exact: the scores of dangling nodes come back through v."""
+    """None: no number of steps always gives the exact rank, because scores come back along cycles or through v."""
     linear = True
 
     def __init__(
@@ -107,7 +108,7 @@ class DigraphProblem:
         return [vector + scale_columns(v, teleporting) for vector, v in zip(following, self.teleport, strict=True)]
 
     def transition(self, state: State) -> State:
-        """Apply P, with one product per block: the scores that arrive along edges. Those of dangling nodes are lost."""
+        """Apply P, with one product per block; the scores of dangling nodes are lost."""
         arriving = []
         for layer in range(self.n_layers):
             total = state[layer] * 0.0
@@ -153,7 +154,7 @@ class DigraphProblem:
 
     @property
     def roundoff(self) -> float:
-        """Allowance for the relative rounding error of a score, well above every error measured.
+        """Allowance for the relative rounding error of a score, well above the errors that were measured.
 
         A sum has up to as many terms as a layer has nodes, and such sums follow one another along a path.
         """
@@ -171,7 +172,7 @@ class DigraphProblem:
 
     @cached_property
     def acyclic(self) -> bool:
-        """Whether one sweep in layer order (and in node order within a layer) is exact."""
+        """Whether one sweep in layer order (and in node order within a layer) is known to be exact."""
         if self._layers_acyclic:
             return True
         if not self.sweepable or any(self._leads_back(t) for t in self._transitions):
@@ -181,7 +182,7 @@ class DigraphProblem:
     def sweep(self, state: State, teleporting: Vector) -> SweptState:
         """Take one Gauss-Seidel sweep over x = gamma P x + teleporting * v in layer order, with one product per block."""
         current = list(state)
-        # Along edges that lead back the sweep took old scores. Their changes are all that x misses in its equation.
+        # Along edges that lead back, the sweep used old scores. Only the changes of these keep x from solving its equation.
         missing, signed = teleporting * 0.0, teleporting * 0.0
         for layer in self._layer_order:
             total = scale_columns(self.teleport[layer], teleporting)
@@ -202,7 +203,8 @@ class DigraphProblem:
                 missing, signed = missing + column_sums(abs(change)), signed + column_sums(change)
         mass = total_scores(current)
         _check_finite(mass)
-        # x misses its equation by an e of norm <= gamma * missing; scaled to sum 1, F(x) - x is e - sum(e) v.
+        # e = gamma P x + teleporting * v - x has the sum gamma * signed, and an L1 norm of at most gamma * missing. For the
+        # scaled state x / mass, F(x / mass) - x / mass is (e - sum(e) v) / mass.
         residual = float((self.gamma * (missing + abs(signed)) / mass).max())
         return SweptState([scale_columns(vector, 1.0 / mass) for vector in current], teleporting / mass, residual)
 
@@ -210,8 +212,8 @@ class DigraphProblem:
         """Scale the layers of a state so that their sums solve the same equation with one node for each layer.
 
         The proportions within a layer remain, and they determine the flows between layers. This costs no product, because the
-        shares alone give what leaves a layer. If there is one layer, this balances its sum with the teleporting mass, an
-        error that sweeps alone reduce by no more than the factor gamma.
+        shares alone give the score that leaves a layer along a block. With only one layer, its sum is balanced with the
+        teleporting mass; a sweep alone reduces the error of this balance by no more than the factor gamma.
         """
         to_numpy = self.backend.arithmetic.to_numpy
         layer_sums = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)
@@ -223,19 +225,17 @@ class DigraphProblem:
                 sent, layer_sums[source], out=np.zeros_like(sent), where=layer_sums[source] > 0
             )
         teleported = np.stack([np.atleast_1d(to_numpy(column_sums(v) * teleporting)) for v in self.teleport])
-        system = np.eye(self.n_layers) - self.gamma * flow.astype(np.float64)
+        system = np.eye(self.n_layers) - self.gamma * flow
         solution = np.linalg.solve(system, teleported.T[:, :, None])[:, :, 0].T
         factors = np.divide(solution, layer_sums, out=np.ones_like(solution), where=layer_sums > 0)
-        if self.n_columns is None:
-            return [vector * float(factor[0]) for vector, factor in zip(state, factors, strict=True)]
-        vector_of = self.backend.arithmetic.vector
-        return [vector * vector_of(factor) for vector, factor in zip(state, factors, strict=True)]
+        to_vector = self.backend.arithmetic.vector
+        return [vector * to_vector(factor) for vector, factor in zip(state, factors, strict=True)]
 
     # --- the matrix
 
     @property
     def n_edges(self) -> int:
-        """Number of edges; parallel edges count each."""
+        """Number of edges of all blocks together."""
         return sum(block.n_edges for block in self.digraph.blocks)
 
     def matrix(self) -> sparse.csc_array:
@@ -251,7 +251,7 @@ class DigraphProblem:
         arithmetic = self.backend.arithmetic
         operators: dict[int, BlockOperator] = {}
         strengths: list[Vector] = []
-        # Sweeps in node order need the edges within a layer by row.
+        # Sweeps in node order need the edges within a layer as CSR.
         within_layer = {id(edges.block) for edges in self.digraph.edge_blocks if edges.source == edges.target}
         for edges in self.digraph.edge_blocks:
             key = id(edges.block)
@@ -263,8 +263,7 @@ class DigraphProblem:
             operator = operators[key]
             with np.errstate(over="ignore", invalid="ignore"):
                 strength = operator.in_strength() if edges.transposed else operator.out_strength()
-            total = float(strength.sum())
-            if total - total != 0.0:
+            if not math.isfinite(float(strength.sum())):
                 raise GraphError(
                     f"edges from layer {edges.source} to layer {edges.target}: the out-strengths are not finite: the "
                     "weights hold NaN or Inf, or overflow the dtype; check the weights, or use dtype='float64'"
@@ -272,7 +271,7 @@ class DigraphProblem:
             strengths.append(strength)
         totals: dict[int, Vector] = {}
         for edges, strength in zip(self.digraph.edge_blocks, strengths, strict=True):
-            # A node's total is its strength; if blocks have shares, the sum of the shares of the blocks where it has edges.
+            # A node's total is its strength; if blocks have shares, the total is the sum of the shares of its blocks with edges.
             part = strength
             if edges.share is not None:
                 part = arithmetic.vector((arithmetic.to_numpy(strength) > 0) * edges.share)
@@ -302,8 +301,7 @@ class DigraphProblem:
 
 
 def _check_finite(mass: Vector) -> None:
-    total = float(mass.sum())
-    if total - total != 0.0:
+    if not math.isfinite(float(mass.sum())):
         raise GraphError(
             "a rank step gave NaN or Inf: the edge weights hold non-finite numbers, or overflow the dtype; check "
             "the weights, or use dtype='float64'"
@@ -311,7 +309,7 @@ def _check_finite(mass: Vector) -> None:
 
 
 class _NodeSweep:
-    """Gauss-Seidel sweeps over the nodes of one layer, in the topological order of its strong components.
+    """Gauss-Seidel sweeps over the nodes of one layer, in the topological order of its strongly connected components.
 
     `back_shares` holds, for every node, the share of its score that leads to an earlier node.
     """
@@ -346,13 +344,13 @@ class _NodeSweep:
                 scores,
             )
             columns.append(scores)
-        return np.stack(columns, axis=1).astype(before.dtype) if before.ndim == 2 else columns[0].astype(before.dtype)
+        return np.stack(columns, axis=1).reshape(before.shape).astype(before.dtype)
 
 
 def _is_acyclic(operator: BlockOperator) -> bool:
     """Tell whether the edges within a layer have no cycles except self-loops, which a sweep solves exactly."""
     if isinstance(operator, CSRKernelOperator):
-        # Strong components cost as much as ten products; the kernel costs less, above all where there are cycles.
+        # Strongly connected components cost as much as ten products; the kernel costs less, above all if there are cycles.
         from graphs.linalg import kernels
 
         return kernels.is_acyclic(operator.csr.indptr, operator.csr.indices)
@@ -363,6 +361,6 @@ def _is_acyclic(operator: BlockOperator) -> bool:
 
 
 def _topological_order(component: Any, targets: Any, sources: Any) -> Any:
-    """Sort nodes by strong component, sources first; scipy numbers components either from sources to targets or back."""
+    """Sort nodes by component, sources first; scipy numbers strongly connected components in this order or in reverse."""
     forward = bool((component[sources] <= component[targets]).all())
     return np.argsort(component if forward else -component, kind="stable").astype(np.int64)

@@ -39,20 +39,21 @@ def weighted_pagerank(
     """Rank the nodes of a layered graph by weighted PageRank.
 
     ``r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l))`` with
-    ``P_l = theta W_l Ds^-1 + (1 - theta) 1[W_l != 0] Dk^-1`` and ``r_0 = a_0 / sum(a_0)``.
+    ``P_l = theta W_l Ds^-1 + (1 - theta) 1[W_l != 0] Dk^-1`` and ``r_0 = a_0 / sum(a_0)``. N scales to sum 1, W_l is the block
+    into layer l, a_l its activations; Ds and Dk are diagonal, with the out-strengths and the out-degrees of the sources.
 
     Parameters
     ----------
     graph : LayeredGraph
         L blocks, L+1 layers.
     gamma : float
-        Damping, 0..1: the share of a score that comes along edges. With 0 only the activations count, with 1 only the
-        graph.
+        Damping, 0..1: the share of a score that comes along edges. With 0 only the activations count, with 1 only the edges
+        and the activations of layer 0.
     theta : float
         Share of the edge weights against the bare edges in the transition, 0..1.
     solver : str or Solver
-        "sweep" (or "auto") is one pass in layer order, which is exact. "power" is power iteration, exact after L steps;
-        the accelerated solvers are for comparison. All give the same scores.
+        "sweep", like "auto" and "gauss-seidel", is one pass in layer order, which is exact. "power" is power iteration, exact
+        after L steps; the others are for comparison. All give the same scores, within the tolerance.
     backend : {"auto", "scipy", "torch", "dense"}
         "scipy" and "torch" multiply blocks in CSR form, "dense" multiplies dense weights without a copy, and "auto" chooses
         the cheapest form for each block.
@@ -65,7 +66,7 @@ def weighted_pagerank(
     max_iter : int
         Largest number of steps. A solver that has not converged by then returns its last iterate, with a warning.
     start : RankResult or sequence of L+1 arrays, optional
-        First iterate (a warm start), of positive sum in every layer; layer 0 is ignored. Uniform by default.
+        First iterate (a warm start), of positive sum in every layer; r_0 replaces its layer 0. Uniform by default.
     callback : callable, optional
         Called with a :class:`graphs.solvers.SolverProgress` after every step; the solver stops if it returns True.
     keep : KeepHighest, optional
@@ -74,21 +75,22 @@ def weighted_pagerank(
     Returns
     -------
     RankResult
-        Scores of every layer, each of sum 1.
+        Scores by layer, of sum 1 in every layer.
 
     Raises
     ------
     GraphError
-        A parameter is out of range, a name is unknown, or the weights hold NaN or Inf.
+        A parameter is out of range, a name is unknown, `start` or `keep` does not fit the graph, the solver or the device
+        cannot be used, or the weights hold NaN or Inf.
 
     Notes
     -----
-    Cost: two reads of every block for a sweep (strengths, product); L + 1 for power iteration at
-    theta = 1. Memory besides the weights: O(nodes) for a sweep. If the backend is "scipy" or "torch" and the weights are dense,
-    also the CSR form of one block at a time, and for an iteration that of all blocks.
+    Cost: two reads of every block for a sweep (strengths, product), L + 1 for power iteration; theta < 1 adds at least one for
+    the degrees. Memory besides the weights: O(nodes) and a band for a sweep. Dense weights in CSR form ("scipy", "torch", and
+    "auto" where it is cheaper) need the CSR form of one block at a time, and for an iteration that of all blocks.
 
     The error bound of an iterate follows layer by layer: the error of r_l is at most gamma times the error that r_{l-1} had
-    when r_l was computed. This holds for every gamma, if no source dangles. After a block with a dangling source N is not
+    when r_l was computed. This holds for every gamma, if no source dangles. After a block with a dangling source, N is not
     linear, and no bound is known until the layer is exact.
 
     Source: LLM-Rank (arXiv 2410.13299), equation for weighted PageRank.
@@ -131,7 +133,9 @@ def modified_pagerank(
     callback: Callable[[SolverProgress], Any] | None = None,
     keep: KeepHighest | None = None,
 ) -> RankResult:
-    """Rank the nodes of a layered graph by modified PageRank: ``r_l = N((W_l r_{l-1}) * a_l)``.
+    """Rank the nodes of a layered graph by modified PageRank: ``r_l = N((W_l r_{l-1}) * a_l)``, ``r_0 = a_0 / sum(a_0)``.
+
+    N, W_l and a_l are as in :func:`weighted_pagerank`.
 
     Parameters
     ----------
@@ -144,8 +148,8 @@ def modified_pagerank(
     Returns
     -------
     RankResult
-        Scores of every layer, each of sum 1. No contraction is known for this equation, so the error
-        bound is 0 after L steps and inf before.
+        Scores by layer, of sum 1 in every layer. No contraction is known for this equation, so the error bound is inf until
+        the scores are exact, and then 0.
 
     Raises
     ------

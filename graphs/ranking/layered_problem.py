@@ -1,6 +1,6 @@
 """The fixed-point problems of weighted and modified PageRank on a layered graph.
 
-N scales the scores of a layer to sum 1; F computes every layer from the one before, and the rank is its fixed point.
+N scales the scores of a layer to sum 1. F computes every layer from the one before; the rank is the fixed point of F.
 """
 
 from __future__ import annotations
@@ -70,21 +70,21 @@ class LayeredProblem:
         return SweptState(layers, teleporting, 0.0)
 
     def residual(self, changes: Sequence[float]) -> float:
-        """Return the largest change of a layer, and not their sum, because the scores of each layer sum to 1 by themselves."""
+        """Return the largest of the changes, and not their sum, because the scores of every layer sum to 1."""
         return float(np.max(changes))
 
     def error_bounds(self, changes: Sequence[float], steps: int) -> list[float]:
         """Bound the L1 error of F(r) in every layer, from the L1 distance between r and F(r) in every layer.
 
-        The layers up to `steps` are exact. A later layer F(r)_l was computed from r_{l-1}, so its error is at most
-        gamma times the error of r_{l-1}. That one is at most the error of F(r)_{l-1} plus the distance between the two. No
-        bound is known where N is not linear (a block with dangling sources), nor for the modified rank.
+        The layers up to `steps` are exact. A later layer F(r)_l was computed from r_{l-1}, so the error of F(r)_l is at most
+        gamma times that of r_{l-1}, which is at most the error of F(r)_{l-1} plus the distance from r_{l-1} to F(r)_{l-1}. No
+        bound is known after a block with dangling sources, where N is not linear, nor for the modified rank.
         """
         bounds = [0.0]
         for layer in range(1, self.n_layers):
             previous = bounds[-1] + changes[layer - 1] if layer > steps else 0.0
             factor = self._contraction(layer)
-            # A layer is exact if the layer before is (also where no factor is known), or if gamma is 0.
+            # A layer is exact if the layer before is exact (also where no factor is known), or if the factor is 0.
             bounds.append(factor * previous if previous and factor else 0.0)
         return bounds
 
@@ -99,7 +99,7 @@ class LayeredProblem:
 
     def step(self, layer: int, previous: Vector) -> Vector:
         """Compute r_layer from r_{layer-1}."""
-        # Only the last step counts for the result: a layer may be degenerate in an early iterate alone.
+        # Only the last step counts for the result: a layer may be degenerate only in an early iterate.
         self.degenerate.pop(layer, None)
         activation = self._activations[layer]
         if float(activation.sum()) == 0.0:
@@ -116,7 +116,7 @@ class LayeredProblem:
         raise NotImplementedError
 
     def _contraction(self, layer: int) -> float:
-        """Return a factor by which the step into `layer` at most multiplies L1 distances; inf where none is known."""
+        """Bound the factor by which the step into `layer` multiplies L1 distances; inf where no bound is known."""
         return math.inf
 
     def _first(self) -> Vector:
@@ -126,7 +126,7 @@ class LayeredProblem:
         return first.vector
 
     def _operator(self, layer: int) -> BlockOperator:
-        """Make the operator of the block into `layer`; it is kept only if it will be used again."""
+        """Return the operator of the block into `layer`; it is kept only if it will be used again."""
         if layer in self._operators:
             return self._operators[layer]
         operator = self.backend.operator(self.graph.blocks[layer - 1], self.products)
@@ -141,10 +141,10 @@ class LayeredProblem:
 
 
 def _scaled_below_one(vector: FloatArray) -> FloatArray:
-    """Multiply a vector by the power of two that brings its maximum to at least 0.5 and below 1.
+    """Multiply a vector by the power of two that brings its maximum to at least 0.5 and below 1; zeros remain zeros.
 
-    Ranks do not depend on the scale of a layer's activations. At this scale sums and float32 do not
-    overflow and small activations do not vanish, and a power of two does not round.
+    Ranks do not depend on the scale of a layer's activations. At this scale sums and float32 values do not overflow, and a
+    layer of small activations does not vanish in float32. A power of two does not round.
     """
     scaled: FloatArray = np.ldexp(vector, -np.frexp(vector.max())[1])
     return scaled

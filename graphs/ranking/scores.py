@@ -1,4 +1,4 @@
-"""Checks that a rank belongs to a graph."""
+"""Checks that a rank fits a graph: it has one score for every node."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...
     Raises
     ------
     GraphError
-        `rank` is not a rank, has several scores per node, or has other layers than the graph.
+        `rank` is no RankResult, has several scores per node, or its layers have other sizes than those of the graph.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def finite_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ..
     Raises
     ------
     GraphError
-        The rank does not belong to the graph, or a score is not finite.
+        As for :func:`check_scores`, or a score is not finite.
 
     Examples
     --------

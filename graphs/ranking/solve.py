@@ -1,4 +1,4 @@
-"""The common part of all ranks: check the first iterate, run the solver, and build the RankResult."""
+"""The steps that all ranks share: check the first iterate, run the solver, and build the RankResult."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def solve_for_rank(
     setup_seconds: float,
     **attributes: Any,
 ) -> RankResult:
-    """Solve a problem and build the result; a warning that the solver did not converge points at the caller's caller.
+    """Solve a problem and build the result. If the solver does not converge, a warning points at the caller's caller.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def solve_for_rank(
 
 
 def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each_layer: bool) -> list[FloatArray]:
-    """Check a user's first iterate and scale it to sum 1, as float64 arrays by layer.
+    """Check a user's first iterate, and return it scaled to sum 1, as one float64 array for each layer.
 
     Parameters
     ----------
@@ -105,14 +105,14 @@ def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each
     sizes : tuple of int
         Sizes of the layers.
     columns : int or None
-        Number of columns of the result; a `start` without columns is repeated.
+        Number of columns of the result; a `start` without columns is repeated in all. None if scores have no columns.
     each_layer : bool
-        Whether every layer is scaled to sum 1, or all layers together.
+        Whether every layer is scaled to sum 1, or all layers together (each column by itself).
 
     Raises
     ------
     GraphError
-        The shapes do not fit, numbers are negative or not finite, or all are zero.
+        The shapes do not fit, numbers are negative (in a RankResult they count as 0) or not finite, or a sum is zero.
 
     Examples
     --------

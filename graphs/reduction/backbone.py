@@ -1,8 +1,8 @@
 """The disparity filter, which finds the edges of a node that are heavier than chance would make them.
 
 The null model divides a node's strength among its k edges at random, as k - 1 uniform points divide an interval. An edge then
-gets at least the share p of the strength with probability ``alpha = (1 - p)**(k - 1)``. If alpha is small, an edge with this
-share is significant at its node, whatever the node's strength.
+gets at least the share p of the strength with probability ``alpha = (1 - p)**(k - 1)``. If alpha is small, an edge with the
+share p is significant at this node, whatever the node's strength.
 
 Source: Serrano, Boguna and Vespignani, Extracting the multiscale backbone of complex weighted networks, PNAS 106 (2009)
 6483-6488, doi 10.1073/pnas.0808904106, equation 2. In digraphs, out-edges and in-edges are tested separately.
@@ -24,14 +24,14 @@ IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def disparity(weights: FloatArray, strengths: FloatArray, degrees: IntArray) -> FloatArray:
-    """Compute the probability alpha that chance makes an edge at least as heavy, at one of its ends.
+    """Compute alpha for edges at one of their nodes: the probability that chance makes an edge at least as heavy.
 
     Parameters
     ----------
     weights, strengths : float64 arrays that broadcast
-        Weight of every edge, and strength of its node, above 0.
+        Weight of every edge, and strength of this node, above 0.
     degrees : int array that broadcasts
-        Number of edges of the edge's node, at least 1.
+        Number of edges of this node, at least 1.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def disparity(weights: FloatArray, strengths: FloatArray, degrees: IntArray) -> 
     >>> disparity(np.array([7.0]), np.array(7.0), np.array(1))
     array([1.])
     """
-    # The share of the other edges. Near p = 1 this difference is exact, but 1 - p has lost its digits.
+    # The share of the other edges, 1 - p. Near p = 1 this difference is exact, but the computed 1 - p has lost its digits.
     others = np.maximum(strengths - weights, 0.0) / strengths
     # 0 ** 0 is 1, for the only edge of a node.
     alphas: FloatArray = np.power(others, np.asarray(degrees, dtype=np.float64) - 1.0)
@@ -66,7 +66,8 @@ def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDAr
     Returns
     -------
     (nnz,) bool array
-        In the order of ``csr.data``. Cost: one pass. Memory: the result, and a few arrays as long as a band (or one row).
+        One value for each entry of ``csr.data``. Cost: one pass. Memory: the result, and a few arrays as long as a band (or one
+        row).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Rules that decide how many of its heaviest out-edges every source keeps."""
+"""Rules for the number of heaviest out-edges that a source keeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphs.reduction.backbone import disparity
 __all__ = ["EdgeRule", "edge_rule"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
-# Parameters and result are those of the callable that `edge_rule` makes.
+# The callable that `edge_rule` makes; see there for its parameters and its result.
 EdgeRule: TypeAlias = Callable[[FloatArray, IntArray], IntArray]
 
 
@@ -26,7 +26,7 @@ def edge_rule(
     mass: float | None = None,
     significance: float | None = None,
 ) -> EdgeRule:
-    """Make the rule that exactly one of the parameters of :func:`graphs.reduction.sparsify.sparsify` asks for.
+    """Make the rule for that parameter of :func:`graphs.reduction.sparsify.sparsify` which is given.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def edge_rule(
     Returns
     -------
     callable
-        Takes the weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and their degrees
-        (c,). Returns how many of its first edges each source keeps, (c,).
+        Takes the weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and the out-degrees
+        of these sources (c,), at least 1. Returns the number of edges to keep for each source, (c,), from 1 to its out-degree.
 
     Raises
     ------
@@ -58,8 +58,9 @@ def edge_rule(
     if top_k is not None:
         limit = check_count("top_k", top_k)
         return lambda weights, degrees: np.minimum(degrees, min(limit, weights.shape[1]))
-    # Shares are quotients, because products round badly: 9 / 10 is 0.9, but 0.55 * 100 is above 55. Strengths are the last
-    # running sums, which do not grow when the last edges are dropped: no share is lower in the sparsified graph.
+    # The quotient weight / strength is compared with the threshold, because the product threshold * strength rounds badly:
+    # 9 / 10 is 0.9, but 0.55 * 100 is above 55. The strength is the last of the running sums: it does not grow when the last
+    # edges are dropped, so no share of a kept edge is lower in the sparsified graph.
     if threshold is not None:
         lowest = check_share("threshold", threshold)
         return lambda weights, degrees: np.clip(
@@ -68,26 +69,26 @@ def edge_rule(
     if significance is not None:
         level = check_share("significance", significance)
 
-        def significant(weights: FloatArray, degrees: IntArray) -> IntArray:
+        def count_significant(weights: FloatArray, degrees: IntArray) -> IntArray:
             # alpha decreases with the weight, so the significant edges are the first ones.
             alphas = disparity(weights, _running_sums(weights)[:, -1:], degrees[:, np.newaxis])
             counts: IntArray = (alphas < level).sum(axis=1)
             return np.clip(counts, 1, degrees)
 
-        return significant
+        return count_significant
     share = check_share("mass", mass)
 
-    def fewest(weights: FloatArray, degrees: IntArray) -> IntArray:
+    def count_for_mass(weights: FloatArray, degrees: IntArray) -> IntArray:
         if share == 1.0:
             return degrees
         running = _running_sums(weights)
         too_few: IntArray = (running / running[:, -1:] < share).sum(axis=1)
         return np.minimum(too_few + 1, degrees)
 
-    return fewest
+    return count_for_mass
 
 
 def _running_sums(weights: FloatArray) -> FloatArray:
-    """Add the weights up along each row, (c, d); the last column holds the out-strengths."""
+    """Compute the running sums of each row, (c, d); the last column holds the out-strengths."""
     running: FloatArray = np.cumsum(weights, axis=1)
     return running

@@ -62,8 +62,8 @@ def row_bands(
     Yields
     ------
     (int array (k,), csr_array (k, len(columns)))
-        Some of the rows, and their weights, the same bits as in ``block.to_csr()[rows][:, columns]``: sorted, without zeros.
-        About `BAND_ELEMENTS` entries at most, or one row.
+        Some of `rows`, and their weights in `columns`: bit for bit those of ``block.to_csr()``, sorted, without zeros. About
+        `BAND_ELEMENTS` entries at most, or one row.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def row_bands(
 
 
 def _select(matrix: Any, rows: IntArray, columns: IntArray) -> Any:
-    """Return ``matrix[rows][:, columns]`` without an intermediate copy of the rows; a view where both are contiguous."""
+    """Return ``matrix[rows][:, columns]`` without an intermediate copy; a view if rows and columns are consecutive."""
     row_index, column_index = _index(rows), _index(columns)
     if is_torch(matrix):
         import torch
@@ -108,9 +108,9 @@ def _select(matrix: Any, rows: IntArray, columns: IntArray) -> Any:
 
 
 def _index(nodes: IntArray) -> Any:
-    """Return a slice where the nodes are contiguous, else int64 indices."""
-    contiguous = len(nodes) > 0 and nodes[-1] - nodes[0] + 1 == len(nodes)
-    return slice(int(nodes[0]), int(nodes[-1]) + 1) if contiguous else nodes.astype(np.int64)
+    """Return a slice if the nodes are consecutive, else int64 indices."""
+    consecutive = len(nodes) > 0 and nodes[-1] - nodes[0] + 1 == len(nodes)
+    return slice(int(nodes[0]), int(nodes[-1]) + 1) if consecutive else nodes.astype(np.int64)
 
 
 def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = None) -> Iterator[EdgeList]:
@@ -124,14 +124,13 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     incoming : bool
         True for edges into the nodes, False for edges out of them.
     top : int, optional
-        Maximum number of edges of a node, the heaviest first; among equal weights the edge to the lower index comes first. All
-        by default.
+        Maximum number of edges of a node: the heaviest, and among equal weights the edge to the lower index. All by default.
 
     Yields
     ------
     EdgeList
-        The edges of some nodes, a band at most (or one node). Cost: one read of their rows (or columns); for out-edges of a
-        block that is not dense, one pass over it.
+        The edges of some of `nodes`, a band at most (or those of one node). Cost: one read of the rows (or columns) of `nodes`;
+        for out-edges of a block that is not dense, one pass over the block.
 
     Examples
     --------
@@ -151,20 +150,20 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
             rows = np.arange(len(nodes))
     for chunk, csr in row_bands(block, rows):
         owners = np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
-        order: IntArray = np.arange(csr.nnz)
+        picks: IntArray = np.arange(csr.nnz)
         if top is not None:
             # Sorted by node, then decreasing weight, then index: the first `top` edges of each node are kept.
             order = np.lexsort((csr.indices, -csr.data, owners))
-            order = np.sort(order[np.arange(csr.nnz) - csr.indptr[owners] < top])
-        near = (chunk if rows is nodes else nodes[chunk])[owners[order]].astype(np.int64)
-        far = csr.indices[order].astype(np.int64)
-        yield EdgeList(near, far, csr.data[order]) if incoming else EdgeList(far, near, csr.data[order])
+            picks = np.sort(order[picks - csr.indptr[owners] < top])
+        near = (chunk if rows is nodes else nodes[chunk])[owners[picks]].astype(np.int64)
+        far = csr.indices[picks].astype(np.int64)
+        yield EdgeList(near, far, csr.data[picks]) if incoming else EdgeList(far, near, csr.data[picks])
 
 
 def edges_by_flow(
     block: Block, targets: IntArray, sources: IntArray, scores: FloatArray, strengths: FloatArray, count: int
 ) -> sparse.csr_array:
-    """Find the edges among some nodes that carry most score: ``P_ij r_j = W_ij / s_j * r_j``.
+    """Find the edges from some sources to some targets that carry most score: ``P_ij r_j = W_ij / s_j * r_j``.
 
     Parameters
     ----------
@@ -178,11 +177,12 @@ def edges_by_flow(
     Returns
     -------
     csr_array, (len(targets), len(sources))
-        The weights of these edges. Among edges that carry the same, the lower target comes first, then the lower source.
+        The weights of these edges. Among edges that carry the same score, that with the lower target is chosen first, then that
+        with the lower source.
 
     Notes
     -----
-    Cost: one read of the chosen entries. Memory: a band, and `count` edges.
+    Cost: one read of the weights between the sources and the targets. Memory: a band, and `count` edges.
 
     Examples
     --------
@@ -203,7 +203,7 @@ def edges_by_flow(
         done += len(chunk)
         # The division comes first, because r / s would overflow where the strength is tiny.
         flow = csr.data / strengths[csr.indices] * scores[csr.indices]
-        # An edge that carries the same as the last one held comes after it, because its target is higher.
+        # An edge that carries exactly `floor` is not chosen, because its target is higher than those of the edges held.
         better = flow > floor
         rows = np.concatenate((rows, chunk_rows[better]))
         columns = np.concatenate((columns, csr.indices[better]))
@@ -217,7 +217,7 @@ def edges_by_flow(
 
 
 def check_finite_weights(weights: FloatArray, name: str) -> None:
-    """Check that edge weights are finite.
+    """Check that edge weights are not NaN or Inf.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def check_finite_weights(weights: FloatArray, name: str) -> None:
 
 
 def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray, shape: tuple[int, int]) -> sparse.csr_array:
-    """Make a sorted CSR matrix of distinct entries, with int32 indices where they fit.
+    """Make a sorted CSR matrix from entries at distinct places, with int32 indices where they fit.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray, shape: tuple[
     >>> csr_of(np.array([1, 0]), np.array([0, 1]), np.array([2.0, 3.0]), (2, 2)).indices.dtype
     dtype('int32')
     """
-    # scipy keeps the dtype of the coordinates, even where a smaller one fits.
+    # scipy keeps the dtype of the coordinates, even if a smaller one is enough.
     dtype = index_dtype(*shape, len(weights))
     places = rows.astype(dtype, copy=False), columns.astype(dtype, copy=False)
     return sparse.csr_array(sparse.coo_array((weights, places), shape=shape))

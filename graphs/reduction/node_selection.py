@@ -36,7 +36,7 @@ def check_consecutive_layers(graph: LayeredGraph, layers: Sequence[int] | None, 
     Raises
     ------
     GraphError
-        No such layer, layers that are not consecutive and ascending, or fewer than `fewest`.
+        A layer does not exist, the layers are not consecutive and ascending, or they are fewer than `fewest`.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def highest_scored(scores: FloatArray, count: int) -> IntArray:
 
 
 def count_for_score_share(scores: FloatArray, share: float) -> int:
-    """Compute the lowest number of nodes that hold at least a given share of a layer's score.
+    """Compute the lowest number of nodes of a layer that together hold at least a given share of its score.
 
     Parameters
     ----------

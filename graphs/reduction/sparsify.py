@@ -1,8 +1,8 @@
 """Sparsification: dropping edges of a layered graph, with a proven bound on the change of its ranks.
 
-Edges are chosen for each source by itself, because P divides every column by its sum. A source keeps the first of its
-out-edges in order of decreasing weight (among equal weights the lower target comes first), and P distributes the weight of the
-dropped edges over the kept ones. The backbone also keeps edges that are significant at their target.
+Edges are chosen for each source by itself, because the transition P divides every column by its sum. A source keeps the first
+of its out-edges in order of decreasing weight (among equal weights the lower target comes first), and P then distributes the
+share of the dropped edges over the kept ones. The backbone also keeps edges that are significant at their target.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class Sparsification:
     edges_before, edges_after : int
         Number of edges of the original and of the sparsified graph.
     dropped_weight : tuple of L floats
-        For every block, the largest share of its out-strength that a source lost: eps, in [0, 1).
+        For every block, eps: the largest share that a source lost of its out-strength, in [0, 1).
     dropped_edges : tuple of L floats
-        For every block, the largest share of its out-edges that a source lost: eps_k, in [0, 1).
+        For every block, eps_k: the largest share that a source lost of its out-edges, in [0, 1).
     dangling_blocks : tuple of L bools
         Whether each block has a source without edges; sparsification adds no such source.
 
     Notes
     -----
-    The bounds hold for any activations and teleport vector, up to round-off; there are graphs that attain the bounds of layers.
-    There is no bound for the modified PageRank: it does not normalise columns, so a source that loses weight passes on less.
+    The bounds hold for any activations and teleport vector, up to round-off; some graphs attain the bounds of layers. There is
+    no bound for the modified PageRank: it does not normalise columns, so a source that loses weight passes on less score.
     """
 
     graph: LayeredGraph
@@ -72,7 +72,7 @@ class Sparsification:
         """Bound the L1 error of every layer of :func:`graphs.weighted_pagerank`.
 
         With ``s_l = theta * eps + (1 - theta) * eps_k`` for block l, the bounds are ``e_0 = 0`` and
-        ``e_l = gamma * (e_{l-1} + (1 - e_{l-1} / 2) * 2 s_l)``, never above ``2 gamma``.
+        ``e_l = gamma * (e_{l-1} + (1 - e_{l-1} / 2) * 2 s_l)``, at most ``2 gamma``.
 
         Parameters
         ----------
@@ -84,8 +84,8 @@ class Sparsification:
         Returns
         -------
         tuple of L+1 floats
-            In [0, 2], layer 0 first. inf for all layers after the first block that has a dangling source and where scores can
-            differ, because the normalisation N there divides by a sum that depends on the scores.
+            In [0, 2], layer 0 first. If scores can differ in a layer whose block has a dangling source, the bounds of this and
+            all later layers are inf: there the normalisation N divides by a sum that depends on the scores.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class Sparsification:
         gamma, theta = check_share("gamma", gamma), check_share("theta", theta)
         # Half the L1 distance of two vectors with sum 1.
         apart = 0.0
-        differ = False  # not the same as apart > 0, because `apart` rounds to 0 where gamma is tiny
+        differ = False  # whether the ranks can differ; `apart` may round to 0 although they can, if gamma is tiny
         bounds = [0.0]
         for weight, edges, dangling in zip(self.dropped_weight, self.dropped_edges, self.dangling_blocks, strict=True):
             if math.isfinite(apart):
@@ -125,7 +125,7 @@ class Sparsification:
     def error_bound(self, gamma: float, theta: float = 1.0) -> float:
         """Bound the largest L1 error of a layer of :func:`graphs.weighted_pagerank`.
 
-        It is the maximum of :meth:`layer_bounds`, never above ``gamma / (1 - gamma) * max 2 s`` or ``2 gamma``.
+        It is the maximum of :meth:`layer_bounds`; if it is finite, at most ``gamma / (1 - gamma) * max 2 s`` and ``2 gamma``.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class Sparsification:
         Returns
         -------
         float
-            In [0, 2]; inf where a source dangles and the scores can differ.
+            In [0, 2]; inf if a layer bound is inf.
 
         Raises
         ------
@@ -153,8 +153,8 @@ class Sparsification:
     def pagerank_bound(self, gamma: float) -> float:
         """Bound the L1 error of :func:`graphs.pagerank` of the whole graph (one vector with sum 1).
 
-        It is ``2 gamma eps / (1 - gamma + gamma eps)``, where eps is the maximum of :attr:`dropped_weight`; never above
-        ``gamma / (1 - gamma) * 2 eps`` or 2.
+        It is ``2 gamma eps / (1 - gamma + gamma eps)``, where eps is the maximum of :attr:`dropped_weight`; at most
+        ``gamma / (1 - gamma) * 2 eps`` and 2.
 
         Parameters
         ----------
@@ -212,10 +212,10 @@ def sparsify(
         edges, even those too light to change a float64 sum.
     significance : float, optional
         Keep the backbone of the disparity filter: edges whose ``alpha = (1 - p)**(k - 1)`` is below this level, 0..1 (0.05
-        is usual), at their source or at their target. p is the edge's share of that node's out-strength (in-strength), k
-        that node's number of out-edges (in-edges); see :mod:`graphs.reduction.backbone`. At a node with one edge alpha is 1, so
-        only the other end decides. A source without a significant edge keeps its heaviest one: it would dangle otherwise, and
-        the bounds would not hold.
+        is usual), at their source or at their target. At the source, p is the edge's share of the out-strength and k the number
+        of out-edges; at the target, they are those of the in-edges; see :mod:`graphs.reduction.backbone`. At a node with one
+        edge alpha is 1, so only the other end decides. A source without a significant edge keeps its heaviest one: otherwise it
+        would dangle, and the bounds would not hold.
 
     Returns
     -------
@@ -226,13 +226,13 @@ def sparsify(
     Raises
     ------
     GraphError
-        None or several of the four parameters, one that is out of range, or NaN or Inf in the weights.
+        None or several of the four parameters are given, one is out of range, or the weights hold NaN or Inf.
 
     Notes
     -----
     A larger `top_k`, `mass` or `significance`, or a smaller `threshold`, keeps the same edges and possibly more. Sparsifying
-    again by the same `top_k` or `threshold` drops nothing more; by the same `mass` or `significance` it may, because shares
-    are then taken of the remaining weight.
+    again by the same `top_k` or `threshold` drops nothing more; by the same `mass` or `significance` it may drop more, because
+    shares are then those of the remaining weight.
 
     Shares are computed in float64. Cost: a sort of every column, about 0.15 s per million edges; for `significance` also one
     pass over the rows. Memory: the result, and about three times the CSR form of one block.
@@ -273,7 +273,7 @@ def sparsify(
 
 @dataclass(frozen=True)
 class _SparsifiedBlock:
-    """A block with fewer edges, and what :class:`Sparsification` says of it."""
+    """A sparsified block, and its values in :class:`Sparsification`."""
 
     block: SparseBlock
     edges_before: int
@@ -283,13 +283,13 @@ class _SparsifiedBlock:
 
 
 def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, name: str) -> _SparsifiedBlock:
-    """Drop the edges of one block that neither the rule nor the significance at the target (if given) keeps."""
+    """Drop edges that the rule does not keep; with `significance`, edges that are significant at their target are kept."""
     csr = block.to_csr()
     check_finite_weights(csr.data, name)
     significant: npt.NDArray[np.bool_] | None = None
     if significance is not None:
         by_row = significant_in_edges(csr, significance)
-        # A conversion of a matrix with these values brings them into the order of the columns.
+        # As the values of a CSR matrix that is converted to CSC, they come into the order of csc.data below.
         significant = sparse.csr_array((by_row, csr.indices, csr.indptr), shape=csr.shape).tocsc().data
     csc = csr.tocsc()
     # The CSR form of a dense block is large, and it is not used below.
@@ -313,7 +313,7 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
             keep |= significant[places] & (offsets < degrees[columns, np.newaxis])
         counts[columns] = keep.sum(axis=1)
         kept[places[keep]] = True
-        # The sum of the dropped weights is exactly zero if none is dropped; 1 minus the kept share may not be.
+        # If no edge is dropped, the sum of the dropped weights is exactly zero; 1 minus the kept share may not be.
         shares = np.where(keep, 0.0, weights).sum(axis=1) / weights.sum(axis=1)
         dropped = max(dropped, float(shares.max()))
     after = int(counts.sum())

@@ -29,7 +29,7 @@ __all__ = ["Subgraph", "between", "ego", "top_subgraph"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
-# A graph viewer on a laptop still opens so many edges; networkx needs a third of a gigabyte for them.
+# A graph viewer on a laptop can still open so many edges; networkx needs a third of a gigabyte for them.
 MAX_EDGES = 1_000_000
 
 
@@ -85,7 +85,7 @@ class Subgraph:
         Raises
         ------
         GraphError
-            Not a rank of the original: a layer is missing or has another size.
+            `rank` is no rank of the original: a layer is missing, has another size, or has several scores a node.
 
         Examples
         --------
@@ -121,7 +121,7 @@ def top_subgraph(
     rank : RankResult
         A rank of `graph`, with one score a node.
     nodes : int, optional
-        Number of nodes of every layer, at least 1; all nodes of a smaller layer. 20 by default, if `mass` is not given.
+        Number of nodes of every layer, at least 1; a smaller layer is taken as a whole. 20 by default, if `mass` is not given.
     mass : float, optional
         Instead of `nodes`: the fewest nodes of every layer that hold at least this share of its score, 0..1.
     edges : int, optional
@@ -135,8 +135,8 @@ def top_subgraph(
     Returns
     -------
     Subgraph
-        Among equal scores the lower index is taken first; among edges that carry the same, that with the lower target, then
-        that with the lower source.
+        Among equal scores the lower index is taken first; among edges that carry the same score, that with the lower target,
+        then that with the lower source.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def top_subgraph(
 def between(
     graph: LayeredGraph, layer_a: int, layer_b: int, rank: RankResult | None = None, max_edges: int = MAX_EDGES
 ) -> Subgraph:
-    """Select the layers from `layer_a` to `layer_b`, both included, with all their nodes.
+    """Select the layers from `layer_a` to `layer_b`, both included, with all their nodes and edges.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def ego(
     rank: RankResult | None = None,
     max_edges: int = MAX_EDGES,
 ) -> Subgraph:
-    """Select one node, and the nodes from which it is reached, or that are reached from it, along at most `hops` edges.
+    """Select one node, and the nodes that lead to it, or that it leads to, along at most `hops` edges.
 
     Parameters
     ----------
@@ -251,7 +251,7 @@ def ego(
     Returns
     -------
     Subgraph
-        The nodes that were reached, and only the edges that were followed.
+        The node, the nodes that were reached, and only the edges that were followed.
 
     Raises
     ------
@@ -333,7 +333,7 @@ def _induced(
     edges: int | None,
     max_edges: int,
 ) -> Subgraph:
-    """Make the subgraph of some nodes and the edges among them: all, or in each block the `edges` that carry most score."""
+    """Make the subgraph of some nodes and all edges among them, or the `edges` of each block that carry most score."""
     csrs: list[sparse.csr_array] = []
     strengths: list[FloatArray] = []
     held = 0
@@ -390,7 +390,7 @@ def _out_strength(graph: LayeredGraph, layer: int) -> FloatArray:
 
 
 def _share(part: FloatArray, whole: FloatArray) -> float:
-    """Divide the sum of a part by that of the whole; at most 1, although the sum of a part may be larger by round-off."""
+    """Divide the sum of a part by the sum of the whole. At most 1: the sum of a part may be larger by round-off."""
     total = float(whole.sum(dtype=np.float64))
     return min(1.0, float(part.sum(dtype=np.float64)) / total) if total > 0.0 else 1.0
 

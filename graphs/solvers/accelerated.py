@@ -19,16 +19,16 @@ __all__ = ["NAMES", "AndersonMixing", "Extrapolation"]
 class Extrapolation:
     """Power iteration that extrapolates the last iterates to their limit every `period` steps.
 
-    Degree 1 assumes one slow mode (Aitken, in its vector form), degree 2 two of them (quadratic
-    extrapolation: Kamvar, Haveliwala, Manning and Golub, WWW 2003). An extrapolation that does not lower the residual is
-    undone, at the cost of one application of F.
+    Degree 1 assumes one slow mode (Aitken's method for vectors), degree 2 two slow modes (quadratic extrapolation: Kamvar,
+    Haveliwala, Manning and Golub, WWW 2003). An extrapolation that does not lower the residual is undone, at the cost of one
+    application of F.
 
     Parameters
     ----------
     degree : {1, 2}
         Number of slow modes that are assumed.
     period : int
-        Steps from one extrapolation to the next, more than the degree.
+        Number of steps from one extrapolation to the next, above the degree.
     """
 
     degree: int = 2
@@ -71,7 +71,7 @@ class Extrapolation:
     ) -> SolverStep:
         residual = problem.residual(changes)
         memory = (iterates, steps + 1, residual)
-        # An extrapolation makes exact layers inexact, so the bound may count on one application of F only.
+        # An extrapolation makes exact layers inexact, so the bounds count only one application of F.
         return SolverStep(iterates[-1], changes, residual, problem.error_bounds(changes, 1), products, memory)
 
     def _extrapolate(self, iterates: tuple[State, ...], *, each_layer: bool) -> State:
@@ -93,13 +93,13 @@ class Extrapolation:
 class AndersonMixing:
     """Power iteration on mixtures of the last iterates: F is applied to the mixture whose residual should be least.
 
-    Every step returns F of a mixture, so the bound is that of power iteration. Source: Anderson 1965; Walker and Ni, SIAM J.
-    Numer. Anal. 49 (2011).
+    Every step returns F of a mixture, so the bound is that of one step of power iteration. Source: Anderson 1965; Walker and
+    Ni, SIAM J. Numer. Anal. 49 (2011).
 
     Parameters
     ----------
     window : int
-        Number of earlier iterates in the mixture; each is stored as two vectors.
+        Number of earlier iterates in the mixture, at least 1; each is stored as two states.
     """
 
     window: int = 6
@@ -111,17 +111,17 @@ class AndersonMixing:
             raise GraphError(f"expected a window of at least 1, got {self.window!r}")
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the state to apply F to, an empty history, and the lowest residual so far."""
+        """Return the memory of the first step: the state to which F is applied, the history, and the lowest residual."""
         return start, (), np.inf
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
-        """Apply F once, and mix the next state."""
+        """Apply F once, and compute the mixture for the next step."""
         mixture, history, best = memory
         image = problem.apply(mixture)
         changes = distances(image, mixture)
         residual = problem.residual(changes)
         if residual > 10.0 * best:
-            # Mixing has increased the residual by far: forget the history, and continue from F of this mixture.
+            # Mixing has increased the residual too much: forget the history, and continue from F of this mixture.
             history = ()
         history = (*history, (image, subtract(image, mixture)))[-(self.window + 1) :]
         # A mixture has large terms of both signs, so rounding changes its sum; but the bound needs a sum of 1.
@@ -130,7 +130,7 @@ class AndersonMixing:
         return SolverStep(image, changes, residual, problem.error_bounds(changes, 1), problem.n_blocks, memory)
 
     def _mix(self, history: tuple[tuple[State, State], ...]) -> State:
-        """Mix the images F(x), each given with F(x) - x, so that the same mixture of F(x) - x is shortest."""
+        """Mix the images F(x) with the weights that make the same mixture of the changes F(x) - x shortest."""
         *earlier, (image, change) = history
         images = [subtract(image, older) for older, _ in earlier]
         changes = [subtract(change, older) for _, older in earlier]

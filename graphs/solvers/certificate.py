@@ -1,12 +1,12 @@
-"""Certificates: proofs that the set of kept nodes can no longer change.
+"""Certificates: proofs that further steps of a solver cannot change the set of kept nodes.
 
 A pruner needs the set of nodes with the highest scores, not the scores. Two vectors of equal sum at L1 distance b
 differ by at most b/2 in any entry; this is the slack of a score. Once every kept score exceeds every removed score by more
 than the slacks of both, the exact scores keep the same nodes.
 
-If the iterate is F of an earlier one, its error is gamma P z for some z of sum 0, and an entry of that is at
-most ``max_j P_ij`` times the positive part of z. So the slack of node i is only ``b / 2 * max_j P_ij``, which in a layer of
-a thousand nodes is hundreds of times less.
+If the iterate is F of an earlier one, its error is gamma P z for some z of sum 0, and entry i of this error is at most
+``gamma * max_j P_ij`` times the sum of the positive entries of z. So the slack of node i is only ``b / 2 * max_j P_ij``,
+which in a layer of a thousand nodes may be hundreds of times less.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ class Certificate:
     Attributes
     ----------
     keep : mapping from layer to bool array, (n_l,)
-        The keep mask of every layer. Of nodes with equal scores the one of lower index is removed.
+        The keep mask of every layer that :class:`KeepHighest` names. Of two equal scores that of the lower index is removed
+        first.
     certified : bool
         Whether the exact scores are proven to give the same keep masks.
     gaps : mapping from layer to float
-        Lowest kept score minus highest removed score, by layer. Pooled layers have one entry, under the first of
-        them. inf where no node or every node is kept.
+        Lowest kept score minus highest removed score, by layer. Pooled layers have one entry, under the first of these layers,
+        for their weighted scores. inf where no node or every node is kept.
     bounds : mapping from layer to float
-        The number that the gap has to exceed: the slacks of a kept and a removed node, with an allowance for round-off.
+        The number that the gap has to exceed: the slacks of a kept and a removed node, round-off included. 0 where no node or
+        every node is kept.
     """
 
     keep: Mapping[int, BoolArray]
@@ -50,7 +52,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class KeepHighest:
-    """How many of the highest nodes are kept: of single layers, and of several layers together.
+    """The numbers of nodes to keep, those with the highest scores: in single layers, and in several layers together.
 
     Parameters
     ----------
@@ -78,7 +80,7 @@ class KeepHighest:
     weights: Sequence[float] | None = None
 
     def check(self, layer_sizes: Sequence[int]) -> KeepHighest:
-        """Return self, or raise a GraphError if layers or counts do not fit a graph with layers of these sizes."""
+        """Return self, or raise a GraphError if layers, counts or weights do not fit a graph with layers of these sizes."""
         n_layers = len(layer_sizes)
         counts = self.counts or {}
         for layer, count in (*counts.items(), *((layer, self.count) for layer in self.pooled)):
@@ -112,7 +114,7 @@ class KeepHighest:
         row_maxima: Sequence[FloatArray] | None = None,
         roundoff: float = 0.0,
     ) -> Certificate:
-        """Find the nodes with the highest scores, and decide whether no error within the bounds can change them.
+        """Find the nodes with the highest scores, and decide whether every error within the bounds leaves them the same.
 
         Parameters
         ----------
@@ -120,7 +122,7 @@ class KeepHighest:
         bounds : sequence of float
             Bound on the L1 error of every layer.
         row_maxima : sequence of (n_l,) arrays, optional
-            ``max_j P_ij`` of every node i, if the scores are F of another iterate.
+            Upper bounds on ``max_j P_ij`` of every node i, by layer; only if the scores are F of another iterate.
         roundoff : float
             Allowance for the relative rounding error of a score.
         """
@@ -158,12 +160,12 @@ class KeepHighest:
 
 
 def _slack(scores: FloatArray, bound: float, row_maxima: FloatArray | None, roundoff: float) -> FloatArray:
-    """Bound the error of every score of a layer."""
+    """Compute the slack of every score of a layer: a bound on its error."""
     if bound == 0.0:
         return roundoff * scores
     if bound == np.inf:
         return np.full(len(scores), np.inf)
-    # The iterate and the exact scores have the same sum, so one node has at most half of the L1 error. Rounding errors also
-    # grow with the mean score, not with the score alone, because iterates are mixtures: a score of 0 may become 1e-17.
+    # The iterate and the exact scores have the same sum, so one node has at most half of the L1 error. The rounding error of a
+    # score grows also with the mean score, because iterates are mixtures: a score of 0 may become 1e-17.
     spread = bound / 2.0 * (1.0 if row_maxima is None else np.minimum(row_maxima, 1.0))
     return spread + roundoff * (scores + float(scores.mean()))

@@ -1,4 +1,4 @@
-"""Sparse LU: a direct solver, against which the other solvers are checked."""
+"""Sparse LU: a direct solver, by which the other solvers are checked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SparseLU:
         matrix = problem.matrix()
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
         solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stack(problem.teleport)))
-        # P leaves the scores of dangling nodes out; to give them to v only scales the solution, so it is scaled to sum 1.
+        # P loses the scores of dangling nodes. To give these to v only scales the solution, which is scaled to sum 1 anyway.
         solved = problem.split(solution / solution.sum(axis=0))
         image = problem.apply(solved)
         changes = distances(image, solved)

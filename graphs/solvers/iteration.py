@@ -1,4 +1,4 @@
-"""The loop that runs a solver. It records the steps and stops by tolerance, callback or certificate."""
+"""The loop that runs a solver and records its steps, until one of the stopping criteria holds."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class SolverProgress:
     iteration : int
         Number of steps so far.
     residual, error_bound : float
-        Residual and error bound of the current scores, as in :class:`graphs.RankResult`.
+        Residual and error bound after this step, as in :class:`graphs.RankResult`.
     layer_residuals, layer_bounds : list of float
-        The same for every layer.
+        L1 change and error bound of every layer.
     block_products : int
         Block products so far.
     seconds : float
-        Time since the first step, callbacks included.
+        Time since the start of the first step, callbacks included.
     scores : callable
         Returns copies of the current scores, one array for each layer.
     """
@@ -72,8 +72,8 @@ class StoppingCriteria:
     callback : callable, optional
         Called with a :class:`SolverProgress` after every step; the loop stops if it returns True.
     certify : callable, optional
-        A method such as :meth:`graphs.solvers.certificate.KeepHighest.certificate`; the loop stops once the certificate that
-        it returns is certified.
+        A method such as :meth:`graphs.solvers.certificate.KeepHighest.certificate`, called after every step; the loop stops if
+        the certificate that it returns is certified.
     """
 
     tol: float = 1e-12
@@ -99,7 +99,7 @@ class Solution:
 
 
 def attainable_tolerance(tol: float, dtype: str) -> float:
-    """Raise a tolerance to the lowest one that scores of sum 1 can reach in a dtype: 8 eps in float32.
+    """Raise a tolerance to 8 eps in float32, which scores of sum 1 can reach; in float64, return it unchanged.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def solve(
     criteria: StoppingCriteria,
     to_scores: Callable[[State], tuple[FloatArray, ...]],
 ) -> Solution:
-    """Run a solver until its scores are exact, within the tolerance or certified, or until `max_iter` steps are taken.
+    """Run a solver until its scores are exact, within the tolerance or certified, or until the callback or `max_iter` stops it.
 
     Parameters
     ----------
@@ -144,6 +144,11 @@ def solve(
     criteria : StoppingCriteria
     to_scores : callable
         Converts a state to numpy arrays.
+
+    Raises
+    ------
+    GraphError
+        The solver is not for this problem, or a residual is NaN or Inf.
 
     Examples
     --------

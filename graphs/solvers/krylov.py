@@ -1,4 +1,4 @@
-"""Krylov methods (scipy) for the linear system (I - gamma P) x = v."""
+"""Krylov methods of scipy for the linear system (I - gamma P) x = v."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["NAMES", "Krylov"]
 class Krylov:
     """GMRES or BiCGSTAB on (I - gamma P) x = v; the rank is the solution divided by its sum.
 
-    A step is a cycle of `inner` iterations, then one application of F. The change by F gives the residual and the bound;
-    scipy's own estimate is not used.
+    A step is a cycle of at most `inner` iterations for each column, then one application of F. The change by F gives the
+    residual and the bound; scipy's own estimate can only end a cycle early.
 
     Parameters
     ----------
@@ -51,12 +51,12 @@ class Krylov:
         return self.method
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the start, scaled like the solution if no node dangles, and the tolerance."""
+        """Return the memory of the first step: the start, scaled to the sum of x without dangling nodes, and the tolerance."""
         check_linear(problem, self.name)
         return problem.stack(start) / (1.0 - problem.gamma), tol, None
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
-        """Take one cycle for every column, and apply F once."""
+        """Take one cycle for every column, and apply F once; twice if the cycles increased the residual."""
         x, tol, last = memory
         right = problem.stack(problem.teleport)
         products = 0
@@ -70,7 +70,7 @@ class Krylov:
         image = problem.apply(state)
         changes = distances(image, state)
         if last is not None and not problem.residual(changes) <= last[1]:
-            # A cycle that increased the residual is undone, and F, which cannot increase it, is applied instead.
+            # Cycles that increased the residual are undone; F, which cannot increase it, is applied to the last iterate.
             state, _, scale = last
             image = problem.apply(state)
             changes = distances(image, state)
@@ -86,7 +86,7 @@ class Krylov:
         )
 
     def _cycle(self, problem: LinearProblem, x: FloatArray, right: FloatArray, tol: float) -> tuple[FloatArray, int]:
-        """Improve one column x, and count the applications of P."""
+        """Run one cycle on one column x; return the better x and the number of applications of P."""
         products = 0
 
         def multiply(vector: FloatArray) -> FloatArray:
@@ -97,7 +97,7 @@ class Krylov:
 
         n_nodes = len(x)
         system = linalg.LinearOperator((n_nodes, n_nodes), matvec=multiply, dtype=np.float64)
-        # The 1-norm of the tolerance is up to sqrt(n) times the 2-norm that scipy compares.
+        # scipy compares the 2-norm of a residual; the 1-norm is up to sqrt(n) times as large.
         options: dict[str, Any] = {"x0": x, "rtol": 0.0, "atol": 0.1 * tol / np.sqrt(n_nodes)}
         if self.method == "gmres":
             solution, _ = linalg.gmres(system, right, restart=self.inner, maxiter=1, **options)

@@ -27,9 +27,9 @@ class SweptState:
     Attributes
     ----------
     state : State
-        Scores of sum 1.
+        Scores of sum 1; in a layered rank, of sum 1 in every layer.
     teleporting : Vector
-        The mass that teleports, () or (k,).
+        Sum of the scores that teleport, of shape () or (k,).
     residual : float
         An upper bound on the L1 norm of F(state) - state.
     """
@@ -56,7 +56,7 @@ class Problem(Protocol):
 
     @property
     def depth(self) -> int | None:
-        """Number of applications of F that turn any state into the fixed point; None if there is no such number."""
+        """Number of applications of F that turn any state into the fixed point; None if no such number is known."""
 
     @property
     def acyclic(self) -> bool:
@@ -77,7 +77,10 @@ class Problem(Protocol):
         """Apply F."""
 
     def sweep(self, state: State, teleporting: Vector) -> SweptState:
-        """Compute the layers in order, each from the newest scores of the others."""
+        """Compute the layers in order, each from the newest scores of the others.
+
+        `teleporting` is the sum of the scores that teleport.
+        """
 
     def residual(self, changes: Sequence[float]) -> float:
         """Combine the L1 changes of the layers into one residual."""
@@ -111,7 +114,7 @@ class LinearProblem(Problem, Protocol):
         """Apply P."""
 
     def aggregate(self, state: State, teleporting: Vector) -> State:
-        """Scale the layers of a state so that their sums solve the same equation with one node for each layer."""
+        """Scale the layers of a state so that the layer sums solve the equation of a graph with one node for each layer."""
 
     def residual_bounds(self, residual: float) -> list[float]:
         """Bound the L1 error in every layer of any r of sum 1, from the L1 norm of F(r) - r."""
@@ -137,14 +140,15 @@ class SolverStep:
     Attributes
     ----------
     state : State
-        The best iterate so far, of sum 1.
+        The iterate after this step, of sum 1; in a layered rank, of sum 1 in every layer.
     changes : list of float
-        L1 change of every layer in this step.
+        L1 distance, in every layer, from `state` to the iterate that F was applied to (for Gauss-Seidel, to the iterate before
+        this step). A layer sweep reports zeros, because its state is exact.
     residual : float
-        The number to compare with the tolerance: an upper bound on the L1 norm of F(r) - r, where r is `state` or the
-        iterate before it.
+        The number to compare with the tolerance: an upper bound on the norm of F(r) - r, where r is `state` or the iterate
+        that F was applied to. :meth:`Problem.residual` defines the norm.
     bounds : list of float
-        Proven bound on the L1 error of `state` in every layer; inf where none is known.
+        Proven bound on the L1 error of `state` in every layer, up to round-off; inf where none is known.
     products : int
         Number of block products in this step.
     memory : Any

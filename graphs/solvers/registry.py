@@ -30,7 +30,7 @@ def solver_by_name(solver: Any) -> Solver | None:
     Raises
     ------
     GraphError
-        The name is unknown, or the object lacks the methods of a solver.
+        The name is unknown, or the object is no solver.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def solver_by_name(solver: Any) -> Solver | None:
             return None
         if solver in SOLVERS:
             return SOLVERS[solver]()
-    elif not isinstance(solver, type) and all(hasattr(solver, a) for a in ("name", "begin", "step")):
+    elif not isinstance(solver, type) and all(hasattr(solver, attribute) for attribute in ("name", "begin", "step")):
         return solver  # type: ignore[no-any-return]
     raise GraphError(f"unknown solver {solver!r}; expected 'auto', {', '.join(map(repr, SOLVERS))}, or a Solver object")
 
@@ -62,10 +62,10 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     """
     if problem.acyclic:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
-    if problem.n_layers == 1:
-        found = "only one layer"
-    elif problem.sweepable:
-        return GaussSeidel(), "there are cycles and several layers: sweeps in layer order, with aggregation by layer"
+    if not problem.sweepable:
+        reason = "the edges within a layer cannot be taken in node order"
+    elif problem.n_layers == 1:
+        reason = "there are cycles and only one layer"
     else:
-        found = "edges within a layer that this backend cannot take in node order"
-    return Extrapolation(degree=2), f"there are cycles and {found}: power iteration with quadratic extrapolation"
+        return GaussSeidel(), "there are cycles and several layers: sweeps in layer order, with aggregation by layer"
+    return Extrapolation(degree=2), f"{reason}: power iteration with quadratic extrapolation"

@@ -50,10 +50,11 @@ class RankResult:
         Number of steps of the solver; 1 for a sweep.
     residuals : (iterations,) float64 array
         L1 residual of every step: for layered ranks the largest over the layers, for ``pagerank`` the sum over them.
-        For power iteration it is the distance between the scores before and after the step; for Gauss-Seidel it is a bound on
-        the distance that one more application of the equation would move the scores.
+        For power iteration, the residual is the distance between the scores before and after the step; for Gauss-Seidel, it is
+        a bound on the distance by which one more application of the equation would move the scores; for a sweep, it is 0.
     layer_residuals : (iterations, layers) float64 array
-        L1 change of every layer in every step.
+        L1 distance, in every layer, by which the last application of the equation in a step moved the scores (for Gauss-Seidel,
+        by which the step moved them; 0 for a sweep).
     error_bounds : (iterations,) float64 array
         Proven bound on the L1 distance to the exact scores after every step, up to round-off (for layered ranks the
         largest over the layers); ``inf`` where no bound is known.
@@ -74,10 +75,10 @@ class RankResult:
     block_products : int
         Number of products of a block with a vector (or with k vectors at once), in all steps together.
     step_products, step_seconds : (iterations,) arrays
-        For every step, the block products and the seconds from the start of the first step to the end of this one.
+        The numbers of block products and of seconds from the start of the first step to the end of each step.
     setup_seconds, solve_seconds : float
         Wall time before the first step, and of all steps. ``pagerank`` makes operators and computes strengths before the first
-        step, layered ranks within the steps.
+        step; layered ranks do both within the steps.
     certificate : Certificate, optional
         The certificate, if the rank was computed with ``keep``.
     degenerate : tuple of DegenerateLayer

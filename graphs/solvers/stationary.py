@@ -18,14 +18,14 @@ __all__ = ["NAMES", "GaussSeidel", "LayerSweep", "PowerIteration"]
 class PowerIteration:
     """Power iteration: r <- F(r), all layers at once.
 
-    A layered rank of L blocks is exact after L steps. On a digraph every step reduces the error at least by the factor gamma,
-    and on a periodic one by no more.
+    A layered rank of L blocks is exact after L steps. On a digraph every step multiplies the L1 error by at most gamma; on a
+    periodic digraph the error falls no faster, as a rule.
     """
 
     name: str = "power"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the start and the number of steps so far."""
+        """Return the memory of the first step: the start, and 0 as the number of steps so far."""
         return start, 0
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
@@ -52,7 +52,7 @@ class LayerSweep:
     name: str = "sweep"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Check that sweeps are possible and that the graph is acyclic; the start is the memory."""
+        """Check that sweeps are possible and that the graph is acyclic; return the start as the memory."""
         if not problem.sweepable:
             raise GraphError(
                 "solver 'sweep' takes edges within a layer in node order and expects them as scipy CSR; use backend='scipy' "
@@ -74,15 +74,15 @@ class LayerSweep:
 
 @dataclass(frozen=True)
 class GaussSeidel:
-    """Repeated sweeps in layer order; they are few on a graph with few edges that lead back.
+    """Repeated sweeps in layer order. Few sweeps suffice if few edges lead back to earlier layers.
 
     Parameters
     ----------
     aggregation : bool
-        Before each sweep solve the same equation with one node for each layer, whose edges are the flows of the current
-        scores, and rescale the layers to its solution (iterative aggregation and disaggregation: Takahashi 1975; Koury,
-        McAllister and Stewart 1984). This removes the slow part of the error, that of the layer sums, and costs no
-        product.
+        Whether to correct the layer sums before a sweep: solve the equation of a graph with one node for each layer, whose
+        edges are the flows of the current scores between layers, and scale the layers to the solution (iterative aggregation
+        and disaggregation: Takahashi 1975; Koury, McAllister and Stewart 1984). Sweeps alone reduce the error of the layer
+        sums slowly. The correction costs no block product.
 
     Notes
     -----
@@ -95,19 +95,24 @@ class GaussSeidel:
     name: str = "gauss-seidel"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the start, with the mass that teleports if no node dangles."""
-        # The modified rank has no gamma; it is acyclic, so its step does not use this mass.
+        """Return the memory of the first step.
+
+        It holds the start, the sum of the scores that teleport if no node dangles, the residual before the step, and whether
+        to aggregate.
+        """
+        # The modified rank has no gamma; it is acyclic, so its step does not use this sum.
         gamma = getattr(problem, "gamma", 0.0)
         return start, total_scores(start) * (1.0 - gamma), math.inf, self.aggregation
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
-        """Aggregate, then take one sweep."""
+        """Take one sweep, after aggregation unless that failed in the step before."""
         state, teleporting, residual_before, aggregate = memory
         if problem.acyclic:
             return replace(LayerSweep().step(problem, state), memory=memory)
         start = problem.aggregate(state, teleporting) if aggregate else state
         swept = problem.sweep(start, teleporting)
-        # Aggregation converges only near the solution. Where it did worse than power iteration, the next step goes without.
+        # Aggregation converges only near the solution. If the residual fell by less than power iteration guarantees, the next
+        # step does not aggregate.
         failed = aggregate and swept.residual > problem.gamma * residual_before
         return SolverStep(
             swept.state,

@@ -1,9 +1,9 @@
-"""Digraphs of blocks: nodes fall into layers, and a block holds the edges from any layer to any layer; cycles are allowed.
+"""Digraphs of blocks: nodes fall into layers, and a block holds edges from any layer to any layer; cycles are allowed.
 
-:func:`graphs.pagerank` ranks a :class:`BlockDigraph`. A layered graph can be seen as one without cycles, and a square matrix
-as one with a single layer. Two functions make a digraph with cycles from a layered graph, whose blocks are not copied:
-:func:`residual_graph` adds skip connections and edges from the last layer to the first, and :func:`bidirectional_graph` adds
-the reverse of every edge.
+:func:`graphs.pagerank` ranks a :class:`BlockDigraph`. A layered graph is a digraph of blocks without cycles, and a square
+matrix is one with a single layer. Two functions make a digraph with cycles from a layered graph, whose blocks are not copied:
+:func:`residual_graph` adds skip connections and edges from the end of the residual stream to its beginning, and
+:func:`bidirectional_graph` adds the reverse of every edge.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ __all__ = ["BlockDigraph", "EdgeBlock", "as_digraph", "bidirectional_graph", "re
 
 @dataclass(frozen=True, eq=False)
 class EdgeBlock:
-    """The edges from one layer to another.
+    """A block of edges from one layer to another, or within one layer.
 
     Attributes
     ----------
     source, target : int
-        Numbers of the two layers.
+        Numbers of the two layers; equal for edges within a layer.
     block : Block
         Weights, (n_target, n_source), or (n_source, n_target) if `transposed`.
     transposed : bool
         Whether edges lead from the rows of the block to its columns.
     share : float, optional
         The share of a source node's score that leaves along these edges, 0..1. Either all blocks of edges from a layer have
-        a share, and each block is normalised by itself, or none has, and their weights are normalised together.
+        shares, of sum 1, and each block is normalised by itself; or none has a share, and their weights are normalised
+        together. If a node has no edges in some of the blocks, its shares of the other blocks are scaled to sum 1.
     """
 
     source: int
@@ -72,8 +73,8 @@ class BlockDigraph:
     names : tuple of str
         Name of every layer.
     activations : tuple of arrays, each (n_l,), or None
-        Non-negative activation of every node. The default teleport vector is proportional to them within every layer, and
-        all layers have the same sum in it. Without activations, it is uniform.
+        Non-negative activation of every node. The default teleport vector is proportional to the activations within every
+        layer (uniform where all are zero), and gives all layers the same sum. Without activations, it is uniform.
     labels : tuple, optional
         Label of every node; ``(layer, index)`` by default.
     """
@@ -170,7 +171,7 @@ class BlockDigraph:
         """Compute the default teleport vector, (nodes,), of sum 1."""
         if self.activations is None:
             return np.full(self.n_nodes, 1.0 / self.n_nodes)
-        # They are divided by the maximum first, because sums of huge activations would overflow.
+        # Activations are divided by their maximum first, because sums of huge ones would overflow.
         scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in self.activations]
         return np.concatenate([a / a.sum() for a in scaled]) / len(scaled)
 
@@ -224,11 +225,13 @@ def _weights(edges: EdgeBlock) -> sparse.csr_array:
 def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
     """Convert any graph that :func:`graphs.pagerank` accepts to a :class:`BlockDigraph`.
 
+    `weight` names the edge attribute of a networkx graph; None counts every edge as 1.
+
     Raises
     ------
     GraphError
-        The graph is empty, weights are negative or not finite, a sparse matrix has damaged index arrays, or the type is not
-        supported.
+        The graph is empty, weights are negative, not finite or not real, a sparse matrix is not square or has damaged index
+        arrays, or the type is not supported.
 
     Examples
     --------
@@ -281,8 +284,8 @@ def _edge_blocks(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
 def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
     """Build the digraph that has every edge of a layered graph and its reverse, with the same weight; blocks are not copied.
 
-    A random walk on it is reversible and periodic: it alternates between even and odd layers. So the error of power
-    iteration decreases like gamma**k and no faster.
+    A random walk on this digraph is reversible. It is also periodic, because it alternates between even and odd layers, so
+    the error of power iteration decreases like gamma**k and, as a rule, no faster.
 
     Parameters
     ----------
@@ -303,7 +306,7 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
 
 
 def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int] | None = None) -> BlockDigraph:
-    """Build the digraph of a chain of FFNs with its residual stream: skip connections, and edges from the last layer back.
+    """Build the digraph of a chain of FFNs with its residual stream: skip connections, and edges from its end to its beginning.
 
     Some layers of the graph hold the residual stream. Node j of such a layer passes a share `beta` of its score to node j of
     the next such layer and ``1 - beta`` into the FFN between them; node j of the last one passes its score to node j of the
@@ -323,8 +326,8 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
     Raises
     ------
     GraphError
-        `stream` has fewer than two layers, is not ascending, does not end with the last layer, or has layers of different
-        sizes; or beta is out of range.
+        `stream` has fewer than two layers, is not ascending, has a negative number, does not end with the last layer, or has
+        layers of different sizes; or beta is out of range.
 
     Examples
     --------
@@ -348,26 +351,25 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
     if len(set(sizes)) > 1:
         raise GraphError(f"stream: expected layers of one size, got sizes {sizes} of layers {stream}")
     identity = SparseBlock(sparse.csr_array(sparse.eye_array(sizes[0], format="csr", dtype=np.float64)))
-    next_layer = dict(itertools.pairwise(stream))
-    edges = [replace(e, share=1.0 - beta if e.source in next_layer else 1.0) for e in _edge_blocks(graph)]
-    edges += [EdgeBlock(source, target, identity, share=beta) for source, target in next_layer.items()]
+    edges = [replace(e, share=1.0 - beta if e.source in stream else 1.0) for e in _edge_blocks(graph)]
+    edges += [EdgeBlock(source, target, identity, share=beta) for source, target in itertools.pairwise(stream)]
     edges.append(EdgeBlock(stream[-1], stream[0], identity, share=1.0))
     return BlockDigraph(graph.layer_sizes, tuple(edges), graph.names, graph.activations)
 
 
 def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
-    """Check a teleport and scale it to float64 columns of sum 1, (nodes,) or (nodes, k).
+    """Check a teleport vector and scale every column to sum 1; the result is float64, (nodes,) or (nodes, k).
 
     Parameters
     ----------
     digraph : BlockDigraph
     teleport : mapping from node to weight, (nodes,) or (nodes, k) array, or None
-        None stands for the default of the graph.
+        None stands for the graph's default, see :meth:`BlockDigraph.teleport`.
 
     Raises
     ------
     GraphError
-        Nodes are unknown, the shape does not fit, numbers are negative or not finite, or a column sums to zero.
+        Nodes are unknown, the shape does not fit, numbers are negative, not finite or not real, or a column sums to zero.
 
     Examples
     --------

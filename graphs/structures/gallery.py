@@ -36,7 +36,7 @@ RMAT_A, RMAT_B, RMAT_C = 0.57, 0.19, 0.19
 MAX_SCALE = 30
 MAX_NODES = 2**MAX_SCALE
 
-# Number of edges drawn together: so few that their buffers stay in the cache while they descend through all levels.
+# Number of edges drawn together, so few that their buffers stay in the cache during the descent through all levels.
 RMAT_BATCH = 1 << 17
 
 
@@ -44,8 +44,8 @@ def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.c
     """Draw a Kronecker (R-MAT) digraph with the parameters of Graph500 and GAP's Kron: skewed degrees, small diameter.
 
     Every edge descends through `scale` levels of quadrants, with probabilities 0.57, 0.19, 0.19 and 0.05;
-    then labels are permuted. Repeated edges become one edge of weight 1 and self-loops are removed, so
-    fewer than ``edge_factor * 2**scale`` edges remain (16.1 of 16.8 million at scale 20). Edges
+    then node numbers are permuted. Repeated edges become one edge of weight 1 and self-loops are removed, so
+    at most ``edge_factor * 2**scale`` edges remain (16.1 of 16.8 million at scale 20). Edges
     are directed; GAP also adds their reverses. Many nodes have no edge.
 
     Parameters
@@ -100,7 +100,7 @@ def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.c
 
 
 def uniform(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr_array:
-    """Draw a uniformly random digraph, like GAP's Urand, of the size of :func:`kronecker`: even degrees, small diameter.
+    """Draw a uniformly random digraph, like GAP's Urand, of the size of :func:`kronecker`: similar degrees, small diameter.
 
     Both ends of every edge are drawn independently and uniformly (Erdos-Renyi with a fixed number of
     edges). Repeated edges become one edge of weight 1 and self-loops are removed: with edge factor k about
@@ -170,8 +170,8 @@ def road(side: int = 32, keep: float = 0.95, seed: int = 0) -> sparse.csr_array:
 
     Notes
     -----
-    Cost: one sort of the edges; all else is linear in the ``2 * side * (side - 1)`` streets. The road network of the GAP
-    suite (Beamer, Asanovic and Patterson 2015, arXiv 1508.03619) is a map of the USA.
+    Cost: one sort of the edges, at most ``4 * side * (side - 1)``. The road network of the GAP suite (Beamer, Asanovic and
+    Patterson 2015, arXiv 1508.03619) is a map of the USA.
 
     Examples
     --------
@@ -195,7 +195,7 @@ def power_law(n_nodes: int = 1024, degree: int = 8, exponent: float = 2.1, seed:
 
     ``n_nodes // 10`` random nodes dangle. Every other node draws `degree` targets, the k-th most popular node
     with probability proportional to ``k ** (-1 / (exponent - 1))``, so that the share of nodes with
-    an in-degree above d decreases like ``d ** (1 - exponent)``. Popularity is assigned to the labels at random.
+    an in-degree above d decreases like ``d ** (1 - exponent)``. Popularity does not depend on the number of a node.
     Repeated edges become one edge of weight 1, which lowers the highest in-degrees. A self-loop is replaced by an edge to
     the next most popular node, so that no other node dangles.
 
@@ -247,7 +247,7 @@ def layered(sizes: Sequence[int], density: float = 1.0, seed: int = 0) -> Layere
     """Draw a random layered graph, as a control for the graph of a trained FFN of the same shape.
 
     Weights are absolute standard normal numbers, none of them zero, and activations are lognormal (0, 1). No source
-    dangles: one without an edge gets an edge to a random target.
+    dangles: a source without an edge gets one to a random target.
 
     Parameters
     ----------
@@ -333,7 +333,7 @@ def _unweighted(targets: IntArray, sources: IntArray, n_nodes: int) -> sparse.cs
 
 
 def _weighted(targets: IntArray, sources: IntArray, weights: FloatArray, n_nodes: int) -> sparse.csr_array:
-    """Build a CSR of distinct edges."""
+    """Build a CSR of distinct edges with given weights."""
     keys = targets.astype(np.int64) * n_nodes + sources
     order = np.argsort(keys)
     return _from_keys(keys[order], weights[order], n_nodes, n_nodes)

@@ -19,7 +19,7 @@ def check_layer(graph: LayeredGraph, layer: Any, first: int = 0, *, name: str = 
     ----------
     graph : LayeredGraph
     layer : int or numpy integer
-        From `first` to L; negative numbers are errors.
+        From `first` to the number of the last layer; negative numbers are errors.
     first : int
         Lowest valid number: 1 if the layer must have a block into it, else 0.
     name : str
@@ -59,7 +59,7 @@ def check_node(graph: LayeredGraph, layer: int, node: Any) -> int:
     layer : int
         Number of the layer, which is not checked.
     node : int or numpy integer
-        From 0 to n_l - 1; negative numbers are errors.
+        From 0 to the size of the layer minus 1; negative numbers are errors.
 
     Returns
     -------

@@ -25,8 +25,8 @@ __all__ = ["LayeredGraph"]
 class LayeredGraph:
     """A layered weighted digraph: every edge leads from layer l-1 to layer l.
 
-    :meth:`from_weights` checks its input and builds a graph, which is read-only. It does not copy dense matrices, so
-    later changes of their entries change the graph.
+    A graph is read-only. :meth:`from_weights` checks its input and builds a graph. It does not copy dense matrices of float32
+    or float64, nor tensors of any floating dtype, so later changes of their entries change the graph.
 
     Attributes
     ----------
@@ -73,8 +73,8 @@ class LayeredGraph:
         Raises
         ------
         GraphError
-            Consecutive shapes do not fit, numbers are negative or not finite, a sparse matrix has damaged index arrays, or the
-            number of activations or names is wrong.
+            There are no weights, consecutive shapes do not fit, activations are negative, numbers are not finite or not real,
+            a sparse matrix has damaged index arrays, the number of activations or names is wrong, or names repeat.
 
         Examples
         --------
@@ -127,12 +127,12 @@ class LayeredGraph:
 
     @property
     def capacity(self) -> int:
-        """Largest possible number of edges between the layers."""
+        """Largest possible number of edges: pairs of a node and a node of the next layer."""
         return sum(block.shape[0] * block.shape[1] for block in self.blocks)
 
     @property
     def density(self) -> float:
-        """Number of edges divided by the capacity, 0..1. It costs as much as :attr:`n_edges`."""
+        """Number of edges divided by the capacity, 0..1. Cost: that of :attr:`n_edges`."""
         return self.n_edges / self.capacity if self.capacity else 0.0
 
     @property
@@ -182,8 +182,8 @@ class LayeredGraph:
     def reversed(self) -> LayeredGraph:
         """Return the graph with all edges reversed: the layers are in opposite order, and layer 0 holds the outputs.
 
-        In its ranks, a node's score comes from the nodes that it has edges to in this graph. Dense blocks are views of
-        the same weights, and products read them as fast as those of this graph. CSR blocks are copied.
+        In a rank of the reversed graph, a node's score comes from the nodes to which its edges lead in this graph. Dense blocks
+        are views of the same weights, and products read them as fast as in this graph. CSR blocks are copied.
 
         Examples
         --------
@@ -200,9 +200,9 @@ class LayeredGraph:
     def squared(self) -> LayeredGraph:
         """Return the graph with squared weights and activations; each of several parallel edges is squared by itself.
 
-        If the values of any two sources have a mean product of zero, the energy (sum of squares) of their weighted sum is the
-        sum over the edges of squared weight times squared activation. So shares of squares are shares of energy.
-        Dense blocks are squared as they are read, without a copy; CSR blocks are copied.
+        If the values of any two source nodes have a mean product of zero, the energy (sum of squares) of their weighted sum is
+        the sum, over the edges, of squared weight times squared activation. So shares of squares are shares of energy.
+        Dense blocks are squared as they are read, without a copy; CSR blocks get new weights.
 
         Raises
         ------
@@ -227,7 +227,8 @@ class LayeredGraph:
         -------
         scipy.sparse.csr_array, shape (nodes, nodes)
             Row = target, column = source; node k of layer l has index ``offsets[l] + k``. Indices are int32 where the numbers
-            of nodes and edges fit, else int64. Memory: 8 to 16 bytes per edge.
+            of nodes and edges fit, else int64. Memory: 8 to 16 bytes per edge, and during the call the CSR forms of dense
+            blocks.
 
         Examples
         --------
@@ -285,7 +286,7 @@ class LayeredGraph:
     def __repr__(self) -> str:
         sizes = self.layer_sizes
         shown = " -> ".join(map(str, sizes if len(sizes) <= 6 else (*sizes[:3], "...", *sizes[-2:])))
-        # To count the edges of large dense blocks, all weights would be read: too slow for a repr.
+        # Counting the edges of large dense blocks reads all weights, which is too slow for a repr.
         if all(isinstance(block, SparseBlock) for block in self.blocks) or self.capacity <= 1_000_000:
             edges = f"{self.n_edges:,} edges, density {self.density:.3g}"
         else:

@@ -1,4 +1,4 @@
-"""The layer of every node of a digraph, read from a node attribute or found from the edges."""
+"""Find the layer of every node of a digraph, from a node attribute or from the edges, and sort the nodes of each layer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def read_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, int
     ----------
     digraph : networkx.DiGraph
     attribute : str
-        Name of the attribute. Either all nodes have it or none has. Its values are integers without a gap.
+        Name of the attribute. Either all nodes have it or none has. Its values are consecutive integers; the first may be any.
 
     Returns
     -------
     dict from node to int, or None
-        The layers, counted from 0, or None if no node has the attribute. They are not compared with the edges.
+        The layers, counted from 0, or None if no node has the attribute. Whether they fit the edges is not checked.
 
     Raises
     ------
@@ -66,8 +66,8 @@ def read_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, int
 def find_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     """Find the layer of every node from the edges.
 
-    The layers are unique: every edge leads from a layer to the next, and every weakly connected component begins in layer 0.
-    Cost: every edge is read twice.
+    Every edge leads from a layer to the next, and every weakly connected component begins in layer 0. At most one assignment
+    of layers does both. Cost: every edge is read twice.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def as_number(value: object, name: str) -> float:
 
 
 def as_integer(value: object, name: str) -> int:
-    """Convert an integer, or a float without a fraction, to an int; some file formats have no integers and write 3.0.
+    """Convert an integer, or a float without a fraction, to an int; file formats without integers write 3.0.
 
     Parameters
     ----------

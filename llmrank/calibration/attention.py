@@ -1,9 +1,9 @@
 """Find the value and output maps of every attention, by what they compute.
 
-A single token can only attend to itself, with weight 1. So the input of an attention's output map is, entry for entry, the
-output of its value map. Hooks record the inputs and outputs of each linear map of a block while the model reads some tokens
-one by one; the map whose outputs appear as the inputs of another map is the value map. This tells which rows of a fused map
-are the values, in whatever order it holds queries, keys and values, and which heads share values, without the model's name.
+In a sequence of one token, the token can only attend to itself, with weight 1. So every input of an attention's output map
+is an output of its value map. Hooks record the inputs and outputs of each linear map of a block while the model reads
+sequences of one token; the map whose outputs appear as the inputs of another map is the value map. This tells which rows of a
+fused map (of queries, keys and values, in any order) are the values, and which heads share values, without the model's name.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from llmrank.models.detect import is_linear
 
 __all__ = ["SelectedRows", "find_attentions"]
 
-# Tokens to read: enough that two entries do not agree for all of them by chance, even with eight significant bits.
+# Number of tokens to read, so many that two entries do not agree for all of them by chance, even with eight significant bits.
 PROBES = 16
-# Allowed difference, as a share of the largest value: an attention weight of 1 changes only the last bits.
+# Allowed difference, as a share of the largest value. Multiplying by an attention weight of 1 changes at most the last bits.
 TOLERANCE = 1e-4
 
 
@@ -68,14 +68,15 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
     Returns
     -------
     dict from str to FFN
-        The attentions by the name of the first FFN of their block, of the kind "attention", with two stages. The value map has
-        one row for each input of the output map: heads that share values have a copy each.
+        The attention of every block, under the name of the first FFN of the block. It has the kind "attention" and two stages.
+        The value map has one row for each input of the output map: heads that share values have a copy each.
 
     Raises
     ------
     UnsupportedModelError
-        The model is an encoder-decoder, whose decoder attends to two streams; it does not read token ids; a block has no map
-        whose output is the input of another map, or has several; or weights are offloaded.
+        The model is an encoder-decoder, whose decoder attends to two streams; it does not read token ids; a block has no pair
+        of maps such that the output of one is the input of the other, or has several; the attention and the FFN of a block
+        have different sizes; or the weights of attentions are offloaded.
     StructureError
         FFNs lie outside a stack of blocks.
     CalibrationError
@@ -83,7 +84,7 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
 
     Notes
     -----
-    Cost: a forward pass over 16 tokens, and in every block the distances between the inputs and outputs of its maps.
+    Cost: a forward pass over 16 tokens, and in every block the distances between the inputs and the outputs of its maps.
 
     Examples
     --------
@@ -117,7 +118,7 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
 def _single_token_activations(
     model: nn.Module, ffns: FFNs, maps: dict[str, nn.Module]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return the inputs and outputs of linear maps for single tokens, (tokens, n) each."""
+    """Return the inputs and outputs of linear maps by their names, for sequences of one token; (tokens, n) each."""
     size = getattr(token_embeddings(model), "num_embeddings", None)
     if not isinstance(size, int) or getattr(model, "config", None) is None:
         raise UnsupportedModelError(

@@ -2,8 +2,8 @@
 
 Repair needs the input of an FFN after the FFNs before it were pruned, and the difference that their pruning made to the
 residual stream. Running the model from its start for every FFN would cost half a forward pass for each FFN. If the blocks of a
-stack follow one another directly, the hidden states between them are kept and each block is run by itself; otherwise the
-model runs from its start.
+stack follow one another directly, the hidden states in front of a block are kept and the block runs by itself; otherwise
+the model runs from its start.
 """
 
 from __future__ import annotations
@@ -45,41 +45,42 @@ class Reader(Accumulator, Protocol):
         Parameters
         ----------
         missing : (batch, length, out) tensor or None
-            The tensor to add to the map's output so that the residual stream behind it becomes that of the dense model; None
-            if it is not known.
+            The tensor to add to the map's output so that the residual stream behind the block becomes that of the dense model;
+            None if this tensor is not known.
         """
 
 
 class Stream(Protocol):
-    """The calibration tokens in front of one FFN after the other.
+    """Passes the calibration tokens to one FFN after the other.
 
     Attributes
     ----------
     fitted : int
-        Number of batches to fit a repair to. They come first; the batches after them are held out.
+        Number of batches to fit a repair to. These batches come first; the others are held out.
     """
 
     fitted: int
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:
-        """Pass the inputs of a map for all tokens to a reader; changes of earlier maps have their effect.
+        """Pass the inputs of a map for all tokens to a reader. Maps before it compute with their current weights.
 
         Parameters
         ----------
         ffn : FFN
             Successive calls follow the model's order.
         module : nn.Module
-            An output map of the FFN that has not been changed yet. Each map is fed once.
+            An output map of the FFN that has not been changed yet. Each map is passed once.
         reader : Reader
         dense_reader : Reader, optional
-            Receives the inputs of the map in the dense model. Only a stream that follows the dense model feeds it.
+            Receives the inputs of the map in the dense model, if the stream follows the dense model and the map is the first
+            one of its block to be fed.
         """
 
 
 class BlockStream:
     """A stream that keeps the hidden states between blocks, and runs each block by itself.
 
-    Each block runs twice: once to feed the readers of its FFNs, and once more to advance the hidden states past it.
+    A block runs once for each map that is fed, and once more to advance the hidden states past the block.
 
     Parameters
     ----------
@@ -94,14 +95,15 @@ class BlockStream:
         See :class:`Stream`.
     follow : bool
         Whether to keep the hidden states of the dense model beside those of the model that is being pruned, and to tell readers
-        what the residual stream misses, wherever a block adds the output of its FFN to the stream without a change.
+        what the residual stream misses, if a block adds the output of its FFN to the stream without a change.
 
     Notes
     -----
-    Cost: two forward passes for all FFNs together, three to follow the dense model. Instead of a second run of a block, only
-    its FFN runs again if the block adds the output of the FFN's module to the stream and has no other FFN, the FFN has one
-    hidden layer, and the dtype is not of half precision. Memory: the hidden states of all tokens, twice to follow; the inputs
-    of one FFN for all tokens; the states of the record while it keeps them; and one block's forward pass for one batch.
+    Cost, if every FFN has one map to feed: two forward passes for all FFNs together, three to follow the dense model. Instead
+    of a second run of a block, only its FFN runs again if the block adds the output of the FFN's module to the stream and has
+    no other FFN, the FFN has one hidden layer, and the dtype is not of half precision. Memory: the hidden states of all tokens,
+    twice to follow; the inputs of one FFN for all tokens; the states of the record while it keeps them; and one block's forward
+    pass for one batch.
     """
 
     def __init__(
@@ -126,9 +128,9 @@ class BlockStream:
         self._batch_masks = masks
         self._states, self._dense_states = self._first_states(record, follow=follow)
         self._position = self._dense_position = 0
-        # The first batch of the dense model's states, in front of the block that they passed last.
+        # The first batch of the dense model's states in front of the last block that these states have passed.
         self._dense_input: torch.Tensor | None = None
-        # If only an FFN has to run to advance past its block: its module, and its calls, one for each batch.
+        # If only an FFN must run again to advance past its block: the FFN's module, and its calls, one for each batch.
         self._pending_ffn: nn.Module | None = None
         self._pending_calls: list[Call] = []
         # Memory for the inputs in these calls.
@@ -160,7 +162,7 @@ class BlockStream:
         if module is ffn.stages[-1][0].module:
             is_added, ffn_suffices = self._try_addition(position, ffn, module)
         knows_missing = bool(self._dense_states) and is_added
-        # If nothing else in the block changes before the stream leaves it, the block's output minus that of the FFN is kept.
+        # If only this map of the block is fed, the states become the block's output minus the FFN's output, which is added later.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
         calls: list[tuple[Call, Any]] = []
         with ExitStack() as hooks:
@@ -178,7 +180,7 @@ class BlockStream:
 
     def _advance_dense(self, position: int, ffn: FFN, module: nn.Module, dense_reader: Reader | None) -> None:
         """Advance the dense model's states past a block, before anything in it is pruned."""
-        # Blocks before the first pruned one run for both models, with the same result.
+        # In the blocks that were not fed nothing was pruned, so they compute for the dense model too.
         for earlier in range(self._dense_position, position):
             self._advance(earlier, self._dense_states)
         self._dense_input = self._dense_states[0].clone()
@@ -194,8 +196,8 @@ class BlockStream:
     def _try_addition(self, position: int, ffn: FFN, module: nn.Module) -> tuple[bool, bool]:
         """Try on the first batch what happens to the block's output if a tensor is added to the output of a map.
 
-        Returns whether the block's output changes by just that tensor, and whether the FFN's module, called again by itself
-        and without the tensor, returns what it returned in the block minus just that tensor.
+        Returns whether the block's output changes by that tensor alone, and whether the FFN's module, called again by itself
+        and without the tensor, returns what it returned in the block minus that tensor.
         """
         if self._dense_input is not None:
             block_input, output = self._dense_input, self._dense_states[0]
@@ -330,7 +332,7 @@ class PassStream:
 
     Notes
     -----
-    Cost: half a forward pass for each FFN on average.
+    Cost for each FFN: half a forward pass on average, but a complete one for the first batch.
     """
 
     def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], fitted: int) -> None:
@@ -384,7 +386,7 @@ def open_stream(
     record : Recording
         A recording of the forward passes of `sequences`, followed by those of `held_out`.
     held_out : TokenSequences, optional
-        The sequences that choose and validate a repair.
+        The sequences on which a repair is chosen and validated.
     follow : bool
         See :class:`BlockStream`; a :class:`PassStream` does not follow the dense model.
     """

@@ -45,14 +45,14 @@ Progress = Callable[[Sequence[Any], str], Any]
 
 @contextmanager
 def progress_step(progress: Progress | None, description: str) -> Iterator[None]:
-    """Show a piece of work as a progress of one step; None shows nothing."""
+    """Show the work inside the context as a progress of one step; without `progress`, show nothing."""
     for _ in progress([None], description) if progress else [None]:
         yield
 
 
 @dataclass
 class TokenMasks:
-    """The tokens of the current batch that are not padding; None means all tokens.
+    """Masks of the current batch, False at padding; None if no token is padding.
 
     Attributes
     ----------
@@ -72,11 +72,11 @@ class Accumulator(Protocol):
     """Receives the inputs or outputs of a module."""
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Add the values (..., n) of one batch; the mask is False at rows that do not count."""
+        """Add the values (..., n) of one batch; the mask is False at rows that do not count, None if all rows count."""
 
 
 def unpadded_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the rows (tokens, n) of values (..., n) that are not padding."""
+    """Return the rows (tokens, n) of values (..., n) that are not padding; without a mask, all rows."""
     values = values.detach()
     if mask is not None:
         values = values[mask.to(values.device)]
@@ -86,18 +86,20 @@ def unpadded_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tens
 def model_inputs(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, *, text_only: bool = False
 ) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
-    """Return the keyword inputs of a forward pass, and the token masks of the input and of the decoder's input.
+    """Return the keyword inputs of a forward pass, and the masks of the input and of the decoder's input, see TokenMasks.
 
     An encoder-decoder model runs as a prefix language model: the encoder reads the first half of a sequence, and the decoder
     predicts the second half, which it reads shifted by its start token (teacher forcing).
 
-    Some decoders skip the blocks that attend to an image if there is none (Mllama). Unless `text_only` is set, they get one
+    Without an image, some decoders skip the blocks that attend to the image (Mllama). Unless `text_only` is set, they get one
     vector of zeros as the image: attention to it adds nothing, and the FFNs of these blocks process the text.
 
     Raises
     ------
     CalibrationError
-        Token ids lie outside the model's vocabulary, a language model gets features, or the model does not read token ids.
+        The model does not read token ids, or cannot read these (see :func:`check_ids`).
+    OptionError
+        See :func:`input_device`.
     """
     config = getattr(model, "config", None)
     if config is not None:
@@ -144,7 +146,7 @@ def model_inputs(
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Return the device for a model's inputs: that of its first parameter while the model computes.
+    """Return the device for a model's inputs: the device of its first parameter while the model computes.
 
     Parameters
     ----------
@@ -174,7 +176,7 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def longest_input(model: nn.Module) -> int | None:
-    """Return the largest number of tokens that a model takes, or None if there is no limit."""
+    """Return the largest number of tokens that a model takes, or None if its configuration states no limit."""
     config = getattr(model, "config", None)
     stated = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
     # XLNet has -1 for no limit.
@@ -190,13 +192,13 @@ def longest_input(model: nn.Module) -> int | None:
 
 
 def fitting_length(model: nn.Module, length: int) -> int:
-    """Return `length`, or the largest number of tokens that the model takes if that is smaller."""
+    """Return `length`, or the largest number of tokens that the model takes if that number is smaller."""
     longest = longest_input(model)
     return length if longest is None else min(length, longest)
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
-    """Check that a language model can read these ids.
+    """Check that a language model can read token ids.
 
     On a GPU, a bad id would make the device unusable for the process.
 
@@ -208,7 +210,8 @@ def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
     Raises
     ------
     CalibrationError
-        They are not integers, lie outside the model's vocabulary, or are longer than the model takes.
+        The ids are floating-point numbers or lie outside the model's vocabulary, or the sequences are longer than the model
+        takes.
     """
     if ids.is_floating_point():
         raise CalibrationError(
@@ -230,7 +233,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
 
 
 def token_embeddings(model: nn.Module) -> Any:
-    """Return the module that holds the token embeddings, or None."""
+    """Return the module that holds the token embeddings; None for a plain module."""
     input_embeddings: Any = getattr(model, "get_input_embeddings", None)
     return input_embeddings() if callable(input_embeddings) else None
 
@@ -242,7 +245,7 @@ def is_decoder(model: nn.Module, ffn: FFN) -> bool:
 
 
 def run_body(body: nn.Module, inputs: dict[str, Any]) -> Any:
-    """Run a forward pass and return its result; a plain module takes the ids (or features) as its only argument."""
+    """Run a forward pass and return its result; a module without a config gets the ids (or features) alone."""
     return body(**inputs) if hasattr(body, "config") else body(inputs["input_ids"])
 
 
@@ -255,7 +258,7 @@ def run_sequences(model: nn.Module, ffns: FFNs, batches: Iterable[tuple[torch.Te
 
 
 def body_of(model: nn.Module, ffns: FFNs) -> nn.Module:
-    """Return the model without its prediction head, to save the logits; the model itself if an FFN lies outside of that part."""
+    """Return the model without its prediction head, to save the logits; the model itself if that part lacks an FFN."""
     body = getattr(model, "base_model", model)
     inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) else set()
     if all(id(module) in inside for module in ffns.modules):
@@ -332,7 +335,7 @@ def substitute_forward(hooks: ExitStack, module: nn.Module, forward: Callable[..
 
 
 def write_count(values: torch.Tensor) -> int | None:
-    """Return how often a tensor was written to, or None if torch does not count (inference tensors)."""
+    """Return how often a tensor was written to in place, or None if torch does not count (inference tensors)."""
     return None if values.is_inference() else values._version
 
 

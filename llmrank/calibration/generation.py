@@ -1,7 +1,7 @@
 """Calibration text that a language model writes by itself, and the settings with which a model generates.
 
-A model's own text resembles its training data, whatever that was, and needs no data. Source: Williams, Chrysostomou and Aletras
-2024 (arXiv 2410.17170); here it is sampled at temperature 1 throughout.
+A model's own text resembles its training data, which need not be known. Source: Williams, Chrysostomou and Aletras 2024
+(arXiv 2410.17170); here the text is sampled at temperature 1 throughout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 # Longest text in tokens. Longer sequences consist of several texts, so that the memory for keys and values stays small.
 LONGEST_TEXT = 256
-# Number of texts written at once: it spreads the cost of reading the weights, and keeps the keys and values small.
+# Number of texts written at once: enough to share the cost of reading the weights, and few enough for small keys and values.
 TEXTS_AT_ONCE = 16
 
 
@@ -40,7 +40,7 @@ def end_tokens(model: Any) -> list[int]:
 
 
 def _stated_token(model: Any, name: str) -> Any:
-    """Return a special token (or a list) that the generation settings state, or else the configuration; None if neither does."""
+    """Return a special token (or a list) from the generation settings, or else from the configuration; None if both lack it."""
     stated = (getattr(source, name, None) for source in (model.generation_config, model.config))
     return next((value for value in stated if value is not None), None)
 
@@ -62,7 +62,7 @@ def _can_generate(model: Any) -> bool:
 def _first_token(model: Any) -> int | None:
     """Return the token that begins a text: the beginning-of-text token, or else one that ends a text.
 
-    A configuration may name tokens outside the vocabulary, as defaults of its class.
+    Tokens outside the vocabulary, which a configuration may have as defaults of its class, are passed over.
     """
     candidates = [_stated_token(model, "bos_token_id"), *end_tokens(model)]
     size = getattr(model.config.get_text_config(), "vocab_size", 0)
@@ -71,7 +71,9 @@ def _first_token(model: Any) -> int | None:
 
 @contextmanager
 def generation_settings(model: Any, **settings: Any) -> Iterator[None]:
-    """Make a model generate with these settings alone; otherwise `generate` takes missing settings from the model's own.
+    """Make a model generate with these settings alone, inside the context.
+
+    Otherwise `generate` would take missing settings from the model's own.
 
     Parameters
     ----------
@@ -106,11 +108,11 @@ def generate_text(
     model : transformers causal language model
         It is not changed.
     tokenizer : transformers tokenizer or None
-        Tells which tokens are special; without one, only those that begin and end a text are.
+        Tells which tokens are special; without a tokenizer, only the tokens that begin and end a text are.
     samples, sequence_length : int
-        Number of sequences, and their tokens, at most as many as the model takes. A sequence of more than 256 tokens consists
-        of several texts of one length, one after the other; the last one may be cut off. Every text begins with the
-        beginning-of-text token, or else with one that ends a text.
+        Number of sequences, and of tokens in each; a model that takes fewer tokens gets shorter sequences. A sequence of more
+        than 256 tokens consists of several texts of one length, one after the other; the last text may be cut off. Every text
+        begins with the beginning-of-text token, or else with one that ends a text.
     seed : int
         Seed of the sampling. The random state of torch is restored afterwards, on the CPU and on CUDA devices.
     batch_size : int
@@ -124,13 +126,13 @@ def generate_text(
         The model is no decoder, cannot generate, has neither a beginning-of-text nor an end-of-text token in its vocabulary, or
         fails while it generates.
     CalibrationError
-        A number is out of range, or predictions are not finite.
+        A number is out of range, or predictions are NaN or +Inf.
 
     Notes
     -----
-    Cost: texts of a batch grow together, by one token each in every forward pass, which takes several times as long as reading
-    the finished texts; 16 sequences of 1024 tokens take 1020 passes. Memory: the keys and values of `batch_size` texts, which
-    short texts keep small.
+    Cost: in every forward pass, each text of a batch grows by one token. All passes together take several times as long as one
+    pass over the finished texts; 16 sequences of 1024 tokens take 1020 passes. Memory: the keys and values of `batch_size`
+    texts.
     """
     check_predicts(model, "text of its own")
     if not _can_generate(model):
@@ -173,7 +175,7 @@ def generate_text(
 def _generate(
     model: Any, batches: list[torch.Tensor], settings: dict[str, Any], seed: int, progress: Progress | None
 ) -> list[torch.Tensor]:
-    """Continue each batch of first tokens; errors of the model's own code become UnsupportedModelError."""
+    """Continue each batch of first tokens; errors of its code, but not out-of-memory, become UnsupportedModelError."""
     from transformers import LogitsProcessorList
 
     with (

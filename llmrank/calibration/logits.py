@@ -1,8 +1,8 @@
 """Predictions of a language model for every token of a text, given the tokens before it, a few positions at a time.
 
 Logits are the largest tensor of a forward pass: for 1024 tokens and a vocabulary of 50,000 they take 200 MB, and as much
-again to work with, while the results taken from them are small. So the model runs without its head, and the head then runs on one
-band of positions after the other.
+again to work with, while the results taken from them are small. So the model runs without its head, and the head then runs on
+one band of positions after the other. The model without its head is called the body here.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from llmrank.errors import UnsupportedModelError
 
 __all__ = ["Prediction", "Predictor", "check_predicts", "predicts_next_token"]
 
-# The logits, targets and valid targets of a band, see Predictor.bands.
+# The logits and targets of a band, and the mask of the valid targets, see Predictor.bands.
 Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # Number of positions whose logits are computed at once, over all sequences of a batch.
 POSITIONS_AT_ONCE = 128
-# A body is tried on this many positions: their logits are computed together, and in two halves.
+# Number of positions on which a body is tried: their logits are computed together, and in two halves.
 N_TRIAL_POSITIONS = 4
-# Allowed difference of the two, in rounding errors of the largest logit; half precision rounds once, after the sum.
+# Allowed difference between the two, in rounding errors of the largest logit. The second number is for half precision, which
+# rounds once, after the sum.
 ROUNDINGS, COARSE_ROUNDINGS = 64, 4
 
 
 def predicts_next_token(model: nn.Module) -> bool:
-    """Whether the model predicts a token from those before it: a decoder with a prediction head."""
+    """Whether the model predicts a token from those before it, judged by its class name: a decoder with a prediction head."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
         return False
@@ -71,10 +72,10 @@ class Predictor:
     Notes
     -----
     Cost: a forward pass; on the first batch, one more for every body that is tried without success. Memory: the logits of two
-    bands of 128 positions (of at least one position of every sequence), and a forward pass without the head. Some models
-    cannot run their head by itself: they call no body, or several times, or need other positions of its output than the one
-    they predict for (T5). A trial on the first batch detects that. Then the logits of the whole batch are computed:
-    batch * length * vocabulary * 4 bytes.
+    bands, and a forward pass without the head. A band has 128 positions, counted over all sequences of a batch, but at least
+    one of each sequence. Some models cannot run their head by itself: they have no body (T5), call it several times, or need
+    other positions of its output than the one whose logits they compute. A trial on the first batch detects that. Then the
+    logits of the whole batch are computed: batch * length * vocabulary * 4 bytes in float32.
     """
 
     def __init__(self, model: Any) -> None:
@@ -94,7 +95,8 @@ class Predictor:
         Yields
         ------
         logits : (batch, steps, vocabulary) tensor
-            Predictions for all tokens of a sequence but the first; an encoder-decoder predicts the second half, given the first.
+            Predictions for the `steps` tokens of a band. All bands together predict every token of a sequence but the first; an
+            encoder-decoder predicts the second half, given the first half.
         targets : (batch, steps) int64 tensor
         valid : (batch, steps) bool tensor
             False if the target is padding. All three tensors are on the device of the logits.
@@ -133,7 +135,7 @@ class Predictor:
         mask: torch.Tensor,
         logits_function: Callable[[dict[str, Any]], Callable[[slice], torch.Tensor]],
     ) -> Callable[[], Iterator[Prediction]]:
-        """Return a function that yields the bands; `logits_function` maps a model's inputs to the logits of a band."""
+        """Return a function that yields the bands; `logits_function` is :meth:`_logits`, or a function like it."""
         inputs, _, _ = model_inputs(self._model, ids, mask, text_only=True)
         first = ids.shape[1] // 2 if "decoder_input_ids" in inputs else 1
         targets, valid = ids[:, first:], mask[:, first:]
@@ -182,7 +184,7 @@ class Predictor:
         return torch.allclose(halves, together, rtol=0.0, atol=roundings * eps * largest, equal_nan=True)
 
     def _band_logits(self, body: nn.Module, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
-        """Return a function that runs the model on a band; its body runs once and then returns bands of that output."""
+        """Return a function that runs the model on a band; the body runs at the first call only, and its output is kept."""
         forward = body.forward
         returned: list[Any] = []
 
@@ -215,7 +217,8 @@ def _bodies(model: Any) -> list[nn.Module]:
         return []
     bodies = [model.base_model]
     if not model.config.is_encoder_decoder:
-        # Some models hold the decoder inside their body (OPT). In an encoder-decoder, the encoder would run again for every band.
+        # Some models hold the decoder inside their body (OPT). In an encoder-decoder, the decoder is no body, because the encoder
+        # would run again for every band.
         bodies.insert(0, model.get_decoder())  # type: ignore[no-untyped-call]
     return [body for body in dict.fromkeys(bodies) if isinstance(body, nn.Module) and body is not model]
 

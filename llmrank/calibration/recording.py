@@ -77,7 +77,7 @@ class Recording:
         """Record the output of a block, after it has run."""
         if self._input is not None:
             hidden, count_before = self._input
-            # If the block wrote to its input, the kept tensor is not what the block must get the next time.
+            # If the block wrote to its input, the recorded states are no longer those that the block got.
             self.unbroken = self.unbroken and write_count(hidden) == count_before
             self._input = None
         self._last_output = first_output(output)
@@ -92,7 +92,7 @@ def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
     ----------
     model : nn.Module
     ffns : FFNs
-        If they lie in several stacks (encoder and decoder), or in none, nothing is recorded.
+        If the FFNs lie in several stacks (encoder and decoder), or in none, nothing is recorded.
     """
     stacks = {ffn.stack for ffn in ffns}
     names = {ffn.name for ffn in ffns}

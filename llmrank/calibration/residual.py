@@ -13,7 +13,7 @@ __all__ = ["SkipSums", "block_path", "hidden_states"]
 
 
 def block_path(ffn: FFN) -> str:
-    """Return the path of the block of the repeating stack that an FFN lies in.
+    """Return the path of the transformer block that an FFN lies in.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class SkipSums:
         self._change_norms += float((after - before).norm(dim=-1).double().sum())
 
     def share(self) -> float:
-        """Return the share, 0..1; 0 if no token was added."""
+        """Return the share, 0..1; 0 if no token was added, or all hidden states were zero."""
         total = self._input_norms + self._change_norms
         return self._input_norms / total if total > 0 else 0.0
 
@@ -93,7 +93,7 @@ def hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor
     Raises
     ------
     StructureError
-        The first argument is not a tensor of hidden states.
+        The first argument, or `hidden_states` if all arguments are keywords, is not a tensor.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Collect statistics of the activations at every layer of the FFNs, with forward hooks.
 
-Only the sums of the values and of their squares over all tokens that are not padding are kept, in float64. The
-activations themselves are never stored.
+The hooks add the activations and their squares to sums over all tokens that are not padding, in float64 (float32 on MPS).
+They do not store the activations themselves.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LayerStatistics:
     Attributes
     ----------
     norm : (n,) float64 tensor
-        sqrt(sum over tokens of x^2), the activation of each node.
+        sqrt(sum over tokens of x^2): the activation of each node in a graph.
     mean : (n,) float64 tensor
         Mean over tokens.
     variance : (n,) float64 tensor
@@ -49,8 +49,9 @@ class LayerStatistics:
     count : int
         Number of tokens.
     read_norm : (n,) float64 tensor
-        Norm of the inputs of the maps that read this layer. It equals `norm` except for explicit FFNs (Linears named by a
-        `structure_dict`), where `norm` is taken of the Linear's own output.
+        Norm of the values that the next linear maps read. :func:`collect_statistics` makes it equal to `norm`, except in a hidden
+        layer of an explicit FFN (Linears named by a `structure_dict`): there `norm` is that of the output of the layer's own
+        Linear, before an activation function.
     """
 
     norm: torch.Tensor
@@ -67,11 +68,12 @@ class FFNStatistics:
     Attributes
     ----------
     layers : tuple of LayerStatistics
-        One for each of its layers of nodes, inputs first: one more than it has stages.
+        Statistics of each layer of nodes, inputs first: one layer more than the FFN has stages.
     skip : float, optional
-        Share of the residual stream that skips its block, see :class:`llmrank.calibration.residual.SkipSums`; if requested.
+        Share of the residual stream that skips the FFN's block, if requested, see
+        :class:`llmrank.calibration.residual.SkipSums`.
     attention : AttentionStatistics, optional
-        Statistics of the attention in front of it, if requested.
+        Statistics of the attention in front of the FFN, if requested.
     """
 
     layers: tuple[LayerStatistics, ...]
@@ -81,14 +83,14 @@ class FFNStatistics:
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    """Statistics of one attention.
+    """Statistics of the attention of one transformer block.
 
     Attributes
     ----------
     attention : FFN
-        An attention in the form of an FFN, of the kind "attention".
+        The attention, described as an FFN of the kind "attention".
     layers : tuple of LayerStatistics
-        Statistics of the input of its value map, and of the input and the output of its output map.
+        Statistics of the input of the value map, and of the input and the output of the output map.
     """
 
     attention: FFN
@@ -111,17 +113,17 @@ class _LayerSums:
         self.squares += values.square().sum(0)
         self.count += len(values)
 
-    def finish(self, layer: str) -> LayerStatistics:
+    def finish(self, place: str) -> LayerStatistics:
         if self.count == 0:
             raise CalibrationError(
-                f"no calibration token passed through {layer}: the module was never called in a forward pass; remove it "
+                f"no calibration token passed through {place}: the module was never called in a forward pass; remove it "
                 "from the model, or name the Linears to prune with structure_dict="
             )
         total, squares = self.total.double().cpu(), self.squares.double().cpu()
         if not bool(torch.isfinite(squares).all()):
             bad = int((~torch.isfinite(squares)).nonzero()[0])
             raise CalibrationError(
-                f"the activations of {layer} are not finite, first at neuron {bad}: the weights hold NaN or Inf, or the "
+                f"the activations of {place} are not finite, first at neuron {bad}: the weights hold NaN or Inf, or the "
                 "dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
             )
         mean = total / self.count
@@ -144,18 +146,18 @@ def collect_statistics(
     Parameters
     ----------
     model : nn.Module
-        A transformers model, or a module that takes the ids alone. It runs without gradients in evaluation mode, and is
-        left in the mode that it had.
+        A transformers model, or a plain module that takes token ids or features as its only argument. It runs without gradients
+        in evaluation mode; afterwards its modules have the modes that they had before.
     ffns : FFNs
     sequences : TokenSequences
     batch_size : int
-        Number of sequences in one forward pass; the result does not depend on it except for rounding.
+        Number of sequences in one forward pass; it changes the result by round-off only.
     progress : callable, optional
-        ``progress(items, description)`` returns an iterable over the items.
+        ``progress(items, description)`` returns an iterable over the items, and shows the progress.
     skips : bool
-        Whether to measure the share of the residual stream that skips every block.
+        Whether to measure, for every block, the share of the residual stream that skips it.
     attentions : mapping from str to FFN, optional
-        The attentions to collect statistics of too, by the name of the FFN behind them, see
+        Attentions whose statistics are collected too, by the name of the FFN behind each, see
         :mod:`llmrank.calibration.attention`.
 
     Returns
@@ -166,15 +168,15 @@ def collect_statistics(
     Raises
     ------
     CalibrationError
-        Activations are not finite (the message names the layer), no token reached an FFN, or the model does not run on token
-        ids alone.
+        Activations are not finite (the message names the layer), no token reached an FFN, padding cannot be told from text, the
+        ids lie outside the vocabulary, or the model does not run on token ids alone.
     StructureError
-        `skips` is set, and FFNs have no residual stream.
+        `skips` is set, and an FFN lies in no block with a residual stream.
 
     Notes
     -----
-    Cost: one forward pass, without the prediction head if the model has a separate body. Memory: three float64 numbers for
-    each node, and that of the forward pass.
+    Cost: one forward pass of all sequences, without the prediction head if all FFNs lie in the body of the model. Memory: a few
+    float64 numbers for each node, and that of the forward pass of one batch.
     """
     masks = TokenMasks()
     attentions = attentions or {}
@@ -217,7 +219,7 @@ def collect_statistics(
 def _add_block_hook(
     hooks: ExitStack, model: nn.Module, ffn: FFN, block: nn.Module, sums: SkipSums, masks: TokenMasks
 ) -> None:
-    """Add the hidden states in front of and behind a block to sums, until `hooks` closes."""
+    """Register a hook that adds the hidden states in front of and behind a block to `sums`, until `hooks` closes."""
     side = "decoder" if is_decoder(model, ffn) else "input"
 
     def add(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -231,7 +233,7 @@ def _add_block_hook(
 
 
 class _FFNSums:
-    """All sums of one FFN (or attention); hooks add to them until `hooks` closes."""
+    """The sums of all layers of one FFN or attention; module hooks add to these sums until `hooks` closes."""
 
     def __init__(self, hooks: ExitStack, model: nn.Module, ffn: FFN, masks: TokenMasks) -> None:
         self._ffn = ffn
@@ -247,17 +249,14 @@ class _FFNSums:
     def finish(self) -> tuple[LayerStatistics, ...]:
         """Return the statistics of every layer."""
         ffn = self._ffn
-        read = [
+        inputs = [
             sums.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})") for k, sums in enumerate(self._input_sums)
         ]
-        written = {
+        outputs = {
             layer: sums.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})")
             for layer, sums in self._output_sums.items()
         }
         if ffn.kind == "explicit":
-            inner = [
-                replace(written[layer], read_norm=read[layer].norm) if layer < len(read) else written[layer]
-                for layer in range(1, len(read) + 1)
-            ]
-            return (read[0], *inner)
-        return (*read, written[len(read)])
+            hidden = [replace(outputs[layer], read_norm=inputs[layer].norm) for layer in range(1, len(inputs))]
+            return (inputs[0], *hidden, outputs[len(inputs)])
+        return (*inputs, outputs[len(inputs)])

@@ -34,28 +34,28 @@ __all__ = ["main"]
 
 
 class QuietConsole(Console):
-    """A console that falls silent when its reader has gone (``llmrank prune ... | head -1``), so that the command runs on."""
+    """A console that prints nothing more once its reader has gone (``llmrank prune ... | head -1``); the command runs on."""
 
     def on_broken_pipe(self) -> None:
-        """Print nothing more, neither now nor when the interpreter flushes its streams."""
+        """Drop all further output, also what the interpreter flushes at its exit."""
         self.quiet = True
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), self.file.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; an error is printed on standard error as one sentence, with ``--debug`` after its traceback.
+    """Run a command. An error is printed on standard error as a sentence; ``--debug`` prints its traceback first.
 
     Parameters
     ----------
     arguments : sequence of str, optional
-        The arguments of the process by default.
+        By default the arguments of the process.
 
     Returns
     -------
     int
-        The exit status: 0 for success, also if the reader of the output has gone; 1 for an unexpected error, which is a bug; 2
-        for bad input, a file that cannot be read or written, or too little memory; 130 after Ctrl-C, 143 after SIGTERM, 129
+        The exit status: 0 after success, also if the reader of the output has gone; 1 after an unexpected error, which is a bug;
+        2 after bad input, a file that cannot be read or written, or too little memory; 130 after Ctrl-C, 143 after SIGTERM, 129
         after SIGHUP.
 
     Raises
@@ -70,16 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Characters that the terminal's encoding lacks are escaped: an error would lose what was computed.
+            # Characters that the terminal's encoding lacks are escaped: an error here would lose the results of the command.
             stream.reconfigure(errors="backslashreplace")
     root = parser()
     for argument in arguments:
-        # argparse would take this value for the end of the options, and set the option to an empty list.
+        # argparse would take the value "--" for the end of the options, and set the option to an empty list.
         if argument.startswith("--") and argument.endswith("=--"):
             root.error(f"argument {argument.removesuffix('=--')}: expected a value, got '--'")
     options = root.parse_args(arguments)
     console = QuietConsole(soft_wrap=not sys.stdout.isatty())
-    # Logs and bars of libraries would mix with ours; their errors arrive as exceptions.
+    # Logs and progress bars of libraries would mix with the output of the command; their errors are raised as exceptions.
     for library in ("transformers", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP of a terminal that closes, end a command as Ctrl-C does: half-written results are removed."""
+    """Make SIGTERM and SIGHUP (a terminal closes) end a command as Ctrl-C does, so that half-written results are removed."""
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     # A signal that is ignored (nohup) or handled already is left alone.
     signals = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
@@ -108,7 +108,7 @@ def _signals_interrupt() -> Iterator[None]:
         signals = []
 
     def interrupt(number: int, _frame: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second signal must not stop the removal
+        signal.signal(number, signal.SIG_IGN)  # the same signal again must not stop the removal
         raise KeyboardInterrupt(number)
 
     for number in signals:
@@ -130,8 +130,8 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     if is_out_of_memory(error):
         reason = f" ({error})" if str(error) else ""
         return 2, (
-            f"error: not enough memory{reason}; use shorter sequences (--sequence-length), fewer of them (--samples) or at "
-            "once (--batch-size 1), a narrower type (--dtype bfloat16), or another --device"
+            f"error: not enough memory{reason}; use shorter sequences (--sequence-length), fewer sequences (--samples), "
+            "smaller batches (--batch-size 1), a narrower type (--dtype bfloat16), or another --device"
         )
     if isinstance(error, (LLMRankError, GraphError, OSError)):
         return 2, f"error: {error}"
@@ -143,7 +143,7 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    # These options are accepted before the command and after it.
+    # The options of `common` are accepted before the command and after it.
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="print the traceback of an error"
@@ -159,11 +159,11 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add_demo_options(add("demo", run_demo, f"prune {DEMO_NAME} and show what it cost; nothing to prepare"))
+    add_demo_options(add("demo", run_demo, f"prune {DEMO_NAME} and compare it with the dense model"))
     add_prune_options(add("prune", run_prune, "prune a model and write a checkpoint"))
-    add_inspect_options(add("inspect", run_inspect, "show the graph of a model and where its rank lies"))
+    add_inspect_options(add("inspect", run_inspect, "show the graph of a model and the scores of its neurons"))
     add_evaluate_options(
-        add("evaluate", run_evaluate, "measure how good a model is, pruned or not, and how close to another")
+        add("evaluate", run_evaluate, "measure how good a model is, pruned or not, and how close it is to another")
     )
     components = add(
         "components", run_components, "list pipelines, scorers, pruners and repairs, or the options of one"

@@ -71,5 +71,5 @@ def _summary(component: type) -> str:
 
 
 def _without_markup(text: str) -> str:
-    """Return the text of a docstring without roles and backticks."""
+    """Return the text of a docstring without reStructuredText roles and backticks."""
     return re.sub(r":\w+:`[~\w.]*?(\w+)`", r"\1", text).replace("``", "").replace("`", "")

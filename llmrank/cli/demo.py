@@ -1,4 +1,4 @@
-"""``llmrank demo``: prune a real LLM by the rank of its graph, and show what it writes before and after."""
+"""The work of ``llmrank demo``: prune a language model, and show what the model writes before and after."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["draw_figure", "run"]
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 FIGURE_FILE = "removed_neurons.png"
 DIFFERENT_COMPLETION = (
-    "the pruned model completes the sentence with another word than the dense model: it has lost knowledge. Less is lost if "
-    "fewer neurons are removed (--amount 0.1), or if the model is calibrated on more text of the kind that it will read "
+    "the pruned model completes the sentence with another word than the dense model, so it may have lost knowledge. Less is lost "
+    "if fewer neurons are removed (--amount 0.1), or if the model is calibrated on more text of the kind that it will read "
     "(--samples 64 --calibration FILE)."
 )
 
@@ -33,8 +33,8 @@ DIFFERENT_COMPLETION = (
 def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PROMPT) -> Path:
     """Run a pipeline, save the checkpoint and the report, print the results, and write a figure.
 
-    The checkpoint is saved before the results are printed, so that no later failure can lose it. If the figure cannot be written,
-    a warning is printed and no error is raised.
+    The checkpoint is saved before the results are printed, so that a later failure does not lose it. If the figure cannot be
+    written to disk, a warning is printed and no error is raised.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
         Directory to write, absent or empty.
     console : rich Console
     prompt : str
-        Text that the dense and the pruned model complete.
+        Text that the dense and the pruned model continue, if they can write text.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
         directory = checkpoint.save(output, model, pipeline.tokenizer, pipeline.masks, report_content)
     console.print(report.table())
     for name, text in completions.items():
-        # What a model writes may look like markup of rich; Text shows it as it is.
+        # The text of a model may look like rich's markup; Text shows it unchanged.
         console.print(Text.assemble(f"{name:>7}: {prompt}", (text, "bold")), highlight=False)
     if can_complete and _first_word(completions["pruned"]) != _first_word(completions["dense"]):
         console.print(Text(f"Warning: {DIFFERENT_COMPLETION}", style="bold yellow"))
@@ -85,7 +85,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
 
 
 def _first_word(text: str) -> str:
-    """Return the first word of a completion without punctuation at its ends; an empty string if there is none."""
+    """Return the first word of a text without punctuation at its ends; an empty string if there is no word."""
     return next(iter(text.split()), "").strip(".,;:!?")
 
 

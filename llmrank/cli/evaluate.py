@@ -1,4 +1,4 @@
-"""``llmrank evaluate`` and ``llmrank families``."""
+"""``llmrank evaluate`` and ``llmrank families``: their options, and what they run and print."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from llmrank.pipeline.report import dtype_name, environment, json_safe
 
 __all__ = ["add_evaluate_options", "run_evaluate", "run_families"]
 
-# Label of each metric in the table, and whether it is a share.
+# By metric, and by part of a metric that has several: the label in the table, and whether the value is a share.
 METRICS = {
     ("divergence", ""): ("KL(dense || model), nats a token", False),
     ("top1", ""): ("same likeliest token", True),
@@ -61,14 +61,14 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     dense.add_argument(
         "--against",
         metavar="DENSE",
-        help="the model that MODEL was pruned from: divergence of the next-token distributions, how often the likeliest token is "
-        "the same, and how similarly both continue the beginnings of the sequences",
+        help="compare with the model that MODEL was pruned from: divergence of the next-token distributions, how often both have "
+        "the same likeliest token, and how similarly both continue the beginnings of the sequences",
     )
     dense.add_argument(
         "--prompts",
         type=int,
         default=16,
-        help="largest number of prompts, the beginnings to continue; 0 for none (%(default)s)",
+        help="most beginnings (prompts) to continue; 0 for none (%(default)s)",
     )
     dense.add_argument(
         "--prompt-length",
@@ -76,12 +76,12 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
         default=64,
         help="tokens of a prompt, fewer if the model takes no more (%(default)s)",
     )
-    dense.add_argument("--new-tokens", type=int, default=32, help="tokens to continue by (%(default)s)")
+    dense.add_argument("--new-tokens", type=int, default=32, help="most tokens to write after a prompt (%(default)s)")
     words = command.add_argument_group("last words")
     words.add_argument(
         "--last-word",
         action="store_true",
-        help="share of passages cut from the text whose last word the model writes, in the manner of LAMBADA",
+        help="measure for how many passages of the text the model writes the last word, in the manner of LAMBADA",
     )
     words.add_argument(
         "--passages", type=int, default=500, help="largest number of passages, spread over the text (%(default)s)"
@@ -90,10 +90,10 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--tasks",
         metavar="NAME[,NAME]",
-        help="tasks of lm-eval; llmrank_last_word (at most --passages) and llmrank_perplexity read --text and need no network",
+        help="run tasks of lm-eval; llmrank_last_word (at most --passages) and llmrank_perplexity read --text, without a network",
     )
-    tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="further tasks, in lm-eval's YAML format")
-    tasks.add_argument("--documents", type=int, help="number of documents of each task, the first ones (all)")
+    tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
+    tasks.add_argument("--documents", type=int, help="use only the first so many documents of each task (all)")
     add_model_options(command.add_argument_group("model"))
 
 
@@ -194,7 +194,7 @@ def _check_tokenizers(
 def _compare_with_dense(
     dense: Any, model: Any, texts: TokenSequences, options: argparse.Namespace, batch_tokens: int
 ) -> dict[str, Any]:
-    """Measure how close the model is to the dense model: the metrics of the report."""
+    """Measure how close the model is to the dense model; return the metrics by their keys in the result."""
     compared = fidelity(dense, model, texts, options.batch_size, options.progress)
     metrics: dict[str, Any] = {"divergence": compared.divergence, "top1": compared.agreement}
     if options.prompts:
@@ -235,14 +235,14 @@ def _table(rows: list[tuple[str, Estimate, bool]]) -> Table:
 
 
 def _estimates_to_dicts(value: Any) -> Any:
-    """Convert estimates, also those within dicts, to dicts."""
+    """Convert an estimate to a dict, also within dicts; other values are returned unchanged."""
     if isinstance(value, Estimate):
         return vars(value)
     return {key: _estimates_to_dicts(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _check_file(path: Path | None) -> None:
-    """Raise unless the result can be written to a file; this is checked before the evaluation, which takes long."""
+    """Raise unless a file can be written; this is checked before the evaluation, which takes long."""
     if path is None:
         return
     if path.exists() and not path.is_file():
@@ -251,7 +251,7 @@ def _check_file(path: Path | None) -> None:
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     try:
-        # The permissions of a directory do not tell all that the system refuses.
+        # A file is made on trial, because permissions do not tell everything that the system refuses.
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:

@@ -48,7 +48,7 @@ from llmrank.surgery.files import atomic_directory, check_output
 
 __all__ = ["add_inspect_options", "run_inspect"]
 
-# The format of this package for complete graphs and their ranks.
+# The format of the `graphs` package for complete graphs and their ranks.
 OWN_FORMAT = "safetensors"
 DEFAULT_FORMATS = "png,svg,html"
 PAGE = "index.html"
@@ -76,21 +76,21 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
         f"and {', '.join(complete)} (complete graphs) (%(default)s)",
     )
     command.add_argument(
-        "--layers", help="layers to list and draw, such as 0-3,29 (all are listed, and three get a figure of their own)"
+        "--layers", help="layers to list and draw, such as 0-3,29 (all are listed, and three of them drawn)"
     )
     command.add_argument(
-        "--top", type=int, default=20, help="number of neurons of each layer in drawings of subgraphs (%(default)s)"
+        "--top", type=int, default=20, help="number of nodes of each layer in drawn and written subgraphs (%(default)s)"
     )
     command.add_argument(
         "--compare",
-        help="scorers to compare with, separated by commas, or none (all scorers that need no settings)",
+        help="scorers to compare with, separated by commas, or none (all scorers, with their default options)",
     )
     command.add_argument(
         "--neuron",
         action="append",
         default=[],
         metavar="LAYER:N",
-        help="print the facts of this neuron; can be repeated",
+        help="describe neuron N of this layer; can be repeated",
     )
     command.add_argument("--open", action="store_true", help="open the page in a browser")
     add_model_options(command.add_argument_group("model"))
@@ -109,7 +109,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     budget = split_spec(options.pruner)[0]
     if budget not in ("local", "global"):
         raise OptionError(f"inspect expects --pruner local or global, got {budget!r}")
-    # Both budgets are shown whichever --pruner names, and the global pruner has the options of both.
+    # Local and global pruning are both shown, whichever of them --pruner names. The global pruner has the options of both.
     settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(budget) :]})
     scorers = _scorers(settings)
     loaded = load(options)
@@ -148,7 +148,7 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
     unknown = [name for name in formats if name not in known]
     if unknown:
         raise OptionError(f"unknown format {', '.join(unknown)}; expected some of {', '.join(known)}")
-    # A missing package is reported now, and not after the minutes that the model takes.
+    # A missing package is reported now, not after the inspection, which takes minutes.
     for name in formats:
         package = exchange[name].package if name in exchange else ""
         if package and find_spec(package) is None:
@@ -163,7 +163,7 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
-    """Check the options; return the scorer of ``--scorer`` with its settings, and those of ``--compare`` with their defaults."""
+    """Check the options; return by name the scorer of ``--scorer``, then those of ``--compare`` with their default options."""
     scorer = check_method(settings)
     names = SCORERS.names() if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
@@ -172,7 +172,7 @@ def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
 
 
 def _layer_ranges(text: str | None) -> list[tuple[int, int]] | None:
-    """Convert ``--layers``, such as ``0-3,29``, to pairs of first and last numbers; None if it is missing."""
+    """Convert ``--layers``, such as ``0-3,29``, to pairs (first, last) of layer numbers; None without the option."""
     if text is None:
         return None
     ranges = []
@@ -185,7 +185,7 @@ def _layer_ranges(text: str | None) -> list[tuple[int, int]] | None:
 
 
 def _chosen_layers(names: Sequence[str], ranges: Sequence[tuple[int, int]] | None, text: str | None) -> list[str]:
-    """Return the layers with numbers in the ranges, in the order of the model, or all layers if there are no ranges."""
+    """Return the names of the layers in the ranges, in the order of the model; all names if `ranges` is None."""
     if ranges is None:
         return list(names)
     if any(last >= len(names) for _, last in ranges):
@@ -197,7 +197,7 @@ def _chosen_layers(names: Sequence[str], ranges: Sequence[tuple[int, int]] | Non
 
 
 def _print_layers(summary: InspectionSummary, console: Console) -> None:
-    """Print the table of layers, what its columns mean, and the table of agreement."""
+    """Print the table of layers, the meaning of its columns, and how far other scorers agree."""
     inspection = summary.inspection
     numbers = {name: number for number, name in enumerate(inspection.layer_positions())}
     graphs = inspection.graphs
@@ -218,18 +218,18 @@ def _print_layers(summary: InspectionSummary, console: Console) -> None:
 
 
 def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Table:
-    """Return a table with a row for each layer; `numbers` are those of all prunable layers."""
+    """Return a table with a row for each chosen layer; `numbers` maps the names of all prunable layers to their numbers."""
     layers = summary.layers.values()
     kept = {budget: summary.kept.get(budget) for budget in ("local", "global")}
     totals = {budget: f"{sum(counts.values()):,}" if counts else "" for budget, counts in kept.items()}
     labels = _short_names(summary.layers, numbers)
-    # --layers and --neuron take numbers: they get a column of their own, unless the names begin with them.
-    numbered = all(
+    # --layers and --neuron take the number of a layer: it gets a column of its own, unless every label begins with it.
+    labels_have_numbers = all(
         label.split(".")[0] == str(numbers[name]) for name, label in zip(summary.layers, labels, strict=True)
     )
     table = _compact_table(show_footer=True)
     for heading, footer in (
-        *([] if numbered else [("", "")]),
+        *([] if labels_have_numbers else [("", "")]),
         ("layer", "all" if len(layers) == len(numbers) else "these"),
         ("neurons", f"{sum(layer.nodes for layer in layers):,}"),
         ("edges in", ""),
@@ -241,7 +241,7 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
         table.add_column(heading, footer, justify="left" if heading == "layer" else "right", no_wrap=True)
     for (name, layer), label in zip(summary.layers.items(), labels, strict=True):
         table.add_row(
-            *([] if numbered else [str(numbers[name])]),
+            *([] if labels_have_numbers else [str(numbers[name])]),
             escape(label),
             f"{layer.nodes:,}",
             f"{layer.edges_in:,}",
@@ -271,22 +271,22 @@ def _print_full_width(table: Table, console: Console) -> None:
 
 
 def _short_names(names: Iterable[str], all_names: Iterable[str]) -> list[str]:
-    """Return names without the dotted parts that all names begin with; at least one part remains."""
+    """Return `names` without the dotted parts that all of `all_names` begin with; at least one part remains."""
     split = [name.split(".") for name in all_names]
-    same = 0
-    while all(len(parts) > same + 1 for parts in split) and len({parts[same] for parts in split}) == 1:
-        same += 1
-    return [".".join(name.split(".")[same:]) for name in names]
+    n_shared = 0
+    while all(len(parts) > n_shared + 1 for parts in split) and len({parts[n_shared] for parts in split}) == 1:
+        n_shared += 1
+    return [".".join(name.split(".")[n_shared:]) for name in names]
 
 
 def _legend(inspection: Inspection) -> str:
-    """Return what the columns of the table of layers mean."""
+    """Explain the columns of the table of layers."""
     return (
         "\ndead: number of neurons that are zero on all calibration tokens.\n"
-        "effective: number of neurons of equal score that would be as concentrated.\n"
-        "top 1 %: share of the layer's score that its highest 1 % of neurons have.\n"
+        "effective: number of neurons of equal score whose scores would be as concentrated.\n"
+        "top 1 %: share of the layer's score that the highest 1 % of its neurons have.\n"
         "Gini: 0 if all scores are equal, near 1 if one neuron has the whole score.\n"
-        "highest: the neuron of the highest score.\n"
+        "highest: the neuron with the highest score.\n"
         f"keeps: number of neurons kept if pruning removes {amount_label(inspection.amount)} of every layer\n"
         "(local), or of all layers together (global)."
     )
@@ -359,7 +359,7 @@ def _verdict(verdict: Verdict, score: float) -> str:
 
 
 def _write(directory: Path, summary: InspectionSummary, formats: Sequence[str], options: argparse.Namespace) -> None:
-    """Write the files of an inspection; each layer of ``--layers`` gets a figure of its own."""
+    """Write the files of an inspection; each layer that ``--layers`` names gets a figure of its own."""
     inspection = summary.inspection
     text = json.dumps(summary.to_dict(), indent=2, allow_nan=False) + "\n"
     (directory / SUMMARY).write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the model, scorer, pruner and pipeline that are made from them."""
+"""Options that several commands share; they are checked here, and models, scorers, pruners and pipelines are made from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmrank.calibration.forward import progress_step
 from llmrank.calibration.text import check_text
 from llmrank.calibration.text.sequences import Role
 from llmrank.calibration.text.sources import find_source, named_sources
-from llmrank.errors import OptionError
+from llmrank.errors import CalibrationError, OptionError
 from llmrank.models.costs import UNITS
 from llmrank.models.demo_models import DEMO_NAME, demo_model
 from llmrank.models.loading import LoadedModel, parse_device, parse_dtype
@@ -44,7 +44,7 @@ __all__ = [
     "text_source",
 ]
 
-# The smallest numbers that make sense; a sequence of one token predicts nothing.
+# The smallest value of each option that is a number. A sequence needs 2 tokens, because one token predicts nothing.
 LEAST = {
     "samples": 1,
     "sequence_length": 2,
@@ -57,7 +57,7 @@ LEAST = {
     "documents": 1,
     "seed": 0,
 }
-# The largest numbers: for a seed what torch takes, for the others more than is ever needed.
+# The largest values: far more than is ever needed, and for a seed the largest signed 64-bit integer.
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
 
 
@@ -97,7 +97,7 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
         default=0.3,
         help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
     )
-    # Inspection measures no sensitivities.
+    # Without pruning no sensitivities are measured, so pruners that need them are left out.
     pruners = [name for name in PRUNERS.names() if prunes or not (name in PRUNERS and PRUNERS[name].needs_sensitivity)]
     for flag, names in (("pipeline", PIPELINES.names()), ("scorer", SCORERS.names()), ("pruner", pruners)):
         method.add_argument(
@@ -113,7 +113,8 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
         method.add_argument(
             "--amount-of",
             metavar="UNIT",
-            help=f"unit of the amount: {', '.join(UNITS)}; a share is of all FFNs for ffn- units, else of the model (neurons)",
+            help=f"unit of the amount: {', '.join(UNITS)}; ffn- units count the FFNs, parameters, bytes "
+            "and flops the whole model (neurons)",
         )
         method.add_argument(
             "--steps",
@@ -124,7 +125,8 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
         method.add_argument(
             "--form",
             default="compact",
-            help="compact; padded: compact, filled up to one width for stock loaders; zero or mask: old shapes (%(default)s)",
+            help="compact; padded: compact, and filled up to one width for stock loaders; zero or mask: with the old shapes "
+            "(%(default)s)",
         )
     else:
         command.set_defaults(repair="none", amount_of=None, steps=1, form="compact")
@@ -146,7 +148,7 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
 
 
 def _amount(text: str) -> float | int:
-    """Convert an integer to a number, other text to a share; the pruner refuses what is out of range."""
+    """Convert text to an int (a number) if it is an integer, else to a float (a share); the range is not checked."""
     try:
         return int(text) if re.fullmatch("[-+]?[0-9]{1,99}", text.strip()) else float(text)
     except ValueError:
@@ -156,7 +158,7 @@ def _amount(text: str) -> float | int:
 
 
 def directory(value: str) -> Path:
-    """Convert to the path of a directory to write; tokenizers need a name in UTF-8."""
+    """Convert an argument to the path of a directory to write; its name must be UTF-8, because tokenizers need that."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -165,19 +167,22 @@ def directory(value: str) -> Path:
 
 
 def text_source(value: str, role: Role = "evaluation") -> str | Path:
-    """Convert to a path, unless the value names a source: a mistyped path must not be taken for a text."""
+    """Convert an argument to a path unless it names a source, so that a mistyped path is not taken for a text."""
     if not value.strip():
         raise argparse.ArgumentTypeError(f"expected a text file or the name of a source, got {value!r}")
-    return value if find_source(value, role) else Path(value)
+    try:
+        return value if find_source(value, role) else Path(value)
+    except CalibrationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _sources() -> str:
-    """List the sources of text for help, each with the first line of its docstring."""
-    return ", ".join(f"{source.written()} ({source.summary()})" for source in named_sources().values())
+    """Return the list of all sources of text for help, each with the first line of its docstring."""
+    return ", ".join(f"{source.syntax()} ({source.summary()})" for source in named_sources().values())
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """Refuse counts that are too small or too large before anything is loaded."""
+    """Raise if a number is too small or too large."""
     for name, least in LEAST.items():
         number = getattr(options, name, None)
         if number is not None and not least <= number <= MOST[name]:
@@ -186,7 +191,7 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 
 def check_method(options: argparse.Namespace) -> BaseScorer:
-    """Check all options that do not depend on the model, before it is loaded; return the scorer."""
+    """Check the options of a pipeline as far as that is possible without the model; return the scorer."""
     scorer, pruner = make_scorer_and_pruner(options)
     PIPELINES.options(options.pipeline)
     form, align = _form_and_alignment(options)
@@ -200,7 +205,7 @@ def check_method(options: argparse.Namespace) -> BaseScorer:
 
 
 def check_device_and_dtype(options: argparse.Namespace) -> None:
-    """Refuse a device that does not exist, and an unknown dtype."""
+    """Raise if the device cannot be used or the dtype is unknown."""
     parse_device(options.device)
     parse_dtype(options.dtype)
 
@@ -208,7 +213,7 @@ def check_device_and_dtype(options: argparse.Namespace) -> None:
 def make_pipeline(
     options: argparse.Namespace, loaded: LoadedModel, *, evaluation: Any, undoable: bool = True
 ) -> BasePipeline:
-    """Make the pipeline of a loaded model."""
+    """Make the pipeline that the options describe, for a loaded model."""
     pipeline_class, pipeline_options = PIPELINES.options(options.pipeline)
     form, align = _form_and_alignment(options)
     return pipeline_class(
@@ -232,17 +237,17 @@ def make_pipeline(
 
 
 def make_scorer_and_pruner(options: argparse.Namespace) -> tuple[BaseScorer, BasePruner]:
-    """Make scorer and pruner."""
+    """Make the scorer and the pruner that the options name."""
     return make_scorer(options.scorer), make_pruner(options.pruner, amount=options.amount, amount_of=options.amount_of)
 
 
 def _form_and_alignment(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Return the form and the alignment that ``--form`` means: padded is compact, filled up to one width."""
+    """Return the form and the alignment that ``--form`` means: "padded" is the compact form with the alignment "pad"."""
     return ("compact", "pad") if options.form == "padded" else (options.form, "none")
 
 
 def load(options: argparse.Namespace) -> LoadedModel:
-    """Load the model that is named, or the demo model."""
+    """Load the model that the options name, or the demo model if they name none."""
     source = options.model
     if source is None:
         with progress_step(options.progress, f"Fetching {DEMO_NAME} (93 MB, once)"):

@@ -16,9 +16,9 @@ from llmrank.calibration.forward import Progress
 
 __all__ = ["ProgressLog", "make_progress"]
 
-# Seconds until the first line within a stage. The gap between lines then doubles, up to the largest gap.
+# Seconds until the first line within a stage. The gap doubles with each line, up to the largest gap.
 FIRST_GAP, LARGEST_GAP = 5.0, 30.0
-# A stage that is too long for the largest gap gets about this many lines.
+# In a stage of more than N_LINES * LARGEST_GAP seconds, the largest gap is the expected time divided by N_LINES.
 N_LINES = 10
 
 
@@ -40,13 +40,13 @@ def _bar(items: Sequence[Any], description: str) -> Iterable[Any]:
 class ProgressLog:
     """Progress as lines, each with the time since the command started.
 
-    The first line of a stage names its number of steps. If the stage takes long, more lines follow with the number of steps
-    done and an estimate of the time left, and the last line says how long the stage took.
+    The first line of a stage names its number of steps, if there are several. If the stage takes long, more lines follow with the
+    number of steps done and an estimate of the time left, and a last line with the time that the stage took.
 
     Parameters
     ----------
     clock : callable
-        Returns the time in seconds, from any origin.
+        Returns the time in seconds since some fixed moment.
     write : callable, optional
         Writes a line; by default to standard error, without buffering.
 
@@ -67,7 +67,7 @@ class ProgressLog:
         self._started = clock()
 
     def __call__(self, items: Sequence[Any], description: str) -> Iterator[Any]:
-        """Yield the items; the time between two of them is the time of a step."""
+        """Yield the items, and write lines; a step lasts from one item until the caller asks for the next."""
         total = len(items)
         start = last_line = self._clock()
         self._log(start, f"{description} ..." if total == 1 else f"{description}: {total:,} steps")
@@ -77,23 +77,23 @@ class ProgressLog:
             now = self._clock()
             expected = (now - start) / done * total
             if done < total and now - last_line >= min(gap, max(LARGEST_GAP, expected / N_LINES)):
-                left = _minutes(expected - (now - start))
+                left = _format_time(expected - (now - start))
                 self._log(now, f"{description}: {done:,} of {total:,}, about {left} left")
                 last_line, gap = now, 2.0 * gap
         now = self._clock()
         if now - start >= FIRST_GAP:
-            self._log(now, f"{description}: done in {_minutes(now - start)}")
+            self._log(now, f"{description}: done in {_format_time(now - start)}")
 
     def _log(self, now: float, line: str) -> None:
-        self._write(f"[{_minutes(now - self._started):>6}] {line}")
+        self._write(f"[{_format_time(now - self._started):>6}] {line}")
 
 
 def _to_stderr(line: str) -> None:
-    with contextlib.suppress(OSError):  # if the reader of the log has gone, the work must still go on
+    with contextlib.suppress(OSError):  # the work goes on if the reader of the log has gone
         print(line, file=sys.stderr, flush=True)
 
 
-def _minutes(seconds: float) -> str:
-    """Format a time as 0:08 or 1:02:03."""
+def _format_time(seconds: float) -> str:
+    """Format seconds as 0:08 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

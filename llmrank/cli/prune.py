@@ -38,7 +38,7 @@ from llmrank.surgery.widths import WIDTHS_KEY
 
 __all__ = ["add_demo_options", "add_prune_options", "run_demo", "run_prune"]
 
-# Without --evaluate, this many sequences of at most this length still tell whether the pruned model has collapsed.
+# Without --evaluate, the pruned model is run on this many sequences of at most this length, to see whether it has collapsed.
 CHECK_SAMPLES = 2
 CHECK_LENGTH = 1024
 
@@ -104,9 +104,9 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
 
 
 def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable: bool) -> BasePipeline:
-    """Check the options, load the model and make the pipeline; print what it will do before the work begins.
+    """Check the options, load the model and make the pipeline; print how much will be removed, and warnings.
 
-    The amount is printed because 30 and 0.3 look alike.
+    The amount is printed in words because it is easy to write 30 (neurons) for 0.3 (30 %).
     """
     check_output(options.output)
     check_method(options)
@@ -114,8 +114,8 @@ def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable
     pruner, steps = pipeline.pruner, pipeline.steps
     ffns, costs = pipeline.prepare()
     amount = describe_amount(pruner, ffns, costs)
-    percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
-    hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if percent else ""
+    may_mean_percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
+    hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if may_mean_percent else ""
     console.print(f"--amount {pruner.amount}: {amount}{hint}.", markup=False, highlight=False)
     warning = pipeline.token_warning(ffns)
     if warning is not None:
@@ -127,7 +127,7 @@ def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable
 
 
 def _say_wait(pipeline: BasePipeline, console: Console) -> None:
-    """Say that the model writes the calibration text first, which takes long, if it does so by default."""
+    """Say that the model first writes the calibration text, which takes long, if ``auto`` means that for this model."""
     if pipeline.calibration.source == Generated.name:
         console.print(
             f"The model first writes the text to calibrate on; --calibration FILE or {BuiltInText.name} does without.",
@@ -137,7 +137,7 @@ def _say_wait(pipeline: BasePipeline, console: Console) -> None:
 
 
 def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
-    """Say which text was chosen by default, and that other text would be better."""
+    """Say which text ``auto`` chose, and that text of the kind that the model will read is better."""
     is_generated = pipeline.calibration.source == Generated.name
     console.print(
         f"The model was calibrated on {'text that it wrote' if is_generated else 'the Python language reference'}. Text of the "
@@ -148,7 +148,7 @@ def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
 
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
-    """Note in the report if the pruned model has collapsed, judged by a few sequences of the built-in text."""
+    """Note in the report if the pruned model has collapsed, as seen on a few sequences of the built-in text."""
     if pipeline.tokenizer is None or not predicts_next_token(pipeline.model) or not report.neurons["removed"]:
         return
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)

@@ -1,7 +1,7 @@
 """How close a pruned model is to the dense model: in its next-token distributions, and in its greedy continuations.
 
-Perplexity cannot tell: it measures how well a model predicts a text, and two models can predict it equally well with different
-predictions.
+Perplexity does not show this: it measures how well a model predicts a text, and two models with different predictions can have
+the same perplexity.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class Fidelity:
 class Continuations:
     """How similarly two models continue the same prompts; standard errors are computed over prompts.
 
-    A continuation has the requested length, or ends earlier with an end-of-text token. Shares of tokens are those of the longer
-    of two continuations.
+    A continuation has the requested length, or ends earlier with an end-of-text token. If two continuations differ in length,
+    shares are taken of the tokens of the longer one.
 
     Attributes
     ----------
     common_prefix : Estimate
-        Share of the tokens before the first difference.
+        Share of the tokens that lie before the first difference.
     equal_tokens : Estimate
         Share of the positions at which both have the same token.
     equal_texts : Estimate
@@ -84,7 +84,7 @@ def fidelity(
     dense, model : transformers causal or encoder-decoder language models
         They must share a vocabulary, and may be on different devices.
     sequences : TokenSequences
-        The means are taken over the same tokens as in :func:`llmrank.evaluation.perplexity.perplexity`.
+        The means are taken over the tokens that :func:`llmrank.evaluation.perplexity.perplexity` counts.
     batch_size : int
         Number of sequences in a forward pass; the result does not depend on it beyond round-off.
     progress : callable, optional
@@ -101,12 +101,12 @@ def fidelity(
     OptionError
         The vocabularies differ in size.
     CalibrationError
-        The predictions hold NaN, or there is no token to predict.
+        The predictions hold NaN, there is no token to predict, or a model cannot read the ids.
 
     Notes
     -----
-    Cost: a forward pass of each model. Memory: twice that of :class:`llmrank.calibration.logits.Predictor`; the distributions are
-    compared 64 tokens at a time.
+    Cost: a forward pass of the sequences for each model. Memory: twice that of :class:`llmrank.calibration.logits.Predictor`; the
+    distributions are compared 64 tokens at a time.
     """
     for compared in (dense, model):
         check_predicts(compared, "divergence")
@@ -171,13 +171,16 @@ def compare_predictions(
 
 
 def _compare(dense_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return for every token the divergence, and 1 if the likeliest tokens agree, else 0: (tokens, 2) float64 on the CPU."""
+    """Return for every token the divergence, and 1 if both models have the same likeliest token, else 0.
+
+    The result is a (tokens, 2) float64 tensor on the CPU.
+    """
     compared = torch.zeros(len(dense_logits), 2, dtype=torch.float64)
     for start in range(0, len(dense_logits), ROWS_AT_ONCE):
-        band = slice(start, start + ROWS_AT_ONCE)
-        p, q = at_least_float32(dense_logits[band]), at_least_float32(logits[band])
-        compared[band, 0] = divergences(p.log_softmax(-1), q)
-        compared[band, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
+        rows = slice(start, start + ROWS_AT_ONCE)
+        p, q = at_least_float32(dense_logits[rows]), at_least_float32(logits[rows])
+        compared[rows, 0] = divergences(p.log_softmax(-1), q)
+        compared[rows, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
     if bool(compared.isnan().any()):
         raise CalibrationError(
             "the models' predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load both models in "
@@ -203,7 +206,7 @@ def divergences(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
     Notes
     -----
-    Memory, besides the arguments: 64 rows at a time.
+    Memory, besides the arguments: some copies of 64 rows.
 
     Examples
     --------
@@ -233,8 +236,8 @@ def continuations(
 ) -> Continuations:
     """Let two models continue the same prompts greedily, and measure how similar the continuations are.
 
-    Each model reads the tokens that it has written itself. So after the first different token the continuations may become very
-    different, even if the models predict similarly.
+    Each model reads on from the tokens that it has written itself. So the continuations may have little in common after the first
+    difference, even if the models predict similarly.
 
     Parameters
     ----------
@@ -263,11 +266,12 @@ def continuations(
     OptionError
         A number is below 1, or the tokens are more than a model can take.
     CalibrationError
-        No sequence is as long as a prompt, or a prompt holds tokens that are not in the vocabulary of a model.
+        No sequence begins with `prompt_length` tokens that are not padding, or a prompt holds tokens that are not in the
+        vocabulary of a model.
 
     Notes
     -----
-    The models' own generation settings, such as those for sampling and penalties, are ignored.
+    The models' own generation settings, such as those for sampling and penalties, are ignored, except for special tokens.
 
     Cost: for each model a forward pass of the prompts, and `new_tokens` steps of one token.
     """
@@ -312,14 +316,14 @@ def _check_lengths(model: nn.Module, prompts: int, prompt_length: int, new_token
 
 
 def _continue(model: Any, prompts: torch.Tensor) -> list[list[int]]:
-    """Return the greedy continuation of every prompt, up to and with its first end-of-text token."""
+    """Return the tokens of the greedy continuation of every prompt, up to and including the first end-of-text token."""
     ids = prompts.to(input_device(model))
     output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
     # The output of an encoder-decoder begins with a start token and does not repeat the prompt.
     first_new = 1 if model.config.is_encoder_decoder else ids.shape[1]
     ends = set(end_tokens(model))
-    texts = []
+    continued = []
     for row in output[:, first_new:].tolist():
         length = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
-        texts.append(row[:length])
-    return texts
+        continued.append(row[:length])
+    return continued

@@ -24,9 +24,9 @@ from llmrank.evaluation.estimate import Estimate
 __all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
 
 CONTEXT_WORDS = 50
-# Shortest last word: most shorter words in front of a full stop are abbreviations and initials.
+# Smallest number of letters of a last word: many shorter ones in front of a full stop are abbreviations or initials.
 MIN_LETTERS = 3
-# What corpora write for words outside their vocabulary; it is no last word.
+# Corpora write these for words outside their vocabulary; a last word must not be one of them.
 PLACEHOLDERS = {"unk"}
 CLOSING = "\"')]\u201d\u2019"
 OPENING = "\"'([\u201c\u2018"
@@ -51,10 +51,10 @@ class LastWord:
     Attributes
     ----------
     accuracy : Estimate
-        Share of the passages that it does so for, 0..1; the standard error is computed over passages.
+        Share of the passages whose last word the model writes, 0..1; the standard error is computed over passages.
     skipped : int
-        Number of passages left out, because no token begins where the word begins, or because the word has more tokens than the
-        model takes.
+        Number of passages left out, because the tokenizer begins no token where the context ends, or because the word has more
+        tokens than the model takes.
     """
 
     accuracy: Estimate
@@ -66,21 +66,21 @@ def cut_passages(
 ) -> list[Passage]:
     """Cut passages from a text by a rule, without a tokenizer.
 
-    Paragraphs (separated by blank lines) are read sentence by sentence. A sentence ends with ``.``, ``!`` or ``?`` and
-    closing quotes or brackets, followed by the end of the paragraph, or by white space and anything but a lower-case letter. A
-    passage begins with the paragraph or where the previous passage ended, and ends with the first sentence whose last word has
-    `context_words` words of the passage before it and is a proper word: at least 3 letters and nothing else, white space in
-    front, only closing punctuation behind, and not ``unk``. The rest of a paragraph is dropped. White space becomes single
-    spaces.
+    Paragraphs (separated by blank lines) are read sentence by sentence. A sentence ends with ``.``, ``!`` or ``?`` and any
+    closing quotes or brackets, at the end of the paragraph or before white space, but not if a lower-case letter comes next
+    (opening quotes and brackets are skipped). A passage begins with its paragraph or where the previous passage ended. It ends
+    with the first sentence whose last word has at least `context_words` words of the passage before it and is a proper word: at
+    least 3 letters and nothing else, white space in front, only closing punctuation behind, and not ``unk``. The rest of a
+    paragraph is dropped. White space becomes single spaces.
 
     Parameters
     ----------
     text : str or list of str
         One text or several; no passage runs from one text into the next.
     count : int, optional
-        Largest number of passages, chosen evenly from all of them; by default all.
+        Largest number of passages, chosen at even distances; by default all.
     context_words : int
-        Smallest number of words (separated by white space) in front of the last one.
+        Smallest number of words (separated by white space) in front of the last word.
 
     Returns
     -------
@@ -111,18 +111,18 @@ def cut_passages(
 
 def _passages(paragraph: str, context_words: int) -> Iterator[Passage]:
     """Cut the passages of one paragraph, whose words are separated by single spaces."""
-    begin = 0
+    passage_start = 0
     for match in SENTENCE_END.finditer(paragraph):
         if paragraph[match.end() : match.end() + 1].islower():
             continue
         end = match.end(1)
-        start = max(begin, end - TAIL_LENGTH)
-        before, space, word = paragraph[start:end].rstrip(" .!?" + CLOSING).rpartition(" ")
+        tail_start = max(passage_start, end - TAIL_LENGTH)
+        before, space, word = paragraph[tail_start:end].rstrip(" .!?" + CLOSING).rpartition(" ")
         if space and word.isalpha() and len(word) >= MIN_LETTERS and word.lower() not in PLACEHOLDERS:
-            context = paragraph[begin : start + len(before)].strip()
+            context = paragraph[passage_start : tail_start + len(before)].strip()
             if len(context.split()) >= context_words:
                 yield Passage(context, word)
-                begin = end
+                passage_start = end
 
 
 def check_continues(model: Any) -> None:
@@ -151,9 +151,9 @@ def last_word(
 ) -> LastWord:
     """Measure how often a model writes the last word of a passage when it continues the context greedily.
 
-    Every token of the word must be the likeliest one, given the context and the tokens of the word before it, as in greedy
-    decoding; what the model would write after the word does not count. Context and word are tokenised together, with the special
-    tokens that the tokenizer puts in front of a text. If they are longer than the model takes, the beginning is dropped.
+    Every token of the word must be the likeliest one, given the context and the earlier tokens of the word, as in greedy
+    decoding; what the model would write after the word does not count. Context and word are tokenised together, after the special
+    tokens that the tokenizer puts in front of a text. If these tokens are more than the model takes, the first ones are dropped.
 
     Parameters
     ----------
@@ -180,8 +180,8 @@ def last_word(
 
     Notes
     -----
-    Cost: a forward pass of the passages. Memory: the logits at the positions of the words, or at all positions if the model
-    cannot leave out any.
+    Cost: a forward pass of the passages. Memory: the logits of a batch, from the first position that predicts a word on; those of
+    all positions if the model cannot leave out any.
     """
     check_continues(model)
     if tokenizer is None:
@@ -203,7 +203,7 @@ def last_word(
 
 
 def _encode(tokenizer: Any, passages: Sequence[Passage], longest: int | None) -> list[tuple[list[int], int]]:
-    """Return the token ids of each usable passage, and how many of them belong to the word."""
+    """Return, for each passage that can be used, its token ids and the number of tokens of its last word."""
     front, _ = special_tokens(tokenizer)
     encoded = []
     for passage in passages:
@@ -214,14 +214,14 @@ def _encode(tokenizer: Any, passages: Sequence[Passage], longest: int | None) ->
             continue
         # The last token is predicted but not read, so one more fits.
         ids = (front + both) if longest is None else (front + both)[-(longest + 1) :]
-        # If all of them belong to the word, there is no context to continue.
+        # If all tokens belong to the word, there is no context to continue.
         if len(ids) > word_size:
             encoded.append((ids, word_size))
     return encoded
 
 
 def _batches(encoded: list[tuple[list[int], int]], batch_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
-    """Yield batches of passages of similar length, the longest first, so that a lack of memory shows at once."""
+    """Yield batches of passages of similar length, the longest first, so that too little memory shows in the first batch."""
     batch: list[tuple[list[int], int]] = []
     for entry in sorted(encoded, key=lambda entry: -len(entry[0])):
         if batch and (len(batch) + 1) * (len(batch[0][0]) - 1) > batch_tokens:
@@ -237,7 +237,7 @@ def _count_right(model: Any, batch: list[tuple[list[int], int]], *, can_leave_ou
     inputs = torch.zeros((len(batch), longest), dtype=torch.long)
     mask = torch.zeros_like(inputs)
     for row, (ids, _) in enumerate(batch):
-        # Padding on the right changes no token in front of it, however the model counts positions.
+        # Padding on the right does not change the predictions for the tokens before it, however the model counts positions.
         inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         mask[row, : len(ids) - 1] = 1
     check_ids(model, inputs)

@@ -1,7 +1,7 @@
-"""EleutherAI's lm-eval on a loaded model: its own tasks, tasks of the user, and two tasks that need only a text file.
+"""Run EleutherAI's lm-eval on a loaded model: lm-eval's tasks, tasks of the user, and two tasks that need only a text file.
 
-lm-eval is an extra (``pip install "llmrank[eval]"``) and is imported when it is needed. Its command line only takes checkpoints
-that transformers loads by itself; here it gets the model object, so models that need :func:`llmrank.load` can be evaluated too.
+lm-eval is an extra (``pip install "llmrank[eval]"``) and is imported when it is needed. The command line of lm-eval takes only
+checkpoints that transformers loads by itself. Here lm-eval gets the loaded model, which may need :func:`llmrank.load`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from llmrank.evaluation.last_word import cut_passages
 __all__ = ["TASKS", "LMEvalTasks", "find_tasks", "last_word_documents", "page_documents"]
 
 TASKS = Path(__file__).parent / "tasks"
-# Smallest number of characters of a page: about a thousand tokens, so that few of them have little context.
+# Smallest number of characters of a page (except for the last page): about a thousand tokens, so that few have little context.
 PAGE_LENGTH = 4000
 
 
 @dataclass(frozen=True, eq=False)
 class LMEvalTasks:
-    """Tasks of lm-eval, ready to run.
+    """Tasks of lm-eval that can be run on models.
 
     Attributes
     ----------
@@ -58,16 +58,16 @@ class LMEvalTasks:
         tokenizer : transformers tokenizer
             A copy is used, because lm-eval may add a padding token.
         limit : int, optional
-            Largest number of documents of each task, from the first; by default all.
+            Largest number of documents of each task; the first ones are used. By default all.
         batch_size : int
             Number of requests in a forward pass.
 
         Returns
         -------
         dict from str to dict from str to Estimate
-            The metrics of every task. A metric has the name that lm-eval gives it, followed by a comma and the name of the
-            filter unless that is ``none``. The error is that of lm-eval (None if it gives none); the count is the number of
-            documents (0 for a group of tasks).
+            The metrics of every task. The key of a metric is its name in lm-eval, followed by a comma and the name of the filter
+            unless that is ``none``. Errors are those of lm-eval, None if it has none; the count is the number of documents, 0 for
+            a group of tasks.
 
         Raises
         ------
@@ -121,7 +121,7 @@ def find_tasks(
     names : sequence of str
         ``llmrank_last_word`` and ``llmrank_perplexity`` read `text`; most tasks of lm-eval fetch their data from the hub.
     text : path or ``dataset:NAME[,CONFIG[,SPLIT]]``, optional
-        Text for these two tasks; by default the built-in text.
+        Text for ``llmrank_last_word`` and ``llmrank_perplexity``; by default the built-in text.
     passages : int, optional
         Largest number of passages of ``llmrank_last_word``, see :func:`llmrank.evaluation.last_word.cut_passages`.
     directory : path-like, optional
@@ -134,11 +134,11 @@ def find_tasks(
     Raises
     ------
     OptionError
-        lm-eval is not installed, or a task or the directory does not exist.
+        lm-eval is not installed, no task is named, or a task or the directory does not exist.
 
     Notes
     -----
-    Cost: to know the names of its tasks, lm-eval reads thousands of files, unless `names` holds only the two tasks above.
+    Cost: lm-eval reads thousands of files to know the names of its tasks, unless `names` holds only the two tasks above.
     """
     if directory is not None and not Path(directory).is_dir():
         raise OptionError(f"no directory of tasks at {directory}; expected one that holds lm-eval's YAML files")
@@ -150,7 +150,7 @@ def find_tasks(
     manager = TaskManager(
         include_path=[str(TASKS), *([] if directory is None else [str(directory)])],
         include_defaults=not set(names) <= set(own),
-        # lm-eval passes these to the loaders of all tasks; those of this package use them.
+        # lm-eval passes these values to the loaders of all tasks: here to last_word_documents and page_documents.
         metadata={
             **({} if text is None else {"text": os.fspath(text)}),
             **({} if passages is None else {"passages": passages}),
@@ -167,7 +167,7 @@ def find_tasks(
 
 @contextmanager
 def _restored_random_state(device: torch.device) -> Iterator[None]:
-    """Restore the states of all random generators afterwards, because lm-eval seeds them."""
+    """Restore the random states of Python, numpy and torch (CPU and `device`) afterwards, because lm-eval seeds them."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -183,7 +183,7 @@ def _own_tasks() -> list[str]:
 
 
 def _estimates(values: dict[str, Any], count: int) -> dict[str, Estimate]:
-    """Convert lm-eval's results for one task: ``{"acc,none": 0.5, "acc_stderr,none": 0.1, ...}``."""
+    """Make estimates from lm-eval's results for one task, such as ``{"acc,none": 0.5, "acc_stderr,none": 0.1}``."""
     estimates = {}
     for key, value in values.items():
         metric, comma, filter_name = key.partition(",")
@@ -197,7 +197,7 @@ def _estimates(values: dict[str, Any], count: int) -> dict[str, Estimate]:
 
 
 def last_word_documents(text: str | None = None, passages: int | None = None, **_: Any) -> dict[str, Any]:
-    """Load the documents of ``llmrank_last_word``: passages, each with its `context` and its `word`.
+    """Load the documents of ``llmrank_last_word``: passages, each a dict of its `context` and its `word`.
 
     Parameters
     ----------
@@ -221,7 +221,9 @@ def last_word_documents(text: str | None = None, passages: int | None = None, **
 
 
 def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
-    """Load the documents of ``llmrank_perplexity``: each is a `page` of complete lines, of 4,000 characters or slightly more.
+    """Load the documents of ``llmrank_perplexity``: each is a `page` of complete lines.
+
+    A page ends with the line that makes it 4,000 characters long or longer; the last page may be shorter.
 
     Parameters
     ----------
@@ -247,7 +249,7 @@ def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
 
 def _read(text: str | None) -> tuple[Any, str]:
     """Return a text, or a list of texts, and its description for messages."""
-    # A Path, because a mistyped path that is a str would be taken for the text itself.
+    # The path is made a Path, because read_text may take a mistyped path that is a str for the text itself.
     source = text if text is None or find_source(text, "evaluation") else Path(text)
     return read_text(source, "evaluation")
 

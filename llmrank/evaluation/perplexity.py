@@ -33,7 +33,7 @@ class Perplexity:
     Attributes
     ----------
     value : float
-        Infinite if the predictions are not finite or no token is predicted.
+        Infinite if the predictions are not finite, no token is predicted, or the mean is 700 nats or more.
     tokens : int
         Number of predicted tokens: all tokens of a sequence except the first (for encoder-decoder models those of the second
         half, given the first half); padding does not count.
@@ -53,14 +53,14 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Numbers of parameters and bytes; shared tensors count once.
+    """The size of a model. A parameter that several modules share counts once.
 
     Attributes
     ----------
     parameters, bytes : int
-        Of the model.
+        Number of parameters of the model, and their size in memory in bytes.
     ffn_parameters, ffn_bytes : int
-        Of the linear maps of its FFNs.
+        The same for the linear maps of its FFNs.
     """
 
     parameters: int
@@ -72,7 +72,7 @@ class ModelSize:
 def perplexity(
     model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
 ) -> Perplexity:
-    """Measure the perplexity of a model on token sequences, each of which is predicted by itself.
+    """Measure the perplexity of a model on token sequences. Tokens are predicted from their own sequence alone.
 
     Parameters
     ----------
@@ -87,10 +87,13 @@ def perplexity(
     ------
     UnsupportedModelError
         The model predicts no next token (an encoder, a plain module).
+    CalibrationError
+        See :func:`llmrank.calibration.forward.model_inputs`.
 
     Notes
     -----
-    Cost: a forward pass of the sequences. Memory: see :class:`llmrank.calibration.logits.Predictor`.
+    Cost: a forward pass of the sequences. A trial on the first batch, and the memory: see
+    :class:`llmrank.calibration.logits.Predictor`.
     """
     return Perplexity.of(*sequence_losses(model, sequences, batch_size, progress))
 
@@ -124,9 +127,9 @@ def sequence_losses(
             batch_counts = torch.zeros(len(ids), dtype=torch.int64)
             for logits, targets, valid in predictor.bands(ids, mask):
                 losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-                losses = losses.cpu().double().reshape(targets.shape).where(valid.cpu(), 0.0)
-                batch_totals += losses.sum(1)
-                batch_counts += valid.cpu().sum(1)
+                valid = valid.cpu()
+                batch_totals += losses.cpu().double().reshape(targets.shape).where(valid, 0.0).sum(1)
+                batch_counts += valid.sum(1)
             totals += batch_totals.tolist()
             counts += batch_counts.tolist()
     return totals, counts
@@ -134,26 +137,26 @@ def sequence_losses(
 
 def unigram_perplexity(sequences: TokenSequences) -> float:
     """Compute the perplexity of a text under its own token frequencies, the lowest that is possible without context."""
-    counts = torch.bincount(sequences.ids[sequences.mask].flatten()).double()
+    counts = torch.bincount(sequences.ids[sequences.mask]).double()
     shares = counts[counts > 0] / counts.sum()
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
 def model_size(model: nn.Module, ffns: FFNs | None = None) -> ModelSize:
-    """Count the parameters and bytes of a model and of its FFNs."""
+    """Measure the size of a model and of its FFNs; without `ffns`, the numbers of the FFNs are 0."""
     modules = ffns.modules if ffns else ()
     return ModelSize(*_size(model.parameters()), *_size(p for module in modules for p in module.parameters()))
 
 
 def _size(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """Return the number and the bytes of the entries of parameters, each of which counts once."""
+    """Return how many numbers some parameters hold, and their bytes; a parameter that occurs twice counts once."""
     unique = {id(p): p for p in parameters}.values()
     return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
 
 
 @torch.no_grad()
 def complete(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 24) -> str:
-    """Return the greedy continuation of a prompt, without the prompt itself."""
+    """Return the greedy continuation of a prompt by a causal language model, without the prompt itself."""
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"].to(input_device(model))
     output = model.generate(

@@ -21,8 +21,8 @@ class Budgets:
     local : LocalPruner
     global_ : GlobalPruner
     refusals : mapping from str to str
-        Why a budget refuses the amount for this model, by the name of the budget (``local``, ``global``); without budgets that
-        accept it. For example, a number of neurons can be possible over all layers and be more than one layer has.
+        Why a budget refuses the amount for this model, by the name of the budget (``local``, ``global``). A budget that accepts
+        the amount has no entry. For example, a number of neurons may be possible for all layers together, but not for one layer.
     """
 
     local: LocalPruner
@@ -41,10 +41,11 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool) -> Budgets:
     Parameters
     ----------
     pruner : BasePruner
-        Its amount, min_keep, multiple_of and, for global pruning, normalisation are used.
+        Its amount, min_keep and multiple_of are used, and normalize if it is a GlobalPruner.
     ffns : FFNs
     jointly : bool
-        Whether global pruning compares the neurons of all layers. Otherwise it prunes each FFN by itself.
+        Whether global pruning compares the neurons of all layers in both topologies. If not, it also prunes each FFN by itself,
+        and the amount must be possible for each FFN too.
 
     Raises
     ------

@@ -40,7 +40,7 @@ def write_figures(
     top : int
         Number of nodes of each layer in the drawing of a subgraph; those of the highest scores are drawn.
     names : sequence of str, optional
-        Prunable layers that get a figure of their own; the first, the middle and the last by default.
+        Prunable layers to draw a figure of; the first, the middle and the last by default.
 
     Returns
     -------
@@ -52,12 +52,14 @@ def write_figures(
     ------
     OptionError
         A name is not that of a prunable layer, or a format is not one of those above.
+    GraphError
+        See :func:`draw_layer`.
     OSError
         The directory does not exist, or the disk is full.
 
     Notes
     -----
-    Cost: some seconds for each figure of a layer, and two reads of the blocks next to the layer.
+    Cost: some seconds for each figure of a layer, with a few reads of the blocks next to the layer.
 
     Examples
     --------
@@ -97,7 +99,7 @@ def write_figures(
 
 
 def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any], budget: str = "") -> Figure:
-    """Draw the scores of every layer with the cut by its keep mask, and the shares of its neurons kept and removed.
+    """Draw the scores of every layer with the cut of its keep mask, and the shares of neurons kept and removed.
 
     Parameters
     ----------
@@ -111,7 +113,7 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     Returns
     -------
     matplotlib Figure
-        Two axes: a heat map of the scores with a line at the cut, and bars of the shares.
+        A heat map of the scores with a line at the cut; below it bars of the shares, and the share of the score that is removed.
 
     Raises
     ------
@@ -151,8 +153,8 @@ def draw_concentration(inspection: Inspection) -> Figure:
 def draw_agreement(inspection: Inspection) -> Figure:
     """Draw how the inspection's scorer agrees, over all layers, with another scorer and with itself in the other topology.
 
-    The other scorer is ``activation``, which needs no edges of a graph, or else the first of the other scorers. An inspection
-    with only one scorer compares only the topologies.
+    The other scorer is ``activation``, which reads no edges, if the inspection has it; else the first of its other scorers.
+    With only one scorer, only the topologies are compared.
 
     Parameters
     ----------
@@ -161,8 +163,8 @@ def draw_agreement(inspection: Inspection) -> Figure:
     Returns
     -------
     matplotlib Figure
-        One axes for each comparison. It shows the percentiles of all neurons within their layers by both, and which share of
-        the neurons that the inspection's scorer keeps the other one keeps too.
+        One plot for each comparison: the percentile of every neuron within its layer, by one result against the other. The
+        title says which share of the neurons kept by the inspection's scorer is also kept by the other result.
     """
     others = [name for name in inspection.results if name != inspection.scorer]
     other_scorer = [name for name in ("activation", *others) if name in others][:1]
@@ -213,7 +215,7 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
 
     Notes
     -----
-    Cost: two reads of the blocks next to the layer.
+    Cost: a few reads of the blocks next to the layer.
     """
     graph_index, layer = inspection.layer_position(name)
     graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]

@@ -33,7 +33,7 @@ class ScorerResult:
     importance : mapping from str to (n,) float64 array
         Scores of the neurons of each prunable layer, by the name of the layer; they sum to 1.
     masks : mapping from str to Masks
-        Keep masks at the inspection's amount, by budget (``local``, ``global``); without budgets that refuse the amount.
+        Keep masks at the inspection's amount, by budget (``local``, ``global``). A budget that refuses the amount has none.
     """
 
     ranks: tuple[RankResult, ...]
@@ -53,8 +53,8 @@ class Inspection:
     budgets : Budgets
         The pruners of the local and the global budget, with the amount and the other settings.
     graphs : tuple of ModelGraph
-        Isolated: one for each FFN; chained: one for each stack of transformer blocks; residual: one for each FFN and, if
-        attention is included, for each attention.
+        Isolated: one for each FFN; chained: one for each chain of FFNs; residual: one for each FFN and, if attention is
+        included, for each attention.
     results : mapping from str to ScorerResult
         Results by the name of the scorer.
     scorer : str
@@ -66,7 +66,7 @@ class Inspection:
     calibration : mapping
         Provenance of the calibration text.
     seconds : mapping from str to float
-        Wall time of the stages ``calibrate`` and ``rank``.
+        Wall time: ``calibrate`` is from the search for FFNs to the statistics, ``rank`` is the rest.
     """
 
     source: str
@@ -96,7 +96,7 @@ class Inspection:
         return _other_topology(self.topology)
 
     def layer_positions(self) -> dict[str, tuple[int, int]]:
-        """Return (index of its graph, layer in that graph) for the name of each prunable layer, in the order of the model."""
+        """Return (index of the graph, layer of the graph) by the name of each prunable layer, in the order of the model."""
         return {
             layer.name: (graph_index, node_layer)
             for graph_index, entry in enumerate(self.graphs)
@@ -104,17 +104,17 @@ class Inspection:
         }
 
     def layer_position(self, name: str) -> tuple[int, int]:
-        """Return (index of its graph, layer in that graph) for the name of a prunable layer.
+        """Return (index of the graph, layer of the graph) of a prunable layer.
 
         Raises
         ------
         OptionError
             There is no such layer; the message lists the layers.
         """
-        places = self.layer_positions()
-        if name not in places:
-            raise OptionError(f"there is no prunable layer {name!r}; expected one of {', '.join(places)}")
-        return places[name]
+        positions = self.layer_positions()
+        if name not in positions:
+            raise OptionError(f"there is no prunable layer {name!r}; expected one of {', '.join(positions)}")
+        return positions[name]
 
 
 def inspect_model(
@@ -125,11 +125,12 @@ def inspect_model(
     Parameters
     ----------
     pipeline : BasePipeline
-        Its model, calibration, topology and pruner (amount, min_keep, multiple_of, normalisation) are used, its scorer is not.
+        Its model, tokenizer, structure_dict, calibration, topology and progress are used, and of its pruner what
+        :func:`make_budgets` reads. Its scorer is not used.
     scorers : mapping from str to BaseScorer
         Scorers by name.
     scorer : str
-        Name of the main scorer, with which the others are compared.
+        Name of the main scorer; the others are compared with it.
     budget : {"local", "global"}
         The main budget.
 
@@ -140,13 +141,13 @@ def inspect_model(
     Raises
     ------
     OptionError
-        The scorer or the budget is unknown, or the budget refuses the amount.
+        The scorer or the budget is unknown, or the budget refuses the amount; or see :func:`make_budgets`.
     LLMRankError, graphs.GraphError
         As :meth:`BasePipeline.run`.
 
     Notes
     -----
-    Cost: the forward passes of the calibration, and for each scorer a few reads of the FFN weights.
+    Cost: the forward passes of the calibration, one rank of every graph by each scorer, and one more in the other topology.
 
     Examples
     --------
@@ -215,5 +216,5 @@ def _rank_and_prune(
     importance: dict[str, FloatArray] = {}
     for entry, rank in zip(graphs, ranks, strict=True):
         importance.update({name: values.numpy() for name, values in entry.importance(rank).items()})
-    masks = {name: choose_masks(budget, graphs, ranks, jointly=jointly) for name, budget in budgets.accepting().items()}
+    masks = {name: choose_masks(pruner, graphs, ranks, jointly=jointly) for name, pruner in budgets.accepting().items()}
     return ScorerResult(ranks, importance, masks)

@@ -19,7 +19,7 @@ from llmrank.inspection.page_data import payload
 
 __all__ = ["render", "write_page"]
 
-# The parts of the page's script. What a part runs when the page is loaded may use only the parts before it.
+# The parts of the page's script, in order. Code that a part runs while the page loads may use only the parts before it.
 SCRIPTS = ("model.js", "search.js", "charts.js", "plots.js", "state.js", "panels.js", "inspect.js")
 
 
@@ -40,7 +40,9 @@ def write_page(inspection: Inspection, path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     GraphError
-        The directory does not exist, the path is a directory, or the weights hold NaN or Inf.
+        The directory does not exist, the path is no regular file, or the weights hold NaN or Inf.
+    OSError
+        The system cannot write the file.
 
     Examples
     --------
@@ -67,7 +69,7 @@ def render(content: Mapping[str, Any]) -> str:
     r"""Return the page that shows a payload.
 
     Names from the model may hold any characters: they are written as JSON without ``<``, and the page shows them as text. The
-    page's content security policy permits only its own scripts, by their hashes, and no connections.
+    page's content security policy permits no connections, and only its own scripts and style sheet, by their hashes.
 
     Parameters
     ----------

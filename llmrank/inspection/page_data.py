@@ -1,8 +1,8 @@
 """The data that the page of an inspection holds: scores, orders of removal, and numbers of neurons removed.
 
 The page repeats no arithmetic of the pruners. It holds the position of each neuron in the order in which pruning removes the
-neurons of its layer, and how many of them each budget removes at every amount that the page offers: those of the lowest
-positions. Scores are only displayed, and are rounded to float32.
+neurons of its layer, and how many neurons each budget removes for every choice on the page: those of the lowest positions.
+Scores are rounded to float32, because they do not decide what is removed.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
     ----------
     inspection : Inspection
     top_edges : int
-        Number of edges shown on each side of a neuron, at least 1.
+        Largest number of edges shown on each side of a neuron, at least 1.
     data_limit : int
-        Largest size of the arrays, in bytes of base64. If they are larger, parts are left out in this order: edges of neurons
-        that do not have the highest scores, the scores in the other topology, and the other scorers, the last one first. A note
-        on the page lists them. The scores of the inspection's own scorer are always included.
+        Largest size of the arrays, in bytes of base64, roughly. If they are larger, parts are left out in this order: edges of
+        neurons that do not have the highest scores, the scores in the other topology, and the other scorers, the last one
+        first. A note on the page lists them. The scores of the main scorer, and the edges of the 64 highest neurons of each
+        layer, are included whatever the limit.
 
     Returns
     -------
@@ -94,7 +95,9 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
     positions = {name: _removal_positions(inspection, candidates[name]) for name in names}
     removed_by_global = {name: global_removals(choices, in_global) for name, (_, in_global) in positions.items()}
     if not all(
-        _agrees(candidates[name], choices, in_local, {"local": removed_by_local, "global": removed_by_global[name]})
+        _shows_masks(
+            candidates[name], choices, in_local, {"local": removed_by_local, "global": removed_by_global[name]}
+        )
         for name, (in_local, _) in positions.items()
     ):
         notes.append(
@@ -156,7 +159,7 @@ def _size_notes(scorers: Sequence[str], edges_per_layer: int, choices: Choices) 
 
 
 def _layers(inspection: Inspection) -> list[dict[str, Any]]:
-    """Return the prunable layers and their neighbours in the graph."""
+    """Return the prunable layers, each with the layers next to it in its graph."""
     layers = []
     for name, (graph_index, node_layer) in inspection.layer_positions().items():
         graph = inspection.graphs[graph_index].graph
@@ -169,9 +172,9 @@ def _layers(inspection: Inspection) -> list[dict[str, Any]]:
 
 
 def _removal_positions(inspection: Inspection, result: ScorerResult) -> tuple[list[IntArray], list[IntArray]]:
-    """Return each layer's positions in the order in which local pruning, and in which global pruning, removes neurons."""
+    """Return the `removal_positions` of every layer's neurons: those of local pruning, and those of global pruning."""
     prunable = [layer for entry in inspection.graphs for layer in entry.prunable.values()]
-    # These pruners read nothing but importance, so the graphs of the other topology are not needed.
+    # These pruners read neither weights nor activations, so the graphs of the other topology are not needed.
     records = [
         LayerRecord(layer.name, torch.from_numpy(result.importance[layer.name]), explicit=not layer.output_maps)
         for layer in prunable
@@ -183,10 +186,10 @@ def _removal_positions(inspection: Inspection, result: ScorerResult) -> tuple[li
     return in_local, in_global
 
 
-def _agrees(
+def _shows_masks(
     result: ScorerResult, choices: Choices, positions: Sequence[IntArray], removals: Mapping[str, IntArray]
 ) -> bool:
-    """Whether the page, at the inspection's amount, shows the same neurons as kept as the inspection's masks."""
+    """Whether the neurons that the page shows as kept at the inspection's amount are those of the inspection's masks."""
     return all(
         np.array_equal(keep.numpy(), layer_positions >= removed)
         for budget, masks in result.masks.items()
@@ -197,7 +200,7 @@ def _agrees(
 
 
 def _slider(inspection: Inspection, choices: Choices) -> int:
-    """Return where the slider stands at the inspection's amount, in per cent."""
+    """Return where the slider stands at the inspection's amount, in per cent; a number counts as a share of all neurons."""
     amount = inspection.amount
     share = amount / sum(choices.sizes) if isinstance(amount, int) else amount
     return min(round(100 * share), SLIDER_END)
@@ -230,7 +233,7 @@ def _facts(inspection: Inspection) -> dict[str, Any]:
 
 
 def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
-    """Return the strongest edges of the highest neurons of each layer, by the inspection's own scorer."""
+    """Return the strongest edges of the `per_layer` highest neurons of each layer, by the main scorer."""
     chosen: list[npt.NDArray[np.intp]] = []
     parts: dict[str, list[npt.NDArray[Any]]] = {"in_nodes": [], "in_shares": [], "out_nodes": [], "out_shares": []}
     is_complete = True
@@ -256,26 +259,26 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
 
 
 def _node_dtype(inspection: Inspection) -> IndexType:
-    """Return the dtype of node indices, in whichever layer of the graphs a node is."""
+    """Return a dtype that holds the index of every node in every layer of the graphs."""
     return _index_dtype(max(size for entry in inspection.graphs for size in entry.graph.layer_sizes))
 
 
 def _choose_what_fits(names: Sequence[str], choices: Choices, edge_bytes: int, limit: int) -> tuple[list[str], int]:
-    """Return the scorers that fit, and for how many neurons per layer the edges fit (`edge_bytes` for each neuron)."""
+    """Return the scorers that fit, and for how many neurons per layer the edges fit: `edge_bytes` a neuron before base64."""
     sizes, n_neurons = choices.sizes, sum(choices.sizes)
     index_bytes = np.dtype(_index_dtype(max(sizes))).itemsize
     # Base64 takes four bytes for three.
-    table = index_bytes * len(choices.multiples) * len(choices.amounts) * len(sizes) * 4 / 3
-    scorer = (4 + index_bytes) * n_neurons * 4 / 3 + table
-    edges_of_neuron = edge_bytes * 4 / 3
+    per_table = index_bytes * len(choices.multiples) * len(choices.amounts) * len(sizes) * 4 / 3
+    per_scorer = (4 + index_bytes) * n_neurons * 4 / 3 + per_table
+    per_neuron = edge_bytes * 4 / 3
     # The first scorer, three facts of each neuron, and the table of local pruning are always there.
-    left = limit - scorer - 12 * n_neurons * 4 / 3 - table
-    least = sum(min(size, MIN_NEURONS_WITH_EDGES) for size in sizes) * edges_of_neuron
-    n_others = int(np.clip((left - least) // scorer, 0, len(names) - 1))
-    left -= n_others * scorer
+    left = limit - per_scorer - 12 * n_neurons * 4 / 3 - per_table
+    fewest_edges = sum(min(size, MIN_NEURONS_WITH_EDGES) for size in sizes) * per_neuron
+    n_others = int(np.clip((left - fewest_edges) // per_scorer, 0, len(names) - 1))
+    left -= n_others * per_scorer
     per_layer = max(sizes)
-    if left < n_neurons * edges_of_neuron:
-        per_layer = min(per_layer, max(MIN_NEURONS_WITH_EDGES, int(left // (edges_of_neuron * len(sizes)))))
+    if left < n_neurons * per_neuron:
+        per_layer = min(per_layer, max(MIN_NEURONS_WITH_EDGES, int(left // (per_neuron * len(sizes)))))
     return list(names[: 1 + n_others]), per_layer
 
 

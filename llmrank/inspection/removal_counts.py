@@ -1,4 +1,7 @@
-"""How many neurons each budget removes from each layer, at every amount and multiple that the page offers."""
+"""How many neurons each budget removes from each layer, for every choice on the page of an inspection.
+
+A choice is an amount, and a multiple to which the widths are rounded.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ __all__ = ["SLIDER_END", "Choices", "global_removals", "local_removals", "offere
 
 # The largest amount on the page's slider, in per cent.
 SLIDER_END = 90
-# The multiples to which the page can round kept widths, besides the multiple of the inspection.
+# The multiples that the page offers, besides the multiple of the inspection.
 MULTIPLES = (1, 8, 64, 128)
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -34,7 +37,7 @@ class Choices:
     min_keep : int
         Smallest number of neurons that a layer keeps.
     amounts : tuple of float or int
-        Whole percentages up to the end of the slider, and last the amount of the inspection if it is not one of them.
+        The shares 0.00, 0.01, ... up to the end of the slider; then the amount of the inspection, if it is none of them.
     amount_index : int
         Index of the inspection's own amount.
     multiples : tuple of int
@@ -42,7 +45,7 @@ class Choices:
     multiple_index : int
         Index of the inspection's own multiple.
     refusals : mapping from str to tuple of str
-        Why a budget (``local``, ``global``) refuses each amount; an empty string if it accepts it.
+        By budget (``local``, ``global``): for each amount, why the budget refuses it, or an empty string.
     """
 
     sizes: tuple[int, ...]
@@ -54,11 +57,11 @@ class Choices:
     refusals: Mapping[str, tuple[str, ...]]
 
 
-def offered_choices(inspection: Inspection, layers: Mapping[str, int]) -> Choices:
-    """Return what the page offers for an inspection, whose prunable layers have these sizes."""
+def offered_choices(inspection: Inspection, sizes: Mapping[str, int]) -> Choices:
+    """Return what the page offers for an inspection; `sizes` are those of its prunable layers, by name."""
     local, global_ = inspection.budgets.local, inspection.budgets.global_
     amounts: list[float | int] = [percent / 100 for percent in range(SLIDER_END + 1)]
-    # A number of neurons is an amount of its own: 0 neurons would equal 0 %.
+    # A number of neurons is always added, even 0 neurons, which Python takes as equal to the share 0.0.
     if isinstance(inspection.amount, int) or inspection.amount not in amounts:
         amount_index = len(amounts)
         amounts.append(inspection.amount)
@@ -66,18 +69,18 @@ def offered_choices(inspection: Inspection, layers: Mapping[str, int]) -> Choice
         amount_index = amounts.index(inspection.amount)
     multiples = sorted({*MULTIPLES, local.multiple_of})
     return Choices(
-        sizes=tuple(layers.values()),
+        sizes=tuple(sizes.values()),
         min_keep=local.min_keep,
         amounts=tuple(amounts),
         amount_index=amount_index,
         multiples=tuple(multiples),
         multiple_index=multiples.index(local.multiple_of),
-        refusals={"local": _refusals(local, amounts, layers), "global": _refusals(global_, amounts, layers)},
+        refusals={"local": _refusals(local, amounts, sizes), "global": _refusals(global_, amounts, sizes)},
     )
 
 
 def local_removals(choices: Choices) -> IntArray:
-    """Return how many neurons local pruning removes from each layer, the same for all scorers.
+    """Return how many neurons local pruning removes from each layer. The scorer makes no difference.
 
     Returns
     -------
@@ -108,31 +111,31 @@ def global_removals(choices: Choices, positions: Sequence[IntArray]) -> IntArray
 
 
 def _rounded(choices: Choices, counts: IntArray, refusals: Sequence[str]) -> IntArray:
-    """Return the (amounts, layers) numbers of removed neurons for every multiple, with widths rounded as pruners do."""
+    """Round the widths that follow from (amounts, layers) numbers of removed neurons to every multiple, as pruners do.
+
+    Returns the (multiples, amounts, layers) numbers of neurons removed then, zero where the amount is refused.
+    """
     removals = np.zeros((len(choices.multiples), *counts.shape), dtype=np.int64)
     for row, reason in enumerate(refusals):
         if reason:
             continue
-        removals[:, row] = counts[row]
         for k, multiple in enumerate(choices.multiples):
-            # A pruner does not round to multiples of 1.
-            if multiple > 1:
-                removals[k, row] = [
-                    size - round_width(size - int(count), size, multiple, choices.min_keep)
-                    for size, count in zip(choices.sizes, counts[row], strict=True)
-                ]
+            removals[k, row] = [
+                size - round_width(size - int(count), size, multiple, choices.min_keep)
+                for size, count in zip(choices.sizes, counts[row], strict=True)
+            ]
     return removals
 
 
-def _refusals(pruner: BasePruner, amounts: Sequence[float | int], layers: Mapping[str, int]) -> tuple[str, ...]:
+def _refusals(pruner: BasePruner, amounts: Sequence[float | int], sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Return for each amount why a pruner refuses it, or an empty string."""
-    records = [record_of_size(name, size) for name, size in layers.items()]
+    records = [record_of_size(name, size) for name, size in sizes.items()]
     reasons = [""] * len(amounts)
     if len(amounts) > SLIDER_END + 1:
         reasons[-1] = refusal(type(pruner)(amounts[-1], pruner.min_keep), [records])
     for percent in range(SLIDER_END, -1, -1):
         reasons[percent] = refusal(type(pruner)(amounts[percent], pruner.min_keep), [records])
-        # A pruner that accepts a share accepts all smaller ones too, and a check costs as much as pruning.
+        # A check costs as much as pruning, and a pruner that accepts a share accepts all smaller ones too.
         if not reasons[percent]:
             break
     return tuple(reasons)

@@ -30,7 +30,7 @@ __all__ = [
     "summarise_neuron",
 ]
 
-# The version of the form that to_dict writes.
+# Version of the JSON that to_dict returns.
 FORMAT = 1
 
 
@@ -44,8 +44,8 @@ class Agreement:
         Mean of Spearman's correlation over the prunable layers, in -1..1. Layers with constant scores, where it is not
         defined, are left out; NaN if no layer is left.
     local, global_ : float
-        Share of the neurons kept by the main scorer, in all layers, that the other one keeps too, under each budget; NaN if
-        the budget refuses the amount.
+        Under each budget: the share of the neurons kept by the main scorer, in all layers together, that the other one keeps
+        too; NaN if the budget refuses the amount.
     """
 
     correlation: float
@@ -62,9 +62,10 @@ class InspectionSummary:
     layers : mapping from str to LayerSummary
         Summaries of the chosen prunable layers, by name.
     kept : mapping from str to mapping from str to int
-        Number of neurons kept, by budget and layer; without budgets that refuse the amount.
+        Number of neurons kept, by budget and layer. A budget that refuses the amount has no entry.
     agreement : mapping from str to Agreement
-        Agreement with each other scorer, by its name, and with the other topology, by the topology's name.
+        Agreement of the main scorer with every other scorer, by the other's name, and with itself in the other topology, by the
+        name of that topology.
     inspection : Inspection
     """
 
@@ -74,7 +75,7 @@ class InspectionSummary:
     inspection: Inspection
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything except the scores, for JSON; numbers that are not finite become None."""
+        """Return the summary and the protocol of the inspection as values for JSON; non-finite numbers become None."""
         inspection = self.inspection
         return {
             "format": FORMAT,
@@ -127,7 +128,7 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
 
     Notes
     -----
-    Cost: two passes over the weights.
+    Cost: that of :func:`graphs.analysis.layer_summary.summarise_layers` for every graph that holds a chosen layer.
 
     Examples
     --------
@@ -201,11 +202,13 @@ class NeuronSummary:
     facts : NodeSummary
         Score, percentile, strengths and strongest edges.
     verdicts : mapping from str to Verdict
-        Whether each budget keeps the neuron; without budgets that refuse the amount.
+        Whether each budget keeps the neuron. A budget that refuses the amount has no entry.
     paths : tuple of Path
-        The strongest paths through the neuron, from the layer before to the layer after.
-    before, after : str or None
-        Names of these two layers; `after` is None if the neuron's layer is the last of its graph.
+        The strongest paths through the neuron, from the layer before to the layer after, if there is one.
+    before : str
+        Name of the layer before.
+    after : str or None
+        Name of the layer after; None if the neuron's layer is the last of its graph.
     """
 
     layer: str
@@ -237,6 +240,8 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     ------
     OptionError
         There is no such layer or neuron.
+    GraphError
+        `top` is below 1, or the weights hold NaN or Inf.
 
     Notes
     -----
@@ -272,7 +277,7 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
 
 
 def margin(scores: npt.NDArray[np.floating[Any]], keep: npt.NDArray[np.bool_], neuron: int) -> float:
-    """Divide a neuron's score by the score on the other side of the cut in its layer.
+    """Divide a neuron's score by the score next to the cut of its layer, on the other side.
 
     Parameters
     ----------
@@ -304,7 +309,9 @@ def margin(scores: npt.NDArray[np.floating[Any]], keep: npt.NDArray[np.bool_], n
 
 
 def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
-    """Parse a neuron as people write it: ``3:17``, where 3 is the fourth prunable layer, or ``model.layers.3.mlp:17``.
+    """Parse a neuron as people write it: ``model.layers.3.mlp:17``, or ``3:17`` in the fourth prunable layer.
+
+    If a layer has the name ``3``, that layer is meant.
 
     Parameters
     ----------
@@ -342,7 +349,7 @@ def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
 
 
 def split_neuron(text: str) -> tuple[str, int]:
-    """Split ``LAYER:NEURON``. No model is needed, so that a wrong form is found before one is loaded.
+    """Split ``LAYER:NEURON``. This needs no model, so a wrong form raises an error before a model is loaded.
 
     Raises
     ------

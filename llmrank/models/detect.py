@@ -2,15 +2,14 @@
 
 The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
 d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). An ``nn.Sequential`` of Linears with pointwise functions between
-them is a sequential FFN. One FFN of each type is tested: if neuron j changes before the activation function, input j of the
-output map must be the only one that changes.
+them is a sequential FFN. One FFN of each module class and kind is tested, if its module runs on a single tensor: when one neuron
+j changes before the activation function, input j of the output map must be the only one that changes.
 
-A module is an attention if one of its own linear maps has the name of a query map. If none has, the name of the module or of
-its class decides, unless its own maps have the shapes of an FFN. The output map may lie outside this module: then it is the only
-other map of the smallest module around it.
+A module is an attention if one of its own linear maps has the name of a query map. If no map has, the name of the module or of
+its class decides, unless its own maps have the shapes of an FFN. The output map of an attention may lie outside this module. It
+is then the only other map of the smallest module that holds both.
 
-If nothing is found, a module with any code may still be a chain of linear maps (a multilayer perceptron). A trial run shows
-whether it is.
+If nothing is found, a trial run shows which modules, whatever their code, are chains of linear maps (multilayer perceptrons).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from llmrank.models.tracing import linear_chain, trial_run
 
 __all__ = ["find_ffns", "is_linear"]
 
-# Functions that act on every neuron by itself, and may lie between the Linears of a sequential FFN.
+# Modules that act on each neuron alone, and may lie between the Linears of a sequential FFN.
 POINTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Mish),
     *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink),
@@ -57,7 +56,7 @@ def find_ffns(model: nn.Module) -> FFNs:
 
     Returns
     -------
-    tuple of FFN
+    FFNs
         Each module appears once, even if the model uses it in several places.
 
     Raises
@@ -116,7 +115,7 @@ def find_ffns(model: nn.Module) -> FFNs:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map with a two-dimensional weight, quantised or not."""
+    """Whether a module is a linear map, quantised or not: by its class, the name of its class, or a packed weight."""
     if isinstance(getattr(module, "qweight", None), torch.Tensor):
         return True
     weight = getattr(module, "weight", None)
@@ -125,7 +124,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _prefix(path: str) -> str:
-    """Return what the paths of a module's submodules begin with: its own path and a dot, or nothing for the model itself."""
+    """Return what the paths of a module's submodules begin with: its own path and a dot, or "" for the model itself."""
     return f"{path}." if path else ""
 
 
@@ -155,7 +154,7 @@ def _attention_prefixes(modules: Mapping[str, nn.Module], linears: Mapping[str, 
         known, prefix = tuple(found), _prefix(name)
         if not prefix.startswith(known) and any(path.startswith(prefix) for path in known):
             inside = [path for path in linears if path.startswith(prefix)]
-            # One other map is the output map of an attention that does not hold it itself (BERT). T5 has no other map here.
+            # A single other map is the output map of the attention inside (BERT). In T5 there is no other map.
             if name and sum(not _prefix(path).startswith(known) for path in inside) < 2:
                 found.append(prefix)
     return tuple(found)
@@ -164,8 +163,8 @@ def _attention_prefixes(modules: Mapping[str, nn.Module], linears: Mapping[str, 
 def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
     """Leave out FFNs that are narrower than the residual stream, if their block has an FFN that is not.
 
-    They are low-rank terms and adapters (Gemma 3n's LAuReL, X-MOD's language adapters). The FFN width of the configuration is
-    not theirs.
+    They are low-rank terms and adapters (Gemma 3n's LAuReL, X-MOD's language adapters), and the FFN width in the configuration
+    does not describe them.
     """
 
     def is_narrow(ffn: FFN) -> bool:
@@ -176,14 +175,14 @@ def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
 
 
 def _block_path(name: str) -> str:
-    """Return the path of the block that a module lies in: its path up to the first index, or all of it without an index."""
+    """Return the path of the block that a module lies in: its path up to the first index, or all of a path without index."""
     stack = _stack_path(name)
     index = name.removeprefix(_prefix(stack)).split(".")[0]
     return name if stack == name else f"{_prefix(stack)}{index}"
 
 
 def _stack_path(name: str) -> str:
-    """Return the path of the stack that a module lies in: its path before the first index, or all of it without an index."""
+    """Return the path of the stack that a module lies in: its path before the first index, or all of a path without index."""
     parts = name.split(".")
     for position, part in enumerate(parts):
         if part.isdigit():
@@ -192,7 +191,7 @@ def _stack_path(name: str) -> str:
 
 
 def _output_map_last(linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Put the output map last if the shapes show it: two other maps have its shape reversed. Otherwise keep the order."""
+    """Put the output map last if the shapes show which it is: exactly two other maps have its shape reversed."""
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
     found = [k for k, (n_in, n_out) in enumerate(sizes) if sizes.count((n_out, n_in)) == 2 and n_in != n_out]
     if len(found) != 1:
@@ -258,15 +257,15 @@ def _chain_ffns(
 
 
 def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
-    """Whether no other parameter acts on the hidden neurons (a norm between the maps would couple them)."""
+    """Whether no other parameter has the size of the hidden neurons (such as a norm between the maps, which couples them)."""
     own = {id(p) for stage in ffn.stages for projection in stage for p in projection.module.parameters()}
     hidden = set(ffn.sizes[1:-1])
     for path, module in ffn.module.named_modules(prefix=ffn.name):
         if _prefix(path).startswith(attention_prefixes):
             continue
         for parameter in module.parameters(recurse=False):
-            # If neurons are as many as the residual stream is wide, a vector or linear map of this size may act on the stream
-            # (a norm does). A convolution or recurrence acts on the neurons.
+            # If there are as many neurons as the residual stream is wide, a vector or linear map of this size may act on the
+            # stream, as a norm does. A convolution or recurrence acts on the neurons.
             may_be_on_stream = parameter.ndim < 2 or is_linear(module)
             suspicious = hidden - {ffn.sizes[0], ffn.sizes[-1]} if may_be_on_stream else hidden
             if id(parameter) not in own and suspicious & set(parameter.shape):
@@ -275,7 +274,10 @@ def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
 
 
 def _check_neurons_separate(ffn: FFN) -> None:
-    """Change one neuron after the input maps, and raise an error if another input of the output map changes too."""
+    """Change one neuron after the input maps, and raise an error if another input of the output map changes too.
+
+    An FFN whose module does not run on one tensor is not checked.
+    """
     input_maps, output_map = ffn.stages[0], ffn.stages[1][0].module
     weight = input_maps[0].weight
     if weight.is_meta:
@@ -298,7 +300,7 @@ def _check_neurons_separate(ffn: FFN) -> None:
             ffn.module(probe)
             handles += [each.module.register_forward_hook(shift(each.start + neuron)) for each in input_maps]
             ffn.module(probe)
-    # The FFN's module may be a whole transformer block, which does not run on one tensor; then the shapes must be enough.
+    # The FFN's module may be a transformer block, which needs other inputs. Then the shapes must be enough.
     except Exception:
         return
     finally:

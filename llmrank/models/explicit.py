@@ -30,7 +30,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
 
     Returns
     -------
-    tuple of FFN
+    FFNs
         Their kind is "explicit": the rows of every listed Linear are prunable.
 
     Raises
@@ -38,8 +38,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     UnsupportedModelError
         Weights are quantised, shared or not finite, or modules are compiled or wrapped by adapters.
     StructureError
-        A key is missing, a path leads nowhere (the message lists the modules that exist) or to a module that is not a linear
-        map, a Linear is listed twice, or one does not read what the one before it returns.
+        A key is missing, nothing is listed, a path leads nowhere (the message lists the modules that exist) or to a module of
+        the wrong type, a Linear is listed twice, or its number of inputs is not the number of outputs of the Linear before it.
     """
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")

@@ -1,4 +1,7 @@
-"""The model families that the conformance tests cover. Detection does not read this table."""
+"""Configuration attributes of FFNs, and the model families that the conformance tests cover.
+
+FFNs are found without the table of families.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,10 @@ class Family:
     model_type : str
         Name in transformers (``config.model_type``).
     kind : {"plain", "gated", "fused"}
-        Geometry of its FFNs.
+        See :class:`llmrank.models.FFN`.
     width_attribute : str or None
         Configuration attribute that holds the width of the FFNs. If there is none, a compact checkpoint needs the loader of
-        this package, or padding to the original width.
+        this package, or padding to the dense width.
     """
 
     name: str
@@ -79,6 +82,6 @@ def text_config(model: nn.Module) -> Any:
 
 
 def bias_attribute(model: nn.Module) -> str:
-    """Return the configuration attribute that is False and, if True, gives the FFNs' maps biases; or ''."""
+    """Return the configuration attribute that is False now, and if True gives biases to the maps of FFNs; "" if none does."""
     config = text_config(model)
     return next((name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False), "")

@@ -61,9 +61,9 @@ class PrunableLayer:
     size : int
         Number of neurons.
     input_maps : tuple of Projection
-        Input maps: row j (and bias j) of each computes neuron j.
+        Row j (and bias j) of each computes neuron j.
     output_maps : tuple of Projection
-        Output maps: column j of each reads neuron j. Empty for explicit FFNs, of which only rows are removed.
+        Column j of each reads neuron j. Empty for explicit FFNs, of which only rows are removed.
     """
 
     name: str
@@ -87,7 +87,8 @@ class FFN:
     stages : tuple of tuples of Projection
         ``stages[l]`` leads from layer l of the nodes to layer l+1; all projections of a stage join the same two layers.
     stack : str
-        Path of the stack of transformer blocks that the FFN lies in. The chained topology joins the FFNs of one stack in order.
+        Path of the stack of transformer blocks that the FFN lies in; the FFN's own path if it lies in none. The chained topology
+        joins the FFNs of one stack in order.
     module : nn.Module
         The module that holds the FFN.
     """
@@ -105,7 +106,7 @@ class FFN:
 
     @property
     def prunable(self) -> dict[int, PrunableLayer]:
-        """The prunable layers by their number among the layers of nodes: the hidden layers; all but layer 0 if explicit."""
+        """The prunable layers by their index among the layers of nodes: the hidden layers, or all but layer 0 if explicit."""
         if self.kind == "attention":
             return {}
         if self.kind == "explicit":
@@ -122,7 +123,7 @@ class FFN:
 
 
 class FFNs(tuple[FFN, ...]):
-    """The FFNs of a model, in the order of its modules: a tuple of :class:`FFN` that also answers for all of them together.
+    """The FFNs of a model, in the order of its modules: a tuple of :class:`FFN` with properties of all FFNs together.
 
     Examples
     --------

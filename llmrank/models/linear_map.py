@@ -34,7 +34,7 @@ def matrix_of(module: nn.Module) -> torch.Tensor:
 
 
 def as_stored(module: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
-    """Return an (out, in) matrix in the layout of a module's weight, or the other way round, as a view."""
+    """Convert a matrix from (out, in) to the layout of a module's weight, or back. The result is a view."""
     return matrix.T if isinstance(module, Conv1D) else matrix
 
 

@@ -30,9 +30,9 @@ __all__ = [
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel")
 # Attention masks that earlier versions of transformers saved among the weights; models compute them now.
 OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
-# With this option an encoder has no pooler, which only classifiers read.
+# An option that builds an encoder without its pooler, which only classifiers read.
 NO_POOLER = {"add_pooling_layer": False}
-# A model without any of these files has no tokenizer. If it has one and no tokenizer can be loaded, a warning says so.
+# Files of tokenizers. If a directory holds one of them and no tokenizer can be loaded, a warning says so.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,7 +47,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model with its tokenizer and its source (a path or a hub name)."""
+    """A model with its tokenizer or None, and its source (a path or a hub name)."""
 
     model: Any
     tokenizer: Any
@@ -77,7 +77,7 @@ def parse_device(device: str | torch.device | None) -> torch.device:
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    """Return a torch dtype by its name; None and "auto" keep the dtype of the checkpoint.
+    """Return a torch dtype by its name, or "auto" (the dtype of the checkpoint) for None and "auto".
 
     Raises
     ------
@@ -110,6 +110,7 @@ def load_pretrained(
     dtype : str or torch.dtype, optional
         By default that of the checkpoint (float32 for GGUF).
     device : str or torch.device, optional
+        The CPU by default.
     subclass : callable, optional
         Returns the class to instantiate for (model class, configuration); needed for FFN widths that differ by layer.
     trust_remote_code : bool
@@ -119,14 +120,14 @@ def load_pretrained(
     Returns
     -------
     LoadedModel
-        The model in evaluation mode; the tokenizer is None if the checkpoint has none. On the CPU, the weights of a safetensors
-        checkpoint in its own dtype stay memory-mapped on disk, so that a model larger than memory can be ranked.
+        The model in evaluation mode; the tokenizer is None if the checkpoint has none that can be loaded. On the CPU, the weights
+        of a safetensors checkpoint in its own dtype stay memory-mapped on disk, so that a model larger than memory can be ranked.
 
     Raises
     ------
     ModelSourceError
-        The source does not exist, transformers cannot read it (the message quotes the reason), or its tensors are not those of
-        the model: see the differences that :func:`read_model` reports.
+        The source does not exist, transformers cannot read it (the message quotes the reason), it needs code that is not
+        trusted, or its tensors are not those of the model: see the differences that :func:`read_model` reports.
     OptionError
         The dtype or the device is unknown or not available.
 
@@ -142,7 +143,7 @@ def load_pretrained(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     is_gguf = source.endswith(".gguf")
     if is_gguf:
-        # transformers takes the directory of the file as its name.
+        # For transformers, the directory of the file is the name of the model.
         path = Path(source)
         name = str(path.parent)
         options["gguf_file"] = path.name
@@ -170,7 +171,7 @@ def load_pretrained(
         )
     if is_gguf:
         _forget_quantiser(model)
-        model.name_or_path = source  # transformers sets the directory of the file
+        model.name_or_path = source  # transformers sets it to the directory of the file
     tokenizer, problem = _load_tokenizer(source, name, options)
     if problem:
         warnings.warn(problem, stacklevel=2)
@@ -197,9 +198,9 @@ def _check_source(source: str) -> None:
 
 
 def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the tokenizer of a model, or None, and a warning if its files cannot be loaded.
+    """Return the tokenizer of a model or None, and a warning, "" unless the model has a tokenizer that cannot be loaded.
 
-    A model without a tokenizer can be pruned on token tensors.
+    A model without a tokenizer can still be pruned: on a tensor of tokens.
     """
     try:
         return transformers.AutoTokenizer.from_pretrained(name, **options), ""
@@ -219,12 +220,13 @@ def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = Fal
     """Return the model class for a configuration.
 
     It is the class in the checkpoint's code if that is trusted; else the class of transformers that the configuration names as
-    its architecture; else the class that an auto class of transformers chooses.
+    its architecture; else the class that an auto class of transformers chooses; else ``AutoModel`` itself. Trusted code is read
+    from `name`, a directory or hub name.
 
     Raises
     ------
     ModelSourceError
-        The architecture is only in the checkpoint's code, and that is not trusted.
+        The architecture is only in the checkpoint's code, which is not trusted.
     """
     architectures = getattr(config, "architectures", None) or ()
     auto_map = getattr(config, "auto_map", None) or {}

@@ -1,7 +1,7 @@
 """Trial runs of a module: in which order it calls its linear maps, and whether other code reads their outputs.
 
-If code chains linear maps by hand, their shapes do not tell which map follows which, nor whether the next map alone reads a
-hidden layer. A run of the module does.
+If code chains linear maps by hand, their shapes do not show which map follows which, nor whether a hidden layer is read by the
+next map alone. A run of the module shows both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llmrank.models.linear_map import in_features, out_features
 
 __all__ = ["linear_chain", "trial_run"]
 
-# Number of rows of a trial run. That a module swaps two neurons is overlooked with a probability of 2 ** -ROWS.
+# Number of rows of a trial run. A module that swaps two neurons is overlooked with a probability of 2 ** -ROWS.
 ROWS = 16
 
 
@@ -38,7 +38,7 @@ def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[s
     Returns
     -------
     tuple of str, or None
-        None if the module is no plain chain, or does not run on a (rows, features) tensor.
+        None if the module is no plain chain, has maps on the meta device, or does not run on a (rows, features) tensor.
 
     Notes
     -----

@@ -38,17 +38,17 @@ __all__ = ["BasePipeline"]
 
 
 class BasePipeline(PipelineStages):
-    """Base class of pipelines: find FFNs, calibrate, build graphs, rank them, choose keep masks, repair, apply the masks.
+    """Base class of pipelines, which find FFNs, calibrate, build and rank graphs, choose keep masks, repair, and apply the masks.
 
     Parameters
     ----------
     model : nn.Module
         Changed in place by :meth:`run`.
     tokenizer : transformers tokenizer or None
-        None where `calibration` is a tensor.
+        May be None if `calibration`, and `evaluation` if given, are tensors.
     structure_dict : mapping, optional
         By default the FFNs are found in the model. A mapping (``path_to_layers``, ``path_to_modules``) names Linears whose rows
-        are pruned, which reproduces the paper's method.
+        are pruned, as in the paper.
     scorer : BaseScorer, optional
         :class:`WeightedPageRankScorer` by default.
     pruner : BasePruner, optional
@@ -62,13 +62,13 @@ class BasePipeline(PipelineStages):
         See :func:`llmrank.surgery.apply.apply_masks`. Compact by default; with a `structure_dict` compact is refused, and zero is
         the default.
     align : {"none", "pad"}
-        Pad compact layers with zeros to one width.
+        "pad" fills compact layers up with zeros to one width; "none", the default, does not.
     repair : BaseRepair, optional
         How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.surgery.repair`; none by default,
-        and refused with a `structure_dict`. Sequences are held out from the repair, one for every eight, and at least one: from
-        a text, the sequences that follow those of the calibration, as far as the text reaches; where nothing follows, the last
-        calibration sequences, unless there is only one. The repair is kept only if it brings the model closer to the dense one on
-        the held-out sequences, see :attr:`validation`; without any, it is always kept.
+        and refused with a `structure_dict`. One sequence for every eight, and at least one, is held out from the repair: the
+        sequences that follow in the text, as far as it reaches; if nothing follows, the last calibration sequences, unless there
+        is only one. The repair is kept only if it brings the model closer to the dense one on the held-out sequences, see
+        :attr:`validation`; if nothing is held out, it is always kept.
     steps : int
         Number of steps to prune in, 1 to 1000. In each step the calibration text passes through the model as pruned so far, see
         :mod:`llmrank.prune.schedule`.
@@ -79,21 +79,28 @@ class BasePipeline(PipelineStages):
         A function such as ``rich.progress.track``; by default no progress is shown.
     undoable : bool
         Keep the original weights for :meth:`undo`. If they are not kept, each is freed as soon as it is replaced. Then
-        :attr:`repaired`, and :attr:`graph`, which would refer to these weights, are empty after :meth:`run`. If masks cannot be
-        applied, or something fails later, the model stays pruned, completely or in part.
+        :attr:`repaired`, and :attr:`graph`, which would refer to these weights, are empty after :meth:`run`. After an error that
+        comes when the repair is finished, the model may stay repaired or pruned, completely or in part.
 
     Attributes
     ----------
     validation : Validation or None
-        After :meth:`run` with a repair: how the model as cut and the repaired model compare on the held-out sequences. The
-        repair was kept if the repaired model is closer to the dense one. None if nothing could be held out.
-    report, masks, sensitivities, graph, rank : after :meth:`run`
-        The protocol and the outcome; the keep masks, over all neurons of the dense model; how much the output changes if one
-        layer alone is pruned, by layer (an empty dict unless the pruner needs it); the graph and its rank, or tuples if there
-        are several. The graphs refer to the original weights, and so keep them in memory as long as the pipeline exists. With
-        several steps, sensitivities, graphs and ranks are those of the first step, on the dense model.
+        After :meth:`run` with a repair: how far the model as cut and the repaired model are from the dense one on the held-out
+        sequences. None if nothing could be held out.
+    report : Report or None
+        After :meth:`run`: the protocol and the outcome.
+    masks : Masks or None
+        After :meth:`run`: the keep masks, over all neurons of the dense model.
+    sensitivities : dict from str to float
+        After :meth:`run`: for each prunable layer, how much the output changes if that layer alone is pruned; empty unless the
+        pruner needs sensitivities.
+    graph, rank
+        After :meth:`run`: the graph and its rank, or tuples if there are several graphs. Graphs refer to the original weights,
+        and so keep them in memory as long as the pipeline exists. With several steps, sensitivities, graphs and ranks are those
+        of the first step, on the dense model.
     repaired : dict from str to RepairedMap
-        After :meth:`run` with a repair: the new weights of every output map that lost neurons, by the path of its module.
+        After :meth:`run` with a repair: the new weights of every output map that lost neurons, by the path of its module; empty
+        if the repair was not kept.
     """
 
     def run(self) -> nn.Module:
@@ -102,8 +109,8 @@ class BasePipeline(PipelineStages):
         Raises
         ------
         LLMRankError, graphs.GraphError
-            Bad options, data or models, or a second run without :meth:`undo` in between. The model is left as it was if the
-            pipeline is undoable, or if the error comes before the repair is finished and before any mask is applied.
+            Bad options, data or models, or a second run without :meth:`undo` in between. The weights are left as they were if
+            the pipeline is undoable, or if the error comes before the repair is finished and before any mask is applied.
         """
         self._check_fresh()
         self._seconds = {}
@@ -157,7 +164,7 @@ class BasePipeline(PipelineStages):
         sequences : TokenSequences
             Sequences to rank by, and to fit a repair to.
         held_out : TokenSequences, optional
-            Other sequences, by which a repair is tuned and validated.
+            Other sequences, which choose the damping of a repair and validate it.
 
         Returns
         -------
@@ -174,9 +181,10 @@ class BasePipeline(PipelineStages):
         record = Recording([])
         for number, amount in enumerate(amounts_after_steps(self.pruner.amount, self.steps), start=1):
             first, last = number == 1, number == self.steps
-            earlier = dict(self._seconds)
+            seconds_before = dict(self._seconds)
             with temporarily_masked(self.model, ffns, present):
-                # A repair runs the model block by block, so this pass records how the model calls its blocks.
+                # A repair runs the model block by block. So the first pass, and one of the held-out sequences, record how the
+                # model calls its blocks.
                 with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else FFNs()) as seen:
                     statistics = self.calibrate(ffns, sequences)
                     if seen.blocks and held_out is not None:
@@ -195,20 +203,17 @@ class BasePipeline(PipelineStages):
                     else:
                         pruner = self.pruner if last else self.pruner.with_amount(amount)
                         masks = self.choose_masks(graphs, ranks, pruner, present)
-            repairs = self.repair is not None and last
-            if repairs:
+            repairs_now = self.repair is not None and last
+            if repairs_now:
                 record.keeps_first_states = False
                 with self._timed("repair"):
                     masks, repaired = self.repair_output_maps(ffns, masks, sequences, record, graphs, present, held_out)
             # The graphs of a later step may hold the last references to masked weights: free them.
             del graphs, ranks
             present = masks
-            spent = {stage: seconds - earlier.get(stage, 0.0) for stage, seconds in self._seconds.items()}
-            self.step_results.append(
-                ScheduleStep(
-                    amount, masks.size - masks.kept, repairs, {stage: more for stage, more in spent.items() if more}
-                )
-            )
+            spent = {stage: total - seconds_before.get(stage, 0.0) for stage, total in self._seconds.items()}
+            spent = {stage: seconds for stage, seconds in spent.items() if seconds}
+            self.step_results.append(ScheduleStep(amount, masks.size - masks.kept, repairs_now, spent))
         return masks, repaired
 
     def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
@@ -226,7 +231,7 @@ class BasePipeline(PipelineStages):
         return perplexity(self.model, texts, self.calibration.batch_size, shown)
 
     def undo(self) -> nn.Module:
-        """Restore the model as it was before :meth:`run`, bit for bit; refused if :attr:`undoable` is False."""
+        """Restore the model as it was before :meth:`run`, bit for bit (it stays on `device`); refused unless :attr:`undoable`."""
         if self.application is None:
             raise OptionError("there is nothing to undo: run() has not pruned this model")
         self.application.undo()
@@ -248,20 +253,20 @@ class BasePipeline(PipelineStages):
         self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
     def _report(self, ffns: FFNs, masks: Masks, sequences: TokenSequences, held_out: TokenSequences | None) -> Report:
-        """Report what was chosen and repaired, before masks are applied: the size "after" is still that "before"."""
+        """Make the report before masks are applied; :meth:`run` sets the size "after", the seconds and the evaluation later."""
         size, costs = model_size(self.model, ffns), self.costs or self.check(ffns)
         reached = reached_amounts(masks, costs)
-        fit, others = (sequences, held_out) if held_out is not None else sequences.parts
+        fitted, unfitted = (sequences, held_out) if held_out is not None else sequences.parts
         notes = [
             *budget_notes(self.pruner, reached),
-            *repair_notes(self.repair, self.validation, self.token_warning(ffns, fit.n_tokens)),
+            *repair_notes(self.repair, self.validation, self.token_warning(ffns, fitted.n_tokens)),
             *(f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate),
         ]
         return Report(
             model=describe_model(self.model, ffns),
             method=self._method(),
             calibration=sequences.provenance(),
-            held_out=None if others is None else others.provenance(),
+            held_out=None if unfitted is None else unfitted.provenance(),
             graph=describe_graphs(self.model_graphs, self.ranks),
             neurons=describe_neurons(masks, self.pruner, ffns),
             before=size,

@@ -1,4 +1,4 @@
-"""The options of a pipeline: the texts that it reads, and checks, before any work is done, that options go together."""
+"""The options of a pipeline: settings of the texts that it reads, and a check of the options before any work is done."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ class CalibrationText:
         write text, else "built-in". A float tensor is for a plain module (one that is not a language model): each row is one
         example of its input.
     samples, sequence_length : int
-        Number of sequences that are cut from a text, and their length in tokens, which is lowered to what the model takes. All
-        of a tensor is used; a list of texts gives one sequence for each text.
+        Largest number of sequences that are cut from a text, and their length in tokens, which is lowered to what the model
+        takes. All of a tensor is used; a list of several texts gives one sequence for each text.
     batch_size : int
-        Number of sequences in a forward pass. It does not hold for writing: the model always writes 16 texts at once.
+        Number of sequences in a forward pass. A pass takes at least 256 rows of a float tensor, and a model that writes the text
+        itself writes 16 texts at once, whatever the batch size.
     seed : int
         Seed with which tokens are sampled, if the model writes the text itself.
 
@@ -65,7 +66,7 @@ class CalibrationText:
         return source if isinstance(source, CalibrationText) else cls(source)
 
     def for_model(self, model: Any) -> CalibrationText:
-        """Return these settings with "auto" replaced by the source that it means for a model."""
+        """Return these settings with the source "auto" replaced by the one that it stands for with this model."""
         source = find_source(self.source)
         chosen = None if source is None else source.for_model(model)
         return self if chosen is source else replace(self, source=str(chosen))
@@ -87,9 +88,10 @@ class CalibrationText:
         Returns
         -------
         sequences : TokenSequences
-            If `hold_out`, and nothing follows them in the text, the last of them are held out, unless there is only one.
+            If `hold_out` is set and nothing follows in the text, the last of these sequences are marked as held out, unless there
+            is only one.
         held_out : TokenSequences or None
-            Sequences that follow in the text, as far as it reaches.
+            The sequences that follow in the text, as far as it reaches; None if nothing follows, or without `hold_out`.
         """
         further = n_held_out(self.samples) if hold_out else 0
         length = fitting_length(model, self.sequence_length)
@@ -107,9 +109,9 @@ class EvaluationText:
     Parameters
     ----------
     source : as for :class:`CalibrationText`; optional
-        By default a part of the built-in text that is not used for calibration.
+        By default the part of the built-in text that is not used for calibration.
     samples : int
-        Number of sequences.
+        Largest number of sequences that are cut from a text.
 
     Raises
     ------
@@ -125,7 +127,7 @@ class EvaluationText:
 
     @classmethod
     def of(cls, source: Any) -> EvaluationText | None:
-        """Make settings from a source: None for None and False, which mean no evaluation, and the default settings for True.
+        """Make settings from a source; return None for None and False (no evaluation), and the default settings for True.
 
         An :class:`EvaluationText` is returned as it is.
         """
@@ -136,7 +138,7 @@ class EvaluationText:
         return source if isinstance(source, EvaluationText) else cls(source)
 
     def sequences(self, model: Any, tokenizer: Any, sequence_length: int) -> TokenSequences:
-        """Make the sequences, of this length or the greatest that the model takes."""
+        """Make sequences of `sequence_length` tokens, or of as many as the model takes if these are fewer."""
         return tokenise(self.source, tokenizer, self.samples, fitting_length(model, sequence_length), "evaluation")
 
 

@@ -33,13 +33,13 @@ class PrunedModel:
     Attributes
     ----------
     model : nn.Module
-        The model that was given, pruned.
+        The model that was passed in, which is pruned now.
     masks : Masks
         Keep masks of all prunable layers, over the neurons of the dense model.
     report : Report
         The protocol and the outcome.
     tokenizer : transformers tokenizer or None
-        The one that was given.
+        The tokenizer that was passed in.
     """
 
     model: nn.Module
@@ -63,7 +63,7 @@ class PrunedModel:
         Raises
         ------
         CheckpointError
-            See :func:`llmrank.save`; nothing is written then.
+            See :func:`llmrank.save`; no checkpoint is written then.
         """
         return checkpoint.save(directory, self.model, self.tokenizer, self.masks, self.report.to_dict())
 
@@ -98,25 +98,26 @@ def prune_model(
     tokenizer : transformers tokenizer, optional
         Not needed if `calibration` is a tensor.
     amount : float or int
-        Share in [0, 1), or number, to remove. Ignored if `pruner` is an object, which has its own amount.
+        Share in [0, 1), or number, to remove. Ignored if `pruner` is an object, because that has its own amount.
     amount_of : str
         What the amount is a share or a number of: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes or flops.
         Ignored if `pruner` is an object.
     pipeline : str or class
-        How the graphs of FFNs are joined: isolated, chained, residual, or a spec such as ``"residual:beta=0.5"``.
+        How the graphs of FFNs are joined: "isolated", "chained" or "residual", or a spec such as ``"residual:beta=0.5"``.
     scorer, pruner, repair : str or object
-        Components, by spec such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists them) or as objects; None or "none" repairs
-        nothing.
+        The components, each as an object or as a spec such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists the names). With
+        the repair None or "none" nothing is repaired.
     calibration : CalibrationText, or a source of one
         By default text that the model writes itself, or the built-in text if it cannot write any.
     samples, sequence_length, batch_size : int
         See :class:`llmrank.pipeline.CalibrationText`; ignored if `calibration` is one.
     evaluation : EvaluationText, a source of one, or True; optional
-        The text that the perplexity before and after is measured on; True is the built-in text.
+        The text that the perplexity before and after is measured on; True is the part of the built-in text that is not used for
+        calibration. By default no perplexity is measured.
     steps : int
         Number of steps to prune in, each with a pass of the calibration text through the model as pruned so far.
     form : {"compact", "zero", "mask"}
-        Smaller matrices, removed neurons at zero, or masks of ``torch.nn.utils.prune``.
+        Smaller matrices; zeros in matrices of the same size; or masks of ``torch.nn.utils.prune``.
     device : str or torch.device, optional
         Where the model is moved to; by default it stays where it is.
     progress : callable, optional
@@ -129,8 +130,8 @@ def prune_model(
     Raises
     ------
     LLMRankError, graphs.GraphError
-        Bad options, data or models. The model is left as it was if the error comes before the repair is finished and before
-        any mask is applied.
+        Bad options, data or models. The weights are left as they were if the error comes before the repair is finished and
+        before any mask is applied.
 
     Examples
     --------
@@ -144,7 +145,7 @@ def prune_model(
         calibration = CalibrationText(calibration, samples, sequence_length, batch_size)
     if isinstance(pruner, str):
         pruner = make_pruner(pruner, amount=amount, amount_of=amount_of)
-    made = pipeline_class(
+    built_pipeline = pipeline_class(
         model,
         tokenizer,
         None,
@@ -160,7 +161,7 @@ def prune_model(
         undoable=False,
         **pipeline_options,
     )
-    made.run()
-    if made.masks is None or made.report is None:
+    built_pipeline.run()
+    if built_pipeline.masks is None or built_pipeline.report is None:
         raise RuntimeError("the pipeline ran without leaving masks and a report")
-    return PrunedModel(model, made.masks, made.report, tokenizer)
+    return PrunedModel(model, built_pipeline.masks, built_pipeline.report, tokenizer)

@@ -61,8 +61,8 @@ class Registry(dict[str, type[T]], Generic[T]):
     entries : dict from str to type
         The components of this package.
     group : str, optional
-        Entry point group in which other distributions declare components. A component is imported when :meth:`find` is called
-        with its name.
+        Entry point group in which other distributions declare components. Such a component is imported when :meth:`find` is
+        called with its name.
     """
 
     def __init__(self, kind: str, base: type[T], entries: dict[str, type[T]], group: str | None = None) -> None:
@@ -91,12 +91,13 @@ class Registry(dict[str, type[T]], Generic[T]):
         return list(dict.fromkeys((*self, *self._entry_points)))
 
     def find(self, name: str) -> type[T]:
-        """Return the class of a name.
+        """Return the component of a name.
 
         Raises
         ------
         OptionError
-            No component has the name (the message lists the names that exist), or its distribution cannot be imported.
+            No component has the name (the message lists the names that exist); or another distribution declares it, and it
+            cannot be imported or does not inherit from the base.
         """
         if name not in self and name in self._entry_points:
             point = self._entry_points[name]
@@ -116,9 +117,9 @@ class Registry(dict[str, type[T]], Generic[T]):
         return self[name]
 
     def fields(self, name: str) -> tuple[Field, ...]:
-        """Return the options of a component, read from its class."""
+        """Return the options of a component: the parameters of its class."""
         entry = self.find(name)
-        # All pipelines share the parameters of their base, which are flags of the command line and no options of a spec.
+        # The parameters that all pipelines share are flags of the command line, not options of a spec.
         skipped = set(inspect.signature(self.base).parameters) if self.base is BasePipeline else set()
         hints = get_type_hints(entry.__init__)
         return tuple(
@@ -133,7 +134,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         Parameters
         ----------
         spec : str
-            ``NAME``, or ``NAME:OPTION=VALUE,OPTION=VALUE``. An option that is repeated makes a list.
+            ``NAME``, or ``NAME:OPTION=VALUE,OPTION=VALUE``. An option that takes a list may be repeated.
 
         Returns
         -------
@@ -145,7 +146,8 @@ class Registry(dict[str, type[T]], Generic[T]):
         Raises
         ------
         OptionError
-            A name or option is unknown (the message lists those that exist), a value has another type, or the text is not a spec.
+            A name or option is unknown (the message lists those that exist), an option that takes one value is repeated, a value
+            has another type, or the text is not a spec.
 
         Examples
         --------
@@ -167,12 +169,13 @@ class Registry(dict[str, type[T]], Generic[T]):
         spec : str or component
             See :meth:`options`.
         **given : object
-            Options that the caller sets; those that are None are left to the class.
+            Further options; those that are None have the default of the class. All are ignored if `spec` is an instance.
 
         Raises
         ------
         OptionError
-            See :meth:`options`; or an option is set both in the spec and in `given`, or the class refuses a value.
+            See :meth:`options`; or `spec` is neither text nor a component, an option is set both in the spec and in `given`, or
+            the class refuses a value.
         """
         if isinstance(spec, self.base):
             return spec
@@ -191,7 +194,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         return entry(**options, **given)
 
     def _doc(self, entry: type, option: str) -> str:
-        """Return the text for an option in the docstring of a class; "As for :class:`X`" is replaced by the text of X."""
+        """Return the text for an option in the docstring of a class; "As for :class:`X`" at its start becomes the text of X."""
         text = parameter_docs(entry).get(option, "")
         reference = re.match(r"As for :class:`[~\w.]*?(\w+)`[;.,]? ?", text)
         if reference is None:
@@ -202,7 +205,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         return f"{inherited} {rest[:1].upper()}{rest[1:]}".strip()
 
     def _fields_by_name(self, name: str, given: Mapping[str, Any]) -> dict[str, Field]:
-        """Return the options of a component by name; raise if one that is given is not among them."""
+        """Return the options of a component by name; raise if a name in `given` is not among them."""
         fields = {field.name: field for field in self.fields(name)}
         for key in given:
             if key not in fields:
@@ -211,14 +214,14 @@ class Registry(dict[str, type[T]], Generic[T]):
                 raise OptionError(f"{self.kind} {name!r} has no option {key!r}{nearest_name(key, fields)}; {shown}")
         return fields
 
-    def _add(self, name: str, entry: Any, where: str) -> None:
+    def _add(self, name: str, entry: Any, origin: str) -> None:
         if name in self or not name or set(name) & set(":,="):
             raise OptionError(
-                f"cannot register {where} as {self.kind} {name!r}: expected a name that is free and holds no ':', ',' or '='"
+                f"cannot register {origin} as {self.kind} {name!r}: expected a name that is free and holds no ':', ',' or '='"
             )
         if not (isinstance(entry, type) and issubclass(entry, self.base)):
             raise OptionError(
-                f"cannot register {where} as {self.kind} {name!r}: expected a subclass of {self.base.__name__}"
+                f"cannot register {origin} as {self.kind} {name!r}: expected a subclass of {self.base.__name__}"
             )
         self[name] = entry
 
@@ -243,9 +246,10 @@ REPAIRS: Registry[BaseRepair] = Registry(
     "repair", BaseRepair, named_classes("llmrank.surgery.repair", BaseRepair), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
-# The components that `llmrank prune` uses by default. Among the ranks of graphs whose checkpoints stock transformers loads they
-# were the best on held-out text of SmolLM2 (benchmarks/results/quality.md); repair and calibration text were chosen because they
-# also work on text of another kind (benchmarks/results/out_of_domain.md).
+# The components that `llmrank prune` uses by default. The local pruner leaves equal layers equally wide, so stock transformers
+# loads the checkpoint. With it, this scorer and pipeline were the best of the PageRank scorers and topologies on held-out text of
+# SmolLM2 (benchmarks/results/quality.md). Repair and calibration text were chosen because they also work on text of another kind
+# (benchmarks/results/out_of_domain.md).
 DEFAULTS: dict[str, str] = {
     "scorer": "wpr",
     "pruner": "local",
@@ -266,7 +270,7 @@ def make_pruner(spec: str | BasePruner, **options: Any) -> BasePruner:
 
 
 def make_repair(spec: str | BaseRepair | None, **options: Any) -> BaseRepair | None:
-    """Make a repair, or none where the spec is None or "none"; see :meth:`Registry.make`."""
+    """Make a repair; return None if the spec is None or "none". See :meth:`Registry.make`."""
     if spec is None or spec == "none":
         if any(value is not None for value in options.values()):
             raise OptionError(

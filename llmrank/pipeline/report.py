@@ -121,7 +121,7 @@ class Report:
     model : dict
         Source, class, device, dtype.
     method : dict
-        Pipeline, scorer, pruner, form and their parameters.
+        Pipeline, scorer, pruner and repair with their parameters, and the other settings.
     calibration : dict
         Provenance of the calibration tokens.
     held_out : dict, optional
@@ -129,18 +129,19 @@ class Report:
     graph : dict
         Numbers of graphs, layers and nodes, and how they were ranked: solver, iterations, error bound.
     neurons : dict
-        Numbers of neurons before pruning and removed, the shares requested and reached, and the width of every layer.
+        Numbers of neurons before pruning and removed, the amount requested and the share reached, and the width of every layer.
     before, after : ModelSize
+        Size of the dense and of the pruned model.
     seconds : dict from str to float
         Wall time of every stage.
     reached : dict from str to dict
         For each unit of an amount (see :data:`llmrank.models.costs.UNITS`) the total in the dense model ("before"), and how much
         of it the compact form of the pruned model loses ("removed", "share").
     steps : list of dict
-        One :class:`llmrank.prune.schedule.ScheduleStep` for each step.
+        One :class:`llmrank.prune.schedule.ScheduleStep` for each step, as a dict.
     sensitivities : dict from str to float
-        For each prunable layer how much pruning it alone changes the output, see :mod:`llmrank.pipeline.sensitivity`; empty
-        unless the pruner needs it.
+        For each prunable layer how much the output changes if that layer alone is pruned, see
+        :mod:`llmrank.pipeline.sensitivity`; empty unless the pruner needs sensitivities.
     repaired : dict
         For each repaired map the target and the damping of the fit, and the errors on held-out calibration tokens without and
         with the repair, see :class:`llmrank.surgery.repair.RepairedMap`.
@@ -222,12 +223,12 @@ class Report:
         return Group(*parts)
 
     def _reached(self) -> str:
-        """Return the shares of the model's parameters, bytes and FLOPs that the removed neurons have, in words."""
+        """Describe the shares of the model's parameters, bytes and FLOPs that belong to the removed neurons."""
         shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]
         return f"{', '.join(shares[:-1])} and {shares[-1]}"
 
     def _repair_errors(self) -> str:
-        """Return the median errors of the maps on held-out tokens; a mean would follow maps with tiny outputs and huge shares."""
+        """Describe the median errors of the maps on held-out tokens; a few maps with tiny outputs would dominate a mean."""
         medians = []
         for name in ("held_out_error_when_cut", "held_out_error_when_repaired"):
             errors = [entry[name] for entry in self.repaired.values() if entry[name] is not None]
@@ -299,14 +300,15 @@ def describe_neurons(masks: Masks, pruner: BasePruner, ffns: FFNs) -> dict[str, 
     }
 
 
-def repair_notes(repair: BaseRepair | None, validation: Validation | None, warning: str | None) -> list[str]:
-    """Return what a reader must know of a repair: too few tokens, harm, or nothing to check it on."""
-    notes = [] if warning is None else [warning]
+def repair_notes(repair: BaseRepair | None, validation: Validation | None, too_few_tokens: str | None) -> list[str]:
+    """Return notes if a repair is fitted to too few tokens, does harm, or could not be checked."""
+    notes = [] if too_few_tokens is None else [too_few_tokens]
     if validation is not None and not validation.improves:
         notes.append(validation.sentence())
     elif repair is not None and validation is None:
         notes.append(
-            "nothing could be held out, so the repair was neither chosen nor checked on other text; give more text"
+            "nothing could be held out, so neither was the damping of the repair chosen on other text, nor the repair checked; "
+            "give more text"
         )
     return notes
 
@@ -349,7 +351,7 @@ def dtype_name(model: nn.Module) -> str:
 
 
 def model_source(model: nn.Module) -> str:
-    """Return the hub name of a model, or only the last part of its path: a report says nothing of local directories."""
+    """Return a model's hub name, the last part of its path if it exists (reports should name no local folders), or its class."""
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     return Path(name).name if Path(name).exists() else name
 
@@ -365,7 +367,7 @@ def json_safe(value: Any) -> Any:
     Returns
     -------
     any
-        Numbers that are not finite, and values of types that JSON does not have, become strings.
+        The same with strings in place of numbers that are not finite, and of values whose types JSON does not have.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Sensitivity of a layer: how much the model's output changes when that layer alone is pruned.
 
 The output is computed anew for every layer, but nothing changes in front of the layer. Where the blocks of a stack follow one
-another directly, the blocks before that of the layer are not run: what they returned in the dense model is used again. Otherwise
-every layer takes a complete forward pass.
+another directly, only the block of the layer and those behind it are run; the outputs of the earlier blocks are taken from the
+dense model. Otherwise every layer takes a complete forward pass.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from llmrank.surgery.equivalence import silence_removed
 
 __all__ = ["layer_sensitivities"]
 
-# This many rows of features count as one sequence, as in TokenSequences.batches.
+# This many rows of features count as one sequence, because TokenSequences.batches yields at least as many at once.
 FEATURE_ROWS = 256
-# Two sequences of the default length hold this many tokens.
+# Number of tokens that are enough by default: two sequences of the default length hold as many.
 TOKENS = 2048
 
 
@@ -53,11 +53,11 @@ def layer_sensitivities(
 ) -> dict[str, float]:
     """Measure how much the model's output changes when each layer alone loses the neurons that its mask removes.
 
-    For a model with a prediction head (its output has `logits`) it is the mean over tokens of KL(p || q) in nats, where p is
-    the prediction of the dense model, and q the prediction when the output map of the layer reads zeros for the removed
-    neurons. For other models (encoders, plain modules) it is the mean over tokens of ``||y' - y||^2 / ||y||^2``, where y is the
-    first output of the dense model (the last hidden state) and y' that of the pruned one; tokens with y = 0 are left out.
-    Padding does not count.
+    For a model with a prediction head (its output has `logits` of several classes) the sensitivity is the mean over tokens of
+    KL(p || q) in nats, where p is the prediction of the dense model, and q the prediction when the output map of the layer reads
+    zeros for the removed neurons. For other models (encoders, plain modules) it is the mean over tokens of
+    ``||y' - y||^2 / ||y||^2``, where y is the first output of the dense model (the last hidden state) and y' that of the pruned
+    one; tokens with y = 0 are left out. Padding does not count.
 
     Parameters
     ----------
@@ -71,8 +71,8 @@ def layer_sensitivities(
     batch_size : int
         Number of sequences in a forward pass; the result does not depend on it beyond round-off.
     samples : int, optional
-        How many of the first sequences are used; 256 rows of features count as one. By default two, or where sequences are short
-        as many as hold 2,048 tokens.
+        Number of sequences that are used, from the first on; 256 rows of features count as one. By default as many as hold 2,048
+        tokens (features: two), but at least two.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`; called once, for batches times layers.
 
@@ -86,16 +86,17 @@ def layer_sensitivities(
     OptionError
         Explicit FFNs, for which no output map is known, or `samples` below 1.
     MaskError
-        Masks of another model.
+        The masks are those of another model, or one keeps no neuron.
     CalibrationError
-        An output is not finite; the message names the layer.
+        An output is not finite, or the dense output is zero for every token; the message names the layer.
 
     Notes
     -----
     Cost: one forward pass for each batch, and for each layer a pass from its own block to the end, half a pass on average.
-    These are complete passes where blocks do not follow one another directly: encoder-decoders, blocks that are called twice or
-    out of order, or whose output something else changes on the way to the next block. Memory, for one batch: the output of each
-    block, and two outputs of the model, which for logits take batch * length * vocabulary * 4 bytes each.
+    Each of these passes is complete where blocks do not follow one another directly: in encoder-decoders, where blocks are called
+    twice or out of order, or where something else changes the output of a block on its way to the next one. Memory, for one
+    batch: the output of each block, and two outputs of the model, which for logits take batch * length * vocabulary * 4 bytes
+    each.
 
     Examples
     --------
@@ -182,7 +183,7 @@ class _DenseBatch:
         """Return the divergence or relative squared change of the output, summed over tokens, when one layer alone is pruned."""
         with ExitStack() as hooks:
             silence_removed(hooks, layer, keep)
-            for block, returned in zip(self._before(layer), self._returned, strict=False):
+            for block, returned in zip(self._blocks_before(layer), self._returned, strict=False):
                 substitute_forward(hooks, block, lambda *_args, answer=returned, **_kwargs: answer)
             output, _ = self._run()
         if self._predicts:
@@ -190,7 +191,7 @@ class _DenseBatch:
         return _relative_change(self._output, output)
 
     def _remember(self, ffns: FFNs) -> tuple[torch.Tensor, bool]:
-        """Run the dense model, and remember what its blocks return, if that can be returned again in later passes."""
+        """Run the dense model as :meth:`_run` does, and keep the outputs of its blocks if later passes can use them again."""
         returned: list[Any] = []
         versions: list[int | None] = []
 
@@ -224,12 +225,12 @@ class _DenseBatch:
         predicts = isinstance(logits, torch.Tensor) and logits.shape[-1] > 1
         values = logits if isinstance(logits, torch.Tensor) and predicts else first_output(result)
         mask = self._mask
-        # Where a sequence has one output, there is no padding.
+        # If there is one output for each sequence (a classifier), no row of the output is padding.
         rows = unpadded_rows(values, mask if mask is not None and mask.shape == values.shape[:-1] else None)
         return at_least_float32(rows), predicts
 
-    def _before(self, layer: PrunableLayer) -> list[nn.Module]:
-        """Return the blocks in front of the one that holds the layer's output map; none if no output is kept."""
+    def _blocks_before(self, layer: PrunableLayer) -> list[nn.Module]:
+        """Return the blocks in front of the one that holds the layer's output map; none if no outputs of blocks are kept."""
         output_maps = {id(output_map.module) for output_map in layer.output_maps}
         for position, block in enumerate(self._blocks):
             if any(id(module) in output_maps for module in block.modules()):

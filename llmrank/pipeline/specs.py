@@ -30,7 +30,7 @@ class Field:
     default : object
         Value if the option is left out.
     doc : str
-        Its entry under "Parameters" in the docstring of the class, as one line; may be empty.
+        The entry of the option under "Parameters" in the docstring of the class, as one line; may be empty.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Field:
 
     @property
     def kind(self) -> str:
-        """The type, for readers: ``number``, ``"magnitude" or "energy"``."""
+        """The type in words, such as ``number`` or ``"magnitude" or "energy"``."""
         return _kind(self.annotation)
 
     def read(self, values: list[str]) -> Any:
-        """Convert what was written for the option.
+        """Convert the written values of the option; return a list if the option takes one.
 
         Parameters
         ----------
         values : list of str
-            One, or several if the option was repeated, which only an option that takes a list allows.
+            One value for each time that the option was written; only an option that takes a list may be repeated.
 
         Raises
         ------
@@ -58,10 +58,10 @@ class Field:
         """
         if len(values) > 1 and not _takes_several(self.annotation):
             raise OptionError(f"option {self.name} was given {len(values)} times; give it once")
-        read = [_converted(self.annotation, value) for value in values]
-        if any(value is UNREADABLE for value in read):
+        converted = [_converted(self.annotation, value) for value in values]
+        if any(value is UNREADABLE for value in converted):
             raise OptionError(f"option {self.name} must be {self.kind}, got {','.join(values)!r}")
-        return read if _takes_several(self.annotation) else read[0]
+        return converted if _takes_several(self.annotation) else converted[0]
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
@@ -70,7 +70,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
     Raises
     ------
     OptionError
-        A part that is not ``OPTION=VALUE``.
+        A part after the colon is not ``OPTION=VALUE``.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean NAME?)" with the most similar of the known names; "" if none is similar."""
+    """Return the text " (did you mean NAME?)" with the most similar of the known names; "" if none is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -134,7 +134,7 @@ def _takes_several(annotation: Any) -> bool:
 
 
 def _converted(annotation: Any, text: str) -> Any:
-    """Convert a text to the first type of the annotation that it fits, the narrowest first; UNREADABLE if it fits none."""
+    """Convert a text to the narrowest type of the annotation that it fits; return UNREADABLE if it fits none."""
     members = [inner for member in _members(annotation) for inner in _members(_element(member) or member)]
     for literal in (choice for member in members if get_origin(member) is Literal for choice in get_args(member)):
         if str(literal) == text:

@@ -18,10 +18,7 @@ from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
 from llmrank.pipeline.options import CalibrationText, EvaluationText, check_options
-from llmrank.pipeline.report import (
-    Report,
-    token_warning,
-)
+from llmrank.pipeline.report import Report, token_warning
 from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.pipeline.validation import Validation, repair_where_it_helps
 from llmrank.prune import BasePruner, LocalPruner
@@ -43,7 +40,7 @@ __all__ = ["PipelineStages"]
 class PipelineStages:
     """The options of a pipeline, and its stages, each of which takes the results of the one before.
 
-    See :class:`llmrank.pipeline.BasePipeline`, which runs them, for parameters and attributes.
+    Parameters and attributes are described in :class:`llmrank.pipeline.BasePipeline`, which runs the stages.
     """
 
     topology: ClassVar[Topology]
@@ -137,7 +134,7 @@ class PipelineStages:
         return self.costs
 
     def token_warning(self, ffns: FFNs, tokens: int | None = None) -> str | None:
-        """Return a warning if the repair is fitted to too few calibration tokens, by default as many as it asks for."""
+        """Return a warning if `tokens`, by default as many as the calibration settings ask for, are too few for the repair."""
         length = fitting_length(self.model, self.calibration.sequence_length)
         tokens = self.calibration.samples * length if tokens is None else tokens
         return token_warning(self.repair, self.pruner, ffns, tokens, length)
@@ -169,8 +166,8 @@ class PipelineStages:
     def measure_sensitivities(self, ffns: FFNs, sequences: TokenSequences) -> dict[str, float]:
         """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
-        A sensitivity is measured with the pruner's amount removed locally, on the first calibration sequences, see
-        :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
+        For that a :class:`LocalPruner` with the amount of the pruner prunes one layer at a time. The text is the first
+        calibration sequences, see :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
         """
         if not self.pruner.needs_sensitivity:
             return {}
@@ -190,8 +187,8 @@ class PipelineStages:
     ) -> Masks:
         """Choose the keep masks of all prunable layers.
 
-        A step before the last gives a `pruner` with a smaller amount. From the second step on, only neurons that `present`, the
-        masks of the step before, keeps can be kept.
+        Steps before the last pass a `pruner` with a smaller amount. From the second step on, `present` holds the masks of the
+        step before, and neurons that these remove stay removed.
         """
         return choose_masks(
             pruner or self.pruner,
@@ -215,8 +212,9 @@ class PipelineStages:
     ) -> tuple[Masks, dict[str, RepairedMap]]:
         """Repair the output maps of the FFNs; return the keep masks and the repaired maps.
 
-        If the repair does not improve the model, these are the planned masks and no maps. If the pipeline is not undoable, the
-        maps are written into the model at once, unless the choice of neurons in a later layer needs the original weights.
+        If the repair does not improve the model, these are the masks that were passed in, and no maps. If the pipeline is not
+        undoable, each map is written into the model as soon as it is solved, unless a later layer chooses its neurons with the
+        original weights.
         """
         if self.repair is None:
             return masks, {}

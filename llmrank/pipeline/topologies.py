@@ -1,4 +1,4 @@
-"""The pipelines, which differ in how they join the FFNs: each a graph of its own, one chain, or along the residual stream."""
+"""The pipelines. They differ in how they join the graphs of FFNs: not at all, in a chain, or along the residual stream."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ class ChainedFFNPipeline(BasePipeline):
 class ResidualFFNPipeline(BasePipeline):
     """Every FFN is a graph of its own, with the residual stream around it: skip edges lead past it to the next one.
 
-    The stream's node j passes a share beta of its importance to node j behind the FFN, and the FFN's own scores make up the
-    rest, see :func:`llmrank.score.rank_graphs.rank_graphs`. Not with a `structure_dict`. See :class:`BasePipeline`.
+    Node j of the stream passes a share beta of its importance to node j behind the FFN; the rest of the importance behind the FFN
+    is the FFN's own scores, see :func:`llmrank.score.rank_graphs.rank_graphs`. A `structure_dict` is refused. See
+    :class:`BasePipeline`.
 
     Parameters
     ----------
     *args, **options
         As for :class:`BasePipeline`.
     beta : "measured" or float
-        Share of the skip edges, 0..1. "measured" takes for each block, on the calibration tokens, the norm of the hidden states
-        that enter it, divided by the sum of that and the norm of what the block adds
-        (:class:`llmrank.calibration.residual.SkipSums`); in a block of several graphs, the product of their betas is that
-        share. 0 gives the ranks of the chain.
+        Share of the importance that skip edges pass on, 0..1; with 0 the ranks are those of the chain. "measured" computes it for
+        each block on the calibration tokens, as a / (a + b), where a is the norm of the hidden states that enter the block, and b
+        that of what the block adds to them (:class:`llmrank.calibration.residual.SkipSums`); if a block has several graphs, the
+        product of their betas is that share.
     attention : bool
-        Whether the value and output maps of every attention are edges too, in a graph in front of its FFN;
+        Whether the value and output maps of every attention are edges too, in a graph in front of that of the FFN;
         :func:`llmrank.calibration.attention.find_attentions` says for which models that is possible.
     """
 
@@ -66,13 +67,13 @@ class ResidualFFNPipeline(BasePipeline):
         self.attention = attention
 
     def find(self) -> FFNs:
-        """See :meth:`BasePipeline.find`; attentions that cannot be edges are refused here, before anything is measured."""
+        """See :meth:`BasePipeline.find`. Attentions that cannot be edges are refused here, before anything is measured."""
         ffns = super().find()
         self.statistics_options(ffns)
         return ffns
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:
-        """Return what else to measure: the shares that skip the blocks, unless beta is given, and the attentions."""
+        """Return what else to measure: betas, unless beta is given, and attentions, if they are to be edges."""
         attentions = find_attentions(self.model, ffns) if self.attention else None
         return {"skips": self.beta is None, "attentions": attentions}
 

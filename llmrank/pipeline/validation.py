@@ -1,9 +1,9 @@
 """Validation of a repair: whether it brings the pruned model closer to the dense one, on held-out calibration tokens.
 
-A repair makes the error of every map smaller, also on held-out tokens, because they choose its damping. That does not prove that
-the model comes closer to the dense one: with few calibration tokens it can move away. So the pruned models with and without the
-repair are compared with the dense one at the end, and the closer one is kept. No weight is fitted to the held-out tokens, but
-they choose one damping for each map, so the measured distance of the repaired model is a little too small.
+A repair usually makes the error of every map smaller, also on the held-out tokens, which choose its damping. That does not prove
+that the model comes closer to the dense one: with few calibration tokens it can move away. So the model as cut and the repaired
+model are both compared with the dense one at the end, and the closer one is kept. No weight is fitted to the held-out tokens, but
+they choose one damping for each map, so the measured distance of the repaired model tends to be a little too small.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Validation:
     cut, repaired : float
         Mean distance of the pruned model without and with its repair.
     error : float or None
-        Standard error of the difference of the two, paired over sequences; None for a single sequence.
+        Standard error of the difference ``repaired - cut``, over sequences; None for a single sequence, or if the
+        difference is not finite.
     """
 
     measure: Measure
@@ -87,7 +88,7 @@ class Validation:
 
 
 class Validator:
-    """Keeps the outputs of the dense model on held-out sequences, and compares the pruned model and its repair with them.
+    """Keeps the outputs of the dense model on held-out sequences, and compares the model as cut and the repaired model with them.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ class Validator:
     held_out : TokenSequences
         Sequences to which no weight was fitted.
     masks : Masks
-        Keep masks without the repair.
+        Keep masks of the model as cut.
     batch_size : int
 
     Notes
@@ -116,14 +117,14 @@ class Validator:
             self._cut = self._distances()
 
     def compare(self, masks: Masks, repaired: Mapping[str, RepairedMap]) -> Validation:
-        """Compare the pruned model without and with its repair.
+        """Compare the model as cut and the repaired model.
 
         Parameters
         ----------
         masks : Masks
-            Keep masks with the repair.
+            Keep masks of the repaired model.
         repaired : mapping from str to RepairedMap
-            Where a weight is None, the model holds it already.
+            Where a weight is None, the model holds the repaired weight already.
 
         Raises
         ------
@@ -180,21 +181,21 @@ def repair_where_it_helps(
     ffns, masks, method, choose, progress
         See :func:`llmrank.surgery.repair.repair_ffns`.
     texts : tuple of TokenSequences
-        The sequences to fit to, and the held-out ones that choose the damping and validate the repair (or None).
+        The sequences to fit to; and the held-out ones, which choose the damping and validate the repair, or None.
     record : Recording
-        Record of the forward passes of both, see :func:`llmrank.calibration.blockwise.open_stream`.
+        Record of the forward passes of both texts, see :func:`llmrank.calibration.blockwise.open_stream`.
     batch_size : int
     in_place : bool
-        Write repaired weights over the model's own at once, so that memory never holds both. The model's weights are restored if
-        the repair is not kept, or anything is raised.
+        Write each repaired weight over the model's own as soon as it is solved, so that memory never holds two sets of weights.
+        The model's weights are restored if the repair is not kept, or anything is raised.
 
     Returns
     -------
     masks : Masks
     repaired : dict from str to RepairedMap
-        If the repair does not help, the masks that were given and no repaired map.
+        If the repair is not kept, the masks that were passed in, and no repaired map.
     validation : Validation or None
-        None if nothing was held out; the repair is kept then.
+        None if nothing was held out; then the repair is kept.
 
     Raises
     ------

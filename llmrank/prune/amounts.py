@@ -34,11 +34,11 @@ def check_amount(amount: float | int) -> float | int:
         return amount
     if not 0.0 <= amount < 1.0:
         raise OptionError(f"amount must be a share in [0, 1) (0.3 removes 30 % of the neurons), got {amount!r}")
-    return float(amount)  # shares are read as decimal numbers, and the repr of a numpy float is none
+    return float(amount)  # not a numpy float: shares are read from their repr as decimal numbers
 
 
 def local_count(amount: float | int, n: int) -> int:
-    """Return how many of a layer's `n` neurons an amount removes; a share is rounded, halves to the even number.
+    """Return how many of a layer's `n` neurons an amount asks to remove; a share is rounded, halves to the even number.
 
     >>> local_count(0.3, 1536), local_count(0.5, 5), local_count(7, 5)
     (461, 2, 7)
@@ -47,9 +47,9 @@ def local_count(amount: float | int, n: int) -> int:
 
 
 def global_count(amount: float | int, total: int) -> int:
-    """Return how many of all `total` neurons an amount removes; a share is rounded up.
+    """Return how many of all `total` neurons an amount asks to remove; a share is rounded up.
 
-    A share is taken as the decimal number it is written as: 0.07 of 100 is 7, although 0.07 * 100 > 7 in floating point.
+    A share is read as the decimal number that its repr shows: 0.07 of 100 is 7, although 0.07 * 100 > 7 in floating point.
 
     >>> global_count(0.07, 100), global_count(0.3, 46080), global_count(7, 5)
     (7, 13824, 7)
@@ -58,9 +58,9 @@ def global_count(amount: float | int, total: int) -> int:
 
 
 def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
-    """Round the number of kept neurons to the nearest multiple, from `min_keep` to `total`.
+    """Round the number of kept neurons to the nearest multiple of `multiple` that is at least `min_keep`, but at most to `total`.
 
-    Ties go to the even multiple. If the nearest multiple is less than `min_keep`, the next one that is not is taken.
+    Ties go to the even multiple. `total` may be returned although it is not a multiple.
 
     >>> round_width(1075, 1536, 64, 1), round_width(12, 20, 8, 1), round_width(20, 28, 8, 1), round_width(3, 20, 8, 1)
     (1088, 16, 16, 8)

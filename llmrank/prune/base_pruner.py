@@ -1,4 +1,4 @@
-"""The base class of pruners: subclasses set scores or masks on layer records, and it makes keep masks of them."""
+"""The base class of pruners: subclasses set scores or masks on layer records, and the base class makes keep masks from these."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class BasePruner:
         hardware prefers some widths.
     protect : str, int, or sequence of them
         Layers from which nothing is removed: names or patterns (``"model.layers.0"``, ``"*.encoder.*"``) and positions (0, -1),
-        see :func:`protected_names`. A share is still one of all layers, protected ones too: if they share one budget, the other
-        layers lose more; if each layer has its own, the other layers lose the same as without protection.
+        see :func:`protected_names`. A share counts the neurons of protected layers too: if all layers share one budget, the other
+        layers lose more; if each layer has a budget of its own, the other layers lose the same as without protection.
     amount_of : str
         The unit of `amount`: ``"neurons"``, or a cost: ``"ffn-parameters"``, ``"ffn-bytes"`` and
         ``"ffn-flops"`` (for one token) of the FFNs' linear maps, ``"parameters"``, ``"bytes"`` and ``"flops"`` of the
@@ -45,7 +45,7 @@ class BasePruner:
     Attributes
     ----------
     needs_sensitivity : bool
-        Class attribute; if True, a pipeline measures :attr:`LayerRecord.sensitivity` before pruning.
+        Class attribute: whether a pipeline must measure :attr:`LayerRecord.sensitivity` before pruning.
 
     Raises
     ------
@@ -97,14 +97,14 @@ class BasePruner:
         Parameters
         ----------
         layer_list : sequence of LayerRecord
-            Their masks and amounts are overwritten.
+            The `pruning_mask`, `amount` and `protected` of the records are overwritten.
         costs : ModelCosts, optional
             Costs of the model, needed if the amount is a cost.
 
         Returns
         -------
         Masks
-            For each layer, by the name of its record, a (n,) bool tensor; True = kept.
+            For each layer, by the name of its record, an (n,) bool tensor; True = kept.
 
         Raises
         ------
@@ -127,14 +127,14 @@ class BasePruner:
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """Raise if the options are impossible for these layers, whatever their scores.
 
-        Pipelines call it before they measure anything. It refuses entries of `protect` that select no layer, and amounts of a
-        cost that are more than can be removed. A subclass that needs only the sizes of the layers to tell whether its amount is
-        possible checks that too.
+        Pipelines call this method before they measure anything. It refuses entries of `protect` that select no layer, and amounts
+        of a cost that are more than can be removed. Subclasses also refuse other amounts, if the sizes of the layers alone tell
+        that these are impossible.
 
         Parameters
         ----------
         layer_list : sequence of LayerRecord
-            Only their names and sizes are used.
+            Only the names and sizes of the layers are used.
         costs : ModelCosts, optional
             See :meth:`prune`.
 
@@ -162,7 +162,7 @@ class BasePruner:
     def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
         """Return a pruner with the settings of this one for each group of layers.
 
-        Positions in `protect` are those among the layers of all groups together.
+        Positions in `protect` count through the layers of all groups.
         """
         if not self.protect:
             return [self] * len(groups)
@@ -174,7 +174,7 @@ class BasePruner:
         return pruners
 
     def with_amount(self, amount: float | int) -> BasePruner:
-        """Return a copy of this pruner with another amount, which does not round widths."""
+        """Return a copy of this pruner that has another amount and does not round widths."""
         pruner = copy.copy(self)
         pruner.amount, pruner.multiple_of = check_amount(amount), 1
         return pruner
@@ -185,7 +185,7 @@ class BasePruner:
         n_neurons = max(sum(layer.out_features for layer in layer_list), 1)
         trial = self.with_amount(0.0)
         trial.amount_of = "neurons"
-        # With amount 0, errors that have other causes than the amount are raised here; those in the loop come from the amount.
+        # With amount 0, errors whose cause is not the amount are raised here, so those in the loop are caused by the amount.
         most = costs.removed_cost(trial._choose_masks(layer_list).widths, self.amount_of)
         # A bisection: `low` neurons are too few, and `high` neurons are enough or more than can be removed.
         low, high, reached = -1 if most >= target else 0, n_neurons, False
@@ -194,7 +194,7 @@ class BasePruner:
             trial.amount = _share_of_count(middle, n_neurons)
             try:
                 widths = trial._choose_masks(layer_list).widths
-            except OptionError:  # more neurons than the layers have
+            except OptionError:  # more neurons than can be removed
                 high = middle
                 continue
             removed = costs.removed_cost(widths, self.amount_of)
@@ -208,7 +208,7 @@ class BasePruner:
         return trial
 
     def _cost_to_remove(self, costs: ModelCosts | None) -> tuple[Fraction, ModelCosts]:
-        """Return the amount as an absolute cost, and the costs of the model, without which it is unknown."""
+        """Return the amount as an absolute cost, and the costs of the model; raise if these are missing."""
         if costs is None:
             raise OptionError(
                 f"an amount of {unit_name(self.amount_of)} needs the costs of the model; run the pruner in a pipeline, or pass "
@@ -275,7 +275,7 @@ class BasePruner:
                 f"{max(n - self.min_keep, 0)} of them can be removed) or min_keep"
             )
         if self.multiple_of > 1:
-            # All removed neurons come before all kept ones, and both are in the order of their scores.
+            # Removed neurons come before kept ones; within each of the two groups the order is that of the scores.
             order = ascending_positions(scores) + n * keep.long()
             keep = keep_highest(order, self._rounded_width(kept, n, n - n_removed))
         return keep
@@ -283,7 +283,7 @@ class BasePruner:
     def _rounded_width(self, kept: int, n: int, n_present: int) -> int:
         """Round the number of neurons that a layer of `n` keeps.
 
-        Earlier steps have left `n_present` of them. The result is never more than that: removed neurons stay removed.
+        The result is at most `n_present`, the number of neurons that earlier steps have kept: removed neurons stay removed.
         """
         width = round_width(kept, n, self.multiple_of, self.min_keep)
         if width <= n_present:
@@ -293,7 +293,7 @@ class BasePruner:
 
 
 def _share_of_count(count: int, n_neurons: int) -> float:
-    """Return a share of `n_neurons` that is `count` neurons, whether it is rounded up or to the nearest number."""
+    """Return a share of `n_neurons` that gives `count` neurons, both rounded up and rounded to the nearest number."""
     return max(count - 0.25, 0.0) / n_neurons
 
 

@@ -1,4 +1,4 @@
-"""Check whether an amount is possible, describe it, and compare it with what was removed."""
+"""Check whether an amount is possible, describe it, and compare it with the amount that was removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Reached", "budget_notes", "check_budget", "describe_amount", "reache
 Reached: TypeAlias = dict[Unit, dict[str, float]]
 # Largest difference between the removed share and the requested one that needs no note.
 MAX_DIFFERENCE = 0.02
-# The same where less of a cost was removed than requested, because the model may not fit its memory or time then.
+# Smaller where less of a cost was removed than requested: the model may then exceed the memory or time that it should fit.
 MAX_COST_SHORTFALL = 0.001
 
 
@@ -33,14 +33,14 @@ def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: 
     pruner : BasePruner
     ffns : FFNs
     costs : ModelCosts
-        Costs of their model.
+        Costs of the model that holds the FFNs.
     jointly : bool
-        Whether one budget covers all FFNs; otherwise each has its own.
+        Whether one budget covers all FFNs; otherwise each FFN has its own.
 
     Raises
     ------
     OptionError
-        See :meth:`llmrank.prune.BasePruner.check`; or every layer is protected.
+        See :meth:`llmrank.prune.BasePruner.check`; or all layers are protected.
     """
     groups = [_records(ffn) for ffn in ffns]
     together = [record for group in groups for record in group]
@@ -53,7 +53,7 @@ def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: 
 
 
 def _records(ffn: FFN) -> list[LayerRecord]:
-    """Return records of an FFN's layers before it is ranked, when only their sizes are known."""
+    """Return records of the prunable layers of an FFN that has not been ranked; only their sizes are known."""
     return [record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()]
 
 
@@ -66,14 +66,15 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
         One budget covers all layers, and :func:`check_budget` has accepted it.
     ffns : FFNs
     costs : ModelCosts
-        Costs of their model.
+        Costs of the model that holds the FFNs.
 
     Returns
     -------
     str
-        The number of neurons that each layer loses, if it is known before ranking and the same for all; otherwise the number
-        that all layers lose together. It says "about" if neurons of different layers differ in cost, so that the total depends
-        on the scores. For a :class:`LocalPruner` widths are already rounded, for other pruners not yet.
+        The number of neurons that each layer loses, if it is known before ranking and the same for all layers; otherwise the
+        number that all layers lose together. "about" stands in front of numbers that depend on the scores, because neurons of
+        different layers differ in cost. For a :class:`LocalPruner` the numbers are those after widths are rounded, for the other
+        pruners of this package those before. For any other pruner, a sentence that the pruner decides.
 
     Examples
     --------
@@ -123,7 +124,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
 
 
 def _short(number: int) -> str:
-    """Format a number in millions or billions.
+    """Format a number; one of a million or more in millions or billions.
 
     >>> _short(134_515_008), _short(1_555_200), _short(16)
     ('134.5 M', '1.6 M', '16')
@@ -153,7 +154,7 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
 
 
 def budget_notes(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]) -> list[str]:
-    """Return a note for the report if the removed share differs from the requested one, because of rounding or protection."""
+    """Return a note for the report if the removed share differs much from the requested one, with the reason; else no note."""
     amount, unit = pruner.amount, pruner.amount_of
     share = reached[unit]["share"]
     if unit == "neurons":
@@ -166,7 +167,7 @@ def budget_notes(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]
     asked = amount if isinstance(amount, float) else amount / reached[unit]["before"]
     if asked - MAX_COST_SHORTFALL <= share <= asked + MAX_DIFFERENCE:
         return []
-    reason = "one neuron more or less makes that difference"
+    reason = "the next smaller number of neurons would save too little"
     if pruner.multiple_of > 1:
         reason = f"widths are rounded to multiples of {pruner.multiple_of}"
     return [f"{share:.2%} of the {unit_name(unit)} was removed where {asked:.2%} was asked for: {reason}"]

@@ -19,18 +19,18 @@ Normalize: TypeAlias = Literal["auto", "zscore", "robust", "mean", "none"]
 
 
 class GlobalPruner(BasePruner):
-    """Remove the ``ceil(amount * N)`` lowest of all N neurons; the layers need not lose the same share.
+    """Remove the lowest ``ceil(amount * N)``, or `amount` if it is an int, of all N neurons; layers may lose different shares.
 
     Parameters
     ----------
     amount, min_keep, multiple_of, protect, amount_of
-        See :class:`BasePruner`. When a layer has only `min_keep` neurons left, the lowest neurons of the others are removed.
+        See :class:`BasePruner`. When a layer has only `min_keep` neurons left, the lowest neurons of other layers are removed.
     normalize : {"auto", "zscore", "robust", "mean", "none"}
         How the scores of different layers are made comparable: "zscore" standardises those of each layer by their mean and
         population standard deviation, "robust" by their median and their median absolute deviation from it (their mean
         absolute deviation if that is 0), "mean" scales them to mean 1, "none" leaves them unchanged (as in the paper). "auto"
         is zscore, or none for layers named by a `structure_dict`. With zscore, a few very high scores make the other neurons of
-        a layer look average, so that they are kept; with robust they do not.
+        a layer look average, so that these are kept; with robust this does not happen.
 
     Raises
     ------
@@ -68,19 +68,18 @@ class GlobalPruner(BasePruner):
         if not all(protected):
             check_removable(count, sizes, self.min_keep, protected)
         for layer, positions in zip(layer_list, self.removal_positions(layer_list), strict=True):
-            # If all layers are protected, the amount may be a number that does not fit into a tensor.
+            # If all layers are protected, the amount has not been checked, and may be too large for an int64 tensor.
             layer.pruning_mask = positions >= min(count, sum(sizes))
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes."""
+        """See :meth:`BasePruner.check`. The sizes of the layers show which amounts are impossible; all these are refused."""
         self._check_as(GlobalPruner, layer_list, costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of all layers are removed before it.
 
-        The neurons at positions below :func:`global_count` of the amount are removed; with `multiple_of` the limit within a
-        layer may be another one. Within a layer the order is that of :class:`LocalPruner`: the two differ only in how many
-        neurons a layer loses.
+        The neurons at positions below :func:`global_count` of the amount are removed. With `multiple_of`, or an amount of a cost,
+        the limit may be another one. Within a layer the order is that of :class:`LocalPruner`.
 
         Parameters
         ----------
@@ -89,9 +88,9 @@ class GlobalPruner(BasePruner):
         Returns
         -------
         list of (n,) int64 tensors
-            One for each layer, together a permutation of 0..N-1, whatever the amount. Neurons that earlier steps removed come
-            first. The `min_keep` highest of every layer and all neurons of protected layers come last: no permitted amount
-            removes them.
+            One for each layer, together a permutation of 0..N-1; the amount does not change them. Neurons that earlier steps
+            removed come first. The `min_keep` highest of every layer and all neurons of protected layers come last: no permitted
+            amount removes them.
 
         Raises
         ------
@@ -142,11 +141,11 @@ def _normalise(values: torch.Tensor, normalize: Normalize) -> torch.Tensor:
         return (values - values.mean()) / values.std(correction=0)
     centred = values - _median(values)
     deviation = _median(centred.abs())
-    # Where half of the scores are equal, the other half still gives a mean deviation.
+    # If more than half of the scores are equal, their median deviation is 0, but their mean deviation is not.
     return centred / (deviation if deviation > 0 else centred.abs().mean())
 
 
 def _median(values: torch.Tensor) -> torch.Tensor:
-    """Return the median; of an even number of values the mean of the two in the middle."""
+    """Return the median; for an even number of values the mean of the two in the middle."""
     ascending, middle = values.sort().values, (len(values) - 1) // 2
     return (ascending[middle] + ascending[len(values) // 2]) / 2

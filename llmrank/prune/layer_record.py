@@ -12,32 +12,33 @@ __all__ = ["LayerRecord", "ascending_positions", "importance_of", "keep_highest"
 
 
 class LayerRecord:
-    """A prunable layer: what a pruner knows of it, and what it decides.
+    """What a pruner knows of a prunable layer, and what the pruner decides for it.
 
     Attributes
     ----------
     name : str
     weight : (out, in) tensor
-        Non-negative edge weights into the layer; computed when read, and not stored.
+        Non-negative edge weights into the layer. If they were passed in as a function, every read computes them anew.
     in_features, out_features : int
-        Numbers of the inputs that the layer reads (0 if unknown), and of its neurons.
+        Number of inputs that the layer reads (0 if unknown), and number of its neurons.
     in_activation, out_activation : (in,) and (out,) tensors, or None
         Norms of the activations that the layer reads, and of those of its own neurons.
     importance : (out,) float64 tensor
-        From the scorer: non-negative, with sum 1.
+        What the scorer gives the neurons: non-negative, with sum 1.
     pruning_mask : tensor or None
         Set by the pruner. Bool or uint8, (out,): the keep mask. Float, (out,) or (out, in): scores, from which the keep mask is
         computed; the neurons whose scores have the lowest L1 norm are removed.
     amount : float, int or None
         Set by the pruner: share (float) or number (int) of the layer's neurons to remove, if `pruning_mask` holds scores; None
-        is the pruner's own amount.
+        stands for the amount of the pruner.
     explicit : bool
         Whether the layer was named by a `structure_dict`.
     sensitivity : float or None
         How much the model's output changes when this layer alone is pruned, >= 0, see
         :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; None if the pruner does not need it.
     present : (out,) bool tensor or None
-        True for neurons that earlier steps have kept; None is all. The others stay removed, and count as part of the amount.
+        True for neurons that earlier steps have kept; None if all are kept. The others stay removed, and count as part of the
+        amount.
     protected : bool
         Whether the layer keeps all its neurons, whatever `pruning_mask` says; set by :meth:`llmrank.prune.BasePruner.prune`.
 
@@ -85,7 +86,7 @@ class LayerRecord:
 
     @property
     def present_mask(self) -> torch.Tensor:
-        """(out,) bool tensor: :attr:`present`, or all True where that is None."""
+        """The mask :attr:`present`, or one that is all True if :attr:`present` is None."""
         return torch.ones(self.out_features, dtype=torch.bool) if self.present is None else self.present
 
     @property
@@ -95,7 +96,7 @@ class LayerRecord:
 
 
 def record_of_size(name: str, size: int) -> LayerRecord:
-    """Make a record of a layer of which only the size is known: enough to check whether an amount is possible.
+    """Make a record from the size of a layer alone, which is enough to check whether an amount is possible.
 
     >>> record_of_size("mlp", 4).out_features
     4

@@ -1,4 +1,4 @@
-"""Local pruning: the same share of every layer is removed."""
+"""Local pruning: every layer loses the same share of its neurons."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["LocalPruner"]
 
 
 class LocalPruner(BasePruner):
-    """Remove the same share of every layer: the ``round(amount * n)`` lowest of its n neurons.
+    """Remove the same share of every layer: the lowest ``round(amount * n)`` of its n neurons, or `amount` if it is an int.
 
     Parameters
     ----------
     amount, min_keep, multiple_of, protect, amount_of
-        See :class:`BasePruner`; if `amount_of` is a cost, `amount` is the total, and every layer loses the same share of its
-        neurons.
+        See :class:`BasePruner`. If `amount_of` is a cost, `amount` is a total over all layers, and every layer loses the same
+        share of its neurons.
 
     Examples
     --------
@@ -38,15 +38,15 @@ class LocalPruner(BasePruner):
             layer.pruning_mask = layer.importance
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`; an impossible amount is refused too, which the sizes of the layers show."""
+        """See :meth:`BasePruner.check`. The sizes of the layers show which amounts are impossible; all these are refused."""
         self._check_as(LocalPruner, layer_list, costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of its layer are removed before it.
 
         The neurons at positions below :func:`llmrank.prune.local_count` of the amount are removed, except in protected
-        layers. With `multiple_of`, or an amount of a cost, the limit may be another one; what earlier steps removed is not
-        taken into account.
+        layers. With `multiple_of`, or an amount of a cost, the limit may be another one. Neurons that earlier steps removed come
+        first, and stay removed also at positions above the limit.
 
         Parameters
         ----------
@@ -55,7 +55,7 @@ class LocalPruner(BasePruner):
         Returns
         -------
         list of (n,) int64 tensors
-            For each layer a permutation of 0..n-1, whatever the amount.
+            For each layer a permutation of 0..n-1; the amount does not change it.
 
         Raises
         ------

@@ -27,7 +27,7 @@ class Masks(Mapping[str, torch.Tensor]):
     Raises
     ------
     MaskError
-        A mask is not one-dimensional, or holds other values than 0 and 1.
+        A mask is not one-dimensional, is of floats, or holds other values than 0 and 1.
 
     Examples
     --------
@@ -52,7 +52,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @classmethod
     def full(cls, layers: Mapping[str, int]) -> Masks:
-        """Make masks that keep every neuron, from the sizes of the layers by name."""
+        """Make masks that keep every neuron; `layers` maps the name of each layer to its size."""
         return cls({name: torch.ones(size, dtype=torch.bool) for name, size in layers.items()})
 
     @property
@@ -110,7 +110,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return f"Masks({len(self)} layers, {self.kept:,} of {self.size:,} neurons kept)"
 
     def check(self, layers: Mapping[str, PrunableLayer]) -> None:
-        """Check that the masks fit these prunable layers, and keep a neuron of each.
+        """Check that the masks fit these prunable layers, and that each mask keeps a neuron.
 
         Raises
         ------
@@ -120,8 +120,8 @@ class Masks(Mapping[str, torch.Tensor]):
         missing, unknown = sorted(set(layers) - set(self)), sorted(set(self) - set(layers))
         if missing or unknown:
             raise MaskError(
-                f"these masks belong to another model: {_first_names(unknown)} not in it, {_first_names(missing)} without "
-                "a mask; expected one mask for each prunable layer of this model"
+                f"these masks belong to another model: {_count_and_names(unknown)} not in it, {_count_and_names(missing)} "
+                "without a mask; expected one mask for each prunable layer of this model"
             )
         for name, layer in layers.items():
             if len(self[name]) != layer.size:
@@ -178,5 +178,5 @@ def _as_mask(name: str, value: object) -> torch.Tensor:
     return tensor.clone()
 
 
-def _first_names(names: list[str]) -> str:
+def _count_and_names(names: list[str]) -> str:
     return f"{len(names)} layer(s)" + (f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "")

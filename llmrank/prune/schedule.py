@@ -13,7 +13,7 @@ from llmrank.models.costs import Unit, unit_name
 
 __all__ = ["ScheduleStep", "amounts_after_steps", "check_steps", "describe_steps"]
 
-# Far more than is useful; a larger number is a typing error that would take years of calibration.
+# Far more than is useful; a larger number is most likely a typing error.
 MAX_STEPS = 1000
 
 
@@ -27,9 +27,9 @@ def check_steps(steps: int) -> int:
 
 
 def amounts_after_steps(amount: float | int, steps: int) -> list[float | int]:
-    """Return the amounts that the steps reach: ``amount * k / n`` after step k of n, and exactly `amount` after the last.
+    """Return the amounts to reach: ``amount * k / n`` after step k of n, and exactly `amount` after the last step.
 
-    Numbers of neurons are rounded, halves to the even number.
+    If `amount` is an integer, all are rounded, halves to the even number.
 
     >>> amounts_after_steps(0.3, 2), amounts_after_steps(10, 4)
     ([0.15, 0.3], [2, 5, 8, 10])
@@ -62,11 +62,11 @@ class ScheduleStep:
     removed : int
         Number of neurons removed in this step and all before it.
     repaired : bool
-        Whether a repair followed; :mod:`llmrank.calibration.blockwise` states its cost.
+        Whether a repair followed the step; :mod:`llmrank.calibration.blockwise` states the cost of a repair.
     seconds : dict from str to float
-        Wall time of its stages.
+        Wall time of the stages of the step.
     calibration_passes : int
-        Number of times that the calibration text ran through the model to rank by.
+        Number of passes of the calibration text through the model for the statistics to rank by.
     """
 
     amount: float | int

@@ -1,4 +1,4 @@
-"""Choose keep masks from ranked graphs, with one budget or several; choose them anew for single layers during a repair."""
+"""Choose the keep masks of ranked graphs, with one budget or several; choose that of a single layer anew during a repair."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ class Reselection:
     ----------
     scorer : BaseScorer
     graphs : sequence of ModelGraph
-        All graphs, as they were first ranked.
+        All graphs of the model, with the activations by which the neurons were chosen first.
     present : Masks, optional
-        The neurons that earlier steps have kept; no other is chosen.
+        The neurons that earlier steps have kept; no other neuron is chosen.
 
     Notes
     -----
-    Cost: for every layer a rank of the graph that holds it, and of the graphs that this graph follows. In the chained topology
-    that is one of the chain of all layers.
+    Cost: for every layer, one rank of the graph that holds the layer, and of each graph before it on the same residual stream.
+    In the chained topology, the graph is a whole chain of FFNs.
     """
 
     def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph], present: Masks | None = None) -> None:
@@ -110,7 +110,7 @@ class Reselection:
 
     @property
     def reads_earlier_layers(self) -> bool:
-        """Whether the choice in one layer reads weights of earlier layers, so that these must not be replaced before."""
+        """Whether the choice in a layer reads weights of earlier layers, which must then not be replaced before the choice."""
         return any(entry.follows or len(entry.prunable) > 1 for entry in self._graphs)
 
     def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
@@ -128,7 +128,7 @@ class Reselection:
         Returns
         -------
         (n,) bool tensor
-            A keep mask of as many neurons as `keep`.
+            It keeps as many neurons as `keep`.
         """
         index, position = next(
             (index, position)

@@ -18,14 +18,14 @@ __all__ = ["SensitivityPruner", "sensitivity_counts"]
 
 
 class SensitivityPruner(BasePruner):
-    """Remove the same share of every layer, except for the few most sensitive layers, which lose less.
+    """Remove the same share of every layer, except for the most sensitive layers, which lose less.
 
     Let m be the median sensitivity of the layers. A layer of sensitivity c above ``limit * m`` is spared: its share is multiplied
-    by ``limit * m / c``. The other layers lose those neurons instead, the same additional share of each, see
+    by ``limit * m / c``. To make up for that, the same additional share is removed from each of the other layers, see
     :func:`sensitivity_counts`. Within a layer the neurons of lowest importance are removed, as by :class:`LocalPruner`.
 
-    Only outliers are spared: sensitivities are measured one layer at a time and on little text, so smaller differences are not
-    reliable enough to change how the budget is shared out.
+    Only outliers are spared, because sensitivities are measured one layer at a time and on little text: smaller differences are
+    not reliable enough to change how the budget is shared out.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class SensitivityPruner(BasePruner):
         Share (float, [0, 1)) of all neurons to remove, or number (int) to remove from each layer on average.
     min_keep, multiple_of, protect, amount_of
         See :class:`BasePruner`. If a layer loses less because it is protected, or has only `min_keep` neurons left, the other
-        layers lose more. Protected layers do not count for the median.
+        layers lose more. The median is that of the layers that are not protected.
     limit : float
         A layer is spared if its sensitivity is more than this many times the median; finite, > 0. With a large limit, or a median
         of 0, no layer is spared.
@@ -45,8 +45,8 @@ class SensitivityPruner(BasePruner):
 
     Examples
     --------
-    The sensitivity of layer a is 4 times the median, and `limit` is 2, so it loses half of its share: 2 neurons, not 4. The other
-    two layers lose one more each.
+    The sensitivity of layer a is 4 times the median, and `limit` is 2, so the layer loses half of its share: 2 neurons, not 4.
+    Each of the other two layers loses one neuron more.
 
     >>> import torch
     >>> importance = torch.arange(8) / 28
@@ -75,12 +75,12 @@ class SensitivityPruner(BasePruner):
         self.limit = limit
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
-        """Set the importance of each layer as its scores, and how many neurons it loses.
+        """Set on each record its importance as scores, and the number of neurons that the layer loses.
 
         Raises
         ------
         OptionError
-            A record has no usable sensitivity, or the amount is more than can be removed if every layer keeps `min_keep` neurons.
+            A record has no usable sensitivity, or more neurons are to be removed than can be, see :func:`sensitivity_counts`.
         """
         counts = sensitivity_counts(
             [layer.out_features for layer in layer_list],
@@ -95,7 +95,7 @@ class SensitivityPruner(BasePruner):
             layer.pruning_mask, layer.amount = layer.importance, count
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`; how many neurons can be removed follows from the sizes, not from the sensitivities."""
+        """See :meth:`BasePruner.check`; sensitivities do not change how many neurons can be removed."""
         self._check_as(SensitivityPruner, layer_list, costs)
 
 
@@ -124,9 +124,9 @@ def sensitivity_counts(
     """Compute how many neurons each layer loses when the most sensitive layers are spared.
 
     The even part of a layer is `amount` of its neurons. With m the median sensitivity, a layer of sensitivity c > limit * m is
-    spared: it loses only ``limit * m / c`` of its even part. The layers that are not spared lose the rest instead, the same
-    additional share of each. If some of these have only `min_keep` neurons left, the others lose more; if all of them have, the
-    spared layers lose more.
+    spared: it loses only ``limit * m / c`` of its even part. The rest is removed from the layers that are not spared, the same
+    additional share of each. If some of these have only `min_keep` neurons left, the others lose more; if all have, the spared
+    layers lose more.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def sensitivity_counts(
     limit : float
         See :class:`SensitivityPruner`.
     protected : sequence of bool, optional
-        Layers that lose nothing, and do not count for the median.
+        Whether a layer loses nothing and does not count for the median; by default none.
     removed : sequence of int, optional
         Number of neurons that earlier steps have removed from each layer. The result includes them.
 
@@ -149,14 +149,14 @@ def sensitivity_counts(
     -------
     list of int
         One number for each layer. For N neurons in all layers the sum is ``round(amount * N)``, or `amount` times the number of
-        layers if it is an int; it is more only if earlier steps have removed more, and 0 if all layers are protected. To reach
-        that sum, the parts with the largest remainders are rounded up, and the others down; among equal remainders, those of the
-        first layers are rounded up.
+        layers if `amount` is an int. The sum is more only if earlier steps have removed more, and 0 if all layers are protected.
+        To reach it, the parts with the largest remainders are rounded up, and the others down; among equal remainders, those of
+        the first layers are rounded up.
 
     Raises
     ------
     OptionError
-        More neurons are to be removed than can be, because every layer keeps `min_keep`, and protected layers keep all.
+        More neurons are to be removed than can be: every layer keeps `min_keep`, and protected layers keep all.
 
     Notes
     -----
@@ -185,8 +185,8 @@ def sensitivity_counts(
         for part, c, is_spared, most in zip(even, exact, spared, max_removed, strict=True)
     ]
     rest = sum(even, Fraction(0)) - sum(parts, Fraction(0))
-    for group in (False, True):
-        rest = _distribute(rest, parts, sizes, max_removed, [k for k in range(n_layers) if spared[k] is group])
+    for is_spared in (False, True):
+        rest = _distribute(rest, parts, sizes, max_removed, [k for k in range(n_layers) if spared[k] is is_spared])
     removed_before = list(removed) or [0] * n_layers
     counts = [max(math.floor(part), count) for part, count in zip(parts, removed_before, strict=True)]
     by_remainder = sorted(range(n_layers), key=lambda k: (counts[k] - parts[k], k))
@@ -202,7 +202,7 @@ def sensitivity_counts(
 def _distribute(
     rest: Fraction, parts: list[Fraction], sizes: Sequence[int], max_removed: Sequence[int], group: Sequence[int]
 ) -> Fraction:
-    """Divide `rest` neurons among a group of layers, the same share of each up to its maximum; return the neurons left over."""
+    """Add `rest` neurons to the parts of a group of layers, the same share of each up to its maximum; return the number left."""
     while rest > 0 and (unfilled := [k for k in group if parts[k] < max_removed[k]]):
         n_neurons = sum(sizes[k] for k in unfilled)
         share = min(rest / n_neurons, *((max_removed[k] - parts[k]) / sizes[k] for k in unfilled))

@@ -31,11 +31,11 @@ class BaseScorer:
     array([0.75, 0.25])
     """
 
-    # The name on the command line and in the registries, which leave out classes of this package that define none.
+    # The name in the registries and on the command line. A class of this package without one is not registered.
     name: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # If a subclass overrides only score, its rank must use that score; the rank of its parent may not.
+        # If a subclass overrides only score, its rank must call that score, which an inherited rank may not do.
         super().__init_subclass__(**kwargs)
         nearest = next(base for base in cls.__mro__ if "rank" in vars(base) or "score" in vars(base))
         if "rank" not in vars(nearest):
@@ -75,12 +75,12 @@ class BaseScorer:
         ----------
         graph : LayeredGraph
         statistics : sequence of LayerStatistics
-            One for each layer; they hold the input norms. If it is empty, the graph's activations take their place.
+            One for each layer, with the input norms. If there are none, the graph's activations are used as input norms.
 
         Returns
         -------
         RankResult
-            The scores of every layer sum to 1; those of layer 0 are its activations.
+            The scores of every layer sum to 1; those of layer 0 are its activations, divided by their sum.
 
         Raises
         ------
@@ -89,7 +89,7 @@ class BaseScorer:
 
         Notes
         -----
-        Memory: one dense block at a time.
+        Memory: dense copies of a few blocks, however many blocks the graph has.
         """
         start = perf_counter()
         input_norms = [torch.from_numpy(np.array(vector)) for vector in graph.activations]
@@ -158,10 +158,10 @@ class BaseScorer:
 
 
 class OutgoingScorer(BaseScorer):
-    """Base class of scorers that multiply a factor from a node's statistics by one from the weights that leave it."""
+    """Base class of scorers that multiply a factor from a node's statistics by one from the weights of its outgoing edges."""
 
     def _weight_factor(self, outgoing: torch.Tensor) -> torch.Tensor:
-        """Compute one factor for each of n nodes, from the (n_next, n) weights that leave their layer."""
+        """Compute one factor for each of n nodes, from the (n_next, n) weights of the edges that leave their layer."""
         raise NotImplementedError
 
     def _activation_factor(self, statistics: LayerStatistics) -> torch.Tensor:
@@ -169,12 +169,12 @@ class OutgoingScorer(BaseScorer):
         raise NotImplementedError
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Score every layer by its outgoing edges; the last layer has none, and its scores are its activations.
+        """Score every layer by its outgoing edges; the last layer, which has none, is scored by its activations.
 
         Raises
         ------
         OptionError
-            There are not as many statistics as layers.
+            There is not one entry of `statistics` for each layer.
         """
         if len(statistics) != len(graph.layer_sizes):
             raise OptionError(
@@ -192,6 +192,6 @@ class OutgoingScorer(BaseScorer):
 
 
 def normalised(vector: torch.Tensor) -> torch.Tensor:
-    """Divide a vector by its sum; return a uniform vector if all its entries are zero."""
+    """Divide a non-negative vector by its sum; return a uniform vector if the sum is zero."""
     total = vector.sum()
     return vector / total if total > 0 else torch.full_like(vector, 1.0 / max(len(vector), 1))

@@ -1,4 +1,4 @@
-"""Baseline scorers: norms of weights, activations, and random numbers."""
+"""Baseline scorers, which score a node by the norm of its weights, by its activation, or at random."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class RandomScorer(BaseScorer):
     Parameters
     ----------
     seed : int
-        :meth:`rank` seeds the scores of a layer with this and the layer's name, so that they depend neither on the topology nor
-        on other layers. Calls of :meth:`score` continue one sequence of random numbers.
+        :meth:`rank` seeds the scores of a layer with `seed` and the layer's name, so that they depend neither on the topology
+        nor on other layers. Calls of :meth:`score` continue one sequence of random numbers.
     """
 
     name: ClassVar[str] = "random"
@@ -113,6 +113,6 @@ class RandomScorer(BaseScorer):
 
 
 def check_norm_order(p: float) -> None:
-    """Raise an OptionError if p is less than 1, for which the p-norm is no norm."""
+    """Raise an OptionError unless p is a number >= 1; below 1 the p-norm is no norm."""
     if not (isinstance(p, (int, float)) and p >= 1.0):
         raise OptionError(f"p must be a number >= 1, got {p!r}")

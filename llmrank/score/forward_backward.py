@@ -30,14 +30,15 @@ class ForwardBackwardScorer(BaseScorer):
     """Weighted geometric mean of the forward and the backward weighted PageRank: ``s_l = N(r_l^balance * b_l^(1 - balance))``.
 
     r is the weighted PageRank of the graph, and b that of the graph with every edge reversed
-    (:meth:`graphs.LayeredGraph.reversed`). W_l holds the weights of the edges into layer l, and a_l its activations::
+    (:meth:`graphs.LayeredGraph.reversed`). W_l holds the weights of the edges into layer l, a_l holds its activations, and L is
+    the last layer::
 
         r_0 = a_0 / sum(a_0),  r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l)),  P_l = W_l / out-strength of l-1
         b_L = a_L / sum(a_L),  b_l = N(gamma Q_l b_{l+1} + (1 - gamma) a_l / sum(a_l)),  Q_l = W_{l+1}^T / in-strength of l+1
 
     N divides by the sum; theta below 1 mixes bare edges into P and Q. b starts at the outputs, weighted by their activations on
     the calibration tokens, and shares out the score of each node among its sources. So a neuron scores high if strong inputs
-    reach it and the outputs depend on it. The mean does not depend on the scale of r and b.
+    reach it and the outputs depend on it.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ class ForwardBackwardScorer(BaseScorer):
     Notes
     -----
     Cost: twice that of :class:`llmrank.score.WeightedPageRankScorer`. Both ranks read the weights without copying them. With
-    theta below 1 the backward rank reads the bare edges in bands, which takes longer.
+    theta below 1 one of the two ranks has steps without a compiled kernel, and takes longer.
     """
 
     name: ClassVar[str] = "fbpr"
@@ -75,8 +76,8 @@ class ForwardBackwardScorer(BaseScorer):
         """Compute both ranks, and return their weighted geometric mean."""
         reweighted = reweighted_graph(graph, self.edges)
         forward, backward = (
-            weighted_pagerank(each, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
-            for each in (reweighted, reweighted.reversed())
+            weighted_pagerank(one, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
+            for one in (reweighted, reweighted.reversed())
         )
         last = len(graph.layer_sizes) - 1
         degenerate = [*forward.degenerate, *(replace(entry, layer=last - entry.layer) for entry in backward.degenerate)]

@@ -30,16 +30,17 @@ class ModelGraph:
     Attributes
     ----------
     graph : LayeredGraph
-        Its dense blocks are views of the model's weights, not copies.
+        Its dense blocks are views of the model's weights, except for value maps of attentions: these are copied if their rows
+        are repeated or not consecutive.
     statistics : tuple of LayerStatistics
         One for each layer of the graph.
     prunable : mapping from int to PrunableLayer
         The prunable layers by their position in the graph.
     follows : bool
-        Whether its first layer is also the last layer of the graph before it: both hold the nodes of one residual stream.
+        Whether the first layer is also the last layer of the graph before: both hold the nodes of one residual stream.
     skip : float
         Beta, the share of the first layer's importance that skips the graph, 0..1, see
-        :func:`llmrank.score.rank_graphs.rank_graphs`. It affects only the graphs that follow.
+        :func:`llmrank.score.rank_graphs.rank_graphs`. It affects only the graphs that follow this one.
     """
 
     graph: LayeredGraph
@@ -56,7 +57,7 @@ class ModelGraph:
         }
 
     def with_norms(self, position: int, norms: torch.Tensor) -> ModelGraph:
-        """Return this graph with other activations of the n nodes of one layer."""
+        """Return this graph with other activations (norms) of the nodes of one layer, and the same means and variances."""
         layers = list(self.statistics)
         layers[position] = replace(layers[position], norm=norms, read_norm=norms)
         return replace(self, graph=self.graph.with_activations(position, norms), statistics=tuple(layers))
@@ -67,12 +68,15 @@ def build_graphs(
 ) -> tuple[ModelGraph, ...]:
     """Build the graphs of a model.
 
-    There is one graph for each FFN (isolated), one for each stack (chained), or one for each FFN with skip edges past it
-    (residual). In a chain, the output layer of an FFN is the input layer of the next one; its activations are the norms of the
-    next FFN's input (for explicit FFNs, of the Linear's own output). In the residual topology that layer ends one graph and
-    starts the next, and skip edges lead past each graph. If the statistics include attentions, each attention has a graph in
-    front of that of its FFN, without prunable layers: edges of weights ``|V|`` (heads that share values have a copy each) lead
-    from the residual stream to the heads, and edges of weights ``|O|`` back to the stream.
+    There is one graph for each FFN (isolated), one for each chain of consecutive FFNs of a stack (chained), or one for each FFN
+    with skip edges past it (residual). In a chain, the output layer of an FFN is the input layer of the next one; the activations
+    of this layer are the norms of the next FFN's input (for explicit FFNs, of the Linear's own output). FFNs whose sizes do not
+    fit each other are not chained.
+
+    In the residual topology that layer ends one graph and starts the next, and skip edges lead past each graph. There, if the
+    statistics include attentions, each attention has a graph in front of that of its FFN, without prunable layers: edges of
+    weights ``|V|`` lead from the residual stream to the heads (each of the heads that share values has its own copy of them), and
+    edges of weights ``|O|`` lead back to the stream.
 
     Parameters
     ----------
@@ -81,16 +85,17 @@ def build_graphs(
         One for each of the FFNs.
     topology : {"isolated", "chained", "residual"}
     beta : float, optional
-        For the residual topology: the share that skips a graph, 0..1. By default it is taken from the statistics, so that the
-        share that skips all graphs of a block, one after the other, is the measured one.
+        For the residual topology: the share that skips a graph, 0..1. By default all graphs of a block have the same share, and
+        the product of these shares is the share that was measured for the block.
 
     Raises
     ------
     OptionError
-        The topology is unknown; beta is out of range, or given for a topology without skip edges; or the residual topology has
-        a beta that is neither given nor measured.
+        The topology is unknown; beta is out of range, or given for a topology without skip edges; or the topology is residual,
+        and beta is neither given nor measured.
     StructureError
-        Explicit FFNs do not chain; or the residual topology is asked for explicit FFNs, or for FFNs in no repeating stack.
+        The sizes of explicit FFNs do not fit in a chain; or the topology is residual, and FFNs are explicit or in no repeating
+        stack.
     GraphError
         Activations are negative or not finite.
     """
@@ -161,7 +166,7 @@ def _build_residual(ffns: FFNs, statistics: Sequence[FFNStatistics], beta: float
     for position, (sublayer, layers, skip) in enumerate(sublayers):
         following = sublayers[position + 1] if position + 1 < len(sublayers) else None
         if following is not None and _shares_stream(sublayer, following[0]):
-            # The last layer holds the nodes of the stream, and their activations are what the next FFN or attention reads.
+            # The last layer holds the nodes of the stream. Their activations are those that the next FFN or attention reads.
             layers = (*layers[:-1], following[1][0])
         graph = _build_chain([(sublayer, FFNStatistics(layers))])
         follows = position > 0 and _shares_stream(sublayers[position - 1][0], sublayer)
@@ -175,7 +180,7 @@ def _shares_stream(before: FFN, after: FFN) -> bool:
 
 
 def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
-    """Build one graph for FFNs that follow each other."""
+    """Build one graph of FFNs that follow each other, or of a single FFN or attention."""
     weights: list[tuple[torch.Tensor, ...]] = []
     names: list[str] = []
     layers: list[LayerStatistics] = []
@@ -199,7 +204,7 @@ def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
             else:
                 names.append(f"{ffn.name}:{'output' if layer == len(ffn.stages) else 'heads'}")
     activations = [entry.norm for entry in layers]
-    # The ranks read every weight anyway, and raise an error for NaN, so no extra pass over the model is needed.
+    # Scorers that read weights raise an error for NaN themselves, so no extra pass over the model is needed.
     graph = LayeredGraph.from_weights(weights, activations[0], activations[1:], names, check_finite=False)
     return ModelGraph(graph, tuple(layers), prunable)
 
@@ -207,7 +212,7 @@ def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
 def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
     """Return the weights of the edges into a layer as a dense tensor (n_l, n_{l-1}), in float32 or wider.
 
-    Each call builds it anew, on the device of the model's weights, so that only one block is in memory at a time.
+    Each call computes the tensor anew, on the device of the model's weights. The graph does not keep it.
     """
     block = graph.blocks[layer - 1]
     if not isinstance(block, DenseBlock):

@@ -55,8 +55,8 @@ class WeightedPageRankScorer(BaseScorer):
         float32 reads float32 weights without converting them. Both keep the same neurons, except for ties within 1e-6.
     edges : {"magnitude", "energy"}
         Weight of an edge: ``|W_ij|``, or ``W_ij^2`` together with squared activations, see
-        :meth:`graphs.LayeredGraph.squared`: a step then passes on shares of energy. Squares are computed band by band instead
-        of by the compiled kernels, which takes several times as long.
+        :meth:`graphs.LayeredGraph.squared`: a step then passes on shares of energy. Squares take several times as long, because
+        they are computed band by band instead of by the compiled kernels.
     """
 
     name: ClassVar[str] = "wpr"
@@ -81,7 +81,7 @@ class WeightedPageRankScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute one step of the rank across one block; parallel edges arrive summed and are squared as one edge."""
+        """Compute one step of the rank across one block; for energies, the sum of parallel edges is squared as one edge."""
         weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         prev, own = prev_importance.to(weight), out_activations.to(weight)
@@ -110,7 +110,7 @@ class ModifiedPageRankScorer(BaseScorer):
     Parameters
     ----------
     zero_lowest : float
-        Share of the nodes of a layer, 0..1: the scores of its lowest nodes count as zero in the step to the next layer.
+        Share of the nodes of a layer, 0..1: the scores of the lowest nodes count as zero in the step to the next layer.
     solver, backend, device, dtype, edges
         As for :class:`WeightedPageRankScorer`.
     """
@@ -135,7 +135,7 @@ class ModifiedPageRankScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute one step of the rank across one block; parallel edges arrive summed and are squared as one edge."""
+        """Compute one step of the rank across one block; for energies, the sum of parallel edges is squared as one edge."""
         weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         count = int(self.zero_lowest * len(prev_importance))
@@ -162,10 +162,10 @@ def reweighted_graph(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
 
 
 def with_method_name(result: RankResult, edges: EdgeMeasure) -> RankResult:
-    """Return a rank with another method name if the scorer squared the weights and activations of the graph.
+    """Return a rank whose method name says "of energies" if the scorer squared the weights and activations of the graph.
 
     Code that explains scores by the weights and activations of the graph (for example, how much of a score came along edges)
-    reads the name, and does not explain such a rank.
+    checks this name, because it must not explain such a rank by weights that are not squared.
     """
     return replace(result, method=f"{result.method} of energies") if edges == "energy" else result
 
@@ -177,7 +177,7 @@ def check_unit_interval(name: str, value: float) -> None:
 
 
 def check_choices(**options: str) -> None:
-    """Raise an OptionError if an option is none of its :data:`CHOICES`; `graphs` would do so only after the calibration."""
+    """Raise an OptionError if an option is none of its :data:`CHOICES`. `graphs` checks them too, but only after calibration."""
     for name, value in options.items():
         choices = get_args(CHOICES[name])
         if value not in choices:
@@ -192,7 +192,7 @@ def _step_inputs(
 
 
 def _dense_operator(weight: torch.Tensor) -> tuple[TorchArithmetic, Any]:
-    """Return a backend of the weight's precision, and the weight as an operator of it."""
+    """Return the torch arithmetic in the weight's precision, and the weight as an operator of it."""
     dtype = "float64" if weight.dtype == torch.float64 else "float32"
     arithmetic = TorchArithmetic(weight.device, dtype)
     return arithmetic, arithmetic.dense_operator(DenseBlock((weight,)))

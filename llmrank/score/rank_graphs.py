@@ -17,14 +17,14 @@ __all__ = ["rank_graphs"]
 def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankResult, ...]:
     """Rank every graph of a model.
 
-    A graph that follows another one starts from the residual stream behind that one. Let x_k be the importance of the stream's
-    nodes in front of graph k, and s_k the scores of these nodes in the last layer of the graph. Then
+    A graph that follows another starts from the residual stream behind the other. Let x_k be the importance of the stream's
+    nodes in front of graph k, and s_k the scores of these nodes in the last layer of graph k. Then
 
         x_{k+1} = beta_k x_k + (1 - beta_k) s_k
 
-    and x_0 is the importance in the first graph's layer 0. Along the skip edge from a node to itself, the node keeps the share
-    beta of its importance. One pass gives the exact result, since no edge leads back. With beta 0 the ranks are those of the
-    chain; with beta 1 all graphs on a stream start from its x_0.
+    and x_0 holds the scores of layer 0 of the first graph. So a node of the stream keeps the share beta of its importance along
+    its skip edge. One pass gives the exact result, since no edge leads back. With beta 0 the PageRanks are those of the chain;
+    with beta 1 all graphs on a stream start from its x_0.
 
     Parameters
     ----------
@@ -35,12 +35,13 @@ def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankR
     Returns
     -------
     tuple of RankResult
-        One for each graph. Layer 0 holds x_k if the scorer takes its scores from the activations, as the PageRank scorers do.
+        One for each graph. Layer 0 holds x_k if the scorer takes the scores of layer 0 from the activations, as the PageRank
+        scorers do.
 
     Notes
     -----
-    Cost: one rank for each graph. Scorers that look at one layer at a time give hidden neurons the same scores in every
-    topology.
+    Cost: one rank for each graph. Scorers that do not use the scores of other layers give hidden neurons the same scores in
+    every topology.
     """
     ranks: list[RankResult] = []
     stream: FloatArray | None = None

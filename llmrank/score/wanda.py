@@ -1,4 +1,4 @@
-"""Wanda and Wanda-sp: weights times activation norms, for the edges into a node or out of it."""
+"""Wanda and Wanda-sp: weights times activation norms, for the edges into a node (Wanda) or out of it (Wanda-sp)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class WandaScorer(BaseScorer):
 class WandaSPScorer(OutgoingScorer):
     """Wanda-sp: ``||x_j||_2 * ||down_:j||_p`` for hidden neuron j; the paper takes p = 1.
 
-    Source: An et al. 2023 (arXiv 2312.11983), who apply Wanda to whole neurons. The mean over the rows
-    would give the same order as the L1 norm.
+    Source: An et al. 2023 (arXiv 2312.11983), who apply Wanda to whole neurons. The mean of ``|down_ij|`` over the rows i would
+    give the same order as the L1 norm.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Apply masks to a model as a transaction: if anything is raised, the parameters are restored bit for bit.
 
-A finished application can be undone as well. With ``undoable=False`` the original tensors are not kept, and neither is possible.
+A finished application can be undone as well. With ``undoable=False`` the original tensors are not kept, so nothing is restored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from llmrank.surgery.widths import ALIGNMENTS, WIDTHS_KEY, Align, check_padding,
 
 __all__ = ["AppliedMasks", "apply_masks", "check_writable", "temporarily_masked"]
 
-# Restores one module, or the configuration. Such functions may be called in any order, and again after an interrupt.
+# A function that restores one module, or the configuration. Such functions may be called in any order, and again after an
+# interrupt.
 Restore: TypeAlias = Callable[[], None]
 ABSENT = object()
 
@@ -59,15 +60,15 @@ class AppliedMasks:
     _unchanged_checks: list[Callable[[], bool]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
-        """Restore every parameter, attribute and configuration entry, bit for bit.
+        """Restore every parameter, attribute and configuration entry that was changed, bit for bit.
 
-        The original tensors are kept for this; drop the object to free them. If restoring one part raises (an interrupt, say),
-        the other parts are restored before the exception goes on; a second call restores the rest.
+        The original tensors are kept for this; drop the object to free them. If an error or an interrupt stops the restoration of
+        one part, the other parts are restored before the exception goes on; a second call restores the rest.
 
         Raises
         ------
         MaskError
-            The model has been changed since, for example by a later application, so that the restored parts would not fit
+            Parameters were replaced since, for example by a later application, so that the restored parts would not fit
             together. Nothing is restored then.
         OptionError
             The original tensors were not kept.
@@ -85,7 +86,7 @@ class AppliedMasks:
         try:
             self._restore()
         finally:
-            # Again, in case an interrupt cut the first attempt short; otherwise nothing is left to do.
+            # Again, in case the first attempt was interrupted; otherwise nothing is left to restore.
             self._restore()
 
     def _restore(self) -> None:
@@ -112,7 +113,7 @@ def apply_masks(
 ) -> AppliedMasks:
     """Remove neurons from a model.
 
-    Removing a hidden neuron removes its rows in the input maps, their biases, and its column in the output map. With explicit
+    To remove a hidden neuron is to remove its rows and biases in the input maps, and its column in the output map. With explicit
     FFNs only rows (and biases) of the named Linears are removed.
 
     Parameters
@@ -127,33 +128,33 @@ def apply_masks(
         Smaller matrices (and configuration); zeros in matrices of the same size; or
         ``torch.nn.utils.prune`` masks (``weight_orig``, ``weight_mask``).
     align : {"none", "pad"}
-        With "pad" all compact layers are as wide as the widest of them, filled up with zeros, so that stock loaders read them.
-        Where no field of the configuration states that width, they are as wide as in the dense model.
+        With "pad" all compact layers are filled up with zeros to the width of the widest of them, so that stock loaders read
+        them; if no field of the configuration states that width, to the width of the dense model.
     repaired : mapping from str to RepairedMap, optional
         Repaired output maps for the same masks; see :func:`llmrank.surgery.repair.repair_ffns`.
     undoable : bool
-        Keep the original tensors. If not, each is freed as soon as it is replaced, and a failure half-way leaves the model
-        pruned in part.
+        Whether to keep the original tensors. If not, each is freed as soon as it is replaced, and a failure half-way leaves the
+        model pruned in part.
 
     Raises
     ------
     MaskError
-        The masks or repairs are those of another model, or layers of different widths are to be padded. Nothing has been
-        changed then.
+        The masks or repairs do not fit the model, a mask keeps no neuron, or layers of different widths are to be padded.
+        Nothing has been changed then.
     OptionError
-        The form or the alignment is unknown; the two do not fit each other; the form is compact, and FFNs are explicit; the
-        model carries masks already.
+        The form or the alignment is unknown; the two do not fit each other; the form is compact, and FFNs are explicit; or
+        neurons cannot be removed, see :func:`check_writable`. Nothing has been changed then.
     """
     repaired = repaired or {}
     _check(ffns, masks, form, align)
     output_maps = {name: output_map.module for name, output_map in ffns.output_maps.items()}
     _check_repaired(output_maps, repaired)
     application = AppliedMasks(form, masks, {}, undoable)
-    repaired_by_module = {id(output_maps[name]): one for name, one in repaired.items()}
+    repaired_by_module = {id(output_maps[name]): repair for name, repair in repaired.items()}
     if undoable:
         application._restores += _restores(model, ffns)
     try:
-        if any(one.bias is not None and bias_of(output_maps[name]) is None for name, one in repaired.items()):
+        if any(repair.bias is not None and bias_of(output_maps[name]) is None for name, repair in repaired.items()):
             _add_biases(model, ffns)
         # Compact layers hold the kept neurons, and with padding some removed ones.
         held, fields = (masks, {}) if form != "compact" else compact_widths(model, ffns, masks, align)
@@ -162,8 +163,8 @@ def apply_masks(
         for kept, stored in zip(linear_masks(ffns, masks), linear_masks(ffns, held), strict=True):
             repair = repaired_by_module.get(id(kept.module))
             if repair is not None:
-                # The model must not share memory with the repair. A weight that loses entries is copied when they are removed,
-                # except by torch's masks.
+                # The model must not share memory with the repair. If a weight loses entries, their removal copies it, except
+                # with torch's masks.
                 write_repaired(kept.module, repair, copy=form == "mask" or kept.keeps_all)
             if form == "mask":
                 mask_map(kept)
@@ -182,7 +183,7 @@ def apply_masks(
 
 @contextmanager
 def temporarily_masked(model: nn.Module, ffns: FFNs, masks: Masks | None) -> Iterator[None]:
-    """Apply masks in the zero form for a while, so that neurons keep their places; afterwards the model is dense again.
+    """Apply masks in the zero form, so that neurons keep their places, and restore the model at the end of the context.
 
     The model is restored whatever is raised.
 
@@ -195,7 +196,7 @@ def temporarily_masked(model: nn.Module, ffns: FFNs, masks: Masks | None) -> Ite
     """
     applied: list[AppliedMasks] = []
     with ExitStack() as cleanup:
-        # Registered first, and twice, so that the masks are undone after an interrupt at any point.
+        # Registered before the masks are applied, and twice, so that they are undone after an interrupt at any point.
         for _ in range(2):
             cleanup.callback(_roll_back_all, applied)
         if masks is not None:
@@ -249,14 +250,14 @@ def _check_repaired(output_maps: Mapping[str, nn.Module], repaired: Mapping[str,
 
 
 def check_writable(ffns: FFNs) -> None:
-    """Raise unless neurons can be removed from every linear map of the FFNs as it is.
+    """Raise unless neurons can be removed from every linear map of the FFNs.
 
     Raises
     ------
     OptionError
-        A map is reparametrised (masked already, weight norm), or holds no data here.
+        A map is reparametrised (it has a mask already, or weight norm), or holds no data here.
     MaskError
-        A map has other shapes than when it was found.
+        A map has fewer outputs, or another number of inputs, than when it was found.
     """
     for ffn in ffns:
         for n_inputs, stage in zip(ffn.sizes, ffn.stages, strict=False):
@@ -281,7 +282,7 @@ def check_writable(ffns: FFNs) -> None:
 
 
 def _add_biases(model: nn.Module, ffns: FFNs) -> None:
-    """Give every map of the FFNs a bias of zeros, and state that in the configuration."""
+    """Give every map of the FFNs that has no bias one of zeros, and state in the configuration that maps have biases."""
     for module in ffns.modules:
         if module._parameters.get("bias") is None:
             weight: Any = module.weight
@@ -290,7 +291,7 @@ def _add_biases(model: nn.Module, ffns: FFNs) -> None:
 
 
 def _restores(model: nn.Module, ffns: FFNs) -> list[Restore]:
-    """Return functions that restore everything that an application may write to, as it is now."""
+    """Return functions that restore everything that an application may change to its present state."""
     restores = [_restore_linear(module) for module in ffns.modules]
     restores += [_restore_attributes(ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns]
     config = text_config(model)
@@ -301,7 +302,7 @@ def _restores(model: nn.Module, ffns: FFNs) -> list[Restore]:
 
 def _restore_linear(module: nn.Module) -> Restore:
     parameters, buffers, hooks = dict(module._parameters), dict(module._buffers), dict(module._forward_pre_hooks)
-    # The tensors too, because an assignment to `data` changes the tensor of a Parameter, but not which Parameter it is.
+    # The tensors are kept too, because an assignment to `data` gives the same Parameter another tensor.
     tensors = {name: parameter.data for name, parameter in parameters.items() if parameter is not None}
     restore_sizes = _restore_attributes(module, tuple(size_attributes(module, 0, 0)))
 
@@ -312,14 +313,14 @@ def _restore_linear(module: nn.Module) -> Restore:
             if parameter.data_ptr() != tensor.data_ptr() or parameter.shape != tensor.shape:
                 parameter.data = tensor
         for name in parameters:
-            # torch.nn.utils.prune keeps the masked tensor as a plain attribute.
+            # torch.nn.utils.prune stores the masked tensor as a plain attribute.
             vars(target).pop(name, None)
             if f"{name}_mask" not in buffers:
                 target._buffers.pop(f"{name}_mask", None)
         for key, hook in list(target._forward_pre_hooks.items()):
             if key not in hooks and isinstance(hook, torch_prune.BasePruningMethod):
                 target._forward_pre_hooks.pop(key, None)
-        # In their old order too: optimisers and state dicts depend on it.
+        # The order of the parameters is restored too: optimisers and state dicts depend on it.
         if [(name, id(p)) for name, p in target._parameters.items()] != [
             (name, id(p)) for name, p in parameters.items()
         ]:

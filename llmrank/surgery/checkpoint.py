@@ -1,7 +1,7 @@
 """Checkpoints: written completely or not at all, in the formats of transformers.
 
-Stock transformers loads layers of one width. Widths that differ between layers are listed in the configuration under
-``llmrank_widths``, and :func:`load` builds layers of those widths.
+Stock transformers builds layers of the width that the configuration states. Widths that no field of it can state, such as
+different ones, are listed under ``llmrank_widths``, and :func:`load` builds layers of those widths.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["load", "save"]
 
 MASKS_FILE = "masks.safetensors"
 REPORT_FILE = "report.json"
-# Attribute of the classes that _with_widths makes: the model class that they extend.
+# The classes that _with_widths makes store under this name the model class that they extend.
 BASE_CLASS = "_llmrank_base_class"
 
 
@@ -43,9 +43,9 @@ def save(
 ) -> Path:
     """Write a checkpoint: model, tokenizer, masks and report.
 
-    The directory appears completely or not at all, see :func:`llmrank.surgery.files.atomic_directory`. Before that the
-    configuration is read again as :func:`load` will read it, and the model that it describes is compared with the names and
-    shapes of the tensors in the files; their values are not read.
+    The directory appears completely or not at all, see :func:`llmrank.surgery.files.atomic_directory`. Before it appears, the
+    configuration is read again as :func:`load` will read it, and the parameters of the model that it describes are compared with
+    the names and shapes of the tensors in the files. The values of the tensors are not read again.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def save(
 
 
 def _check_written(directory: Path, model: Any) -> None:
-    """Raise unless a loader that has only the files would build a model that fits the tensors in them."""
+    """Raise unless a loader, from the files alone, would build a model that fits the tensors in them."""
     model_class = type(model)
     cause: Exception | None = None
     try:
@@ -112,7 +112,9 @@ def _check_written(directory: Path, model: Any) -> None:
             with safe_open(path, framework="pt") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
             written |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        _, differences = read_model(_subclass(base, config), None, config, state_dict=written, device_map="meta")
+        _, differences = read_model(
+            _class_for_config(base, config), None, config, state_dict=written, device_map="meta"
+        )
     except Exception as error:  # whatever a loader may raise
         if is_out_of_memory(error):
             raise
@@ -126,7 +128,7 @@ def _check_written(directory: Path, model: Any) -> None:
 
 
 def _plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
-    """Return the state with the masks of torch.nn.utils.prune multiplied in; None if there are no masks.
+    """Return the state dict with the masks of torch.nn.utils.prune multiplied in; None if there are no masks.
 
     Loaders know only ``weight``: with ``weight_orig`` and ``weight_mask`` in the file they would start from random weights.
     """
@@ -157,11 +159,13 @@ def load(
     ------
     ModelSourceError, CheckpointError
         The source does not exist or cannot be read, or its widths do not fit the model.
+    OptionError
+        The dtype or the device is unknown or not available.
     """
-    return load_pretrained(source, dtype, device, subclass=_subclass, trust_remote_code=trust_remote_code)
+    return load_pretrained(source, dtype, device, subclass=_class_for_config, trust_remote_code=trust_remote_code)
 
 
-def _subclass(base: Any, config: Any) -> Any:
+def _class_for_config(base: Any, config: Any) -> Any:
     """Return the model class, or if the configuration lists widths, a subclass whose layers have those widths."""
     text_config = config.get_text_config()
     widths = getattr(text_config, WIDTHS_KEY, None) or getattr(config, WIDTHS_KEY, None)
@@ -175,9 +179,9 @@ def _subclass(base: Any, config: Any) -> Any:
 
 
 def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
-    """Make a subclass of a model class that is constructed with layers of the given widths.
+    """Make a subclass of a model class whose constructor gives the layers these widths.
 
-    from_pretrained of that class does everything else (shards, dtypes, tied weights, device maps).
+    The inherited from_pretrained does everything else (shards, dtypes, tied weights, device maps).
     """
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -194,7 +198,7 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
     Raises
     ------
     CheckpointError
-        The model has no layer of that name, a layer has no width, or a width is larger than the layer.
+        A width has no layer of its name, a layer has no width, or a width is larger than its layer.
     """
     ffns = find_ffns(model)
     sizes = ffns.sizes
@@ -204,7 +208,7 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
             f"{WIDTHS_KEY} does not fit {type(model).__name__}: {len(misfits)} unknown or too wide, "
             f"{len(set(sizes) - set(widths))} missing; the configuration belongs to another model"
         )
-    with torch.device("cpu"):  # from_pretrained builds models on the meta device, where masks hold nothing
+    with torch.device("cpu"):  # from_pretrained builds models on the meta device, where masks hold no values
         first_neurons = Masks({name: torch.arange(size) < widths[name] for name, size in sizes.items()})
         linears = linear_masks(ffns, first_neurons)
     for owner, name, width in module_widths(ffns, widths):

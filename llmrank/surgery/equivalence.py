@@ -1,7 +1,7 @@
 """The last check of a compact model: it must compute what the masked model computes.
 
 Detection by shapes can mistake something else for an FFN, or miss that hidden neurons are coupled. Two short forward passes show
-that: one in which removed neurons are read as zeros, and one of the compact model.
+such errors: one in which removed neurons are read as zeros, and one of the compact model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence_removed"
 
 # A few tokens of a few sequences are enough: every neuron takes part in each.
 N_SEQUENCES, N_TOKENS = 2, 32
-# Relative to the largest output: only the order of summation may differ.
+# Allowed difference, as a share of the largest output: only the order of summation may differ. Coarse for half precision.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE_TOLERANCE = 5e-2
 
@@ -46,14 +46,14 @@ def masked_outputs(
         FFNs that were found (not explicit ones).
     masks : Masks
     sequences : TokenSequences
-        The first tokens of the first ones are used.
+        Only the first 32 tokens of the first 2 sequences are used.
     repaired : mapping from str to RepairedMap, optional
         Repaired output maps.
 
     Returns
     -------
     tensor
-        The model's first output.
+        The model's first output, float64 on the CPU.
     """
     with as_masked(ffns, masks, repaired):
         return _outputs(model, sequences)
@@ -61,7 +61,7 @@ def masked_outputs(
 
 @contextmanager
 def as_masked(ffns: FFNs, masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Iterator[None]:
-    """Let a model compute what its compact form will, through hooks: no weight is copied or written.
+    """Let a model compute, within the context, what its compact form will compute; its weights are not copied or written.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def as_masked(ffns: FFNs, masks: Masks, repaired: Mapping[str, RepairedMap] | No
 
 
 def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: TokenSequences) -> None:
-    """Raise unless the compact model gives the expected outputs.
+    """Raise unless the compact model gives the expected outputs, up to rounding.
 
     Parameters
     ----------
@@ -122,8 +122,8 @@ def silence_removed(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) 
     keep : (n,) bool tensor
     """
     for output_map in layer.output_maps:
-        hook = _zero_removed(keep)
-        # Its removal is registered first, and twice, so that an interrupt at any point still removes it.
+        hook = _zeroing_hook(keep)
+        # The removal of the hook is registered first, and twice, so that the hook is removed after an interrupt at any point.
         for _ in range(2):
             hooks.callback(_remove_hook, output_map.module, hook)
         output_map.module.register_forward_pre_hook(hook)
@@ -134,7 +134,7 @@ def _remove_hook(module: nn.Module, hook: Any) -> None:
         module._forward_pre_hooks.pop(key, None)
 
 
-def _zero_removed(keep: torch.Tensor) -> Any:
+def _zeroing_hook(keep: torch.Tensor) -> Any:
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         nonlocal keep
         keep = keep.to(inputs[0].device)  # copied the first time only

@@ -16,16 +16,16 @@ from llmrank.errors import CheckpointError
 
 __all__ = ["atomic_directory", "check_output"]
 
-# Names within the hidden directory: the future content, and the list of its entries while they are moved one by one.
+# Names within the hidden directory: the future content, and the list of its entries, which is there while they are moved.
 CONTENT, JOURNAL = "content", "journal"
-# Name of the hidden directories within a directory that cannot be replaced.
+# Name for the hidden directories inside a target that cannot be replaced.
 FILLED = "filled"
 
 
 def check_output(directory: str | os.PathLike[str]) -> Path:
-    """Raise unless results can be written to a directory: it is absent or empty, in a writable place.
+    """Raise unless results can be written to a directory, which must be absent or empty, and in a writable place.
 
-    Leftovers of a killed process that tried to write there are removed first.
+    What killed processes that wrote to the directory have left behind is removed first.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
     Raises
     ------
     CheckpointError
-        The directory exists and is not empty, is a file or a broken link, cannot be written, or its path is not UTF-8.
+        The directory is not empty or cannot be written, or the path is not UTF-8, or is that of a file or a broken link.
 
     Examples
     --------
@@ -76,12 +76,13 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
 def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary directory that becomes `directory` on success and is removed on failure.
 
-    It replaces the absent or empty target in one rename: whenever the process is killed, the target is as before or
-    complete. A killed process leaves files beside it, under a hidden name, which the next call for the same target removes.
+    The temporary directory replaces `directory` in one rename: if the process is killed, `directory` is as before or complete. A
+    killed process leaves a hidden directory beside it, which the next call for the same `directory` removes.
 
-    A mount point, the current directory and the directory of another owner cannot be replaced: entries are moved into
-    them one by one, config.json last, because without it no loader takes them for a checkpoint. A process that is killed between
-    these renames leaves some entries there, which the next call for the same target removes.
+    Some existing directories cannot be replaced: mount points, the current directory, those of another owner or group, those in a
+    directory that is not writable, and on Windows all. Then the entries are moved into the directory one by one, config.json
+    last, because no loader takes a directory without it for a checkpoint. A process that is killed between these renames leaves
+    some entries there, which the next call for the same `directory` removes.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     CheckpointError
-        See :func:`check_output`; or another process has written to the target meanwhile.
+        See :func:`check_output`; or another process has written to `directory` meanwhile.
     OSError
         The disk is full, or another error of the system.
 
@@ -149,7 +150,7 @@ def _is_replaceable(target: Path) -> bool:
 
 
 def _is_mount(path: Path) -> bool:
-    """Whether something is mounted there; os.path.ismount does not see a mount from the same file system."""
+    """Whether a path is a mount point; os.path.ismount does not see one that shows a part of the same file system."""
     if os.path.ismount(path):
         return True
     try:
@@ -174,7 +175,7 @@ def _move_up(partial: Path) -> None:
 
 
 def _take_back(hidden: Path) -> None:
-    """Remove the entries that were moved to the directory that holds a hidden directory, unless all were moved."""
+    """Remove the entries that :func:`_move_up` has moved out of a hidden directory, unless it has moved all."""
     try:
         names = json.loads((hidden / JOURNAL).read_text(encoding="utf-8"))
         left = {entry.name for entry in (hidden / CONTENT).iterdir()}
@@ -185,5 +186,5 @@ def _take_back(hidden: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    # The next process must not remove them again.
+    # Without the list, no later process can remove entries of these names that others have written since.
     (hidden / JOURNAL).unlink()

@@ -1,6 +1,6 @@
 """The forms of removal for one linear map: compact (smaller matrices), zero (zeros), mask (``torch.nn.utils.prune``).
 
-The functions keep no copy of what they replace: :mod:`llmrank.surgery.apply` saves the original tensors before it calls them.
+The functions keep no copy of what they replace: :mod:`llmrank.surgery.apply` keeps the original tensors for undo.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class LinearMask:
         return as_stored(self.module, self.rows[:, None] & self.columns[None, :])
 
     def parameter_masks(self) -> dict[str, torch.Tensor]:
-        """Return a mask for each parameter that loses entries ("weight", "bias")."""
+        """Return a mask of the kept entries for each parameter ("weight", "bias") that loses entries."""
         masks = {}
         if not self.keeps_all:
             masks["weight"] = self.weight_mask()
@@ -92,8 +92,8 @@ class LinearMask:
 def linear_masks(ffns: FFNs, masks: Masks) -> list[LinearMask]:
     """Translate the keep masks of neurons into the rows and columns that every linear map keeps.
 
-    There is one result for each module, even if it serves several layers: a fused map loses rows in two bands, a map between two
-    prunable layers loses rows and columns.
+    There is one result for each module, even if the module holds two input maps (then it loses rows in two ranges) or lies
+    between two prunable layers (then it loses rows and columns).
     """
     by_module: dict[int, LinearMask] = {}
 
@@ -114,9 +114,9 @@ def linear_masks(ffns: FFNs, masks: Masks) -> list[LinearMask]:
 def write_repaired(module: Any, repaired: RepairedMap, *, copy: bool) -> None:
     """Give a module its repaired weight and bias.
 
-    Without `copy` the weight may be the repair's own tensor. That is safe if the weight is then made smaller, and so copied.
+    Without `copy` the module may share the repair's weight. That is safe if entries are removed afterwards, which copies it.
     """
-    # Out of place: views of the old weights, such as those of a graph, keep their values.
+    # Not in place, so that views of the old weights, such as those of a graph, keep their values.
     if repaired.weight is not None:
         module.weight.data = as_stored(module, repaired.weight).to(module.weight, copy=copy).contiguous()
     if repaired.bias is not None:
@@ -128,7 +128,7 @@ def zero_map(linear: LinearMask) -> None:
     for name, mask in linear.parameter_masks().items():
         parameter: Any = linear.module._parameters[name]
         old = parameter.data
-        # Out of place, for the same reason as in write_repaired.
+        # Not in place, for the same reason as in write_repaired.
         parameter.data = torch.where(mask.to(old.device), old, torch.zeros_like(old))
 
 
@@ -156,7 +156,7 @@ def compact_map(linear: LinearMask) -> None:
 
 
 def replace_parameter(module: Any, name: str, value: torch.Tensor) -> None:
-    """Replace a parameter by one of other values, which needs a gradient if the old one did."""
+    """Replace a parameter by one with another tensor, which requires a gradient if the old one does."""
     module._parameters[name] = nn.Parameter(value, requires_grad=module._parameters[name].requires_grad)
 
 

@@ -1,6 +1,6 @@
 """The widths of a compact model's layers, as its modules and its configuration state them.
 
-Stock loaders build a model from its configuration. Where one field, such as ``intermediate_size``, describes the compact model,
+Stock loaders build a model from its configuration. If one field, such as ``intermediate_size``, can describe the compact model,
 that field is written; otherwise the width of every layer is listed under ``llmrank_widths``, which
 :func:`llmrank.surgery.checkpoint.load` reads.
 """
@@ -62,14 +62,14 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
     masks : Masks
     align : {"none", "pad"}
         With "pad" every layer also holds some removed neurons (whose weights are zeroed elsewhere), up to the width of the widest
-        layer; where no field can state that width, up to the dense width.
+        layer; if no field can state that width, up to the width of the dense model.
 
     Returns
     -------
     held : Masks
         The neurons that the layers hold, padding included.
     fields : dict from str to value
-        Configuration fields to write; empty where no field describes the compact model.
+        Configuration fields to write; empty if no field describes the compact model.
     """
     if align == "none":
         return masks, _config_fields(model, ffns, masks)
@@ -79,7 +79,7 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
 
 
 def _padded(masks: Masks, width: int) -> Masks:
-    """Return masks that hold `width` neurons in every layer; the first removed neurons fill it up."""
+    """Return masks that keep `width` neurons of every layer: those that are kept, and the first of the removed ones."""
     padded = dict(masks)
     for mask in padded.values():
         removed = (~mask).nonzero().flatten()
@@ -93,8 +93,8 @@ def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]
     A field such as ``intermediate_size`` may set the width of other modules too, which are not pruned. So a model is built on the
     meta device from the configuration with the new value, and the shapes of all parameters are compared.
 
-    The result is empty where the layers differ in width, nothing is removed, or no field gives the shapes. Cost: for every field
-    that is tried the construction of a model without its data, about a second at 8 billion parameters.
+    The result is empty if the layers differ in width, nothing is removed, or no field gives the shapes. Cost: for every field
+    that is tried, a model is built without its data, which takes about a second at 8 billion parameters.
     """
     config = getattr(model, "config", None)
     if config is None or not masks.is_uniform or masks.kept == masks.size:
@@ -125,7 +125,7 @@ def _compact_shapes(model: nn.Module, linears: Sequence[LinearMask]) -> dict[str
 def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
     """Return the parameter shapes of a model built from the configuration with these fields; None if it cannot be built."""
     # A loader finds a model's class by its name in the Python module that defines it. A model whose layers differ in width is an
-    # instance of a subclass with the same name, which cannot be found so; then its base class is built.
+    # instance of a subclass with the same name, which a loader does not find; then its base class is built.
     places = ((cls, sys.modules.get(cls.__module__)) for cls in type(model).__mro__)
     exported: Any = next(cls for cls, module in places if getattr(module, cls.__name__, None) is cls)
     config: Any = copy.deepcopy(model.config)
@@ -154,9 +154,9 @@ def set_widths(
         Changed in place.
     ffns : FFNs
     sizes : mapping from str to int
-        Width of every prunable layer before.
+        Width of every prunable layer before the change.
     widths : mapping from str to int
-        Width of every prunable layer now.
+        Width of every prunable layer after it.
     fields : mapping from str to value
         See :func:`compact_widths`.
     """
@@ -169,7 +169,7 @@ def set_widths(
         set_attribute(config, name, value)
     if fields and hasattr(config, WIDTHS_KEY):
         delattr(config, WIDTHS_KEY)
-    elif not fields and (any(widths[name] != size for name, size in sizes.items()) or hasattr(config, WIDTHS_KEY)):
+    elif not fields and (widths != sizes or hasattr(config, WIDTHS_KEY)):
         setattr(config, WIDTHS_KEY, dict(widths))
 
 

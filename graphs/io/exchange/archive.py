@@ -1,7 +1,7 @@
 """Graphs as npz files: plain numpy arrays in an uncompressed zip file, which numpy can open.
 
-A file holds the arrays of :mod:`graphs.io.arrays`, and ``meta``: JSON text as bytes, with the names, the shapes and the version
-of the format. It holds no pickles.
+A file holds the arrays of :mod:`graphs.io.arrays` and the array ``meta``: JSON text as bytes, with the names, the shapes and the
+version of the format. It holds no pickles.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ADVICE = "expected an npz file written by write_npz; the file is damaged or some
 
 
 def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
-    """Write a graph as an uncompressed npz; dense blocks are stored as their CSR form.
+    """Write a graph as an uncompressed npz file; dense blocks are written in CSR form.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
 
     Notes
     -----
-    Memory: one block in CSR form. Every array has a CRC-32 in the zip file.
+    Memory: about three times the CSR form of a dense block. Every array has a CRC-32 in the zip file.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
-    # A fixed date, the first that zip can hold, instead of the current one.
+    # The current date would make the bytes differ; this is the first date that zip can hold.
     entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
     entry.external_attr = 0o644 << 16
     with archive.open(entry, "w", force_zip64=True) as file:
@@ -87,13 +87,14 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
     Returns
     -------
     LayeredGraph
-        Its blocks are stored in CSR form. Memory: the size of the file, even if its headers claim more.
+        Its blocks are stored in CSR form. Memory while reading: about twice the size of the file, even if the headers in it
+        claim more.
 
     Raises
     ------
     GraphError
         The file is missing, truncated, corrupted, of another version, or inconsistent; it holds pickles; or its members are
-        compressed, or claim more bytes than the file has, so that a small file could need much memory.
+        compressed, or claim more bytes than the file has.
 
     Examples
     --------
@@ -154,7 +155,7 @@ def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
-    """Read one array, after checking that its header does not claim more than the member holds."""
+    """Read one array, after a check that the member holds exactly the vector that its header describes."""
     # The member is read completely, so that its CRC is checked before its header is used.
     content = archive.read(entry)
     file = io.BytesIO(content)
@@ -163,11 +164,11 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]
         raise ValueError(f"{entry.filename} has npy version {major}")
     try:
         with warnings.catch_warnings():
-            # numpy warns of a header that only its second attempt can read.
+            # numpy only warns of a header that it reads at a second attempt; here that is an error.
             warnings.simplefilter("error")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:
-        # numpy parses the header as Python and lets any error of the tokenizer, the parser or the dtype through.
+        # numpy parses the header as Python, and does not catch errors of the tokenizer, the parser or the dtype.
         raise ValueError(f"the header of {entry.filename} is damaged: {error}") from error
     if len(shape) != 1 or fortran or dtype.hasobject:
         raise ValueError(f"{entry.filename} has shape {shape} and dtype {dtype}")

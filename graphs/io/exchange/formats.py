@@ -1,4 +1,4 @@
-"""The exchange formats by name. A module of this folder lists its formats in ``FORMATS``, so a new format is one new file."""
+"""The exchange formats by name. Every module of this folder lists its formats in ``FORMATS``: a new format is one new file."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ class Format:
     Attributes
     ----------
     name : str
-        As on the command line, and in most formats the suffix of the file.
+        The name on the command line, and in most formats the suffix of the file.
     write : callable
-        Called with a graph, the path without a suffix, and a rank of the graph.
+        Called with a graph, the path without a suffix, and a rank. The graph is a subgraph if the format is not `complete`; the
+        rank is that of the original graph.
     complete : bool
-        Whether it can hold complete graphs; else it is for subgraphs that a viewer can show.
+        Whether the format can hold graphs of any size; else it is for subgraphs that a viewer can show.
     package, extra : str
-        Package that writes it, and the extra of this distribution that installs the package; empty if none is needed.
+        The package that writes the format, and the extra of this distribution that installs the package; both are empty if
+        no such package is needed.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """GraphML and GEXF: files that Gephi, yEd, Cytoscape and igraph open, for graphs small enough to draw.
 
-Node ids are ``layer:index``. Nodes have the typed attributes ``layer``, ``index``, ``name``, ``activation`` and, with a
-rank, ``score``; edges have ``weight``. Floats are written with all digits, so that they are read back bit for bit:
+Node ids are ``layer:index``. Nodes have the typed attributes ``layer``, ``index``, ``name``, ``activation`` and, if there are
+scores, ``score``; edges have ``weight``. Floats are written with all digits, so that they are read back bit for bit:
 ``from_networkx(networkx.read_graphml(path))`` gives the graph, see :func:`graphs.io.convert.from_networkx`.
 
 Formats: graphml.graphdrawing.org/specification.html, gexf.net (1.2draft).
@@ -44,11 +44,12 @@ def write_graphml(
     Parameters
     ----------
     graph : LayeredGraph or Subgraph
-        Layers and indices of a subgraph are those of the original.
+        The nodes of a subgraph keep their layers and indices in the original graph.
     path : path-like
         Replaced completely on success, not changed on failure. The same graph gives the same bytes.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
+        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores,
+        if it has any.
     max_edges : int
         Maximum number of edges; more raise an error, because viewers cannot draw so many. Every edge takes some 100 bytes of
         the file, and 1.6 KB of memory and 30 microseconds to write.
@@ -74,7 +75,7 @@ def write_graphml(
     import networkx
 
     written = io.BytesIO()
-    # Not write_graphml, whose output differs where lxml is installed.
+    # networkx.write_graphml would write other bytes if lxml is installed.
     networkx.write_graphml_xml(digraph, written)
     with replace_file(path) as partial:
         partial.write_bytes(written.getvalue())
@@ -112,14 +113,14 @@ def write_gexf(
 
     written = io.BytesIO()
     networkx.write_gexf(digraph, written)
-    # The date would make the bytes differ from day to day, and the format does not allow an empty name.
+    # The date would make the bytes differ from day to day; and an empty name of the graph is not valid GEXF.
     content = re.sub(rb' lastmodifieddate="[^"]*"| name=""', b"", written.getvalue(), count=2)
     with replace_file(path) as partial:
         partial.write_bytes(content)
 
 
 def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, max_edges: int) -> networkx.DiGraph:
-    """Check that a graph can be written, and convert it to a digraph with the node ids of the file."""
+    """Check that a graph can be written, and convert it to a digraph whose nodes are the node ids of the file."""
     layered = graph if isinstance(graph, LayeredGraph) else graph.graph
     n_edges = layered.n_edges
     if n_edges > max_edges:

@@ -1,8 +1,8 @@
 """Tables of nodes and edges, as CSV or Parquet, for pandas, spreadsheets and databases.
 
-The columns of ``nodes`` are layer, index, name (of the layer), activation and, with a rank, score; those of ``edges`` are
-source_layer, source, target_layer, target and weight. CSV is UTF-8 with commas, a header, and one line a row. Parquet has
-a checksum of every page. Edges are written a few rows of a block at a time, to save memory.
+The columns of ``nodes`` are layer, index, name (of the layer), activation and, if there are scores, score; those of ``edges``
+are source_layer, source, target_layer, target and weight. CSV is UTF-8 with commas, a header, and one line for each row.
+Parquet has a checksum of every page. Edges are written a few rows of a block at a time, to save memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Columns: TypeAlias = dict[str, str]
 NODE_COLUMNS = {"layer": "int32", "index": "int64", "name": "string", "activation": "float64"}
 EDGE_COLUMNS = {"source_layer": "int32", "source": "int64", "target_layer": "int32", "target": "int64"}
 
-# UTF-8 cannot encode half of a surrogate pair, and some readers of CSV stop at a null.
+# UTF-8 cannot encode half of a surrogate pair, and some readers of CSV stop at a null character.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -52,33 +52,34 @@ def write_tables(
     Parameters
     ----------
     graph : LayeredGraph or Subgraph
-        Layers and indices of a subgraph are those of the original.
+        The nodes of a subgraph keep their layers and indices in the original graph.
     where : path-like
-        An existing directory, for ``nodes.csv`` and ``edges.csv`` in it; else the start of the paths, for ``STEM.nodes.csv``
-        and ``STEM.edges.csv``. Each file is replaced completely on success and not changed on failure.
+        If this is an existing directory, the files are ``nodes.csv`` and ``edges.csv`` in it; else they are ``WHERE.nodes.csv``
+        and ``WHERE.edges.csv``. Parquet files end in ``.parquet``. Each file is replaced completely or not at all.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores.
+        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores,
+        if it has any.
     format : {"csv", "parquet"}
         Parquet needs pyarrow (the extra ``tables``).
 
     Returns
     -------
     tuple of Path
-        The paths of the tables of nodes and of edges.
+        The path of the table of nodes, and that of the table of edges.
 
     Raises
     ------
     GraphError
         Unknown format, pyarrow is missing, a rank of another graph, a layer name that text files cannot hold, NaN or Inf in
-        the weights, or a directory that does not exist.
+        the weights, a directory that does not exist, or a path of something that is not a file.
     OSError
         The disk is full, or the system refuses.
 
     Notes
     -----
-    CSV holds every float with enough digits to read it back exactly; Parquet holds weights as float32 if all blocks are. The
-    same graph gives the same bytes (Parquet: with the same pyarrow). Memory: a band of a dense block. Cost of CSV: about
-    a microsecond and 25 bytes an edge.
+    CSV holds every float with enough digits to read it back exactly; Parquet holds weights as float32 if all blocks are
+    float32. The same graph gives the same bytes (Parquet: with the same pyarrow). Memory: the table of nodes, and a band of
+    edges. Cost of CSV: about a microsecond and 30 bytes an edge.
 
     Examples
     --------
@@ -116,7 +117,7 @@ def write_tables(
 
 
 def _parts(graph: LayeredGraph | Subgraph) -> tuple[LayeredGraph, tuple[int, ...], tuple[IntArray, ...]]:
-    """Return the layered graph, its layers as numbered in the original, and the original indices of its nodes."""
+    """Return the layered graph, and the layers and the indices that its nodes have in the original graph."""
     if isinstance(graph, LayeredGraph):
         return graph, tuple(range(len(graph.layer_sizes))), tuple(np.arange(size) for size in graph.layer_sizes)
     return graph.graph, graph.layers, graph.nodes
@@ -125,7 +126,7 @@ def _parts(graph: LayeredGraph | Subgraph) -> tuple[LayeredGraph, tuple[int, ...
 def _node_rows(
     graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArray, ...], scores: tuple[FloatArray, ...] | None
 ) -> Rows:
-    """Make all rows of the table of nodes; `layers` and `nodes` are the numbers to write."""
+    """Make all rows of the table of nodes; `layers` and `nodes` are the numbers that :func:`_parts` returns."""
     rows = {
         "layer": np.repeat(layers, graph.layer_sizes),
         "index": np.concatenate(nodes),
@@ -136,7 +137,7 @@ def _node_rows(
 
 
 def _edge_rows(graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArray, ...]) -> Iterator[Rows]:
-    """Yield the rows of the table of edges band by band; `layers` and `nodes` are the numbers to write."""
+    """Yield the rows of the table of edges band by band; `layers` and `nodes` are the numbers that :func:`_parts` returns."""
     for position, block in enumerate(graph.blocks, start=1):
         for targets, csr in row_bands(block):
             check_finite_weights(csr.data, f"block {position}")
@@ -167,7 +168,7 @@ def _write_csv(path: Path, columns: Columns, chunks: Iterable[Rows]) -> None:
 
 
 def _quoted(text: str) -> str:
-    # Always quoted, because some readers of CSV take a bare carriage return in a name for the end of a line.
+    # Always quoted, because some readers of CSV would take a carriage return in an unquoted name for the end of a line.
     return '"' + text.replace('"', '""') + '"'
 
 

@@ -1,4 +1,4 @@
-"""The base class of sources: texts that have a name, which users write in place of a path."""
+"""The base class of sources: where a text comes from, under a name that users write in place of a path."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ __all__ = ["BaseSource"]
 class BaseSource:
     """Base class of sources of text. Override :meth:`read`, or :meth:`sequences` if the tokens do not come from a text.
 
-    Users write ``name``, or ``name:argument`` if :attr:`usage` says so. The first line of a subclass's docstring is its help on
-    the command line.
+    Users write ``name``, or ``name:argument`` if :attr:`usage` is not empty. The first line of a subclass's docstring is its help
+    on the command line.
 
     Parameters
     ----------
     argument : str
-        What the user wrote after the colon.
+        The text after the colon; empty if there is no colon.
     """
 
     name: ClassVar[str]
-    # What follows the name and a colon; empty if nothing does.
+    # How help shows the argument, such as "NAME[,CONFIG]"; empty if the source takes none.
     usage: ClassVar[str] = ""
+    # What the text may be used for.
     roles: ClassVar[tuple[Role, ...]] = ("calibration", "evaluation")
 
     def __init__(self, argument: str = "") -> None:
@@ -34,27 +35,27 @@ class BaseSource:
         return f"{self.name}:{self.argument}" if self.usage else self.name
 
     @classmethod
-    def written(cls) -> str:
-        """Return what users write, such as ``dataset:NAME[,CONFIG[,SPLIT]]``."""
+    def syntax(cls) -> str:
+        """Return how users write the source, such as ``dataset:NAME[,CONFIG[,SPLIT]]``."""
         return f"{cls.name}:{cls.usage}" if cls.usage else cls.name
 
     @classmethod
     def summary(cls) -> str:
-        """Return the first line of the docstring, for help."""
+        """Return the first line of the docstring for help: it begins with a small letter, and has no full stop."""
         line = (cls.__doc__ or "").strip().partition("\n")[0].rstrip(".")
         return line[:1].lower() + line[1:]
 
     def check(self, role: Role) -> None:
-        """Raise :class:`CalibrationError` for mistakes that can be found without a model and without fetching anything."""
+        """Raise :class:`CalibrationError` for mistakes that can be found without a model and without a download."""
 
     def for_model(self, model: Any) -> BaseSource:  # noqa: ARG002 -- for sources that override this
-        """Return the source to use for a model: by default this one."""
+        """Return the source to use for a model; by default it is this one."""
         return self
 
     def read(self, role: Role) -> tuple[str | list[str], str]:
-        """Return the text, or a list of texts, and a description for reports."""
+        """Return the text (or a list of texts), and a description of it for reports."""
         raise NotImplementedError(f"{type(self).__name__} must override read() or sequences()")
 
     def sequences(self, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
-        """Return the sequences that are wanted, and the held-out ones or None."""
+        """Return the sequences that a request asks for, and the held-out ones or None."""
         return sequences_of_text(*self.read(request.role), request)

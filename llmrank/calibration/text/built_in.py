@@ -1,4 +1,4 @@
-"""The built-in text: Python's language reference."""
+"""The built-in text: the part of Python's language reference that comes with Python."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class BuiltInText(BaseSource):
 def builtin_texts() -> tuple[str, str]:
     """Return the built-in text in two parts (calibration, evaluation) that share no paragraph.
 
-    It is the language reference, which every CPython has in ``pydoc_data.topics``. Topics repeat paragraphs of other topics, so a
-    paragraph is used only where it appears first.
+    The text is ``pydoc_data.topics``, which comes with CPython: the topics of ``help()``, most of them from the language
+    reference. Topics repeat paragraphs of other topics, so a paragraph is used only where it appears first.
     """
     from pydoc_data.topics import topics
 
     seen: set[str] = set()
     parts: tuple[list[str], list[str]] = ([], [])
     for position, name in enumerate(sorted(topics)):
-        side = parts[1 if position % EVALUATION_STRIDE == EVALUATION_STRIDE - 1 else 0]
+        part = parts[1 if position % EVALUATION_STRIDE == EVALUATION_STRIDE - 1 else 0]
         for paragraph in topics[name].split("\n\n"):
             key = " ".join(paragraph.split())
             if key and key not in seen:
                 seen.add(key)
-                side.append(paragraph.strip("\n"))
+                part.append(paragraph.strip("\n"))
     return "\n\n".join(parts[0]), "\n\n".join(parts[1])

@@ -22,26 +22,24 @@ class Dataset(BaseSource):
     usage: ClassVar[str] = "NAME[,CONFIG[,SPLIT]]"
 
     def check(self, role: Role) -> None:
-        """Check that a dataset is named, and that the datasets package is installed."""
-        if not self.argument.split(",")[0].strip():
-            raise CalibrationError(f"expected {self.written()}, got {str(self)!r} as {role} text")
+        """Check the argument, and that the datasets package is installed."""
+        self._parts(role)
         if find_spec("datasets") is None:
             raise self._no_package()
 
-    def read(self, role: Role) -> tuple[list[str], str]:  # noqa: ARG002 -- a dataset names its split itself
-        """See :meth:`BaseSource.read`; the rows are joined to one text."""
+    def read(self, role: Role) -> tuple[list[str], str]:
+        """See :meth:`BaseSource.read`; all rows of the split (``train`` by default) are joined to one text."""
         try:
             import datasets
         except ImportError as error:
             raise self._no_package() from error
-        name, config, split, *_ = [*self.argument.split(","), "", ""]
-        split = split or "train"
+        name, config, split = self._parts(role)
         try:
             rows = datasets.load_dataset(name, config or None, split=split)
         except Exception as error:
             raise CalibrationError(
                 f"cannot load dataset {name!r}, split {split!r}: {str(error).splitlines()[0] if str(error) else error}; "
-                f"expected {self.written()}, or pass a text file"
+                f"expected {self.syntax()}, or pass a text file"
             ) from error
         column = next((c for c in COLUMNS if c in rows.column_names), None)
         if column is None:
@@ -50,6 +48,14 @@ class Dataset(BaseSource):
                 "text you want to a file and pass that"
             )
         return ["".join(rows[column])], str(self)
+
+    def _parts(self, role: Role) -> tuple[str, str, str]:
+        """Return name, configuration ("" if none is given) and split of the dataset."""
+        name, *others = self.argument.split(",")
+        if not name.strip() or len(others) > 2:
+            raise CalibrationError(f"expected {self.syntax()}, got {str(self)!r} as {role} text")
+        config, split = [*others, "", ""][:2]
+        return name, config, split or "train"
 
     def _no_package(self) -> CalibrationError:
         return CalibrationError(

@@ -1,4 +1,4 @@
-"""Calibration text that a model writes."""
+"""Calibration text that a model writes, and the automatic choice between it and the built-in text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Generated(BaseSource):
             raise CalibrationError(
                 f"the text {self.name!r} is written by a model, and none was given; pass a text or a file"
             )
-        written = generate_text(
+        sequences = generate_text(
             request.model,
             request.tokenizer,
             request.samples + request.held_out,
@@ -33,7 +33,7 @@ class Generated(BaseSource):
             request.seed,
             progress=request.progress,
         )
-        return written.split(request.samples)
+        return sequences.split(request.samples)
 
 
 class Automatic(BaseSource):

@@ -1,4 +1,4 @@
-"""Token sequences of one length, and the share of the passages of one text that occur in another."""
+"""Token sequences of one length, requests for them, and the share of the passages of one text that occur in another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmrank.errors import CalibrationError
 __all__ = ["Request", "Role", "TokenSequences", "n_held_out", "shared_passages"]
 
 Role: TypeAlias = Literal["calibration", "evaluation"]
-# One sequence is held out for every so many sequences that a repair is fitted to.
+# Number of sequences that a repair is fitted to for every sequence that is held out.
 FITTED_PER_HELD_OUT = 8
 # Number of consecutive tokens that make a passage (fewer in shorter sequences).
 PASSAGE_LENGTH = 32
@@ -29,13 +29,13 @@ class TokenSequences:
     Attributes
     ----------
     ids : (n, length) int64 tensor
-        For a plain module that takes features: its n rows of features, a floating tensor.
+        Token ids. For a plain module that takes features: a float tensor of n rows of features instead.
     mask : (n, length) bool tensor
-        False at padding; (n,) for features.
+        False at padding. For features: (n,), all True.
     source : str
         Source of the text, in words.
     digest : str
-        sha256 of the token ids and the mask.
+        sha256 of the token ids (or features) and the mask.
     held_out : int
         Number of sequences at the end that nothing is fitted to. No batch mixes them with the others.
     """
@@ -48,7 +48,7 @@ class TokenSequences:
 
     @classmethod
     def of(cls, ids: torch.Tensor, mask: torch.Tensor, source: str) -> TokenSequences:
-        """Make the sequences of token ids and a mask, and compute their digest."""
+        """Make sequences from token ids (or features) and a mask, and compute their digest; none is held out."""
         # As bytes, because features may be bfloat16, which numpy does not have.
         content = b"".join(tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in (ids, mask))
         return cls(ids, mask, source, hashlib.sha256(content).hexdigest())
@@ -58,16 +58,16 @@ class TokenSequences:
 
     @property
     def length(self) -> int:
-        """Number of tokens in a sequence, padding included."""
+        """Number of tokens in a sequence, padding included (features: of entries along the second axis)."""
         return int(self.ids.shape[1])
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens that are not padding."""
+        """Number of tokens that are not padding (features: of rows)."""
         return int(self.mask.sum())
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (ids, mask) of up to `batch_size` sequences (features: of at least 256 rows)."""
+        """Yield (ids, mask) of up to `batch_size` sequences; for features, a `batch_size` below 256 counts as 256."""
         batch_size = max(batch_size, 256) if self.ids.is_floating_point() else batch_size
         fitted = len(self) - self.held_out
         for first, end in ((0, fitted), (fitted, len(self))):
@@ -75,16 +75,16 @@ class TokenSequences:
                 rows = slice(start, min(start + batch_size, end))
                 yield self.ids[rows], self.mask[rows]
 
-    def split(self, first: int) -> tuple[TokenSequences, TokenSequences | None]:
-        """Split into the first `first` sequences and the others, or None if there are no others."""
+    def split(self, count: int) -> tuple[TokenSequences, TokenSequences | None]:
+        """Return the first `count` sequences, and the others or None if there are none; neither part has held-out sequences."""
         head, tail = (
             TokenSequences.of(self.ids[rows], self.mask[rows], self.source)
-            for rows in (slice(0, first), slice(first, None))
+            for rows in (slice(0, count), slice(count, None))
         )
         return head, tail if len(tail) else None
 
     def joined(self, other: TokenSequences | None) -> TokenSequences:
-        """Append other sequences of the same length."""
+        """Return these sequences followed by others of the same length, with the source of these."""
         if other is None:
             return self
         return TokenSequences.of(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), self.source)
@@ -107,7 +107,7 @@ class TokenSequences:
 
 @dataclass(frozen=True)
 class Request:
-    """The sequences that are wanted from a text.
+    """The sequences that a caller wants from a text.
 
     Attributes
     ----------
@@ -117,15 +117,20 @@ class Request:
     length : int
         Number of tokens in a sequence.
     held_out : int
-        Largest number of further sequences that are held out.
+        Largest number of held-out sequences, which follow the others in the text.
     role : {"calibration", "evaluation"}
         What the sequences are for; a source may have a different text for each.
     model : nn.Module, optional
-        For sources that run it.
+        The model to calibrate, for sources that run it.
     seed : int
-        For sources that sample.
+        Seed for sources that sample.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
+
+    Raises
+    ------
+    CalibrationError
+        `samples` is below 1, or `length` below 2.
     """
 
     tokenizer: Any
@@ -138,7 +143,6 @@ class Request:
     progress: Any = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         if self.samples < 1 or self.length < 2:
             raise CalibrationError(
                 f"expected at least 1 sample and a sequence length of at least 2, got {self.samples} and {self.length}"
@@ -151,33 +155,33 @@ def n_held_out(samples: int) -> int:
 
 
 def shared_passages(first: TokenSequences, second: TokenSequences) -> float:
-    """Compute the share of `second`'s different passages that occur in `first`, 0..1.
+    """Compute the share of the distinct passages of `second` that occur in `first`, 0..1.
 
-    The passages of a sequence of `second` are consecutive windows of 32 tokens; they may occur anywhere in a sequence of
-    `first`. A shorter sequence is one passage. If all sequences of `first` are shorter than 32
-    tokens, passages are as long as the longest of them.
+    The passages of a sequence of `second` are consecutive windows of 32 tokens without overlap; the rest after the last window
+    does not count, and a shorter sequence is one passage. A passage may occur anywhere in a sequence of `first`. If all sequences
+    of `first` are shorter than 32 tokens, passages are as long as the longest of them. Padding does not count.
     """
     rows, other_rows = _rows_without_padding(first), _rows_without_padding(second)
     if not rows or not other_rows:
         return 0.0
-    longest = min(PASSAGE_LENGTH, max(len(row) for row in rows))
-    passages: dict[int, set[bytes]] = {}
+    passage_length = min(PASSAGE_LENGTH, max(map(len, rows)))
+    passages_by_length: dict[int, set[bytes]] = {}
     for row in other_rows:
-        window = min(longest, len(row))
-        passages.setdefault(window, set()).update(_windows(row, window, window))
+        length = min(passage_length, len(row))
+        passages_by_length.setdefault(length, set()).update(_windows(row, length, length))
     n_found = sum(
-        len(of_length & {passage for row in rows for passage in _windows(row, window, 1)})
-        for window, of_length in passages.items()
+        len(passages & {window for row in rows for window in _windows(row, length, 1)})
+        for length, passages in passages_by_length.items()
     )
-    return n_found / sum(map(len, passages.values()))
+    return n_found / sum(map(len, passages_by_length.values()))
 
 
 def _rows_without_padding(sequences: TokenSequences) -> list[npt.NDArray[np.int64]]:
-    """Return the tokens of every sequence without padding, except for sequences that are all padding."""
+    """Return the tokens of every sequence without padding; sequences that are all padding are left out."""
     rows = [row[mask] for row, mask in zip(sequences.ids.numpy(), sequences.mask.numpy(), strict=True)]
     return [row for row in rows if len(row)]
 
 
-def _windows(row: npt.NDArray[np.int64], window: int, step: int) -> Iterator[bytes]:
-    """Yield the windows of a sequence as bytes."""
-    return (row[start : start + window].tobytes() for start in range(0, len(row) - window + 1, step))
+def _windows(row: npt.NDArray[np.int64], length: int, step: int) -> Iterator[bytes]:
+    """Return an iterator over the full windows of a sequence, as bytes; each starts `step` tokens after the one before."""
+    return (row[start : start + length].tobytes() for start in range(0, len(row) - length + 1, step))

@@ -1,6 +1,6 @@
-"""Text in any form in which users give it: named sources, files, texts, lists of texts, tensors.
+"""Read the text that a user gives in any form: the name of a source, a file, a text, a list of texts, or a tensor.
 
-A named source is a class with a ``name`` in a module of this folder, so a new source is one new file.
+Each source is a class with a ``name`` in a module of this package, so a new source is one new file.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ __all__ = [
 T = TypeVar("T")
 
 
-def named_classes(folder: str, base: type[T]) -> dict[str, type[T]]:
-    """Collect the subclasses of a base, in the modules of a package, that have a ``name`` of their own."""
+def named_classes(package: str, base: type[T]) -> dict[str, type[T]]:
+    """Return by name the subclasses of a base that the modules of a package define with a ``name`` of their own."""
     found: dict[str, type[T]] = {}
-    for info in pkgutil.iter_modules(importlib.import_module(folder).__path__):
-        module = importlib.import_module(f"{folder}.{info.name}")
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        module = importlib.import_module(f"{package}.{info.name}")
         for entry in vars(module).values():
             own = isinstance(entry, type) and issubclass(entry, base) and entry.__module__ == module.__name__
             if own and "name" in vars(entry):
@@ -56,7 +56,15 @@ def named_sources() -> dict[str, type[BaseSource]]:
 
 
 def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
-    """Return the source that a text names, the built-in text for None; None if the text names no source for this role."""
+    """Return the source that a text names (the built-in text if `text` is None), or None if it names none.
+
+    A source is returned as it is.
+
+    Raises
+    ------
+    CalibrationError
+        The source is not for this role.
+    """
     if text is None:
         return BuiltInText()
     if isinstance(text, BaseSource):
@@ -65,18 +73,22 @@ def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
         return None
     name, colon, argument = text.partition(":")
     source = named_sources().get(name)
-    if source is None or bool(colon) != bool(source.usage) or role not in source.roles:
+    if source is None or bool(colon) != bool(source.usage):
         return None
+    if role not in source.roles:
+        others = [other.syntax() for other in named_sources().values() if role in other.roles]
+        raise CalibrationError(f"{text!r} is no {role} text; expected a text file, {' or '.join(others)}")
     return source(argument)
 
 
 def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
-    """Read the text that a user names.
+    """Read the text that a user gives or names.
 
     Parameters
     ----------
-    source : None, name of a source, path, text, or list of texts
-        None is the built-in text. A string that names no source is a path if that file exists, and else the text itself.
+    source : None, source or its name, path, text, or list of texts
+        None is the built-in text. A string that names no source is a path if that file exists, or if it looks like a path (no
+        space, and a path separator or the ending ``.txt``); else it is the text itself. Blank texts of a list are dropped.
     role : {"calibration", "evaluation"}
 
     Returns
@@ -87,7 +99,9 @@ def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
     Raises
     ------
     CalibrationError
-        A path does not exist, a text is empty, or a dataset cannot be loaded.
+        A file does not exist or is not UTF-8, a text is empty, `source` has another type, or a dataset cannot be loaded.
+    NotImplementedError
+        The source makes tokens without a text, as "generated" does; use :func:`make_sequences`.
     """
     named = find_source(source, role)
     if named is not None:
@@ -131,7 +145,7 @@ def _looks_like_path(source: str) -> bool:
 
 
 def check_text(source: Any, role: Role = "calibration") -> None:
-    """Check that a text can be read, without fetching or generating it; a text file is read once.
+    """Check a text as far as that is possible without a model and without a download; a file is read.
 
     Parameters
     ----------
@@ -141,7 +155,7 @@ def check_text(source: Any, role: Role = "calibration") -> None:
     Raises
     ------
     CalibrationError
-        As for :func:`read_text`, or as for the ``check`` of a named source.
+        See :func:`read_text`, or for a source its :meth:`BaseSource.check`.
     """
     named = find_source(source, role)
     if named is not None:
@@ -151,34 +165,36 @@ def check_text(source: Any, role: Role = "calibration") -> None:
 
 
 def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
-    """Make token sequences from text in any form, and hold out some of those that follow them.
+    """Make token sequences from text in any form, and hold out sequences that follow them in the text.
 
     Parameters
     ----------
-    source : see :func:`read_text`, or (n, length) integer tensor
+    source : see :func:`read_text`; or (n, length) integer tensor, float tensor of features, or TokenSequences
         A text (or a list of one text) is cut into consecutive sequences without padding. A list of several texts gives one
-        sequence for each text, truncated and padded. All rows of a tensor are used, at their full length.
+        sequence for each text, truncated and padded. All rows of a tensor are used, at their full length. TokenSequences are
+        returned as they are.
     request : Request
 
     Returns
     -------
     sequences : TokenSequences
     held_out : TokenSequences or None
-        None if the text is too short, or `source` is used completely.
+        None if the request holds out none, the text is too short, or all of `source` is used (several texts, a tensor).
 
     Raises
     ------
     CalibrationError
-        The text is empty or shorter than one sequence, or there is no tokenizer for it.
+        See :func:`read_text`; or the text is shorter than one sequence, there is no tokenizer for it, the source needs a model
+        and the request has none, or the tensor has another shape or type.
     """
     if isinstance(source, TokenSequences):
         return source, None
     if isinstance(source, (torch.Tensor, np.ndarray)):
         return sequences_of_tensor(torch.as_tensor(source), request.role), None
     named = find_source(source, request.role)
-    return (
-        named.sequences(request) if named is not None else sequences_of_text(*read_text(source, request.role), request)
-    )
+    if named is not None:
+        return named.sequences(request)
+    return sequences_of_text(*read_text(source, request.role), request)
 
 
 def tokenise_and_hold_out(
@@ -200,9 +216,9 @@ def tokenise(
     tokenizer : transformers tokenizer or None
         Not needed for a tensor.
     samples : int
-        Largest number of sequences, taken from the beginning of a text. Lists of texts and tensors are used completely.
+        Largest number of sequences, taken from the beginning of a text. All of a tensor or of a list of several texts is used.
     sequence_length : int
-        Number of tokens in a sequence. Special tokens that the tokenizer adds to a text (BOS, CLS and SEP) are included, and
+        Number of tokens in a sequence, with the special tokens that the tokenizer adds to a text (such as BOS, CLS and SEP):
         every sequence has them. Texts of a list are truncated to this length; a tensor is not.
     role : {"calibration", "evaluation"}
     """

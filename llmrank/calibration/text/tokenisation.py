@@ -1,4 +1,4 @@
-"""Cut texts into token sequences."""
+"""Make token sequences from texts, lists of texts, and tensors."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 def sequences_of_text(
     text: str | list[str], description: str, request: Request
 ) -> tuple[TokenSequences, TokenSequences | None]:
-    """Cut a text into consecutive sequences, or make one of each text of a list.
+    """Cut a text into consecutive sequences, or make one sequence of each text in a list.
 
     Parameters
     ----------
     text : str or list of str
         A list of one text is cut like that text.
     description : str
-        For reports and messages.
+        Source of the text in words, for reports and messages.
     request : Request
 
     Returns
     -------
     sequences : TokenSequences
     held_out : TokenSequences or None
-        Sequences that follow; None if the text is too short, or is a list.
+        The sequences that follow in the text; None if the request holds out none, the text is too short, or there are several
+        texts.
 
     Raises
     ------
     CalibrationError
-        There is no tokenizer, the text is shorter than one sequence, or a sequence has no room beside special tokens.
+        There is no tokenizer, or it fails; the text is shorter than one sequence (each text of a list shorter than 2 tokens); or
+        the special tokens fill a whole sequence.
     """
     tokenizer, length = request.tokenizer, request.length
     if tokenizer is None:
@@ -54,7 +56,7 @@ def sequences_of_text(
         return _from_list(text, tokenizer, room, prefix, suffix, description), None
     single = text if isinstance(text, str) else text[0]
     wanted = request.samples + request.held_out
-    # The rest of a long text is not tokenised: 32 characters for each wanted token are enough.
+    # The rest of a long text is not tokenised: tokens with more than 32 characters on average are not expected.
     ids = plain_ids(tokenizer, single[: (wanted + 1) * length * 32])
     count = min(wanted, len(ids) // room)
     if count == 0:
@@ -69,9 +71,8 @@ def sequences_of_text(
 
 
 def sequences_of_tensor(ids: torch.Tensor, role: str) -> TokenSequences:
-    """Take every row of an integer tensor (n, length) as a sequence; of a float tensor, as an example for a plain module."""
+    """Take every row of an integer tensor (n, length) as a sequence, or of a float tensor as features for a plain module."""
     if ids.is_floating_point() and ids.ndim >= 2 and len(ids):
-        # Features for a plain module: every row is one example, and all of them are used.
         features = ids.to("cpu").contiguous()
         return TokenSequences.of(features, torch.ones(len(features), dtype=torch.bool), "features given by the caller")
     if ids.ndim != 2 or ids.numel() == 0 or ids.shape[1] < 2 or ids.dtype not in INTEGERS:
@@ -100,7 +101,7 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     try:
         # verbose=False: the text is cut into sequences later, so no warning about its length is needed.
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    except Exception as error:  # tokenizers of damaged files raise bare exceptions
+    except Exception as error:  # a tokenizer from damaged files may raise any error
         raise CalibrationError(
             f"the model's tokenizer fails on the text ({type(error).__name__}: {error}); its files are damaged or belong to "
             "another model: fetch them again"
@@ -108,7 +109,7 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the special tokens that the tokenizer adds before and after a text."""
+    """Return the special tokens that the tokenizer adds before and after a text; none if they cannot be told from the text."""
     plain = plain_ids(tokenizer, "a")
     full = list(tokenizer("a")["input_ids"])
     for start in range(len(full) - len(plain) + 1):

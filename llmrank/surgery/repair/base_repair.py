@@ -19,17 +19,17 @@ class RepairedMap:
     Attributes
     ----------
     weight : (out, in) tensor or None
-        Zero in the columns of removed neurons. A repair solves it in float64; a repaired model holds it in the dtype of the map.
-        None where the model holds it already.
+        Zero in the columns of removed neurons; in float64 from :meth:`BaseRepair.solve`, then in the dtype of the map. None if
+        the model holds the weight already.
     bias : (out,) tensor or None
-        None where the map has none.
+        None if the map has no bias.
     damping : float or None
         Damping of the least squares, relative to the mean square of each kept neuron; infinite where the kept weights do not
         change. None for other repairs.
     before, after : float or None
-        Error of the map on held-out calibration tokens without and with the repair, as a share of the mean square of ``W x``.
-        The error is the missing output of the removed neurons, and with target "stream" also what the residual stream lacked
-        already. None where no token was held out.
+        Mean square error of the map on held-out calibration tokens without and with the repair, as a share of the mean square of
+        ``W x``. The error is what the output lacks of that with all neurons and, with target "stream", also what the residual
+        stream lacks already. None if no token was held out.
     target : {"output", "stream"}
         Whether the map was fitted to its own outputs, or to what brings the residual stream behind it back to that of the dense
         model.
@@ -51,28 +51,28 @@ class RepairedMap:
 class BaseRepair:
     """Base class of all repairs. Override :meth:`solve`.
 
-    A repair works on one output map at a time, y = W x + b, where x are the activations of the hidden neurons, of which some are
-    kept (K) and the others removed (R). It uses the first and second moments of x over the calibration tokens.
+    A repair works on one output map at a time, y = W x + b, where x holds the activations of the hidden neurons. Some neurons
+    are kept (K), and the others removed (R). The repair uses the first and second moments of x over the calibration tokens.
 
     Attributes
     ----------
     needs_bias : bool
-        Whether the output map must have a bias.
+        Whether the output map must have a bias. A map without one gets one if the configuration of the model can state that.
     """
 
-    # The name of a class in this package for the registries and the command line; a class without one is not listed.
+    # The name in the registries and on the command line. A class of this package without one is not registered.
     name: ClassVar[str]
 
     needs_bias = False
 
     @property
     def needs_dense_stream(self) -> bool:
-        """Whether the repair needs the residual stream of the dense model, to know what that of the pruned model lacks."""
+        """Whether the repair needs the residual stream of the dense model, to compare that of the pruned model with it."""
         return False
 
     @property
     def reselects(self) -> bool:
-        """Whether the kept neurons of a layer are chosen anew, as many as planned, once the moments are known."""
+        """Whether the neurons to keep, as many as planned, are chosen anew when the moments of a layer are known."""
         return False
 
     def solve(
@@ -89,12 +89,12 @@ class BaseRepair:
         ----------
         weight : (out, in) float64 tensor
         bias : (out,) float64 tensor or None
-            None where the map has none, and can have none.
+            None if the map has none and is not given one, see :attr:`needs_bias`.
         keep : (in,) bool tensor
         fit : Moments
             Moments of the calibration tokens to fit to.
         held_out : Moments or None
-            Moments of the held-out tokens, by which a repair is tuned and measured; None where there are none.
+            Moments of the held-out tokens, by which a repair is tuned and measured; None if no token is held out.
 
         Returns
         -------
@@ -103,12 +103,12 @@ class BaseRepair:
         """
         raise NotImplementedError(f"{type(self).__name__} must override solve()")
 
-    def tokens_wanted(self, kept: int) -> int:  # noqa: ARG002 -- for repairs that are fitted to every kept neuron
-        """Return how many calibration tokens suffice for a layer that keeps `kept` neurons; 0 where any number does."""
+    def tokens_wanted(self, kept: int) -> int:  # noqa: ARG002 -- for subclasses
+        """Return how many calibration tokens suffice for a layer that keeps `kept` neurons; 0 if any number suffices."""
         return 0
 
     def parameters(self) -> dict[str, Any]:
-        """Return the settings, for reports."""
+        """Return the settings of the repair for reports: its public attributes."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
@@ -135,8 +135,8 @@ def repaired_map(
     Returns
     -------
     RepairedMap
-        A bias, if the map has one, makes up for the mean of what is missing after the change. The errors on the held-out tokens
-        are computed where there are any.
+        A bias, if the map has one, makes up for the mean of what the output lacks after the change. The errors are None if no
+        token is held out.
     """
     new_weight = torch.zeros_like(weight)
     new_weight[:, keep] = weight[:, keep] + change
@@ -159,9 +159,9 @@ def repaired_map(
 def _error(
     weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, centre: Centre | None
 ) -> float:
-    """Compute the mean square of W_R x_R + e - change x_K, after a centre is subtracted from x and e."""
-    missing = torch.empty_like(weight)
-    missing[:, keep], missing[:, ~keep] = -change, weight[:, ~keep]
+    """Compute the mean square of W_R x_R + e - change x_K, after a centre is subtracted from x and the missing output e."""
+    error_weight = torch.empty_like(weight)
+    error_weight[:, keep], error_weight[:, ~keep] = -change, weight[:, ~keep]
     cross, square = moments.missing_moments(centre)
-    mixed = 0.0 if cross is None else float((missing * cross.T).sum())
-    return moments.energy(missing, centre) + 2.0 * mixed + square
+    mixed = 0.0 if cross is None else float((error_weight * cross.T).sum())
+    return moments.energy(error_weight, centre) + 2.0 * mixed + square

@@ -1,4 +1,4 @@
-"""Repair by bias: the output map's bias takes up the mean output of the removed neurons.
+"""Repair by bias: the mean output of the removed neurons is added to the output map's bias.
 
 Source: FLAP (An et al. 2023, arXiv 2312.11983).
 """

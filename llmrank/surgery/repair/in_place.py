@@ -1,4 +1,4 @@
-"""Repaired weights that are written over the model's own, for models of which memory cannot hold two copies."""
+"""Repaired weights that are written over the model's own weights, for models that fit in memory only once."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class RepairsInPlace:
         self._replaced: list[tuple[nn.Parameter, int]] = []
 
     def write(self, output_map: Projection, repaired: RepairedMap) -> RepairedMap:
-        """Write a repaired weight over the weight of an output map, after the old weight is kept in the file.
+        """Save the weight of an output map in the file, and write the repaired weight over it.
 
         Parameters
         ----------
         output_map : Projection
         repaired : RepairedMap
-            If its weight is None, nothing is written. Its bias is never written, because the map may have no bias until masks
+            If its weight is None, nothing is written. The bias is never written, because the map may have no bias until masks
             are applied.
 
         Returns
@@ -45,7 +45,7 @@ class RepairsInPlace:
         Raises
         ------
         OSError
-            There is no space in the temporary file; the map is unchanged.
+            The temporary file cannot be written, for example because the disk is full; the map is unchanged.
         """
         if repaired.weight is None:
             return repaired

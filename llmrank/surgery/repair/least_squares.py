@@ -19,7 +19,7 @@ __all__ = ["LeastSquaresRepair"]
 
 # Four dampings a decade, and the two ends: an undamped fit, and kept weights that do not change.
 DAMPINGS = (0.0, *(10.0 ** (quarter / 4) for quarter in range(-24, 17)), math.inf)
-# Used where no token is held out to choose by: the fit and the old weights count about the same.
+# Used if no token is held out, by which a damping could be chosen: the fit and the old weights count about the same.
 CAUTIOUS_DAMPING = 1.0
 # With fewer tokens least squares gained clearly less, on the models that were measured.
 TOKENS_PER_NEURON = 4
@@ -28,38 +28,39 @@ TARGETS = ("stream", "output")
 
 @dataclass
 class LeastSquaresRepair(BaseRepair):
-    """Fit new weights for the kept neurons, so that the map comes as near to its target as a linear map can.
+    """Fit new weights for the kept neurons by damped least squares, so that the output of the map comes near to its target.
 
     The new weights are ``W_K + (W_R S_RK + C_K^T) (S_KK + damping * diag(S_KK))^-1``, where S are the second moments of x, and
-    C those of x with what the residual stream lacks. Both are centred where the map has a bias, which then takes up the
+    C those of x with what the residual stream lacks. If the map has a bias, both are centred, and the bias makes up for the
     difference of the means. The ridge is proportional to the mean square of each kept neuron, because the activations of some
-    neurons are many times larger than those of others. The equations are solved in float64; where S_KK is singular and
-    undamped, the smallest solution is taken, with each neuron measured in its own scale.
+    neurons are many times larger than those of others. The equations are solved in float64. If S_KK is singular and not
+    damped, the solution of least norm is taken, after each neuron is divided by its root mean square.
 
     Parameters
     ----------
     damping : float or "auto"
         "auto" takes for each map the damping with the smallest error on the held-out tokens: 0, 1e-6 to 1e4, or infinite, which
-        leaves the kept weights unchanged (a bias takes up the means all the same). Without held-out tokens it is 1.
+        leaves the kept weights unchanged (a bias still makes up for the means). Without held-out tokens it is 1.
     target : {"stream", "output"}
         "output" fits the map to its old outputs, for the inputs that it gets now (C = 0). "stream" fits it to what brings the
         residual stream behind it back to that of the dense model, and so makes up for losses in earlier layers too. "stream"
-        costs one more pass, and is possible where a block adds the output of its FFN to the stream unchanged; elsewhere, for
+        costs one more forward pass, and is possible if a block adds the output of its FFN to the stream unchanged; otherwise, for
         example with norms behind the FFN or in an encoder-decoder model, "output" is used instead.
     reselect : bool
-        Choose anew which neurons are kept, as many in each layer as the pruner kept: by the same score, in which
-        :meth:`Moments.unexplained`, the part of a neuron's activation that the other neurons do not explain, replaces its
-        activation. A neuron that others can replace is cheap to remove once they do. With target "stream" the moments are those
-        of the dense model, otherwise those of the model as it is pruned so far.
+        Whether to choose anew which neurons are kept, as many in each layer as the pruner kept. They are ranked by the same
+        scorer, but the norm of a neuron's activations is replaced by the part of them that the other neurons do not explain,
+        :meth:`Moments.unexplained`: it costs little to remove a neuron that the repaired others replace. With target "stream" and
+        a stream that follows the dense model, the moments are those of the dense model; otherwise those of the model as pruned
+        so far.
 
     Notes
     -----
-    Cost: for "auto" one eigen-decomposition of the (kept, kept) matrix, after which every damping costs only O(kept^2); for a
-    given damping a Cholesky factorisation.
+    Cost: for "auto" with held-out tokens, one eigen-decomposition of the (kept, kept) matrix, after which every damping costs
+    only O(kept^2); otherwise a Cholesky factorisation.
 
     Examples
     --------
-    Neuron 2 is the sum of 0 and 1, so nothing is lost without it:
+    Neuron 2 is the sum of neurons 0 and 1, so nothing is lost without it:
 
     >>> x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     >>> moments = Moments.of(torch.cat([x, x.sum(1, keepdim=True)], dim=1))
@@ -104,7 +105,7 @@ class LeastSquaresRepair(BaseRepair):
         held_out: Moments | None,
     ) -> RepairedMap:
         """See :meth:`BaseRepair.solve`."""
-        # A bias takes up the means, those of the tokens to fit to.
+        # A bias makes up for the means over the tokens to fit to.
         centre = None if bias is None else fit.centre
         equations = _NormalEquations.of(weight, keep, fit, centre)
         if self.damping == "auto" and held_out is not None:
@@ -117,17 +118,17 @@ class LeastSquaresRepair(BaseRepair):
 
 @dataclass(frozen=True, eq=False)
 class _NormalEquations:
-    """The normal equations of one map.
+    """The normal equations of one map: ``gram @ change.T = right``.
 
     Attributes
     ----------
-    inner : (kept, kept) float64 tensor
+    gram : (kept, kept) float64 tensor
         S_KK.
     right : (kept, out) float64 tensor
-        S_KR W_R^T + C_K: the moments of the kept neurons with the output that is missing.
+        S_KR W_R^T + C_K: the moments of the kept neurons with what the output lacks.
     """
 
-    inner: torch.Tensor
+    gram: torch.Tensor
     right: torch.Tensor
 
     @classmethod
@@ -140,24 +141,24 @@ class _NormalEquations:
 
     @property
     def scale(self) -> torch.Tensor:
-        """(kept,): one over the root mean square of each kept neuron; 0 for a neuron that is always 0."""
-        square = self.inner.diagonal().clamp_min(0.0)
+        """(kept,): one over the root of each diagonal entry of the Gram matrix; 0 where the entry is 0."""
+        square = self.gram.diagonal().clamp_min(0.0)
         return torch.where(square > 0.0, square.rsqrt(), 0.0)
 
     def scaled(self, scale: torch.Tensor) -> _NormalEquations:
-        """Measure every neuron in units of `scale`; this overwrites the moments."""
-        return _NormalEquations(self.inner.mul_(scale[:, None]).mul_(scale), self.right.mul_(scale[:, None]))
+        """Multiply every neuron by its entry of `scale`; this overwrites the tensors of these equations."""
+        return _NormalEquations(self.gram.mul_(scale[:, None]).mul_(scale), self.right.mul_(scale[:, None]))
 
     def solve(self, damping: float) -> torch.Tensor:
-        """Return the change of the kept columns, (out, kept), by Cholesky factorisation; this overwrites the moments."""
+        """Return the change of the kept columns, (out, kept), by Cholesky factorisation; this overwrites the equations."""
         scale = self.scale
         scaled = self.scaled(scale)
-        scaled.inner.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(scaled.inner)
+        scaled.gram.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(scaled.gram)
         if not int(failed):
             return (torch.cholesky_solve(scaled.right, factor) * scale[:, None]).T
-        scaled.inner.diagonal().sub_(damping)
-        values, vectors = torch.linalg.eigh(scaled.inner)
+        scaled.gram.diagonal().sub_(damping)
+        values, vectors = torch.linalg.eigh(scaled.gram)
         inverse = _inverse(values, damping)
         change: torch.Tensor = (vectors @ (inverse[:, None] * (vectors.T @ scaled.right)) * scale[:, None]).T
         return change
@@ -167,15 +168,15 @@ class _NormalEquations:
 
         In the basis of eigenvectors of the scaled S_KK the solution for a damping is a diagonal matrix times fixed
         coefficients, and the held-out error is a quadratic form of that diagonal, so a damping costs O(kept^2). This overwrites
-        all moments.
+        both equations.
         """
         scale = self.scale
         scaled, scaled_held_out = self.scaled(scale), held_out.scaled(scale)
-        values, vectors = torch.linalg.eigh(scaled.inner)
+        values, vectors = torch.linalg.eigh(scaled.gram)
         coefficients = vectors.T @ scaled.right
         # Up to a constant the error is d^T curvature d - 2 slope^T d, with d = 1 / (values + damping).
         slope = (coefficients * (vectors.T @ scaled_held_out.right)).sum(1)
-        curvature = (vectors.T @ scaled_held_out.inner @ vectors).mul_(coefficients @ coefficients.T)
+        curvature = (vectors.T @ scaled_held_out.gram @ vectors).mul_(coefficients @ coefficients.T)
 
         def error(damping: float) -> float:
             d = _inverse(values, damping)

@@ -12,8 +12,8 @@ from llmrank.calibration.forward import at_least_float32, unpadded_rows
 
 __all__ = ["Centre", "MissingOutput", "MomentSums", "Moments"]
 
-# The mean input of a map, (n,), and the mean of the missing output, (out,) or None if it is not known. Where the map
-# has a bias, the bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
+# The mean input of a map, (n,), and the mean of its missing output, (out,), or None if that is not known. If the map has a
+# bias, the bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
 Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 # How many columns of the second moments are updated at once.
 BAND = 256
@@ -72,7 +72,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: torch.Tensor, missing: torch.Tensor | None = None) -> Moments:
-        """Compute the moments of inputs (tokens, n), and of the missing output (tokens, out)."""
+        """Compute the moments of inputs, (tokens, n), and of the missing output, (tokens, out), if it is given."""
         sums = _Sums(values.shape[-1], values.device)
         sums.add(values, missing)
         return sums.moments()
@@ -93,12 +93,12 @@ class Moments:
         return self.mean, None if self.missing is None else self.missing.total / self.count
 
     def covariance(self, rows: torch.Tensor, columns: torch.Tensor, centre: Centre | None = None) -> torch.Tensor:
-        """Compute the mean of x_i x_j after a centre is subtracted from x; without a centre it is no covariance.
+        """Compute the mean of x_i x_j after a centre is subtracted from x; only with a centre is this a covariance.
 
         Parameters
         ----------
         rows, columns : (n,) bool tensors
-            Select the neurons i and the neurons j.
+            Masks of the neurons i and of the neurons j.
         centre : Centre, optional
             The centre of these or of other moments. By default nothing is subtracted.
 
@@ -125,7 +125,7 @@ class Moments:
     def missing_moments(self, centre: Centre | None = None) -> tuple[torch.Tensor | None, float]:
         """Compute the mean of x e^T, (n, out), and the mean of ||e||^2, after a centre is subtracted from x and e.
 
-        They are None and 0 if e is not known.
+        The result is None and 0 if e is not known.
         """
         if self.missing is None:
             return None, 0.0
@@ -140,9 +140,9 @@ class Moments:
     def unexplained(self) -> torch.Tensor:
         """Compute the part of each neuron's activation that the other neurons do not explain, (n,) float64.
 
-        It is the square root of ``1 / ((S + lambda I)^-1)_jj``, where S is the mean of x x^T, and lambda is 1 % of the mean of
-        its diagonal. With lambda = 0 it would be the root mean square of the error of the best linear prediction of x_j from
-        the other neurons. Optimal Brain Surgeon (Hassibi and Stork 1993) scores a neuron by this and by its weights.
+        For neuron j it is the square root of ``1 / ((S + lambda I)^-1)_jj``, where S is the mean of x x^T, and lambda is 1 % of
+        the mean of the diagonal of S. With lambda = 0 it would be the root mean square error of the best linear prediction of
+        x_j from the other neurons. Optimal Brain Surgeon (Hassibi and Stork 1993) scores a neuron by this and by its weights.
 
         Examples
         --------
@@ -172,7 +172,7 @@ class _Sums:
     def add(self, values: torch.Tensor, missing: torch.Tensor | None) -> None:
         """Add inputs (tokens, n) and the missing output (tokens, out).
 
-        Inputs narrower than float64 are multiplied in float32; the products of the batches are added up in float64.
+        The products of a batch are computed in float32, or in float64 for float64 inputs; the batches are added up in float64.
         """
         inputs = at_least_float32(values)
         self.count += len(values)
@@ -197,7 +197,7 @@ class _Sums:
     def moments(self) -> Moments:
         """Return the moments of everything that was added.
 
-        They share the tensors of these sums, so nothing may be added afterwards.
+        The moments share the tensors of these sums, so nothing may be added afterwards.
         """
         for start in range(0, len(self._lower), BAND):
             stop = start + BAND
@@ -210,26 +210,26 @@ class _Sums:
 class MomentSums:
     """Sums up the moments of the batches that a repair is fitted to, and separately those of the held-out batches.
 
-    It has the methods of a :class:`llmrank.calibration.blockwise.Reader`.
+    It is a :class:`llmrank.calibration.blockwise.Reader`.
 
     Parameters
     ----------
     size : int
         Number of neurons.
     device : torch.device
-    fitted : int, optional
+    n_fitted : int, optional
         Number of batches to fit to. They come first; later batches are held out. By default no batch is held out.
     hold_out : bool
-        Whether the moments of the held-out batches are summed up; otherwise these batches are ignored.
+        Whether to sum up the moments of the held-out batches; otherwise these batches are ignored.
     """
 
-    def __init__(self, size: int, device: torch.device, fitted: int | None = None, *, hold_out: bool = True) -> None:
+    def __init__(self, size: int, device: torch.device, n_fitted: int | None = None, *, hold_out: bool = True) -> None:
         # MPS has no float64.
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._size = size
-        self._n_fitted, self._holds_out = fitted, hold_out
+        self._n_fitted, self._holds_out = n_fitted, hold_out
         self._fit = _Sums(size, self._device)
-        # Made when the first held-out batch comes.
+        # None until the first held-out batch ends.
         self._held_out: _Sums | None = None
         self._n_ended = 0
         self._added: list[tuple[torch.Tensor, torch.Tensor | None]] = []
@@ -250,17 +250,17 @@ class MomentSums:
             for values, mask in self._added:
                 rows = None
                 if missing is not None:
-                    # Some blocks give their FFN the tokens of all sequences in one row; `missing` has a row for each sequence.
+                    # Some blocks flatten the sequences of a batch before their FFN: (batch * length, n), not (batch, length, n).
                     rows = unpadded_rows(missing.reshape(*values.shape[:-1], missing.shape[-1]), mask).to(self._device)
                 sums.add(unpadded_rows(values, mask).to(self._device), rows)
         self._added.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:
-        """Return the moments of the batches to fit to, and of the held-out batches or None; only after the last batch."""
+        """Return the moments of the batches to fit to, and of the held-out batches or None. Nothing may be added afterwards."""
         held_out = self._held_out
         return self._fit.moments(), held_out.moments() if held_out is not None and held_out.count else None
 
     @property
     def count(self) -> int:
-        """Number of tokens to fit to."""
+        """Number of tokens to fit to, of the batches that have ended."""
         return self._fit.count

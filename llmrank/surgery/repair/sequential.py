@@ -1,4 +1,4 @@
-"""Repair all FFNs in the order of the model: each is fitted to the inputs that it has once the FFNs before it are repaired."""
+"""Repair all FFNs in the order of the model: an output map is fitted to its inputs after the repair of the FFNs before it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmrank.calibration.forward import substitute_forward
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs, Projection, PrunableLayer
 from llmrank.models.families import bias_attribute
-from llmrank.models.linear_map import bias_of
+from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap
 from llmrank.surgery.repair.moments import MomentSums
@@ -49,31 +49,31 @@ def repair_ffns(
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
     choose : callable, optional
-        ``choose(layer, keep, unexplained)`` returns the keep mask that replaces the planned one, with as many neurons, where the
-        method reselects.
+        Called if the method reselects: ``choose(layer, keep, unexplained)`` returns a keep mask of as many neurons as the planned
+        one, `keep`, which it replaces.
     write : callable, optional
-        ``write(map, repaired)`` writes each repaired map into the model as soon as it is solved, and returns the rest, which is
-        still to be written; see :class:`llmrank.surgery.repair.in_place.RepairsInPlace`.
+        ``write(map, repaired)`` writes a repaired map into the model as soon as it is solved, and returns what is still to be
+        written of it; see :class:`llmrank.surgery.repair.in_place.RepairsInPlace`.
 
     Returns
     -------
     Masks
-        `masks`, except for the layers whose kept neurons were chosen anew.
+        The keep masks, which differ from `masks` in the layers whose kept neurons were chosen anew.
     dict from str to RepairedMap
         By the path of the output map's module, in its dtype; layers from which nothing is removed are left out.
 
     Raises
     ------
     OptionError
-        Explicit FFNs, for which no output map is known.
+        FFNs are explicit, so that no output map is known; or the method needs a bias that the maps cannot have.
     CalibrationError
-        Non-finite activations, or no calibration token; the message names the map.
+        Activations are not finite, or no calibration token reached a map; the message names the map.
 
     Notes
     -----
-    Memory, beside the hidden states that the stream keeps: the moments of one map (two (n, n) float64 matrices, three to
-    reselect); while a map is solved, one to three and a half more such matrices, and the more, the fewer neurons are removed; and
-    the repaired maps, unless they are written.
+    Memory, besides the hidden states that the stream keeps: two (n, n) float64 matrices for the moments of one map, or three if
+    the method reselects; one to 3.5 more of them while the map is solved (more if fewer neurons are removed); and the repaired
+    maps, unless they are written into the model.
     """
     if ffns.explicit:
         raise OptionError(
@@ -108,7 +108,7 @@ def _repair_map(
     *,
     can_add_bias: bool,
 ) -> tuple[torch.Tensor, RepairedMap]:
-    """Return the keep mask of one layer and its repaired output map; all moments are freed afterwards."""
+    """Return the keep mask of one layer and its repaired output map; no moments are kept."""
     (output_map,) = layer.output_maps
     device = output_map.weight.device
     sums = MomentSums(layer.size, device, stream.fitted)
@@ -127,7 +127,7 @@ def _repair_map(
             "pruned; prune less, or load the model in float32"
         )
     if choose is not None and dense_sums is not None:
-        # A stream that does not follow the dense model leaves only the inputs behind the FFNs pruned so far.
+        # A stream that does not follow the dense model feeds only the inputs of the map in the model as pruned so far.
         unexplained = (dense_sums.moments()[0] if dense_sums.count else fit).unexplained()
         keep = choose(layer.name, keep, unexplained.cpu())
     del sums, dense_sums
@@ -138,7 +138,7 @@ def _repair_map(
 
 
 def _bias(module: nn.Module, weight: torch.Tensor, *, can_add_bias: bool) -> torch.Tensor | None:
-    """Return the bias of a map, (out,); zeros where it has none but can be given one."""
+    """Return the bias of a map, (out,); zeros if the map has none but can be given one."""
     bias = bias_of(module)
     if bias is not None:
         return bias.detach().to(weight)
@@ -147,11 +147,9 @@ def _bias(module: nn.Module, weight: torch.Tensor, *, can_add_bias: bool) -> tor
 
 def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None:
     """Let a repaired map compute in place of a module, until `hooks` closes."""
-    own_weight: Any = module.weight
+    own_weight = matrix_of(module)
     repaired = solved.to(own_weight)
-    weight = repaired.weight
-    if weight is None:
-        weight = Projection.whole("", module).weight
+    weight = own_weight if repaired.weight is None else repaired.weight
     substitute_forward(
         hooks, module, lambda values: nn.functional.linear(values.to(weight.device), weight, repaired.bias)
     )

@@ -175,7 +175,7 @@ NOT_FINITE = np.array([[1.0, 2.0], [3.0, np.nan]])
         (np.ones((2, 2)) * 1j, "it: expected real numbers, got dtype complex128"),
         (np.array([["a"]]), "it: expected real numbers, got dtype <U1"),
         (sparse.csr_array([[1j]]), "it: expected real numbers, got dtype complex128"),
-        (torch.ones(2, 2) * 1j, "it: expected real floating-point weights, got torch.complex64"),
+        (torch.ones(2, 2) * 1j, "it: expected real weights that are not quantised, got torch.complex64"),
         (
             torch.sparse_coo_tensor(size=(2, 2), device="meta", check_invariants=False),
             "it: the weights are on the meta device",

@@ -19,7 +19,7 @@ from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.sequences import Role
 from llmrank.calibration.text.sources import find_source, named_sources
 from llmrank.errors import CalibrationError
-from llmrank.pipeline import CalibrationText
+from llmrank.pipeline import CalibrationText, EvaluationText
 from tests.llmrank.tiny_models import WORDS, text, tiny_llama, token_ids, tokenizer
 
 
@@ -90,8 +90,10 @@ def test_a_text_is_checked_without_fetching_a_dataset(tmp_path: Path, monkeypatc
     sys.modules["datasets"].__spec__ = importlib.machinery.ModuleSpec("datasets", None)
     check_text("dataset:nobody/has-this,en,train")
     check_text("built-in", "evaluation")
-    with pytest.raises(CalibrationError, match=r"expected dataset:NAME\[,CONFIG\[,SPLIT\]\], got 'dataset: ,en' as"):
-        check_text("dataset: ,en")
+    for bad in ("dataset: ,en", "dataset:a,en,train,more"):
+        for action in (check_text, read_text):
+            with pytest.raises(CalibrationError, match=rf"expected dataset:NAME\[,CONFIG\[,SPLIT\]\], got '{bad}' as"):
+                action(bad)
     with pytest.raises(CalibrationError, match="no evaluation text at"):
         check_text(tmp_path / "absent", "evaluation")
 
@@ -126,7 +128,7 @@ class Numbers(BaseSource):
 
     def check(self, role: Role) -> None:
         if not self.argument.isdigit():
-            raise CalibrationError(f"expected {self.written()}, got {self} as {role} text")
+            raise CalibrationError(f"expected {self.syntax()}, got {self} as {role} text")
 
     def read(self, role: Role) -> tuple[str, str]:
         return " ".join(WORDS[k % len(WORDS)] for k in range(int(self.argument))), f"numbers for {role}"
@@ -138,8 +140,11 @@ def test_a_new_source_needs_its_class_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert (data.source, len(data)) == ("numbers for calibration", 2)
     with pytest.raises(CalibrationError, match="expected numbers:COUNT, got numbers:many as calibration text"):
         check_text("numbers:many")
-    # For another role, or without what its usage asks for, the same words are a text.
-    assert find_source("numbers:24", "evaluation") is None
+    with pytest.raises(
+        CalibrationError, match="'numbers:24' is no evaluation text; expected a text file, built-in or dataset:"
+    ):
+        find_source("numbers:24", "evaluation")
+    # Without what its usage asks for, the same word is a text.
     assert find_source("numbers") is None
     assert (str(find_source("numbers:24")), Numbers.summary()) == ("numbers:24", "numbers in words")
 
@@ -158,7 +163,9 @@ def test_text_that_a_model_writes_needs_a_model() -> None:
     with pytest.raises(CalibrationError, match="'generated' is written by a model, and none was given"):
         tokenise("generated", tokenizer(), 2, 8)
     assert tokenise("auto", tokenizer(), 1, 8).source.startswith("built-in")
-    assert find_source("generated", "evaluation") is None
+    for source in ("generated", "auto"):
+        with pytest.raises(CalibrationError, match=f"{source!r} is no evaluation text"):
+            EvaluationText(source).sequences(tiny_llama(), tokenizer(), 8)
 
 
 def without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
