@@ -37,7 +37,10 @@ LEGEND_WIDTH = 1.8
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """The score that arrives in, is held by and leaves every bucket of a layer, (buckets,), as shares of a layer's score."""
+    """Three scores of every bucket of a layer, (buckets,): what arrives along edges, what it holds, what leaves along edges.
+
+    `arriving` is a share of the score of the layer before, the others are shares of the score of the layer itself.
+    """
 
     arriving: FloatArray
     held: FloatArray
@@ -53,10 +56,10 @@ def layer_flow(
 ) -> Axes:
     """Draw how score flows between buckets of nodes, layer by layer, as stacked bars joined by ribbons.
 
-    A layer is a stack of bars, one for each bucket, with the highest scores on top. The height of a bar is the score of its
-    nodes in the middle, the score that reaches them along edges on the left, and the score that they pass on along edges on
-    the right. In a weighted PageRank the heights differ because of the nodes' own activations and of dangling nodes. The width
-    of a ribbon is the flow of score (:func:`graphs.analysis.flow.flow`), and its colour is that of the source bucket.
+    A layer is a stack of bars, one for each bucket, with the highest scores on top. In its middle, a bar is as high as the score
+    of its nodes. Its left side is as high as the score that reaches them along edges, and its right side as the score that they
+    pass on along edges. In a weighted PageRank these heights differ because of the nodes' own activations and of dangling nodes.
+    The width of a ribbon is the flow of score (:func:`graphs.analysis.flow.flow`), and its colour is that of the source bucket.
 
     Parameters
     ----------
@@ -131,7 +134,7 @@ def layer_flow(
     labels_height = label_layers(ax, names, reserved=LEGEND_WIDTH)
     ax.set_yticks([])
     ax.set_ylabel(wrap_to_axes(ax, "score of the layer, highest scores on top", reserved=labels_height, upright=True))
-    explanation = "layer (bar: score; its edges: score that arrives and leaves; ribbon: in the colour of its source)"
+    explanation = "layer (bar, left to right: score that arrives, is held, leaves; ribbon: colour of its source)"
     ax.set_xlabel(wrap_to_axes(ax, explanation, 9.0, LEGEND_WIDTH), fontsize=9)
     ax.spines[:].set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL_FONT + 0.5)

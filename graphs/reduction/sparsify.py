@@ -1,8 +1,8 @@
 """Sparsification: dropping edges of a layered graph, with a proven bound on the change of its ranks.
 
-Edges are chosen for each source by itself, because the transition P divides every column by its sum. A source keeps the first
-of its out-edges in order of decreasing weight (among equal weights the lower target comes first), and P then distributes the
-share of the dropped edges over the kept ones. The backbone also keeps edges that are significant at their target.
+Edges are chosen for each source by itself, because the transition P divides every column by its sum. A source keeps its heaviest
+out-edges (among equal weights, those to lower targets), and P then distributes the share of the dropped edges over the kept
+ones. The backbone also keeps edges that are significant at their target.
 """
 
 from __future__ import annotations

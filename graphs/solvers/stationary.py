@@ -55,8 +55,8 @@ class LayerSweep:
         """Check that sweeps are possible and that the graph is acyclic; return the start as the memory."""
         if not problem.sweepable:
             raise GraphError(
-                "solver 'sweep' takes edges within a layer in node order and expects them as scipy CSR; use backend='scipy' "
-                "or 'auto'"
+                "solver 'sweep' expects the edges within each layer in one scipy CSR block that is not transposed; use "
+                "backend='scipy', join such blocks, or use solver='auto'"
             )
         if not problem.acyclic:
             raise GraphError(

@@ -44,8 +44,8 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool) -> Budgets:
         Its amount, min_keep and multiple_of are used, and normalize if it is a GlobalPruner.
     ffns : FFNs
     jointly : bool
-        Whether global pruning compares the neurons of all layers in both topologies. If not, it also prunes each FFN by itself,
-        and the amount must be possible for each FFN too.
+        Whether the global budget is always shared by all FFNs. If not, it is also used for each FFN alone, and then the amount
+        must be possible for each FFN.
 
     Raises
     ------

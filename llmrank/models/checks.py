@@ -36,8 +36,8 @@ def check_not_wrapped(model: nn.Module) -> None:
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise UnsupportedModelError(
                 f"{subject} is compiled (torch.compile), and compiled code does not run the functions that repair substitutes "
-                "for linear maps; expected a model that is not compiled: prune the model first (a compiled module holds it as "
-                "_orig_mod), and compile the pruned model"
+                "for linear maps; expected a model that is not compiled: prune the model first (torch.compile(model) holds it "
+                "as _orig_mod), and compile the pruned model"
             )
 
 

@@ -90,7 +90,7 @@ class FFN:
         Path of the stack of transformer blocks that the FFN lies in; the FFN's own path if it lies in none. The chained topology
         joins the FFNs of one stack in order.
     module : nn.Module
-        The module that holds the FFN.
+        The module that holds the FFN; for an attention, its output map.
     """
 
     name: str

@@ -25,7 +25,7 @@ FILLED = "filled"
 def check_output(directory: str | os.PathLike[str]) -> Path:
     """Raise unless results can be written to a directory, which must be absent or empty, and in a writable place.
 
-    What killed processes that wrote to the directory have left behind is removed first.
+    First, files are removed that a process left behind when it was killed while it wrote to the directory.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 Node ids are ``layer:index``. Nodes have the typed attributes ``layer``, ``index``, ``name``, ``activation`` and, if there are
 scores, ``score``; edges have ``weight``. Floats are written with all digits, so that they are read back bit for bit:
-``from_networkx(networkx.read_graphml(path))`` gives the graph, see :func:`graphs.io.convert.from_networkx`.
+``from_networkx(networkx.read_graphml(path))`` returns the graph and its labels, see :func:`graphs.io.convert.from_networkx`.
 
 Formats: graphml.graphdrawing.org/specification.html, gexf.net (1.2draft).
 """
