@@ -1,1 +1,1 @@
-"""Studies of speed and quality; results are kept beside them with their provenance."""
+"""Benchmarks of speed and quality. Their results are in ``results``, with their provenance."""

@@ -1,4 +1,4 @@
-"""The graphs of the studies: chains of real FFNs, random controls of the same size, graphs with cycles, the gallery."""
+"""The graphs of the benchmarks: chains of real FFNs, random controls of the same size, graphs with cycles, the gallery."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CYCLIC: Mapping[str, Callable[[LayeredGraph], BlockDigraph]] = {
 
 
 def model_chains(source: str | os.PathLike[str] | None, depths: list[int]) -> dict[int, LayeredGraph]:
-    """Chains of the first FFNs of a model, by their number; its float32 weights are viewed, not copied.
+    """Return chains of the first FFNs of a model, by number of FFNs. The graphs view its float32 weights and do not copy them.
 
     Activations are norms over four sequences of 256 tokens of the built-in text.
     """
@@ -53,12 +53,12 @@ def model_chains(source: str | os.PathLike[str] | None, depths: list[int]) -> di
 
 
 def small_chain(n_ffns: int, seed: int = 0) -> LayeredGraph:
-    """A chain of small random FFNs: for smoke runs."""
+    """Return a chain of small random FFNs, for smoke tests."""
     return gallery.layered([48, *[128, 48] * n_ffns], seed=seed)
 
 
 def random_control(graph: LayeredGraph, seed: int) -> LayeredGraph:
-    """A chain of the same sizes whose weights are Gaussian and whose activations are those of `graph`, shuffled."""
+    """Return a chain of the same sizes, with Gaussian weights and the activations of `graph` in random order."""
     rng = np.random.default_rng(seed)
     weights = [
         tuple(rng.standard_normal(block.shape, dtype=np.float32) for _ in getattr(block, "matrices", (0,)))
@@ -69,7 +69,7 @@ def random_control(graph: LayeredGraph, seed: int) -> LayeredGraph:
 
 
 def shuffled_control(graph: LayeredGraph, seed: int) -> LayeredGraph:
-    """The same chain with the entries of every weight matrix permuted: its distribution without its structure."""
+    """Return the same chain with the entries of every weight matrix permuted: the distribution stays, the structure does not."""
     rng = np.random.default_rng(seed)
     weights = []
     for layer, block in enumerate(graph.blocks, start=1):
@@ -79,7 +79,7 @@ def shuffled_control(graph: LayeredGraph, seed: int) -> LayeredGraph:
 
 
 def scipy_matrix(weights: list[tuple[Any, ...]]) -> sparse.csr_array:
-    """The chain's matrix (row = target, float64) as a user of scipy alone would put it together from the weights."""
+    """Return the matrix of the chain (row = target, float64), built from the weights as a user of plain scipy would."""
     sizes = [weights[0][0].shape[1], *(matrices[0].shape[0] for matrices in weights)]
     blocks: list[list[Any]] = [[None] * len(sizes) for _ in sizes]
     for layer, size in enumerate(sizes):
@@ -91,13 +91,16 @@ def scipy_matrix(weights: list[tuple[Any, ...]]) -> sparse.csr_array:
 
 
 def scipy_bidirectional(weights: list[tuple[Any, ...]]) -> sparse.csr_array:
-    """The bidirectional graph's matrix by plain scipy."""
+    """Return the matrix of the bidirectional graph, built with plain scipy."""
     forward = scipy_matrix(weights)
     return sparse.csr_array(forward + forward.T)
 
 
 def scipy_residual(weights: list[tuple[Any, ...]], beta: float = 0.5) -> sparse.csr_array:
-    """The residual graph's matrix by plain scipy: shares as weights, for chains of two-matrix FFNs without dangling nodes."""
+    """Return the matrix of the residual graph, built with plain scipy.
+
+    Its weights are shares. It is for chains of FFNs of two layers each, without dangling nodes.
+    """
     sizes = [weights[0][0].shape[1], *(matrices[0].shape[0] for matrices in weights)]
     blocks: list[list[Any]] = [[None] * len(sizes) for _ in sizes]
     for layer, matrices in enumerate(weights):
@@ -111,7 +114,7 @@ def scipy_residual(weights: list[tuple[Any, ...]], beta: float = 0.5) -> sparse.
 
 
 def gallery_graphs(scale: int, seed: int) -> dict[str, sparse.csr_array]:
-    """The four seeded graphs in the manner of the GAP suite, of about 2**scale nodes."""
+    """Return four seeded graphs like those of the GAP suite, of about ``2**scale`` nodes."""
     return {
         "kronecker": gallery.kronecker(scale, seed=seed),
         "uniform": gallery.uniform(scale, seed=seed),

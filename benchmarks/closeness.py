@@ -1,4 +1,4 @@
-"""How close a pruned model stays to the dense one: what ``python -m benchmarks.quality --metrics`` adds to its rows."""
+"""The closeness of a pruned model to the dense one, which ``python -m benchmarks.quality --metrics`` adds to its rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import Passage, last_word
 from llmrank.models.loading import LoadedModel
 
-# Entry of a row -> heading of its column, and whether it is a share.
+# Entry of a row -> heading of its column, and whether the value is a share.
 COLUMNS = {
     "kl": ("KL, nats", False),
     "top1": ("same top token", True),
@@ -23,14 +23,14 @@ PROMPTS, PROMPT_LENGTH, NEW_TOKENS = 16, 64, 32
 
 
 class Closeness:
-    """A copy of the dense model, made before anything is cut, and what others are compared with it on."""
+    """A copy of the dense model, made before pruning, and the texts on which other models are compared with it."""
 
     def __init__(self, loaded: LoadedModel, text: TokenSequences, passages: Sequence[Passage]) -> None:
         self.dense, self.tokenizer = copy.deepcopy(loaded.model), loaded.tokenizer
         self.text, self.passages = text, passages
 
     def protocol(self) -> dict[str, Any]:
-        """On what text, and with which numbers."""
+        """Return the texts and the settings of the comparison."""
         return {
             "text": self.text.provenance(),
             "passages": len(self.passages),
@@ -43,7 +43,7 @@ class Closeness:
         }
 
     def of(self, model: Any) -> dict[str, Any]:
-        """The entries of a row, each with its standard error."""
+        """Return the entries of a row, each with its standard error."""
         compared = fidelity(self.dense, model, self.text)
         said = continuations(self.dense, model, self.text, PROMPTS, self._prompt(), NEW_TOKENS)
         found = {
@@ -55,7 +55,7 @@ class Closeness:
         return {name: asdict(estimate) for name, estimate in found.items()}
 
     def of_dense(self) -> dict[str, Any]:
-        """The dense model's own last words, which are no comparison."""
+        """Return the accuracy of the dense model on last words. The other measures compare with it and do not apply to it."""
         return asdict(last_word(self.dense, self.tokenizer, self.passages).accuracy)
 
     def _prompt(self) -> int:
@@ -63,12 +63,12 @@ class Closeness:
 
 
 def columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The entries that at least one row has."""
+    """Return the entries that at least one row has."""
     return [name for name in COLUMNS if any(name in row for row in rows)]
 
 
 def cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Value and standard error; nothing where the row was not measured."""
+    """Return value and standard error of each entry; an empty string where the row was not measured."""
     found = []
     for name in names:
         entry = row.get(name)

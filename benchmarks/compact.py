@@ -1,11 +1,11 @@
-"""How much faster a compact model is, against what its FLOPs promise: the FFNs alone, forward passes, generation.
+"""Speed-up of compact models against what their FLOPs promise: the FFNs alone, forward passes, generation.
 
-Run it as ``python -m benchmarks.compact``. The dense model and models that :class:`llmrank.IsolatedFFNPipeline` has cut (at
-random: only widths matter here) stand side by side in one process, share all weights but those of the FFNs, and take turns.
-A speed-up is the dense model's time over the compact one's, each the median of a round, and of the rounds' quotients the
-median. The FFNs alone run one after the other, each on what it reads in the dense model. What the FLOPs promise is
-the quotient of multiply-adds: of the FFNs for the FFNs; of all linear maps and attention for the whole model. Threads are
-as many as torch takes (``OMP_NUM_THREADS``).
+Run it as ``python -m benchmarks.compact``. The dense model and models that :class:`llmrank.IsolatedFFNPipeline` has pruned (at
+random: only widths matter here) are measured in turn in one process. They share all weights except those of the FFNs. In each
+round, the speed-up is the median time of the dense model divided by that of the compact model; the result is the median over
+the rounds. The FFNs alone run one after the other, each on its inputs in the dense model. The promised speed-up is the quotient
+of multiply-adds: those of the FFNs, or for the whole model those of all linear maps and of attention. The number of threads is
+that of torch (``OMP_NUM_THREADS``).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from llmrank.models.demo_models import demo_model
 from llmrank.surgery import checkpoint
 
 RESULTS = Path(__file__).parent / "results"
-# Measured and promised agree when their quotient is within this of 1.
+# A measured speed-up keeps the promise if its quotient by the promised one differs from 1 by at most this.
 TOLERANCE = 0.1
 MULTIPLE = 64
 
-# Loads a checkpoint in a process of its own, reads all of it, and prints the peak of its memory in kB.
+# Loads a checkpoint in a process of its own, reads all of it, and prints the peak of the process's memory in kB.
 LOADER = """
 import pathlib, sys, llmrank, torch
 model = llmrank.load(sys.argv[1]).model
@@ -54,7 +54,7 @@ print(next(line.split()[1] for line in status.splitlines() if line.startswith("V
 
 
 def ffn_inputs(model: Any, ffns: FFNs, ids: torch.Tensor) -> list[torch.Tensor]:
-    """What every FFN reads of the sequences, (batch, length, hidden) each."""
+    """Return the inputs of every FFN for the sequences, (batch, length, hidden) each."""
     read: list[torch.Tensor] = []
     handles = [
         ffn.module.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].contiguous()))
@@ -69,7 +69,7 @@ def ffn_inputs(model: Any, ffns: FFNs, ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 def batch_of(ids: torch.Tensor, tokens: int) -> torch.Tensor:
-    """So many tokens, (batch, length): the beginning of the sequence, or the sequence as often as it takes."""
+    """Return `tokens` tokens, (batch, length): the beginning of the sequence, or several copies of the sequence."""
     length = ids.shape[1]
     if tokens <= length:
         return ids[:, :tokens]
@@ -79,13 +79,13 @@ def batch_of(ids: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 class Stopwatch:
-    """Variants in turns.
+    """Measures variants in turn.
 
     Parameters
     ----------
     rounds : int
     wait : callable
-        Returns when the device has done what it was given.
+        Returns when the device has finished its work.
     """
 
     def __init__(self, rounds: int, wait: Callable[[], None]) -> None:
@@ -93,7 +93,7 @@ class Stopwatch:
         self.wait = wait
 
     def __call__(self, actions: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
-        """Seconds of every action, the median of each round."""
+        """Return the seconds of every action, the median of each round."""
 
         def waited(action: Callable[[], Any]) -> Callable[[], None]:
             def run() -> None:
@@ -103,14 +103,14 @@ class Stopwatch:
             return run
 
         timed = {name: waited(action) for name, action in actions.items()}
-        for action in timed.values():  # memory and kernels are found at the first call
+        for action in timed.values():  # the first call allocates memory and chooses kernels
             action()
         rounds = [alternated(timed, 1, float("inf"), keep=False) for _ in range(self.rounds)]
         return {name: [median(seconds for seconds, _ in spent[name]) for spent in rounds] for name in actions}
 
 
 def rows(trial: Trial, found: Sequence[Variant], seconds: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """One row a compact model: its speed-up, and the one that its multiply-adds promise."""
+    """Return one row for each compact model: its speed-up, and the one that its multiply-adds promise."""
     dense = found[0]
     result = []
     for variant in found[1:]:
@@ -141,18 +141,18 @@ def rows(trial: Trial, found: Sequence[Variant], seconds: Mapping[str, Sequence[
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Something to do with every variant.
+    """One measurement, made on every variant.
 
     Attributes
     ----------
     what : {"ffn", "forward", "generation"}
     tokens : int
     run : callable
-        Does it, with a variant.
+        Runs it on a variant.
     work : callable
-        Its multiply-adds.
+        Returns its multiply-adds.
     bytes_read : callable
-        Of weights, which a pass reads once for all its tokens.
+        Returns the bytes of weights that it reads. A pass reads them once for all its tokens.
     """
 
     what: str
@@ -163,7 +163,7 @@ class Trial:
 
 
 def trials(dense: Variant, ids: torch.Tensor, token_counts: Sequence[int], new_tokens: int) -> Iterator[Trial]:
-    """The FFNs alone and whole passes over so many tokens, and as many new tokens as the prompt has."""
+    """Yield the trials: the FFNs alone and forward passes for each number of tokens, and generation."""
     for tokens in token_counts:
         yield ffn_trial(ffn_inputs(dense.model, dense.ffns, batch_of(ids, tokens)), tokens)
     for tokens in token_counts:
@@ -172,12 +172,12 @@ def trials(dense: Variant, ids: torch.Tensor, token_counts: Sequence[int], new_t
 
 
 def item_size(variant: Variant) -> int:
-    """Bytes of a number of its weights."""
+    """Return the bytes of one number of the weights."""
     return int(next(variant.model.parameters()).element_size())
 
 
 def ffn_trial(read: Sequence[torch.Tensor], tokens: int) -> Trial:
-    """All FFNs, each on its own inputs."""
+    """Return the trial of all FFNs, each on its own inputs."""
 
     def run(variant: Variant) -> None:
         for ffn, states in zip(variant.ffns, read, strict=True):
@@ -193,7 +193,7 @@ def ffn_trial(read: Sequence[torch.Tensor], tokens: int) -> Trial:
 
 
 def forward_trial(batch: torch.Tensor) -> Trial:
-    """A pass with the logits of every token."""
+    """Return the trial of a forward pass with the logits of every token."""
     contexts = [*range(1, batch.shape[1] + 1)] * len(batch)
     return Trial(
         "forward",
@@ -205,9 +205,9 @@ def forward_trial(batch: torch.Tensor) -> Trial:
 
 
 def generation_trial(prompt: torch.Tensor) -> Trial:
-    """As many new tokens as the prompt has: a pass over the prompt, and one for each new token but the last."""
+    """Return the trial of generation: as many new tokens as the prompt has, in as many passes, the first over the prompt."""
     count = prompt.shape[1]
-    # Of the prompt only the last token is predicted from.
+    # Only the last token of the prompt gets logits.
     contexts = range(1, 2 * count)
     return Trial(
         "generation",
@@ -227,7 +227,7 @@ def study(
     rounds: int,
     multiple: int = MULTIPLE,
 ) -> dict[str, Any]:
-    """One device and dtype: those of the model.
+    """Measure one device and dtype: those of the model.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def study(
     amounts : sequence of float
     token_counts : sequence of int
     new_tokens : int
-        How many are generated, after as many.
+        Number of tokens to generate, after a prompt of the same length.
     rounds : int
     multiple : int
     """
@@ -259,7 +259,7 @@ def study(
 
 
 def check_alone(ffns: FFNs) -> None:
-    """Raise where an FFN shares its module with attention, say: then it cannot be called by itself."""
+    """Raise if an FFN is not a module of its own (it may share one with attention): then it cannot be called by itself."""
     for ffn in ffns:
         own = {id(p.module) for stage in ffn.stages for p in stage}
         if {id(m) for m in ffn.module.modules() if isinstance(m, (nn.Linear, Conv1D))} != own:
@@ -270,12 +270,12 @@ def check_alone(ffns: FFNs) -> None:
 
 
 def waiting_for(device: torch.device) -> Callable[[], None]:
-    """A function that returns when the device has done what it was given; a CPU has at once."""
+    """Return a function that returns when the device has finished its work; on a CPU that is at once."""
     return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def generate(model: Any, prompt: torch.Tensor) -> torch.Tensor:
-    """Greedily as many tokens as the prompt has, with a cache."""
+    """Generate as many tokens as the prompt has, greedily and with a cache."""
     count = prompt.shape[1]
     return model.generate(
         input_ids=prompt,
@@ -288,7 +288,7 @@ def generate(model: Any, prompt: torch.Tensor) -> torch.Tensor:
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What the device can do at its best: a large matrix product in GFLOP/s, reading a large array in GB/s."""
+    """Measure the best that the device can do: a large matrix product in GFLOP/s, reading a large array in GB/s."""
     size = 2048 if device.type == "cpu" else 8192
     square = torch.rand((size, size), device=device, dtype=dtype)
     large = torch.ones(2**27 if device.type == "cpu" else 2**28, device=device)
@@ -302,7 +302,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def limit(row: Mapping[str, Any], best: Mapping[str, float]) -> str:
-    """What holds the compact model up: arithmetic or memory where it does half of the device's best, else neither."""
+    """Return what limits the compact model: arithmetic or memory if it reaches half of the device's best there, else neither."""
     shares = {
         name: row[key]["compact"] / best[key]
         for name, key in (("arithmetic", "gflops_per_second"), ("memory", "gigabytes_per_second"))
@@ -312,7 +312,7 @@ def limit(row: Mapping[str, Any], best: Mapping[str, float]) -> str:
 
 
 def memory(model: Any, ids: torch.Tensor, amounts: Sequence[float], multiple: int = MULTIPLE) -> list[dict[str, Any]]:
-    """Size of the checkpoints, and the peak of the memory of a process that loads one and reads all of it (Linux only)."""
+    """Measure the size of each checkpoint, and the peak memory of a process that loads it and reads all of it (Linux only)."""
     if not Path("/proc/self/status").is_file():
         return []
     result = []
@@ -344,7 +344,7 @@ COLUMNS = (
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results in markdown."""
+    """Return the results in markdown."""
     machine, protocol = results["provenance"], results["protocol"]
     lines = [
         f"{protocol['model']}. {machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread(s), GPU {machine['gpu']}.",
@@ -397,7 +397,7 @@ def _cells(row: Mapping[str, Any], best: Mapping[str, float]) -> list[str]:
 
 
 def tiny_model() -> Any:
-    """A random model: for smoke runs."""
+    """Return a small random model, for smoke tests."""
     config = transformers.LlamaConfig(
         vocab_size=128,
         hidden_size=32,
@@ -415,7 +415,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amounts", default="0.1,0.2,0.3,0.5", help="shares to remove, with commas (%(default)s)")
     parser.add_argument("--tokens", default="1,16,128,1024", help="tokens in a pass, with commas (%(default)s)")
-    parser.add_argument("--new-tokens", type=int, default=32, help="to generate, after as many (%(default)s)")
+    parser.add_argument(
+        "--new-tokens", type=int, default=32, help="tokens to generate, after a prompt of as many (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a tiny random model, for continuous integration")
     parser.add_argument("--output", type=Path, default=RESULTS / "compact.json")
@@ -449,7 +451,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "memory": memory(model, ids, amounts, multiple),
     }
     for device, dtype in cases:
-        # A GPU is not busy with the tokens of one sequence.
+        # The tokens of one sequence do not keep a GPU busy.
         passes = counts if device.type == "cpu" else [*counts, 16 * max(counts)]
         results["cases"].append(study(model.to(device, dtype), ids, amounts, passes, new_tokens, rounds, multiple))
     if not options.quick:

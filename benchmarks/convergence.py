@@ -1,9 +1,10 @@
 """How PageRank converges on the graphs of FFNs.
 
-Run it as ``python -m benchmarks.convergence``. On a chain of the demo model's FFNs, its residual and bidirectional graphs,
-random controls of the same size and a gallery of general digraphs it follows every solver to the solution: true L1 error
-and proven bound after every step, block products, seconds; how depth, density and damping change that; when the set of
-neurons to keep is final, and when it is certified; where float32 stops; what thinning costs. Results: JSON, tables, figures.
+Run it as ``python -m benchmarks.convergence``. The graphs are a chain of the demo model's FFNs, its residual and bidirectional
+graphs, random controls of the same size, and a gallery of digraphs without layers. For every solver it measures the true L1
+error and the error bound after every step, block products and seconds. It also measures how depth, density and damping change
+these, when the set of kept neurons is final and when it is certified, where float32 stops, and what sparsifying costs. It
+writes JSON, tables and figures.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ RESULTS = Path(__file__).parent / "results"
 GAMMAS = (0.5, 0.85, 0.99)
 ITERATIVE = tuple(name for name in SOLVERS if name not in ("sweep", "lu"))
 SHARE = 0.3
-"""Of the hidden neurons that a pruner would take."""
+"""The share of the hidden neurons to remove."""
 
 
 def first_below(values: list[float], level: float) -> int | None:
-    """Steps until `values` first is at most `level`."""
+    """Return the number of steps until `values` is first at most `level`; None if it never is."""
     return next((k for k, value in enumerate(values, start=1) if value <= level), None)
 
 
 def exactness(chain: LayeredGraph) -> list[dict[str, Any]]:
-    """The layered rank needs no iteration: power iteration beside the sweep."""
+    """Compare power iteration with the sweep on a layered graph, which needs no iteration."""
     rows = []
     for gamma in GAMMAS:
         swept = weighted_pagerank(chain, gamma)
@@ -64,14 +65,14 @@ def exactness(chain: LayeredGraph) -> list[dict[str, Any]]:
 
 
 def solvers(chain: LayeredGraph, device: str | None) -> list[dict[str, Any]]:
-    """Every solver on the two graphs with cycles."""
+    """Run every solver on the two graphs with cycles."""
     rows = []
     for name, make in CYCLIC.items():
         graph = make(chain)
         for gamma in GAMMAS:
             reference, check = reference_scores(graph, gamma)
             for solver in ITERATIVE:
-                # The tolerance that puts the bound at 1e-12.
+                # With this tolerance the error bound ends at 1e-12.
                 found = trace(graph, gamma, solver, reference, 1e-12 * (1 - gamma), max_iter=5000, device=device)
                 rows.append({"graph": name, **found, "reference_check": check})
                 done = first_below(found["error"], 1e-10)
@@ -80,7 +81,7 @@ def solvers(chain: LayeredGraph, device: str | None) -> list[dict[str, Any]]:
 
 
 def shapes(chains: dict[int, LayeredGraph], seeds: int) -> dict[str, list[dict[str, Any]]]:
-    """Steps to a true error of 1e-10 by depth, density, and against controls without structure."""
+    """Count the steps to a true error of 1e-10 by depth, by density, and on controls without structure."""
 
     def steps(chain: LayeredGraph, gamma: float = 0.85) -> list[dict[str, Any]]:
         found = []
@@ -114,12 +115,12 @@ def shapes(chains: dict[int, LayeredGraph], seeds: int) -> dict[str, list[dict[s
 
 
 def hidden_layers(graph: Any) -> list[int]:
-    """The layers of hidden neurons: every second one of a chain of two-matrix FFNs."""
+    """Return the layers of hidden neurons: every second layer of a chain of FFNs."""
     return list(range(1, len(graph.layer_sizes), 2))
 
 
 def ranks(chain: LayeredGraph) -> list[dict[str, Any]]:
-    """When the order, and the set of neurons to keep, are right; when that is certain."""
+    """Count the steps until the order and the set of kept neurons are right, and until the set is certified."""
     rows = []
     cases: list[tuple[str, Any, str, float]] = [
         (name, make(chain), solver, 0.85) for name, make in CYCLIC.items() for solver in ("power", "gauss-seidel")
@@ -183,14 +184,14 @@ def ranks(chain: LayeredGraph) -> list[dict[str, Any]]:
 
 
 def floors(chain: LayeredGraph) -> list[dict[str, Any]]:
-    """Where float32 stops."""
+    """Find the true errors at which float32 and float64 stop."""
     rows = []
     for name, make in CYCLIC.items():
         graph = make(chain)
         reference, _ = reference_scores(graph, 0.85)
         for dtype in ("float64", "float32"):
             for solver in ("power", "gauss-seidel"):
-                # A tolerance of zero runs into the floor of the dtype.
+                # With a tolerance of zero only rounding stops the solver.
                 options = {"max_iter": 200, "dtype": dtype}
                 found = trace(graph, 0.85, solver, reference, 0.0 if dtype == "float32" else 1e-14, **options)
                 rows.append({"graph": name, "dtype": dtype, **found})
@@ -198,7 +199,7 @@ def floors(chain: LayeredGraph) -> list[dict[str, Any]]:
 
 
 def thinning(chain: LayeredGraph, gamma: float = 0.5) -> list[dict[str, Any]]:
-    """Edges kept against true error, bound, and agreement of the neurons that a pruner would take."""
+    """Sparsify, and compare the share of edges kept with true error, error bound and agreement of the removed neurons."""
     exact = weighted_pagerank(chain, gamma)
     hidden = hidden_layers(chain)
     keep = KeepHighest({layer: chain.layer_sizes[layer] - round(SHARE * chain.layer_sizes[layer]) for layer in hidden})
@@ -232,7 +233,7 @@ def thinning(chain: LayeredGraph, gamma: float = 0.5) -> list[dict[str, Any]]:
 
 
 def gallery(scale: int, seed: int) -> list[dict[str, Any]]:
-    """Every solver on general digraphs."""
+    """Run every solver on digraphs without layers."""
     rows = []
     for name, csr in gallery_graphs(scale, seed).items():
         for gamma in (0.85, 0.99):
@@ -256,7 +257,7 @@ def gallery(scale: int, seed: int) -> list[dict[str, Any]]:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The results in markdown."""
+    """Return the results in markdown."""
     where = results["provenance"]
     lines = [
         f"{where['cpu']}, {where['cores']} cores, seed {where['seed']}; {results['graph']}, where nothing else is said.",
@@ -369,11 +370,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="where the solvers on cyclic graphs compute, e.g. cuda; default the CPU")
+    parser.add_argument("--device", help="where the solvers on cyclic graphs compute, such as cuda; default the CPU")
     parser.add_argument("--quick", action="store_true", help="small random FFNs only, for continuous integration")
     parser.add_argument("--output", type=Path, default=RESULTS / "convergence.json")
     options = parser.parse_args()
-    # Running past what rounding allows is what parts of the study are about.
+    # Parts of this benchmark run solvers beyond what rounding allows.
     warnings.filterwarnings("ignore", message=".*iteration stopped after max_iter")
     if options.quick:
         chains = {depth: small_chain(depth, options.seed) for depth in (2, 4)}

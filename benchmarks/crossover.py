@@ -1,8 +1,8 @@
-"""Where CSR products overtake dense ones: measures the table in ``graphs/linalg/cost_model.py`` anew.
+"""Measure the density at which CSR products become faster than dense ones, for the table in ``graphs/linalg/cost_model.py``.
 
-Run it as ``python -m benchmarks.crossover``. One block, float32 weights and a float64 vector, at several densities: seconds
-of a dense product, of a CSR product, and of the conversions, each alternated with the dense product of the full block. It
-prints the line for the table; put it there if it differs by more than the spread.
+Run it as ``python -m benchmarks.crossover``. For one block (float32 weights, float64 vector) at several densities it measures
+the seconds of a dense product, of a CSR product and of the conversions, in turn. It prints the line for the table. Put the line
+there if it differs by more than the spread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)
 
 
 def study(engine: str, size: int, repeats: int) -> dict[str, Any]:
-    """One engine: "compiled" on the CPU, or a torch device."""
+    """Measure one kind of device: "compiled" (on the CPU) or a torch device."""
     device = "cpu" if engine == "compiled" else engine
     dense_backend = make_backend("dense", device, "float64")
     csr_backend = make_backend("auto" if engine == "compiled" else "torch", device, "float64")
@@ -83,7 +83,7 @@ def study(engine: str, size: int, repeats: int) -> dict[str, Any]:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The results in markdown."""
+    """Return the results in markdown."""
     lines = []
     for study_ in results["engines"]:
         lines += [
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", help="a torch device to measure too, e.g. cuda")
+    parser.add_argument("--device", help="a torch device to measure as well, such as cuda")
     parser.add_argument("--quick", action="store_true", help="a small block, for continuous integration")
     parser.add_argument("--output", type=Path, default=RESULTS / "crossover.json")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Calibrated on one kind of text, evaluated on another: does the order of the methods hold?
+"""Perplexity of models that are calibrated on one kind of text and evaluated on another.
 
-Run it as ``python -m benchmarks.domains --wikitext DIR``. Prose (WikiText-2) and the built-in text (Python's language reference),
-each way, and what the model writes itself for both; ``benchmarks.quality`` says what the same rows reach in their own domain. A
-run resumes from its own result file.
+Run it as ``python -m benchmarks.domains --wikitext DIR``. Prose (WikiText-2) and the built-in text (Python's language reference)
+are each evaluated with the other as calibration text, and both with text that the model writes itself. ``benchmarks.quality``
+has the same rows for one kind of text. A run continues its own result file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ROWS = (
     ("ffn", "flap", "isolated", "global", "bias"),
 )
 
-# What decides a text that a model writes itself, beside how much of it there is.
+# Besides its length, this determines a text that a model writes itself.
 OWN_TEXT = {
     "source": "written by the model itself, seed 0",
     "longest_text": LONGEST_TEXT,
@@ -56,15 +56,16 @@ OWN_TEXT = {
 
 @dataclass(frozen=True)
 class Way:
-    """What is calibrated on, and the texts of another kind that are evaluated on.
+    """A calibration text, and the evaluation texts of another kind.
 
     Attributes
     ----------
     calibration : callable
-        Makes the sequences, and those to hold out from a repair: a model's own take minutes to write.
+        Returns the calibration sequences, and those that are held out from a repair. A model takes minutes to write its own.
     said : dict
-        What is known of them beforehand.
+        What the protocol says of them before they exist.
     texts : dict from str to TokenSequences
+        The evaluation texts.
     """
 
     calibration: Callable[[], tuple[TokenSequences, TokenSequences | None]]
@@ -73,7 +74,7 @@ class Way:
 
 
 def ways_of(loaded: LoadedModel, wikitext: Path, samples: int, evaluate: int, length: int) -> dict[str, Way]:
-    """By what is calibrated on."""
+    """Return every way, by the name of its calibration text."""
     tokenizer = loaded.tokenizer
     further = n_held_out(samples)
     reference = tokenise_and_hold_out(None, tokenizer, samples, length, further)
@@ -93,7 +94,7 @@ def ways_of(loaded: LoadedModel, wikitext: Path, samples: int, evaluate: int, le
 
 
 def table(results: dict[str, Any]) -> str:
-    """All ways in markdown, rows in one order for all."""
+    """Return all ways in one table in markdown."""
     ways = {name: way for name, way in results["ways"].items() if way}
     places = [(name, text) for name, way in ways.items() for text in way["dense"]]
     lines = ["Share of hidden neurons removed, and perplexity; columns: calibrated on -> evaluated on.", ""]
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amount", type=float, default=0.3)
     parser.add_argument("--only", action="append", help="pattern of the rows to run, such as '*lstsq*'")
-    parser.add_argument("--ways", help="what to calibrate on, of built-in, WikiText-2, generated, with commas (all)")
+    parser.add_argument("--ways", help="calibration texts, of built-in, WikiText-2, generated, with commas (all)")
     parser.add_argument("--samples", type=int, default=64, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=1024)

@@ -1,14 +1,14 @@
-"""What pruning does to an encoder: sentence embeddings of a BERT before and after, and who their neighbours are.
+"""Sentence embeddings of an encoder (a BERT) before and after pruning.
 
 Run it as ``python -m benchmarks.encoder --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2). The model is
-all-MiniLM-L6-v2 from PyPI; an embedding is the mean of the last hidden state over a sentence's tokens, scaled to length 1.
-Calibration: sentences of valid; compared are embeddings of sentences of test, evenly spaced through the file, by
+all-MiniLM-L6-v2 from PyPI. An embedding is the mean of the last hidden state over the tokens of a sentence, scaled to length 1.
+Sentences of valid are the calibration text. Sentences of test, evenly spaced through the file, are compared by
 
-- cosine: mean over the sentences of the similarity of a sentence's embedding before and after;
-- Spearman: correlation, over all pairs of sentences, of how similar the two are before and after;
+- cosine: similarity of the embedding of a sentence before and after, mean over the sentences;
+- Spearman: rank correlation, over all pairs of sentences, of their similarity before and after;
 - neighbour: share of sentences whose most similar other sentence is the same before and after.
 
-All budgets are compared without repair, and the repairs under the local budget. A run resumes from its own result file.
+All budgets are compared without repair, and all repairs under the local budget. A run continues its own result file.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
-# Words of a sentence: shorter ones are mostly captions, longer ones mostly lists.
+# Number of words of a sentence: shorter sentences are mostly captions, longer ones mostly lists.
 WORDS = range(8, 41)
-# As the wordpiece tokenizer should see them: WikiText-2 splits numbers and compounds at these.
+# WikiText-2 splits numbers and compounds with these marks -> what the wordpiece tokenizer should see.
 JOINTS = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", "<unk>": "unk"}
-# More than a sentence of so many words can have.
+# In tokens: more than a sentence of so many words can have.
 LENGTH = 256
 BATCH = 32
-# Name in the table: scorer, its knobs, topology.
+# Name in the table -> scorer, its options, topology.
 SCORERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "weighted pagerank": ("wpr", {}, "isolated"),
     "weighted pagerank, chained": ("wpr", {}, "chained"),
@@ -61,7 +61,7 @@ SCORERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "random": ("random", {"seed": 0}, "isolated"),
 }
 BUDGETS = ("local", "global", "sensitivity")
-# Towards the FFN's own outputs: behind them BERT has a norm, so that the stream cannot be made up for.
+# Fitted to the FFN's own outputs: BERT has a norm behind each FFN, so a repair cannot be fitted to the residual stream.
 REPAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
     "bias": ("bias", {}),
@@ -86,7 +86,7 @@ class Setting:
 
 
 def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setting]:
-    """All rows: every budget without repair, and the repairs where every layer gives the same share."""
+    """Yield all rows: every budget without repair, and every repair under the local budget."""
     for amount in amounts:
         for repair in repairs:
             for scorer in SCORERS:
@@ -95,7 +95,7 @@ def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setti
 
 
 def sentences(text: str, count: int) -> list[str]:
-    """Sentences of a WikiText file, evenly spaced: its lines without headings, cut at full stops; none twice."""
+    """Return evenly spaced sentences of a WikiText file: its lines without headings, split at full stops, none twice."""
     found: dict[str, None] = {}
     for line in text.splitlines():
         for mark, plain in JOINTS.items():
@@ -113,7 +113,7 @@ def sentences(text: str, count: int) -> list[str]:
 
 
 class Corpus:
-    """Sentences to embed: in batches of similar length, so that little is padding.
+    """Sentences to embed, in batches of similar length to save padding.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class Corpus:
 
     @torch.no_grad()
     def embeddings(self, model: Any) -> torch.Tensor:
-        """(sentences, hidden) float64, of length 1 each, in the order the sentences came in."""
+        """Return the embeddings, (sentences, hidden) float64, of length 1 each, in the order of the sentences."""
         found = []
         with evaluation_mode(model):
             for batch in self.batches:
@@ -146,7 +146,7 @@ class Corpus:
 
 
 def agreement(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
-    """How much of the embeddings (n, hidden), of length 1 each, is left; see the module's description."""
+    """Compare embeddings (n, hidden), of length 1 each, by the three measures of the module's description."""
     rows, columns = np.triu_indices(len(before), k=1)
     similarity = [(e @ e.T).numpy() for e in (before, after)]
     neighbours = []
@@ -162,7 +162,7 @@ def agreement(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
 
 
 class Study:
-    """An encoder, its calibration, and what its embeddings were."""
+    """An encoder, its calibration, and its embeddings before pruning."""
 
     def __init__(self, model: Any, tokenizer: Any, calibration: TokenSequences, corpus: Corpus) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -174,7 +174,7 @@ class Study:
             self.statistics = collect_statistics(model, self.ffns, self.calibration, BATCH)
 
     def masks(self, setting: Setting) -> tuple[Masks, Reselection]:
-        """What a setting keeps, and how it chooses anew."""
+        """Return the keep masks of a setting, and the function that reselects neurons during a repair."""
         name, knobs, topology = SCORERS[setting.scorer]
         scorer, pruner = make_scorer(name, **knobs), make_pruner(setting.budget, amount=setting.amount)
         pipeline = PIPELINES[topology](
@@ -186,7 +186,7 @@ class Study:
         return pipeline.choose_masks(graphs, ranks), Reselection(scorer, graphs)
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection) -> dict[str, Any]:
-        """Cut, repair, embed, undo."""
+        """Prune, repair, embed, undo."""
         repaired = {}
         name, knobs = REPAIRS[setting.repair]
         method = make_repair(name, **knobs)
@@ -208,7 +208,7 @@ class Study:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in markdown: an amount and a repair at a time, the best Spearman correlation first."""
+    """Return the results in markdown: a table for each amount and repair, the best Spearman correlation first."""
     protocol = results["protocol"]
     head = (
         f"{protocol['model']}: {protocol['sentences']} sentences of test, calibrated on {protocol['calibration']['sequences']} "

@@ -1,4 +1,4 @@
-"""The figures of the studies, drawn from their JSON: ``python -m benchmarks.figures`` draws them anew."""
+"""The figures of the benchmarks. ``python -m benchmarks.figures`` draws them again from the JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphs.draw.colours import line_style
 
 __all__ = ["compact", "convergence", "mlp", "quality", "scale", "speed"]
 
-# Okabe and Ito's colours; every solver keeps its own through all figures.
+# The colours of Okabe and Ito. A solver has the same colour in all figures.
 COLOURS = {
     "power": "#000000",
     "gauss-seidel": "#D55E00",
@@ -27,7 +27,7 @@ COLOURS = {
     "bicgstab": "#CC79A7",
     "sweep": "#E69F00",
 }
-# By the number of tokens in a pass.
+# One for each number of tokens in a pass.
 TOKEN_COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7")
 STYLE = {
     "font.size": 9,
@@ -39,7 +39,7 @@ STYLE = {
     "figure.dpi": 110,
     "savefig.bbox": "tight",
 }
-# The scores of the multilayer perceptrons that are drawn; the rest is in their table.
+# The scores of the multilayer perceptrons that are drawn; the table has all.
 SCORES = {
     "random": "#999999",
     "norm (L1)": "#000000",
@@ -59,12 +59,12 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def _shown(values: Iterable[float]) -> Any:
-    """Zeros, which a logarithmic axis has no place for, at its lower end."""
+    """Return values for a logarithmic axis, with zeros moved to its lower end."""
     return np.maximum(np.asarray(list(values), dtype=float), 1e-17)
 
 
 def convergence(results: dict[str, Any], folder: Path) -> list[Path]:
-    """All figures of the convergence study."""
+    """Draw all figures of the convergence benchmark."""
     with mpl.rc_context(STYLE):
         return [
             _solvers(results, folder / "convergence_solvers.png"),
@@ -197,7 +197,7 @@ def _floors(results: dict[str, Any], path: Path) -> Path:
     graphs = list(dict.fromkeys(row["graph"] for row in results["floors"]))
     for row in results["floors"]:
         ax = axes[graphs.index(row["graph"])]
-        # float32 follows float64 until it stops: wide and pale below it, with a cross where it ends.
+        # float32 follows float64 until it stops. Its line is wide and pale, with a cross where it ends.
         wide = row["dtype"] == "float32"
         look = (
             {"lw": 5.0, "alpha": 0.35, "marker": "x", "markevery": [-1], "ms": 8, "zorder": 1} if wide else {"lw": 1.2}
@@ -235,7 +235,7 @@ def _thinning(results: dict[str, Any], path: Path) -> Path:
 
 
 def speed(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Time to the true error that a case shows, ours and the peers'."""
+    """Draw the time to the true error that each case shows, ours and the peers'."""
     with mpl.rc_context(STYLE):
         cases = results["cases"]
         columns = min(4, len(cases))
@@ -254,7 +254,7 @@ def speed(results: dict[str, Any], folder: Path) -> list[Path]:
                 ax.barh(y, row["solve_seconds"], color=colour, height=0.5)
             ax.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
             ax.set(xscale="log", xlabel="seconds", title=f"{case['name']}, to {case['shown_target']:.0e}")
-            # One scale for all: bars of a logarithmic axis are only as long as its left end says.
+            # One scale for all panels: on a logarithmic axis the left end decides how long a bar looks.
             ax.set_xlim(1e-3, 30)
         figure.suptitle("Dark: solving. Light: building the graph and solving. Orange: llmrank.", fontsize=9)
         figure.tight_layout()
@@ -262,7 +262,7 @@ def speed(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def scale(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Seconds and memory against edges."""
+    """Draw seconds and memory against edges."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(8.0, 3.1))
         for dtype, colour in (("float32", "#0072B2"), ("bfloat16", "#D55E00")):
@@ -284,7 +284,7 @@ def scale(results: dict[str, Any], folder: Path) -> list[Path]:
         return [_save(figure, folder / "scale.png")]
 
 
-# What of the study of quality is drawn: whose masks, and how they are called.
+# The rows of the quality benchmark that are drawn, by panel: key -> label.
 CURVES = {
     "as cut": {
         "ffn | weighted pagerank | isolated | sensitivity | {amount} | none": "llmrank, sensitivity budget",
@@ -307,7 +307,7 @@ CURVES = {
 
 
 def quality(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Perplexity against the share removed, and the parameters left: as cut, and repaired."""
+    """Draw perplexity against the share removed and the parameters left, as cut and repaired."""
     dense, rows = results["dense"]["test"], results["rows"]
     amounts = sorted({row["amount"] for row in rows.values()})
     if len(amounts) < 2:  # no curve
@@ -315,14 +315,14 @@ def quality(results: dict[str, Any], folder: Path) -> list[Path]:
     size = results["size"]
 
     def parameters(share: Any) -> Any:
-        # Every hidden neuron of a gated FFN without biases has the same number of them.
+        # In a gated FFN without biases every hidden neuron has the same number of parameters.
         return (size["parameters"] - np.asarray(share) * size["ffn_parameters"]) / 1e6
 
     def share(millions: Any) -> Any:
         return (size["parameters"] - np.asarray(millions) * 1e6) / size["ffn_parameters"]
 
     with mpl.rc_context(STYLE):
-        # A scale for each panel: what repair leaves between the methods would be a line of one width on the other's.
+        # Each panel has its own scale: on the scale of the first the repaired curves would coincide.
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.4))
         for ax, (title, curves) in zip(axes, CURVES.items(), strict=True):
             for position, (key, label) in enumerate(curves.items()):
@@ -348,7 +348,7 @@ def quality(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _promise(rows: list[dict[str, Any]]) -> tuple[Any, Any]:
-    """Percent removed, and the speed-up promised: Amdahl's law, with the share of the work that one row tells."""
+    """Return percent removed and promised speed-up, by Amdahl's law with the share of the work that a row implies."""
     row = max(rows, key=lambda row: float(row["removed"]))
     share = (1.0 - 1.0 / row["promised"]) / row["removed"]
     removed = np.linspace(0.0, row["removed"], 50)
@@ -356,7 +356,7 @@ def _promise(rows: list[dict[str, Any]]) -> tuple[Any, Any]:
 
 
 def compact(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Speed-up of compact models against the share removed, and what the multiply-adds promise."""
+    """Draw the speed-up of compact models against the share removed, and what the multiply-adds promise."""
     with mpl.rc_context(STYLE):
         cases = results["cases"]
         figure, axes = plt.subplots(len(cases), 3, figsize=(10.2, 3.4 * len(cases)), squeeze=False)
@@ -379,7 +379,7 @@ def compact(results: dict[str, Any], folder: Path) -> list[Path]:
                     ax.fill_between(percent, low, high, color=colour, alpha=0.15, lw=0)
                     ax.plot([100 * r["removed"] for r in odd], [r["speedup"] for r in odd], "x", ms=5, color=colour)
                     if what != "ffn" or tokens == chosen[0]["tokens"]:
-                        # One promise for the FFNs; the whole model's hangs on the length a little.
+                        # All FFNs have one promise; that of the whole model depends a little on the length.
                         ax.plot(*_promise([*even, *odd]), ":", color="#000000" if what == "ffn" else colour, lw=1.2)
                 ax.axhline(1.0, color="grey", lw=0.8)
                 ax.set(title=f"{title}, {case['device']}, {case['dtype']}", xlabel="hidden neurons removed, %")
@@ -394,7 +394,7 @@ def compact(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def mlp(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Test accuracy of multilayer perceptrons against the share of hidden neurons removed, without repair, locally."""
+    """Draw the test accuracy of multilayer perceptrons against the share removed, under the local budget, without repair."""
     amounts = [0.0, *results["protocol"]["amounts"]]
     data = list(dict.fromkeys(row["data"] for row in results["dense"]))
     networks = list(dict.fromkeys(row["network"] for row in results["dense"]))

@@ -1,12 +1,12 @@
-"""What a run of ``llmrank prune`` with its defaults takes: work in forward passes, time, and memory, beside the model.
+"""The cost of a run of ``llmrank prune`` with its defaults: work in forward passes, time, and memory beside the model.
 
-Run it as ``python -m benchmarks.footprint --wikitext DIR`` (DIR holds WikiText-2, which is evaluated on) on an idle machine.
-The text to calibrate on is written by the model, as by default. The measure is one pass of its tokens through the whole model
-and two of the evaluation tokens, before and after; writing is in the sums and stands beside them. Work is counted in
-multiply-adds of the linear maps, the head included; attention's products and the repair's own algebra are in the seconds only.
-Memory is what the process grows by beside the model, and beside the compiled kernels of the rank, which a process loads once;
-one plain pass of one sequence stands beside it. A command measures one row and adds it to its file: what a process has
-freed and kept would hide what the next row takes.
+Run it as ``python -m benchmarks.footprint --wikitext DIR`` on an idle machine. DIR holds WikiText-2, the evaluation text. The
+model writes the calibration text itself, as by default. The unit is one pass of the calibration tokens through the dense model
+and two of the evaluation tokens, before and after pruning. The sums include writing, which is also given by itself. Work is
+counted in multiply-adds of the linear maps, the head included. Only the seconds include attention's products and the algebra
+of the repair. Memory is the growth of the process beyond the model and the compiled kernels of the rank, which a process loads
+once. A plain pass of one sequence is given for comparison. A command measures one row and adds it to the file, because memory
+that a process has freed but not returned would hide what the next row takes.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_rep
 from llmrank.score.model_graph import build_graphs
 from llmrank.surgery import checkpoint
 
-# Dense passes that a pass is the median of.
+# The time of a dense pass is the median of this many.
 PASSES = 5
 MEGABYTE = 1e6
 
 
 @contextmanager
 def counting(model: nn.Module) -> Iterator[list[int]]:
-    """Multiply-adds of the linear maps that are called inside, one number a call."""
+    """Count the multiply-adds of the linear maps that are called inside, one number a call."""
     work: list[int] = []
 
     def count(module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
@@ -66,7 +66,7 @@ def counting(model: nn.Module) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def plain_pass(model: Any, sequences: TokenSequences) -> None:
-    """The first sequence through the whole model."""
+    """Pass the first sequence through the dense model."""
     (batch, *_) = sequences.batches(1)
     inputs, *_ = model_inputs(model, *batch)
     with evaluation_mode(model):
@@ -74,14 +74,14 @@ def plain_pass(model: Any, sequences: TokenSequences) -> None:
 
 
 def dense_pass(model: Any, sequences: TokenSequences) -> tuple[float, int]:
-    """Seconds (median) and multiply-adds of a sequence's pass through the whole model."""
+    """Measure the seconds (median) and multiply-adds of a pass of one sequence through the dense model."""
     with counting(model) as work:
         plain_pass(model, sequences)
     return median(clock(lambda: plain_pass(model, sequences))[0] for _ in range(PASSES)), sum(work)
 
 
 def load_kernels(model: nn.Module) -> int | None:
-    """Rank one FFN, so that all is loaded that a process loads once; by how many bytes the process grew."""
+    """Rank one FFN, which loads all that a process loads once; return the bytes by which the process grew."""
     ffns = find_ffns(model)[:1]
     scorer = make_scorer(DEFAULTS["scorer"])
     (graph,) = build_graphs(ffns, statistics_for(ffns), "isolated")
@@ -91,7 +91,7 @@ def load_kernels(model: nn.Module) -> int | None:
 def measure(
     model: Any, write_text: Callable[[], TokenSequences], texts: TokenSequences, amount: float
 ) -> dict[str, Any]:
-    """Prune as the command line does by default, on a text that is yet to be written, and evaluate before and after."""
+    """Write the calibration text, prune as the command line does by default, and evaluate before and after."""
     pass_seconds, multiply_adds = dense_pass(model, texts)
     pass_memory = peak_growth(lambda: plain_pass(model, texts))
     parts: dict[str, Any] = {}
@@ -135,12 +135,12 @@ def measure(
 
 
 def megabytes(size: int | None) -> str:
-    """As tables have it."""
+    """Format a number of bytes for a table."""
     return "not known" if size is None else f"{size / MEGABYTE:,.0f} MB"
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in markdown."""
+    """Return the results in markdown."""
     rows = list(results["rows"].values())
     heads = "calibration, evaluation|work|time|write s|prune s|evaluate s|a pass|to write|to prune|to evaluate|states|moments"
     lines = [
@@ -196,7 +196,7 @@ def main() -> None:
     results = opened(options.output, protocol)
     rows = results.setdefault("rows", {})
     if str(options.samples) not in rows:
-        # Pruned for good, as the command line does.
+        # This model is pruned without undo, as on the command line.
         model = checkpoint.load(source, dtype="float32").model
         grown = load_kernels(model)
         results.setdefault("kernels", grown)

@@ -1,4 +1,4 @@
-"""How the studies measure: alternated medians, true errors along the way, the machine's read bandwidth."""
+"""Measurement: times of contenders in turn, true errors after every step, the read bandwidth of the machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from graphs.solvers import Krylov
 
 __all__ = ["QUICK", "WARM", "alternated", "clock", "peak_read_bandwidth", "reference_scores", "trace"]
 
-# Seconds: below QUICK a call is warmed up for WARM.
+# In seconds: a call that takes less than QUICK is warmed up for WARM.
 QUICK, WARM = 0.5, 0.2
 
 
 def clock(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of a call, and what it returned; without the garbage collector, which others' graphs would keep busy."""
+    """Return the seconds of a call and its result. The garbage collector, which many graphs would keep busy, is off."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -36,11 +36,11 @@ def clock(action: Callable[[], Any]) -> tuple[float, Any]:
 def alternated(
     contenders: Mapping[str, Callable[[], Any]], repeats: int, budget: float, *, warm: float = WARM, keep: bool = True
 ) -> dict[str, list[tuple[float, Any]]]:
-    """Seconds and outcome of every contender's calls, one after the other in rounds, until it has used `budget` seconds.
+    """Call the contenders in turn, in rounds, each until it has used `budget` seconds; return seconds and result of every call.
 
-    Without `keep` only the outcome of the last call is held: graphs of many contenders would fill the memory. A quick
-    contender is called for `warm` seconds before the three calls that count: threads of the one before it may still
-    spin, the caches hold what that one used, and a core that has slept takes some time to its full speed.
+    Without `keep` only the result of the last call is held, because the graphs of many contenders would fill the memory. A
+    quick contender is called for `warm` seconds before the three calls that count: threads of the one before it may still
+    spin, the caches hold the data of that one, and a core that has slept takes some time to reach its full speed.
     """
     spent: dict[str, list[tuple[float, Any]]] = {name: [] for name in contenders}
     for _ in range(repeats):
@@ -64,7 +64,7 @@ def alternated(
 
 
 def peak_read_bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
-    """Bytes a second that all cores read of an array far larger than the caches, summing it (median)."""
+    """Measure the bytes a second that all cores read while they sum an array far larger than the caches (median)."""
     import numba
 
     @numba.njit(parallel=True, fastmath=True)
@@ -80,10 +80,10 @@ def peak_read_bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
 
 
 def reference_scores(graph: Any, gamma: float, *, check: bool = True) -> tuple[np.ndarray[Any, Any], dict[str, float]]:
-    """Scores to compare with, (nodes,), and (where `check`) how far two unrelated ways to them are apart.
+    """Return reference scores, (nodes,), and with `check` their distance from those of another method.
 
-    The reference is BiCGSTAB run far past the tolerance; the check is plain power iteration on one scipy CSR of
-    the whole graph, until its residual stops falling. On acyclic graphs the sweep stands for BiCGSTAB.
+    The reference is BiCGSTAB, run far below the tolerance, and on acyclic graphs the sweep. The check is plain power iteration
+    on one scipy CSR matrix of the whole graph, until its residual stops falling.
     """
     best = pagerank(graph, gamma, solver="auto", tol=1e-15, max_iter=200)
     if best.stop_reason != "exact":
@@ -113,9 +113,9 @@ def reference_scores(graph: Any, gamma: float, *, check: bool = True) -> tuple[n
 
 
 def trace(graph: Any, gamma: float, solver: str, reference: Any, tol: float, **options: Any) -> dict[str, Any]:
-    """One solver's way to the reference: true error, bound, products and seconds after every step.
+    """Run a solver, and return true error, error bound, block products and seconds after every step.
 
-    Errors are taken in a run of their own, so that looking costs no time.
+    True errors are computed in a run of their own, so that the seconds do not include them.
     """
     errors: list[float] = []
 

@@ -1,10 +1,10 @@
-"""Accuracy that multilayer perceptrons keep when hidden neurons go, by every scorer: the case of MLP-Rank.
+"""Accuracy of pruned multilayer perceptrons, by scorer: the networks of MLP-Rank.
 
 Run it as ``python -m benchmarks.mlp``. Networks of two, three and six layers are trained on images (see
-:mod:`benchmarks.mlp_networks`) and pruned without training: 10 to 50 % of the hidden neurons, by the pipeline's own stages
-and in the compact form. Statistics are collected on training images, settings are chosen on validation images, and the
-numbers to report are those on test images. The published method prunes rows of the output layer too, which takes classes
-away whatever the score; here hidden neurons alone go.
+:mod:`benchmarks.mlp_networks`). Then 10 to 50 % of their hidden neurons are removed without training, by the stages of the
+pipeline and as compact networks. Statistics are collected on training images, settings are chosen on validation images, and
+test images give the numbers to report. The published method also prunes rows of the output layer, which removes classes
+whatever the score is. Here only hidden neurons are removed.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5)
 PRUNERS = ("local", "global")
 CALIBRATION = 1024
 DRAWS = 3
-# What the paper averages, and compares with.
+# The scores with whose average the paper compares, and its lead in points.
 COMPARED = ("random", "norm (L1)", "activation")
 PAPER = 6.09
 
 
 @dataclass
 class Centred(BaseScorer):
-    """Another scorer with standard deviations as activations: a neuron that always says the same says nothing."""
+    """Another scorer with standard deviations as activations: a neuron with a constant activation carries no information."""
 
     of: BaseScorer
 
@@ -62,7 +62,7 @@ class Centred(BaseScorer):
         return self.of.rank(graph, centred)
 
 
-# By name; random stands for the mean of several draws.
+# By name. "random" is the mean over several draws.
 BASELINES: dict[str, list[BaseScorer]] = {
     "random": [make_scorer("random", seed=seed) for seed in range(DRAWS)],
     "norm (L1)": [make_scorer("norm", p=1.0)],
@@ -90,13 +90,13 @@ BOTH_WAYS: dict[str, list[BaseScorer]] = {
     "centred forward-backward PageRank, gamma 1": [Centred(make_scorer("fbpr", gamma=1.0, dtype="float64"))],
 }
 SCORERS = {**BASELINES, **FORWARD, **BOTH_WAYS}
-# What is repaired too, on one budget.
+# The scores that are also measured with repair, under one budget.
 REPAIRED = (*COMPARED, "flap", "weighted PageRank", "forward-backward PageRank, gamma 1")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A line of the results."""
+    """One row of the results."""
 
     scorer: str
     pruner: str
@@ -108,13 +108,13 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
-    """All that is tried on a network."""
+    """Yield all settings for a network."""
     yield from (Setting(scorer, pruner) for scorer in SCORERS for pruner in PRUNERS)
     yield from (Setting(scorer, "local", "lstsq") for scorer in REPAIRED)
 
 
 class Pruning:
-    """A trained network, its graph, and what it makes of images once cut."""
+    """A trained network, its graph, and its accuracies after pruning."""
 
     def __init__(self, model: nn.Module, images: Images) -> None:
         self.model, self.images = model, images
@@ -127,11 +127,11 @@ class Pruning:
         self._known: dict[tuple[int, str], tuple[float, float]] = {}
 
     def accuracies(self) -> tuple[float, float]:
-        """On validation and on test images."""
+        """Return the accuracies on validation and on test images."""
         return accuracy(self.model, self.images.valid), accuracy(self.model, self.images.test)
 
     def masks(self, scorer: BaseScorer, pruner: str) -> list[Masks]:
-        """What stays, for every amount."""
+        """Return the keep masks for every amount."""
         self.pipeline.scorer = scorer
         ranks = self.pipeline.rank_graphs(self.graphs)
         kept = []
@@ -141,7 +141,7 @@ class Pruning:
         return kept
 
     def cut(self, masks: Masks, repair: str) -> tuple[float, float]:
-        """Accuracies of the compact network; those of the same masks are taken once."""
+        """Return the accuracies of the compact network. The same masks are measured once."""
         key = (hash(masks), repair)
         if key not in self._known:
             self.pipeline.repair = make_repair(repair)
@@ -156,7 +156,7 @@ class Pruning:
         return self._known[key]
 
     def line(self, setting: Setting) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """(amounts, 2): accuracies on validation and on test images, means over draws."""
+        """Return accuracies on validation and on test images, (amounts, 2), means over draws."""
         draws = [
             [self.cut(masks, setting.repair) for masks in self.masks(scorer, setting.pruner)]
             for scorer in SCORERS[setting.scorer]
@@ -166,7 +166,7 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Task:
-    """One network to train, cut and look at."""
+    """One network to train, prune and measure."""
 
     data: str
     network: str
@@ -176,7 +176,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a task gave: source of the images, dense accuracies, seconds of one core, and each setting's (amounts, 2)."""
+    """Result of a task: source of the images, dense accuracies, seconds of one core, and accuracies (amounts, 2) by setting."""
 
     source: str
     dense: tuple[float, float]
@@ -185,7 +185,7 @@ class Measured:
 
 
 def measure(task: Task, kept: Path | None = None) -> Measured:
-    """The task's result, from the folder `kept` if it is there with all settings, else into it."""
+    """Return the result of a task, from the folder `kept` if it is there with all settings, else measured and written there."""
     file = None if kept is None else kept / f"{'-'.join(map(str, vars(task).values()))}.json".replace(" ", "-")
     if file is not None and file.is_file():
         found = Measured(**json.loads(file.read_text(encoding="utf-8")))
@@ -204,7 +204,7 @@ def measure(task: Task, kept: Path | None = None) -> Measured:
 
 
 def study(tasks: Sequence[Task], jobs: int, kept: Path | None = None) -> dict[str, Any]:
-    """All tasks, `jobs` at a time, each on one thread; accuracies by seed are summed up as means and deviations."""
+    """Run all tasks, `jobs` at a time, each on one thread; return means and standard deviations over the seeds."""
     if jobs > 1:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             results = list(pool.map(measure, tasks, [kept] * len(tasks)))
@@ -226,7 +226,7 @@ def study(tasks: Sequence[Task], jobs: int, kept: Path | None = None) -> dict[st
 
 
 def _summed(values: np.ndarray[Any, Any], *, one: bool = False) -> dict[str, Any]:
-    """Means over seeds and, of test, deviations, from (seeds, amounts, 2)."""
+    """Return means over seeds, and standard deviations for test, from accuracies (seeds, amounts, 2)."""
     deviations = values[:, :, 1].std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
     found = {"valid": values[:, :, 0].mean(0), "test": values[:, :, 1].mean(0), "test_deviation": deviations}
     return {
@@ -236,7 +236,7 @@ def _summed(values: np.ndarray[Any, Any], *, one: bool = False) -> dict[str, Any
 
 
 class Summary:
-    """What the rows say, in percentage points of accuracy."""
+    """Summary of the rows, in percentage points of accuracy."""
 
     def __init__(self, results: dict[str, Any]) -> None:
         self.amounts: list[float] = results["protocol"]["amounts"]
@@ -248,7 +248,7 @@ class Summary:
         self.settings = list(dict.fromkeys(setting for setting, _, _ in self.rows))
 
     def change(self, setting: Setting, part: str = "test") -> np.ndarray[Any, Any]:
-        """(networks, amounts): what is lost, as a negative number."""
+        """Return the change of accuracy, (networks, amounts); a loss is negative."""
         return np.array(
             [
                 100.0 * (np.array(self.rows[(setting, *network)][part]) - self.dense[network][part])
@@ -257,7 +257,7 @@ class Summary:
         )
 
     def lead(self, setting: Setting, others: Sequence[Setting]) -> tuple[float, float]:
-        """How far a setting is ahead of the average of others on test, and the standard error over seeds (0 of one seed)."""
+        """Return the lead of a setting over the average of others on test, and its standard error over seeds (0 for one seed)."""
 
         def by_seed(which: Setting) -> np.ndarray[Any, Any]:
             return 100.0 * np.array([self.rows[(which, *network)]["test_by_seed"] for network in self.dense]).mean(0)
@@ -267,7 +267,7 @@ class Summary:
         return float(ahead.mean()), float(error)
 
     def retained(self, setting: Setting) -> float:
-        """Mean share of the dense accuracy on test that is kept, in percent."""
+        """Return the mean share of the dense accuracy on test that is kept, in percent."""
         return 100.0 * fmean(
             value / self.dense[network]["test"]
             for network in self.dense
@@ -275,13 +275,13 @@ class Summary:
         )
 
     def chosen(self, scorers: Sequence[str]) -> Setting:
-        """The setting without repair of these scorers that does best on validation images, over all networks and amounts."""
+        """Return the setting of these scorers, without repair, that is best on validation images over networks and amounts."""
         tried = [setting for setting in self.settings if setting.repair == "none" and setting.scorer in scorers]
         return max(tried, key=lambda setting: float(self.change(setting, "valid").mean()))
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in markdown."""
+    """Return the results in markdown."""
     summary = Summary(results)
     lines = [
         f"Mean over {results['protocol']['seeds']} trained networks each; changes of test accuracy in percentage points.",
@@ -323,7 +323,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _comparison(summary: Summary, scorers: Sequence[str]) -> Iterator[str]:
-    """How far a rank is ahead of random, L1 norm and activation, and every cell where it is behind."""
+    """Yield the lead of a rank over random, L1 norm and activation, and every cell where it is behind."""
     ours = summary.chosen(scorers)
     others = [summary.chosen([name]) for name in COMPARED]
     own, theirs = summary.change(ours), {setting: summary.change(setting) for setting in others}
@@ -361,13 +361,17 @@ def _comparison(summary: Summary, scorers: Sequence[str]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", default=",".join(DATA), help="with commas (%(default)s); what is not installed is left out"
+        "--data",
+        default=",".join(DATA),
+        help="data sets, with commas (%(default)s); those that are not installed are left out",
     )
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="with commas (%(default)s)")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="networks, with commas (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="networks of each kind (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each on one thread (%(default)s)")
     parser.add_argument(
-        "--keep", type=Path, help="folder for what each network gave; what it has is not measured again"
+        "--jobs", type=int, default=1, help="networks measured at once, each on one thread (%(default)s)"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the result of each network; a result that is there is not measured again"
     )
     parser.add_argument("--quick", action="store_true", help="one small network on digits, for a smoke test")
     parser.add_argument("--output", type=Path, default=RESULTS / "mlp.json")

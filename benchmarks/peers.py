@@ -1,13 +1,13 @@
-"""One face over the PageRank of other libraries, so that a study can treat all of them alike.
+"""One interface to the PageRank of other libraries, so that a benchmark can treat all of them alike.
 
-The problem all are asked to solve: W is a scipy CSR matrix (n, n), **row = target, column = source**,
-positive float64 weights, no duplicate entries; P is W with every column divided by its sum; v is a
-teleport vector of mass 1. Find r of mass 1 with
+All solve the same problem. W is a scipy CSR matrix (n, n), **row = target, column = source**, with
+positive float64 weights and no duplicate entries. P is W with every column divided by its sum. v is a
+teleport vector of sum 1. Find r of sum 1 with
 
-    r = gamma P r + (gamma * dangling mass + 1 - gamma) v
+    r = gamma P r + (gamma * total score of dangling nodes + 1 - gamma) v
 
-A :class:`Peer` builds the library's own graph object from W, solves on it, and translates an L1 error
-wanted of r into the library's own tolerance::
+A :class:`Peer` builds the library's own graph object from W, solves on it, and translates a target L1 error
+of r into the library's own tolerance::
 
     for peer in available():
         graph = peer.build(csr, v)
@@ -15,11 +15,11 @@ wanted of r into the library's own tolerance::
 
 The translations rest on ``||r_{k+1} - r*||_1 <= gamma / (1 - gamma) * ||r_{k+1} - r_k||_1``, and on
 ``||r_k - r*||_1 <= 1 / (1 - gamma) * ||r_{k+1} - r_k||_1`` for libraries that return the older of the
-two vectors. Residuals are never asked below 8 eps, which float64 may not reach.
+two vectors. No residual below 8 eps is asked for, because float64 may not reach it.
 
-`build` takes what the library reads fastest; `solve` includes all that the library does on every call.
-Threads are left as the environment sets them: compare under OMP_NUM_THREADS=1 and say so, or state
-the number. Libraries are imported where they are used; those not installed are :func:`missing`.
+`build` uses the input that the library reads fastest. `solve` includes all that the library does on every
+call. The environment sets the number of threads: compare under OMP_NUM_THREADS=1 or another number, and
+state it. Libraries are imported where they are used. :func:`missing` names those that are not installed.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ Settings = dict[str, Any]
 CORRECT = 1e-8
 """Largest L1 error of scores that are called correct."""
 
-_TIGHT = 1e-16  # below what any library reaches: the tightest setting of each
-_SMALLEST = 8 * float(np.finfo(np.float64).eps)  # L1 residual of a unit mass that rounding still lets a step reach
+_TIGHT = 1e-16  # an L1 error that no library reaches, so that each takes its tightest setting
+_SMALLEST = 8 * float(np.finfo(np.float64).eps)  # smallest L1 residual that rounding lets a step reach, at sum 1
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ class Peer:
         ``solve(graph, gamma, v, **settings)``: scores (n,), float64, normalised as the library does.
     settings
         ``settings(target_l1_error, n, gamma)``: keywords of `solve` that should reach that L1 error,
-        or come as near as the library lets. Empty where nothing can be set.
+        or come as near as the library allows. Empty if nothing can be set.
     takes_teleport
-        Whether v may be other than uniform. If not, `solve` ignores it.
+        Whether v may differ from the uniform vector. If not, `solve` ignores it.
     takes_tolerance
         Whether accuracy can be chosen.
     threads
-        What it runs on: "1", or how it takes several.
+        Number of threads: "1", or how the library uses several.
     notes
-        How the tolerance translates, and what was found of its agreement with the definition above.
+        How the tolerance translates, and whether the library agrees with the definition above.
     module
-        Import name, where it is not `library`.
+        Import name, if it is not `library`.
     """
 
     name: str
@@ -104,14 +104,14 @@ class Peer:
 
 
 def _residual(target: float, gamma: float, stale: bool = False) -> float:
-    """L1 residual of a power step on a unit mass that bounds the error by `target`."""
-    # For gamma < 1/2 a residual above the target would do; asking for the target itself costs a step or two.
+    """Return the L1 residual of a power step that bounds the error by `target`, for scores of sum 1."""
+    # For gamma < 1/2 a residual above the target is enough. Asking for the target itself costs a step or two.
     share = 1.0 - gamma if stale else (1.0 - gamma) / max(gamma, 1.0 - gamma)
     return max(_SMALLEST, target * share)
 
 
 def _steps(residual: float, gamma: float) -> int:
-    """Power steps that reach an L1 residual from any start of mass 1, with some to spare for rounding."""
+    """Return the power steps that reach an L1 residual from any start of sum 1, with a few more for rounding."""
     return 50 + (ceil(log(residual / 2) / log(gamma)) if gamma > 0 else 1)
 
 
@@ -141,31 +141,31 @@ def _l2_settings(target: float, n: int, gamma: float) -> Settings:
 
 
 def _linear_settings(target: float, n: int, gamma: float) -> Settings:
-    """L2 residual of (I - gamma P) x = v.
+    """Return the tolerance on the L2 residual of (I - gamma P) x = v.
 
-    ``||x - x*||_1 <= sqrt(n) ||residual||_2 / (1 - gamma)``, x has a mass of 1 at least, and scaling it
-    to 1 doubles the error at most.
+    ``||x - x*||_1 <= sqrt(n) ||residual||_2 / (1 - gamma)``. The sum of x is at least 1, and scaling it
+    to 1 at most doubles the error.
     """
     tol = max(_SMALLEST / 8, target * (1.0 - gamma) / 2) / sqrt(n)
     return {"tol": tol, "max_iter": _steps(tol, gamma)}
 
 
 def _arpack_settings(target: float, n: int, gamma: float) -> Settings:
-    """Residual of an eigenvector of L2 norm 1, whose L1 norm is 1 at least; 0 is machine precision."""
+    """Return the tolerance on the residual of an eigenvector of L2 norm 1 and L1 norm at least 1; 0 is machine precision."""
     tol = target * (1.0 - gamma) / sqrt(n)
     return {"tol": tol if tol > _SMALLEST / 8 else 0.0}
 
 
 def _neumann_settings(target: float, _n: int, gamma: float) -> Settings:
-    """Terms of sum_k gamma^k P^k v: cut after K of them and scaled to 1 it errs by 2 gamma^(K+1) at most.
+    """Return the number of terms of sum_k gamma^k P^k v. After K terms, scaled to sum 1, its error is at most 2 gamma^(K+1).
 
-    ``||P^k v||_1`` does not grow with k, so what is cut off is at most the share gamma^(K+1) of the sum.
+    ``||P^k v||_1`` does not grow with k, so the other terms are at most the share gamma^(K+1) of the sum.
     """
     return {"max_iter": ceil(log(max(target, _SMALLEST / 8) / 2) / log(gamma)) if gamma > 0 else 1}
 
 
 def _diteration_settings(target: float, _n: int, gamma: float) -> Settings:
-    """Fluid left, over 1 - gamma, below `tol`; the scores have a mass of 1 - gamma at least."""
+    """Return the tolerance on the remaining fluid over 1 - gamma. The sum of the scores is at least 1 - gamma."""
     tol = target * (1.0 - gamma) / 2
     return {"tol": tol, "max_iter": _steps(max(tol, _SMALLEST), gamma)}
 
@@ -174,17 +174,17 @@ def _nothing_to_set(_target: float, _n: int, _gamma: float) -> Settings:
     return {}
 
 
-# --- scipy: what a good user writes in ten lines
+# --- scipy: ten lines that a good user writes
 
 
 def _strength_shares(csr: sparse.csr_array) -> FloatArray:
-    """1 / out-strength (n,), 0 where nothing goes out."""
+    """Return 1 / out-strength, (n,), and 0 for dangling nodes."""
     strength = np.asarray(csr.sum(axis=0), dtype=np.float64).ravel()
     return np.divide(1.0, strength, out=np.zeros_like(strength), where=strength > 0)
 
 
 def _build_scaled(csr: sparse.csr_array, _v: FloatArray) -> tuple[sparse.csr_array, FloatArray]:
-    # Scaling the vector saves a copy of the matrix, and row = target needs no transposition.
+    # To scale the vector instead of the matrix saves a copy. With row = target there is nothing to transpose.
     return _int32(sparse.csr_array(csr)), _strength_shares(csr)
 
 
@@ -193,7 +193,7 @@ def _build_scaled_columns(csr: sparse.csr_array, _v: FloatArray) -> tuple[sparse
 
 
 def _int32(csr: Any) -> Any:
-    """Indices of 32 bits where they fit: a third less to read at every product."""
+    """Convert the indices to 32 bits if they fit, so that every product reads a third less."""
     if csr.indices.dtype == np.int32 or max(csr.nnz, *csr.shape) > np.iinfo(np.int32).max:
         return csr
     parts = (csr.data, csr.indices.astype(np.int32), csr.indptr.astype(np.int32))
@@ -208,7 +208,7 @@ def _solve_power(
     rank = v
     for _ in range(max_iter):
         following = matrix @ (shares * rank)
-        # What did not pass is the jump and the dangling mass; both go to v.
+        # The score that did not come along edges, from teleport and dangling nodes, goes to v.
         following += (1.0 - following.sum()) * v
         residual = np.abs(following - rank).sum()
         rank = following
@@ -223,14 +223,14 @@ def _solve_gmres(
     matrix, shares = graph
     shares = gamma * shares
     operator = linalg.LinearOperator(matrix.shape, matvec=lambda x: x - matrix @ (shares * x), dtype=np.float64)
-    # Below this share of ||v|| rounding stops all progress, and GMRES would restart in vain.
+    # Below this share of ||v|| rounding stops all progress, and GMRES would restart without end.
     solution, _ = linalg.gmres(operator, v, rtol=_SMALLEST / (1.0 - gamma), atol=tol, maxiter=max_iter)
     return np.asarray(solution / solution.sum())
 
 
 def _build_csc(csr: sparse.csr_array, _v: FloatArray) -> sparse.csc_array:
     columns = _int32(sparse.csc_array(csr))
-    # The conversion may hand back the caller's own arrays: scale a new one.
+    # The conversion may return the caller's own arrays, so a new array is scaled.
     scaled = columns.data * np.repeat(_strength_shares(csr), np.diff(columns.indptr))
     return sparse.csc_array((scaled, columns.indices, columns.indptr), shape=csr.shape)
 
@@ -245,7 +245,7 @@ def _solve_lu(graph: sparse.csc_array, gamma: float, v: FloatArray) -> FloatArra
 
 
 def _edges(csr: sparse.csr_array) -> tuple[list[int], list[int], list[float]]:
-    """Source, target and weight of every edge, as the lists that Python APIs read fastest."""
+    """Return source, target and weight of every edge, as the lists that Python APIs read fastest."""
     table = csr.tocoo()
     targets, sources = table.coords
     return sources.tolist(), targets.tolist(), table.data.astype(np.float64, copy=False).tolist()
@@ -298,7 +298,7 @@ def _solve_igraph_arpack(graph: tuple[Any, list[float]], gamma: float, v: FloatA
         implementation="arpack",
         arpack_options=options,
     )
-    # It starts from a random vector, and from some LAPACK gives up; a user would call it once more.
+    # It starts from a random vector, and for some of them LAPACK fails. A user would call it again.
     for _ in range(ARPACK_ATTEMPTS - 1):
         with contextlib.suppress(igraph.InternalError):
             return np.array(solve())
@@ -566,25 +566,25 @@ PEERS: tuple[Peer, ...] = (
 )
 
 
-# --- who is here
+# --- installed libraries
 
 
 def available() -> tuple[Peer, ...]:
-    """The peers whose library is installed."""
+    """Return the peers whose library is installed."""
     return tuple(peer for peer in PEERS if peer.installed)
 
 
 def missing() -> tuple[str, ...]:
-    """The libraries that are not installed, by pip's name, each once."""
+    """Return the libraries that are not installed, by pip's name, each once."""
     return tuple(dict.fromkeys(peer.library for peer in PEERS if not peer.installed))
 
 
 def versions() -> dict[str, str]:
-    """Version of every installed library, by pip's name."""
+    """Return the version of every installed library, by pip's name."""
     return {library: version(library) for library in dict.fromkeys(peer.library for peer in available())}
 
 
-# --- do they agree?
+# --- agreement with the definition
 
 
 def agreement(
@@ -594,7 +594,7 @@ def agreement(
     reference: FloatArray,
     peers: Iterable[Peer] | None = None,
 ) -> list[dict[str, Any]]:
-    """Compare every peer, at its tightest setting, with a vector known to be right.
+    """Compare every peer, at its tightest setting, with a vector that is known to be right.
 
     Parameters
     ----------
@@ -603,20 +603,20 @@ def agreement(
     gamma : float
         Damping, in (0, 1).
     v, reference : (n,) float64
-        Teleport vector and scores, each of mass 1.
+        Teleport vector and scores, each of sum 1.
     peers : iterable of Peer, optional
         :func:`available` by default.
 
     Returns
     -------
     list of dict
-        A row for each peer: ``l1_error`` and ``largest_relative_error`` against `reference`, the worst of
-        five solves where threads may race, and ``between_runs``, the largest L1 distance between these;
-        ``uniform_l1_error``, for a peer without teleport vector its error against the scores of a uniform
-        one; ``honours_teleport``, ``honours_dangling`` and ``honours_weights`` as :func:`diagnose` measures
-        them on small graphs; ``verdict``: "correct" (L1 error up to :data:`CORRECT`), "loose (...)" (the right
-        problem, not solved as well) or "wrong (...)" with the cause; ``notes``; seconds of the single
-        build and solve, an order of magnitude rather than a benchmark.
+        A row for each peer. ``l1_error`` and ``largest_relative_error`` are against `reference`, the worst of
+        five solves if threads may race. ``between_runs`` is the largest L1 distance between these solves.
+        ``uniform_l1_error`` is the error of a peer without teleport vector against the scores of a uniform
+        one. :func:`diagnose` measures ``honours_teleport``, ``honours_dangling`` and ``honours_weights`` on
+        small graphs. ``verdict`` is "correct" (L1 error up to :data:`CORRECT`), "loose (...)" (the right
+        problem, not solved as well) or "wrong (...)" with the cause. The row also has ``notes``, and the seconds
+        of one build and solve, as an order of magnitude only.
     """
     n_nodes = csr.shape[0]
     uniform = np.full(n_nodes, 1.0 / n_nodes)
@@ -644,7 +644,7 @@ def agreement(
             row["solve_seconds"] = perf_counter() - start
             if peer.threads != "1":
                 solved += [peer.solve(graph, gamma, v, **settings) for _ in range(_TRIES - 1)]
-        except Exception as error:  # what a library raises is its own affair; that it fails is the result
+        except Exception as error:  # a library may raise anything; that it fails is the result
             rows.append({**row, "l1_error": np.nan, "verdict": f"wrong (raises {type(error).__name__}: {error})"})
             continue
         scores = max(solved, key=lambda vector: _l1(vector, reference))
@@ -661,7 +661,7 @@ def agreement(
 
 @cache
 def _lacks(peer: Peer) -> tuple[str, ...]:
-    """What a peer does not honour: asked once, for it depends on no graph."""
+    """Return what a peer does not honour. It depends on no graph, so it is measured once."""
     return faults(diagnose(peer))
 
 
@@ -683,7 +683,7 @@ def _verdict(row: dict[str, Any], unmet: list[str]) -> str:
     return f"wrong (does not honour {', '.join(unmet)})"
 
 
-_SEMANTIC = 0.02  # L1 error above which a library solves another problem, rather than this one badly
+_SEMANTIC = 0.02  # above this L1 error a library solves another problem, and not only this one badly
 _TRIES = 5
 
 
@@ -698,9 +698,9 @@ def diagnose(peer: Peer, gamma: float = 0.85, n: int = 150) -> dict[str, Probe]:
     """Solve small random graphs with cycles and self-loops, one difficulty at a time.
 
     Keys: "plain" (unit weights, no dangling nodes, uniform teleport), then the same with "dangling"
-    nodes, with unequal "weights", with an unequal "teleport" vector, and with "all" three. The oracle is
-    a dense solve. A large error is repeated, to tell a data race between threads from another definition;
-    the least counts. Infinite where the library raises.
+    nodes, with unequal "weights", with an unequal "teleport" vector, and with "all" three. A dense solve
+    gives the right scores. After a large error the solve is repeated, to tell a data race between threads
+    from another definition; the least error counts. The error is infinite if the library raises.
     """
     cases = {
         "plain": frozenset[str](),
@@ -720,16 +720,16 @@ def _solve_probe(peer: Peer, gamma: float, csr: sparse.csr_array, v: FloatArray)
         graph = peer.build(csr, v)
         while len(solved) < _TRIES and (not solved or _l1(solved[-1], right) > _SEMANTIC):
             solved.append(peer.solve(graph, gamma, v, **settings))
-    except Exception:  # as in agreement
+    except Exception:  # as in `agreement`
         return Probe(np.inf, 0.0)
     return Probe(min(_l1(scores, right) for scores in solved), _scatter(solved))
 
 
 def faults(probes: dict[str, Probe]) -> tuple[str, ...]:
-    """What a peer does not honour, of "dangling", "weights" and "teleport", from :func:`diagnose`.
+    """Return what a peer does not honour, of "dangling", "weights" and "teleport", from :func:`diagnose`.
 
-    "plain" and all of these where it fails without any of them. An error counts where it stands out from
-    the differences between runs.
+    If it fails without any of them, return "plain" and all three. An error counts if it is clearly larger
+    than the differences between runs.
     """
     lacking = [
         case for case, (error, scatter) in probes.items() if error > _SEMANTIC and (scatter == 0 or error > 3 * scatter)
@@ -748,7 +748,7 @@ def _scatter(solved: list[FloatArray]) -> float:
 
 
 def _probe(difficulties: frozenset[str], n: int) -> tuple[sparse.csr_array, FloatArray]:
-    """A random graph of about 5 edges a node, in which ignoring a difficulty moves much of the mass."""
+    """Return a random graph of about 5 edges a node, in which ignoring a difficulty moves much of the score."""
     random = np.random.default_rng(0)
     dense = (random.random((n, n)) < 4 / n).astype(np.float64)
     dense[np.roll(np.arange(n), -1), np.arange(n)] = 1.0  # a ring, so that no column is empty

@@ -1,4 +1,4 @@
-"""The pictures of the README, drawn from the demo model: ``python -m benchmarks.pictures``."""
+"""Draw the pictures of the README and of the documentation from the demo model: ``python -m benchmarks.pictures``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every result states: machine, versions, time and the command that made it."""
+"""Provenance of results: machine, versions, date and command; and the files that hold results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmrank.pipeline.report import environment
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Machine, versions, date and command line."""
+    """Return machine, versions, date and command line."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "command": " ".join(
@@ -31,12 +31,12 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 def _without_directory(argument: str) -> str:
-    """Results travel, directories do not: of an absolute path the last part."""
+    """Return the last part of an absolute path, because directories differ between machines."""
     return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the name of the processor, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -45,7 +45,7 @@ def cpu_name() -> str:
 
 
 def write(path: Path, content: str | dict[str, Any]) -> None:
-    """Write a result, replacing the file whole."""
+    """Write a result, and replace the file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(path.suffix + ".partial")
     text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
@@ -54,12 +54,12 @@ def write(path: Path, content: str | dict[str, Any]) -> None:
     print(f"wrote {path}")
 
 
-# What a protocol knows by name, and what its rows are called after.
+# These parts of a protocol have names, which the keys of the rows contain.
 NAMED = ("scorers", "topologies", "repairs")
 
 
 def with_earlier_names(earlier: Any, now: Any) -> Any:
-    """The present protocol, and beside its own scorers, topologies and repairs those that only the earlier one knows."""
+    """Return the present protocol, with the scorers, topologies and repairs that only the earlier one has added."""
     if not (isinstance(earlier, dict) and isinstance(now, dict)):
         return now
     return {
@@ -69,17 +69,17 @@ def with_earlier_names(earlier: Any, now: Any) -> Any:
 
 
 def continues(earlier: Any, now: Any) -> bool:
-    """Whether the earlier protocol says the same of all it names, and the present one at most names more."""
+    """Return whether the present protocol has all of the earlier one, with the same values; it may have more."""
     if isinstance(earlier, dict) and isinstance(now, dict):
         return earlier.keys() <= now.keys() and all(continues(value, now[name]) for name, value in earlier.items())
-    # Tuples come back from a file as lists.
+    # A tuple is read back from a file as a list.
     return bool(json.loads(json.dumps(now)) == earlier)
 
 
 def opened(output: Path, protocol: dict[str, Any]) -> dict[str, Any]:
-    """What a result file holds already, if it has the same protocol; and this run's command and machine beside the others.
+    """Return the content of a result file if it has the same protocol, with the provenance of this run added; else a new one.
 
-    What is known by name (scorers, topologies, repairs) may have become more since, or fewer: rows that were measured are kept.
+    Scorers, topologies and repairs may have been added or deleted since: rows that were measured are kept.
     """
     results: dict[str, Any] = {"provenance": provenance(seed=0), "protocol": protocol}
     if output.is_file():

@@ -1,6 +1,6 @@
-"""What other pruning libraries would remove, as masks: so that all are cut, repaired and evaluated by the same code.
+"""Keep masks of other pruning libraries, so that the same code prunes, repairs and evaluates all of them.
 
-Each peer is run as its documentation says, on the FFNs of a gated model alone, on a copy or without being let to cut.
+Each peer runs as its documentation says, on the FFNs of a gated model alone. It prunes a copy, or only chooses neurons.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Peer:
     library, module
         Distribution name as pip knows it, and import name.
     masks
-        ``masks(model, ffns, sequences, amount)``: what it keeps; the model is left as it was.
+        ``masks(model, ffns, sequences, amount)``: the keep masks. The model does not change.
     budget
         "local" or "global".
     """
@@ -55,7 +55,7 @@ class Peer:
 
 @lru_cache(maxsize=1)
 def _gradients(model: Any, sequences: TokenSequences) -> dict[str, torch.Tensor]:
-    """Of the loss on all sequences, by parameter: the same for every budget and amount."""
+    """Return the gradients of the loss on all sequences, by parameter. They are the same for every budget and amount."""
     try:
         for ids, _ in sequences.batches(1):
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
@@ -67,12 +67,12 @@ def _gradients(model: Any, sequences: TokenSequences) -> dict[str, torch.Tensor]
 def _torch_pruning(
     model: Any, ffns: FFNs, sequences: TokenSequences, amount: float, *, taylor: bool, everywhere: bool
 ) -> Masks:
-    """Groups of its dependency graph (gate, up and down together), chosen and not cut."""
+    """Let it choose groups of its dependency graph (gate, up and down together), without pruning them."""
     import torch_pruning
 
     inside = {id(p.module) for ffn in ffns for stage in ffn.stages for p in stage}
     if taylor:
-        # Its importance reads the gradients of the loss on the calibration data.
+        # Its importance reads the gradients of the loss on the calibration text.
         for name, gradient in _gradients(model, sequences).items():
             model.get_parameter(name).grad = gradient
         importance: Any = torch_pruning.importance.GroupTaylorImportance()
@@ -105,7 +105,7 @@ def _torch_pruning(
 
 
 def _optipfair(model: Any, ffns: FFNs, sequences: TokenSequences, amount: float, *, data: bool) -> Masks:
-    """Its pruned copy, and which rows of the gate are left in it."""
+    """Let it prune a copy, and find the rows of the gate that the copy still has."""
     import optipfair
 
     batches = (
@@ -146,5 +146,5 @@ PEERS: tuple[Peer, ...] = (
 
 
 def versions() -> dict[str, str]:
-    """Version of every installed library, by pip's name."""
+    """Return the version of every installed library, by pip's name."""
     return {peer.library: version(peer.library) for peer in PEERS if peer.installed}

@@ -1,10 +1,10 @@
-"""Perplexity after pruning: scorers, topologies, budgets, amounts and repairs, and other pruning libraries, on one text.
+"""Perplexity after pruning, by scorer, topology, budget, amount and repair, and with other pruning libraries.
 
 Run it as ``python -m benchmarks.quality --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2;
-``pip install -e ".[benchmarks]"`` brings the peers). Calibration: the first sequences of valid. Settings are compared on
-other sequences of valid, its last ones; the numbers to report are those on test. The same masks with the same repair are
-evaluated once. A run resumes from its own result file, so that it may be stopped, and extended with other amounts.
-``--metrics`` also compares with the dense model on test; rows that lack this are then measured anew.
+``pip install -e ".[benchmarks]"`` installs the peers). The first sequences of valid are the calibration text. Settings are
+compared on the last sequences of valid, and test gives the numbers to report. The same masks with the same repair are evaluated
+once. A run continues its own result file, so you can stop it and add other amounts. ``--metrics`` also measures the closeness
+to the dense model on test; rows that lack it are then measured again.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "residual (beta 0.5)": ("residual", {"beta": 0.5}),
     "residual, attention": ("residual", {"attention": True}),
 }
-# What the paper's lists of Linears have.
+# The topologies of the paper's graph.
 PAPER_TOPOLOGIES = ("isolated", "chained")
-# Marks rows of the repair as it was.
+# The mark of rows that the earlier repair made.
 EARLIER = " †"
 REPAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
@@ -75,15 +75,15 @@ REPAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstsq (output)": ("lstsq", {"target": "output"}),
     "lstsq (reselect)": ("lstsq", {"reselect": True}),
 }
-# Which budgets of a score are worth a repair. The bias is FLAP's own.
+# Score -> repair -> the budgets that are repaired. The bias is FLAP's own repair.
 BOTH = ("local", "global")
 CONTENDERS: dict[str, dict[str, tuple[str, ...]]] = {
     "random": {"lstsq": ("local",)},
     "norm (L1)": {"lstsq": ("local",)},
     "activation": {"lstsq": BOTH},
-    # Chosen anew by another score: what is left is what the rank adds.
+    # Reselection by another score shows what the rank adds.
     "wanda-sp (L1)": {"lstsq": BOTH, "lstsq (reselect)": BOTH},
-    # Chosen anew it is Optimal Brain Surgeon's order: ||W_:j|| / sqrt((S^-1)_jj).
+    # Reselected, this is Optimal Brain Surgeon's order: ||W_:j|| / sqrt((S^-1)_jj).
     "wanda-sp (L2)": {"lstsq (reselect)": ("local",)},
     "flap": {"bias": BOTH, "lstsq": BOTH},
     "modified pagerank": {"lstsq": ("local",)},
@@ -94,13 +94,13 @@ CONTENDERS: dict[str, dict[str, tuple[str, ...]]] = {
         "lstsq (reselect)": ("local", "sensitivity"),
     },
 }
-# What was tried for a better rank, against the one that is the default.
+# Ranks that were tried against the default rank.
 TRIED = (
     "weighted pagerank of energies",
     "forward and backward",
     "forward and backward (0.8)",
 )
-# Scorer, topology and budget of every row without repair: published scores and the ranks by every budget, what was tried by one.
+# Scorer, topology and budget of every row without repair: published scores and the ranks under every budget, TRIED under one.
 AS_CUT: tuple[tuple[str, str, str], ...] = (
     *((scorer, "isolated", pruner) for scorer in SCORERS if scorer not in TRIED for pruner in PRUNERS),
     *((scorer, "chained", pruner) for scorer in ("weighted pagerank", "modified pagerank") for pruner in PRUNERS),
@@ -132,10 +132,10 @@ class Setting:
 
 
 def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setting]:
-    """All rows: the FFN's own graph and other libraries, by every repair; the paper's graph (rows of up and down) as cut.
+    """Yield all rows: FFN graphs and other libraries with every repair, and the paper's graph (rows of up and down) as cut.
 
-    As cut, everything is compared; a topology only where the score knows it. Repair takes minutes a row, so that it is for the
-    contenders: of each score the budgets that others publish, and of the graph's ranks those that are offered.
+    All scores are compared as cut, in several topologies only if the score depends on the topology. A repair takes minutes a row,
+    so it is for the contenders alone: published scores under the budgets of their papers, and ranks under the budgets on offer.
     """
     for amount in amounts:
         for repair in repairs:
@@ -151,7 +151,7 @@ def settings(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Setti
 
 
 def protocol(loaded: LoadedModel, calibration: dict[str, Any], texts: Mapping[str, TokenSequences]) -> dict[str, Any]:
-    """All that rows depend on and do not say themselves."""
+    """Return all that the rows depend on and do not state themselves."""
     return {
         "model": Path(loaded.source).name,
         "calibration": calibration,
@@ -164,12 +164,12 @@ def protocol(loaded: LoadedModel, calibration: dict[str, Any], texts: Mapping[st
 
 
 def is_earlier(row: Mapping[str, Any]) -> bool:
-    """Whether a row was repaired before repairs were validated: with one ridge for all neurons, and a damping of at most 0.1."""
+    """Return whether the earlier repair made a row: one ridge for all neurons, a damping of at most 0.1, no validation."""
     return row["repair"] != "none" and "validation" not in row
 
 
 def mask_digest(masks: Masks) -> str:
-    """The sha256 of all keep masks, layer by layer, by which kept neurons are compared between versions."""
+    """Return the sha256 of all keep masks, layer by layer, to compare kept neurons between versions."""
     digest = hashlib.sha256()
     for name, mask in masks.items():
         digest.update(name.encode() + mask.numpy().tobytes())
@@ -177,7 +177,7 @@ def mask_digest(masks: Masks) -> str:
 
 
 class Study:
-    """A model, its calibration, and what is the same for all rows."""
+    """A model, its calibration, and all else that the rows share."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class Study:
         self.closeness: Closeness | None = None
 
     def calibrate(self, wanted: Sequence[Setting]) -> None:
-        """See the calibration tokens, once for all rows that are wanted, with what any of them needs."""
+        """Collect statistics on the calibration tokens, once for all wanted rows, with all that any of them needs."""
         rows = [setting for setting in wanted if setting.graph == "ffn"]
         around = [TOPOLOGIES[row.topology] for row in rows]
         attends = any(options.get("attention") for _, options in around)
@@ -210,13 +210,13 @@ class Study:
             run_sequences(self.model, self.ffns["ffn"], self.held_out.batches(1))
 
     def fill(self, results: dict[str, Any], wanted: Sequence[Setting], save: Callable[[], None]) -> None:
-        """Add the rows that are missing, and save after each."""
+        """Add the missing rows, and save after each."""
         if "dense" not in results:
             results["dense"] = {name: perplexity(self.model, text).value for name, text in self.texts.items()}
         results.setdefault("size", asdict(model_size(self.model, self.ffns["ffn"])))
         print("dense", results["dense"], flush=True)
         rows = results.setdefault("rows", {})
-        # Of the commands that the file names, the one that measured a row: 0 is the first.
+        # The number of the command that measures a row, among those that the file names; 0 is the first.
         run = len(results.get("resumed", []))
         if rows:
             print(f"{len(rows)} rows are there", flush=True)
@@ -227,7 +227,7 @@ class Study:
                 if self.record is None:
                     self.calibrate(wanted)
                 masks, choose = self.masks(setting)
-                # The same masks are the same model, unless they are chosen anew.
+                # The same masks give the same model, unless neurons are reselected.
                 same = None if "reselect" in setting.repair else known.get((hash(masks), setting.repair))
                 row = {**same, **asdict(setting)} if same else self.row(setting, masks, choose)
                 row["run"] = run
@@ -238,7 +238,7 @@ class Study:
             print(f"{setting.key}: {found}", flush=True)
 
     def masks(self, setting: Setting) -> tuple[Masks, Reselection | None]:
-        """What a setting keeps, and how it chooses anew; peers only choose once."""
+        """Return the keep masks of a setting, and the function that reselects neurons; None for peers, which choose once."""
         if setting.graph == "peer":
             peer = next(p for p in pruning_peers.PEERS if (p.name, p.budget) == (setting.scorer, setting.pruner))
             return peer.masks(self.model, self.ffns["ffn"], self.calibration, setting.amount), None
@@ -261,7 +261,7 @@ class Study:
         return pipeline.choose_masks(graphs, ranks), Reselection(pipeline.scorer, graphs)
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection | None) -> dict[str, Any]:
-        """Cut, repair, evaluate, undo."""
+        """Prune, repair, evaluate, undo."""
         ffns, begun = self.ffns[setting.graph], perf_counter()
         repaired, validation = {}, None
         name, knobs = REPAIRS[setting.repair]
@@ -287,7 +287,7 @@ class Study:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in markdown, an amount at a time, the best on valid first."""
+    """Return the results in markdown: a table for each amount, the best on valid first."""
     dense = results["dense"]
     lines = [f"Dense: {dense['test']:.2f} on test, {dense['valid']:.2f} on valid."]
     if "dense_last_word" in results:
@@ -341,11 +341,13 @@ def main() -> None:
     parser.add_argument(
         "--metrics",
         action="store_true",
-        help="of the rows run: divergence from the dense model, same likeliest token, last words and greedy continuations too",
+        help="also measure KL divergence from the dense model, same likeliest token, last words and greedy continuations",
     )
-    parser.add_argument("--passages", type=int, default=500, help="of --metrics' last words (%(default)s)")
+    parser.add_argument(
+        "--passages", type=int, default=500, help="passages for the last words of --metrics (%(default)s)"
+    )
     parser.add_argument("--samples", type=int, default=64, help="calibration sequences (%(default)s)")
-    parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences, of test and of valid each")
+    parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences of each text (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=1024)
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
 """Time to rank, against one dense matrix-vector pass over the same matrices.
 
-Run it as ``python -m benchmarks.ranking``. Two cases: all FFNs of the demo model, and four plain FFNs
-of 2048 x 8192. Every case goes from weights and statistics to scores (building the graph included),
-in the chained topology; the dense pass multiplies every matrix (gate, up, down) with one float32
-vector. The two alternate; reported are medians and the median of the ratios of neighbours. Peak
-memory is the growth of the resident set above its size before ranking (Linux only).
+Run it as ``python -m benchmarks.ranking``. There are two cases: all FFNs of the demo model, and four plain
+FFNs of 2048 x 8192. The time runs from weights and statistics to scores, building the graph included, in the
+chained topology. The dense pass multiplies every matrix (gate, up, down) by one float32 vector. Both are
+measured in turn. The results are the medians, and the median ratio of a rank to the dense pass before it.
+Peak memory is the growth of the resident set above its size before ranking (Linux only).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def plain_ffns(count: int, d_model: int, d_ff: int) -> nn.Module:
-    """A stack of plain FFNs with random weights."""
+    """Return a stack of plain FFNs with random weights."""
     layers = nn.ModuleList()
     for _ in range(count):
         layer = nn.Module()
@@ -46,7 +46,7 @@ def plain_ffns(count: int, d_model: int, d_ff: int) -> nn.Module:
 
 
 def statistics_for(ffns: FFNs) -> list[FFNStatistics]:
-    """Random statistics: the time does not depend on their values."""
+    """Return random statistics: the time does not depend on their values."""
     generator = torch.Generator().manual_seed(0)
     result = []
     for ffn in ffns:
@@ -59,7 +59,7 @@ def statistics_for(ffns: FFNs) -> list[FFNStatistics]:
 
 
 def peak_growth(action: Callable[[], Any]) -> int | None:
-    """Bytes by which the resident set peaks above its size before `action`."""
+    """Return the bytes by which the peak of the resident set exceeds its size before `action`."""
     try:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -140,7 +140,7 @@ def study(name: str, model: nn.Module, repeats: int, device: str) -> dict[str, A
 
 
 def _csr(ffns: FFNs, statistics: Sequence[FFNStatistics], device: str) -> dict[str, Any]:
-    """The explicit CSR path: building it, then ranking on it."""
+    """Measure graphs in explicit CSR form: building them, then ranking them."""
     start = perf_counter()
     graphs = [entry.graph.with_csr() for entry in build_graphs(ffns, statistics, "chained")]
     result: dict[str, Any] = {"build_seconds": perf_counter() - start, "edges": sum(graph.n_edges for graph in graphs)}
@@ -166,7 +166,7 @@ def _time(action: Callable[[], Any]) -> float:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in markdown."""
+    """Return the results in markdown."""
     lines = [
         f"{results['provenance']['cpu']}, {results['provenance']['cores']} cores, device {results['device']}.",
         "",

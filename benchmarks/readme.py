@@ -1,6 +1,6 @@
 """Write the tables of the README and of the documentation from the committed results, each between its two marks.
 
-Run it as ``python -m benchmarks.readme`` after a result has changed. A test fails where a page says something else.
+Run it as ``python -m benchmarks.readme`` after a result has changed. A test fails if a page differs from the results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AMOUNTS = (0.1, 0.2, 0.3, 0.5)
 # The end of valid, by which settings are chosen, is shown for this amount alone.
 CHOSEN_AT = 0.3
 
-# Label -> the rows to look up. Of several the best on the end of valid is shown, as their users would choose.
+# Label -> the rows to look up. Of several rows the best on the end of valid is shown, as a user would choose.
 AS_CUT = {
     "**weighted PageRank, `--pruner sensitivity`**": ["ffn | weighted pagerank | isolated | sensitivity"],
     "weighted PageRank, local (what the default cuts)": ["ffn | weighted pagerank | isolated | local"],
@@ -48,7 +48,7 @@ AS_CUT = {
         "peer | Torch-Pruning, magnitude |  | global",
     ],
 }
-# What the README compares at CHOSEN_AT: how, our row, the best row of another method, and its name.
+# What the README compares at CHOSEN_AT: label, our row, the best row of another method, and the name of that method.
 GAINS = (
     (
         "as cut",
@@ -66,7 +66,7 @@ GAINS = (
 # The row of compact.json, and the true error of speed.json, that the README shows.
 FASTER = {"what": "ffn", "tokens": 1024, "amount": 0.3, "multiple_of": 64}
 RANKED_TO = 1e-12
-# This row is calibrated on more text, and so comes from another file.
+# This row is calibrated on more text, so it comes from another file.
 MORE_TEXT = "the same, calibrated on 240 sequences"
 REPAIRED = {
     "**`llmrank prune --calibration valid.txt --samples 64`**: weighted PageRank, local, least squares": [
@@ -108,7 +108,7 @@ OUT_OF_DOMAIN = {
 
 
 def gains(quality_results: dict[str, Any], compact: dict[str, Any], speed: dict[str, Any]) -> dict[str, str]:
-    """Return the table of the README: a line for each thing that a user gains, with errors where the results have them."""
+    """Return the table of the README: a row for each gain of a user, with errors where the results have them."""
     rows, lines = quality_results["rows"], []
     for label, ours, other, name in GAINS:
         own, peer = (_row(rows, key, CHOSEN_AT) for key in (ours, other))
@@ -138,7 +138,7 @@ def gains(quality_results: dict[str, Any], compact: dict[str, Any], speed: dict[
 
 
 def _divergence(row: dict[str, Any]) -> str:
-    """Return a KL divergence and its standard error, with a mark where an earlier repair made it."""
+    """Return a KL divergence and its standard error, with a mark if the earlier repair made it."""
     if "kl" not in row:
         return "not measured"
     return f"{row['kl']['value']:.3f} ± {row['kl']['error']:.3f}" + (EARLIER if is_earlier(row) else "")
@@ -149,7 +149,7 @@ def _total_seconds(row: dict[str, Any]) -> float:
 
 
 def quality(results: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
-    """Return both tables of perplexities, by the name of their marks."""
+    """Return both tables of perplexities, by the names of their marks."""
     dense = results["dense"]
     heading = f"| perplexity on test, dense {dense['test']:.2f}; removed: | {' | '.join(f'{a:.0%}' for a in AMOUNTS)} "
     heading += f"| end of valid ({dense['valid']:.2f}), {CHOSEN_AT:.0%} |"
@@ -165,7 +165,7 @@ def quality(results: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
 
 
 def _line(label: str, keys: list[str], rows: dict[str, Any], *, repaired: bool) -> str:
-    """Return a row of a table; an empty string where none of it was measured."""
+    """Return a row of a table; an empty string if none of it was measured."""
     entries = {amount: _best(keys, rows, amount, repaired=repaired) for amount in AMOUNTS}
     if not any(entries.values()):
         return ""
@@ -174,7 +174,7 @@ def _line(label: str, keys: list[str], rows: dict[str, Any], *, repaired: bool) 
 
 
 def _cell(row: dict[str, Any] | None, text: str) -> str:
-    """Return a perplexity, with a mark where an earlier repair made it; an empty string where nothing was measured."""
+    """Return a perplexity, with a mark if the earlier repair made it; an empty string if it was not measured."""
     return "" if row is None else _number(row[text]) + (EARLIER if is_earlier(row) else "")
 
 
@@ -184,7 +184,7 @@ def _best(keys: list[str], rows: dict[str, Any], amount: float, *, repaired: boo
 
 
 def _row(rows: dict[str, Any], key: str, amount: float) -> dict[str, Any] | None:
-    """Find the row of an amount by a key without it; the amount stands between budget and repair."""
+    """Find a row by its amount and by its key without the amount, which stands between budget and repair."""
     start, _, repair = key.rpartition(" | ")
     return rows.get(f"{start} | {amount} | {repair}")
 
@@ -196,7 +196,7 @@ def _number(value: float) -> str:
 def domains(results: dict[str, Any]) -> dict[str, str]:
     """Return the table of perplexities on text of another kind, by the name of its marks.
 
-    The head of a column names the text that was calibrated on, then the one that was evaluated on.
+    The head of a column names the calibration text, then the evaluation text.
     """
     places = [(way, text) for way, found in results["ways"].items() for text in found.get("dense", ())]
     dense = {text: results["ways"][way]["dense"][text] for way, text in places}
@@ -224,7 +224,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 
 def current() -> dict[Path, tuple[str, str]]:
-    """Return every page as it is, and as the results would have it."""
+    """Return the text of every page as it is, and as it should be by the results."""
     names = ("quality", "quality_240", "out_of_domain", "compact", "speed")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {

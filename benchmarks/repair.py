@@ -1,9 +1,9 @@
-"""Repair by the number of calibration tokens, on several models: when does it help, and by how much?
+"""The gain of repair by the number of calibration tokens, on several models.
 
-Run it as ``python -m benchmarks.repair --wikitext DIR --model A --model B``. Every model is pruned at 30 % by the default rank
-and budget, calibrated on the first tokens of valid, and evaluated on the first sequences of test: as it is cut; repaired by
-least squares as they are now; and repaired as they were before, with one ridge for all neurons, a damping of at most 0.1 and a
-fit to the held-out tokens too. Differences from the cut model are paired over sequences. A run resumes from its own result file.
+Run it as ``python -m benchmarks.repair --wikitext DIR --model A --model B``. Every model loses 30 % of its neurons by the default
+rank and budget, calibrated on the first tokens of valid. It is evaluated on the first sequences of test: as cut, with the present
+least-squares repair, and with the earlier one. The earlier repair has one ridge for all neurons, a damping of at most 0.1, and
+fits to the held-out tokens too. Differences from the model as cut are paired over sequences. A run continues its own result file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.repair import LeastSquaresRepair, Moments, RepairedMap, repair_ffns
 
 RESULTS = Path(__file__).parent / "results"
-# Tokens to fit to -> sequences of how many tokens.
+# Tokens to fit to -> length of the sequences.
 SIZES = {1024: 256, 4096: 512, 16384: 1024, 65536: 1024}
 OLD_DAMPINGS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 
@@ -50,7 +50,7 @@ COLUMNS = "| tokens | cut | repaired as before | repaired now | now: divergence 
 
 
 class OneRidge(LeastSquaresRepair):
-    """One ridge for all neurons, a damping of at most 0.1, and at the end a fit to the held-out tokens too."""
+    """The earlier repair: one ridge for all neurons, a damping of at most 0.1, and a final fit to the held-out tokens too."""
 
     def solve(
         self,
@@ -97,7 +97,7 @@ class OneRidge(LeastSquaresRepair):
 
 
 class Study:
-    """One model: its losses on the evaluation text, cut and repaired from more and more tokens."""
+    """One model, and its losses on the evaluation text, as cut and repaired."""
 
     def __init__(self, source: str, wikitext: Path, evaluate: int) -> None:
         loaded = checkpoint.load(source, dtype="float32")
@@ -126,7 +126,7 @@ class Study:
             application.undo()
 
     def rows(self, tokens: int, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Cut, repaired as before, repaired as now; each handed over as soon as it is measured."""
+        """Measure the model as cut, with the earlier repair and with the present one; pass each row to `keep` at once."""
         length = SIZES[tokens]
         parts = read_and_hold_out(self.wikitext / "valid.txt", self.tokenizer, tokens // length, length)
         with recording(self.model, self.ffns) as record:
@@ -164,7 +164,7 @@ class Study:
 
 
 def table(results: dict[str, Any]) -> str:
-    """All models in markdown, a number of tokens a line."""
+    """Return all models in markdown, a line for each number of tokens."""
     lines = [HEAD]
     for name, found in results["models"].items():
         dense = Perplexity.of(found["dense"]["losses"], found["dense"]["counts"]).value
@@ -199,7 +199,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_wikitext(parser)
     parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
-    parser.add_argument("--tokens", default="1024,4096,16384", help=f"of {', '.join(map(str, SIZES))} (%(default)s)")
+    parser.add_argument(
+        "--tokens",
+        default="1024,4096,16384",
+        help=f"tokens to fit to, of {', '.join(map(str, SIZES))}, with commas (%(default)s)",
+    )
     parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
     parser.add_argument("--output", type=Path, default=RESULTS / "repair.json")
     options = parser.parse_args()

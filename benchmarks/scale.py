@@ -1,9 +1,9 @@
-"""From a million edges to a billion: weights on disk, ranks in a few megabytes.
+"""Time and memory to rank from a million edges to a billion, with the weights on disk.
 
 Run it as ``python -m benchmarks.scale --directory DIR`` (10 GB free). It writes chains of gated FFNs with random weights as
-safetensors shards, one an FFN, and ranks each (weighted PageRank, float64, one sweep) in a process of its own, from files in
-the page cache (warm) and dropped from it (cold). It reports seconds an edge, and the peak of the memory that belongs to the
-process beyond the page cache (anonymous pages).
+safetensors shards, one for each FFN. It ranks each chain (weighted PageRank, float64, one sweep) in a process of its own, from
+files that are in the page cache (warm) or were dropped from it (cold). It reports seconds for each edge, and the peak of the
+memory that the process holds beyond the page cache (anonymous pages).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from graphs.io.shards import open_tensors
 
 RESULTS = Path(__file__).parent / "results"
 
-# (FFNs, d, f); edges: 2 d f an FFN, for gate and up share theirs. The widths of Llama 3 8B, and fractions of them.
+# (FFNs, d, f). An FFN has 2 d f edges, because gate and up share theirs. Widths are those of Llama 3 8B, or fractions of them.
 CHAINS = (
     (1, 384, 1344),
     (1, 896, 3136),
@@ -46,7 +46,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def write_chain(folder: Path, ffns: int, d: int, f: int, dtype: str, seed: int) -> int:
-    """Write the shards; returns their bytes. One FFN in memory at a time."""
+    """Write the shards with one FFN in memory at a time, and return their bytes."""
     generator = torch.Generator().manual_seed(seed)
     for layer in range(ffns):
         tensors = {
@@ -61,7 +61,7 @@ def write_chain(folder: Path, ffns: int, d: int, f: int, dtype: str, seed: int) 
 
 
 def open_chain(folder: Path, ffns: int) -> LayeredGraph:
-    """The graph of the shards; no weight is read."""
+    """Return the graph of the shards, without reading a weight."""
     tensors = open_tensors(folder)
     weights: list[Any] = []
     for layer in range(ffns):
@@ -74,7 +74,7 @@ def open_chain(folder: Path, ffns: int) -> LayeredGraph:
 
 
 def drop_from_page_cache(folder: Path) -> None:
-    """Ask the system to forget the files; what a host below a virtual machine still holds is out of reach."""
+    """Ask the system to drop the files from its page cache. The cache of a host below a virtual machine is out of reach."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -89,7 +89,7 @@ def fill_page_cache(folder: Path) -> None:
 
 
 class Watch:
-    """The peak of a kind of resident memory, looked at every few milliseconds."""
+    """Watches the peak of one kind of resident memory, every few milliseconds."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -111,7 +111,7 @@ class Watch:
 
 
 def resident(kind: str) -> int:
-    """Bytes of this kind (VmRSS, RssAnon, RssFile) that the process holds."""
+    """Return the bytes of this kind (VmRSS, RssAnon, RssFile) that the process holds."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(kind):
             return int(line.split()[1]) * 1024
@@ -119,8 +119,8 @@ def resident(kind: str) -> int:
 
 
 def rank(folder: Path, ffns: int, repeats: int, device: str | None) -> dict[str, Any]:
-    """In this process: cold once, then warm; from opening the files to the scores."""
-    # Libraries and kernels are loaded before the clock starts, on a graph of another size.
+    """Rank in this process, cold once and then warm. The time runs from opening the files to the scores."""
+    # Ranking a graph of another size loads libraries and kernels before the clock starts.
     tiny = LayeredGraph.from_weights(
         [(torch.rand(1024, 1024, dtype=kind), torch.rand(1024, 1024, dtype=kind)) for kind in DTYPES.values()],
         np.ones(1024),
@@ -153,7 +153,7 @@ def rank(folder: Path, ffns: int, repeats: int, device: str | None) -> dict[str,
 
 
 def study(chains: Any, dtypes: list[str], directory: Path, repeats: int, device: str | None) -> list[dict[str, Any]]:
-    """Write, rank in a process of its own, delete."""
+    """Write each chain, rank it in a process of its own, and delete it."""
     rows = []
     for dtype in dtypes:
         for ffns, d, f in chains:
@@ -185,7 +185,7 @@ def study(chains: Any, dtypes: list[str], directory: Path, repeats: int, device:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The results in markdown."""
+    """Return the results in markdown."""
     where = results["provenance"]
     lines = [
         f"{where['cpu']}, {where['cores']} cores; weighted PageRank, float64, one sweep; weights on disk as safetensors.",
@@ -225,10 +225,10 @@ def tables(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--directory", type=Path, help="where the weights are written; default the system's temporary one"
+        "--directory", type=Path, help="where to write the weights; default the temporary directory of the system"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", help="where to compute, e.g. cuda; default the CPU")
+    parser.add_argument("--device", help="where to compute, such as cuda; default the CPU")
     parser.add_argument("--quick", action="store_true", help="small chains, for continuous integration")
     parser.add_argument("--output", type=Path, default=RESULTS / "scale.json")
     parser.add_argument(

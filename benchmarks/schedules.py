@@ -1,8 +1,8 @@
 """Perplexity after pruning in one or several steps, and under budgets that compare layers differently.
 
-Run it as ``python -m benchmarks.schedules --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2). Calibration: the
-first sequences of valid; evaluation: its last ones, and with ``--test`` the first of test. Nothing is repaired but where a row
-says so. A run resumes from its own result file.
+Run it as ``python -m benchmarks.schedules --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2). The first sequences
+of valid are the calibration text. The last ones are the evaluation text, and with ``--test`` the first of test too. Only rows
+whose name ends in ``lstsq`` are repaired. A run continues its own result file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llmrank.models.demo_models import demo_model
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair
 from llmrank.surgery import checkpoint
 
-# Name -> pruner, its options, number of steps, repair and its options; weighted PageRank of isolated graphs throughout.
+# Name -> pruner, its options, number of steps, repair and its options. All rows use weighted PageRank of isolated graphs.
 ROWS: dict[str, tuple[str, dict[str, Any], int, str, dict[str, Any]]] = {
     "local, 1 step": ("local", {}, 1, "none", {}),
     "local, 2 steps": ("local", {}, 2, "none", {}),
@@ -37,7 +37,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], int, str, dict[str, Any]]] = {
 
 
 def measure(model: Any, calibration: TokenSequences, texts: dict[str, TokenSequences], name: str, amount: float) -> Any:
-    """One row: prune, evaluate, undo."""
+    """Measure one row: prune, evaluate, undo."""
     pruner, options, steps, repair, knobs = ROWS[name]
     pipeline = PIPELINES.find("isolated")(
         model,
@@ -63,7 +63,7 @@ def measure(model: Any, calibration: TokenSequences, texts: dict[str, TokenSeque
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in markdown."""
+    """Return the results in markdown."""
     dense, rows = results["dense"], results["rows"]
     lines = [
         f"Perplexity, {results['protocol']['amount']:.0%} of the hidden neurons removed; dense: "

@@ -1,10 +1,10 @@
-"""Time to a PageRank of a stated true error, against the libraries people use.
+"""Time to a PageRank of a given true error, against other libraries.
 
-Run it as ``python -m benchmarks.speed`` (``pip install -e ".[benchmarks]"`` brings the peers). On the chain of a model's FFNs,
-on its residual and bidirectional graphs, and on general digraphs: first whether each library computes this definition at
-all, then seconds to a true L1 error of 1e-4, 1e-8 and 1e-12, building the graph and solving apart, contenders alternated in
-rounds, each warmed up, medians; cold starts in a process of their own; and the share of the memory bandwidth that the sweep
-reaches. Run it on an idle machine.
+Run it as ``python -m benchmarks.speed`` (``pip install -e ".[benchmarks]"`` installs the peers) on an idle machine. The graphs
+are the chain of a model's FFNs, its residual and bidirectional graphs, and digraphs without layers. First it checks whether each
+library computes this definition at all. Then it measures the seconds to a true L1 error of 1e-4, 1e-8 and 1e-12, for building the
+graph and for solving: medians, with the contenders in turn and each warmed up. It also measures cold starts, in a process of
+their own, and the share of the memory bandwidth that the sweep reaches.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ RESULTS = Path(__file__).parent / "results"
 TARGETS = (1e-4, 1e-8, 1e-12)
 GAMMA = 0.85
 
-# Libraries that take hundreds of bytes an edge sit out above this many,
+# Libraries that take hundreds of bytes an edge are left out above this many edges,
 EDGES_AT_MOST = {"networkx": 8_000_000, "rustworkx": 8_000_000}
-# and factorisations where there are cycles among many nodes: they fill up.
+# and factorisations on graphs with cycles and many nodes, because of their fill-in.
 DIRECT = {"scipy spsolve", "fast-pagerank exact"}
 NODES_AT_MOST = 4_000
-# On these the lines are our own; every other library brings its PageRank.
+# On these PageRank is our own code; every other library has a function for it.
 BY_HAND = {"scipy", "numpy"}
 
 
 def ours(build: Callable[[], Any], device: str | None) -> dict[str, Any]:
-    """This library as a contender: one call, which reads the strengths, picks its solver and solves."""
+    """Return this library as a contender: one call, which reads the strengths, chooses the solver and solves."""
 
     def solve(graph: Any, target: float) -> Any:
-        # The bound is residual / (1 - gamma) at the most: this tolerance keeps it at the target.
+        # The error bound is at most residual / (1 - gamma), so this tolerance brings it to the target.
         return pagerank(graph, GAMMA, tol=target * (1.0 - GAMMA), device=device)
 
     return {"name": "llmrank", "library": "llmrank", "build": build, "solve": solve, "settable": True}
 
 
 def theirs(peer: Any, assemble: Callable[[], sparse.csr_array], v: Any) -> dict[str, Any]:
-    """A peer as a contender: from the weights to one CSR, to its own graph."""
+    """Return a peer as a contender, which builds one CSR matrix from the weights, and its own graph from that."""
 
     def solve(graph: Any, target: float) -> Any:
         return peer.solve(graph, GAMMA, v, **peer.settings(target, len(v), GAMMA))
@@ -78,7 +78,7 @@ def theirs(peer: Any, assemble: Callable[[], sparse.csr_array], v: Any) -> dict[
 
 
 def dense_sweep(weights: list[tuple[Any, ...]], v: Any) -> dict[str, Any]:
-    """What ten lines of numpy do where every block is dense: no graph, no CSR, one pass; chains only."""
+    """Return ten lines of numpy as a contender, for chains of dense blocks: no graph, no CSR, one pass."""
 
     def build() -> Any:
         blocks: Any = [sum(np.abs(np.asarray(m)).astype(np.float64) for m in matrices) for matrices in weights]
@@ -111,7 +111,7 @@ def study(
     device: str | None,
     weights: list[tuple[Any, ...]] | None = None,
 ) -> dict[str, Any]:
-    """One graph: agreement, then times."""
+    """Measure one graph: agreement, then times."""
     graph = build()
     v = teleport_vector(as_digraph(graph))
     reference, check = reference_scores(graph, GAMMA)
@@ -135,7 +135,7 @@ def study(
     del builds
     rows = []
     for target in TARGETS:
-        # Where no accuracy can be chosen, one measurement serves for all.
+        # If the accuracy cannot be chosen, one measurement is for all targets.
         running = [c for c in contenders if c["settable"] or target == TARGETS[0]]
         solves = alternated(
             {c["name"]: lambda c=c, target=target: c["solve"](graphs[c["name"]], target) for c in running},  # type: ignore[misc]
@@ -168,7 +168,7 @@ def study(
 def row_of(
     contender: dict[str, Any], target: float, building: float, calls: list[Any], reference: Any
 ) -> dict[str, Any]:
-    """Medians of one contender, and the error of its last call."""
+    """Return the medians of one contender, and the error of its last call."""
     outcome = calls[-1][1]
     row = {
         "name": contender["name"],
@@ -187,7 +187,7 @@ def row_of(
 
 
 def bandwidth(chain: LayeredGraph, repeats: int) -> dict[str, float]:
-    """Bytes of weights over seconds, for strengths and for products, against plain reading in the same run."""
+    """Measure the bytes of weights a second, for strengths and for products, against plain reading in the same run."""
     size = sum(m.nbytes for block in chain.blocks for m in getattr(block, "matrices", ()))
     peak = peak_read_bandwidth()
     pagerank(chain, GAMMA)
@@ -233,8 +233,8 @@ print(time.perf_counter() - waited)
 def cold(chain: LayeredGraph, names: list[str], repeats: int) -> list[dict[str, Any]]:
     """Import, build and solve once in a fresh process, data in memory.
 
-    Peers are given their matrix: its assembling from the weights is left out. Compiled
-    kernels come from the cache on disk, as in every process but the first after an installation.
+    Peers get their matrix ready-made; building it from the weights is left out. Compiled kernels come
+    from the cache on disk, as in every process but the first after an installation.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -277,7 +277,7 @@ def building_and_solving(row: dict[str, Any]) -> float:
 
 
 def quickest(case: dict[str, Any], target: float, key: Callable[[dict[str, Any]], float], by_hand: bool) -> Any:
-    """The row of the quickest peer that reached the target: a library's PageRank, or lines of our own; None without."""
+    """Return the row of the quickest peer that reached the target, a library or code by hand; None if there is none."""
     reached = [
         row for row in case["rows"] if row["target"] == target and row["reached"] and row["library"] != "llmrank"
     ]
@@ -285,7 +285,7 @@ def quickest(case: dict[str, Any], target: float, key: Callable[[dict[str, Any]]
 
 
 def compared(case: dict[str, Any], target: float, by_hand: bool) -> list[str]:
-    """Quickest peers, solving alone and with building, and how many times as long as this library they take."""
+    """Return the quickest peers, for solving alone and with building, and how many times as long as this library they take."""
     own = next(row for row in case["rows"] if row["library"] == "llmrank" and row["target"] == target)
     alone, both = (quickest(case, target, key, by_hand) for key in (solving, building_and_solving))
     if alone is None or both is None:
@@ -300,7 +300,7 @@ def compared(case: dict[str, Any], target: float, by_hand: bool) -> list[str]:
 
 
 def times(case: dict[str, Any]) -> list[str]:
-    """The times of one graph in markdown."""
+    """Return the times of one graph in markdown."""
     lines = ["| library | target | true L1 error | build s | solve s |", "| --- | ---: | ---: | ---: | ---: |"]
     for row in sorted(case["rows"], key=lambda r: (r["target"], r["solve_seconds"])):
         mark = "" if row["reached"] else " (missed)"
@@ -312,7 +312,7 @@ def times(case: dict[str, Any]) -> list[str]:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The results in markdown."""
+    """Return the results in markdown."""
     where = results["provenance"]
     lines = [
         f"{where['cpu']}, {where['cores']} cores, gamma {GAMMA}; {results['graph']}; device {results['device']}.",
@@ -376,8 +376,10 @@ def main() -> None:
     parser.add_argument("--model", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
-    parser.add_argument("--budget", type=float, default=3.0, help="seconds after which a contender is measured no more")
-    parser.add_argument("--device", help="where this library computes, e.g. cuda; default the CPU")
+    parser.add_argument(
+        "--budget", type=float, default=3.0, help="seconds after which a contender is not called again (%(default)s)"
+    )
+    parser.add_argument("--device", help="where this library computes, such as cuda; default the CPU")
     parser.add_argument("--quick", action="store_true", help="small random FFNs only, for continuous integration")
     parser.add_argument("--output", type=Path, default=RESULTS / "speed.json")
     options = parser.parse_args()
@@ -387,7 +389,7 @@ def main() -> None:
     weights = [tuple(getattr(block, "matrices", ())) for block in chain.blocks]
 
     def build_chain() -> LayeredGraph:
-        # As the pipelines of this project build it: the rank refuses NaN, and no pass of its own is spent on that.
+        # Pipelines build it in the same way: the rank refuses NaN itself, so no pass of its own is needed.
         vectors = chain.activations
         return LayeredGraph.from_weights(weights, vectors[0], vectors[1:], chain.names, check_finite=False)
 
@@ -425,7 +427,7 @@ def main() -> None:
         "bandwidth": bandwidth(chain, repeats),
         "cases": [],
     }
-    # What was measured outlives a failure further on.
+    # If a later case fails, what was measured is not lost.
     unfinished = options.output.with_suffix(".unfinished.json")
     for name, (build, assemble) in graphs.items():
         results["cases"].append(study(name, build, assemble, weights=weights if name == "chain" else None, **common))

@@ -1,4 +1,4 @@
-"""A model and what the pipeline makes of it side by side, and the multiply-adds of each."""
+"""A model and its compact models side by side, and the multiply-adds of each."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from llmrank.score import RandomScorer
 
 __all__ = ["Variant", "cut", "model_multiply_adds", "multiply_adds", "variants"]
 
-# Tokens of the pass that prunes: its scorer looks at none of them.
+# Calibration tokens. The scorer is random and does not depend on them.
 CALIBRATION = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A model as it is, or cut.
+    """The dense model, or a compact model.
 
     Attributes
     ----------
     amount : float
-        Share of the hidden neurons that was to go; 0 for the dense model.
+        Share of the hidden neurons to remove; 0 for the dense model.
     multiple_of : int
-        To which widths were rounded.
+        Widths are rounded to a multiple of this.
     model : nn.Module
     ffns : tuple of FFN
         Of this model.
@@ -52,34 +52,34 @@ class Variant:
 
 
 def multiply_adds(ffns: FFNs) -> int:
-    """Multiply-adds of all linear maps of FFNs for one token; biases and activations, which are little, left out."""
+    """Return the multiply-adds of all linear maps of FFNs for one token. Biases and activation functions are left out."""
     return sum(p.size * p.in_features for ffn in ffns for stage in ffn.stages for p in stage)
 
 
 def model_multiply_adds(model: Any, contexts: Iterable[int], predictions: int) -> int:
-    """Multiply-adds of a causal language model.
+    """Return the multiply-adds of a causal language model.
 
     Parameters
     ----------
     model : transformers model
     contexts : iterable of int
-        For every token that passes through the model, how many tokens it attends to, itself included.
+        For every token that passes through the model, the number of tokens it attends to, itself included.
     predictions : int
-        How many of them pass through the prediction head.
+        Number of tokens that pass through the prediction head.
     """
     contexts = list(contexts)
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     body = sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head)
     heads = config.num_attention_heads
     attended = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) * config.num_hidden_layers
-    # Queries by keys, and their softmax by values.
+    # Queries times keys, and their softmax times values.
     return body * len(contexts) + 2 * attended * sum(contexts) + head.weight.numel() * predictions
 
 
 def cut(model: Any, ids: torch.Tensor, amount: float, multiple_of: int) -> Variant:
-    """The model as the pipeline leaves it, beside the model itself, which is left as it was.
+    """Return a compact model. The model itself does not change.
 
-    Shares all tensors with it but those that were cut.
+    Both share all tensors except those that were pruned.
     """
     pruner = LocalPruner(amount, multiple_of=multiple_of)
     pipeline = IsolatedFFNPipeline(model, None, None, RandomScorer(seed=0), pruner, calibration=ids)
@@ -93,7 +93,7 @@ def cut(model: Any, ids: torch.Tensor, amount: float, multiple_of: int) -> Varia
 
 
 def variants(model: Any, ids: torch.Tensor, amounts: Sequence[float], multiples: Sequence[int]) -> list[Variant]:
-    """The dense model, then the cut ones, of widths rounded to one multiple after the other; no width occurs twice."""
+    """Return the dense model, then compact models with widths rounded to each multiple in turn; no width occurs twice."""
     found = [Variant(0.0, 1, model, find_ffns(model))]
     widths = {found[0].width}
     for multiple_of in multiples:

@@ -11,19 +11,19 @@ from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
 
 __all__ = ["add_wikitext", "check_wikitext", "read", "read_and_hold_out"]
 
-# Longer than any text that is cut here: the end of valid is found by it.
+# More sequences than any text has: this finds the end of valid.
 ALL = 1_000_000
 
 
 def add_wikitext(parser: argparse.ArgumentParser) -> None:
-    """The option that names the text."""
+    """Add the option that names the directory."""
     parser.add_argument(
         "--wikitext", type=Path, default=os.environ.get("LLMRANK_WIKITEXT"), help="directory of WikiText-2"
     )
 
 
 def check_wikitext(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse to go on without the text."""
+    """Stop with an error if the text is missing."""
     if options.wikitext is None or not (options.wikitext / "valid.txt").is_file():
         parser.error(
             "--wikitext DIR (or LLMRANK_WIKITEXT) must name the directory of WikiText-2's valid.txt and test.txt, got "
@@ -32,7 +32,7 @@ def check_wikitext(parser: argparse.ArgumentParser, options: argparse.Namespace)
 
 
 def read(path: Path, tokenizer: Any, count: int, length: int, *, last: bool = False) -> TokenSequences:
-    """The first (or last) sequences of a WikiText file, with ``<unk>`` read as ``unk``."""
+    """Return the first (or last) sequences of a WikiText file, with ``<unk>`` read as ``unk``."""
     text = path.read_text(encoding="utf-8").replace("<unk>", "unk")
     whole = tokenise(text, tokenizer, ALL if last else count, length)
     first = len(whole) - count if last else 0
@@ -42,7 +42,7 @@ def read(path: Path, tokenizer: Any, count: int, length: int, *, last: bool = Fa
 
 
 def read_and_hold_out(path: Path, tokenizer: Any, count: int, length: int) -> tuple[TokenSequences, TokenSequences]:
-    """The first sequences of a WikiText file, and those after them that are held out from a repair."""
+    """Return the first sequences of a WikiText file, and the next ones, which are held out from a repair."""
     further = n_held_out(count)
     held_out = read(path, tokenizer, count + further, length).split(count)[1]
     if held_out is None:
