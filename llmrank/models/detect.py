@@ -190,21 +190,26 @@ def _stack_path(name: str) -> str:
     return name
 
 
-def _output_map_last(linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Put the output map last if the shapes show which it is: exactly two other maps have its shape reversed."""
+def _output_map_last(module: nn.Module, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Put the output map last.
+
+    The shapes show which it is if exactly two other maps have its shape reversed; otherwise it is the map that a trial run of the
+    module calls last, or that is registered last if the module does not run on a single tensor.
+    """
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
     found = [k for k, (n_in, n_out) in enumerate(sizes) if sizes.count((n_out, n_in)) == 2 and n_in != n_out]
-    if len(found) != 1:
-        return linears
-    k = found[0]
-    return [*linears[:k], *linears[k + 1 :], linears[k]]
+    if len(found) == 1:
+        k = found[0]
+        return [*linears[:k], *linears[k + 1 :], linears[k]]
+    by_name = dict(linears)
+    return [(path, by_name[path]) for path in linear_chain(module, by_name, separate=False) or by_name]
 
 
 def _ffn_by_shapes(name: str, module: nn.Module, linears: list[tuple[str, nn.Module]]) -> FFN | None:
     """Return the plain, gated or fused FFN that these linear maps form, or None."""
     if len(linears) not in (2, 3) or isinstance(module, nn.Sequential):
         return None
-    *ups, (down_name, down) = _output_map_last(linears)
+    *ups, (down_name, down) = _output_map_last(module, linears)
     width, d_model = in_features(down), out_features(down)
     if any(in_features(up) != d_model for _, up in ups):
         return None
@@ -301,7 +306,13 @@ def _check_neurons_separate(ffn: FFN) -> None:
             handles += [each.module.register_forward_hook(shift(each.start + neuron)) for each in input_maps]
             ffn.module(probe)
     # The FFN's module may be a transformer block, which needs other inputs. Then the shapes must be enough.
-    except Exception:
+    except Exception as error:
+        if ffn.kind == "plain" and ffn.sizes[1] < ffn.sizes[0]:
+            raise UnsupportedModelError(
+                f"{ffn.name} ({type(ffn.module).__name__}) does not run on a single tensor, and its linear maps "
+                f"{ffn.stages[0][0].name} and {ffn.stages[1][0].name} do not show by their shapes which is the output map; "
+                "expected more neurons than the residual stream is wide: name Linears with structure_dict="
+            ) from error
         return
     finally:
         for handle in handles:
