@@ -43,6 +43,11 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     """
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
+    if isinstance(structure["path_to_modules"], str):
+        raise StructureError(
+            f"structure_dict: path_to_modules is the text {structure['path_to_modules']!r}; expected a list of paths, as in "
+            f"{EXAMPLE}"
+        )
     if not isinstance(structure["path_to_modules"], Iterable) or not structure["path_to_modules"]:
         raise StructureError(f"structure_dict: path_to_modules lists no module; expected something like {EXAMPLE}")
     check_not_wrapped(model)
