@@ -80,7 +80,9 @@ def refusal(pruner: BasePruner, groups: Sequence[Sequence[LayerRecord]]) -> str:
 def amount_label(amount: float | int) -> str:
     """Return an amount as people write it.
 
-    >>> amount_label(0.29), amount_label(1500)
-    ('29 %', '1,500 neurons')
+    >>> amount_label(0.29), amount_label(1500), amount_label(1)
+    ('29 %', '1,500 neurons', '1 neuron')
     """
-    return f"{amount:,} neurons" if isinstance(amount, int) else f"{100 * amount:.6g} %"
+    if isinstance(amount, int):
+        return f"{amount:,} {'neuron' if amount == 1 else 'neurons'}"
+    return f"{100 * amount:.6g} %"
