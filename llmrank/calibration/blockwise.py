@@ -151,8 +151,8 @@ class BlockStream:
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:
         """See :meth:`Stream.feed`."""
         position = self._positions[ffn.name]
-        if self._pending_ffn is not None and position == self._position:
-            raise RuntimeError(f"{ffn.name} was fed already, and the stream has left its block")
+        if position < self._position or (self._pending_ffn is not None and position == self._position):
+            raise RuntimeError(f"{ffn.name} or a later FFN was fed already, and the stream has left its block")
         for earlier in range(self._position, position):
             self._advance(earlier, self._states)
         self._position = position
