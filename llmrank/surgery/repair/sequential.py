@@ -111,10 +111,10 @@ def _repair_map(
     """Return the keep mask of one layer and its repaired output map; no moments are kept."""
     (output_map,) = layer.output_maps
     device = output_map.weight.device
-    sums = MomentSums(layer.size, device, stream.fitted)
+    sums = MomentSums(layer.size, device, stream.n_fitted_batches)
     dense_sums = None
     if choose is not None and method.reselects:
-        dense_sums = MomentSums(layer.size, device, stream.fitted, hold_out=False)
+        dense_sums = MomentSums(layer.size, device, stream.n_fitted_batches, hold_out=False)
     stream.feed(ffn, output_map.module, sums, dense_sums)
     fit, held_out = sums.moments()
     if not fit.count:
