@@ -29,7 +29,7 @@ from llmrank.models.checks import (
     check_not_wrapped,
     check_weights_finite,
 )
-from llmrank.models.ffn import FFN, FFNs, Projection
+from llmrank.models.ffn import FFN, FFNs, LinearMap
 from llmrank.models.linear_map import in_features, is_linear_map, out_features
 from llmrank.models.tracing import linear_chain, trial_run
 
@@ -91,7 +91,7 @@ def find_ffns(model: nn.Module) -> FFNs:
         ffn = _sequential_ffn(name, module, candidates) or _ffn_by_shapes(name, module, inside)
         if ffn is not None:
             found[name] = ffn
-            claimed.update(projection.name for stage in ffn.stages for projection in stage)
+            claimed.update(linear_map.name for stage in ffn.stages for linear_map in stage)
     ffns = [found[name] for name in modules if name in found]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
     # If the model has a repeating stack, modules of the same shapes outside it (prediction heads) are not FFNs.
@@ -214,13 +214,13 @@ def _ffn_by_shapes(name: str, module: nn.Module, linears: list[tuple[str, nn.Mod
     if any(in_features(up) != d_model for _, up in ups):
         return None
     widths = [out_features(up) for _, up in ups]
-    output = (Projection.whole(down_name, down),)
+    output = (LinearMap.whole(down_name, down),)
     if widths in ([width], [width, width]):
-        stage = tuple(Projection.whole(path, up) for path, up in ups)
+        stage = tuple(LinearMap.whole(path, up) for path, up in ups)
         return FFN(name, "plain" if len(ups) == 1 else "gated", (stage, output), _stack_path(name), module)
     if widths == [2 * width]:
         path, up = ups[0]
-        halves = (Projection(path, up, 0, width), Projection(path, up, width, width))
+        halves = (LinearMap(path, up, 0, width), LinearMap(path, up, width, width))
         return FFN(name, "fused", (halves, output), _stack_path(name), module)
     return None
 
@@ -229,13 +229,13 @@ def _sequential_ffn(name: str, module: nn.Module, candidates: dict[str, nn.Modul
     """Return the FFN that an nn.Sequential of Linears and pointwise functions forms, or None."""
     if not isinstance(module, nn.Sequential):
         return None
-    stages: list[tuple[Projection, ...]] = []
+    stages: list[tuple[LinearMap, ...]] = []
     for child_name, child in module.named_children():
         path = f"{name}.{child_name}" if name else child_name
         if path in candidates:
             if stages and stages[-1][0].size != in_features(child):
                 return None
-            stages.append((Projection.whole(path, child),))
+            stages.append((LinearMap.whole(path, child),))
         elif not isinstance(child, POINTWISE if stages else (*POINTWISE, nn.Flatten)):
             return None
     return FFN(name, "sequential", tuple(stages), _stack_path(name), module) if len(stages) >= 2 else None
@@ -254,7 +254,7 @@ def _chain_ffns(
         is_nested = name.startswith(tuple(_prefix(ffn.name) for ffn in found))
         order = None if is_nested or not inside.keys() <= candidates.keys() else linear_chain(module, inside)
         if order is not None:
-            stages = tuple((Projection.whole(path, linears[path]),) for path in order)
+            stages = tuple((LinearMap.whole(path, linears[path]),) for path in order)
             ffn = FFN(name, "sequential", stages, _stack_path(name), module)
             if _is_separable(ffn, attention_prefixes):
                 found.append(ffn)
@@ -263,7 +263,7 @@ def _chain_ffns(
 
 def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
     """Whether no other parameter has the size of the hidden neurons (such as a norm between the maps, which couples them)."""
-    own = {id(p) for stage in ffn.stages for projection in stage for p in projection.module.parameters()}
+    own = {id(p) for stage in ffn.stages for linear_map in stage for p in linear_map.module.parameters()}
     hidden = set(ffn.sizes[1:-1])
     for path, module in ffn.module.named_modules(prefix=ffn.name):
         if _prefix(path).startswith(attention_prefixes):

@@ -11,7 +11,7 @@ from torch import nn
 from llmrank.errors import StructureError
 from llmrank.models.checks import check_not_quantised, check_not_tied, check_not_wrapped, check_weights_finite
 from llmrank.models.detect import is_linear
-from llmrank.models.ffn import FFN, FFNs, Projection
+from llmrank.models.ffn import FFN, FFNs, LinearMap
 
 __all__ = ["explicit_ffns"]
 
@@ -62,7 +62,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     ffns = []
     for position, block in enumerate(blocks):
         block_path = f"{stack}.{position}"
-        stages: list[tuple[Projection, ...]] = []
+        stages: list[tuple[LinearMap, ...]] = []
         for path in structure["path_to_modules"]:
             parts = _path_parts(path, "path_to_modules")
             name = ".".join((block_path, *parts))
@@ -74,7 +74,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
             if any(module is stage[0].module for stage in stages):
                 raise StructureError(f"structure_dict: path_to_modules lists {name} twice; list every Linear once")
             check_not_quantised(model, {name: module})
-            stages.append((Projection.whole(name, module),))
+            stages.append((LinearMap.whole(name, module),))
         for before, after in pairwise(stages):
             if before[0].size != after[0].in_features:
                 raise StructureError(

@@ -12,7 +12,7 @@ from torch import nn
 from llmrank.calibration.blockwise import Stream
 from llmrank.calibration.forward import substitute_forward
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.models import FFN, FFNs, Projection, PrunableLayer
+from llmrank.models import FFN, FFNs, LinearMap, PrunableLayer
 from llmrank.models.families import bias_attribute
 from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks
@@ -22,7 +22,7 @@ from llmrank.surgery.repair.moments import MomentSums
 __all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"]
 
 Reselect: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
-WriteMap: TypeAlias = Callable[[Projection, RepairedMap], RepairedMap]
+WriteMap: TypeAlias = Callable[[LinearMap, RepairedMap], RepairedMap]
 
 
 def repair_ffns(

@@ -501,7 +501,7 @@ def test_an_output_map_is_recognised_by_its_shape_in_any_order() -> None:
 
     (ffn,) = find_ffns(nn.ModuleDict({"ffn": GatedFFN()}))
     assert ffn.kind == "gated"
-    assert [[projection.name for projection in stage] for stage in ffn.stages] == [["ffn.w1", "ffn.w3"], ["ffn.w2"]]
+    assert [[linear_map.name for linear_map in stage] for stage in ffn.stages] == [["ffn.w1", "ffn.w3"], ["ffn.w2"]]
 
 
 class OutputFirst(nn.Module):
