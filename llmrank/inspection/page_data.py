@@ -109,7 +109,7 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
         "source": inspection.source,
         "topology": inspection.topology,
         "scorer": inspection.scorer,
-        "pruner": inspection.budget,
+        "budget": inspection.budget,
         "normalize": inspection.budgets.global_.normalize,
         "min_keep": choices.min_keep,
         "slider_end": SLIDER_END,
