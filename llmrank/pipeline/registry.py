@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from llmrank.calibration.text.sources import named_classes
 from llmrank.errors import OptionError
 from llmrank.pipeline.base_pipeline import BasePipeline
-from llmrank.pipeline.specs import Field, nearest_name, parameter_docs, split_spec
+from llmrank.pipeline.specs import Field, did_you_mean, parameter_docs, split_spec
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner
 from llmrank.score import BaseScorer
@@ -112,7 +112,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         if name not in self:
             known = sorted(self.names())
             raise OptionError(
-                f"unknown {self.kind} {name!r}{nearest_name(name, known)}; expected one of {', '.join(known)}"
+                f"unknown {self.kind} {name!r}{did_you_mean(name, known)}; expected one of {', '.join(known)}"
             )
         return self[name]
 
@@ -211,7 +211,7 @@ class Registry(dict[str, type[T]], Generic[T]):
             if key not in fields:
                 own = [f"{field.name} ({field.default})" for field in fields.values()]
                 shown = f"its options are {', '.join(own)}" if own else "it has no options"
-                raise OptionError(f"{self.kind} {name!r} has no option {key!r}{nearest_name(key, fields)}; {shown}")
+                raise OptionError(f"{self.kind} {name!r} has no option {key!r}{did_you_mean(key, fields)}; {shown}")
         return fields
 
     def _add(self, name: str, entry: Any, origin: str, taken: Container[str]) -> None:

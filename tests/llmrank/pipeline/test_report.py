@@ -59,7 +59,7 @@ def test_report_holds_the_protocol_and_the_outcome() -> None:
     assert plain["method"]["form"] == "compact"
     assert plain["neurons"]["before"] == 80
     assert plain["neurons"]["removed"] == 20
-    assert plain["neurons"]["share_asked"] == plain["neurons"]["share_reached"] == 0.25
+    assert plain["neurons"]["amount_asked"] == plain["neurons"]["share_reached"] == 0.25
     assert sum(plain["neurons"]["widths"].values()) == 60
     assert plain["graph"]["nodes"] == 3 * 16 + 2 * 40
     assert plain["graph"]["edges_at_most"] == 4 * 16 * 40
