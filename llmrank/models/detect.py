@@ -1,9 +1,10 @@
 """Find the FFNs of a model by the shapes of its linear maps, not by the model's name.
 
 The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
-d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). An ``nn.Sequential`` of Linears with pointwise functions between
-them is a sequential FFN. One FFN of each module class and kind is tested, if its module runs on a single tensor: when one neuron
-j changes before the activation function, input j of the output map must be the only one that changes.
+d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). If the shapes do not show which is the output map, it is the one
+that the module calls last. An ``nn.Sequential`` of Linears with pointwise functions between them is a sequential FFN. One FFN of
+each module class and kind is tested, if its module runs on a single tensor: when one neuron j changes before the activation
+function, input j of the output map must be the only one that changes.
 
 A module is an attention if one of its own linear maps has the name of a query map. If no map has, the name of the module or of
 its class decides, unless its own maps have the shapes of an FFN. The output map of an attention may lie outside this module. It
