@@ -82,7 +82,7 @@ def study(name: str, model: nn.Module, repeats: int, device: str) -> dict[str, A
     model.to(device)
     ffns = find_ffns(model)
     statistics = statistics_for(ffns)
-    matrices = [projection.weight for ffn in ffns for stage in ffn.stages for projection in stage]
+    matrices = [linear_map.weight for ffn in ffns for stage in ffn.stages for linear_map in stage]
     vectors = [torch.rand(matrix.shape[1], device=device) for matrix in matrices]
 
     def wait() -> None:

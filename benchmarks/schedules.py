@@ -74,7 +74,7 @@ def table(results: dict[str, Any]) -> str:
         "| --- | " + " | ".join("---:" for _ in dense) + " | ---: | ---: |",
     ]
     for name, row in rows.items():
-        passes = sum(step["calibration_passes"] for step in row["steps"])
+        passes = len(row["steps"])
         low, high = min(row["widths"]), max(row["widths"])
         spread = f"{low}" if low == high else f"{low} to {high}"
         lines.append(f"| {name} | {' | '.join(f'{row[text]:.2f}' for text in dense)} | {passes} | {spread} |")

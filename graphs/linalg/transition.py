@@ -38,7 +38,7 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
     Raises
     ------
     GraphError
-        The sum is not finite: the weights hold NaN or Inf, or the dtype overflowed.
+        The sum is not finite: the weights or activations hold NaN or Inf, or the dtype overflowed.
 
     Examples
     --------
@@ -51,8 +51,8 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
     total = float(vector.sum())
     if not math.isfinite(total):
         raise GraphError(
-            "a rank step gave NaN or Inf: the edge weights hold non-finite numbers, or overflow the dtype; "
-            "check the weights, or use dtype='float64'"
+            "a rank step gave NaN or Inf: edge weights or activations hold non-finite numbers, or overflow the dtype; "
+            "check both, or use dtype='float64'"
         )
     if total > 0.0:
         return Normalised(vector / total)

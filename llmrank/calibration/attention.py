@@ -25,7 +25,7 @@ from llmrank.calibration.forward import (
 )
 from llmrank.calibration.residual import block_path
 from llmrank.errors import CalibrationError, UnsupportedModelError
-from llmrank.models import FFN, FFNs, Projection
+from llmrank.models import FFN, FFNs, LinearMap
 from llmrank.models.detect import is_linear
 
 __all__ = ["SelectedRows", "find_attentions"]
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class SelectedRows(Projection):
+class SelectedRows(LinearMap):
     """Selected output rows of a linear map, in any order and possibly repeated; its weight is a copy.
 
     Attributes
@@ -51,7 +51,7 @@ class SelectedRows(Projection):
     @property
     def weight(self) -> torch.Tensor:
         """The (size, in_features) weight."""
-        all_rows = Projection.whole(self.name, self.module).weight
+        all_rows = LinearMap.whole(self.name, self.module).weight
         return all_rows[self.rows.to(all_rows.device)]
 
 
@@ -105,7 +105,7 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
     first_ffns: dict[str, FFN] = {}
     for ffn in ffns:
         first_ffns.setdefault(block_path(ffn), ffn)
-    ffn_maps = {projection.name for projection in ffns.linear_maps}
+    ffn_maps = {linear_map.name for linear_map in ffns.linear_maps}
     blocks: dict[str, dict[str, nn.Module]] = {}
     for path in first_ffns:
         inside = model.get_submodule(path).named_modules(prefix=path)
@@ -165,13 +165,13 @@ def _attention(
         )
     value, output, rows = pairs[0]
     for name in (value, output):
-        if Projection.whole(name, maps[name]).weight.is_meta:
+        if LinearMap.whole(name, maps[name]).weight.is_meta:
             raise UnsupportedModelError(
                 f"{name} holds no data here (offloaded or on the meta device), and the weights of attentions are edges of the "
                 "graph; load the model with all its weights, or leave attention out"
             )
     value_map = _select_rows(value, maps[value], rows)
-    stages = ((value_map,), (Projection.whole(output, maps[output]),))
+    stages = ((value_map,), (LinearMap.whole(output, maps[output]),))
     if value_map.in_features != ffn.sizes[0] or stages[1][0].size != ffn.sizes[0]:
         raise UnsupportedModelError(
             f"{value} has {value_map.in_features} inputs and {output} has {stages[1][0].size} outputs, but {ffn.name} has "
@@ -196,9 +196,9 @@ def _matching_columns(read: torch.Tensor, returned: torch.Tensor) -> torch.Tenso
     return nearest.indices.cpu()
 
 
-def _select_rows(name: str, module: nn.Module, rows: torch.Tensor) -> Projection:
+def _select_rows(name: str, module: nn.Module, rows: torch.Tensor) -> LinearMap:
     """Select output rows of a linear map, as a view if they are consecutive."""
     start = int(rows[0])
     if torch.equal(rows, torch.arange(start, start + len(rows))):
-        return Projection(name, module, start, len(rows))
+        return LinearMap(name, module, start, len(rows))
     return SelectedRows(name, module, 0, len(rows), rows)

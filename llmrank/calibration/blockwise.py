@@ -55,11 +55,11 @@ class Stream(Protocol):
 
     Attributes
     ----------
-    fitted : int
+    n_fitted_batches : int
         Number of batches to fit a repair to. These batches come first; the others are held out.
     """
 
-    fitted: int
+    n_fitted_batches: int
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:
         """Pass the inputs of a map for all tokens to a reader. Maps before it compute with their current weights.
@@ -91,7 +91,7 @@ class BlockStream:
         An unbroken recording.
     masks : sequence of TokenMasks
         One for each batch.
-    fitted : int
+    n_fitted_batches : int
         See :class:`Stream`.
     follow : bool
         Whether to keep the hidden states of the dense model beside those of the model that is being pruned, and to tell readers
@@ -112,11 +112,11 @@ class BlockStream:
         ffns: FFNs,
         record: Recording,
         masks: Sequence[TokenMasks],
-        fitted: int,
+        n_fitted_batches: int,
         *,
         follow: bool = False,
     ) -> None:
-        self.fitted = fitted
+        self.n_fitted_batches = n_fitted_batches
         self._model = model
         self._blocks, self._calls = record.blocks, record.calls
         # Positions of the blocks that hold the FFNs.
@@ -151,8 +151,8 @@ class BlockStream:
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:
         """See :meth:`Stream.feed`."""
         position = self._positions[ffn.name]
-        if self._pending_ffn is not None and position == self._position:
-            raise RuntimeError(f"{ffn.name} was fed already, and the stream has left its block")
+        if position < self._position or (self._pending_ffn is not None and position == self._position):
+            raise RuntimeError(f"{ffn.name} or a later FFN was fed already, and the stream has left its block")
         for earlier in range(self._position, position):
             self._advance(earlier, self._states)
         self._position = position
@@ -327,7 +327,7 @@ class PassStream:
     ffns : FFNs
     batches : sequence of (ids, mask)
         Token ids and padding masks, (batch, length) each.
-    fitted : int
+    n_fitted_batches : int
         See :class:`Stream`.
 
     Notes
@@ -335,8 +335,8 @@ class PassStream:
     Cost for each FFN: half a forward pass on average, but a complete one for the first batch.
     """
 
-    def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], fitted: int) -> None:
-        self.fitted = fitted
+    def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], n_fitted_batches: int) -> None:
+        self.n_fitted_batches = n_fitted_batches
         self._model = model
         self._body = body_of(model, ffns)
         self._batches = batches
@@ -391,10 +391,10 @@ def open_stream(
         See :class:`BlockStream`; a :class:`PassStream` does not follow the dense model.
     """
     batches = list(sequences.batches(batch_size))
-    fitted = len(batches)
+    n_fitted_batches = len(batches)
     if held_out is not None:
         batches += held_out.batches(batch_size)
     if not record.unbroken or len(record.first_states) != len(batches):
-        return PassStream(model, ffns, batches, fitted)
+        return PassStream(model, ffns, batches, n_fitted_batches)
     masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
-    return BlockStream(model, ffns, record, masks, fitted, follow=follow)
+    return BlockStream(model, ffns, record, masks, n_fitted_batches, follow=follow)

@@ -320,7 +320,7 @@ def _print_agreement(summary: InspectionSummary, console: Console) -> None:
 
 
 def _print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
-    facts = neuron.facts
+    facts = neuron.node
     console.print(Text(f"\nNeuron {number}:{facts.node} ({neuron.layer})", style="bold"))
     place = f"score {facts.score:.4g}, above {facts.percentile:.1%} of its layer"
     strengths = f"strength in {facts.in_strength:.4g}, out {facts.out_strength:.4g}"

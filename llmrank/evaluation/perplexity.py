@@ -156,7 +156,7 @@ def _size(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
 
 @torch.no_grad()
 def complete(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 24) -> str:
-    """Return the greedy continuation of a prompt by a causal language model, without the prompt itself."""
+    """Return the greedy continuation of a prompt by a language model, without the prompt itself."""
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"].to(input_device(model))
     output = model.generate(
@@ -166,4 +166,6 @@ def complete(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 24) 
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
-    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+    # The decoder of an encoder-decoder writes after its start token, other models after the prompt.
+    start = 1 if model.config.is_encoder_decoder else ids.shape[1]
+    return str(tokenizer.decode(output[0, start:], skip_special_tokens=True))

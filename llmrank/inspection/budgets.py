@@ -9,7 +9,7 @@ from llmrank.errors import OptionError
 from llmrank.models import FFNs
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, record_of_size
 
-__all__ = ["Budgets", "amount_label", "make_budgets", "refusal"]
+__all__ = ["Budgets", "amount_label", "make_budgets", "reason_to_refuse"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +63,11 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool) -> Budgets:
     by_ffn = [[record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
     all_layers = [record for records in by_ffn for record in records]
     groups = [all_layers] if jointly else [all_layers, *by_ffn]
-    reasons = {"local": refusal(local, groups), "global": refusal(global_, groups)}
+    reasons = {"local": reason_to_refuse(local, groups), "global": reason_to_refuse(global_, groups)}
     return Budgets(local, global_, {name: reason for name, reason in reasons.items() if reason})
 
 
-def refusal(pruner: BasePruner, groups: Sequence[Sequence[LayerRecord]]) -> str:
+def reason_to_refuse(pruner: BasePruner, groups: Sequence[Sequence[LayerRecord]]) -> str:
     """Return why a pruner refuses its amount for one of the groups of layers, or an empty string."""
     try:
         for group in groups:
@@ -80,7 +80,9 @@ def refusal(pruner: BasePruner, groups: Sequence[Sequence[LayerRecord]]) -> str:
 def amount_label(amount: float | int) -> str:
     """Return an amount as people write it.
 
-    >>> amount_label(0.29), amount_label(1500)
-    ('29 %', '1,500 neurons')
+    >>> amount_label(0.29), amount_label(1500), amount_label(1)
+    ('29 %', '1,500 neurons', '1 neuron')
     """
-    return f"{amount:,} neurons" if isinstance(amount, int) else f"{100 * amount:.6g} %"
+    if isinstance(amount, int):
+        return f"{amount:,} {'neuron' if amount == 1 else 'neurons'}"
+    return f"{100 * amount:.6g} %"

@@ -109,7 +109,7 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
         "source": inspection.source,
         "topology": inspection.topology,
         "scorer": inspection.scorer,
-        "pruner": inspection.budget,
+        "budget": inspection.budget,
         "normalize": inspection.budgets.global_.normalize,
         "min_keep": choices.min_keep,
         "slider_end": SLIDER_END,
@@ -200,9 +200,13 @@ def _shows_masks(
 
 
 def _slider(inspection: Inspection, choices: Choices) -> int:
-    """Return where the slider stands at the inspection's amount, in per cent; a number counts as a share of all neurons."""
-    amount = inspection.amount
-    share = amount / sum(choices.sizes) if isinstance(amount, int) else amount
+    """Return where the slider stands at the inspection's amount, in per cent.
+
+    A number counts as a share of all neurons; under the local budget that number is removed from each layer.
+    """
+    share = inspection.amount
+    if isinstance(share, int):
+        share = share * (len(choices.sizes) if inspection.budget == "local" else 1) / sum(choices.sizes)
     return min(round(100 * share), SLIDER_END)
 
 
@@ -273,12 +277,14 @@ def _choose_what_fits(names: Sequence[str], choices: Choices, edge_bytes: int, l
     per_neuron = edge_bytes * 4 / 3
     # The first scorer, three facts of each neuron, and the table of local pruning are always there.
     left = limit - per_scorer - 12 * n_neurons * 4 / 3 - per_table
-    fewest_edges = sum(min(size, MIN_NEURONS_WITH_EDGES) for size in sizes) * per_neuron
+    # If not every neuron has edges, the page also holds the uint32 indices of those that have.
+    per_chosen = per_neuron + 4 * 4 / 3
+    fewest_edges = sum(min(size, MIN_NEURONS_WITH_EDGES) for size in sizes) * per_chosen
     n_others = int(np.clip((left - fewest_edges) // per_scorer, 0, len(names) - 1))
     left -= n_others * per_scorer
     per_layer = max(sizes)
     if left < n_neurons * per_neuron:
-        per_layer = min(per_layer, max(MIN_NEURONS_WITH_EDGES, int(left // (per_neuron * len(sizes)))))
+        per_layer = min(per_layer, max(MIN_NEURONS_WITH_EDGES, int(left // (per_chosen * len(sizes)))))
     return list(names[: 1 + n_others]), per_layer
 
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from llmrank.inspection.budgets import refusal
+from llmrank.inspection.budgets import reason_to_refuse
 from llmrank.inspection.inspection import Inspection
 from llmrank.prune import BasePruner, global_count, local_count, record_of_size, round_width
 
@@ -132,9 +132,9 @@ def _refusals(pruner: BasePruner, amounts: Sequence[float | int], sizes: Mapping
     records = [record_of_size(name, size) for name, size in sizes.items()]
     reasons = [""] * len(amounts)
     if len(amounts) > SLIDER_END + 1:
-        reasons[-1] = refusal(type(pruner)(amounts[-1], pruner.min_keep), [records])
+        reasons[-1] = reason_to_refuse(type(pruner)(amounts[-1], pruner.min_keep), [records])
     for percent in range(SLIDER_END, -1, -1):
-        reasons[percent] = refusal(type(pruner)(amounts[percent], pruner.min_keep), [records])
+        reasons[percent] = reason_to_refuse(type(pruner)(amounts[percent], pruner.min_keep), [records])
         # A check costs as much as pruning, and a pruner that accepts a share accepts all smaller ones too.
         if not reasons[percent]:
             break

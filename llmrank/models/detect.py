@@ -1,9 +1,10 @@
 """Find the FFNs of a model by the shapes of its linear maps, not by the model's name.
 
 The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
-d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). An ``nn.Sequential`` of Linears with pointwise functions between
-them is a sequential FFN. One FFN of each module class and kind is tested, if its module runs on a single tensor: when one neuron
-j changes before the activation function, input j of the output map must be the only one that changes.
+d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). If the shapes do not show which is the output map, it is the one
+that the module calls last. An ``nn.Sequential`` of Linears with pointwise functions between them is a sequential FFN. One FFN of
+each module class and kind is tested, if its module runs on a single tensor: when one neuron j changes before the activation
+function, input j of the output map must be the only one that changes.
 
 A module is an attention if one of its own linear maps has the name of a query map. If no map has, the name of the module or of
 its class decides, unless its own maps have the shapes of an FFN. The output map of an attention may lie outside this module. It
@@ -29,7 +30,7 @@ from llmrank.models.checks import (
     check_not_wrapped,
     check_weights_finite,
 )
-from llmrank.models.ffn import FFN, FFNs, Projection
+from llmrank.models.ffn import FFN, FFNs, LinearMap
 from llmrank.models.linear_map import in_features, is_linear_map, out_features
 from llmrank.models.tracing import linear_chain, trial_run
 
@@ -91,7 +92,7 @@ def find_ffns(model: nn.Module) -> FFNs:
         ffn = _sequential_ffn(name, module, candidates) or _ffn_by_shapes(name, module, inside)
         if ffn is not None:
             found[name] = ffn
-            claimed.update(projection.name for stage in ffn.stages for projection in stage)
+            claimed.update(linear_map.name for stage in ffn.stages for linear_map in stage)
     ffns = [found[name] for name in modules if name in found]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
     # If the model has a repeating stack, modules of the same shapes outside it (prediction heads) are not FFNs.
@@ -190,32 +191,37 @@ def _stack_path(name: str) -> str:
     return name
 
 
-def _output_map_last(linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Put the output map last if the shapes show which it is: exactly two other maps have its shape reversed."""
+def _output_map_last(module: nn.Module, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Put the output map last.
+
+    The shapes show which it is if exactly two other maps have its shape reversed; otherwise it is the map that a trial run of the
+    module calls last, or that is registered last if the module does not run on a single tensor.
+    """
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
     found = [k for k, (n_in, n_out) in enumerate(sizes) if sizes.count((n_out, n_in)) == 2 and n_in != n_out]
-    if len(found) != 1:
-        return linears
-    k = found[0]
-    return [*linears[:k], *linears[k + 1 :], linears[k]]
+    if len(found) == 1:
+        k = found[0]
+        return [*linears[:k], *linears[k + 1 :], linears[k]]
+    by_name = dict(linears)
+    return [(path, by_name[path]) for path in linear_chain(module, by_name, separate=False) or by_name]
 
 
 def _ffn_by_shapes(name: str, module: nn.Module, linears: list[tuple[str, nn.Module]]) -> FFN | None:
     """Return the plain, gated or fused FFN that these linear maps form, or None."""
     if len(linears) not in (2, 3) or isinstance(module, nn.Sequential):
         return None
-    *ups, (down_name, down) = _output_map_last(linears)
+    *ups, (down_name, down) = _output_map_last(module, linears)
     width, d_model = in_features(down), out_features(down)
     if any(in_features(up) != d_model for _, up in ups):
         return None
     widths = [out_features(up) for _, up in ups]
-    output = (Projection.whole(down_name, down),)
+    output = (LinearMap.whole(down_name, down),)
     if widths in ([width], [width, width]):
-        stage = tuple(Projection.whole(path, up) for path, up in ups)
+        stage = tuple(LinearMap.whole(path, up) for path, up in ups)
         return FFN(name, "plain" if len(ups) == 1 else "gated", (stage, output), _stack_path(name), module)
     if widths == [2 * width]:
         path, up = ups[0]
-        halves = (Projection(path, up, 0, width), Projection(path, up, width, width))
+        halves = (LinearMap(path, up, 0, width), LinearMap(path, up, width, width))
         return FFN(name, "fused", (halves, output), _stack_path(name), module)
     return None
 
@@ -224,13 +230,13 @@ def _sequential_ffn(name: str, module: nn.Module, candidates: dict[str, nn.Modul
     """Return the FFN that an nn.Sequential of Linears and pointwise functions forms, or None."""
     if not isinstance(module, nn.Sequential):
         return None
-    stages: list[tuple[Projection, ...]] = []
+    stages: list[tuple[LinearMap, ...]] = []
     for child_name, child in module.named_children():
         path = f"{name}.{child_name}" if name else child_name
         if path in candidates:
             if stages and stages[-1][0].size != in_features(child):
                 return None
-            stages.append((Projection.whole(path, child),))
+            stages.append((LinearMap.whole(path, child),))
         elif not isinstance(child, POINTWISE if stages else (*POINTWISE, nn.Flatten)):
             return None
     return FFN(name, "sequential", tuple(stages), _stack_path(name), module) if len(stages) >= 2 else None
@@ -249,7 +255,7 @@ def _chain_ffns(
         is_nested = name.startswith(tuple(_prefix(ffn.name) for ffn in found))
         order = None if is_nested or not inside.keys() <= candidates.keys() else linear_chain(module, inside)
         if order is not None:
-            stages = tuple((Projection.whole(path, linears[path]),) for path in order)
+            stages = tuple((LinearMap.whole(path, linears[path]),) for path in order)
             ffn = FFN(name, "sequential", stages, _stack_path(name), module)
             if _is_separable(ffn, attention_prefixes):
                 found.append(ffn)
@@ -258,7 +264,7 @@ def _chain_ffns(
 
 def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
     """Whether no other parameter has the size of the hidden neurons (such as a norm between the maps, which couples them)."""
-    own = {id(p) for stage in ffn.stages for projection in stage for p in projection.module.parameters()}
+    own = {id(p) for stage in ffn.stages for linear_map in stage for p in linear_map.module.parameters()}
     hidden = set(ffn.sizes[1:-1])
     for path, module in ffn.module.named_modules(prefix=ffn.name):
         if _prefix(path).startswith(attention_prefixes):
@@ -301,7 +307,13 @@ def _check_neurons_separate(ffn: FFN) -> None:
             handles += [each.module.register_forward_hook(shift(each.start + neuron)) for each in input_maps]
             ffn.module(probe)
     # The FFN's module may be a transformer block, which needs other inputs. Then the shapes must be enough.
-    except Exception:
+    except Exception as error:
+        if ffn.kind == "plain" and ffn.sizes[1] < ffn.sizes[0]:
+            raise UnsupportedModelError(
+                f"{ffn.name} ({type(ffn.module).__name__}) does not run on a single tensor, and its linear maps "
+                f"{ffn.stages[0][0].name} and {ffn.stages[1][0].name} do not show by their shapes which is the output map; "
+                "expected more neurons than the residual stream is wide: name Linears with structure_dict="
+            ) from error
         return
     finally:
         for handle in handles:

@@ -11,7 +11,7 @@ from torch import nn
 from llmrank.errors import StructureError
 from llmrank.models.checks import check_not_quantised, check_not_tied, check_not_wrapped, check_weights_finite
 from llmrank.models.detect import is_linear
-from llmrank.models.ffn import FFN, FFNs, Projection
+from llmrank.models.ffn import FFN, FFNs, LinearMap
 
 __all__ = ["explicit_ffns"]
 
@@ -43,6 +43,11 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     """
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
+    if isinstance(structure["path_to_modules"], str):
+        raise StructureError(
+            f"structure_dict: path_to_modules is the text {structure['path_to_modules']!r}; expected a list of paths, as in "
+            f"{EXAMPLE}"
+        )
     if not isinstance(structure["path_to_modules"], Iterable) or not structure["path_to_modules"]:
         raise StructureError(f"structure_dict: path_to_modules lists no module; expected something like {EXAMPLE}")
     check_not_wrapped(model)
@@ -57,7 +62,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     ffns = []
     for position, block in enumerate(blocks):
         block_path = f"{stack}.{position}"
-        stages: list[tuple[Projection, ...]] = []
+        stages: list[tuple[LinearMap, ...]] = []
         for path in structure["path_to_modules"]:
             parts = _path_parts(path, "path_to_modules")
             name = ".".join((block_path, *parts))
@@ -69,7 +74,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
             if any(module is stage[0].module for stage in stages):
                 raise StructureError(f"structure_dict: path_to_modules lists {name} twice; list every Linear once")
             check_not_quantised(model, {name: module})
-            stages.append((Projection.whole(name, module),))
+            stages.append((LinearMap.whole(name, module),))
         for before, after in pairwise(stages):
             if before[0].size != after[0].in_features:
                 raise StructureError(

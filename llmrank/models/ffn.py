@@ -10,13 +10,13 @@ from torch import nn
 
 from llmrank.models.linear_map import in_features, matrix_of, out_features
 
-__all__ = ["FFN", "FFNKind", "FFNs", "Projection", "PrunableLayer"]
+__all__ = ["FFN", "FFNKind", "FFNs", "LinearMap", "PrunableLayer"]
 
 FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit", "attention"]
 
 
 @dataclass(frozen=True)
-class Projection:
+class LinearMap:
     """A linear map: all outputs of a module, or a range of them (such as half of a module that computes gate and up together).
 
     Attributes
@@ -34,7 +34,7 @@ class Projection:
     size: int
 
     @classmethod
-    def whole(cls, name: str, module: nn.Module) -> Projection:
+    def whole(cls, name: str, module: nn.Module) -> LinearMap:
         """Take all outputs of a module."""
         return cls(name, module, 0, out_features(module))
 
@@ -60,16 +60,16 @@ class PrunableLayer:
         have several prunable layers (sequential, explicit), the path of the Linear that computes the neurons.
     size : int
         Number of neurons.
-    input_maps : tuple of Projection
+    input_maps : tuple of LinearMap
         Row j (and bias j) of each computes neuron j.
-    output_maps : tuple of Projection
+    output_maps : tuple of LinearMap
         Column j of each reads neuron j. Empty for explicit FFNs, of which only rows are removed.
     """
 
     name: str
     size: int
-    input_maps: tuple[Projection, ...]
-    output_maps: tuple[Projection, ...]
+    input_maps: tuple[LinearMap, ...]
+    output_maps: tuple[LinearMap, ...]
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class FFN:
         Plain: one input map and one output map; gated: two input maps (gate, up); fused: one module computes both of them;
         sequential: a chain of two or more linear maps; explicit: Linears that the user has named. Attention: no FFN, but an
         attention in the same form, whose stages are its value map and its output map; nothing of it can be pruned.
-    stages : tuple of tuples of Projection
-        ``stages[l]`` leads from layer l of the nodes to layer l+1; all projections of a stage join the same two layers.
+    stages : tuple of tuples of LinearMap
+        ``stages[l]`` leads from layer l of the nodes to layer l+1; all linear maps of a stage join the same two layers.
     stack : str
         Path of the stack of transformer blocks that the FFN lies in; the FFN's own path if it lies in none. The chained topology
         joins the FFNs of one stack in order.
@@ -95,7 +95,7 @@ class FFN:
 
     name: str
     kind: FFNKind
-    stages: tuple[tuple[Projection, ...], ...]
+    stages: tuple[tuple[LinearMap, ...], ...]
     stack: str
     module: nn.Module
 
@@ -146,17 +146,17 @@ class FFNs(tuple[FFN, ...]):
         return {name: layer.size for name, layer in self.layers.items()}
 
     @property
-    def linear_maps(self) -> list[Projection]:
+    def linear_maps(self) -> list[LinearMap]:
         """The linear maps of all stages."""
-        return [projection for ffn in self for stage in ffn.stages for projection in stage]
+        return [linear_map for ffn in self for stage in ffn.stages for linear_map in stage]
 
     @property
     def modules(self) -> list[nn.Module]:
         """The modules of the linear maps, each once."""
-        return list({id(projection.module): projection.module for projection in self.linear_maps}.values())
+        return list({id(linear_map.module): linear_map.module for linear_map in self.linear_maps}.values())
 
     @property
-    def output_maps(self) -> dict[str, Projection]:
+    def output_maps(self) -> dict[str, LinearMap]:
         """The output maps of all prunable layers, by path."""
         return {output_map.name: output_map for layer in self.layers.values() for output_map in layer.output_maps}
 

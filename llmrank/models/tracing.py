@@ -22,7 +22,9 @@ __all__ = ["linear_chain", "trial_run"]
 ROWS = 16
 
 
-def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[str, ...] | None:
+def linear_chain(
+    module: nn.Module, linears: Mapping[str, nn.Module], *, separate: bool = True
+) -> tuple[str, ...] | None:
     """Return the names of a module's linear maps in the order of the data, if the module is a plain chain of them.
 
     In a plain chain each map is called once, and each hidden layer is read by the next map alone, through functions that act on
@@ -34,6 +36,9 @@ def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[s
         It runs on random features in evaluation mode, without gradients, and is left unchanged.
     linears : mapping from str to nn.Module
         All linear maps of the module, by name.
+    separate : bool
+        Whether to check how hidden layers are read, for which no map may be on the meta device. If not, only calls and sizes
+        are checked.
 
     Returns
     -------
@@ -58,7 +63,7 @@ def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[s
     ('body', 'head')
     """
     parameters = [parameter for linear in linears.values() for parameter in linear.parameters()]
-    if len(linears) < 2 or any(parameter.is_meta for parameter in parameters):
+    if len(linears) < 2 or (separate and any(parameter.is_meta for parameter in parameters)):
         return None
     # The map that is called first decides the number of features. It is not known yet, so those of all maps are tried.
     n_features = dict.fromkeys(in_features(linear) for linear in linears.values())
@@ -68,7 +73,9 @@ def linear_chain(module: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[s
             probe = torch.randn(ROWS, n, generator=generator).to(parameters[0])
             try:
                 order = _call_order(module, linears, probe)
-                if order is not None and all(_reads_alone(module, a, b, probe, generator) for a, b in pairwise(order)):
+                if order is not None and not (
+                    separate and not all(_reads_alone(module, a, b, probe, generator) for a, b in pairwise(order))
+                ):
                     names = {id(linear): name for name, linear in linears.items()}
                     return tuple(names[id(linear)] for linear in order)
             except Exception:  # a module may raise any error for an input that it does not expect

@@ -129,7 +129,7 @@ class BasePipeline(PipelineStages):
             expected = None
             if self.form == "compact":
                 expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
-            self._for_good = not self.undoable
+            self._changed_for_good = not self.undoable
             self.application = apply_masks(
                 self.model, ffns, self.masks, self.form, self.align, self.repaired, undoable=self.undoable
             )
@@ -239,7 +239,7 @@ class BasePipeline(PipelineStages):
         return self.model
 
     def _check_fresh(self) -> None:
-        if self._for_good:
+        if self._changed_for_good:
             raise OptionError(
                 "this pipeline has changed its model for good; load the model again, and make another pipeline"
             )

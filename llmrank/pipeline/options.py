@@ -199,5 +199,8 @@ def check_options(
             f"{unit_name(pruner.amount_of)} means nothing there; use amount_of='neurons' with it"
         )
     check_steps(steps)
-    if structure_dict is not None and form == "compact":
-        raise OptionError("form='compact' is refused with structure_dict; use 'zero' or 'mask'")
+    if structure_dict is not None and (form == "compact" or align == "pad"):
+        raise OptionError(
+            "form='compact' and align='pad' are refused with structure_dict, which keeps every width; use form 'zero' or 'mask' "
+            "and align 'none'"
+        )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from llmrank.calibration.text.sources import named_classes
 from llmrank.errors import OptionError
 from llmrank.pipeline.base_pipeline import BasePipeline
-from llmrank.pipeline.specs import Field, nearest_name, parameter_docs, split_spec
+from llmrank.pipeline.specs import Field, did_you_mean, parameter_docs, split_spec
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner
 from llmrank.score import BaseScorer
@@ -81,7 +81,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         """
 
         def add(entry: type[T]) -> type[T]:
-            self._add(name, entry, getattr(entry, "__name__", repr(entry)))
+            self._add(name, entry, getattr(entry, "__name__", repr(entry)), self.names())
             return entry
 
         return add
@@ -108,11 +108,11 @@ class Registry(dict[str, type[T]], Generic[T]):
                     f"{self.kind} {name!r} of {point.value} cannot be imported ({type(error).__name__}: {error}); mend or "
                     "uninstall the distribution that declares it"
                 ) from error
-            self._add(name, entry, point.value)
+            self._add(name, entry, point.value, self)
         if name not in self:
             known = sorted(self.names())
             raise OptionError(
-                f"unknown {self.kind} {name!r}{nearest_name(name, known)}; expected one of {', '.join(known)}"
+                f"unknown {self.kind} {name!r}{did_you_mean(name, known)}; expected one of {', '.join(known)}"
             )
         return self[name]
 
@@ -211,11 +211,11 @@ class Registry(dict[str, type[T]], Generic[T]):
             if key not in fields:
                 own = [f"{field.name} ({field.default})" for field in fields.values()]
                 shown = f"its options are {', '.join(own)}" if own else "it has no options"
-                raise OptionError(f"{self.kind} {name!r} has no option {key!r}{nearest_name(key, fields)}; {shown}")
+                raise OptionError(f"{self.kind} {name!r} has no option {key!r}{did_you_mean(key, fields)}; {shown}")
         return fields
 
-    def _add(self, name: str, entry: Any, origin: str) -> None:
-        if name in self or not name or set(name) & set(":,="):
+    def _add(self, name: str, entry: Any, origin: str, taken: Container[str]) -> None:
+        if name in taken or not name or set(name) & set(":,="):
             raise OptionError(
                 f"cannot register {origin} as {self.kind} {name!r}: expected a name that is free and holds no ':', ',' or '='"
             )

@@ -77,7 +77,8 @@ class Evaluation:
     before, after : Perplexity or None
         Perplexity of the dense and of the pruned model; None if not measured.
     unigram : float
-        Perplexity of a unigram model of the same text; a model that is not below it has collapsed.
+        Perplexity of a unigram model of the same text; a model that is not below it has collapsed. NaN if not measured: then
+        only a perplexity that is not finite shows a collapse.
     calibration_overlap : float
         Share of the text's passages that occur in the calibration text.
     """
@@ -93,7 +94,7 @@ class Evaluation:
         """Whether the pruned model is no better than token frequencies, although the dense model was better (or not measured)."""
         if self.before is not None and self.before.value >= self.unigram:
             return False
-        return self.after is not None and not self.after.value < self.unigram
+        return self.after is not None and (not isfinite(self.after.value) or self.after.value >= self.unigram)
 
     def warnings(self) -> list[str]:
         """Return sentences that a reader must not miss."""
@@ -241,11 +242,10 @@ class Report:
         )
 
     def _steps(self) -> str:
-        passes = sum(step["calibration_passes"] for step in self.steps)
         seconds = ", ".join(f"{sum(step['seconds'].values()):,.1f}" for step in self.steps)
         repairs = sum(step["repaired"] for step in self.steps)
         repaired = f" and {repairs} {'repair' if repairs == 1 else 'repairs'}" if repairs else ""
-        return f"{passes} passes of the calibration text to rank by{repaired}; {seconds} s"
+        return f"{len(self.steps)} passes of the calibration text to rank by{repaired}; {seconds} s"
 
     def _headline(self) -> str:
         method = self.method
@@ -293,7 +293,7 @@ def describe_neurons(masks: Masks, pruner: BasePruner, ffns: FFNs) -> dict[str, 
         "unit": "rows of the listed Linears" if ffns.explicit else "hidden neurons",
         "before": masks.size,
         "removed": masks.size - masks.kept,
-        "share_asked": pruner.amount,
+        "amount_asked": pruner.amount,
         "amount_of": pruner.amount_of,
         "share_reached": masks.removed_share,
         "widths": masks.widths,
@@ -351,9 +351,13 @@ def dtype_name(model: nn.Module) -> str:
 
 
 def model_source(model: nn.Module) -> str:
-    """Return a model's hub name, the last part of its path if it exists (reports should name no local folders), or its class."""
+    """Return a model's hub name, the last part of its path (reports should name no local folders), or its class.
+
+    A name is a path if it exists, is absolute or begins with a dot.
+    """
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
-    return Path(name).name if Path(name).exists() else name
+    is_path = Path(name).exists() or Path(name).is_absolute() or name.startswith(".")
+    return Path(name).name if is_path else name
 
 
 def json_safe(value: Any) -> Any:

@@ -38,7 +38,7 @@ __all__ = ["layer_sensitivities"]
 # This many rows of features count as one sequence, because TokenSequences.batches yields at least as many at once.
 FEATURE_ROWS = 256
 # Number of tokens that are enough by default: two sequences of the default length hold as many.
-TOKENS = 2048
+DEFAULT_TOKENS = 2048
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def _first_sequences(sequences: TokenSequences, samples: int | None) -> TokenSeq
     if sequences.ids.is_floating_point():
         count = FEATURE_ROWS * (2 if samples is None else samples)
     elif samples is None:
-        reached = sequences.mask.sum(1).cumsum(0) >= TOKENS
+        reached = sequences.mask.sum(1).cumsum(0) >= DEFAULT_TOKENS
         count = max(2, int(reached.int().argmax()) + 1 if bool(reached.any()) else len(sequences))
     else:
         count = samples

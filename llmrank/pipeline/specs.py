@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from llmrank.errors import OptionError
 
-__all__ = ["Field", "nearest_name", "parameter_docs", "split_spec"]
+__all__ = ["Field", "did_you_mean", "parameter_docs", "split_spec"]
 
 # The result of a conversion if the text fits no type of the option.
 UNREADABLE = object()
@@ -87,7 +87,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
     return name.strip(), written
 
 
-def nearest_name(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the text " (did you mean NAME?)" with the most similar of the known names; "" if none is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -89,7 +89,7 @@ class PipelineStages:
         self.costs: ModelCosts | None = None
         self.step_results: list[ScheduleStep] = []
         self._prepared: tuple[FFNs, ModelCosts] | None = None
-        self._for_good = False
+        self._changed_for_good = False
         self._seconds: dict[str, float] = {}
 
     def find(self) -> FFNs:
@@ -232,7 +232,7 @@ class PipelineStages:
             self.progress,
             in_place=for_good,
         )
-        self._for_good = for_good and bool(repaired)
+        self._changed_for_good = for_good and bool(repaired)
         return kept, repaired
 
     def parameters(self) -> dict[str, Any]:

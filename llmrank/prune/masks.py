@@ -51,9 +51,9 @@ class Masks(Mapping[str, torch.Tensor]):
         return len(self._keep)
 
     @classmethod
-    def full(cls, layers: Mapping[str, int]) -> Masks:
-        """Make masks that keep every neuron; `layers` maps the name of each layer to its size."""
-        return cls({name: torch.ones(size, dtype=torch.bool) for name, size in layers.items()})
+    def full(cls, sizes: Mapping[str, int]) -> Masks:
+        """Make masks that keep every neuron; `sizes` maps the name of each layer to its number of neurons."""
+        return cls({name: torch.ones(size, dtype=torch.bool) for name, size in sizes.items()})
 
     @property
     def size(self) -> int:

@@ -65,12 +65,9 @@ class ScheduleStep:
         Whether a repair followed the step; :mod:`llmrank.calibration.blockwise` states the cost of a repair.
     seconds : dict from str to float
         Wall time of the stages of the step.
-    calibration_passes : int
-        Number of passes of the calibration text through the model for the statistics to rank by.
     """
 
     amount: float | int
     removed: int
     repaired: bool
     seconds: dict[str, float] = field(default_factory=dict)
-    calibration_passes: int = 1

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
-from llmrank.prune.amounts import Protect, check_removable
+from llmrank.prune.amounts import Protect, check_amount, check_removable
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.layer_record import LayerRecord
 
@@ -156,7 +156,8 @@ def sensitivity_counts(
     Raises
     ------
     OptionError
-        More neurons are to be removed than can be: every layer keeps `min_keep`, and protected layers keep all.
+        `amount` is no share in [0, 1) and no number >= 0, or more neurons are to be removed than can be: every layer keeps
+        `min_keep`, and protected layers keep all.
 
     Notes
     -----
@@ -169,6 +170,7 @@ def sensitivity_counts(
     >>> sensitivity_counts([100, 100, 100, 100], [0.1, 0.1, 0.15, 0.1], 30)
     [30, 30, 30, 30]
     """
+    amount = check_amount(amount)
     n_layers = len(sizes)
     total = amount * n_layers if isinstance(amount, int) else round(amount * sum(sizes))
     keeps_all = list(protected) or [False] * n_layers

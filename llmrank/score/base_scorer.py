@@ -96,13 +96,7 @@ class BaseScorer:
         if statistics:
             input_norms = [entry.read_norm for entry in statistics]
         degenerate: list[DegenerateLayer] = []
-
-        def normalise(vector: torch.Tensor, layer: int) -> torch.Tensor:
-            if not bool(vector.sum() > 0):
-                degenerate.append(DegenerateLayer(layer, "the scores sum to zero; uniform scores replace them"))
-            return normalised(vector)
-
-        scores = [normalise(torch.from_numpy(np.array(graph.activations[0])), 0)]
+        scores = [normalised(torch.from_numpy(np.array(graph.activations[0])), 0, degenerate)]
         for layer in range(1, len(graph.layer_sizes)):
             weight = edge_weights(graph, layer)
             value = self.score(
@@ -111,7 +105,8 @@ class BaseScorer:
                 torch.from_numpy(np.array(graph.activations[layer])).to(weight),
                 weight,
             )
-            scores.append(normalise(self._checked_scores(value, graph.names[layer], graph.layer_sizes[layer]), layer))
+            vector = self._checked_scores(value, graph.names[layer], graph.layer_sizes[layer])
+            scores.append(normalised(vector, layer, degenerate))
         seconds = perf_counter() - start
         return self._result(graph, [vector.numpy() for vector in scores], seconds, degenerate)
 
@@ -131,9 +126,15 @@ class BaseScorer:
         return vector
 
     def _result(
-        self, graph: LayeredGraph, scores: Sequence[Any], seconds: float, degenerate: Sequence[DegenerateLayer] = ()
+        self,
+        graph: LayeredGraph,
+        scores: Sequence[Any],
+        seconds: float,
+        degenerate: Sequence[DegenerateLayer] = (),
+        *,
+        reads_blocks: bool = True,
     ) -> RankResult:
-        """Make the result of a rank that took one exact pass over the layers."""
+        """Make the result of a rank that took one exact pass over the layers, and read each block once or none."""
         return RankResult(
             scores=tuple(scores),
             names=graph.names,
@@ -147,7 +148,7 @@ class BaseScorer:
             backend="torch",
             method=type(self).__name__,
             parameters=self.parameters(),
-            step_products=np.array([len(graph.blocks)]),
+            step_products=np.array([len(graph.blocks) if reads_blocks else 0]),
             step_seconds=np.array([seconds]),
             degenerate=tuple(degenerate),
         )
@@ -183,15 +184,21 @@ class OutgoingScorer(BaseScorer):
             )
         start = perf_counter()
         scores = []
+        degenerate: list[DegenerateLayer] = []
         for layer in range(len(graph.layer_sizes) - 1):
             outgoing = edge_weights(graph, layer + 1)
             value = self._activation_factor(statistics[layer]).to(outgoing) * self._weight_factor(outgoing)
-            scores.append(normalised(self._checked_scores(value, graph.names[layer], graph.layer_sizes[layer])).numpy())
-        scores.append(normalised(torch.from_numpy(np.array(graph.activations[-1]))).numpy())
-        return self._result(graph, scores, perf_counter() - start)
+            vector = self._checked_scores(value, graph.names[layer], graph.layer_sizes[layer])
+            scores.append(normalised(vector, layer, degenerate).numpy())
+        activations = torch.from_numpy(np.array(graph.activations[-1]))
+        scores.append(normalised(activations, len(scores), degenerate).numpy())
+        return self._result(graph, scores, perf_counter() - start, degenerate)
 
 
-def normalised(vector: torch.Tensor) -> torch.Tensor:
-    """Divide a non-negative vector by its sum; return a uniform vector if the sum is zero."""
+def normalised(vector: torch.Tensor, layer: int, degenerate: list[DegenerateLayer]) -> torch.Tensor:
+    """Divide the non-negative scores of a layer by their sum; if it is zero, return uniform scores and note the layer."""
     total = vector.sum()
-    return vector / total if total > 0 else torch.full_like(vector, 1.0 / max(len(vector), 1))
+    if total > 0:
+        return vector / total
+    degenerate.append(DegenerateLayer(layer, "the scores sum to zero; uniform scores replace them"))
+    return torch.full_like(vector, 1.0 / max(len(vector), 1))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from graphs import LayeredGraph, RankResult
+from graphs.solvers.result import DegenerateLayer
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import OptionError
 from llmrank.score.base_scorer import BaseScorer, normalised
@@ -67,8 +68,12 @@ class ActivationScorer(BaseScorer):
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Divide the activations of every layer by their sum, without reading a weight."""
         start = perf_counter()
-        scores = [normalised(torch.from_numpy(np.array(vector))).numpy() for vector in graph.activations]
-        return self._result(graph, scores, perf_counter() - start)
+        degenerate: list[DegenerateLayer] = []
+        scores = [
+            normalised(torch.from_numpy(np.array(vector)), layer, degenerate).numpy()
+            for layer, vector in enumerate(graph.activations)
+        ]
+        return self._result(graph, scores, perf_counter() - start, degenerate, reads_blocks=False)
 
 
 @dataclass
@@ -85,7 +90,7 @@ class RandomScorer(BaseScorer):
     name: ClassVar[str] = "random"
 
     seed: int = 0
-    _generator: torch.Generator = field(init=False, repr=False)
+    _generator: torch.Generator = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
@@ -109,7 +114,7 @@ class RandomScorer(BaseScorer):
         for name, size in zip(graph.names, graph.layer_sizes, strict=True):
             values = np.random.default_rng([self.seed, zlib.crc32(name.encode())]).random(size)
             scores.append(values / values.sum())
-        return self._result(graph, scores, perf_counter() - start)
+        return self._result(graph, scores, perf_counter() - start, reads_blocks=False)
 
 
 def check_norm_order(p: float) -> None:

@@ -18,8 +18,8 @@ from llmrank.score.pagerank import (
     Precision,
     check_choices,
     check_unit_interval,
-    reweighted_graph,
-    with_method_name,
+    mark_energies,
+    with_edge_measure,
 )
 
 __all__ = ["ForwardBackwardScorer"]
@@ -74,10 +74,10 @@ class ForwardBackwardScorer(BaseScorer):
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Compute both ranks, and return their weighted geometric mean."""
-        reweighted = reweighted_graph(graph, self.edges)
+        measured = with_edge_measure(graph, self.edges)
         forward, backward = (
             weighted_pagerank(one, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
-            for one in (reweighted, reweighted.reversed())
+            for one in (measured, measured.reversed())
         )
         last = len(graph.layer_sizes) - 1
         degenerate = [*forward.degenerate, *(replace(entry, layer=last - entry.layer) for entry in backward.degenerate)]
@@ -100,4 +100,4 @@ class ForwardBackwardScorer(BaseScorer):
             setup_seconds=forward.setup_seconds + backward.setup_seconds,
             degenerate=tuple(degenerate),
         )
-        return with_method_name(result, self.edges)
+        return mark_energies(result, self.edges)

@@ -197,7 +197,7 @@ def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
         layers += entry.layers[1:]
         ffn_prunable = ffn.prunable
         for layer, stage in enumerate(ffn.stages, start=1):
-            weights.append(tuple(projection.weight for projection in stage))
+            weights.append(tuple(linear_map.weight for linear_map in stage))
             if layer in ffn_prunable:
                 names.append(ffn_prunable[layer].name)
                 prunable[layers_before + layer] = ffn_prunable[layer]

@@ -24,8 +24,8 @@ __all__ = [
     "WeightedPageRankScorer",
     "check_choices",
     "check_unit_interval",
-    "reweighted_graph",
-    "with_method_name",
+    "mark_energies",
+    "with_edge_measure",
 ]
 
 Solver: TypeAlias = Literal["sweep", "power"]
@@ -92,7 +92,7 @@ class WeightedPageRankScorer(BaseScorer):
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Rank a graph with :func:`graphs.weighted_pagerank`."""
         result = weighted_pagerank(
-            reweighted_graph(graph, self.edges),
+            with_edge_measure(graph, self.edges),
             self.gamma,
             self.theta,
             self.solver,
@@ -100,7 +100,7 @@ class WeightedPageRankScorer(BaseScorer):
             device=self.device,
             dtype=self.dtype,
         )
-        return with_method_name(result, self.edges)
+        return mark_energies(result, self.edges)
 
 
 @dataclass
@@ -146,23 +146,23 @@ class ModifiedPageRankScorer(BaseScorer):
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Rank a graph with :func:`graphs.modified_pagerank`."""
         result = modified_pagerank(
-            reweighted_graph(graph, self.edges),
+            with_edge_measure(graph, self.edges),
             self.solver,
             self.backend,
             device=self.device,
             dtype=self.dtype,
             zero_lowest=self.zero_lowest,
         )
-        return with_method_name(result, self.edges)
+        return mark_energies(result, self.edges)
 
 
-def reweighted_graph(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
-    """Return a graph with the edge weights that a scorer asks for, and activations to match; no dense weight is copied."""
+def with_edge_measure(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
+    """Return the graph itself, or for energies the graph of squared weights and activations; no dense weight is copied."""
     return graph.squared() if edges == "energy" else graph
 
 
-def with_method_name(result: RankResult, edges: EdgeMeasure) -> RankResult:
-    """Return a rank whose method name says "of energies" if the scorer squared the weights and activations of the graph.
+def mark_energies(result: RankResult, edges: EdgeMeasure) -> RankResult:
+    """Mark a rank as one of energies, in its method name, if the scorer squared the weights and activations of the graph.
 
     Code that explains scores by the weights and activations of the graph (for example, how much of a score came along edges)
     checks this name, because it must not explain such a rank by weights that are not squared.

@@ -261,22 +261,22 @@ def check_writable(ffns: FFNs) -> None:
     """
     for ffn in ffns:
         for n_inputs, stage in zip(ffn.sizes, ffn.stages, strict=False):
-            for projection in stage:
-                if "weight" not in projection.module._parameters:
+            for linear_map in stage:
+                if "weight" not in linear_map.module._parameters:
                     raise OptionError(
-                        f"{projection.name} has no weight of its own: it carries a torch.nn.utils.prune mask already, or "
+                        f"{linear_map.name} has no weight of its own: it carries a torch.nn.utils.prune mask already, or "
                         "is reparametrised (weight norm); undo the earlier application, call prune.remove or "
                         "remove_parametrizations on it first"
                     )
-                rows = projection.start + projection.size
-                if rows > out_features(projection.module) or n_inputs != in_features(projection.module):
+                rows = linear_map.start + linear_map.size
+                if rows > out_features(linear_map.module) or n_inputs != in_features(linear_map.module):
                     raise MaskError(
-                        f"{projection.name} has other shapes than when it was found: the model has been compacted since; "
+                        f"{linear_map.name} has other shapes than when it was found: the model has been compacted since; "
                         "undo that, or find its FFNs and their masks again"
                     )
-                if projection.module.weight.is_meta:
+                if linear_map.module.weight.is_meta:
                     raise OptionError(
-                        f"{projection.name} has no data here (offloaded or on the meta device); load the model completely into "
+                        f"{linear_map.name} has no data here (offloaded or on the meta device); load the model completely into "
                         "memory"
                     )
 

@@ -217,6 +217,6 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
         module: Any = linear.module
         replace_parameter(module, "weight", module.weight.new_empty(linear.weight_shape))
         if getattr(module, "bias", None) is not None:
-            replace_parameter(module, "bias", module.bias.new_empty(linear.n_rows))
-        for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
+            replace_parameter(module, "bias", module.bias.new_empty(linear.n_kept_rows))
+        for name, size in size_attributes(module, linear.n_kept_rows, linear.n_kept_columns).items():
             setattr(module, name, size)

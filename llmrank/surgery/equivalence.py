@@ -15,7 +15,7 @@ from torch import nn
 
 from llmrank.calibration.forward import evaluation_mode, first_output, model_inputs, run_body
 from llmrank.calibration.text import TokenSequences
-from llmrank.errors import UnsupportedModelError
+from llmrank.errors import UnsupportedModelError, is_out_of_memory
 from llmrank.models import FFNs, PrunableLayer
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair import RepairedMap, substitute
@@ -100,6 +100,8 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
     try:
         outputs = _outputs(model, sequences)
     except Exception as error:  # whatever a module raises for shapes it did not expect
+        if is_out_of_memory(error):
+            raise
         raise UnsupportedModelError(f"the compact model does not run ({error}): {advice}") from error
     scale = float(expected.abs().max()) or 1.0
     difference = float((outputs - expected).abs().max()) / scale if outputs.shape == expected.shape else float("inf")

@@ -60,19 +60,19 @@ class LinearMask:
         return bool(self.rows.all() and self.columns.all())
 
     @property
-    def n_rows(self) -> int:
+    def n_kept_rows(self) -> int:
         """Number of rows that are kept."""
         return int(self.rows.sum())
 
     @property
-    def n_columns(self) -> int:
+    def n_kept_columns(self) -> int:
         """Number of columns that are kept."""
         return int(self.columns.sum())
 
     @property
     def weight_shape(self) -> tuple[int, int]:
         """Shape of the compact weight, in the module's own layout."""
-        stored = as_stored(self.module, torch.empty(self.n_rows, self.n_columns, device="meta"))
+        stored = as_stored(self.module, torch.empty(self.n_kept_rows, self.n_kept_columns, device="meta"))
         return (stored.shape[0], stored.shape[1])
 
     def weight_mask(self) -> torch.Tensor:
@@ -151,7 +151,7 @@ def compact_map(linear: LinearMask) -> None:
             if not bool(mask.all()):
                 value = value.index_select(axis, mask.nonzero().flatten().to(value.device))
         replace_parameter(module, name, value if name == "bias" else as_stored(module, value).contiguous())
-    for name, size in size_attributes(module, linear.n_rows, linear.n_columns).items():
+    for name, size in size_attributes(module, linear.n_kept_rows, linear.n_kept_columns).items():
         set_attribute(module, name, size)
 
 

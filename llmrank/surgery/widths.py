@@ -117,7 +117,7 @@ def _compact_shapes(model: nn.Module, linears: Sequence[LinearMask]) -> dict[str
     for linear in linears:
         module: Any = linear.module
         changed[id(module.weight)] = linear.weight_shape
-        changed[id(bias_of(module))] = (linear.n_rows,)
+        changed[id(bias_of(module))] = (linear.n_kept_rows,)
     named = model.named_parameters(remove_duplicate=False)
     return {name: changed.get(id(parameter), tuple(parameter.shape)) for name, parameter in named}
 

@@ -32,8 +32,8 @@ def test_rows_prune_what_they_say_and_leave_the_model(name: str) -> None:
 
 def test_the_table_has_a_line_for_each_row() -> None:
     rows = {
-        "one": {"valid": 20.0, "steps": [{"calibration_passes": 1}], "widths": [30, 30]},
-        "two": {"valid": 19.5, "steps": [{"calibration_passes": 1}] * 2, "widths": [20, 40]},
+        "one": {"valid": 20.0, "steps": [{}], "widths": [30, 30]},
+        "two": {"valid": 19.5, "steps": [{}] * 2, "widths": [20, 40]},
     }
     shown = schedules.table({"dense": {"valid": 10.0}, "rows": rows, "protocol": {"amount": 0.25}})
     assert "25% of the hidden neurons removed; dense: 10.00 on valid." in shown

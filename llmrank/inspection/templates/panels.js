@@ -50,7 +50,7 @@ function showProvenance() {
   byId("provenance").append(
     ...[
       ["topology", data.topology],
-      ["inspected with", `${data.scorer}, ${data.pruner}, ${data.amounts[data.inspected.amount]}`],
+      ["inspected with", `${data.scorer}, ${data.budget}, ${data.amounts[data.inspected.amount]}`],
       ["neurons", `${count(model.total)} in ${plural(model.layers.length, "layer")}`],
       ["graph", `${count(data.graph.nodes)} nodes, ${count(data.graph.edges)} edges`],
       ["calibration", data.calibration],

@@ -7,7 +7,7 @@ const model = new Model(data);
 
 const state = {
   scorer: data.scorer,
-  budget: data.pruner,
+  budget: data.budget,
   multiple: data.multiples[data.inspected.multiple],
   // The index of an amount. Up to the end of the slider it is the percentage.
   amount: data.inspected.amount,

@@ -10,7 +10,7 @@ from typing import IO
 import torch
 from torch import nn
 
-from llmrank.models import Projection
+from llmrank.models import LinearMap
 from llmrank.surgery.repair.base_repair import RepairedMap
 
 __all__ = ["RepairsInPlace"]
@@ -27,12 +27,12 @@ class RepairsInPlace:
         # Parameters that were written over, and where their old bytes begin in the file.
         self._replaced: list[tuple[nn.Parameter, int]] = []
 
-    def write(self, output_map: Projection, repaired: RepairedMap) -> RepairedMap:
+    def write(self, output_map: LinearMap, repaired: RepairedMap) -> RepairedMap:
         """Save the weight of an output map in the file, and write the repaired weight over it.
 
         Parameters
         ----------
-        output_map : Projection
+        output_map : LinearMap
         repaired : RepairedMap
             If its weight is None, nothing is written. The bias is never written, because the map may have no bias until masks
             are applied.

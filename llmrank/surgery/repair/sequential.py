@@ -12,7 +12,7 @@ from torch import nn
 from llmrank.calibration.blockwise import Stream
 from llmrank.calibration.forward import substitute_forward
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.models import FFN, FFNs, Projection, PrunableLayer
+from llmrank.models import FFN, FFNs, LinearMap, PrunableLayer
 from llmrank.models.families import bias_attribute
 from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks
@@ -22,7 +22,7 @@ from llmrank.surgery.repair.moments import MomentSums
 __all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"]
 
 Reselect: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
-WriteMap: TypeAlias = Callable[[Projection, RepairedMap], RepairedMap]
+WriteMap: TypeAlias = Callable[[LinearMap, RepairedMap], RepairedMap]
 
 
 def repair_ffns(
@@ -111,10 +111,10 @@ def _repair_map(
     """Return the keep mask of one layer and its repaired output map; no moments are kept."""
     (output_map,) = layer.output_maps
     device = output_map.weight.device
-    sums = MomentSums(layer.size, device, stream.fitted)
+    sums = MomentSums(layer.size, device, stream.n_fitted_batches)
     dense_sums = None
     if choose is not None and method.reselects:
-        dense_sums = MomentSums(layer.size, device, stream.fitted, hold_out=False)
+        dense_sums = MomentSums(layer.size, device, stream.n_fitted_batches, hold_out=False)
     stream.feed(ffn, output_map.module, sums, dense_sums)
     fit, held_out = sums.moments()
     if not fit.count:

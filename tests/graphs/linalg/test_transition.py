@@ -66,7 +66,9 @@ def test_a_zero_vector_normalises_to_the_fallback_then_to_uniform() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_normalise_refuses_what_is_not_finite(bad: float) -> None:
-    with pytest.raises(GraphError, match=r"NaN or Inf.*check the weights, or use dtype='float64'"):
+    with pytest.raises(
+        GraphError, match=r"NaN or Inf: edge weights or activations.*check both, or use dtype='float64'"
+    ):
         normalise(np.array([1.0, bad]))
 
 

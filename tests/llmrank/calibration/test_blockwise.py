@@ -378,6 +378,15 @@ def test_feeding_a_map_twice_raises() -> None:
         stream.feed(ffn, ffn.stages[-1][0].module, InputKeeper())
 
 
+def test_feeding_an_earlier_ffn_after_a_later_one_raises() -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    first, second = find_ffns(model)
+    stream.feed(second, second.stages[-1][0].module, InputKeeper())
+    with pytest.raises(RuntimeError, match=r"layers\.0\.mlp or a later FFN was fed already"):
+        stream.feed(first, first.stages[-1][0].module, InputKeeper())
+
+
 def test_blocks_out_of_order_break_the_record() -> None:
     record = Recording([nn.Identity(), nn.Identity()])
     hidden: Any = torch.ones(1, 2)

@@ -113,7 +113,7 @@ def test_options_of_global_pruning_apply_whichever_pruner_is_named(
         shown(capsys, *common, "--pruner", f"{budget}:multiple_of=8,normalize=mean", "--output", tmp_path / budget)
     local, together = (json.loads((tmp_path / budget / "summary.json").read_text()) for budget in ("local", "global"))
     assert local["layers"] == together["layers"]
-    assert (local["pruner"], local["normalize"], local["multiple_of"]) == ("local", "mean", 8)
+    assert (local["budget"], local["normalize"], local["multiple_of"]) == ("local", "mean", 8)
 
 
 # --- the files

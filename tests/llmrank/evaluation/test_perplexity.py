@@ -144,3 +144,19 @@ def test_completion_is_the_greedy_continuation() -> None:
             if wanted[-1] == 2:
                 break
     assert complete(model, tok, prompt, 6) == tok.decode(wanted, skip_special_tokens=True)
+
+
+def test_the_completion_of_an_encoder_decoder_is_all_that_its_decoder_writes() -> None:
+    model, tok = tiny_t5(), tokenizer(special=False)
+    prompt = text(5)
+    ids = tok(prompt, return_tensors="pt")["input_ids"]
+    written = torch.tensor([[model.config.decoder_start_token_id]])
+    with torch.no_grad():
+        for _ in range(8):
+            following = model(input_ids=ids, decoder_input_ids=written).logits[:, -1].argmax(-1, keepdim=True)
+            written = torch.cat([written, following], dim=1)
+            if int(following) == model.config.eos_token_id:
+                break
+    wanted = tok.decode(written[0, 1:], skip_special_tokens=True)
+    assert len(wanted.split()) > 3
+    assert complete(model, tok, prompt, 8) == wanted

@@ -174,14 +174,14 @@ def test_the_message_for_an_unknown_layer_lists_the_layers() -> None:
 def test_facts_of_a_neuron_of_an_isolated_graph() -> None:
     inspection = inspected("isolated")
     name = list(inspection.layer_positions())[1]
-    facts = summarise_neuron(inspection, name, 3, top=2)
+    summary = summarise_neuron(inspection, name, 3, top=2)
     graph = inspection.graphs[1].graph
     weights = graph.block(1).toarray()[3]
     # The strongest in-edge has a large weight, though not always the largest: its share of its source counts.
-    assert facts.facts.in_edges[0].weight == pytest.approx(weights[facts.facts.in_edges[0].node], rel=1e-6)
-    assert facts.facts.in_strength == pytest.approx(weights.sum(), rel=1e-6)
-    assert facts.paths
-    assert all(path.nodes[1] == (1, 3) for path in facts.paths)
+    assert summary.node.in_edges[0].weight == pytest.approx(weights[summary.node.in_edges[0].node], rel=1e-6)
+    assert summary.node.in_strength == pytest.approx(weights.sum(), rel=1e-6)
+    assert summary.paths
+    assert all(path.nodes[1] == (1, 3) for path in summary.paths)
 
 
 def test_a_neuron_is_written_with_the_number_or_the_name_of_its_layer() -> None:

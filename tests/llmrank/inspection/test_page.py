@@ -177,7 +177,8 @@ def test_stacks_of_different_widths() -> None:
         (0.07, 7, "7 %", 7),
         (0.333, 91, "33.3 %", 33),
         (0.95, 91, "95 %", 90),
-        (5, 91, "5 neurons", 6),
+        (5, 91, "5 neurons", 12),
+        (1, 91, "1 neuron", 2),
         (0, 91, "0 neurons", 0),
     ],
 )
@@ -192,6 +193,14 @@ def test_the_amount_of_the_inspection(amount: float, index: int, label: str, sli
     for budget, table in tables.items():
         for keep, count in zip(inspection.main.masks[budget].values(), removals(content, table)[0, index], strict=True):
             assert 40 - count == int(keep.sum())
+
+
+def test_a_number_of_neurons_counts_for_each_layer_if_the_budget_is_local() -> None:
+    sliders = [
+        payload(inspected(pruner=LocalPruner(5), budget=budget))["inspected"]["slider"]
+        for budget in ("local", "global")
+    ]
+    assert sliders == [round(100 * 5 / 40), round(100 * 5 / 80)]
 
 
 def test_the_page_keeps_the_neurons_of_the_inspection_for_all_settings() -> None:
@@ -243,6 +252,9 @@ def test_a_note_says_what_was_left_out_of_the_page() -> None:
     assert held[0] == (4, 400)
     assert held[-1] == (1, 64)
     assert held == sorted(held, reverse=True)
+    # The indices of the neurons that have edges count too.
+    wide = inspected(model=tiny_llama(intermediate_size=6_000))
+    assert size(payload(wide, data_limit=1_000_000)) <= 1_010_000
     # The edges that are left are those of the highest neurons.
     content = payload(inspection, data_limit=0)
     neurons = array(content["edges"]["neurons"]).reshape(2, 64)

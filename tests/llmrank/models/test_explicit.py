@@ -178,6 +178,7 @@ def changed(**entries: Any) -> dict[str, Any]:
         (changed(path_to_layers=5), "path_to_layers holds 5; expected attribute names"),
         (changed(path_to_modules=5), "path_to_modules lists no module"),
         (changed(path_to_modules=()), "path_to_modules lists no module"),
+        (changed(path_to_modules="mlp.up_proj"), "path_to_modules is the text 'mlp.up_proj'; expected a list of paths"),
         (changed(path_to_modules=((),)), "path_to_modules holds an empty path"),
         (
             changed(path_to_modules=(("mlp", "fc1"),)),

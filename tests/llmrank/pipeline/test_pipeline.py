@@ -101,6 +101,7 @@ def test_topology_changes_the_rank_alone() -> None:
         ({"pruner": 0.3}, r"pruner must be an instance of BasePruner, got 0\.3.*make_pruner"),
         ({"form": "sparse"}, "unknown form 'sparse'; expected one of compact, zero, mask"),
         ({"align": "left"}, "unknown align 'left'; expected one of none, pad"),
+        ({"align": "pad", "structure_dict": STRUCTURE}, "align='pad' are refused with structure_dict"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
     ],
 )

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,9 @@ def test_register() -> None:
     assert made.power == 2.0
     with pytest.raises(OptionError, match="cannot register Mine as scorer 'mine': expected a name that is free"):
         registry.register("mine")(Mine)
+    registry._entry_points = {"far": metadata.EntryPoint("far", "far_scorer:Power", "llmrank.scorers")}
+    with pytest.raises(OptionError, match="cannot register Mine as scorer 'far': expected a name that is free"):
+        registry.register("far")(Mine)
     with pytest.raises(OptionError, match="expected a subclass of BaseScorer"):
         registry.register("other")(GlobalPruner)  # type: ignore[arg-type]
     assert set(registry) == {"wpr", "mine"}

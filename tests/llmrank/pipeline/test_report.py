@@ -14,7 +14,7 @@ from rich.console import Console
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report
 from llmrank.evaluation.perplexity import Perplexity
-from llmrank.pipeline.report import Evaluation, environment
+from llmrank.pipeline.report import Evaluation, environment, model_source
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer
 from tests.llmrank.tiny_models import STRUCTURE, features, mlp, tiny_llama, token_ids
@@ -59,7 +59,7 @@ def test_report_holds_the_protocol_and_the_outcome() -> None:
     assert plain["method"]["form"] == "compact"
     assert plain["neurons"]["before"] == 80
     assert plain["neurons"]["removed"] == 20
-    assert plain["neurons"]["share_asked"] == plain["neurons"]["share_reached"] == 0.25
+    assert plain["neurons"]["amount_asked"] == plain["neurons"]["share_reached"] == 0.25
     assert sum(plain["neurons"]["widths"].values()) == 60
     assert plain["graph"]["nodes"] == 3 * 16 + 2 * 40
     assert plain["graph"]["edges_at_most"] == 4 * 16 * 40
@@ -142,6 +142,7 @@ def test_collapse_is_judged_against_token_frequencies(after: float, unigram: flo
     assert evaluation.collapsed is collapsed
     assert any("has collapsed" in sentence for sentence in evaluation.warnings()) is collapsed
     assert Evaluation(PROTOCOL, Perplexity(9.0, 14), None, unigram).collapsed is False
+    assert Evaluation(PROTOCOL, Perplexity(9.0, 14), Perplexity(after, 14)).collapsed is not math.isfinite(after)
     assert Evaluation(PROTOCOL, Perplexity(90.0, 14), Perplexity(after, 14), unigram).collapsed is False
 
 
@@ -153,6 +154,21 @@ def test_overlap_with_the_calibration_text_is_a_warning() -> None:
     report.evaluation = evaluation
     assert report.warnings() == [sentence]
     assert sentence[:40] in printed(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("/data/models/small", "small"),
+        ("../models/small", "small"),
+        ("org/small", "org/small"),
+        ("", "LlamaForCausalLM"),
+    ],
+)
+def test_the_source_of_a_model_is_no_local_path_even_if_that_is_gone(name: str, source: str) -> None:
+    model = tiny_llama()
+    model.name_or_path = name
+    assert model_source(model) == source
 
 
 def test_degenerate_layers_are_notes() -> None:

@@ -38,7 +38,7 @@ from tests.llmrank.tiny_models import (
 
 @pytest.fixture
 def two_sequences_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmrank.pipeline.sensitivity.TOKENS", 1)
+    monkeypatch.setattr("llmrank.pipeline.sensitivity.DEFAULT_TOKENS", 1)
 
 
 def third(ffns: tuple[FFN, ...]) -> Masks:
@@ -423,16 +423,16 @@ def test_explicit_ffns_and_bad_sample_counts_are_refused() -> None:
 
 
 def test_short_sequences_are_used_until_they_hold_enough_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmrank.pipeline.sensitivity.TOKENS", 60)
+    monkeypatch.setattr("llmrank.pipeline.sensitivity.DEFAULT_TOKENS", 60)
     model, sequences = tiny_llama(), sequences_of(token_ids(9, 12))
     ffns = find_ffns(model)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=5)
     assert found != layer_sensitivities(model, ffns, third(ffns), sequences, samples=4)
-    monkeypatch.setattr("llmrank.pipeline.sensitivity.TOKENS", 13)
+    monkeypatch.setattr("llmrank.pipeline.sensitivity.DEFAULT_TOKENS", 13)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=2)
-    monkeypatch.setattr("llmrank.pipeline.sensitivity.TOKENS", 1_000_000)
+    monkeypatch.setattr("llmrank.pipeline.sensitivity.DEFAULT_TOKENS", 1_000_000)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=9)
 

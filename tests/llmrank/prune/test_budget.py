@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -107,6 +108,9 @@ def test_protected_layers_do_not_count_for_the_median() -> None:
     """Of 0.1, 0.1 and 0.5 the last is above 2 medians; of 0.1 and 0.5 it is not."""
     layers = [0.1, 0.1, 0.5]
     assert sensitivity_counts([100] * 3, layers, 0.3) == [39, 39, 12]
+    assert sensitivity_counts([100] * 3, layers, np.float64(0.3)) == [39, 39, 12]
+    with pytest.raises(OptionError, match=r"amount must be a share in \[0, 1\)"):
+        sensitivity_counts([100] * 3, layers, 1.5)
     assert sensitivity_counts([100] * 3, layers, 0.3, protected=[True, False, False]) == [0, 45, 45]
     assert sensitivity_counts([100] * 2, layers[:2], 0.3, protected=[True, True]) == [0, 0]
     with pytest.raises(

@@ -519,3 +519,20 @@ def test_a_layer_without_scores_is_uniform_and_reported() -> None:
     result = WandaScorer().rank(graph, ())
     assert result.scores[1].tolist() == pytest.approx([1 / 3] * 3)
     assert [entry.layer for entry in result.degenerate] == [1]
+
+
+@pytest.mark.parametrize("scorer", [NormScorer(), ActivationScorer(), WandaSPScorer(), FLAPScorer()])
+def test_every_scorer_reports_layers_without_scores(scorer: BaseScorer) -> None:
+    zero = LayeredGraph.from_weights([np.zeros((4, 3)), np.zeros((2, 4))], [0] * 3, [[0] * 4, [0] * 2])
+    result = scorer.rank(zero, (statistics([0] * 3), statistics([0] * 4), statistics([0] * 2)))
+    assert [entry.layer for entry in result.degenerate] == [0, 1, 2]
+    assert [vector.tolist() for vector in result.scores] == [pytest.approx([1 / n] * n) for n in (3, 4, 2)]
+
+
+def test_only_scorers_that_read_the_weights_count_products() -> None:
+    for scorer, products in ((ActivationScorer(), 0), (RandomScorer(), 0), (NormScorer(), 2), (WandaSPScorer(), 2)):
+        assert scorer.rank(small_graph(), LAYERS).block_products == products
+
+
+def test_random_scorers_of_one_seed_are_equal() -> None:
+    assert RandomScorer(0) == RandomScorer(0) != RandomScorer(1)

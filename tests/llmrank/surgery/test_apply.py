@@ -89,14 +89,14 @@ def test_zeroed_neurons_are_zero_in_rows_biases_and_columns_and_nothing_else_is(
     }
     columns = {p.name: masks[layer.name] for ffn in ffns for layer in ffn.prunable.values() for p in layer.output_maps}
     for ffn in ffns:
-        for projection in [p for stage in ffn.stages for p in stage]:
-            key, bias = (projection.name, projection.start), getattr(projection.module, "bias", None)
-            row = rows.get(key, torch.ones(projection.size, dtype=torch.bool))
-            column = columns.get(projection.name, torch.ones(projection.in_features, dtype=torch.bool))
-            assert torch.equal(projection.weight, weights[key] * row[:, None] * column)
+        for linear_map in [p for stage in ffn.stages for p in stage]:
+            key, bias = (linear_map.name, linear_map.start), getattr(linear_map.module, "bias", None)
+            row = rows.get(key, torch.ones(linear_map.size, dtype=torch.bool))
+            column = columns.get(linear_map.name, torch.ones(linear_map.in_features, dtype=torch.bool))
+            assert torch.equal(linear_map.weight, weights[key] * row[:, None] * column)
             if bias is not None:
-                part = slice(projection.start, projection.start + projection.size)
-                assert torch.equal(bias[part], before.bits[f"{projection.name}.bias"][part] * row)
+                part = slice(linear_map.start, linear_map.start + linear_map.size)
+                assert torch.equal(bias[part], before.bits[f"{linear_map.name}.bias"][part] * row)
 
 
 class Interrupted(BaseException):
@@ -259,11 +259,11 @@ def test_compact_tensors_own_their_storage() -> None:
     apply_masks(model, find_ffns(model), some_masks(model), "compact")
     for ffn in find_ffns(model):
         for stage in ffn.stages:
-            for projection in stage:
-                weight = projection.module.weight
+            for linear_map in stage:
+                weight = linear_map.module.weight
                 assert weight.is_contiguous()
                 assert weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
-                assert (projection.module.out_features, projection.module.in_features) == tuple(weight.shape)
+                assert (linear_map.module.out_features, linear_map.module.in_features) == tuple(weight.shape)
 
 
 @every_form

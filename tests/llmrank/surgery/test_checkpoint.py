@@ -355,8 +355,8 @@ def test_weights_of_a_checkpoint_stay_on_disk(tmp_path: Path) -> None:
     ]
     for ffn in ffns:
         for stage in ffn.stages:
-            for projection in stage:
-                address = projection.weight.data_ptr()
+            for linear_map in stage:
+                address = linear_map.weight.data_ptr()
                 assert any(start <= address < stop for start, stop in regions), ffn.name
 
 

@@ -91,3 +91,15 @@ def test_different_outputs_are_refused() -> None:
         check_equivalence(model, expected + 0.1, sequences)
     with pytest.raises(UnsupportedModelError, match="does not compute what the masked model does"):
         check_equivalence(model, expected * float("nan"), sequences)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_out_of_memory_is_not_reported_as_an_unsupported_model(monkeypatch: Any, error: Exception) -> None:
+    model, sequences = mlp(6, 8, 3), tokenise(features(9, 6), None, 9, 6)
+
+    def fail(_features: torch.Tensor) -> None:
+        raise error
+
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(type(error)):
+        check_equivalence(model, torch.zeros(9, 3), sequences)

@@ -304,10 +304,10 @@ def half_of_it_twice(model: Any) -> Masks:
     """Make every second hidden neuron the double of the one before it, and masks that remove these."""
     keep = {}
     for ffn in find_ffns(model):
-        for projection in ffn.stages[0]:
-            projection.module.weight.data[1::2] = projection.module.weight.data[0::2]
-            if getattr(projection.module, "bias", None) is not None:
-                projection.module.bias.data[1::2] = projection.module.bias.data[0::2]
+        for linear_map in ffn.stages[0]:
+            linear_map.module.weight.data[1::2] = linear_map.module.weight.data[0::2]
+            if getattr(linear_map.module, "bias", None) is not None:
+                linear_map.module.bias.data[1::2] = linear_map.module.bias.data[0::2]
         (layer,) = ffn.prunable.values()
         keep[layer.name] = torch.arange(layer.size) % 2 == 0
     return Masks(keep)
@@ -409,8 +409,8 @@ def test_moments_are_those_of_the_model_as_pruned_so_far() -> None:
     masked_up = ffns[1].stages[0]
     with torch.no_grad():  # the removal in the second FFN comes after its inputs: the dense FFN shows them
         fresh = tiny_llama()
-        for projection, original in zip(masked_up, find_ffns(fresh)[1].stages[0], strict=True):
-            projection.module.weight.copy_(original.module.weight)
+        for linear_map, original in zip(masked_up, find_ffns(fresh)[1].stages[0], strict=True):
+            linear_map.module.weight.copy_(original.module.weight)
         model(input_ids=ids)
     values = read[0].reshape(-1, ffns[1].sizes[1])
     torch.testing.assert_close(seen[1].second, (values.T @ values).double(), rtol=1e-4, atol=1e-4)
