@@ -328,6 +328,7 @@ def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
     """Copy a CSR matrix: absolute float values, sorted, no duplicates, no explicit zeros, int32 indices where they fit."""
     dtype = csr.dtype if csr.dtype in (np.float32, np.float64) else np.dtype(np.float64)
     clean = sparse.csr_array((csr.data.astype(dtype), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
+    clean.sum_duplicates()
     bad = np.flatnonzero(~np.isfinite(clean.data))
     if len(bad):
         row = int(np.searchsorted(clean.indptr, bad[0], side="right")) - 1
@@ -335,7 +336,6 @@ def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
             f"{name}: {len(bad)} weight(s) are not finite, the first at row {row}, column "
             f"{int(clean.indices[bad[0]])}; expected finite numbers"
         )
-    clean.sum_duplicates()
     np.abs(clean.data, out=clean.data)
     clean.eliminate_zeros()
     return narrow_indices(clean)

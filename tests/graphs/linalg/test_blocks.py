@@ -194,6 +194,10 @@ NOT_FINITE = np.array([[1.0, 2.0], [3.0, np.nan]])
         (torch.tensor(NOT_FINITE).to(torch.float8_e4m3fn), "not finite, the first at row 1, column 1"),
         (torch.tensor([[1.0, -np.inf]]).half(), "not finite, the first at row 0, column 1 "),
         (sparse.csr_array(NOT_FINITE), "not finite, the first at row 1, column 1"),
+        (
+            sparse.csr_array(([1.0, 1e308, 1e308], [0, 1, 1], [0, 1, 3]), shape=(2, 2)),
+            r"it: 1 weight\(s\) are not finite, the first at row 1, column 1; expected finite numbers",
+        ),
     ],
 )
 def test_refusals(value: Any, message: str) -> None:
