@@ -56,6 +56,11 @@ def is_torch(value: object) -> bool:
 def as_numpy(value: Any) -> npt.NDArray[Any]:
     """Convert an array-like or a torch tensor of any device to a numpy array; tensors below 32 bits become float32.
 
+    Raises
+    ------
+    TypeError
+        A tensor is on the meta device, or is sparse.
+
     Examples
     --------
     >>> import torch
@@ -63,6 +68,8 @@ def as_numpy(value: Any) -> npt.NDArray[Any]:
     array([1., 2.], dtype=float32)
     """
     if is_torch(value):
+        if value.is_meta:
+            raise TypeError("a tensor on the meta device, which has no numbers")
         tensor = value.detach()
         if tensor.is_floating_point() and tensor.itemsize < 4:
             tensor = tensor.float()

@@ -112,7 +112,8 @@ def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each
     Raises
     ------
     GraphError
-        The shapes do not fit, numbers are negative (in a RankResult they count as 0) or not finite, or a sum is zero.
+        The shapes do not fit, entries are not numbers, numbers are negative (in a RankResult they count as 0) or not finite, or
+        a sum is zero.
 
     Examples
     --------
@@ -120,7 +121,10 @@ def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each
     [array([0.5, 0.5]), array([1.])]
     """
     given = start.scores if isinstance(start, RankResult) else start
-    vectors = [np.asarray(as_numpy(vector), dtype=np.float64) for vector in given]
+    try:
+        vectors = [np.asarray(as_numpy(vector), dtype=np.float64) for vector in given]
+    except (TypeError, ValueError) as error:
+        raise GraphError(f"start: expected vectors of real numbers, one for each layer, got {error}") from error
     if isinstance(start, RankResult):
         # Anderson mixing and Krylov methods that stopped early may have left scores slightly below zero.
         vectors = [np.maximum(vector, 0.0) for vector in vectors]
