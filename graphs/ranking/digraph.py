@@ -123,10 +123,10 @@ def pagerank(
             raise GraphError(
                 f"keep: expected one teleport vector, got {distribution.shape[1]}; rank them one at a time"
             )
-    if backend == "dense" and any(edges.source == edges.target for edges in digraph.edge_blocks):
+    if backend == "dense" and digraph.has_edges_within_layers:
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
     one_product = isinstance(chosen_solver, (LayerSweep, SparseLU)) or (
-        chosen_solver is None and digraph.topological_order[1]
+        chosen_solver is None and digraph.topological_order[1] and not digraph.has_edges_within_layers
     )
     products = 1 if one_product else ESTIMATED_PRODUCTS
     problem = DigraphProblem(
