@@ -8,6 +8,8 @@ weights. It builds its CSR, or a band of rows or columns, only on request.
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -104,7 +106,7 @@ class Block(Protocol):
         """Return the reversed edges, (n_sources, n_targets)."""
 
     def squared(self) -> Block:
-        """Return the edges with squared weights: of a dense block, every parallel edge is squared by itself."""
+        """Return the edges with squared weights; every parallel edge is squared by itself."""
 
 
 def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
@@ -140,9 +142,12 @@ class SparseBlock:
     ----------
     csr : scipy.sparse.csr_array, shape (n_targets, n_sources)
         Non-negative, sorted, without duplicates or explicit zeros, as :func:`graphs.linalg.validation.as_block` makes it.
+    parallel : tuple of scipy.sparse.csr_array
+        Matrices of parallel edges, whose sum is `csr`; empty if there are no parallel edges. Only squares need them.
     """
 
     csr: sparse.csr_array
+    parallel: tuple[sparse.csr_array, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -161,12 +166,17 @@ class SparseBlock:
 
     def transposed(self) -> SparseBlock:
         """Return the reversed edges, whose CSR is a copy."""
-        csr = self.csr.T.tocsr()
-        csr.sort_indices()
-        return SparseBlock(narrow_indices(csr))
+        csr, *parallel = (narrow_indices(matrix.T.tocsr()) for matrix in (self.csr, *self.parallel))
+        return SparseBlock(csr, tuple(parallel))
 
     def squared(self) -> SparseBlock:
-        """Return float64 squares without those that round to zero; if there are none, the index arrays are shared."""
+        """Return float64 squares without those that round to zero; if there are none, the index arrays are shared.
+
+        Every parallel edge is squared by itself.
+        """
+        if self.parallel:
+            squares = tuple(SparseBlock(matrix).squared().csr for matrix in self.parallel)
+            return SparseBlock(narrow_indices(functools.reduce(operator.add, squares)), squares)
         data = np.square(self.csr.data, dtype=np.float64)
         csr = sparse.csr_array((data, self.csr.indices, self.csr.indptr), shape=self.csr.shape)
         if not data.all():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,10 +63,10 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
                 f"{tuple(matrix.shape)}"
             )
     if any(_is_sparse(matrix) for matrix in matrices):
-        total = _canonical(as_csr(matrices[0], name), name)
-        for matrix in matrices[1:]:
-            total = _canonical(total + _canonical(as_csr(matrix, name), name), name)
-        return SparseBlock(total)
+        parallel = tuple(_canonical(as_csr(matrix, name), name) for matrix in matrices)
+        if len(parallel) == 1:
+            return SparseBlock(parallel[0])
+        return SparseBlock(_canonical(functools.reduce(operator.add, parallel), name), parallel)
     if check_finite:
         for matrix in matrices:
             _check_finite_entries(matrix, name)
