@@ -37,7 +37,7 @@ from graphs import (
     save_rank,
     weighted_pagerank,
 )
-from graphs.io.files import hidden_directory, remove_leftovers, replace_file, write_tensors
+from graphs.io.files import hidden_directory, read_tensors, remove_leftovers, replace_file, write_tensors
 from graphs.linalg.blocks import SparseBlock
 from tests.graphs.cases import SHARES, Case, cases, random_case
 
@@ -786,3 +786,23 @@ def test_certificates_of_missing_layers_are_refused(path: Path, layer: int, monk
     save_rank(CERTIFIED, path)
     with pytest.raises(GraphError, match=r"is not a consistent rank file: keep masks of shapes"):
         load_rank(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks")
+def test_leftovers_of_another_name_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("graphs.io.files._remove", lambda place: None)  # as if the process were killed
+        with hidden_directory(tmp_path, "model.v2") as left:
+            pass
+    remove_leftovers(tmp_path, "model")
+    assert left.exists()
+    remove_leftovers(tmp_path, "model.v2")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("array", [np.array(3.0), np.arange(6.0).reshape(2, 3).T, np.zeros((0, 2))])
+def test_shapes_of_tensors_are_kept(tmp_path: Path, array: Any) -> None:
+    write_tensors(tmp_path / "file", {"a": array}, {}, "example")
+    _, tensors = read_tensors(tmp_path / "file", "example")
+    assert tensors["a"].shape == array.shape
+    np.testing.assert_array_equal(tensors["a"], array)
