@@ -296,6 +296,10 @@ def check_dtype(dtype: Any) -> str:
     return name
 
 
+def _is_cpu(device: str | torch.device) -> bool:
+    return str(device).split(":")[0] == "cpu"
+
+
 def make_backend(name: str, device: str | torch.device | None, dtype: str, blocks: Iterable[Block] = ()) -> Backend:
     """Check the choice of a backend and build it.
 
@@ -325,12 +329,12 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     if name not in BACKENDS:
         raise GraphError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
     dtype = check_dtype(dtype)
-    if name == "scipy" and device is not None and str(device) != "cpu":
+    if name == "scipy" and device is not None and not _is_cpu(device):
         raise GraphError(f"backend 'scipy' computes on the CPU only, got device {str(device)!r}; use backend='torch'")
     if device is None:
         matrices = (matrix for block in blocks if isinstance(block, DenseBlock) for matrix in block.matrices)
         device = next((matrix.device for matrix in matrices if is_torch(matrix)), "cpu")
-    needs_torch = name == "torch" or (name != "scipy" and str(device).split(":")[0] != "cpu")
+    needs_torch = name == "torch" or (name != "scipy" and not _is_cpu(device))
     if needs_torch and importlib.util.find_spec("torch") is None:
         raise GraphError(f"backend {name!r} needs torch, which is not installed; pip install torch, or use 'scipy'")
     form: Literal["csr", "dense", "auto"] = "auto" if name == "auto" else "dense" if name == "dense" else "csr"
