@@ -231,7 +231,7 @@ class DenseBlock:
         if not self.n_squarings and all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
             present = self.matrices[0] != 0
             for matrix in self.matrices[1:]:
-                present |= matrix != 0
+                present |= (matrix != 0).to(present.device)
             return int(present.sum())
         return sum(int(np.count_nonzero(band.matrix)) for band in self.bands(NumpyBuffers(self.csr_dtype)))
 
