@@ -99,8 +99,8 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
             # White alone would not be visible on the brightest colours and on the background.
             path_effects=[withStroke(linewidth=3.0, foreground="black")],
         )
-    cut = "" if masks is None else "; removed: right of the white line"
-    ax.set_xlabel(wrap_to_axes(ax, f"node, highest score first{cut}"))
+    line = "" if masks is None else "; white line: number of nodes kept"
+    ax.set_xlabel(wrap_to_axes(ax, f"node, highest score first{line}"))
     ax.set_ylabel("layer")
     ax.set_ylim(len(layers) - 0.5, -0.5)
     use_whole_ticks(ax.xaxis, ax.yaxis)
