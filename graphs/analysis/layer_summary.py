@@ -48,7 +48,9 @@ class Spread:
         """
         array = as_vector(values, "values")
         lowest, lower, median, upper, highest = np.quantile(array, [0.0, 0.25, 0.5, 0.75, 1.0]).tolist()
-        return cls(lowest, lower, median, upper, highest, float(array.mean()))
+        # Divided by a power of two near the maximum, huge values have a finite sum.
+        exponent = np.frexp(np.abs(array).max())[1]
+        return cls(lowest, lower, median, upper, highest, float(np.ldexp(np.ldexp(array, -exponent).mean(), exponent)))
 
 
 @dataclass(frozen=True)

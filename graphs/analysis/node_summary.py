@@ -20,7 +20,7 @@ from graphs.analysis.incident_edges import (
     source_weights,
     target_weights,
 )
-from graphs.analysis.measures import percentiles, positions
+from graphs.analysis.measures import percentiles, positions, scale_scores
 from graphs.analysis.strengths import default_backend
 from graphs.checks import check_count
 from graphs.linalg.blocks import FloatArray
@@ -186,9 +186,9 @@ def summarise_node(
         in_edges = _ranked_edges(carried, top, in_weights, probabilities, carried / (carried.sum() or 1.0))
         gamma = gamma_of(rank)
         if gamma is not None:
-            teleport = activations[node] / activations.sum() if activations.any() else 1.0 / len(activations)
+            teleports = scale_scores(activations)  # sums of huge activations would overflow
             arrived = float(carried.sum() / (scores[layer - 1].sum() or 1.0))
-            through = share_through_graph(gamma, arrived, float(teleport))
+            through = share_through_graph(gamma, arrived, float(teleports[node] / teleports.sum()))
     if layer < len(graph.blocks):
         out_weights = source_weights(graph.blocks[layer], node, layer + 1)
         probabilities = SourceTotals.of_column(out_weights, theta).probabilities(out_weights)

@@ -123,6 +123,12 @@ def test_spread(size: int) -> None:
     assert dataclasses.astuple(found) == pytest.approx([*expected, sum(values) / size])
 
 
+def test_the_mean_of_huge_values_is_finite() -> None:
+    assert Spread.of([1.7e308] * 2).mean == 1.7e308
+    assert Spread.of([0.0, 0.0]).mean == 0.0
+    assert Spread.of([5e-324] * 3).mean == 5e-324
+
+
 # --- refused arguments
 
 

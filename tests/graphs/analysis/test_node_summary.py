@@ -182,6 +182,11 @@ def test_equal_edges_are_ordered_by_node_and_edges_that_carry_nothing_are_left_o
     assert strongest_edges(graph, rank, 0, top=2).out_nodes.tolist() == [[0, -1], [0, 1], [1, -1], [0, 1]]
 
 
+def test_huge_activations_have_a_share_of_the_teleport() -> None:
+    graph = LayeredGraph.from_weights([[[1.0], [1.0]]], [1], [[1.7e308, 1.7e308]])
+    assert facts_of(graph, weighted_pagerank(graph, gamma=0.5), 1, 0).through_graph == 0.5
+
+
 def test_node_summaries_of_layers_with_one_node_and_with_zeros() -> None:
     graph = LayeredGraph.from_weights([[[0.0, 0.0]], [[3.0], [0.0]]], [0, 0], [[0], [0, 0]])
     rank = weighted_pagerank(graph, gamma=1.0)
