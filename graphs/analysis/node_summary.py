@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphs.analysis.flow import gamma_of, is_modified, passed_scores, share_through_graph, theta_of
+from graphs.analysis.flow import choose_theta, gamma_of, is_modified, passed_scores, share_through_graph
 from graphs.analysis.incident_edges import (
     IncidentEdges,
     SourceTotals,
@@ -171,7 +171,7 @@ def summarise_node(
     layer = check_layer(graph, layer)
     node = check_node(graph, layer, node)
     top = check_count("top", top, 0)
-    theta = theta_of(rank, theta)
+    theta = choose_theta(rank, theta)
     own_scores, activations = scores[layer], graph.activations[layer]
     in_weights: FloatArray = np.zeros(0)
     out_weights: FloatArray = np.zeros(0)
@@ -258,7 +258,7 @@ def strongest_edges(
     scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer)
     top = check_count("top", top)
-    theta = theta_of(rank, theta)
+    theta = choose_theta(rank, theta)
     backend = default_backend(graph)
     size = graph.layer_sizes[layer]
     into, out = _TopEdges.empty(size, top), _TopEdges.empty(size, top)

@@ -23,10 +23,10 @@ from scipy import sparse
 __all__ = [
     "Band",
     "Block",
-    "Buffers",
+    "BufferMaker",
     "DenseBlock",
     "FloatArray",
-    "NumpyBuffers",
+    "NumpyBufferMaker",
     "SparseBlock",
     "as_numpy",
     "index_dtype",
@@ -233,7 +233,7 @@ class DenseBlock:
             for matrix in self.matrices[1:]:
                 present |= (matrix != 0).to(present.device)
             return int(present.sum())
-        return sum(int(np.count_nonzero(band.matrix)) for band in self.bands(NumpyBuffers(self.csr_dtype)))
+        return sum(int(np.count_nonzero(band.matrix)) for band in self.bands(NumpyBufferMaker(self.csr_dtype)))
 
     @property
     def csr_dtype(self) -> type[np.float32] | type[np.float64]:
@@ -248,7 +248,7 @@ class DenseBlock:
             weights = weights * weights
         return weights
 
-    def bands(self, buffers: Buffers, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
+    def bands(self, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
 
         The matrix of a band is a buffer that the next band overwrites. Extra memory: a few bands, however
@@ -256,7 +256,7 @@ class DenseBlock:
 
         Parameters
         ----------
-        buffers : Buffers
+        buffer_maker : BufferMaker
             Device and dtype of the computation.
         n_entries : int
             Entries of a band, rounded down to complete rows (or columns), but at least one row (or column).
@@ -264,14 +264,14 @@ class DenseBlock:
         matrices = [matrix.T for matrix in self.matrices] if self.column_major else self.matrices
         length, width = matrices[0].shape
         height = min(length, max(1, n_entries // max(width, 1)))
-        total = buffers.empty(height, width)
-        addend = buffers.empty(height, width) if len(matrices) > 1 else total
+        total = buffer_maker.empty(height, width)
+        addend = buffer_maker.empty(height, width) if len(matrices) > 1 else total
         for start in range(0, length, height):
             stop = min(start + height, length)
             band = total[: stop - start]
             for k, matrix in enumerate(matrices):
                 part = band if k == 0 else addend[: stop - start]
-                buffers.write_absolute(matrix[start:stop], part)
+                buffer_maker.write_absolute(matrix[start:stop], part)
                 for _ in range(self.n_squarings):
                     part *= part
                 if k > 0:
@@ -291,12 +291,12 @@ class DenseBlock:
             csr = self.transposed().to_csr().T.tocsr()
             csr.sort_indices()
             return csr
-        buffers = NumpyBuffers(self.csr_dtype)
+        buffer_maker = NumpyBufferMaker(self.csr_dtype)
         counts = np.zeros(n_targets, dtype=np.int64)
         indices: list[npt.NDArray[np.integer[Any]]] = []
         values: list[FloatArray] = []
         all_columns = np.arange(n_sources, dtype=np.int32)
-        for band in self.bands(buffers):
+        for band in self.bands(buffer_maker):
             nonzero = band.matrix != 0
             counts[band.rows] = nonzero.sum(axis=1)
             if nonzero.all():
@@ -311,7 +311,7 @@ class DenseBlock:
         return sparse.csr_array((np.concatenate(values), columns, indptr.astype(dtype)), shape=(n_targets, n_sources))
 
 
-class Buffers(Protocol):
+class BufferMaker(Protocol):
     """A maker of buffers: matrices of one library, device and dtype, which it fills with absolute values."""
 
     def empty(self, n_rows: int, n_columns: int) -> Any:
@@ -322,8 +322,8 @@ class Buffers(Protocol):
 
 
 @dataclass(frozen=True)
-class NumpyBuffers:
-    """Buffers in numpy; torch tensors on other devices are first copied to the CPU."""
+class NumpyBufferMaker:
+    """A maker of numpy buffers; torch tensors on other devices are first copied to the CPU."""
 
     dtype: Any
 

@@ -67,5 +67,8 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     elif problem.n_layers == 1:
         reason = "edges lead back and there is only one layer"
     else:
-        return GaussSeidel(), "edges lead back and there are several layers: sweeps in layer order, with aggregation by layer"
+        return (
+            GaussSeidel(),
+            "edges lead back and there are several layers: sweeps in layer order, with aggregation by layer",
+        )
     return Extrapolation(degree=2), f"{reason}: power iteration with quadratic extrapolation"

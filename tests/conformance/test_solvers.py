@@ -164,7 +164,9 @@ def test_a_solver_gives_the_scores_of_a_direct_solve(solver: str, name: str) -> 
         teleport = teleport_of(name, kind)
         options: dict[str, Any] = {"gamma": gamma, "teleport": teleport, "solver": solver, "max_iter": 4000}
         if solver == "sweep" and name not in ACYCLIC:
-            with pytest.raises(GraphError, match=r"in this graph edges lead back; use solver='gauss-seidel'.* or 'auto'"):
+            with pytest.raises(
+                GraphError, match=r"in this graph edges lead back; use solver='gauss-seidel'.* or 'auto'"
+            ):
                 pagerank(graph, **options)
             continue
         result = followed(graph, solved(name, gamma, kind), **options)
