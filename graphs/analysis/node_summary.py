@@ -46,14 +46,14 @@ class RankedEdge:
         W_ij; weights of parallel edges are added.
     probability : float
         P_ij, the share of the source's score that a weighted PageRank passes along the edge.
-    carried : float
+    share : float
         For an in-edge, the share of the score arriving at the node that comes along this edge. For an out-edge, `probability`.
     """
 
     node: int
     weight: float
     probability: float
-    carried: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def summarise_node(
     >>> facts = summarise_node(graph, weighted_pagerank(graph), layer=1, node=0)
     >>> facts.position, facts.percentile, [(edge.node, edge.probability) for edge in facts.in_edges]
     (0, 0.75, [(1, 1.0), (0, 0.25)])
-    >>> [round(edge.carried, 3) for edge in facts.in_edges]
+    >>> [round(edge.share, 3) for edge in facts.in_edges]
     [0.923, 0.077]
     """
     scores = finite_scores(graph, rank)
@@ -308,12 +308,12 @@ class _TopEdges:
 
 
 def _ranked_edges(
-    keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, carried: FloatArray
+    keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, shares: FloatArray
 ) -> tuple[RankedEdge, ...]:
     """List the `top` edges with the highest positive keys; among equal keys the lower index comes first."""
     order = np.argsort(-keys, kind="stable")[:top]
     return tuple(
-        RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(carried[end]))
+        RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(shares[end]))
         for end in order
         if keys[end] > 0
     )

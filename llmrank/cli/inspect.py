@@ -231,9 +231,9 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
     for heading, footer in (
         *([] if numbered else [("", "")]),
         ("layer", "all" if len(layers) == len(numbers) else "these"),
-        ("neurons", f"{sum(layer.nodes for layer in layers):,}"),
+        ("neurons", f"{sum(layer.n_nodes for layer in layers):,}"),
         ("edges in", ""),
-        ("dead", f"{sum(layer.dead for layer in layers):,}"),
+        ("dead", f"{sum(layer.n_dead for layer in layers):,}"),
         *((heading, "") for heading in ("effective", "top\n1 %", "Gini", "highest")),
         ("local\nkeeps", totals["local"]),
         ("global\nkeeps", totals["global"]),
@@ -243,13 +243,13 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
         table.add_row(
             *([] if numbered else [str(numbers[name])]),
             escape(label),
-            f"{layer.nodes:,}",
-            f"{layer.edges_in:,}",
-            f"{layer.dead:,}",
-            f"{layer.effective:,.0f}",
+            f"{layer.n_nodes:,}",
+            f"{layer.n_in_edges:,}",
+            f"{layer.n_dead:,}",
+            f"{layer.effective_number:,.0f}",
             f"{layer.top_share:.1%}",
             f"{layer.gini:.2f}",
-            str(layer.highest),
+            str(layer.highest_node),
             *(f"{counts[name]:,}" if counts else "refused" for counts in kept.values()),
         )
     return table
@@ -333,7 +333,7 @@ def _print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
         (facts.out_edges, f"strongest edges to nodes of {neuron.after} (share of what leaves)"),
     ):
         if edges:
-            lines.append(f"{title}: {', '.join(f'{edge.node} ({edge.carried:.2%})' for edge in edges)}")
+            lines.append(f"{title}: {', '.join(f'{edge.node} ({edge.share:.2%})' for edge in edges)}")
     if neuron.paths:
         paths = ", ".join(
             f"{' > '.join(str(node) for _, node in path.nodes)} ({path.probability:.2g})" for path in neuron.paths
