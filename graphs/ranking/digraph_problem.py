@@ -96,13 +96,13 @@ class DigraphProblem:
 
     def apply(self, state: State) -> State:
         """Apply F, with one product per block: compute every layer from the given state."""
-        following = [vector * self.gamma for vector in self.transition(state)]
+        following = [vector * self.gamma for vector in self.apply_transition(state)]
         # Everything that did not come along edges teleports, the scores of dangling nodes included.
         teleporting = 1.0 - total_scores(following)
         _check_finite(teleporting)
         return [vector + scale_columns(v, teleporting) for vector, v in zip(following, self.teleport, strict=True)]
 
-    def transition(self, state: State) -> State:
+    def apply_transition(self, state: State) -> State:
         """Apply P, with one product per block; the scores of dangling nodes are lost."""
         arriving = []
         for layer in range(self.n_layers):

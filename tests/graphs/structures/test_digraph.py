@@ -77,7 +77,7 @@ def problem(digraph: BlockDigraph, gamma: float, teleport: Any = None, backend: 
 def transition(digraph: BlockDigraph, backend: str = "auto") -> Array:
     """P column by column, by products with the operators."""
     found = problem(digraph, 0.5, backend=backend)
-    columns = [found.stack(found.transition(found.split(unit))) for unit in np.eye(digraph.n_nodes)]
+    columns = [found.stack(found.apply_transition(found.split(unit))) for unit in np.eye(digraph.n_nodes)]
     return np.stack(columns, axis=1)
 
 
