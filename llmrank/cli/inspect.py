@@ -67,12 +67,12 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
         "browser; without it only the tables are printed",
     )
     formats = exchange_formats().values()
-    complete = [OWN_FORMAT, *(known.name for known in formats if known.complete)]
+    complete = [OWN_FORMAT, *(known.name for known in formats if known.any_size)]
     command.add_argument(
         "--format",
         default=DEFAULT_FORMATS,
         help=f"formats to write: {', '.join((*FIGURES, 'html'))}, and for graphs "
-        f"{', '.join(known.name for known in formats if not known.complete)} (only the highest nodes) "
+        f"{', '.join(known.name for known in formats if not known.any_size)} (only the highest nodes) "
         f"and {', '.join(complete)} (complete graphs) (%(default)s)",
     )
     command.add_argument(
@@ -379,7 +379,7 @@ def _write_graphs(directory: Path, inspection: Inspection, formats: Sequence[str
             save_graph(entry.graph, directory / f"{stem}.safetensors")
             save_rank(rank, directory / f"{stem}-rank.safetensors")
         for name, exchange in exchange_formats().items():
-            if name in formats and exchange.complete:
+            if name in formats and exchange.any_size:
                 exchange.write(entry.graph, directory / stem, rank)
             elif name in formats:
                 exchange.write(top_subgraph(entry.graph, rank, nodes=top), directory / f"{stem}-top", rank)
