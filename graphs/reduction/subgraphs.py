@@ -121,8 +121,7 @@ def top_subgraph(
     rank : RankResult
         A rank of `graph`, with one score a node.
     nodes : int, optional
-        Number of nodes of every layer, at least 1; a smaller layer is taken as a whole. 20 by default, if `score_share` is not
-        given.
+        Number of nodes of every layer, at least 1; a smaller layer is taken as a whole. 20 by default, without `score_share`.
     score_share : float, optional
         Instead of `nodes`: the fewest nodes of every layer that hold at least this share of its score, 0..1.
     edges : int, optional
