@@ -105,7 +105,7 @@ def shapes(chains: dict[int, LayeredGraph], seeds: int) -> dict[str, list[dict[s
     middle = chains[min(chains, key=lambda ffns: abs(ffns - 4))]
     density = []
     for kept in (1.0, 0.9, 0.7, 0.5, 0.2):
-        thinned = middle if kept == 1.0 else sparsify(middle, mass=kept).graph
+        thinned = middle if kept == 1.0 else sparsify(middle, weight_share=kept).graph
         density += [{"mass": kept, "density": thinned.density, **row} for row in steps(thinned)]
     controls = [{"weights": "real", **row} for row in steps(middle)]
     for seed in range(seeds):

@@ -75,7 +75,7 @@ def test_code_of_the_readme_does_what_it_says(place: Path) -> None:
 def test_code_of_the_quickstart_does_what_it_says(place: Path) -> None:
     names = run_code(ROOT / "docs" / "quickstart.md")
     assert (names["result"].stop_reason, names["result"].error_bound) == ("exact", 0.0)
-    assert names["ranked"].solver_reason.startswith("there are cycles and several layers")
+    assert names["ranked"].solver_reason.startswith("edges lead back and there are several layers")
     assert names["model"].config.intermediate_size == LLAMA["intermediate_size"]  # undone
 
 

@@ -21,7 +21,7 @@ from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["flow", "gamma_of", "is_modified", "passed_scores", "share_through_graph", "theta_of"]
+__all__ = ["choose_theta", "flow", "gamma_of", "is_modified", "passed_scores", "share_through_graph"]
 
 
 def flow(
@@ -80,7 +80,7 @@ def flow(
     """
     scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer, first=1)
-    n_buckets, theta, backend = len(bucket_ends(buckets)), theta_of(rank, theta), default_backend(graph)
+    n_buckets, theta, backend = len(bucket_ends(buckets)), choose_theta(rank, theta), default_backend(graph)
     source_buckets, target_buckets = (score_buckets(scores[k], buckets) for k in (layer - 1, layer))
     passed = passed_scores(rank, scores[layer - 1])
     columns = np.zeros((len(passed), n_buckets))
@@ -155,7 +155,7 @@ def gamma_of(rank: RankResult) -> float | None:
     return None if gamma is None else float(gamma)
 
 
-def theta_of(rank: RankResult, theta: float | None) -> float:
+def choose_theta(rank: RankResult, theta: float | None) -> float:
     """Choose theta: the given theta if there is one, else that of the rank, else 1.
 
     Parameters
@@ -178,7 +178,7 @@ def theta_of(rank: RankResult, theta: float | None) -> float:
     >>> from graphs import modified_pagerank, weighted_pagerank
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]])
     >>> rank = weighted_pagerank(graph, theta=0.3)
-    >>> theta_of(rank, 0.5), theta_of(rank, None), theta_of(modified_pagerank(graph), None)
+    >>> choose_theta(rank, 0.5), choose_theta(rank, None), choose_theta(modified_pagerank(graph), None)
     (0.5, 0.3, 1.0)
     """
     return check_share("theta", rank.parameters.get("theta", 1.0) if theta is None else theta)

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from graphs.analysis.strengths import finite_strength, not_finite_error
 from graphs.linalg.backends import Backend
-from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy
+from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBufferMaker, as_numpy
 from graphs.structures.layered import LayeredGraph
 
 __all__ = [
@@ -165,7 +165,7 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
     [([0, 1], [[1.0, 3.0], [2.0, 0.0]])]
     """
     if isinstance(block, DenseBlock):
-        for band in block.bands(NumpyBuffers(np.float64)):
+        for band in block.bands(NumpyBufferMaker(np.float64)):
             rows, columns = (np.arange(part.start, part.stop) for part in (band.rows, band.columns))
             # The rows are made contiguous because they are scanned many times.
             if side == "target":

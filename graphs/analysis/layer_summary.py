@@ -48,7 +48,9 @@ class Spread:
         """
         array = as_vector(values, "values")
         lowest, lower, median, upper, highest = np.quantile(array, [0.0, 0.25, 0.5, 0.75, 1.0]).tolist()
-        return cls(lowest, lower, median, upper, highest, float(array.mean()))
+        # Divided by a power of two near the maximum, huge values have a finite sum.
+        exponent = np.frexp(np.abs(array).max())[1]
+        return cls(lowest, lower, median, upper, highest, float(np.ldexp(np.ldexp(array, -exponent).mean(), exponent)))
 
 
 @dataclass(frozen=True)
@@ -60,24 +62,24 @@ class LayerSummary:
     layer : int
         0..L.
     name : str
-    nodes : int
-    edges_in : int
+    n_nodes : int
+    n_in_edges : int
         Number of edges from the layer before; 0 for layer 0.
     density : float, optional
-        `edges_in` divided by the number of pairs of a source and a target; None for layer 0.
+        `n_in_edges` divided by the number of pairs of a source and a target; None for layer 0.
     in_strength, out_strength : Spread, optional
         Spread of the nodes' in-strengths and out-strengths; None for layer 0 (in) and for the last layer (out).
     activation : Spread
-    dead : int
+    n_dead : int
         Number of nodes with activation 0.
-    unreached : int, optional
+    n_unreached : int, optional
         Number of nodes without an in-edge; None for layer 0.
-    dangling : int, optional
+    n_dangling : int, optional
         Number of nodes without an out-edge, which pass no score on; None for the last layer.
-    gini, effective, top_share : float
+    gini, effective_number, top_share : float
         Concentration of the scores: :func:`graphs.analysis.measures.gini`, :func:`graphs.analysis.measures.effective_number`,
         and :func:`graphs.analysis.measures.top_share` of the highest 1 %.
-    highest : int
+    highest_node : int
         Index of the node with the highest score; among equal scores the highest index.
     highest_share : float
         Share of the layer's score that this node holds.
@@ -89,19 +91,19 @@ class LayerSummary:
 
     layer: int
     name: str
-    nodes: int
-    edges_in: int
+    n_nodes: int
+    n_in_edges: int
     density: float | None
     in_strength: Spread | None
     out_strength: Spread | None
     activation: Spread
-    dead: int
-    unreached: int | None
-    dangling: int | None
+    n_dead: int
+    n_unreached: int | None
+    n_dangling: int | None
     gini: float
-    effective: float
+    effective_number: float
     top_share: float
-    highest: int
+    highest_node: int
     highest_share: float
     through_graph: float | None
 
@@ -147,7 +149,7 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     >>> from graphs import weighted_pagerank
     >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 0.0]]], [1, 1], [[1, 0]])
     >>> inputs, outputs = summarise_layers(graph, weighted_pagerank(graph))
-    >>> inputs.dangling, outputs.density, outputs.dead, round(outputs.through_graph, 3)
+    >>> inputs.n_dangling, outputs.density, outputs.n_dead, round(outputs.through_graph, 3)
     (1, 0.5, 1, 0.333)
     """
     scores = [scale_scores(values) for values in finite_scores(graph, rank)]
@@ -173,19 +175,19 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
             LayerSummary(
                 layer=layer,
                 name=name,
-                nodes=len(activation),
-                edges_in=block_in.n_edges if block_in else 0,
+                n_nodes=len(activation),
+                n_in_edges=block_in.n_edges if block_in else 0,
                 density=block_in.n_edges / math.prod(block_in.shape) if block_in else None,
                 in_strength=None if into is None else Spread.of(into),
                 out_strength=None if out is None else Spread.of(out),
                 activation=Spread.of(activation),
-                dead=int((activation == 0).sum()),
-                unreached=None if into is None else int((into == 0).sum()),
-                dangling=None if out is None else int((out == 0).sum()),
+                n_dead=int((activation == 0).sum()),
+                n_unreached=None if into is None else int((into == 0).sum()),
+                n_dangling=None if out is None else int((out == 0).sum()),
                 gini=gini(values),
-                effective=effective_number(values),
+                effective_number=effective_number(values),
                 top_share=top_share(values),
-                highest=highest,
+                highest_node=highest,
                 highest_share=float(values[highest] / values.sum()),
                 through_graph=through_graph[layer],
             )

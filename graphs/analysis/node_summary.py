@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphs.analysis.flow import gamma_of, is_modified, passed_scores, share_through_graph, theta_of
+from graphs.analysis.flow import choose_theta, gamma_of, is_modified, passed_scores, share_through_graph
 from graphs.analysis.incident_edges import (
     IncidentEdges,
     SourceTotals,
@@ -20,7 +20,7 @@ from graphs.analysis.incident_edges import (
     source_weights,
     target_weights,
 )
-from graphs.analysis.measures import percentiles, positions
+from graphs.analysis.measures import percentiles, positions, scale_scores
 from graphs.analysis.strengths import default_backend
 from graphs.checks import check_count
 from graphs.linalg.blocks import FloatArray
@@ -46,14 +46,14 @@ class RankedEdge:
         W_ij; weights of parallel edges are added.
     probability : float
         P_ij, the share of the source's score that a weighted PageRank passes along the edge.
-    carried : float
+    share : float
         For an in-edge, the share of the score arriving at the node that comes along this edge. For an out-edge, `probability`.
     """
 
     node: int
     weight: float
     probability: float
-    carried: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -164,14 +164,14 @@ def summarise_node(
     >>> facts = summarise_node(graph, weighted_pagerank(graph), layer=1, node=0)
     >>> facts.position, facts.percentile, [(edge.node, edge.probability) for edge in facts.in_edges]
     (0, 0.75, [(1, 1.0), (0, 0.25)])
-    >>> [round(edge.carried, 3) for edge in facts.in_edges]
+    >>> [round(edge.share, 3) for edge in facts.in_edges]
     [0.923, 0.077]
     """
     scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer)
     node = check_node(graph, layer, node)
     top = check_count("top", top, 0)
-    theta = theta_of(rank, theta)
+    theta = choose_theta(rank, theta)
     own_scores, activations = scores[layer], graph.activations[layer]
     in_weights: FloatArray = np.zeros(0)
     out_weights: FloatArray = np.zeros(0)
@@ -186,9 +186,9 @@ def summarise_node(
         in_edges = _ranked_edges(carried, top, in_weights, probabilities, carried / (carried.sum() or 1.0))
         gamma = gamma_of(rank)
         if gamma is not None:
-            teleport = activations[node] / activations.sum() if activations.any() else 1.0 / len(activations)
+            teleports = scale_scores(activations)  # sums of huge activations would overflow
             arrived = float(carried.sum() / (scores[layer - 1].sum() or 1.0))
-            through = share_through_graph(gamma, arrived, float(teleport))
+            through = share_through_graph(gamma, arrived, float(teleports[node] / teleports.sum()))
     if layer < len(graph.blocks):
         out_weights = source_weights(graph.blocks[layer], node, layer + 1)
         probabilities = SourceTotals.of_column(out_weights, theta).probabilities(out_weights)
@@ -258,7 +258,7 @@ def strongest_edges(
     scores = finite_scores(graph, rank)
     layer = check_layer(graph, layer)
     top = check_count("top", top)
-    theta = theta_of(rank, theta)
+    theta = choose_theta(rank, theta)
     backend = default_backend(graph)
     size = graph.layer_sizes[layer]
     into, out = _TopEdges.empty(size, top), _TopEdges.empty(size, top)
@@ -308,12 +308,12 @@ class _TopEdges:
 
 
 def _ranked_edges(
-    keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, carried: FloatArray
+    keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, shares: FloatArray
 ) -> tuple[RankedEdge, ...]:
     """List the `top` edges with the highest positive keys; among equal keys the lower index comes first."""
     order = np.argsort(-keys, kind="stable")[:top]
     return tuple(
-        RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(carried[end]))
+        RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(shares[end]))
         for end in order
         if keys[end] > 0
     )

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphs.analysis.flow import theta_of
+from graphs.analysis.flow import choose_theta
 from graphs.analysis.incident_edges import (
     IncidentEdges,
     SourceTotals,
@@ -117,7 +117,7 @@ def strongest_paths(
     layer = check_layer(graph, layer)
     node = check_node(graph, layer, node)
     k, before, after = check_count("k", k), check_count("before", before, 0), check_count("after", after, 0)
-    theta = theta_of(rank, theta)
+    theta = choose_theta(rank, theta)
     first, last = layer - before, layer + after
     if first < 0 or last >= len(graph.layer_sizes):
         raise GraphError(

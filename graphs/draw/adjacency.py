@@ -13,7 +13,7 @@ from graphs.draw.axes import new_axes, use_whole_ticks, wrap_to_axes
 from graphs.draw.colours import COLOUR_MAP, add_log_colour_bar, hatch_background, log_norm
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import short_names
-from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers
+from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBufferMaker
 from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
@@ -118,7 +118,7 @@ def _bucket_sums(block: Block, target_buckets: IntArray, source_buckets: IntArra
     """Add up the weights between every target bucket (row) and every source bucket (column), given the buckets of the nodes."""
     total = np.zeros((int(target_buckets.max()) + 1, int(source_buckets.max()) + 1))
     if isinstance(block, DenseBlock):
-        for band in block.bands(NumpyBuffers(np.float64)):
+        for band in block.bands(NumpyBufferMaker(np.float64)):
             # The matrix is read along its contiguous axis.
             if block.column_major:
                 _add_sums(total.T, band.matrix.T, source_buckets[band.columns], target_buckets)

@@ -21,9 +21,9 @@ __all__ = [
     "LINE_HEIGHT",
     "SMALL_FONT",
     "label_layers",
+    "label_log_axis",
     "log_ticks",
     "new_axes",
-    "number_log_axis",
     "size_in_inches",
     "use_whole_ticks",
     "wrap_to_axes",
@@ -214,7 +214,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [float(tick) for tick in np.clip(steps, low, high)]
 
 
-def number_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = False) -> None:
+def label_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = False) -> None:
     """Write at least three numbers at a logarithmic axis, with as many digits as are needed to tell them apart.
 
     matplotlib's own ticks may leave an axis of less than a decade without numbers, or write 4 x 10^-1 for 0.4.
@@ -231,7 +231,7 @@ def number_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = Fa
     --------
     >>> ax = new_axes(None)
     >>> ax.set_xscale("log")
-    >>> number_log_axis(ax.xaxis, 1.0, 1.002)
+    >>> label_log_axis(ax.xaxis, 1.0, 1.002)
     >>> [text.get_text() for text in ax.get_xticklabels()]
     ['1', '1.0005', '1.001', '1.0015', '1.002']
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphs.draw.axes import number_log_axis
+from graphs.draw.axes import label_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,4 +130,4 @@ def add_log_colour_bar(ax: Axes, mesh: Any, label: str) -> None:
     """
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02)
     bar.set_label(label)
-    number_log_axis(bar.ax.yaxis, mesh.norm.vmin, mesh.norm.vmax)
+    label_log_axis(bar.ax.yaxis, mesh.norm.vmin, mesh.norm.vmax)

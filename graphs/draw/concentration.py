@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from graphs.analysis.measures import gini, lorenz
-from graphs.draw.axes import SMALL_FONT, new_axes, number_log_axis, wrap_to_axes
+from graphs.draw.axes import SMALL_FONT, label_log_axis, new_axes, wrap_to_axes
 from graphs.draw.colours import FAINT, LINE_COLOURS, line_style
 from graphs.draw.inputs import check_layer_names, check_layer_scores
 from graphs.draw.wording import percent, short_names
@@ -98,7 +98,7 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
         # A logarithmic axis without lines has no limits.
         ax.set_ylim(0.1, 1.2)
     for axis in (ax.xaxis, ax.yaxis):
-        number_log_axis(axis, *axis.get_view_interval())
+        label_log_axis(axis, *axis.get_view_interval())
     ax.set_xlabel("score / layer mean")
     ax.set_ylabel(wrap_to_axes(ax, "share of nodes that score at least x", upright=True))
     _legend(ax, _emptier_corner(ax, ax.get_lines()[:-1]))

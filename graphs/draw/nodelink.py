@@ -240,7 +240,9 @@ def _draw_others(ax: Axes, subgraph: Subgraph) -> None:
 def _title(subgraph: Subgraph, lines: _EdgeLines) -> str:
     shown, total = sum(map(len, subgraph.nodes)), sum(subgraph.total_nodes)
     drawn = len(lines.weights)
-    edges = f"{drawn:,} edges" if drawn == lines.n_edges else f"the heaviest {drawn:,} of {lines.n_edges:,} edges"
+    edges = f"{lines.n_edges:,} edges"
+    if drawn < lines.n_edges:
+        edges += f" (the heaviest {drawn:,} drawn)"
     parts = []
     if subgraph.score_shares is not None:
         parts.append(f"{_percent_range(subgraph.score_shares)} of a layer's score")

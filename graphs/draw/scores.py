@@ -9,7 +9,7 @@ import numpy as np
 
 from graphs.analysis.measures import percentiles, positions, rank_correlation, share_also_kept
 from graphs.checks import check_share
-from graphs.draw.axes import SMALL_FONT, new_axes, number_log_axis, size_in_inches, use_whole_ticks, wrap_to_axes
+from graphs.draw.axes import SMALL_FONT, label_log_axis, new_axes, size_in_inches, use_whole_ticks, wrap_to_axes
 from graphs.draw.colours import COLOUR_MAP, KEPT, REMOVED, SCORE_REMOVED, hatch_background
 from graphs.draw.inputs import BoolArray, check_keep_masks, check_layer_scores
 from graphs.draw.wording import as_literal, percent
@@ -85,7 +85,7 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     )
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, extend="both")
     bar.set_label("score / layer mean")
-    number_log_axis(bar.ax.yaxis, 10.0**low, 10.0**high, logarithms=True)
+    label_log_axis(bar.ax.yaxis, 10.0**low, 10.0**high, logarithms=True)
     hatch_background(ax)
     if masks is not None:
         from matplotlib.patheffects import withStroke
@@ -99,8 +99,8 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
             # White alone would not be visible on the brightest colours and on the background.
             path_effects=[withStroke(linewidth=3.0, foreground="black")],
         )
-    cut = "" if masks is None else "; removed: right of the white line"
-    ax.set_xlabel(wrap_to_axes(ax, f"node, highest score first{cut}"))
+    line = "" if masks is None else "; white line: number of nodes kept"
+    ax.set_xlabel(wrap_to_axes(ax, f"node, highest score first{line}"))
     ax.set_ylabel("layer")
     ax.set_ylim(len(layers) - 0.5, -0.5)
     use_whole_ticks(ax.xaxis, ax.yaxis)
@@ -227,7 +227,7 @@ def compare_scores(
         )
         bar = ax.figure.colorbar(cells, ax=ax, pad=0.02)
         bar.set_label("nodes")
-        number_log_axis(bar.ax.yaxis, *bar.ax.get_ylim())
+        label_log_axis(bar.ax.yaxis, *bar.ax.get_ylim())
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 100)
     ax.set_xlabel(wrap_to_axes(ax, f"percentile by {names[0]}"))

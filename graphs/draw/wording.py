@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["MAX_LETTERS", "as_literal", "percent", "short_names"]
+__all__ = ["MAX_CHARACTERS", "as_literal", "percent", "short_names"]
 
-# Maximum number of letters of a short name.
-MAX_LETTERS = 22
+# Maximum number of characters of a short name.
+MAX_CHARACTERS = 22
 
 
 def percent(share: float) -> str:
@@ -66,7 +66,7 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
 
     A module's name is cut to its parts from the first number on (the number of a transformer block), or to its last two parts
     if there is no number; a number that comes last keeps the part before it. If two names would become equal, no name is cut.
-    Then names of more than `MAX_LETTERS` letters lose their middle, unless two would become equal.
+    Then names of more than `MAX_CHARACTERS` characters lose their middle, unless two would become equal.
 
     Parameters
     ----------
@@ -89,8 +89,8 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
     short = [_tail(name) for name in names]
     if len(set(short)) < len(set(names)):
         short = list(names)
-    half = MAX_LETTERS // 2
-    elided = [name if len(name) <= MAX_LETTERS else f"{name[: half - 1]}…{name[-half:]}" for name in short]
+    half = MAX_CHARACTERS // 2
+    elided = [name if len(name) <= MAX_CHARACTERS else f"{name[: half - 1]}…{name[-half:]}" for name in short]
     return tuple(as_literal(name) for name in (elided if len(set(elided)) == len(set(names)) else short))
 
 

@@ -177,33 +177,33 @@ def from_networkx(
         raise GraphError("expected a directed graph, got an undirected one; build a networkx.DiGraph")
     stated_layers = None if layer is None else read_layers(digraph, layer)
     layer_of = find_layers(digraph) if stated_layers is None else stated_layers
-    members: list[list[Hashable]] = [[] for _ in range(max(layer_of.values(), default=0) + 1)]
+    nodes_by_layer: list[list[Hashable]] = [[] for _ in range(max(layer_of.values(), default=0) + 1)]
     for node in digraph:
-        members[layer_of[node]].append(node)
-    if len(members) < 2:
+        nodes_by_layer[layer_of[node]].append(node)
+    if len(nodes_by_layer) < 2:
         raise GraphError(
             f"expected nodes in at least two layers, got {len(digraph)} in one: edges lead from each layer to the next"
         )
     if index is not None:
-        members = order_nodes(digraph, members, index)
-    weights = _blocks(digraph, members, layer_of, weight)
+        nodes_by_layer = order_nodes(digraph, nodes_by_layer, index)
+    weights = _blocks(digraph, nodes_by_layer, layer_of, weight)
     activations = [
         [
             as_number(digraph.nodes[node].get(activation, 1.0), f"{activation!r} of node {node!r}")
             for node in layer_nodes
         ]
-        for layer_nodes in members
+        for layer_nodes in nodes_by_layer
     ]
-    graph = LayeredGraph.from_weights(weights, activations[0], activations[1:], _names(digraph, members))
-    return graph, tuple(map(tuple, members))
+    graph = LayeredGraph.from_weights(weights, activations[0], activations[1:], _names(digraph, nodes_by_layer))
+    return graph, tuple(map(tuple, nodes_by_layer))
 
 
 def _blocks(
-    digraph: networkx.DiGraph, members: list[list[Hashable]], layer_of: dict[Hashable, int], weight: str | None
+    digraph: networkx.DiGraph, nodes_by_layer: list[list[Hashable]], layer_of: dict[Hashable, int], weight: str | None
 ) -> list[sparse.csr_array]:
     """Build the blocks of all layers from the edges of the digraph."""
-    index_of = {node: k for nodes in members for k, node in enumerate(nodes)}
-    edges: list[tuple[list[float], list[int], list[int]]] = [([], [], []) for _ in members[1:]]
+    index_of = {node: k for nodes in nodes_by_layer for k, node in enumerate(nodes)}
+    edges: list[tuple[list[float], list[int], list[int]]] = [([], [], []) for _ in nodes_by_layer[1:]]
     weighted_edges = digraph.edges(data=weight, default=1.0)
     if weight is None:
         weighted_edges = ((source, target, 1.0) for source, target in digraph.edges())
@@ -225,7 +225,7 @@ def _blocks(
         columns.append(index_of[source])
     blocks = []
     for layer, (data, rows, columns) in enumerate(edges, start=1):
-        shape = len(members[layer]), len(members[layer - 1])
+        shape = len(nodes_by_layer[layer]), len(nodes_by_layer[layer - 1])
         coo = sparse.coo_array((np.array(data, dtype=np.float64), (rows, columns)), shape=shape)
         with np.errstate(over="ignore"):
             csr = sparse.csr_array(coo)
@@ -237,11 +237,11 @@ def _blocks(
     return blocks
 
 
-def _names(digraph: networkx.DiGraph, members: list[list[Hashable]]) -> list[str]:
+def _names(digraph: networkx.DiGraph, nodes_by_layer: list[list[Hashable]]) -> list[str]:
     """Name each layer by the ``name`` that its nodes share, else by its number; if two names are equal, number all layers."""
     names = []
-    for layer, nodes in enumerate(members):
+    for layer, nodes in enumerate(nodes_by_layer):
         given = [digraph.nodes[node].get("name") for node in nodes]
         agreed = all(isinstance(name, str) for name in given) and len(set(given)) == 1
         names.append(given[0] if agreed else f"layer {layer}")
-    return names if len(set(names)) == len(names) else [f"layer {layer}" for layer in range(len(members))]
+    return names if len(set(names)) == len(names) else [f"layer {layer}" for layer in range(len(nodes_by_layer))]

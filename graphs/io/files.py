@@ -69,7 +69,7 @@ def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
     ['lock']
     []
     """
-    prefix = f"{_prefix(name)}{'.'.join(_machine())}."
+    prefix = ".".join([_start(name), *_machine(), ""])
     with contextlib.ExitStack() as stack:
         lock = None
         while lock is None:
@@ -104,11 +104,13 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
     True
     """
     try:
-        places = [place for place in directory.iterdir() if place.name.startswith(_prefix(name))]
+        places = [*directory.iterdir()]
     except OSError:
         return
     for place in places:
-        if not place.name.endswith(SUFFIX) or not {*place.name.split(".")[-4:-2]} & {*_machine()}:
+        # After the start come the two hashes of the machine, a random word and the suffix; none of them holds a dot.
+        start, *hashes = place.name.rsplit(".", 4)[:3]
+        if start != _start(name) or not place.name.endswith(SUFFIX) or not {*hashes} & {*_machine()}:
             continue
         with contextlib.suppress(OSError):
             lock = _take_lock(place, require_lock=True)
@@ -131,9 +133,9 @@ def _remove(place: Path) -> None:
         raise
 
 
-def _prefix(name: str) -> str:
+def _start(name: str) -> str:
     """Return the start of a hidden directory's name, with at most 40 characters of `name`: systems refuse long file names."""
-    return f".{name[:40]}."
+    return f".{name[:40]}"
 
 
 def _machine() -> tuple[str, str]:
@@ -256,7 +258,7 @@ def write_tensors(
     ({'colour': 'red'}, {'a': array([0, 1, 2])})
     """
     text = json.dumps({**meta, "kind": kind, "version": version})
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     with replace_file(path) as partial:
         try:
             save_file(contiguous, partial, {"meta": text, "crc32": _checksum(text, contiguous)})
@@ -293,8 +295,7 @@ def read_tensors(
     meta : dict
         Without kind and version.
     tensors : dict from str to array
-        In the shapes and dtypes in which they were written, but an array of shape () has shape (1,). Memory: the size of the
-        file, even if its header claims more.
+        In the shapes and dtypes in which they were written. Memory: the size of the file, even if its header claims more.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds the scores ``score.l`` of every layer l and the
 residuals, error bounds, block products and seconds of every step. If the rank has a certificate, the file also holds its gaps,
-its bounds, and the keep mask ``keep.l`` of every layer l that it covers.
+its required gaps, and the keep mask ``keep.l`` of every layer l that it covers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from graphs.structures.layered import LayeredGraph
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
 # Version 2 added the record of the steps; version 3 renamed the field `choice` to `solver_reason`.
-RANK_VERSION = 3
+RANK_VERSION = 4
 
 # The fields of a RankResult that are written without conversion: as JSON, with their types, and below as arrays.
 PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
@@ -135,7 +135,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
     tensors["layer_bounds"] = np.asarray(result.layer_bounds, dtype=np.float64)
     if certificate is not None:
         tensors |= {f"keep.{layer}": mask.astype(np.uint8) for layer, mask in certificate.keep.items()}
-        for name in ("gaps", "bounds"):
+        for name in ("gaps", "required_gaps"):
             entries = sorted(getattr(certificate, name).items())
             tensors[f"certificate.{name}"] = np.array(entries, dtype=np.float64)
     write_tensors(path, tensors, meta, "rank", RANK_VERSION)
@@ -188,10 +188,11 @@ def _certificate(tensors: dict[str, Any], certified: bool | None, layers: list[i
     if certified is None:
         return None
     keep = {layer: tensors[f"keep.{layer}"] != 0 for layer in layers}
-    gaps, bounds = (
-        {int(layer): float(value) for layer, value in tensors[f"certificate.{name}"]} for name in ("gaps", "bounds")
+    gaps, required_gaps = (
+        {int(layer): float(value) for layer, value in tensors[f"certificate.{name}"]}
+        for name in ("gaps", "required_gaps")
     )
-    return Certificate(keep, certified, gaps, bounds)
+    return Certificate(keep, certified, gaps, required_gaps)
 
 
 def _check_consistent(result: RankResult) -> None:
@@ -227,5 +228,5 @@ def _check_consistent(result: RankResult) -> None:
         mask_shapes = {layer: mask.shape for layer, mask in certificate.keep.items()}
         if mask_shapes != {layer: (len(result.scores[layer]),) for layer in range(n_layers) if layer in mask_shapes}:
             raise ValueError(f"keep masks of shapes {mask_shapes} do not fit the scores")
-        if not certificate.gaps or certificate.gaps.keys() != certificate.bounds.keys():
-            raise ValueError("a certificate's gaps and bounds are missing, or of different layers")
+        if not certificate.gaps or certificate.gaps.keys() != certificate.required_gaps.keys():
+            raise ValueError("a certificate's gaps and required gaps are missing, or of different layers")

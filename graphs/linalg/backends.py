@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from graphs.errors import GraphError
-from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBuffers, as_numpy, is_torch
+from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBufferMaker, as_numpy, is_torch
 from graphs.linalg.cost_model import COSTS, Costs
 from graphs.linalg.operators import (
     BlockOperator,
@@ -118,7 +118,7 @@ class NumpyArithmetic:
             matrices = _kernel_matrices(block)
             if matrices:
                 return KernelOperator(matrices, block, self.dtype)
-        return DenseOperator(block, np, NumpyBuffers(np.dtype(self.dtype)))
+        return DenseOperator(block, np, NumpyBufferMaker(np.dtype(self.dtype)))
 
 
 class TorchArithmetic:
@@ -174,9 +174,9 @@ class TorchArithmetic:
     def dense_operator(self, block: DenseBlock) -> DenseOperator:
         """Build an operator on bands in torch; numpy matrices are viewed as tensors, and only reversed ones are copied."""
         matrices = tuple(matrix if is_torch(matrix) else _as_tensor(matrix) for matrix in block.matrices)
-        buffers = TorchBuffers(self.device, self.torch_dtype)
+        buffer_maker = TorchBufferMaker(self.device, self.torch_dtype)
         n_entries = BAND_ELEMENTS if self.device.type == "cpu" else GPU_BAND_ELEMENTS
-        return DenseOperator(replace(block, matrices=matrices), self._torch, buffers, n_entries)
+        return DenseOperator(replace(block, matrices=matrices), self._torch, buffer_maker, n_entries)
 
     def csr(self, matrix: sparse.csr_array) -> torch.Tensor:
         """Build a torch CSR tensor from a scipy matrix, with the same index dtype (int32 where it fits).
@@ -190,8 +190,8 @@ class TorchArithmetic:
 
 
 @dataclass(frozen=True)
-class TorchBuffers:
-    """Buffers in torch, on one device; matrices may lie on another."""
+class TorchBufferMaker:
+    """A maker of torch buffers on one device; matrices may lie on another."""
 
     device: Any
     dtype: Any
@@ -296,6 +296,10 @@ def check_dtype(dtype: Any) -> str:
     return name
 
 
+def _is_cpu(device: str | torch.device) -> bool:
+    return str(device).split(":")[0] == "cpu"
+
+
 def make_backend(name: str, device: str | torch.device | None, dtype: str, blocks: Iterable[Block] = ()) -> Backend:
     """Check the choice of a backend and build it.
 
@@ -325,12 +329,12 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     if name not in BACKENDS:
         raise GraphError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
     dtype = check_dtype(dtype)
-    if name == "scipy" and device is not None and str(device) != "cpu":
+    if name == "scipy" and device is not None and not _is_cpu(device):
         raise GraphError(f"backend 'scipy' computes on the CPU only, got device {str(device)!r}; use backend='torch'")
     if device is None:
         matrices = (matrix for block in blocks if isinstance(block, DenseBlock) for matrix in block.matrices)
         device = next((matrix.device for matrix in matrices if is_torch(matrix)), "cpu")
-    needs_torch = name == "torch" or (name != "scipy" and str(device).split(":")[0] != "cpu")
+    needs_torch = name == "torch" or (name != "scipy" and not _is_cpu(device))
     if needs_torch and importlib.util.find_spec("torch") is None:
         raise GraphError(f"backend {name!r} needs torch, which is not installed; pip install torch, or use 'scipy'")
     form: Literal["csr", "dense", "auto"] = "auto" if name == "auto" else "dense" if name == "dense" else "csr"

@@ -8,6 +8,8 @@ weights. It builds its CSR, or a band of rows or columns, only on request.
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,10 +23,10 @@ from scipy import sparse
 __all__ = [
     "Band",
     "Block",
-    "Buffers",
+    "BufferMaker",
     "DenseBlock",
     "FloatArray",
-    "NumpyBuffers",
+    "NumpyBufferMaker",
     "SparseBlock",
     "as_numpy",
     "index_dtype",
@@ -56,6 +58,11 @@ def is_torch(value: object) -> bool:
 def as_numpy(value: Any) -> npt.NDArray[Any]:
     """Convert an array-like or a torch tensor of any device to a numpy array; tensors below 32 bits become float32.
 
+    Raises
+    ------
+    TypeError
+        A tensor is on the meta device, or is sparse.
+
     Examples
     --------
     >>> import torch
@@ -63,6 +70,8 @@ def as_numpy(value: Any) -> npt.NDArray[Any]:
     array([1., 2.], dtype=float32)
     """
     if is_torch(value):
+        if value.is_meta:
+            raise TypeError("a tensor on the meta device, which has no numbers")
         tensor = value.detach()
         if tensor.is_floating_point() and tensor.itemsize < 4:
             tensor = tensor.float()
@@ -97,7 +106,7 @@ class Block(Protocol):
         """Return the reversed edges, (n_sources, n_targets)."""
 
     def squared(self) -> Block:
-        """Return the edges with squared weights: of a dense block, every parallel edge is squared by itself."""
+        """Return the edges with squared weights; every parallel edge is squared by itself."""
 
 
 def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
@@ -133,9 +142,12 @@ class SparseBlock:
     ----------
     csr : scipy.sparse.csr_array, shape (n_targets, n_sources)
         Non-negative, sorted, without duplicates or explicit zeros, as :func:`graphs.linalg.validation.as_block` makes it.
+    parallel : tuple of scipy.sparse.csr_array
+        Matrices of parallel edges, whose sum is `csr`; empty if there are no parallel edges. Only squares need them.
     """
 
     csr: sparse.csr_array
+    parallel: tuple[sparse.csr_array, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -154,12 +166,17 @@ class SparseBlock:
 
     def transposed(self) -> SparseBlock:
         """Return the reversed edges, whose CSR is a copy."""
-        csr = self.csr.T.tocsr()
-        csr.sort_indices()
-        return SparseBlock(narrow_indices(csr))
+        csr, *parallel = (narrow_indices(matrix.T.tocsr()) for matrix in (self.csr, *self.parallel))
+        return SparseBlock(csr, tuple(parallel))
 
     def squared(self) -> SparseBlock:
-        """Return float64 squares without those that round to zero; if there are none, the index arrays are shared."""
+        """Return float64 squares without those that round to zero; if there are none, the index arrays are shared.
+
+        Every parallel edge is squared by itself.
+        """
+        if self.parallel:
+            squares = tuple(SparseBlock(matrix).squared().csr for matrix in self.parallel)
+            return SparseBlock(narrow_indices(functools.reduce(operator.add, squares)), squares)
         data = np.square(self.csr.data, dtype=np.float64)
         csr = sparse.csr_array((data, self.csr.indices, self.csr.indptr), shape=self.csr.shape)
         if not data.all():
@@ -214,9 +231,9 @@ class DenseBlock:
         if not self.n_squarings and all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
             present = self.matrices[0] != 0
             for matrix in self.matrices[1:]:
-                present |= matrix != 0
+                present |= (matrix != 0).to(present.device)
             return int(present.sum())
-        return sum(int(np.count_nonzero(band.matrix)) for band in self.bands(NumpyBuffers(self.csr_dtype)))
+        return sum(int(np.count_nonzero(band.matrix)) for band in self.bands(NumpyBufferMaker(self.csr_dtype)))
 
     @property
     def csr_dtype(self) -> type[np.float32] | type[np.float64]:
@@ -231,7 +248,7 @@ class DenseBlock:
             weights = weights * weights
         return weights
 
-    def bands(self, buffers: Buffers, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
+    def bands(self, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
 
         The matrix of a band is a buffer that the next band overwrites. Extra memory: a few bands, however
@@ -239,7 +256,7 @@ class DenseBlock:
 
         Parameters
         ----------
-        buffers : Buffers
+        buffer_maker : BufferMaker
             Device and dtype of the computation.
         n_entries : int
             Entries of a band, rounded down to complete rows (or columns), but at least one row (or column).
@@ -247,14 +264,14 @@ class DenseBlock:
         matrices = [matrix.T for matrix in self.matrices] if self.column_major else self.matrices
         length, width = matrices[0].shape
         height = min(length, max(1, n_entries // max(width, 1)))
-        total = buffers.empty(height, width)
-        addend = buffers.empty(height, width) if len(matrices) > 1 else total
+        total = buffer_maker.empty(height, width)
+        addend = buffer_maker.empty(height, width) if len(matrices) > 1 else total
         for start in range(0, length, height):
             stop = min(start + height, length)
             band = total[: stop - start]
             for k, matrix in enumerate(matrices):
                 part = band if k == 0 else addend[: stop - start]
-                buffers.write_absolute(matrix[start:stop], part)
+                buffer_maker.write_absolute(matrix[start:stop], part)
                 for _ in range(self.n_squarings):
                     part *= part
                 if k > 0:
@@ -274,12 +291,12 @@ class DenseBlock:
             csr = self.transposed().to_csr().T.tocsr()
             csr.sort_indices()
             return csr
-        buffers = NumpyBuffers(self.csr_dtype)
+        buffer_maker = NumpyBufferMaker(self.csr_dtype)
         counts = np.zeros(n_targets, dtype=np.int64)
         indices: list[npt.NDArray[np.integer[Any]]] = []
         values: list[FloatArray] = []
         all_columns = np.arange(n_sources, dtype=np.int32)
-        for band in self.bands(buffers):
+        for band in self.bands(buffer_maker):
             nonzero = band.matrix != 0
             counts[band.rows] = nonzero.sum(axis=1)
             if nonzero.all():
@@ -294,7 +311,7 @@ class DenseBlock:
         return sparse.csr_array((np.concatenate(values), columns, indptr.astype(dtype)), shape=(n_targets, n_sources))
 
 
-class Buffers(Protocol):
+class BufferMaker(Protocol):
     """A maker of buffers: matrices of one library, device and dtype, which it fills with absolute values."""
 
     def empty(self, n_rows: int, n_columns: int) -> Any:
@@ -305,8 +322,8 @@ class Buffers(Protocol):
 
 
 @dataclass(frozen=True)
-class NumpyBuffers:
-    """Buffers in numpy; torch tensors on other devices are first copied to the CPU."""
+class NumpyBufferMaker:
+    """A maker of numpy buffers; torch tensors on other devices are first copied to the CPU."""
 
     dtype: Any
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from scipy import sparse
 
-from graphs.linalg.blocks import BAND_ELEMENTS, Band, Buffers, DenseBlock, FloatArray, NumpyBuffers
+from graphs.linalg.blocks import BAND_ELEMENTS, Band, BufferMaker, DenseBlock, FloatArray, NumpyBufferMaker
 
 if TYPE_CHECKING:
     import torch
@@ -253,26 +253,26 @@ class DenseOperator:
     block : DenseBlock
     xp : module
         numpy or torch: the library of the buffers.
-    buffers : Buffers
+    buffer_maker : BufferMaker
         Device and dtype of the computation.
     n_entries : int
         Entries of a band, as in :meth:`DenseBlock.bands`.
     """
 
-    def __init__(self, block: DenseBlock, xp: Any, buffers: Buffers, n_entries: int = BAND_ELEMENTS) -> None:
+    def __init__(self, block: DenseBlock, xp: Any, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> None:
         self.shape = block.shape
         self._block = block
         self._xp = xp
-        self._buffers = buffers
+        self._buffer_maker = buffer_maker
         self._n_entries = n_entries
 
     def _bands(self) -> Iterator[Band]:
-        return self._block.bands(self._buffers, self._n_entries)
+        return self._block.bands(self._buffer_maker, self._n_entries)
 
     def _zeros(self, size: int, like: Vector = None) -> Vector:
         """Make zeros of shape (size,), or (size, k) if `like` has shape (n, k)."""
         has_columns = like is not None and like.ndim > 1
-        matrix = self._buffers.empty(size, like.shape[1] if has_columns else 1)
+        matrix = self._buffer_maker.empty(size, like.shape[1] if has_columns else 1)
         matrix[:] = 0
         return matrix if has_columns else matrix[:, 0]
 
@@ -354,7 +354,7 @@ class KernelOperator(DenseOperator):
     """
 
     def __init__(self, matrices: tuple[FloatArray, ...], block: DenseBlock, dtype: str) -> None:
-        super().__init__(block, np, NumpyBuffers(np.dtype(dtype)))
+        super().__init__(block, np, NumpyBufferMaker(np.dtype(dtype)))
         self._matrices = matrices
         self._is_transposed = block.column_major
         self._dtype = np.dtype(dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,10 +63,10 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
                 f"{tuple(matrix.shape)}"
             )
     if any(_is_sparse(matrix) for matrix in matrices):
-        total = _canonical(as_csr(matrices[0], name), name)
-        for matrix in matrices[1:]:
-            total = _canonical(total + _canonical(as_csr(matrix, name), name), name)
-        return SparseBlock(total)
+        parallel = tuple(_canonical(as_csr(matrix, name), name) for matrix in matrices)
+        if len(parallel) == 1:
+            return SparseBlock(parallel[0])
+        return SparseBlock(_canonical(functools.reduce(operator.add, parallel), name), parallel)
     if check_finite:
         for matrix in matrices:
             _check_finite_entries(matrix, name)
@@ -328,6 +330,7 @@ def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
     """Copy a CSR matrix: absolute float values, sorted, no duplicates, no explicit zeros, int32 indices where they fit."""
     dtype = csr.dtype if csr.dtype in (np.float32, np.float64) else np.dtype(np.float64)
     clean = sparse.csr_array((csr.data.astype(dtype), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
+    clean.sum_duplicates()
     bad = np.flatnonzero(~np.isfinite(clean.data))
     if len(bad):
         row = int(np.searchsorted(clean.indptr, bad[0], side="right")) - 1
@@ -335,7 +338,6 @@ def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
             f"{name}: {len(bad)} weight(s) are not finite, the first at row {row}, column "
             f"{int(clean.indices[bad[0]])}; expected finite numbers"
         )
-    clean.sum_duplicates()
     np.abs(clean.data, out=clean.data)
     clean.eliminate_zeros()
     return narrow_indices(clean)

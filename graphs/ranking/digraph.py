@@ -13,7 +13,7 @@ from graphs.errors import GraphError
 from graphs.linalg.backends import BackendName, make_backend
 from graphs.linalg.blocks import FloatArray
 from graphs.ranking.digraph_problem import DigraphProblem
-from graphs.ranking.solve import solve_for_rank, starting_state
+from graphs.ranking.solve import check_start, solve_for_rank
 from graphs.solvers import LayerSweep, Solver, SolverProgress, SparseLU, check_stopping_criteria, solver_by_name
 from graphs.solvers.certificate import KeepHighest
 from graphs.solvers.result import RankResult
@@ -123,16 +123,16 @@ def pagerank(
             raise GraphError(
                 f"keep: expected one teleport vector, got {distribution.shape[1]}; rank them one at a time"
             )
-    if backend == "dense" and any(edges.source == edges.target for edges in digraph.edge_blocks):
+    if backend == "dense" and digraph.has_edges_within_layers:
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
     one_product = isinstance(chosen_solver, (LayerSweep, SparseLU)) or (
-        chosen_solver is None and digraph.topological_order[1]
+        chosen_solver is None and digraph.topological_order[1] and not digraph.has_edges_within_layers
     )
     products = 1 if one_product else ESTIMATED_PRODUCTS
     problem = DigraphProblem(
         digraph, make_backend(backend, device, dtype, digraph.blocks), gamma, distribution, products
     )
-    first = None if start is None else starting_state(start, digraph.layer_sizes, problem.n_columns, each_layer=False)
+    first = None if start is None else check_start(start, digraph.layer_sizes, problem.n_columns, each_layer=False)
     return solve_for_rank(
         problem,
         chosen_solver,

@@ -38,11 +38,6 @@ class _BlockTransition:
         x = scale_rows(vector, self.scale)
         return self.operator.rmatvec(x) if self.edges.transposed else self.operator.matvec(x)
 
-    @property
-    def within_layer(self) -> bool:
-        """Whether the edges join nodes of one layer."""
-        return self.edges.source == self.edges.target
-
 
 class DigraphProblem:
     """The equation r = gamma P r + (gamma * d + 1 - gamma) v; d is the sum of the scores of dangling nodes.
@@ -74,7 +69,7 @@ class DigraphProblem:
         self.n_layers = len(digraph.layer_sizes)
         self.n_blocks = len(digraph.edge_blocks)
         self.n_columns: int | None = None if teleport.ndim == 1 else teleport.shape[1]
-        self._layer_order, self._layers_acyclic = digraph.topological_order
+        self._layer_order, _ = digraph.topological_order
         self.teleport: State = self.split(teleport)
         self._transitions = self._make_transitions(products)
         self._transitions_into: defaultdict[int, list[_BlockTransition]] = defaultdict(list)
@@ -101,13 +96,13 @@ class DigraphProblem:
 
     def apply(self, state: State) -> State:
         """Apply F, with one product per block: compute every layer from the given state."""
-        following = [vector * self.gamma for vector in self.transition(state)]
+        following = [vector * self.gamma for vector in self.apply_transition(state)]
         # Everything that did not come along edges teleports, the scores of dangling nodes included.
         teleporting = 1.0 - total_scores(following)
         _check_finite(teleporting)
         return [vector + scale_columns(v, teleporting) for vector, v in zip(following, self.teleport, strict=True)]
 
-    def transition(self, state: State) -> State:
+    def apply_transition(self, state: State) -> State:
         """Apply P, with one product per block; the scores of dangling nodes are lost."""
         arriving = []
         for layer in range(self.n_layers):
@@ -166,18 +161,16 @@ class DigraphProblem:
     @property
     def sweepable(self) -> bool:
         """Whether sweeps are possible: the edges within a layer must be one scipy CSR block, and not transposed."""
-        inner = [t for t in self._transitions if t.within_layer]
+        inner = [t for t in self._transitions if t.edges.within_layer]
         fit = all(isinstance(t.operator, CSROperator) and not t.edges.transposed for t in inner)
         return fit and len(inner) == len({t.edges.target for t in inner})
 
     @cached_property
     def acyclic(self) -> bool:
         """Whether one sweep in layer order (and in node order within a layer) is known to be exact."""
-        if self._layers_acyclic:
-            return True
         if not self.sweepable or any(self._leads_back(t) for t in self._transitions):
             return False
-        return all(_is_acyclic(t.operator) for t in self._transitions if t.within_layer)
+        return all(_is_acyclic(t.operator) for t in self._transitions if t.edges.within_layer)
 
     def sweep(self, state: State, teleporting: Vector) -> SweptState:
         """Take one Gauss-Seidel sweep over x = gamma P x + teleporting * v in layer order, with one product per block."""
@@ -187,9 +180,9 @@ class DigraphProblem:
         for layer in self._layer_order:
             total = scale_columns(self.teleport[layer], teleporting)
             for transition in self._transitions_into[layer]:
-                if not transition.within_layer:
+                if not transition.edges.within_layer:
                     total = total + transition(current[transition.edges.source]) * self.gamma
-            if any(transition.within_layer for transition in self._transitions_into[layer]):
+            if any(transition.edges.within_layer for transition in self._transitions_into[layer]):
                 before, node_sweep = current[layer], self._node_sweep(layer)
                 current[layer] = node_sweep.sweep(before, total)
                 change = scale_rows(current[layer] - before, self.backend.arithmetic.vector(node_sweep.back_shares))
@@ -252,7 +245,7 @@ class DigraphProblem:
         operators: dict[int, BlockOperator] = {}
         strengths: list[Vector] = []
         # Sweeps in node order need the edges within a layer as CSR.
-        within_layer = {id(edges.block) for edges in self.digraph.edge_blocks if edges.source == edges.target}
+        within_layer = {id(edges.block) for edges in self.digraph.edge_blocks if edges.within_layer}
         for edges in self.digraph.edge_blocks:
             key = id(edges.block)
             if key not in operators:
@@ -290,7 +283,7 @@ class DigraphProblem:
 
     def _node_sweep(self, layer: int) -> _NodeSweep:
         if layer not in self._node_sweeps:
-            inner = [t for t in self._transitions_into[layer] if t.within_layer]
+            inner = [t for t in self._transitions_into[layer] if t.edges.within_layer]
             if len(inner) > 1 or not isinstance(inner[0].operator, CSROperator) or inner[0].edges.transposed:
                 raise GraphError(
                     f"layer {layer} has edges within itself; expected them as one scipy CSR block, for sweeps in node order: "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from graphs.checks import check_share
 from graphs.linalg.backends import BackendName, make_backend
 from graphs.ranking.layered_problem import ModifiedPageRankProblem, WeightedPageRankProblem
-from graphs.ranking.solve import solve_for_rank, starting_state
+from graphs.ranking.solve import check_start, solve_for_rank
 from graphs.solvers import LayerSweep, Solver, SolverProgress, check_stopping_criteria, solver_by_name
 from graphs.solvers.certificate import KeepHighest
 from graphs.solvers.result import RankResult
@@ -109,7 +109,7 @@ def weighted_pagerank(
     return solve_for_rank(
         problem,
         chosen_solver,
-        None if start is None else problem.start_from(starting_state(start, graph.layer_sizes, None, each_layer=True)),
+        None if start is None else problem.start_from(check_start(start, graph.layer_sizes, None, each_layer=True)),
         criteria,
         None if keep is None else keep.check(graph.layer_sizes),
         perf_counter() - started,
@@ -174,7 +174,7 @@ def modified_pagerank(
     return solve_for_rank(
         problem,
         chosen_solver,
-        None if start is None else problem.start_from(starting_state(start, graph.layer_sizes, None, each_layer=True)),
+        None if start is None else problem.start_from(check_start(start, graph.layer_sizes, None, each_layer=True)),
         criteria,
         None if keep is None else keep.check(graph.layer_sizes),
         perf_counter() - started,

@@ -17,7 +17,7 @@ from graphs.solvers import Solver, StoppingCriteria, automatic_solver, solve
 from graphs.solvers.certificate import KeepHighest
 from graphs.solvers.result import DegenerateLayer, RankResult
 
-__all__ = ["solve_for_rank", "starting_state"]
+__all__ = ["check_start", "solve_for_rank"]
 
 
 def solve_for_rank(
@@ -95,7 +95,7 @@ def solve_for_rank(
     )
 
 
-def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each_layer: bool) -> list[FloatArray]:
+def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_layer: bool) -> list[FloatArray]:
     """Check a user's first iterate, and return it scaled to sum 1, as one float64 array for each layer.
 
     Parameters
@@ -112,15 +112,19 @@ def starting_state(start: Any, sizes: tuple[int, ...], columns: int | None, each
     Raises
     ------
     GraphError
-        The shapes do not fit, numbers are negative (in a RankResult they count as 0) or not finite, or a sum is zero.
+        The shapes do not fit, entries are not numbers, numbers are negative (in a RankResult they count as 0) or not finite, or
+        a sum is zero.
 
     Examples
     --------
-    >>> starting_state([[1, 1], [3]], (2, 1), columns=None, each_layer=True)
+    >>> check_start([[1, 1], [3]], (2, 1), columns=None, each_layer=True)
     [array([0.5, 0.5]), array([1.])]
     """
     given = start.scores if isinstance(start, RankResult) else start
-    vectors = [np.asarray(as_numpy(vector), dtype=np.float64) for vector in given]
+    try:
+        vectors = [np.asarray(as_numpy(vector), dtype=np.float64) for vector in given]
+    except (TypeError, ValueError) as error:
+        raise GraphError(f"start: expected vectors of real numbers, one for each layer, got {error}") from error
     if isinstance(start, RankResult):
         # Anderson mixing and Krylov methods that stopped early may have left scores slightly below zero.
         vectors = [np.maximum(vector, 0.0) for vector in vectors]

@@ -23,14 +23,14 @@ EdgeRule: TypeAlias = Callable[[FloatArray, IntArray], IntArray]
 def edge_rule(
     top_k: int | None = None,
     threshold: float | None = None,
-    mass: float | None = None,
+    weight_share: float | None = None,
     significance: float | None = None,
 ) -> EdgeRule:
     """Make the rule for that parameter of :func:`graphs.reduction.sparsify.sparsify` which is given.
 
     Parameters
     ----------
-    top_k, threshold, mass, significance
+    top_k, threshold, weight_share, significance
         As for :func:`graphs.reduction.sparsify.sparsify`.
 
     Returns
@@ -46,14 +46,14 @@ def edge_rule(
 
     Examples
     --------
-    >>> edge_rule(mass=0.8)(np.array([[4.0, 3.0, 1.0], [1.0, 1.0, 0.0]]), np.array([3, 2]))
+    >>> edge_rule(weight_share=0.8)(np.array([[4.0, 3.0, 1.0], [1.0, 1.0, 0.0]]), np.array([3, 2]))
     array([2, 2])
     """
-    given = {"top_k": top_k, "threshold": threshold, "mass": mass, "significance": significance}
+    given = {"top_k": top_k, "threshold": threshold, "weight_share": weight_share, "significance": significance}
     named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     if len(named) != 1:
         raise GraphError(
-            f"expected exactly one of top_k, threshold, mass and significance, got {', '.join(named) or 'none'}"
+            f"expected exactly one of top_k, threshold, weight_share and significance, got {', '.join(named) or 'none'}"
         )
     if top_k is not None:
         limit = check_count("top_k", top_k)
@@ -76,16 +76,16 @@ def edge_rule(
             return np.clip(counts, 1, degrees)
 
         return count_significant
-    share = check_share("mass", mass)
+    share = check_share("weight_share", weight_share)
 
-    def count_for_mass(weights: FloatArray, degrees: IntArray) -> IntArray:
+    def count_for_share(weights: FloatArray, degrees: IntArray) -> IntArray:
         if share == 1.0:
             return degrees
         running = _running_sums(weights)
         too_few: IntArray = (running / running[:, -1:] < share).sum(axis=1)
         return np.minimum(too_few + 1, degrees)
 
-    return count_for_mass
+    return count_for_share
 
 
 def _running_sums(weights: FloatArray) -> FloatArray:

@@ -38,9 +38,9 @@ class Sparsification:
         The sparsified graph: stored CSR blocks; activations and names as before.
     edges_before, edges_after : int
         Number of edges of the original and of the sparsified graph.
-    dropped_weight : tuple of L floats
+    dropped_weight_shares : tuple of L floats
         For every block, eps: the largest share that a source lost of its out-strength, in [0, 1).
-    dropped_edges : tuple of L floats
+    dropped_edge_shares : tuple of L floats
         For every block, eps_k: the largest share that a source lost of its out-edges, in [0, 1).
     dangling_blocks : tuple of L bools
         Whether each block has a source without edges; sparsification adds no such source.
@@ -54,8 +54,8 @@ class Sparsification:
     graph: LayeredGraph
     edges_before: int
     edges_after: int
-    dropped_weight: tuple[float, ...]
-    dropped_edges: tuple[float, ...]
+    dropped_weight_shares: tuple[float, ...]
+    dropped_edge_shares: tuple[float, ...]
     dangling_blocks: tuple[bool, ...]
 
     @property
@@ -94,8 +94,8 @@ class Sparsification:
 
         Notes
         -----
-        Proof. In column j of P the dropped edges lose the mass ``s_j = theta eps_j + (1 - theta) eps_kj`` and the kept ones
-        gain it: the column's L1 change is exactly ``2 s_j``, at most ``2 s``. Let ``m = min(r, r')``, with mass ``1 - e/2``.
+        Proof. In column j of P the dropped edges lose the share ``s_j = theta eps_j + (1 - theta) eps_kj`` and the kept ones
+        gain it: the column's L1 change is exactly ``2 s_j``, at most ``2 s``. Let ``m = min(r, r')``, with sum ``1 - e/2``.
         ``P r - P' r' = (P - P') m + P (r - m) - P' (r' - m)`` has an L1 norm of at most ``2 s (1 - e/2) + e/2 + e/2``. The
         teleport cancels, and N changes nothing while no source dangles. This is below the ``gamma (e + 2 s)`` of the
         triangle inequality, and so below its limit ``gamma / (1 - gamma) * max 2 s``.
@@ -111,7 +111,9 @@ class Sparsification:
         apart = 0.0
         differ = False  # whether the ranks can differ; `apart` may round to 0 although they can, if gamma is tiny
         bounds = [0.0]
-        for weight, edges, dangling in zip(self.dropped_weight, self.dropped_edges, self.dangling_blocks, strict=True):
+        for weight, edges, dangling in zip(
+            self.dropped_weight_shares, self.dropped_edge_shares, self.dangling_blocks, strict=True
+        ):
             if math.isfinite(apart):
                 share = theta * weight + (1.0 - theta) * edges
                 apart = gamma * (apart + share - apart * share)
@@ -153,7 +155,7 @@ class Sparsification:
     def pagerank_bound(self, gamma: float) -> float:
         """Bound the L1 error of :func:`graphs.pagerank` of the whole graph (one vector with sum 1).
 
-        It is ``2 gamma eps / (1 - gamma + gamma eps)``, where eps is the maximum of :attr:`dropped_weight`; at most
+        It is ``2 gamma eps / (1 - gamma + gamma eps)``, where eps is the maximum of :attr:`dropped_weight_shares`; at most
         ``gamma / (1 - gamma) * 2 eps`` and 2.
 
         Parameters
@@ -182,7 +184,7 @@ class Sparsification:
         0.6667
         """
         gamma = check_share("gamma", gamma, below_one=True)
-        share = max(self.dropped_weight)
+        share = max(self.dropped_weight_shares)
         return min(2.0, 2.0 * gamma * share / (1.0 - gamma + gamma * share))
 
 
@@ -191,13 +193,13 @@ def sparsify(
     *,
     top_k: int | None = None,
     threshold: float | None = None,
-    mass: float | None = None,
+    weight_share: float | None = None,
     significance: float | None = None,
 ) -> Sparsification:
     """Drop light edges of a layered graph.
 
-    Give exactly one of `top_k`, `threshold`, `mass` and `significance`. A source that has edges keeps at least the heaviest;
-    among equal weights the edge to the lower target is kept first. The weights of kept edges do not change.
+    Give exactly one of `top_k`, `threshold`, `weight_share` and `significance`. A source that has edges keeps at least the
+    heaviest; among equal weights the edge to the lower target is kept first. The weights of kept edges do not change.
 
     Parameters
     ----------
@@ -207,7 +209,7 @@ def sparsify(
         Keep the `top_k` heaviest out-edges of every source; at least 1.
     threshold : float, optional
         Drop edges whose share of their source's out-strength is below the threshold, 0..1.
-    mass : float, optional
+    weight_share : float, optional
         Keep the heaviest out-edges of every source: as few as hold at least this share of its out-strength, 0..1. 1 keeps all
         edges, even those too light to change a float64 sum.
     significance : float, optional
@@ -230,9 +232,9 @@ def sparsify(
 
     Notes
     -----
-    A larger `top_k`, `mass` or `significance`, or a smaller `threshold`, keeps the same edges and possibly more. Sparsifying
-    again by the same `top_k` or `threshold` drops nothing more; by the same `mass` or `significance` it may drop more, because
-    shares are then those of the remaining weight.
+    A larger `top_k`, `weight_share` or `significance`, or a smaller `threshold`, keeps the same edges and possibly more.
+    Sparsifying again by the same `top_k` or `threshold` drops nothing more; by the same `weight_share` or `significance` it may
+    drop more, because shares are then those of the remaining weight.
 
     Shares are computed in float64. Cost: a sort of every column, about 0.15 s per million edges; for `significance` also one
     pass over the rows. Memory: the result, and about three times the CSR form of one block.
@@ -245,9 +247,9 @@ def sparsify(
     array([[4., 1.],
            [0., 0.],
            [0., 0.]])
-    >>> result.dropped_weight, result.kept_share
+    >>> result.dropped_weight_shares, result.kept_share
     ((0.5,), 0.4)
-    >>> sparsify(graph, mass=0.8).graph.block(1).toarray()
+    >>> sparsify(graph, weight_share=0.8).graph.block(1).toarray()
     array([[4., 1.],
            [3., 1.],
            [0., 0.]])
@@ -256,7 +258,7 @@ def sparsify(
            [3., 0.],
            [0., 0.]])
     """
-    rule = edge_rule(top_k, threshold, mass, significance)
+    rule = edge_rule(top_k, threshold, weight_share, significance)
     level = None if significance is None else float(significance)
     parts = [
         _sparsify_block(block, rule, level, f"block {position}") for position, block in enumerate(graph.blocks, start=1)
@@ -265,8 +267,8 @@ def sparsify(
         graph=LayeredGraph(tuple(part.block for part in parts), graph.activations, graph.names),
         edges_before=sum(part.edges_before for part in parts),
         edges_after=sum(part.block.n_edges for part in parts),
-        dropped_weight=tuple(part.dropped_weight for part in parts),
-        dropped_edges=tuple(part.dropped_edges for part in parts),
+        dropped_weight_shares=tuple(part.dropped_weight_share for part in parts),
+        dropped_edge_shares=tuple(part.dropped_edge_share for part in parts),
         dangling_blocks=tuple(part.dangling for part in parts),
     )
 
@@ -277,8 +279,8 @@ class _SparsifiedBlock:
 
     block: SparseBlock
     edges_before: int
-    dropped_weight: float
-    dropped_edges: float
+    dropped_weight_share: float
+    dropped_edge_share: float
     dangling: bool
 
 
@@ -324,6 +326,6 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
     indptr = np.concatenate(([0], np.cumsum(counts))).astype(dtype)
     indices = csc.indices[kept].astype(dtype, copy=False)
     sparsified = sparse.csc_array((csc.data[kept], indices, indptr), shape=csc.shape)
-    dropped_edges = float(((degrees - counts) / np.maximum(degrees, 1)).max())
+    dropped_edge_share = float(((degrees - counts) / np.maximum(degrees, 1)).max())
     # The conversion from CSC sorts the indices.
-    return _SparsifiedBlock(SparseBlock(sparsified.tocsr()), before, dropped, dropped_edges, dangling)
+    return _SparsifiedBlock(SparseBlock(sparsified.tocsr()), before, dropped, dropped_edge_share, dangling)

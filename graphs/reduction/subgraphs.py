@@ -108,7 +108,7 @@ def top_subgraph(
     graph: LayeredGraph,
     rank: RankResult,
     nodes: int | None = None,
-    mass: float | None = None,
+    score_share: float | None = None,
     edges: int | None = None,
     layers: Sequence[int] | None = None,
     max_edges: int = MAX_EDGES,
@@ -121,8 +121,8 @@ def top_subgraph(
     rank : RankResult
         A rank of `graph`, with one score a node.
     nodes : int, optional
-        Number of nodes of every layer, at least 1; a smaller layer is taken as a whole. 20 by default, if `mass` is not given.
-    mass : float, optional
+        Number of nodes of every layer, at least 1; a smaller layer is taken as a whole. 20 by default, without `score_share`.
+    score_share : float, optional
         Instead of `nodes`: the fewest nodes of every layer that hold at least this share of its score, 0..1.
     edges : int, optional
         Maximum number of edges of a block, at least 1: those that carry most score ``P_ij r_j = W_ij r_j / s_j``, where s_j is
@@ -141,7 +141,7 @@ def top_subgraph(
     Raises
     ------
     GraphError
-        `nodes` and `mass` together, a parameter out of range, layers that are not consecutive, a rank of another graph,
+        `nodes` and `score_share` together, a parameter out of range, layers that are not consecutive, a rank of another graph,
         NaN or Inf in the scores or weights, or more than `max_edges` edges.
 
     Notes
@@ -161,17 +161,17 @@ def top_subgraph(
            [0., 2.]]), (0.7777777777777778,))
     """
     finite = finite_scores(graph, rank)
-    if nodes is not None and mass is not None:
-        raise GraphError(f"expected nodes or mass, got both: nodes={nodes!r}, mass={mass!r}")
+    if nodes is not None and score_share is not None:
+        raise GraphError(f"expected nodes or score_share, got both: nodes={nodes!r}, score_share={score_share!r}")
     chosen_layers = check_consecutive_layers(graph, layers, fewest=2)
     check_count("max_edges", max_edges)
     if edges is not None:
         edges = check_count("edges", edges)
-    if mass is None:
+    if score_share is None:
         count = check_count("nodes", 20 if nodes is None else nodes)
         picked = [highest_scored(finite[layer], count) for layer in chosen_layers]
     else:
-        share = check_share("mass", mass)
+        share = check_share("score_share", score_share)
         picked = [highest_scored(finite[layer], count_for_score_share(finite[layer], share)) for layer in chosen_layers]
     return _induced(graph, chosen_layers, picked, rank.scores, edges, max_edges)
 

@@ -39,7 +39,7 @@ class Certificate:
     gaps : mapping from layer to float
         Lowest kept score minus highest removed score, by layer. Pooled layers have one entry, under the first of these layers,
         for their weighted scores. inf where no node or every node is kept.
-    bounds : mapping from layer to float
+    required_gaps : mapping from layer to float
         The number that the gap has to exceed: the slacks of a kept and a removed node, round-off included. 0 where no node or
         every node is kept.
     """
@@ -47,7 +47,7 @@ class Certificate:
     keep: Mapping[int, BoolArray]
     certified: bool
     gaps: Mapping[int, float]
-    bounds: Mapping[int, float]
+    required_gaps: Mapping[int, float]
 
 
 @dataclass(frozen=True)

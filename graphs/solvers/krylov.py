@@ -93,7 +93,7 @@ class Krylov:
             nonlocal products
             products += 1
             column = vector.ravel()
-            return column - problem.gamma * problem.stack(problem.transition(problem.split(column)))
+            return column - problem.gamma * problem.stack(problem.apply_transition(problem.split(column)))
 
         n_nodes = len(x)
         system = linalg.LinearOperator((n_nodes, n_nodes), matvec=multiply, dtype=np.float64)

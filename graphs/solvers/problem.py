@@ -110,7 +110,7 @@ class LinearProblem(Problem, Protocol):
     def teleport(self) -> State:
         """The teleport distribution v."""
 
-    def transition(self, state: State) -> State:
+    def apply_transition(self, state: State) -> State:
         """Apply P."""
 
     def aggregate(self, state: State, teleporting: Vector) -> State:

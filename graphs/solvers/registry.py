@@ -65,7 +65,10 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     if not problem.sweepable:
         reason = "the edges within a layer cannot be taken in node order"
     elif problem.n_layers == 1:
-        reason = "there are cycles and only one layer"
+        reason = "edges lead back and there is only one layer"
     else:
-        return GaussSeidel(), "there are cycles and several layers: sweeps in layer order, with aggregation by layer"
+        return (
+            GaussSeidel(),
+            "edges lead back and there are several layers: sweeps in layer order, with aggregation by layer",
+        )
     return Extrapolation(degree=2), f"{reason}: power iteration with quadratic extrapolation"

@@ -60,8 +60,8 @@ class LayerSweep:
             )
         if not problem.acyclic:
             raise GraphError(
-                "solver 'sweep' takes one pass along the edges, and this graph has cycles; use solver='gauss-seidel' (repeated "
-                "passes) or 'auto'"
+                "solver 'sweep' takes one pass along the edges, and in this graph edges lead back; use solver='gauss-seidel' "
+                "(repeated passes) or 'auto'"
             )
         return start
 

@@ -54,6 +54,11 @@ class EdgeBlock:
     transposed: bool = False
     share: float | None = None
 
+    @property
+    def within_layer(self) -> bool:
+        """Whether the edges join nodes of one layer."""
+        return self.source == self.target
+
     def csr(self) -> sparse.csr_array:
         """Return the weights as CSR, (n_target, n_source)."""
         csr = self.block.to_csr()
@@ -149,16 +154,22 @@ class BlockDigraph:
         """The blocks of all edges."""
         return tuple(edges.block for edges in self.edge_blocks)
 
+    @property
+    def has_edges_within_layers(self) -> bool:
+        """Whether a block joins nodes of one layer."""
+        return any(edges.within_layer for edges in self.edge_blocks)
+
     @cached_property
     def topological_order(self) -> tuple[tuple[int, ...], bool]:
         """A topological order of the layers, and True; if there is none, the layers in order of their numbers, and False.
 
-        Edges within a layer count as a cycle.
+        Edges within a layer do not matter.
         """
+        between = [edges for edges in self.edge_blocks if not edges.within_layer]
         remaining = dict.fromkeys(range(len(self.layer_sizes)))
         order: list[int] = []
         while remaining:
-            targets = {edges.target for edges in self.edge_blocks if edges.source in remaining}
+            targets = {edges.target for edges in between if edges.source in remaining}
             sources = [layer for layer in remaining if layer not in targets]
             if not sources:
                 return tuple(range(len(self.layer_sizes))), False
@@ -204,10 +215,14 @@ class BlockDigraph:
         return matrix
 
     def __repr__(self) -> str:
+        if not self.topological_order[1]:
+            cycles = "with edges that lead back"
+        else:
+            cycles = "with edges within a layer" if self.has_edges_within_layers else "acyclic"
         sizes = ", ".join(map(str, self.layer_sizes if len(self.layer_sizes) <= 6 else (*self.layer_sizes[:5], "...")))
         return (
             f"BlockDigraph({len(self.layer_sizes)} layer(s) of {sizes} nodes, {len(self.edge_blocks)} block(s) of edges, "
-            f"{'acyclic' if self.topological_order[1] else 'with cycles'})"
+            f"{cycles})"
         )
 
 

@@ -149,7 +149,10 @@ class LayeredGraph:
         return self.blocks[layer - 1].to_csr()
 
     def with_csr(self) -> LayeredGraph:
-        """Return the graph with every block stored as CSR, which needs memory and saves later conversions."""
+        """Return the graph with every block stored as CSR, which needs memory and saves later conversions.
+
+        Parallel edges become one edge, so the squares of the result differ from those of this graph.
+        """
         return LayeredGraph(tuple(SparseBlock(block.to_csr()) for block in self.blocks), self.activations, self.names)
 
     def with_activations(self, layer: int, activations: Any) -> LayeredGraph:

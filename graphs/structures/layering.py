@@ -113,13 +113,15 @@ def find_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     return layers
 
 
-def order_nodes(digraph: networkx.DiGraph, members: list[list[Hashable]], attribute: str) -> list[list[Hashable]]:
+def order_nodes(
+    digraph: networkx.DiGraph, nodes_by_layer: list[list[Hashable]], attribute: str
+) -> list[list[Hashable]]:
     """Sort the nodes of every layer by an integer attribute.
 
     Parameters
     ----------
     digraph : networkx.DiGraph
-    members : list of lists of nodes
+    nodes_by_layer : list of lists of nodes
         The nodes of every layer.
     attribute : str
         Name of the attribute. If a node lacks it, all nodes keep their order.
@@ -144,9 +146,9 @@ def order_nodes(digraph: networkx.DiGraph, members: list[list[Hashable]], attrib
     """
     given = dict(digraph.nodes(data=attribute))
     if any(value is None for value in given.values()):
-        return members
+        return nodes_by_layer
     indices = {node: as_integer(value, f"{attribute!r} of node {node!r}") for node, value in given.items()}
-    ordered = [sorted(nodes, key=indices.__getitem__) for nodes in members]
+    ordered = [sorted(nodes, key=indices.__getitem__) for nodes in nodes_by_layer]
     for layer, nodes in enumerate(ordered):
         for one, other in itertools.pairwise(nodes):
             if indices[one] == indices[other]:

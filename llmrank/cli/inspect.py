@@ -67,12 +67,12 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
         "browser; without it only the tables are printed",
     )
     formats = exchange_formats().values()
-    complete = [OWN_FORMAT, *(known.name for known in formats if known.complete)]
+    complete = [OWN_FORMAT, *(known.name for known in formats if known.any_size)]
     command.add_argument(
         "--format",
         default=DEFAULT_FORMATS,
         help=f"formats to write: {', '.join((*FIGURES, 'html'))}, and for graphs "
-        f"{', '.join(known.name for known in formats if not known.complete)} (only the highest nodes) "
+        f"{', '.join(known.name for known in formats if not known.any_size)} (only the highest nodes) "
         f"and {', '.join(complete)} (complete graphs) (%(default)s)",
     )
     command.add_argument(
@@ -231,9 +231,9 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
     for heading, footer in (
         *([] if labels_have_numbers else [("", "")]),
         ("layer", "all" if len(layers) == len(numbers) else "these"),
-        ("neurons", f"{sum(layer.nodes for layer in layers):,}"),
+        ("neurons", f"{sum(layer.n_nodes for layer in layers):,}"),
         ("edges in", ""),
-        ("dead", f"{sum(layer.dead for layer in layers):,}"),
+        ("dead", f"{sum(layer.n_dead for layer in layers):,}"),
         *((heading, "") for heading in ("effective", "top\n1 %", "Gini", "highest")),
         ("local\nkeeps", totals["local"]),
         ("global\nkeeps", totals["global"]),
@@ -243,13 +243,13 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
         table.add_row(
             *([] if labels_have_numbers else [str(numbers[name])]),
             escape(label),
-            f"{layer.nodes:,}",
-            f"{layer.edges_in:,}",
-            f"{layer.dead:,}",
-            f"{layer.effective:,.0f}",
+            f"{layer.n_nodes:,}",
+            f"{layer.n_in_edges:,}",
+            f"{layer.n_dead:,}",
+            f"{layer.effective_number:,.0f}",
             f"{layer.top_share:.1%}",
             f"{layer.gini:.2f}",
-            str(layer.highest),
+            str(layer.highest_node),
             *(f"{counts[name]:,}" if counts else "refused" for counts in kept.values()),
         )
     return table
@@ -333,7 +333,7 @@ def _print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
         (facts.out_edges, f"strongest edges to nodes of {neuron.after} (share of what leaves)"),
     ):
         if edges:
-            lines.append(f"{title}: {', '.join(f'{edge.node} ({edge.carried:.2%})' for edge in edges)}")
+            lines.append(f"{title}: {', '.join(f'{edge.node} ({edge.share:.2%})' for edge in edges)}")
     if neuron.paths:
         paths = ", ".join(
             f"{' > '.join(str(node) for _, node in path.nodes)} ({path.probability:.2g})" for path in neuron.paths
@@ -379,7 +379,7 @@ def _write_graphs(directory: Path, inspection: Inspection, formats: Sequence[str
             save_graph(entry.graph, directory / f"{stem}.safetensors")
             save_rank(rank, directory / f"{stem}-rank.safetensors")
         for name, exchange in exchange_formats().items():
-            if name in formats and exchange.complete:
+            if name in formats and exchange.any_size:
                 exchange.write(entry.graph, directory / stem, rank)
             elif name in formats:
                 exchange.write(top_subgraph(entry.graph, rank, nodes=top), directory / f"{stem}-top", rank)

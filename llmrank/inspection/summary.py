@@ -139,7 +139,7 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     >>> pipeline = IsolatedFFNPipeline(model, None, calibration=torch.rand(8, 4))
     >>> summary = summarise_inspection(inspect_model(pipeline, {"activation": ActivationScorer()}, "activation"))
-    >>> summary.layers["0"].nodes, summary.kept["local"], list(summary.agreement)
+    >>> summary.layers["0"].n_nodes, summary.kept["local"], list(summary.agreement)
     (6, {'0': 4}, ['chained'])
     """
     chosen = list(inspection.layer_positions()) if names is None else list(names)

@@ -385,7 +385,7 @@ def test_the_facts_of_a_neuron(visit: Open, path: Path, inspection: Inspection, 
     for side, edges in ((2, facts.in_edges), (3, facts.out_edges)):
         listed = page.locator(f"#neuron-facts > div:nth-child({side}) dl").inner_text().split("\n")
         words = [word for line in listed for word in [line.strip()] if word]
-        assert words == [w for edge in edges for w in (f"node {edge.node}", f"{100 * edge.carried:.2f} %")]
+        assert words == [w for edge in edges for w in (f"node {edge.node}", f"{100 * edge.share:.2f} %")]
     verdicts = summarise_neuron(inspection, name, neuron).verdicts
     cells = page.locator("#neuron .verdicts tbody tr").first.locator("td").all_inner_texts()
     for budget, (state, ratio) in {"local": cells[2:4], "global": cells[5:7]}.items():

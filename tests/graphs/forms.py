@@ -22,6 +22,10 @@ FORMS: dict[str, Callable[[Array], tuple[Any, Array]]] = {
     "column-major": lambda w: (np.asfortranarray(w), np.abs(w)),
     "bfloat16": lambda w: (torch.tensor(w).bfloat16(), torch.tensor(w).bfloat16().double().abs().numpy()),
     "parallel": lambda w: ((w, 2 * w[:, ::-1]), np.abs(w) + 2 * np.abs(w[:, ::-1])),
+    "parallel csr": lambda w: (
+        (sparse.csr_array(w), sparse.csr_array(2 * w[:, ::-1])),
+        np.abs(w) + 2 * np.abs(w[:, ::-1]),
+    ),
     "three": lambda w: (
         (torch.tensor(w), torch.tensor(w[::-1].copy()), torch.tensor(w)),
         2 * np.abs(w) + np.abs(w[::-1]),

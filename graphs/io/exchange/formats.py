@@ -22,9 +22,9 @@ class Format:
     name : str
         The name on the command line, and in most formats the suffix of the file.
     write : callable
-        Called with a graph, the path without a suffix, and a rank. The graph is a subgraph if the format is not `complete`; the
+        Called with a graph, the path without a suffix, and a rank. The graph is a subgraph if the format is not `any_size`; the
         rank is that of the original graph.
-    complete : bool
+    any_size : bool
         Whether the format can hold graphs of any size; else it is for subgraphs that a viewer can show.
     package, extra : str
         The package that writes the format, and the extra of this distribution that installs the package; both are empty if
@@ -33,7 +33,7 @@ class Format:
 
     name: str
     write: Callable[[Any, Path, Any], object]
-    complete: bool = True
+    any_size: bool = True
     package: str = ""
     extra: str = ""
 
@@ -45,4 +45,4 @@ def exchange_formats() -> dict[str, Format]:
     names = [info.name for info in pkgutil.iter_modules(importlib.import_module(folder).__path__)]
     modules = [importlib.import_module(f"{folder}.{name}") for name in names]
     found = [entry for module in modules for entry in getattr(module, "FORMATS", ())]
-    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.complete)}
+    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.any_size)}

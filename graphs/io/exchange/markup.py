@@ -144,6 +144,6 @@ def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, m
 
 
 FORMATS = (
-    Format("graphml", lambda graph, stem, rank: write_graphml(graph, f"{stem}.graphml", rank), complete=False),
-    Format("gexf", lambda graph, stem, rank: write_gexf(graph, f"{stem}.gexf", rank), complete=False),
+    Format("graphml", lambda graph, stem, rank: write_graphml(graph, f"{stem}.graphml", rank), any_size=False),
+    Format("gexf", lambda graph, stem, rank: write_gexf(graph, f"{stem}.gexf", rank), any_size=False),
 )

@@ -43,7 +43,7 @@ UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 def write_tables(
     graph: LayeredGraph | Subgraph,
-    where: str | os.PathLike[str],
+    directory_or_stem: str | os.PathLike[str],
     rank: RankResult | None = None,
     format: Literal["csv", "parquet"] = "csv",  # noqa: A002 (the parameter's name in pandas and pyarrow)
 ) -> tuple[Path, Path]:
@@ -53,9 +53,9 @@ def write_tables(
     ----------
     graph : LayeredGraph or Subgraph
         The nodes of a subgraph keep their layers and indices in the original graph.
-    where : path-like
-        If this is an existing directory, the files are ``nodes.csv`` and ``edges.csv`` in it; else they are ``WHERE.nodes.csv``
-        and ``WHERE.edges.csv``. Parquet files end in ``.parquet``. Each file is replaced completely or not at all.
+    directory_or_stem : path-like
+        If this is an existing directory, the files are ``nodes.csv`` and ``edges.csv`` in it; else they are ``STEM.nodes.csv``
+        and ``STEM.edges.csv``. Parquet files end in ``.parquet``. Each file is replaced completely or not at all.
     rank : RankResult, optional
         A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores,
         if it has any.
@@ -105,7 +105,7 @@ def write_tables(
             )
     node_columns = NODE_COLUMNS | ({} if scores is None else {"score": "float64"})
     edge_columns = EDGE_COLUMNS | {"weight": str(_weight_dtype(layered))}
-    base = Path(where)
+    base = Path(directory_or_stem)
     nodes_path, edges_path = (
         base / f"{table}.{format}" if base.is_dir() else base.parent / f"{base.name}.{table}.{format}"
         for table in ("nodes", "edges")

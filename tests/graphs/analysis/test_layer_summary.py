@@ -30,10 +30,10 @@ def test_counts_agree_with_networkx(form: str) -> None:
     for layer, size in enumerate(graph.layer_sizes):
         nodes = [(layer, k) for k in range(size)]
         found = summaries[layer]
-        assert found.edges_in == sum(digraph.in_degree(node) for node in nodes)
-        assert found.unreached == (None if layer == 0 else sum(digraph.in_degree(node) == 0 for node in nodes))
-        assert found.dangling == (None if layer == 4 else sum(digraph.out_degree(node) == 0 for node in nodes))
-    assert (summaries[1].dangling or 0) >= 1
+        assert found.n_in_edges == sum(digraph.in_degree(node) for node in nodes)
+        assert found.n_unreached == (None if layer == 0 else sum(digraph.in_degree(node) == 0 for node in nodes))
+        assert found.n_dangling == (None if layer == 4 else sum(digraph.out_degree(node) == 0 for node in nodes))
+    assert (summaries[1].n_dangling or 0) >= 1
 
 
 def test_the_highest_node_agrees_with_networkx_pagerank() -> None:
@@ -41,10 +41,10 @@ def test_the_highest_node_agrees_with_networkx_pagerank() -> None:
     found = summarise_layers(case.graph(), weighted_pagerank(case.graph(), gamma=0.7, theta=0.4))
     for summary, scores in zip(found, networkx_layers(case, 0.7, 0.4), strict=True):
         falling = sorted(scores, reverse=True)
-        assert summary.highest == list(scores).index(falling[0])
+        assert summary.highest_node == list(scores).index(falling[0])
         assert summary.highest_share == pytest.approx(falling[0])
         assert summary.top_share == pytest.approx(sum(falling[: -(-len(scores) // 100)]))
-        assert summary.effective == pytest.approx(1 / sum(score * score for score in scores))
+        assert summary.effective_number == pytest.approx(1 / sum(score * score for score in scores))
         assert summary.through_graph == (None if summary.layer == 0 else pytest.approx(0.7))
 
 
@@ -58,35 +58,35 @@ def test_layer_summaries_agree_with_loops(case: Case, gamma: float, form: str) -
     assert [summary.layer for summary in summaries] == list(range(len(activations)))
     for layer, found in enumerate(summaries):
         scores = rank.scores[layer]
-        assert (found.name, found.nodes) == (graph.names[layer], len(scores))
+        assert (found.name, found.n_nodes) == (graph.names[layer], len(scores))
         assert found.activation == Spread.of(activations[layer])
-        assert found.dead == sum(a == 0 for a in activations[layer])
+        assert found.n_dead == sum(a == 0 for a in activations[layer])
         assert found.gini == pytest.approx(gini_by_pairs(scores), abs=1e-12)
-        assert found.effective == pytest.approx(1 / sum(p * p for p in unit(scores)))
+        assert found.effective_number == pytest.approx(1 / sum(p * p for p in unit(scores)))
         assert found.top_share == pytest.approx(max(unit(scores)))
         highest = max(range(len(scores)), key=lambda node: (scores[node], node))
-        assert (found.highest, found.highest_share) == (highest, pytest.approx(unit(scores)[highest]))
+        assert (found.highest_node, found.highest_share) == (highest, pytest.approx(unit(scores)[highest]))
         if layer == 0:
-            assert (found.edges_in, found.density, found.in_strength) == (0, None, None)
-            assert (found.unreached, found.through_graph) == (None, None)
+            assert (found.n_in_edges, found.density, found.in_strength) == (0, None, None)
+            assert (found.n_unreached, found.through_graph) == (None, None)
         else:
             weight = seen.weights[layer - 1]
-            assert found.edges_in == (weight != 0).sum()
+            assert found.n_in_edges == (weight != 0).sum()
             assert found.density == pytest.approx((weight != 0).mean())
             assert found.in_strength is not None
             assert dataclasses.astuple(found.in_strength) == pytest.approx(
                 dataclasses.astuple(Spread.of(weight.sum(axis=1)))
             )
-            assert found.unreached == (~weight.any(axis=1)).sum()
+            assert found.n_unreached == (~weight.any(axis=1)).sum()
             passed = (transition_matrix(weight, 1.0) @ unit(rank.scores[layer - 1])).sum()
             total = gamma * passed + 1 - gamma
             assert found.through_graph == pytest.approx(gamma * passed / total if total else 0.0)
         if layer < len(graph.blocks):
-            assert found.dangling == (~seen.weights[layer].any(axis=0)).sum()
+            assert found.n_dangling == (~seen.weights[layer].any(axis=0)).sum()
             assert found.out_strength is not None
             assert found.out_strength.mean == pytest.approx(seen.weights[layer].sum(axis=0).mean())
         else:
-            assert (found.dangling, found.out_strength) == (None, None)
+            assert (found.n_dangling, found.out_strength) == (None, None)
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
 
 
@@ -112,7 +112,7 @@ def test_only_the_weighted_rank_of_layers_has_a_part_through_the_graph() -> None
 @pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
 def test_edges_of_large_blocks_are_counted(form: str) -> None:
     graph, seen = formed(random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9), form)
-    assert summarise_layers(graph, weighted_pagerank(graph))[1].edges_in == np.count_nonzero(seen.weights[0])
+    assert summarise_layers(graph, weighted_pagerank(graph))[1].n_in_edges == np.count_nonzero(seen.weights[0])
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
@@ -121,6 +121,12 @@ def test_spread(size: int) -> None:
     found = Spread.of(values)
     expected = stats.scoreatpercentile(values, [0, 25, 50, 75, 100])
     assert dataclasses.astuple(found) == pytest.approx([*expected, sum(values) / size])
+
+
+def test_the_mean_of_huge_values_is_finite() -> None:
+    assert Spread.of([1.7e308] * 2).mean == 1.7e308
+    assert Spread.of([0.0, 0.0]).mean == 0.0
+    assert Spread.of([5e-324] * 3).mean == 5e-324
 
 
 # --- refused arguments

@@ -73,7 +73,7 @@ def test_node_summaries_agree_with_their_definition(
                 matrix = transition_matrix(weight, theta)
                 masses = matrix[node] * rank.scores[layer - 1]
                 check_edges(found.in_edges, weight[node], matrix[node], masses / (masses.sum() or 1.0))
-                carried = [edge.carried for edge in found.in_edges]
+                carried = [edge.share for edge in found.in_edges]
                 assert carried == pytest.approx(sorted(masses / (masses.sum() or 1.0), reverse=True)[: len(carried)])
                 assert len(carried) == min(top, np.count_nonzero(masses))
                 assert sum(carried) <= 1 + 1e-12
@@ -98,7 +98,7 @@ def check_edges(edges: tuple[RankedEdge, ...], weights: Array, chances: Array, c
     assert len({edge.node for edge in edges}) == len(edges)
     for edge in edges:
         expected = (weights[edge.node], chances[edge.node], carried[edge.node])
-        assert (edge.weight, edge.probability, edge.carried) == pytest.approx(expected)
+        assert (edge.weight, edge.probability, edge.share) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("form", ["csr", "float64", "bfloat16"])
@@ -126,7 +126,7 @@ def test_node_summaries_agree_with_networkx(form: str) -> None:
                 total = sum(
                     walk.edges[b, here]["weight"] * rank.scores[layer - 1][b[1]] for b in digraph.predecessors(here)
                 )
-                assert edge.carried == pytest.approx(mass / total)
+                assert edge.share == pytest.approx(mass / total)
 
 
 @pytest.mark.parametrize("theta", [1.0, 0.4])
@@ -162,7 +162,7 @@ def test_edges_of_a_modified_rank_carry_weight_times_score(zero_lowest: float) -
             facts = facts_of(graph, rank, layer, node)
             expected = strongest(row, 5)
             assert [edge.node for edge in facts.in_edges] == expected
-            assert [edge.carried for edge in facts.in_edges] == pytest.approx(row[expected] / row.sum())
+            assert [edge.share for edge in facts.in_edges] == pytest.approx(row[expected] / row.sum())
             assert edges.in_nodes[node][: len(expected)].tolist() == expected
             assert edges.in_shares[node][: len(expected)] == pytest.approx(row[expected] / row.sum())
             assert facts.through_graph is None
@@ -174,12 +174,17 @@ def test_equal_edges_are_ordered_by_node_and_edges_that_carry_nothing_are_left_o
     rank = weighted_pagerank(graph)
     # Node 0 gets 1/5 from 0 and half of 2/5 from 1; source 3 has score 0.
     found = facts_of(graph, rank, 1, 0)
-    assert [(edge.node, edge.carried) for edge in found.in_edges] == [(0, 0.5), (1, 0.5)]
+    assert [(edge.node, edge.share) for edge in found.in_edges] == [(0, 0.5), (1, 0.5)]
     assert found.in_degree == 3
     assert [edge.node for edge in facts_of(graph, rank, 0, 1).out_edges] == [0, 1]
     edges = strongest_edges(graph, rank, 1, top=3)
     assert edges.in_nodes.tolist() == [[0, 1, -1], [2, 1, -1]]
     assert strongest_edges(graph, rank, 0, top=2).out_nodes.tolist() == [[0, -1], [0, 1], [1, -1], [0, 1]]
+
+
+def test_huge_activations_have_a_share_of_the_teleport() -> None:
+    graph = LayeredGraph.from_weights([[[1.0], [1.0]]], [1], [[1.7e308, 1.7e308]])
+    assert facts_of(graph, weighted_pagerank(graph, gamma=0.5), 1, 0).through_graph == 0.5
 
 
 def test_node_summaries_of_layers_with_one_node_and_with_zeros() -> None:
@@ -210,7 +215,7 @@ def assert_edges_are_those_of_the_facts(graph: LayeredGraph, rank: RankResult, t
             ):
                 missing = top - len(edges)
                 assert nodes.tolist() == [edge.node for edge in edges] + [-1] * missing
-                assert shares == pytest.approx([edge.carried for edge in edges] + [0.0] * missing)
+                assert shares == pytest.approx([edge.share for edge in edges] + [0.0] * missing)
 
 
 @every_form

@@ -33,7 +33,7 @@ from graphs.draw.colours import (
     log_norm,
 )
 from graphs.draw.convergence import MAX_STEPS
-from graphs.draw.wording import MAX_LETTERS, as_literal, percent, short_names
+from graphs.draw.wording import MAX_CHARACTERS, as_literal, percent, short_names
 from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import random_case
 
@@ -317,7 +317,7 @@ def test_short_names_keep_what_tells_layers_apart(names: list[str], expected: tu
 
 def test_long_names_lose_their_middle() -> None:
     (short,) = short_names(["layers.3.an_uncommonly_long_name_of_a_projection"])
-    assert len(short) <= MAX_LETTERS + 1
+    assert len(short) <= MAX_CHARACTERS + 1
     assert "…" in short
     assert short.startswith("3 an_unc")
     assert short.endswith("projection")

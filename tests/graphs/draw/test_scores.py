@@ -94,6 +94,8 @@ def test_the_heat_map_holds_scores_over_the_mean(scores: list[list[float]]) -> N
     )
     kept = [int(mask.sum()) for mask in keep]
     assert ax.get_lines()[0].get_xdata().tolist() == np.repeat(kept, 2).tolist()
+    # These masks do not remove the lowest scores, so no node is removed because it is right of the line.
+    assert ax.get_xlabel().replace("\n", " ") == "node, highest score first; white line: number of nodes kept"
 
 
 def test_wide_layers_are_averaged_into_columns() -> None:

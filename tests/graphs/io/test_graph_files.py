@@ -37,7 +37,7 @@ from graphs import (
     save_rank,
     weighted_pagerank,
 )
-from graphs.io.files import hidden_directory, remove_leftovers, replace_file, write_tensors
+from graphs.io.files import hidden_directory, read_tensors, remove_leftovers, replace_file, write_tensors
 from graphs.linalg.blocks import SparseBlock
 from tests.graphs.cases import SHARES, Case, cases, random_case
 
@@ -75,7 +75,8 @@ def same_certificate(one: Certificate | None, other: Certificate | None) -> bool
     return (
         one.keep.keys() == other.keep.keys()
         and all(same_array(one.keep[layer], other.keep[layer]) for layer in one.keep)
-        and (one.certified, dict(one.gaps), dict(one.bounds)) == (other.certified, dict(other.gaps), dict(other.bounds))
+        and (one.certified, dict(one.gaps), dict(one.required_gaps))
+        == (other.certified, dict(other.gaps), dict(other.required_gaps))
     )
 
 
@@ -115,7 +116,7 @@ def test_same_rank_compares_every_field() -> None:
         None,
         replace(certificate, certified=not certificate.certified),
         replace(certificate, gaps={}),
-        replace(certificate, bounds={}),
+        replace(certificate, required_gaps={}),
         replace(certificate, keep={layer: ~mask for layer, mask in certificate.keep.items()}),
     ):
         assert not same_rank(result, replace(result, certificate=changed))
@@ -225,12 +226,12 @@ def test_a_failed_certificate_is_not_a_missing_one(path: Path) -> None:
         result = modified_pagerank(GRAPH, "power", max_iter=1, keep=KeepHighest({2: 1}))
     assert result.certificate is not None
     assert not result.certificate.certified
-    assert result.certificate.bounds[2] == math.inf
+    assert result.certificate.required_gaps[2] == math.inf
     save_rank(result, path)
     loaded = load_rank(path).certificate
     assert loaded is not None
     assert not loaded.certified
-    assert loaded.bounds[2] == math.inf
+    assert loaded.required_gaps[2] == math.inf
 
 
 def test_labels_come_back_as_text(path: Path) -> None:
@@ -425,7 +426,7 @@ def test_the_kinds_are_not_mixed_up(path: Path) -> None:
         load_rank(path)
 
 
-@pytest.mark.parametrize(("kind", "known", "load"), [("graph", 1, load_graph), ("rank", 3, load_rank)])
+@pytest.mark.parametrize(("kind", "known", "load"), [("graph", 1, load_graph), ("rank", 4, load_rank)])
 @pytest.mark.parametrize("version", [0, 2, None, "1", "3"])
 def test_other_versions_are_refused_with_advice(path: Path, version: Any, kind: str, known: int, load: Any) -> None:
     write_tensors(path, {}, {}, kind, version)
@@ -527,7 +528,7 @@ def test_inconsistent_graph_files_are_refused(path: Path, name: str, value: Any)
 RANK_TENSORS = [
     *(f"score.{layer}" for layer in range(3)),
     *("residuals", "layer_residuals", "error_bounds", "step_products", "step_seconds", "layer_bounds"),
-    *("keep.1", "keep.2", "certificate.gaps", "certificate.bounds"),
+    *("keep.1", "keep.2", "certificate.gaps", "certificate.required_gaps"),
 ]
 RANK_META = [
     *("names", "degenerate", "labels", "certified", "certified_layers"),
@@ -595,9 +596,9 @@ def test_rank_files_with_a_part_missing_are_refused(path: Path, name: str, monke
         ("stop_reason", "boredom"),
         ("certificate.gaps", np.zeros(2)),
         ("certificate.gaps", np.zeros((2, 3))),
-        ("certificate.bounds", np.zeros((0, 2))),
-        ("certificate.bounds", np.full((2, 2), np.inf)),
-        ("certificate.bounds", np.full((2, 2), np.nan)),
+        ("certificate.required_gaps", np.zeros((0, 2))),
+        ("certificate.required_gaps", np.full((2, 2), np.inf)),
+        ("certificate.required_gaps", np.full((2, 2), np.nan)),
         ("keep.1", np.ones(9, dtype=np.uint8)),
     ],
 )
@@ -786,3 +787,23 @@ def test_certificates_of_missing_layers_are_refused(path: Path, layer: int, monk
     save_rank(CERTIFIED, path)
     with pytest.raises(GraphError, match=r"is not a consistent rank file: keep masks of shapes"):
         load_rank(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks")
+def test_leftovers_of_another_name_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("graphs.io.files._remove", lambda place: None)  # as if the process were killed
+        with hidden_directory(tmp_path, "model.v2") as left:
+            pass
+    remove_leftovers(tmp_path, "model")
+    assert left.exists()
+    remove_leftovers(tmp_path, "model.v2")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("array", [np.array(3.0), np.arange(6.0).reshape(2, 3).T, np.zeros((0, 2))])
+def test_shapes_of_tensors_are_kept(tmp_path: Path, array: Any) -> None:
+    write_tensors(tmp_path / "file", {"a": array}, {}, "example")
+    _, tensors = read_tensors(tmp_path / "file", "example")
+    assert tensors["a"].shape == array.shape
+    np.testing.assert_array_equal(tensors["a"], array)

@@ -152,6 +152,10 @@ def test_large_blocks_rank_as_on_scipy() -> None:
         np.testing.assert_allclose(rank(dtype="float32").stacked, found.stacked, rtol=1e-4)
 
 
+def test_scipy_computes_on_a_cpu_with_a_number_too() -> None:
+    assert make_backend("scipy", "cpu:0", "float64").name == "scipy (float64, csr)"
+
+
 # --- modules that are loaded
 
 

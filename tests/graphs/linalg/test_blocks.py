@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from graphs import GraphError
-from graphs.linalg.blocks import DenseBlock, NumpyBuffers, SparseBlock, index_dtype
+from graphs.linalg.blocks import DenseBlock, NumpyBufferMaker, SparseBlock, index_dtype
 from graphs.linalg.validation import as_block
 from tests.graphs.cases import SIGNED, Array
 
@@ -41,7 +41,7 @@ def test_the_csr_of_any_form_is_the_absolute_matrix(matrix: Array, form: Any) ->
 def test_bands_tile_the_block_exactly_once(matrix: Array, elements: int, column_major: bool) -> None:
     block = DenseBlock((np.asfortranarray(matrix) if column_major else matrix, -matrix))
     total = np.zeros(matrix.shape)
-    for band in block.bands(NumpyBuffers(np.float64), elements):
+    for band in block.bands(NumpyBufferMaker(np.float64), elements):
         assert band.matrix.size <= max(elements, *matrix.shape)
         total[band.rows, band.columns] += band.matrix
     np.testing.assert_array_equal(total, 2 * np.abs(matrix))
@@ -194,6 +194,10 @@ NOT_FINITE = np.array([[1.0, 2.0], [3.0, np.nan]])
         (torch.tensor(NOT_FINITE).to(torch.float8_e4m3fn), "not finite, the first at row 1, column 1"),
         (torch.tensor([[1.0, -np.inf]]).half(), "not finite, the first at row 0, column 1 "),
         (sparse.csr_array(NOT_FINITE), "not finite, the first at row 1, column 1"),
+        (
+            sparse.csr_array(([1.0, 1e308, 1e308], [0, 1, 1], [0, 1, 3]), shape=(2, 2)),
+            r"it: 1 weight\(s\) are not finite, the first at row 1, column 1; expected finite numbers",
+        ),
     ],
 )
 def test_refusals(value: Any, message: str) -> None:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphs.linalg.backends import Arithmetic, NumpyArithmetic, TorchArithmetic, TorchBuffers
-from graphs.linalg.blocks import DenseBlock, NumpyBuffers, as_numpy
+from graphs.linalg.backends import Arithmetic, NumpyArithmetic, TorchArithmetic, TorchBufferMaker
+from graphs.linalg.blocks import DenseBlock, NumpyBufferMaker, as_numpy
 from graphs.linalg.operators import BlockOperator, CSRKernelOperator, DenseOperator, KernelOperator
 from graphs.linalg.validation import as_block
 from tests.graphs.cases import Array
@@ -43,10 +43,10 @@ OPERATORS: dict[str, tuple[Arithmetic, Callable[[DenseBlock], BlockOperator]]] =
     "torch dense": (TORCH, TORCH.dense_operator),
     "compiled csr": (NUMPY, lambda block: CSRKernelOperator(block.to_csr().astype(np.float64))),
     "compiled dense": (NUMPY, kernel),
-    "numpy bands": (NUMPY, lambda block: DenseOperator(block, np, NumpyBuffers(np.float64), 2)),
+    "numpy bands": (NUMPY, lambda block: DenseOperator(block, np, NumpyBufferMaker(np.float64), 2)),
     "torch bands": (
         TORCH,
-        lambda block: DenseOperator(tensors(block), torch, TorchBuffers(torch.device("cpu"), torch.float64), 2),
+        lambda block: DenseOperator(tensors(block), torch, TorchBufferMaker(torch.device("cpu"), torch.float64), 2),
     ),
 }
 

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from graphs import BlockDigraph, EdgeBlock, GraphError, LayeredGraph, pagerank
 from graphs.linalg.blocks import SparseBlock
-from graphs.linalg.validation import as_block, as_csr
+from graphs.linalg.validation import as_block, as_csr, as_vector
 
 WEIGHTS = np.array([[1.0, 2.0, 0.0], [0.0, 3.0, 4.0], [5.0, 0.0, 6.0]])
 FAR = 10**8
@@ -158,6 +158,11 @@ def test_sound_tensors_of_every_format_are_read(form: str) -> None:
         dense = torch.tensor(WEIGHTS)
         given = dense.to_sparse_bsr((3, 3)) if form == "bsr" else getattr(dense, f"to_sparse_{form}")()
     np.testing.assert_array_equal(as_block(given, "it").to_csr().toarray(), WEIGHTS)
+
+
+def test_a_vector_without_numbers_is_refused() -> None:
+    with pytest.raises(GraphError, match=r"it: expected real numbers \(n,\), got Tensor: a tensor on the meta device"):
+        as_vector(torch.ones(2, device="meta"), "it")
 
 
 def test_a_format_that_scipy_does_not_know_is_refused() -> None:

@@ -22,7 +22,7 @@ ROUND_OFF = 1e-12
 RULES: list[dict[str, Any]] = [
     *({"top_k": k} for k in (1, 2, 3)),
     *({"threshold": t} for t in (0.0, 0.1, 0.3, 0.6, 1.0)),
-    *({"mass": m} for m in (0.0, 0.4, 0.7, 0.95)),
+    *({"weight_share": m} for m in (0.0, 0.4, 0.7, 0.95)),
 ]
 # By these rules the edges that a source keeps depend only on its own edges.
 BY_SOURCE = RULES.copy()
@@ -30,7 +30,7 @@ RULES += [{"significance": s} for s in (0.0, 0.05, 0.3, 1.0)]
 rules = st.one_of(
     st.fixed_dictionaries({"top_k": st.integers(1, 6)}),
     st.fixed_dictionaries({"threshold": st.floats(0.0, 1.0)}),
-    st.fixed_dictionaries({"mass": st.floats(0.0, 1.0)}),
+    st.fixed_dictionaries({"weight_share": st.floats(0.0, 1.0)}),
     st.fixed_dictionaries({"significance": st.floats(0.0, 1.0)}),
 )
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
@@ -79,7 +79,7 @@ def errors(case: Case, found: Sparsification, gamma: float, theta: float) -> lis
     arrays(np.int64, st.tuples(st.integers(1, 7), st.integers(1, 4)), elements=st.integers(-6, 6)),
     st.one_of(
         st.tuples(st.just("top_k"), st.integers(1, 8).map(Fraction)),
-        st.tuples(st.sampled_from(["threshold", "mass"]), st.fractions(0, 1, max_denominator=40)),
+        st.tuples(st.sampled_from(["threshold", "weight_share"]), st.fractions(0, 1, max_denominator=40)),
     ),
 )
 def test_the_kept_edges_agree_with_the_definition(weight: Array, rule: tuple[str, Fraction]) -> None:
@@ -97,22 +97,22 @@ def test_group_size_does_not_matter(rule: dict[str, Any], elements: int, monkeyp
     rng = np.random.default_rng(0)
     weight = rng.integers(1, 9, (40, 41)) * (rng.permuted(np.tri(40, 41, 0), axis=0))
     expected = [kept_of(column[:, None], **rule)[:, 0] for column in weight.T]
-    lost = [sparsify(graph_of(column[:, None]), **rule).dropped_weight[0] for column in weight.T]
+    lost = [sparsify(graph_of(column[:, None]), **rule).dropped_weight_shares[0] for column in weight.T]
     monkeypatch.setattr("graphs.analysis.incident_edges.BAND_ELEMENTS", elements)
     np.testing.assert_array_equal(kept_of(weight, **rule), np.transpose(expected))
-    assert sparsify(graph_of(weight), **rule).dropped_weight == pytest.approx([max(lost)], abs=1e-15)
+    assert sparsify(graph_of(weight), **rule).dropped_weight_shares == pytest.approx([max(lost)], abs=1e-15)
 
 
 def test_edges_are_compared_with_the_strength_of_their_source() -> None:
     weight = np.array([[100.0, 1.0], [10.0, 3.0], [1.0, 0.0]])
     np.testing.assert_array_equal(kept_of(weight, threshold=0.2), [[100, 1], [0, 3], [0, 0]])
-    np.testing.assert_array_equal(kept_of(weight, mass=0.95), [[100, 1], [10, 3], [0, 0]])
+    np.testing.assert_array_equal(kept_of(weight, weight_share=0.95), [[100, 1], [10, 3], [0, 0]])
 
 
 def test_ties_go_to_the_lower_target() -> None:
     weight = np.array([[1.0, 2.0], [2.0, 2.0], [2.0, 2.0], [2.0, 1.0]])
     np.testing.assert_array_equal(kept_of(weight, top_k=2), [[0, 2], [2, 2], [2, 0], [0, 0]])
-    np.testing.assert_array_equal(kept_of(np.ones((10, 1)), mass=0.3)[:, 0], [1] * 3 + [0] * 7)
+    np.testing.assert_array_equal(kept_of(np.ones((10, 1)), weight_share=0.3)[:, 0], [1] * 3 + [0] * 7)
     np.testing.assert_array_equal(kept_of(np.ones((10, 1)), threshold=0.11)[:, 0], [1] + [0] * 9)
     np.testing.assert_array_equal(kept_of(np.ones((10, 1)), threshold=0.1)[:, 0], [1] * 10)
 
@@ -133,7 +133,7 @@ def test_a_weaker_rule_keeps_a_superset(case: Case, k: int, l: int, low: float, 
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"top_k": min(k, l)}, {"top_k": max(k, l)}),
         ({"threshold": high}, {"threshold": low}),
-        ({"mass": low}, {"mass": high}),
+        ({"weight_share": low}, {"weight_share": high}),
         ({"significance": low}, {"significance": high}),
     ]
     for few, many in pairs:
@@ -141,7 +141,7 @@ def test_a_weaker_rule_keeps_a_superset(case: Case, k: int, l: int, low: float, 
         for small, large in zip(fewer.graph.blocks, more.graph.blocks, strict=True):
             assert (large.to_csr().toarray()[small.to_csr().toarray() != 0] != 0).all()
         assert fewer.kept_share <= more.kept_share
-        assert fewer.dropped_weight >= more.dropped_weight
+        assert fewer.dropped_weight_shares >= more.dropped_weight_shares
         assert fewer.pagerank_bound(0.7) >= more.pagerank_bound(0.7)
 
 
@@ -149,17 +149,22 @@ def test_a_weaker_rule_keeps_a_superset(case: Case, k: int, l: int, low: float, 
 def test_sparsifying_again_by_the_same_count_or_threshold_drops_nothing(case: Case, rule: dict[str, Any]) -> None:
     once = sparsify(case.graph(), **rule)
     twice = sparsify(once.graph, **rule)
-    if "significance" not in rule and rule.get("mass", 1.0) == 1.0:
+    if "significance" not in rule and rule.get("weight_share", 1.0) == 1.0:
         assert twice.kept_share == 1.0
         assert twice.graph.blocks == once.graph.blocks
 
 
 def test_sparsifying_again_by_the_same_mass_may_drop_more() -> None:
-    once = sparsify(graph_of(np.ones((10, 1))), mass=0.5)
-    assert (once.edges_after, sparsify(once.graph, mass=0.5).edges_after) == (5, 3)
+    once = sparsify(graph_of(np.ones((10, 1))), weight_share=0.5)
+    assert (once.edges_after, sparsify(once.graph, weight_share=0.5).edges_after) == (5, 3)
 
 
-@given(cases(), st.sampled_from([{"mass": 1.0}, {"threshold": 0.0}, {"top_k": 5}, {"top_k": 10**30}]), SHARES, SHARES)
+@given(
+    cases(),
+    st.sampled_from([{"weight_share": 1.0}, {"threshold": 0.0}, {"top_k": 5}, {"top_k": 10**30}]),
+    SHARES,
+    SHARES,
+)
 def test_rules_that_drop_nothing_have_bounds_of_zero(
     case: Case, rule: dict[str, Any], gamma: float, theta: float
 ) -> None:
@@ -167,7 +172,7 @@ def test_rules_that_drop_nothing_have_bounds_of_zero(
     for weight, block in zip(case.weights, found.graph.blocks, strict=True):
         np.testing.assert_array_equal(block.to_csr().toarray(), np.abs(weight))
     assert (found.kept_share, found.edges_after) == (1.0, found.edges_before)
-    assert {*found.dropped_weight, *found.dropped_edges} == {0.0}
+    assert {*found.dropped_weight_shares, *found.dropped_edge_shares} == {0.0}
     # Dangling columns too: equal vectors stay equal.
     assert found.layer_bounds(gamma, theta) == (0.0,) * len(case.sizes)
     assert found.error_bound(gamma, theta) == found.pagerank_bound(0.9) == 0.0
@@ -175,8 +180,8 @@ def test_rules_that_drop_nothing_have_bounds_of_zero(
 
 def test_full_mass_keeps_edges_too_light_to_count() -> None:
     weight = np.array([[1.0], [1e-40], [5e-324]])
-    assert sparsify(graph_of(weight), mass=1.0).kept_share == 1.0
-    assert sparsify(graph_of(weight), mass=1.0 - 1e-16).edges_after == 1
+    assert sparsify(graph_of(weight), weight_share=1.0).kept_share == 1.0
+    assert sparsify(graph_of(weight), weight_share=1.0 - 1e-16).edges_after == 1
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-320, 1e-200, 1e300, 4e307])
@@ -188,7 +193,7 @@ def test_the_scale_of_weights_does_not_matter(rule: dict[str, Any], scale: float
         scale = 5e-324 * np.ceil(scale / 5e-324)
     found, expected = sparsify(graph_of(weight * scale), **rule), sparsify(graph_of(weight), **rule)
     np.testing.assert_array_equal(found.graph.block(1).toarray() != 0, expected.graph.block(1).toarray() != 0)
-    assert found.dropped_weight == pytest.approx(expected.dropped_weight, abs=1e-15)
+    assert found.dropped_weight_shares == pytest.approx(expected.dropped_weight_shares, abs=1e-15)
 
 
 # --- results
@@ -204,8 +209,8 @@ def test_dropped_shares_are_the_largest_of_a_column(case: Case, rule: dict[str, 
         by_count = [
             1 - np.count_nonzero(a) / np.count_nonzero(b) for b, a in zip(before.T[has], after.T[has], strict=True)
         ]
-        assert found.dropped_weight[position] == pytest.approx(max(by_weight, default=0.0), abs=1e-14)
-        assert found.dropped_edges[position] == pytest.approx(max(by_count, default=0.0), abs=1e-14)
+        assert found.dropped_weight_shares[position] == pytest.approx(max(by_weight, default=0.0), abs=1e-14)
+        assert found.dropped_edge_shares[position] == pytest.approx(max(by_count, default=0.0), abs=1e-14)
     assert found.edges_before == case.graph().n_edges
     assert found.edges_after == found.graph.n_edges
     assert found.kept_share == (found.edges_after / found.edges_before if found.edges_before else 1.0)
@@ -218,7 +223,7 @@ def test_columns_of_the_transition_change_by_twice_the_dropped_share(
     found = sparsify(case.graph(), **rule)
     for position, weight in enumerate(case.weights):
         change = transition_matrix(weight, theta) - transition_matrix(found.graph.block(position + 1).toarray(), theta)
-        share = theta * found.dropped_weight[position] + (1 - theta) * found.dropped_edges[position]
+        share = theta * found.dropped_weight_shares[position] + (1 - theta) * found.dropped_edge_shares[position]
         assert np.abs(change).sum(axis=0).max() <= 2 * share + ROUND_OFF
         if weight.shape[1] == 1:
             assert np.abs(change).sum() == pytest.approx(2 * share, abs=ROUND_OFF)
@@ -272,7 +277,7 @@ def test_the_form_of_the_weights_does_not_matter(rule: dict[str, Any], dtype: An
         found = sparsify(case.graph([form(given)]), **rule)
         np.testing.assert_array_equal(found.graph.block(1).toarray(), expected.graph.block(1).toarray(), err_msg=name)
         assert found.graph.block(1).dtype == dtype, name
-        assert found.dropped_weight == expected.dropped_weight, name
+        assert found.dropped_weight_shares == expected.dropped_weight_shares, name
         np.testing.assert_array_equal(given, weight)
 
 
@@ -289,7 +294,7 @@ def test_stored_blocks_are_not_changed() -> None:
     before = graph.block(1).copy()
     sparsify(graph, top_k=2)
     np.testing.assert_array_equal(graph.block(1).toarray(), before.toarray())
-    assert sparsify(graph, mass=1.0).graph.blocks[0] is graph.blocks[0]
+    assert sparsify(graph, weight_share=1.0).graph.blocks[0] is graph.blocks[0]
 
 
 def test_a_graph_without_edges_stays_the_same() -> None:
@@ -314,7 +319,7 @@ def test_layers_without_dangling_columns_keep_their_bounds(
     assert found.error_bound(gamma, theta) == max(bounds) <= 2 * gamma + ROUND_OFF
     changes = [
         2 * (theta * weight + (1 - theta) * edges)
-        for weight, edges in zip(found.dropped_weight, found.dropped_edges, strict=True)
+        for weight, edges in zip(found.dropped_weight_shares, found.dropped_edge_shares, strict=True)
     ]
     for (before, after), change in zip(itertools.pairwise(bounds), changes, strict=True):
         assert after <= gamma * (before + change) + ROUND_OFF
@@ -333,7 +338,7 @@ def test_from_the_first_difference_at_a_dangling_column_on_no_bound_is_claimed(
     differs = False
     lost = False
     for position, weight in enumerate(case.weights):
-        share = theta * found.dropped_weight[position] + (1 - theta) * found.dropped_edges[position]
+        share = theta * found.dropped_weight_shares[position] + (1 - theta) * found.dropped_edge_shares[position]
         differs = differs or (share > 0 and gamma > 0)
         lost = lost or (differs and not weight.any(axis=0).all())
         assert (bounds[position + 1] == np.inf) == lost
@@ -386,7 +391,7 @@ def test_the_general_rank_keeps_its_bound(case: Case, rule: dict[str, Any], gamm
         )
         # Over all layers together, because the scores sum to 1 over all layers, not in each.
         assert distance([before], [after]) <= found.pagerank_bound(gamma) + 1e-10
-    assert found.pagerank_bound(gamma) <= gamma / (1 - gamma) * 2 * max(found.dropped_weight) + ROUND_OFF
+    assert found.pagerank_bound(gamma) <= gamma / (1 - gamma) * 2 * max(found.dropped_weight_shares) + ROUND_OFF
 
 
 @pytest.mark.parametrize("gamma", [0.001, 0.3, 0.6])
@@ -420,10 +425,10 @@ def test_bounds_of_large_graphs_hold() -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({}, "expected exactly one of top_k, threshold, mass and significance, got none"),
+        ({}, "expected exactly one of top_k, threshold, weight_share and significance, got none"),
         (
-            {"top_k": 2, "mass": 0.5},
-            "expected exactly one of top_k, threshold, mass and significance, got top_k=2, mass=0.5",
+            {"top_k": 2, "weight_share": 0.5},
+            "expected exactly one of top_k, threshold, weight_share and significance, got top_k=2, weight_share=0.5",
         ),
         ({"top_k": 0}, "top_k must be an integer >= 1, got 0"),
         ({"top_k": 2.0}, "top_k must be an integer >= 1, got 2.0"),
@@ -431,10 +436,10 @@ def test_bounds_of_large_graphs_hold() -> None:
         ({"top_k": "2"}, "top_k must be an integer >= 1, got '2'"),
         ({"threshold": -0.1}, r"threshold must be a number in \[0, 1\], got -0.1"),
         ({"threshold": float("nan")}, r"threshold must be a number in \[0, 1\], got nan"),
-        ({"mass": 1.5}, r"mass must be a number in \[0, 1\], got 1.5"),
+        ({"weight_share": 1.5}, r"weight_share must be a number in \[0, 1\], got 1.5"),
         ({"significance": 1.5}, r"significance must be a number in \[0, 1\], got 1.5"),
-        ({"significance": 0.5, "mass": 0.5}, r"got mass=0.5, significance=0.5"),
-        ({"mass": "most"}, r"mass must be a number in \[0, 1\], got 'most'"),
+        ({"significance": 0.5, "weight_share": 0.5}, r"got weight_share=0.5, significance=0.5"),
+        ({"weight_share": "most"}, r"weight_share must be a number in \[0, 1\], got 'most'"),
     ],
 )
 def test_invalid_rules_are_refused(rule: dict[str, Any], message: str) -> None:
@@ -445,7 +450,7 @@ def test_invalid_rules_are_refused(rule: dict[str, Any], message: str) -> None:
 def test_numpy_scalars_are_numbers() -> None:
     weight = random_case(0, (4, 6)).weights[0]
     np.testing.assert_array_equal(kept_of(weight, top_k=np.int64(2)), kept_of(weight, top_k=2))
-    np.testing.assert_array_equal(kept_of(weight, mass=np.float32(0.5)), kept_of(weight, mass=0.5))
+    np.testing.assert_array_equal(kept_of(weight, weight_share=np.float32(0.5)), kept_of(weight, weight_share=0.5))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

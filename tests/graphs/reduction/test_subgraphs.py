@@ -102,19 +102,19 @@ def test_the_highest_nodes_and_all_their_edges(case: Case, nodes: int) -> None:
 
 
 @given(cases(), SHARES)
-def test_the_fewest_nodes_that_hold_a_mass(case: Case, mass: float) -> None:
+def test_the_fewest_nodes_that_hold_a_share(case: Case, score_share: float) -> None:
     graph = case.graph()
     rank = weighted_pagerank(graph)
-    shown = top_subgraph(graph, rank, mass=mass)
+    shown = top_subgraph(graph, rank, score_share=score_share)
     check(shown, graph, rank)
     assert shown.scores is not None
     for scores, held in zip(rank.scores, shown.scores, strict=True):
-        assert held.sum() >= mass * scores.sum() - 1e-12
-        assert len(held) == 1 or held.sum() - held.min() < mass * scores.sum() + 1e-12
+        assert held.sum() >= score_share * scores.sum() - 1e-12
+        assert len(held) == 1 or held.sum() - held.min() < score_share * scores.sum() + 1e-12
 
 
 def test_a_mass_met_exactly_takes_no_node_more() -> None:
-    shown = top_subgraph(TIED.graph(), weighted_pagerank(TIED.graph()), mass=0.5)
+    shown = top_subgraph(TIED.graph(), weighted_pagerank(TIED.graph()), score_share=0.5)
     assert shown.labels == (((0, 0),), ((1, 0), (1, 1)), ((2, 0),))
     assert shown.score_shares == pytest.approx((1 / 2, 2 / 3, 1 / 2))
     assert shown.weight_shares == pytest.approx((2 / 6, 2 / 6))
@@ -124,7 +124,7 @@ def test_a_layer_without_score_shows_one_node() -> None:
     # A PageRank of the digraph that teleports to one layer only: layers that nothing reaches have score 0.
     graph = LayeredGraph.from_weights([np.eye(2, 3), np.zeros((2, 2))], np.ones(3), [np.ones(2), np.ones(2)])
     rank = pagerank(graph, 0.5, np.array([1.0, 0, 0, 0, 0, 0, 0]))
-    shown = top_subgraph(graph, rank, mass=0.9)
+    shown = top_subgraph(graph, rank, score_share=0.9)
     assert shown.labels[2] == ((2, 0),)
     assert shown.score_shares is not None
     assert shown.score_shares[2] == 1.0
@@ -295,7 +295,7 @@ def test_the_form_of_the_weights_does_not_matter(form: str, monkeypatch: pytest.
 SUBGRAPHS: list[Any] = [
     lambda graph, rank: top_subgraph(graph, rank, 4),
     lambda graph, rank: top_subgraph(graph, rank, 4, edges=6),
-    lambda graph, rank: top_subgraph(graph, rank, mass=0.6),
+    lambda graph, rank: top_subgraph(graph, rank, score_share=0.6),
     lambda graph, rank: ego(graph, 1, 2, hops=2, top=3),
     lambda graph, rank: ego(graph, 2, 0),
     lambda graph, rank: between(graph, 0, 2),
@@ -345,11 +345,11 @@ def test_scores_of_another_rank_of_the_original() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"nodes": 2, "mass": 0.5}, "expected nodes or mass, got both: nodes=2, mass=0.5"),
+        ({"nodes": 2, "score_share": 0.5}, "expected nodes or score_share, got both: nodes=2, score_share=0.5"),
         ({"nodes": 0}, "nodes must be an integer >= 1, got 0"),
         ({"nodes": 2.0}, "nodes must be an integer >= 1, got 2.0"),
         ({"nodes": True}, "nodes must be an integer >= 1, got True"),
-        ({"mass": 1.1}, r"mass must be a number in \[0, 1\], got 1.1"),
+        ({"score_share": 1.1}, r"score_share must be a number in \[0, 1\], got 1.1"),
         ({"edges": 0}, "edges must be an integer >= 1, got 0"),
         ({"max_edges": 0}, "max_edges must be an integer >= 1, got 0"),
         ({"layers": [1]}, r"at least 2 consecutive ascending layers, .* got \[1\]"),

@@ -94,7 +94,7 @@ class Watched:
         assert_same_sets(certificate.keep, kept_by(keep, result.scores))
         assert certificate.certified == self.certified[-1]
         assert not any(self.certified[:-1])
-        assert set(certificate.gaps) == set(certificate.bounds) == {*(keep.counts or {}), *keep.pooled[:1]}
+        assert set(certificate.gaps) == set(certificate.required_gaps) == {*(keep.counts or {}), *keep.pooled[:1]}
         if certificate.certified:
             assert result.converged
         else:
@@ -270,14 +270,14 @@ def test_a_certificate_is_given_exactly_where_no_error_within_the_bounds_matters
     for layers, factors in groups:
         masks = [certificate.keep[layer] for layer in layers]
         margins.append(worst([scores[k] for k in layers], [slacks[k] for k in layers], factors, masks))
-        gap, bound = certificate.gaps[layers[0]], certificate.bounds[layers[0]]
+        gap, bound = certificate.gaps[layers[0]], certificate.required_gaps[layers[0]]
         stay = [w * s for k, w, m in zip(layers, factors, masks, strict=True) for s in scores[k][m]]
         go = [w * s for k, w, m in zip(layers, factors, masks, strict=True) for s in scores[k][~m]]
         assert gap == (min(stay) - max(go) if stay and go else math.inf)
         # All numbers have few bits, so that no sum rounds.
         assert bound == (gap - margins[-1] if stay and go else 0.0)
     assert certificate.certified == (min(margins) > 0)
-    assert certificate.certified == all(certificate.gaps[k] > bound for k, bound in certificate.bounds.items())
+    assert certificate.certified == all(certificate.gaps[k] > bound for k, bound in certificate.required_gaps.items())
 
 
 def test_mixtures_of_iterates_may_leave_dust_where_scores_are_zero() -> None:
@@ -290,7 +290,7 @@ def test_mixtures_of_iterates_may_leave_dust_where_scores_are_zero() -> None:
 def test_the_gap_has_to_exceed_the_bound() -> None:
     for gap, certified in ((0.4375, False), (0.5, False), (0.5625, True)):
         certificate = KeepHighest({1: 1}).certificate([np.ones(1), np.array([0.0, gap])], [0.0, 0.5])
-        assert (certificate.gaps, certificate.bounds) == ({1: gap}, {1: 0.5})
+        assert (certificate.gaps, certificate.required_gaps) == ({1: gap}, {1: 0.5})
         assert certificate.certified is certified
         assert_same_sets(certificate.keep, {1: np.array([False, True])})
 
@@ -327,7 +327,7 @@ def test_an_unknown_bound_certifies_nothing_but_the_trivial() -> None:
         certificate = keep.certificate(scores, [math.inf, math.inf])
         assert certificate.certified
         assert set(certificate.gaps.values()) == {math.inf}
-        assert set(certificate.bounds.values()) == {0.0}
+        assert set(certificate.required_gaps.values()) == {0.0}
 
 
 # --- ties
@@ -351,7 +351,7 @@ def test_ties_are_never_certified(solver: Any) -> None:
     certificate = weighted_pagerank(graph, solver=solver, keep=KeepHighest({1: 2, 2: 2})).certificate
     assert certificate is not None
     assert not certificate.certified
-    assert certificate.gaps[2] > certificate.bounds[2]
+    assert certificate.gaps[2] > certificate.required_gaps[2]
 
 
 def test_ties_of_a_symmetric_digraph() -> None:
@@ -495,10 +495,10 @@ def test_a_certificate_survives_a_file(keep: KeepHighest, tmp_path: Path) -> Non
         assert isinstance(first, Certificate)
         assert isinstance(second, Certificate)
         assert_same_sets(second.keep, first.keep)
-        assert (second.certified, dict(second.gaps), dict(second.bounds)) == (
+        assert (second.certified, dict(second.gaps), dict(second.required_gaps)) == (
             first.certified,
             dict(first.gaps),
-            dict(first.bounds),
+            dict(first.required_gaps),
         )
         assert (again.stop_reason, again.converged, again.layer_bounds) == (
             result.stop_reason,

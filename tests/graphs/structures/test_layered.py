@@ -122,7 +122,7 @@ def test_the_squared_graph_has_squared_weights_and_activations(form: str) -> Non
     graph, seen = formed(case, form)
     # Parallel edges are squared one by one, and their squares add up.
     squares = [weight**2 for weight in seen.weights]
-    if form == "parallel":
+    if form.startswith("parallel"):
         squares = [w**2 + (2 * w[:, ::-1]) ** 2 for w in case.weights]
     elif form == "three":
         squares = [2 * w**2 + w[::-1] ** 2 for w in case.weights]
@@ -151,10 +151,18 @@ def test_the_squared_graph_has_squared_weights_and_activations(form: str) -> Non
 def test_squares_can_be_squared(form: str) -> None:
     graph, _ = formed(random_case(5, (5, 6), density=0.6), form)
     once, twice = (g.block(1).toarray() for g in (graph.squared(), graph.squared().squared()))
-    if form in ("parallel", "three"):
+    if form in ("parallel", "parallel csr", "three"):
         assert (twice[once > 0] < once[once > 0] ** 2).any()
     else:
         np.testing.assert_allclose(twice, once**2, rtol=1e-12)
+
+
+def test_stored_parallel_edges_are_squared_one_by_one_after_a_reversal_too() -> None:
+    graph = LayeredGraph.from_weights([tuple(sparse.csr_array(w) for w in ([[1, -2]], [[3, 0]]))], [1, 2], [[3]])
+    assert graph.block(1).toarray().tolist() == [[4, 2]]
+    assert graph.squared().block(1).toarray().tolist() == [[10, 4]]
+    assert graph.squared().squared().block(1).toarray().tolist() == [[82, 16]]
+    assert graph.reversed().squared().block(1).toarray().tolist() == [[10], [4]]
 
 
 def test_squares_must_be_finite() -> None:

@@ -61,9 +61,9 @@ def test_the_summary_equals_independent_computations() -> None:
         scores = inspection.main.ranks[position].scores[layer].astype(np.float64)
         row = summary.layers[name]
         weights = graph.block(layer).toarray()
-        assert (row.nodes, row.edges_in) == (weights.shape[0], np.count_nonzero(weights))
-        assert row.effective == pytest.approx(1 / sum(s * s for s in scores))
-        assert row.highest == int(scores.argmax())
+        assert (row.n_nodes, row.n_in_edges) == (weights.shape[0], np.count_nonzero(weights))
+        assert row.effective_number == pytest.approx(1 / sum(s * s for s in scores))
+        assert row.highest_node == int(scores.argmax())
         differences = [abs(a - b) for a, b in itertools.product(scores, scores)]
         assert row.gini == pytest.approx(sum(differences) / (2 * len(scores) ** 2 * scores.mean()))
         assert summary.kept["local"][name] == len(scores) - round(0.3 * len(scores))

@@ -148,7 +148,7 @@ def test_facts_equal_those_of_the_graph() -> None:
             for side, expected in (("in", one.in_edges), ("out", one.out_edges)):
                 assert edges[f"{side}_nodes"][start + neuron].tolist() == [edge.node for edge in expected]
                 shares = edges[f"{side}_shares"][start + neuron]
-                np.testing.assert_allclose(shares, [edge.carried for edge in expected], rtol=1e-6)
+                np.testing.assert_allclose(shares, [edge.share for edge in expected], rtol=1e-6)
         start += size
 
 
