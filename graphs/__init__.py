@@ -13,7 +13,8 @@ from graphs.ranking.layered import modified_pagerank, weighted_pagerank
 from graphs.reduction.sparsify import Sparsification, sparsify
 from graphs.solvers.certificate import Certificate, KeepHighest
 from graphs.solvers.result import ConvergenceError, RankResult
-from graphs.structures.digraph import BlockDigraph, EdgeBlock, bidirectional_graph, residual_graph
+from graphs.structures.cyclic import bidirectional_graph, residual_graph
+from graphs.structures.digraph import BlockDigraph, EdgeBlock
 from graphs.structures.layered import LayeredGraph
 
 __all__ = [

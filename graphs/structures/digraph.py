@@ -1,24 +1,21 @@
 """Digraphs of blocks: nodes fall into layers, and a block holds edges from any layer to any layer; cycles are allowed.
 
 :func:`graphs.pagerank` ranks a :class:`BlockDigraph`. A layered graph is a digraph of blocks without cycles, and a square
-matrix is one with a single layer. Two functions make a digraph with cycles from a layered graph, whose blocks are not copied:
-:func:`residual_graph` adds skip connections and edges from the end of the residual stream to its beginning, and
-:func:`bidirectional_graph` adds the reverse of every edge.
+matrix is one with a single layer. :mod:`graphs.structures.cyclic` makes digraphs with cycles from a layered graph.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-from graphs.checks import check_share
 from graphs.errors import GraphError
 from graphs.linalg.blocks import Block, FloatArray, SparseBlock, as_numpy, index_dtype
 from graphs.linalg.validation import as_block, as_csr, check_compressed
@@ -27,7 +24,7 @@ from graphs.structures.layered import LayeredGraph
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["BlockDigraph", "EdgeBlock", "as_digraph", "bidirectional_graph", "residual_graph", "teleport_vector"]
+__all__ = ["BlockDigraph", "EdgeBlock", "as_digraph", "edge_blocks", "teleport_vector"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +254,7 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
     if isinstance(graph, BlockDigraph):
         return graph
     if isinstance(graph, LayeredGraph):
-        return BlockDigraph(graph.layer_sizes, _edge_blocks(graph), graph.names, graph.activations)
+        return BlockDigraph(graph.layer_sizes, edge_blocks(graph), graph.names, graph.activations)
     labels: tuple[Hashable, ...]
     if hasattr(graph, "adj") and hasattr(graph, "is_directed"):
         csr, labels = _from_networkx(graph, weight)
@@ -292,84 +289,9 @@ def _from_networkx(graph: networkx.Graph, weight: str | None) -> tuple[sparse.cs
     return adjacency.T.tocsr(), labels
 
 
-def _edge_blocks(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
+def edge_blocks(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
+    """Return the blocks of a layered graph as edges from each layer to the next; they are not copied."""
     return tuple(EdgeBlock(layer, layer + 1, block) for layer, block in enumerate(graph.blocks))
-
-
-def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
-    """Build the digraph that has every edge of a layered graph and its reverse, with the same weight; blocks are not copied.
-
-    A random walk on this digraph is reversible. It is also periodic, because it alternates between even and odd layers, so
-    the error of power iteration decreases like gamma**k and, as a rule, no faster.
-
-    Parameters
-    ----------
-    graph : LayeredGraph
-
-    Examples
-    --------
-    >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
-    >>> bidirectional_graph(graph).to_scipy().toarray()
-    array([[0., 0., 1., 1.],
-           [0., 0., 0., 2.],
-           [1., 0., 0., 0.],
-           [1., 2., 0., 0.]])
-    """
-    forward = _edge_blocks(graph)
-    backward = tuple(EdgeBlock(e.target, e.source, e.block, transposed=True) for e in forward)
-    return BlockDigraph(graph.layer_sizes, forward + backward, graph.names, graph.activations)
-
-
-def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int] | None = None) -> BlockDigraph:
-    """Build the digraph of a chain of FFNs with its residual stream: skip connections, and edges from its end to its beginning.
-
-    Some layers of the graph hold the residual stream. Node j of such a layer passes a share `beta` of its score to node j of
-    the next such layer and ``1 - beta`` into the FFN between them; node j of the last one passes its score to node j of the
-    first. If beta > 0, a node of the stream without edges into the FFN passes its entire score to the next layer of the
-    stream.
-
-    Parameters
-    ----------
-    graph : LayeredGraph
-        A chain of FFNs; its blocks are not copied.
-    beta : float
-        Share of a score that takes the skip connection, 0..1.
-    stream : sequence of int, optional
-        The layers that hold the residual stream, ascending, of equal sizes, the last layer among them. By default every
-        second layer (the inputs, the outputs of the first FFN, ...), as in a chain of FFNs with two blocks each.
-
-    Raises
-    ------
-    GraphError
-        `stream` has fewer than two layers, is not ascending, has a negative number, does not end with the last layer, or has
-        layers of different sizes; or beta is out of range.
-
-    Examples
-    --------
-    >>> graph = LayeredGraph.from_weights([[[1.0, 1.0]], [[1.0], [3.0]]], [1, 1], [[1], [1, 1]])
-    >>> residual_graph(graph, beta=0.25).to_scipy().toarray()
-    array([[0.  , 0.  , 0.  , 1.  , 0.  ],
-           [0.  , 0.  , 0.  , 0.  , 1.  ],
-           [0.75, 0.75, 0.  , 0.  , 0.  ],
-           [0.25, 0.  , 0.25, 0.  , 0.  ],
-           [0.  , 0.25, 0.75, 0.  , 0.  ]])
-    """
-    beta = check_share("beta", beta)
-    depth = len(graph.blocks)
-    stream = tuple(range(0, depth + 1, 2)) if stream is None else tuple(stream)
-    if len(stream) < 2 or list(stream) != sorted(set(stream)) or stream[0] < 0 or stream[-1] != depth:
-        raise GraphError(
-            f"stream: expected at least two ascending layers that end with the last, {depth}, got {stream}; if FFNs do "
-            "not have two blocks each, name the layers of the residual stream"
-        )
-    sizes = [graph.layer_sizes[layer] for layer in stream]
-    if len(set(sizes)) > 1:
-        raise GraphError(f"stream: expected layers of one size, got sizes {sizes} of layers {stream}")
-    identity = SparseBlock(sparse.csr_array(sparse.eye_array(sizes[0], format="csr", dtype=np.float64)))
-    edges = [replace(e, share=1.0 - beta if e.source in stream else 1.0) for e in _edge_blocks(graph)]
-    edges += [EdgeBlock(source, target, identity, share=beta) for source, target in itertools.pairwise(stream)]
-    edges.append(EdgeBlock(stream[-1], stream[0], identity, share=1.0))
-    return BlockDigraph(graph.layer_sizes, tuple(edges), graph.names, graph.activations)
 
 
 def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:

@@ -94,12 +94,8 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
     removed_by_local = local_removals(choices)
     positions = {name: _removal_positions(inspection, candidates[name]) for name in names}
     removed_by_global = {name: global_removals(choices, in_global) for name, (_, in_global) in positions.items()}
-    if not all(
-        _shows_masks(
-            candidates[name], choices, in_local, {"local": removed_by_local, "global": removed_by_global[name]}
-        )
-        for name, (in_local, _) in positions.items()
-    ):
+    removed = {name: {"local": removed_by_local, "global": removed_by_global[name]} for name in names}
+    if not all(_shows_masks(candidates[name], choices, positions[name][0], removed[name]) for name in names):
         notes.append(
             f"At {amount_label(inspection.amount)} the pipeline keeps other neurons than this page shows: it prunes each graph "
             "by itself, and the page compares all layers."

@@ -1,0 +1,98 @@
+"""Digraphs with cycles that are made from a layered graph; the blocks of the graph are not copied.
+
+:func:`residual_graph` adds skip connections and edges from the end of the residual stream to its beginning, and
+:func:`bidirectional_graph` adds the reverse of every edge.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy import sparse
+
+from graphs.checks import check_share
+from graphs.errors import GraphError
+from graphs.linalg.blocks import SparseBlock
+from graphs.structures.digraph import BlockDigraph, EdgeBlock, edge_blocks
+from graphs.structures.layered import LayeredGraph
+
+__all__ = ["bidirectional_graph", "residual_graph"]
+
+
+def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
+    """Build the digraph that has every edge of a layered graph and its reverse, with the same weight; blocks are not copied.
+
+    A random walk on this digraph is reversible. It is also periodic, because it alternates between even and odd layers, so
+    the error of power iteration decreases like gamma**k and, as a rule, no faster.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
+    >>> bidirectional_graph(graph).to_scipy().toarray()
+    array([[0., 0., 1., 1.],
+           [0., 0., 0., 2.],
+           [1., 0., 0., 0.],
+           [1., 2., 0., 0.]])
+    """
+    forward = edge_blocks(graph)
+    backward = tuple(EdgeBlock(e.target, e.source, e.block, transposed=True) for e in forward)
+    return BlockDigraph(graph.layer_sizes, forward + backward, graph.names, graph.activations)
+
+
+def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int] | None = None) -> BlockDigraph:
+    """Build the digraph of a chain of FFNs with its residual stream: skip connections, and edges from its end to its beginning.
+
+    Some layers of the graph hold the residual stream. Node j of such a layer passes a share `beta` of its score to node j of
+    the next such layer and ``1 - beta`` into the FFN between them; node j of the last one passes its score to node j of the
+    first. If beta > 0, a node of the stream without edges into the FFN passes its entire score to the next layer of the
+    stream.
+
+    Parameters
+    ----------
+    graph : LayeredGraph
+        A chain of FFNs; its blocks are not copied.
+    beta : float
+        Share of a score that takes the skip connection, 0..1.
+    stream : sequence of int, optional
+        The layers that hold the residual stream, ascending, of equal sizes, the last layer among them. By default every
+        second layer (the inputs, the outputs of the first FFN, ...), as in a chain of FFNs with two blocks each.
+
+    Raises
+    ------
+    GraphError
+        `stream` has fewer than two layers, is not ascending, has a negative number, does not end with the last layer, or has
+        layers of different sizes; or beta is out of range.
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[1.0, 1.0]], [[1.0], [3.0]]], [1, 1], [[1], [1, 1]])
+    >>> residual_graph(graph, beta=0.25).to_scipy().toarray()
+    array([[0.  , 0.  , 0.  , 1.  , 0.  ],
+           [0.  , 0.  , 0.  , 0.  , 1.  ],
+           [0.75, 0.75, 0.  , 0.  , 0.  ],
+           [0.25, 0.  , 0.25, 0.  , 0.  ],
+           [0.  , 0.25, 0.75, 0.  , 0.  ]])
+    """
+    beta = check_share("beta", beta)
+    depth = len(graph.blocks)
+    stream = tuple(range(0, depth + 1, 2)) if stream is None else tuple(stream)
+    if len(stream) < 2 or list(stream) != sorted(set(stream)) or stream[0] < 0 or stream[-1] != depth:
+        raise GraphError(
+            f"stream: expected at least two ascending layers that end with the last, {depth}, got {stream}; if FFNs do "
+            "not have two blocks each, name the layers of the residual stream"
+        )
+    sizes = [graph.layer_sizes[layer] for layer in stream]
+    if len(set(sizes)) > 1:
+        raise GraphError(f"stream: expected layers of one size, got sizes {sizes} of layers {stream}")
+    identity = SparseBlock(sparse.csr_array(sparse.eye_array(sizes[0], format="csr", dtype=np.float64)))
+    edges = [replace(e, share=1.0 - beta if e.source in stream else 1.0) for e in edge_blocks(graph)]
+    edges += [EdgeBlock(source, target, identity, share=beta) for source, target in itertools.pairwise(stream)]
+    edges.append(EdgeBlock(stream[-1], stream[0], identity, share=1.0))
+    return BlockDigraph(graph.layer_sizes, tuple(edges), graph.names, graph.activations)
