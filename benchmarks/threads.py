@@ -59,11 +59,11 @@ def running(way: str) -> Iterator[None]:
             setattr(kernels, name, value)
 
 
-def cases(seed: int) -> dict[str, Callable[[], Any]]:
+def cases(seed: int, sizes: Sequence[int] = EDGES) -> dict[str, Callable[[], Any]]:
     """Products of dense and CSR blocks by size, and a rank of four FFNs."""
     rng = np.random.default_rng(seed)
     found: dict[str, Callable[[], Any]] = {}
-    for edges in EDGES:
+    for edges in sizes:
         x = rng.random(N_SOURCES)
         dense = rng.random((edges // N_SOURCES, N_SOURCES), dtype=np.float32)
         csr = sparse.random_array(
@@ -73,8 +73,8 @@ def cases(seed: int) -> dict[str, Callable[[], Any]]:
         found[f"CSR product, {edges:,} edges"] = lambda csr=csr, x=x: kernels.csr_products(
             csr.indptr, csr.indices, csr.data, x
         )
-    sizes = (576, 1536, 576) * 4
-    weights = [rng.random((n, m), dtype=np.float32) for m, n in pairwise(sizes) if m != n]
+    layers = (576, 1536, 576) * 4
+    weights = [rng.random((n, m), dtype=np.float32) for m, n in pairwise(layers) if m != n]
     widths = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
     graph = LayeredGraph.from_weights(weights, rng.random(widths[0]), [rng.random(n) for n in widths[1:]])
     found[f"weighted PageRank of {len(weights) // 2} FFNs, {graph.n_edges:,} edges"] = lambda: weighted_pagerank(graph)

@@ -290,7 +290,14 @@ def _from_networkx(graph: networkx.Graph, weight: str | None) -> tuple[sparse.cs
 
 
 def edge_blocks(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
-    """Return the blocks of a layered graph as edges from each layer to the next; they are not copied."""
+    """Return the blocks of a layered graph as edges from each layer to the next; they are not copied.
+
+    Examples
+    --------
+    >>> graph = LayeredGraph.from_weights([[[1.0]], [[2.0]]], [1], [[1], [1]])
+    >>> [(edges.source, edges.target) for edges in edge_blocks(graph)]
+    [(0, 1), (1, 2)]
+    """
     return tuple(EdgeBlock(layer, layer + 1, block) for layer, block in enumerate(graph.blocks))
 
 

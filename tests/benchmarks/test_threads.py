@@ -12,9 +12,9 @@ from graphs.linalg import kernels
 @pytest.mark.parametrize("way", WAYS)
 def test_all_ways_compute_the_same(way: str) -> None:
     before = [getattr(kernels, name) for name in ("POOL", *LIMITS)]
-    for name, action in cases(0).items():
-        if "product, 10," in name or "100,000" in name:
-            expected = action()
+    for action in cases(0, (10_000, 200_000)).values():
+        expected = action()
+        if isinstance(expected, np.ndarray):
             with running(way):
                 np.testing.assert_allclose(action(), expected, rtol=1e-12)
     assert before == [getattr(kernels, name) for name in ("POOL", *LIMITS)]

@@ -110,6 +110,7 @@ def test_metrics_have_the_name_of_their_filter_and_an_error_if_there_is_one() ->
     assert _estimates(values, 3) == {"acc": Estimate(0.5, 0.1, 3), "em,strict": Estimate(1.0, None, 3)}
 
 
+@pytest.mark.slow  # lm-eval takes seconds to import and to begin each run
 class TestWithLMEval:
     """Skipped where it is not installed."""
 
