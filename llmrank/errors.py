@@ -28,11 +28,11 @@ class ModelSourceError(LLMRankError):
 
 
 class UnsupportedModelError(LLMRankError):
-    """A model lacks what is asked of it: FFNs that can be pruned, weights that can be changed, or predictions of tokens."""
+    """A model lacks what is asked of it, such as FFNs that can be pruned or predictions of tokens, or its compact form fails."""
 
 
 class StructureError(LLMRankError):
-    """A `structure_dict` does not fit the model, or the model has no residual stream that the residual topology needs."""
+    """A `structure_dict` does not fit the model or the topology; or the residual topology finds no residual stream."""
 
 
 class CalibrationError(LLMRankError):
@@ -40,7 +40,7 @@ class CalibrationError(LLMRankError):
 
 
 class MaskError(LLMRankError):
-    """Masks do not fit the model, or a mask file is damaged."""
+    """Masks or repaired maps do not fit the model or each other, or a mask file cannot be read or written."""
 
 
 class CheckpointError(LLMRankError):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_scores", "kept_by_layer", "score_heatmap"]
 
-# Maximum number of columns of the heat map; if a layer has more nodes, a column is the mean of several nodes.
+# Maximum number of columns of the heat map; if a layer has more nodes, a column is the mean of one node or several.
 MAX_COLUMNS = 400
 # Maximum number of nodes drawn as dots; more are drawn as densities.
 MAX_DOTS = 1000
@@ -46,11 +46,11 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     Raises
     ------
     GraphError
-        No layer, negative or non-finite scores, or masks whose sizes differ from those of the scores.
+        A RankResult instead of its scores, no layer or an empty one, negative or non-finite scores, or masks of other sizes.
 
     Notes
     -----
-    If a layer has more than `MAX_COLUMNS` nodes, every column is the mean of several nodes. Cost: a sort of every layer.
+    If a layer has more than `MAX_COLUMNS` nodes, every column is the mean of one node or several. Cost: a sort of every layer.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     Raises
     ------
     GraphError
-        No layer, negative or non-finite scores, or masks whose sizes differ from those of the scores.
+        A RankResult instead of its scores, no layer or an empty one, negative or non-finite scores, or masks of other sizes.
 
     Examples
     --------
@@ -196,8 +196,8 @@ def compare_scores(
     Raises
     ------
     GraphError
-        Different numbers of nodes, negative or non-finite scores, a share out of range, masks of other sizes, or not two
-        labels.
+        No nodes or different numbers of nodes, negative or non-finite scores, a share out of range, masks of other sizes, or
+        not two labels.
 
     Notes
     -----

@@ -77,8 +77,8 @@ class LayeredProblem:
         """Bound the L1 error of F(r) in every layer, from the L1 distance between r and F(r) in every layer.
 
         The layers up to `steps` are exact. A later layer F(r)_l was computed from r_{l-1}, so the error of F(r)_l is at most
-        gamma times that of r_{l-1}, which is at most the error of F(r)_{l-1} plus the distance from r_{l-1} to F(r)_{l-1}. No
-        bound is known after a block with dangling sources, where N is not linear, nor for the modified rank.
+        gamma times that of r_{l-1}, which is at most the error of F(r)_{l-1} plus the distance from r_{l-1} to F(r)_{l-1}. For
+        later layers no bound is known after a block with dangling sources, where N is not linear, nor in the modified rank.
         """
         bounds = [0.0]
         for layer in range(1, self.n_layers):
@@ -144,7 +144,7 @@ def _scaled_below_one(vector: FloatArray) -> FloatArray:
     """Multiply a vector by the power of two that brings its maximum to at least 0.5 and below 1; zeros remain zeros.
 
     Ranks do not depend on the scale of a layer's activations. At this scale sums and float32 values do not overflow, and a
-    layer of small activations does not vanish in float32. A power of two does not round.
+    layer of small activations does not vanish in float32. A power of two rounds only numbers that underflow.
     """
     scaled: FloatArray = np.ldexp(vector, -np.frexp(vector.max())[1])
     return scaled

@@ -29,7 +29,7 @@ def solve_for_rank(
     setup_seconds: float,
     **attributes: Any,
 ) -> RankResult:
-    """Solve a problem and build the result. If the solver does not converge, a warning points at the caller's caller.
+    """Solve a problem and build the result. If `max_iter` stops the solver, a warning points at the caller's caller.
 
     Parameters
     ----------
@@ -45,6 +45,11 @@ def solve_for_rank(
         Time that it took to set up the problem.
     **attributes
         The other attributes of the result: names, method, parameters, labels.
+
+    Raises
+    ------
+    GraphError
+        See :func:`graphs.solvers.iteration.solve`; or a step gave NaN or Inf.
 
     Examples
     --------

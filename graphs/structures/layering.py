@@ -23,7 +23,7 @@ def read_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, int
     ----------
     digraph : networkx.DiGraph
     attribute : str
-        Name of the attribute. Either all nodes have it or none has. Its values are consecutive integers; the first may be any.
+        Name of the attribute. Either all nodes have it or none has. Its values are consecutive integers; the lowest may be any.
 
     Returns
     -------

@@ -30,7 +30,7 @@ from llmrank.models.detect import is_linear
 
 __all__ = ["SelectedRows", "find_attentions"]
 
-# Number of tokens to read, so many that two entries do not agree for all of them by chance, even with eight significant bits.
+# Number of tokens to read, so many that no two columns agree in all of them by chance, even with eight significant bits.
 PROBES = 16
 # Allowed difference, as a share of the largest value. Multiplying by an attention weight of 1 changes at most the last bits.
 TOLERANCE = 1e-4
@@ -68,19 +68,19 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
     Returns
     -------
     dict from str to FFN
-        The attention of every block, under the name of the first FFN of the block. It has the kind "attention" and two stages.
+        The attention of every block, under the name of the first FFN of the block. Each has the kind "attention" and two stages.
         The value map has one row for each input of the output map: heads that share values have a copy each.
 
     Raises
     ------
     UnsupportedModelError
         The model is an encoder-decoder, whose decoder attends to two streams; it does not read token ids; a block has no pair
-        of maps such that the output of one is the input of the other, or has several; the attention and the FFN of a block
-        have different sizes; or the weights of attentions are offloaded.
+        of maps such that for one token the output of one is the input of the other, or has several; an attention has other
+        numbers of inputs or outputs than the FFN of its block has inputs; or the weights of attentions are offloaded.
     StructureError
         FFNs lie outside a stack of blocks.
     CalibrationError
-        Inputs or outputs contain NaN or Inf.
+        Inputs or outputs contain NaN or Inf, or the model reads something else than token ids.
 
     Notes
     -----

@@ -69,7 +69,7 @@ class Stream(Protocol):
         ffn : FFN
             Successive calls follow the model's order.
         module : nn.Module
-            An output map of the FFN that has not been changed yet. Each map is passed once.
+            An output map of the FFN, still unchanged. Each map is fed at most once.
         reader : Reader
         dense_reader : Reader, optional
             Receives the inputs of the map in the dense model, if the stream follows the dense model and the map is the first
@@ -80,7 +80,7 @@ class Stream(Protocol):
 class BlockStream:
     """A stream that keeps the hidden states between blocks, and runs each block by itself.
 
-    A block runs once for each map that is fed, and once more to advance the hidden states past the block.
+    A block runs once for each map that is fed. To advance the hidden states past the block, it runs again, or only its FFN does.
 
     Parameters
     ----------
@@ -94,16 +94,16 @@ class BlockStream:
     n_fitted_batches : int
         See :class:`Stream`.
     follow : bool
-        Whether to keep the hidden states of the dense model beside those of the model that is being pruned, and to tell readers
-        what the residual stream misses, if a block adds the output of its FFN to the stream without a change.
+        Whether to keep the hidden states of the dense model too, and to tell readers what the residual stream misses. That is
+        known if a block adds the output of the map to the stream without a change, and no other map of the block was pruned yet.
 
     Notes
     -----
     Cost, if every FFN has one map to feed: two forward passes for all FFNs together, three to follow the dense model. Instead
     of a second run of a block, only its FFN runs again if the block adds the output of the FFN's module to the stream and has
-    no other FFN, the FFN has one hidden layer, and the dtype is not of half precision. Memory: the hidden states of all tokens,
-    twice to follow; the inputs of one FFN for all tokens; the states of the record while it keeps them; and one block's forward
-    pass for one batch.
+    no other FFN, the FFN has one hidden layer and gets only tensors and plain values, and the dtype is not of half precision.
+    Memory: the hidden states of all tokens, twice to follow; the inputs of one FFN for all tokens; the states of the record
+    while it keeps them; and one block's forward pass for one batch.
     """
 
     def __init__(
@@ -288,7 +288,7 @@ def _record_calls(hooks: ExitStack, module: nn.Module, calls: list[tuple[Call, A
 
 
 def _can_copy(call: Call) -> bool:
-    """Whether :func:`_copied_call` reaches all tensors of a call: none is inside a container or another object."""
+    """Whether :func:`_copied_call` can copy all tensors of a call: none is sparse, or inside a container or another object."""
     plain = (bool, int, float, str, type(None))
     return all(
         value.layout is torch.strided if isinstance(value, torch.Tensor) else isinstance(value, plain)
@@ -332,7 +332,7 @@ class PassStream:
 
     Notes
     -----
-    Cost for each FFN: half a forward pass on average, but a complete one for the first batch.
+    Cost for each map: half a forward pass on average, but a complete one for the first batch.
     """
 
     def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], n_fitted_batches: int) -> None:

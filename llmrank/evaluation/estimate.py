@@ -61,7 +61,7 @@ class Estimate:
         >>> Estimate.of([1, 1, 0, 1])
         Estimate(value=0.75, error=0.25, count=4)
 
-        Two texts of two tokens each; the tokens of a text have equal values, 1 and 0:
+        Two texts of two tokens each; all values are 1 in the first text, and 0 in the second:
 
         >>> Estimate.of([2.0, 0.0], [2, 2])
         Estimate(value=0.5, error=0.5, count=4)

@@ -101,7 +101,7 @@ def fidelity(
     OptionError
         The vocabularies differ in size.
     CalibrationError
-        The predictions hold NaN, there is no token to predict, or a model cannot read the ids.
+        The predictions hold NaN or +Inf, there is no token to predict, or a model cannot read the ids.
 
     Notes
     -----
@@ -153,7 +153,7 @@ def compare_predictions(
     OptionError
         The vocabularies differ in size.
     CalibrationError
-        The predictions hold NaN.
+        The predictions hold NaN or +Inf.
     """
     totals = torch.zeros(sequences, 2, dtype=torch.float64)
     counts = torch.zeros(sequences, dtype=torch.int64)
@@ -264,7 +264,7 @@ def continuations(
     UnsupportedModelError
         One of the models predicts no next token.
     OptionError
-        A number is below 1, or the tokens are more than a model can take.
+        `prompts`, `prompt_length` or `new_tokens` is below 1, or the tokens are more than a model can take.
     CalibrationError
         No sequence begins with `prompt_length` tokens that are not padding, or a prompt holds tokens that are not in the
         vocabulary of a model.

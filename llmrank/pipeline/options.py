@@ -48,7 +48,7 @@ class CalibrationText:
     Raises
     ------
     OptionError
-        A number is out of range.
+        `samples`, `sequence_length` or `batch_size` is not an integer >= 1.
     """
 
     source: Any = None
@@ -108,15 +108,15 @@ class EvaluationText:
 
     Parameters
     ----------
-    source : as for :class:`CalibrationText`; optional
-        By default the part of the built-in text that is not used for calibration.
+    source : path, text, list of texts, "dataset:NAME", "built-in", or tensor of token ids; optional
+        By default, and for "built-in", the part of the built-in text that is not used for calibration.
     samples : int
         Largest number of sequences that are cut from a text.
 
     Raises
     ------
     OptionError
-        The number is out of range.
+        `samples` is not an integer >= 1.
     """
 
     source: Any = None
@@ -167,7 +167,7 @@ def check_options(
     Raises
     ------
     OptionError
-        An option is of the wrong kind, or two do not go together; the message says which, and what to do.
+        An option is unknown, of the wrong kind or out of range, or two do not go together; the message says what to do.
     """
     for name, value, base in (("scorer", scorer, BaseScorer), ("pruner", pruner, BasePruner)):
         if value is not None and not isinstance(value, base):

@@ -96,7 +96,7 @@ def prune_model(
         A transformers model or another module with FFNs. It is changed in place and cannot be restored, which needs the least
         memory; the pipelines of :mod:`llmrank.pipeline` can be undone.
     tokenizer : transformers tokenizer, optional
-        Not needed if `calibration` is a tensor.
+        Not needed if `calibration`, and `evaluation` if given, are tensors.
     amount : float or int
         Share in [0, 1), or number, to remove. Ignored if `pruner` is an object, because that has its own amount.
     amount_of : str
@@ -132,6 +132,8 @@ def prune_model(
     LLMRankError, graphs.GraphError
         Bad options, data or models. The weights are left as they were if the error comes before the repair is finished and
         before any mask is applied.
+    OSError
+        There is no space for the temporary file that keeps the old weights during a repair.
 
     Examples
     --------

@@ -117,9 +117,8 @@ class Registry(dict[str, type[T]], Generic[T]):
         return self[name]
 
     def fields(self, name: str) -> tuple[Field, ...]:
-        """Return the options of a component: the parameters of its class."""
+        """Return the options of a component: the parameters of its class, without those that all pipelines share (flags)."""
         entry = self.find(name)
-        # The parameters that all pipelines share are flags of the command line, not options of a spec.
         skipped = set(inspect.signature(self.base).parameters) if self.base is BasePipeline else set()
         hints = get_type_hints(entry.__init__)
         return tuple(
@@ -217,7 +216,8 @@ class Registry(dict[str, type[T]], Generic[T]):
     def _add(self, name: str, entry: Any, origin: str, taken: Container[str]) -> None:
         if name in taken or not name or set(name) & set(":,="):
             raise OptionError(
-                f"cannot register {origin} as {self.kind} {name!r}: expected a name that is free and holds no ':', ',' or '='"
+                f"cannot register {origin} as {self.kind} {name!r}: expected a name that is free, not empty, and "
+                "without ':', ',' or '='"
             )
         if not (isinstance(entry, type) and issubclass(entry, self.base)):
             raise OptionError(
@@ -246,7 +246,7 @@ REPAIRS: Registry[BaseRepair] = Registry(
     "repair", BaseRepair, named_classes("llmrank.surgery.repair", BaseRepair), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
-# The components that `llmrank prune` uses by default. The local pruner leaves equal layers equally wide, so stock transformers
+# What `llmrank prune` uses by default. The local pruner leaves equal layers equally wide, so stock transformers
 # loads the checkpoint. With it, this scorer and pipeline were the best of the PageRank scorers and topologies on held-out text of
 # SmolLM2 (benchmarks/results/quality.md). Repair and calibration text were chosen because they also work on text of another kind
 # (benchmarks/results/out_of_domain.md).

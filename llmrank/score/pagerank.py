@@ -1,4 +1,4 @@
-"""The PageRank scorers: ``rank`` passes a complete graph to ``graphs``, and ``score`` is one step of that rank."""
+"""Weighted and modified PageRank as scorers: ``rank`` passes a graph to ``graphs``, and ``score`` is one step of that rank."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def check_unit_interval(name: str, value: float) -> None:
 
 
 def check_choices(**options: str) -> None:
-    """Raise an OptionError if an option is none of its :data:`CHOICES`. `graphs` checks them too, but only after calibration."""
+    """Raise an OptionError if an option is none of its :data:`CHOICES`, now and not only after calibration."""
     for name, value in options.items():
         choices = get_args(CHOICES[name])
         if value not in choices:
@@ -192,7 +192,7 @@ def _step_inputs(
 
 
 def _dense_operator(weight: torch.Tensor) -> tuple[TorchArithmetic, Any]:
-    """Return the torch arithmetic in the weight's precision, and the weight as an operator of it."""
+    """Return torch arithmetic in float64 for a float64 weight, else in float32, and the weight as an operator of it."""
     dtype = "float64" if weight.dtype == torch.float64 else "float32"
     arithmetic = TorchArithmetic(weight.device, dtype)
     return arithmetic, arithmetic.dense_operator(DenseBlock((weight,)))
