@@ -1,4 +1,4 @@
-"""PageRank of layered graphs and of other weighted digraphs, by sparse linear algebra.
+"""PageRank of layered graphs and of other weighted digraphs.
 
 >>> from graphs import LayeredGraph, weighted_pagerank
 >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], inputs=[1, 1], activations=[[1, 1]])

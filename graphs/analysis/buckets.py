@@ -39,7 +39,7 @@ def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
     Raises
     ------
     GraphError
-        Scores that are not one-dimensional, empty or not finite; or buckets that :func:`bucket_ends` refuses.
+        Scores that are empty, not one-dimensional or not finite; or buckets that :func:`bucket_ends` refuses.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def bucket_ends(buckets: int | Sequence[float]) -> list[Fraction]:
     Raises
     ------
     GraphError
-        No bucket, or shares that are not positive or do not sum to 1.
+        Neither an integer from 1 on, nor positive shares of sum 1.
 
     Examples
     --------

@@ -90,7 +90,7 @@ def count_for_score_share(scores: FloatArray, share: float) -> int:
     Returns
     -------
     int
-        1..n; 1 where all scores are zero.
+        1..n; 1 where the share is 0 or all scores are zero.
 
     Examples
     --------

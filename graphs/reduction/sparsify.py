@@ -97,8 +97,8 @@ class Sparsification:
         Proof. In column j of P the dropped edges lose the share ``s_j = theta eps_j + (1 - theta) eps_kj`` and the kept ones
         gain it: the column's L1 change is exactly ``2 s_j``, at most ``2 s``. Let ``m = min(r, r')``, with sum ``1 - e/2``.
         ``P r - P' r' = (P - P') m + P (r - m) - P' (r' - m)`` has an L1 norm of at most ``2 s (1 - e/2) + e/2 + e/2``. The
-        teleport cancels, and N changes nothing while no source dangles. This is below the ``gamma (e + 2 s)`` of the
-        triangle inequality, and so below its limit ``gamma / (1 - gamma) * max 2 s``.
+        teleport cancels, and N changes nothing while no source dangles. This bound is at most the ``gamma (e + 2 s)`` of the
+        triangle inequality, and so at most the limit of that, ``gamma / (1 - gamma) * max 2 s``.
 
         Examples
         --------
@@ -285,7 +285,7 @@ class _SparsifiedBlock:
 
 
 def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, name: str) -> _SparsifiedBlock:
-    """Drop edges that the rule does not keep; with `significance`, edges that are significant at their target are kept."""
+    """Drop edges that the rule does not keep; with `significance`, edges that are significant at their target are kept too."""
     csr = block.to_csr()
     check_finite_weights(csr.data, name)
     significant: npt.NDArray[np.bool_] | None = None
@@ -307,7 +307,7 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
         order = np.argsort(-weights, axis=1, kind="stable")
         places = np.take_along_axis(places, order, axis=1)
         weights = np.take_along_axis(weights, order, axis=1)
-        # Multiplying by a power of two is exact, and no sum overflows or is subnormal afterwards.
+        # Scaled by a power of two: no sum overflows or is subnormal, and only weights that become subnormal are rounded.
         weights = np.ldexp(weights, -np.frexp(weights[:, :1])[1])
         offsets = np.arange(weights.shape[1])
         keep = offsets < rule(weights, degrees[columns])[:, np.newaxis]

@@ -1,7 +1,7 @@
 """Subgraphs of a layered graph that are small enough to look at, with the share of the graph that they hold.
 
-Nodes are chosen by score, by distance from one node, or by layer. A block is read once for its total weight; after that, only
-its chosen rows and columns are read, see :mod:`graphs.reduction.edge_selection`.
+Nodes are chosen by score, by distance from one node, or by layer. A block is read once for its total weight; apart from that,
+only the chosen rows and columns of a dense block are read, see :mod:`graphs.reduction.edge_selection`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Subgraph", "between", "ego", "top_subgraph"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
-# A graph viewer on a laptop can still open so many edges; networkx needs a third of a gigabyte for them.
+# networkx needs a third of a gigabyte for so many edges.
 MAX_EDGES = 1_000_000
 
 
@@ -85,7 +85,7 @@ class Subgraph:
         Raises
         ------
         GraphError
-            `rank` is no rank of the original: a layer is missing, has another size, or has several scores a node.
+            `rank` is no RankResult, or has not one score for each node that the original has in the layers of this subgraph.
 
         Examples
         --------
@@ -123,7 +123,7 @@ def top_subgraph(
     nodes : int, optional
         Number of nodes of every layer, at least 1; a smaller layer is taken as a whole. 20 by default, without `score_share`.
     score_share : float, optional
-        Instead of `nodes`: the fewest nodes of every layer that hold at least this share of its score, 0..1.
+        Instead of `nodes`: the fewest nodes of every layer, but at least one, that hold at least this share of its score, 0..1.
     edges : int, optional
         Maximum number of edges of a block, at least 1: those that carry most score ``P_ij r_j = W_ij r_j / s_j``, where s_j is
         the out-strength of source j in `graph`. All by default.
@@ -141,8 +141,8 @@ def top_subgraph(
     Raises
     ------
     GraphError
-        `nodes` and `score_share` together, a parameter out of range, layers that are not consecutive, a rank of another graph,
-        NaN or Inf in the scores or weights, or more than `max_edges` edges.
+        `nodes` and `score_share` together, a parameter out of range, a single layer or layers that are not consecutive, a rank
+        of another graph, NaN or Inf in the scores, the weights or their sums, or more than `max_edges` edges.
 
     Notes
     -----
@@ -198,8 +198,8 @@ def between(
     Raises
     ------
     GraphError
-        Layers out of range or not ascending, a rank of another graph, NaN or Inf in the weights, or more than `max_edges`
-        edges.
+        A parameter out of range, layers that do not ascend, a rank of another graph, NaN or Inf in the weights or their sums,
+        or more than `max_edges` edges.
 
     Notes
     -----
@@ -256,8 +256,8 @@ def ego(
     Raises
     ------
     GraphError
-        No such node, a parameter out of range, a rank of another graph, a node without edges, NaN or Inf in the weights,
-        or more than `max_edges` edges.
+        No such node, a parameter out of range, a rank of another graph, a node without edges, NaN or Inf in the weights or
+        their sums, or more than `max_edges` edges.
 
     Notes
     -----
@@ -390,7 +390,7 @@ def _out_strength(graph: LayeredGraph, layer: int) -> FloatArray:
 
 
 def _share(part: FloatArray, whole: FloatArray) -> float:
-    """Divide the sum of a part by the sum of the whole. At most 1: the sum of a part may be larger by round-off."""
+    """Divide the sum of a part by that of the whole; 1 if the whole is zero, or if round-off makes the quotient larger."""
     total = float(whole.sum(dtype=np.float64))
     return min(1.0, float(part.sum(dtype=np.float64)) / total) if total > 0.0 else 1.0
 

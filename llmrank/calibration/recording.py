@@ -34,12 +34,12 @@ class Recording:
     first_states : list of tensors
         The hidden states in front of the first block, one (batch, length, hidden) tensor for each batch.
     calls : list of lists of Call
-        For every block, one call for each batch.
+        For every block, one call for each batch, if the recording is unbroken.
     unbroken : bool
-        Whether every block was called once in each batch, in order, on the very tensor that the block before returned, and did
-        not write to that tensor.
+        Whether the blocks were called in order, each on the very tensor that the block before returned, and did not write to
+        that tensor. Missing calls at the end of the last batch are not noticed. False without blocks.
     keeps_first_states : bool
-        Whether :attr:`first_states` are kept for several streams; if not, the first stream takes them.
+        Whether :meth:`take_first_states` can be called several times; if not, :attr:`first_states` are empty after one call.
     """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:

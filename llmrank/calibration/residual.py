@@ -22,7 +22,7 @@ def block_path(ffn: FFN) -> str:
     Raises
     ------
     StructureError
-        The FFN lies in no stack.
+        The FFN lies in no stack, or the model itself is the stack.
 
     Examples
     --------
@@ -34,8 +34,8 @@ def block_path(ffn: FFN) -> str:
     """
     if ffn.stack == ffn.name or not ffn.name.startswith(f"{ffn.stack}."):
         raise StructureError(
-            f"{ffn.name or 'the model'} lies in no repeating stack of blocks, so no residual stream is known that skips it; use "
-            "the chained or the isolated pipeline"
+            f"{ffn.name or 'the model'} lies in no repeating stack of blocks inside the model, so no residual stream is known "
+            "that skips it; use the chained or the isolated pipeline"
         )
     return f"{ffn.stack}.{ffn.name.removeprefix(f'{ffn.stack}.').split('.')[0]}"
 
@@ -103,7 +103,7 @@ def hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor
     hidden = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(hidden, torch.Tensor):
         raise StructureError(
-            "a block of the stack is not called with hidden states first, so its residual stream cannot be measured; set beta "
-            "to a number"
+            "a block of the stack is not called with hidden states first or as hidden_states=, so its residual stream cannot be "
+            "measured; set beta to a number"
         )
     return hidden

@@ -168,8 +168,8 @@ def collect_statistics(
     Raises
     ------
     CalibrationError
-        Activations are not finite (the message names the layer), no token reached an FFN, padding cannot be told from text, the
-        ids lie outside the vocabulary, or the model does not run on token ids alone.
+        Activations are not finite (the message names the layer), no token reached an FFN or attention, padding cannot be told
+        from text, the model cannot read the ids (too long, or outside its vocabulary), or it does not run on them alone.
     StructureError
         `skips` is set, and an FFN lies in no block with a residual stream.
 

@@ -118,7 +118,7 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     Raises
     ------
     GraphError
-        There is nothing to draw, or the sizes of masks and scores differ.
+        No layer, negative or non-finite scores, or masks whose sizes differ from those of the scores.
 
     Examples
     --------

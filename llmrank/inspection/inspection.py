@@ -120,13 +120,13 @@ class Inspection:
 def inspect_model(
     pipeline: BasePipeline, scorers: Mapping[str, BaseScorer], scorer: str, budget: str = "local"
 ) -> Inspection:
-    """Calibrate a model, build its graphs, and rank them by every scorer. The model is not changed.
+    """Calibrate a model, build its graphs, and rank them by every scorer. The model's weights do not change.
 
     Parameters
     ----------
     pipeline : BasePipeline
-        Its model, tokenizer, structure_dict, calibration, topology and progress are used, and of its pruner what
-        :func:`make_budgets` reads. Its scorer is not used.
+        Its stages up to the graphs are used, with their options. Of its pruner, only what :func:`make_budgets` reads is used; its
+        scorer is not used.
     scorers : mapping from str to BaseScorer
         Scorers by name.
     scorer : str

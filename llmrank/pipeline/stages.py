@@ -93,7 +93,7 @@ class PipelineStages:
         self._seconds: dict[str, float] = {}
 
     def find(self) -> FFNs:
-        """Move the model to the device, and return its FFNs."""
+        """Return the FFNs of the model, and move the model to the device if one is set."""
         structure = self.structure_dict
         ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
         check_writable(ffns)  # now, because an error after hours of calibration would come too late
@@ -212,9 +212,9 @@ class PipelineStages:
     ) -> tuple[Masks, dict[str, RepairedMap]]:
         """Repair the output maps of the FFNs; return the keep masks and the repaired maps.
 
-        If the repair does not improve the model, these are the masks that were passed in, and no maps. If the pipeline is not
-        undoable, each map is written into the model as soon as it is solved, unless a later layer chooses its neurons with the
-        original weights.
+        If the repair does not improve the model on the held-out tokens, these are the masks that were passed in, and no maps. If
+        the pipeline is not undoable, the weight of each map is written into the model as soon as it is solved, unless a later
+        layer chooses its neurons with the dense weights.
         """
         if self.repair is None:
             return masks, {}

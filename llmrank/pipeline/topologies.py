@@ -23,7 +23,7 @@ class IsolatedFFNPipeline(BasePipeline):
 
 
 class ChainedFFNPipeline(BasePipeline):
-    """The FFNs of a stack are one graph: the output layer of one is the input layer of the next.
+    """Consecutive FFNs of a stack are one graph if their sizes fit: the output layer of one is the input layer of the next.
 
     See :class:`BasePipeline`.
     """
@@ -43,10 +43,10 @@ class ResidualFFNPipeline(BasePipeline):
     *args, **options
         As for :class:`BasePipeline`.
     beta : "measured" or float
-        Share of the importance that skip edges pass on, 0..1; with 0 the ranks are those of the chain. "measured" computes it for
-        each block on the calibration tokens, as a / (a + b), where a is the norm of the hidden states that enter the block, and b
-        that of what the block adds to them (:class:`llmrank.calibration.residual.SkipSums`); if a block has several graphs, the
-        product of their betas is that share.
+        Share of the importance that skip edges pass on, 0..1; with 0, and without `attention`, PageRanks are those of the chain.
+        "measured" computes it for each block on the calibration tokens, as a / (a + b), where a sums the norms of the hidden
+        states that enter the block, and b those of what it adds to them (:class:`llmrank.calibration.residual.SkipSums`); if a
+        block has several graphs, the product of their betas is that share.
     attention : bool
         Whether the value and output maps of every attention are edges too, in a graph in front of that of the FFN;
         :func:`llmrank.calibration.attention.find_attentions` says for which models that is possible.

@@ -2,7 +2,7 @@
 
 A repair usually makes the error of every map smaller, also on the held-out tokens, which choose its damping. That does not prove
 that the model comes closer to the dense one: with few calibration tokens it can move away. So the model as cut and the repaired
-model are both compared with the dense one at the end, and the closer one is kept. No weight is fitted to the held-out tokens, but
+model are both compared with the dense one, and the closer one is kept. No weight is fitted to the held-out tokens, but
 they choose one damping for each map, so the measured distance of the repaired model tends to be a little too small.
 """
 
@@ -47,7 +47,7 @@ class Validation:
         The distance, a mean over tokens: KL(dense || pruned) of the next-token predictions, in nats; or, for models that
         predict no tokens, ``||y' - y||^2``, where y is the first output of the dense model and y' that of the pruned one.
     tokens : int
-        Number of tokens that the means are taken over.
+        Number of tokens that the means are taken over; of sequences, if the model has one output a sequence.
     cut, repaired : float
         Mean distance of the pruned model without and with its repair.
     error : float or None
@@ -104,7 +104,7 @@ class Validator:
     Notes
     -----
     Cost: three forward passes of the held-out sequences, and four of a language model's prediction head. Memory: the hidden
-    states of all held-out tokens, and that of :class:`llmrank.calibration.logits.Predictor`.
+    states (or first outputs) of all held-out tokens, and that of :class:`llmrank.calibration.logits.Predictor`.
     """
 
     def __init__(self, model: nn.Module, ffns: FFNs, held_out: TokenSequences, masks: Masks, batch_size: int) -> None:
@@ -136,7 +136,7 @@ class Validator:
 
     @torch.no_grad()
     def _outputs(self) -> Iterator[Any]:
-        """Yield for each batch a function that yields the predictions, or the first output of a model that predicts no tokens."""
+        """Yield for each batch the first output, or for a model that predicts tokens a function that yields its predictions."""
         with evaluation_mode(self._model):
             for ids, mask in self._batches:
                 if self._measure == "divergence":

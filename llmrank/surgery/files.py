@@ -25,7 +25,7 @@ FILLED = "filled"
 def check_output(directory: str | os.PathLike[str]) -> Path:
     """Raise unless results can be written to a directory, which must be absent or empty, and in a writable place.
 
-    First, files are removed that a process left behind when it was killed while it wrote to the directory.
+    Files are removed that a process left behind when it was killed while it wrote to the directory.
 
     Parameters
     ----------
@@ -77,12 +77,12 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary directory that becomes `directory` on success and is removed on failure.
 
     The temporary directory replaces `directory` in one rename: if the process is killed, `directory` is as before or complete. A
-    killed process leaves a hidden directory beside it, which the next call for the same `directory` removes.
+    killed process leaves a hidden directory beside it, which the next call for the same `directory` removes (not on Windows).
 
     Some existing directories cannot be replaced: mount points, the current directory, those of another owner or group, those in a
     directory that is not writable, and on Windows all. Then the entries are moved into the directory one by one, config.json
     last, because no loader takes a directory without it for a checkpoint. A process that is killed between these renames leaves
-    some entries there, which the next call for the same `directory` removes.
+    some entries there, which the next call removes (not on Windows).
 
     Parameters
     ----------
@@ -131,8 +131,8 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise CheckpointError(
-                    f"another process wrote to {directory} meanwhile, which is left as it is; choose another --output and "
-                    "run again"
+                    f"another process wrote to {directory} meanwhile; its files are left as they are; choose another --output "
+                    "and run again"
                 ) from error
             raise
 

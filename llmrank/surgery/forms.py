@@ -114,7 +114,7 @@ def linear_masks(ffns: FFNs, masks: Masks) -> list[LinearMask]:
 def write_repaired(module: Any, repaired: RepairedMap, *, copy: bool) -> None:
     """Give a module its repaired weight and bias.
 
-    Without `copy` the module may share the repair's weight. That is safe if entries are removed afterwards, which copies it.
+    Without `copy` the module may share the repair's weight. That is safe if :func:`zero_map` or :func:`compact_map` replaces it.
     """
     # Not in place, so that views of the old weights, such as those of a graph, keep their values.
     if repaired.weight is not None:
@@ -133,7 +133,7 @@ def zero_map(linear: LinearMask) -> None:
 
 
 def mask_map(linear: LinearMask) -> None:
-    """Put ``torch.nn.utils.prune`` masks on a map's weight and bias."""
+    """Put ``torch.nn.utils.prune`` masks on a map's weight and bias, if they lose entries."""
     for name, mask in linear.parameter_masks().items():
         parameter: Any = linear.module._parameters[name]
         torch_prune.custom_from_mask(linear.module, name, mask.to(parameter.device))  # type: ignore[no-untyped-call]

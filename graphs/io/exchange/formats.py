@@ -1,4 +1,4 @@
-"""The exchange formats by name. Every module of this folder lists its formats in ``FORMATS``: a new format is one new file."""
+"""The exchange formats by name. A module of this folder lists its formats in ``FORMATS``: a new format is one new file."""
 
 from __future__ import annotations
 

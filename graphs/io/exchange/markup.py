@@ -58,7 +58,7 @@ def write_graphml(
     ------
     GraphError
         Too many edges, a rank of another graph, a layer name that XML cannot hold, NaN or Inf in the weights, a directory
-        that does not exist, or a path that is a directory.
+        that does not exist, or a path of something that is not a file.
     OSError
         The disk is full, or the system refuses.
 
@@ -133,7 +133,7 @@ def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, m
         bad = UNWRITABLE.search(name)
         if bad:
             raise GraphError(
-                f"the layer name {name!r} holds {bad.group()!r}, which XML cannot hold; use names without control characters"
+                f"the layer name {name!r} holds {bad.group()!r}, which XML cannot hold or keep; give the layer another name"
             )
     digraph = to_networkx(graph, max_edges, rank)
     if not all(np.isfinite(weight) for _, _, weight in digraph.edges(data="weight")):

@@ -1,7 +1,7 @@
 """Tables of nodes and edges, as CSV or Parquet, for pandas, spreadsheets and databases.
 
 The columns of ``nodes`` are layer, index, name (of the layer), activation and, if there are scores, score; those of ``edges``
-are source_layer, source, target_layer, target and weight. CSV is UTF-8 with commas, a header, and one line for each row.
+are source_layer, source, target_layer, target and weight. CSV is UTF-8 with commas, a header, and names in quotes.
 Parquet has a checksum of every page. Edges are written a few rows of a block at a time, to save memory.
 """
 
@@ -70,8 +70,8 @@ def write_tables(
     Raises
     ------
     GraphError
-        Unknown format, pyarrow is missing, a rank of another graph, a layer name that text files cannot hold, NaN or Inf in
-        the weights, a directory that does not exist, or a path of something that is not a file.
+        Unknown format, pyarrow is missing, a rank of another graph, a layer name with a null character or half of a surrogate
+        pair, NaN or Inf in the weights, a directory that does not exist, or a path of something that is not a file.
     OSError
         The disk is full, or the system refuses.
 
@@ -101,7 +101,7 @@ def write_tables(
     for name in layered.names:
         if UNWRITABLE.search(name):
             raise GraphError(
-                f"the layer name {name!r} holds a character that text files cannot hold; give the layers other names"
+                f"the layer name {name!r} holds a null character or half of a surrogate pair; give the layer another name"
             )
     node_columns = NODE_COLUMNS | ({} if scores is None else {"score": "float64"})
     edge_columns = EDGE_COLUMNS | {"weight": str(_weight_dtype(layered))}

@@ -24,12 +24,12 @@ class RepairedMap:
     bias : (out,) tensor or None
         None if the map has no bias.
     damping : float or None
-        Damping of the least squares, relative to the mean square of each kept neuron; infinite where the kept weights do not
-        change. None for other repairs.
+        Damping of the least squares, relative to the mean square (with a bias, the variance) of each kept neuron; infinite where
+        the kept weights do not change. None for other repairs.
     before, after : float or None
         Mean square error of the map on held-out calibration tokens without and with the repair, as a share of the mean square of
-        ``W x``. The error is what the output lacks of that with all neurons and, with target "stream", also what the residual
-        stream lacks already. None if no token was held out.
+        ``W x``. The error is the output with all neurons minus the output with the kept ones; with target "stream", plus what
+        the residual stream lacks because of earlier FFNs. None if no token was held out.
     target : {"output", "stream"}
         Whether the map was fitted to its own outputs, or to what brings the residual stream behind it back to that of the dense
         model.
@@ -57,7 +57,7 @@ class BaseRepair:
     Attributes
     ----------
     needs_bias : bool
-        Whether the output map must have a bias. A map without one gets one if the configuration of the model can state that.
+        Whether the output map must have a bias. A map without one gets one if the model's configuration has an entry for it.
     """
 
     # The name in the registries and on the command line. A class of this package without one is not registered.
@@ -159,7 +159,7 @@ def repaired_map(
 def _error(
     weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, centre: Centre | None
 ) -> float:
-    """Compute the mean square of W_R x_R + e - change x_K, after a centre is subtracted from x and the missing output e."""
+    """Compute the mean square of W_R x_R + e - change x_K for the missing output e; a centre is first subtracted from x and e."""
     error_weight = torch.empty_like(weight)
     error_weight[:, keep], error_weight[:, ~keep] = -change, weight[:, ~keep]
     cross, square = moments.missing_moments(centre)
