@@ -94,7 +94,7 @@ def check_count(name: str, value: Any, lowest: int = 1, highest: int | None = No
 
 
 def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], first: int = 0) -> None:
-    """Check by their shapes that the scores of a rank are one for each node, in layers of the given sizes.
+    """Check that a rank has one score for each node, in layers of the given sizes; only the shapes of its scores are read.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     Raises
     ------
     GraphError
-        The number of layers or the number of scores in a layer differs, or nodes have several scores.
+        The number of layers or the number of scores in a layer differs, or scores have columns (even a single one).
 
     Examples
     --------

@@ -223,7 +223,7 @@ def label_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = Fal
     ----------
     axis : matplotlib Axis
     low, high : float
-        Lowest and highest number; positive.
+        Lowest and highest number, positive; not their logarithms.
     logarithms : bool
         Whether the axis is linear and its values are decimal logarithms.
 

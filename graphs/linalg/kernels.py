@@ -4,11 +4,11 @@ numpy and torch multiply a float64 vector only with a float64 matrix: float32 an
 copied to float64, and another pass would take their absolute values. These kernels do both in registers. So a product reads
 the weights once, in their own dtype, and its sums are float64 for every dtype.
 
-numba compiles a kernel at its first call and keeps the result on disk. Import this module only when it is needed: numba loads
-slowly.
+numba compiles a kernel at its first call and keeps the result on disk if it can. Import this module only when it is needed:
+numba loads slowly.
 
-Weights are one or two C-contiguous matrices (parallel edges add up) of float32, float64, or uint16, which holds the bits
-of bfloat16. A kernel works on a range of rows; :mod:`graphs.linalg.threads` runs the ranges.
+Dense weights are one or two C-contiguous matrices (parallel edges add up) of float32, float64, or uint16, which holds the
+bits of bfloat16. Products and counts work on ranges of rows, which :mod:`graphs.linalg.threads` runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-# A thread that sleeps takes about 0.1 ms to begin, so a smaller share of a product is not worth one (benchmarks/threads.py).
+# A sleeping thread takes about 0.1 ms to begin, so each gets at least this many weights (benchmarks/threads.py).
 DENSE_WEIGHTS_PER_THREAD = 1_000_000
 CSR_ENTRIES_PER_THREAD = 100_000
 
@@ -184,12 +184,12 @@ def _count_removable(indptr: Array, indices: Array, degree: Array, queue: Array)
 
 
 def _n_parts(n_rows: int, n_busy: int) -> int:
-    """Count the ranges of rows: one for each thread, but at most `n_busy`, so that each has enough to do."""
+    """Count the ranges of rows: the lowest of threads, rows and `n_busy` (ranges with enough work), but at least one."""
     return max(1, min(POOL.size, n_rows, n_busy))
 
 
 def _even_cuts(n_rows: int, n_columns: int) -> list[int]:
-    """Cut rows into about equal ranges, one for each thread; return the first row of every range, then `n_rows`."""
+    """Cut rows into about equal ranges, at most one for each thread; return the first row of every range, then `n_rows`."""
     n_parts = _n_parts(n_rows, n_rows * n_columns // DENSE_WEIGHTS_PER_THREAD)
     return [n_rows * k // n_parts for k in range(n_parts + 1)]
 
@@ -272,7 +272,7 @@ def _entry_cuts(indptr: Array) -> list[int]:
 
 
 def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
-    """Compute W @ x for a CSR matrix W, (n_rows,) float64, on all threads.
+    """Compute W @ x for a CSR matrix W, (n_rows,) float64, on several threads if W is large.
 
     Examples
     --------
@@ -287,7 +287,7 @@ def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
 
 
 def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_columns: int) -> Array:
-    """Compute W.T @ y for a CSR matrix W, (n_columns,) float64, on all threads; an accumulator for each thread.
+    """Compute W.T @ y for a CSR matrix W, (n_columns,) float64; an accumulator for each thread.
 
     Examples
     --------
@@ -309,7 +309,7 @@ def gauss_seidel(
     ----------
     indptr, indices, data : CSR of W, (n, n), row = target
     scale : (n,) float64
-        1 / out-strength of every node.
+        Factor of the weights of every node's out-edges, such as 1 / out-strength.
     order : (n,) integers
         The nodes in the order in which they are updated.
     gamma : float
@@ -334,7 +334,7 @@ def gauss_seidel(
 def is_acyclic(indptr: Array, indices: Array) -> bool:
     """Tell whether a digraph has no cycle of two or more nodes; self-loops are allowed.
 
-    Nodes without outgoing edges are removed until there are none (Kahn 1962). Cost: every edge is read once, and those into
+    Nodes without outgoing edges are removed until no such node is left (Kahn 1962). Cost: every edge is read once, and those into
     removed nodes a second time.
 
     Parameters

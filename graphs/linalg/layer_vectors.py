@@ -32,7 +32,7 @@ State: TypeAlias = list[Vector]
 def column_sums(vector: Vector) -> Vector:
     """Sum every column of a vector in float64; the result has shape (), or (k,) for k columns.
 
-    In float32, numpy would add the rows one after another, which loses digits.
+    In float32, numpy would add the rows of an (n, k) vector one after another, which loses digits.
 
     Examples
     --------

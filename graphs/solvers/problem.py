@@ -29,7 +29,7 @@ class SweptState:
     state : State
         Scores of sum 1; in a layered rank, of sum 1 in every layer.
     teleporting : Vector
-        Sum of the scores that teleport, of shape () or (k,).
+        Sum of the scores that teleport, of shape () or (k,); a layered rank does not use it.
     residual : float
         An upper bound on the L1 norm of F(state) - state.
     """
@@ -56,11 +56,11 @@ class Problem(Protocol):
 
     @property
     def depth(self) -> int | None:
-        """Number of applications of F that turn any state into the fixed point; None if no such number is known."""
+        """Number of applications of F that turn any first iterate into the fixed point; None if no such number is known."""
 
     @property
     def acyclic(self) -> bool:
-        """Whether one sweep gives the fixed point."""
+        """Whether one sweep is known to give the fixed point."""
 
     @property
     def sweepable(self) -> bool:
@@ -79,7 +79,7 @@ class Problem(Protocol):
     def sweep(self, state: State, teleporting: Vector) -> SweptState:
         """Compute the layers in order, each from the newest scores of the others.
 
-        `teleporting` is the sum of the scores that teleport.
+        `teleporting` is the sum of the scores that teleport; if `acyclic`, any positive number will do.
         """
 
     def residual(self, changes: Sequence[float]) -> float:
@@ -92,7 +92,7 @@ class Problem(Protocol):
         """
 
     def row_maxima(self) -> list[FloatArray] | None:
-        """Bound max_j P_ij of every node i from above, by layer; None if F has no such P."""
+        """Bound max_j P_ij of every node i from above, by layer; P is the transition matrix. None if F has no P."""
 
     @property
     def roundoff(self) -> float:
@@ -100,7 +100,7 @@ class Problem(Protocol):
 
 
 class LinearProblem(Problem, Protocol):
-    """A problem whose equation, up to a factor, is the linear system x = gamma P x + teleporting * v."""
+    """A problem whose solution is that of the linear system x = gamma P x + teleporting * v, scaled to sum 1."""
 
     @property
     def gamma(self) -> float:
@@ -154,7 +154,7 @@ class SolverStep:
     memory : Any
         Passed to the solver's next step.
     exact : bool
-        Whether `state` is the fixed point up to round-off.
+        Whether `state` is known to be the fixed point, up to round-off.
     is_image : bool
         Whether `state` is F of another state, and the bounds are those of :meth:`Problem.error_bounds`.
     """

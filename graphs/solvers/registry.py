@@ -63,7 +63,7 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     if problem.acyclic:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
     if not problem.sweepable:
-        reason = "the edges within a layer cannot be taken in node order"
+        reason = "sweeps need the edges within each layer in one scipy CSR block that is not transposed"
     elif problem.n_layers == 1:
         reason = "edges lead back and there is only one layer"
     else:

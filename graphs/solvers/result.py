@@ -50,8 +50,8 @@ class RankResult:
         Number of steps of the solver; 1 for a sweep.
     residuals : (iterations,) float64 array
         L1 residual of every step: for layered ranks the largest over the layers, for ``pagerank`` the sum over them.
-        For power iteration, the residual is the distance between the scores before and after the step; for Gauss-Seidel, it is
-        a bound on the distance by which one more application of the equation would move the scores; for a sweep, it is 0.
+        It is the distance by which the last application of the equation in the step moved the scores; for Gauss-Seidel, a
+        bound on the distance by which one more application would move them; for a sweep, 0.
     layer_residuals : (iterations, layers) float64 array
         L1 distance, in every layer, by which the last application of the equation in a step moved the scores (for Gauss-Seidel,
         by which the step moved them; 0 for a sweep).

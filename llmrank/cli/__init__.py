@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0 after success, also if the reader of the output has gone; 1 after an unexpected error, which is a bug;
-        2 after bad input, a file that cannot be read or written, or too little memory; 130 after Ctrl-C, 143 after SIGTERM, 129
-        after SIGHUP.
+        2 after bad input, a file that cannot be read, written or fetched, or too little memory; 130 after Ctrl-C, 143 after
+        SIGTERM, 129 after SIGHUP.
 
     Raises
     ------

@@ -39,7 +39,7 @@ def _print_all(console: Console) -> None:
         for name in registry.names():
             try:
                 summary = _without_markup(_summary(registry.find(name)))
-            except OptionError as error:  # a component of another distribution that cannot be imported
+            except OptionError as error:  # a component of another distribution that cannot be used
                 summary = str(error)
             table.add_row(registry.kind, name, Text(summary))
     console.print(table)

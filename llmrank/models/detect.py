@@ -2,9 +2,9 @@
 
 The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
 d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). If the shapes do not show which is the output map, it is the one
-that the module calls last. An ``nn.Sequential`` of Linears with pointwise functions between them is a sequential FFN. One FFN of
-each module class and kind is tested, if its module runs on a single tensor: when one neuron j changes before the activation
-function, input j of the output map must be the only one that changes.
+that the module calls or registers last. An ``nn.Sequential`` of Linears with pointwise functions between them is a sequential
+FFN. One FFN of each module class and kind is tested, if its module runs on a single tensor: when one neuron j changes before the
+activation function, input j of the output map must be the only one that changes.
 
 A module is an attention if one of its own linear maps has the name of a query map. If no map has, the name of the module or of
 its class decides, unless its own maps have the shapes of an FFN. The output map of an attention may lie outside this module. It
@@ -48,7 +48,7 @@ ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 
 def find_ffns(model: nn.Module) -> FFNs:
-    """Find every FFN of a model, in the order of its modules.
+    """Find the FFNs of a model, in the order of its modules.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ def find_ffns(model: nn.Module) -> FFNs:
     ------
     UnsupportedModelError
         The model is compiled, wrapped by adapters or a mixture of experts; its weights are quantised or not finite; an FFN
-        shares a weight with another module, or its neurons cannot be separated; or no linear maps have the shapes of an FFN
-        (the message lists the maps).
+        shares a weight with another module, its neurons cannot be separated, or its output map is unclear; or no FFN is found
+        (the message lists the linear maps).
 
     Examples
     --------
@@ -95,15 +95,15 @@ def find_ffns(model: nn.Module) -> FFNs:
             claimed.update(linear_map.name for stage in ffn.stages for linear_map in stage)
     ffns = [found[name] for name in modules if name in found]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
-    # If the model has a repeating stack, modules of the same shapes outside it (prediction heads) are not FFNs.
+    # If FFNs lie in a repeating stack, modules outside it that have the shapes of an FFN (prediction heads) are not FFNs.
     ffns = _without_bottlenecks([ffn for ffn in (stacked or ffns) if _is_separable(ffn, attention_prefixes)])
     ffns = ffns or _chain_ffns(modules, linears, candidates, attention_prefixes)
     if not ffns:
         raise UnsupportedModelError(
             f"found no feed-forward network in {type(model).__name__}; expected linear maps d -> f and f -> d (plain), "
             f"two d -> f and f -> d (gated), d -> 2f and f -> d (fused) inside one module, an nn.Sequential of Linears, or "
-            f"a module that applies one Linear after the other to its features. {_inventory(linears)} Name the Linears "
-            "explicitly with structure_dict="
+            "a module that applies one Linear after the other to its features; and no other parameter (such as a norm) of the "
+            f"size of the hidden neurons. {_inventory(linears)} Name the Linears explicitly with structure_dict="
         )
     check_not_tied(model, ffns)
     checked: set[tuple[type[nn.Module], str]] = set()
@@ -194,8 +194,8 @@ def _stack_path(name: str) -> str:
 def _output_map_last(module: nn.Module, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
     """Put the output map last.
 
-    The shapes show which it is if exactly two other maps have its shape reversed; otherwise it is the map that a trial run of the
-    module calls last, or that is registered last if the module does not run on a single tensor.
+    The shapes show which it is if exactly two other maps have its shape reversed; otherwise it is the last map of the chain that
+    a trial run of the module shows, or the map that is registered last if there is no such chain.
     """
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
     found = [k for k, (n_in, n_out) in enumerate(sizes) if sizes.count((n_out, n_in)) == 2 and n_in != n_out]
@@ -282,7 +282,7 @@ def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
 def _check_neurons_separate(ffn: FFN) -> None:
     """Change one neuron after the input maps, and raise an error if another input of the output map changes too.
 
-    An FFN whose module does not run on one tensor is not checked.
+    If the module does not run on one tensor, a plain FFN with fewer neurons than inputs is refused, and others are not checked.
     """
     input_maps, output_map = ffn.stages[0], ffn.stages[1][0].module
     weight = input_maps[0].weight

@@ -38,8 +38,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     UnsupportedModelError
         Weights are quantised, shared or not finite, or modules are compiled or wrapped by adapters.
     StructureError
-        A key is missing, nothing is listed, a path leads nowhere (the message lists the modules that exist) or to a module of
-        the wrong type, a Linear is listed twice, or its number of inputs is not the number of outputs of the Linear before it.
+        A key is missing, a value has the wrong type, nothing is listed, a path leads nowhere (the message lists the modules that
+        exist) or to a module of the wrong type, two paths lead to one Linear, or the sizes of consecutive Linears do not fit.
     """
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
@@ -56,7 +56,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
         raise StructureError(
             f"structure_dict: path_to_layers {list(stack_path)} leads to a {type(blocks).__name__}; expected a "
-            "ModuleList with at least one transformer block"
+            "ModuleList or Sequential with at least one transformer block"
         )
     stack = ".".join(stack_path)
     ffns = []
@@ -72,7 +72,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
                     f"structure_dict: {name} is a {type(module).__name__}; expected a Linear (or Conv1D)"
                 )
             if any(module is stage[0].module for stage in stages):
-                raise StructureError(f"structure_dict: path_to_modules lists {name} twice; list every Linear once")
+                raise StructureError(f"structure_dict: path_to_modules leads to {name} twice; list every Linear once")
             check_not_quantised(model, {name: module})
             stages.append((LinearMap.whole(name, module),))
         for before, after in pairwise(stages):

@@ -120,8 +120,8 @@ class Masks(Mapping[str, torch.Tensor]):
         missing, unknown = sorted(set(layers) - set(self)), sorted(set(self) - set(layers))
         if missing or unknown:
             raise MaskError(
-                f"these masks belong to another model: {_count_and_names(unknown)} not in it, {_count_and_names(missing)} "
-                "without a mask; expected one mask for each prunable layer of this model"
+                f"these masks do not fit this model: {_count_and_names(unknown)} not in it, {_count_and_names(missing)} "
+                "without a mask; expected one mask for each of its prunable layers"
             )
         for name, layer in layers.items():
             if len(self[name]) != layer.size:
@@ -138,7 +138,7 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises
         ------
         MaskError
-            The directory does not exist, or the path is a directory.
+            The directory does not exist, or the path is a directory, a device or a pipe.
         OSError
             The disk is full, or the system reports another error.
         """

@@ -62,7 +62,7 @@ class ScheduleStep:
     removed : int
         Number of neurons removed in this step and all before it.
     repaired : bool
-        Whether a repair followed the step; :mod:`llmrank.calibration.blockwise` states the cost of a repair.
+        Whether a repair was tried after the step; :mod:`llmrank.calibration.blockwise` states the cost of a repair.
     seconds : dict from str to float
         Wall time of the stages of the step.
     """

@@ -1,4 +1,4 @@
-"""Choose the keep masks of ranked graphs, with one budget or several; choose that of a single layer anew during a repair."""
+"""Choose the keep masks of ranked graphs, under one budget or several; during a repair, choose the mask of one layer anew."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Reselection:
     ----------
     scorer : BaseScorer
     graphs : sequence of ModelGraph
-        All graphs of the model, with the activations by which the neurons were chosen first.
+        All graphs of the model, with the activations by which the neurons were chosen before.
     present : Masks, optional
         The neurons that earlier steps have kept; no other neuron is chosen.
 

@@ -71,14 +71,14 @@ def sequences_of_text(
 
 
 def sequences_of_tensor(ids: torch.Tensor, role: str) -> TokenSequences:
-    """Take every row of an integer tensor (n, length) as a sequence, or of a float tensor as features for a plain module."""
+    """Take every row of a tensor as a sequence: token ids (n, length), or floats, which are the features of a plain module."""
     if ids.is_floating_point() and ids.ndim >= 2 and len(ids):
         features = ids.to("cpu").contiguous()
         return TokenSequences.of(features, torch.ones(len(features), dtype=torch.bool), "features given by the caller")
     if ids.ndim != 2 or ids.numel() == 0 or ids.shape[1] < 2 or ids.dtype not in INTEGERS:
         raise CalibrationError(
-            f"{role} tokens: expected an integer tensor of shape (n, length) with length >= 2, got {ids.dtype} of shape "
-            f"{tuple(ids.shape)}"
+            f"{role} tokens: expected an integer tensor of shape (n, length) with length >= 2, or a float tensor of features "
+            f"(n, ...), got {ids.dtype} of shape {tuple(ids.shape)}"
         )
     ids = ids.to("cpu", torch.long).contiguous()
     return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), "token tensor given by the caller")

@@ -131,7 +131,7 @@ def test_compact_raises_before_anything_is_changed() -> None:
     masks = Masks.full({name: 40 if "up" in name else 16 for name in NAMES})
     with pytest.raises(OptionError, match="compact"):
         apply_masks(model, ffns, masks, "compact")
-    with pytest.raises(MaskError, match="another model"):
+    with pytest.raises(MaskError, match="do not fit this model"):
         apply_masks(model, ffns, Masks.full({"model.layers.0.mlp": 40}), "zero")
     snapshot.assert_restored()
 

@@ -190,7 +190,7 @@ def test_full_disk_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"transformer.h.0.mlp": 40, "transformer.h.1.mlp": 40}, "belong to another model"),
+        ({"transformer.h.0.mlp": 40, "transformer.h.1.mlp": 40}, "do not fit this model"),
         ({"model.layers.0.mlp": 40}, "1 layer.* without a mask"),
         ({"model.layers.0.mlp": 40, "model.layers.1.mlp": 40, "model.layers.2.mlp": 40}, "1 layer.* not in it"),
         ({"model.layers.0.mlp": 40, "model.layers.1.mlp": 41}, "has 41 entries, the layer 40 neurons"),
