@@ -36,7 +36,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RankedEdge:
-    """One edge of a node, and the share of the node's score that the edge carries.
+    """One edge of a node, and its share of the score that arrives at the node, or leaves it, along edges.
 
     Attributes
     ----------
@@ -76,8 +76,8 @@ class NodeSummary:
     in_degree, out_degree : int
         Numbers of the node's edges; parallel edges count as one.
     through_graph : float, optional
-        Share of the node's score that came along edges and not from the teleport (its own activation); None for layer 0 and for
-        ranks other than a weighted PageRank.
+        Share of the node's score that came along edges and not from the teleport (its own activation); None for layer 0, and
+        unless the rank is a weighted PageRank whose gamma is known.
     in_edges : tuple of RankedEdge
         The in-edges that carry most score, in decreasing order; of edges that carry the same, the lower index comes first.
         Edges that carry nothing are left out.
@@ -150,7 +150,7 @@ def summarise_node(
     ------
     GraphError
         No such layer or node, a rank of another graph or with several scores a node, `top` or theta out of range, or NaN or Inf
-        in the scores or in the weights that are read.
+        in the scores, in the weights that are read or in their sums.
 
     Notes
     -----
@@ -240,7 +240,7 @@ def strongest_edges(
 
     Notes
     -----
-    Cost: two reads of the blocks on both sides (three for theta < 1), and up to `top` scans of every band in the cache.
+    Cost: two reads of the block on each side (three for theta < 1). A band is scanned up to `top` times in the CPU cache.
     Memory: the result and a few bands of a dense block, or a few times the edges of a CSR block.
 
     Examples

@@ -78,8 +78,7 @@ def strongest_paths(
     before, after : int
         Number of edges of a path before the node, and after it.
     theta : float, optional
-        Share of the edge weights against the bare edges in P; by default that of the rank, or 1 for a rank without theta, such
-        as a modified PageRank.
+        Share of the edge weights against the bare edges in P; by default that of the rank, or 1 if it has none.
 
     Returns
     -------
@@ -90,19 +89,20 @@ def strongest_paths(
     ------
     GraphError
         No such layer or node, a rank of another graph or with several scores a node, paths that would leave the graph, another
-        parameter out of range, or NaN or Inf in the weights that are read.
+        parameter out of range, or NaN or Inf in the weights that are read or in their sums.
 
     Notes
     -----
     The result is exact up to round-off. After its first edge, each of the k best paths from a node is one of the k best paths
     from the target of that edge. So it suffices to find k paths from every node, layer by layer from the end (Bellman's
-    principle; for k paths Hoffman and Pavley, 1959). Paths with equal products are ordered by their nodes, first by that in
-    the first layer. A path whose probability is below the smallest float64 has probability 0 in the result, and is not found
+    principle; for k paths Hoffman and Pavley, 1959). Paths with equal products are ordered by their nodes, from the first
+    layer on. A path whose probability is below the smallest float64 has probability 0 in the result, and is not found
     if paths from the same layer are more than about 1e300 times as strong.
 
-    Cost: one column of the block out of `layer`. Every other block is read once for the out-strengths (twice for theta < 1),
-    and once more if it is not the block into `layer`, with up to k scans of every band in the cache. Memory: O(k) numbers for
-    every node of the covered layers, and a few bands of a dense block, or a few times the edges of a CSR block.
+    Cost: one column of the block out of `layer`. Every other block on the paths is read once for the out-strengths (twice for
+    theta < 1), and once more if it is not the block into `layer`; then a band is scanned up to k times while it is in the CPU
+    cache. Memory: O(k) numbers for every node of these layers, and a few bands of a dense block, or a few times the edges of
+    a CSR block.
 
     Examples
     --------
@@ -171,7 +171,7 @@ class _BestPaths:
     Attributes
     ----------
     values : (n, k) float64 array
-        Products in decreasing order; 0 where there is no path.
+        Products in decreasing order, divided by one power of two for the layer; 0 where there is no path.
     next_nodes, next_paths : (n, k) int64 arrays
         The next node of the path, and which of that node's paths, 0..k-1, is the rest of the path.
     """
@@ -190,7 +190,7 @@ class _BestPaths:
         better = np.flatnonzero(keys.max(axis=1) > self.values[edges.nodes, -1])
         k = self.values.shape[1]
         width = min(k, keys.shape[1])
-        # k candidate paths begin with each of the best edges; at most a band of candidates is made at a time.
+        # k candidate paths begin with each of the best edges; at most a band of them, or those of one node, is made at a time.
         step = max(1, BAND_ELEMENTS // (width * k))
         for rows in (better[start : start + step] for start in range(0, len(better), step)):
             nodes = edges.nodes[rows]

@@ -77,7 +77,7 @@ def default_backend(graph: LayeredGraph) -> Backend:
 
 
 def finite_strength(backend: Backend, compute: Callable[[], Vector], layer: int) -> FloatArray:
-    """Compute the in-strengths or the out-strengths of a block, and check that they are finite.
+    """Compute the in-strengths or the out-strengths of a block, and check that their sum is finite.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def finite_strength(backend: Backend, compute: Callable[[], Vector], layer: int)
 
 
 def not_finite_error(layer: int) -> GraphError:
-    """Make the error for weights whose sums are not finite; the caller raises it.
+    """Make the error for weights that are not finite or whose sum overflows; the caller raises it.
 
     Parameters
     ----------
@@ -127,9 +127,8 @@ def not_finite_error(layer: int) -> GraphError:
     Examples
     --------
     >>> print(not_finite_error(2))
-    block 2: the edge weights hold NaN or Inf, or their sum overflows, so strengths are not finite; reload or rescale them
+    block 2: the edge weights hold NaN or Inf, or their sum overflows; reload or rescale them
     """
     return GraphError(
-        f"block {layer}: the edge weights hold NaN or Inf, or their sum overflows, so strengths are not finite; "
-        "reload or rescale them"
+        f"block {layer}: the edge weights hold NaN or Inf, or their sum overflows; reload or rescale them"
     )

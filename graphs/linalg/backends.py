@@ -43,7 +43,7 @@ DTYPES = ("float64", "float32")
 # Loading the compiled kernels takes half a second in every process, too long for blocks of fewer entries than this.
 KERNEL_ENTRIES = 1 << 18
 
-# Bands on a GPU are large, because the number of kernel launches matters more there than the cache.
+# Bands on a GPU are large, because there the number of calls matters more than the cache.
 GPU_BAND_ELEMENTS = 1 << 24
 
 
@@ -75,14 +75,14 @@ class Arithmetic(Protocol):
 
 @dataclass(frozen=True)
 class NumpyArithmetic:
-    """Arithmetic on numpy arrays. Products are those of scipy and numpy, or of compiled kernels on all cores.
+    """Arithmetic on numpy arrays. Products are those of scipy and numpy, or of compiled kernels.
 
     Parameters
     ----------
     dtype : str
         float64 or float32.
     compiled : bool
-        Whether large blocks are multiplied by :mod:`graphs.linalg.kernels`.
+        Whether :mod:`graphs.linalg.kernels` may multiply large blocks.
     """
 
     dtype: str = "float64"
@@ -172,7 +172,7 @@ class TorchArithmetic:
         return TorchCSROperator(self.csr(block.to_csr()))
 
     def dense_operator(self, block: DenseBlock) -> DenseOperator:
-        """Build an operator on bands in torch; numpy matrices are viewed as tensors, and only reversed ones are copied."""
+        """Build an operator on bands in torch; only numpy matrices with negative strides are copied."""
         matrices = tuple(matrix if is_torch(matrix) else _as_tensor(matrix) for matrix in block.matrices)
         buffer_maker = TorchBufferMaker(self.device, self.torch_dtype)
         n_entries = BAND_ELEMENTS if self.device.type == "cpu" else GPU_BAND_ELEMENTS
@@ -213,12 +213,12 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
     with warnings.catch_warnings():
         # Weights are only read, so a view of a read-only array, such as a memory map, is safe.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        # torch has no negative strides, so a reversed matrix must be copied.
+        # torch has no negative strides, so a matrix with such strides is copied.
         return torch.from_numpy(matrix if min(matrix.strides) >= 0 else matrix.copy())
 
 
 def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
-    """Return views of the matrices that the kernels can read, or () if they cannot read these matrices without copies."""
+    """Return views of the matrices for the kernels, or () if the kernels cannot multiply this block without copies."""
     if block.n_squarings:
         # The kernels do not square weights.
         return ()
@@ -307,7 +307,7 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     ----------
     name : {"scipy", "torch", "dense", "auto"}
         "scipy" and "torch" multiply blocks in CSR form, "dense" in dense form, "auto" in the cheaper form of each block. On
-        the CPU, "dense" and "auto" compute with numpy and compiled kernels; on other devices, with torch.
+        the CPU, "dense" and "auto" compute with numpy, scipy and compiled kernels; on other devices, with torch.
     device : str or torch.device, optional
         By default the device of the first torch matrix of a dense block, else the CPU; always the CPU for "scipy".
     dtype : {"float64", "float32"}
@@ -318,8 +318,7 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     Raises
     ------
     GraphError
-        The name or dtype is unknown, the device cannot be used, scipy was asked for with a device other than the CPU, or
-        torch is needed and not installed.
+        The name or dtype is unknown, the device cannot be used (or is not the CPU, for "scipy"), or torch is missing.
 
     Examples
     --------
@@ -336,7 +335,8 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
         device = next((matrix.device for matrix in matrices if is_torch(matrix)), "cpu")
     needs_torch = name == "torch" or (name != "scipy" and not _is_cpu(device))
     if needs_torch and importlib.util.find_spec("torch") is None:
-        raise GraphError(f"backend {name!r} needs torch, which is not installed; pip install torch, or use 'scipy'")
+        cause = "backend 'torch'" if name == "torch" else f"device {str(device)!r}"
+        raise GraphError(f"{cause} needs torch, which is not installed; pip install torch, or use 'scipy' on the CPU")
     form: Literal["csr", "dense", "auto"] = "auto" if name == "auto" else "dense" if name == "dense" else "csr"
     if not needs_torch:
         compiled = name != "scipy"

@@ -2,8 +2,8 @@
 
 A block is a non-negative matrix of shape (n_targets, n_sources): row = target, column = source,
 entry = edge weight, zero = no edge. CSR is its canonical form. A :class:`SparseBlock` stores that
-CSR. A :class:`DenseBlock` refers to dense matrices, without a copy; their absolute values are the
-weights. It builds its CSR, or a band of rows or columns, only on request.
+CSR. A :class:`DenseBlock` refers to dense matrices, without a copy, and computes the weights from their
+absolute values. It builds its CSR, or a band of rows or columns, only on request.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ def is_torch(value: object) -> bool:
 
 
 def as_numpy(value: Any) -> npt.NDArray[Any]:
-    """Convert an array-like or a torch tensor of any device to a numpy array; tensors below 32 bits become float32.
+    """Convert an array-like or a torch tensor of any device to a numpy array; tensors of floats below 32 bits become float32.
 
     Raises
     ------
     TypeError
-        A tensor is on the meta device, or is sparse.
+        A tensor is on the meta device, sparse or quantised.
+    ValueError
+        The rows of an array-like differ in length.
 
     Examples
     --------
@@ -81,7 +83,7 @@ def as_numpy(value: Any) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class Band:
-    """Consecutive rows or columns of a dense block: `matrix` holds the weights from `columns` to `rows`."""
+    """Consecutive rows or columns of a dense block: `matrix` holds the weights from sources `columns` to targets `rows`."""
 
     rows: slice
     columns: slice
@@ -170,9 +172,9 @@ class SparseBlock:
         return SparseBlock(csr, tuple(parallel))
 
     def squared(self) -> SparseBlock:
-        """Return float64 squares without those that round to zero; if there are none, the index arrays are shared.
+        """Return float64 squares, without those that round to zero; every parallel edge is squared by itself.
 
-        Every parallel edge is squared by itself.
+        The index arrays are shared if no square rounds to zero and there are no parallel edges.
         """
         if self.parallel:
             squares = tuple(SparseBlock(matrix).squared().csr for matrix in self.parallel)
@@ -211,7 +213,7 @@ class DenseBlock:
 
     @property
     def column_major(self) -> bool:
-        """Whether columns are contiguous in memory, in the first matrix; bands are then columns, not rows."""
+        """Whether the first matrix has a smaller stride between rows than between columns; then bands are columns, not rows."""
         matrix = self.matrices[0]
         if is_torch(matrix):
             return bool(matrix.stride(0) < matrix.stride(1))
@@ -237,7 +239,7 @@ class DenseBlock:
 
     @property
     def csr_dtype(self) -> type[np.float32] | type[np.float64]:
-        """Dtype of the CSR form: float64 for squares and float64 matrices, else float32, which holds every entry exactly."""
+        """Dtype of the CSR form: float64 for squares and float64 matrices, else float32, exact but for sums of parallel edges."""
         wide = self.n_squarings > 0 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
         return np.float64 if wide else np.float32
 

@@ -31,7 +31,7 @@ class Costs:
 
 
 # "compiled" stands for numpy and the compiled kernels on the CPU (two cores of an AMD EPYC). Other keys are torch device
-# types; a type without an entry gets the costs of "cuda". These are a guess from CPU timings of torch: no GPU was available.
+# types; a type without an entry gets the costs of "cuda", which are a guess from CPU timings of torch: no GPU was available.
 COSTS: Mapping[str, Costs] = {
     "compiled": Costs(csr_product=7.0, dense_to_csr=39.0, csr_to_dense=3.0),
     "cuda": Costs(csr_product=3.0, dense_to_csr=20.0, csr_to_dense=10.0),

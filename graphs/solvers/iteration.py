@@ -99,7 +99,7 @@ class Solution:
 
 
 def attainable_tolerance(tol: float, dtype: str) -> float:
-    """Raise a tolerance to 8 eps in float32, which scores of sum 1 can reach; in float64, return it unchanged.
+    """Raise a tolerance to at least 8 eps in float32, which scores of sum 1 can reach; in float64, return it unchanged.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def solve(
     Raises
     ------
     GraphError
-        The solver is not for this problem, or a residual is NaN or Inf.
+        The solver is not for this problem, or weights, sums or a residual are NaN or Inf.
 
     Examples
     --------

@@ -21,14 +21,14 @@ __all__ = ["NAMES", "Krylov"]
 class Krylov:
     """GMRES or BiCGSTAB on (I - gamma P) x = v; the rank is the solution divided by its sum.
 
-    A step is a cycle of at most `inner` iterations for each column, then one application of F. The change by F gives the
+    A step is a cycle of at most `inner` iterations for each column of v, then one application of F. The change by F gives the
     residual and the bound; scipy's own estimate can only end a cycle early.
 
     Parameters
     ----------
     method : {"gmres", "bicgstab"}
     inner : int
-        Largest number of iterations in a cycle; for GMRES also the number of vectors that it stores.
+        Largest number of iterations in a cycle; GMRES stores one vector more.
 
     Notes
     -----
@@ -51,7 +51,7 @@ class Krylov:
         return self.method
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the start, scaled to the sum of x without dangling nodes, and the tolerance."""
+        """Return the first step's memory: the start, scaled to the sum that x has if no node dangles; `tol`; and None."""
         check_linear(problem, self.name)
         return problem.stack(start) / (1.0 - problem.gamma), tol, None
 
@@ -86,7 +86,7 @@ class Krylov:
         )
 
     def _cycle(self, problem: LinearProblem, x: FloatArray, right: FloatArray, tol: float) -> tuple[FloatArray, int]:
-        """Run one cycle on one column x; return the better x and the number of applications of P."""
+        """Run one cycle on one column; return the new x (x if it cannot be scaled to sum 1) and the number of products with P."""
         products = 0
 
         def multiply(vector: FloatArray) -> FloatArray:

@@ -62,7 +62,7 @@ class InspectionSummary:
     layers : mapping from str to LayerSummary
         Summaries of the chosen prunable layers, by name.
     kept : mapping from str to mapping from str to int
-        Number of neurons kept, by budget and layer. A budget that refuses the amount has no entry.
+        Number of neurons that the main scorer keeps, by budget and layer. A budget that refuses the amount has no entry.
     agreement : mapping from str to Agreement
         Agreement of the main scorer with every other scorer, by the other's name, and with itself in the other topology, by the
         name of that topology.
@@ -309,7 +309,7 @@ def margin(scores: npt.NDArray[np.floating[Any]], keep: npt.NDArray[np.bool_], n
 
 
 def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
-    """Parse a neuron as people write it: ``model.layers.3.mlp:17``, or ``3:17`` in the fourth prunable layer.
+    """Parse a neuron as people write it: ``model.layers.3.mlp:17``, or ``3:17`` for the fourth prunable layer.
 
     If a layer has the name ``3``, that layer is meant.
 

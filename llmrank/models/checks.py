@@ -24,7 +24,7 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_nu
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise an error if the model or a module in it is wrapped by an adapter of PEFT or by torch.compile."""
+    """Raise an error if the model or a module in it is wrapped by an adapter of PEFT or compiled by torch.compile."""
     for path, module in model.named_modules():
         subject = f"{path} of {type(model).__name__}" if path else type(model).__name__
         if hasattr(module, "base_layer") and hasattr(module, "merge"):
@@ -42,9 +42,9 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 
 def check_weights_finite(model: nn.Module) -> None:
-    """Raise an error that names a parameter which holds NaN or Inf. Finite weights are read once and not copied.
+    """Raise an error that names a parameter, if one holds NaN or Inf. Finite weights are read once and not copied.
 
-    A model with parameters on the meta device is not checked.
+    8-bit floats and models with parameters on the meta device are not checked.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return  # the model is still being built or partly offloaded, so even the other parameters may hold no values yet
@@ -80,7 +80,7 @@ def check_no_experts(model: nn.Module) -> None:
 
 
 def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
-    """Raise an error if a linear map has a quantised weight, or one that is no ordinary tensor: its rows cannot be removed."""
+    """Raise an error if a linear map is of an unknown class, or its weight is quantised or no ordinary tensor."""
     for name, module in linears.items():
         weight: object = getattr(module, "qweight", None)
         packed = isinstance(weight, torch.Tensor)
@@ -91,9 +91,9 @@ def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None
         dtype = weight.dtype if isinstance(weight, torch.Tensor) else None
         if packed or not ordinary or dtype is None or not dtype.is_floating_point or dtype.itemsize < 2:
             raise UnsupportedModelError(
-                f"{name} of {type(model).__name__} holds quantised or wrapped weights ({type(module).__name__}, "
-                f"{type(weight).__name__} of {dtype}), which cannot be pruned in place: load the model in float32, "
-                "float16 or bfloat16 (dequantised, on one device), and quantise the pruned model"
+                f"{name} of {type(model).__name__} holds quantised or wrapped weights, or is no Linear of torch "
+                f"({type(module).__name__}, {type(weight).__name__} of {dtype}), and cannot be pruned: load the model in "
+                "float32, float16 or bfloat16 (dequantised, on one device), and quantise the pruned model"
             )
 
 
@@ -107,7 +107,7 @@ def check_not_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
             key = id(parameter)
             if key in first_owner and (id(module) in ffn_maps or key in ffn_parameters):
                 raise UnsupportedModelError(
-                    f"{first_owner[key]} and {name} share one weight; pruning one would change the other: untie them (copy "
+                    f"{first_owner[key]} and {name} share one parameter; pruning one would change the other: untie them (copy "
                     "the parameter) first"
                 )
             first_owner.setdefault(key, name)

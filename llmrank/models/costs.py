@@ -46,8 +46,8 @@ class Cost:
     parameters, bytes : int
         Number of parameters, and their size in memory in bytes.
     flops : int
-        FLOPs for one token: a multiplication and an addition for each weight of a matrix. Biases, activation functions and
-        norms are not counted; nor are the products of attention with the context, which grow with the length of the context.
+        FLOPs for one token: a multiplication and an addition for each weight of a matrix. Biases, activation functions, norms
+        and convolutions are not counted; nor are the products of attention with the context, which grow with its length.
 
     Examples
     --------

@@ -30,7 +30,7 @@ class GlobalPruner(BasePruner):
         population standard deviation, "robust" by their median and their median absolute deviation from it (their mean
         absolute deviation if that is 0), "mean" scales them to mean 1, "none" leaves them unchanged (as in the paper). "auto"
         is zscore, or none for layers named by a `structure_dict`. With zscore, a few very high scores make the other neurons of
-        a layer look average, so that these are kept; with robust this does not happen.
+        a layer look average, so that more of them are kept; with robust this does not happen.
 
     Raises
     ------
@@ -72,14 +72,14 @@ class GlobalPruner(BasePruner):
             layer.pruning_mask = positions >= min(count, sum(sizes))
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`. The sizes of the layers show which amounts are impossible; all these are refused."""
+        """See :meth:`BasePruner.check`. It refuses every amount that is impossible for layers of these sizes."""
         self._check_as(GlobalPruner, layer_list, costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of all layers are removed before it.
 
         The neurons at positions below :func:`global_count` of the amount are removed. With `multiple_of`, or an amount of a cost,
-        the limit may be another one. Within a layer the order is that of :class:`LocalPruner`.
+        other numbers of neurons may be removed. Within a layer the order is that of :class:`LocalPruner`.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Local pruning: every layer loses the same share of its neurons."""
+"""Local pruning: every layer loses the same share, or the same number, of its neurons."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LocalPruner(BasePruner):
             layer.pruning_mask = layer.importance
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
-        """See :meth:`BasePruner.check`. The sizes of the layers show which amounts are impossible; all these are refused."""
+        """See :meth:`BasePruner.check`. It refuses every amount that is impossible for layers of these sizes."""
         self._check_as(LocalPruner, layer_list, costs)
 
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:

@@ -1,7 +1,7 @@
 """The widths of a compact model's layers, as its modules and its configuration state them.
 
 Stock loaders build a model from its configuration. If one field, such as ``intermediate_size``, can describe the compact model,
-that field is written; otherwise the width of every layer is listed under ``llmrank_widths``, which
+that field is written; otherwise, if a width has changed, all are listed under ``llmrank_widths``, which
 :func:`llmrank.surgery.checkpoint.load` reads.
 """
 

@@ -16,7 +16,7 @@ from llmrank.errors import CalibrationError
 __all__ = ["Request", "Role", "TokenSequences", "n_held_out", "shared_passages"]
 
 Role: TypeAlias = Literal["calibration", "evaluation"]
-# Number of sequences that a repair is fitted to for every sequence that is held out.
+# Number of sequences for every one that is held out from a repair.
 FITTED_PER_HELD_OUT = 8
 # Number of consecutive tokens that make a passage (fewer in shorter sequences).
 PASSAGE_LENGTH = 32
@@ -76,7 +76,7 @@ class TokenSequences:
                 yield self.ids[rows], self.mask[rows]
 
     def split(self, count: int) -> tuple[TokenSequences, TokenSequences | None]:
-        """Return the first `count` sequences, and the others or None if there are none; neither part has held-out sequences."""
+        """Return the first `count` sequences, and the others or None if there are none; `held_out` is 0 in both."""
         head, tail = (
             TokenSequences.of(self.ids[rows], self.mask[rows], self.source)
             for rows in (slice(0, count), slice(count, None))
@@ -84,7 +84,7 @@ class TokenSequences:
         return head, tail if len(tail) else None
 
     def joined(self, other: TokenSequences | None) -> TokenSequences:
-        """Return these sequences followed by others of the same length, with the source of these."""
+        """Return these sequences, followed by others of the same length if there are any; the source remains that of these."""
         if other is None:
             return self
         return TokenSequences.of(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), self.source)
@@ -113,9 +113,9 @@ class Request:
     ----------
     tokenizer : transformers tokenizer or None
     samples : int
-        Largest number of sequences.
+        Largest number of sequences; ignored if all of the text is used (a list of several texts).
     length : int
-        Number of tokens in a sequence.
+        Number of tokens in a sequence; in a list of several texts the largest number.
     held_out : int
         Largest number of held-out sequences, which follow the others in the text.
     role : {"calibration", "evaluation"}
@@ -150,7 +150,7 @@ class Request:
 
 
 def n_held_out(samples: int) -> int:
-    """Return how many sequences to hold out from a repair that is fitted to `samples` sequences."""
+    """Return how many sequences to hold out from a repair: one for every eight of `samples`, and at least one."""
     return max(1, samples // FITTED_PER_HELD_OUT)
 
 

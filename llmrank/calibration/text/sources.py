@@ -58,12 +58,12 @@ def named_sources() -> dict[str, type[BaseSource]]:
 def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
     """Return the source that a text names (the built-in text if `text` is None), or None if it names none.
 
-    A source is returned as it is.
+    A source object is returned as it is, whatever its roles.
 
     Raises
     ------
     CalibrationError
-        The source is not for this role.
+        The text names a source that is not for this role.
     """
     if text is None:
         return BuiltInText()
@@ -99,7 +99,7 @@ def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
     Raises
     ------
     CalibrationError
-        A file does not exist or is not UTF-8, a text is empty, `source` has another type, or a dataset cannot be loaded.
+        A file is missing or not UTF-8, a text is empty, `source` has another type or role, or a dataset cannot be loaded.
     NotImplementedError
         The source makes tokens without a text, as "generated" does; use :func:`make_sequences`.
     """
@@ -127,7 +127,7 @@ def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
         text, description = [item for item in source if item.strip()], f"list of {len(source)} texts"
     else:
         raise CalibrationError(
-            f"cannot read {role} data of type {type(source).__name__}; expected a path, a text, a list of texts, or a "
+            f"cannot read {role} text of type {type(source).__name__}; expected a path, a text, a list of texts, or a "
             "(n, length) tensor of token ids"
         )
     if not text or (isinstance(text, str) and not text.strip()):
@@ -184,8 +184,10 @@ def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, Token
     Raises
     ------
     CalibrationError
-        See :func:`read_text`; or the text is shorter than one sequence, there is no tokenizer for it, the source needs a model
-        and the request has none, or the tensor has another shape or type.
+        See :func:`read_text` and :func:`sequences_of_text`; or the source needs a model and the request has none, the model's
+        predictions are not finite, or the tensor has another shape or type.
+    UnsupportedModelError
+        The model cannot write the text of the source "generated".
     """
     if isinstance(source, TokenSequences):
         return source, None

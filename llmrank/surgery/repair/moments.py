@@ -12,8 +12,8 @@ from llmrank.calibration.forward import at_least_float32, unpadded_rows
 
 __all__ = ["Centre", "MissingOutput", "MomentSums", "Moments"]
 
-# The mean input of a map, (n,), and the mean of its missing output, (out,), or None if that is not known. If the map has a
-# bias, the bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
+# The mean input of a map, (n,), and the mean of its missing output (see MissingOutput), (out,), or None if that is not known.
+# If the map has a bias, the bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
 Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 # How many columns of the second moments are updated at once.
 BAND = 256
@@ -26,14 +26,14 @@ class MissingOutput:
     """Sums over calibration tokens of e, the missing output of a map.
 
     If e is added to the output that the map has with all its neurons, the residual stream behind the map becomes that of the
-    dense model. So e comes from earlier FFNs, not from the map's own removed neurons.
+    dense model. So e makes up for pruned FFNs before the map, not for removed neurons of the map.
 
     Attributes
     ----------
     total : (out,) float64 tensor
         Sum of e.
     cross : (n, out) float64 tensor
-        Sum of x e^T.
+        Sum of x e^T, where x is the input of the map.
     square : float
         Sum of ||e||^2.
     """
@@ -84,7 +84,7 @@ class Moments:
 
     @property
     def finite(self) -> bool:
-        """Whether no value was NaN or Inf, and no sum has overflowed."""
+        """Whether the sums of squares are finite; they are not if a value was NaN or Inf, or a square overflowed."""
         return bool(torch.isfinite(self.second).all()) and (self.missing is None or math.isfinite(self.missing.square))
 
     @property
@@ -93,7 +93,7 @@ class Moments:
         return self.mean, None if self.missing is None else self.missing.total / self.count
 
     def covariance(self, rows: torch.Tensor, columns: torch.Tensor, centre: Centre | None = None) -> torch.Tensor:
-        """Compute the mean of x_i x_j after a centre is subtracted from x; only with a centre is this a covariance.
+        """Compute the mean of x_i x_j after a centre is subtracted from x; with their own centre it is the covariance.
 
         Parameters
         ----------

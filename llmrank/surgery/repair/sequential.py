@@ -1,4 +1,4 @@
-"""Repair all FFNs in the order of the model: an output map is fitted to its inputs after the repair of the FFNs before it."""
+"""Repair all FFNs in the order of the model: a map is fitted for the inputs that it gets after earlier FFNs are repaired."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _repair_map(
             "pruned; prune less, or load the model in float32"
         )
     if choose is not None and dense_sums is not None:
-        # A stream that does not follow the dense model feeds only the inputs of the map in the model as pruned so far.
+        # The dense reader may have received nothing, see Stream.feed: then the inputs in the model as pruned so far count.
         unexplained = (dense_sums.moments()[0] if dense_sums.count else fit).unexplained()
         keep = choose(layer.name, keep, unexplained.cpu())
     del sums, dense_sums

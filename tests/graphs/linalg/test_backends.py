@@ -97,7 +97,7 @@ def test_torch_asked_for_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
     with pytest.raises(GraphError, match="backend 'torch' needs torch, which is not installed; pip install torch"):
         make_backend("torch", None, "float64")
-    with pytest.raises(GraphError, match="'auto' needs torch"):
+    with pytest.raises(GraphError, match="device 'cuda' needs torch"):
         make_backend("auto", "cuda", "float64")
     # On the CPU only "torch" does.
     for name in ("scipy", "dense", "auto"):

@@ -412,7 +412,7 @@ def test_floating_dtypes_are_accepted(dtype: torch.dtype) -> None:
 def test_weights_tied_between_ffns_raise() -> None:
     model = nn.ModuleList([Separate(), Separate()])
     model[1].up.weight = model[0].up.weight
-    with pytest.raises(UnsupportedModelError, match=r"0\.up and 1\.up share one weight"):
+    with pytest.raises(UnsupportedModelError, match=r"0\.up and 1\.up share one parameter"):
         find_ffns(model)
 
 
@@ -426,7 +426,7 @@ def test_a_weight_tied_to_a_module_outside_the_ffns_raises() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.mlp(self.embedding(x))
 
-    with pytest.raises(UnsupportedModelError, match=r"embedding and mlp\.up share one weight"):
+    with pytest.raises(UnsupportedModelError, match=r"embedding and mlp\.up share one parameter"):
         find_ffns(Tied())
 
 
