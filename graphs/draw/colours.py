@@ -111,7 +111,7 @@ def log_norm(values: Any) -> Any:
 def add_log_colour_bar(ax: Axes, mesh: Any, label: str) -> None:
     """Add a colour bar with at least three numbers for a mesh whose norm is from :func:`log_norm`.
 
-    Values often span less than a decade, where matplotlib's logarithmic ticks would leave the bar without numbers.
+    Values often span less than a decade, where matplotlib's logarithmic ticks may give the bar few numbers or none.
 
     Parameters
     ----------

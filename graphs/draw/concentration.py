@@ -48,7 +48,8 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
     Raises
     ------
     GraphError
-        No layer, an empty layer, negative or non-finite scores, a wrong number of names, or names that are not distinct.
+        A RankResult instead of its scores, no layer, an empty layer, several scores a node, negative or non-finite scores, a
+        wrong number of names, or names that are not distinct.
 
     Notes
     -----
@@ -79,7 +80,7 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
             lowest = reached[reached > 0].min()
             for low, high, style in _bands(len(layers), len(scored)):
                 left, right = np.quantile(reached, [low, high], axis=0)
-                # A band that reaches zero ends at the lowest score that is drawn.
+                # A band that reaches zero ends at the lowest positive entry of `reached`.
                 visible = right > 0
                 ax.fill_betweenx(shares[visible], np.maximum(left, lowest)[visible], right[visible], **style)
             median = np.median(reached, axis=0)
@@ -183,7 +184,7 @@ def _exceedance_line(ax: Axes, x: FloatArray, y: FloatArray, label: str, style: 
 
 
 def _at_shares(values: FloatArray, shares: FloatArray) -> FloatArray:
-    """Compute, for each share of the nodes, the score over the layer's mean that at least this share of the nodes has."""
+    """Compute, for each share, the highest score over the layer's mean that at least this share of the nodes reach."""
     relative = np.sort(values)[::-1] / values.mean()
     # The small difference keeps a product that should be whole from being rounded up to the next number.
     places = np.ceil(shares * len(values) - 1e-9).astype(int) - 1

@@ -23,16 +23,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Sums may be reordered, so that they vectorise. NaN and Inf keep their meaning.
 FAST_MATH = {"reassoc", "contract", "nsz"}
 
-# By default, numba writes its cache into the package. After an uninstall, that directory would remain and could be imported.
+# By default, numba writes its cache into the package's directory. After an uninstall, it would remain and could be imported.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "graphs-kernels"
 
 _CONFIG: Any = numba.config  # its attributes are set at run time
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function with numba, without the GIL.
+    """Compile a function with numba; it runs without the GIL.
 
-    The result is cached on disk, in NUMBA_CACHE_DIR or else in the user's cache, if numba finds a writable directory.
+    The result is cached on disk, in NUMBA_CACHE_DIR or else in the user's cache; if that is not writable, where numba can write.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def compiled(function: Function) -> Function:
 
 
 def n_threads() -> int:
-    """Count the threads of a product: the cores that this process may use, but at most OMP_NUM_THREADS if it is set.
+    """Count the threads of a product: the cores that this process may use, but at most OMP_NUM_THREADS if that is a number.
 
     Examples
     --------
@@ -73,7 +73,7 @@ class ThreadPool:
     Attributes
     ----------
     size : int
-        Number of threads that work at once, the calling one included.
+        Largest number of threads that work for one caller, the calling thread included.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class ThreadPool:
         self._executor = ThreadPoolExecutor(max(1, self.size - 1), "graphs-kernels")
 
     def run(self, kernel: Callable[[int, int, int], None], cuts: Sequence[int]) -> None:
-        """Call ``kernel(start, stop, part)`` once for each of the ranges between `cuts`.
+        """Call ``kernel(start, stop, part)`` once for each range between `cuts`; `part` is the number of the range, from 0.
 
         Every thread takes the next range when it is free. So the calling thread computes the ranges of threads that are busy for
         another caller, that have not woken up yet, or that cannot start.

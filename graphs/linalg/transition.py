@@ -1,6 +1,6 @@
 """The step of a layered rank across one block, for weighted and for modified PageRank.
 
-Source: LLM-Rank (arXiv 2410.13299). Only this module holds the two formulas and the rules for degenerate layers.
+Source: LLM-Rank (arXiv 2410.13299). Only this module holds the two formulas and their rules for degenerate layers.
 Problems apply the formulas to the blocks of a graph, and scorers of single layers apply them to one matrix.
 """
 
@@ -125,7 +125,7 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
     passed : Vector, (n_l,)
         P r_{l-1}: the scores that come along edges.
     activation : Vector, (n_l,)
-        a_l, non-negative; if all are zero, uniform activations replace them.
+        a_l, non-negative; if all are zero, uniform activations replace them. The outer N falls back to them.
     gamma : float
         Damping, 0..1: the share of a score that comes along edges.
 
@@ -143,7 +143,7 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
 def modified_step(product: Vector, activation: Vector) -> Normalised:
     """Compute the modified rank of a layer: r_l = N(`product` * a_l), elementwise, where `product` is W r_{l-1}.
 
-    If all activations a_l are zero, uniform activations replace them. N is :func:`normalise`.
+    If all activations a_l are zero, uniform activations replace them. N is :func:`normalise`, with the fallback a_l.
 
     Examples
     --------

@@ -76,8 +76,8 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
 def _check_finite_entries(matrix: Any, name: str) -> None:
     """Raise a GraphError that locates the first NaN or Inf of a dense matrix. Cost: one read if the sum is finite.
 
-    If an entry is NaN or Inf, the sum of all entries is not finite either, and neither is their minimum or their maximum. So
-    single entries are examined only if the sum (in half precision an extreme) is not finite.
+    If an entry is NaN or Inf, the sum of all entries is not finite, and their minimum, maximum or both are not. So single
+    entries are examined only if the sum (in dtypes below 32 bits an extreme) is not finite.
     """
     if is_torch(matrix) and matrix.itemsize < 4:
         # A sum in half precision may overflow, and one in a wider dtype would copy the matrix; extremes do neither. 8-bit
@@ -310,7 +310,7 @@ def _check_indices(indices: npt.NDArray[Any], limit: int, axis: str, layout: str
         raise _damage_error(
             name, layout, f"expected integer {axis} indices (k,), got {indices.dtype} of shape {indices.shape}"
         )
-    # As unsigned numbers, negative indices are large, so one pass finds both negative and too large indices.
+    # As unsigned numbers, negative int32 and int64 indices are large, so one pass finds both negative and too large ones.
     unsigned = indices.view(indices.dtype.str.replace("i", "u"))
     if len(unsigned) and int(unsigned.max()) >= limit:
         at = int(np.argmax(unsigned >= limit))

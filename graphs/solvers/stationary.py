@@ -105,14 +105,14 @@ class GaussSeidel:
         return start, total_scores(start) * (1.0 - gamma), math.inf, self.aggregation
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
-        """Take one sweep, after aggregation unless that failed in the step before."""
+        """Take one sweep. If the graph is not acyclic, aggregate first, unless that is off or failed in the step before."""
         state, teleporting, residual_before, aggregate = memory
         if problem.acyclic:
             return replace(LayerSweep().step(problem, state), memory=memory)
         start = problem.aggregate(state, teleporting) if aggregate else state
         swept = problem.sweep(start, teleporting)
-        # Aggregation converges only near the solution. If the residual fell by less than power iteration guarantees, the next
-        # step does not aggregate.
+        # Aggregation is sure to converge only near the solution. If the residual fell by less than power iteration guarantees,
+        # the next step does not aggregate.
         failed = aggregate and swept.residual > problem.gamma * residual_before
         return SolverStep(
             swept.state,

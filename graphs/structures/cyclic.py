@@ -26,7 +26,7 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
     """Build the digraph that has every edge of a layered graph and its reverse, with the same weight; blocks are not copied.
 
     A random walk on this digraph is reversible. It is also periodic, because it alternates between even and odd layers, so
-    the error of power iteration decreases like gamma**k and, as a rule, no faster.
+    the error of power iteration falls by the factor gamma in every step and, as a rule, no faster.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
 
 
 def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int] | None = None) -> BlockDigraph:
-    """Build the digraph of a chain of FFNs with its residual stream: skip connections, and edges from its end to its beginning.
+    """Build the digraph of a chain of FFNs and its residual stream: skip connections, and edges from its last layer to its first.
 
     Some layers of the graph hold the residual stream. Node j of such a layer passes a share `beta` of its score to node j of
     the next such layer and ``1 - beta`` into the FFN between them; node j of the last one passes its score to node j of the
@@ -85,8 +85,8 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
     stream = tuple(range(0, depth + 1, 2)) if stream is None else tuple(stream)
     if len(stream) < 2 or list(stream) != sorted(set(stream)) or stream[0] < 0 or stream[-1] != depth:
         raise GraphError(
-            f"stream: expected at least two ascending layers that end with the last, {depth}, got {stream}; if FFNs do "
-            "not have two blocks each, name the layers of the residual stream"
+            f"stream: expected at least two ascending layers >= 0 that end with the last, {depth}, got {stream}; if FFNs "
+            "do not have two blocks each, name the layers of the residual stream"
         )
     sizes = [graph.layer_sizes[layer] for layer in stream]
     if len(set(sizes)) > 1:

@@ -1,7 +1,7 @@
-"""Digraphs of blocks: nodes fall into layers, and a block holds edges from any layer to any layer; cycles are allowed.
+"""Digraphs of blocks: nodes fall into layers, and a block joins any two layers, or a layer with itself; cycles are allowed.
 
-:func:`graphs.pagerank` ranks a :class:`BlockDigraph`. A layered graph is a digraph of blocks without cycles, and a square
-matrix is one with a single layer. :mod:`graphs.structures.cyclic` makes digraphs with cycles from a layered graph.
+:func:`graphs.pagerank` ranks a :class:`BlockDigraph`. A layered graph is a digraph of blocks without cycles; a square
+matrix is a digraph of one layer. :mod:`graphs.structures.cyclic` makes digraphs with cycles from a layered graph.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class BlockDigraph:
             raise GraphError(f"{name}: expected shape {expected} (targets, sources), got {shape}")
 
     def _check_shares(self) -> None:
-        """Check that all edges from a layer have shares of sum 1, or none has a share."""
+        """Check that all blocks of edges from a layer have shares, of sum 1, or none has a share."""
         shares: defaultdict[int, list[float | None]] = defaultdict(list)
         for edges in self.edge_blocks:
             shares[edges.source].append(edges.share)
@@ -302,7 +302,7 @@ def edge_blocks(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
 
 
 def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
-    """Check a teleport vector and scale every column to sum 1; the result is float64, (nodes,) or (nodes, k).
+    """Check a teleport vector and scale every column to sum 1; the result has the shape (nodes,) or (nodes, k).
 
     Parameters
     ----------
@@ -313,7 +313,7 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
     Raises
     ------
     GraphError
-        Nodes are unknown, the shape does not fit, numbers are negative, not finite or not real, or a column sums to zero.
+        Nodes are unknown, the shape does not fit, entries are negative, not finite or no numbers, or a column sums to zero.
 
     Examples
     --------

@@ -85,7 +85,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
 
 
 def _first_word(text: str) -> str:
-    """Return the first word of a text without punctuation at its ends; an empty string if there is no word."""
+    """Return the first word of a text without punctuation around it; an empty string if nothing else is left of it."""
     return next(iter(text.split()), "").strip(".,;:!?")
 
 

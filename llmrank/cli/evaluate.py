@@ -31,7 +31,7 @@ from llmrank.pipeline.report import dtype_name, environment, json_safe
 
 __all__ = ["add_evaluate_options", "run_evaluate", "run_families"]
 
-# By metric, and by part of a metric that has several: the label in the table, and whether the value is a share.
+# For each metric, or each of its parts if it has several: the label in the table, and whether the value is a share.
 METRICS = {
     ("divergence", ""): ("KL(dense || model), nats a token", False),
     ("top1", ""): ("same likeliest token", True),
@@ -68,15 +68,15 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
         "--prompts",
         type=int,
         default=16,
-        help="most beginnings (prompts) to continue; 0 for none (%(default)s)",
+        help="largest number of beginnings (prompts) to continue; 0 for none (%(default)s)",
     )
     dense.add_argument(
         "--prompt-length",
         type=int,
         default=64,
-        help="tokens of a prompt, fewer if the model takes no more (%(default)s)",
+        help="tokens of a prompt, fewer if the sequences are shorter or the model takes no more (%(default)s)",
     )
-    dense.add_argument("--new-tokens", type=int, default=32, help="most tokens to write after a prompt (%(default)s)")
+    dense.add_argument("--new-tokens", type=int, default=32, help="largest number of tokens to write (%(default)s)")
     words = command.add_argument_group("last words")
     words.add_argument(
         "--last-word",
@@ -261,7 +261,7 @@ def _check_file(path: Path | None) -> None:
 def run_families(_options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank families``; return the exit status."""
     table = Table(
-        title="Families that are tested; in other models FFNs are found by their shapes",
+        title="Families that are tested; FFNs are found by their shapes, in other models too",
         title_justify="left",
     )
     for heading in ("family", "model type", "FFN", "width in the configuration"):

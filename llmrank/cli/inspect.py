@@ -348,7 +348,7 @@ def _verdict(verdict: Verdict, score: float) -> str:
     state = "kept" if verdict.kept else "removed"
     other_side = "highest removed score" if verdict.kept else "lowest kept score"
     if isnan(verdict.margin):
-        reason = "no neuron of its layer is removed" if score > 0 else "there is no score to compare it with"
+        reason = "no neuron of its layer is removed" if score > 0 else "its score is 0"
         return f"{state}; {reason}"
     if not isfinite(verdict.margin):
         return f"{state}; the {other_side} is 0"

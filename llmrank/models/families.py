@@ -82,6 +82,6 @@ def text_config(model: nn.Module) -> Any:
 
 
 def bias_attribute(model: nn.Module) -> str:
-    """Return the configuration attribute that is False now, and if True gives biases to the maps of FFNs; "" if none does."""
+    """Return the configuration attribute that is now False and, if True, adds biases to FFN maps; "" if none is False."""
     config = text_config(model)
     return next((name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False), "")

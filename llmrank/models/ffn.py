@@ -57,7 +57,7 @@ class PrunableLayer:
     ----------
     name : str
         Name of the layer, which is also the key of its keep mask. It is the path of the FFN's module; for the kinds that may
-        have several prunable layers (sequential, explicit), the path of the Linear that computes the neurons.
+        have several prunable layers (sequential, explicit), the path of the linear map that computes the neurons.
     size : int
         Number of neurons.
     input_maps : tuple of LinearMap
@@ -106,7 +106,7 @@ class FFN:
 
     @property
     def prunable(self) -> dict[int, PrunableLayer]:
-        """The prunable layers by their index among the layers of nodes: the hidden layers, or all but layer 0 if explicit."""
+        """The prunable layers by index: the hidden layers of nodes, all but layer 0 if explicit, none of an attention."""
         if self.kind == "attention":
             return {}
         if self.kind == "explicit":

@@ -30,7 +30,7 @@ class SensitivityPruner(BasePruner):
     Parameters
     ----------
     amount : float or int
-        Share (float, [0, 1)) of all neurons to remove, or number (int) to remove from each layer on average.
+        Share (float, [0, 1)) of all neurons to remove, or number (int) to remove from each layer on average; of a cost, in total.
     min_keep, multiple_of, protect, amount_of
         See :class:`BasePruner`. If a layer loses less because it is protected, or has only `min_keep` neurons left, the other
         layers lose more. The median is that of the layers that are not protected.
@@ -123,8 +123,8 @@ def sensitivity_counts(
 ) -> list[int]:
     """Compute how many neurons each layer loses when the most sensitive layers are spared.
 
-    The even part of a layer is `amount` of its neurons. With m the median sensitivity, a layer of sensitivity c > limit * m is
-    spared: it loses only ``limit * m / c`` of its even part. The rest is removed from the layers that are not spared, the same
+    The even part of a layer is `amount` of its neurons. With m the median sensitivity, a layer of sensitivity c > limit * m > 0
+    is spared: it loses only ``limit * m / c`` of its even part. The rest is removed from the layers that are not spared, the same
     additional share of each. If some of these have only `min_keep` neurons left, the others lose more; if all have, the spared
     layers lose more.
 

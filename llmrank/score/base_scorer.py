@@ -19,7 +19,7 @@ __all__ = ["BaseScorer", "OutgoingScorer", "normalised"]
 
 
 class BaseScorer:
-    """Base class of all scorers. Override :meth:`score`, which :meth:`rank` calls for each layer in turn.
+    """Base class of all scorers. Override :meth:`score`, which :meth:`rank` calls for layers 1, 2, ... in turn.
 
     Examples
     --------
@@ -31,7 +31,7 @@ class BaseScorer:
     array([0.75, 0.25])
     """
 
-    # The name in the registries and on the command line. A class of this package without one is not registered.
+    # The name in the registries and on the command line. A class of this package without a name of its own is not registered.
     name: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,7 +69,7 @@ class BaseScorer:
         raise NotImplementedError(f"{type(self).__name__} must override score() or rank()")
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Score every layer of a graph in order, with :meth:`score`.
+        """Score every layer of a graph in order, all but layer 0 with :meth:`score`.
 
         Parameters
         ----------
@@ -115,8 +115,8 @@ class BaseScorer:
         vector = torch.as_tensor(value).detach().double().cpu()
         if vector.shape != (size,):
             raise LLMRankError(
-                f"{type(self).__name__}.score returned shape {tuple(vector.shape)} for {name}; expected ({size},), one "
-                "number for each row of the weight"
+                f"{type(self).__name__} gave scores of shape {tuple(vector.shape)} for {name}; expected ({size},), one "
+                "number for each node of the layer"
             )
         if not bool(torch.isfinite(vector).all()) or bool((vector < 0).any()):
             raise LLMRankError(
@@ -134,7 +134,7 @@ class BaseScorer:
         *,
         reads_blocks: bool = True,
     ) -> RankResult:
-        """Make the result of a rank that took one exact pass over the layers, and read each block once or none."""
+        """Make the result of a rank that took one exact pass over the layers, and read each block once, or no block."""
         return RankResult(
             scores=tuple(scores),
             names=graph.names,
@@ -170,12 +170,14 @@ class OutgoingScorer(BaseScorer):
         raise NotImplementedError
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Score every layer by its outgoing edges; the last layer, which has none, is scored by its activations.
+        """Score every layer by its statistics and outgoing edges; the last layer has none, and is scored by its activations.
 
         Raises
         ------
         OptionError
             There is not one entry of `statistics` for each layer.
+        LLMRankError
+            The factors gave a wrong shape, or negative or non-finite numbers.
         """
         if len(statistics) != len(graph.layer_sizes):
             raise OptionError(
@@ -196,7 +198,7 @@ class OutgoingScorer(BaseScorer):
 
 
 def normalised(vector: torch.Tensor, layer: int, degenerate: list[DegenerateLayer]) -> torch.Tensor:
-    """Divide the non-negative scores of a layer by their sum; if it is zero, return uniform scores and note the layer."""
+    """Divide a layer's non-negative scores by their sum; if it is zero, return uniform scores and add to `degenerate`."""
     total = vector.sum()
     if total > 0:
         return vector / total

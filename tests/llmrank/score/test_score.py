@@ -282,9 +282,9 @@ class Gives(BaseScorer):
         ([1.0, math.nan, 1.0, 1.0], "negative or non-finite scores for layer 1"),
         ([1.0, math.inf, 1.0, 1.0], "negative or non-finite scores for layer 1"),
         ([1.0, -1.0, 1.0, 1.0], "negative or non-finite scores for layer 1"),
-        ([1.0, 1.0, 1.0], r"returned shape \(3,\) for layer 1; expected \(4,\)"),
-        ([[1.0, 1.0, 1.0, 1.0]], r"returned shape \(1, 4\) for layer 1"),
-        (1.0, r"returned shape \(\) for layer 1"),
+        ([1.0, 1.0, 1.0], r"scores of shape \(3,\) for layer 1; expected \(4,\)"),
+        ([[1.0, 1.0, 1.0, 1.0]], r"scores of shape \(1, 4\) for layer 1"),
+        (1.0, r"scores of shape \(\) for layer 1"),
     ],
 )
 def test_unusable_scores_raise_with_the_layer_name(value: Any, message: str) -> None:
