@@ -155,8 +155,8 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
     ------
     IncidentEdges
         The edges of one node of a dense block may come in several parts, in the order of their neighbours. Nodes without edges
-        may be missing. The next part may overwrite the weights of this one. Cost: one read. Memory: a few bands of a dense
-        block, or a few times the edges of a CSR block.
+        may be missing. The next part may overwrite the weights of this one. Cost: one read. Memory: a few bands, and for a CSR
+        block also a few times its edges.
 
     Examples
     --------
@@ -199,7 +199,7 @@ def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[
     [([1, 0], [[3.0, 4.0], [5.0, 0.0]])]
     """
     lengths = np.diff(matrix.indptr).astype(np.int64)
-    # Lines are ordered by decreasing length, so that padding adds little, however unequal the lengths are.
+    # Lines are ordered by decreasing length, so that all padding together is at most some bands, whatever the lengths are.
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
     start = 0
     while start < len(order):

@@ -139,7 +139,7 @@ def top_share(scores: Any, share: float = 0.01) -> float:
 
 
 def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
-    """Compute the Lorenz curve: the share y of the score that the lowest share x of the nodes holds.
+    """Compute the Lorenz curve: the share y of the score that is held by the share x of the nodes with the lowest scores.
 
     Parameters
     ----------

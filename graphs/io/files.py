@@ -1,6 +1,6 @@
 """Files that are replaced completely or not at all, and safetensors files with a version and a checksum.
 
-The ``meta`` entry of a safetensors header is JSON text; its ``crc32`` entry is a checksum of that text and all arrays.
+In the header of a safetensors file, ``meta`` is JSON text, and ``crc32`` is a checksum of that text and all arrays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from graphs.errors import GraphError
 
 try:
     import fcntl
-except ImportError:  # Windows has no fcntl: nothing is locked there, so that no leftover is removed
+except ImportError:  # Windows has no fcntl: nothing is locked there, and no leftover is removed
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["LOCK", "hidden_directory", "read_tensors", "remove_leftovers", "replace_file", "write_tensors"]
@@ -41,14 +41,14 @@ def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
     """Make a hidden directory in which to prepare a file or directory; it is removed when the context ends.
 
     A process that is killed leaves its hidden directory behind; :func:`remove_leftovers` removes it later. Until the context
-    ends, the process holds a lock on the file ``lock`` in the directory. That file has the permissions of any new file.
+    ends, the process locks the file ``lock`` in it, if the file system has locks. That file has the permissions of any new file.
 
     Parameters
     ----------
     directory : Path
         Parent of the hidden directory. To move a file from the hidden directory to its parent is one rename.
     name : str
-        Name of the file or directory; :func:`remove_leftovers` finds hidden directories by this name.
+        Name of the file or directory; :func:`remove_leftovers` finds hidden directories by its first 40 characters.
 
     Yields
     ------
@@ -89,7 +89,7 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
     Parameters
     ----------
     directory : Path
-        Parent of the hidden directories. If it cannot be read, nothing is removed.
+        Parent of the hidden directories. If it cannot be read, or its file system has no locks, nothing is removed.
     name : str
         As for :func:`hidden_directory`.
     undo : callable, optional
@@ -108,7 +108,7 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
     except OSError:
         return
     for place in places:
-        # After the start come the two hashes of the machine, a random word and the suffix; none of them holds a dot.
+        # Four words without dots follow the start: the two hashes of the machine, a random word, and that of the suffix.
         start, *hashes = place.name.rsplit(".", 4)[:3]
         if start != _start(name) or not place.name.endswith(SUFFIX) or not {*hashes} & {*_machine()}:
             continue
@@ -139,7 +139,7 @@ def _start(name: str) -> str:
 
 
 def _machine() -> tuple[str, str]:
-    """Return a hash of the host name, which outlives restarts, and one of the boot id, which a machine's containers share."""
+    """Return hashes of the host name, which outlives restarts, and of the boot id, which containers share, or the first twice."""
     host = platform.node()
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")

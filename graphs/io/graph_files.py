@@ -1,8 +1,8 @@
 """Save and load graphs and ranks.
 
-A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds the scores ``score.l`` of every layer l and the
-residuals, error bounds, block products and seconds of every step. If the rank has a certificate, the file also holds its gaps,
-its required gaps, and the keep mask ``keep.l`` of every layer l that it covers.
+A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds the scores ``score.l`` of every layer l, and after
+every step the residuals, the error bound, and the block products and seconds so far. If the rank has a certificate, the file
+also holds its gaps, its required gaps, and the keep mask ``keep.l`` of every layer l that it covers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from graphs.structures.layered import LayeredGraph
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
-# Version 2 added the record of the steps; version 3 renamed the field `choice` to `solver_reason`.
+# Version 2 added the record of the steps; 3 renamed `choice` to `solver_reason`; 4, a certificate's `bounds` to `required_gaps`.
 RANK_VERSION = 4
 
-# The fields of a RankResult that are written without conversion: as JSON, with their types, and below as arrays.
+# The fields of a RankResult that are written without conversion: first those in JSON, with their types; then the arrays.
 PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("stop_reason", "solver", "backend", "method", "solver_reason"), (str,)),
     **dict.fromkeys(("tolerance", "setup_seconds"), (int, float)),
@@ -107,7 +107,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     GraphError, OSError
-        As for :func:`save_graph`.
+        As for :func:`graphs.io.files.write_tensors`.
 
     Examples
     --------
@@ -196,12 +196,12 @@ def _certificate(tensors: dict[str, Any], certified: bool | None, layers: list[i
 
 
 def _check_consistent(result: RankResult) -> None:
-    """Raise a ValueError that names a field, if the field has a wrong type or does not fit the others."""
+    """Raise a ValueError if a field has a wrong type or does not fit the others."""
     n_steps, n_layers = len(result.residuals), len(result.scores)
     node_shapes = {scores.shape[1:] for scores in result.scores}
     if len(node_shapes) != 1 or len(node_shapes.pop()) > 1 or any(scores.dtype.kind != "f" for scores in result.scores):
         shapes = ", ".join(f"{scores.shape} of {scores.dtype}" for scores in result.scores[:8])
-        raise ValueError(f"expected the scores of every layer, one or several for each node, got shapes {shapes}")
+        raise ValueError(f"expected float scores of shape (n,) or (n, k) for every layer, got {shapes}")
     for name in ARRAY_FIELDS:
         array = getattr(result, name)
         shape = (n_steps, n_layers) if name == "layer_residuals" else (n_steps,)

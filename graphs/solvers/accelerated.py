@@ -28,7 +28,7 @@ class Extrapolation:
     degree : {1, 2}
         Number of slow modes that are assumed.
     period : int
-        Number of steps from one extrapolation to the next, above the degree.
+        Number of steps from one extrapolation to the next; more than `degree`.
     """
 
     degree: int = 2
@@ -91,7 +91,7 @@ class Extrapolation:
 
 @dataclass(frozen=True)
 class AndersonMixing:
-    """Power iteration on mixtures of the last iterates: F is applied to the mixture whose residual should be least.
+    """Power iteration on mixtures of the last iterates, with the weights that make the same mixture of their changes shortest.
 
     Every step returns F of a mixture, so the bound is that of one step of power iteration. Source: Anderson 1965; Walker and
     Ni, SIAM J. Numer. Anal. 49 (2011).
@@ -99,7 +99,7 @@ class AndersonMixing:
     Parameters
     ----------
     window : int
-        Number of earlier iterates in the mixture, at least 1; each is stored as two states.
+        Largest number of earlier iterates in the mixture, at least 1; each is stored as two states.
     """
 
     window: int = 6

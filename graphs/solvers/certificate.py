@@ -40,8 +40,8 @@ class Certificate:
         Lowest kept score minus highest removed score, by layer. Pooled layers have one entry, under the first of these layers,
         for their weighted scores. inf where no node or every node is kept.
     required_gaps : mapping from layer to float
-        The number that the gap has to exceed: the slacks of a kept and a removed node, round-off included. 0 where no node or
-        every node is kept.
+        The number that the gap has to exceed; it follows from the slacks of the kept and of the removed nodes, round-off
+        included. 0 where no node or every node is kept.
     """
 
     keep: Mapping[int, BoolArray]
@@ -80,7 +80,7 @@ class KeepHighest:
     weights: Sequence[float] | None = None
 
     def check(self, layer_sizes: Sequence[int]) -> KeepHighest:
-        """Return self, or raise a GraphError if layers, counts or weights do not fit a graph with layers of these sizes."""
+        """Return self, or raise a GraphError if it names no layer, or does not fit a graph with layers of these sizes."""
         n_layers = len(layer_sizes)
         counts = self.counts or {}
         for layer, count in (*counts.items(), *((layer, self.count) for layer in self.pooled)):
@@ -102,7 +102,7 @@ class KeepHighest:
             )
         weights = self._pooled_weights()
         if len(weights) != len(self.pooled) or not all(0 < weight < np.inf for weight in weights):
-            raise GraphError(f"keep: expected one positive weight for each pooled layer, got {weights}")
+            raise GraphError(f"keep: expected one finite positive weight for each pooled layer, got {weights}")
         if not counts and not self.pooled:
             raise GraphError("keep: expected counts of layers, or pooled layers, got neither")
         return self

@@ -40,7 +40,7 @@ def write_page(inspection: Inspection, path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     GraphError
-        The directory does not exist, the path is no regular file, or the weights hold NaN or Inf.
+        The directory does not exist, the path is no regular file, or the weights or their sums hold NaN or Inf.
     OSError
         The system cannot write the file.
 

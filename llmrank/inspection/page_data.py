@@ -30,7 +30,7 @@ __all__ = ["DATA_LIMIT", "payload"]
 
 # Largest size of the page's arrays, in bytes of base64. A model of 46,080 neurons with eleven scorers needs about 7 MB.
 DATA_LIMIT = 30_000_000
-# If not everything fits, other scorers are left out before the edges of this many neurons of each layer.
+# The edges of this many neurons of each layer are never left out: scorers other than the main one are left out instead.
 MIN_NEURONS_WITH_EDGES = 64
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -64,7 +64,7 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
     OptionError
         An option is out of range.
     GraphError
-        The weights hold NaN or Inf.
+        The weights or their sums hold NaN or Inf.
 
     Notes
     -----
@@ -264,7 +264,7 @@ def _node_dtype(inspection: Inspection) -> IndexType:
 
 
 def _choose_what_fits(names: Sequence[str], choices: Choices, edge_bytes: int, limit: int) -> tuple[list[str], int]:
-    """Return the scorers that fit, and for how many neurons per layer the edges fit: `edge_bytes` a neuron before base64."""
+    """Return the scorers that fit, and of how many neurons per layer the edges fit (`edge_bytes` each, before base64)."""
     sizes, n_neurons = choices.sizes, sum(choices.sizes)
     index_bytes = np.dtype(_index_dtype(max(sizes))).itemsize
     # Base64 takes four bytes for three.

@@ -113,7 +113,7 @@ def global_removals(choices: Choices, positions: Sequence[IntArray]) -> IntArray
 def _rounded(choices: Choices, counts: IntArray, refusals: Sequence[str]) -> IntArray:
     """Round the widths that follow from (amounts, layers) numbers of removed neurons to every multiple, as pruners do.
 
-    Returns the (multiples, amounts, layers) numbers of neurons removed then, zero where the amount is refused.
+    Returns how many neurons are removed at the rounded widths, (multiples, amounts, layers); zero where the amount is refused.
     """
     removals = np.zeros((len(choices.multiples), *counts.shape), dtype=np.int64)
     for row, reason in enumerate(refusals):

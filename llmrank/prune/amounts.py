@@ -25,15 +25,15 @@ Protect: TypeAlias = Sequence[str | int] | str | int
 
 
 def check_amount(amount: float | int) -> float | int:
-    """Return `amount` if it is a share in [0, 1) or a number >= 0; otherwise raise an OptionError."""
+    """Return `amount` if it is a share (a float in [0, 1)) or a number (an int >= 0); otherwise raise an OptionError."""
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
-        raise OptionError(f"amount must be a share in [0, 1) or an integer number of neurons, got {amount!r}")
+        raise OptionError(f"amount must be a share in [0, 1) or an integer number, got {amount!r}")
     if isinstance(amount, int):
         if amount < 0:
             raise OptionError(f"amount must not be negative, got {amount}")
         return amount
     if not 0.0 <= amount < 1.0:
-        raise OptionError(f"amount must be a share in [0, 1) (0.3 removes 30 % of the neurons), got {amount!r}")
+        raise OptionError(f"amount must be a share in [0, 1) (0.3 removes 30 %), got {amount!r}")
     return float(amount)  # not a numpy float: shares are read from their repr as decimal numbers
 
 
@@ -119,7 +119,7 @@ def protected_names(protect: Sequence[str | int], names: Sequence[str]) -> set[s
         A pattern (``*``, ``?``, ``[...]``) matches the name of a layer or of a module that holds it: ``model.layers.0``
         selects all layers inside. A number is a position among the layers, counted from the end if negative.
     names : sequence of str
-        Names of all prunable layers, in the model's order.
+        Names of the layers to select from, in the model's order.
 
     Raises
     ------
@@ -139,8 +139,8 @@ def protected_names(protect: Sequence[str | int], names: Sequence[str]) -> set[s
             selected = [name for name in names if fnmatchcase(name, entry) or fnmatchcase(name, f"{entry}.*")]
         if not selected:
             raise OptionError(
-                f"protect: {entry!r} selects no prunable layer; expected a position below {len(names)}, or a name or pattern "
-                f"of {', '.join(names)}"
+                f"protect: {entry!r} selects no prunable layer; expected a position from {-len(names)} to {len(names) - 1}, "
+                f"or a name or pattern of {', '.join(names)}"
             )
         protected.update(selected)
     return protected

@@ -128,8 +128,8 @@ class BasePruner:
         """Raise if the options are impossible for these layers, whatever their scores.
 
         Pipelines call this method before they measure anything. It refuses entries of `protect` that select no layer, and amounts
-        of a cost that are more than can be removed. Subclasses also refuse other amounts, if the sizes of the layers alone tell
-        that these are impossible.
+        of a cost that are more than can be removed. Subclasses may also refuse other amounts that are impossible for layers of
+        these sizes.
 
         Parameters
         ----------
@@ -263,7 +263,7 @@ class BasePruner:
             scores = scores.sum(1) if scores.ndim == 2 else scores
             if not bool(torch.isfinite(scores).all()):
                 raise LLMRankError(
-                    f"{layer.name}: the scores of {type(self).__name__} are not finite; check what its extract_scores sets"
+                    f"{layer.name}: the scores of {type(self).__name__} are not finite; check the importance and extract_scores"
                 )
             scores = scores.where(present, -torch.inf)
             amount = check_amount(self.amount if layer.amount is None else layer.amount)
@@ -293,7 +293,7 @@ class BasePruner:
 
 
 def _share_of_count(count: int, n_neurons: int) -> float:
-    """Return a share of `n_neurons` that gives `count` neurons, both rounded up and rounded to the nearest number."""
+    """Return a share of `n_neurons` that gives `count` neurons, whether it is rounded up or to the nearest number."""
     return max(count - 0.25, 0.0) / n_neurons
 
 

@@ -21,7 +21,7 @@ __all__ = ["Reached", "budget_notes", "check_budget", "describe_amount", "reache
 Reached: TypeAlias = dict[Unit, dict[str, float]]
 # Largest difference between the removed share and the requested one that needs no note.
 MAX_DIFFERENCE = 0.02
-# Smaller where less of a cost was removed than requested: the model may then exceed the memory or time that it should fit.
+# The limit if less of a cost was removed than requested: the model may then exceed the memory or time that it should fit.
 MAX_COST_SHORTFALL = 0.001
 
 
@@ -63,7 +63,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
     Parameters
     ----------
     pruner : BasePruner
-        One budget covers all layers, and :func:`check_budget` has accepted it.
+        It prunes all layers in one call, and :func:`check_budget` has accepted it.
     ffns : FFNs
     costs : ModelCosts
         Costs of the model that holds the FFNs.
@@ -72,9 +72,9 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
     -------
     str
         The number of neurons that each layer loses, if it is known before ranking and the same for all layers; otherwise the
-        number that all layers lose together. "about" stands in front of numbers that depend on the scores, because neurons of
-        different layers differ in cost. For a :class:`LocalPruner` the numbers are those after widths are rounded, for the other
-        pruners of this package those before. For any other pruner, a sentence that the pruner decides.
+        number that all layers lose together. If neurons of different layers differ in cost, "about" stands in front of the
+        numbers of neurons and parameters that depend on the scores. For a :class:`LocalPruner` the numbers are those after
+        widths are rounded, for the other pruners of this package those before. For any other, a sentence that the pruner decides.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def _short(number: int) -> str:
 
 
 def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
-    """Return for each unit the cost of the dense model ("before"), and how much of it is removed ("removed", "share").
+    """Return for each unit the total before pruning ("before"), and how much of it is removed ("removed", "share").
 
     Examples
     --------

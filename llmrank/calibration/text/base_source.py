@@ -54,7 +54,7 @@ class BaseSource:
 
     def read(self, role: Role) -> tuple[str | list[str], str]:
         """Return the text (or a list of texts), and a description of it for reports."""
-        raise NotImplementedError(f"{type(self).__name__} must override read() or sequences()")
+        raise NotImplementedError(f"{type(self).__name__} has no read(); override it, or sequences() and use that")
 
     def sequences(self, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
         """Return the sequences that a request asks for, and the held-out ones or None."""

@@ -1,4 +1,4 @@
-"""The built-in text: the part of Python's language reference that comes with Python."""
+"""The built-in text: the topics of Python's ``help()``, most of them from the language reference."""
 
 from __future__ import annotations
 

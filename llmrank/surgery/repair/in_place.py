@@ -28,7 +28,7 @@ class RepairsInPlace:
         self._replaced: list[tuple[nn.Parameter, int]] = []
 
     def write(self, output_map: LinearMap, repaired: RepairedMap) -> RepairedMap:
-        """Save the weight of an output map in the file, and write the repaired weight over it.
+        """Save the weight of an output map in the file, and write the repaired weight into the model.
 
         Parameters
         ----------

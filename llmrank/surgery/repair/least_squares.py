@@ -19,7 +19,7 @@ __all__ = ["LeastSquaresRepair"]
 
 # Four dampings a decade, and the two ends: an undamped fit, and kept weights that do not change.
 DAMPINGS = (0.0, *(10.0 ** (quarter / 4) for quarter in range(-24, 17)), math.inf)
-# Used if no token is held out, by which a damping could be chosen: the fit and the old weights count about the same.
+# Used for "auto" if no tokens are held out to choose a damping by: the fit and the old weights count about the same.
 CAUTIOUS_DAMPING = 1.0
 # With fewer tokens least squares gained clearly less, on the models that were measured.
 TOKENS_PER_NEURON = 4
@@ -49,14 +49,14 @@ class LeastSquaresRepair(BaseRepair):
     reselect : bool
         Whether to choose anew which neurons are kept, as many in each layer as the pruner kept. They are ranked by the same
         scorer, but the norm of a neuron's activations is replaced by the part of them that the other neurons do not explain,
-        :meth:`Moments.unexplained`: it costs little to remove a neuron that the repaired others replace. With target "stream" and
-        a stream that follows the dense model, the moments are those of the dense model; otherwise those of the model as pruned
-        so far.
+        :meth:`Moments.unexplained`: it costs little to remove a neuron that the repaired others replace. With target "stream",
+        in a model that can be run block by block, the moments are those of the dense model for the first map that is repaired
+        in each block; otherwise those of the model as pruned so far.
 
     Notes
     -----
     Cost: for "auto" with held-out tokens, one eigen-decomposition of the (kept, kept) matrix, after which every damping costs
-    only O(kept^2); otherwise a Cholesky factorisation.
+    only O(kept^2); otherwise a Cholesky factorisation, or an eigen-decomposition if that fails.
 
     Examples
     --------
@@ -167,8 +167,8 @@ class _NormalEquations:
         """Return the damping with the smallest error on held-out tokens, and its change of the kept columns, (out, kept).
 
         In the basis of eigenvectors of the scaled S_KK the solution for a damping is a diagonal matrix times fixed
-        coefficients, and the held-out error is a quadratic form of that diagonal, so a damping costs O(kept^2). This overwrites
-        both equations.
+        coefficients, and the held-out error is a quadratic function of that diagonal, so a damping costs O(kept^2). This
+        overwrites both systems of equations.
         """
         scale = self.scale
         scaled, scaled_held_out = self.scaled(scale), held_out.scaled(scale)

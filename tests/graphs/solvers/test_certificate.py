@@ -450,14 +450,14 @@ DOORS: dict[str, Callable[..., RankResult]] = {
         (KeepHighest(pooled=(0, 0), count=2), "keep: "),
         (
             KeepHighest(pooled=(0, 1), count=2, weights=(1.0,)),
-            "keep: expected one positive weight for each pooled layer",
+            "keep: expected one finite positive weight for each pooled layer",
         ),
         (
             KeepHighest(pooled=(0, 1), count=2, weights=(1.0, 0.0)),
-            r"one positive weight for each pooled layer, got \(1.0, 0.0\)",
+            r"one finite positive weight for each pooled layer, got \(1.0, 0.0\)",
         ),
-        (KeepHighest(pooled=(0, 1), count=2, weights=(1.0, math.nan)), "one positive weight"),
-        (KeepHighest(pooled=(0, 1), count=2, weights=(1.0, math.inf)), "one positive weight"),
+        (KeepHighest(pooled=(0, 1), count=2, weights=(1.0, math.nan)), "one finite positive weight"),
+        (KeepHighest(pooled=(0, 1), count=2, weights=(1.0, math.inf)), "one finite positive weight"),
     ],
     ids=repr,
 )
@@ -474,7 +474,7 @@ def test_what_fits_passes_the_check() -> None:
 
 def test_several_columns_are_refused() -> None:
     graph = bidirectional_graph(random_case(1, (2, 3, 2)).graph())
-    with pytest.raises(GraphError, match="keep: expected one teleport vector, got 3; rank them one at a time"):
+    with pytest.raises(GraphError, match=r"keep: expected one teleport vector \(n,\), got shape \(7, 3\); rank"):
         pagerank(graph, teleport=np.ones((7, 3)), keep=KeepHighest({1: 1}))
 
 
