@@ -39,7 +39,7 @@ LEGEND_WIDTH = 1.8
 class _Stack:
     """Three scores of every bucket of a layer, (buckets,): what arrives along edges, what it holds, what leaves along edges.
 
-    `arriving` is a share of the score of the layer before, the others are shares of the score of the layer itself.
+    Flows are shares of the score of their source layer (of the flow, if PageRank is modified); `held` replaces missing flows.
     """
 
     arriving: FloatArray
@@ -57,9 +57,9 @@ def layer_flow(
     """Draw how score flows between buckets of nodes, layer by layer, as stacked bars joined by ribbons.
 
     A layer is a stack of bars, one for each bucket, with the highest scores on top. In its middle, a bar is as high as the score
-    of its nodes. Its left side is as high as the score that reaches them along edges, and its right side as the score that they
-    pass on along edges. In a weighted PageRank these heights differ because of the nodes' own activations and of dangling nodes.
-    The width of a ribbon is the flow of score (:func:`graphs.analysis.flow.flow`), and its colour is that of the source bucket.
+    of its nodes. Its left side (not in the first layer) is as high as the score that reaches them along edges, and its right side
+    (not in the last) as the score that they pass on. In a weighted PageRank these heights differ because of activations and of
+    dangling nodes. The width of a ribbon is the flow of score (:func:`graphs.analysis.flow.flow`), its colour that of the source.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def layer_flow(
         np.bincount(score_buckets(scores[layer], shares), weights=scores[layer], minlength=len(shares)) / total
         for layer, total in zip(chosen, totals, strict=True)
     ]
-    # The flow of a modified PageRank has sum 1 already; that of another rank sums to the score of its non-dangling sources.
+    # The flow of a modified PageRank has sum 1 or 0 already; that of another rank sums to the score of non-dangling sources.
     flows = [
         flow(graph, rank, layer, shares) / (1.0 if is_modified(rank) else total)
         for layer, total in zip(chosen[1:], totals, strict=False)
@@ -155,7 +155,7 @@ def _bucket_shares(buckets: Any) -> list[float]:
     except (TypeError, ValueError):
         shares = []
     if not shares or len(shares) > MAX_BUCKETS or min(shares) <= 0 or abs(sum(shares) - 1.0) > 1e-9:
-        raise GraphError(f"expected 1 to {MAX_BUCKETS} buckets, or positive shares of sum 1, got {buckets!r}")
+        raise GraphError(f"expected 1 to {MAX_BUCKETS} buckets, or as many positive shares of sum 1, got {buckets!r}")
     return shares
 
 

@@ -65,7 +65,8 @@ def check_layer_scores(scores: Sequence[Any]) -> list[FloatArray]:
     Raises
     ------
     GraphError
-        A RankResult instead of its scores, no layer, an empty layer, several scores a node, or negative or non-finite scores.
+        A RankResult instead of its scores, no layer, an empty layer, several scores a node, or scores that are
+        negative, not finite or not real.
 
     Examples
     --------
@@ -111,7 +112,7 @@ def check_keep_masks(scores: Sequence[FloatArray], keep: Sequence[Any]) -> list[
     masks = [as_numpy(mask) for mask in keep]
     if [values.shape for values in scores] != [mask.shape for mask in masks]:
         raise GraphError(
-            f"expected scores and keep masks of the same layers, got sizes {[len(v) for v in scores]} and "
+            f"expected scores and keep masks of the same layers, got shapes {[v.shape for v in scores]} and "
             f"{[mask.shape for mask in masks]}"
         )
     return [mask.astype(np.bool_) for mask in masks]

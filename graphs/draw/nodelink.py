@@ -61,9 +61,9 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
     """Draw a subgraph: nodes as dots, edges as lines, and for each layer a box for the nodes that are not in the subgraph.
 
     Layers are columns from left to right, with the highest score on top; without scores, nodes are ordered by index. The area of
-    a dot is proportional to the score of the node, but has a minimum. The width of a line grows with the weight of the edge,
-    divided by that of the heaviest edge of its block in the subgraph. The title says which share of the score and of the
-    weight the subgraph holds.
+    a dot is proportional to the score of the node, but has a minimum; without scores, all areas are equal. The width of a line
+    grows with the weight of the edge, divided by that of the heaviest edge of its block in the subgraph. The title says which
+    share of the weight, and of the score if there are scores, the subgraph holds.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def _draw_nodes(
         72.0 * height / (high - low) * float(np.diff(np.sort(values)).min(initial=WIDEST_PITCH)) for values in ys
     ]
     column = size_in_inches(ax)[0] / len(ys)
-    # Dots may touch but not overlap.
+    # Dots do not overlap, unless a layer has so many nodes that even the smallest dots do.
     largest = min(LARGEST, max(SMALLEST, (0.95 * min(*pitches, 72.0 * column)) ** 2))
     highest = max((float(values.max()) for values in scores if len(values)), default=0.0)
     equal_areas = subgraph.scores is None or highest <= 0.0

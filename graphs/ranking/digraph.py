@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pagerank"]
 
-# Estimated number of products per block on a graph with cycles; the backend chooses the form of a block by it.
+# Estimated number of products per block where one product is not enough; the backend chooses the form of a block by it.
 ESTIMATED_PRODUCTS = 30
 
 
@@ -71,8 +71,8 @@ def pagerank(
     solver : str or Solver
         A name: "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson", "gmres", "bicgstab" or "lu"; see
         :mod:`graphs.solvers`. "auto" chooses by the structure: one sweep, which is exact, if it finds no cycles; else
-        Gauss-Seidel in layer order; but power iteration with quadratic extrapolation if there is only one layer, or if the
-        backend cannot sweep over the nodes of a layer. The result names the choice and its reason.
+        Gauss-Seidel in layer order; but power iteration with quadratic extrapolation if there is only one layer, or if
+        sweeps over the nodes of a layer are not possible. The result names the choice and its reason.
     backend : {"auto", "scipy", "torch", "dense"}
         Backend of the products, see :func:`graphs.weighted_pagerank`. Edges within a layer (a matrix or a networkx graph is
         one layer) are always in CSR form: "dense" raises an error for them, and torch cannot sweep over the nodes of a layer
@@ -121,7 +121,7 @@ def pagerank(
         keep.check(digraph.layer_sizes)
         if distribution.ndim == 2:
             raise GraphError(
-                f"keep: expected one teleport vector, got {distribution.shape[1]}; rank them one at a time"
+                f"keep: expected one teleport vector (n,), got shape {distribution.shape}; rank its columns one at a time"
             )
     if backend == "dense" and digraph.has_edges_within_layers:
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")

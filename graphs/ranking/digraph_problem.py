@@ -95,7 +95,7 @@ class DigraphProblem:
     # --- the equation
 
     def apply(self, state: State) -> State:
-        """Apply F, with one product per block: compute every layer from the given state."""
+        """Apply F, the right side of the equation, to the given state, with one product per block."""
         following = [vector * self.gamma for vector in self.apply_transition(state)]
         # Everything that did not come along edges teleports, the scores of dangling nodes included.
         teleporting = 1.0 - total_scores(following)
@@ -206,7 +206,7 @@ class DigraphProblem:
 
         The proportions within a layer remain, and they determine the flows between layers. This costs no product, because the
         shares alone give the score that leaves a layer along a block. With only one layer, its sum is balanced with the
-        teleporting mass; a sweep alone reduces the error of this balance by no more than the factor gamma.
+        teleporting mass; a sweep alone may reduce the error of this balance only to gamma times what it was.
         """
         to_numpy = self.backend.arithmetic.to_numpy
         layer_sums = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)
@@ -286,8 +286,8 @@ class DigraphProblem:
             inner = [t for t in self._transitions_into[layer] if t.edges.within_layer]
             if len(inner) > 1 or not isinstance(inner[0].operator, CSROperator) or inner[0].edges.transposed:
                 raise GraphError(
-                    f"layer {layer} has edges within itself; expected them as one scipy CSR block, for sweeps in node order: "
-                    "use backend='scipy', or solver='power', 'anderson' or 'gmres'"
+                    f"layer {layer} has edges within itself; sweeps expect them in one scipy CSR block that is not transposed: "
+                    "use backend='scipy', join such blocks, or use solver='power', 'anderson' or 'gmres'"
                 )
             self._node_sweeps[layer] = _NodeSweep(inner[0].operator, inner[0].scale, self.gamma)
         return self._node_sweeps[layer]

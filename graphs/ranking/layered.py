@@ -58,11 +58,11 @@ def weighted_pagerank(
         "scipy" and "torch" multiply blocks in CSR form, "dense" multiplies dense weights without a copy, and "auto" chooses
         the cheapest form for each block.
     device : str or torch.device, optional
-        Device of the computation; by default the device of the weights.
+        By default the device of the first dense torch weights, else the CPU; for "scipy" always the CPU.
     dtype : {"float64", "float32"}
         The dtype of the scores; with float32 the tolerance is at least 8 eps.
     tol : float
-        Absolute L1 residual at which an iteration stops.
+        Absolute L1 residual (the largest of all layers) at which an iteration stops.
     max_iter : int
         Largest number of steps. A solver that has not converged by then returns its last iterate, with a warning.
     start : RankResult or sequence of L+1 arrays, optional
@@ -81,7 +81,7 @@ def weighted_pagerank(
     ------
     GraphError
         A parameter is out of range, a name is unknown, `start` or `keep` does not fit the graph, the solver or the device
-        cannot be used, or the weights hold NaN or Inf.
+        cannot be used, or the weights hold NaN or Inf, or overflow.
 
     Notes
     -----

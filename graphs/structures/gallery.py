@@ -46,7 +46,7 @@ def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.c
     Every edge descends through `scale` levels of quadrants, with probabilities 0.57, 0.19, 0.19 and 0.05;
     then node numbers are permuted. Repeated edges become one edge of weight 1 and self-loops are removed, so
     at most ``edge_factor * 2**scale`` edges remain (16.1 of 16.8 million at scale 20). Edges
-    are directed; GAP also adds their reverses. Many nodes have no edge.
+    are directed; GAP also adds their reverses. In a large graph many nodes have no edge.
 
     Parameters
     ----------
@@ -100,11 +100,11 @@ def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.c
 
 
 def uniform(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr_array:
-    """Draw a uniformly random digraph, like GAP's Urand, of the size of :func:`kronecker`: similar degrees, small diameter.
+    """Draw a uniform random digraph like GAP's Urand, of the size of :func:`kronecker`: degrees near their mean, small diameter.
 
     Both ends of every edge are drawn independently and uniformly (Erdos-Renyi with a fixed number of
     edges). Repeated edges become one edge of weight 1 and self-loops are removed: with edge factor k about
-    ``k + k**2 / 2`` of the drawn edges are lost, for every size of the graph.
+    ``k + k**2 / 2`` of the drawn edges are lost, however large the graph.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def uniform(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr
 
 
 def road(side: int = 32, keep: float = 0.95, seed: int = 0) -> sparse.csr_array:
-    """Draw a grid of streets like a road network: low degree, and a diameter of about ``2 * side``, so scores spread slowly.
+    """Draw a grid of streets like a road network: low degree, a diameter of about ``2 * side`` or more, so scores spread slowly.
 
     The nodes are the crossings of a square grid, node ``side * row + column``, with a street in both directions
     between neighbours. A random selection of ``round(keep * count)`` of the ``count`` streets remains.

@@ -32,7 +32,7 @@ def check_layer(graph: LayeredGraph, layer: Any, first: int = 0, *, name: str = 
     Raises
     ------
     GraphError
-        There is no such layer.
+        `layer` is not an integer, or is out of range.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def check_node(graph: LayeredGraph, layer: int, node: Any) -> int:
     Raises
     ------
     GraphError
-        There is no such node.
+        `node` is not an integer, or is out of range.
 
     Examples
     --------

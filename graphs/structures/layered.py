@@ -73,8 +73,9 @@ class LayeredGraph:
         Raises
         ------
         GraphError
-            There are no weights, consecutive shapes do not fit, activations are negative, numbers are not finite or not real,
-            a sparse matrix has damaged index arrays, the number of activations or names is wrong, or names repeat.
+            There are no weights, a matrix is empty, not two-dimensional or without data, shapes do not fit, activations are
+            negative, numbers are not finite or not real, a sparse matrix has damaged index arrays or an unknown layout, the
+            number of activations or names is wrong, or names repeat.
 
         Examples
         --------
@@ -151,7 +152,7 @@ class LayeredGraph:
     def with_csr(self) -> LayeredGraph:
         """Return the graph with every block stored as CSR, which needs memory and saves later conversions.
 
-        Parallel edges become one edge, so the squares of the result differ from those of this graph.
+        Parallel edges become one edge, so :meth:`squared` then squares their sum, and not each of them.
         """
         return LayeredGraph(tuple(SparseBlock(block.to_csr()) for block in self.blocks), self.activations, self.names)
 
@@ -168,7 +169,7 @@ class LayeredGraph:
         Raises
         ------
         GraphError
-            There is no such layer, the shape is wrong, or numbers are negative or not finite.
+            There is no such layer, the shape is wrong, or numbers are negative, not finite or not real.
 
         Examples
         --------

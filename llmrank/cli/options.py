@@ -44,7 +44,7 @@ __all__ = [
     "text_source",
 ]
 
-# The smallest value of each option that is a number. A sequence needs 2 tokens, because one token predicts nothing.
+# Smallest values of integer options, except --amount and --steps. A sequence needs 2 tokens: one token predicts nothing.
 LEAST = {
     "samples": 1,
     "sequence_length": 2,
@@ -79,7 +79,7 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
     ----------
     command : argparse.ArgumentParser
     prunes : bool
-        Whether the command prunes a model; otherwise the options of repair, steps and form are left out.
+        Whether the command prunes a model; otherwise the options of repair, unit, steps and form are left out.
 
     Returns
     -------
@@ -182,7 +182,7 @@ def _sources() -> str:
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """Raise if a number is too small or too large."""
+    """Raise if a number is below its value in `LEAST` or above that in `MOST`."""
     for name, least in LEAST.items():
         number = getattr(options, name, None)
         if number is not None and not least <= number <= MOST[name]:

@@ -38,9 +38,9 @@ def _bar(items: Sequence[Any], description: str) -> Iterable[Any]:
 
 
 class ProgressLog:
-    """Progress as lines, each with the time since the command started.
+    """Progress as lines, each with the time since the log was made.
 
-    The first line of a stage names its number of steps, if there are several. If the stage takes long, more lines follow with the
+    The first line of a stage names its number of steps, unless it is 1. If the stage takes long, more lines follow with the
     number of steps done and an estimate of the time left, and a last line with the time that the stage took.
 
     Parameters

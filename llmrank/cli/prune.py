@@ -104,7 +104,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
 
 
 def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable: bool) -> BasePipeline:
-    """Check the options, load the model and make the pipeline; print how much will be removed, and warnings.
+    """Check the options, load the model and make the pipeline; print what will be removed, what steps cost, and warnings.
 
     The amount is printed in words because it is easy to write 30 (neurons) for 0.3 (30 %).
     """
@@ -127,7 +127,7 @@ def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable
 
 
 def _say_wait(pipeline: BasePipeline, console: Console) -> None:
-    """Say that the model first writes the calibration text, which takes long, if ``auto`` means that for this model."""
+    """Say that the model first writes the calibration text, which takes long, if ``auto`` chose that."""
     if pipeline.calibration.source == Generated.name:
         console.print(
             f"The model first writes the text to calibrate on; --calibration FILE or {BuiltInText.name} does without.",
@@ -148,7 +148,7 @@ def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
 
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
-    """Note in the report if the pruned model has collapsed, as seen on a few sequences of the built-in text."""
+    """Note in the report if the pruned model collapses on a few sequences of the built-in text, or cannot be run on them."""
     if pipeline.tokenizer is None or not predicts_next_token(pipeline.model) or not report.neurons["removed"]:
         return
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)

@@ -60,7 +60,7 @@ def parse_device(device: str | torch.device | None) -> torch.device:
     Raises
     ------
     OptionError
-        The device is unknown, or not available on this machine.
+        The device is unknown, not available on this machine, or "meta".
     """
     try:
         parsed = torch.device("cpu" if device is None else device)
@@ -134,7 +134,7 @@ def load_pretrained(
     Warns
     -----
     UserWarning
-        The files of a tokenizer cannot be loaded, or the tokenizer is code of the checkpoint that is not trusted.
+        The tokenizer is code that is not trusted; or none can be loaded, and code is trusted or the directory holds its files.
     """
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
     source = os.fspath(source)
@@ -161,8 +161,8 @@ def load_pretrained(
         if "trust_remote_code" in str(error):
             raise _untrusted_code_error(source) from error
         raise ModelSourceError(
-            f"transformers cannot load {source}: {_first_line(error)}; check the path or name, or download the model on a "
-            "machine with network access and pass its directory"
+            f"transformers cannot load {source}: {_first_line(error)}; check the path or name and the files, or "
+            "download the model on a machine with network access and pass its directory"
         ) from error
     if differences:
         raise ModelSourceError(
@@ -198,9 +198,9 @@ def _check_source(source: str) -> None:
 
 
 def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the tokenizer of a model or None, and a warning, "" unless the model has a tokenizer that cannot be loaded.
+    """Return the tokenizer of a model or None, and a warning.
 
-    A model without a tokenizer can still be pruned: on a tensor of tokens.
+    It is "" if a tokenizer is loaded, or if nothing hints at one: no files in a directory, no code, no `trust_remote_code`.
     """
     try:
         return transformers.AutoTokenizer.from_pretrained(name, **options), ""

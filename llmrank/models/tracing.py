@@ -43,7 +43,7 @@ def linear_chain(
     Returns
     -------
     tuple of str, or None
-        None if the module is no plain chain, has maps on the meta device, or does not run on a (rows, features) tensor.
+        None if the module is no plain chain of two or more maps, fails to run, or (with `separate`) has maps on the meta device.
 
     Notes
     -----
@@ -129,7 +129,7 @@ def _reads_alone(
 def trial_run(module: nn.Module) -> Iterator[None]:
     """Enter a context in which a module runs in evaluation mode and without gradients.
 
-    Afterwards the modes of its submodules and torch's random state on the CPU are what they were, even if an error is raised.
+    Afterwards the modes of all its modules and torch's random state on the CPU are what they were, even if an error is raised.
 
     Parameters
     ----------

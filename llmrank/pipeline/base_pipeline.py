@@ -57,7 +57,7 @@ class BasePipeline(PipelineStages):
     device : str or torch.device, optional
         Where the model is moved to; by default it stays where it is.
     calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
-        The text that statistics are taken on; 16 sequences of 1,024 tokens of the built-in text by default.
+        The text that statistics are taken on; by default up to 16 sequences of at most 1,024 tokens of the built-in text.
     form : {"compact", "zero", "mask"}, optional
         See :func:`llmrank.surgery.apply.apply_masks`. Compact by default; with a `structure_dict` compact is refused, and zero is
         the default.
@@ -80,7 +80,7 @@ class BasePipeline(PipelineStages):
     undoable : bool
         Keep the original weights for :meth:`undo`. If they are not kept, each is freed as soon as it is replaced. Then
         :attr:`repaired`, and :attr:`graph`, which would refer to these weights, are empty after :meth:`run`. After an error that
-        comes when the repair is finished, the model may stay repaired or pruned, completely or in part.
+        comes later than the repair, the model may stay repaired or pruned, completely or in part.
 
     Attributes
     ----------
@@ -183,8 +183,8 @@ class BasePipeline(PipelineStages):
             first, last = number == 1, number == self.steps
             seconds_before = dict(self._seconds)
             with temporarily_masked(self.model, ffns, present):
-                # A repair runs the model block by block. So the first pass, and one of the held-out sequences, record how the
-                # model calls its blocks.
+                # A repair runs the model block by block. So the first pass, and a pass of the held-out sequences, record how
+                # the model calls its blocks.
                 with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else FFNs()) as seen:
                     statistics = self.calibrate(ffns, sequences)
                     if seen.blocks and held_out is not None:
@@ -233,7 +233,7 @@ class BasePipeline(PipelineStages):
     def undo(self) -> nn.Module:
         """Restore the model as it was before :meth:`run`, bit for bit (it stays on `device`); refused unless :attr:`undoable`."""
         if self.application is None:
-            raise OptionError("there is nothing to undo: run() has not pruned this model")
+            raise OptionError("there is nothing to undo: run() has not pruned this model, or undo() has restored it")
         self.application.undo()
         self.application = None
         return self.model
@@ -253,7 +253,7 @@ class BasePipeline(PipelineStages):
         self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
     def _report(self, ffns: FFNs, masks: Masks, sequences: TokenSequences, held_out: TokenSequences | None) -> Report:
-        """Make the report before masks are applied; :meth:`run` sets the size "after", the seconds and the evaluation later."""
+        """Make the report before masks are applied; :meth:`run` later sets what is known only then."""
         size, costs = model_size(self.model, ffns), self.costs or self.check(ffns)
         reached = reached_amounts(masks, costs)
         fitted, unfitted = (sequences, held_out) if held_out is not None else sequences.parts
@@ -281,7 +281,7 @@ class BasePipeline(PipelineStages):
         )
 
     def _method(self) -> dict[str, Any]:
-        """Return all settings, for the report."""
+        """Return the settings of the method, for the report."""
         return {
             "pipeline": self.topology,
             **self.parameters(),

@@ -73,10 +73,10 @@ def build_graphs(
     of this layer are the norms of the next FFN's input (for explicit FFNs, of the Linear's own output). FFNs whose sizes do not
     fit each other are not chained.
 
-    In the residual topology that layer ends one graph and starts the next, and skip edges lead past each graph. There, if the
-    statistics include attentions, each attention has a graph in front of that of its FFN, without prunable layers: edges of
-    weights ``|V|`` lead from the residual stream to the heads (each of the heads that share values has its own copy of them), and
-    edges of weights ``|O|`` lead back to the stream.
+    In the residual topology the layer between two FFNs ends one graph and starts the next, and skip edges lead past each graph.
+    If the statistics include attentions, each attention has a graph in front of that of its FFN, without prunable layers: edges
+    of weights ``|V|`` lead from the residual stream to the heads (each of the heads that share values has its own copy of them),
+    and edges of weights ``|O|`` lead back to the stream.
 
     Parameters
     ----------
@@ -85,8 +85,8 @@ def build_graphs(
         One for each of the FFNs.
     topology : {"isolated", "chained", "residual"}
     beta : float, optional
-        For the residual topology: the share that skips a graph, 0..1. By default all graphs of a block have the same share, and
-        the product of these shares is the share that was measured for the block.
+        For the residual topology: the share that skips a graph, 0..1. By default all graphs of a transformer block have the
+        same share, and the product of these shares is the share that was measured for the block.
 
     Raises
     ------

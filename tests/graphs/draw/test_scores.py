@@ -122,7 +122,7 @@ def test_invalid_arguments_are_refused() -> None:
         with pytest.raises(GraphError, match="expected"):
             score_heatmap(scores)
     for masked in (score_heatmap, kept_by_layer):
-        with pytest.raises(GraphError, match=r"same layers, got sizes \[2\] and \[\(1,\)\]"):
+        with pytest.raises(GraphError, match=r"same layers, got shapes \[\(2,\)\] and \[\(1,\)\]"):
             masked([[1.0, 2.0]], [[True]])
         with pytest.raises(GraphError, match="same layers"):
             masked([[1.0, 2.0]], [])
