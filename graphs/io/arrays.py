@@ -98,8 +98,8 @@ def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) 
     Raises
     ------
     GraphError
-        Something is missing, has the wrong type or does not fit the rest; or edges are repeated, out of order, or have
-        weights that are not positive and finite.
+        Something is missing, has the wrong type or does not fit the rest; activations are negative or not finite; or edges
+        are repeated, out of order, or have weights that are not positive and finite.
 
     Notes
     -----
@@ -115,7 +115,7 @@ def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) 
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise GraphError(f"expected the names of the layers, a list of texts, got {str(names)[:80]}")
     if not isinstance(shapes, list) or not shapes or not all(map(_is_shape, shapes)):
-        raise GraphError(f"expected the shapes of the blocks, a list of pairs of integers, got {str(shapes)[:80]}")
+        raise GraphError(f"expected the shapes of the blocks, a list of pairs of integers > 0, got {str(shapes)[:80]}")
     weights = [_block(arrays, position, tuple(shape)) for position, shape in enumerate(shapes, start=1)]
     activations = [_vector(arrays, f"activation.{layer}") for layer in range(len(weights) + 1)]
     return LayeredGraph.from_weights(weights, activations[0], activations[1:], names)

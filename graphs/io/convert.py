@@ -46,7 +46,7 @@ def to_networkx(
     Raises
     ------
     GraphError
-        More than `max_edges` edges, or a rank of another graph.
+        More than `max_edges` edges, or a rank of another graph or with several scores a node.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> 
     ----------
     graph : LayeredGraph or Subgraph
     rank : RankResult or None
-        A rank of the graph, or of the subgraph's original.
+        A rank of the graph, or of the subgraph's original, with one score a node.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> 
     Raises
     ------
     GraphError
-        The rank does not belong to the graph, or to the subgraph's original.
+        The rank does not belong to the graph, or to the subgraph's original, or has several scores a node.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def from_networkx(
     Parameters
     ----------
     digraph : networkx.DiGraph or networkx.MultiDiGraph
-        Parallel edges of a multigraph are added.
+        The weights of a multigraph's parallel edges are added.
     weight : str, optional
         Name of an edge attribute with finite, non-negative values. An edge without it has weight 1, as in networkx; with None,
         every edge has weight 1. An edge of weight 0 is dropped.
@@ -144,9 +144,9 @@ def from_networkx(
     Returns
     -------
     graph : LayeredGraph
-        Its blocks are float64 CSR. If all nodes of a layer have the same ``name`` attribute, as :func:`to_networkx` writes it,
-        that is the name of the layer; else the name is ``layer l``. If two layers would have the same name, all are named
-        ``layer l``.
+        Its blocks are float64 CSR. If all nodes of a layer have the same text as ``name`` attribute, as :func:`to_networkx`
+        writes it, that is the name of the layer; else the name is ``layer l``. If two layers would have the same name, all are
+        named ``layer l``.
     labels : tuple of tuples
         ``labels[l][k]`` is the networkx node that became node k of layer l.
 

@@ -46,7 +46,7 @@ def disparity(weights: FloatArray, strengths: FloatArray, degrees: IntArray) -> 
     >>> disparity(np.array([7.0]), np.array(7.0), np.array(1))
     array([1.])
     """
-    # The share of the other edges, 1 - p. Near p = 1 this difference is exact, but the computed 1 - p has lost its digits.
+    # The share of the other edges, 1 - p. Near p = 1, strength - weight is exact, but 1 minus a rounded p loses digits.
     others = np.maximum(strengths - weights, 0.0) / strengths
     # 0 ** 0 is 1, for the only edge of a node.
     alphas: FloatArray = np.power(others, np.asarray(degrees, dtype=np.float64) - 1.0)
@@ -66,8 +66,8 @@ def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDAr
     Returns
     -------
     (nnz,) bool array
-        One value for each entry of ``csr.data``. Cost: one pass. Memory: the result, and a few arrays as long as a band (or one
-        row).
+        One value for each entry of ``csr.data``. Cost: one pass. Memory: the result, and a few arrays as long as a band and one
+        row.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDAr
         degrees = all_degrees[group]
         firsts = (csr.indptr[group] - start).astype(np.int64)
         weights = csr.data[start:stop].astype(np.float64)
-        # Multiplying by a power of two is exact, and no sum overflows afterwards.
+        # A power of two as factor changes no digit (unless a negligible weight underflows), and no sum overflows afterwards.
         exponents = np.frexp(np.maximum.reduceat(weights, firsts))[1]
         weights = np.ldexp(weights, -np.repeat(exponents, degrees))
         strengths = np.repeat(np.add.reduceat(weights, firsts), degrees)

@@ -59,8 +59,8 @@ def edge_rule(
         limit = check_count("top_k", top_k)
         return lambda weights, degrees: np.minimum(degrees, min(limit, weights.shape[1]))
     # The quotient weight / strength is compared with the threshold, because the product threshold * strength rounds badly:
-    # 9 / 10 is 0.9, but 0.55 * 100 is above 55. The strength is the last of the running sums: it does not grow when the last
-    # edges are dropped, so no share of a kept edge is lower in the sparsified graph.
+    # 55 / 100 is 0.55, but 0.55 * 100 is above 55. The strength is the last of the running sums: it does not grow when the
+    # lightest edges are dropped, so no share of a kept edge is lower in the sparsified graph.
     if threshold is not None:
         lowest = check_share("threshold", threshold)
         return lambda weights, degrees: np.clip(
@@ -70,7 +70,7 @@ def edge_rule(
         level = check_share("significance", significance)
 
         def count_significant(weights: FloatArray, degrees: IntArray) -> IntArray:
-            # alpha decreases with the weight, so the significant edges are the first ones.
+            # A heavier edge has no larger alpha, so the significant edges are the first ones.
             alphas = disparity(weights, _running_sums(weights)[:, -1:], degrees[:, np.newaxis])
             counts: IntArray = (alphas < level).sum(axis=1)
             return np.clip(counts, 1, degrees)

@@ -1,7 +1,7 @@
 """Selection of edges of a block.
 
-A figure may show a hundred of the sixty million edges of a dense block, so only the chosen entries of dense matrices are read,
-band by band.
+A figure may show a hundred of the sixty million edges of a dense block, so only the chosen rows and columns of dense matrices are
+read, band by band.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def row_bands(
     Yields
     ------
     (int array (k,), csr_array (k, len(columns)))
-        Some of `rows`, and their weights in `columns`: bit for bit those of ``block.to_csr()``, sorted, without zeros. About
-        `BAND_ELEMENTS` entries at most, or one row.
+        Some of `rows`, and their weights in `columns`: bit for bit those of ``block.to_csr()``, sorted, without zeros. At most
+        `BAND_ELEMENTS` entries and one row more.
 
     Examples
     --------
@@ -124,12 +124,12 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     incoming : bool
         True for edges into the nodes, False for edges out of them.
     top : int, optional
-        Maximum number of edges of a node: the heaviest, and among equal weights the edge to the lower index. All by default.
+        Maximum number of edges of a node: the heaviest, of equal ones those whose other end has a lower index. All by default.
 
     Yields
     ------
     EdgeList
-        The edges of some of `nodes`, a band at most (or those of one node). Cost: one read of the rows (or columns) of `nodes`;
+        The edges of some of `nodes`, at most a band and those of one node. Cost: one read of the rows (or columns) of `nodes`;
         for out-edges of a block that is not dense, one pass over the block.
 
     Examples
@@ -169,7 +169,7 @@ def edges_by_flow(
     ----------
     block : Block, (n_targets, n_sources)
     targets, sources : int arrays, ascending
-    scores, strengths : (len(sources),) float64 arrays
+    scores, strengths : (len(sources),) float arrays
         Score r of the sources, and their out-strength s in the whole block.
     count : int
         Maximum number of edges, at least 1.
@@ -201,7 +201,7 @@ def edges_by_flow(
     for chunk, csr in row_bands(block, targets, sources):
         chunk_rows = done + np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
         done += len(chunk)
-        # The division comes first, because r / s would overflow where the strength is tiny.
+        # W / s comes first, because r / s would overflow where the strength s is tiny.
         flow = csr.data / strengths[csr.indices] * scores[csr.indices]
         # An edge that carries exactly `floor` is not chosen, because its target is higher than those of the edges held.
         better = flow > floor

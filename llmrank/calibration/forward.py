@@ -57,7 +57,7 @@ class TokenMasks:
     Attributes
     ----------
     input, decoder : (batch, length) bool tensor or None
-        Mask of the model's input, and of the input of an encoder-decoder model's decoder.
+        Mask of the model's input, and of the input of an encoder-decoder model's decoder (None in other models).
     """
 
     input: torch.Tensor | None = None
@@ -110,7 +110,7 @@ def model_inputs(
             main = "more than token ids"
         if main != "input_ids":
             raise CalibrationError(
-                f"{type(model).__name__} reads {main}, and calibration passes token ids alone; expected a language model: prune "
+                f"{type(model).__name__} reads {main}, and llmrank passes token ids alone; expected a language model: prune "
                 "its text model by itself if it has one, or wrap it in a plain nn.Module whose forward takes one tensor, and "
                 "pass such a tensor as calibration="
             )
@@ -215,20 +215,20 @@ def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
     """
     if ids.is_floating_point():
         raise CalibrationError(
-            f"{type(model).__name__} reads token ids, and the calibration tensor holds {ids.dtype}; expected an integer "
+            f"{type(model).__name__} reads token ids, and the given tensor holds {ids.dtype}; expected an integer "
             "tensor of shape (n, length)"
         )
     longest = longest_input(model)
     if longest is not None and ids.shape[1] > longest:
         raise CalibrationError(
-            f"the sequences are {ids.shape[1]} tokens long, and {type(model).__name__} takes {longest}; cut the tensor to "
-            "that length"
+            f"the sequences are {ids.shape[1]} tokens long, and {type(model).__name__} takes {longest}; cut them to that "
+            "length"
         )
     size = getattr(token_embeddings(model), "num_embeddings", None)
     if isinstance(size, int) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
         raise CalibrationError(
-            f"token ids run from {int(ids.min())} to {int(ids.max())}, but {type(model).__name__} has {size} tokens; the "
-            "tokens belong to another tokenizer"
+            f"token ids run from {int(ids.min())} to {int(ids.max())}, but {type(model).__name__} has {size} tokens; they "
+            "may belong to another tokenizer"
         )
 
 
@@ -311,8 +311,8 @@ def add_hook(
         if mask is not None and values.shape[:-1] != mask.shape:
             if values.shape[:-1] != (mask.numel(),):
                 raise CalibrationError(
-                    f"cannot tell padding from text: the input of an FFN has shape {tuple(values.shape)}, the tokens have shape "
-                    f"{tuple(mask.shape)}; calibrate on one text (sequences without padding) instead of a list of texts"
+                    f"cannot tell padding from text: values at {ffn.name} have shape {tuple(values.shape)}, the tokens "
+                    f"have shape {tuple(mask.shape)}; calibrate on one text (sequences without padding), not on a list of texts"
                 )
             mask = mask.reshape(-1)
         accumulator.add(values, mask)
@@ -340,7 +340,7 @@ def write_count(values: torch.Tensor) -> int | None:
 
 
 def first_output(output: Any) -> Any:
-    """Return the hidden states from the output of a block."""
+    """Return the first value of an output: the hidden states of a block, the logits or the last hidden states of a model."""
     return output if isinstance(output, torch.Tensor) else output[0]
 
 

@@ -116,7 +116,7 @@ def generate_text(
     seed : int
         Seed of the sampling. The random state of torch is restored afterwards, on the CPU and on CUDA devices.
     batch_size : int
-        Number of texts written at once. The texts depend on it.
+        Largest number of texts written at once. The texts depend on it.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
 
@@ -175,7 +175,7 @@ def generate_text(
 def _generate(
     model: Any, batches: list[torch.Tensor], settings: dict[str, Any], seed: int, progress: Progress | None
 ) -> list[torch.Tensor]:
-    """Continue each batch of first tokens; errors of its code, but not out-of-memory, become UnsupportedModelError."""
+    """Continue each batch of first tokens; errors of the model's code, but not out-of-memory, become UnsupportedModelError."""
     from transformers import LogitsProcessorList
 
     with (

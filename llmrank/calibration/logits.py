@@ -22,17 +22,17 @@ __all__ = ["Prediction", "Predictor", "check_predicts", "predicts_next_token"]
 
 # The logits and targets of a band, and the mask of the valid targets, see Predictor.bands.
 Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-# Number of positions whose logits are computed at once, over all sequences of a batch.
+# Number of positions whose logits are computed at once, over all sequences of a batch (but at least one of each).
 POSITIONS_AT_ONCE = 128
 # Number of positions on which a body is tried: their logits are computed together, and in two halves.
 N_TRIAL_POSITIONS = 4
-# Allowed difference between the two, in rounding errors of the largest logit. The second number is for half precision, which
+# Allowed difference between these logits, in rounding errors of the largest one. The second number is for half precision, which
 # rounds once, after the sum.
 ROUNDINGS, COARSE_ROUNDINGS = 64, 4
 
 
 def predicts_next_token(model: nn.Module) -> bool:
-    """Whether the model predicts a token from those before it, judged by its class name: a decoder with a prediction head."""
+    """Whether a model has a head that predicts a token from those before it (also in an encoder-decoder), judged by its class."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
         return False
@@ -47,7 +47,7 @@ def check_predicts(model: nn.Module, metric: str) -> None:
     ----------
     model : nn.Module
     metric : str
-        Name of the quantity that needs predictions, for the message.
+        Name of what needs predictions, for the message.
 
     Raises
     ------
@@ -72,8 +72,8 @@ class Predictor:
     Notes
     -----
     Cost: a forward pass; on the first batch, one more for every body that is tried without success. Memory: the logits of two
-    bands, and a forward pass without the head. A band has 128 positions, counted over all sequences of a batch, but at least
-    one of each sequence. Some models cannot run their head by itself: they have no body (T5), call it several times, or need
+    bands, and a forward pass without the head. A band has up to 128 positions, counted over all sequences of a batch, but at
+    least one of each. Some models cannot run their head by itself: they have no body (T5), call it several times, or need
     other positions of its output than the one whose logits they compute. A trial on the first batch detects that. Then the
     logits of the whole batch are computed: batch * length * vocabulary * 4 bytes in float32.
     """
@@ -103,13 +103,13 @@ class Predictor:
 
         Raises
         ------
-        CalibrationError
+        CalibrationError, OptionError
             See :func:`llmrank.calibration.forward.model_inputs`.
         """
         return self._predictions(ids, mask, self._logits)()
 
     def hold(self, ids: torch.Tensor, mask: torch.Tensor) -> Callable[[], Iterator[Prediction]]:
-        """Run the model's body now and keep its output, so that predictions can be made after the body has changed.
+        """Run the model's body now and keep its output (or all logits if no body is used), for predictions after it has changed.
 
         Parameters
         ----------

@@ -153,7 +153,7 @@ def last_word(
 
     Every token of the word must be the likeliest one, given the context and the earlier tokens of the word, as in greedy
     decoding; what the model would write after the word does not count. Context and word are tokenised together, after the special
-    tokens that the tokenizer puts in front of a text. If these tokens are more than the model takes, the first ones are dropped.
+    tokens that the tokenizer puts in front of a text. If the model takes fewer tokens than these, the first ones are dropped.
 
     Parameters
     ----------
@@ -175,8 +175,10 @@ def last_word(
     UnsupportedModelError
         The model does not continue a text: it is an encoder, an encoder-decoder or a plain module.
     CalibrationError
-        No passage is given, or all are skipped; there is no tokenizer, or it belongs to another model; or the predictions hold
-        NaN.
+        No passage is given, or all are skipped; there is no tokenizer, it fails, or it belongs to another model; or the
+        predictions hold NaN.
+    OptionError
+        See :func:`llmrank.calibration.forward.input_device`.
 
     Notes
     -----
@@ -190,7 +192,7 @@ def last_word(
     if not encoded:
         raise CalibrationError(
             f"no passage can be used ({len(passages)} given); give a text of some thousand words, in paragraphs of more than "
-            f"{CONTEXT_WORDS} words"
+            f"{CONTEXT_WORDS} words; if passages were given, no token begins at their last words, or these are too long"
         )
     can_leave_out_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     n_right = 0

@@ -75,6 +75,8 @@ class LMEvalTasks:
             The model predicts no next token.
         CalibrationError
             There is no tokenizer, or a task fails, for example because its data cannot be loaded.
+        OptionError
+            See :func:`llmrank.calibration.forward.input_device`.
         """
         check_predicts(model, "likelihood for lm-eval")
         if tokenizer is None:
@@ -212,18 +214,20 @@ def last_word_documents(text: str | None = None, passages: int | None = None, **
     ------
     CalibrationError
         The text cannot be read, or holds no passage.
+    OptionError
+        `passages` is below 1.
     """
     content, description = _read(text)
     rows = [{"context": passage.context, "word": passage.word} for passage in cut_passages(content, passages)]
     if not rows:
-        raise CalibrationError(f"no passage can be cut from the {description}; give a longer text")
+        raise CalibrationError(f"no passage can be cut from the {description}; give longer paragraphs, or more of them")
     return _dataset(rows)
 
 
 def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
     """Load the documents of ``llmrank_perplexity``: each is a `page` of complete lines.
 
-    A page ends with the line that makes it 4,000 characters long or longer; the last page may be shorter.
+    A page ends with the line that makes it 4,000 characters long or longer; the last may be shorter. Blank pages are left out.
 
     Parameters
     ----------
@@ -249,7 +253,7 @@ def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
 
 def _read(text: str | None) -> tuple[Any, str]:
     """Return a text, or a list of texts, and its description for messages."""
-    # The path is made a Path, because read_text may take a mistyped path that is a str for the text itself.
+    # As a str, a mistyped path could be taken for the text itself.
     source = text if text is None or find_source(text, "evaluation") else Path(text)
     return read_text(source, "evaluation")
 

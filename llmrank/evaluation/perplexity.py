@@ -87,13 +87,13 @@ def perplexity(
     ------
     UnsupportedModelError
         The model predicts no next token (an encoder, a plain module).
-    CalibrationError
+    CalibrationError, OptionError
         See :func:`llmrank.calibration.forward.model_inputs`.
 
     Notes
     -----
-    Cost: a forward pass of the sequences. A trial on the first batch, and the memory: see
-    :class:`llmrank.calibration.logits.Predictor`.
+    Cost: a forward pass of the sequences, and a trial on the first batch. :class:`llmrank.calibration.logits.Predictor` describes
+    this trial, and states the memory.
     """
     return Perplexity.of(*sequence_losses(model, sequences, batch_size, progress))
 
@@ -156,7 +156,7 @@ def _size(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
 
 @torch.no_grad()
 def complete(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 24) -> str:
-    """Return the greedy continuation of a prompt by a language model, without the prompt itself."""
+    """Let a language model continue a prompt by its own generation settings, but without sampling; return only what it adds."""
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"].to(input_device(model))
     output = model.generate(

@@ -73,7 +73,7 @@ class Evaluation:
     Attributes
     ----------
     protocol : dict
-        Provenance of the text, the dtype, and torch's seed.
+        Provenance of the text and, in a report, the dtype and torch's seed.
     before, after : Perplexity or None
         Perplexity of the dense and of the pruned model; None if not measured.
     unigram : float
@@ -120,7 +120,7 @@ class Report:
     Attributes
     ----------
     model : dict
-        Source, class, device, dtype.
+        Source, class, device and dtype, and the number and kinds of the FFNs.
     method : dict
         Pipeline, scorer, pruner and repair with their parameters, and the other settings.
     calibration : dict
@@ -128,7 +128,7 @@ class Report:
     held_out : dict, optional
         Provenance of the tokens held out from a repair: the text that follows, or the last of the calibration sequences.
     graph : dict
-        Numbers of graphs, layers and nodes, and how they were ranked: solver, iterations, error bound.
+        Numbers of graphs, layers, nodes and possible edges, and how they were ranked: solver, iterations, error bound.
     neurons : dict
         Numbers of neurons before pruning and removed, the amount requested and the share reached, and the width of every layer.
     before, after : ModelSize

@@ -57,7 +57,7 @@ def layer_sensitivities(
     KL(p || q) in nats, where p is the prediction of the dense model, and q the prediction when the output map of the layer reads
     zeros for the removed neurons. For other models (encoders, plain modules) it is the mean over tokens of
     ``||y' - y||^2 / ||y||^2``, where y is the first output of the dense model (the last hidden state) and y' that of the pruned
-    one; tokens with y = 0 are left out. Padding does not count.
+    one; tokens with y = 0 are left out. Padding does not count. With one output for each sequence, the mean is over sequences.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def layer_sensitivities(
         Number of sequences that are used, from the first on; 256 rows of features count as one. By default as many as hold 2,048
         tokens (features: two), but at least two.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`; called once, for batches times layers.
+        See :func:`llmrank.calibration.statistics.collect_statistics`; called once: an item is a batch and a layer to prune.
 
     Returns
     -------
@@ -84,19 +84,20 @@ def layer_sensitivities(
     Raises
     ------
     OptionError
-        Explicit FFNs, for which no output map is known, or `samples` below 1.
+        Explicit FFNs, for which no output map is known; `samples` below 1; or see
+        :func:`llmrank.calibration.forward.model_inputs`.
     MaskError
         The masks are those of another model, or one keeps no neuron.
     CalibrationError
-        An output is not finite, or the dense output is zero for every token; the message names the layer.
+        An output is not finite, or the dense output is zero for every token (the message names the layer); or see
+        :func:`llmrank.calibration.forward.model_inputs`.
 
     Notes
     -----
-    Cost: one forward pass for each batch, and for each layer a pass from its own block to the end, half a pass on average.
-    Each of these passes is complete where blocks do not follow one another directly: in encoder-decoders, where blocks are called
-    twice or out of order, or where something else changes the output of a block on its way to the next one. Memory, for one
-    batch: the output of each block, and two outputs of the model, which for logits take batch * length * vocabulary * 4 bytes
-    each.
+    Cost, for each batch: one forward pass, and for each layer a pass from its own block to the end, half a pass on average. All
+    passes are complete where blocks do not follow one another directly: in encoder-decoders, where blocks are called twice or out
+    of order, or where something else changes the output of a block on its way to the next one. Memory, for one batch: the output
+    of each block, and two outputs of the model, which for logits take batch * length * vocabulary * 4 bytes each.
 
     Examples
     --------
@@ -137,8 +138,8 @@ def layer_sensitivities(
         mean = torch.tensor(totals[layer.name], dtype=torch.float64) / count
         if not bool(torch.isfinite(mean)):
             raise CalibrationError(
-                f"the model's output is not finite, or zero everywhere, when {layer.name} is pruned: the weights hold NaN or "
-                "Inf, or the dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
+                f"the sensitivity of {layer.name} is not finite: the model's output is zero everywhere, or the weights hold "
+                "NaN or Inf, or the dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
             )
         # A divergence near zero may come out below zero by round-off.
         totals[layer.name] = max(float(mean), 0.0)
@@ -217,7 +218,7 @@ class _DenseBatch:
         return output
 
     def _run(self) -> tuple[torch.Tensor, bool]:
-        """Return the outputs (tokens, n) of a pass without padding, in float32 or wider, and whether they are logits."""
+        """Return the outputs (tokens, n) of a forward pass but for padding, in float32 or wider, and whether they are logits."""
         model, inputs = self._model, self._inputs
         result = run_body(model, inputs)
         logits = getattr(result, "logits", None)

@@ -65,7 +65,7 @@ class Field:
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
-    """Split a spec into the name and the values written for every option; a hyphen in an option counts as an underscore.
+    """Split a spec into the name and the values written for every option; hyphens in names of options become underscores.
 
     Raises
     ------

@@ -68,8 +68,8 @@ class AppliedMasks:
         Raises
         ------
         MaskError
-            Parameters were replaced since, for example by a later application, so that the restored parts would not fit
-            together. Nothing is restored then.
+            Parameters were replaced since, for example by a later application or a move to another device, so that the restored
+            parts would not fit together. Nothing is restored then.
         OptionError
             The original tensors were not kept.
         """
@@ -77,7 +77,7 @@ class AppliedMasks:
             raise OptionError("these masks were applied for good (undoable=False); load the model again")
         if not all(is_unchanged() for is_unchanged in self._unchanged_checks):
             raise MaskError(
-                "the model's parameters were replaced after these masks were applied; undo the later application first"
+                "parameters were replaced after the masks were applied; undo the later application first, or load the model again"
             )
         self._unchanged_checks.clear()
         self._roll_back()
@@ -139,8 +139,8 @@ def apply_masks(
     Raises
     ------
     MaskError
-        The masks or repairs do not fit the model, a mask keeps no neuron, or layers of different widths are to be padded.
-        Nothing has been changed then.
+        The masks or repairs do not fit the model, it was compacted since `ffns` was found, a mask keeps no neuron, or layers of
+        different widths are to be padded. Nothing has been changed then.
     OptionError
         The form or the alignment is unknown; the two do not fit each other; the form is compact, and FFNs are explicit; or
         neurons cannot be removed, see :func:`check_writable`. Nothing has been changed then.
@@ -291,7 +291,7 @@ def _add_biases(model: nn.Module, ffns: FFNs) -> None:
 
 
 def _restores(model: nn.Module, ffns: FFNs) -> list[Restore]:
-    """Return functions that restore everything that an application may change to its present state."""
+    """Return functions that restore the present state of everything that an application may change."""
     restores = [_restore_linear(module) for module in ffns.modules]
     restores += [_restore_attributes(ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns]
     config = text_config(model)

@@ -1,7 +1,7 @@
 """Checkpoints: written completely or not at all, in the formats of transformers.
 
-Stock transformers builds layers of the width that the configuration states. Widths that no field of it can state, such as
-different ones, are listed under ``llmrank_widths``, and :func:`load` builds layers of those widths.
+Stock transformers builds layers of the width that the configuration states. Widths that no field of it can state, for example
+because they differ by layer, are listed under ``llmrank_widths``, and :func:`load` builds layers of those widths.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def save(
     masks : Masks, optional
         Written to ``masks.safetensors``.
     report : mapping, optional
-        Written to ``report.json``.
+        Written to ``report.json``; strict JSON must be able to hold it.
 
     Raises
     ------
@@ -121,9 +121,9 @@ def _check_written(directory: Path, model: Any) -> None:
         cause, differences = error, str(error) or type(error).__name__
     if differences:
         raise CheckpointError(
-            f"the checkpoint of this {model_class.__name__} could not be loaded again, so it was removed: its configuration "
-            f"does not describe its tensors ({differences}); check whether the configuration was changed, or whether layers were "
-            "pruned whose widths it cannot describe"
+            f"the checkpoint of this {model_class.__name__} could not be loaded again, so it was removed: {differences}; "
+            "expected a configuration that describes the tensors: check whether it was changed, or whether layers were pruned "
+            "whose widths it cannot describe"
         ) from cause
 
 
@@ -157,10 +157,10 @@ def load(
 
     Raises
     ------
-    ModelSourceError, CheckpointError
-        The source does not exist or cannot be read, or its widths do not fit the model.
-    OptionError
-        The dtype or the device is unknown or not available.
+    ModelSourceError, OptionError
+        See :func:`llmrank.models.loading.load_pretrained`.
+    CheckpointError, UnsupportedModelError
+        The configuration lists widths, and they are malformed or do not fit the model, or its FFNs cannot be found.
     """
     return load_pretrained(source, dtype, device, subclass=_class_for_config, trust_remote_code=trust_remote_code)
 

@@ -46,7 +46,7 @@ def masked_outputs(
         FFNs that were found (not explicit ones).
     masks : Masks
     sequences : TokenSequences
-        Only the first 32 tokens of the first 2 sequences are used.
+        Only the first 32 tokens of the first 2 sequences are used (the first 2 rows of features).
     repaired : mapping from str to RepairedMap, optional
         Repaired output maps.
 

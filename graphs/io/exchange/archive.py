@@ -1,7 +1,7 @@
 """Graphs as npz files: plain numpy arrays in an uncompressed zip file, which numpy can open.
 
-A file holds the arrays of :mod:`graphs.io.arrays` and the array ``meta``: JSON text as bytes, with the names, the shapes and the
-version of the format. It holds no pickles.
+A file holds the arrays of :mod:`graphs.io.arrays` and the array ``meta``: JSON text as bytes, with the names, the shapes, and
+the kind and version of the file. It holds no pickles.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["read_npz", "write_npz"]
 
 VERSION = 1
 
-ADVICE = "expected an npz file written by write_npz; the file is damaged or something else: write it again"
+ADVICE = "expected a readable npz file written by write_npz; if it is damaged or something else, write it again"
 
 
 def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
@@ -93,8 +93,8 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
     Raises
     ------
     GraphError
-        The file is missing, truncated, corrupted, of another version, or inconsistent; it holds pickles; or its members are
-        compressed, or claim more bytes than the file has.
+        The file is missing, unreadable, truncated, corrupted, of another version, or inconsistent; it holds pickles; or its
+        members are compressed, repeat a name, or claim more bytes than the file has.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
 
 
 def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
-    """Check that members are not compressed, have different names, and claim no more bytes together than the file has.
+    """Check that members are stored in their full size, have different names, and claim no more bytes together than the file has.
 
     Without this check a small file could need much memory.
     """
@@ -150,7 +150,7 @@ def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
         total += entry.file_size
         if entry.file_size != entry.compress_size or total > size:
             raise ValueError(
-                f"{entry.filename} claims {entry.file_size} bytes, which makes {total} so far in a file of {size}"
+                f"{entry.filename} claims {entry.file_size} bytes ({total} so far) and has {entry.compress_size}, the file {size}"
             )
 
 
@@ -171,7 +171,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]
         # numpy parses the header as Python, and does not catch errors of the tokenizer, the parser or the dtype.
         raise ValueError(f"the header of {entry.filename} is damaged: {error}") from error
     if len(shape) != 1 or fortran or dtype.hasobject:
-        raise ValueError(f"{entry.filename} has shape {shape} and dtype {dtype}")
+        raise ValueError(f"{entry.filename} has shape {shape} and dtype {dtype} (fortran_order {fortran})")
     n_bytes = len(content) - file.tell()
     if shape[0] < 0 or shape[0] * dtype.itemsize != n_bytes:
         raise ValueError(f"{entry.filename} claims {shape[0]} numbers of {dtype} in {n_bytes} bytes")

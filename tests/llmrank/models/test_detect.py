@@ -339,7 +339,7 @@ def test_the_error_for_image_models_says_what_is_expected(
     model = make()
     snapshot = Snapshot(model)
     with pytest.raises(
-        CalibrationError, match=rf"reads {reads}, and calibration passes token ids alone; expected a language"
+        CalibrationError, match=rf"reads {reads}, and llmrank passes token ids alone; expected a language"
     ):
         IsolatedFFNPipeline(model, None, calibration=calibration).run()
     snapshot.assert_restored()
