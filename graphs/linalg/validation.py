@@ -15,7 +15,7 @@ from scipy import sparse
 from graphs.errors import GraphError
 from graphs.linalg.blocks import Block, DenseBlock, FloatArray, SparseBlock, as_numpy, is_torch, narrow_indices
 
-__all__ = ["as_block", "as_csr", "as_vector", "check_compressed"]
+__all__ = ["as_block", "as_csr", "as_real", "as_vector", "check_compressed"]
 
 COMPRESSED = {"csr": sparse.csr_array, "csc": sparse.csc_array, "bsr": sparse.bsr_array}
 
@@ -310,10 +310,11 @@ def _check_indices(indices: npt.NDArray[Any], limit: int, axis: str, layout: str
         raise _damage_error(
             name, layout, f"expected integer {axis} indices (k,), got {indices.dtype} of shape {indices.shape}"
         )
-    # As unsigned numbers, negative int32 and int64 indices are large, so one pass finds both negative and too large ones.
+    # One pass finds negative and too large indices: as unsigned numbers, negative ones exceed all that a signed dtype can hold.
     unsigned = indices.view(indices.dtype.str.replace("i", "u"))
-    if len(unsigned) and int(unsigned.max()) >= limit:
-        at = int(np.argmax(unsigned >= limit))
+    bound = min(limit, np.iinfo(indices.dtype).max + 1)
+    if len(unsigned) and int(unsigned.max()) >= bound:
+        at = int(np.argmax(unsigned >= bound))
         raise _damage_error(
             name, layout, f"expected {axis} indices from 0 to {limit - 1}, got {indices[at]} at entry {at}"
         )
@@ -341,6 +342,25 @@ def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
     np.abs(clean.data, out=clean.data)
     clean.eliminate_zeros()
     return narrow_indices(clean)
+
+
+def as_real(values: Any) -> FloatArray:
+    """Copy an array-like or a torch tensor to a float64 array of the same shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See :func:`graphs.linalg.blocks.as_numpy`; or the numbers are not real.
+
+    Examples
+    --------
+    >>> as_real([[1, 2]])
+    array([[1., 2.]])
+    """
+    given = as_numpy(values)
+    if given.dtype.kind not in "biuf":
+        raise TypeError(f"dtype {given.dtype}")
+    return given.astype(np.float64)
 
 
 def as_vector(values: Any, name: str) -> FloatArray:
@@ -372,14 +392,11 @@ def as_vector(values: Any, name: str) -> FloatArray:
     graphs.errors.GraphError: scores: expected finite numbers, got nan at node 1
     """
     try:
-        given = as_numpy(values)
-        if given.dtype.kind not in "biuf":
-            raise TypeError(f"dtype {given.dtype}")
+        array = as_real(values)
     except (TypeError, ValueError) as error:
         raise GraphError(f"{name}: expected real numbers (n,), got {type(values).__name__}: {error}") from error
-    if given.ndim != 1 or not len(given):
-        raise GraphError(f"{name}: expected one number for each node, shape (n,) with n >= 1, got shape {given.shape}")
-    array: FloatArray = given.astype(np.float64)
+    if array.ndim != 1 or not len(array):
+        raise GraphError(f"{name}: expected one number for each node, shape (n,) with n >= 1, got shape {array.shape}")
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):
         raise GraphError(f"{name}: expected finite numbers, got {array[bad[0]]} at node {bad[0]}")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from graphs.errors import GraphError
-from graphs.linalg.blocks import FloatArray, as_numpy
+from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import State
+from graphs.linalg.validation import as_real
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.ranking.layered_problem import LayeredProblem
 from graphs.solvers import Solver, StoppingCriteria, automatic_solver, solve
@@ -117,7 +118,7 @@ def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
     Raises
     ------
     GraphError
-        The shapes do not fit, entries are not numbers, numbers are negative (in a RankResult they count as 0) or not finite, or
+        The shapes do not fit, entries are not real, numbers are negative (in a RankResult they count as 0) or not finite, or
         a sum is zero.
 
     Examples
@@ -127,7 +128,7 @@ def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
     """
     given = start.scores if isinstance(start, RankResult) else start
     try:
-        vectors = [np.asarray(as_numpy(vector), dtype=np.float64) for vector in given]
+        vectors = [as_real(vector) for vector in given]
     except (TypeError, ValueError) as error:
         raise GraphError(f"start: expected vectors of real numbers, one for each layer, got {error}") from error
     if isinstance(start, RankResult):

@@ -17,8 +17,8 @@ import numpy as np
 from scipy import sparse
 
 from graphs.errors import GraphError
-from graphs.linalg.blocks import Block, FloatArray, SparseBlock, as_numpy, index_dtype
-from graphs.linalg.validation import as_block, as_csr, check_compressed
+from graphs.linalg.blocks import Block, FloatArray, SparseBlock, index_dtype
+from graphs.linalg.validation import as_block, as_csr, as_real, check_compressed
 from graphs.structures.layered import LayeredGraph
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ class BlockDigraph:
         if self.activations is None:
             return np.full(self.n_nodes, 1.0 / self.n_nodes)
         # Activations are divided by their maximum first, because sums of huge ones would overflow.
-        scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in self.activations]
+        activations = [np.asarray(a, dtype=np.float64) for a in self.activations]
+        scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in activations]
         return np.concatenate([a / a.sum() for a in scaled]) / len(scaled)
 
     def node_labels(self) -> tuple[Hashable, ...]:
@@ -313,7 +314,7 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
     Raises
     ------
     GraphError
-        Nodes are unknown, the shape does not fit, entries are negative, not finite or no numbers, or a column sums to zero.
+        Nodes are unknown, the shape does not fit, entries are negative, not finite or not real, or a column sums to zero.
 
     Examples
     --------
@@ -331,7 +332,7 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
             raise GraphError(f"teleport: expected nodes of the graph, got others: {unknown[:5]}")
         teleport = [teleport.get(label, 0.0) for label in labels]
     try:
-        vector = np.asarray(as_numpy(teleport), dtype=np.float64)
+        vector = as_real(teleport)
     except (TypeError, ValueError) as error:
         raise GraphError(f"teleport: expected real numbers, got {error}") from error
     n_nodes = digraph.n_nodes

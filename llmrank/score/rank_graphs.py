@@ -24,7 +24,7 @@ def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankR
 
     and x_0 holds the scores of layer 0 of the first graph. So a node of the stream keeps the share beta of its importance along
     its skip edge. One pass gives the exact result, since no edge leads back. With beta 0 and without attentions, weighted and
-    modified PageRank of magnitudes are those of the chain; with beta 1 all graphs on a stream start from its x_0.
+    modified PageRank are those of the chain; with beta 1 all graphs on a stream start from its x_0.
 
     Parameters
     ----------
@@ -36,18 +36,22 @@ def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankR
     -------
     tuple of RankResult
         One for each graph. Layer 0 holds x_k if the scorer takes the scores of layer 0 from the activations, as weighted and
-        modified PageRank do (of energies, they square x_k).
+        modified PageRank do.
 
     Notes
     -----
     Cost: one rank for each graph. Scorers that do not use the scores of other layers give hidden neurons the same scores in
     every topology.
     """
+    squares = getattr(scorer, "edges", "magnitude") == "energy"  # this scorer squares activations, but x_k is a score
     ranks: list[RankResult] = []
     stream: FloatArray | None = None
     for entry in graphs:
         before = stream if entry.follows else None
-        graph = entry.graph if before is None else entry.graph.with_activations(0, before)
+        if before is None:
+            graph = entry.graph
+        else:
+            graph = entry.graph.with_activations(0, np.sqrt(before) if squares else before)
         rank = scorer.rank(graph, entry.statistics)
         first: FloatArray = rank.scores[0] if before is None else before
         last = rank.scores[-1]

@@ -118,6 +118,16 @@ def test_damaged_index_arrays_are_refused(case: str) -> None:
             pagerank(make())
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_negative_indices_of_narrow_dtypes_are_refused(dtype: str) -> None:
+    side = 1 << (17 if dtype == "int16" else 9)  # as an unsigned number of this dtype, -1 would be a column
+    csr = sparse.csr_array(sparse.eye_array(side, format="csr"))
+    csr.indices = np.zeros(side, dtype)
+    csr.indices[4] = -1
+    with pytest.raises(GraphError, match=f"from 0 to {side - 1}, got -1 at entry 4"):
+        pagerank(csr)
+
+
 def test_a_block_of_a_digraph_is_looked_at_too() -> None:
     block = SparseBlock(matrix("csr", put("indptr", 1, FAR)))
     with pytest.raises(GraphError, match="edges from layer 0 to layer 0: the CSR matrix is damaged"):

@@ -261,6 +261,8 @@ PAIR = networkx.DiGraph([(0, 1)])
         (PAIR, {"backend": "scipy", "device": "cuda"}, "computes on the CPU only"),
         (PAIR, {"teleport": {7: 1.0}}, r"expected nodes of the graph, got others: \[7\]"),
         (PAIR, {"teleport": {0: "x"}}, "teleport: expected real numbers"),
+        (PAIR, {"teleport": np.array([1.0, 1j])}, "teleport: expected real numbers, got dtype complex128"),
+        (PAIR, {"start": [np.array([1.0, 1j])]}, "start: expected vectors of real numbers, .* got dtype complex128"),
         (PAIR, {"teleport": {}}, "teleport: .* positive sum"),
         (PAIR, {"teleport": [1.0]}, r"teleport: expected shape \(2,\), one number per node, .* got \(1,\)"),
         (PAIR, {"teleport": np.ones((2, 0))}, r"teleport: expected .* \(2, k\) for k vectors at once, got \(2, 0\)"),

@@ -96,7 +96,11 @@ def test_forward_backward_ranks_follow_the_stream_too() -> None:
         stream = beta * (wanted[0] if stream is None else stream) + (1 - beta) * wanted[-1]
 
 
-@pytest.mark.parametrize("scorer", [EXACT, ModifiedPageRankScorer(dtype="float64")])
+@pytest.mark.parametrize(
+    "scorer",
+    [EXACT, ModifiedPageRankScorer(dtype="float64"), WeightedPageRankScorer(dtype="float64", edges="energy")],
+    ids=["weighted", "modified", "energy"],
+)
 def test_without_skip_edges_the_ranks_are_those_of_the_chain(scorer: BaseScorer) -> None:
     residual = ranked(scorer, beta=0)
     chained = ChainedFFNPipeline(tiny_llama(num_hidden_layers=3), None, scorer=scorer, calibration=IDS)
