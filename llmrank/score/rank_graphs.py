@@ -48,10 +48,8 @@ def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankR
     stream: FloatArray | None = None
     for entry in graphs:
         before = stream if entry.follows else None
-        if before is None:
-            graph = entry.graph
-        else:
-            graph = entry.graph.with_activations(0, np.sqrt(before) if squares else before)
+        start = before if before is None or not squares else np.sqrt(before)
+        graph = entry.graph if start is None else entry.graph.with_activations(0, start)
         rank = scorer.rank(graph, entry.statistics)
         first: FloatArray = rank.scores[0] if before is None else before
         last = rank.scores[-1]
