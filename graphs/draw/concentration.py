@@ -163,7 +163,7 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
 
 
 def _exceedance(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Compute the line of a layer: positive scores over the layer's mean, ascending, and the share of nodes that reach each."""
+    """Compute a layer's line: positive scores divided by the mean, ascending, and the share of nodes that reach each."""
     mean = values.mean()
     if not mean > 0.0:
         return np.zeros(0), np.zeros(0)
@@ -184,7 +184,7 @@ def _exceedance_line(ax: Axes, x: FloatArray, y: FloatArray, label: str, style: 
 
 
 def _at_shares(values: FloatArray, shares: FloatArray) -> FloatArray:
-    """Compute, for each share, the highest score over the layer's mean that at least this share of the nodes reach."""
+    """Compute, for each share, the highest score, divided by the layer's mean, that at least this share of the nodes reach."""
     relative = np.sort(values)[::-1] / values.mean()
     # The small difference keeps a product that should be whole from being rounded up to the next number.
     places = np.ceil(shares * len(values) - 1e-9).astype(int) - 1

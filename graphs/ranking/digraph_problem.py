@@ -205,8 +205,8 @@ class DigraphProblem:
         """Scale the layers of a state so that their sums solve the same equation with one node for each layer.
 
         The proportions within a layer remain, and they determine the flows between layers. This costs no product, because the
-        shares alone give the score that leaves a layer along a block. With only one layer, its sum is balanced with the
-        teleporting mass; a sweep alone may reduce the error of this balance only to gamma times what it was.
+        shares alone give the score that leaves a layer along a block. With only one layer, its sum is set to
+        what the teleporting mass makes it. Sweeps alone may bring it there slowly: each leaves up to gamma times the difference.
         """
         to_numpy = self.backend.arithmetic.to_numpy
         layer_sums = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)

@@ -86,7 +86,10 @@ class Krylov:
         )
 
     def _cycle(self, problem: LinearProblem, x: FloatArray, right: FloatArray, tol: float) -> tuple[FloatArray, int]:
-        """Run one cycle on one column; return the new x (x if it cannot be scaled to sum 1) and the number of products with P."""
+        """Run one cycle on one column; return the new x and the number of products with P.
+
+        The old x is returned if the new one cannot be scaled to sum 1.
+        """
         products = 0
 
         def multiply(vector: FloatArray) -> FloatArray:

@@ -5,7 +5,7 @@ source**: float64 weights, int32 indices where they fit, sorted, without duplica
 zeros. The same arguments give the same graph.
 
 The GAP suite (Beamer, Asanovic and Patterson 2015, arXiv 1508.03619) has five graphs. Two are
-synthetic, Kron and Urand; :func:`kronecker` and :func:`uniform` make them in any size. The others are
+synthetic, Kron and Urand; :func:`kronecker` and :func:`uniform` make graphs of these kinds. The others are
 downloads. :func:`road` (large diameter, low degree) imitates the road network among them, and :func:`power_law`
 (few nodes have most edges) the web and the social network.
 """

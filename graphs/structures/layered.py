@@ -187,7 +187,7 @@ class LayeredGraph:
         """Return the graph with all edges reversed: the layers are in opposite order, and layer 0 holds the outputs.
 
         In a rank of the reversed graph, a node's score comes from the nodes to which its edges lead in this graph. Dense blocks
-        are views of the same weights, and products read them as fast as in this graph. CSR blocks are copied.
+        are views of the same weights. CSR blocks are copied.
 
         Examples
         --------

@@ -65,9 +65,9 @@ class BasePipeline(PipelineStages):
         "pad" fills compact layers up with zeros to one width; "none", the default, does not.
     repair : BaseRepair, optional
         How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.surgery.repair`; none by default,
-        and refused with a `structure_dict`. One sequence for every eight, and at least one, is held out from the repair: the
-        sequences that follow in the text, as far as it reaches; if nothing follows, the last calibration sequences, unless there
-        is only one. The repair is kept only if it brings the model closer to the dense one on the held-out sequences, see
+        and refused with a `structure_dict`. Sequences are held out from the repair, one for every eight calibration
+        sequences: those that follow in the text. If the text ends, the last calibration sequences are held out instead, unless
+        there is only one. The repair is kept only if it brings the model closer to the dense one on the held-out sequences, see
         :attr:`validation`; if nothing is held out, it is always kept.
     steps : int
         Number of steps to prune in, 1 to 1000. In each step the calibration text passes through the model as pruned so far, see

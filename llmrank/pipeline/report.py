@@ -47,7 +47,7 @@ __all__ = [
 
 # Version of the JSON that to_dict returns.
 FORMAT = 1
-# Units of an amount that the table lists.
+# Units of an amount for which the report says how much of the model is removed.
 MODEL_UNITS: tuple[Unit, ...] = ("parameters", "bytes", "flops")
 
 
@@ -244,8 +244,8 @@ class Report:
     def _steps(self) -> str:
         seconds = ", ".join(f"{sum(step['seconds'].values()):,.1f}" for step in self.steps)
         repairs = sum(step["repaired"] for step in self.steps)
-        repaired = f" and {repairs} {'repair' if repairs == 1 else 'repairs'}" if repairs else ""
-        return f"{len(self.steps)} passes of the calibration text to rank by{repaired}; {seconds} s"
+        repaired = f", {repairs} {'repair' if repairs == 1 else 'repairs'}" if repairs else ""
+        return f"{len(self.steps)} passes of the calibration text to rank by{repaired}; seconds of the steps: {seconds}"
 
     def _headline(self) -> str:
         method = self.method

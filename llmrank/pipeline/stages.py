@@ -187,8 +187,8 @@ class PipelineStages:
     ) -> Masks:
         """Choose the keep masks of all prunable layers.
 
-        Steps before the last pass a `pruner` with a smaller amount. From the second step on, `present` holds the masks of the
-        step before, and neurons that these remove stay removed.
+        All steps but the last give this method a `pruner` with a smaller amount. From the second step on, `present` holds the
+        masks of the step before, and neurons that these remove stay removed.
         """
         return choose_masks(
             pruner or self.pruner,
@@ -213,8 +213,8 @@ class PipelineStages:
         """Repair the output maps of the FFNs; return the keep masks and the repaired maps.
 
         If the repair does not improve the model on the held-out tokens, these are the masks that were passed in, and no maps. If
-        the pipeline is not undoable, the weight of each map is written into the model as soon as it is solved, unless a later
-        layer chooses its neurons with the dense weights.
+        the pipeline is not undoable, the weight of each map is written into the model as soon as it is solved, unless later
+        layers choose their neurons anew with the dense weights of this one.
         """
         if self.repair is None:
             return masks, {}

@@ -30,7 +30,8 @@ class SensitivityPruner(BasePruner):
     Parameters
     ----------
     amount : float or int
-        Share (float, [0, 1)) of all neurons to remove, or number (int) to remove from each layer on average; of a cost, in total.
+        Share (float, [0, 1)) of all neurons to remove, or number (int) to remove from each layer on average. A number of a cost,
+        such as parameters, is the total of all layers.
     min_keep, multiple_of, protect, amount_of
         See :class:`BasePruner`. If a layer loses less because it is protected, or has only `min_keep` neurons left, the other
         layers lose more. The median is that of the layers that are not protected.

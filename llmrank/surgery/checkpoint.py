@@ -30,7 +30,7 @@ __all__ = ["load", "save"]
 
 MASKS_FILE = "masks.safetensors"
 REPORT_FILE = "report.json"
-# The classes that _with_widths makes store under this name the model class that they extend.
+# Name of the attribute in which a class made by _with_widths stores the model class that it extends.
 BASE_CLASS = "_llmrank_base_class"
 
 

@@ -219,15 +219,17 @@ class MomentSums:
     device : torch.device
     n_fitted : int, optional
         Number of batches to fit to. They come first; later batches are held out. By default no batch is held out.
-    hold_out : bool
+    sum_held_out : bool
         Whether to sum up the moments of the held-out batches; otherwise these batches are ignored.
     """
 
-    def __init__(self, size: int, device: torch.device, n_fitted: int | None = None, *, hold_out: bool = True) -> None:
+    def __init__(
+        self, size: int, device: torch.device, n_fitted: int | None = None, *, sum_held_out: bool = True
+    ) -> None:
         # MPS has no float64.
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._size = size
-        self._n_fitted, self._holds_out = n_fitted, hold_out
+        self._n_fitted, self._holds_out = n_fitted, sum_held_out
         self._fit = _Sums(size, self._device)
         # None until the first held-out batch ends.
         self._held_out: _Sums | None = None

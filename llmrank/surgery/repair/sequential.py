@@ -114,7 +114,7 @@ def _repair_map(
     sums = MomentSums(layer.size, device, stream.n_fitted_batches)
     dense_sums = None
     if choose is not None and method.reselects:
-        dense_sums = MomentSums(layer.size, device, stream.n_fitted_batches, hold_out=False)
+        dense_sums = MomentSums(layer.size, device, stream.n_fitted_batches, sum_held_out=False)
     stream.feed(ffn, output_map.module, sums, dense_sums)
     fit, held_out = sums.moments()
     if not fit.count:

@@ -132,7 +132,7 @@ def test_steps_are_announced_and_reported(checkpoint: Path, corpus: Path, tmp_pa
     before, after = shown.split("hidden neurons removed")
     assert "2 steps, to" in before
     assert "2 passes of the calibration text to rank by, and a repair after" in before
-    assert "pruned in 2 steps: 2 passes of the calibration text to rank by and 1 repair" in after
+    assert "pruned in 2 steps: 2 passes of the calibration text to rank by, 1 repair" in after
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert [step["repaired"] for step in report["steps"]] == [False, True]
     assert report["steps"][0]["amount"] == pytest.approx(0.25)
