@@ -104,9 +104,7 @@ def model_inputs(
     config = getattr(model, "config", None)
     if config is not None:
         main = getattr(model, "main_input_name", "input_ids")
-        try:
-            _ = main == "input_ids" and model.get_input_embeddings()  # type: ignore[operator]
-        except NotImplementedError:  # transformers raises this for models without a single token embedding (CLIP)
+        if main == "input_ids" and token_embeddings(model) is None:
             main = "more than token ids"
         if main != "input_ids":
             raise CalibrationError(
@@ -233,9 +231,12 @@ def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
 
 
 def token_embeddings(model: nn.Module) -> Any:
-    """Return the module that holds the token embeddings; None for a plain module."""
+    """Return the module that holds the token embeddings; None for a plain module, or if there is no single one (CLIP)."""
     input_embeddings: Any = getattr(model, "get_input_embeddings", None)
-    return input_embeddings() if callable(input_embeddings) else None
+    try:
+        return input_embeddings() if callable(input_embeddings) else None
+    except NotImplementedError:
+        return None
 
 
 def is_decoder(model: nn.Module, ffn: FFN) -> bool:

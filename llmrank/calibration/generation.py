@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from llmrank.calibration.forward import Progress, evaluation_mode, fitting_length, input_device
-from llmrank.calibration.logits import check_predicts, predicts_next_token
+from llmrank.calibration.logits import predicts_next_token
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, is_out_of_memory
 
@@ -134,7 +134,6 @@ def generate_text(
     pass over the finished texts; 16 sequences of 1024 tokens take 1020 passes. Memory: the keys and values of `batch_size`
     texts.
     """
-    check_predicts(model, "text of its own")
     if not _can_generate(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot write text without a prompt; calibrate on a text file, or on the built-in text "

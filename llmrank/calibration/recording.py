@@ -37,7 +37,8 @@ class Recording:
         For every block, one call for each batch, if the recording is unbroken.
     unbroken : bool
         Whether the blocks were called in order, each on the very tensor that the block before returned, and did not write to
-        that tensor. Missing calls at the end of the last batch are not noticed. False without blocks.
+        that tensor. Calls that are missing at the end of the last batch count once :func:`recording` has closed. False without
+        blocks.
     keeps_first_states : bool
         Whether :meth:`take_first_states` can be called several times; if not, :attr:`first_states` are empty after one call.
     """
@@ -83,6 +84,10 @@ class Recording:
         self._last_output = first_output(output)
         self._next_position = (position + 1) % len(self.blocks)
 
+    def end(self) -> None:
+        """Note whether the last batch has passed all blocks."""
+        self.unbroken = self.unbroken and self._next_position == 0
+
 
 @contextmanager
 def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
@@ -113,3 +118,4 @@ def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
                 ).remove
             )
         yield record
+    record.end()

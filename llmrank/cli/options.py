@@ -14,7 +14,7 @@ from llmrank.calibration.text.sources import find_source, named_sources
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models.costs import UNITS
 from llmrank.models.demo_models import DEMO_NAME, demo_model
-from llmrank.models.loading import LoadedModel, parse_device, parse_dtype
+from llmrank.models.loading import DTYPES, LoadedModel, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
 from llmrank.pipeline.options import CalibrationText, check_options
 from llmrank.pipeline.registry import (
@@ -64,7 +64,7 @@ MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
 def add_model_options(group: Any) -> None:
     """Add the options that say how a model is loaded and where it computes."""
     group.add_argument("--device", help="cpu, cuda, cuda:N (cpu)")
-    group.add_argument("--dtype", help="auto, float32, bfloat16, float16 (auto: that of the checkpoint)")
+    group.add_argument("--dtype", help=f"auto, {', '.join(DTYPES)} (auto: that of the checkpoint)")
     group.add_argument(
         "--trust-remote-code",
         action="store_true",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from llmrank.calibration.forward import Progress, check_ids, evaluation_mode, input_device, longest_input
-from llmrank.calibration.logits import check_predicts
+from llmrank.calibration.logits import predicts_next_token
 from llmrank.calibration.text.tokenisation import plain_ids, special_tokens
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.estimate import Estimate
@@ -133,11 +133,10 @@ def check_continues(model: Any) -> None:
     UnsupportedModelError
         The model is an encoder, an encoder-decoder or a plain module.
     """
-    check_predicts(model, "last-word accuracy")
-    if model.config.is_encoder_decoder:
+    if not predicts_next_token(model) or model.config.is_encoder_decoder:
         raise UnsupportedModelError(
-            f"{type(model).__name__} is an encoder-decoder, which does not continue the text it reads; last-word accuracy "
-            "needs a causal language model"
+            f"{type(model).__name__} does not continue the text it reads, so it has no last-word accuracy; expected a causal "
+            "language model"
         )
 
 

@@ -159,13 +159,14 @@ def complete(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 24) 
     """Let a language model continue a prompt by its own generation settings, but without sampling; return only what it adds."""
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"].to(input_device(model))
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-    )
+    with evaluation_mode(model):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
     # The decoder of an encoder-decoder writes after its start token, other models after the prompt.
     start = 1 if model.config.is_encoder_decoder else ids.shape[1]
     return str(tokenizer.decode(output[0, start:], skip_special_tokens=True))

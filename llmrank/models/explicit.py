@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -25,8 +25,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     ----------
     model : nn.Module
     structure : mapping
-        ``path_to_layers``: attribute names that lead to the list of transformer blocks; ``path_to_modules``: for every Linear,
-        the attribute names that lead to it inside a block.
+        ``path_to_layers``: sequence of attribute names that lead to the list of transformer blocks; ``path_to_modules``: sequence
+        that holds, for every Linear, the sequence of attribute names that lead to it inside a block. Dots may join the names.
 
     Returns
     -------
@@ -43,12 +43,11 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     """
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
-    if isinstance(structure["path_to_modules"], str):
-        raise StructureError(
-            f"structure_dict: path_to_modules is the text {structure['path_to_modules']!r}; expected a list of paths, as in "
-            f"{EXAMPLE}"
-        )
-    if not isinstance(structure["path_to_modules"], Iterable) or not structure["path_to_modules"]:
+    paths = structure["path_to_modules"]
+    # An iterator would be used up by the first block.
+    if isinstance(paths, str) or not isinstance(paths, Sequence):
+        raise StructureError(f"structure_dict: path_to_modules is {paths!r}; expected a list of paths, as in {EXAMPLE}")
+    if not paths:
         raise StructureError(f"structure_dict: path_to_modules lists no module; expected something like {EXAMPLE}")
     check_not_wrapped(model)
     stack_path = _path_parts(structure["path_to_layers"], "path_to_layers")
@@ -63,7 +62,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     for position, block in enumerate(blocks):
         block_path = f"{stack}.{position}"
         stages: list[tuple[LinearMap, ...]] = []
-        for path in structure["path_to_modules"]:
+        for path in paths:
             parts = _path_parts(path, "path_to_modules")
             name = ".".join((block_path, *parts))
             module = _submodule(block, parts, block_path)
@@ -89,7 +88,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
 
 def _path_parts(value: Any, key: str) -> tuple[str, ...]:
     """Split a path of `structure_dict` into attribute names."""
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Sequence):
         raise StructureError(f"structure_dict: {key} holds {value!r}; expected attribute names, as in {EXAMPLE}")
     parts = tuple(value.split(".")) if isinstance(value, str) else tuple(str(part) for part in value)
     if not parts:

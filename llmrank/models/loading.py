@@ -18,6 +18,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from llmrank.errors import LLMRankError, ModelSourceError, OptionError
 
 __all__ = [
+    "DTYPES",
     "LoadedModel",
     "load_pretrained",
     "model_class_of",
@@ -134,7 +135,8 @@ def load_pretrained(
     Warns
     -----
     UserWarning
-        The tokenizer is code that is not trusted; or none can be loaded, and code is trusted or the directory holds its files.
+        The tokenizer is code that is not trusted; or none can be loaded, although the directory holds its files, or the source is
+        no directory and its code is trusted.
     """
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
     source = os.fspath(source)
@@ -200,7 +202,8 @@ def _check_source(source: str) -> None:
 def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """Return the tokenizer of a model or None, and a warning.
 
-    It is "" if a tokenizer is loaded, or if nothing hints at one: no files in a directory, no code, no `trust_remote_code`.
+    It is "" if a tokenizer is loaded, or if nothing hints at one: a directory without its files, or no directory and no
+    `trust_remote_code`.
     """
     try:
         return transformers.AutoTokenizer.from_pretrained(name, **options), ""
@@ -209,7 +212,9 @@ def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple
             return None, (
                 f"the tokenizer of {source} is code in the checkpoint, which was not run, so the model has no tokenizer. {TRUST}"
             )
-        if options["trust_remote_code"] or any((Path(source) / file).exists() for file in TOKENIZER_FILES):
+        path = Path(source)
+        may_be_code = options["trust_remote_code"] and not path.is_dir()
+        if may_be_code or any((path / file).exists() for file in TOKENIZER_FILES):
             return None, (
                 f"the tokenizer of {source} cannot be loaded ({_first_line(error)}), so the model has none; fetch its files again"
             )

@@ -106,10 +106,10 @@ class Evaluation:
             )
         if self.collapsed and self.after is not None:
             unless = " (or the dense model was no better)" if self.before is None else ""
-            sentences.append(
-                f"the pruned model has collapsed{unless}: its perplexity {self.after.value:.4g} is not below that of token "
-                f"frequencies alone ({self.unigram:.4g}); prune less"
-            )
+            reason = f"is {self.after.value}"
+            if isfinite(self.after.value):
+                reason = f"{self.after.value:.4g} is not below that of token frequencies alone ({self.unigram:.4g})"
+            sentences.append(f"the pruned model has collapsed{unless}: its perplexity {reason}; prune less")
         return sentences
 
 

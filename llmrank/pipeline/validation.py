@@ -46,7 +46,7 @@ class Validation:
     measure : {"divergence", "squared error"}
         The distance, a mean over tokens: KL(dense || pruned) of the next-token predictions, in nats; or, for models that
         predict no tokens, ``||y' - y||^2``, where y is the first output of the dense model and y' that of the pruned one.
-    tokens : int
+    count : int
         Number of tokens that the means are taken over; of sequences, if the model has one output a sequence.
     cut, repaired : float
         Mean distance of the pruned model without and with its repair.
@@ -56,7 +56,7 @@ class Validation:
     """
 
     measure: Measure
-    tokens: int
+    count: int
     cut: float
     repaired: float
     error: float | None
@@ -76,14 +76,14 @@ class Validation:
 
     def sentence(self) -> str:
         """Return the comparison and its outcome as a sentence."""
-        distance = "squared distance from the dense model's outputs"
+        distance = f"squared distance from {self.count:,} outputs of the dense model on"
         if self.measure == "divergence":
-            distance = "KL divergence from the dense model's predictions"
+            distance = f"KL divergence from the dense model's predictions on {self.count:,}"
         error = "" if self.error is None else f" (standard error of the difference {self.error:.2g})"
         outcome = "kept" if self.improves else "dropped"
         return (
-            f"{distance} on {self.tokens:,} held-out calibration tokens: {self.cut:.4g} without the repair, {self.repaired:.4g} "
-            f"with it{error}, so the repair was {outcome}"
+            f"{distance} held-out calibration tokens: {self.cut:.4g} without the repair, {self.repaired:.4g} with it{error}, so "
+            f"the repair was {outcome}"
         )
 
 

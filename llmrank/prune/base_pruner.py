@@ -28,7 +28,7 @@ class BasePruner:
         Share (float, [0, 1)) or number (int) of neurons to remove: from each layer (local pruning), or from all
         layers together (global pruning).
     min_keep : int
-        Smallest number of neurons that a layer keeps.
+        Smallest number of neurons that a layer keeps; a layer that has fewer keeps all of them.
     multiple_of : int
         The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`, because
         hardware prefers some widths.
@@ -240,7 +240,7 @@ class BasePruner:
     def _keep_mask(self, layer: LayerRecord) -> torch.Tensor:
         """Make the keep mask of a layer from the mask or scores that `extract_scores` set."""
         if layer.protected:
-            return torch.ones(layer.out_features, dtype=torch.bool)
+            return layer.present_mask.clone()
         mask = layer.pruning_mask
         if mask is None:
             raise LLMRankError(
@@ -269,7 +269,7 @@ class BasePruner:
             amount = check_amount(self.amount if layer.amount is None else layer.amount)
             keep = keep_highest(scores, max(n - max(local_count(amount, n), n_removed), 0))
         kept = int(keep.sum())
-        if kept < self.min_keep:
+        if kept < min(self.min_keep, n - n_removed):
             raise OptionError(
                 f"{layer.name} would keep {kept} of {n} neurons, fewer than min_keep={self.min_keep}; lower the amount (at most "
                 f"{max(n - self.min_keep, 0)} of them can be removed) or min_keep"

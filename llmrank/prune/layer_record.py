@@ -40,7 +40,8 @@ class LayerRecord:
         True for neurons that earlier steps have kept; None if all are kept. The others stay removed, and count as part of the
         amount.
     protected : bool
-        Whether the layer keeps all its neurons, whatever `pruning_mask` says; set by :meth:`llmrank.prune.BasePruner.prune`.
+        Whether the layer keeps all neurons that are present, whatever `pruning_mask` says; set by
+        :meth:`llmrank.prune.BasePruner.prune`.
 
     Examples
     --------

@@ -47,7 +47,13 @@ class Dataset(BaseSource):
                 f"dataset {name!r} has no column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}, but {rows.column_names}; save the "
                 "text you want to a file and pass that"
             )
-        return ["".join(rows[column])], str(self)
+        try:
+            return ["".join(rows[column])], str(self)
+        except TypeError as error:
+            raise CalibrationError(
+                f"column {column!r} of dataset {name!r} does not hold text alone ({error}); save the text you want to a file and "
+                "pass that"
+            ) from error
 
     def _parts(self, role: Role) -> tuple[str, str, str]:
         """Return name, configuration ("" if none is given) and split of the dataset."""

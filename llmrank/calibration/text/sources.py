@@ -58,27 +58,29 @@ def named_sources() -> dict[str, type[BaseSource]]:
 def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
     """Return the source that a text names (the built-in text if `text` is None), or None if it names none.
 
-    A source object is returned as it is, whatever its roles.
+    A source object is returned as it is.
 
     Raises
     ------
     CalibrationError
-        The text names a source that is not for this role.
+        The source is not for this role.
     """
     if text is None:
         return BuiltInText()
     if isinstance(text, BaseSource):
-        return text
-    if not isinstance(text, str):
-        return None
-    name, colon, argument = text.partition(":")
-    source = named_sources().get(name)
-    if source is None or bool(colon) != bool(source.usage):
+        source = text
+    elif isinstance(text, str):
+        name, colon, argument = text.partition(":")
+        named = named_sources().get(name)
+        if named is None or bool(colon) != bool(named.usage):
+            return None
+        source = named(argument)
+    else:
         return None
     if role not in source.roles:
         others = [other.syntax() for other in named_sources().values() if role in other.roles]
-        raise CalibrationError(f"{text!r} is no {role} text; expected a text file, {' or '.join(others)}")
-    return source(argument)
+        raise CalibrationError(f"{str(text)!r} is no {role} text; expected a text file, {' or '.join(others)}")
+    return source
 
 
 def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:

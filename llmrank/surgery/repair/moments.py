@@ -84,8 +84,11 @@ class Moments:
 
     @property
     def finite(self) -> bool:
-        """Whether the sums of squares are finite; they are not if a value was NaN or Inf, or a square overflowed."""
-        return bool(torch.isfinite(self.second).all()) and (self.missing is None or math.isfinite(self.missing.square))
+        """Whether the sums of products are finite; they are not if a value was NaN or Inf, or a product overflowed."""
+        missing = self.missing
+        return bool(torch.isfinite(self.second).all()) and (
+            missing is None or (math.isfinite(missing.square) and bool(torch.isfinite(missing.cross).all()))
+        )
 
     @property
     def centre(self) -> Centre:

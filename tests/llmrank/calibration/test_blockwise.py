@@ -395,6 +395,17 @@ def test_blocks_out_of_order_break_the_record() -> None:
     assert record.first_states == []
 
 
+def test_a_block_that_the_last_batch_does_not_reach_breaks_the_record() -> None:
+    model, ids = tiny_llama(), token_ids(2, 8)
+    ffns = find_ffns(model)
+    with recording(model, ffns) as record, torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+        model.config.num_hidden_layers = 1
+        model(input_ids=ids, use_cache=False)
+    assert [len(calls) for calls in record.calls] == [2, 1]
+    assert not record.unbroken
+
+
 def test_token_masks_are_replaced_in_place() -> None:
     masks, mask = TokenMasks(), torch.tensor([[True, False]])
     masks.replace(TokenMasks(mask))

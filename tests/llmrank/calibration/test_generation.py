@@ -162,8 +162,8 @@ def test_out_of_memory_is_not_reported_as_an_unsupported_model(monkeypatch: Any,
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: family_model(named_family("BERT")), "no text of its own"),
-        (lambda: mlp(4, 6, 2), "no text of its own"),
+        (lambda: family_model(named_family("BERT")), "cannot write text without a prompt; calibrate on a text file"),
+        (lambda: mlp(4, 6, 2), "cannot write text without a prompt; calibrate on a text file"),
         (tiny_t5, "cannot write text without a prompt"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_pipeline_calibrates_on_generated_text_and_reports_it() -> None:
 def test_a_pipeline_of_an_encoder_raises_before_anything_is_changed() -> None:
     model = family_model(named_family("BERT"))
     snapshot = Snapshot(model)
-    with pytest.raises(LLMRankError, match="no text of its own"):
+    with pytest.raises(LLMRankError, match="cannot write text without a prompt; calibrate on a text file"):
         IsolatedFFNPipeline(model, tokenizer(), calibration="generated").run()
     snapshot.assert_restored()
 

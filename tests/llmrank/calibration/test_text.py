@@ -16,6 +16,7 @@ import torch
 
 from llmrank.calibration.text import TokenSequences, builtin_texts, check_text, read_text, shared_passages, tokenise
 from llmrank.calibration.text.base_source import BaseSource
+from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.calibration.text.sequences import Role
 from llmrank.calibration.text.sources import find_source, named_sources
 from llmrank.errors import CalibrationError
@@ -163,8 +164,8 @@ def test_text_that_a_model_writes_needs_a_model() -> None:
     with pytest.raises(CalibrationError, match="'generated' is written by a model, and none was given"):
         tokenise("generated", tokenizer(), 2, 8)
     assert tokenise("auto", tokenizer(), 1, 8).source.startswith("built-in")
-    for source in ("generated", "auto"):
-        with pytest.raises(CalibrationError, match=f"{source!r} is no evaluation text"):
+    for source in ("generated", "auto", Generated(), Automatic()):
+        with pytest.raises(CalibrationError, match=f"'{source}' is no evaluation text"):
             EvaluationText(source).sequences(tiny_llama(), tokenizer(), 8)
 
 
@@ -226,6 +227,15 @@ def test_datasets_that_do_not_load_raise(monkeypatch: pytest.MonkeyPatch) -> Non
         read_text("dataset:x")
     with_datasets(monkeypatch, lambda *_, **__: Rows({"label": ["a"]}))
     with pytest.raises(CalibrationError, match=r"no column text, content or document, but \['label'\]"):
+        read_text("dataset:x")
+
+
+@pytest.mark.parametrize("row", [None, ["b"]])
+def test_rows_that_are_no_text_raise(monkeypatch: pytest.MonkeyPatch, row: Any) -> None:
+    with_datasets(monkeypatch, lambda *_, **__: Rows({"text": ["a", row]}))
+    with pytest.raises(
+        CalibrationError, match=r"column 'text' of dataset 'x' .*item 1.*; save the text you want to a file"
+    ):
         read_text("dataset:x")
 
 

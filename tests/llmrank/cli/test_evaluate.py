@@ -159,8 +159,10 @@ def test_an_encoder_decoder_is_compared_but_not_asked_for_last_words(
 
 
 def test_encoders_are_refused(models: dict[str, Path], tale: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for given in ((), ("--last-word",), ("--against", models["BERT"])):
-        assert "predicts no next token" in refused(capsys, "evaluate", models["BERT"], "--text", tale, *SHORT, *given)
+    command = ("evaluate", models["BERT"], "--text", tale, *SHORT)
+    for given in ((), ("--against", models["BERT"])):
+        assert "predicts no next token" in refused(capsys, *command, *given)
+    assert "has no last-word accuracy; expected a causal language model" in refused(capsys, *command, "--last-word")
 
 
 def test_a_text_without_passages_is_refused_first(

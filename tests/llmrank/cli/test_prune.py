@@ -708,6 +708,7 @@ def test_help_says_what_surprises(capsys: Any) -> None:
     assert "--evaluate=TEXT" in shown("prune")
     assert "of each layer, or of all together with --pruner global" in shown("prune")
     assert "--form" in shown("prune")
+    assert "auto, float32, bfloat16, float16, float64 (auto:" in shown("prune")
     assert "`llmrank components NAME` the options" in shown("prune")
     assert "--form " not in shown("inspect")
     assert "--steps" not in shown("inspect")

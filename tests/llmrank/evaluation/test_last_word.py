@@ -198,15 +198,15 @@ def test_no_passage_and_no_tokenizer_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    "make",
     [
-        (lambda: family_model(named_family("BERT")), "no last-word accuracy"),
-        (lambda: mlp(4, 6, 2), "no last-word accuracy"),
-        (tiny_t5, "encoder-decoder"),
+        lambda: family_model(named_family("BERT")),
+        lambda: mlp(4, 6, 2),
+        tiny_t5,
     ],
 )
-def test_models_that_do_not_continue_a_text_are_refused(make: Any, message: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=message):
+def test_models_that_do_not_continue_a_text_are_refused(make: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="no last-word accuracy; expected a causal language model"):
         last_word(make(), spelling_tokenizer(), some_passages())
 
 

@@ -146,6 +146,17 @@ def test_completion_is_the_greedy_continuation() -> None:
     assert complete(model, tok, prompt, 6) == tok.decode(wanted, skip_special_tokens=True)
 
 
+def test_dropout_does_not_change_a_completion() -> None:
+    model, tok = tiny_t5(), tokenizer(special=False)
+    wanted = complete(model, tok, text(5), 12)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.9
+    model.train()
+    assert complete(model, tok, text(5), 12) == wanted
+    assert model.training
+
+
 def test_the_completion_of_an_encoder_decoder_is_all_that_its_decoder_writes() -> None:
     model, tok = tiny_t5(), tokenizer(special=False)
     prompt = text(5)

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 
+from llmrank.calibration.attention import find_attentions
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import explicit_ffns, find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
@@ -343,6 +344,12 @@ def test_the_error_for_image_models_says_what_is_expected(
     ):
         IsolatedFFNPipeline(model, None, calibration=calibration).run()
     snapshot.assert_restored()
+
+
+def test_the_attentions_of_a_model_without_token_embeddings_are_not_found() -> None:
+    model = clip()
+    with pytest.raises(UnsupportedModelError, match="CLIPModel is not a transformers model that reads token ids"):
+        find_attentions(model, find_ffns(model))
 
 
 def test_an_image_model_wrapped_in_a_plain_module_takes_images() -> None:

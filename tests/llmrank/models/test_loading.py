@@ -285,3 +285,4 @@ def test_a_damaged_tokenizer_gives_a_warning(tmp_path: Path) -> None:
 def test_a_model_without_a_tokenizer_loads_without_a_warning(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     assert load_pretrained(tmp_path).tokenizer is None
+    assert load_pretrained(tmp_path, trust_remote_code=True).tokenizer is None

@@ -348,7 +348,7 @@ def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() 
     given = IsolatedFFNPipeline(model, None, calibration=CalibrationText(whole.ids, 4), repair=LeastSquaresRepair())
     assert given.calibration_texts()[1] is None
     given.run()
-    assert given.validation.tokens == 2 * 11
+    assert given.validation.count == 2 * 11
     assert given.report.held_out == tokenise(whole.ids[16:], None, 2, 12).provenance()
     single = IsolatedFFNPipeline(tiny_llama(), None, calibration=whole.ids[:1], repair=LeastSquaresRepair())
     single.run()
@@ -391,7 +391,7 @@ def test_the_validation_is_the_divergence_from_the_dense_model_before_and_after(
             cut = expected
     found = pipelines["repaired"].validation
     assert found.measure == "divergence"
-    assert found.tokens == expected.count
+    assert found.count == expected.count
     assert found.cut == pytest.approx(cut.value, rel=1e-4)
     assert found.repaired == pytest.approx(expected.value, rel=1e-4)
     assert found.error > 0.0

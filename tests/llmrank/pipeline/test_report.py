@@ -15,6 +15,7 @@ from rich.console import Console
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report
 from llmrank.evaluation.perplexity import Perplexity
 from llmrank.pipeline.report import Evaluation, environment, model_source
+from llmrank.pipeline.validation import Validation
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer
 from tests.llmrank.tiny_models import STRUCTURE, features, mlp, tiny_llama, token_ids
@@ -144,6 +145,24 @@ def test_collapse_is_judged_against_token_frequencies(after: float, unigram: flo
     assert Evaluation(PROTOCOL, Perplexity(9.0, 14), None, unigram).collapsed is False
     assert Evaluation(PROTOCOL, Perplexity(9.0, 14), Perplexity(after, 14)).collapsed is not math.isfinite(after)
     assert Evaluation(PROTOCOL, Perplexity(90.0, 14), Perplexity(after, 14), unigram).collapsed is False
+
+
+@pytest.mark.parametrize("after", [math.inf, math.nan])
+def test_the_warning_of_a_collapse_names_only_what_was_measured(after: float) -> None:
+    (sentence,) = Evaluation(PROTOCOL, None, Perplexity(after, 14)).warnings()
+    assert f"its perplexity is {after}; prune less" in sentence
+    assert "token frequencies" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("measure", "counted"),
+    [
+        ("divergence", "KL divergence from the dense model's predictions on 40 held-out calibration tokens: "),
+        ("squared error", "squared distance from 40 outputs of the dense model on held-out calibration tokens: "),
+    ],
+)
+def test_the_sentence_of_a_validation_says_what_is_counted(measure: Any, counted: str) -> None:
+    assert Validation(measure, 40, 2.0, 1.0, None).sentence().startswith(counted)
 
 
 def test_overlap_with_the_calibration_text_is_a_warning() -> None:

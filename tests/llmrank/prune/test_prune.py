@@ -488,6 +488,15 @@ def test_unknown_normalisation_is_refused() -> None:
         GlobalPruner(0.3, normalize="max")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner, SensitivityPruner])
+@pytest.mark.parametrize("multiple_of", [1, 4])
+def test_layers_smaller_than_min_keep_keep_all_that_they_have(pruner: type[BasePruner], multiple_of: int) -> None:
+    small = LayerRecord("small", torch.ones(3) / 3, sensitivity=1.0)
+    present = torch.tensor([True, False, True, True, True, True])
+    few = LayerRecord("few", torch.ones(6) / 6, sensitivity=1.0, present=present)
+    assert pruner(0.0, 6, multiple_of).prune([small, few]).widths == {"small": 3, "few": 5}
+
+
 def test_too_few_neurons_are_refused() -> None:
     with pytest.raises(OptionError, match=r"layer 1 would keep 0 of 3 neurons, fewer than min_keep=1"):
         LocalPruner(3).prune(records([[0.1] * 5, [0.2] * 3]))

@@ -14,6 +14,7 @@ from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, SensitivityPruner
+from llmrank.prune.layer_record import record_of_size
 from llmrank.prune.masks import Masks
 from llmrank.prune.schedule import amounts_after_steps, describe_steps
 from llmrank.prune.selection import Reselection
@@ -162,6 +163,13 @@ def test_rounding_brings_no_neuron_back() -> None:
         assert not bool(keep[:9].any())
     few = LayerRecord("mlp", torch.arange(20.0) / 190, present=torch.arange(20) >= 17)
     assert LocalPruner(17, min_keep=3, multiple_of=4).prune([few]).kept == 3
+
+
+@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner, SensitivityPruner])
+def test_neurons_of_protected_layers_stay_removed(pruner: type[BasePruner]) -> None:
+    present = torch.tensor([True, False, True, True])
+    layers = [LayerRecord("a", torch.ones(4) / 4, sensitivity=1.0, present=present), record_of_size("b", 4)]
+    assert torch.equal(pruner(0.0, protect="a").prune(layers)["a"], present)
 
 
 def test_removed_neurons_do_not_count_in_the_normalisation() -> None:

@@ -152,6 +152,8 @@ def test_non_finite_numbers_are_detected_in_both_moments() -> None:
     assert Moments.of(values, lack).finite
     assert not Moments.of(values * float("inf"), lack).finite
     assert not Moments.of(values, lack * float("nan")).finite
+    # The products are computed in float32, where 1e18 * 1e30 overflows and the squares of 1e18 do not.
+    assert not Moments.of(values * 1e18, lack * 1e30).finite
 
 
 def test_bias_takes_up_the_means() -> None:
