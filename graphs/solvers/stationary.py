@@ -96,7 +96,7 @@ class GaussSeidel:
         return start, total_scores(start) * (1.0 - gamma), math.inf, self.aggregation
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
-        """Take one sweep. If the graph is not acyclic, aggregate first, unless aggregation is off or failed in the step before."""
+        """Sweep once. If the graph is not acyclic, aggregate first, unless aggregation is off or failed in the step before."""
         state, teleporting, residual_before, aggregate = memory
         if problem.acyclic:
             return replace(LayerSweep().step(problem, state), memory=memory)
