@@ -1,4 +1,4 @@
-"""Checks of arguments: numbers in a range, and one score for each node."""
+"""Checks of arguments: shares, counts, and the shapes of scores."""
 
 from __future__ import annotations
 
@@ -40,8 +40,6 @@ def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
 
     Examples
     --------
-    >>> check_share("theta", 1), check_share("beta", "0.5")
-    (1.0, 0.5)
     >>> check_share("gamma", 1, below_one=True)
     Traceback (most recent call last):
         ...
@@ -79,8 +77,6 @@ def check_count(name: str, value: Any, lowest: int = 1, highest: int | None = No
 
     Examples
     --------
-    >>> check_count("top", 3)
-    3
     >>> check_count("top", 2.0)
     Traceback (most recent call last):
         ...
@@ -94,12 +90,12 @@ def check_count(name: str, value: Any, lowest: int = 1, highest: int | None = No
 
 
 def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], first: int = 0) -> None:
-    """Check that a rank has one score for each node, in layers of the given sizes; only the shapes of its scores are read.
+    """Check by the shapes of scores that a rank has one score for each node, in layers of the given sizes.
 
     Parameters
     ----------
     shapes : sequence of tuples of int
-        Shapes of the given scores, by layer.
+        Shapes of the scores, by layer.
     sizes : sequence of int
         Expected numbers of nodes, by layer.
     first : int
@@ -108,7 +104,7 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     Raises
     ------
     GraphError
-        The number of layers or the number of scores in a layer differs, or scores have columns (even a single one).
+        Layers or scores differ in number, or scores have columns (even a single one).
 
     Examples
     --------

@@ -20,7 +20,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
-    """Divide the nodes, ordered by score, into buckets, and return the bucket of every node.
+    """Divide the nodes of a layer into buckets by score, and return the bucket of every node.
 
     Parameters
     ----------
@@ -28,8 +28,7 @@ def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
         Finite.
     buckets : int or sequence of float
         The number of buckets of (nearly) equal size; or the share of the nodes in each bucket, with sum 1, such as
-        ``(0.01, 0.09, 0.9)``. The end of every bucket is rounded up, so bucket 0 is never empty. In a layer with few
-        nodes, other buckets may be empty.
+        ``(0.01, 0.09, 0.9)``. The ends of buckets are rounded up; in a small layer, buckets can be empty.
 
     Returns
     -------
@@ -39,7 +38,7 @@ def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
     Raises
     ------
     GraphError
-        Scores that are empty, not one-dimensional or not finite; or buckets that :func:`bucket_ends` refuses.
+        Scores that are empty, not one-dimensional or not finite, or buckets that are not as described.
 
     Examples
     --------
@@ -84,5 +83,5 @@ def bucket_ends(buckets: int | Sequence[float]) -> list[Fraction]:
         shares = []
     if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1.0, rel_tol=1e-9):
         raise GraphError(f"buckets: expected an integer >= 1, or positive shares of sum 1, got {buckets!r}")
-    # Float shares may sum to a little more than 1.
+    # Shares that are floats can sum to a little more than 1.
     return [*(min(end, Fraction(1)) for end in itertools.accumulate(shares[:-1])), Fraction(1)]

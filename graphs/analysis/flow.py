@@ -1,9 +1,4 @@
-"""Flow of score from layer to layer, between nodes of high and low score.
-
-A weighted PageRank passes ``P_ij r_j`` along an edge from j to i, with the transition P of
-:mod:`graphs.analysis.incident_edges`. A modified PageRank passes ``W_ij r_j``, and multiplies what arrives at i by the
-activation of i. Any other rank is treated like a weighted PageRank.
-"""
+"""Flow of score from layer to layer, between nodes of high and low score."""
 
 from __future__ import annotations
 
@@ -35,8 +30,10 @@ def flow(
     """Compute how much score flows across a block, from buckets of source nodes to buckets of target nodes.
 
     ``F[t, s] = sum of P_ij r_j over the targets i of bucket t and the sources j of bucket s``, where r_j is a score of
-    layer - 1. For a modified PageRank, F[t, s] is the sum of ``a_i W_ij r_j`` instead, divided by the sum over all edges of
-    the block; if the rank was computed with `zero_lowest`, the lowest scores r_j count as zero.
+    layer - 1 and P is the transition of :mod:`graphs.analysis.incident_edges`. For a modified PageRank, F[t, s] is the sum of
+    ``a_i W_ij r_j`` instead, divided by the sum over all edges of the block, and `zero_lowest` sets the lowest r_j to zero.
+    Cost: at most two reads of the block; for theta < 1, two and one for each bucket. Memory: O(nodes * buckets), and the block
+    where the backend converts it.
 
     Parameters
     ----------
@@ -48,8 +45,7 @@ def flow(
     buckets : int or sequence of float
         As for :func:`graphs.analysis.buckets.score_buckets`.
     theta : float, optional
-        Share of the edge weights against the bare edges in P; by default that of the rank, or 1. It has no effect on a
-        modified PageRank.
+        Share of the edge weights against the bare edges in P; by default that of the rank, or 1.
 
     Returns
     -------
@@ -60,15 +56,8 @@ def flow(
     Raises
     ------
     GraphError
-        No such layer, a rank of another graph or with several scores a node, invalid buckets (see
-        :func:`graphs.analysis.buckets.score_buckets`), theta out of range, or NaN or Inf in the scores, in the weights or
-        in their sums.
-
-    Notes
-    -----
-    Cost: one read of the block for the out-strengths, and one product with a matrix of one column a bucket. A modified
-    PageRank needs only the product. For theta < 1: two reads, for strengths and degrees, and one product for each bucket.
-    Memory: O(nodes of the two layers * buckets), and the block where the backend converts it.
+        No such layer, a rank of another graph or with several scores a node, invalid buckets, theta out of range, or NaN or
+        Inf in the scores, in the weights or in their sums.
 
     Examples
     --------
@@ -112,7 +101,7 @@ def flow(
 
 
 def is_modified(rank: RankResult) -> bool:
-    """Tell whether a rank passes ``W_ij r_j`` along an edge (modified PageRank) instead of ``P_ij r_j``.
+    """Tell whether a rank is a modified PageRank, which passes ``W_ij r_j`` along an edge instead of ``P_ij r_j``.
 
     Parameters
     ----------
@@ -133,7 +122,7 @@ def is_modified(rank: RankResult) -> bool:
 
 
 def gamma_of(rank: RankResult) -> float | None:
-    """Return the damping of a weighted PageRank: the share of a score that comes along edges and not from the teleport.
+    """Return the damping of a weighted PageRank.
 
     Parameters
     ----------
@@ -142,7 +131,7 @@ def gamma_of(rank: RankResult) -> float | None:
     Returns
     -------
     float or None
-        None if the rank is not a weighted PageRank, or its parameters do not include gamma.
+        None if the rank is not a weighted PageRank, or has no parameter gamma.
 
     Examples
     --------
@@ -156,7 +145,7 @@ def gamma_of(rank: RankResult) -> float | None:
 
 
 def choose_theta(rank: RankResult, theta: float | None) -> float:
-    """Choose theta: the given theta if there is one, else that of the rank, else 1.
+    """Return the given theta, or else that of the rank, or else 1.
 
     Parameters
     ----------
@@ -185,13 +174,12 @@ def choose_theta(rank: RankResult, theta: float | None) -> float:
 
 
 def passed_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
-    """Return the scores that sources pass on; a modified PageRank with `zero_lowest` sets the lowest scores to zero.
+    """Return the scores that sources pass on: the lowest are zero in a modified PageRank with `zero_lowest`.
 
     Parameters
     ----------
     rank : RankResult
     scores : (n,) float64 array
-        Scores of the sources.
 
     Returns
     -------
@@ -222,12 +210,12 @@ def share_through_graph(gamma: float, arrived: float, teleport: float) -> float:
     gamma : float
         Damping, 0..1.
     arrived, teleport : float
-        The score that arrives at a node (or a layer) along edges, and its share of the teleport; non-negative.
+        The score that arrives at a node or a layer along edges, and its share of the teleport; non-negative.
 
     Returns
     -------
     float
-        In [0, 1]; 0 if no score arrives.
+        In [0, 1]; 0 if nothing arrives along edges.
 
     Examples
     --------

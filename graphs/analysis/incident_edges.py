@@ -1,7 +1,7 @@
 """The in-edges or out-edges of the nodes of a block, and their probabilities in the transition P of a weighted PageRank.
 
-Rows of P are targets i, and columns are sources j. ``P_ij = theta W_ij / s_j + (1 - theta) / k_j`` for an edge from j to i,
-where s_j is the out-strength and k_j the out-degree of j. The column of a dangling source is zero.
+``P_ij = theta W_ij / s_j + (1 - theta) / k_j`` for an edge from source j to target i, where s_j is the out-strength and k_j the
+out-degree of j. The column of a dangling source is zero.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SourceTotals:
     ----------
     strength : (n_sources,) float64 array
     degree : (n_sources,) float64 array, or None
-        None where theta is 1, because P then needs no degrees.
+        None where theta is 1.
     theta : float
         Share of the edge weights against the bare edges, 0..1.
     """
@@ -72,14 +72,7 @@ class SourceTotals:
 
     @classmethod
     def of_column(cls, column: FloatArray, theta: float) -> SourceTotals:
-        """Compute the totals of one source from the weights of its out-edges, (n_targets,).
-
-        Examples
-        --------
-        >>> column = np.array([1.0, 3.0])
-        >>> SourceTotals.of_column(column, 1.0).probabilities(column)
-        array([0.25, 0.75])
-        """
+        """Compute the totals of one source from the weights of its out-edges, (n_targets,)."""
         strength, degree = float(column.sum()), float(np.count_nonzero(column))
         return cls(np.array([strength or 1.0]), None if theta == 1.0 else np.array([degree or 1.0]), theta)
 
@@ -91,7 +84,7 @@ class SourceTotals:
         weights : float64 array
             W_ij; 0 where there is no edge.
         at : index, optional
-            Index of the source of every edge: ``strength[at]`` broadcasts against `weights`. By default all sources in order.
+            The source of every edge: ``strength[at]`` broadcasts against `weights`. By default all sources in order.
 
         Returns
         -------
@@ -104,8 +97,6 @@ class SourceTotals:
         >>> sources.probabilities(np.array([[1.0, 1.0], [3.0, 1.0]]))
         array([[0.25, 0.5 ],
                [0.75, 0.5 ]])
-        >>> sources.probabilities(np.array([1.0, 3.0]), 0)
-        array([0.25, 0.75])
         """
         probabilities: FloatArray = weights / self.strength[at]
         if self.degree is not None:
@@ -121,7 +112,7 @@ class IncidentEdges:
     ----------
     nodes : (m,) int array
     neighbours : (w,) or (m, w) int array
-        The nodes at the other end of the edges, in ascending order; (w,) if they are the same in all rows.
+        The nodes at the other end of the edges, ascending; (w,) if they are the same in all rows.
     weights : (m, w) float64 array
         0 where there is no edge; the neighbour may then be any valid index.
     """
@@ -149,14 +140,13 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
     ----------
     block : Block, (n_targets, n_sources)
     side : {"source", "target"}
-        Whether a row holds the out-edges of a source or the in-edges of a target.
+        Whether `nodes` are sources, with their out-edges, or targets, with their in-edges.
 
     Yields
     ------
     IncidentEdges
-        The edges of one node of a dense block may come in several parts, in the order of their neighbours. Nodes without edges
-        may be missing. The next part may overwrite the weights of this one. Cost: one read. Memory: a few bands, and for a CSR
-        block also a few times its edges.
+        Parts with edges of the same node come in the order of the neighbours. Nodes without edges may be missing. The next
+        part may overwrite the weights of this one. Cost: one read. Memory: a few bands, or a few times the edges of a CSR block.
 
     Examples
     --------
@@ -167,7 +157,7 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
     if isinstance(block, DenseBlock):
         for band in block.bands(NumpyBufferMaker(np.float64)):
             rows, columns = (np.arange(part.start, part.stop) for part in (band.rows, band.columns))
-            # The rows are made contiguous because they are scanned many times.
+            # Contiguous rows are faster to scan many times.
             if side == "target":
                 yield IncidentEdges(rows, columns, np.ascontiguousarray(band.matrix))
             else:
@@ -180,7 +170,7 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
 
 
 def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
-    """Yield the lines (rows of a CSR matrix, columns of a CSC matrix) in groups; those of a group are padded to equal length.
+    """Yield the lines (rows of a CSR matrix, columns of a CSC matrix) in groups, padded to equal length.
 
     Parameters
     ----------
@@ -189,8 +179,8 @@ def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[
     Yields
     ------
     (int64 array (m,), int64 array (m, w), float64 array (m, w))
-        Indices of m lines that have entries, the places of these entries in ``matrix.data``, and their values. Padding comes
-        last in a line, with value 0 and any valid place. A group has at most `BAND_ELEMENTS` values, or one line.
+        Indices of m lines that have entries, the places of their entries in ``matrix.data``, and the values. Padding comes last
+        in a line, with value 0 and any valid place. A group has at most `BAND_ELEMENTS` values, or one line.
 
     Examples
     --------
@@ -199,7 +189,7 @@ def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[
     [([1, 0], [[3.0, 4.0], [5.0, 0.0]])]
     """
     lengths = np.diff(matrix.indptr).astype(np.int64)
-    # Lines are ordered by decreasing length, so that all padding together is at most some bands, whatever the lengths are.
+    # In the order of decreasing length, all padding together is at most a few bands.
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
     start = 0
     while start < len(order):
@@ -215,19 +205,18 @@ def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[
 def highest_in_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
     """Find the highest keys of every row, in decreasing order; among equal keys the first column comes first.
 
-    For a few keys, repeated scans are several times faster than a partition.
+    Cost: `count` scans, which are faster than a partition for a few keys.
 
     Parameters
     ----------
     keys : (m, w) float64 array
-        Non-negative. They are overwritten.
+        Non-negative; overwritten.
     count : int
-        Number of keys to find in a row, at least 1; a row with fewer keys gives all of them.
+        At least 1.
 
     Returns
     -------
     columns, values : (m, min(count, w)) int64 and float64 arrays
-        Cost: `count` scans.
 
     Examples
     --------
@@ -257,7 +246,7 @@ def target_weights(block: Block, target: int) -> FloatArray:
     Returns
     -------
     (n_sources,) float64 array
-        W_ij for every source j, not checked for NaN and Inf. Only this row of a dense block is read.
+        W_ij for every source j, not checked for NaN and Inf. Cost: one row of a dense block, or its edges in a CSR block.
 
     Examples
     --------
@@ -313,6 +302,6 @@ def source_weights(block: Block, source: int, layer: int) -> FloatArray:
 
 
 def _sum_parallel(block: DenseBlock, parts: list[Any]) -> FloatArray:
-    """Add the weights of parallel edges in float64, given the same row or column of every matrix of the block."""
+    """Add the weights of parallel edges, given the same row or column of every matrix of the block."""
     total: FloatArray = np.sum([block.weight(as_numpy(part).astype(np.float64)) for part in parts], axis=0)
     return total

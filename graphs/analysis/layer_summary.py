@@ -48,7 +48,7 @@ class Spread:
         """
         array = as_vector(values, "values")
         lowest, lower, median, upper, highest = np.quantile(array, [0.0, 0.25, 0.5, 0.75, 1.0]).tolist()
-        # Divided by a power of two near the maximum, huge values have a finite sum.
+        # Without this power of two, the sum of huge values would overflow.
         exponent = np.frexp(np.abs(array).max())[1]
         return cls(lowest, lower, median, upper, highest, float(np.ldexp(np.ldexp(array, -exponent).mean(), exponent)))
 
@@ -66,27 +66,26 @@ class LayerSummary:
     n_in_edges : int
         Number of edges from the layer before; 0 for layer 0.
     density : float, optional
-        `n_in_edges` divided by the number of pairs of a source and a target; None for layer 0.
+        Number of in-edges over that of pairs of a source and a target; None for layer 0.
     in_strength, out_strength : Spread, optional
-        Spread of the nodes' in-strengths and out-strengths; None for layer 0 (in) and for the last layer (out).
+        None for layer 0 (in) and for the last layer (out).
     activation : Spread
     n_dead : int
         Number of nodes with activation 0.
     n_unreached : int, optional
         Number of nodes without an in-edge; None for layer 0.
     n_dangling : int, optional
-        Number of nodes without an out-edge, which pass no score on; None for the last layer.
+        Number of nodes without an out-edge; None for the last layer.
     gini, effective_number, top_share : float
-        Concentration of the scores: :func:`graphs.analysis.measures.gini`, :func:`graphs.analysis.measures.effective_number`,
-        and :func:`graphs.analysis.measures.top_share` of the highest 1 %.
+        Concentration of the scores, by the functions of these names in :mod:`graphs.analysis.measures`; the share is 1 %.
     highest_node : int
         Index of the node with the highest score; among equal scores the highest index.
     highest_share : float
         Share of the layer's score that this node holds.
     through_graph : float, optional
-        Share of the layer's score that came along edges and not from the teleport (the nodes' own activations):
-        ``gamma m / (gamma m + 1 - gamma)``, where m is the share of the previous layer's score that is held by non-dangling
-        nodes. None for layer 0 and for ranks other than a weighted PageRank.
+        Share of the layer's score that came along edges and not from the teleport: ``gamma m / (gamma m + 1 - gamma)``, where
+        non-dangling nodes hold the share m of the previous layer's score. None for layer 0, and where
+        :func:`graphs.analysis.flow.gamma_of` is None.
     """
 
     layer: int
@@ -123,6 +122,9 @@ class LayerSummary:
 def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummary, ...]:
     """Summarise every layer of a ranked graph.
 
+    Cost: two reads of every block for the strengths; the first call also reads dense blocks to count their edges.
+    Memory: O(nodes), and one block where the backend converts it.
+
     Parameters
     ----------
     graph : LayeredGraph
@@ -138,11 +140,6 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     GraphError
         A rank of another graph or with several scores a node, scores that are negative or not finite, or NaN or Inf in the
         weights or their sums.
-
-    Notes
-    -----
-    Cost: two reads of every block for the strengths; the first call also reads dense blocks to count their edges.
-    Memory: O(nodes), and one block where the backend converts it.
 
     Examples
     --------

@@ -1,7 +1,6 @@
 """Measures of the scores of one layer: how concentrated they are, how they order nodes, and how two scores agree.
 
-Scores may have any scale. Measures of concentration count scores that are all zero as equal. The node that pruning removes
-first has the lowest score, and among equal scores the lowest index.
+Measures of concentration count scores that are all zero as equal.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 def gini(scores: Any) -> float:
     """Compute the Gini coefficient: 0 if all n scores are equal, 1 - 1/n if one node holds all of the score.
 
+    Cost: a sort. Source: C. Gini, Variabilità e mutabilità, 1912.
+
     Parameters
     ----------
     scores : (n,) array-like
@@ -45,17 +46,12 @@ def gini(scores: Any) -> float:
     Returns
     -------
     float
-        In [0, 1 - 1/n]. It is half the mean absolute difference of two nodes' scores, divided by the mean score. It is also
-        twice the area between the diagonal and the curve of :func:`lorenz`.
+        In [0, 1 - 1/n]: half the mean absolute difference of two nodes' scores, divided by the mean score.
 
     Raises
     ------
     GraphError
         Scores that are not one-dimensional, empty, negative or not finite.
-
-    Notes
-    -----
-    Cost: a sort. Source: C. Gini, Variabilità e mutabilità, 1912.
 
     Examples
     --------
@@ -65,13 +61,15 @@ def gini(scores: Any) -> float:
     ascending = np.sort(scale_scores(scores))
     size = len(ascending)
     half = size // 2
-    # The lowest score is paired with the highest, and so on. Then no term is negative, and equal scores give exactly 0.
+    # Scores are paired from both ends, so that no gap is negative, and equal scores give exactly 0.
     gaps = ascending[::-1][:half] - ascending[:half]
     return float((size - 1.0 - 2.0 * np.arange(half)) @ gaps / (size * ascending.sum()))
 
 
 def effective_number(scores: Any) -> float:
     """Compute the effective number of nodes ``1 / sum(p**2)``, where p are shares of the score; k equal scores give k.
+
+    Cost: one pass. Source: E. H. Simpson, Measurement of diversity, Nature 163, 1949.
 
     Parameters
     ----------
@@ -81,16 +79,12 @@ def effective_number(scores: Any) -> float:
     Returns
     -------
     float
-        In [1, n]: the inverse Simpson (Herfindahl) index.
+        In [1, n].
 
     Raises
     ------
     GraphError
         Scores that are not one-dimensional, empty, negative or not finite.
-
-    Notes
-    -----
-    Cost: one pass. Source: E. H. Simpson, Measurement of diversity, Nature 163, 1949.
 
     Examples
     --------
@@ -103,6 +97,8 @@ def effective_number(scores: Any) -> float:
 
 def top_share(scores: Any, share: float = 0.01) -> float:
     """Compute the share of the layer's score that the ``ceil(share * n)`` nodes with the highest scores hold.
+
+    Cost: a partition of the scores, O(n).
 
     Parameters
     ----------
@@ -121,10 +117,6 @@ def top_share(scores: Any, share: float = 0.01) -> float:
     GraphError
         Scores that are not one-dimensional, empty, negative or not finite; or `share` out of range.
 
-    Notes
-    -----
-    Cost: a partition of the scores, O(n).
-
     Examples
     --------
     >>> top_share([1, 1, 6, 0, 0], share=0.2)
@@ -141,6 +133,8 @@ def top_share(scores: Any, share: float = 0.01) -> float:
 def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
     """Compute the Lorenz curve: the share y of the score that is held by the share x of the nodes with the lowest scores.
 
+    Cost: a sort. Source: M. O. Lorenz, Methods of measuring the concentration of wealth, 1905.
+
     Parameters
     ----------
     scores : (n,) array-like
@@ -149,16 +143,12 @@ def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
     Returns
     -------
     x, y : (n + 1,) float64 arrays
-        From (0, 0) to (1, 1); convex, and never above the diagonal except for round-off.
+        From (0, 0) to (1, 1), convex.
 
     Raises
     ------
     GraphError
         Scores that are not one-dimensional, empty, negative or not finite.
-
-    Notes
-    -----
-    Cost: a sort. Source: M. O. Lorenz, Methods of measuring the concentration of wealth, 1905.
 
     Examples
     --------
@@ -174,10 +164,12 @@ def lorenz(scores: Any) -> tuple[FloatArray, FloatArray]:
 def rank_correlation(a: Any, b: Any) -> float:
     """Compute Spearman's rank correlation of two scores of the same nodes; equal scores get their average rank.
 
+    Cost: two sorts. Source: C. Spearman, The proof and measurement of association between two things, 1904.
+
     Parameters
     ----------
     a, b : (n,) array-like
-        Finite; they may be negative.
+        Finite.
 
     Returns
     -------
@@ -188,10 +180,6 @@ def rank_correlation(a: Any, b: Any) -> float:
     ------
     GraphError
         Scores that are not one-dimensional, empty, not finite, or of different lengths.
-
-    Notes
-    -----
-    Cost: two sorts. Source: C. Spearman, The proof and measurement of association between two things, 1904.
 
     Examples
     --------
@@ -218,7 +206,7 @@ def share_also_kept(a: Any, b: Any) -> float:
     Returns
     -------
     float
-        In [0, 1]; nan where `a` keeps no node. Symmetric in a and b if both keep the same number of nodes.
+        In [0, 1]; nan where `a` keeps no node.
 
     Raises
     ------
@@ -243,6 +231,8 @@ def share_also_kept(a: Any, b: Any) -> float:
 def positions(scores: Any) -> IntArray:
     """Compute the position of every node in its layer: 0 is the highest score, n - 1 the node that pruning removes first.
 
+    Cost: a stable sort.
+
     Parameters
     ----------
     scores : (n,) array-like
@@ -258,10 +248,6 @@ def positions(scores: Any) -> IntArray:
     GraphError
         Scores that are not one-dimensional, empty or not finite.
 
-    Notes
-    -----
-    Cost: a stable sort.
-
     Examples
     --------
     >>> positions([0.2, 0.5, 0.2, 0.1])
@@ -276,6 +262,8 @@ def positions(scores: Any) -> IntArray:
 def percentiles(scores: Any) -> FloatArray:
     """Compute the percentile of every node: the share of nodes with a lower score, plus half the share with an equal score.
 
+    Cost: a sort.
+
     Parameters
     ----------
     scores : (n,) array-like
@@ -284,16 +272,12 @@ def percentiles(scores: Any) -> FloatArray:
     Returns
     -------
     (n,) float64 array
-        In (0, 1), with mean 1/2: scipy's ``percentileofscore`` of kind "mean", divided by 100.
+        In (0, 1), with mean 1/2.
 
     Raises
     ------
     GraphError
         Scores that are not one-dimensional, empty or not finite.
-
-    Notes
-    -----
-    Cost: a sort.
 
     Examples
     --------
@@ -310,9 +294,8 @@ def count_of_share(share: float, total: int) -> int:
     Parameters
     ----------
     share : float
-        0..1, taken as the decimal number that Python prints: 0.07 of 100 nodes is 7, though ``0.07 * 100 > 7`` in floats.
+        0..1, as the decimal number that Python prints: 0.07 of 100 nodes is 7, though ``0.07 * 100 > 7`` in floats.
     total : int
-        Number of nodes.
 
     Returns
     -------
@@ -327,7 +310,7 @@ def count_of_share(share: float, total: int) -> int:
 
 
 def scale_scores(scores: Any) -> FloatArray:
-    """Scale scores by a power of two to a maximum in [0.5, 1); the sums of scores and of squares are then finite and not 0.
+    """Scale scores by a power of two to a maximum in [0.5, 1), so that sums of scores and of squares are finite and not 0.
 
     Parameters
     ----------
@@ -337,7 +320,7 @@ def scale_scores(scores: Any) -> FloatArray:
     Returns
     -------
     (n,) float64 array
-        Only scores that become subnormal or zero are rounded. If all scores are zero, the result is ones.
+        Ones if all scores are zero.
 
     Raises
     ------
@@ -348,8 +331,6 @@ def scale_scores(scores: Any) -> FloatArray:
     --------
     >>> scale_scores([3.0, 0.0, 6.0])
     array([0.375, 0.   , 0.75 ])
-    >>> scale_scores([0, 0])
-    array([1., 1.])
     """
     array = as_vector(scores, "scores")
     if (array < 0).any():
@@ -360,7 +341,7 @@ def scale_scores(scores: Any) -> FloatArray:
 
 
 def _average_ranks(values: FloatArray) -> FloatArray:
-    """Return ranks from 1, lowest score first; equal values get the mean of their ranks."""
+    """Return ranks from 1, lowest value first; equal values get the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: FloatArray = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
     return ranks

@@ -1,7 +1,4 @@
-"""Summary of one node of a ranked graph, and the strongest edges of every node of a layer.
-
-Probabilities of edges are those of :mod:`graphs.analysis.incident_edges`.
-"""
+"""Summary of one node of a ranked graph, and the strongest edges of every node of a layer."""
 
 from __future__ import annotations
 
@@ -36,18 +33,18 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RankedEdge:
-    """One edge of a node, and its share of the score that arrives at the node, or leaves it, along edges.
+    """One edge of a node, with its share of the score that arrives at the node or leaves it.
 
     Attributes
     ----------
     node : int
-        Index of the node at the other end, in the layer before (or after).
+        Index of the node at the other end.
     weight : float
         W_ij; weights of parallel edges are added.
     probability : float
-        P_ij, the share of the source's score that a weighted PageRank passes along the edge.
+        P_ij of :mod:`graphs.analysis.incident_edges`.
     share : float
-        For an in-edge, the share of the score arriving at the node that comes along this edge. For an out-edge, `probability`.
+        For an in-edge, its share of the score that arrives at the node along edges. For an out-edge, `probability`.
     """
 
     node: int
@@ -69,20 +66,19 @@ class NodeSummary:
     percentile : float
         Share of the layer's nodes with a lower score, plus half the share with an equal score.
     position : int
-        0 for the highest score. Among equal scores the lower index is removed first, so it has the larger position.
+        0 for the highest score; see :func:`graphs.analysis.measures.positions`.
     activation : float
     in_strength, out_strength : float
-        Sums of the weights of the node's edges; 0 on a side without a block.
+        0 on a side without a block.
     in_degree, out_degree : int
-        Numbers of the node's edges; parallel edges count as one.
+        Parallel edges count as one.
     through_graph : float, optional
-        Share of the node's score that came along edges and not from the teleport (its own activation); None for layer 0, and
-        unless the rank is a weighted PageRank whose gamma is known.
+        Share of the node's score that came along edges and not from the teleport. None for layer 0, and where
+        :func:`graphs.analysis.flow.gamma_of` is None.
     in_edges : tuple of RankedEdge
-        The in-edges that carry most score, in decreasing order; of edges that carry the same, the lower index comes first.
-        Edges that carry nothing are left out.
+        The in-edges that carry most score, in decreasing order, without edges that carry nothing.
     out_edges : tuple of RankedEdge
-        The heaviest out-edges, in decreasing order of weight; of equal weights the lower index comes first.
+        The heaviest out-edges, in decreasing order.
     """
 
     layer: int
@@ -109,7 +105,7 @@ class StrongestEdges(NamedTuple):
     in_nodes : (n, top) int64 array
         Sources in the layer before; -1 where fewer than `top` in-edges of the node carry score.
     in_shares : (n, top) float64 array
-        Share of the score arriving at the node that comes along the edge; 0 where the source is -1.
+        Share of the score that arrives at the node along edges; 0 where the source is -1.
     out_nodes : (n, top) int64 array
         Targets in the layer after; -1 where the node has fewer than `top` out-edges.
     out_shares : (n, top) float64 array
@@ -127,8 +123,9 @@ def summarise_node(
 ) -> NodeSummary:
     """Summarise one node: its score, its position, and the edges that carry its score.
 
-    An in-edge carries ``P_ij r_j``, where r_j is the score of its source. For a modified PageRank it carries ``W_ij r_j``;
-    if the rank was computed with `zero_lowest`, the lowest scores r_j count as zero.
+    An in-edge carries ``P_ij r_j``, where r_j is the score of its source. For a modified PageRank it carries ``W_ij r_j``, and
+    `zero_lowest` sets the lowest r_j to zero. In a tie the lower index comes first. Cost: one read of the block into the
+    layer (two for theta < 1), and one row and one column of weights.
 
     Parameters
     ----------
@@ -151,11 +148,6 @@ def summarise_node(
     GraphError
         No such layer or node, a rank of another graph or with several scores a node, `top` or theta out of range, or NaN or Inf
         in the scores, in the weights that are read or in their sums.
-
-    Notes
-    -----
-    Cost: one read of the block into the layer, for the out-strengths of the sources (two for theta < 1), and one row
-    and one column of weights. To list the edges of all nodes of a layer, use :func:`strongest_edges`.
 
     Examples
     --------
@@ -216,6 +208,9 @@ def strongest_edges(
 ) -> StrongestEdges:
     """Find the strongest edges of every node of a layer: those that :func:`summarise_node` lists for one node.
 
+    Cost: two reads of the block on each side (three for theta < 1). Memory: the result and a few bands of a dense block, or a
+    few times the edges of a CSR block.
+
     Parameters
     ----------
     graph : LayeredGraph
@@ -237,11 +232,6 @@ def strongest_edges(
     ------
     GraphError
         As for :func:`summarise_node`.
-
-    Notes
-    -----
-    Cost: two reads of the block on each side (three for theta < 1). A band is scanned up to `top` times in the CPU cache.
-    Memory: the result and a few bands of a dense block, or a few times the edges of a CSR block.
 
     Examples
     --------
@@ -294,14 +284,13 @@ class _TopEdges:
 
     def update(self, edges: IncidentEdges, keys: FloatArray) -> None:
         """Replace known edges by those of `edges` that have higher keys (m, w); edges with key 0 are left out."""
-        # Only nodes that have an edge better than their last known one: few, after some bands.
+        # After some bands, few nodes have an edge with a higher key than their last known one.
         rows = np.flatnonzero(keys.max(axis=1) > self.keys[edges.nodes, -1])
         nodes = edges.nodes[rows]
         picks, best = highest_in_rows(keys[rows], self.keys.shape[1])
         known = np.concatenate((self.keys[nodes], best), axis=1)
         neighbours = np.concatenate((self.neighbours[nodes], edges.neighbours_at(rows, picks)), axis=1)
-        # The sort is stable, and the parts come in the order of their neighbours. So of equal keys the lower neighbour stays in
-        # front, and an empty place stays in front of an edge with key 0.
+        # Parts come in the order of neighbours, so a stable sort keeps the lower of two neighbours with equal keys in front.
         order = np.argsort(-known, axis=1, kind="stable")[:, : self.keys.shape[1]]
         self.keys[nodes] = np.take_along_axis(known, order, axis=1)
         self.neighbours[nodes] = np.take_along_axis(neighbours, order, axis=1)
@@ -310,7 +299,7 @@ class _TopEdges:
 def _ranked_edges(
     keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, shares: FloatArray
 ) -> tuple[RankedEdge, ...]:
-    """List the `top` edges with the highest positive keys; among equal keys the lower index comes first."""
+    """List the `top` edges with the highest positive keys."""
     order = np.argsort(-keys, kind="stable")[:top]
     return tuple(
         RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(shares[end]))

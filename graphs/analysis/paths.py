@@ -1,7 +1,4 @@
-"""The strongest paths through a node: those with the highest products of transition probabilities P_ij.
-
-Probabilities of edges are those of :mod:`graphs.analysis.incident_edges`.
-"""
+"""The strongest paths through a node: those with the highest products of transition probabilities."""
 
 from __future__ import annotations
 
@@ -44,9 +41,9 @@ class Path:
     Attributes
     ----------
     nodes : tuple of (layer, node)
-        In the direction of the edges, one a layer.
+        In the direction of the edges.
     probability : float
-        Product of the P_ij along the path: the probability that a random walk from the first node takes this path.
+        Product of the P_ij (of :mod:`graphs.analysis.incident_edges`) along the path.
     """
 
     nodes: tuple[tuple[int, int], ...]
@@ -64,7 +61,7 @@ def strongest_paths(
     *,
     theta: float | None = None,
 ) -> tuple[Path, ...]:
-    """Find the k paths through a node that have the highest product of transition probabilities.
+    """Find the k paths through a node that have the highest products of transition probabilities.
 
     Parameters
     ----------
@@ -78,12 +75,12 @@ def strongest_paths(
     before, after : int
         Number of edges of a path before the node, and after it.
     theta : float, optional
-        Share of the edge weights against the bare edges in P; by default that of the rank, or 1 if it has none.
+        Share of the edge weights against the bare edges in P; by default that of the rank, or 1.
 
     Returns
     -------
     tuple of Path
-        Distinct paths in decreasing order, each from layer - before to layer + after; fewer than `k` where no more exist.
+        Distinct paths in decreasing order, each from layer - before to layer + after. Equal products are ordered by nodes.
 
     Raises
     ------
@@ -93,16 +90,12 @@ def strongest_paths(
 
     Notes
     -----
-    The result is exact up to round-off. After its first edge, each of the k best paths from a node is one of the k best paths
-    from the target of that edge. So it suffices to find k paths from every node, layer by layer from the end (Bellman's
-    principle; for k paths Hoffman and Pavley, 1959). Paths with equal products are ordered by their nodes, from the first
-    layer on. A path whose probability is below the smallest float64 has probability 0 in the result, and is not found
-    if paths from the same layer are more than about 1e300 times as strong.
+    The result is exact up to round-off and underflow. Each of the k best paths from a node continues as one of the k best
+    paths from the next node. So k paths from every node suffice, layer by layer from the end (Bellman's principle; for k paths
+    Hoffman and Pavley, 1959).
 
-    Cost: one column of the block out of `layer`. Every other block on the paths is read once for the out-strengths (twice for
-    theta < 1), and once more if it is not the block into `layer`; then a band is scanned up to k times while it is in the CPU
-    cache. Memory: O(k) numbers for every node of these layers, and a few bands of a dense block, or a few times the edges of
-    a CSR block.
+    Cost: at most two reads of every block on the paths (three for theta < 1). Memory: O(k) numbers for every node of these
+    layers, and a few bands of a dense block, or a few times the edges of a CSR block.
 
     Examples
     --------
@@ -133,7 +126,7 @@ def strongest_paths(
         found = _BestPaths.empty(graph.layer_sizes[source_layer], k)
         for edges in _out_edges(graph, source_layer, layer, node, theta, backend):
             found.update(edges, ahead)
-        # A power of two is split off, so that long products do not underflow.
+        # Without this power of two, long products would underflow.
         shift = math.frexp(float(found.values.max()))[1]
         found.values[:] = np.ldexp(found.values, -shift)
         exponent += shift
@@ -171,7 +164,7 @@ class _BestPaths:
     Attributes
     ----------
     values : (n, k) float64 array
-        Products in decreasing order, divided by one power of two for the layer; 0 where there is no path.
+        Products in decreasing order, up to a power of two for the layer; 0 where there is no path.
     next_nodes, next_paths : (n, k) int64 arrays
         The next node of the path, and which of that node's paths, 0..k-1, is the rest of the path.
     """
@@ -185,12 +178,12 @@ class _BestPaths:
         return cls(np.zeros((size, k)), np.zeros((size, k), dtype=np.int64), np.zeros((size, k), dtype=np.int64))
 
     def update(self, edges: IncidentEdges, ahead: _BestPaths) -> None:
-        """Add the paths that begin with these edges (whose weights are P_ij) and continue as in `ahead`; keep the k best."""
+        """Add the paths that begin with an edge (whose weight is P_ij) and continue as in `ahead`; keep the k best."""
         keys = edges.weights * ahead.values[edges.neighbours, 0]
         better = np.flatnonzero(keys.max(axis=1) > self.values[edges.nodes, -1])
         k = self.values.shape[1]
         width = min(k, keys.shape[1])
-        # k candidate paths begin with each of the best edges; at most a band of them, or those of one node, is made at a time.
+        # A step makes k candidate paths for each of the best edges: at most a band of them, or those of one node.
         step = max(1, BAND_ELEMENTS // (width * k))
         for rows in (better[start : start + step] for start in range(0, len(better), step)):
             nodes = edges.nodes[rows]
@@ -212,7 +205,7 @@ class _BestPaths:
 
 
 def _trace(by_layer: list[_BestPaths], first: int, start: int) -> tuple[tuple[int, int], ...]:
-    """List (layer, node) along a path, given the place `start` of the path in the flattened arrays of layer `first`."""
+    """List (layer, node) along the path at the place `start` of the flattened arrays of layer `first`."""
     node, number = divmod(start, by_layer[0].values.shape[1])
     nodes = [(first, node)]
     for layer, paths in enumerate(by_layer[:-1], start=first + 1):

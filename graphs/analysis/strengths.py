@@ -17,7 +17,7 @@ __all__ = ["default_backend", "finite_strength", "not_finite_error", "strengths"
 
 
 def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
-    """Compute the in-strength and out-strength of every node of a layer: the sums of the weights of its edges.
+    """Compute the in-strength and the out-strength of every node of a layer. Cost: one read of the block on each side.
 
     Parameters
     ----------
@@ -34,10 +34,6 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     ------
     GraphError
         No such layer, or NaN or Inf in the weights or their sums.
-
-    Notes
-    -----
-    Cost: one read of the block on each side.
 
     Examples
     --------
@@ -57,7 +53,7 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
 
 
 def default_backend(graph: LayeredGraph) -> Backend:
-    """Make the backend that computes with a graph's blocks in float64, on the device of the blocks.
+    """Make the backend that computes with a graph's blocks in float64.
 
     Parameters
     ----------
@@ -66,7 +62,7 @@ def default_backend(graph: LayeredGraph) -> Backend:
     Returns
     -------
     Backend
-        On the device of the graph's first torch matrix; without one, on the CPU.
+        On the device of the graph's first torch matrix, or else on the CPU.
 
     Examples
     --------
@@ -84,14 +80,13 @@ def finite_strength(backend: Backend, compute: Callable[[], Vector], layer: int)
     backend : Backend
         The backend of the operator, in float64.
     compute : callable
-        Method `in_strength` or `out_strength` of the operator of the block.
+        Method `in_strength` or `out_strength` of the block's operator.
     layer : int
         The layer that the block leads into, for the error message.
 
     Returns
     -------
     (n,) float64 array
-        The strength of each target, or of each source.
 
     Raises
     ------
@@ -113,7 +108,7 @@ def finite_strength(backend: Backend, compute: Callable[[], Vector], layer: int)
 
 
 def not_finite_error(layer: int) -> GraphError:
-    """Make the error for weights that are not finite or whose sum overflows; the caller raises it.
+    """Make the error for weights that are not finite or whose sum overflows.
 
     Parameters
     ----------

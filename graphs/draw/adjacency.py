@@ -1,4 +1,4 @@
-"""Heat map of the edges of one block: mean weights between buckets of nodes, which are ordered by score."""
+"""Heat map of the edges of one block: mean weights between buckets of nodes, by score."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "adjacency_heatmap"]
 
-# Maximum number of buckets a side; a page shows no more.
+# A page shows no more buckets a side.
 MAX_BUCKETS = 400
 
 
@@ -34,7 +34,7 @@ def adjacency_heatmap(
     """Draw the mean weight between buckets of the nodes of two neighbouring layers, ordered by score.
 
     Rows are targets and columns are sources, with the highest scores first. A missing edge counts as a weight of zero; a cell
-    without edges is hatched. The colour scale is logarithmic.
+    without edges is hatched. The colour scale is logarithmic. Cost: one read of the block. Memory: a few bands.
 
     Parameters
     ----------
@@ -44,8 +44,7 @@ def adjacency_heatmap(
     rank : RankResult
         The rank of this graph, with one score a node.
     buckets : int
-        Number of buckets of (nearly) equal size in both layers, 1 to `MAX_BUCKETS`; a layer with fewer nodes has one bucket for
-        each node.
+        Number of buckets of (nearly) equal size in both layers, 1 to `MAX_BUCKETS`, but at most one for each node.
     ax : matplotlib Axes, optional
 
     Returns
@@ -58,11 +57,6 @@ def adjacency_heatmap(
     GraphError
         No such layer, a rank of another graph or with several scores a node, a number of buckets out of range, or scores,
         weights or sums of weights that are not finite.
-
-    Notes
-    -----
-    If n nodes have b buckets, bucket k starts at position ``k * n // b``. Cost: one pass over the block, band by band, in
-    float64: about a second for 4096 x 11008. Memory: a few bands, however large the block.
 
     Examples
     --------
@@ -104,7 +98,7 @@ def adjacency_heatmap(
 
 
 def _bounds(count: int, buckets: int) -> IntArray:
-    """Compute the positions where each bucket of `count` nodes starts, and where the last one ends; no bucket is empty."""
+    """Compute the positions where each bucket of `count` nodes starts, and where the last one ends."""
     buckets = min(buckets, count)
     return np.arange(buckets + 1, dtype=np.int64) * count // buckets
 
@@ -115,11 +109,11 @@ def _bucket_of(scores: FloatArray, bounds: IntArray) -> IntArray:
 
 
 def _bucket_sums(block: Block, target_buckets: IntArray, source_buckets: IntArray) -> FloatArray:
-    """Add up the weights between every target bucket (row) and every source bucket (column), given the buckets of the nodes."""
+    """Add up the weights between every target bucket (row) and every source bucket (column)."""
     total = np.zeros((int(target_buckets.max()) + 1, int(source_buckets.max()) + 1))
     if isinstance(block, DenseBlock):
         for band in block.bands(NumpyBufferMaker(np.float64)):
-            # The matrix is read along its contiguous axis.
+            # Reads along the contiguous axis are faster.
             if block.column_major:
                 _add_sums(total.T, band.matrix.T, source_buckets[band.columns], target_buckets)
             else:
@@ -128,7 +122,6 @@ def _bucket_sums(block: Block, target_buckets: IntArray, source_buckets: IntArra
     csr = block.to_csr()
     start = 0
     while start < csr.shape[0]:
-        # As many rows as fit into a band, but at least one.
         stop = int(np.searchsorted(csr.indptr, int(csr.indptr[start]) + BAND_ELEMENTS, side="right")) - 1
         stop = min(max(stop, start + 1), csr.shape[0])
         entries = slice(int(csr.indptr[start]), int(csr.indptr[stop]))

@@ -31,12 +31,12 @@ __all__ = [
 
 # Font size in points; no text of a figure is smaller.
 SMALL_FONT = 8.0
-# Average width of a letter and height of a line in this size, in inches.
+# Average width of a letter and height of a line of this font, in inches.
 LETTER_WIDTH, LINE_HEIGHT = 0.065, 0.15
 
 
 def new_axes(ax: Axes | None) -> Axes:
-    """Return `ax`, or the axes of a new figure of 8 x 4 inches, made without pyplot and so without global state.
+    """Return `ax`, or the axes of a new figure of 8 x 4 inches, made without the global state of pyplot.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def new_axes(ax: Axes | None) -> Axes:
 
 
 def size_in_inches(ax: Axes) -> tuple[float, float]:
-    """Measure the width and height of the axes in inches, as far as they are known before the layout is computed.
+    """Measure the width and height of the axes in inches, before the layout is computed.
 
     Parameters
     ----------
@@ -90,14 +90,14 @@ def wrap_to_axes(ax: Axes, text: str, font_size: float = 10.0, reserved: float =
     font_size : float
         In points.
     reserved : float
-        Inches of the width (or height) of the axes that a legend beside them (or labels below them) will take.
+        Inches of the width or height of the axes that a legend or labels will take.
     upright : bool
         Whether the text runs along the y axis.
 
     Returns
     -------
     str
-        A number and its "%" stay on one line. Even on small axes, a line may have 20 letters.
+        A number and its "%" stay on one line. On narrow axes, a line has up to 20 letters.
 
     Examples
     --------
@@ -113,7 +113,7 @@ def wrap_to_axes(ax: Axes, text: str, font_size: float = 10.0, reserved: float =
 
 
 def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = None, reserved: float = 0.0) -> float:
-    """Write the short names of layers below the x axis; if these would overlap, slanted, and only as many as fit.
+    """Write the short names of layers below the x axis; if they would overlap, slant them and write as many as fit.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = 
     positions : (n,) array, optional
         Ascending positions on the axis; 0, 1, ... by default.
     reserved : float
-        Inches of the width that a legend beside the axes will take.
+        Inches of the width of the axes that a legend will take.
 
     Returns
     -------
@@ -189,8 +189,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     Returns
     -------
     list of 3 to 9 float
-        1, 2 and 5 times powers of ten. If these are more than 9, powers of ten, maybe not all. If they are fewer than 3,
-        evenly spaced round numbers, or 5 numbers in a geometric progression.
+        1, 2 and 5 times powers of ten; in a wide range, powers of ten; in a narrow one, evenly spaced round numbers or a
+        geometric progression.
 
     Examples
     --------
@@ -209,7 +209,7 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [float(tick) for tick in even if low <= tick <= high]
     if 3 <= len(ticks) <= 9:
         return ticks
-    # numpy.geomspace would overflow for the largest floats.
+    # numpy.geomspace would overflow for large floats.
     steps = low * np.exp(np.linspace(0.0, 1.0, 5) * (math.log(high) - math.log(low)))
     return [float(tick) for tick in np.clip(steps, low, high)]
 
@@ -217,15 +217,15 @@ def log_ticks(low: float, high: float) -> list[float]:
 def label_log_axis(axis: Any, low: float, high: float, *, logarithms: bool = False) -> None:
     """Write at least three numbers at a logarithmic axis, with as many digits as are needed to tell them apart.
 
-    matplotlib's own ticks may leave an axis of less than a decade without numbers, or write 4 x 10^-1 for 0.4.
+    On an axis of less than a decade, matplotlib's own ticks can be without numbers.
 
     Parameters
     ----------
     axis : matplotlib Axis
     low, high : float
-        Lowest and highest number, positive; not their logarithms.
+        Lowest and highest number, positive.
     logarithms : bool
-        Whether the axis is linear and its values are decimal logarithms.
+        Whether the axis is linear and its values are decimal logarithms of the numbers.
 
     Examples
     --------

@@ -28,12 +28,12 @@ __all__ = [
 
 # Blue, vermilion and black of Okabe and Ito, which colour-blind readers can tell apart, and a grey.
 KEPT, REMOVED, SCORE_REMOVED, FAINT = "#0072B2", "#D55E00", "#000000", "#767676"
-# Similar hues for thin lines; the contrast of each with white is at least 3 to 1.
+# Similar hues for thin lines; the contrast with white is at least 3 to 1.
 LINE_COLOURS = ("#000000", "#BA5100", "#005F96", "#00835F", "#915476", "#4696C3", "#C58800", "#494949")
-# Dashes and markers also tell lines apart in grey print and for colour-blind readers.
+# These also tell lines apart in grey print.
 DASHES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (3, 1)), (0, (1, 2.5)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-# The lightness of this colour map rises from end to end, also for colour-blind readers.
+# Its lightness rises from end to end, also for colour-blind readers.
 COLOUR_MAP = "cividis"
 
 
@@ -63,7 +63,7 @@ def line_style(position: int) -> dict[str, Any]:
 
 
 def hatch_background(ax: Axes) -> None:
-    """Hatch the background of the axes, so that a cell without a value cannot be mistaken for a dark colour.
+    """Hatch the background of the axes, so that a cell without a value does not look like a dark one.
 
     Parameters
     ----------
@@ -90,8 +90,7 @@ def log_norm(values: Any) -> Any:
     Returns
     -------
     matplotlib.colors.LogNorm
-        From the lowest to the highest positive value. If these are equal, a range around them; without positive values, a range
-        around 1.
+        From the lowest to the highest positive value. If these are equal, a range around them; if there are none, around 1.
 
     Examples
     --------
@@ -110,8 +109,6 @@ def log_norm(values: Any) -> Any:
 
 def add_log_colour_bar(ax: Axes, mesh: Any, label: str) -> None:
     """Add a colour bar with at least three numbers for a mesh whose norm is from :func:`log_norm`.
-
-    Values often span less than a decade, where matplotlib's logarithmic ticks may give the bar few numbers or none.
 
     Parameters
     ----------

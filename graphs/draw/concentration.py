@@ -1,4 +1,4 @@
-"""Concentration of the scores of layers: distributions and Lorenz curves, with a line for each layer, or bands for many."""
+"""Concentration of the scores of layers: distributions and Lorenz curves."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_LINES", "MAX_POINTS", "lorenz_curves", "score_distribution"]
 
-# Maximum number of layers that get a line each; more layers are drawn as bands.
+# More layers are drawn as bands.
 MAX_LINES = 8
-# Maximum number of points of a line: a page shows no more, and vector files stay small.
+# A page shows no more points of a line, and vector files stay small.
 MAX_POINTS = 1000
 
 
@@ -29,7 +29,8 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
     """Draw for every layer the share of nodes that score at least x times the layer's mean (CCDF, logarithmic axes).
 
     A power law gives a straight line, and nearly equal scores give a steep one. The marker of a line is the node with the
-    highest score.
+    highest score. The axis cannot show scores of zero; for up to `MAX_LINES` layers the legend gives their share.
+    Cost: a few sorts of every layer.
 
     Parameters
     ----------
@@ -41,21 +42,14 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
     Returns
     -------
     matplotlib Axes
-        Up to `MAX_LINES` layers: one line a layer. More layers: bands for the range and the middle half of the layers, and
-        lines for their median and for the layers with the highest and the lowest Gini coefficient. Layers whose scores are all
-        zero are not drawn.
+        Up to `MAX_LINES` layers: a line of at most `MAX_POINTS` points for each. More layers: bands for the range and the
+        middle half of the layers, and lines for their median and for the layers with the highest and the lowest Gini
+        coefficient. Layers whose scores are all zero are not drawn.
 
     Raises
     ------
     GraphError
-        A RankResult instead of its scores, no layer, an empty layer, several scores a node, negative or non-finite scores, a
-        wrong number of names, or names that are not distinct.
-
-    Notes
-    -----
-    A logarithmic axis cannot show zeros; for up to `MAX_LINES` layers the legend gives the share of nodes with score zero. If a
-    line has more than `MAX_POINTS` points, at most that many are drawn, about evenly spaced on the logarithmic y axis.
-    Cost: a few sorts of every layer.
+        Scores that :func:`graphs.draw.inputs.check_layer_scores` refuses, too few or too many names, or equal names.
 
     Examples
     --------
@@ -80,7 +74,7 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
             lowest = reached[reached > 0].min()
             for low, high, style in _bands(len(layers), len(scored)):
                 left, right = np.quantile(reached, [low, high], axis=0)
-                # A band that reaches zero ends at the lowest positive entry of `reached`.
+                # A logarithmic axis cannot show zeros.
                 visible = right > 0
                 ax.fill_betweenx(shares[visible], np.maximum(left, lowest)[visible], right[visible], **style)
             median = np.median(reached, axis=0)
@@ -96,7 +90,6 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
         # Around a single point matplotlib would extend the axis far beyond the share 1.
         ax.set_ylim(top=min(ax.get_ylim()[1], 1.2))
     else:
-        # A logarithmic axis without lines has no limits.
         ax.set_ylim(0.1, 1.2)
     for axis in (ax.xaxis, ax.yaxis):
         label_log_axis(axis, *axis.get_view_interval())
@@ -108,6 +101,8 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
 
 def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Draw for every layer the share of its score that its lowest-scored nodes hold; the legend gives Gini coefficients.
+
+    Curves and coefficients are those of :mod:`graphs.analysis.measures`. Cost: a few sorts of every layer.
 
     Parameters
     ----------
@@ -125,11 +120,6 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
     ------
     GraphError
         As for :func:`score_distribution`.
-
-    Notes
-    -----
-    Curves and coefficients are those of :func:`graphs.analysis.measures.lorenz` and :func:`graphs.analysis.measures.gini`. If a
-    line has more than `MAX_POINTS` points, that many are drawn. Cost: a few sorts of every layer.
 
     Examples
     --------
@@ -163,12 +153,12 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
 
 
 def _exceedance(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Compute a layer's line: positive scores divided by the mean, ascending, and the share of nodes that reach each."""
+    """Compute a layer's line: positive scores over the mean, ascending, and the share of nodes that reach each."""
     mean = values.mean()
     if not mean > 0.0:
         return np.zeros(0), np.zeros(0)
     relative = np.sort(values)[::-1] / mean
-    # Of equal scores only the last is taken, because its place counts all of them.
+    # The place of the last of equal scores counts all of them.
     last = np.append(relative[1:] != relative[:-1], True) & (relative > 0.0)
     places = np.flatnonzero(last)
     if len(places) > MAX_POINTS:
@@ -184,9 +174,9 @@ def _exceedance_line(ax: Axes, x: FloatArray, y: FloatArray, label: str, style: 
 
 
 def _at_shares(values: FloatArray, shares: FloatArray) -> FloatArray:
-    """Compute, for each share, the highest score, divided by the layer's mean, that at least this share of the nodes reach."""
+    """Compute for each share the highest score, over the mean, that at least this share of the nodes reach."""
     relative = np.sort(values)[::-1] / values.mean()
-    # The small difference keeps a product that should be whole from being rounded up to the next number.
+    # Without the small difference, round-off could raise a whole product to the next number.
     places = np.ceil(shares * len(values) - 1e-9).astype(int) - 1
     return np.asarray(relative[np.clip(places, 0, len(values) - 1)])
 
@@ -239,5 +229,5 @@ def _emptier_corner(ax: Axes, lines: Sequence[Any]) -> Literal["upper right", "l
 
 def _legend(ax: Axes, location: Literal["upper left", "upper right", "lower left"]) -> None:
     if ax.get_legend_handles_labels()[0]:
-        # The background keeps the legend legible where lines pass behind it.
+        # Lines may pass behind the legend.
         ax.legend(loc=location, framealpha=0.85, edgecolor="none", fontsize=SMALL_FONT + 0.5, handlelength=3.5)

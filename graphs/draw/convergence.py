@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_STEPS", "convergence"]
 
-# Maximum number of steps drawn for a result: a page shows no more, and vector files stay small.
+# A page shows no more steps of a result, and vector files stay small.
 MAX_STEPS = 1000
 
 
@@ -30,6 +30,8 @@ def convergence(
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the error bound (line) and the residual (small markers) of every step, on logarithmic axes.
+
+    Of more than `MAX_STEPS` steps, at most that many are drawn, about evenly spaced on the logarithmic axis.
 
     Parameters
     ----------
@@ -43,16 +45,12 @@ def convergence(
     Returns
     -------
     matplotlib Axes
-        A large marker ends each line. A logarithmic axis cannot show zeros, so the legend says which results are exact.
+        A large marker ends each line. The legend says which results are exact, because the axis cannot show zeros.
 
     Raises
     ------
     GraphError
         No results, an unknown value of `against`, or a wrong number of labels.
-
-    Notes
-    -----
-    If a result has more than `MAX_STEPS` steps, at most that many are drawn, about evenly spaced on the logarithmic axis.
 
     Examples
     --------
@@ -79,7 +77,7 @@ def convergence(
             "products": result.step_products,
             "seconds": result.step_seconds,
         }[against][drawn]
-        # A logarithmic axis shows neither the zeros of exact steps nor unknown (infinite) bounds.
+        # A logarithmic axis cannot show the zeros of exact steps and unknown (infinite) bounds.
         bounds, residuals = (
             np.where((values > 0) & np.isfinite(values), values, np.nan)[drawn]
             for values in (result.error_bounds, result.residuals)
@@ -105,7 +103,7 @@ def convergence(
 
 
 def _steps_to_draw(steps: int) -> IntArray:
-    """Choose at most `MAX_STEPS` steps to draw, among them the first and the last, and return their indices."""
+    """Choose the indices of at most `MAX_STEPS` steps, among them the first and the last."""
     if steps <= MAX_STEPS:
         return np.arange(steps)
     return np.unique(np.geomspace(1, steps, MAX_STEPS).round().astype(np.int64)) - 1

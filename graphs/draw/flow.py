@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "MAX_LAYERS", "layer_flow"]
 
-# Maximum number of layers whose ribbons a reader can follow; more become a heat map.
+# A reader can follow the ribbons of so many layers; more become a heat map.
 MAX_LAYERS = 12
-# Maximum number of buckets; the colours of more would be hard to tell apart.
+# The colours of more buckets would be hard to tell apart.
 MAX_BUCKETS = 8
 # Half the width of a bar, half the width of its level middle, and the gap between two bars of a stack, in data coordinates.
 HALF_WIDTH, HALF_FLAT, GAP = 0.09, 0.03, 0.025
@@ -37,10 +37,7 @@ LEGEND_WIDTH = 1.8
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """Three scores of every bucket of a layer, (buckets,): what arrives along edges, what it holds, what leaves along edges.
-
-    Flows are shares of the score of their source layer (of the flow, if PageRank is modified); `held` replaces missing flows.
-    """
+    """Heights of the bars of a layer, (buckets,): on the left, in the middle and on the right."""
 
     arriving: FloatArray
     held: FloatArray
@@ -57,9 +54,9 @@ def layer_flow(
     """Draw how score flows between buckets of nodes, layer by layer, as stacked bars joined by ribbons.
 
     A layer is a stack of bars, one for each bucket, with the highest scores on top. In its middle, a bar is as high as the score
-    of its nodes. Its left side (not in the first layer) is as high as the score that reaches them along edges, and its right side
-    (not in the last) as the score that they pass on. In a weighted PageRank these heights differ because of activations and of
-    dangling nodes. The width of a ribbon is the flow of score (:func:`graphs.analysis.flow.flow`), its colour that of the source.
+    of its nodes. On a side with a block, it is as high as the score that reaches them along edges (left) or that they pass on
+    (right). The width of a ribbon is the flow of score, and its colour is that of the source. Cost and memory: those of
+    :func:`graphs.analysis.flow.flow` for every block.
 
     Parameters
     ----------
@@ -69,27 +66,22 @@ def layer_flow(
     layers : sequence of int, optional
         Consecutive, ascending layers; all by default.
     buckets : int or sequence of float
-        The number of buckets, 1 to `MAX_BUCKETS`, which end at logarithmically spaced shares of the nodes, from the highest
-        1 % to all (5 buckets: 1, 3, 10, 32 and 100 %). Or the share of the nodes in each bucket, with sum 1.
+        The number of buckets, 1 to `MAX_BUCKETS`, which end at logarithmically spaced shares of the nodes (5 buckets: 1, 3,
+        10, 32 and 100 %); or the share of the nodes in each bucket, with sum 1.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        For more than `MAX_LAYERS` layers, the axes hold a heat map instead, and the title says so. It shows, for every block and
-        bucket, the share of the flow out of the bucket that goes to the same bucket of the next layer, divided by the share
-        of the whole flow that goes to that bucket. Chance would give 1.
+        For more than `MAX_LAYERS` layers, the axes hold a heat map instead: for every block and bucket, the share of the flow
+        out of the bucket that goes to the same bucket of the next layer, divided by the share of the whole flow that goes to
+        that bucket. Chance would give 1.
 
     Raises
     ------
     GraphError
-        A rank of another graph or with several scores a node, layers that do not exist or are not consecutive, a number of
-        buckets out of range, shares that are not positive or do not sum to 1, or scores, weights or sums of weights that are
-        not finite.
-
-    Notes
-    -----
-    Cost and memory are those of :func:`graphs.analysis.flow.flow` for every block: about 0.5 s for 4096 x 11008.
+        A rank of another graph or with several scores a node, layers that do not exist or are not consecutive, buckets that
+        are not as described, or scores, weights or sums of weights that are not finite.
 
     Examples
     --------
@@ -145,7 +137,6 @@ def layer_flow(
 
 
 def _bucket_shares(buckets: Any) -> list[float]:
-    """Compute the share of the nodes in every bucket."""
     if isinstance(buckets, (int, np.integer)) and not isinstance(buckets, bool) and 1 <= buckets <= MAX_BUCKETS:
         count = int(buckets)
         ends = [round(100.0 ** (k / (count - 1))) for k in range(count)] if count > 1 else [100]
@@ -170,18 +161,16 @@ def _bucket_names(shares: Sequence[float]) -> list[str]:
 
 
 def _stack_top(count: int) -> float:
-    """Compute the upper edge of a stack of `count` bars."""
     return 1.0 + GAP * (count - 1)
 
 
 def _bar_tops(heights: FloatArray) -> FloatArray:
-    """Compute the upper edge of every bar of a stack, whose first bar is on top."""
+    """Compute the upper edge of every bar of a stack, from the top down."""
     above = np.concatenate(([0.0], np.cumsum(heights)[:-1]))
     return np.asarray(_stack_top(len(heights)) - above - GAP * np.arange(len(heights)))
 
 
 def _draw_bars(ax: Axes, stacks: Sequence[_Stack], shares: Sequence[float]) -> None:
-    """Draw the buckets of every layer as stacked bars."""
     from matplotlib.collections import PolyCollection
 
     for bucket, (name, colour) in enumerate(zip(_bucket_names(shares), _colours(len(shares)), strict=True)):
@@ -192,7 +181,6 @@ def _draw_bars(ax: Axes, stacks: Sequence[_Stack], shares: Sequence[float]) -> N
             upper = np.array([_bar_tops(part)[bucket] for part in parts])
             lower = upper - np.array([part[bucket] for part in parts])
             bars.append(np.column_stack((np.append(x, x[::-1]), np.append(upper, lower[::-1]))))
-            # A bucket without score gets no outline.
             widths.append(0.4 if (upper > lower).any() else 0.0)
         ax.add_collection(
             PolyCollection(bars, facecolors=[colour], edgecolors="#333333", linewidths=widths, label=name, zorder=2),
@@ -201,11 +189,10 @@ def _draw_bars(ax: Axes, stacks: Sequence[_Stack], shares: Sequence[float]) -> N
 
 
 def _draw_ribbons(ax: Axes, flows: Sequence[FloatArray], stacks: Sequence[_Stack]) -> None:
-    """Draw the flow between the buckets of neighbouring layers as ribbons between their bars."""
     from matplotlib.collections import PolyCollection
 
     along = np.linspace(0.0, 1.0, 24)
-    # The curve is level at both ends, so that ribbons meet their bars at a right angle.
+    # With this curve, ribbons meet their bars at a right angle.
     curve = along * along * (3.0 - 2.0 * along)
     for source, colour in enumerate(_colours(len(stacks[0].held))):
         ribbons = []
@@ -226,14 +213,14 @@ def _draw_ribbons(ax: Axes, flows: Sequence[FloatArray], stacks: Sequence[_Stack
 
 
 def _colours(count: int) -> list[Any]:
-    """Choose the colours of buckets: dark for high scores to light for low ones, so that grey print keeps their order."""
+    """Choose the colours of buckets, from dark for high scores to light, so that grey print keeps their order."""
     from matplotlib import colormaps
 
     return [colormaps[COLOUR_MAP](value) for value in np.linspace(0.0, 0.95, count)]
 
 
 def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[float], names: Sequence[str]) -> Axes:
-    """Draw a heat map of the flow that stays in its bucket from layer to layer, over the flow that chance would give."""
+    """Draw a heat map of the flow that stays in its bucket, relative to chance."""
     ratios = np.full((len(shares), len(flows)), np.nan)
     for block, block_flow in enumerate(flows):
         chance = block_flow.sum(axis=1) * block_flow.sum(axis=0) / (block_flow.sum() or 1.0)

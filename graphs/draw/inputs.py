@@ -26,7 +26,6 @@ def check_layer_names(names: Sequence[str] | None, count: int) -> tuple[str, ...
     ----------
     names : sequence of str, optional
     count : int
-        Number of layers.
 
     Returns
     -------
@@ -65,8 +64,7 @@ def check_layer_scores(scores: Sequence[Any]) -> list[FloatArray]:
     Raises
     ------
     GraphError
-        A RankResult instead of its scores, no layer, an empty layer, several scores a node, or scores that are
-        negative, not finite or not real.
+        A RankResult, no layer, an empty layer, several scores a node, or scores that are negative, not finite or not real.
 
     Examples
     --------
@@ -102,7 +100,7 @@ def check_keep_masks(scores: Sequence[FloatArray], keep: Sequence[Any]) -> list[
     Raises
     ------
     GraphError
-        The number of masks differs from that of layers, or the size of a mask from that of its layer.
+        Masks and layers differ in number or in size.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Node-link drawing of a small subgraph, with the share of the original graph that it shows."""
+"""Node-link drawing of a small subgraph."""
 
 from __future__ import annotations
 
@@ -22,34 +22,27 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_EDGES", "MAX_NODES", "node_link"]
 
-# Maximum number of nodes by default; a reader can hardly tell more apart on a page.
+# A reader can hardly tell more nodes apart on a page.
 MAX_NODES = 300
-# Maximum number of edges drawn, the heaviest first; more would only blur the figure.
+# More edges would only blur the figure.
 MAX_EDGES = 4000
 # Highest and lowest y of the nodes of a layer, and the largest distance from one dot to the next, in data coordinates.
 TOP, BOTTOM, WIDEST_PITCH = 1.0, 0.0, 0.25
 # The y of the boxes for the nodes that are not shown.
 OTHERS_Y = -0.17
-# Height in inches of the words below the boxes, and of further lines of the title and the x label.
+# Height in inches of the words below the boxes, and of further lines of title and x label.
 BELOW, TITLES = 0.5, 0.35
 # Smallest and largest area of a dot, in square points.
 SMALLEST, LARGEST = 8.0, 260.0
-# Smallest distance in points between dots with indices; less than a line, because digits have no descenders.
+# Smallest distance in points between dots with indices: less than a line, because digits have no descenders.
 INDEX_PITCH = 7.6
 
 
 @dataclass(frozen=True, eq=False)
 class _EdgeLines:
-    """The lines of the edges that are drawn, the heaviest last.
+    """Lines in ascending order of weight: both ends (k, 2, 2), and weights (k,) divided by the highest of the block.
 
-    Attributes
-    ----------
-    segments : (k, 2, 2) float64 array
-        Both ends in data coordinates.
-    weights : (k,) float64 array
-        Weight over that of the heaviest edge of the block in the subgraph.
-    n_edges : int
-        Number of edges of the subgraph, drawn or not.
+    `n_edges` counts the edges of the subgraph, drawn or not.
     """
 
     segments: FloatArray
@@ -60,10 +53,11 @@ class _EdgeLines:
 def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_NODES) -> Axes:
     """Draw a subgraph: nodes as dots, edges as lines, and for each layer a box for the nodes that are not in the subgraph.
 
-    Layers are columns from left to right, with the highest score on top; without scores, nodes are ordered by index. The area of
-    a dot is proportional to the score of the node, but has a minimum; without scores, all areas are equal. The width of a line
-    grows with the weight of the edge, divided by that of the heaviest edge of its block in the subgraph. The title says which
-    share of the weight, and of the score if there are scores, the subgraph holds.
+    Layers are columns from left to right, with the highest score on top, or in the order of indices if there are no scores. The
+    area of a dot is proportional to its score, but not below a minimum. The width of a line grows with the weight of its edge,
+    divided by that of the heaviest edge of its block in the subgraph. Of more than `MAX_EDGES` edges, those with the widest lines
+    are drawn. The title gives the shares of the weights and scores that the subgraph holds. Nodes are labelled by their index
+    where there is space. Cost: a sort of the subgraph's edges.
 
     Parameters
     ----------
@@ -71,7 +65,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
         From :func:`graphs.reduction.subgraphs.top_subgraph`, for example.
     ax : matplotlib Axes, optional
     max_nodes : int
-        Maximum number of nodes; more nodes raise an error.
+        More nodes raise an error.
 
     Returns
     -------
@@ -81,11 +75,6 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
     ------
     GraphError
         More than `max_nodes` nodes, or an argument that is not a Subgraph.
-
-    Notes
-    -----
-    If there are more than `MAX_EDGES` edges, only those with the widest lines are drawn, and the title says so. Nodes are
-    labelled by their index where there is space. Cost: a sort of the subgraph's edges.
 
     Examples
     --------
@@ -112,7 +101,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
     ax = new_axes(ax)
     ax.set_xlim(-0.5, len(counts) - 0.5)
     labels_height = label_layers(ax, subgraph.graph.names)
-    # The words below the boxes need the same height in inches on axes of any height.
+    # Words need the same height in inches on axes of any height.
     below = BELOW / max(size_in_inches(ax)[1] - labels_height - TITLES, 2 * BELOW)
     ax.set_ylim(OTHERS_Y - max(0.22, (TOP + 0.06 - OTHERS_Y) * below / (1.0 - below)), TOP + 0.06)
     scores = _scores(subgraph)
@@ -131,21 +120,20 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
 
 
 def _scores(subgraph: Subgraph) -> list[FloatArray]:
-    """Return the scores in float64; if the subgraph has none, values that decrease with the index."""
+    """Return the scores; if there are none, values that decrease with the index."""
     if subgraph.scores is not None:
         return [np.asarray(values, dtype=np.float64) for values in subgraph.scores]
     return [-np.arange(len(nodes), dtype=np.float64) for nodes in subgraph.nodes]
 
 
 def _node_ys(values: FloatArray) -> FloatArray:
-    """Compute the y of every node of a layer: evenly spaced and centred, with the highest score on top."""
+    """Compute the y of every node of a layer, with the highest score on top."""
     count = len(values)
     pitch = min(WIDEST_PITCH, (TOP - BOTTOM) / max(count - 1, 1))
     return np.asarray((TOP + BOTTOM) / 2 + pitch * ((count - 1) / 2 - positions(values)))
 
 
 def _edge_lines(subgraph: Subgraph, ys: Sequence[FloatArray]) -> _EdgeLines:
-    """Compute the lines of at most `MAX_EDGES` edges, the heaviest."""
     segments, weights = [np.zeros((0, 2, 2))], [np.zeros(0)]
     for layer, block in enumerate(subgraph.graph.blocks, start=1):
         edges = block.to_csr().tocoo()
@@ -158,7 +146,7 @@ def _edge_lines(subgraph: Subgraph, ys: Sequence[FloatArray]) -> _EdgeLines:
         segments.append(ends)
         weights.append(edges.data / edges.data.max())
     relative = np.concatenate(weights)
-    # The heaviest edges come last, so that they are drawn over the others.
+    # Later lines are drawn over earlier ones.
     order = np.argsort(relative, kind="stable")[-MAX_EDGES:]
     return _EdgeLines(np.concatenate(segments)[order], relative[order], len(relative))
 
@@ -179,13 +167,13 @@ def _draw_edges(ax: Axes, lines: _EdgeLines) -> None:
 def _draw_nodes(
     ax: Axes, subgraph: Subgraph, ys: Sequence[FloatArray], scores: Sequence[FloatArray], height: float
 ) -> None:
-    """Draw the nodes with areas by score, and their indices where there is space; the axes are `height` inches high."""
+    """Draw the dots, and their indices where there is space, on axes of `height` inches."""
     low, high = ax.get_ylim()
     pitches = [
         72.0 * height / (high - low) * float(np.diff(np.sort(values)).min(initial=WIDEST_PITCH)) for values in ys
     ]
     column = size_in_inches(ax)[0] / len(ys)
-    # Dots do not overlap, unless a layer has so many nodes that even the smallest dots do.
+    # Dots of this area do not overlap, except the smallest in a layer of many nodes.
     largest = min(LARGEST, max(SMALLEST, (0.95 * min(*pitches, 72.0 * column)) ** 2))
     highest = max((float(values.max()) for values in scores if len(values)), default=0.0)
     equal_areas = subgraph.scores is None or highest <= 0.0
@@ -200,13 +188,11 @@ def _draw_nodes(
 
 
 def _write_indices(ax: Axes, layer: int, ys: FloatArray, nodes: IntArray, radii: FloatArray) -> None:
-    """Write the indices of the nodes of a layer beside them."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3.0, foreground="white")]
     for y, node, radius in zip(ys, nodes.tolist(), radii, strict=True):
-        # An index is so close to its dot that no edge shows in between; the edge would look like a minus sign. Indices of the
-        # first layer are on the left, where there are no edges.
+        # An edge that showed between a dot and its index would look like a minus sign.
         side = -1 if layer == 0 else 1
         offset = (side * (radius + 1.5), 0)
         ax.annotate(
@@ -216,7 +202,7 @@ def _write_indices(ax: Axes, layer: int, ys: FloatArray, nodes: IntArray, radii:
 
 
 def _draw_others(ax: Axes, subgraph: Subgraph) -> None:
-    """Draw a box for the nodes of each layer that are not shown, with their number and their share of the score."""
+    """Draw a box for the other nodes of each layer, with their number and their share of the score."""
     hidden = [total - len(nodes) for total, nodes in zip(subgraph.total_nodes, subgraph.nodes, strict=True)]
     places = [layer for layer, count in enumerate(hidden) if count]
     if not places:

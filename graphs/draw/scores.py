@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_scores", "kept_by_layer", "score_heatmap"]
 
-# Maximum number of columns of the heat map; if a layer has more nodes, a column is the mean of one node or several.
+# A page shows no more columns of a heat map.
 MAX_COLUMNS = 400
-# Maximum number of nodes drawn as dots; more are drawn as densities.
+# More nodes are drawn as densities.
 MAX_DOTS = 1000
 
 
 def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: Axes | None = None) -> Axes:
     """Draw a heat map with a row for each layer: nodes from the highest score on, coloured by score / mean of the layer.
 
+    A row has at most `MAX_COLUMNS` columns, each the mean of one node or several. Cost: a sort of every layer.
+
     Parameters
     ----------
     scores : sequence of (n_l,) arrays
         Non-negative.
     keep : sequence of (n_l,) bool arrays, optional
-        Keep masks. A white line marks how many nodes every layer keeps. The removed nodes are right of the line if they have
-        the lowest scores.
+        Keep masks. A white line marks how many nodes every layer keeps.
     ax : matplotlib Axes, optional
 
     Returns
@@ -46,11 +47,7 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     Raises
     ------
     GraphError
-        A RankResult instead of its scores, no layer or an empty one, negative or non-finite scores, or masks of other sizes.
-
-    Notes
-    -----
-    If a layer has more than `MAX_COLUMNS` nodes, every column is the mean of one node or several. Cost: a sort of every layer.
+        Scores that :func:`graphs.draw.inputs.check_layer_scores` refuses, or masks of other sizes.
 
     Examples
     --------
@@ -74,8 +71,7 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     positive = image[np.isfinite(image) & (image > 0)]
     floor = float(positive.min()) if len(positive) else 1.0
     shown = np.log10(np.maximum(image, floor))
-    # The scale leaves out one per cent at both ends: the highest scores may be a hundred times the mean, and on a scale that
-    # reaches them, the others could not be told apart.
+    # If the scale reached the highest scores, the others could not be told apart.
     low, high = np.nanpercentile(shown, [1, 99])
     if not low < high:
         low, high = low - 0.5, high + 0.5
@@ -96,7 +92,7 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
             np.ravel([(row - 0.5, row + 0.5) for row in range(len(kept))]),
             color="white",
             linewidth=1.5,
-            # White alone would not be visible on the brightest colours and on the background.
+            # White alone is invisible on the brightest colours and on the background.
             path_effects=[withStroke(linewidth=3.0, foreground="black")],
         )
     line = "" if masks is None else "; white line: number of nodes kept"
@@ -125,7 +121,7 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     Raises
     ------
     GraphError
-        A RankResult instead of its scores, no layer or an empty one, negative or non-finite scores, or masks of other sizes.
+        Scores that :func:`graphs.draw.inputs.check_layer_scores` refuses, or masks of other sizes.
 
     Examples
     --------
@@ -173,35 +169,28 @@ def compare_scores(
     keep: float | tuple[Any, Any] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the percentile of every node by one score against its percentile by another score.
+    """Draw the percentile of every node by one score against its percentile by another score. Cost: up to six sorts.
 
     Parameters
     ----------
     a, b : (n,) arrays
         Two scores of the same nodes, non-negative.
     labels : tuple of two str
-        Names of the two scores.
     keep : float, or tuple of two (n,) bool arrays, optional
         The share of nodes that each score keeps, 0..1 (among equal scores the lower index is removed first), or a keep mask for
-        `a` and one for `b`. Lines mark the shares removed. The title gives, of the nodes that `a` keeps, the share that `b`
-        keeps too.
+        `a` and one for `b`. Lines mark the shares removed. The title gives the share of the nodes kept by `a` that `b` keeps.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        A dot for each node if there are at most `MAX_DOTS`, else hexagons coloured by the number of nodes. The title gives
-        Spearman's rank correlation.
+        A dot for each of up to `MAX_DOTS` nodes, or else hexagons coloured by the number of nodes. The title gives Spearman's
+        rank correlation.
 
     Raises
     ------
     GraphError
-        No nodes or different numbers of nodes, negative or non-finite scores, a share out of range, masks of other sizes, or
-        not two labels.
-
-    Notes
-    -----
-    Equal scores have the same percentile. Cost: up to six sorts; a million nodes take about two seconds.
+        Scores that are empty, negative, not finite or of two lengths, a share out of range, wrong masks, or not two labels.
 
     Examples
     --------

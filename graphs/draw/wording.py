@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 __all__ = ["MAX_CHARACTERS", "as_literal", "percent", "short_names"]
 
-# Maximum number of characters of a short name.
+# Longer names lose their middle.
 MAX_CHARACTERS = 22
 
 
@@ -30,10 +30,9 @@ def percent(share: float) -> str:
     ['0 %', '<0.1 %', '3.4 %', '50 %', '>99 %', '100 %']
     """
     value = 100.0 * share
-    # A sum of parts may differ from the whole by rounding errors.
+    # A sum of parts can differ from the whole by round-off.
     if value == 0.0 or abs(value - 100.0) < 1e-9:
         return f"{value:.0f} %"
-    # Other shares are not rounded to 0 % or 100 %.
     if value < 0.1:
         return "<0.1 %"
     if value >= 99.5:
@@ -42,7 +41,7 @@ def percent(share: float) -> str:
 
 
 def as_literal(text: str) -> str:
-    r"""Escape a text so that matplotlib shows it as it is: without formulas, and in the legend even if it begins with "_".
+    r"""Escape a text so that matplotlib reads no formulas in it, and shows it in the legend even if it begins with "_".
 
     Parameters
     ----------
@@ -64,9 +63,9 @@ def as_literal(text: str) -> str:
 def short_names(names: Sequence[str]) -> tuple[str, ...]:
     """Shorten the names of layers so that they fit an axis and stay distinct.
 
-    A module's name is cut to its parts from the first number on (the number of a transformer block), or to its last two parts
-    if there is no number; a number that comes last keeps the part before it. If two names would become equal, no name is cut.
-    Then names of more than `MAX_CHARACTERS` characters lose their middle, unless two would become equal.
+    Names are cut to their parts from the first number on (from the part before it, if the number comes last), or to their last
+    two parts if there is no number. Names of more than `MAX_CHARACTERS` characters then lose their middle. Neither is done if
+    it would make two names equal.
 
     Parameters
     ----------
@@ -81,8 +80,6 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
     --------
     >>> short_names(["model.layers.3.mlp:input", "model.layers.3.mlp"])
     ('3 mlp input', '3 mlp')
-    >>> short_names(["layer 0", "layer 1"])
-    ('layer 0', 'layer 1')
     >>> short_names(["encoder.layers.0.mlp", "decoder.layers.0.mlp"])
     ('encoder.layers.0.mlp', 'decoder.layers.0.mlp')
     """

@@ -1,7 +1,7 @@
-"""Conversion of layered graphs to and from named arrays, which safetensors and npz files of graphs hold.
+"""Conversion of layered graphs to and from named arrays, for safetensors and npz files.
 
-The block from layer l-1 to layer l is ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), and the activations of
-layer l are ``activation.l``. The names of the layers and the shapes of the blocks are not arrays; they are the metadata.
+The block into layer l is ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), and the activations of layer l are
+``activation.l``. The names of the layers and the shapes of the blocks are the metadata.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS = ("data", "indices", "indptr")
 
 
 def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
-    """Yield the arrays of a graph, each with its name.
+    """Yield the arrays of a graph, each with its name; dense blocks are converted to CSR one at a time.
 
     Parameters
     ----------
@@ -35,10 +35,8 @@ def graph_arrays(graph: LayeredGraph) -> Iterator[tuple[str, Array]]:
     Yields
     ------
     name : str
-        As described at the top of this module.
     array : array, (k,)
-        float64 activations; float32 or float64 data; int32 indices where they fit, else int64. Dense blocks are converted to
-        CSR one at a time.
+        float64 activations; float32 or float64 data; int32 indices where they fit, else int64.
 
     Raises
     ------
@@ -70,7 +68,7 @@ def graph_metadata(graph: LayeredGraph) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``names``, the L+1 names of the layers, and ``shapes``, the L shapes (n_l, n_{l-1}) of the blocks.
+        ``names``, one for each layer, and ``shapes``, (n_l, n_{l-1}) for each block.
 
     Examples
     --------
@@ -81,7 +79,9 @@ def graph_metadata(graph: LayeredGraph) -> dict[str, Any]:
 
 
 def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> LayeredGraph:
-    """Build a graph from its arrays and metadata; every number is the same as in the original, bit for bit.
+    """Build a graph from its arrays and metadata, with the same numbers bit for bit.
+
+    No memory is allocated for a size that `metadata` states but the arrays do not have.
 
     Parameters
     ----------
@@ -100,10 +100,6 @@ def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) 
     GraphError
         Something is missing, has the wrong type or does not fit the rest; activations are negative or not finite; or edges
         are repeated, out of order, or have weights that are not positive and finite.
-
-    Notes
-    -----
-    Memory: nothing is allocated for a size that `metadata` states but the arrays do not have.
 
     Examples
     --------

@@ -32,16 +32,15 @@ def to_networkx(
     graph : LayeredGraph or Subgraph
         The nodes of a subgraph keep their layers and indices in the original graph.
     max_edges : int
-        Maximum number of edges; more raise an error, because networkx needs some 350 bytes an edge.
+        Maximum number of edges; more raise an error, because networkx needs much memory for an edge.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores,
-        if it has any.
+        A rank of the graph, or of the subgraph's original graph, with one score a node; by default the subgraph's scores.
 
     Returns
     -------
     networkx.DiGraph
-        Node attributes ``layer``, ``index``, ``name`` (of the layer), ``activation`` and, if there are scores, ``score``; edge
-        attribute ``weight``. Edges lead from layer l-1 to layer l. All values are Python numbers or text.
+        Edges have the attribute ``weight``; nodes have ``layer``, ``index``, ``name`` (of the layer), ``activation`` and, if
+        there are scores, ``score``.
 
     Raises
     ------
@@ -92,7 +91,7 @@ def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> 
     ----------
     graph : LayeredGraph or Subgraph
     rank : RankResult or None
-        A rank of the graph, or of the subgraph's original, with one score a node.
+        A rank of the graph, or of the subgraph's original graph, with one score a node.
 
     Returns
     -------
@@ -102,7 +101,7 @@ def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> 
     Raises
     ------
     GraphError
-        The rank does not belong to the graph, or to the subgraph's original, or has several scores a node.
+        The rank is of another graph, or has several scores a node.
 
     Examples
     --------
@@ -121,46 +120,37 @@ def from_networkx(
     activation: str | None = "activation",
     index: str | None = "index",
 ) -> tuple[LayeredGraph, tuple[tuple[Hashable, ...], ...]]:
-    """Convert a networkx digraph to a layered graph; its edges must lead from each layer to the next.
+    """Convert a networkx digraph, whose edges lead from each layer to the next, to a layered graph.
+
+    Cost: a few Python operations for every node and edge.
 
     Parameters
     ----------
     digraph : networkx.DiGraph or networkx.MultiDiGraph
         The weights of a multigraph's parallel edges are added.
     weight : str, optional
-        Name of an edge attribute with finite, non-negative values. An edge without it has weight 1, as in networkx; with None,
-        every edge has weight 1. An edge of weight 0 is dropped.
+        Edge attribute, finite and non-negative. With None, or for an edge without it, the weight is 1. Weights of 0 are dropped.
     layer : str, optional
-        Name of a node attribute with consecutive integers; the lowest becomes layer 0. If no node has it, or with None, layers
-        are found from the edges: every edge leads to the next layer, and the lowest layer of every weakly connected component
-        is 0. These layers are unique. A node without edges goes to layer 0.
+        Node attribute with consecutive integers; the lowest becomes layer 0. If no node has it, or with None, layers are found
+        from the edges, and the lowest layer of every weakly connected component is 0.
     activation : str, optional
-        Name of a node attribute with finite, non-negative values. A node without it has activation 1; with None, every node has
-        activation 1.
+        Node attribute, finite and non-negative. With None, or for a node without it, the activation is 1.
     index : str, optional
-        Name of a node attribute with integers by which the nodes of a layer are sorted. If a node lacks it, or with None, nodes
-        are in the digraph's order.
+        Node attribute with integers that sort the nodes of a layer. If any node lacks it, or with None, nodes keep their order.
 
     Returns
     -------
     graph : LayeredGraph
-        Its blocks are float64 CSR. If all nodes of a layer have the same text as ``name`` attribute, as :func:`to_networkx`
-        writes it, that is the name of the layer; else the name is ``layer l``. If two layers would have the same name, all are
-        named ``layer l``.
+        Its blocks are float64 CSR. Weights and activations that :func:`to_networkx` wrote are the same bit for bit. A layer gets
+        the name that its nodes share as attribute ``name``, else ``layer l``; if two names are equal, all are ``layer l``.
     labels : tuple of tuples
         ``labels[l][k]`` is the networkx node that became node k of layer l.
 
     Raises
     ------
     GraphError
-        Not a digraph; fewer than two layers; weights, activations, layers or indices that are invalid; some nodes with a layer
-        and some without; an edge that does not lead to the next layer; or no layers that fit all edges, for example because
-        of a cycle. If an edge is wrong, the message names it.
-
-    Notes
-    -----
-    If :func:`to_networkx` made the digraph, every weight and activation is the same as before, bit for bit; float32 weights
-    become float64 of the same value. Cost: a few Python operations for every node and edge.
+        Not a digraph; fewer than two layers; invalid weights, activations, layers or indices; some nodes with a layer and some
+        without; an edge that does not lead to the next layer; or no layers that fit all edges.
 
     Examples
     --------
@@ -201,7 +191,6 @@ def from_networkx(
 def _blocks(
     digraph: networkx.DiGraph, nodes_by_layer: list[list[Hashable]], layer_of: dict[Hashable, int], weight: str | None
 ) -> list[sparse.csr_array]:
-    """Build the blocks of all layers from the edges of the digraph."""
     index_of = {node: k for nodes in nodes_by_layer for k, node in enumerate(nodes)}
     edges: list[tuple[list[float], list[int], list[int]]] = [([], [], []) for _ in nodes_by_layer[1:]]
     weighted_edges = digraph.edges(data=weight, default=1.0)
@@ -238,7 +227,6 @@ def _blocks(
 
 
 def _names(digraph: networkx.DiGraph, nodes_by_layer: list[list[Hashable]]) -> list[str]:
-    """Name each layer by the ``name`` that its nodes share, else by its number; if two names are equal, number all layers."""
     names = []
     for layer, nodes in enumerate(nodes_by_layer):
         given = [digraph.nodes[node].get("name") for node in nodes]

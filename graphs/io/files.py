@@ -40,13 +40,13 @@ SUFFIX = ".partial"
 def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
     """Make a hidden directory in which to prepare a file or directory; it is removed when the context ends.
 
-    A process that is killed leaves its hidden directory behind; :func:`remove_leftovers` removes it later. Until the context
-    ends, the process locks the file ``lock`` in it, if the file system has locks. That file has the permissions of any new file.
+    A killed process leaves its hidden directory behind, and :func:`remove_leftovers` removes it later. The file ``lock`` in it
+    is locked if the file system has locks, and has the permissions of any new file.
 
     Parameters
     ----------
     directory : Path
-        Parent of the hidden directory. To move a file from the hidden directory to its parent is one rename.
+        Parent of the hidden directory.
     name : str
         Name of the file or directory; :func:`remove_leftovers` finds hidden directories by its first 40 characters.
 
@@ -83,8 +83,7 @@ def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
 def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | None = None) -> None:
     """Remove the hidden directories that :func:`hidden_directory` made for a name, if their processes have died.
 
-    Hidden directories of other machines on a shared file system are kept, because their locks may not be visible here. Two
-    machines with the same host name count as one.
+    Hidden directories of machines with another host name and another boot id are kept: their locks may not be visible here.
 
     Parameters
     ----------
@@ -108,7 +107,7 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
     except OSError:
         return
     for place in places:
-        # Four words without dots follow the start: the two hashes of the machine, a random word, and that of the suffix.
+        # Four words follow the start: the two hashes of the machine, a random word and the suffix.
         start, *hashes = place.name.rsplit(".", 4)[:3]
         if start != _start(name) or not place.name.endswith(SUFFIX) or not {*hashes} & {*_machine()}:
             continue
@@ -134,12 +133,12 @@ def _remove(place: Path) -> None:
 
 
 def _start(name: str) -> str:
-    """Return the start of a hidden directory's name, with at most 40 characters of `name`: systems refuse long file names."""
+    """Return the start of a hidden directory's name; it is short, because systems refuse long file names."""
     return f".{name[:40]}"
 
 
 def _machine() -> tuple[str, str]:
-    """Return hashes of the host name, which outlives restarts, and of the boot id, which containers share, or the first twice."""
+    """Return hashes of the host name, which restarts keep, and of the boot id (else the host name), which containers share."""
     host = platform.node()
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
@@ -152,7 +151,7 @@ def _machine() -> tuple[str, str]:
 def _take_lock(place: Path, *, require_lock: bool) -> int | None:
     """Open and lock the lock file of a hidden directory; return its descriptor, or None if another process holds or removed it.
 
-    Where the file system has no locks, the result is None with `require_lock`, else the descriptor without a lock.
+    On a file system without locks, return None with `require_lock`, else the descriptor.
     """
     try:
         lock = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -178,13 +177,12 @@ def _take_lock(place: Path, *, require_lock: bool) -> int | None:
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file that replaces `path` on success and is removed on failure.
 
-    A killed process leaves files behind, which the next call for the same path removes, as :func:`remove_leftovers` says.
+    A killed process leaves files behind; the next call for the same path calls :func:`remove_leftovers`.
 
     Parameters
     ----------
     path : path-like
-        An existing or a new file. If it is a symbolic link, the link stays and its target is replaced. The new file gets the
-        permissions of the old one, or else those of any new file.
+        If it is a symbolic link, its target is replaced. An existing file keeps its permissions.
 
     Yields
     ------
@@ -196,7 +194,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     GraphError
         The directory does not exist, or the path is a directory, a device or a pipe.
     OSError
-        The system cannot write the file.
+        The disk is full, or the system refuses.
 
     Examples
     --------
@@ -229,7 +227,7 @@ def write_tensors(
     kind: str,
     version: int = 1,
 ) -> None:
-    """Write arrays and their metadata as one safetensors file.
+    """Write arrays and metadata as one safetensors file.
 
     Parameters
     ----------
@@ -238,10 +236,8 @@ def write_tensors(
     tensors : mapping from str to array
     meta : mapping
         Plain values that JSON can hold.
-    kind : str
-        One word for the contents of the file; readers check it.
-    version : int
-        Version of that kind's format.
+    kind, version : str, int
+        The contents of the file in one word, and the version of its format.
 
     Raises
     ------
@@ -263,7 +259,7 @@ def write_tensors(
         try:
             save_file(contiguous, partial, {"meta": text, "crc32": _checksum(text, contiguous)})
         except SafetensorError as error:
-            # safetensors wraps errors of the system (a full disk, for example); callers expect an OSError.
+            # safetensors wraps errors of the system; callers expect an OSError.
             raise OSError(f"cannot write {path}: {error}") from error
 
 
@@ -285,17 +281,15 @@ def read_tensors(
     Parameters
     ----------
     path : path-like
-    kind : str
-        Expected contents of the file.
-    version : int
-        Version of that kind's format; no other is read.
+    kind, version : str, int
+        As for :func:`write_tensors`; no other kind or version is read.
 
     Returns
     -------
     meta : dict
         Without kind and version.
     tensors : dict from str to array
-        In the shapes and dtypes in which they were written. Memory: the size of the file, even if its header claims more.
+        In the shapes and dtypes in which they were written.
 
     Raises
     ------
@@ -317,7 +311,7 @@ def read_tensors(
             header = file.metadata() or {}
             text = header.get("meta", "null")
             meta = json.loads(text)
-            # Checked before the arrays are read, because these may be large.
+            # The arrays are read later, because they may be large.
             if not isinstance(meta, dict) or meta.get("kind") != kind:
                 raise GraphError(f"{path} is not a {kind} file; {advice}")
             if meta.get("version") != version:

@@ -1,8 +1,7 @@
 """Save and load graphs and ranks.
 
-A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds the scores ``score.l`` of every layer l, and after
-every step the residuals, the error bound, and the block products and seconds so far. If the rank has a certificate, the file
-also holds its gaps, its required gaps, and the keep mask ``keep.l`` of every layer l that it covers.
+A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds the scores ``score.l`` of every layer l, the record
+of the steps, and the gaps, required gaps and keep masks ``keep.l`` of a certificate.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from graphs.structures.layered import LayeredGraph
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
-# Version 2 added the record of the steps; 3 renamed `choice` to `solver_reason`; 4, a certificate's `bounds` to `required_gaps`.
 RANK_VERSION = 4
 
 # The fields of a RankResult that are written without conversion: first those in JSON, with their types; then the arrays.
@@ -64,7 +62,7 @@ def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
 
 
 def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
-    """Read a graph written by :func:`save_graph`; every number is the same as in that graph, bit for bit.
+    """Read a graph written by :func:`save_graph`; every number is the same bit for bit.
 
     Parameters
     ----------
@@ -73,8 +71,7 @@ def load_graph(path: str | os.PathLike[str]) -> LayeredGraph:
     Returns
     -------
     LayeredGraph
-        Its blocks are stored in CSR form, in the dtype in which they were written. Memory while reading: about twice the size
-        of the file.
+        Its blocks are stored in CSR form. Memory while reading: about twice the size of the file.
 
     Raises
     ------
@@ -142,7 +139,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
 
 
 def load_rank(path: str | os.PathLike[str]) -> RankResult:
-    """Read a rank written by :func:`save_rank`; every number is the same as in that rank, bit for bit, and labels are text.
+    """Read a rank written by :func:`save_rank`; every number is the same bit for bit, and labels are text.
 
     Parameters
     ----------

@@ -1,7 +1,6 @@
 """Weights that stay on disk: tensors of safetensors files, mapped into memory and read when they are multiplied.
 
-A graph of such weights needs no memory for its edges while its blocks stay dense: the page cache of the system holds the
-parts that were read last, and drops them when other programs need memory. So a graph larger than memory can be ranked.
+While its blocks stay dense, a graph of such weights may be larger than memory.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ def open_tensors(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str
 
     Notes
     -----
-    Build graphs from these tensors with ``check_finite=False``: ranks find NaN and Inf at the first product anyway, and a
-    separate check would read all files once more. Files must not be changed while a graph refers to them.
+    Build graphs from these tensors with ``check_finite=False``, because the check would read all files once more. Files must
+    not be changed while a graph refers to them.
 
     Examples
     --------
@@ -75,7 +74,6 @@ def _map_tensors(path: Path) -> dict[str, Any]:
 
 
 def _files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the given files, and the safetensors files of the given directories."""
     paths = [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
     files: list[Path] = []
     for path in paths:

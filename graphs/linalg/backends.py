@@ -1,7 +1,6 @@
 """Backends: numpy or torch arithmetic, and the rule that chooses the operator of every block.
 
-A vector is a numpy array or a torch tensor, of shape (n,), or (n, k) for k vectors at once. An :class:`Arithmetic` holds
-the few operations that differ between numpy and torch.
+A vector is a numpy array or a torch tensor, of shape (n,), or (n, k) for k vectors at once.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 DTYPES = ("float64", "float32")
 
-# Loading the compiled kernels takes half a second in every process, too long for blocks of fewer entries than this.
+# Blocks of fewer entries do not pay for loading the compiled kernels, which every process does anew.
 KERNEL_ENTRIES = 1 << 18
 
-# Bands on a GPU are large, because there the number of calls matters more than the cache.
+# On a GPU the number of calls matters more than the cache.
 GPU_BAND_ELEMENTS = 1 << 24
 
 
@@ -75,12 +74,11 @@ class Arithmetic(Protocol):
 
 @dataclass(frozen=True)
 class NumpyArithmetic:
-    """Arithmetic on numpy arrays. Products are those of scipy and numpy, or of compiled kernels.
+    """Arithmetic on numpy arrays.
 
     Parameters
     ----------
-    dtype : str
-        float64 or float32.
+    dtype : {"float64", "float32"}
     compiled : bool
         Whether :mod:`graphs.linalg.kernels` may multiply large blocks.
     """
@@ -108,12 +106,12 @@ class NumpyArithmetic:
         return result
 
     def csr_operator(self, block: Block) -> CSROperator:
-        """Build an operator on scipy CSR; with `compiled`, large blocks are multiplied by compiled kernels."""
+        """Build an operator on scipy CSR, or if `compiled`, on kernels for a large block."""
         csr = block.to_csr().astype(self.dtype, copy=False)
         return CSRKernelOperator(csr) if self.compiled and csr.nnz >= KERNEL_ENTRIES else CSROperator(csr)
 
     def dense_operator(self, block: DenseBlock) -> BlockOperator:
-        """Build an operator: on kernels if `compiled` is set, the block is large and they can read it, else on numpy bands."""
+        """Build an operator on numpy bands, or if `compiled`, on kernels for a large block that they can read."""
         if self.compiled and block.shape[0] * block.shape[1] >= KERNEL_ENTRIES:
             matrices = _kernel_matrices(block)
             if matrices:
@@ -122,14 +120,12 @@ class NumpyArithmetic:
 
 
 class TorchArithmetic:
-    """Arithmetic on torch tensors of a device. CSR products are torch's (MKL on the CPU, cuSPARSE on CUDA).
+    """Arithmetic on torch tensors of a device.
 
     Parameters
     ----------
     device : str or torch.device
-        Where to compute.
-    dtype : str
-        float64 or float32.
+    dtype : {"float64", "float32"}
     """
 
     def __init__(self, device: str | torch.device = "cpu", dtype: str = "float64") -> None:
@@ -179,10 +175,8 @@ class TorchArithmetic:
         return DenseOperator(replace(block, matrices=matrices), self._torch, buffer_maker, n_entries)
 
     def csr(self, matrix: sparse.csr_array) -> torch.Tensor:
-        """Build a torch CSR tensor from a scipy matrix, with the same index dtype (int32 where it fits).
-
-        int32 matters: on the CPU torch passes int32 indices on to MKL, and converts int64 indices at every product.
-        """
+        """Build a torch CSR tensor from a scipy matrix, with the same index dtype."""
+        # torch on the CPU would convert int64 indices at every product.
         from_numpy = self._torch.from_numpy
         crow, columns = (from_numpy(indices).to(self.device) for indices in (matrix.indptr, matrix.indices))
         values = from_numpy(matrix.data).to(self.torch_dtype).to(self.device)
@@ -211,16 +205,15 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
     import torch
 
     with warnings.catch_warnings():
-        # Weights are only read, so a view of a read-only array, such as a memory map, is safe.
+        # Weights are only read, so a view of a read-only array is safe.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        # torch has no negative strides, so a matrix with such strides is copied.
+        # torch has no negative strides.
         return torch.from_numpy(matrix if min(matrix.strides) >= 0 else matrix.copy())
 
 
 def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
     """Return views of the matrices for the kernels, or () if the kernels cannot multiply this block without copies."""
     if block.n_squarings:
-        # The kernels do not square weights.
         return ()
     arrays: list[Any] = []
     for matrix in block.matrices:
@@ -238,7 +231,6 @@ def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
         if not array.flags.c_contiguous:
             return ()
         arrays.append(array)
-    # The kernels take one matrix, or two of one dtype.
     return tuple(arrays) if len(arrays) <= 2 and len({array.dtype for array in arrays}) == 1 else ()
 
 
@@ -251,11 +243,9 @@ class Backend:
     name : str
         The name in the result of a rank, such as ``torch (cpu, float64, csr)``.
     arithmetic : Arithmetic
-        Vectors and products.
     form : {"csr", "dense", "auto"}
         The form of every block; "auto" chooses the cheaper one for the expected number of products.
     costs : Costs
-        The costs by which "auto" chooses.
     """
 
     name: str
@@ -275,7 +265,7 @@ class Backend:
     def _dense_is_cheaper(self, block: Block, products: int) -> bool:
         costs, size = self.costs, block.shape[0] * block.shape[1]
         if isinstance(block, DenseBlock):
-            # So few products do not pay for the conversion at any density; the edges need not be counted.
+            # At any density, so few products do not pay for the conversion: the edges need not be counted.
             if products <= costs.dense_to_csr:
                 return True
             return products * (1.0 - costs.csr_product * block.n_edges / size) < costs.dense_to_csr
@@ -313,7 +303,6 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     dtype : {"float64", "float32"}
         The dtype of the vectors.
     blocks : iterable of blocks
-        The blocks of the graph.
 
     Raises
     ------

@@ -1,9 +1,7 @@
 """Blocks: the edges from one layer to the next.
 
-A block is a non-negative matrix of shape (n_targets, n_sources): row = target, column = source,
-entry = edge weight, zero = no edge. CSR is its canonical form. A :class:`SparseBlock` stores that
-CSR. A :class:`DenseBlock` refers to dense matrices, without a copy, and computes the weights from their
-absolute values. It builds its CSR, or a band of rows or columns, only on request.
+A block is a non-negative matrix of shape (n_targets, n_sources): row = target, column = source, entry = edge weight, zero = no
+edge. A :class:`SparseBlock` stores it as CSR. A :class:`DenseBlock` refers to matrices and computes weights when they are read.
 """
 
 from __future__ import annotations
@@ -38,8 +36,7 @@ FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 INT32_MAX = np.iinfo(np.int32).max
 
-# Entries of a band: 4 MB in float64, which stay in a core's share of the cache while absolute values are copied
-# and multiplied. Bands of 2**18 to 2**20 entries were equally fast.
+# Entries of a band: 4 MB in float64, which stay in a core's share of the cache.
 BAND_ELEMENTS = 1 << 19
 
 
@@ -99,7 +96,7 @@ class Block(Protocol):
 
     @property
     def n_edges(self) -> int:
-        """Number of edges (non-zero entries). Cost for a dense block: one pass over its matrices, at the first access."""
+        """Number of edges (non-zero entries); a dense block counts them in one pass at the first access."""
 
     def to_csr(self) -> sparse.csr_array:
         """Return the canonical form: sorted CSR, no explicit zeros, int32 indices where they fit."""
@@ -112,7 +109,7 @@ class Block(Protocol):
 
 
 def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
-    """Choose int32 if all of `extents` fit in it, else int64, for indptr and indices alike.
+    """Choose int32 if all of `extents` fit in it, else int64.
 
     Examples
     --------
@@ -172,10 +169,7 @@ class SparseBlock:
         return SparseBlock(csr, tuple(parallel))
 
     def squared(self) -> SparseBlock:
-        """Return float64 squares, without those that round to zero; every parallel edge is squared by itself.
-
-        The index arrays are shared if no square rounds to zero and there are no parallel edges.
-        """
+        """Return float64 squares, without those that round to zero; every parallel edge is squared by itself."""
         if self.parallel:
             squares = tuple(SparseBlock(matrix).squared().csr for matrix in self.parallel)
             return SparseBlock(narrow_indices(functools.reduce(operator.add, squares)), squares)
@@ -191,8 +185,7 @@ class SparseBlock:
 class DenseBlock:
     """A block that refers to dense matrices and reads them in bands.
 
-    Several matrices are parallel edges: their absolute values add up (a gated FFN feeds a hidden
-    neuron through both of its input maps).
+    Several matrices are parallel edges: their absolute values add up.
 
     Parameters
     ----------
@@ -229,7 +222,7 @@ class DenseBlock:
 
     @cached_property
     def n_edges(self) -> int:
-        """Number of edges (non-zero entries), counted at the first access in one pass."""
+        """Number of edges, counted in one pass at the first access."""
         if not self.n_squarings and all(is_torch(matrix) and matrix.device.type != "cpu" for matrix in self.matrices):
             present = self.matrices[0] != 0
             for matrix in self.matrices[1:]:
@@ -239,7 +232,7 @@ class DenseBlock:
 
     @property
     def csr_dtype(self) -> type[np.float32] | type[np.float64]:
-        """Dtype of the CSR form: float64 for squares and float64 matrices, else float32, exact but for sums of parallel edges."""
+        """Dtype of the CSR form: float64 for squares and float64 matrices, else float32."""
         wide = self.n_squarings > 0 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
         return np.float64 if wide else np.float32
 
@@ -253,13 +246,11 @@ class DenseBlock:
     def bands(self, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
 
-        The matrix of a band is a buffer that the next band overwrites. Extra memory: a few bands, however
-        many bands the block has.
+        The matrix of a band is a buffer that the next band overwrites.
 
         Parameters
         ----------
         buffer_maker : BufferMaker
-            Device and dtype of the computation.
         n_entries : int
             Entries of a band, rounded down to complete rows (or columns), but at least one row (or column).
         """
@@ -284,10 +275,7 @@ class DenseBlock:
                 yield Band(slice(start, stop), slice(0, width), band)
 
     def to_csr(self) -> sparse.csr_array:
-        """Build the CSR form, band by band.
-
-        Values have the :attr:`csr_dtype`. Cost: one pass over the weights. Memory: twice the result, and a band.
-        """
+        """Build the CSR form in the :attr:`csr_dtype`. Cost: one pass over the weights. Memory: twice the result, and a band."""
         n_targets, n_sources = self.shape
         if self.column_major:
             csr = self.transposed().to_csr().T.tocsr()

@@ -1,7 +1,4 @@
-"""The table of costs by which the backend "auto" chooses between dense and CSR products.
-
-``python -m benchmarks.crossover`` measures these costs.
-"""
+"""The costs by which the backend "auto" chooses between dense and CSR products (measured by ``benchmarks/crossover.py``)."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ class Costs:
     Attributes
     ----------
     csr_product : float
-        One product of a block of density 1 in CSR form. At another density, the cost is this number times the density.
+        One product of a block in CSR form, divided by the density of the block.
     dense_to_csr : float
         Conversion of a dense block to CSR.
     csr_to_dense : float
@@ -30,8 +27,8 @@ class Costs:
     csr_to_dense: float
 
 
-# "compiled" stands for numpy and the compiled kernels on the CPU (two cores of an AMD EPYC). Other keys are torch device
-# types; a type without an entry gets the costs of "cuda", which are a guess from CPU timings of torch: no GPU was available.
+# "compiled" stands for numpy, scipy and the compiled kernels on the CPU. Other keys are torch device types; a type without an
+# entry gets the costs of "cuda", which are a guess.
 COSTS: Mapping[str, Costs] = {
     "compiled": Costs(csr_product=7.0, dense_to_csr=39.0, csr_to_dense=3.0),
     "cuda": Costs(csr_product=3.0, dense_to_csr=20.0, csr_to_dense=10.0),

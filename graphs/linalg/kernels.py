@@ -1,14 +1,10 @@
 """Compiled kernels (numba): products with dense weights in their own dtype, CSR products, Gauss-Seidel, a test for cycles.
 
-numpy and torch multiply a float64 vector only with a float64 matrix: float32 and bfloat16 weights would first have to be
-copied to float64, and another pass would take their absolute values. These kernels do both in registers. So a product reads
-the weights once, in their own dtype, and its sums are float64 for every dtype.
+A product reads the weights once, without the float64 copy that numpy and torch would make, and its sums are float64. Import
+this module only when it is needed: numba loads slowly.
 
-numba compiles a kernel at its first call and keeps the result on disk if it can. Import this module only when it is needed:
-numba loads slowly.
-
-Dense weights are one or two C-contiguous matrices (parallel edges add up) of float32, float64, or uint16, which holds the
-bits of bfloat16. Products and counts work on ranges of rows, which :mod:`graphs.linalg.threads` runs.
+Dense weights w are the sums of the absolute values of one or two C-contiguous matrices of float32, float64, or uint16, which
+holds the bits of bfloat16.
 """
 
 from __future__ import annotations
@@ -37,7 +33,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-# A sleeping thread takes about 0.1 ms to begin, so each gets at least this many weights (benchmarks/threads.py).
+# Fewer weights do not pay for waking a thread (benchmarks/threads.py).
 DENSE_WEIGHTS_PER_THREAD = 1_000_000
 CSR_ENTRIES_PER_THREAD = 100_000
 
@@ -50,7 +46,7 @@ def _magnitude(value: Any) -> Any:
 @overload(_magnitude, inline="always", strict=False)
 def _magnitude_of(value: Any) -> Any:
     if value == types.uint16:
-        # A bfloat16 is the upper half of a float32; its first bit, the sign, is cleared.
+        # A bfloat16 is the upper half of a float32; the mask clears its sign.
         return lambda value: np.float64(np.uint32(np.uint32(value & 0x7FFF) << 16).view(np.float32))
     return lambda value: np.float64(abs(value))
 
@@ -183,24 +179,23 @@ def _count_removable(indptr: Array, indices: Array, degree: Array, queue: Array)
     return queued
 
 
-def _n_parts(n_rows: int, n_busy: int) -> int:
-    """Count the ranges of rows: the lowest of threads, rows and `n_busy` (ranges with enough work), but at least one."""
-    return max(1, min(POOL.size, n_rows, n_busy))
+def _n_parts(n_rows: int, n_weights: int, per_thread: int) -> int:
+    return max(1, min(POOL.size, n_rows, n_weights // per_thread))
 
 
 def _even_cuts(n_rows: int, n_columns: int) -> list[int]:
-    """Cut rows into about equal ranges, at most one for each thread; return the first row of every range, then `n_rows`."""
-    n_parts = _n_parts(n_rows, n_rows * n_columns // DENSE_WEIGHTS_PER_THREAD)
+    """Cut rows into about equal ranges; return the first row of every range, then `n_rows`."""
+    n_parts = _n_parts(n_rows, n_rows * n_columns, DENSE_WEIGHTS_PER_THREAD)
     return [n_rows * k // n_parts for k in range(n_parts + 1)]
 
 
 def _vector(x: Array) -> Array:
-    """Convert a vector to the only dtype and layout that kernels are compiled for."""
+    """Convert a vector to one dtype and layout, so that kernels are compiled for no other."""
     return np.ascontiguousarray(x, dtype=np.float64)
 
 
 def _accumulate(kernel: Callable[[Array, int, int], None], cuts: list[int], n_columns: int) -> Array:
-    """Run a kernel with an accumulator of its own for every range of rows, and add the accumulators up."""
+    """Run a kernel with one accumulator for each range of rows, and add the accumulators up."""
     parts = np.zeros((len(cuts) - 1, n_columns))
     POOL.run(lambda start, stop, part: kernel(parts[part], start, stop), cuts)
     total: Array = parts.sum(axis=0)
@@ -208,7 +203,7 @@ def _accumulate(kernel: Callable[[Array, int, int], None], cuts: list[int], n_co
 
 
 def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
-    """Compute sum_j w_ij x_j, (n_rows,) float64; w is the sum of the absolute matrices. Cost: one read.
+    """Compute sum_j w_ij x_j, (n_rows,) float64. Cost: one read.
 
     Examples
     --------
@@ -222,7 +217,7 @@ def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
 
 
 def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
-    """Compute sum_i w_ij y_i, (n_columns,) float64. Cost: one read; an accumulator for each thread.
+    """Compute sum_i w_ij y_i, (n_columns,) float64. Cost: one read.
 
     Examples
     --------
@@ -263,7 +258,7 @@ def column_counts(matrices: tuple[Array, ...]) -> Array:
 def _entry_cuts(indptr: Array) -> list[int]:
     """Cut rows as :func:`_even_cuts` does, but into ranges with about equal numbers of entries."""
     n_rows = len(indptr) - 1
-    n_parts = _n_parts(n_rows, int(indptr[-1]) // CSR_ENTRIES_PER_THREAD)
+    n_parts = _n_parts(n_rows, int(indptr[-1]), CSR_ENTRIES_PER_THREAD)
     # With another dtype than that of indptr, searchsorted would convert indptr.
     counts = np.array([int(indptr[-1]) * k // n_parts for k in range(n_parts + 1)], dtype=indptr.dtype)
     cuts = np.searchsorted(indptr, counts)
@@ -272,7 +267,7 @@ def _entry_cuts(indptr: Array) -> list[int]:
 
 
 def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
-    """Compute W @ x for a CSR matrix W, (n_rows,) float64, on several threads if W is large.
+    """Compute W @ x for a CSR matrix W, (n_rows,) float64.
 
     Examples
     --------
@@ -287,7 +282,7 @@ def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
 
 
 def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_columns: int) -> Array:
-    """Compute W.T @ y for a CSR matrix W, (n_columns,) float64; an accumulator for each thread.
+    """Compute W.T @ y for a CSR matrix W, (n_columns,) float64.
 
     Examples
     --------
@@ -308,16 +303,11 @@ def gauss_seidel(
     Parameters
     ----------
     indptr, indices, data : CSR of W, (n, n), row = target
-    scale : (n,) float64
-        Factor of the weights of every node's out-edges, such as 1 / out-strength.
+    scale, constant, x : (n,) float64
     order : (n,) integers
         The nodes in the order in which they are updated.
     gamma : float
         Damping.
-    constant : (n,) float64
-        The part of x that does not come along these edges.
-    x : (n,) float64
-        The vector to update.
 
     Examples
     --------
@@ -334,8 +324,7 @@ def gauss_seidel(
 def is_acyclic(indptr: Array, indices: Array) -> bool:
     """Tell whether a digraph has no cycle of two or more nodes; self-loops are allowed.
 
-    Nodes without outgoing edges are removed until no such node is left (Kahn 1962). Cost: every edge is read once, and those into
-    removed nodes a second time.
+    Nodes without outgoing edges are removed until none is left (Kahn 1962). Cost: at most two reads of the edges.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""The arithmetic that solvers need on states. A state is a list with one vector for each layer.
+"""Arithmetic on states: lists with one vector for each layer.
 
-A vector is a numpy array or a torch tensor of shape (n,), or (n, k) for k ranks at once, one in each column.
+A vector is a numpy array or a torch tensor of shape (n,), or (n, k) for k ranks at once.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ State: TypeAlias = list[Vector]
 
 
 def column_sums(vector: Vector) -> Vector:
-    """Sum every column of a vector in float64; the result has shape (), or (k,) for k columns.
-
-    In float32, numpy would add the rows of an (n, k) vector one after another, which loses digits.
+    """Sum every column of a vector in float64, because float32 would lose digits; the result has shape () or (k,).
 
     Examples
     --------
@@ -59,7 +57,7 @@ def scale_columns(vector: Vector, factor: Vector) -> Vector:
 
 
 def total_scores(state: State) -> Vector:
-    """Sum every column over all layers in float64; the result has shape (), or (k,) for k columns.
+    """Sum every column over all layers in float64; the result has shape () or (k,).
 
     Examples
     --------
@@ -70,7 +68,7 @@ def total_scores(state: State) -> Vector:
 
 
 def distances(state: State, other: State) -> list[float]:
-    """Compute the L1 distance between two states in every layer: the largest distance of a column, if there are several.
+    """Compute the L1 distance between two states in every layer; the largest of all columns counts.
 
     Examples
     --------
@@ -123,8 +121,6 @@ def normalise_state(state: State, each_layer: bool) -> State:
     --------
     >>> normalise_state([np.array([1.0, 1.0]), np.array([2.0])], each_layer=False)
     [array([0.25, 0.25]), array([0.5])]
-    >>> normalise_state([np.array([1.0, 1.0]), np.array([2.0])], each_layer=True)
-    [array([0.5, 0.5]), array([1.])]
     """
     if each_layer:
         return [scale_columns(vector, 1.0 / column_sums(vector)) for vector in state]

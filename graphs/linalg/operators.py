@@ -1,8 +1,4 @@
-"""Operators: blocks made ready to multiply one vector or several.
-
-The protocol :class:`BlockOperator` has five implementations: scipy CSR, torch CSR on a device, dense weights read in bands,
-and compiled kernels for CSR and for dense weights.
-"""
+"""Operators: blocks made ready to multiply one vector or several, in scipy, torch, numpy or compiled kernels."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ __all__ = [
     "torch_csr",
 ]
 
-# A numpy array or a torch tensor. Solvers use only operations that both have, such as +, *, sum, abs and slicing.
+# A numpy array or a torch tensor.
 Vector: TypeAlias = Any
 
 
@@ -253,10 +249,8 @@ class DenseOperator:
     block : DenseBlock
     xp : module
         numpy or torch: the library of the buffers.
-    buffer_maker : BufferMaker
-        Device and dtype of the computation.
-    n_entries : int
-        Entries of a band, as in :meth:`DenseBlock.bands`.
+    buffer_maker, n_entries
+        As in :meth:`DenseBlock.bands`.
     """
 
     def __init__(self, block: DenseBlock, xp: Any, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> None:
@@ -341,15 +335,12 @@ class DenseOperator:
 class KernelOperator(DenseOperator):
     """A dense block on the CPU that :mod:`graphs.linalg.kernels` multiplies by single vectors: no copy, sums in float64.
 
-    :class:`DenseOperator` computes everything that has no kernel, in numpy.
-
     Parameters
     ----------
     matrices : tuple of one or two C-contiguous arrays
-        The weights of the block as float32, float64, or uint16 for the bits of bfloat16; transposed if the block is
-        column-major.
+        The weights, in a dtype that the kernels read; transposed if the block is column-major.
     block : DenseBlock
-    dtype : str
+    dtype : {"float64", "float32"}
         The dtype of the vectors.
     """
 

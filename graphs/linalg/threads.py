@@ -1,7 +1,7 @@
 """Threads that run compiled kernels, and the decorator that compiles a kernel so that it can run on them.
 
-They are not those of numba: some of its threading layers set the number of threads of the whole process, torch's included, and
-others may not be entered by two threads at once.
+numba's own threads do not serve: some of its threading layers set the number of threads of the whole process, torch's
+included, and others may not be entered by two threads at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Sums may be reordered, so that they vectorise. NaN and Inf keep their meaning.
 FAST_MATH = {"reassoc", "contract", "nsz"}
 
-# By default, numba writes its cache into the package's directory. After an uninstall, it would remain and could be imported.
+# numba's default cache lies in the package's directory, where it would remain after an uninstall and could be imported.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "graphs-kernels"
 
 _CONFIG: Any = numba.config  # its attributes are set at run time
@@ -89,8 +89,7 @@ class ThreadPool:
     def run(self, kernel: Callable[[int, int, int], None], cuts: Sequence[int]) -> None:
         """Call ``kernel(start, stop, part)`` once for each range between `cuts`; `part` is the number of the range, from 0.
 
-        Every thread takes the next range when it is free. So the calling thread computes the ranges of threads that are busy for
-        another caller, that have not woken up yet, or that cannot start.
+        Every thread, the calling one included, takes the next range when it is free.
         """
         ranges = iter([(start, stop, part) for part, (start, stop) in enumerate(pairwise(cuts))])
 

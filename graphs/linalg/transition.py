@@ -1,7 +1,6 @@
 """The step of a layered rank across one block, for weighted and for modified PageRank.
 
 Source: LLM-Rank (arXiv 2410.13299). Only this module holds the two formulas and their rules for degenerate layers.
-Problems apply the formulas to the blocks of a graph, and scorers of single layers apply them to one matrix.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ class Normalised:
     Attributes
     ----------
     vector : Vector
-        Sums to 1.
     fallback : str
         ``"activation"`` if the given vector was zero, ``"uniform"`` if the activations were zero too or not given, else empty.
     """
@@ -65,17 +63,15 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
 class Transition:
     """The transition P = theta W Ds^-1 + (1 - theta) 1[W != 0] Dk^-1; P itself is never formed.
 
-    W is a block, Ds its out-strengths and Dk its out-degrees. A vector is divided by these before it is multiplied by W.
-    Cost at theta = 1: one read of the weights here, and one per product.
+    W is a block, Ds its out-strengths and Dk its out-degrees. Cost at theta = 1: one read of W here, and one per product.
 
     Parameters
     ----------
     operator : BlockOperator
-        W, (n_targets, n_sources). It is not kept: every method takes it again.
+        W, (n_targets, n_sources); it is not kept.
     theta : float
         Share of the edge weights against the bare edges, 0..1.
     arithmetic : Arithmetic
-        The arithmetic of the operator's backend.
 
     Attributes
     ----------
@@ -107,7 +103,7 @@ class Transition:
             return operator.matvec(weighted)
         bare = scores * self._inverse_degree * (1.0 - self.theta)
         if self._has_all_edges:
-            # All targets receive the same from bare edges, so a sum replaces their product.
+            # All targets receive the same from bare edges.
             return operator.matvec(weighted) + bare.sum()
         return operator.mixed_matvec(weighted, bare)
 
@@ -125,9 +121,9 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
     passed : Vector, (n_l,)
         P r_{l-1}: the scores that come along edges.
     activation : Vector, (n_l,)
-        a_l, non-negative; if all are zero, uniform activations replace them. The outer N falls back to them.
+        a_l, non-negative; uniform if all are zero. The outer N falls back to a_l.
     gamma : float
-        Damping, 0..1: the share of a score that comes along edges.
+        Damping, 0..1.
 
     Examples
     --------
@@ -143,7 +139,7 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
 def modified_step(product: Vector, activation: Vector) -> Normalised:
     """Compute the modified rank of a layer: r_l = N(`product` * a_l), elementwise, where `product` is W r_{l-1}.
 
-    If all activations a_l are zero, uniform activations replace them. N is :func:`normalise`, with the fallback a_l.
+    N is :func:`normalise`, with the fallback a_l. If all activations a_l are zero, uniform activations replace them.
 
     Examples
     --------

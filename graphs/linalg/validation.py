@@ -1,4 +1,4 @@
-"""Validation of weights and vectors: a user's input becomes a valid block or vector, or a GraphError says why not."""
+"""Validation of weights and vectors: an input becomes a valid block or vector, or a GraphError says why not."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
     ----------
     value : array-like, torch tensor (dense or sparse), scipy sparse matrix, or a tuple of these
         Shape (n_targets, n_sources). A tuple holds parallel edges, whose absolute values add up.
-    name : str
-        Name of the block in error messages.
+    name : str, for error messages
     check_finite : bool
-        Whether to read dense weights once now, to find NaN and Inf; otherwise the first product finds them. Sparse weights are
-        always read.
+        Whether to read dense weights once, to find NaN and Inf; otherwise the first product finds them.
 
     Raises
     ------
@@ -74,14 +72,12 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
 
 
 def _check_finite_entries(matrix: Any, name: str) -> None:
-    """Raise a GraphError that locates the first NaN or Inf of a dense matrix. Cost: one read if the sum is finite.
+    """Raise a GraphError that locates the first NaN or Inf of a dense matrix.
 
-    If an entry is NaN or Inf, the sum of all entries is not finite, and their minimum, maximum or both are not. So single
-    entries are examined only if the sum (in dtypes below 32 bits an extreme) is not finite.
+    Single entries are examined only if their sum (in dtypes below 32 bits, an extreme) is not finite.
     """
     if is_torch(matrix) and matrix.itemsize < 4:
-        # A sum in half precision may overflow, and one in a wider dtype would copy the matrix; extremes do neither. 8-bit
-        # floats are copied, because torch has no extremes of them.
+        # A sum in half precision may overflow, and one in a wider dtype would copy the matrix. torch has no extremes of 8 bits.
         extremes = (matrix.float() if matrix.itemsize == 1 else matrix).aminmax()
         finite = bool(np.isfinite(float(extremes.min)) and np.isfinite(float(extremes.max)))
     else:
@@ -100,7 +96,6 @@ def _check_finite_entries(matrix: Any, name: str) -> None:
 
 
 def _to_dense(value: Any, name: str) -> Any:
-    """Convert a dense matrix to an array or a tensor of a floating dtype, without a search for NaN and Inf."""
     try:
         matrix = value.detach() if is_torch(value) else np.asarray(value)
     except ValueError as error:
@@ -125,7 +120,7 @@ def _to_floating(matrix: Any, name: str) -> Any:
         raise GraphError(f"{name}: expected real numbers, got dtype {matrix.dtype}")
     if matrix.dtype == np.float16:
         return matrix.astype(np.float32)
-    # torch cannot view other byte orders and long doubles, so these are converted, as integers are.
+    # torch cannot view other byte orders and long doubles.
     return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float64)
 
 
@@ -138,31 +133,25 @@ def _is_sparse(value: Any) -> bool:
 def as_csr(value: Any, name: str) -> sparse.csr_array:
     """Check the index arrays of a sparse matrix and convert it to scipy's CSR form.
 
-    The compiled code of scipy and torch trusts these arrays: if one index is out of range, it reads or writes memory outside
-    of the arrays.
+    With an index out of range, the compiled code of scipy and torch would read or write outside of the arrays. Cost: one read
+    of the index arrays, and the conversion.
 
     Parameters
     ----------
     value : scipy sparse matrix of any format, torch tensor (dense, COO, CSR, CSC or BSR), or (m, n) array
         A dense tensor or array is only converted, without any check.
-    name : str
-        Name of the matrix in error messages.
+    name : str, for error messages
 
     Returns
     -------
     scipy.sparse.csr_array, shape (m, n)
-        It may share memory with `value`. Duplicates of a COO matrix are added up; otherwise duplicates may remain. Explicit
-        zeros may remain too, and columns need not be sorted.
+        It may share memory with `value`, and hold explicit zeros, columns in any order, and duplicates (but not those of COO).
 
     Raises
     ------
     GraphError
         A sparse matrix is not two-dimensional, has a side of length zero, is not real, has a layout that is not listed, or its
         index arrays do not fit it.
-
-    Notes
-    -----
-    Cost: one read of the index arrays, and the conversion.
 
     Examples
     --------
@@ -193,14 +182,11 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
 
 
 def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
-    """Return the name of a format, and the arrays of a sparse matrix in this format.
-
-    They are values, rows and columns in the format "coo"; values, indices and index pointers in a compressed format.
-    """
+    """Return "coo" with values, rows and columns, or a compressed format with values, indices and index pointers."""
     if value.format in COMPRESSED:
         return value.format, [np.asarray(part) for part in (value.data, value.indices, value.indptr)]
     if value.format == "lil":
-        # tocsr() does not check that the two lists of every row have the same length.
+        # tocsr() does not check that a row has as many columns as values.
         n_columns, n_values = (np.fromiter(map(len, lists), np.int64, len(lists)) for lists in (value.rows, value.data))
         if not np.array_equal(n_columns, n_values):
             raise _damage_error(name, "lil", "expected as many columns as values in every row")
@@ -210,7 +196,7 @@ def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
         return "csr", [np.fromiter(values, value.dtype, count), np.fromiter(columns, np.int64, count), pointers]
     try:
         if value.format == "dia":
-            # The constructor checks that there are as many diagonals as offsets; tocoo() does not.
+            # The constructor checks the number of offsets; tocoo() does not.
             value = sparse.dia_array((value.data, value.offsets), shape=value.shape)
         coo = value.tocoo()
     except (IndexError, ValueError) as error:
@@ -232,32 +218,24 @@ def _torch_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
 
 
 def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
-    """Check that the arrays of a compressed matrix fit it.
+    """Check that the arrays of a compressed matrix fit it. Cost: one read of the index arrays.
 
-    scipy's ``check_format`` is not enough: it changes the matrix that it checks, and does not check the indices if the last
-    index pointer is 0 or negative.
+    scipy's ``check_format`` changes the matrix, and does not check the indices if the last index pointer is 0 or negative.
 
     Parameters
     ----------
     layout : {"csr", "csc", "bsr"}
-        Format of the matrix.
     parts : sequence of three arrays
-        Values (k,), or (k, height, width) for BSR; indices (k,); index pointers (rows + 1,), (columns + 1,)
-        for CSC, or (rows / height + 1,) for BSR.
+        Values (k,), or (k, height, width) for BSR; indices (k,); index pointers, one more than rows (BSR: rows of tiles; CSC:
+        columns).
     shape : tuple of int
-        Shape of the matrix.
-    name : str
-        Name of the matrix in error messages.
+    name : str, for error messages
 
     Raises
     ------
     GraphError
         An array has a wrong shape, an index array has a wrong dtype, index pointers decrease or do not go from 0 to k, or
         indices are out of range.
-
-    Notes
-    -----
-    Cost: one read of the index arrays.
 
     Examples
     --------
@@ -292,7 +270,6 @@ def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tupl
 
 
 def _check_coordinates(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
-    """Check that the arrays of a COO matrix fit it."""
     data, *coordinates = parts
     if len(coordinates) != 2 or data.ndim != 1 or any(len(indices) != len(data) for indices in coordinates):
         sizes = ", ".join(str(indices.shape) for indices in coordinates)
@@ -310,7 +287,7 @@ def _check_indices(indices: npt.NDArray[Any], limit: int, axis: str, layout: str
         raise _damage_error(
             name, layout, f"expected integer {axis} indices (k,), got {indices.dtype} of shape {indices.shape}"
         )
-    # One pass finds negative and too large indices: as unsigned numbers, negative ones exceed all that a signed dtype can hold.
+    # As unsigned numbers, negative indices exceed all that a signed dtype can hold.
     unsigned = indices.view(indices.dtype.str.replace("i", "u"))
     bound = min(limit, np.iinfo(indices.dtype).max + 1)
     if len(unsigned) and int(unsigned.max()) >= bound:
@@ -370,8 +347,7 @@ def as_vector(values: Any, name: str) -> FloatArray:
     ----------
     values : (n,) array-like or torch tensor
         Real and finite, n >= 1.
-    name : str
-        Name of the values in error messages.
+    name : str, for error messages
 
     Returns
     -------

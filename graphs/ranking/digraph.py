@@ -1,4 +1,4 @@
-"""PageRank of any digraph, also with cycles and dangling nodes."""
+"""PageRank of any digraph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pagerank"]
 
-# Estimated number of products per block where one product is not enough; the backend chooses the form of a block by it.
+# Estimated number of products per block, if one is not enough; it decides between dense and CSR form.
 ESTIMATED_PRODUCTS = 30
 
 
@@ -49,34 +49,28 @@ def pagerank(
 ) -> RankResult:
     """Rank the nodes of any digraph, also with cycles and dangling nodes.
 
-    ``r = gamma P r + (gamma * d + 1 - gamma) v``, where P is the transition and d the sum of the scores of dangling nodes.
-    These scores, and the share ``1 - gamma`` of all others, go to the teleport distribution v.
+    ``r = gamma P r + (gamma * d + 1 - gamma) v``, where P is the transition, d the sum of the scores of dangling nodes, and v
+    the teleport distribution.
 
     Parameters
     ----------
     graph : networkx graph, scipy sparse matrix (n, n), LayeredGraph or BlockDigraph
-        In a matrix **row = target, column = source** as everywhere in this package: pass the
-        transpose of a source-by-target adjacency matrix. Weights must be non-negative; undirected
-        networkx graphs count every edge in both directions. :func:`graphs.residual_graph` and
-        :func:`graphs.bidirectional_graph` make graphs with cycles from a layered graph.
+        In a matrix **row = target, column = source**: pass the transpose of a source-by-target adjacency matrix. Weights must
+        be non-negative; undirected networkx graphs count every edge in both directions.
     gamma : float
         Damping, in [0, 1).
     teleport : mapping from node to weight, (n,) array, or (n, k) array, optional
         Scaled to sum 1; nodes that a mapping does not name get 0. The default is the graph's activations, scaled so that
-        all layers have the same sum, or uniform if the graph has none. k columns give k ranks (personalised PageRank),
-        computed together: a step reads the edges once for all of them. (gmres and bicgstab compute one column after another,
-        and so do sweeps along edges within a layer.)
+        all layers have the same sum, or uniform if the graph has none. k columns give k ranks (personalised PageRank).
     weight : str or None
         networkx edge attribute; None counts every edge as 1.
     solver : str or Solver
         A name: "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson", "gmres", "bicgstab" or "lu"; see
-        :mod:`graphs.solvers`. "auto" chooses by the structure: one sweep, which is exact, if it finds no cycles; else
-        Gauss-Seidel in layer order; but power iteration with quadratic extrapolation if there is only one layer, or if
-        sweeps over the nodes of a layer are not possible. The result names the choice and its reason.
+        :mod:`graphs.solvers`. "auto" takes one sweep, which is exact, if it finds no cycles; else power iteration with
+        quadratic extrapolation if there is one layer or sweeps are not possible; else Gauss-Seidel in layer order.
     backend : {"auto", "scipy", "torch", "dense"}
-        Backend of the products, see :func:`graphs.weighted_pagerank`. Edges within a layer (a matrix or a networkx graph is
-        one layer) are always in CSR form: "dense" raises an error for them, and torch cannot sweep over the nodes of a layer
-        one after the other.
+        Backend of the products, see :func:`graphs.weighted_pagerank`. For edges within a layer (a matrix or a networkx graph is
+        one layer) "dense" is an error, and torch cannot sweep.
     device, dtype
         As for :func:`graphs.weighted_pagerank`.
     tol : float
@@ -94,17 +88,15 @@ def pagerank(
     Returns
     -------
     RankResult
-        Scores by layer, of sum 1 over all layers; ``as_dict()`` gives them by node. Error bounds hold up to round-off. Their
-        proof: let F(r) be the right side of the equation above. P, with the scores of dangling nodes given to v, increases no
-        L1 distance, so F multiplies L1 distances by at most gamma. So the error of r is at most ``residual / (1 - gamma)``,
-        where the residual is ``||F(r) - r||``, and the bound on the error of F(r) is gamma times as large.
+        Scores by layer, of sum 1 over all layers; ``as_dict()`` gives them by node. Error bounds hold up to round-off: the right
+        side F of the equation multiplies L1 distances by at most gamma, so the error of r is at most
+        ``||F(r) - r|| / (1 - gamma)``, and that of F(r) at most gamma times as large.
 
     Raises
     ------
     GraphError
-        The graph is empty, weights are negative or not finite, a sparse matrix has damaged index arrays, `teleport`, `start` or
-        `keep` does not fit the graph, a parameter is out of range, a name is unknown, or the solver or the backend is not for
-        this graph.
+        The graph is empty, weights are negative or not finite, index arrays are damaged, `teleport`, `start` or `keep` does not
+        fit the graph, a parameter is out of range, a name is unknown, or the solver or the backend is not for this graph.
 
     Examples
     --------

@@ -46,7 +46,6 @@ class DigraphProblem:
     ----------
     digraph : BlockDigraph
     backend : Backend
-        Chooses the operator of every block.
     gamma : float
         Damping, in [0, 1).
     teleport : (nodes,) or (nodes, k) float64 array
@@ -56,7 +55,7 @@ class DigraphProblem:
     """
 
     depth = None
-    """None: no number of steps always gives the exact rank, because scores come back along cycles or through v."""
+    """None: no number of steps is known to give the exact rank."""
     linear = True
 
     def __init__(
@@ -142,17 +141,14 @@ class DigraphProblem:
         for (_, target), values in pair_maxima.items():
             result[target] = np.maximum(result[target], values)
         if any((share < 0.5).any() for share in shares):
-            # There is a dangling node. The shares of any other node sum to 1.
+            # There is a dangling node: the shares of any other node sum to 1.
             teleports = [arithmetic.to_numpy(v) for v in self.teleport]
             result = [np.maximum(values, v) for values, v in zip(result, teleports, strict=True)]
         return result
 
     @property
     def roundoff(self) -> float:
-        """Allowance for the relative rounding error of a score, well above the errors that were measured.
-
-        A sum has up to as many terms as a layer has nodes, and such sums follow one another along a path.
-        """
+        """Allowance for the relative rounding error of a score: sums over layers follow one another along a path."""
         epsilon = float(np.finfo(self.dtype).eps)
         return epsilon * (max(self.digraph.layer_sizes) + 16) * (self.n_layers + 2.0 / (1.0 - self.gamma))
 
@@ -175,7 +171,7 @@ class DigraphProblem:
     def sweep(self, state: State, teleporting: Vector) -> SweptState:
         """Take one Gauss-Seidel sweep over x = gamma P x + teleporting * v in layer order, with one product per block."""
         current = list(state)
-        # Along edges that lead back, the sweep used old scores. Only the changes of these keep x from solving its equation.
+        # Along edges that lead back, a sweep uses old scores. Only the changes of these scores keep x from solving the equation.
         missing, signed = teleporting * 0.0, teleporting * 0.0
         for layer in self._layer_order:
             total = scale_columns(self.teleport[layer], teleporting)
@@ -204,9 +200,7 @@ class DigraphProblem:
     def aggregate(self, state: State, teleporting: Vector) -> State:
         """Scale the layers of a state so that their sums solve the same equation with one node for each layer.
 
-        The proportions within a layer remain, and they determine the flows between layers. This costs no product, because the
-        shares alone give the score that leaves a layer along a block. With only one layer, its sum is set to
-        what the teleporting mass makes it. Sweeps alone may bring it there slowly: each leaves up to gamma times the difference.
+        The proportions within a layer remain. Cost: no product, because shares give the score that leaves a layer along a block.
         """
         to_numpy = self.backend.arithmetic.to_numpy
         layer_sums = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)
@@ -264,7 +258,7 @@ class DigraphProblem:
             strengths.append(strength)
         totals: dict[int, Vector] = {}
         for edges, strength in zip(self.digraph.edge_blocks, strengths, strict=True):
-            # A node's total is its strength; if blocks have shares, the total is the sum of the shares of its blocks with edges.
+            # A node's total is its strength, or the sum of the shares of the blocks in which it has edges.
             part = strength
             if edges.share is not None:
                 part = arithmetic.vector((arithmetic.to_numpy(strength) > 0) * edges.share)
@@ -343,7 +337,7 @@ class _NodeSweep:
 def _is_acyclic(operator: BlockOperator) -> bool:
     """Tell whether the edges within a layer have no cycles except self-loops, which a sweep solves exactly."""
     if isinstance(operator, CSRKernelOperator):
-        # Strongly connected components cost as much as ten products; the kernel costs less, above all if there are cycles.
+        # The kernel is faster than a search for strongly connected components.
         from graphs.linalg import kernels
 
         return kernels.is_acyclic(operator.csr.indptr, operator.csr.indices)
@@ -354,6 +348,6 @@ def _is_acyclic(operator: BlockOperator) -> bool:
 
 
 def _topological_order(component: Any, targets: Any, sources: Any) -> Any:
-    """Sort nodes by component, sources first; scipy numbers strongly connected components in this order or in reverse."""
+    """Sort nodes by component, sources first; scipy numbers components in this order or in reverse."""
     forward = bool((component[sources] <= component[targets]).all())
     return np.argsort(component if forward else -component, kind="stable").astype(np.int64)

@@ -47,13 +47,12 @@ def weighted_pagerank(
     graph : LayeredGraph
         L blocks, L+1 layers.
     gamma : float
-        Damping, 0..1: the share of a score that comes along edges. With 0 only the activations count, with 1 only the edges
-        and the activations of layer 0.
+        Damping, 0..1: the share of a score that comes along edges.
     theta : float
         Share of the edge weights against the bare edges in the transition, 0..1.
     solver : str or Solver
-        "sweep", like "auto" and "gauss-seidel", is one pass in layer order, which is exact. "power" is power iteration, exact
-        after L steps; the others are for comparison. All give the same scores, within the tolerance.
+        "sweep", "auto" and "gauss-seidel" take one pass in layer order, which is exact. "power" is exact after L steps. The
+        others are for comparison.
     backend : {"auto", "scipy", "torch", "dense"}
         "scipy" and "torch" multiply blocks in CSR form, "dense" multiplies dense weights without a copy, and "auto" chooses
         the cheapest form for each block.
@@ -64,7 +63,7 @@ def weighted_pagerank(
     tol : float
         Absolute L1 residual (the largest of all layers) at which an iteration stops.
     max_iter : int
-        Largest number of steps. A solver that has not converged by then returns its last iterate, with a warning.
+        Largest number of steps. A solver that has not converged by then warns and returns its last iterate.
     start : RankResult or sequence of L+1 arrays, optional
         First iterate (a warm start), of positive sum in every layer; r_0 replaces its layer 0. Uniform by default.
     callback : callable, optional
@@ -85,13 +84,11 @@ def weighted_pagerank(
 
     Notes
     -----
-    Cost: two reads of every block for a sweep (strengths, product), L + 1 for power iteration; theta < 1 adds at least one for
-    the degrees. Memory besides the weights: O(nodes) and a band for a sweep. Dense weights in CSR form ("scipy", "torch", and
-    "auto" where it is cheaper) need the CSR form of one block at a time, and for an iteration that of all blocks.
+    Cost: two reads of every block for a sweep, L + 1 for power iteration; theta < 1 adds at least one. A backend that multiplies
+    dense weights in CSR form holds that form of one block in a sweep, and of all blocks in an iteration.
 
-    The error bound of an iterate follows layer by layer: the error of r_l is at most gamma times the error that r_{l-1} had
-    when r_l was computed. This holds for every gamma, if no source dangles. After a block with a dangling source, N is not
-    linear, and no bound is known until the layer is exact.
+    The error of r_l is at most gamma times the error that r_{l-1} had when r_l was computed. After a block with a dangling
+    source, N is not linear, and no bound is known until the layer is exact.
 
     Source: LLM-Rank (arXiv 2410.13299), equation for weighted PageRank.
 
@@ -135,30 +132,26 @@ def modified_pagerank(
 ) -> RankResult:
     """Rank the nodes of a layered graph by modified PageRank: ``r_l = N((W_l r_{l-1}) * a_l)``, ``r_0 = a_0 / sum(a_0)``.
 
-    N, W_l and a_l are as in :func:`weighted_pagerank`.
+    N, W_l and a_l are as in :func:`weighted_pagerank`. Cost: one read of every block for a sweep. Source: LLM-Rank (arXiv
+    2410.13299), modified PageRank.
 
     Parameters
     ----------
     graph, solver, backend, device, dtype, tol, max_iter, start, callback, keep
         As for :func:`weighted_pagerank`.
     zero_lowest : float
-        Share of scores that count as zero, 0..1: in every step the ``int(zero_lowest * n)`` lowest scores of the previous
-        layer. The result still reports these scores.
+        Share of a layer's n scores that count as zero in the step to the next layer, 0..1: the ``int(zero_lowest * n)``
+        lowest. The result still reports these scores.
 
     Returns
     -------
     RankResult
-        Scores by layer, of sum 1 in every layer. No contraction is known for this equation, so the error bound is inf until
-        the scores are exact, and then 0.
+        Scores by layer, of sum 1 in every layer. The error bound is inf until the scores are exact, and then 0.
 
     Raises
     ------
     GraphError
         As for :func:`weighted_pagerank`.
-
-    Notes
-    -----
-    Cost: one read of every block for a sweep. Source: LLM-Rank (arXiv 2410.13299), modified PageRank.
 
     Examples
     --------

@@ -51,7 +51,7 @@ class LayeredProblem:
         self._operators: dict[int, BlockOperator] = {}
 
     def start_from(self, layers: Sequence[FloatArray]) -> State:
-        """Convert a user's first iterate, one numpy array for each layer, to a state; r_0 takes the place of its layer 0."""
+        """Convert a user's first iterate to a state; r_0 replaces its layer 0."""
         return [self._first(), *(self.backend.arithmetic.vector(vector) for vector in layers[1:])]
 
     def start(self) -> State:
@@ -76,15 +76,14 @@ class LayeredProblem:
     def error_bounds(self, changes: Sequence[float], steps: int) -> list[float]:
         """Bound the L1 error of F(r) in every layer, from the L1 distance between r and F(r) in every layer.
 
-        The layers up to `steps` are exact. A later layer F(r)_l was computed from r_{l-1}, so the error of F(r)_l is at most
-        gamma times that of r_{l-1}, which is at most the error of F(r)_{l-1} plus the distance from r_{l-1} to F(r)_{l-1}. For
-        later layers no bound is known after a block with dangling sources, where N is not linear, nor in the modified rank.
+        The layers up to `steps` are exact. A later layer F(r)_l was computed from r_{l-1}, so its error is at most gamma times
+        the error of r_{l-1}. This error is at most that of F(r)_{l-1} plus the distance from r_{l-1} to F(r)_{l-1}.
         """
         bounds = [0.0]
         for layer in range(1, self.n_layers):
             previous = bounds[-1] + changes[layer - 1] if layer > steps else 0.0
             factor = self._contraction(layer)
-            # A layer is exact if the layer before is exact (also where no factor is known), or if the factor is 0.
+            # A layer is exact if the layer before is exact or the factor is 0; this avoids 0 * inf.
             bounds.append(factor * previous if previous and factor else 0.0)
         return bounds
 
@@ -99,7 +98,7 @@ class LayeredProblem:
 
     def step(self, layer: int, previous: Vector) -> Vector:
         """Compute r_layer from r_{layer-1}."""
-        # Only the last step counts for the result: a layer may be degenerate only in an early iterate.
+        # The result reports the last step alone.
         self.degenerate.pop(layer, None)
         activation = self._activations[layer]
         if float(activation.sum()) == 0.0:
@@ -112,7 +111,6 @@ class LayeredProblem:
         return result.vector
 
     def _normalised_step(self, layer: int, previous: Vector, activation: Vector) -> Normalised:
-        """Apply the formula of the rank to one layer."""
         raise NotImplementedError
 
     def _contraction(self, layer: int) -> float:
@@ -141,10 +139,9 @@ class LayeredProblem:
 
 
 def _scaled_below_one(vector: FloatArray) -> FloatArray:
-    """Multiply a vector by the power of two that brings its maximum to at least 0.5 and below 1; zeros remain zeros.
+    """Multiply a vector by a power of two so that its maximum lies in [0.5, 1); zeros remain zeros.
 
-    Ranks do not depend on the scale of a layer's activations. At this scale sums and float32 values do not overflow, and a
-    layer of small activations does not vanish in float32. A power of two rounds only numbers that underflow.
+    Ranks do not depend on this factor. Without it, activations could overflow, or vanish in float32.
     """
     scaled: FloatArray = np.ldexp(vector, -np.frexp(vector.max())[1])
     return scaled

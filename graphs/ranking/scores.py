@@ -17,11 +17,6 @@ __all__ = ["check_scores", "finite_scores"]
 def check_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...]:
     """Check that a rank has one score for every node of a graph, and return the scores.
 
-    Parameters
-    ----------
-    graph : LayeredGraph
-    rank : RankResult
-
     Returns
     -------
     tuple of L+1 arrays, each (n_l,)
@@ -30,7 +25,7 @@ def check_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...
     Raises
     ------
     GraphError
-        `rank` is no RankResult, has several scores per node, or its layers have other sizes than those of the graph.
+        `rank` is no RankResult, has several scores per node, or does not fit the layer sizes of the graph.
 
     Examples
     --------
@@ -47,11 +42,6 @@ def check_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...
 
 def finite_scores(graph: LayeredGraph, rank: RankResult) -> tuple[FloatArray, ...]:
     """Check a rank of a graph as :func:`check_scores` does, and copy its scores to float64.
-
-    Parameters
-    ----------
-    graph : LayeredGraph
-    rank : RankResult
 
     Returns
     -------

@@ -32,25 +32,13 @@ def solve_for_rank(
 ) -> RankResult:
     """Solve a problem and build the result. If `max_iter` stops the solver, a warning points at the caller's caller.
 
-    Parameters
-    ----------
-    problem : LayeredProblem or DigraphProblem
-    solver : Solver or None
-        None chooses one.
-    start : State or None
-        First iterate; None is the default of the problem.
-    criteria : StoppingCriteria
-    keep : KeepHighest or None
-        Stop as soon as it is certain which nodes have the highest scores.
-    setup_seconds : float
-        Time that it took to set up the problem.
-    **attributes
-        The other attributes of the result: names, method, parameters, labels.
+    Without a `solver`, one is chosen; without a `start`, the problem's default is taken. `attributes` are those of the result
+    that the solver does not know: names, method, parameters, labels.
 
     Raises
     ------
     GraphError
-        See :func:`graphs.solvers.iteration.solve`; or a step gave NaN or Inf.
+        As for :func:`graphs.solvers.iteration.solve`.
 
     Examples
     --------
@@ -102,18 +90,10 @@ def solve_for_rank(
 
 
 def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_layer: bool) -> list[FloatArray]:
-    """Check a user's first iterate, and return it scaled to sum 1, as one float64 array for each layer.
+    """Check a user's first iterate, and return it scaled to sum 1: one float64 array (n_l,) or (n_l, columns) for each layer.
 
-    Parameters
-    ----------
-    start : RankResult or sequence of arrays
-        Arrays of shape (n_l,), or (n_l, k) for k columns.
-    sizes : tuple of int
-        Sizes of the layers.
-    columns : int or None
-        Number of columns of the result; a `start` without columns is repeated in all. None if scores have no columns.
-    each_layer : bool
-        Whether every layer is scaled to sum 1, or all layers together (each column by itself).
+    If `each_layer`, every layer is scaled by itself, else every column is scaled over all layers. `columns` is the number of
+    columns of the result, or None; a `start` without columns is repeated in all of them.
 
     Raises
     ------
@@ -132,7 +112,7 @@ def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
     except (TypeError, ValueError) as error:
         raise GraphError(f"start: expected vectors of real numbers, one for each layer, got {error}") from error
     if isinstance(start, RankResult):
-        # Anderson mixing and Krylov methods that stopped early may have left scores slightly below zero.
+        # Anderson mixing and Krylov methods that stop early can leave scores slightly below zero.
         vectors = [np.maximum(vector, 0.0) for vector in vectors]
     shapes = [(size,) for size in sizes], [(size, columns) for size in sizes]
     if [vector.shape for vector in vectors] not in shapes:

@@ -1,8 +1,8 @@
 """The disparity filter, which finds the edges of a node that are heavier than chance would make them.
 
 The null model divides a node's strength among its k edges at random, as k - 1 uniform points divide an interval. An edge then
-gets at least the share p of the strength with probability ``alpha = (1 - p)**(k - 1)``. If alpha is small, an edge with the
-share p is significant at this node, whatever the node's strength.
+gets at least the share p of the strength with probability ``alpha = (1 - p)**(k - 1)``. An edge is significant at this node if
+its alpha is small.
 
 Source: Serrano, Boguna and Vespignani, Extracting the multiscale backbone of complex weighted networks, PNAS 106 (2009)
 6483-6488, doi 10.1073/pnas.0808904106, equation 2. In digraphs, out-edges and in-edges are tested separately.
@@ -40,16 +40,12 @@ def disparity(weights: FloatArray, strengths: FloatArray, degrees: IntArray) -> 
 
     Examples
     --------
-    >>> import numpy as np
     >>> disparity(np.array([8.0, 1.0, 1.0]), np.array(10.0), np.array(3))
     array([0.04, 0.81, 0.81])
-    >>> disparity(np.array([7.0]), np.array(7.0), np.array(1))
-    array([1.])
     """
-    # The share of the other edges, 1 - p. Near p = 1, strength - weight is exact, but 1 minus a rounded p loses digits.
+    # This is 1 - p, computed without p: near 1, a rounded p would lose digits.
     others = np.maximum(strengths - weights, 0.0) / strengths
-    # 0 ** 0 is 1, for the only edge of a node.
-    alphas: FloatArray = np.power(others, np.asarray(degrees, dtype=np.float64) - 1.0)
+    alphas: FloatArray = np.power(others, np.asarray(degrees, dtype=np.float64) - 1.0)  # 0 ** 0 is 1
     return alphas
 
 
@@ -66,8 +62,7 @@ def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDAr
     Returns
     -------
     (nnz,) bool array
-        One value for each entry of ``csr.data``. Cost: one pass. Memory: the result, and a few arrays as long as a band and one
-        row.
+        One value for each entry of ``csr.data``. Cost: one pass.
 
     Examples
     --------
@@ -84,7 +79,7 @@ def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDAr
         degrees = all_degrees[group]
         firsts = (csr.indptr[group] - start).astype(np.int64)
         weights = csr.data[start:stop].astype(np.float64)
-        # A power of two as factor changes no digit (unless a negligible weight underflows), and no sum overflows afterwards.
+        # Scaled by a power of two, so that no sum overflows.
         exponents = np.frexp(np.maximum.reduceat(weights, firsts))[1]
         weights = np.ldexp(weights, -np.repeat(exponents, degrees))
         strengths = np.repeat(np.add.reduceat(weights, firsts), degrees)

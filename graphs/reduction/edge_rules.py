@@ -16,8 +16,7 @@ from graphs.reduction.backbone import disparity
 __all__ = ["EdgeRule", "edge_rule"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
-# The callable that `edge_rule` makes; see there for its parameters and its result.
-EdgeRule: TypeAlias = Callable[[FloatArray, IntArray], IntArray]
+EdgeRule: TypeAlias = Callable[[FloatArray, IntArray], IntArray]  # see `edge_rule`
 
 
 def edge_rule(
@@ -26,7 +25,7 @@ def edge_rule(
     weight_share: float | None = None,
     significance: float | None = None,
 ) -> EdgeRule:
-    """Make the rule for that parameter of :func:`graphs.reduction.sparsify.sparsify` which is given.
+    """Make the rule for the one parameter that is given.
 
     Parameters
     ----------
@@ -36,8 +35,8 @@ def edge_rule(
     Returns
     -------
     callable
-        Takes the weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and the out-degrees
-        of these sources (c,), at least 1. Returns the number of edges to keep for each source, (c,), from 1 to its out-degree.
+        Takes the weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and their out-degrees
+        (c,), at least 1. Returns the number of edges to keep for each source, (c,), from 1 to its out-degree.
 
     Raises
     ------
@@ -58,9 +57,8 @@ def edge_rule(
     if top_k is not None:
         limit = check_count("top_k", top_k)
         return lambda weights, degrees: np.minimum(degrees, min(limit, weights.shape[1]))
-    # The quotient weight / strength is compared with the threshold, because the product threshold * strength rounds badly:
-    # 55 / 100 is 0.55, but 0.55 * 100 is above 55. The strength is the last of the running sums: it does not grow when the
-    # lightest edges are dropped, so no share of a kept edge is lower in the sparsified graph.
+    # Quotients are compared, because products round badly: 55 / 100 is 0.55, but 0.55 * 100 is above 55. The last running sum
+    # is the strength, because it never grows when the lightest edges are dropped.
     if threshold is not None:
         lowest = check_share("threshold", threshold)
         return lambda weights, degrees: np.clip(

@@ -1,8 +1,4 @@
-"""Selection of edges of a block.
-
-A figure may show a hundred of the sixty million edges of a dense block, so only the chosen rows and columns of dense matrices are
-read, band by band.
-"""
+"""Selection of edges of a block; only the chosen rows and columns of a dense block are read, band by band."""
 
 from __future__ import annotations
 
@@ -57,17 +53,16 @@ def row_bands(
     ----------
     block : Block, (n_targets, n_sources)
     rows, columns : int arrays, ascending, optional
-        Targets and sources; all by default. Nothing else of a dense block is read.
+        Targets and sources; all by default.
 
     Yields
     ------
     (int array (k,), csr_array (k, len(columns)))
-        Some of `rows`, and their weights in `columns`: bit for bit those of ``block.to_csr()``, sorted, without zeros. At most
-        `BAND_ELEMENTS` entries and one row more.
+        Some of `rows`, and their weights in `columns`: bit for bit those of ``block.to_csr()``, sorted, without zeros. A band
+        has at most `BAND_ELEMENTS` entries plus those of one row.
 
     Examples
     --------
-    >>> import numpy as np
     >>> block = DenseBlock((np.array([[1.0, -2.0, 0.0], [3.0, 0.0, 5.0]]),))
     >>> [(rows.tolist(), csr.toarray().tolist()) for rows, csr in row_bands(block, columns=np.array([0, 2]))]
     [([0, 1], [[1.0, 0.0], [3.0, 5.0]])]
@@ -120,26 +115,22 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     ----------
     block : Block, (n_targets, n_sources)
     nodes : int array, ascending
-        Targets where `incoming`, else sources.
     incoming : bool
         True for edges into the nodes, False for edges out of them.
     top : int, optional
-        Maximum number of edges of a node: the heaviest, of equal ones those whose other end has a lower index. All by default.
+        Maximum number of edges of a node: the heaviest, and of equal ones those to or from lower indices. All by default.
 
     Yields
     ------
     EdgeList
-        The edges of some of `nodes`, at most a band and those of one node. Cost: one read of the rows (or columns) of `nodes`;
-        for out-edges of a block that is not dense, one pass over the block.
+        The edges of some of `nodes`. Cost: one read of their rows (or columns); for out-edges of a block that is not dense, one
+        pass over the block.
 
     Examples
     --------
-    >>> import numpy as np
     >>> block = DenseBlock((np.array([[1.0, 2.0, 2.0], [3.0, 0.0, 5.0]]),))
     >>> [(edges.sources.tolist(), edges.weights.tolist()) for edges in edges_at(block, np.array([0]), True, top=1)]
     [([1], [2.0])]
-    >>> [(edges.targets.tolist(), edges.weights.tolist()) for edges in edges_at(block, np.array([0]), False)]
-    [([0, 1], [1.0, 3.0])]
     """
     rows = nodes
     if not incoming:
@@ -177,16 +168,11 @@ def edges_by_flow(
     Returns
     -------
     csr_array, (len(targets), len(sources))
-        The weights of these edges. Among edges that carry the same score, that with the lower target is chosen first, then that
-        with the lower source.
-
-    Notes
-    -----
-    Cost: one read of the weights between the sources and the targets. Memory: a band, and `count` edges.
+        The weights of these edges. Ties go to the lower target, then to the lower source. Cost: one read of the weights between
+        the sources and the targets.
 
     Examples
     --------
-    >>> import numpy as np
     >>> block = DenseBlock((np.array([[1.0, 2.0], [3.0, 4.0]]),))
     >>> edges_by_flow(block, np.arange(2), np.arange(2), np.array([0.8, 0.2]), np.array([4.0, 6.0]), 2).toarray()
     array([[1., 0.],
@@ -232,7 +218,6 @@ def check_finite_weights(weights: FloatArray, name: str) -> None:
 
     Examples
     --------
-    >>> import numpy as np
     >>> check_finite_weights(np.array([1.0, np.nan]), "block 1")
     Traceback (most recent call last):
         ...
@@ -258,11 +243,9 @@ def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray, shape: tuple[
 
     Examples
     --------
-    >>> import numpy as np
     >>> csr_of(np.array([1, 0]), np.array([0, 1]), np.array([2.0, 3.0]), (2, 2)).indices.dtype
     dtype('int32')
     """
-    # scipy keeps the dtype of the coordinates, even if a smaller one is enough.
     dtype = index_dtype(*shape, len(weights))
     places = rows.astype(dtype, copy=False), columns.astype(dtype, copy=False)
     return sparse.csr_array(sparse.coo_array((weights, places), shape=shape))

@@ -1,8 +1,6 @@
 """Sparsification: dropping edges of a layered graph, with a proven bound on the change of its ranks.
 
-Edges are chosen for each source by itself, because the transition P divides every column by its sum. A source keeps its heaviest
-out-edges (among equal weights, those to lower targets), and P then distributes the share of the dropped edges over the kept
-ones. The backbone also keeps edges that are significant at their target.
+The transition P divides every column by its sum, so P distributes the share of dropped edges over the kept edges of their source.
 """
 
 from __future__ import annotations
@@ -32,10 +30,13 @@ IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 class Sparsification:
     """A sparsified graph, how much was dropped, and bounds on how far its ranks can differ.
 
+    The bounds hold for any activations and teleport vector, up to round-off. There is no bound for the modified PageRank,
+    which does not normalise columns.
+
     Attributes
     ----------
     graph : LayeredGraph
-        The sparsified graph: stored CSR blocks; activations and names as before.
+        The sparsified graph, with stored CSR blocks and the activations and names of the original.
     edges_before, edges_after : int
         Number of edges of the original and of the sparsified graph.
     dropped_weight_shares : tuple of L floats
@@ -44,11 +45,6 @@ class Sparsification:
         For every block, eps_k: the largest share that a source lost of its out-edges, in [0, 1).
     dangling_blocks : tuple of L bools
         Whether each block has a source without edges; sparsification adds no such source.
-
-    Notes
-    -----
-    The bounds hold for any activations and teleport vector, up to round-off; some graphs attain the bounds of layers. There is
-    no bound for the modified PageRank: it does not normalise columns, so a source that loses weight passes on less score.
     """
 
     graph: LayeredGraph
@@ -72,20 +68,17 @@ class Sparsification:
         """Bound the L1 error of every layer of :func:`graphs.weighted_pagerank`.
 
         With ``s_l = theta * eps + (1 - theta) * eps_k`` for block l, the bounds are ``e_0 = 0`` and
-        ``e_l = gamma * (e_{l-1} + (1 - e_{l-1} / 2) * 2 s_l)``, at most ``2 gamma``.
+        ``e_l = gamma * (e_{l-1} + (1 - e_{l-1} / 2) * 2 s_l)``.
 
         Parameters
         ----------
-        gamma : float
-            Damping, 0..1.
-        theta : float
-            Share of the edge weights against the bare edges, 0..1.
+        gamma, theta : float
+            As for :func:`graphs.weighted_pagerank`, 0..1.
 
         Returns
         -------
         tuple of L+1 floats
-            In [0, 2], layer 0 first. If scores can differ in a layer whose block has a dangling source, the bounds of this and
-            all later layers are inf: there the normalisation N divides by a sum that depends on the scores.
+            In [0, 2], layer 0 first; inf from the first layer on whose scores can differ and whose block has a dangling source.
 
         Raises
         ------
@@ -97,8 +90,7 @@ class Sparsification:
         Proof. In column j of P the dropped edges lose the share ``s_j = theta eps_j + (1 - theta) eps_kj`` and the kept ones
         gain it: the column's L1 change is exactly ``2 s_j``, at most ``2 s``. Let ``m = min(r, r')``, with sum ``1 - e/2``.
         ``P r - P' r' = (P - P') m + P (r - m) - P' (r' - m)`` has an L1 norm of at most ``2 s (1 - e/2) + e/2 + e/2``. The
-        teleport cancels, and N changes nothing while no source dangles. This bound is at most the ``gamma (e + 2 s)`` of the
-        triangle inequality, and so at most the limit of that, ``gamma / (1 - gamma) * max 2 s``.
+        teleport cancels, and N changes nothing while no source dangles.
 
         Examples
         --------
@@ -107,27 +99,26 @@ class Sparsification:
         (0.0, 0.25)
         """
         gamma, theta = check_share("gamma", gamma), check_share("theta", theta)
-        # Half the L1 distance of two vectors with sum 1.
-        apart = 0.0
-        differ = False  # whether the ranks can differ; `apart` may round to 0 although they can, if gamma is tiny
+        half_distance = 0.0
+        differ = False  # can be True although a tiny gamma rounds `half_distance` to 0
         bounds = [0.0]
         for weight, edges, dangling in zip(
             self.dropped_weight_shares, self.dropped_edge_shares, self.dangling_blocks, strict=True
         ):
-            if math.isfinite(apart):
+            if math.isfinite(half_distance):
                 share = theta * weight + (1.0 - theta) * edges
-                apart = gamma * (apart + share - apart * share)
+                half_distance = gamma * (half_distance + share - half_distance * share)
                 differ = differ or (gamma > 0.0 and share > 0.0)
                 # Equal vectors stay equal under N, even where a source dangles.
                 if differ and dangling:
-                    apart = math.inf
-            bounds.append(min(2.0, 2.0 * apart) if math.isfinite(apart) else math.inf)
+                    half_distance = math.inf
+            bounds.append(min(2.0, 2.0 * half_distance) if math.isfinite(half_distance) else math.inf)
         return tuple(bounds)
 
     def error_bound(self, gamma: float, theta: float = 1.0) -> float:
         """Bound the largest L1 error of a layer of :func:`graphs.weighted_pagerank`.
 
-        It is the maximum of :meth:`layer_bounds`; if it is finite, at most ``gamma / (1 - gamma) * max 2 s`` and ``2 gamma``.
+        It is the maximum of :meth:`layer_bounds`.
 
         Parameters
         ----------
@@ -155,8 +146,8 @@ class Sparsification:
     def pagerank_bound(self, gamma: float) -> float:
         """Bound the L1 error of :func:`graphs.pagerank` of the whole graph (one vector with sum 1).
 
-        It is ``2 gamma eps / (1 - gamma + gamma eps)``, where eps is the maximum of :attr:`dropped_weight_shares`; at most
-        ``gamma / (1 - gamma) * 2 eps`` and 2.
+        It is ``2 gamma eps / (1 - gamma + gamma eps)``, where eps is the maximum of :attr:`dropped_weight_shares`: by the proof
+        of :meth:`layer_bounds`, ``e <= gamma (e + (1 - e/2) * 2 eps)`` for the two fixed points.
 
         Parameters
         ----------
@@ -166,16 +157,12 @@ class Sparsification:
         Returns
         -------
         float
-            In [0, 2], for any teleport vector. Dangling nodes do not matter, because they teleport in both graphs.
+            In [0, 2]. Dangling nodes do not matter, because they teleport in both graphs.
 
         Raises
         ------
         GraphError
             gamma out of range.
-
-        Notes
-        -----
-        Proof: as in :meth:`layer_bounds`, ``e <= gamma (e + (1 - e/2) * 2 eps)`` for the two fixed points; solve for e.
 
         Examples
         --------
@@ -201,6 +188,9 @@ def sparsify(
     Give exactly one of `top_k`, `threshold`, `weight_share` and `significance`. A source that has edges keeps at least the
     heaviest; among equal weights the edge to the lower target is kept first. The weights of kept edges do not change.
 
+    Cost: a sort of every column; for `significance` also one pass over the rows. Memory: the result, and about three times the
+    CSR form of one block.
+
     Parameters
     ----------
     graph : LayeredGraph
@@ -210,34 +200,21 @@ def sparsify(
     threshold : float, optional
         Drop edges whose share of their source's out-strength is below the threshold, 0..1.
     weight_share : float, optional
-        Keep the heaviest out-edges of every source: as few as hold at least this share of its out-strength, 0..1. 1 keeps all
-        edges, even those too light to change a float64 sum.
+        Keep the heaviest out-edges of every source: as few as hold this share of its out-strength, 0..1. 1 keeps all edges.
     significance : float, optional
         Keep the backbone of the disparity filter: edges whose ``alpha = (1 - p)**(k - 1)`` is below this level, 0..1 (0.05
-        is usual), at their source or at their target. At the source, p is the edge's share of the out-strength and k the number
-        of out-edges; at the target, they are those of the in-edges; see :mod:`graphs.reduction.backbone`. At a node with one
-        edge alpha is 1, so only the other end decides. A source without a significant edge keeps its heaviest one: otherwise it
-        would dangle, and the bounds would not hold.
+        is usual), at their source or at their target; see :mod:`graphs.reduction.backbone`. At the source, p is the edge's
+        share of the out-strength and k the out-degree; at the target, its share of the in-strength and the in-degree.
 
     Returns
     -------
     Sparsification
-        Its graph has stored CSR blocks in the dtype of the weights (float32 or float64), sorted, with int32 indices where they
-        fit.
+        Its blocks are sorted CSR in the dtype of the weights (float32 or float64), with int32 indices where they fit.
 
     Raises
     ------
     GraphError
         None or several of the four parameters are given, one is out of range, or the weights hold NaN or Inf.
-
-    Notes
-    -----
-    A larger `top_k`, `weight_share` or `significance`, or a smaller `threshold`, keeps the same edges and possibly more.
-    Sparsifying again by the same `top_k` or `threshold` drops nothing more; by the same `weight_share` or `significance` it may
-    drop more, because shares are then those of the remaining weight.
-
-    Shares are computed in float64. Cost: a sort of every column, about 0.15 s per million edges; for `significance` also one
-    pass over the rows. Memory: the result, and about three times the CSR form of one block.
 
     Examples
     --------
@@ -249,14 +226,6 @@ def sparsify(
            [0., 0.]])
     >>> result.dropped_weight_shares, result.kept_share
     ((0.5,), 0.4)
-    >>> sparsify(graph, weight_share=0.8).graph.block(1).toarray()
-    array([[4., 1.],
-           [3., 1.],
-           [0., 0.]])
-    >>> sparsify(graph, significance=0.3).graph.block(1).toarray()
-    array([[4., 1.],
-           [3., 0.],
-           [0., 0.]])
     """
     rule = edge_rule(top_k, threshold, weight_share, significance)
     level = None if significance is None else float(significance)
@@ -275,8 +244,6 @@ def sparsify(
 
 @dataclass(frozen=True)
 class _SparsifiedBlock:
-    """A sparsified block, and its values in :class:`Sparsification`."""
-
     block: SparseBlock
     edges_before: int
     dropped_weight_share: float
@@ -294,8 +261,7 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
         # As the values of a CSR matrix that is converted to CSC, they come into the order of csc.data below.
         significant = sparse.csr_array((by_row, csr.indices, csr.indptr), shape=csr.shape).tocsc().data
     csc = csr.tocsc()
-    # The CSR form of a dense block is large, and it is not used below.
-    del csr
+    del csr  # large for a dense block
     before = int(csc.nnz)
     degrees = np.diff(csc.indptr)
     dangling = bool((degrees == 0).any())
@@ -303,11 +269,11 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
     counts = np.zeros_like(degrees)
     dropped = 0.0
     for columns, places, weights in padded_lines(csc):
-        # Padding is lighter than any edge, so it stays last. The sort is stable: among equal weights the lower target is first.
+        # Padding is lighter than any edge, so it stays last. Among equal weights a stable sort leaves lower targets first.
         order = np.argsort(-weights, axis=1, kind="stable")
         places = np.take_along_axis(places, order, axis=1)
         weights = np.take_along_axis(weights, order, axis=1)
-        # Scaled by a power of two: no sum overflows or is subnormal, and only weights that become subnormal are rounded.
+        # Scaled by a power of two, so that no sum overflows or is subnormal.
         weights = np.ldexp(weights, -np.frexp(weights[:, :1])[1])
         offsets = np.arange(weights.shape[1])
         keep = offsets < rule(weights, degrees[columns])[:, np.newaxis]

@@ -1,7 +1,6 @@
 """Subgraphs of a layered graph that are small enough to look at, with the share of the graph that they hold.
 
-Nodes are chosen by score, by distance from one node, or by layer. A block is read once for its total weight; apart from that,
-only the chosen rows and columns of a dense block are read, see :mod:`graphs.reduction.edge_selection`.
+Nodes are chosen by score, by distance from one node, or by layer.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Subgraph:
     Attributes
     ----------
     graph : LayeredGraph
-        The nodes and edges, as stored CSR blocks; activations and names are those of the original.
+        The nodes and edges, in stored CSR blocks, with the activations and names of the original.
     layers : tuple of int
         Numbers of the layers in the original, consecutive and ascending.
     nodes : tuple of int64 arrays, one a layer
@@ -85,7 +84,7 @@ class Subgraph:
         Raises
         ------
         GraphError
-            `rank` is no RankResult, or has not one score for each node that the original has in the layers of this subgraph.
+            `rank` is no RankResult, or does not fit the sizes that the layers of this subgraph have in the original.
 
         Examples
         --------
@@ -123,7 +122,7 @@ def top_subgraph(
     nodes : int, optional
         Number of nodes of every layer, at least 1; a smaller layer is taken as a whole. 20 by default, without `score_share`.
     score_share : float, optional
-        Instead of `nodes`: the fewest nodes of every layer, but at least one, that hold at least this share of its score, 0..1.
+        Instead of `nodes`: take the fewest nodes of every layer (at least one) that hold this share of its score, 0..1.
     edges : int, optional
         Maximum number of edges of a block, at least 1: those that carry most score ``P_ij r_j = W_ij r_j / s_j``, where s_j is
         the out-strength of source j in `graph`. All by default.
@@ -135,19 +134,14 @@ def top_subgraph(
     Returns
     -------
     Subgraph
-        Among equal scores the lower index is taken first; among edges that carry the same score, that with the lower target,
-        then that with the lower source.
+        Among equal scores the lower index is taken first; among edges, the lower target, then the lower source.
+        Cost: one pass over each block for its strengths, and one read of the chosen rows and columns.
 
     Raises
     ------
     GraphError
         `nodes` and `score_share` together, a parameter out of range, a single layer or layers that are not consecutive, a rank
         of another graph, NaN or Inf in the scores, the weights or their sums, or more than `max_edges` edges.
-
-    Notes
-    -----
-    Cost: one pass over each block for its strengths, and one read of the chosen rows and columns. Memory: a band and the
-    chosen edges.
 
     Examples
     --------
@@ -194,16 +188,13 @@ def between(
     Returns
     -------
     Subgraph
+        Cost: two reads of each of its blocks.
 
     Raises
     ------
     GraphError
         A parameter out of range, layers that do not ascend, a rank of another graph, NaN or Inf in the weights or their sums,
         or more than `max_edges` edges.
-
-    Notes
-    -----
-    Cost and memory as for :func:`top_subgraph`.
 
     Examples
     --------
@@ -241,8 +232,8 @@ def ego(
     hops : int
         Number of edges to follow backwards and forwards, at least 1.
     top : int, optional
-        Follow only the `top` heaviest edges of every node (in-edges backwards, out-edges forwards; among equal weights the
-        edge to the lower index first), so that the result is small even if the graph is dense. All by default.
+        Follow only the `top` heaviest edges of every node (in-edges backwards, out-edges forwards); among equal weights, those
+        to or from lower indices. All by default.
     rank : RankResult, optional
         A rank of `graph`, with one score a node; its scores are part of the result.
     max_edges : int
@@ -251,18 +242,14 @@ def ego(
     Returns
     -------
     Subgraph
-        The node, the nodes that were reached, and only the edges that were followed.
+        The node, the nodes that are reached, and the edges that are followed. Cost: one pass over every block that is reached,
+        and one read of the rows (backwards) or columns (forwards) of the nodes.
 
     Raises
     ------
     GraphError
         No such node, a parameter out of range, a rank of another graph, a node without edges, NaN or Inf in the weights or
         their sums, or more than `max_edges` edges.
-
-    Notes
-    -----
-    Cost: one pass over every block that is reached, for its total weight, and one read of the rows (backwards) or columns
-    (forwards) of the nodes that are reached. Memory: a band and the chosen edges.
 
     Examples
     --------
@@ -362,7 +349,6 @@ def _subgraph(
     strengths: list[FloatArray],
     scores: tuple[FloatArray, ...] | None,
 ) -> Subgraph:
-    """Make the subgraph of some nodes and edges, with its scores and its shares of the original."""
     node_scores: tuple[FloatArray, ...] | None = None
     score_shares: tuple[float, ...] | None = None
     if scores is not None:

@@ -20,8 +20,7 @@ class Extrapolation:
     """Power iteration that extrapolates the last iterates to their limit every `period` steps.
 
     Degree 1 assumes one slow mode (Aitken's method for vectors), degree 2 two slow modes (quadratic extrapolation: Kamvar,
-    Haveliwala, Manning and Golub, WWW 2003). An extrapolation that does not lower the residual is undone, at the cost of one
-    application of F.
+    Haveliwala, Manning and Golub, WWW 2003). An extrapolation that does not lower the residual is undone.
 
     Parameters
     ----------
@@ -35,7 +34,6 @@ class Extrapolation:
     period: int = 8
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.degree not in (1, 2) or self.period <= self.degree:
             raise GraphError(
                 f"expected degree 1 or 2 and a period above it, got degree {self.degree!r}, period {self.period!r}"
@@ -91,10 +89,9 @@ class Extrapolation:
 
 @dataclass(frozen=True)
 class AndersonMixing:
-    """Power iteration on mixtures of the last iterates, with the weights that make the same mixture of their changes shortest.
+    """Power iteration on mixtures of the last iterates x, with weights that make the same mixture of F(x) - x shortest.
 
-    Every step returns F of a mixture, so the bound is that of one step of power iteration. Source: Anderson 1965; Walker and
-    Ni, SIAM J. Numer. Anal. 49 (2011).
+    Source: Anderson 1965; Walker and Ni, SIAM J. Numer. Anal. 49 (2011).
 
     Parameters
     ----------
@@ -106,7 +103,6 @@ class AndersonMixing:
     name: str = "anderson"
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.window < 1:
             raise GraphError(f"expected a window of at least 1, got {self.window!r}")
 
@@ -121,16 +117,15 @@ class AndersonMixing:
         changes = distances(image, mixture)
         residual = problem.residual(changes)
         if residual > 10.0 * best:
-            # Mixing has increased the residual too much: forget the history, and continue from F of this mixture.
-            history = ()
+            history = ()  # mixing increased the residual too much
         history = (*history, (image, subtract(image, mixture)))[-(self.window + 1) :]
-        # A mixture has large terms of both signs, so rounding changes its sum; but the bound needs a sum of 1.
+        # The bound needs a sum of 1, and a mixture has large terms of both signs, whose rounding changes the sum.
         mixture = normalise_state(self._mix(history), each_layer=not problem.linear)
         memory = (mixture, history, min(best, residual))
         return SolverStep(image, changes, residual, problem.error_bounds(changes, 1), problem.n_blocks, memory)
 
     def _mix(self, history: tuple[tuple[State, State], ...]) -> State:
-        """Mix the images F(x) with the weights that make the same mixture of the changes F(x) - x shortest."""
+        """Mix the images F(x) of a history of pairs F(x), F(x) - x."""
         *earlier, (image, change) = history
         images = [subtract(image, older) for older, _ in earlier]
         changes = [subtract(change, older) for _, older in earlier]

@@ -1,12 +1,10 @@
 """Certificates: proofs that further steps of a solver cannot change the set of kept nodes.
 
-A pruner needs the set of nodes with the highest scores, not the scores. Two vectors of equal sum at L1 distance b
-differ by at most b/2 in any entry; this is the slack of a score. Once every kept score exceeds every removed score by more
-than the slacks of both, the exact scores keep the same nodes.
+Two vectors of equal sum at L1 distance b differ by at most b/2 in any entry; this is the slack of a score. Once every kept score
+exceeds every removed score by more than the slacks of both, the exact scores keep the same nodes.
 
 If the iterate is F of an earlier one, its error is gamma P z for some z of sum 0, and entry i of this error is at most
-``gamma * max_j P_ij`` times the sum of the positive entries of z. So the slack of node i is only ``b / 2 * max_j P_ij``,
-which in a layer of a thousand nodes may be hundreds of times less.
+``gamma * max_j P_ij`` times the sum of the positive entries of z. So the slack of node i is only ``b / 2 * max_j P_ij``.
 """
 
 from __future__ import annotations
@@ -32,16 +30,14 @@ class Certificate:
     Attributes
     ----------
     keep : mapping from layer to bool array, (n_l,)
-        The keep mask of every layer that :class:`KeepHighest` names. Of two equal scores that of the lower index is removed
-        first.
+        The keep mask of every layer that :class:`KeepHighest` names. Among equal scores the lower index is removed first.
     certified : bool
         Whether the exact scores are proven to give the same keep masks.
     gaps : mapping from layer to float
         Lowest kept score minus highest removed score, by layer. Pooled layers have one entry, under the first of these layers,
         for their weighted scores. inf where no node or every node is kept.
     required_gaps : mapping from layer to float
-        The number that the gap has to exceed; it follows from the slacks of the kept and of the removed nodes, round-off
-        included. 0 where no node or every node is kept.
+        The number that the gap has to exceed, round-off included; 0 where no node or every node is kept.
     """
 
     keep: Mapping[int, BoolArray]
@@ -52,7 +48,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class KeepHighest:
-    """The numbers of nodes to keep, those with the highest scores: in single layers, and in several layers together.
+    """How many of the nodes with the highest scores to keep, in single layers and in several layers together.
 
     Parameters
     ----------
@@ -63,8 +59,7 @@ class KeepHighest:
     count : int
         Number of nodes to keep in all pooled layers together.
     weights : sequence of float, optional
-        One factor for each pooled layer, by which its scores are multiplied before they are compared; 1 by default. With
-        the size of the layer as its weight, scores that sum to 1 become multiples of their mean.
+        One factor for each pooled layer, by which its scores are multiplied before they are compared; 1 by default.
 
     Examples
     --------
@@ -160,12 +155,11 @@ class KeepHighest:
 
 
 def _slack(scores: FloatArray, bound: float, row_maxima: FloatArray | None, roundoff: float) -> FloatArray:
-    """Compute the slack of every score of a layer: a bound on its error."""
+    """Bound the error of every score of a layer."""
     if bound == 0.0:
         return roundoff * scores
     if bound == np.inf:
         return np.full(len(scores), np.inf)
-    # The iterate and the exact scores have the same sum, so one node has at most half of the L1 error. The rounding error of a
-    # score grows also with the mean score, because iterates are mixtures: a score of 0 may become 1e-17.
+    # Iterates are mixtures, so the rounding error of a score also grows with the mean score: 0 can become 1e-17.
     spread = bound / 2.0 * (1.0 if row_maxima is None else np.minimum(row_maxima, 1.0))
     return spread + roundoff * (scores + float(scores.mean()))

@@ -24,14 +24,14 @@ class SparseLU:
     Parameters
     ----------
     max_edges : int
-        Graphs with more edges are refused, because the factors of most graphs have many more entries than the graph has edges.
+        Graphs with more edges are refused, because the factors need far more memory than the graph.
     """
 
     max_edges: int = 20_000_000
     name: str = "lu"
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
-        """Raise a GraphError if the problem is not linear or its graph has too many edges; nothing is kept between steps."""
+        """Raise a GraphError if the problem is not linear or its graph has too many edges."""
         check_linear(problem, self.name)
         n_edges = problem.n_edges
         if n_edges > self.max_edges:
@@ -41,11 +41,11 @@ class SparseLU:
             )
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
-        """Factorise, solve, and apply F once to the solution; the change by F gives the residual and the error bounds."""
+        """Factorise, solve, and apply F once to the solution, for the residual and the error bounds."""
         matrix = problem.matrix()
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
         solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stack(problem.teleport)))
-        # P loses the scores of dangling nodes. To give these to v only scales the solution, which is scaled to sum 1 anyway.
+        # P loses the scores of dangling nodes. If it gave them to v, this would only scale the solution.
         solved = problem.split(solution / solution.sum(axis=0))
         image = problem.apply(solved)
         changes = distances(image, solved)

@@ -72,8 +72,7 @@ class StoppingCriteria:
     callback : callable, optional
         Called with a :class:`SolverProgress` after every step; the loop stops if it returns True.
     certify : callable, optional
-        A method such as :meth:`graphs.solvers.certificate.KeepHighest.certificate`, called after every step; the loop stops if
-        the certificate that it returns is certified.
+        As :meth:`graphs.solvers.certificate.KeepHighest.certificate`; called after every step; the loop stops if it certifies.
     """
 
     tol: float = 1e-12
@@ -84,7 +83,7 @@ class StoppingCriteria:
 
 @dataclass(frozen=True)
 class Solution:
-    """The last state of the loop and the record of its steps; other fields are as in :class:`graphs.RankResult`."""
+    """The last state of the loop, with the record of its steps as in :class:`graphs.RankResult`."""
 
     state: State
     residuals: FloatArray
@@ -99,7 +98,7 @@ class Solution:
 
 
 def attainable_tolerance(tol: float, dtype: str) -> float:
-    """Raise a tolerance to at least 8 eps in float32, which scores of sum 1 can reach; in float64, return it unchanged.
+    """Raise a tolerance to at least 8 eps in float32, which scores of sum 1 can reach.
 
     Examples
     --------
@@ -135,15 +134,7 @@ def solve(
 ) -> Solution:
     """Run a solver until its scores are exact, within the tolerance or certified, or until the callback or `max_iter` stops it.
 
-    Parameters
-    ----------
-    problem : Problem
-    solver : Solver
-    start : State
-        First iterate.
-    criteria : StoppingCriteria
-    to_scores : callable
-        Converts a state to numpy arrays.
+    `to_scores` converts a state to numpy arrays.
 
     Raises
     ------
@@ -168,7 +159,7 @@ def solve(
     certificate: Certificate | None = None
     reason: StopReason = "max_iter"
     while len(trace.residuals) < criteria.max_iter:
-        # Steps raise an error for sums that are NaN or Inf, so numpy need not warn of them.
+        # Steps raise an error for NaN and Inf, so numpy need not warn of them.
         with np.errstate(over="ignore", invalid="ignore"):
             step = solver.step(problem, memory)
         memory = step.memory
@@ -211,8 +202,6 @@ def solve(
 
 @dataclass
 class _Trace:
-    """A record of the steps so far, without their scores."""
-
     started: float = field(default_factory=perf_counter)
     residuals: list[float] = field(default_factory=list)
     layer_residuals: list[list[float]] = field(default_factory=list)

@@ -21,25 +21,20 @@ __all__ = ["NAMES", "Krylov"]
 class Krylov:
     """GMRES or BiCGSTAB on (I - gamma P) x = v; the rank is the solution divided by its sum.
 
-    A step is a cycle of at most `inner` iterations for each column of v, then one application of F. The change by F gives the
-    residual and the bound; scipy's own estimate can only end a cycle early.
+    A step is a cycle of at most `inner` iterations for each column of v, then one application of F, which gives the residual and
+    the bound. The vectors of a cycle are float64 on the CPU, whatever the dtype and device of the operators.
 
     Parameters
     ----------
     method : {"gmres", "bicgstab"}
     inner : int
         Largest number of iterations in a cycle; GMRES stores one vector more.
-
-    Notes
-    -----
-    The vectors of the method are float64 on the CPU, whatever the dtype and device of the operators.
     """
 
     method: Literal["gmres", "bicgstab"] = "gmres"
     inner: int = 10
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.method not in ("gmres", "bicgstab") or self.inner < 1:
             raise GraphError(
                 f"expected method 'gmres' or 'bicgstab' and inner >= 1, got {self.method!r} and {self.inner!r}"
@@ -51,7 +46,7 @@ class Krylov:
         return self.method
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
-        """Return the first step's memory: the start, scaled to the sum that x has if no node dangles; `tol`; and None."""
+        """Return the memory of the first step: the start scaled to sum 1 / (1 - gamma), `tol`, and no last iterate."""
         check_linear(problem, self.name)
         return problem.stack(start) / (1.0 - problem.gamma), tol, None
 
@@ -70,7 +65,7 @@ class Krylov:
         image = problem.apply(state)
         changes = distances(image, state)
         if last is not None and not problem.residual(changes) <= last[1]:
-            # Cycles that increased the residual are undone; F, which cannot increase it, is applied to the last iterate.
+            # F cannot increase the residual, so it is applied to the last iterate instead.
             state, _, scale = last
             image = problem.apply(state)
             changes = distances(image, state)
@@ -86,10 +81,7 @@ class Krylov:
         )
 
     def _cycle(self, problem: LinearProblem, x: FloatArray, right: FloatArray, tol: float) -> tuple[FloatArray, int]:
-        """Run one cycle on one column; return the new x and the number of products with P.
-
-        The old x is returned if the new one cannot be scaled to sum 1.
-        """
+        """Return x after one cycle on one column (unchanged if it cannot be scaled to sum 1), and the number of products."""
         products = 0
 
         def multiply(vector: FloatArray) -> FloatArray:

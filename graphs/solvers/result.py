@@ -46,12 +46,9 @@ class RankResult:
         sum to 1 over all layers, in each of k columns.
     names : tuple of str
         Names of the layers.
-    iterations : int
-        Number of steps of the solver; 1 for a sweep.
     residuals : (iterations,) float64 array
-        L1 residual of every step: for layered ranks the largest over the layers, for ``pagerank`` the sum over them.
-        It is the distance by which the last application of the equation in the step moved the scores; for Gauss-Seidel, a
-        bound on the distance by which one more application would move them; for a sweep, 0.
+        L1 residual of every step, 0 for a sweep: for layered ranks the largest over the layers, for ``pagerank`` the sum over
+        them (for Gauss-Seidel, a bound on it).
     layer_residuals : (iterations, layers) float64 array
         L1 distance, in every layer, by which the last application of the equation in a step moved the scores (for Gauss-Seidel,
         by which the step moved them; 0 for a sweep).
@@ -60,25 +57,20 @@ class RankResult:
         largest over the layers); ``inf`` where no bound is known.
     layer_bounds : tuple of float
         The error bound of every layer after the last step.
-    converged : bool
-        Whether the scores are exact, the residual is within the tolerance, or the required certificate was reached.
     stop_reason : {"exact", "tolerance", "certified", "callback", "max_iter"}
         Why the solver stopped.
     tolerance : float
-        The tolerance that was applied: the requested one, but in float32 at least the lowest that float32 scores can reach.
+        The tolerance that was applied: the requested one, in float32 at least 8 eps.
     solver, backend, method : str
         Names of the solver, of the backend, and of the kind of rank.
     solver_reason : str
         Why this solver was chosen, if ``solver="auto"`` chose it; else empty.
     parameters : dict
         Parameters of the rank, such as gamma and theta.
-    block_products : int
-        Number of products of a block with a vector (or with k vectors at once), in all steps together.
     step_products, step_seconds : (iterations,) arrays
         The numbers of block products and of seconds from the start of the first step to the end of each step.
-    setup_seconds, solve_seconds : float
-        Wall time before the first step, and of all steps. ``pagerank`` makes operators and computes strengths before the first
-        step; layered ranks do both within the steps.
+    setup_seconds : float
+        Wall time before the first step.
     certificate : Certificate, optional
         The certificate, if the rank was computed with ``keep``.
     degenerate : tuple of DegenerateLayer
@@ -109,12 +101,12 @@ class RankResult:
 
     @property
     def iterations(self) -> int:
-        """Number of steps."""
+        """Number of steps of the solver; 1 for a sweep."""
         return len(self.residuals)
 
     @property
     def converged(self) -> bool:
-        """Whether the solver reached its goal, and did not stop at `max_iter` or a callback."""
+        """Whether the scores are exact, within the tolerance, or certified as required."""
         return self.stop_reason in ("exact", "tolerance", "certified")
 
     @property
@@ -124,7 +116,7 @@ class RankResult:
 
     @property
     def block_products(self) -> int:
-        """Number of block products in all steps."""
+        """Number of products of a block with a vector (or with k vectors at once) in all steps."""
         return int(self.step_products[-1]) if len(self.step_products) else 0
 
     @property

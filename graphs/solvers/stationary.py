@@ -18,8 +18,7 @@ __all__ = ["NAMES", "GaussSeidel", "LayerSweep", "PowerIteration"]
 class PowerIteration:
     """Power iteration: r <- F(r), all layers at once.
 
-    A layered rank of L blocks is exact after L steps. On a digraph every step multiplies the L1 error by at most gamma; on a
-    periodic digraph the error falls no faster, as a rule.
+    A layered rank of L blocks is exact after L steps. On a digraph every step multiplies the L1 error by at most gamma.
     """
 
     name: str = "power"
@@ -76,43 +75,34 @@ class LayerSweep:
 class GaussSeidel:
     """Repeated sweeps in layer order. Few sweeps suffice if few edges lead back to earlier layers.
 
+    Let x be the outcome of a sweep before it is scaled to sum 1. The L1 norm of gamma P x + teleporting * v - x is at most gamma
+    times the change, by this sweep, of the scores that pass along edges that lead back. This gives the residual and the bound.
+
     Parameters
     ----------
     aggregation : bool
         Whether to correct the layer sums before a sweep: solve the equation of a graph with one node for each layer, whose
         edges are the flows of the current scores between layers, and scale the layers to the solution (iterative aggregation
-        and disaggregation: Takahashi 1975; Koury, McAllister and Stewart 1984). Sweeps alone reduce the error of the layer
-        sums slowly. The correction costs no block product.
-
-    Notes
-    -----
-    Let x be the outcome of a sweep before it is scaled to sum 1. The L1 norm of gamma P x + teleporting * v - x is at most
-    gamma times the change, by this sweep, of the scores that pass along edges that lead back. This gives the residual and
-    the bound without another product.
+        and disaggregation: Takahashi 1975; Koury, McAllister and Stewart 1984).
     """
 
     aggregation: bool = True
     name: str = "gauss-seidel"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step.
-
-        It holds the start, the sum of the scores that teleport if no node dangles, the residual before the step, and whether
-        to aggregate.
-        """
+        """Return the memory of the first step: the start, the teleporting score, the last residual, and whether to aggregate."""
         # The modified rank has no gamma; it is acyclic, so its step does not use this sum.
         gamma = getattr(problem, "gamma", 0.0)
         return start, total_scores(start) * (1.0 - gamma), math.inf, self.aggregation
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
-        """Take one sweep. If the graph is not acyclic, aggregate first, unless that is off or failed in the step before."""
+        """Sweep once. If the graph is not acyclic, aggregate first, unless aggregation is off or failed in the step before."""
         state, teleporting, residual_before, aggregate = memory
         if problem.acyclic:
             return replace(LayerSweep().step(problem, state), memory=memory)
         start = problem.aggregate(state, teleporting) if aggregate else state
         swept = problem.sweep(start, teleporting)
-        # Aggregation is sure to converge only near the solution. If the residual fell by less than power iteration guarantees,
-        # the next step does not aggregate.
+        # Aggregation is sure to converge only near the solution, so the residual has to fall as in power iteration.
         failed = aggregate and swept.residual > problem.gamma * residual_before
         return SolverStep(
             swept.state,

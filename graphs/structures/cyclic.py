@@ -1,8 +1,4 @@
-"""Digraphs with cycles that are made from a layered graph; the blocks of the graph are not copied.
-
-:func:`residual_graph` adds skip connections and edges from the end of the residual stream to its beginning, and
-:func:`bidirectional_graph` adds the reverse of every edge.
-"""
+"""Digraphs with cycles that are made from a layered graph."""
 
 from __future__ import annotations
 
@@ -25,8 +21,7 @@ __all__ = ["bidirectional_graph", "residual_graph"]
 def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
     """Build the digraph that has every edge of a layered graph and its reverse, with the same weight; blocks are not copied.
 
-    A random walk on this digraph is reversible. It is also periodic, because it alternates between even and odd layers, so
-    the error of power iteration falls by the factor gamma in every step and, as a rule, no faster.
+    A random walk on this digraph is reversible, and it alternates between even and odd layers.
 
     Parameters
     ----------
@@ -49,10 +44,9 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
 def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int] | None = None) -> BlockDigraph:
     """Build the digraph of a chain of FFNs and its residual stream: skip connections, and edges from its last layer to its first.
 
-    Some layers of the graph hold the residual stream. Node j of such a layer passes a share `beta` of its score to node j of
-    the next such layer and ``1 - beta`` into the FFN between them; node j of the last one passes its score to node j of the
-    first. If beta > 0, a node of the stream without edges into the FFN passes its entire score to the next layer of the
-    stream.
+    Node j of a layer of the stream passes a share `beta` of its score to node j of the stream's next layer and ``1 - beta`` into
+    the FFN between them; node j of the last layer passes its score to node j of the stream's first. If beta > 0, a node of the
+    stream without edges into the FFN passes its entire score to the stream's next layer.
 
     Parameters
     ----------
@@ -61,14 +55,13 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
     beta : float
         Share of a score that takes the skip connection, 0..1.
     stream : sequence of int, optional
-        The layers that hold the residual stream, ascending, of equal sizes, the last layer among them. By default every
-        second layer (the inputs, the outputs of the first FFN, ...), as in a chain of FFNs with two blocks each.
+        The layers that hold the residual stream, two or more, ascending, of equal sizes, the last layer among them. By default
+        every second layer, as in a chain of FFNs with two blocks each.
 
     Raises
     ------
     GraphError
-        `stream` has fewer than two layers, is not ascending, has a negative number, does not end with the last layer, or has
-        layers of different sizes; or beta is out of range.
+        `stream` does not fit its description, or beta is out of range.
 
     Examples
     --------

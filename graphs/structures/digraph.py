@@ -1,7 +1,6 @@
 """Digraphs of blocks: nodes fall into layers, and a block joins any two layers, or a layer with itself; cycles are allowed.
 
-:func:`graphs.pagerank` ranks a :class:`BlockDigraph`. A layered graph is a digraph of blocks without cycles; a square
-matrix is a digraph of one layer. :mod:`graphs.structures.cyclic` makes digraphs with cycles from a layered graph.
+A layered graph is a digraph of blocks without cycles; a square matrix is a digraph of one layer.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class EdgeBlock:
         Whether edges lead from the rows of the block to its columns.
     share : float, optional
         The share of a source node's score that leaves along these edges, 0..1. Either all blocks of edges from a layer have
-        shares, of sum 1, and each block is normalised by itself; or none has a share, and their weights are normalised
-        together. If a node has no edges in some of the blocks, its shares of the other blocks are scaled to sum 1.
+        shares, of sum 1, or none has; their weights are then normalised together. If a node has no edges in some of the blocks,
+        its shares of the other blocks are scaled to sum 1.
     """
 
     source: int
@@ -88,7 +87,6 @@ class BlockDigraph:
     labels: tuple[Hashable, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check that the parts of the graph fit each other."""
         n_layers = len(self.layer_sizes)
         if n_layers == 0 or min(self.layer_sizes) < 1:
             raise GraphError(f"expected at least one layer, each of at least one node, got sizes {self.layer_sizes}")
@@ -110,7 +108,6 @@ class BlockDigraph:
         self._check_shares()
 
     def _check_edges(self, edges: EdgeBlock) -> None:
-        """Check that a block of edges is not damaged and fits its layers."""
         n_layers = len(self.layer_sizes)
         name = f"edges from layer {edges.source} to layer {edges.target}"
         if not (0 <= edges.source < n_layers and 0 <= edges.target < n_layers):
@@ -124,7 +121,6 @@ class BlockDigraph:
             raise GraphError(f"{name}: expected shape {expected} (targets, sources), got {shape}")
 
     def _check_shares(self) -> None:
-        """Check that all blocks of edges from a layer have shares, of sum 1, or none has a share."""
         shares: defaultdict[int, list[float | None]] = defaultdict(list)
         for edges in self.edge_blocks:
             shares[edges.source].append(edges.share)
@@ -158,10 +154,7 @@ class BlockDigraph:
 
     @cached_property
     def topological_order(self) -> tuple[tuple[int, ...], bool]:
-        """A topological order of the layers, and True; if there is none, the layers in order of their numbers, and False.
-
-        Edges within a layer do not matter.
-        """
+        """The layers in topological order and True; if blocks between layers form a cycle, in order of number and False."""
         between = [edges for edges in self.edge_blocks if not edges.within_layer]
         remaining = dict.fromkeys(range(len(self.layer_sizes)))
         order: list[int] = []
@@ -179,7 +172,7 @@ class BlockDigraph:
         """Compute the default teleport vector, (nodes,), of sum 1."""
         if self.activations is None:
             return np.full(self.n_nodes, 1.0 / self.n_nodes)
-        # Activations are divided by their maximum first, because sums of huge ones would overflow.
+        # Divided by the maximum first, because sums of huge activations would overflow.
         activations = [np.asarray(a, dtype=np.float64) for a in self.activations]
         scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in activations]
         return np.concatenate([a / a.sum() for a in scaled]) / len(scaled)
@@ -193,8 +186,7 @@ class BlockDigraph:
     def to_scipy(self) -> sparse.csr_array:
         """Build one CSR matrix of the graph, shape (nodes, nodes), row = target.
 
-        The weights of a block with a share are divided by the out-strength of the source within the block, and multiplied by
-        the share.
+        In a block with a share, the out-edges of every source are scaled so that they sum to the share.
         """
         offsets = self.offsets
         rows, columns, values = [], [], []
@@ -229,7 +221,6 @@ def _weights(edges: EdgeBlock) -> sparse.csr_array:
     csr = edges.csr()
     if edges.share is None:
         return csr
-    # bincount takes one pass; csr.sum(axis=0) would compute a transposed product.
     strength = np.bincount(csr.indices, weights=csr.data, minlength=csr.shape[1])
     data = csr.data * (edges.share / strength[csr.indices])
     return sparse.csr_array((data, csr.indices, csr.indptr), shape=csr.shape)
@@ -243,8 +234,8 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
     Raises
     ------
     GraphError
-        The graph is empty, weights are negative, not finite or not real, a sparse matrix is not square or has damaged index
-        arrays, or the type is not supported.
+        The graph is empty or damaged, weights are negative, not finite or not real, a sparse matrix is not square, or the type
+        is not supported.
 
     Examples
     --------

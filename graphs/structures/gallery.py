@@ -1,13 +1,10 @@
 """Random graphs for tests and benchmarks, in the style of the GAP suite.
 
-Every matrix is a ``scipy.sparse.csr_array`` of shape (nodes, nodes) with **row = target, column =
-source**: float64 weights, int32 indices where they fit, sorted, without duplicates or explicit
-zeros. The same arguments give the same graph.
+Every matrix is a ``scipy.sparse.csr_array`` of shape (nodes, nodes) with **row = target, column = source**: float64 weights,
+int32 indices where they fit, sorted, without duplicates or explicit zeros. The same arguments give the same graph.
 
-The GAP suite (Beamer, Asanovic and Patterson 2015, arXiv 1508.03619) has five graphs. Two are
-synthetic, Kron and Urand; :func:`kronecker` and :func:`uniform` make graphs of these kinds. The others are
-downloads. :func:`road` (large diameter, low degree) imitates the road network among them, and :func:`power_law`
-(few nodes have most edges) the web and the social network.
+Source: Beamer, Asanovic and Patterson 2015, arXiv 1508.03619. :func:`kronecker` and :func:`uniform` make graphs like Kron and
+Urand of the suite; :func:`road` and :func:`power_law` imitate its maps of roads and of the web.
 """
 
 from __future__ import annotations
@@ -36,17 +33,18 @@ RMAT_A, RMAT_B, RMAT_C = 0.57, 0.19, 0.19
 MAX_SCALE = 30
 MAX_NODES = 2**MAX_SCALE
 
-# Number of edges drawn together, so few that their buffers stay in the cache during the descent through all levels.
+# Number of edges drawn together; their buffers stay in the cache.
 RMAT_BATCH = 1 << 17
 
 
 def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr_array:
     """Draw a Kronecker (R-MAT) digraph with the parameters of Graph500 and GAP's Kron: skewed degrees, small diameter.
 
-    Every edge descends through `scale` levels of quadrants, with probabilities 0.57, 0.19, 0.19 and 0.05;
-    then node numbers are permuted. Repeated edges become one edge of weight 1 and self-loops are removed, so
-    at most ``edge_factor * 2**scale`` edges remain (16.1 of 16.8 million at scale 20). Edges
-    are directed; GAP also adds their reverses. In a large graph many nodes have no edge.
+    Every edge descends through `scale` levels of quadrants, with probabilities 0.57, 0.19, 0.19 and 0.05; then node numbers
+    are permuted. Repeated edges become one edge of weight 1, and self-loops are removed. GAP also adds the reverse of every edge.
+
+    Cost: `scale` random numbers per drawn edge and one sort. Source: Chakrabarti, Zhan and Faloutsos 2004, "R-MAT: a recursive
+    model for graph mining".
 
     Parameters
     ----------
@@ -66,12 +64,6 @@ def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.c
     ------
     GraphError
         An argument is out of range.
-
-    Notes
-    -----
-    Cost: `scale` random numbers per drawn edge and one sort; scale 20 takes 5 seconds and
-    1 GB on one core. Source: Chakrabarti, Zhan and Faloutsos 2004, "R-MAT: a recursive model
-    for graph mining"; parameters from Beamer, Asanovic and Patterson 2015, arXiv 1508.03619.
 
     Examples
     --------
@@ -100,20 +92,15 @@ def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.c
 
 
 def uniform(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr_array:
-    """Draw a uniform random digraph like GAP's Urand, of the size of :func:`kronecker`: degrees near their mean, small diameter.
+    """Draw a uniform random digraph like GAP's Urand: degrees near their mean, small diameter.
 
-    Both ends of every edge are drawn independently and uniformly (Erdos-Renyi with a fixed number of
-    edges). Repeated edges become one edge of weight 1 and self-loops are removed: with edge factor k about
-    ``k + k**2 / 2`` of the drawn edges are lost, however large the graph.
+    Both ends of every edge are drawn independently and uniformly (Erdos-Renyi with a fixed number of edges). Repeated edges
+    become one edge of weight 1, and self-loops are removed. Cost: one sort of the edges.
 
     Parameters
     ----------
-    scale : int
-        log2 of the number of nodes, 1 to 30.
-    edge_factor : int
-        Number of edges drawn per node.
-    seed : int
-        Seed of numpy's default generator, not negative.
+    scale, edge_factor, seed : int
+        As for :func:`kronecker`.
 
     Returns
     -------
@@ -124,10 +111,6 @@ def uniform(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr
     ------
     GraphError
         An argument is out of range.
-
-    Notes
-    -----
-    Cost: one sort of the edges. Source: Beamer, Asanovic and Patterson 2015, arXiv 1508.03619.
 
     Examples
     --------
@@ -142,12 +125,12 @@ def uniform(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr
 
 
 def road(side: int = 32, keep: float = 0.95, seed: int = 0) -> sparse.csr_array:
-    """Draw a grid of streets like a road network: low degree, a diameter of about ``2 * side`` or more, so scores spread slowly.
+    """Draw a grid of streets like a road network, with low degrees and a large diameter.
 
-    The nodes are the crossings of a square grid, node ``side * row + column``, with a street in both directions
-    between neighbours. A random selection of ``round(keep * count)`` of the ``count`` streets remains.
-    Their lengths are uniform in [0.5, 2), and the weight of an edge is 1 / length, so that short streets are preferred.
-    There are no parallel edges and no self-loops; a crossing without streets is a dangling node.
+    The nodes are the crossings of a square grid, node ``side * row + column``, with a street in both directions between
+    neighbours. A random selection of ``round(keep * count)`` of the ``count`` streets remains. Their lengths are uniform in
+    [0.5, 2), and the weight of an edge is 1 / length. A crossing without streets is a dangling node. Cost: one sort of at most
+    ``4 * side * (side - 1)`` edges.
 
     Parameters
     ----------
@@ -156,7 +139,7 @@ def road(side: int = 32, keep: float = 0.95, seed: int = 0) -> sparse.csr_array:
     keep : float
         Share of the streets that remain, 0 to 1.
     seed : int
-        Seed of numpy's default generator, not negative.
+        As for :func:`kronecker`.
 
     Returns
     -------
@@ -167,11 +150,6 @@ def road(side: int = 32, keep: float = 0.95, seed: int = 0) -> sparse.csr_array:
     ------
     GraphError
         An argument is out of range.
-
-    Notes
-    -----
-    Cost: one sort of the edges, at most ``4 * side * (side - 1)``. The road network of the GAP suite (Beamer, Asanovic and
-    Patterson 2015, arXiv 1508.03619) is a map of the USA.
 
     Examples
     --------
@@ -191,24 +169,23 @@ def road(side: int = 32, keep: float = 0.95, seed: int = 0) -> sparse.csr_array:
 
 
 def power_law(n_nodes: int = 1024, degree: int = 8, exponent: float = 2.1, seed: int = 0) -> sparse.csr_array:
-    """Draw a digraph whose in-degrees have a power-law tail, like links on the web; a tenth of its nodes dangle.
+    """Draw a digraph whose in-degrees have a power-law tail, like links on the web.
 
-    ``n_nodes // 10`` random nodes dangle. Every other node draws `degree` targets, the k-th most popular node
-    with probability proportional to ``k ** (-1 / (exponent - 1))``, so that the share of nodes with
-    an in-degree above d decreases like ``d ** (1 - exponent)``. Popularity does not depend on the number of a node.
-    Repeated edges become one edge of weight 1, which lowers the highest in-degrees. A self-loop is replaced by an edge to
-    the next most popular node, so that no other node dangles.
+    ``n_nodes // 10`` random nodes dangle. Every other node draws `degree` targets, the k-th most popular node with probability
+    proportional to ``k ** (-1 / (exponent - 1))``, so that the share of nodes with an in-degree above d decreases like
+    ``d ** (1 - exponent)``. Repeated edges become one edge of weight 1. A self-loop is replaced by an edge to the next most
+    popular node. Cost: one binary search per edge and one sort of the edges.
 
     Parameters
     ----------
     n_nodes : int
         Number of nodes, 2 to 2**30.
     degree : int
-        Number of targets drawn for each source; repeated edges make the out-degree smaller.
+        Number of targets drawn for each source.
     exponent : float
         Exponent of the density of in-degrees, above 1; that of the web is about 2.1.
     seed : int
-        Seed of numpy's default generator, not negative.
+        As for :func:`kronecker`.
 
     Returns
     -------
@@ -219,10 +196,6 @@ def power_law(n_nodes: int = 1024, degree: int = 8, exponent: float = 2.1, seed:
     ------
     GraphError
         An argument is out of range.
-
-    Notes
-    -----
-    Cost: one binary search per edge and one sort of the edges.
 
     Examples
     --------
@@ -246,8 +219,11 @@ def power_law(n_nodes: int = 1024, degree: int = 8, exponent: float = 2.1, seed:
 def layered(sizes: Sequence[int], density: float = 1.0, seed: int = 0) -> LayeredGraph:
     """Draw a random layered graph, as a control for the graph of a trained FFN of the same shape.
 
-    Weights are absolute standard normal numbers, none of them zero, and activations are lognormal (0, 1). No source
-    dangles: a source without an edge gets one to a random target.
+    Weights are absolute standard normal numbers, none of them zero, and activations are lognormal (0, 1). No source dangles: a
+    source without an edge gets one to a random target.
+
+    Cost: one pass over a dense block, one sort of the edges of a sparse one. At a density above 1/20, the draw of a sparse block
+    needs 8 bytes per possible edge.
 
     Parameters
     ----------
@@ -262,17 +238,12 @@ def layered(sizes: Sequence[int], density: float = 1.0, seed: int = 0) -> Layere
     Returns
     -------
     LayeredGraph
-        L blocks, the l-th of shape (sizes[l], sizes[l - 1]).
+        L blocks.
 
     Raises
     ------
     GraphError
         An argument is out of range.
-
-    Notes
-    -----
-    Cost: linear in the entries of a dense block. The edges of a sparse block are sorted, and at a density above 1/20
-    numpy needs 8 bytes per possible edge during the draw.
 
     Examples
     --------
@@ -298,7 +269,7 @@ def layered(sizes: Sequence[int], density: float = 1.0, seed: int = 0) -> Layere
 def _dense_block(rng: np.random.Generator, n_targets: int, n_sources: int) -> FloatArray:
     weights = rng.standard_normal((n_targets, n_sources), dtype=np.float32)
     np.abs(weights, out=weights)
-    # In float32 about one number in ten million is zero, which would be a missing edge.
+    # Some float32 draws are zero, which would be a missing edge.
     np.maximum(weights, np.finfo(np.float32).tiny, out=weights)
     return weights
 
@@ -333,7 +304,6 @@ def _unweighted(targets: IntArray, sources: IntArray, n_nodes: int) -> sparse.cs
 
 
 def _weighted(targets: IntArray, sources: IntArray, weights: FloatArray, n_nodes: int) -> sparse.csr_array:
-    """Build a CSR of distinct edges with given weights."""
     keys = targets.astype(np.int64) * n_nodes + sources
     order = np.argsort(keys)
     return _from_keys(keys[order], weights[order], n_nodes, n_nodes)

@@ -25,10 +25,6 @@ def check_layer(graph: LayeredGraph, layer: Any, first: int = 0, *, name: str = 
     name : str
         Name of the value in error messages.
 
-    Returns
-    -------
-    int
-
     Raises
     ------
     GraphError
@@ -37,8 +33,6 @@ def check_layer(graph: LayeredGraph, layer: Any, first: int = 0, *, name: str = 
     Examples
     --------
     >>> graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]])
-    >>> check_layer(graph, 1)
-    1
     >>> check_layer(graph, 0, first=1)
     Traceback (most recent call last):
         ...
@@ -60,10 +54,6 @@ def check_node(graph: LayeredGraph, layer: int, node: Any) -> int:
         Number of the layer, which is not checked.
     node : int or numpy integer
         From 0 to the size of the layer minus 1; negative numbers are errors.
-
-    Returns
-    -------
-    int
 
     Raises
     ------

@@ -25,8 +25,8 @@ __all__ = ["LayeredGraph"]
 class LayeredGraph:
     """A layered weighted digraph: every edge leads from layer l-1 to layer l.
 
-    A graph is read-only. :meth:`from_weights` checks its input and builds a graph. It does not copy dense matrices of float32
-    or float64, nor tensors of any floating dtype, so later changes of their entries change the graph.
+    A graph is read-only. :meth:`from_weights` does not copy dense arrays of float32 or float64, nor dense tensors of any
+    floating dtype: if their entries change, the graph changes.
 
     Attributes
     ----------
@@ -58,8 +58,8 @@ class LayeredGraph:
         ----------
         weights : sequence of L matrices, each (n_l, n_{l-1})
             Row = target, column = source, as in ``torch.nn.Linear.weight``. A matrix is an array, a torch tensor (any
-            device and floating dtype), a scipy or torch sparse matrix, or a tuple of these: then their edges are
-            parallel, and the absolute values add up.
+            device and floating dtype), a scipy or torch sparse matrix, or a tuple of these for parallel edges, whose
+            absolute values add up.
         inputs : (n_0,) array-like
             Activations of layer 0, non-negative.
         activations : sequence of L array-likes, each (n_l,)
@@ -67,15 +67,13 @@ class LayeredGraph:
         names : sequence of L+1 str, optional
             Layer names; ``layer 0`` and so on by default.
         check_finite : bool
-            Whether to read dense weights once now, to find NaN and Inf. Without it, a read is saved, and the first
-            product finds them.
+            Whether to read dense weights now to find NaN and Inf; otherwise the first product finds them.
 
         Raises
         ------
         GraphError
-            There are no weights, a matrix is empty, not two-dimensional or without data, shapes do not fit, activations are
-            negative, numbers are not finite or not real, a sparse matrix has damaged index arrays or an unknown layout, the
-            number of activations or names is wrong, or names repeat.
+            There is no matrix; one is empty, not two-dimensional, damaged or without data; shapes, or the numbers of
+            activations and names, do not fit; names repeat; numbers are not finite or not real; or activations are negative.
 
         Examples
         --------
@@ -150,10 +148,7 @@ class LayeredGraph:
         return self.blocks[layer - 1].to_csr()
 
     def with_csr(self) -> LayeredGraph:
-        """Return the graph with every block stored as CSR, which needs memory and saves later conversions.
-
-        Parallel edges become one edge, so :meth:`squared` then squares their sum, and not each of them.
-        """
+        """Return the graph with every block stored as CSR, which saves conversions; parallel edges become one edge."""
         return LayeredGraph(tuple(SparseBlock(block.to_csr()) for block in self.blocks), self.activations, self.names)
 
     def with_activations(self, layer: int, activations: Any) -> LayeredGraph:
@@ -184,19 +179,15 @@ class LayeredGraph:
         return replace(self, activations=tuple(vectors))
 
     def reversed(self) -> LayeredGraph:
-        """Return the graph with all edges reversed: the layers are in opposite order, and layer 0 holds the outputs.
+        """Return the graph with all edges reversed: layer 0 holds the outputs.
 
-        In a rank of the reversed graph, a node's score comes from the nodes to which its edges lead in this graph. Dense blocks
-        are views of the same weights. CSR blocks are copied.
+        In its rank, a node's score comes from the nodes to which its edges lead in this graph.
 
         Examples
         --------
         >>> graph = LayeredGraph.from_weights([[[1.0, -2.0], [0.0, 3.0]], [[4.0, 5.0]]], [1, 2], [[3, 4], [5]])
         >>> graph.reversed()
         LayeredGraph(3 layers: 1 -> 2 -> 2 nodes, 5 nodes, 5 edges, density 0.833)
-        >>> graph.reversed().names, graph.reversed().block(2).toarray()
-        (('layer 2', 'layer 1', 'layer 0'), array([[1., 0.],
-               [2., 3.]]))
         """
         blocks = tuple(block.transposed() for block in self.blocks[::-1])
         return LayeredGraph(blocks, self.activations[::-1], self.names[::-1])
@@ -205,8 +196,7 @@ class LayeredGraph:
         """Return the graph with squared weights and activations; each of several parallel edges is squared by itself.
 
         If the values of any two source nodes have a mean product of zero, the energy (sum of squares) of their weighted sum is
-        the sum, over the edges, of squared weight times squared activation. So shares of squares are shares of energy.
-        Dense blocks are squared as they are read, without a copy; CSR blocks get new weights.
+        the sum, over the edges, of squared weight times squared activation.
 
         Raises
         ------
@@ -219,7 +209,7 @@ class LayeredGraph:
         >>> graph.squared().block(1).toarray(), graph.squared().activations
         (array([[10.,  4.]]), (array([1., 4.]), array([9.])))
         """
-        with np.errstate(over="ignore"):  # an overflow is an error in the next line
+        with np.errstate(over="ignore"):  # _check_activations finds an overflow
             squares = [np.square(vector) for vector in self.activations]
         vectors = tuple(_check_activations(vector, len(vector), layer) for layer, vector in enumerate(squares))
         return LayeredGraph(tuple(block.squared() for block in self.blocks), vectors, self.names)
@@ -230,9 +220,8 @@ class LayeredGraph:
         Returns
         -------
         scipy.sparse.csr_array, shape (nodes, nodes)
-            Row = target, column = source; node k of layer l has index ``offsets[l] + k``. Indices are int32 where the numbers
-            of nodes and edges fit, else int64. Memory: 8 to 16 bytes per edge, and during the call the CSR forms of dense
-            blocks.
+            Row = target, column = source; node k of layer l has index ``offsets[l] + k``. Indices are int32 if the numbers
+            of nodes and edges fit, else int64. Memory: 8 to 16 bytes per edge.
 
         Examples
         --------

@@ -23,12 +23,12 @@ def read_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, int
     ----------
     digraph : networkx.DiGraph
     attribute : str
-        Name of the attribute. Either all nodes have it or none has. Its values are consecutive integers; the lowest may be any.
+        Name of the attribute; its values are consecutive integers.
 
     Returns
     -------
     dict from node to int, or None
-        The layers, counted from 0, or None if no node has the attribute. Whether they fit the edges is not checked.
+        The layers, counted from 0 and not checked against the edges; None if no node has the attribute.
 
     Raises
     ------
@@ -66,8 +66,8 @@ def read_layers(digraph: networkx.DiGraph, attribute: str) -> dict[Hashable, int
 def find_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     """Find the layer of every node from the edges.
 
-    Every edge leads from a layer to the next, and every weakly connected component begins in layer 0. At most one assignment
-    of layers does both. Cost: every edge is read twice.
+    Every edge leads from a layer to the next, and every weakly connected component begins in layer 0. Cost: every edge is read
+    twice.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def find_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
     Raises
     ------
     GraphError
-        No layers fit all edges; the message names an edge that does not fit.
+        No layers fit all edges.
 
     Examples
     --------
@@ -122,14 +122,12 @@ def order_nodes(
     ----------
     digraph : networkx.DiGraph
     nodes_by_layer : list of lists of nodes
-        The nodes of every layer.
     attribute : str
         Name of the attribute. If a node lacks it, all nodes keep their order.
 
     Returns
     -------
     list of lists of nodes
-        The nodes of every layer, sorted.
 
     Raises
     ------
@@ -165,7 +163,7 @@ def as_number(value: object, name: str) -> float:
     Parameters
     ----------
     value : object
-        A real number; a bool is an error.
+        A bool is an error.
     name : str
         Name of the value in error messages.
 
@@ -194,12 +192,12 @@ def as_number(value: object, name: str) -> float:
 
 
 def as_integer(value: object, name: str) -> int:
-    """Convert an integer, or a float without a fraction, to an int; file formats without integers write 3.0.
+    """Convert an integer, or a float without a fraction, to an int.
 
     Parameters
     ----------
     value : object
-        The number; a bool is an error.
+        A bool is an error.
     name : str
         Name of the value in error messages.
 

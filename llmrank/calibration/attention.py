@@ -1,9 +1,9 @@
 """Find the value and output maps of every attention, by what they compute.
 
-In a sequence of one token, the token can only attend to itself, with weight 1. So every input of an attention's output map
-is an output of its value map. Hooks record the inputs and outputs of each linear map of a block while the model reads
-sequences of one token; the map whose outputs appear as the inputs of another map is the value map. This tells which rows of a
-fused map (of queries, keys and values, in any order) are the values, and which heads share values, without the model's name.
+In a sequence of one token, the token attends to itself with weight 1. So every input of an attention's output map is an output
+of its value map. Hooks record the inputs and outputs of all linear maps of a block on such sequences. The map whose outputs
+appear as the inputs of another map is the value map. The match also tells which rows of a fused map are the values, and which
+heads share values.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from llmrank.models.detect import is_linear
 
 __all__ = ["SelectedRows", "find_attentions"]
 
-# Number of tokens to read, so many that no two columns agree in all of them by chance, even with eight significant bits.
+# Number of tokens to read: so many that no two columns agree by chance, even with eight significant bits.
 PROBES = 16
-# Allowed difference, as a share of the largest value. Multiplying by an attention weight of 1 changes at most the last bits.
+# Allowed difference, as a share of the largest value.
 TOLERANCE = 1e-4
 
 
@@ -68,23 +68,22 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
     Returns
     -------
     dict from str to FFN
-        The attention of every block, under the name of the first FFN of the block. Each has the kind "attention" and two stages.
-        The value map has one row for each input of the output map: heads that share values have a copy each.
+        The attention of every block, of the kind "attention", under the name of the first FFN of the block. Its two stages are
+        the value map and the output map. Rows of the value map that several heads share are repeated.
 
     Raises
     ------
     UnsupportedModelError
-        The model is an encoder-decoder, whose decoder attends to two streams; it does not read token ids; a block has no pair
-        of maps such that for one token the output of one is the input of the other, or has several; an attention has other
-        numbers of inputs or outputs than the FFN of its block has inputs; or the weights of attentions are offloaded.
+        The model is an encoder-decoder or does not read token ids; not exactly one pair of maps in a block can be a value and an
+        output map; their sizes do not fit the FFN of the block; or their weights are offloaded.
     StructureError
         FFNs lie outside a stack of blocks.
     CalibrationError
-        Inputs or outputs contain NaN or Inf, or the model reads something else than token ids.
+        Inputs or outputs contain NaN or Inf, or token ids are not the main input of the model.
 
     Notes
     -----
-    Cost: a forward pass over 16 tokens, and in every block the distances between the inputs and the outputs of its maps.
+    Cost: a forward pass over 16 tokens, and a comparison of all pairs of maps in every block.
 
     Examples
     --------
@@ -118,7 +117,7 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
 def _single_token_activations(
     model: nn.Module, ffns: FFNs, maps: dict[str, nn.Module]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return the inputs and outputs of linear maps by their names, for sequences of one token; (tokens, n) each."""
+    """Return the inputs and outputs (tokens, n) of linear maps by their names, for sequences of one token."""
     size = getattr(token_embeddings(model), "num_embeddings", None)
     if not isinstance(size, int) or getattr(model, "config", None) is None:
         raise UnsupportedModelError(
@@ -182,12 +181,12 @@ def _attention(
 
 
 def _matching_columns(read: torch.Tensor, returned: torch.Tensor) -> torch.Tensor | None:
-    """Return for every column of `read` the column of `returned` that equals it; None if a column has no equal."""
+    """Return for every column of `read` the equal column of `returned`, up to rounding; None if a column has no equal."""
     if len(read) != len(returned):
         return None
     returned = returned.to(read.device)
     scale = returned.abs().max()
-    # Columns are equal up to rounding. The first column alone is tried before all of them, which rules out most pairs early.
+    # The first column alone rules out most pairs early.
     for columns in (slice(0, 1), slice(None)):
         distance = torch.cdist(read.T[columns].contiguous(), returned.T.contiguous(), p=float("inf"))
         nearest = distance.min(dim=1)

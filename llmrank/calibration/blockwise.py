@@ -1,9 +1,8 @@
-"""Streams: pass the calibration tokens through a model, FFN by FFN, while earlier FFNs change.
+"""Pass the calibration tokens through a model, FFN by FFN, while earlier FFNs change.
 
-Repair needs the input of an FFN after the FFNs before it were pruned, and the difference that their pruning made to the
-residual stream. Running the model from its start for every FFN would cost half a forward pass for each FFN. If the blocks of a
-stack follow one another directly, the hidden states in front of a block are kept and the block runs by itself; otherwise
-the model runs from its start.
+Repair needs the input of an FFN after the FFNs before it were pruned, and what their pruning changed in the residual stream. If
+the blocks of a stack follow one another directly, the hidden states in front of a block are kept, and the block runs by itself.
+Otherwise the model runs from its start for every FFN.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Reader(Accumulator, Protocol):
         ----------
         missing : (batch, length, out) tensor or None
             The tensor to add to the map's output so that the residual stream behind the block becomes that of the dense model;
-            None if this tensor is not known.
+            None if it is unknown.
         """
 
 
@@ -56,7 +55,7 @@ class Stream(Protocol):
     Attributes
     ----------
     n_fitted_batches : int
-        Number of batches to fit a repair to. These batches come first; the others are held out.
+        Number of batches to fit a repair to; the batches after these are held out.
     """
 
     n_fitted_batches: int
@@ -72,38 +71,28 @@ class Stream(Protocol):
             An output map of the FFN, still unchanged. Each map is fed at most once.
         reader : Reader
         dense_reader : Reader, optional
-            Receives the inputs of the map in the dense model, if the stream follows the dense model and the map is the first
-            one of its block to be fed.
+            Receives the inputs of the map in the dense model, if the stream follows the dense model and no map of the block was
+            fed before.
         """
 
 
 class BlockStream:
-    """A stream that keeps the hidden states between blocks, and runs each block by itself.
-
-    A block runs once for each map that is fed. To advance the hidden states past the block, it runs again, or only its FFN does.
+    """A stream that keeps the hidden states between blocks and runs each block by itself.
 
     Parameters
     ----------
-    model : nn.Module
-    ffns : FFNs
-        All FFNs that may be fed.
     record : Recording
         An unbroken recording.
     masks : sequence of TokenMasks
         One for each batch.
-    n_fitted_batches : int
-        See :class:`Stream`.
     follow : bool
-        Whether to keep the hidden states of the dense model too, and to tell readers what the residual stream misses. That is
-        known if a block adds the output of the map to the stream without a change, and no other map of the block was pruned yet.
+        Whether to keep the hidden states of the dense model too, and to pass `missing` to :meth:`Reader.end_batch`. It is known
+        if the block adds the map's output to the stream unchanged, and no other map of the block was pruned.
 
     Notes
     -----
-    Cost, if every FFN has one map to feed: two forward passes for all FFNs together, three to follow the dense model. Instead
-    of a second run of a block, only its FFN runs again if the block adds the output of the FFN's module to the stream and has
-    no other FFN, the FFN has one hidden layer and gets only tensors and plain values, and the dtype is not of half precision.
-    Memory: the hidden states of all tokens, twice to follow; the inputs of one FFN for all tokens; the states of the record
-    while it keeps them; and one block's forward pass for one batch.
+    Cost, if every FFN has one map to feed: two forward passes for all FFNs together, three to follow the dense model. Memory:
+    the hidden states of all tokens, twice to follow, and the inputs of one FFN for all tokens.
     """
 
     def __init__(
@@ -119,7 +108,6 @@ class BlockStream:
         self.n_fitted_batches = n_fitted_batches
         self._model = model
         self._blocks, self._calls = record.blocks, record.calls
-        # Positions of the blocks that hold the FFNs.
         self._positions = {
             ffn.name: next(k for k, block in enumerate(record.blocks) if any(m is ffn.module for m in block.modules()))
             for ffn in ffns
@@ -128,17 +116,16 @@ class BlockStream:
         self._batch_masks = masks
         self._states, self._dense_states = self._first_states(record, follow=follow)
         self._position = self._dense_position = 0
-        # The first batch of the dense model's states in front of the last block that these states have passed.
+        # The dense model's states of the first batch, in front of the last block that its states have passed.
         self._dense_input: torch.Tensor | None = None
-        # If only an FFN must run again to advance past its block: the FFN's module, and its calls, one for each batch.
+        # If only an FFN must run again to advance past its block: its module, its calls (one a batch), and memory for inputs.
         self._pending_ffn: nn.Module | None = None
         self._pending_calls: list[Call] = []
-        # Memory for the inputs in these calls.
         self._pending_inputs: list[torch.Tensor] = []
 
     @staticmethod
     def _first_states(record: Recording, *, follow: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Copy the states in front of the first block, for the model that is being pruned and for the dense model."""
+        """Copy the states in front of the first block, for the model that is pruned and, with `follow`, for the dense model."""
         first = record.take_first_states()
         states, dense_states = _allocate_like(first), _allocate_like(first) if follow else []
         for k in range(len(first)):
@@ -180,7 +167,7 @@ class BlockStream:
 
     def _advance_dense(self, position: int, ffn: FFN, module: nn.Module, dense_reader: Reader | None) -> None:
         """Advance the dense model's states past a block, before anything in it is pruned."""
-        # In the blocks that were not fed nothing was pruned, so they compute for the dense model too.
+        # Blocks that were not fed are those of the dense model.
         for earlier in range(self._dense_position, position):
             self._advance(earlier, self._dense_states)
         self._dense_input = self._dense_states[0].clone()
@@ -194,10 +181,10 @@ class BlockStream:
         self._dense_position = position + 1
 
     def _try_addition(self, position: int, ffn: FFN, module: nn.Module) -> tuple[bool, bool]:
-        """Try on the first batch what happens to the block's output if a tensor is added to the output of a map.
+        """Find out, on the first batch, what a tensor changes that is added to the output of a map.
 
-        Returns whether the block's output changes by that tensor alone, and whether the FFN's module, called again by itself
-        and without the tensor, returns what it returned in the block minus that tensor.
+        Returns whether the block's output changes by that tensor alone, and whether the FFN's module, called by itself,
+        returns what it returned in the block minus that tensor.
         """
         if self._dense_input is not None:
             block_input, output = self._dense_input, self._dense_states[0]
@@ -251,11 +238,7 @@ class BlockStream:
 
 
 def _allocate_like(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Allocate memory for every batch's states in one piece.
-
-    Each block overwrites the states batch by batch. If each batch had its own allocation, between the temporary ones of the
-    forward passes, the heap would fragment: on the CPU it grew to twice the states.
-    """
+    """Allocate memory for the states of all batches in one piece; a piece for each batch would fragment the heap."""
     sizes = [state.numel() for state in states]
     with torch.inference_mode(mode=False):
         pieces = torch.split(states[0].new_empty(sum(sizes)), sizes)
@@ -288,7 +271,7 @@ def _record_calls(hooks: ExitStack, module: nn.Module, calls: list[tuple[Call, A
 
 
 def _can_copy(call: Call) -> bool:
-    """Whether :func:`_copied_call` can copy all tensors of a call: none is sparse, or inside a container or another object."""
+    """Whether all arguments of a call are dense tensors or plain values."""
     plain = (bool, int, float, str, type(None))
     return all(
         value.layout is torch.strided if isinstance(value, torch.Tensor) else isinstance(value, plain)
@@ -297,11 +280,7 @@ def _can_copy(call: Call) -> bool:
 
 
 def _copied_call(call: Call, memory: torch.Tensor, states: torch.Tensor) -> Call:
-    """Return a call that stays valid when `states` are overwritten.
-
-    The first argument with the dtype, device and size of `memory` is copied there; other tensors that share memory with `states`
-    are cloned.
-    """
+    """Return a call that stays valid when `states` are overwritten; the first tensor that fits `memory` is copied into it."""
     unused = [memory]
 
     def copy(value: Any) -> Any:
@@ -321,18 +300,9 @@ class _FFNPassed(Exception):  # noqa: N818 -- no error: it ends a forward pass e
 class PassStream:
     """A stream that runs the model from its start up to the FFN.
 
-    Parameters
-    ----------
-    model : nn.Module
-    ffns : FFNs
-    batches : sequence of (ids, mask)
-        Token ids and padding masks, (batch, length) each.
-    n_fitted_batches : int
-        See :class:`Stream`.
-
     Notes
     -----
-    Cost for each map: half a forward pass on average, but a complete one for the first batch.
+    Cost for each map: half a forward pass on average.
     """
 
     def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], n_fitted_batches: int) -> None:
@@ -342,7 +312,7 @@ class PassStream:
         self._batches = batches
 
     def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:  # noqa: ARG002 -- the dense model is not followed
-        """Run the model until the FFN's last map has returned (for the last time, if several blocks share the FFN)."""
+        """See :meth:`Stream.feed`; if several blocks share the FFN, its last call ends the pass."""
         n_calls: list[int] = []
 
         def count(_module: nn.Module, _args: Any, _output: Any) -> None:
@@ -357,7 +327,7 @@ class PassStream:
             for ids, mask in self._batches:
                 inputs, *masks = model_inputs(self._model, ids, mask)
                 token_masks.replace(TokenMasks(*masks))
-                # The first batch runs to the end of the model, and shows how often the FFN is called.
+                # The first batch runs to the end, and shows how often the FFN is called.
                 n_calls.append(0)
                 with suppress(_FFNPassed):
                     run_body(self._body, inputs)
@@ -374,21 +344,14 @@ def open_stream(
     *,
     follow: bool = False,
 ) -> Stream:
-    """Open the cheapest stream that is correct for a model.
+    """Open a :class:`BlockStream` if the recording is unbroken and has all batches, else a :class:`PassStream`.
 
     Parameters
     ----------
-    model : nn.Module
-    ffns : FFNs
-    sequences : TokenSequences
-        The sequences to fit a repair to.
-    batch_size : int
     record : Recording
         A recording of the forward passes of `sequences`, followed by those of `held_out`.
-    held_out : TokenSequences, optional
-        The sequences on which a repair is chosen and validated.
     follow : bool
-        See :class:`BlockStream`; a :class:`PassStream` does not follow the dense model.
+        Whether a :class:`BlockStream` follows the dense model; a :class:`PassStream` does not.
     """
     batches = list(sequences.batches(batch_size))
     n_fitted_batches = len(batches)

@@ -91,8 +91,8 @@ def model_inputs(
     An encoder-decoder model runs as a prefix language model: the encoder reads the first half of a sequence, and the decoder
     predicts the second half, which it reads shifted by its start token (teacher forcing).
 
-    Without an image, some decoders skip the blocks that attend to the image (Mllama). Unless `text_only` is set, they get one
-    vector of zeros as the image: attention to it adds nothing, and the FFNs of these blocks process the text.
+    Without an image, Mllama skips the blocks that attend to the image. Unless `text_only` is set, the image is one vector of
+    zeros: attention to it adds nothing, and the FFNs of these blocks process the text.
 
     Raises
     ------
@@ -146,11 +146,6 @@ def model_inputs(
 def input_device(model: nn.Module) -> torch.device:
     """Return the device for a model's inputs: the device of its first parameter while the model computes.
 
-    Parameters
-    ----------
-    model : nn.Module
-        It may be spread over several devices or offloaded by accelerate, which moves the inputs of its modules.
-
     Raises
     ------
     OptionError
@@ -159,7 +154,7 @@ def input_device(model: nn.Module) -> torch.device:
     name, parameter = next(model.named_parameters())
     if not parameter.is_meta:
         return parameter.device
-    # The hook that loads an offloaded parameter belongs to its module, or to a module around it.
+    # The hook of accelerate that loads the parameter belongs to its module, or to a module around it.
     while name:
         name = name.rpartition(".")[0]
         hook: Any = getattr(model.get_submodule(name), "_hf_hook", None)
@@ -196,20 +191,12 @@ def fitting_length(model: nn.Module, length: int) -> int:
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
-    """Check that a language model can read token ids.
-
-    On a GPU, a bad id would make the device unusable for the process.
-
-    Parameters
-    ----------
-    model : transformers model
-    ids : (n, length) tensor
+    """Check that a language model can read token ids (n, length): a bad id makes a GPU unusable for the process.
 
     Raises
     ------
     CalibrationError
-        The ids are floating-point numbers or lie outside the model's vocabulary, or the sequences are longer than the model
-        takes.
+        The ids are floating-point numbers or outside the vocabulary, or the sequences are longer than the model takes.
     """
     if ids.is_floating_point():
         raise CalibrationError(
@@ -240,13 +227,13 @@ def token_embeddings(model: nn.Module) -> Any:
 
 
 def is_decoder(model: nn.Module, ffn: FFN) -> bool:
-    """Whether an FFN lies in the decoder of an encoder-decoder model, which has a padding mask of its own."""
+    """Whether an FFN lies in the decoder of an encoder-decoder model."""
     config = getattr(model, "config", None)
     return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in ffn.stack
 
 
 def run_body(body: nn.Module, inputs: dict[str, Any]) -> Any:
-    """Run a forward pass and return its result; a module without a config gets the ids (or features) alone."""
+    """Run a forward pass; a module without a config gets the ids (or features) alone."""
     return body(**inputs) if hasattr(body, "config") else body(inputs["input_ids"])
 
 
@@ -289,21 +276,12 @@ def add_hook(
     *,
     output: bool = False,
 ) -> None:
-    """Pass the input (or with `output` the output) of a module of an FFN to an accumulator, until `hooks` closes.
+    """Pass the input (or with `output` the output) of a linear map of an FFN to an accumulator, until `hooks` closes.
 
-    Parameters
-    ----------
-    hooks : ExitStack
-        Removes the hook when it closes.
-    model : nn.Module
-    ffn : FFN
-    module : nn.Module
-        One of the FFN's linear maps.
-    accumulator : Accumulator
-    masks : TokenMasks
-        Masks of the current batch.
-    output : bool
-        Whether to pass on the output instead of the input.
+    Raises
+    ------
+    CalibrationError
+        In a forward pass: values do not fit the mask, so that padding cannot be told from text.
     """
     side = "decoder" if is_decoder(model, ffn) else "input"
 
@@ -341,7 +319,7 @@ def write_count(values: torch.Tensor) -> int | None:
 
 
 def first_output(output: Any) -> Any:
-    """Return the first value of an output: the hidden states of a block, the logits or the last hidden states of a model."""
+    """Return the first value of an output: the hidden states of a block, or the logits of a model."""
     return output if isinstance(output, torch.Tensor) else output[0]
 
 

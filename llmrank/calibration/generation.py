@@ -1,7 +1,7 @@
 """Calibration text that a language model writes by itself, and the settings with which a model generates.
 
-A model's own text resembles its training data, which need not be known. Source: Williams, Chrysostomou and Aletras 2024
-(arXiv 2410.17170); here the text is sampled at temperature 1 throughout.
+A model's own text resembles its training data. Source: Williams, Chrysostomou and Aletras 2024 (arXiv 2410.17170); here the text
+is sampled at temperature 1 throughout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "generation_settings",
 ]
 
-# Longest text in tokens. Longer sequences consist of several texts, so that the memory for keys and values stays small.
+# Longest text in tokens, which limits the memory for keys and values.
 LONGEST_TEXT = 256
 # Number of texts written at once: enough to share the cost of reading the weights, and few enough for small keys and values.
 TEXTS_AT_ONCE = 16
@@ -46,10 +46,7 @@ def _stated_token(model: Any, name: str) -> Any:
 
 
 def can_write_text(model: Any) -> bool:
-    """Whether a model can write text without a prompt: a decoder that can generate and has a token to begin a text.
-
-    The model is not run.
-    """
+    """Whether a model can write text without a prompt: a decoder that can generate and has a token to begin a text."""
     return _can_generate(model) and _first_token(model) is not None
 
 
@@ -60,26 +57,18 @@ def _can_generate(model: Any) -> bool:
 
 
 def _first_token(model: Any) -> int | None:
-    """Return the token that begins a text: the beginning-of-text token, or else one that ends a text.
-
-    Tokens outside the vocabulary, which a configuration may have as defaults of its class, are passed over.
-    """
+    """Return the token that begins a text: the beginning-of-text token, or else one that ends a text."""
     candidates = [_stated_token(model, "bos_token_id"), *end_tokens(model)]
+    # Defaults of a configuration's class may lie outside the vocabulary.
     size = getattr(model.config.get_text_config(), "vocab_size", 0)
     return next((token for token in candidates if token is not None and 0 <= token < size), None)
 
 
 @contextmanager
 def generation_settings(model: Any, **settings: Any) -> Iterator[None]:
-    """Make a model generate with these settings alone, inside the context.
+    """Make a model generate with these settings alone, and not with its own, inside the context.
 
-    Otherwise `generate` would take missing settings from the model's own.
-
-    Parameters
-    ----------
-    model : transformers language model
-    **settings
-        See :class:`transformers.GenerationConfig`. Special tokens are those of the model unless they are given.
+    See :class:`transformers.GenerationConfig`. Special tokens are those of the model unless they are given.
     """
     names = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
     special = {**{name: _stated_token(model, name) for name in names}, "eos_token_id": end_tokens(model) or None}
@@ -106,33 +95,28 @@ def generate_text(
     Parameters
     ----------
     model : transformers causal language model
-        It is not changed.
     tokenizer : transformers tokenizer or None
         Tells which tokens are special; without a tokenizer, only the tokens that begin and end a text are.
     samples, sequence_length : int
-        Number of sequences, and of tokens in each; a model that takes fewer tokens gets shorter sequences. A sequence of more
-        than 256 tokens consists of several texts of one length, one after the other; the last text may be cut off. Every text
-        begins with the beginning-of-text token, or else with one that ends a text.
+        Number of sequences, and of tokens in each (fewer if the model takes fewer). A sequence of more than 256 tokens consists
+        of several texts of one length; the last one may be cut off.
     seed : int
         Seed of the sampling. The random state of torch is restored afterwards, on the CPU and on CUDA devices.
     batch_size : int
-        Largest number of texts written at once. The texts depend on it.
+        Number of texts written at once; the texts depend on it.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
 
     Raises
     ------
     UnsupportedModelError
-        The model is no decoder, cannot generate, has neither a beginning-of-text nor an end-of-text token in its vocabulary, or
-        fails while it generates.
+        The model is no decoder, cannot generate, has no token to begin a text with, or fails while it generates.
     CalibrationError
         A number is out of range, or predictions are NaN or +Inf.
 
     Notes
     -----
-    Cost: in every forward pass, each text of a batch grows by one token. All passes together take several times as long as one
-    pass over the finished texts; 16 sequences of 1024 tokens take 1020 passes. Memory: the keys and values of `batch_size`
-    texts.
+    Cost: a forward pass for every token of a text, for each batch of texts. Memory: the keys and values of `batch_size` texts.
     """
     if not _can_generate(model):
         raise UnsupportedModelError(

@@ -1,8 +1,7 @@
 """Predictions of a language model for every token of a text, given the tokens before it, a few positions at a time.
 
-Logits are the largest tensor of a forward pass: for 1024 tokens and a vocabulary of 50,000 they take 200 MB, and as much
-again to work with, while the results taken from them are small. So the model runs without its head, and the head then runs on
-one band of positions after the other. The model without its head is called the body here.
+Logits are the largest tensor of a forward pass. So the body (the model without its head) runs first, and then the head runs on
+one band of positions after the other.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 POSITIONS_AT_ONCE = 128
 # Number of positions on which a body is tried: their logits are computed together, and in two halves.
 N_TRIAL_POSITIONS = 4
-# Allowed difference between these logits, in rounding errors of the largest one. The second number is for half precision, which
-# rounds once, after the sum.
+# Allowed difference between these logits, in rounding errors of the largest one; half precision rounds once, after the sum.
 ROUNDINGS, COARSE_ROUNDINGS = 64, 4
 
 
@@ -41,18 +39,12 @@ def predicts_next_token(model: nn.Module) -> bool:
 
 
 def check_predicts(model: nn.Module, metric: str) -> None:
-    """Check that a model predicts the next token.
-
-    Parameters
-    ----------
-    model : nn.Module
-    metric : str
-        Name of what needs predictions, for the message.
+    """Check that a model predicts the next token; the message names the metric that needs predictions.
 
     Raises
     ------
     UnsupportedModelError
-        The model predicts no next token (an encoder, a plain module).
+        The model predicts no next token.
     """
     if not predicts_next_token(model):
         raise UnsupportedModelError(
@@ -67,15 +59,12 @@ class Predictor:
     Parameters
     ----------
     model : transformers causal or encoder-decoder language model
-        It must be in evaluation mode, and is not changed.
+        It must be in evaluation mode.
 
     Notes
     -----
-    Cost: a forward pass; on the first batch, one more for every body that is tried without success. Memory: the logits of two
-    bands, and a forward pass without the head. A band has up to 128 positions, counted over all sequences of a batch, but at
-    least one of each. Some models cannot run their head by itself: they have no body (T5), call it several times, or need
-    other positions of its output than the one whose logits they compute. A trial on the first batch detects that. Then the
-    logits of the whole batch are computed: batch * length * vocabulary * 4 bytes in float32.
+    Cost: a forward pass for each batch. Memory: a forward pass without the head, and the logits of two bands. If a trial on the
+    first batch shows that the head cannot run by itself, the logits of the whole batch: batch * length * vocabulary numbers.
     """
 
     def __init__(self, model: Any) -> None:
@@ -96,10 +85,10 @@ class Predictor:
         ------
         logits : (batch, steps, vocabulary) tensor
             Predictions for the `steps` tokens of a band. All bands together predict every token of a sequence but the first; an
-            encoder-decoder predicts the second half, given the first half.
+            encoder-decoder predicts the second half.
         targets : (batch, steps) int64 tensor
         valid : (batch, steps) bool tensor
-            False if the target is padding. All three tensors are on the device of the logits.
+            False if the target is padding.
 
         Raises
         ------
@@ -109,17 +98,9 @@ class Predictor:
         return self._predictions(ids, mask, self._logits)()
 
     def hold(self, ids: torch.Tensor, mask: torch.Tensor) -> Callable[[], Iterator[Prediction]]:
-        """Run the model's body now and keep its output (or all logits if no body is used), for predictions after it has changed.
+        """Run the model's body now and keep its output (without a body, all logits), so that the body may change afterwards.
 
-        Parameters
-        ----------
-        ids, mask
-            See :meth:`bands`.
-
-        Returns
-        -------
-        callable
-            Each call yields the bands of :meth:`bands` from the beginning.
+        Each call of the returned function yields the bands of :meth:`bands`.
         """
 
         def run_body_now(inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
@@ -210,15 +191,14 @@ class Predictor:
 
 def _bodies(model: Any) -> list[nn.Module]:
     """Return the modules that may be the model without its head, in the order in which they are tried."""
-    # Imported here, because it loads the modelling code of transformers, which would slow down every import of llmrank.
+    # Imported here, because this import is slow.
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
         return []
     bodies = [model.base_model]
     if not model.config.is_encoder_decoder:
-        # Some models hold the decoder inside their body (OPT). In an encoder-decoder, the decoder is no body, because the encoder
-        # would run again for every band.
+        # OPT holds its decoder inside its body. With the decoder of an encoder-decoder, the encoder would run for every band.
         bodies.insert(0, model.get_decoder())  # type: ignore[no-untyped-call]
     return [body for body in dict.fromkeys(bodies) if isinstance(body, nn.Module) and body is not model]
 

@@ -25,7 +25,7 @@ class Call:
 
 
 class Recording:
-    """How a model calls the blocks of its stack in each batch; filled while :func:`recording` is open.
+    """The calls of a stack's blocks in each batch, filled while :func:`recording` is open.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Recording:
         that tensor. Calls that are missing at the end of the last batch count once :func:`recording` has closed. False without
         blocks.
     keeps_first_states : bool
-        Whether :meth:`take_first_states` can be called several times; if not, :attr:`first_states` are empty after one call.
+        Whether :attr:`first_states` are kept after :meth:`take_first_states`.
     """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
@@ -78,7 +78,7 @@ class Recording:
         """Record the output of a block, after it has run."""
         if self._input is not None:
             hidden, count_before = self._input
-            # If the block wrote to its input, the recorded states are no longer those that the block got.
+            # If the block wrote to its input, the recorded states are not those that it got.
             self.unbroken = self.unbroken and write_count(hidden) == count_before
             self._input = None
         self._last_output = first_output(output)
@@ -91,14 +91,7 @@ class Recording:
 
 @contextmanager
 def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
-    """Record the calls of the blocks of a stack during the forward passes inside the context.
-
-    Parameters
-    ----------
-    model : nn.Module
-    ffns : FFNs
-        If the FFNs lie in several stacks (encoder and decoder), or in none, nothing is recorded.
-    """
+    """Record the calls of the blocks during the forward passes inside the context, if all FFNs lie in one stack."""
     stacks = {ffn.stack for ffn in ffns}
     names = {ffn.name for ffn in ffns}
     blocks: list[nn.Module] = []

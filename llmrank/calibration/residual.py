@@ -15,10 +15,6 @@ __all__ = ["SkipSums", "block_path", "hidden_states"]
 def block_path(ffn: FFN) -> str:
     """Return the path of the transformer block that an FFN lies in.
 
-    Parameters
-    ----------
-    ffn : FFN
-
     Raises
     ------
     StructureError
@@ -43,13 +39,8 @@ def block_path(ffn: FFN) -> str:
 class SkipSums:
     """Sums that give the share of a block's output that is its input: ``sum_t |h(t)| / (sum_t |h(t)| + sum_t |o(t) - h(t)|)``.
 
-    h is the hidden state that enters the block, and o the one that leaves it. Sums of norms, not of their squares, are used so
-    that the few tokens with huge hidden states, which many models have, do not dominate.
-
-    Parameters
-    ----------
-    name : str
-        Path of the block, for error messages.
+    The block `name` takes the hidden state h and returns o. Norms are not squared, so that the few tokens with
+    huge hidden states do not dominate.
 
     Examples
     --------
@@ -76,7 +67,7 @@ class SkipSums:
                 f"{self._name} takes hidden states of shape {tuple(before.shape)} and returns {tuple(after.shape)}: it has no "
                 "residual stream; use the chained or the isolated pipeline"
             )
-        # In a model that is spread over devices, the input of a block may be on the device of the block before.
+        # The input of a block may be on the device of the block before.
         before, after = before.detach().to(after.device).float(), after.detach().float()
         self._input_norms += float(before.norm(dim=-1).double().sum())
         self._change_norms += float((after - before).norm(dim=-1).double().sum())

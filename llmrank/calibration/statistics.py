@@ -1,7 +1,6 @@
 """Collect statistics of the activations at every layer of the FFNs, with forward hooks.
 
 The hooks add the activations and their squares to sums over all tokens that are not padding, in float64 (float32 on MPS).
-They do not store the activations themselves.
 """
 
 from __future__ import annotations
@@ -49,9 +48,8 @@ class LayerStatistics:
     count : int
         Number of tokens.
     read_norm : (n,) float64 tensor
-        Norm of the values that the next linear maps read. :func:`collect_statistics` makes it equal to `norm`, except in a hidden
-        layer of an explicit FFN (Linears named by a `structure_dict`): there `norm` is that of the output of the layer's own
-        Linear, before an activation function.
+        Norm of the values that the next linear maps read. It equals `norm`, except in hidden layers of an explicit FFN (Linears
+        named by a `structure_dict`): there `norm` is that of the output of the layer's Linear, before an activation function.
     """
 
     norm: torch.Tensor
@@ -70,8 +68,7 @@ class FFNStatistics:
     layers : tuple of LayerStatistics
         Statistics of each layer of nodes, inputs first: one layer more than the FFN has stages.
     skip : float, optional
-        Share of the residual stream that skips the FFN's block, if requested, see
-        :class:`llmrank.calibration.residual.SkipSums`.
+        Share of the residual stream that skips the FFN's block, if requested.
     attention : AttentionStatistics, optional
         Statistics of the attention in front of the FFN, if requested.
     """
@@ -88,9 +85,9 @@ class AttentionStatistics:
     Attributes
     ----------
     attention : FFN
-        The attention, described as an FFN of the kind "attention".
+        Its kind is "attention".
     layers : tuple of LayerStatistics
-        Statistics of the input of the value map, and of the input and the output of the output map.
+        Statistics of the value map's input, and of the output map's input and output.
     """
 
     attention: FFN
@@ -146,8 +143,7 @@ def collect_statistics(
     Parameters
     ----------
     model : nn.Module
-        A transformers model, or a plain module that takes token ids or features as its only argument. It runs without gradients
-        in evaluation mode; afterwards its modules have the modes that they had before.
+        A transformers model, or a plain module that takes token ids or features as its only argument.
     ffns : FFNs
     sequences : TokenSequences
     batch_size : int
@@ -157,8 +153,7 @@ def collect_statistics(
     skips : bool
         Whether to measure, for every block, the share of the residual stream that skips it.
     attentions : mapping from str to FFN, optional
-        Attentions whose statistics are collected too, by the name of the FFN behind each, see
-        :mod:`llmrank.calibration.attention`.
+        Attentions whose statistics are collected too, by the name of the FFN behind each.
 
     Returns
     -------
@@ -168,15 +163,14 @@ def collect_statistics(
     Raises
     ------
     CalibrationError
-        Activations are not finite (the message names the layer), no token reached an FFN or attention, padding cannot be told
-        from text, the model cannot read the ids (too long, or outside its vocabulary), or it does not run on them alone.
+        Activations are not finite, no token reached an FFN or attention, padding cannot be told from text, or the model cannot
+        read the ids or does not run on them alone.
     StructureError
         `skips` is set, and an FFN lies in no block with a residual stream.
 
     Notes
     -----
-    Cost: one forward pass of all sequences, without the prediction head if all FFNs lie in the body of the model. Memory: a few
-    float64 numbers for each node, and that of the forward pass of one batch.
+    Cost: one forward pass of all sequences. Memory: that of the forward pass of one batch.
     """
     masks = TokenMasks()
     attentions = attentions or {}
@@ -233,7 +227,7 @@ def _add_block_hook(
 
 
 class _FFNSums:
-    """The sums of all layers of one FFN or attention; module hooks add to these sums until `hooks` closes."""
+    """The sums of all layers of one FFN or attention; hooks add to them until `hooks` closes."""
 
     def __init__(self, hooks: ExitStack, model: nn.Module, ffn: FFN, masks: TokenMasks) -> None:
         self._ffn = ffn
@@ -247,7 +241,6 @@ class _FFNSums:
                 add_hook(hooks, model, ffn, stage[0].module, self._output_sums[layer + 1], masks, output=True)
 
     def finish(self) -> tuple[LayerStatistics, ...]:
-        """Return the statistics of every layer."""
         ffn = self._ffn
         inputs = [
             sums.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})") for k, sums in enumerate(self._input_sums)

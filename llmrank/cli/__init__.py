@@ -34,7 +34,7 @@ __all__ = ["main"]
 
 
 class QuietConsole(Console):
-    """A console that prints nothing more once its reader has gone (``llmrank prune ... | head -1``); the command runs on."""
+    """A console that prints nothing more once its reader has gone (``| head -1``); the command runs on."""
 
     def on_broken_pipe(self) -> None:
         """Drop all further output, also what the interpreter flushes at its exit."""

@@ -1,4 +1,4 @@
-"""``llmrank components``: list the components that the command line knows by name, or the options of one of them."""
+"""``llmrank components``: list the components, or the options of one."""
 
 from __future__ import annotations
 

@@ -31,10 +31,9 @@ DIFFERENT_COMPLETION = (
 
 
 def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PROMPT) -> Path:
-    """Run a pipeline, save the checkpoint and the report, print the results, and write a figure.
+    """Run a pipeline, save the checkpoint and the report, print the results, write a figure, and return `output`.
 
-    The checkpoint is saved before the results are printed, so that a later failure does not lose it. If the figure cannot be
-    written to disk, a warning is printed and no error is raised.
+    If the figure cannot be written, a warning is printed.
 
     Parameters
     ----------
@@ -45,11 +44,6 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     console : rich Console
     prompt : str
         Text that the dense and the pruned model continue, if they can write text.
-
-    Returns
-    -------
-    Path
-        `output`.
 
     Raises
     ------
@@ -85,15 +79,12 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
 
 
 def _first_word(text: str) -> str:
-    """Return the first word of a text without punctuation around it; an empty string if nothing else is left of it."""
+    """Return the first word of a text without punctuation around it; empty if there is none."""
     return next(iter(text.split()), "").strip(".,;:!?")
 
 
 def draw_figure(pipeline: BasePipeline) -> Figure:
-    """Draw the scores and the removed neurons of a pipeline that has run.
-
-    See :func:`llmrank.inspection.figures.draw_removed_neurons`.
-    """
+    """Draw the scores and the removed neurons of a pipeline that has run."""
     scores = {
         name: values.numpy()
         for model_graph, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True)

@@ -150,7 +150,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _tasks(options: argparse.Namespace) -> LMEvalTasks | None:
-    """Find the tasks of ``--tasks``, before a model is loaded; None without the option."""
+    """Find the tasks of ``--tasks``; None without the option."""
     if options.tasks is None:
         if options.task_dir is not None or options.documents is not None:
             raise OptionError("--task-dir and --documents are for lm-eval's tasks; name some with --tasks NAME[,NAME]")
@@ -194,7 +194,7 @@ def _check_tokenizers(
 def _compare_with_dense(
     dense: Any, model: Any, texts: TokenSequences, options: argparse.Namespace, batch_tokens: int
 ) -> dict[str, Any]:
-    """Measure how close the model is to the dense model; return the metrics by their keys in the result."""
+    """Measure how close the model is to the dense model; return the metrics by name."""
     compared = fidelity(dense, model, texts, options.batch_size, options.progress)
     metrics: dict[str, Any] = {"divergence": compared.divergence, "top1": compared.agreement}
     if options.prompts:
@@ -242,7 +242,7 @@ def _estimates_to_dicts(value: Any) -> Any:
 
 
 def _check_file(path: Path | None) -> None:
-    """Raise unless a file can be written; this is checked before the evaluation, which takes long."""
+    """Raise unless a file can be written."""
     if path is None:
         return
     if path.exists() and not path.is_file():
@@ -251,7 +251,7 @@ def _check_file(path: Path | None) -> None:
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     try:
-        # A file is made on trial, because permissions do not tell everything that the system refuses.
+        # Permissions do not tell everything that the system refuses.
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:

@@ -53,7 +53,6 @@ OWN_FORMAT = "safetensors"
 DEFAULT_FORMATS = "png,svg,html"
 PAGE = "index.html"
 SUMMARY = "summary.json"
-# A table is printed at its full width, up to this number of columns, however narrow the terminal is.
 MAX_TABLE_WIDTH = 1000
 
 
@@ -109,7 +108,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     budget = split_spec(options.pruner)[0]
     if budget not in ("local", "global"):
         raise OptionError(f"inspect expects --pruner local or global, got {budget!r}")
-    # Local and global pruning are both shown, whichever of them --pruner names. The global pruner has the options of both.
+    # Both budgets are shown, and the global pruner has the options of both.
     settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(budget) :]})
     scorers = _scorers(settings)
     loaded = load(options)
@@ -127,7 +126,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
         console.print("No files were written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
     with progress_step(options.progress, f"Writing {options.output}"), atomic_directory(options.output) as partial:
-        _write(partial, summary, formats, options)
+        _write_files(partial, summary, formats, options)
     names = sorted(path.name for path in options.output.iterdir())
     console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
     if PAGE in names:
@@ -148,7 +147,7 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
     unknown = [name for name in formats if name not in known]
     if unknown:
         raise OptionError(f"unknown format {', '.join(unknown)}; expected some of {', '.join(known)}")
-    # A missing package is reported now, not after the inspection, which takes minutes.
+    # A missing package is reported before the inspection, which takes minutes.
     for name in formats:
         package = exchange[name].package if name in exchange else ""
         if package and find_spec(package) is None:
@@ -163,7 +162,7 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
-    """Check the options; return by name the scorer of ``--scorer``, then those of ``--compare`` with their default options."""
+    """Check the options; return the scorers of ``--scorer`` and ``--compare`` by name, the main scorer first."""
     scorer = check_method(settings)
     names = SCORERS.names() if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
@@ -172,7 +171,7 @@ def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
 
 
 def _layer_ranges(text: str | None) -> list[tuple[int, int]] | None:
-    """Convert ``--layers``, such as ``0-3,29``, to pairs (first, last) of layer numbers; None without the option."""
+    """Convert ``--layers``, such as ``0-3,29``, to pairs (first, last) of layer numbers."""
     if text is None:
         return None
     ranges = []
@@ -185,7 +184,7 @@ def _layer_ranges(text: str | None) -> list[tuple[int, int]] | None:
 
 
 def _chosen_layers(names: Sequence[str], ranges: Sequence[tuple[int, int]] | None, text: str | None) -> list[str]:
-    """Return the names of the layers in the ranges, in the order of the model; all names if `ranges` is None."""
+    """Return the names of the layers in the ranges, or all names if `ranges` is None."""
     if ranges is None:
         return list(names)
     if any(last >= len(names) for _, last in ranges):
@@ -218,7 +217,7 @@ def _print_layers(summary: InspectionSummary, console: Console) -> None:
 
 
 def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Table:
-    """Return a table with a row for each chosen layer; `numbers` maps the names of all prunable layers to their numbers."""
+    """Return a table with a row for each chosen layer; `numbers` holds the numbers of all prunable layers by name."""
     layers = summary.layers.values()
     kept = {budget: summary.kept.get(budget) for budget in ("local", "global")}
     totals = {budget: f"{sum(counts.values()):,}" if counts else "" for budget, counts in kept.items()}
@@ -256,7 +255,7 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
 
 
 def _compact_table(**options: Any) -> Table:
-    """Return a table with little space between columns, so that the layers of a model fit a terminal of 80 columns."""
+    """Return a table with little space between columns, so that it fits a terminal of 80 columns."""
     return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
 
 
@@ -280,7 +279,6 @@ def _short_names(names: Iterable[str], all_names: Iterable[str]) -> list[str]:
 
 
 def _legend(inspection: Inspection) -> str:
-    """Explain the columns of the table of layers."""
     return (
         "\ndead: number of neurons that are zero on all calibration tokens.\n"
         "effective: number of neurons of equal score whose scores would be as concentrated.\n"
@@ -326,7 +324,7 @@ def _print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
     strengths = f"strength in {facts.in_strength:.4g}, out {facts.out_strength:.4g}"
     lines = [
         f"{place}; activation {facts.activation:.4g}; {strengths}",
-        *(f"{budget}: {_verdict(verdict, facts.score)}" for budget, verdict in neuron.verdicts.items()),
+        *(f"{budget}: {_verdict_in_words(verdict, facts.score)}" for budget, verdict in neuron.verdicts.items()),
     ]
     for edges, title in (
         (facts.in_edges, f"strongest edges from nodes of {neuron.before} (share of what arrives)"),
@@ -343,8 +341,7 @@ def _print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def _verdict(verdict: Verdict, score: float) -> str:
-    """Return a verdict in words."""
+def _verdict_in_words(verdict: Verdict, score: float) -> str:
     state = "kept" if verdict.kept else "removed"
     other_side = "highest removed score" if verdict.kept else "lowest kept score"
     if isnan(verdict.margin):
@@ -358,8 +355,9 @@ def _verdict(verdict: Verdict, score: float) -> str:
 # --- the files
 
 
-def _write(directory: Path, summary: InspectionSummary, formats: Sequence[str], options: argparse.Namespace) -> None:
-    """Write the files of an inspection; each layer that ``--layers`` names gets a figure of its own."""
+def _write_files(
+    directory: Path, summary: InspectionSummary, formats: Sequence[str], options: argparse.Namespace
+) -> None:
     inspection = summary.inspection
     text = json.dumps(summary.to_dict(), indent=2, allow_nan=False) + "\n"
     (directory / SUMMARY).write_text(text, encoding="utf-8")

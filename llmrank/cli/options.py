@@ -1,4 +1,4 @@
-"""Options that several commands share; they are checked here, and models, scorers, pruners and pipelines are made from them."""
+"""The options that several commands share: how they are added and checked, and what is made from them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ LEAST = {
     "documents": 1,
     "seed": 0,
 }
-# The largest values: far more than is ever needed, and for a seed the largest signed 64-bit integer.
+# Largest values. A seed must fit a signed 64-bit integer.
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
 
 
@@ -73,18 +73,9 @@ def add_model_options(group: Any) -> None:
 
 
 def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True) -> Any:
-    """Add the options of a pipeline.
+    """Add the options of a pipeline; return the group of calibration and evaluation, for further options.
 
-    Parameters
-    ----------
-    command : argparse.ArgumentParser
-    prunes : bool
-        Whether the command prunes a model; otherwise the options of repair, unit, steps and form are left out.
-
-    Returns
-    -------
-    argument group
-        The group of calibration and evaluation, for further options.
+    With ``prunes=False`` the options of repair, unit, steps and form are left out.
     """
     method = command.add_argument_group(
         "method",
@@ -148,7 +139,7 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
 
 
 def _amount(text: str) -> float | int:
-    """Convert text to an int (a number) if it is an integer, else to a float (a share); the range is not checked."""
+    """Convert text to an int (a number) if it is an integer, else to a float (a share)."""
     try:
         return int(text) if re.fullmatch("[-+]?[0-9]{1,99}", text.strip()) else float(text)
     except ValueError:
@@ -167,7 +158,7 @@ def directory(value: str) -> Path:
 
 
 def text_source(value: str, role: Role = "evaluation") -> str | Path:
-    """Convert an argument to a path unless it names a source, so that a mistyped path is not taken for a text."""
+    """Convert an argument to a path unless it names a source, so that a mistyped path is not read as the text itself."""
     if not value.strip():
         raise argparse.ArgumentTypeError(f"expected a text file or the name of a source, got {value!r}")
     try:
@@ -177,7 +168,7 @@ def text_source(value: str, role: Role = "evaluation") -> str | Path:
 
 
 def _sources() -> str:
-    """Return the list of all sources of text for help, each with the first line of its docstring."""
+    """List the sources of text for help, each with its summary."""
     return ", ".join(f"{source.syntax()} ({source.summary()})" for source in named_sources().values())
 
 
@@ -242,7 +233,6 @@ def make_scorer_and_pruner(options: argparse.Namespace) -> tuple[BaseScorer, Bas
 
 
 def _form_and_alignment(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Return the form and the alignment that ``--form`` means: "padded" is the compact form with the alignment "pad"."""
     return ("compact", "pad") if options.form == "padded" else (options.form, "none")
 
 

@@ -18,7 +18,7 @@ __all__ = ["ProgressLog", "make_progress"]
 
 # Seconds until the first line within a stage. The gap doubles with each line, up to the largest gap.
 FIRST_GAP, LARGEST_GAP = 5.0, 30.0
-# In a stage of more than N_LINES * LARGEST_GAP seconds, the largest gap is the expected time divided by N_LINES.
+# The largest gap grows to 1 / N_LINES of the time that the stage is expected to take.
 N_LINES = 10
 
 
@@ -40,8 +40,8 @@ def _bar(items: Sequence[Any], description: str) -> Iterable[Any]:
 class ProgressLog:
     """Progress as lines, each with the time since the log was made.
 
-    The first line of a stage names its number of steps, unless it is 1. If the stage takes long, more lines follow with the
-    number of steps done and an estimate of the time left, and a last line with the time that the stage took.
+    A stage begins with a line that names it. A long stage adds lines with the steps done and an estimate of the time left, and
+    ends with a line with the time that it took.
 
     Parameters
     ----------

@@ -86,7 +86,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank prune``; return the exit status."""
     pipeline = _checked_pipeline(options, console, undoable=False)
     if options.calibration == Automatic.name:
-        _say_wait(pipeline, console)
+        _say_if_model_writes_text(pipeline, console)
     model = pipeline.run()
     report = pipeline.report
     if report is None:
@@ -104,10 +104,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
 
 
 def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable: bool) -> BasePipeline:
-    """Check the options, load the model and make the pipeline; print what will be removed, what steps cost, and warnings.
-
-    The amount is printed in words because it is easy to write 30 (neurons) for 0.3 (30 %).
-    """
+    """Check the options, load the model and make the pipeline; print what will be removed, what steps cost, and warnings."""
     check_output(options.output)
     check_method(options)
     pipeline = make_pipeline(options, load(options), evaluation=options.evaluate, undoable=undoable)
@@ -126,8 +123,7 @@ def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable
     return pipeline
 
 
-def _say_wait(pipeline: BasePipeline, console: Console) -> None:
-    """Say that the model first writes the calibration text, which takes long, if ``auto`` chose that."""
+def _say_if_model_writes_text(pipeline: BasePipeline, console: Console) -> None:
     if pipeline.calibration.source == Generated.name:
         console.print(
             f"The model first writes the text to calibrate on; --calibration FILE or {BuiltInText.name} does without.",
@@ -137,7 +133,6 @@ def _say_wait(pipeline: BasePipeline, console: Console) -> None:
 
 
 def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
-    """Say which text ``auto`` chose, and that text of the kind that the model will read is better."""
     is_generated = pipeline.calibration.source == Generated.name
     console.print(
         f"The model was calibrated on {'text that it wrote' if is_generated else 'the Python language reference'}. Text of the "
@@ -148,7 +143,7 @@ def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
 
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
-    """Note in the report if the pruned model collapses on a few sequences of the built-in text, or cannot be run on them."""
+    """Note in the report if the pruned model collapses on a few sequences of the built-in text."""
     if pipeline.tokenizer is None or not predicts_next_token(pipeline.model) or not report.neurons["removed"]:
         return
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)

@@ -15,8 +15,7 @@ __all__ = ["Estimate"]
 class Estimate:
     """A mean over items that were observed in groups, and its standard error.
 
-    The error is computed over groups, because groups (such as texts) are independent of each other, but their items (tokens) are
-    not.
+    The error is computed over groups (such as texts), because the items of a group (tokens) depend on each other.
 
     Attributes
     ----------
@@ -46,8 +45,7 @@ class Estimate:
         -------
         Estimate
             ``m = sum(totals) / sum(counts)`` with the variance of a ratio of sums over n groups,
-            ``n / (n - 1) * sum((total - m * count)^2) / sum(counts)^2``. For groups of one item this is the sample variance
-            divided by n.
+            ``n / (n - 1) * sum((total - m * count)^2) / sum(counts)^2``.
 
         Raises
         ------
@@ -56,11 +54,6 @@ class Estimate:
 
         Examples
         --------
-        Three of four answers are right, each a group of its own:
-
-        >>> Estimate.of([1, 1, 0, 1])
-        Estimate(value=0.75, error=0.25, count=4)
-
         Two texts of two tokens each; all values are 1 in the first text, and 0 in the second:
 
         >>> Estimate.of([2.0, 0.0], [2, 2])

@@ -1,7 +1,6 @@
 """How close a pruned model is to the dense model: in its next-token distributions, and in its greedy continuations.
 
-Perplexity does not show this: it measures how well a model predicts a text, and two models with different predictions can have
-the same perplexity.
+Perplexity does not show this: two models with different predictions can have the same perplexity.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from llmrank.evaluation.estimate import Estimate
 
 __all__ = ["Continuations", "Fidelity", "compare_predictions", "continuations", "divergences", "fidelity"]
 
-# Number of tokens whose distributions are compared at once. It is small, because a distribution is as large as the vocabulary.
+# Number of distributions that are compared at once; each is as large as the vocabulary.
 ROWS_AT_ONCE = 64
 
 
@@ -41,8 +40,7 @@ class Fidelity:
     Attributes
     ----------
     divergence : Estimate
-        KL(p || q) in nats, where p is the distribution of the dense model and q that of the other model. It is 0 if they are
-        equal, else positive, up to round-off.
+        KL(p || q) in nats, where p is the distribution of the dense model and q that of the other model; 0 if they are equal.
     agreement : Estimate
         Share of tokens for which the same token is the likeliest in both models, 0..1.
     """
@@ -55,8 +53,8 @@ class Fidelity:
 class Continuations:
     """How similarly two models continue the same prompts; standard errors are computed over prompts.
 
-    A continuation has the requested length, or ends earlier with an end-of-text token. If two continuations differ in length,
-    shares are taken of the tokens of the longer one.
+    A continuation ends at the requested length or with an end-of-text token. If two differ in length, shares are taken of the
+    tokens of the longer one.
 
     Attributes
     ----------
@@ -86,13 +84,9 @@ def fidelity(
     sequences : TokenSequences
         The means are taken over the tokens that :func:`llmrank.evaluation.perplexity.perplexity` counts.
     batch_size : int
-        Number of sequences in a forward pass; the result does not depend on it beyond round-off.
+        Number of sequences in a forward pass.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
-
-    Returns
-    -------
-    Fidelity
 
     Raises
     ------
@@ -105,8 +99,7 @@ def fidelity(
 
     Notes
     -----
-    Cost: a forward pass of the sequences for each model. Memory: twice that of :class:`llmrank.calibration.logits.Predictor`; the
-    distributions are compared 64 tokens at a time.
+    Cost: a forward pass of the sequences for each model. Memory: twice that of :class:`llmrank.calibration.logits.Predictor`.
     """
     for compared in (dense, model):
         check_predicts(compared, "divergence")
@@ -143,8 +136,8 @@ def compare_predictions(
     Returns
     -------
     totals : (sequences, 2) float64 tensor on the CPU
-        For every sequence the sum of the divergences of its tokens, and the number of its tokens for which the same token is
-        the likeliest in both models.
+        For every sequence: the sum of its divergences, and the number of tokens for which both models have the same likeliest
+        token.
     counts : (sequences,) int64 tensor on the CPU
         Number of predicted tokens in every sequence.
 
@@ -171,10 +164,7 @@ def compare_predictions(
 
 
 def _compare(dense_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return for every token the divergence, and 1 if both models have the same likeliest token, else 0.
-
-    The result is a (tokens, 2) float64 tensor on the CPU.
-    """
+    """Return the divergences, and 1 where both models have the same likeliest token, else 0: (tokens, 2) float64 on the CPU."""
     compared = torch.zeros(len(dense_logits), 2, dtype=torch.float64)
     for start in range(0, len(dense_logits), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
@@ -204,10 +194,6 @@ def divergences(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     (rows,) float64 tensor on the CPU
         ``sum_i p_i (log p_i - log q_i)``; terms with p_i = 0 are 0. Round-off may make it slightly negative.
 
-    Notes
-    -----
-    Memory, besides the arguments: some copies of 64 rows.
-
     Examples
     --------
     >>> even, skewed = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
@@ -236,28 +222,22 @@ def continuations(
 ) -> Continuations:
     """Let two models continue the same prompts greedily, and measure how similar the continuations are.
 
-    Each model reads on from the tokens that it has written itself. So the continuations may have little in common after the first
-    difference, even if the models predict similarly.
+    Each model reads the tokens that it has written itself, so everything after a difference depends on it.
 
     Parameters
     ----------
     dense, model : transformers causal or encoder-decoder language models
         They must share a vocabulary. Encoder-decoders read the prompt with the encoder.
     sequences : TokenSequences
-        A prompt is the first `prompt_length` tokens of a sequence. Sequences with padding among these are skipped.
+        A prompt is the first `prompt_length` tokens of a sequence. Sequences with padding among them are skipped.
     prompts : int
-        Largest number of prompts; they come from the first sequences that are not skipped.
+        Largest number of prompts; the first sequences are used.
     prompt_length, new_tokens : int
         Number of tokens of a prompt, and largest number of tokens of a continuation.
     batch_tokens : int
-        Largest number of tokens in a batch (but at least one prompt), of prompts and continuations together; the result does not
-        depend on it beyond round-off.
+        Largest number of tokens in a batch, of prompts and continuations together; a batch has at least one prompt.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
-
-    Returns
-    -------
-    Continuations
 
     Raises
     ------
@@ -271,7 +251,7 @@ def continuations(
 
     Notes
     -----
-    The models' own generation settings, such as those for sampling and penalties, are ignored, except for special tokens.
+    The models' own generation settings are ignored, except for special tokens.
 
     Cost: for each model a forward pass of the prompts, and `new_tokens` steps of one token.
     """

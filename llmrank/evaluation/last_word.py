@@ -1,8 +1,7 @@
 """Last-word accuracy: how often a model predicts the last word of a passage, for passages cut from a plain text.
 
 The method is that of LAMBADA (Paperno et al. 2016, https://arxiv.org/abs/1606.06031): a prediction is right if greedy decoding
-writes all tokens of the word. The accuracies are not comparable with those of LAMBADA, whose passages were chosen so that people
-could guess the word from the complete passage but not from its last sentence; here a rule cuts passages from any text.
+writes all tokens of the word. The accuracies are not comparable with those of LAMBADA, whose passages were chosen by people.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from llmrank.evaluation.estimate import Estimate
 __all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
 
 CONTEXT_WORDS = 50
-# Smallest number of letters of a last word: many shorter ones in front of a full stop are abbreviations or initials.
+# Smallest number of letters of a last word: many shorter ones are abbreviations or initials.
 MIN_LETTERS = 3
-# Corpora write these for words outside their vocabulary; a last word must not be one of them.
+# Corpora write these for words outside their vocabulary.
 PLACEHOLDERS = {"unk"}
 CLOSING = "\"')]\u201d\u2019"
 OPENING = "\"'([\u201c\u2018"
@@ -66,12 +65,12 @@ def cut_passages(
 ) -> list[Passage]:
     """Cut passages from a text by a rule, without a tokenizer.
 
-    Paragraphs (separated by blank lines) are read sentence by sentence. A sentence ends with ``.``, ``!`` or ``?`` and any
-    closing quotes or brackets, at the end of the paragraph or before white space, but not if a lower-case letter comes next
-    (opening quotes and brackets are skipped). A passage begins with its paragraph or where the previous passage ended. It ends
-    with the first sentence whose last word has at least `context_words` words of the passage before it and is a proper word: at
-    least 3 letters and nothing else, white space in front, only closing punctuation behind, and not ``unk``. The rest of a
-    paragraph is dropped. White space becomes single spaces.
+    Blank lines separate paragraphs. A sentence ends with ``.``, ``!`` or ``?``, and any closing quotes or brackets, before white
+    space or the end of a paragraph, unless a lower-case letter comes next (after any opening quotes or brackets).
+
+    A passage begins with a paragraph or after another passage. It ends with the first sentence whose last word follows at least
+    `context_words` words of the passage, has at least 3 letters and nothing else, and is not ``unk``. The rest of a paragraph is
+    dropped. White space becomes single spaces.
 
     Parameters
     ----------
@@ -85,7 +84,7 @@ def cut_passages(
     Returns
     -------
     list of Passage
-        In the order of the text; no two passages share a sentence. Empty if there is none.
+        In the order of the text; no two share a sentence.
 
     Raises
     ------
@@ -150,9 +149,9 @@ def last_word(
 ) -> LastWord:
     """Measure how often a model writes the last word of a passage when it continues the context greedily.
 
-    Every token of the word must be the likeliest one, given the context and the earlier tokens of the word, as in greedy
-    decoding; what the model would write after the word does not count. Context and word are tokenised together, after the special
-    tokens that the tokenizer puts in front of a text. If the model takes fewer tokens than these, the first ones are dropped.
+    Every token of the word must be the likeliest one after the context and the earlier tokens of the word. What the model would
+    write after the word does not count. The tokenizer's special tokens for the front of a text come first. If the model takes
+    fewer tokens than a passage has, the first ones are dropped.
 
     Parameters
     ----------
@@ -160,14 +159,9 @@ def last_word(
     tokenizer : transformers tokenizer
     passages : sequence of Passage
     batch_tokens : int
-        Largest number of tokens in a forward pass, padding included (a longer passage is a batch of its own); the result does
-        not depend on it beyond round-off.
+        Largest number of tokens in a forward pass, padding included; a longer passage is a batch of its own.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
-
-    Returns
-    -------
-    LastWord
 
     Raises
     ------
@@ -181,8 +175,8 @@ def last_word(
 
     Notes
     -----
-    Cost: a forward pass of the passages. Memory: the logits of a batch, from the first position that predicts a word on; those of
-    all positions if the model cannot leave out any.
+    Cost: a forward pass of the passages. Memory: the logits of a batch, including those before the last words if the
+    model cannot leave them out.
     """
     check_continues(model)
     if tokenizer is None:

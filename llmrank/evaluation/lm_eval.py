@@ -1,7 +1,6 @@
 """Run EleutherAI's lm-eval on a loaded model: lm-eval's tasks, tasks of the user, and two tasks that need only a text file.
 
-lm-eval is an extra (``pip install "llmrank[eval]"``) and is imported when it is needed. The command line of lm-eval takes only
-checkpoints that transformers loads by itself. Here lm-eval gets the loaded model, which may need :func:`llmrank.load`.
+lm-eval is an extra (``pip install "llmrank[eval]"``). Its own command line cannot load models that need :func:`llmrank.load`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from llmrank.evaluation.last_word import cut_passages
 __all__ = ["TASKS", "LMEvalTasks", "find_tasks", "last_word_documents", "page_documents"]
 
 TASKS = Path(__file__).parent / "tasks"
-# Smallest number of characters of a page (except for the last page): about a thousand tokens, so that few have little context.
+# Smallest number of characters of a page but the last: about a thousand tokens, so that few of them have little context.
 PAGE_LENGTH = 4000
 
 
@@ -65,9 +64,8 @@ class LMEvalTasks:
         Returns
         -------
         dict from str to dict from str to Estimate
-            The metrics of every task. The key of a metric is its name in lm-eval, followed by a comma and the name of the filter
-            unless that is ``none``. Errors are those of lm-eval, None if it has none; the count is the number of documents, 0 for
-            a group of tasks.
+            The metrics of every task, by their names in lm-eval: the metric, and after a comma the filter unless it is ``none``.
+            Errors are those of lm-eval. The count is the number of documents, 0 for a group of tasks.
 
         Raises
         ------
@@ -123,15 +121,11 @@ def find_tasks(
     names : sequence of str
         ``llmrank_last_word`` and ``llmrank_perplexity`` read `text`; most tasks of lm-eval fetch their data from the hub.
     text : path or ``dataset:NAME[,CONFIG[,SPLIT]]``, optional
-        Text for ``llmrank_last_word`` and ``llmrank_perplexity``; by default the built-in text.
+        By default the built-in text.
     passages : int, optional
         Largest number of passages of ``llmrank_last_word``, see :func:`llmrank.evaluation.last_word.cut_passages`.
     directory : path-like, optional
         Directory of further tasks: YAML files in lm-eval's format. Code that they name is executed.
-
-    Returns
-    -------
-    LMEvalTasks
 
     Raises
     ------
@@ -152,7 +146,7 @@ def find_tasks(
     manager = TaskManager(
         include_path=[str(TASKS), *([] if directory is None else [str(directory)])],
         include_defaults=not set(names) <= set(own),
-        # lm-eval passes these values to the loaders of all tasks: here to last_word_documents and page_documents.
+        # lm-eval passes these values to last_word_documents and page_documents.
         metadata={
             **({} if text is None else {"text": os.fspath(text)}),
             **({} if passages is None else {"passages": passages}),
@@ -180,7 +174,6 @@ def _restored_random_state(device: torch.device) -> Iterator[None]:
 
 
 def _own_tasks() -> list[str]:
-    """Return the names of the tasks that come with this package."""
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
@@ -231,10 +224,8 @@ def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
 
     Parameters
     ----------
-    text : str, optional
+    text, **_
         See :func:`last_word_documents`.
-    **_
-        Other arguments that lm-eval passes to loaders.
 
     Raises
     ------

@@ -47,7 +47,7 @@ class Perplexity:
         """Compute a perplexity from the negative log-likelihood and the number of predicted tokens of every sequence."""
         tokens = sum(counts)
         mean = sum(losses) / tokens if tokens else math.nan
-        # math.exp raises an error above 709, and comparisons with NaN are false.
+        # math.exp raises an error above 709. A comparison with NaN is false.
         return cls(math.exp(mean) if mean < 700 else math.inf, tokens)
 
 
@@ -92,8 +92,7 @@ def perplexity(
 
     Notes
     -----
-    Cost: a forward pass of the sequences, and a trial on the first batch. :class:`llmrank.calibration.logits.Predictor` describes
-    this trial, and states the memory.
+    Cost: a forward pass of the sequences, and the trial of :class:`llmrank.calibration.logits.Predictor`, whose memory it takes.
     """
     return Perplexity.of(*sequence_losses(model, sequences, batch_size, progress))
 
@@ -149,7 +148,7 @@ def model_size(model: nn.Module, ffns: FFNs | None = None) -> ModelSize:
 
 
 def _size(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """Return how many numbers some parameters hold, and their bytes; a parameter that occurs twice counts once."""
+    """Return the number and the bytes of parameters; a parameter that occurs twice counts once."""
     unique = {id(p): p for p in parameters}.values()
     return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
 

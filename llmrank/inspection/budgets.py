@@ -21,8 +21,7 @@ class Budgets:
     local : LocalPruner
     global_ : GlobalPruner
     refusals : mapping from str to str
-        Why a budget refuses the amount for this model, by the name of the budget (``local``, ``global``). A budget that accepts
-        the amount has no entry. For example, a number of neurons may be possible for all layers together, but not for one layer.
+        Why a budget (``local``, ``global``) refuses the amount for this model. A budget that accepts the amount has no entry.
     """
 
     local: LocalPruner
@@ -44,8 +43,7 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool) -> Budgets:
         Its amount, min_keep and multiple_of are used, and normalize if it is a GlobalPruner.
     ffns : FFNs
     jointly : bool
-        Whether the global budget is always shared by all FFNs. If not, it is also used for each FFN alone, and then the amount
-        must be possible for each FFN.
+        Whether all FFNs always share the global budget. If not, the amount must also be possible for each FFN alone.
 
     Raises
     ------

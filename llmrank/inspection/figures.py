@@ -38,7 +38,7 @@ def write_figures(
         An existing directory.
     formats : sequence of {"png", "svg"}
     top : int
-        Number of nodes of each layer in the drawing of a subgraph; those of the highest scores are drawn.
+        Number of nodes of each layer in a subgraph: those of the highest scores.
     names : sequence of str, optional
         Prunable layers to draw a figure of; the first, the middle and the last by default.
 
@@ -59,7 +59,7 @@ def write_figures(
 
     Notes
     -----
-    Cost: some seconds for each figure of a layer, with a few reads of the blocks next to the layer.
+    Cost: a few reads of the blocks next to each drawn layer.
 
     Examples
     --------
@@ -153,18 +153,13 @@ def draw_concentration(inspection: Inspection) -> Figure:
 def draw_agreement(inspection: Inspection) -> Figure:
     """Draw how the inspection's scorer agrees, over all layers, with another scorer and with itself in the other topology.
 
-    The other scorer is ``activation``, which reads no edges, if the inspection has it; else the first of its other scorers.
-    With only one scorer, only the topologies are compared.
-
-    Parameters
-    ----------
-    inspection : Inspection
+    The other scorer is ``activation`` if that is among the others, else the first of them. With only one scorer, only the
+    topologies are compared.
 
     Returns
     -------
     matplotlib Figure
-        One plot for each comparison: the percentile of every neuron within its layer, by one result against the other. The
-        title says which share of the neurons kept by the inspection's scorer is also kept by the other result.
+        One plot for each comparison: the percentile of every neuron within its layer, by one result against the other.
     """
     others = [name for name in inspection.results if name != inspection.scorer]
     other_scorer = [name for name in ("activation", *others) if name in others][:1]
@@ -199,7 +194,7 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     name : str
         Name of a prunable layer.
     top : int
-        Number of nodes of each layer in the drawing of the subgraph; those of the highest scores are drawn.
+        Number of nodes of each layer in the subgraph: those of the highest scores.
 
     Returns
     -------
@@ -232,10 +227,7 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
 
 
 def _percentiles(result: ScorerResult, names: Iterable[str]) -> FloatArray:
-    """Return the percentile of every neuron within its layer, in the order of the named layers.
-
-    Percentiles are taken because scores of different layers are not comparable.
-    """
+    """Return percentiles within each layer, because scores of different layers are not comparable."""
     return np.concatenate([percentiles(result.importance[name]) for name in names])
 
 
@@ -272,7 +264,7 @@ def _save(figure: Figure, directory: Path, stem: str, formats: Sequence[str]) ->
     paths = []
     for extension in formats:
         path = directory / f"{stem}.{extension}"
-        # An SVG file holds a date and random identifiers, unless the date is left out and the salt of the identifiers is fixed.
+        # Without a date, and with a fixed salt of identifiers, a figure always gives the same SVG file.
         with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
             figure.savefig(path, dpi=DPI, metadata={"Date": None} if extension == "svg" else None)
         paths.append(path)

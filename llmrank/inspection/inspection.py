@@ -62,7 +62,7 @@ class Inspection:
     budget : str
         The main budget, ``local`` or ``global``.
     in_other_topology : ScorerResult
-        The results of :attr:`scorer` in the other topology, see :attr:`other_topology`.
+        The results of :attr:`scorer` in :attr:`other_topology`.
     calibration : mapping
         Provenance of the calibration text.
     seconds : mapping from str to float
@@ -125,18 +125,12 @@ def inspect_model(
     Parameters
     ----------
     pipeline : BasePipeline
-        Its stages up to the graphs are used, with their options. Of its pruner, only what :func:`make_budgets` reads is used; its
-        scorer is not used.
+        Its stages up to the graphs are used, and of its pruner what :func:`make_budgets` reads. Its scorer is not used.
     scorers : mapping from str to BaseScorer
-        Scorers by name.
     scorer : str
         Name of the main scorer; the others are compared with it.
     budget : {"local", "global"}
         The main budget.
-
-    Returns
-    -------
-    Inspection
 
     Raises
     ------
@@ -161,8 +155,6 @@ def inspect_model(
     >>> inspection = inspect_model(pipeline, scorers, "wpr")
     >>> inspection.main.importance["0"].shape, inspection.main.masks["local"].kept
     ((6,), 3)
-    >>> inspection.other_topology, inspection.in_other_topology.masks["local"].kept
-    ('chained', 3)
     """
     if scorer not in scorers or budget not in ("local", "global"):
         raise OptionError(

@@ -32,11 +32,6 @@ def write_page(inspection: Inspection, path: str | os.PathLike[str]) -> Path:
     path : path-like
         File to write. It is replaced on success, and left as it is on failure.
 
-    Returns
-    -------
-    Path
-        `path`.
-
     Raises
     ------
     GraphError
@@ -66,20 +61,15 @@ def write_page(inspection: Inspection, path: str | os.PathLike[str]) -> Path:
 
 
 def render(content: Mapping[str, Any]) -> str:
-    r"""Return the page that shows a payload.
+    r"""Return the HTML of the page that shows a payload.
 
-    Names from the model may hold any characters: they are written as JSON without ``<``, and the page shows them as text. The
-    page's content security policy permits no connections, and only its own scripts and style sheet, by their hashes.
+    Names from the model may hold any characters: the data is JSON without ``<``, and the page shows names as text. Its content
+    security policy permits only its own scripts and style sheet, by their hashes, and no connections.
 
     Parameters
     ----------
     content : mapping
         The result of :func:`llmrank.inspection.page_data.payload`.
-
-    Returns
-    -------
-    str
-        HTML, to be encoded in UTF-8.
 
     Examples
     --------

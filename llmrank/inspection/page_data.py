@@ -1,8 +1,7 @@
 """The data that the page of an inspection holds: scores, orders of removal, and numbers of neurons removed.
 
-The page repeats no arithmetic of the pruners. It holds the position of each neuron in the order in which pruning removes the
-neurons of its layer, and how many neurons each budget removes for every choice on the page: those of the lowest positions.
-Scores are rounded to float32, because they do not decide what is removed.
+The page repeats no arithmetic of the pruners: it holds the order in which pruning removes the neurons of each layer, and the
+number that each budget removes for every choice on the page. Scores are only shown, so they are rounded to float32.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from llmrank.prune import LayerRecord
 
 __all__ = ["DATA_LIMIT", "payload"]
 
-# Largest size of the page's arrays, in bytes of base64. A model of 46,080 neurons with eleven scorers needs about 7 MB.
+# Largest size of the page's arrays, in bytes of base64.
 DATA_LIMIT = 30_000_000
-# The edges of this many neurons of each layer are never left out: scorers other than the main one are left out instead.
+# The edges of this many neurons of each layer are never left out.
 MIN_NEURONS_WITH_EDGES = 64
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -46,10 +45,9 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
     top_edges : int
         Largest number of edges shown on each side of a neuron, at least 1.
     data_limit : int
-        Largest size of the arrays, in bytes of base64, roughly. If they are larger, parts are left out in this order: edges of
-        neurons that do not have the highest scores, the scores in the other topology, and the other scorers, the last one
-        first. A note on the page lists them. The scores of the main scorer, and the edges of the 64 highest neurons of each
-        layer, are included whatever the limit.
+        Approximate largest size of the arrays, in bytes of base64. If they are larger, the page leaves out the edges of neurons
+        with low scores, then the scores in the other topology, then the other scorers from the last one on; a note lists them.
+        The scores of the main scorer, and the edges of the 64 highest neurons of each layer, are always included.
 
     Returns
     -------
@@ -68,7 +66,7 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
 
     Notes
     -----
-    Cost: a few reads of each block next to a prunable layer, and memory for the arrays and a few bands of a block.
+    Cost: a few reads of each block next to a prunable layer.
 
     Examples
     --------
@@ -142,11 +140,10 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
 # --- parts of the payload
 
 
-def _size_notes(scorers: Sequence[str], edges_per_layer: int, choices: Choices) -> list[str]:
-    """Return notes about scorers and edges that are left out to keep the page small."""
+def _size_notes(left_out: Sequence[str], edges_per_layer: int, choices: Choices) -> list[str]:
     notes = []
-    if scorers:
-        notes.append(f"These scorers were left out to keep the page small: {', '.join(scorers)}.")
+    if left_out:
+        notes.append(f"These scorers were left out to keep the page small: {', '.join(left_out)}.")
     if edges_per_layer < max(choices.sizes):
         notes.append(
             f"To keep the page small, it has only the edges of the {edges_per_layer:,} highest neurons of each layer."
@@ -168,7 +165,7 @@ def _layers(inspection: Inspection) -> list[dict[str, Any]]:
 
 
 def _removal_positions(inspection: Inspection, result: ScorerResult) -> tuple[list[IntArray], list[IntArray]]:
-    """Return the `removal_positions` of every layer's neurons: those of local pruning, and those of global pruning."""
+    """Return the `removal_positions` of every layer under the local and under the global budget."""
     prunable = [layer for entry in inspection.graphs for layer in entry.prunable.values()]
     # These pruners read neither weights nor activations, so the graphs of the other topology are not needed.
     records = [
@@ -196,12 +193,10 @@ def _shows_masks(
 
 
 def _slider(inspection: Inspection, choices: Choices) -> int:
-    """Return where the slider stands at the inspection's amount, in per cent.
-
-    A number counts as a share of all neurons; under the local budget that number is removed from each layer.
-    """
+    """Return where the slider stands at the inspection's amount, in per cent of all neurons."""
     share = inspection.amount
     if isinstance(share, int):
+        # The local budget removes this number from each layer.
         share = share * (len(choices.sizes) if inspection.budget == "local" else 1) / sum(choices.sizes)
     return min(round(100 * share), SLIDER_END)
 
@@ -259,12 +254,11 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
 
 
 def _node_dtype(inspection: Inspection) -> IndexType:
-    """Return a dtype that holds the index of every node in every layer of the graphs."""
     return _index_dtype(max(size for entry in inspection.graphs for size in entry.graph.layer_sizes))
 
 
 def _choose_what_fits(names: Sequence[str], choices: Choices, edge_bytes: int, limit: int) -> tuple[list[str], int]:
-    """Return the scorers that fit, and of how many neurons per layer the edges fit (`edge_bytes` each, before base64)."""
+    """Return the scorers that fit, and the number of neurons per layer whose edges fit (`edge_bytes` for each neuron)."""
     sizes, n_neurons = choices.sizes, sum(choices.sizes)
     index_bytes = np.dtype(_index_dtype(max(sizes))).itemsize
     # Base64 takes four bytes for three.
@@ -285,7 +279,6 @@ def _choose_what_fits(names: Sequence[str], choices: Choices, edge_bytes: int, l
 
 
 def _describe_calibration(provenance: Mapping[str, Any]) -> str:
-    """Return the source and the size of the calibration text in words."""
     source = str(provenance.get("source", "unknown"))
     sizes = [f"{provenance[key]:,} {key}" for key in ("sequences", "tokens") if isinstance(provenance.get(key), int)]
     return f"{source} ({', '.join(sizes)})" if sizes else source

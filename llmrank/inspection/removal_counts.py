@@ -1,7 +1,4 @@
-"""How many neurons each budget removes from each layer, for every choice on the page of an inspection.
-
-A choice is an amount, and a multiple to which the widths are rounded.
-"""
+"""How many neurons each budget removes from each layer, for every amount and multiple that the page of an inspection offers."""
 
 from __future__ import annotations
 
@@ -38,12 +35,10 @@ class Choices:
         Smallest number of neurons that a layer keeps.
     amounts : tuple of float or int
         The shares 0.00, 0.01, ... up to the end of the slider; then the amount of the inspection, if it is none of them.
-    amount_index : int
-        Index of the inspection's own amount.
     multiples : tuple of int
         Numbers to whose multiples kept widths can be rounded.
-    multiple_index : int
-        Index of the inspection's own multiple.
+    amount_index, multiple_index : int
+        Indices of the inspection's own amount and multiple.
     refusals : mapping from str to tuple of str
         By budget (``local``, ``global``): for each amount, why the budget refuses it, or an empty string.
     """
@@ -80,7 +75,7 @@ def offered_choices(inspection: Inspection, sizes: Mapping[str, int]) -> Choices
 
 
 def local_removals(choices: Choices) -> IntArray:
-    """Return how many neurons local pruning removes from each layer. The scorer makes no difference.
+    """Return how many neurons local pruning removes from each layer.
 
     Returns
     -------
@@ -111,10 +106,7 @@ def global_removals(choices: Choices, positions: Sequence[IntArray]) -> IntArray
 
 
 def _rounded(choices: Choices, counts: IntArray, refusals: Sequence[str]) -> IntArray:
-    """Round the widths that follow from (amounts, layers) numbers of removed neurons to every multiple, as pruners do.
-
-    Returns how many neurons are removed at the rounded widths, (multiples, amounts, layers); zero where the amount is refused.
-    """
+    """Return (multiples, amounts, layers) numbers of removed neurons, from (amounts, layers) numbers without rounding."""
     removals = np.zeros((len(choices.multiples), *counts.shape), dtype=np.int64)
     for row, reason in enumerate(refusals):
         if reason:

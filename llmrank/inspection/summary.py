@@ -41,11 +41,11 @@ class Agreement:
     Attributes
     ----------
     correlation : float
-        Mean of Spearman's correlation over the prunable layers, in -1..1. Layers with constant scores, where it is not
-        defined, are left out; NaN if no layer is left.
+        Mean of Spearman's correlation over the prunable layers, in -1..1. Layers with constant scores are left out; NaN if no
+        layer is left.
     local, global_ : float
-        Under each budget: the share of the neurons kept by the main scorer, in all layers together, that the other one keeps
-        too; NaN if the budget refuses the amount.
+        Share of all neurons kept by the main scorer under this budget that the other one keeps too; NaN if the budget refuses
+        the amount.
     """
 
     correlation: float
@@ -64,8 +64,8 @@ class InspectionSummary:
     kept : mapping from str to mapping from str to int
         Number of neurons that the main scorer keeps, by budget and layer. A budget that refuses the amount has no entry.
     agreement : mapping from str to Agreement
-        Agreement of the main scorer with every other scorer, by the other's name, and with itself in the other topology, by the
-        name of that topology.
+        Agreement of the main scorer with every other scorer, by its name, and with itself in the other topology, by the name
+        of that topology.
     inspection : Inspection
     """
 
@@ -114,10 +114,6 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     inspection : Inspection
     names : sequence of str, optional
         Names of the prunable layers to summarise; all by default. The agreement always covers all layers.
-
-    Returns
-    -------
-    InspectionSummary
 
     Raises
     ------
@@ -205,10 +201,8 @@ class NeuronSummary:
         Whether each budget keeps the neuron. A budget that refuses the amount has no entry.
     paths : tuple of Path
         The strongest paths through the neuron, from the layer before to the layer after, if there is one.
-    before : str
-        Name of the layer before.
-    after : str or None
-        Name of the layer after; None if the neuron's layer is the last of its graph.
+    before, after : str, and str or None
+        Names of the layers before and after; `after` is None if the neuron's layer is the last of its graph.
     """
 
     layer: str
@@ -231,10 +225,6 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
         Index in the layer.
     top : int
         Largest number of edges on each side, and of paths.
-
-    Returns
-    -------
-    NeuronSummary
 
     Raises
     ------
@@ -277,7 +267,7 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
 
 
 def margin(scores: npt.NDArray[np.floating[Any]], keep: npt.NDArray[np.bool_], neuron: int) -> float:
-    """Divide a neuron's score by the score next to the cut of its layer, on the other side.
+    """Divide a neuron's score by the nearest score on the other side of the cut of its layer.
 
     Parameters
     ----------
@@ -349,7 +339,7 @@ def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
 
 
 def split_neuron(text: str) -> tuple[str, int]:
-    """Split ``LAYER:NEURON``. This needs no model, so a wrong form raises an error before a model is loaded.
+    """Split ``LAYER:NEURON``; this needs no model.
 
     Raises
     ------

@@ -42,15 +42,15 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 
 def check_weights_finite(model: nn.Module) -> None:
-    """Raise an error that names a parameter, if one holds NaN or Inf. Finite weights are read once and not copied.
+    """Raise an error if a parameter holds NaN or Inf. Cost: one read of the weights.
 
     8-bit floats and models with parameters on the meta device are not checked.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
-        return  # the model is still being built or partly offloaded, so even the other parameters may hold no values yet
+        return  # the model is being built or partly offloaded: the other parameters may hold no values yet
     for name, parameter in model.named_parameters():
         values = parameter.detach()
-        # Not checked: integers, which cannot hold NaN, and 8-bit floats, for which torch has no aminmax.
+        # torch has no aminmax for 8-bit floats.
         if not values.is_floating_point() or values.dtype.itemsize < 2 or not values.numel():
             continue
         if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):

@@ -72,7 +72,7 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
     Parameters
     ----------
     layer : PrunableLayer
-        The layer of the neuron; all its neurons have the same cost.
+        All its neurons have the same cost.
 
     Examples
     --------
@@ -94,30 +94,14 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
 
 @dataclass(frozen=True)
 class _MapShape:
-    """The shape of a linear map, from which its cost follows for any widths of the prunable layers.
+    """The shape of a linear map, from which its cost follows for any widths of the prunable layers."""
 
-    Attributes
-    ----------
-    rows_per_neuron : mapping from str to int
-        Number of rows of one neuron (two in a fused map), by the name of each prunable layer whose neurons are rows.
-    other_rows : int
-        Number of rows that belong to no prunable layer.
-    column_layer : str or None
-        Name of the prunable layer whose neurons are the columns; None if the columns are always kept.
-    n_columns : int
-        Number of columns before pruning.
-    weight_bytes : int
-        Bytes of one weight.
-    bias_bytes : int or None
-        Bytes of one entry of the bias; None if there is no bias.
-    """
-
-    rows_per_neuron: Mapping[str, int]
-    other_rows: int
-    column_layer: str | None
-    n_columns: int
-    weight_bytes: int
-    bias_bytes: int | None
+    rows_per_neuron: Mapping[str, int]  # rows of one neuron, by prunable layer; 2 in a fused map
+    other_rows: int  # rows that belong to no prunable layer
+    column_layer: str | None  # the prunable layer whose neurons are the columns; None if the columns are always kept
+    n_columns: int  # before pruning
+    weight_bytes: int  # of one weight
+    bias_bytes: int | None  # of one entry; None without a bias
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         rows = self.other_rows + sum(count * widths[layer] for layer, count in self.rows_per_neuron.items())
@@ -129,14 +113,13 @@ class _MapShape:
 class ModelCosts:
     """The cost of a model, and how it falls when neurons of its FFNs are removed.
 
-    The counts are exact, also for a map between two prunable layers: its number of weights is the product of their widths.
+    The counts are exact, also for a map between two prunable layers.
 
     Parameters
     ----------
     model : nn.Module
-        It is not changed. A parameter that several modules share counts once, but its FLOPs count for each of these modules. An
-        embedding costs no FLOPs, because its rows are only looked up; a prediction head with the same matrix costs FLOPs. A
-        module that is called several times for a token counts once.
+        A parameter that several modules share counts once, but its FLOPs count for each of these modules. An embedding costs no
+        FLOPs. A module that is called several times for a token counts once.
     ffns : FFNs
         FFNs of this model.
 

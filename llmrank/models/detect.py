@@ -1,16 +1,11 @@
 """Find the FFNs of a model by the shapes of its linear maps, not by the model's name.
 
 The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
-d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). If the shapes do not show which is the output map, it is the one
-that the module calls or registers last. An ``nn.Sequential`` of Linears with pointwise functions between them is a sequential
-FFN. One FFN of each module class and kind is tested, if its module runs on a single tensor: when one neuron j changes before the
-activation function, input j of the output map must be the only one that changes.
+d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). An ``nn.Sequential`` of Linears and pointwise functions is a
+sequential FFN. If no module has such maps, a trial run shows which modules are chains of linear maps (multilayer perceptrons).
 
-A module is an attention if one of its own linear maps has the name of a query map. If no map has, the name of the module or of
-its class decides, unless its own maps have the shapes of an FFN. The output map of an attention may lie outside this module. It
-is then the only other map of the smallest module that holds both.
-
-If nothing is found, a trial run shows which modules, whatever their code, are chains of linear maps (multilayer perceptrons).
+A module is an attention if one of its own linear maps is named after queries. If none is, the name of the module or of its class
+decides, unless its own maps have the shapes of an FFN.
 """
 
 from __future__ import annotations
@@ -36,13 +31,13 @@ from llmrank.models.tracing import linear_chain, trial_run
 
 __all__ = ["find_ffns", "is_linear"]
 
-# Modules that act on each neuron alone, and may lie between the Linears of a sequential FFN.
+# Modules that act on each neuron alone.
 POINTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Mish),
     *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink),
     *(nn.Dropout, nn.AlphaDropout, nn.Identity),
 )
-# Names of linear maps that compute queries, alone or with keys and values: q_proj, to_q, Wqkv, query_key_value, in_proj_qkvz.
+# Names of linear maps that compute queries: q_proj, to_q, Wqkv, query_key_value, in_proj_qkvz.
 QUERIES = re.compile(r"(^|_)w?(q|qkv|qkvz|query)(_|$)", re.IGNORECASE)
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
@@ -125,12 +120,10 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _prefix(path: str) -> str:
-    """Return what the paths of a module's submodules begin with: its own path and a dot, or "" for the model itself."""
     return f"{path}." if path else ""
 
 
 def _deepest_first(path: str) -> int:
-    """Return a sort key of module paths: minus the depth, so that the model itself comes last."""
     return -path.count(".") - bool(path)
 
 
@@ -144,8 +137,6 @@ def _attention_prefixes(modules: Mapping[str, nn.Module], linears: Mapping[str, 
     for owner, paths in owned.items():
         computes_queries = any(QUERIES.search(path.rpartition(".")[2]) for path in paths)
         is_named = ATTENTION.search(owner.rpartition(".")[2]) or ATTENTION.search(type(modules[owner]).__name__)
-        # If no map is named after queries (one map may compute queries, keys and values), the name of the module decides, unless
-        # the maps have the shapes of an FFN.
         if computes_queries or (
             is_named and _ffn_by_shapes(owner, modules[owner], [(path, linears[path]) for path in paths]) is None
         ):
@@ -162,11 +153,7 @@ def _attention_prefixes(modules: Mapping[str, nn.Module], linears: Mapping[str, 
 
 
 def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
-    """Leave out FFNs that are narrower than the residual stream, if their block has an FFN that is not.
-
-    They are low-rank terms and adapters (Gemma 3n's LAuReL, X-MOD's language adapters), and the FFN width in the configuration
-    does not describe them.
-    """
+    """Leave out FFNs narrower than the residual stream (adapters, low-rank terms), if their block has one that is not."""
 
     def is_narrow(ffn: FFN) -> bool:
         return max(ffn.sizes[1:-1]) < ffn.sizes[0]
@@ -192,12 +179,9 @@ def _stack_path(name: str) -> str:
 
 
 def _output_map_last(module: nn.Module, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Put the output map last.
-
-    The shapes show which it is if exactly two other maps have its shape reversed; otherwise it is the last map of the chain that
-    a trial run of the module shows, or the map that is registered last if there is no such chain.
-    """
+    """Put the output map last: as the shapes show it, else as a trial run shows it, else as the maps are registered."""
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
+    # In a gated FFN two other maps have the shape of the output map reversed.
     found = [k for k, (n_in, n_out) in enumerate(sizes) if sizes.count((n_out, n_in)) == 2 and n_in != n_out]
     if len(found) == 1:
         k = found[0]
@@ -248,7 +232,7 @@ def _chain_ffns(
     candidates: dict[str, nn.Module],
     attention_prefixes: tuple[str, ...],
 ) -> list[FFN]:
-    """Return the largest modules that are chains of linear maps in a trial run; none lies inside another."""
+    """Return the outermost modules that are chains of linear maps in a trial run."""
     found: list[FFN] = []
     for name, module in modules.items():
         inside = {path: linear for path, linear in linears.items() if path.startswith(_prefix(name))}
@@ -263,15 +247,14 @@ def _chain_ffns(
 
 
 def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
-    """Whether no other parameter has the size of the hidden neurons (such as a norm between the maps, which couples them)."""
+    """Whether no other parameter, such as a norm between the maps, acts on the hidden neurons, judging by its size."""
     own = {id(p) for stage in ffn.stages for linear_map in stage for p in linear_map.module.parameters()}
     hidden = set(ffn.sizes[1:-1])
     for path, module in ffn.module.named_modules(prefix=ffn.name):
         if _prefix(path).startswith(attention_prefixes):
             continue
         for parameter in module.parameters(recurse=False):
-            # If there are as many neurons as the residual stream is wide, a vector or linear map of this size may act on the
-            # stream, as a norm does. A convolution or recurrence acts on the neurons.
+            # A vector or linear map as wide as the residual stream may act on the stream, as a norm does.
             may_be_on_stream = parameter.ndim < 2 or is_linear(module)
             suspicious = hidden - {ffn.sizes[0], ffn.sizes[-1]} if may_be_on_stream else hidden
             if id(parameter) not in own and suspicious & set(parameter.shape):
@@ -280,11 +263,8 @@ def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
 
 
 def _check_neurons_separate(ffn: FFN) -> None:
-    """Change one neuron after the input maps, and raise an error if another input of the output map changes too.
-
-    If the module does not run on one tensor, a plain FFN with fewer neurons than inputs is refused, and others are not checked.
-    """
-    input_maps, output_map = ffn.stages[0], ffn.stages[1][0].module
+    """Change one neuron after the input maps, and raise an error if another input of the next map changes too."""
+    input_maps, next_map = ffn.stages[0], ffn.stages[1][0].module
     weight = input_maps[0].weight
     if weight.is_meta:
         return
@@ -299,14 +279,14 @@ def _check_neurons_separate(ffn: FFN) -> None:
 
         return hook
 
-    handles = [output_map.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].detach().float()))]
+    handles = [next_map.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].detach().float()))]
     probe = torch.randn(1, 2, ffn.sizes[0], generator=torch.Generator().manual_seed(0)).to(weight)
     try:
         with trial_run(ffn.module):
             ffn.module(probe)
             handles += [each.module.register_forward_hook(shift(each.start + neuron)) for each in input_maps]
             ffn.module(probe)
-    # The FFN's module may be a transformer block, which needs other inputs. Then the shapes must be enough.
+    # The FFN's module may be a transformer block, which needs other inputs; then the shapes must be enough.
     except Exception as error:
         if ffn.kind == "plain" and ffn.sizes[1] < ffn.sizes[0]:
             raise UnsupportedModelError(
@@ -332,7 +312,7 @@ def _check_neurons_separate(ffn: FFN) -> None:
 
 
 def _inventory(linears: dict[str, nn.Module]) -> str:
-    """Describe how many linear maps there are of each name pattern and shape, for an error message."""
+    """Describe the linear maps, counted by name pattern and shape, for an error message."""
     if not linears:
         return "The model has no linear maps."
     counts: Counter[str] = Counter()

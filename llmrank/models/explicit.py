@@ -38,8 +38,8 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     UnsupportedModelError
         Weights are quantised, shared or not finite, or modules are compiled or wrapped by adapters.
     StructureError
-        A key is missing, a value has the wrong type, nothing is listed, a path leads nowhere (the message lists the modules that
-        exist) or to a module of the wrong type, two paths lead to one Linear, or the sizes of consecutive Linears do not fit.
+        The mapping is malformed; a path leads nowhere (the message lists the modules that exist) or to a module of the wrong
+        type; two paths lead to one Linear; or the sizes of consecutive Linears do not fit.
     """
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
@@ -87,7 +87,6 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
 
 
 def _path_parts(value: Any, key: str) -> tuple[str, ...]:
-    """Split a path of `structure_dict` into attribute names."""
     if not isinstance(value, Sequence):
         raise StructureError(f"structure_dict: {key} holds {value!r}; expected attribute names, as in {EXAMPLE}")
     parts = tuple(value.split(".")) if isinstance(value, str) else tuple(str(part) for part in value)
@@ -97,7 +96,7 @@ def _path_parts(value: Any, key: str) -> tuple[str, ...]:
 
 
 def _submodule(module: nn.Module, parts: tuple[str, ...], path: str) -> nn.Module:
-    """Return the submodule that attribute names lead to from a module, whose own path is for the error message."""
+    """Follow attribute names from a module to a submodule; `path` names the module in the error message."""
     for part in parts:
         child = getattr(module, part, None)
         if not isinstance(child, nn.Module):

@@ -1,7 +1,4 @@
-"""Configuration attributes of FFNs, and the model families that the conformance tests cover.
-
-FFNs are found without the table of families.
-"""
+"""Configuration attributes of FFNs, and a table of model families for the tests, which finding FFNs does not need."""
 
 from __future__ import annotations
 
@@ -33,8 +30,7 @@ class Family:
     kind : {"plain", "gated", "fused"}
         See :class:`llmrank.models.FFN`.
     width_attribute : str or None
-        Configuration attribute that holds the width of the FFNs. If there is none, a compact checkpoint needs the loader of
-        this package, or padding to the dense width.
+        Configuration attribute that holds the width of the FFNs, if there is one.
     """
 
     name: str
@@ -82,6 +78,6 @@ def text_config(model: nn.Module) -> Any:
 
 
 def bias_attribute(model: nn.Module) -> str:
-    """Return the configuration attribute that is now False and, if True, adds biases to FFN maps; "" if none is False."""
+    """Return the first of BIAS_ATTRIBUTES that is False in the model's configuration; "" if none is."""
     config = text_config(model)
     return next((name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False), "")

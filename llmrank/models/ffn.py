@@ -17,7 +17,7 @@ FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit"
 
 @dataclass(frozen=True)
 class LinearMap:
-    """A linear map: all outputs of a module, or a range of them (such as half of a module that computes gate and up together).
+    """A linear map: all outputs of a module, or a range of them (such as the gate in a module that computes gate and up).
 
     Attributes
     ----------
@@ -56,8 +56,8 @@ class PrunableLayer:
     Attributes
     ----------
     name : str
-        Name of the layer, which is also the key of its keep mask. It is the path of the FFN's module; for the kinds that may
-        have several prunable layers (sequential, explicit), the path of the linear map that computes the neurons.
+        Key of the keep mask: the path of the FFN's module or, for sequential and explicit FFNs, of the linear map that computes
+        the neurons.
     size : int
         Number of neurons.
     input_maps : tuple of LinearMap
@@ -81,14 +81,13 @@ class FFN:
     name : str
         Path of the module that holds the FFN.
     kind : {"plain", "gated", "fused", "sequential", "explicit", "attention"}
-        Plain: one input map and one output map; gated: two input maps (gate, up); fused: one module computes both of them;
-        sequential: a chain of two or more linear maps; explicit: Linears that the user has named. Attention: no FFN, but an
-        attention in the same form, whose stages are its value map and its output map; nothing of it can be pruned.
+        Plain: one input map; gated: two input maps (gate, up); fused: one module computes both of them; sequential: a chain of
+        two or more linear maps; explicit: Linears that the user has named; attention: the value map and the output map of an
+        attention, of which nothing can be pruned.
     stages : tuple of tuples of LinearMap
-        ``stages[l]`` leads from layer l of the nodes to layer l+1; all linear maps of a stage join the same two layers.
+        All linear maps of ``stages[l]`` lead from layer l of the nodes to layer l+1.
     stack : str
-        Path of the stack of transformer blocks that the FFN lies in; the FFN's own path if it lies in none. The chained topology
-        joins the FFNs of one stack in order.
+        Path of the stack of transformer blocks that the FFN lies in; the FFN's own path if it lies in none.
     module : nn.Module
         The module that holds the FFN; for an attention, its output map.
     """
@@ -123,7 +122,7 @@ class FFN:
 
 
 class FFNs(tuple[FFN, ...]):
-    """The FFNs of a model, in the order of its modules: a tuple of :class:`FFN` with properties of all FFNs together.
+    """The FFNs of a model, in the order of its modules.
 
     Examples
     --------

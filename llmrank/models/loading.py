@@ -27,13 +27,13 @@ __all__ = [
     "read_model",
 ]
 
-# Classes of transformers that choose a model class by a configuration. The first that knows the configuration is used.
+# Classes of transformers that choose a model class by a configuration; the first that knows it is used.
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel")
-# Attention masks that earlier versions of transformers saved among the weights; models compute them now.
+# Attention masks that earlier versions of transformers saved among the weights.
 OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
 # An option that builds an encoder without its pooler, which only classifiers read.
 NO_POOLER = {"add_pooling_layer": False}
-# Files of tokenizers. If a directory holds one of them and no tokenizer can be loaded, a warning says so.
+# If a directory holds one of these files and no tokenizer can be loaded, a warning says so.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -115,8 +115,7 @@ def load_pretrained(
     subclass : callable, optional
         Returns the class to instantiate for (model class, configuration); needed for FFN widths that differ by layer.
     trust_remote_code : bool
-        Whether to run the Python code in the checkpoint (``auto_map`` in its configuration) and use its classes. By default
-        none of that code is run.
+        Whether to run the Python code in the checkpoint (``auto_map`` in its configuration) and use its classes.
 
     Returns
     -------
@@ -128,15 +127,14 @@ def load_pretrained(
     ------
     ModelSourceError
         The source does not exist, transformers cannot read it (the message quotes the reason), it needs code that is not
-        trusted, or its tensors are not those of the model: see the differences that :func:`read_model` reports.
+        trusted, or its tensors are not those of the model, see :func:`read_model`.
     OptionError
         The dtype or the device is unknown or not available.
 
     Warns
     -----
     UserWarning
-        The tokenizer is code that is not trusted; or none can be loaded, although the directory holds its files, or the source is
-        no directory and its code is trusted.
+        The tokenizer is code that is not trusted, or cannot be loaded.
     """
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
     source = os.fspath(source)
@@ -181,7 +179,7 @@ def load_pretrained(
 
 
 def _check_source(source: str) -> None:
-    """Raise a ModelSourceError if a source is neither a directory or file with a model nor a possible hub name."""
+    """Raise a ModelSourceError unless a source is a directory or file with a model, or can be a hub name."""
     if source != source.encode(errors="replace").decode():
         raise ModelSourceError(f"the name {source!a} is not valid UTF-8; rename the model's directory or file")
     path = Path(source)
@@ -200,11 +198,7 @@ def _check_source(source: str) -> None:
 
 
 def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the tokenizer of a model or None, and a warning.
-
-    It is "" if a tokenizer is loaded, or if nothing hints at one: a directory without its files, or no directory and no
-    `trust_remote_code`.
-    """
+    """Return the tokenizer or None, and a warning; "" if one is loaded, or nothing shows that the checkpoint has one."""
     try:
         return transformers.AutoTokenizer.from_pretrained(name, **options), ""
     except Exception as error:  # readers of damaged files raise nearly anything
@@ -224,9 +218,8 @@ def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple
 def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = False) -> Any:
     """Return the model class for a configuration.
 
-    It is the class in the checkpoint's code if that is trusted; else the class of transformers that the configuration names as
-    its architecture; else the class that an auto class of transformers chooses; else ``AutoModel`` itself. Trusted code is read
-    from `name`, a directory or hub name.
+    It is the class in the checkpoint's code (in `name`, a directory or hub name) if that is trusted; else the class of
+    transformers that the configuration names; else the class that an auto class chooses; else ``AutoModel`` itself.
 
     Raises
     ------
@@ -254,7 +247,7 @@ def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = Fal
 
 
 def _known_class(auto: str, config: Any) -> Any:
-    """Return the model class that an auto class of transformers chooses for a configuration, or None."""
+    """Return the model class that an auto class chooses for a configuration, or None."""
     return getattr(transformers, auto)._model_mapping.get(type(config), None)
 
 
@@ -283,21 +276,16 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
     model : transformers.PreTrainedModel
         Tensors that are missing or have another shape are newly initialised.
     differences : str
-        The tensors that are missing, unexpected or of another shape; empty if all fit. Unexpected tensors do not count if they
-        are attention masks that earlier versions saved, or heads and poolers that only other classes of the same configuration
-        have. An encoder whose pooler alone is missing is read without a pooler.
-
-    Raises
-    ------
-    Exception
-        Any error that ``from_pretrained`` raises for damaged files.
+        The tensors that are missing, unexpected or of another shape; empty if all fit. Attention masks that earlier versions
+        saved, and heads and poolers that only other classes of the same configuration have, do not count. An encoder whose
+        pooler alone is missing is read without a pooler.
     """
     model, info = model_class.from_pretrained(
         name, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     missing = info["missing_keys"]
     if missing and all(key.startswith("pooler.") for key in missing) and _accepts(model_class, NO_POOLER):
-        # Sentence encoders are saved without a pooler, and no pooler is better than one with random weights.
+        # No pooler is better than one with random weights.
         return read_model(model_class, name, config, **options, **NO_POOLER)
     unexpected = {key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key)}
     if unexpected:
@@ -308,13 +296,13 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
 
 
 def _accepts(model_class: Any, options: Mapping[str, Any]) -> bool:
-    """Whether the constructor of a model class, or of one of its base classes, accepts these options."""
+    """Whether the constructor of a model class or of a base class has these parameters."""
     constructors = [vars(base)["__init__"] for base in model_class.__mro__ if "__init__" in vars(base)]
     return any(options.keys() <= inspect.signature(constructor).parameters.keys() for constructor in constructors)
 
 
 def _keys_of_other_heads(model: Any, keys: Iterable[str]) -> set[str]:
-    """Return those keys that other classes of transformers have for the same configuration (a language head, a pooler)."""
+    """Return those keys that belong to other model classes of the same configuration (a language head, a pooler)."""
     keys_of_others: set[str] = set()
     for auto in (*AUTO_CLASSES, "AutoModelForPreTraining"):
         other = _known_class(auto, model.config)
@@ -333,7 +321,7 @@ def _listed(names: Iterable[str], most: int = 4) -> str:
 
 
 def _forget_quantiser(model: Any) -> None:
-    """Remove the quantizer that a model from GGUF keeps although it is dequantised; save_pretrained would fail with it."""
+    """Remove the quantizer of a dequantised model from GGUF, with which save_pretrained would fail."""
     model.hf_quantizer = None
     for attribute in ("is_quantized", "quantization_method"):
         if hasattr(model, attribute):

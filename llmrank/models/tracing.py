@@ -1,8 +1,4 @@
-"""Trial runs of a module: in which order it calls its linear maps, and whether other code reads their outputs.
-
-If code chains linear maps by hand, their shapes do not show which map follows which, nor whether a hidden layer is read by the
-next map alone. A run of the module shows both.
-"""
+"""Trial runs of a module: in which order it calls its linear maps, and whether other code reads their outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from llmrank.models.linear_map import in_features, out_features
 
 __all__ = ["linear_chain", "trial_run"]
 
-# Number of rows of a trial run. A module that swaps two neurons is overlooked with a probability of 2 ** -ROWS.
+# Number of rows of a trial run; a module that swaps two neurons is overlooked with probability 2 ** -ROWS.
 ROWS = 16
 
 
@@ -33,12 +29,11 @@ def linear_chain(
     Parameters
     ----------
     module : nn.Module
-        It runs on random features in evaluation mode, without gradients, and is left unchanged.
+        It runs on random features, and is left unchanged.
     linears : mapping from str to nn.Module
         All linear maps of the module, by name.
     separate : bool
-        Whether to check how hidden layers are read, for which no map may be on the meta device. If not, only calls and sizes
-        are checked.
+        Whether to check how hidden layers are read. If not, only calls and sizes are checked.
 
     Returns
     -------
@@ -47,7 +42,7 @@ def linear_chain(
 
     Notes
     -----
-    Cost: for each number of features that is tried, one forward pass of 16 rows, and at most four for each hidden layer.
+    Cost: for each size that the input can have, at most one forward pass of 16 rows, and four for each hidden layer.
 
     Examples
     --------
@@ -65,7 +60,7 @@ def linear_chain(
     parameters = [parameter for linear in linears.values() for parameter in linear.parameters()]
     if len(linears) < 2 or (separate and any(parameter.is_meta for parameter in parameters)):
         return None
-    # The map that is called first decides the number of features. It is not known yet, so those of all maps are tried.
+    # Which map is called first is not known yet, so the number of features of every map is tried.
     n_features = dict.fromkeys(in_features(linear) for linear in linears.values())
     generator = torch.Generator().manual_seed(0)
     with trial_run(module):
@@ -117,7 +112,7 @@ def _reads_alone(
             return module(probe)
 
     outputs = [run(one), run(other), run(torch.where(from_one, one, other))]
-    # The second map gets the same input as in the first run. If the output still differs, something else reads the hidden layer.
+    # If the output differs although the second map gets its input of the first run, something else reads the hidden layer.
     outputs.append(run(other, read[0]))
     if any(not isinstance(output, torch.Tensor) for output in outputs) or any(r.shape != shape for r in read):
         return False
@@ -129,11 +124,7 @@ def _reads_alone(
 def trial_run(module: nn.Module) -> Iterator[None]:
     """Enter a context in which a module runs in evaluation mode and without gradients.
 
-    Afterwards the modes of all its modules and torch's random state on the CPU are what they were, even if an error is raised.
-
-    Parameters
-    ----------
-    module : nn.Module
+    Afterwards the modes of its modules and torch's random state on the CPU are as before.
 
     Examples
     --------

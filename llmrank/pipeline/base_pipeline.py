@@ -38,7 +38,7 @@ __all__ = ["BasePipeline"]
 
 
 class BasePipeline(PipelineStages):
-    """Base class of pipelines, which find FFNs, calibrate, build and rank graphs, choose keep masks, repair, and apply the masks.
+    """Base class of pipelines: find FFNs, calibrate, build and rank graphs, choose keep masks, repair, and apply the masks.
 
     Parameters
     ----------
@@ -47,60 +47,51 @@ class BasePipeline(PipelineStages):
     tokenizer : transformers tokenizer or None
         May be None if `calibration`, and `evaluation` if given, are tensors.
     structure_dict : mapping, optional
-        By default the FFNs are found in the model. A mapping (``path_to_layers``, ``path_to_modules``) names Linears whose rows
-        are pruned, as in the paper.
+        A mapping (``path_to_layers``, ``path_to_modules``) that names Linears whose rows are pruned, as in the paper. By default
+        the FFNs are found in the model.
     scorer : BaseScorer, optional
         :class:`WeightedPageRankScorer` by default.
     pruner : BasePruner, optional
-        :class:`LocalPruner` of 30 % by default. If the pruner needs sensitivities, they are measured, see
-        :meth:`measure_sensitivities`; with a `structure_dict` such a pruner is refused.
+        :class:`LocalPruner` of 30 % by default. A pruner that needs sensitivities is refused with a `structure_dict`.
     device : str or torch.device, optional
         Where the model is moved to; by default it stays where it is.
     calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
         The text that statistics are taken on; by default up to 16 sequences of at most 1,024 tokens of the built-in text.
     form : {"compact", "zero", "mask"}, optional
-        See :func:`llmrank.surgery.apply.apply_masks`. Compact by default; with a `structure_dict` compact is refused, and zero is
-        the default.
+        See :func:`llmrank.surgery.apply.apply_masks`. Compact by default; zero with a `structure_dict`, which refuses compact.
     align : {"none", "pad"}
         "pad" fills compact layers up with zeros to one width; "none", the default, does not.
     repair : BaseRepair, optional
         How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.surgery.repair`; none by default,
-        and refused with a `structure_dict`. Sequences are held out from the repair, one for every eight calibration
-        sequences: those that follow in the text. If the text ends, the last calibration sequences are held out instead, unless
-        there is only one. The repair is kept only if it brings the model closer to the dense one on the held-out sequences, see
-        :attr:`validation`; if nothing is held out, it is always kept.
+        and refused with a `structure_dict`. The repair is kept if it brings the model closer to the dense one on held-out
+        sequences (see :meth:`CalibrationText.sequences`), or if nothing could be held out.
     steps : int
-        Number of steps to prune in, 1 to 1000. In each step the calibration text passes through the model as pruned so far, see
-        :mod:`llmrank.prune.schedule`.
+        Number of steps to prune in, 1 to 1000, see :mod:`llmrank.prune.schedule`.
     evaluation : EvaluationText, a source as for :class:`EvaluationText`, or True; optional
-        The text that the perplexity before and after pruning is measured on. True is the part of the built-in text that is not
+        The text that the perplexity before and after pruning is measured on; True is the part of the built-in text that is not
         used for calibration. By default no perplexity is measured.
     progress : callable, optional
         A function such as ``rich.progress.track``; by default no progress is shown.
     undoable : bool
-        Keep the original weights for :meth:`undo`. If they are not kept, each is freed as soon as it is replaced. Then
-        :attr:`repaired`, and :attr:`graph`, which would refer to these weights, are empty after :meth:`run`. After an error that
-        comes later than the repair, the model may stay repaired or pruned, completely or in part.
+        Keep the original weights for :meth:`undo`. Otherwise :attr:`repaired` and :attr:`graph` are empty after :meth:`run`,
+        and an error that comes later than the repair can leave the model repaired or pruned, completely or in part.
 
     Attributes
     ----------
     validation : Validation or None
-        After :meth:`run` with a repair: how far the model as cut and the repaired model are from the dense one on the held-out
-        sequences. None if nothing could be held out.
+        After :meth:`run` with a repair: how far the model as cut and the repaired model are from the dense one; None if nothing
+        could be held out.
     report : Report or None
         After :meth:`run`: the protocol and the outcome.
     masks : Masks or None
         After :meth:`run`: the keep masks, over all neurons of the dense model.
     sensitivities : dict from str to float
-        After :meth:`run`: for each prunable layer, how much the output changes if that layer alone is pruned; empty unless the
-        pruner needs sensitivities.
+        After :meth:`run`: see :meth:`measure_sensitivities`.
     graph, rank
-        After :meth:`run`: the graph and its rank, or tuples if there are several graphs. Graphs refer to the original weights,
-        and so keep them in memory as long as the pipeline exists. With several steps, sensitivities, graphs and ranks are those
-        of the first step, on the dense model.
+        After :meth:`run`: the graph and its rank, or tuples if there are several graphs. Graphs keep the original weights in
+        memory. With several steps, sensitivities, graphs and ranks are those of the first step, on the dense model.
     repaired : dict from str to RepairedMap
-        After :meth:`run` with a repair: the new weights of every output map that lost neurons, by the path of its module; empty
-        if the repair was not kept.
+        After :meth:`run`: the new weights of the repaired output maps, by the path of the module; empty if no repair was kept.
     """
 
     def run(self) -> nn.Module:
@@ -109,8 +100,8 @@ class BasePipeline(PipelineStages):
         Raises
         ------
         LLMRankError, graphs.GraphError
-            Bad options, data or models, or a second run without :meth:`undo` in between. The weights are left as they were if
-            the pipeline is undoable, or if the error comes before the repair is finished and before any mask is applied.
+            Bad options, data or models, or a second run without :meth:`undo` in between. The weights are unchanged if the
+            pipeline is undoable, or if the error comes before the end of the repair and before any mask is applied.
         """
         self._check_fresh()
         self._seconds = {}
@@ -164,14 +155,13 @@ class BasePipeline(PipelineStages):
         sequences : TokenSequences
             Sequences to rank by, and to fit a repair to.
         held_out : TokenSequences, optional
-            Other sequences, which choose the damping of a repair and validate it.
+            Sequences to choose the damping of a repair with, and to validate it.
 
         Returns
         -------
         Masks
         dict from str to RepairedMap
-            The repaired output maps. If the pipeline is undoable, the model is as it was; otherwise the model may hold the
-            repaired weights already.
+            The repaired output maps. Unless the pipeline is undoable, the model may hold their weights already.
         """
         self._check_fresh()
         self.step_results = []
@@ -183,8 +173,7 @@ class BasePipeline(PipelineStages):
             first, last = number == 1, number == self.steps
             seconds_before = dict(self._seconds)
             with temporarily_masked(self.model, ffns, present):
-                # A repair runs the model block by block. So the first pass, and a pass of the held-out sequences, record how
-                # the model calls its blocks.
+                # A repair runs the model block by block, so these passes record how the model calls its blocks.
                 with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else FFNs()) as seen:
                     statistics = self.calibrate(ffns, sequences)
                     if seen.blocks and held_out is not None:
@@ -208,7 +197,7 @@ class BasePipeline(PipelineStages):
                 record.keeps_first_states = False
                 with self._timed("repair"):
                     masks, repaired = self.repair_output_maps(ffns, masks, sequences, record, graphs, present, held_out)
-            # The graphs of a later step may hold the last references to masked weights: free them.
+            # These graphs may hold the last references to masked weights.
             del graphs, ranks
             present = masks
             spent = {stage: total - seconds_before.get(stage, 0.0) for stage, total in self._seconds.items()}
@@ -217,7 +206,7 @@ class BasePipeline(PipelineStages):
         return masks, repaired
 
     def evaluate(self) -> tuple[Evaluation | None, TokenSequences | None]:
-        """Measure the perplexity before pruning; return the evaluation and its sequences, or (None, None) without a text."""
+        """Measure the perplexity before pruning, and return it with its sequences; (None, None) without a text."""
         if self.evaluation is None:
             return None, None
         texts = self.evaluation.sequences(self.model, self.tokenizer, self.calibration.sequence_length)
@@ -253,7 +242,7 @@ class BasePipeline(PipelineStages):
         self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
     def _report(self, ffns: FFNs, masks: Masks, sequences: TokenSequences, held_out: TokenSequences | None) -> Report:
-        """Make the report before masks are applied; :meth:`run` later sets what is known only then."""
+        """Make the report as far as it is known before masks are applied."""
         size, costs = model_size(self.model, ffns), self.costs or self.check(ffns)
         reached = reached_amounts(masks, costs)
         fitted, unfitted = (sequences, held_out) if held_out is not None else sequences.parts
@@ -264,7 +253,7 @@ class BasePipeline(PipelineStages):
         ]
         return Report(
             model=describe_model(self.model, ffns),
-            method=self._method(),
+            method=self._method_settings(),
             calibration=sequences.provenance(),
             held_out=None if unfitted is None else unfitted.provenance(),
             graph=describe_graphs(self.model_graphs, self.ranks),
@@ -280,8 +269,7 @@ class BasePipeline(PipelineStages):
             notes=notes,
         )
 
-    def _method(self) -> dict[str, Any]:
-        """Return the settings of the method, for the report."""
+    def _method_settings(self) -> dict[str, Any]:
         return {
             "pipeline": self.topology,
             **self.parameters(),

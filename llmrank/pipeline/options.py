@@ -33,17 +33,15 @@ class CalibrationText:
     ----------
     source : path, text, list of texts, "dataset:NAME", "built-in", "generated", "auto", or tensor; optional
         See :func:`llmrank.calibration.text.sources.make_sequences`; the built-in text by default. "generated" is text that the
-        model writes itself, see :func:`llmrank.calibration.generation.generate_text`; "auto" is "generated" if the model can
-        write text, else "built-in". A float tensor is for a plain module (one that is not a language model): each row is one
-        example of its input.
+        model writes itself; "auto" is "generated" if the model can write text, else "built-in". A float tensor is for a module
+        that is not a language model: each row is one example of its input.
     samples, sequence_length : int
-        Largest number of sequences that are cut from a text, and their length in tokens, which is lowered to what the model
-        takes. All of a tensor is used; a list of several texts gives one sequence for each text.
+        Largest number of sequences that are cut from a text, and their length in tokens (at most what the model takes). All of
+        a tensor is used; a list of several texts gives one sequence for each text.
     batch_size : int
-        Number of sequences in a forward pass. A pass takes at least 256 rows of a float tensor, and a model that writes the text
-        itself writes 16 texts at once, whatever the batch size.
+        Number of sequences in a forward pass; a pass takes at least 256 rows of a float tensor.
     seed : int
-        Seed with which tokens are sampled, if the model writes the text itself.
+        Seed of generated text.
 
     Raises
     ------
@@ -62,11 +60,11 @@ class CalibrationText:
 
     @classmethod
     def of(cls, source: Any) -> CalibrationText:
-        """Make settings from a source; a :class:`CalibrationText` is returned as it is."""
+        """Make settings from a source, unless it is a :class:`CalibrationText` already."""
         return source if isinstance(source, CalibrationText) else cls(source)
 
     def for_model(self, model: Any) -> CalibrationText:
-        """Return these settings with the source "auto" replaced by the one that it stands for with this model."""
+        """Return these settings with the source "auto" replaced by the one that it means for this model."""
         source = find_source(self.source)
         chosen = None if source is None else source.for_model(model)
         return self if chosen is source else replace(self, source=str(chosen))
@@ -81,17 +79,16 @@ class CalibrationText:
         model : nn.Module
         tokenizer : transformers tokenizer or None
         hold_out : bool
-            Whether to hold out sequences: one for every eight, and at least one.
+            Whether to hold out sequences: one for every eight, but at least one.
         progress : callable, optional
             Shows the writing of generated text.
 
         Returns
         -------
         sequences : TokenSequences
-            If `hold_out` is set and nothing follows in the text, the last of these sequences are marked as held out, unless there
-            is only one.
+            With `hold_out`, if nothing follows in the text, the last of these are marked as held out, unless there is only one.
         held_out : TokenSequences or None
-            The sequences that follow in the text, as far as it reaches; None if nothing follows, or without `hold_out`.
+            The sequences that follow in the text; None if nothing follows, or without `hold_out`.
         """
         further = n_held_out(self.samples) if hold_out else 0
         length = fitting_length(model, self.sequence_length)
@@ -109,7 +106,7 @@ class EvaluationText:
     Parameters
     ----------
     source : path, text, list of texts, "dataset:NAME", "built-in", or tensor of token ids; optional
-        By default, and for "built-in", the part of the built-in text that is not used for calibration.
+        "built-in", the default, is the part of the built-in text that is not used for calibration.
     samples : int
         Largest number of sequences that are cut from a text.
 
@@ -127,10 +124,7 @@ class EvaluationText:
 
     @classmethod
     def of(cls, source: Any) -> EvaluationText | None:
-        """Make settings from a source; return None for None and False (no evaluation), and the default settings for True.
-
-        An :class:`EvaluationText` is returned as it is.
-        """
+        """Make settings from a source, or the default settings from True; None and False give None (no evaluation)."""
         if source is None or source is False:
             return None
         if source is True:
@@ -138,7 +132,7 @@ class EvaluationText:
         return source if isinstance(source, EvaluationText) else cls(source)
 
     def sequences(self, model: Any, tokenizer: Any, sequence_length: int) -> TokenSequences:
-        """Make sequences of `sequence_length` tokens, or of as many as the model takes if these are fewer."""
+        """Make sequences of `sequence_length` tokens, but at most of as many as the model takes."""
         return tokenise(self.source, tokenizer, self.samples, fitting_length(model, sequence_length), "evaluation")
 
 
@@ -157,17 +151,12 @@ def check_options(
     repair: BaseRepair | None,
     steps: int,
 ) -> None:
-    """Raise unless the options of a pipeline are of the right kind and go together.
-
-    Parameters
-    ----------
-    structure_dict, scorer, pruner, form, align, repair, steps
-        As for :class:`llmrank.pipeline.BasePipeline`.
+    """Raise unless these options of :class:`llmrank.pipeline.BasePipeline` are of the right kind and go together.
 
     Raises
     ------
     OptionError
-        An option is unknown, of the wrong kind or out of range, or two do not go together; the message says what to do.
+        An option is unknown, of the wrong kind or out of range, or two do not go together.
     """
     for name, value, base in (("scorer", scorer, BaseScorer), ("pruner", pruner, BasePruner)):
         if value is not None and not isinstance(value, base):

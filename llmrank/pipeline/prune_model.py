@@ -28,18 +28,17 @@ __all__ = ["PrunedModel", "prune_model"]
 
 @dataclass(frozen=True, eq=False)
 class PrunedModel:
-    """A pruned model, with what was kept and what was done.
+    """A pruned model with its keep masks and report.
 
     Attributes
     ----------
     model : nn.Module
-        The model that was passed in, which is pruned now.
+        The model that was passed in.
     masks : Masks
-        Keep masks of all prunable layers, over the neurons of the dense model.
+        Keep masks over the neurons of the dense model.
     report : Report
         The protocol and the outcome.
     tokenizer : transformers tokenizer or None
-        The tokenizer that was passed in.
     """
 
     model: nn.Module
@@ -48,22 +47,12 @@ class PrunedModel:
     tokenizer: Any = None
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write a checkpoint with masks and report.
-
-        Parameters
-        ----------
-        directory : str or path
-            Absent or empty.
-
-        Returns
-        -------
-        Path
-            The directory.
+        """Write a checkpoint with masks and report to a directory that is absent or empty, and return its path.
 
         Raises
         ------
         CheckpointError
-            See :func:`llmrank.save`; no checkpoint is written then.
+            See :func:`llmrank.save`.
         """
         return checkpoint.save(directory, self.model, self.tokenizer, self.masks, self.report.to_dict())
 
@@ -93,29 +82,29 @@ def prune_model(
     Parameters
     ----------
     model : nn.Module
-        A transformers model or another module with FFNs. It is changed in place and cannot be restored, which needs the least
-        memory; the pipelines of :mod:`llmrank.pipeline` can be undone.
+        A transformers model or another module with FFNs. It is changed in place and cannot be restored; the pipelines of
+        :mod:`llmrank.pipeline` can be undone.
     tokenizer : transformers tokenizer, optional
         Not needed if `calibration`, and `evaluation` if given, are tensors.
     amount : float or int
-        Share in [0, 1), or number, to remove. Ignored if `pruner` is an object, because that has its own amount.
+        Share in [0, 1), or number, to remove. Ignored if `pruner` is an object.
     amount_of : str
         What the amount is a share or a number of: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes or flops.
         Ignored if `pruner` is an object.
     pipeline : str or class
         How the graphs of FFNs are joined: "isolated", "chained" or "residual", or a spec such as ``"residual:beta=0.5"``.
     scorer, pruner, repair : str or object
-        The components, each as an object or as a spec such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists the names). With
-        the repair None or "none" nothing is repaired.
+        Each an object or a spec such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists the names). The repair None or "none"
+        repairs nothing.
     calibration : CalibrationText, or a source of one
-        By default text that the model writes itself, or the built-in text if it cannot write any.
+        By default text that the model writes itself if it can write text, else the built-in text.
     samples, sequence_length, batch_size : int
         See :class:`llmrank.pipeline.CalibrationText`; ignored if `calibration` is one.
     evaluation : EvaluationText, a source of one, or True; optional
         The text that the perplexity before and after is measured on; True is the part of the built-in text that is not used for
         calibration. By default no perplexity is measured.
     steps : int
-        Number of steps to prune in, each with a pass of the calibration text through the model as pruned so far.
+        Number of steps to prune in; each ranks the neurons of the model as pruned so far.
     form : {"compact", "zero", "mask"}
         Smaller matrices; zeros in matrices of the same size; or masks of ``torch.nn.utils.prune``.
     device : str or torch.device, optional
@@ -130,8 +119,8 @@ def prune_model(
     Raises
     ------
     LLMRankError, graphs.GraphError
-        Bad options, data or models. The weights are left as they were if the error comes before the repair is finished and
-        before any mask is applied.
+        Bad options, data or models. The weights are unchanged if the error comes before the end of the repair and before any
+        mask is applied.
     OSError
         There is no space for the temporary file that keeps the old weights during a repair.
 

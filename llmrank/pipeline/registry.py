@@ -1,8 +1,8 @@
 """Registries: the components that have a name, and how they are made from a spec.
 
 A spec is a name, or a name with options: ``wpr``, ``wpr:gamma=0.9,edges=energy``. The options are the parameters of the
-component's class, so that they are declared only once. Other distributions add components with entry points of the groups
-``llmrank.scorers``, ``llmrank.pruners`` and ``llmrank.repairs``; a program adds them with :meth:`Registry.register`:
+component's class. Other distributions add components with entry points of the groups ``llmrank.scorers``, ``llmrank.pruners``
+and ``llmrank.repairs``; a program adds them with :meth:`Registry.register`:
 
 >>> from llmrank.score import BaseScorer
 >>> @SCORERS.register("in-strength")
@@ -55,14 +55,13 @@ class Registry(dict[str, type[T]], Generic[T]):
     Parameters
     ----------
     kind : str
-        Word for a component in messages: scorer, pruner, repair or pipeline.
+        Word for a component in messages.
     base : type
         What every component must inherit from.
     entries : dict from str to type
         The components of this package.
     group : str, optional
-        Entry point group in which other distributions declare components. Such a component is imported when :meth:`find` is
-        called with its name.
+        Entry point group in which other distributions declare components, which :meth:`find` imports.
     """
 
     def __init__(self, kind: str, base: type[T], entries: dict[str, type[T]], group: str | None = None) -> None:
@@ -77,7 +76,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         Raises
         ------
         OptionError
-            The name is taken, empty or holds ``:``, ``,`` or ``=``; or the class does not inherit from the base.
+            The name is taken, is empty or holds ``:``, ``,`` or ``=``; or the class does not inherit from the base.
         """
 
         def add(entry: type[T]) -> type[T]:
@@ -96,8 +95,8 @@ class Registry(dict[str, type[T]], Generic[T]):
         Raises
         ------
         OptionError
-            No component has the name (the message lists the names that exist); or another distribution declares it, and it
-            cannot be imported or does not inherit from the base.
+            No component has the name (the message lists the names that exist), or the component of another distribution cannot
+            be imported or does not inherit from the base.
         """
         if name not in self and name in self._entry_points:
             point = self._entry_points[name]
@@ -117,7 +116,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         return self[name]
 
     def fields(self, name: str) -> tuple[Field, ...]:
-        """Return the options of a component: the parameters of its class, without those that all pipelines share (flags)."""
+        """Return the options of a component: the parameters of its class, but for those that all pipelines share."""
         entry = self.find(name)
         skipped = set(inspect.signature(self.base).parameters) if self.base is BasePipeline else set()
         hints = get_type_hints(entry.__init__)
@@ -145,16 +144,14 @@ class Registry(dict[str, type[T]], Generic[T]):
         Raises
         ------
         OptionError
-            A name or option is unknown (the message lists those that exist), an option that takes one value is repeated, a value
-            has another type, or the text is not a spec.
+            The text is not a spec, the name or an option is unknown (the message lists those that exist), an option that takes
+            one value is repeated, or a value has another type.
 
         Examples
         --------
         >>> entry, options = SCORERS.options("wpr:gamma=0.9,edges=energy")
         >>> entry.__name__, options
         ('WeightedPageRankScorer', {'gamma': 0.9, 'edges': 'energy'})
-        >>> PRUNERS.options("local:protect=0,protect=model.layers.29")[1]
-        {'protect': [0, 'model.layers.29']}
         """
         name, written = split_spec(spec)
         fields = self._fields_by_name(name, written)
@@ -168,7 +165,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         spec : str or component
             See :meth:`options`.
         **given : object
-            Further options; those that are None have the default of the class. All are ignored if `spec` is an instance.
+            Further options; None stands for the default of the class. All are ignored if `spec` is an instance.
 
         Raises
         ------
@@ -193,7 +190,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         return entry(**options, **given)
 
     def _doc(self, entry: type, option: str) -> str:
-        """Return the text for an option in the docstring of a class; "As for :class:`X`" at its start becomes the text of X."""
+        """Return an option's text from the docstring of a class; "As for :class:`X`" at its start becomes the text of X."""
         text = parameter_docs(entry).get(option, "")
         reference = re.match(r"As for :class:`[~\w.]*?(\w+)`[;.,]? ?", text)
         if reference is None:
@@ -204,7 +201,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         return f"{inherited} {rest[:1].upper()}{rest[1:]}".strip()
 
     def _fields_by_name(self, name: str, given: Mapping[str, Any]) -> dict[str, Field]:
-        """Return the options of a component by name; raise if a name in `given` is not among them."""
+        """Return the options of a component by name; raise if `given` holds another name."""
         fields = {field.name: field for field in self.fields(name)}
         for key in given:
             if key not in fields:
@@ -227,7 +224,6 @@ class Registry(dict[str, type[T]], Generic[T]):
 
     @cached_property
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
-        """Entry points of other distributions, by name."""
         return {} if self.group is None else {point.name: point for point in metadata.entry_points(group=self.group)}
 
 
@@ -246,10 +242,8 @@ REPAIRS: Registry[BaseRepair] = Registry(
     "repair", BaseRepair, named_classes("llmrank.surgery.repair", BaseRepair), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
-# What `llmrank prune` uses by default. The local pruner leaves equal layers equally wide, so stock transformers
-# loads the checkpoint. With it, this scorer and pipeline were the best of the PageRank scorers and topologies on held-out text of
-# SmolLM2 (benchmarks/results/quality.md). Repair and calibration text were chosen because they also work on text of another kind
-# (benchmarks/results/out_of_domain.md).
+# The local pruner leaves equal layers equally wide, so stock transformers loads the checkpoint. The other defaults rest
+# on benchmarks/results/quality.md (scorer, pipeline) and out_of_domain.md (repair, calibration).
 DEFAULTS: dict[str, str] = {
     "scorer": "wpr",
     "pruner": "local",

@@ -47,7 +47,7 @@ __all__ = [
 
 # Version of the JSON that to_dict returns.
 FORMAT = 1
-# Units of an amount for which the report says how much of the model is removed.
+# Units in which the report says how much of the model is removed.
 MODEL_UNITS: tuple[Unit, ...] = ("parameters", "bytes", "flops")
 
 
@@ -77,8 +77,7 @@ class Evaluation:
     before, after : Perplexity or None
         Perplexity of the dense and of the pruned model; None if not measured.
     unigram : float
-        Perplexity of a unigram model of the same text; a model that is not below it has collapsed. NaN if not measured: then
-        only a perplexity that is not finite shows a collapse.
+        Perplexity of a unigram model of the same text; a model that is not below it has collapsed. NaN if not measured.
     calibration_overlap : float
         Share of the text's passages that occur in the calibration text.
     """
@@ -91,7 +90,7 @@ class Evaluation:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the pruned model is no better than token frequencies, although the dense model was better (or not measured)."""
+        """Whether the pruned model is no better than token frequencies, and the dense model was better (or not measured)."""
         if self.before is not None and self.before.value >= self.unigram:
             return False
         return self.after is not None and (not isfinite(self.after.value) or self.after.value >= self.unigram)
@@ -115,7 +114,7 @@ class Evaluation:
 
 @dataclass
 class Report:
-    """The protocol and the outcome of a run: what a reader needs to judge and repeat it.
+    """The protocol and the outcome of a run.
 
     Attributes
     ----------
@@ -126,7 +125,7 @@ class Report:
     calibration : dict
         Provenance of the calibration tokens.
     held_out : dict, optional
-        Provenance of the tokens held out from a repair: the text that follows, or the last of the calibration sequences.
+        Provenance of the tokens held out from a repair.
     graph : dict
         Numbers of graphs, layers, nodes and possible edges, and how they were ranked: solver, iterations, error bound.
     neurons : dict
@@ -136,16 +135,14 @@ class Report:
     seconds : dict from str to float
         Wall time of every stage.
     reached : dict from str to dict
-        For each unit of an amount (see :data:`llmrank.models.costs.UNITS`) the total in the dense model ("before"), and how much
-        of it the compact form of the pruned model loses ("removed", "share").
+        See :func:`llmrank.prune.budget.reached_amounts`.
     steps : list of dict
         One :class:`llmrank.prune.schedule.ScheduleStep` for each step, as a dict.
     sensitivities : dict from str to float
-        For each prunable layer how much the output changes if that layer alone is pruned, see
-        :mod:`llmrank.pipeline.sensitivity`; empty unless the pruner needs sensitivities.
+        See :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; empty unless the pruner needs them.
     repaired : dict
-        For each repaired map the target and the damping of the fit, and the errors on held-out calibration tokens without and
-        with the repair, see :class:`llmrank.surgery.repair.RepairedMap`.
+        For each repaired map the target and the damping of the fit, and the errors, see
+        :class:`llmrank.surgery.repair.RepairedMap`.
     validation : dict, optional
         See :class:`llmrank.pipeline.validation.Validation`.
     evaluation : Evaluation, optional
@@ -172,7 +169,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
-        """Return all sentences that a reader must not miss."""
+        """Return the notes, and the warnings of the evaluation."""
         return self.notes + (self.evaluation.warnings() if self.evaluation else [])
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,13 +221,11 @@ class Report:
         return Group(*parts)
 
     def _reached(self) -> str:
-        """Describe the shares of the model's parameters, bytes and FLOPs that belong to the removed neurons."""
         shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]
         return f"{', '.join(shares[:-1])} and {shares[-1]}"
 
     def _repair_errors(self) -> str:
-        """Describe the median errors of the maps on held-out tokens; a few maps with tiny outputs would dominate a mean."""
-        medians = []
+        medians = []  # a few maps with tiny outputs would dominate a mean
         for name in ("held_out_error_when_cut", "held_out_error_when_repaired"):
             errors = [entry[name] for entry in self.repaired.values() if entry[name] is not None]
             if not errors:
@@ -314,23 +309,7 @@ def repair_notes(repair: BaseRepair | None, validation: Validation | None, too_f
 
 
 def token_warning(repair: BaseRepair | None, pruner: BasePruner, ffns: FFNs, tokens: int, length: int) -> str | None:
-    """Return a warning if there are too few calibration tokens to fit a repair well.
-
-    Parameters
-    ----------
-    repair : BaseRepair or None
-    pruner : BasePruner
-    ffns : FFNs
-    tokens : int
-        Number of tokens that the repair is fitted to.
-    length : int
-        Number of tokens in a sequence.
-
-    Returns
-    -------
-    str or None
-        A sentence that says how many tokens are enough; None without a repair, or if there are enough.
-    """
+    """Return a warning if `tokens`, in sequences of `length` tokens, are too few to fit a repair well; else None."""
     if repair is None:
         return None
     widest = max(ffns.sizes.values())
@@ -351,27 +330,14 @@ def dtype_name(model: nn.Module) -> str:
 
 
 def model_source(model: nn.Module) -> str:
-    """Return a model's hub name, the last part of its path (reports should name no local folders), or its class.
-
-    A name is a path if it exists, is absolute or begins with a dot.
-    """
+    """Return a model's hub name, the last part of its path (reports should name no local folders), or its class."""
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     is_path = Path(name).exists() or Path(name).is_absolute() or name.startswith(".")
     return Path(name).name if is_path else name
 
 
 def json_safe(value: Any) -> Any:
-    """Convert a value to one that strict JSON can hold.
-
-    Parameters
-    ----------
-    value : any
-        Dictionaries, lists and tuples are converted with all they hold.
-
-    Returns
-    -------
-    any
-        The same with strings in place of numbers that are not finite, and of values whose types JSON does not have.
+    """Convert a value, with all that it holds, for strict JSON; what JSON lacks, such as infinity, becomes a string.
 
     Examples
     --------

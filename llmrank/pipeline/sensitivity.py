@@ -1,8 +1,7 @@
 """Sensitivity of a layer: how much the model's output changes when that layer alone is pruned.
 
-The output is computed anew for every layer, but nothing changes in front of the layer. Where the blocks of a stack follow one
-another directly, only the block of the layer and those behind it are run; the outputs of the earlier blocks are taken from the
-dense model. Otherwise every layer takes a complete forward pass.
+Nothing changes in front of the layer. So if the blocks of a stack follow one another directly, only the block of the layer and
+those behind it are run, on the outputs of the dense model's earlier blocks.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from llmrank.surgery.equivalence import silence_removed
 
 __all__ = ["layer_sensitivities"]
 
-# This many rows of features count as one sequence, because TokenSequences.batches yields at least as many at once.
+# Rows of features that count as one sequence: TokenSequences.batches yields at least as many at once.
 FEATURE_ROWS = 256
-# Number of tokens that are enough by default: two sequences of the default length hold as many.
+# Number of tokens that are enough by default.
 DEFAULT_TOKENS = 2048
 
 
@@ -62,19 +61,17 @@ def layer_sensitivities(
     Parameters
     ----------
     model : nn.Module
-        Left unchanged, whatever is raised. Any model that :func:`llmrank.calibration.statistics.collect_statistics` takes.
+        Any model that :func:`llmrank.calibration.statistics.collect_statistics` takes; left unchanged.
     ffns : FFNs
-        FFNs that were found (not explicit ones).
     masks : Masks
-        One mask for each prunable layer.
     sequences : TokenSequences
     batch_size : int
-        Number of sequences in a forward pass; the result does not depend on it beyond round-off.
+        Number of sequences in a forward pass.
     samples : int, optional
         Number of sequences that are used, from the first on; 256 rows of features count as one. By default as many as hold 2,048
         tokens (features: two), but at least two.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`; called once: an item is a batch and a layer to prune.
+        See :func:`llmrank.calibration.statistics.collect_statistics`.
 
     Returns
     -------
@@ -84,8 +81,7 @@ def layer_sensitivities(
     Raises
     ------
     OptionError
-        Explicit FFNs, for which no output map is known; `samples` below 1; or see
-        :func:`llmrank.calibration.forward.model_inputs`.
+        The FFNs are explicit; `samples` is below 1; or see :func:`llmrank.calibration.forward.model_inputs`.
     MaskError
         The masks are those of another model, or one keeps no neuron.
     CalibrationError
@@ -94,10 +90,9 @@ def layer_sensitivities(
 
     Notes
     -----
-    Cost, for each batch: one forward pass, and for each layer a pass from its own block to the end, half a pass on average. All
-    passes are complete where blocks do not follow one another directly: in encoder-decoders, where blocks are called twice or out
-    of order, or where something else changes the output of a block on its way to the next one. Memory, for one batch: the output
-    of each block, and two outputs of the model, which for logits take batch * length * vocabulary * 4 bytes each.
+    Cost, for each batch: one forward pass, and for each layer a pass from its own block to the end (a complete pass if the blocks
+    do not follow one another directly, as in encoder-decoders). Memory, for one batch: the output of each block, and two outputs
+    of the model, which for logits take batch * length * vocabulary * 4 bytes each.
 
     Examples
     --------
@@ -141,7 +136,7 @@ def layer_sensitivities(
                 f"the sensitivity of {layer.name} is not finite: the model's output is zero everywhere, or the weights hold "
                 "NaN or Inf, or the dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
             )
-        # A divergence near zero may come out below zero by round-off.
+        # Round-off can make a divergence negative.
         totals[layer.name] = max(float(mean), 0.0)
     return totals
 
@@ -158,13 +153,7 @@ def _first_sequences(sequences: TokenSequences, samples: int | None) -> TokenSeq
 
 
 class _DenseBatch:
-    """The outputs of the dense model and of its blocks for one batch.
-
-    Attributes
-    ----------
-    count : int
-        Number of tokens that the changes are summed over.
-    """
+    """The outputs of the dense model and of its blocks for one batch; changes are summed over `count` tokens."""
 
     def __init__(self, model: nn.Module, ffns: FFNs, ids: torch.Tensor, mask: torch.Tensor) -> None:
         self._model = model
@@ -181,7 +170,7 @@ class _DenseBatch:
             self.count = int((output.square().sum(-1) != 0).sum())
 
     def change(self, layer: PrunableLayer, keep: torch.Tensor) -> float:
-        """Return the divergence or relative squared change of the output, summed over tokens, when one layer alone is pruned."""
+        """Return the change of the output, summed over tokens, when one layer alone is pruned."""
         with ExitStack() as hooks:
             silence_removed(hooks, layer, keep)
             for block, returned in zip(self._blocks_before(layer), self._returned, strict=False):
@@ -192,7 +181,7 @@ class _DenseBatch:
         return _relative_change(self._output, output)
 
     def _remember(self, ffns: FFNs) -> tuple[torch.Tensor, bool]:
-        """Run the dense model as :meth:`_run` does, and keep the outputs of its blocks if later passes can use them again."""
+        """Run the dense model as :meth:`_run` does, and keep the outputs of its blocks if other passes can use them."""
         returned: list[Any] = []
         versions: list[int | None] = []
 
@@ -208,7 +197,7 @@ class _DenseBatch:
             for block in record.blocks:
                 substitute_forward(hooks, block, remembering(block.forward))
             output = self._run()
-        # The output of the last block is never used again, and later modules may write to it.
+        # The output of the last block is not used again, so later modules may write to it.
         unchanged = all(
             version is not None and version == write_count(first_output(answer))
             for version, answer in zip(versions[:-1], returned[:-1], strict=True)
@@ -218,7 +207,7 @@ class _DenseBatch:
         return output
 
     def _run(self) -> tuple[torch.Tensor, bool]:
-        """Return the outputs (tokens, n) of a forward pass but for padding, in float32 or wider, and whether they are logits."""
+        """Return the (tokens, n) outputs of a forward pass without padding, in float32 or wider, and whether they are logits."""
         model, inputs = self._model, self._inputs
         result = run_body(model, inputs)
         logits = getattr(result, "logits", None)
@@ -226,12 +215,12 @@ class _DenseBatch:
         predicts = isinstance(logits, torch.Tensor) and logits.shape[-1] > 1
         values = logits if isinstance(logits, torch.Tensor) and predicts else first_output(result)
         mask = self._mask
-        # If there is one output for each sequence (a classifier), no row of the output is padding.
+        # A classifier has one output for each sequence, and none of them is padding.
         rows = unpadded_rows(values, mask if mask is not None and mask.shape == values.shape[:-1] else None)
         return at_least_float32(rows), predicts
 
     def _blocks_before(self, layer: PrunableLayer) -> list[nn.Module]:
-        """Return the blocks in front of the one that holds the layer's output map; none if no outputs of blocks are kept."""
+        """Return the blocks in front of the layer's own block; none if no outputs of blocks are kept."""
         output_maps = {id(output_map.module) for output_map in layer.output_maps}
         for position, block in enumerate(self._blocks):
             if any(id(module) in output_maps for module in block.modules()):

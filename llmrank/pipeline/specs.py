@@ -13,7 +13,7 @@ from llmrank.errors import OptionError
 
 __all__ = ["Field", "did_you_mean", "parameter_docs", "split_spec"]
 
-# The result of a conversion if the text fits no type of the option.
+# What a text that fits no type of the option is converted to.
 UNREADABLE = object()
 WORDS: dict[Any, str] = {float: "number", int: "integer", bool: "true or false", str: "text", type(None): "none"}
 
@@ -28,9 +28,8 @@ class Field:
     annotation : type
         What a value must be: bool, int, float, str, a Literal, a sequence, or a union of these.
     default : object
-        Value if the option is left out.
     doc : str
-        The entry of the option under "Parameters" in the docstring of the class, as one line; may be empty.
+        See :func:`parameter_docs`; empty if the class does not document the option.
     """
 
     name: str
@@ -44,12 +43,7 @@ class Field:
         return _kind(self.annotation)
 
     def read(self, values: list[str]) -> Any:
-        """Convert the written values of the option; return a list if the option takes one.
-
-        Parameters
-        ----------
-        values : list of str
-            One value for each time that the option was written; only an option that takes a list may be repeated.
+        """Convert the values that were written for the option; return a list if the option takes one.
 
         Raises
         ------
@@ -88,7 +82,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the text " (did you mean NAME?)" with the most similar of the known names; "" if none is similar."""
+    """Return " (did you mean NAME?)" with the most similar known name; "" if none is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -114,7 +108,7 @@ def parameter_docs(entry: type) -> dict[str, str]:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """Yield the types that a union is made of; another type is yielded as it is."""
+    """Yield the types of a union, or a type itself."""
     if get_origin(annotation) in (Union, types.UnionType):
         for member in get_args(annotation):
             yield from _members(member)

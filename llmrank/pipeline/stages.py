@@ -1,4 +1,4 @@
-"""The stages of a pipeline: what each of them does, for topologies and users to override."""
+"""The stages of a pipeline, for topologies and users to override."""
 
 from __future__ import annotations
 
@@ -38,10 +38,7 @@ __all__ = ["PipelineStages"]
 
 
 class PipelineStages:
-    """The options of a pipeline, and its stages, each of which takes the results of the one before.
-
-    Parameters and attributes are described in :class:`llmrank.pipeline.BasePipeline`, which runs the stages.
-    """
+    """The options of a pipeline, and its stages; see :class:`llmrank.pipeline.BasePipeline`, which runs them."""
 
     topology: ClassVar[Topology]
 
@@ -108,18 +105,7 @@ class PipelineStages:
         return ffns
 
     def prepare(self) -> tuple[FFNs, ModelCosts]:
-        """Find the FFNs and check the budget; the result is kept for later calls, until ``run`` has used it.
-
-        Returns
-        -------
-        FFNs
-        ModelCosts
-
-        Raises
-        ------
-        LLMRankError
-            See :meth:`find` and :meth:`check`.
-        """
+        """Call :meth:`find` and :meth:`check`; the result is kept until ``run`` has used it."""
         if self._prepared is None:
             ffns = self.find()
             self._prepared = ffns, self.check(ffns)
@@ -134,7 +120,7 @@ class PipelineStages:
         return self.costs
 
     def token_warning(self, ffns: FFNs, tokens: int | None = None) -> str | None:
-        """Return a warning if `tokens`, by default as many as the calibration settings ask for, are too few for the repair."""
+        """Return a warning if `tokens`, by default those of the calibration settings, are too few for the repair."""
         length = fitting_length(self.model, self.calibration.sequence_length)
         tokens = self.calibration.samples * length if tokens is None else tokens
         return token_warning(self.repair, self.pruner, ffns, tokens, length)
@@ -151,7 +137,7 @@ class PipelineStages:
         return collect_statistics(self.model, ffns, sequences, self.calibration.batch_size, self.progress, **options)
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
-        """Return what else the calibration measures, as options of :func:`llmrank.calibration.statistics.collect_statistics`."""
+        """Return further options of :func:`llmrank.calibration.statistics.collect_statistics`."""
         return {}
 
     def build_graphs(self, ffns: FFNs, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
@@ -166,8 +152,8 @@ class PipelineStages:
     def measure_sensitivities(self, ffns: FFNs, sequences: TokenSequences) -> dict[str, float]:
         """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
-        For that a :class:`LocalPruner` with the amount of the pruner prunes one layer at a time. The text is the first
-        calibration sequences, see :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
+        A :class:`LocalPruner` with the amount of the pruner prunes one layer at a time, see
+        :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
         """
         if not self.pruner.needs_sensitivity:
             return {}
@@ -187,8 +173,8 @@ class PipelineStages:
     ) -> Masks:
         """Choose the keep masks of all prunable layers.
 
-        All steps but the last give this method a `pruner` with a smaller amount. From the second step on, `present` holds the
-        masks of the step before, and neurons that these remove stay removed.
+        All steps but the last pass a `pruner` with a smaller amount. Neurons that `present`, the masks of the step before, remove
+        stay removed.
         """
         return choose_masks(
             pruner or self.pruner,
@@ -212,9 +198,9 @@ class PipelineStages:
     ) -> tuple[Masks, dict[str, RepairedMap]]:
         """Repair the output maps of the FFNs; return the keep masks and the repaired maps.
 
-        If the repair does not improve the model on the held-out tokens, these are the masks that were passed in, and no maps. If
-        the pipeline is not undoable, the weight of each map is written into the model as soon as it is solved, unless later
-        layers choose their neurons anew with the dense weights of this one.
+        If the repair does not improve the model on the held-out tokens, the masks are those that were passed in, and no map is
+        repaired. If the pipeline is not undoable, weights are written into the model as soon as they are solved, unless other
+        layers need the dense weights to choose their neurons anew.
         """
         if self.repair is None:
             return masks, {}

@@ -34,9 +34,8 @@ class ChainedFFNPipeline(BasePipeline):
 class ResidualFFNPipeline(BasePipeline):
     """Every FFN is a graph of its own, with the residual stream around it: skip edges lead past it to the next one.
 
-    Node j of the stream passes a share beta of its importance to node j behind the FFN; the rest of the importance behind the FFN
-    is the FFN's own scores, see :func:`llmrank.score.rank_graphs.rank_graphs`. A `structure_dict` is refused. See
-    :class:`BasePipeline`.
+    Node j of the stream passes a share beta of its importance to node j behind the FFN; the rest there is the FFN's own scores,
+    see :func:`llmrank.score.rank_graphs.rank_graphs`. A `structure_dict` is refused. See :class:`BasePipeline`.
 
     Parameters
     ----------
@@ -45,11 +44,11 @@ class ResidualFFNPipeline(BasePipeline):
     beta : "measured" or float
         Share of the importance that skip edges pass on, 0..1; with 0, and without `attention`, PageRanks are those of the chain.
         "measured" computes it for each block on the calibration tokens, as a / (a + b), where a sums the norms of the hidden
-        states that enter the block, and b those of what it adds to them (:class:`llmrank.calibration.residual.SkipSums`); if a
-        block has several graphs, the product of their betas is that share.
+        states that enter the block, and b the norms of what the block adds (:class:`llmrank.calibration.residual.SkipSums`); if
+        a block has several graphs, the product of their betas is that share.
     attention : bool
-        Whether the value and output maps of every attention are edges too, in a graph in front of that of the FFN;
-        :func:`llmrank.calibration.attention.find_attentions` says for which models that is possible.
+        Whether the value and output maps of every attention are edges too, in a graph in front of that of the FFN, see
+        :func:`llmrank.calibration.attention.find_attentions`.
     """
 
     topology: ClassVar[Topology] = "residual"
@@ -67,13 +66,13 @@ class ResidualFFNPipeline(BasePipeline):
         self.attention = attention
 
     def find(self) -> FFNs:
-        """See :meth:`BasePipeline.find`. Attentions that cannot be edges are refused here, before anything is measured."""
+        """See :meth:`BasePipeline.find`; attentions that cannot be edges are refused."""
         ffns = super().find()
         self.statistics_options(ffns)
         return ffns
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:
-        """Return what else to measure: betas, unless beta is given, and attentions, if they are to be edges."""
+        """Return the options that measure betas and attentions, as far as they are needed."""
         attentions = find_attentions(self.model, ffns) if self.attention else None
         return {"skips": self.beta is None, "attentions": attentions}
 

@@ -1,9 +1,8 @@
 """Validation of a repair: whether it brings the pruned model closer to the dense one, on held-out calibration tokens.
 
-A repair usually makes the error of every map smaller, also on the held-out tokens, which choose its damping. That does not prove
-that the model comes closer to the dense one: with few calibration tokens it can move away. So the model as cut and the repaired
-model are both compared with the dense one, and the closer one is kept. No weight is fitted to the held-out tokens, but
-they choose one damping for each map, so the measured distance of the repaired model tends to be a little too small.
+A repair that makes the error of every map smaller can still move the model away from the dense one, if it is fitted to few
+tokens. So the model as cut and the repaired model are both compared with the dense one, and the closer one is kept. The held-out
+tokens also choose the damping of each map, which biases the comparison a little towards the repaired model.
 """
 
 from __future__ import annotations
@@ -49,10 +48,9 @@ class Validation:
     count : int
         Number of tokens that the means are taken over; of sequences, if the model has one output a sequence.
     cut, repaired : float
-        Mean distance of the pruned model without and with its repair.
+        Mean distance without and with the repair.
     error : float or None
-        Standard error of the difference ``repaired - cut``, over sequences; None for a single sequence, or if the
-        difference is not finite.
+        Standard error of ``repaired - cut``, over sequences; None for a single sequence, or if the difference is not finite.
     """
 
     measure: Measure
@@ -88,23 +86,14 @@ class Validation:
 
 
 class Validator:
-    """Keeps the outputs of the dense model on held-out sequences, and compares the model as cut and the repaired model with them.
+    """Compares the model as cut and the repaired model with the dense one on held-out sequences.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The dense model; not changed here.
-    ffns : FFNs
-    held_out : TokenSequences
-        Sequences to which no weight was fitted.
-    masks : Masks
-        Keep masks of the model as cut.
-    batch_size : int
+    The constructor takes the dense model and the keep masks of the model as cut, and runs both models.
 
     Notes
     -----
-    Cost: three forward passes of the held-out sequences, and four of a language model's prediction head. Memory: the hidden
-    states (or first outputs) of all held-out tokens, and that of :class:`llmrank.calibration.logits.Predictor`.
+    Cost: three forward passes of the held-out sequences. Memory: the hidden states (or first outputs) of all held-out tokens, and
+    that of :class:`llmrank.calibration.logits.Predictor`.
     """
 
     def __init__(self, model: nn.Module, ffns: FFNs, held_out: TokenSequences, masks: Masks, batch_size: int) -> None:
@@ -136,7 +125,7 @@ class Validator:
 
     @torch.no_grad()
     def _outputs(self) -> Iterator[Any]:
-        """Yield for each batch the first output, or for a model that predicts tokens a function that yields its predictions."""
+        """Yield for each batch the first output or, if the model predicts tokens, a function that yields its predictions."""
         with evaluation_mode(self._model):
             for ids, mask in self._batches:
                 if self._measure == "divergence":
@@ -147,7 +136,7 @@ class Validator:
 
     @torch.no_grad()
     def _distances(self) -> Distances:
-        """Return the distances of the model as it is now from the dense model, summed over the tokens of every sequence."""
+        """Return the distances of the model as it is now from the dense one."""
         distances: list[float] = []
         counts: list[int] = []
         measure: Callable[..., Distances] = _divergences if self._measure == "divergence" else _squared_errors
@@ -187,7 +176,7 @@ def repair_where_it_helps(
     batch_size : int
     in_place : bool
         Write each repaired weight over the model's own as soon as it is solved, so that memory never holds two sets of weights.
-        The model's weights are restored if the repair is not kept, or anything is raised.
+        The old weights are restored if the repair is not kept, or anything is raised.
 
     Returns
     -------
@@ -222,7 +211,7 @@ def repair_where_it_helps(
                 in_place_repairs.restore()
                 return masks, {}, validation
         except BaseException:
-            # Again, in case an interrupt cut the first attempt short.
+            # Twice, because an interrupt may cut the first attempt short.
             try:
                 in_place_repairs.restore()
             finally:

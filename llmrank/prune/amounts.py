@@ -38,7 +38,7 @@ def check_amount(amount: float | int) -> float | int:
 
 
 def local_count(amount: float | int, n: int) -> int:
-    """Return how many of a layer's `n` neurons an amount asks to remove; a share is rounded, halves to the even number.
+    """Return how many of a layer's `n` neurons an amount removes; a share is rounded, halves to the even number.
 
     >>> local_count(0.3, 1536), local_count(0.5, 5), local_count(7, 5)
     (461, 2, 7)
@@ -47,9 +47,7 @@ def local_count(amount: float | int, n: int) -> int:
 
 
 def global_count(amount: float | int, total: int) -> int:
-    """Return how many of all `total` neurons an amount asks to remove; a share is rounded up.
-
-    A share is read as the decimal number that its repr shows: 0.07 of 100 is 7, although 0.07 * 100 > 7 in floating point.
+    """Return how many of all `total` neurons an amount removes; a share, read as the decimal number of its repr, is rounded up.
 
     >>> global_count(0.07, 100), global_count(0.3, 46080), global_count(7, 5)
     (7, 13824, 7)
@@ -60,7 +58,7 @@ def global_count(amount: float | int, total: int) -> int:
 def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
     """Round the number of kept neurons to the nearest multiple of `multiple` that is at least `min_keep`, but at most to `total`.
 
-    Ties go to the even multiple. `total` may be returned although it is not a multiple.
+    Ties go to the even multiple.
 
     >>> round_width(1075, 1536, 64, 1), round_width(12, 20, 8, 1), round_width(20, 28, 8, 1), round_width(3, 20, 8, 1)
     (1088, 16, 16, 8)
@@ -72,18 +70,7 @@ def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
 
 
 def check_removable(count: int, sizes: Sequence[int], min_keep: int, protected: Sequence[bool]) -> None:
-    """Raise an OptionError if `count` neurons cannot be removed from all layers together.
-
-    Parameters
-    ----------
-    count : int
-    sizes : sequence of int
-        Number of neurons of every layer.
-    min_keep : int
-        Smallest number of neurons that a layer keeps.
-    protected : sequence of bool
-        Whether a layer keeps all its neurons.
-    """
+    """Raise an OptionError if `count` neurons cannot be removed from layers of these sizes together."""
     most = sum(max(n - min_keep, 0) for n, keeps_all in zip(sizes, protected, strict=True) if not keeps_all)
     if count > most:
         raise OptionError(
@@ -94,7 +81,7 @@ def check_removable(count: int, sizes: Sequence[int], min_keep: int, protected: 
 
 
 def check_protect(protect: Protect) -> tuple[str | int, ...]:
-    """Return `protect` as a tuple; raise an OptionError if it holds anything but names, patterns and positions.
+    """Return `protect` as a tuple; raise an OptionError if it does not hold names, patterns and positions.
 
     >>> check_protect("model.layers.0"), check_protect([0, -1])
     (('model.layers.0',), (0, -1))
@@ -116,8 +103,8 @@ def protected_names(protect: Sequence[str | int], names: Sequence[str]) -> set[s
     Parameters
     ----------
     protect : sequence of str or int
-        A pattern (``*``, ``?``, ``[...]``) matches the name of a layer or of a module that holds it: ``model.layers.0``
-        selects all layers inside. A number is a position among the layers, counted from the end if negative.
+        A name or pattern (``*``, ``?``, ``[...]``) matches a layer or a module that holds it: ``model.layers.0`` selects all
+        layers inside. A number is a position among the layers, counted from the end if negative.
     names : sequence of str
         Names of the layers to select from, in the model's order.
 

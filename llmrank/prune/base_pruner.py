@@ -1,4 +1,4 @@
-"""The base class of pruners: subclasses set scores or masks on layer records, and the base class makes keep masks from these."""
+"""The base class of pruners: subclasses set scores or masks on layer records, and the base class makes keep masks of them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,15 @@ class BasePruner:
     min_keep : int
         Smallest number of neurons that a layer keeps; a layer that has fewer keeps all of them.
     multiple_of : int
-        The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`, because
-        hardware prefers some widths.
+        The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`.
     protect : str, int, or sequence of them
         Layers from which nothing is removed: names or patterns (``"model.layers.0"``, ``"*.encoder.*"``) and positions (0, -1),
-        see :func:`protected_names`. A share counts the neurons of protected layers too: if all layers share one budget, the other
-        layers lose more; if each layer has a budget of its own, the other layers lose the same as without protection.
+        see :func:`protected_names`. A share of all layers together counts the neurons of protected layers too, so the other
+        layers lose more.
     amount_of : str
-        The unit of `amount`: ``"neurons"``, or a cost: ``"ffn-parameters"``, ``"ffn-bytes"`` and
-        ``"ffn-flops"`` (for one token) of the FFNs' linear maps, ``"parameters"``, ``"bytes"`` and ``"flops"`` of the
-        model. An amount of a cost is always a total over all layers. The fewest neurons that save at least that much are
-        removed; `multiple_of` rounds the widths afterwards.
+        The unit of `amount`: ``"neurons"``, or a cost: ``"ffn-parameters"``, ``"ffn-bytes"`` and ``"ffn-flops"`` (for one token)
+        of the FFNs' linear maps, ``"parameters"``, ``"bytes"`` and ``"flops"`` of the model. An amount of a cost is a total over
+        all layers. The fewest neurons that save at least that much are removed; `multiple_of` rounds the widths afterwards.
 
     Attributes
     ----------
@@ -62,7 +60,7 @@ class BasePruner:
     [True, True, False, False]
     """
 
-    # The name on the command line and in the registries, which leave out classes of this package that define none.
+    # The name on the command line and in the registries.
     name: ClassVar[str]
 
     needs_sensitivity: ClassVar[bool] = False
@@ -104,13 +102,13 @@ class BasePruner:
         Returns
         -------
         Masks
-            For each layer, by the name of its record, an (n,) bool tensor; True = kept.
+            For each layer an (n,) bool tensor; True = kept.
 
         Raises
         ------
         OptionError
-            The amount leaves a layer with fewer than `min_keep` neurons, or is more than can be removed (the message
-            says how much can); an entry of `protect` selects no layer; the costs are missing.
+            The amount is more than can be removed (the message says how much can); an entry of `protect` selects no layer; the
+            costs are missing.
         LLMRankError
             `extract_scores` set no usable `pruning_mask` on a record.
 
@@ -127,16 +125,9 @@ class BasePruner:
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """Raise if the options are impossible for these layers, whatever their scores.
 
-        Pipelines call this method before they measure anything. It refuses entries of `protect` that select no layer, and amounts
-        of a cost that are more than can be removed. Subclasses may also refuse other amounts that are impossible for layers of
-        these sizes.
-
-        Parameters
-        ----------
-        layer_list : sequence of LayerRecord
-            Only the names and sizes of the layers are used.
-        costs : ModelCosts, optional
-            See :meth:`prune`.
+        Pipelines call this method before they measure anything. The base class refuses entries of `protect` that select no layer,
+        and amounts of a cost that are more than can be removed; subclasses may override it to refuse more. Only the names and
+        sizes of the layers may be used.
 
         Raises
         ------
@@ -160,10 +151,7 @@ class BasePruner:
         pruner.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
 
     def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
-        """Return a pruner with the settings of this one for each group of layers.
-
-        Positions in `protect` count through the layers of all groups.
-        """
+        """Return a pruner like this one for each group of layers; positions in `protect` count through all groups."""
         if not self.protect:
             return [self] * len(groups)
         protected = protected_names(self.protect, [layer.name for group in groups for layer in group])
@@ -174,18 +162,18 @@ class BasePruner:
         return pruners
 
     def with_amount(self, amount: float | int) -> BasePruner:
-        """Return a copy of this pruner that has another amount and does not round widths."""
+        """Return a copy of this pruner with another amount that does not round widths."""
         pruner = copy.copy(self)
         pruner.amount, pruner.multiple_of = check_amount(amount), 1
         return pruner
 
     def _with_neuron_share(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> BasePruner:
-        """Return a pruner with this one's settings whose amount is the smallest share of neurons that reaches the cost."""
+        """Return a copy of this pruner whose amount is the smallest share of neurons that reaches the cost."""
         target, costs = self._cost_to_remove(costs)
         n_neurons = max(sum(layer.out_features for layer in layer_list), 1)
         trial = self.with_amount(0.0)
         trial.amount_of = "neurons"
-        # With amount 0, errors whose cause is not the amount are raised here, so those in the loop are caused by the amount.
+        # With amount 0 this call raises the errors that the amount does not cause, so the loop can blame the amount.
         most = costs.removed_cost(trial._choose_masks(layer_list).widths, self.amount_of)
         # A bisection: `low` neurons are too few, and `high` neurons are enough or more than can be removed.
         low, high, reached = -1 if most >= target else 0, n_neurons, False
@@ -219,7 +207,7 @@ class BasePruner:
         return Fraction(repr(float(self.amount))) * costs.total(self.amount_of), costs
 
     def _amount_error(self, most: int, costs: ModelCosts) -> OptionError:
-        """Make the error for an amount of a cost that is above `most`, the largest cost that can be removed."""
+        """Make the error for an amount above `most`, the largest cost that can be removed."""
         total = costs.total(self.amount_of)
         asked = f"{self.amount:,} of {total:,}" if isinstance(self.amount, int) else f"{self.amount:.1%} of the"
         possible = f"{most:,}" if isinstance(self.amount, int) else _percent(most / total if total else 0.0)
@@ -231,7 +219,6 @@ class BasePruner:
         )
 
     def _choose_masks(self, layer_list: Sequence[LayerRecord]) -> Masks:
-        """Compute the keep masks for an amount of neurons."""
         for layer in layer_list:
             layer.pruning_mask, layer.amount = None, None
         self.extract_scores(layer_list)
@@ -275,16 +262,13 @@ class BasePruner:
                 f"{max(n - self.min_keep, 0)} of them can be removed) or min_keep"
             )
         if self.multiple_of > 1:
-            # Removed neurons come before kept ones; within each of the two groups the order is that of the scores.
+            # Removed neurons come before kept ones, and scores order both groups.
             order = ascending_positions(scores) + n * keep.long()
             keep = keep_highest(order, self._rounded_width(kept, n, n - n_removed))
         return keep
 
     def _rounded_width(self, kept: int, n: int, n_present: int) -> int:
-        """Round the number of neurons that a layer of `n` keeps.
-
-        The result is at most `n_present`, the number of neurons that earlier steps have kept: removed neurons stay removed.
-        """
+        """Round the number of neurons that a layer of `n` keeps, at most to the `n_present` that earlier steps have kept."""
         width = round_width(kept, n, self.multiple_of, self.min_keep)
         if width <= n_present:
             return width
@@ -293,10 +277,10 @@ class BasePruner:
 
 
 def _share_of_count(count: int, n_neurons: int) -> float:
-    """Return a share of `n_neurons` that gives `count` neurons, whether it is rounded up or to the nearest number."""
+    """Return a share that gives `count` of `n_neurons`, whether it is rounded up or to the nearest number."""
     return max(count - 0.25, 0.0) / n_neurons
 
 
 def _percent(share: float) -> str:
-    """Format a share as a percentage, rounded down, so that an amount of this share is possible."""
+    """Format a share as a percentage, rounded down, because more may be impossible."""
     return f"{math.floor(share * 1000) / 10:.1f}%"

@@ -19,23 +19,16 @@ from llmrank.prune.sensitivity_pruner import SensitivityPruner
 __all__ = ["Reached", "budget_notes", "check_budget", "describe_amount", "reached_amounts"]
 
 Reached: TypeAlias = dict[Unit, dict[str, float]]
-# Largest difference between the removed share and the requested one that needs no note.
+# Largest difference between the removed and the requested share that needs no note.
 MAX_DIFFERENCE = 0.02
-# The limit if less of a cost was removed than requested: the model may then exceed the memory or time that it should fit.
+# Largest shortfall of a cost that needs no note: beyond it the model may exceed the memory or time that it should fit.
 MAX_COST_SHORTFALL = 0.001
 
 
 def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: bool) -> None:
     """Raise if the options of a pruner are impossible for these FFNs, whatever the scores.
 
-    Parameters
-    ----------
-    pruner : BasePruner
-    ffns : FFNs
-    costs : ModelCosts
-        Costs of the model that holds the FFNs.
-    jointly : bool
-        Whether one budget covers all FFNs; otherwise each FFN has its own.
+    If `jointly`, one budget covers all FFNs; otherwise each FFN has its own.
 
     Raises
     ------
@@ -53,7 +46,6 @@ def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: 
 
 
 def _records(ffn: FFN) -> list[LayerRecord]:
-    """Return records of the prunable layers of an FFN that has not been ranked; only their sizes are known."""
     return [record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()]
 
 
@@ -66,15 +58,13 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
         It prunes all layers in one call, and :func:`check_budget` has accepted it.
     ffns : FFNs
     costs : ModelCosts
-        Costs of the model that holds the FFNs.
 
     Returns
     -------
     str
-        The number of neurons that each layer loses, if it is known before ranking and the same for all layers; otherwise the
-        number that all layers lose together. If neurons of different layers differ in cost, "about" stands in front of the
-        numbers of neurons and parameters that depend on the scores. For a :class:`LocalPruner` the numbers are those after
-        widths are rounded, for the other pruners of this package those before. For any other, a sentence that the pruner decides.
+        The number of neurons that each layer loses, if the scores do not change it and it is the same for all layers; otherwise
+        the number that all layers lose together. "About" marks numbers that depend on the scores. If the scores decide how much a
+        layer loses, widths are not rounded yet. For a pruner of another package, a sentence that the pruner decides.
 
     Examples
     --------
@@ -124,7 +114,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
 
 
 def _short(number: int) -> str:
-    """Format a number; one of a million or more in millions or billions.
+    """Format a number, from a million on in millions or billions.
 
     >>> _short(134_515_008), _short(1_555_200), _short(16)
     ('134.5 M', '1.6 M', '16')
@@ -154,7 +144,7 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
 
 
 def budget_notes(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]) -> list[str]:
-    """Return a note for the report if the removed share differs much from the requested one, with the reason; else no note."""
+    """Return a note with the reason if the removed share differs much from the requested one; else no note."""
     amount, unit = pruner.amount, pruner.amount_of
     share = reached[unit]["share"]
     if unit == "neurons":

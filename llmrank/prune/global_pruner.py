@@ -19,18 +19,18 @@ Normalize: TypeAlias = Literal["auto", "zscore", "robust", "mean", "none"]
 
 
 class GlobalPruner(BasePruner):
-    """Remove the lowest ``ceil(amount * N)``, or `amount` if it is an int, of all N neurons; layers may lose different shares.
+    """Remove the lowest ``ceil(amount * N)`` of all N neurons, or `amount` if it is an int; layers may lose different shares.
 
     Parameters
     ----------
     amount, min_keep, multiple_of, protect, amount_of
-        See :class:`BasePruner`. When a layer has only `min_keep` neurons left, the lowest neurons of other layers are removed.
+        See :class:`BasePruner`. When a layer has only `min_keep` neurons left, other layers lose more.
     normalize : {"auto", "zscore", "robust", "mean", "none"}
         How the scores of different layers are made comparable: "zscore" standardises those of each layer by their mean and
         population standard deviation, "robust" by their median and their median absolute deviation from it (their mean
         absolute deviation if that is 0), "mean" scales them to mean 1, "none" leaves them unchanged (as in the paper). "auto"
-        is zscore, or none for layers named by a `structure_dict`. With zscore, a few very high scores make the other neurons of
-        a layer look average, so that more of them are kept; with robust this does not happen.
+        is zscore, or none for layers named by a `structure_dict`. A few very high scores in a layer let zscore keep more of its
+        other neurons; they do not affect robust.
 
     Raises
     ------
@@ -78,8 +78,8 @@ class GlobalPruner(BasePruner):
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of all layers are removed before it.
 
-        The neurons at positions below :func:`global_count` of the amount are removed. With `multiple_of`, or an amount of a cost,
-        other numbers of neurons may be removed. Within a layer the order is that of :class:`LocalPruner`.
+        The neurons at positions below :func:`global_count` of the amount are removed, before `multiple_of` rounds the widths; an
+        amount of a cost sets another limit. Within a layer the order is that of :class:`LocalPruner`.
 
         Parameters
         ----------
@@ -89,8 +89,7 @@ class GlobalPruner(BasePruner):
         -------
         list of (n,) int64 tensors
             One for each layer, together a permutation of 0..N-1; the amount does not change them. Neurons that earlier steps
-            removed come first. The `min_keep` highest of every layer and all neurons of protected layers come last: no permitted
-            amount removes them.
+            removed come first. The `min_keep` highest of every layer and all neurons of protected layers come last.
 
         Raises
         ------
@@ -104,8 +103,7 @@ class GlobalPruner(BasePruner):
         [[0, 4, 1], [3, 2]]
         """
         in_layer = [ascending_positions(importance_of(layer)) for layer in layer_list]
-        # Each layer is sorted in its own order first: the stable sort below keeps that order where two scores differ but their
-        # normalised values are equal.
+        # Sorted within each layer first: the stable sort below keeps the order of scores whose normalised values are equal.
         values = torch.cat(
             [self._normalised(layer)[torch.argsort(p)] for layer, p in zip(layer_list, in_layer, strict=True)]
         )

@@ -26,8 +26,8 @@ class LayerRecord:
     importance : (out,) float64 tensor
         What the scorer gives the neurons: non-negative, with sum 1.
     pruning_mask : tensor or None
-        Set by the pruner. Bool or uint8, (out,): the keep mask. Float, (out,) or (out, in): scores, from which the keep mask is
-        computed; the neurons whose scores have the lowest L1 norm are removed.
+        Set by the pruner. Bool or uint8, (out,): the keep mask. Float, (out,) or (out, in): scores; the neurons whose scores
+        have the lowest L1 norm are removed.
     amount : float, int or None
         Set by the pruner: share (float) or number (int) of the layer's neurons to remove, if `pruning_mask` holds scores; None
         stands for the amount of the pruner.
@@ -37,8 +37,7 @@ class LayerRecord:
         How much the model's output changes when this layer alone is pruned, >= 0, see
         :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; None if the pruner does not need it.
     present : (out,) bool tensor or None
-        True for neurons that earlier steps have kept; None if all are kept. The others stay removed, and count as part of the
-        amount.
+        True for neurons that earlier steps have kept; None if all are kept. The others stay removed and count in the amount.
     protected : bool
         Whether the layer keeps all neurons that are present, whatever `pruning_mask` says; set by
         :meth:`llmrank.prune.BasePruner.prune`.
@@ -87,7 +86,7 @@ class LayerRecord:
 
     @property
     def present_mask(self) -> torch.Tensor:
-        """The mask :attr:`present`, or one that is all True if :attr:`present` is None."""
+        """The mask :attr:`present`, all True if that is None."""
         return torch.ones(self.out_features, dtype=torch.bool) if self.present is None else self.present
 
     @property
@@ -97,7 +96,7 @@ class LayerRecord:
 
 
 def record_of_size(name: str, size: int) -> LayerRecord:
-    """Make a record from the size of a layer alone, which is enough to check whether an amount is possible.
+    """Make a record from the size of a layer alone, for :meth:`BasePruner.check`.
 
     >>> record_of_size("mlp", 4).out_features
     4

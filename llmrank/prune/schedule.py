@@ -13,7 +13,7 @@ from llmrank.models.costs import Unit, unit_name
 
 __all__ = ["ScheduleStep", "amounts_after_steps", "check_steps", "describe_steps"]
 
-# Far more than is useful; a larger number is most likely a typing error.
+# A larger number is most likely a typing error.
 MAX_STEPS = 1000
 
 
@@ -27,9 +27,7 @@ def check_steps(steps: int) -> int:
 
 
 def amounts_after_steps(amount: float | int, steps: int) -> list[float | int]:
-    """Return the amounts to reach: ``amount * k / n`` after step k of n, and exactly `amount` after the last step.
-
-    If `amount` is an integer, all are rounded, halves to the even number.
+    """Return the amounts to reach: ``amount * k / n`` after step k of n, rounded (halves to even) if `amount` is an integer.
 
     >>> amounts_after_steps(0.3, 2), amounts_after_steps(10, 4)
     ([0.15, 0.3], [2, 5, 8, 10])
@@ -62,7 +60,7 @@ class ScheduleStep:
     removed : int
         Number of neurons removed in this step and all before it.
     repaired : bool
-        Whether a repair was tried after the step; :mod:`llmrank.calibration.blockwise` states the cost of a repair.
+        Whether a repair was tried after the step.
     seconds : dict from str to float
         Wall time of the stages of the step.
     """

@@ -21,10 +21,7 @@ __all__ = ["Reselection", "choose_masks", "prunes_jointly"]
 
 
 def prunes_jointly(structure_dict: Mapping[str, Any] | None, topology: Topology) -> bool:
-    """Return whether one budget covers all layers.
-
-    With a `structure_dict` and isolated graphs, as in the paper, the Linears of each block have a budget of their own.
-    """
+    """Return whether one budget covers all layers; with a `structure_dict` and isolated graphs each graph has its own."""
     return structure_dict is None or topology == "chained"
 
 
@@ -69,7 +66,6 @@ def choose_masks(
 def _layer_records(
     entry: ModelGraph, rank: RankResult, sensitivities: Mapping[str, float], present: Masks | None
 ) -> list[LayerRecord]:
-    """Make records of the prunable layers of a ranked graph."""
     importance = entry.importance(rank)
     return [
         LayerRecord(
@@ -99,8 +95,7 @@ class Reselection:
 
     Notes
     -----
-    Cost: for every layer, one rank of the graph that holds the layer, and of each graph before it on the same residual stream.
-    In the chained topology, the graph is a whole chain of FFNs.
+    Cost: for every layer, one rank of the graph that holds it, and of each graph before that on the same residual stream.
     """
 
     def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph], present: Masks | None = None) -> None:
@@ -110,26 +105,11 @@ class Reselection:
 
     @property
     def reads_earlier_layers(self) -> bool:
-        """Whether the choice in a layer reads weights of earlier layers, which must then not be replaced before the choice."""
+        """Whether the choice in a layer reads weights of earlier layers, which must not be replaced before it."""
         return any(entry.follows or len(entry.prunable) > 1 for entry in self._graphs)
 
     def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
-        """Choose the keep mask of a layer anew.
-
-        Parameters
-        ----------
-        layer : str
-            Name of the layer.
-        keep : (n,) bool tensor
-            The keep mask that was chosen before.
-        activations : (n,) float64 tensor
-            The new activations of the layer; later calls for other layers use them too.
-
-        Returns
-        -------
-        (n,) bool tensor
-            It keeps as many neurons as `keep`.
-        """
+        """Choose a mask of as many neurons as `keep`, from new activations, (n,) float64, which later calls use too."""
         index, position = next(
             (index, position)
             for index, entry in enumerate(self._graphs)

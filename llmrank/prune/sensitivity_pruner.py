@@ -22,10 +22,7 @@ class SensitivityPruner(BasePruner):
 
     Let m be the median sensitivity of the layers. A layer of sensitivity c above ``limit * m`` is spared: its share is multiplied
     by ``limit * m / c``. To make up for that, the same additional share is removed from each of the other layers, see
-    :func:`sensitivity_counts`. Within a layer the neurons of lowest importance are removed, as by :class:`LocalPruner`.
-
-    Only outliers are spared, because sensitivities are measured one layer at a time and on little text: smaller differences are
-    not reliable enough to change how the budget is shared out.
+    :func:`sensitivity_counts`. Sensitivities are not reliable enough for smaller differences to count.
 
     Parameters
     ----------
@@ -34,10 +31,9 @@ class SensitivityPruner(BasePruner):
         such as parameters, is the total of all layers.
     min_keep, multiple_of, protect, amount_of
         See :class:`BasePruner`. If a layer loses less because it is protected, or has only `min_keep` neurons left, the other
-        layers lose more. The median is that of the layers that are not protected.
+        layers lose more. Protected layers do not count for the median.
     limit : float
-        A layer is spared if its sensitivity is more than this many times the median; finite, > 0. With a large limit, or a median
-        of 0, no layer is spared.
+        A layer is spared if its sensitivity is more than this many times the median, which is not 0; finite, > 0.
 
     Raises
     ------
@@ -46,8 +42,7 @@ class SensitivityPruner(BasePruner):
 
     Examples
     --------
-    The sensitivity of layer a is 4 times the median, and `limit` is 2, so the layer loses half of its share: 2 neurons, not 4.
-    Each of the other two layers loses one neuron more.
+    The sensitivity of layer a is 4 times the median, and `limit` is 2, so the layer loses 2 neurons, not 4:
 
     >>> import torch
     >>> importance = torch.arange(8) / 28
@@ -81,7 +76,7 @@ class SensitivityPruner(BasePruner):
         Raises
         ------
         OptionError
-            A record has no usable sensitivity, or more neurons are to be removed than can be, see :func:`sensitivity_counts`.
+            A record has no usable sensitivity; or see :func:`sensitivity_counts`.
         """
         counts = sensitivity_counts(
             [layer.out_features for layer in layer_list],
@@ -124,10 +119,9 @@ def sensitivity_counts(
 ) -> list[int]:
     """Compute how many neurons each layer loses when the most sensitive layers are spared.
 
-    The even part of a layer is `amount` of its neurons. With m the median sensitivity, a layer of sensitivity c > limit * m > 0
-    is spared: it loses only ``limit * m / c`` of its even part. The rest is removed from the layers that are not spared, the same
-    additional share of each. If some of these have only `min_keep` neurons left, the others lose more; if all have, the spared
-    layers lose more.
+    With m the median sensitivity, a layer of sensitivity c > limit * m > 0 is spared: it loses only ``limit * m / c`` times
+    `amount`. The rest is removed from the layers that are not spared, the same additional share of each. If some of these have
+    only `min_keep` neurons left, the others lose more; if all have, the spared layers lose more.
 
     Parameters
     ----------
@@ -151,25 +145,18 @@ def sensitivity_counts(
     list of int
         One number for each layer. For N neurons in all layers the sum is ``round(amount * N)``, or `amount` times the number of
         layers if `amount` is an int. The sum is more only if earlier steps have removed more, and 0 if all layers are protected.
-        To reach it, the parts with the largest remainders are rounded up, and the others down; among equal remainders, those of
-        the first layers are rounded up.
+        The parts with the largest remainders are rounded up; among equal remainders, those of the first layers.
 
     Raises
     ------
     OptionError
-        `amount` is no share in [0, 1) and no number >= 0, or more neurons are to be removed than can be: every layer keeps
-        `min_keep`, and protected layers keep all.
-
-    Notes
-    -----
-    Parts are computed as fractions, without round-off, so the order of the layers matters only for equal remainders.
+        `amount` is no share in [0, 1) and no number >= 0, or more neurons are to be removed than `min_keep` and `protected`
+        allow.
 
     Examples
     --------
     >>> sensitivity_counts([100, 100, 100, 100], [0.8, 0.1, 0.1, 0.1], 0.3)
     [8, 38, 37, 37]
-    >>> sensitivity_counts([100, 100, 100, 100], [0.1, 0.1, 0.15, 0.1], 30)
-    [30, 30, 30, 30]
     """
     amount = check_amount(amount)
     n_layers = len(sizes)
@@ -195,8 +182,7 @@ def sensitivity_counts(
     by_remainder = sorted(range(n_layers), key=lambda k: (counts[k] - parts[k], k))
     for k in by_remainder[: max(total - sum(counts), 0)]:
         counts[k] += 1
-    # Earlier steps may have removed more of a layer than its part. Then the other layers lose less than their parts, but not
-    # less than earlier steps have removed from them.
+    # If earlier steps removed more of a layer than its part, the other layers lose less than theirs.
     while sum(counts) > total and (reducible := [k for k in range(n_layers) if counts[k] > removed_before[k]]):
         counts[max(reducible, key=lambda k: (counts[k] - parts[k], k))] -= 1
     return counts

@@ -31,7 +31,7 @@ class BaseScorer:
     array([0.75, 0.25])
     """
 
-    # The name in the registries and on the command line. A class of this package without a name of its own is not registered.
+    # The name in the registries and on the command line, which leave out classes of this package without a name of their own.
     name: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -89,7 +89,7 @@ class BaseScorer:
 
         Notes
         -----
-        Memory: dense copies of a few blocks, however many blocks the graph has.
+        Cost: one read of the edges. Memory: dense copies of a few blocks.
         """
         start = perf_counter()
         input_norms = [torch.from_numpy(np.array(vector)) for vector in graph.activations]
@@ -134,7 +134,7 @@ class BaseScorer:
         *,
         reads_blocks: bool = True,
     ) -> RankResult:
-        """Make the result of a rank that took one exact pass over the layers, and read each block once, or no block."""
+        """Make the result of one exact pass over the layers."""
         return RankResult(
             scores=tuple(scores),
             names=graph.names,

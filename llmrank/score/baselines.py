@@ -118,6 +118,6 @@ class RandomScorer(BaseScorer):
 
 
 def check_norm_order(p: float) -> None:
-    """Raise an OptionError unless p is a number >= 1; below 1 the p-norm is no norm."""
+    """Raise an OptionError unless p is a number >= 1."""
     if not (isinstance(p, (int, float)) and p >= 1.0):
         raise OptionError(f"p must be a number >= 1, got {p!r}")

@@ -36,9 +36,8 @@ class ForwardBackwardScorer(BaseScorer):
         r_0 = a_0 / sum(a_0),  r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l)),  P_l = W_l / out-strength of l-1
         b_L = a_L / sum(a_L),  b_l = N(gamma Q_l b_{l+1} + (1 - gamma) a_l / sum(a_l)),  Q_l = W_{l+1}^T / in-strength of l+1
 
-    N divides by the sum; theta below 1 mixes bare edges into P and Q. b starts at the outputs, weighted by their activations on
-    the calibration tokens, and shares out the score of each node among its sources. So a neuron scores high if strong inputs
-    reach it and the outputs depend on it.
+    N divides by the sum; theta below 1 mixes bare edges into P and Q. A neuron scores high if strong inputs reach it and the
+    outputs depend on it.
 
     Parameters
     ----------
@@ -53,8 +52,7 @@ class ForwardBackwardScorer(BaseScorer):
 
     Notes
     -----
-    Cost: twice that of :class:`llmrank.score.WeightedPageRankScorer`. Both ranks read the weights without copying them. With
-    theta below 1 one of the two ranks has steps without a compiled kernel, and takes longer.
+    Cost: twice that of :class:`llmrank.score.WeightedPageRankScorer`, or more if theta is below 1.
     """
 
     name: ClassVar[str] = "fbpr"

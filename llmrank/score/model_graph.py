@@ -30,8 +30,7 @@ class ModelGraph:
     Attributes
     ----------
     graph : LayeredGraph
-        Its dense blocks are views of the model's weights, except for value maps of attentions: these are copied if their rows
-        are repeated or not consecutive.
+        Its dense blocks are views of the model's weights; value maps of attentions may be copies.
     statistics : tuple of LayerStatistics
         One for each layer of the graph.
     prunable : mapping from int to PrunableLayer
@@ -40,7 +39,7 @@ class ModelGraph:
         Whether the first layer is also the last layer of the graph before: both hold the nodes of one residual stream.
     skip : float
         Beta, the share of the first layer's importance that skips the graph, 0..1, see
-        :func:`llmrank.score.rank_graphs.rank_graphs`. It affects only the graphs that follow this one.
+        :func:`llmrank.score.rank_graphs.rank_graphs`.
     """
 
     graph: LayeredGraph
@@ -57,7 +56,7 @@ class ModelGraph:
         }
 
     def with_norms(self, position: int, norms: torch.Tensor) -> ModelGraph:
-        """Return this graph with other activations (norms) of the nodes of one layer, and the same means and variances."""
+        """Return this graph with other activations (norms) of the nodes of one layer; its means and variances stay."""
         layers = list(self.statistics)
         layers[position] = replace(layers[position], norm=norms, read_norm=norms)
         return replace(self, graph=self.graph.with_activations(position, norms), statistics=tuple(layers))
@@ -69,14 +68,13 @@ def build_graphs(
     """Build the graphs of a model.
 
     There is one graph for each FFN (isolated), one for each chain of consecutive FFNs of a stack (chained), or one for each FFN
-    with skip edges past it (residual). In a chain, the output layer of an FFN is the input layer of the next one; the activations
-    of this layer are the norms of the next FFN's input (for explicit FFNs, of the Linear's own output). FFNs whose sizes do not
-    fit each other are not chained.
+    with skip edges past it (residual). In a chain, the output layer of an FFN is the input layer of the next one; its activations
+    are the norms of the next FFN's input (for explicit FFNs, of the previous FFN's output). FFNs whose sizes differ there are not
+    chained.
 
-    In the residual topology the layer between two FFNs ends one graph and starts the next, and skip edges lead past each graph.
-    If the statistics include attentions, each attention has a graph in front of that of its FFN, without prunable layers: edges
-    of weights ``|V|`` lead from the residual stream to the heads (each of the heads that share values has its own copy of them),
-    and edges of weights ``|O|`` lead back to the stream.
+    In the residual topology the layer between two FFNs ends one graph and starts the next. If the statistics include attentions,
+    each attention has a graph in front of that of its FFN, without prunable layers: edges of weights ``|V|`` lead from the
+    residual stream to the heads, and edges of weights ``|O|`` lead back to the stream.
 
     Parameters
     ----------
@@ -86,13 +84,13 @@ def build_graphs(
     topology : {"isolated", "chained", "residual"}
     beta : float, optional
         For the residual topology: the share that skips a graph, 0..1. By default all graphs of a transformer block have the
-        same share, and the product of these shares is the share that was measured for the block.
+        same share, and their product is the share that was measured for the block.
 
     Raises
     ------
     OptionError
-        The topology is unknown; beta is out of range, or given for a topology without skip edges; or the topology is residual,
-        and beta is neither given nor measured.
+        The topology is unknown; beta is out of range, or given for a topology without skip edges; or the topology is
+        residual, and beta is neither given nor measured.
     StructureError
         The sizes of explicit FFNs do not fit in a chain; or the topology is residual, and FFNs are explicit or in no repeating
         stack.
@@ -122,15 +120,8 @@ def build_graphs(
 
 
 def check_beta(beta: object) -> float:
-    """Return beta as a float.
+    """Return beta as a float; raise an OptionError if it is not a number in [0, 1].
 
-    Raises
-    ------
-    OptionError
-        It is not a number in [0, 1].
-
-    Examples
-    --------
     >>> check_beta(1)
     1.0
     """
@@ -141,7 +132,6 @@ def check_beta(beta: object) -> float:
 
 
 def _build_residual(ffns: FFNs, statistics: Sequence[FFNStatistics], beta: float | None) -> tuple[ModelGraph, ...]:
-    """Build one graph for each FFN and each attention, in the order of the residual stream."""
     if any(ffn.kind == "explicit" for ffn in ffns):
         raise StructureError(
             "structure_dict lists single Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or "
@@ -166,7 +156,7 @@ def _build_residual(ffns: FFNs, statistics: Sequence[FFNStatistics], beta: float
     for position, (sublayer, layers, skip) in enumerate(sublayers):
         following = sublayers[position + 1] if position + 1 < len(sublayers) else None
         if following is not None and _shares_stream(sublayer, following[0]):
-            # The last layer holds the nodes of the stream. Their activations are those that the next FFN or attention reads.
+            # The nodes of the last layer are those of the stream, with the activations that the next graph reads.
             layers = (*layers[:-1], following[1][0])
         graph = _build_chain([(sublayer, FFNStatistics(layers))])
         follows = position > 0 and _shares_stream(sublayers[position - 1][0], sublayer)
@@ -175,12 +165,11 @@ def _build_residual(ffns: FFNs, statistics: Sequence[FFNStatistics], beta: float
 
 
 def _shares_stream(before: FFN, after: FFN) -> bool:
-    """Return whether two neighbouring FFNs (or attentions) lie on one residual stream."""
     return before.stack == after.stack and before.sizes[-1] == after.sizes[0] == before.sizes[0]
 
 
 def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
-    """Build one graph of FFNs that follow each other, or of a single FFN or attention."""
+    """Build one graph of FFNs that follow each other; an attention is a chain by itself."""
     weights: list[tuple[torch.Tensor, ...]] = []
     names: list[str] = []
     layers: list[LayerStatistics] = []
@@ -212,7 +201,7 @@ def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
 def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
     """Return the weights of the edges into a layer as a dense tensor (n_l, n_{l-1}), in float32 or wider.
 
-    Each call computes the tensor anew, on the device of the model's weights. The graph does not keep it.
+    Each call computes the tensor anew, on the device of the model's weights.
     """
     block = graph.blocks[layer - 1]
     if not isinstance(block, DenseBlock):

@@ -48,15 +48,14 @@ class WeightedPageRankScorer(BaseScorer):
     solver : {"sweep", "power"}
         One pass over the layers in order, or power iteration, which gives the same rank and shows how it converges.
     backend : {"auto", "scipy", "torch", "dense"}
-        Where products are computed, see :func:`graphs.weighted_pagerank`; "auto" chooses by size and device.
+        Where products are computed, see :func:`graphs.weighted_pagerank`.
     device : str, optional
         Device to compute on; by default the one that holds the weights.
     dtype : {"float32", "float64"}
-        float32 reads float32 weights without converting them. Both keep the same neurons, except for ties within 1e-6.
+        float32 reads float32 weights without converting them. Both keep the same neurons, except for near ties.
     edges : {"magnitude", "energy"}
         Weight of an edge: ``|W_ij|``, or ``W_ij^2`` together with squared activations, see
-        :meth:`graphs.LayeredGraph.squared`: a step then passes on shares of energy. Squares take several times as long, because
-        they are computed band by band instead of by the compiled kernels.
+        :meth:`graphs.LayeredGraph.squared`, which takes several times as long.
     """
 
     name: ClassVar[str] = "wpr"
@@ -81,7 +80,7 @@ class WeightedPageRankScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute one step of the rank across one block; for energies, the sum of parallel edges is squared as one edge."""
+        """Compute one step of the rank across one block; for energies, unlike in :meth:`rank`, parallel edges count as one."""
         weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         prev, own = prev_importance.to(weight), out_activations.to(weight)
@@ -135,7 +134,7 @@ class ModifiedPageRankScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute one step of the rank across one block; for energies, the sum of parallel edges is squared as one edge."""
+        """Compute one step of the rank across one block; for energies, unlike in :meth:`rank`, parallel edges count as one."""
         weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         count = int(self.zero_lowest * len(prev_importance))
@@ -157,16 +156,12 @@ class ModifiedPageRankScorer(BaseScorer):
 
 
 def with_edge_measure(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
-    """Return the graph itself, or for energies the graph of squared weights and activations; no dense weight is copied."""
+    """Return the graph itself, or for energies the graph of squared weights and activations."""
     return graph.squared() if edges == "energy" else graph
 
 
 def mark_energies(result: RankResult, edges: EdgeMeasure) -> RankResult:
-    """Mark a rank as one of energies, in its method name, if the scorer squared the weights and activations of the graph.
-
-    Code that explains scores by the weights and activations of the graph (for example, how much of a score came along edges)
-    checks this name, because it must not explain such a rank by weights that are not squared.
-    """
+    """Mark a rank of energies in its method name, so that it is not explained by weights that are not squared."""
     return replace(result, method=f"{result.method} of energies") if edges == "energy" else result
 
 
@@ -177,7 +172,7 @@ def check_unit_interval(name: str, value: float) -> None:
 
 
 def check_choices(**options: str) -> None:
-    """Raise an OptionError if an option is none of its :data:`CHOICES`, now and not only after calibration."""
+    """Raise an OptionError if an option is none of its :data:`CHOICES`."""
     for name, value in options.items():
         choices = get_args(CHOICES[name])
         if value not in choices:
@@ -187,7 +182,6 @@ def check_choices(**options: str) -> None:
 def _step_inputs(
     edges: EdgeMeasure, weight: torch.Tensor, activations: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weights and activations as they are, or squared."""
     return (weight.square(), activations.square()) if edges == "energy" else (weight, activations)
 
 

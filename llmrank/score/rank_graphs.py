@@ -23,8 +23,7 @@ def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankR
         x_{k+1} = beta_k x_k + (1 - beta_k) s_k
 
     and x_0 holds the scores of layer 0 of the first graph. So a node of the stream keeps the share beta of its importance along
-    its skip edge. One pass gives the exact result, since no edge leads back. With beta 0 and without attentions, weighted and
-    modified PageRank are those of the chain; with beta 1 all graphs on a stream start from its x_0.
+    its skip edge.
 
     Parameters
     ----------

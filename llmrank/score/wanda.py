@@ -38,8 +38,7 @@ class WandaScorer(BaseScorer):
 class WandaSPScorer(OutgoingScorer):
     """Wanda-sp: ``||x_j||_2 * ||down_:j||_p`` for hidden neuron j; the paper takes p = 1.
 
-    Source: An et al. 2023 (arXiv 2312.11983), who apply Wanda to whole neurons. The mean of ``|down_ij|`` over the rows i would
-    give the same order as the L1 norm.
+    Source: An et al. 2023 (arXiv 2312.11983), who apply Wanda to whole neurons.
 
     Parameters
     ----------

@@ -1,7 +1,4 @@
-"""Apply masks to a model as a transaction: if anything is raised, the parameters are restored bit for bit.
-
-A finished application can be undone as well. With ``undoable=False`` the original tensors are not kept, so nothing is restored.
-"""
+"""Apply masks to a model as a transaction: if anything is raised, the parameters are restored, unless ``undoable=False``."""
 
 from __future__ import annotations
 
@@ -32,8 +29,7 @@ from llmrank.surgery.widths import ALIGNMENTS, WIDTHS_KEY, Align, check_padding,
 
 __all__ = ["AppliedMasks", "apply_masks", "check_writable", "temporarily_masked"]
 
-# A function that restores one module, or the configuration. Such functions may be called in any order, and again after an
-# interrupt.
+# Restores one module, or the configuration. It may be called again after an interrupt.
 Restore: TypeAlias = Callable[[], None]
 ABSENT = object()
 
@@ -62,14 +58,13 @@ class AppliedMasks:
     def undo(self) -> None:
         """Restore every parameter, attribute and configuration entry that was changed, bit for bit.
 
-        The original tensors are kept for this; drop the object to free them. If an error or an interrupt stops the restoration of
-        one part, the other parts are restored before the exception goes on; a second call restores the rest.
+        The original tensors are kept for this; drop the object to free them. After an error or an interrupt, a second call
+        restores the rest.
 
         Raises
         ------
         MaskError
-            Parameters were replaced since, for example by a later application or a move to another device, so that the restored
-            parts would not fit together. Nothing is restored then.
+            Parameters were replaced since, for example by a later application or a move to another device; nothing is restored.
         OptionError
             The original tensors were not kept.
         """
@@ -113,8 +108,8 @@ def apply_masks(
 ) -> AppliedMasks:
     """Remove neurons from a model.
 
-    To remove a hidden neuron is to remove its rows and biases in the input maps, and its column in the output map. With explicit
-    FFNs only rows (and biases) of the named Linears are removed.
+    To remove a neuron is to remove its rows and biases in the input maps, and its column in the output map. With explicit FFNs
+    only rows and biases of the named Linears are removed.
 
     Parameters
     ----------
@@ -125,11 +120,10 @@ def apply_masks(
     masks : Masks
         One mask for each prunable layer.
     form : {"compact", "zero", "mask"}
-        Smaller matrices (and configuration); zeros in matrices of the same size; or
-        ``torch.nn.utils.prune`` masks (``weight_orig``, ``weight_mask``).
+        Smaller matrices (and configuration), zeros in matrices of the same size, or ``torch.nn.utils.prune`` masks.
     align : {"none", "pad"}
         With "pad" all compact layers are filled up with zeros to the width of the widest of them, so that stock loaders read
-        them; if no field of the configuration states that width, to the width of the dense model.
+        them; if no field of the configuration can state that width, to the width of the dense model.
     repaired : mapping from str to RepairedMap, optional
         Repaired output maps for the same masks; see :func:`llmrank.surgery.repair.repair_ffns`.
     undoable : bool
@@ -142,8 +136,8 @@ def apply_masks(
         The masks or repairs do not fit the model, it was compacted since `ffns` was found, a mask keeps no neuron, or layers of
         different widths are to be padded. Nothing has been changed then.
     OptionError
-        The form or the alignment is unknown; the two do not fit each other; the form is compact, and FFNs are explicit; or
-        neurons cannot be removed, see :func:`check_writable`. Nothing has been changed then.
+        The form or the alignment is unknown; the form does not fit the alignment or explicit FFNs; or neurons cannot be removed,
+        see :func:`check_writable`. Nothing has been changed then.
     """
     repaired = repaired or {}
     _check(ffns, masks, form, align)
@@ -183,17 +177,7 @@ def apply_masks(
 
 @contextmanager
 def temporarily_masked(model: nn.Module, ffns: FFNs, masks: Masks | None) -> Iterator[None]:
-    """Apply masks in the zero form, so that neurons keep their places, and restore the model at the end of the context.
-
-    The model is restored whatever is raised.
-
-    Parameters
-    ----------
-    model, ffns
-        See :func:`apply_masks`.
-    masks : Masks or None
-        None leaves the model as it is.
-    """
+    """Apply masks in the zero form, unless they are None; restore the model at the end of the context, whatever is raised."""
     applied: list[AppliedMasks] = []
     with ExitStack() as cleanup:
         # Registered before the masks are applied, and twice, so that they are undone after an interrupt at any point.

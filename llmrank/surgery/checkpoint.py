@@ -1,7 +1,6 @@
 """Checkpoints: written completely or not at all, in the formats of transformers.
 
-Stock transformers builds layers of the width that the configuration states. Widths that no field of it can state, for example
-because they differ by layer, are listed under ``llmrank_widths``, and :func:`load` builds layers of those widths.
+Widths that no field of the configuration can state are listed under ``llmrank_widths``, which :func:`load` reads.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ["load", "save"]
 
 MASKS_FILE = "masks.safetensors"
 REPORT_FILE = "report.json"
-# Name of the attribute in which a class made by _with_widths stores the model class that it extends.
+# Attribute of a class made by _with_widths: the model class that it extends.
 BASE_CLASS = "_llmrank_base_class"
 
 
@@ -44,8 +43,7 @@ def save(
     """Write a checkpoint: model, tokenizer, masks and report.
 
     The directory appears completely or not at all, see :func:`llmrank.surgery.files.atomic_directory`. Before it appears, the
-    configuration is read again as :func:`load` will read it, and the parameters of the model that it describes are compared with
-    the names and shapes of the tensors in the files. The values of the tensors are not read again.
+    names and shapes of the written tensors are compared with the parameters of the model that a loader would build.
 
     Parameters
     ----------
@@ -179,10 +177,7 @@ def _class_for_config(base: Any, config: Any) -> Any:
 
 
 def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
-    """Make a subclass of a model class whose constructor gives the layers these widths.
-
-    The inherited from_pretrained does everything else (shards, dtypes, tied weights, device maps).
-    """
+    """Make a subclass of a model class whose constructor gives the layers these widths; it inherits from_pretrained."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         base.__init__(self, config, *args, **kwargs)
@@ -193,13 +188,7 @@ def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
 
 
 def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
-    """Give every prunable layer its width, with uninitialised weights into which a checkpoint is loaded.
-
-    Raises
-    ------
-    CheckpointError
-        A width has no layer of its name, a layer has no width, or a width is larger than its layer.
-    """
+    """Give every prunable layer its width, with uninitialised weights into which a checkpoint is loaded."""
     ffns = find_ffns(model)
     sizes = ffns.sizes
     misfits = [name for name, width in widths.items() if width > sizes.get(name, 0)]

@@ -1,7 +1,7 @@
 """The last check of a compact model: it must compute what the masked model computes.
 
-Detection by shapes can mistake something else for an FFN, or miss that hidden neurons are coupled. Two short forward passes show
-such errors: one in which removed neurons are read as zeros, and one of the compact model.
+Detection by shapes can mistake something else for an FFN, or miss that neurons are coupled. Two short forward passes, of the
+masked and of the compact model, show such errors.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from llmrank.surgery.repair import RepairedMap, substitute
 
 __all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence_removed"]
 
-# A few tokens of a few sequences are enough: every neuron takes part in each.
+# So few tokens are enough, because every neuron takes part in each.
 N_SEQUENCES, N_TOKENS = 2, 32
-# Allowed difference, as a share of the largest output: only the order of summation may differ. Coarse for half precision.
+# Allowed difference, as a share of the largest output, because the order of summation differs.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE_TOLERANCE = 5e-2
 
@@ -46,7 +46,7 @@ def masked_outputs(
         FFNs that were found (not explicit ones).
     masks : Masks
     sequences : TokenSequences
-        Only the first 32 tokens of the first 2 sequences are used (the first 2 rows of features).
+        Only the first 32 tokens (all features) of the first 2 sequences are used.
     repaired : mapping from str to RepairedMap, optional
         Repaired output maps.
 
@@ -61,13 +61,7 @@ def masked_outputs(
 
 @contextmanager
 def as_masked(ffns: FFNs, masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Iterator[None]:
-    """Let a model compute, within the context, what its compact form will compute; its weights are not copied or written.
-
-    Parameters
-    ----------
-    ffns, masks, repaired
-        See :func:`masked_outputs`.
-    """
+    """Let a model compute, within the context, what its compact form will compute; its weights are not written."""
     with ExitStack() as hooks:
         for name, layer in ffns.layers.items():
             silence_removed(hooks, layer, masks[name])
@@ -113,16 +107,7 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
 
 
 def silence_removed(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) -> None:
-    """Let the output map of a layer read zeros for its removed neurons, until `hooks` closes.
-
-    Parameters
-    ----------
-    hooks : ExitStack
-        Removes the hooks when it closes.
-    layer : PrunableLayer
-        A layer with an output map (not an explicit one).
-    keep : (n,) bool tensor
-    """
+    """Let the output map of a layer read zeros for the neurons that `keep`, (n,) bool, removes, until `hooks` closes."""
     for output_map in layer.output_maps:
         hook = _zeroing_hook(keep)
         # The removal of the hook is registered first, and twice, so that the hook is removed after an interrupt at any point.

@@ -16,7 +16,7 @@ from llmrank.errors import CheckpointError
 
 __all__ = ["atomic_directory", "check_output"]
 
-# Names within the hidden directory: the future content, and the list of its entries, which is there while they are moved.
+# Names within the hidden directory: the future content, and the list of its entries while they are moved.
 CONTENT, JOURNAL = "content", "journal"
 # Name for the hidden directories inside a target that cannot be replaced.
 FILLED = "filled"
@@ -25,7 +25,7 @@ FILLED = "filled"
 def check_output(directory: str | os.PathLike[str]) -> Path:
     """Raise unless results can be written to a directory, which must be absent or empty, and in a writable place.
 
-    Files are removed that a process left behind when it was killed while it wrote to the directory.
+    What a process left behind that was killed while it wrote to the directory is removed.
 
     Parameters
     ----------
@@ -76,13 +76,10 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
 def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary directory that becomes `directory` on success and is removed on failure.
 
-    The temporary directory replaces `directory` in one rename: if the process is killed, `directory` is as before or complete. A
-    killed process leaves a hidden directory beside it, which the next call for the same `directory` removes (not on Windows).
-
-    Some existing directories cannot be replaced: mount points, the current directory, those of another owner or group, those in a
-    directory that is not writable, and on Windows all. Then the entries are moved into the directory one by one, config.json
-    last, because no loader takes a directory without it for a checkpoint. A process that is killed between these renames leaves
-    some entries there, which the next call removes (not on Windows).
+    The temporary directory replaces `directory` in one rename: if the process is killed, `directory` is as before or complete.
+    Into a directory that cannot be replaced, such as a mount point or the current directory, the entries are moved one by one,
+    config.json last, because no loader takes a directory without it for a checkpoint. What a killed process leaves behind, the
+    next call for the same `directory` removes (not on Windows).
 
     Parameters
     ----------
@@ -138,7 +135,6 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _is_replaceable(target: Path) -> bool:
-    """Whether a new directory may take the place of an empty one."""
     status = target.stat()
     return (
         os.name == "posix"
@@ -175,7 +171,7 @@ def _move_up(partial: Path) -> None:
 
 
 def _take_back(hidden: Path) -> None:
-    """Remove the entries that :func:`_move_up` has moved out of a hidden directory, unless it has moved all."""
+    """Remove the entries that :func:`_move_up` has moved, unless it has moved all."""
     try:
         names = json.loads((hidden / JOURNAL).read_text(encoding="utf-8"))
         left = {entry.name for entry in (hidden / CONTENT).iterdir()}

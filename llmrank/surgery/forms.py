@@ -1,7 +1,4 @@
-"""The forms of removal for one linear map: compact (smaller matrices), zero (zeros), mask (``torch.nn.utils.prune``).
-
-The functions keep no copy of what they replace: :mod:`llmrank.surgery.apply` keeps the original tensors for undo.
-"""
+"""The forms of removal for one linear map: compact (smaller matrices), zero (zeros), mask (``torch.nn.utils.prune``)."""
 
 from __future__ import annotations
 
@@ -43,9 +40,7 @@ class LinearMask:
     name : str
         Path of the module in the model.
     module : nn.Linear or Conv1D
-    rows : (out,) bool tensor
-        True = kept.
-    columns : (in,) bool tensor
+    rows, columns : (out,) and (in,) bool tensors
         True = kept.
     """
 
@@ -92,8 +87,7 @@ class LinearMask:
 def linear_masks(ffns: FFNs, masks: Masks) -> list[LinearMask]:
     """Translate the keep masks of neurons into the rows and columns that every linear map keeps.
 
-    There is one result for each module, even if the module holds two input maps (then it loses rows in two ranges) or lies
-    between two prunable layers (then it loses rows and columns).
+    There is one result for each module, even if the module holds two input maps or lies between two prunable layers.
     """
     by_module: dict[int, LinearMask] = {}
 
@@ -114,9 +108,9 @@ def linear_masks(ffns: FFNs, masks: Masks) -> list[LinearMask]:
 def write_repaired(module: Any, repaired: RepairedMap, *, copy: bool) -> None:
     """Give a module its repaired weight and bias.
 
-    Without `copy` the module may share the repair's weight. That is safe if :func:`zero_map` or :func:`compact_map` replaces it.
+    Without `copy` the module may share the repair's weight, so :func:`zero_map` or :func:`compact_map` must replace the weight.
     """
-    # Not in place, so that views of the old weights, such as those of a graph, keep their values.
+    # Not in place, so that views of the old weights in graphs keep their values.
     if repaired.weight is not None:
         module.weight.data = as_stored(module, repaired.weight).to(module.weight, copy=copy).contiguous()
     if repaired.bias is not None:

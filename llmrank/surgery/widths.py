@@ -1,8 +1,7 @@
 """The widths of a compact model's layers, as its modules and its configuration state them.
 
-Stock loaders build a model from its configuration. If one field, such as ``intermediate_size``, can describe the compact model,
-that field is written; otherwise, if a width has changed, all are listed under ``llmrank_widths``, which
-:func:`llmrank.surgery.checkpoint.load` reads.
+If one field, such as ``intermediate_size``, can describe the compact model, that field is written, and stock loaders read it.
+Otherwise, if a width has changed, all are listed under ``llmrank_widths``, which :func:`llmrank.surgery.checkpoint.load` reads.
 """
 
 from __future__ import annotations
@@ -31,18 +30,7 @@ ABSENT = object()
 
 
 def check_padding(sizes: Iterable[int]) -> None:
-    """Raise unless layers of these sizes can be padded to one width.
-
-    Parameters
-    ----------
-    sizes : iterable of int
-        Number of neurons of every prunable layer in the dense model.
-
-    Raises
-    ------
-    MaskError
-        The layers differ in size.
-    """
+    """Raise a MaskError if the prunable layers differ in their number of neurons, so that they cannot be padded."""
     originals = set(sizes)
     if len(originals) > 1:
         raise MaskError(
@@ -61,8 +49,8 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
     ffns : FFNs
     masks : Masks
     align : {"none", "pad"}
-        With "pad" every layer also holds some removed neurons (whose weights are zeroed elsewhere), up to the width of the widest
-        layer; if no field can state that width, up to the width of the dense model.
+        With "pad" every layer also holds removed neurons, up to the width of the widest layer; if no field can state that
+        width, up to the width of the dense model.
 
     Returns
     -------
@@ -88,13 +76,10 @@ def _padded(masks: Masks, width: int) -> Masks:
 
 
 def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]:
-    """Find the configuration fields that describe the compact model of these masks.
+    """Find the configuration field that describes the compact model of these masks; empty if nothing is removed or none does.
 
     A field such as ``intermediate_size`` may set the width of other modules too, which are not pruned. So a model is built on the
     meta device from the configuration with the new value, and the shapes of all parameters are compared.
-
-    The result is empty if the layers differ in width, nothing is removed, or no field gives the shapes. Cost: for every field
-    that is tried, a model is built without its data, which takes about a second at 8 billion parameters.
     """
     config = getattr(model, "config", None)
     if config is None or not masks.is_uniform or masks.kept == masks.size:
@@ -112,7 +97,6 @@ def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]
 
 
 def _compact_shapes(model: nn.Module, linears: Sequence[LinearMask]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all parameters of the compact model; a shared parameter stands under each of its names."""
     changed: dict[int, tuple[int, ...]] = {}
     for linear in linears:
         module: Any = linear.module
@@ -124,8 +108,7 @@ def _compact_shapes(model: nn.Module, linears: Sequence[LinearMask]) -> dict[str
 
 def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
     """Return the parameter shapes of a model built from the configuration with these fields; None if it cannot be built."""
-    # A loader finds a model's class by its name in the Python module that defines it. A model whose layers differ in width is an
-    # instance of a subclass with the same name, which a loader does not find; then its base class is built.
+    # Loaders do not find the subclass that llmrank.surgery.checkpoint makes for listed widths, so its base class is built.
     places = ((cls, sys.modules.get(cls.__module__)) for cls in type(model).__mro__)
     exported: Any = next(cls for cls, module in places if getattr(module, cls.__name__, None) is cls)
     config: Any = copy.deepcopy(model.config)
@@ -146,20 +129,7 @@ def set_widths(
     widths: Mapping[str, int],
     fields: Mapping[str, Any],
 ) -> None:
-    """Write the new widths into the modules and the configuration.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Changed in place.
-    ffns : FFNs
-    sizes : mapping from str to int
-        Width of every prunable layer before the change.
-    widths : mapping from str to int
-        Width of every prunable layer after it.
-    fields : mapping from str to value
-        See :func:`compact_widths`.
-    """
+    """Write the widths (before: `sizes`) and the fields of :func:`compact_widths` into modules and configuration."""
     for module, name, width in module_widths(ffns, widths):
         set_attribute(module, name, width)
     config = text_config(model)
@@ -174,7 +144,7 @@ def set_widths(
 
 
 def module_widths(ffns: FFNs, widths: Mapping[str, int]) -> list[tuple[nn.Module, str, int]]:
-    """Return (module, attribute, new value) for every module of an FFN that repeats its width in an attribute."""
+    """Return (module, attribute, new value) for every attribute of an FFN's module that repeats its width."""
     return [
         (ffn.module, name, widths[layer.name])
         for ffn in ffns

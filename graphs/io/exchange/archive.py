@@ -1,7 +1,6 @@
-"""Graphs as npz files: plain numpy arrays in an uncompressed zip file, which numpy can open.
+"""Graphs as npz files: numpy arrays, without pickles, in an uncompressed zip file.
 
-A file holds the arrays of :mod:`graphs.io.arrays` and the array ``meta``: JSON text as bytes, with the names, the shapes, and
-the kind and version of the file. It holds no pickles.
+A file holds the arrays of :mod:`graphs.io.arrays` and ``meta``: JSON text as bytes, with the names, shapes, kind and version.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ADVICE = "expected a readable npz file written by write_npz; if it is damaged or
 
 
 def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
-    """Write a graph as an uncompressed npz file; dense blocks are written in CSR form.
+    """Write a graph as an uncompressed npz file; dense blocks are written in CSR form, one at a time.
 
     Parameters
     ----------
@@ -47,10 +46,6 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
         NaN or Inf in the weights, a directory that does not exist, or a path of something that is not a file.
     OSError
         The disk is full, or the system refuses.
-
-    Notes
-    -----
-    Memory: about three times the CSR form of a dense block. Every array has a CRC-32 in the zip file.
 
     Examples
     --------
@@ -70,7 +65,7 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
-    # The current date would make the bytes differ; this is the first date that zip can hold.
+    # The current date would make the bytes differ from day to day.
     entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
     entry.external_attr = 0o644 << 16
     with archive.open(entry, "w", force_zip64=True) as file:
@@ -87,14 +82,12 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
     Returns
     -------
     LayeredGraph
-        Its blocks are stored in CSR form. Memory while reading: about twice the size of the file, even if the headers in it
-        claim more.
+        Its blocks are stored in CSR form. Memory while reading: about twice the size of the file.
 
     Raises
     ------
     GraphError
-        The file is missing, unreadable, truncated, corrupted, of another version, or inconsistent; it holds pickles; or its
-        members are compressed, repeat a name, or claim more bytes than the file has.
+        The file is missing, unreadable, damaged, inconsistent, compressed or of another version, or it holds pickles.
 
     Examples
     --------
@@ -135,10 +128,7 @@ def read_npz(path: str | os.PathLike[str]) -> LayeredGraph:
 
 
 def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
-    """Check that members are stored in their full size, have different names, and claim no more bytes together than the file has.
-
-    Without this check a small file could need much memory.
-    """
+    """Refuse compressed members, repeated names and false sizes: with these, a small file could need much memory."""
     names: set[str] = set()
     total = 0
     for entry in entries:
@@ -155,8 +145,7 @@ def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
-    """Read one array, after a check that the member holds exactly the vector that its header describes."""
-    # The member is read completely, so that its CRC is checked before its header is used.
+    # The whole member is read first, so that its CRC is checked before its header is used.
     content = archive.read(entry)
     file = io.BytesIO(content)
     major, _ = np.lib.format.read_magic(file)

@@ -20,15 +20,14 @@ class Format:
     Attributes
     ----------
     name : str
-        The name on the command line, and in most formats the suffix of the file.
+        The name on the command line.
     write : callable
-        Called with a graph, the path without a suffix, and a rank. The graph is a subgraph if the format is not `any_size`; the
-        rank is that of the original graph.
+        Called with a graph (a subgraph if the format is not `any_size`), the path without a suffix, and a rank of the original
+        graph.
     any_size : bool
-        Whether the format can hold graphs of any size; else it is for subgraphs that a viewer can show.
+        Whether the format is for graphs of any size; else it is for subgraphs that a viewer can show.
     package, extra : str
-        The package that writes the format, and the extra of this distribution that installs the package; both are empty if
-        no such package is needed.
+        The optional package that writes the format, and the extra that installs it; both are empty if none is needed.
     """
 
     name: str

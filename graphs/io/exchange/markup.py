@@ -1,9 +1,6 @@
 """GraphML and GEXF: files that Gephi, yEd, Cytoscape and igraph open, for graphs small enough to draw.
 
-Node ids are ``layer:index``. Nodes have the typed attributes ``layer``, ``index``, ``name``, ``activation`` and, if there are
-scores, ``score``; edges have ``weight``. Floats are written with all digits, so that they are read back bit for bit:
-``from_networkx(networkx.read_graphml(path))`` returns the graph and its labels, see :func:`graphs.io.convert.from_networkx`.
-
+Node ids are ``layer:index``; attributes are those of :func:`graphs.io.convert.to_networkx`, and floats have all digits.
 Formats: graphml.graphdrawing.org/specification.html, gexf.net (1.2draft).
 """
 
@@ -48,11 +45,9 @@ def write_graphml(
     path : path-like
         Replaced completely on success, not changed on failure. The same graph gives the same bytes.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores,
-        if it has any.
+        A rank of the graph, or of the subgraph's original graph, with one score a node; by default the subgraph's scores.
     max_edges : int
-        Maximum number of edges; more raise an error, because viewers cannot draw so many. Every edge takes some 100 bytes of
-        the file, and 1.6 KB of memory and 30 microseconds to write.
+        Maximum number of edges; more raise an error, because viewers cannot draw so many.
 
     Raises
     ------
@@ -92,7 +87,7 @@ def write_gexf(
     Parameters
     ----------
     graph, path, rank, max_edges
-        As for :func:`write_graphml`. Gephi draws the weight of an edge as its thickness.
+        As for :func:`write_graphml`.
 
     Raises
     ------
@@ -113,14 +108,14 @@ def write_gexf(
 
     written = io.BytesIO()
     networkx.write_gexf(digraph, written)
-    # The date would make the bytes differ from day to day; and an empty name of the graph is not valid GEXF.
+    # The date would make the bytes differ from day to day, and an empty name of the graph is not valid GEXF.
     content = re.sub(rb' lastmodifieddate="[^"]*"| name=""', b"", written.getvalue(), count=2)
     with replace_file(path) as partial:
         partial.write_bytes(content)
 
 
 def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, max_edges: int) -> networkx.DiGraph:
-    """Check that a graph can be written, and convert it to a digraph whose nodes are the node ids of the file."""
+    """Check that a graph can be written, and convert it to a digraph of node ids."""
     layered = graph if isinstance(graph, LayeredGraph) else graph.graph
     n_edges = layered.n_edges
     if n_edges > max_edges:

@@ -2,7 +2,6 @@
 
 The columns of ``nodes`` are layer, index, name (of the layer), activation and, if there are scores, score; those of ``edges``
 are source_layer, source, target_layer, target and weight. CSV is UTF-8 with commas, a header, and names in quotes.
-Parquet has a checksum of every page. Edges are written a few rows of a block at a time, to save memory.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from graphs.structures.layered import LayeredGraph
 __all__ = ["write_tables"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
-# Some rows of a table: an array for every column, but a list of text for the column ``name``.
+# Some rows of a table: an array for every column, or a list of text for the column ``name``.
 Rows: TypeAlias = dict[str, Any]
 # The names of the columns, in order, each with the name of its pyarrow type.
 Columns: TypeAlias = dict[str, str]
@@ -54,11 +53,10 @@ def write_tables(
     graph : LayeredGraph or Subgraph
         The nodes of a subgraph keep their layers and indices in the original graph.
     directory_or_stem : path-like
-        If this is an existing directory, the files are ``nodes.csv`` and ``edges.csv`` in it; else they are ``STEM.nodes.csv``
-        and ``STEM.edges.csv``. Parquet files end in ``.parquet``. Each file is replaced completely or not at all.
+        An existing directory for ``nodes.csv`` and ``edges.csv`` (or ``.parquet``); else the stem of ``STEM.nodes.csv`` and
+        ``STEM.edges.csv``. Each file is replaced completely or not at all.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original, with one score a node. By default a subgraph uses its own scores,
-        if it has any.
+        A rank of the graph, or of the subgraph's original graph, with one score a node; by default the subgraph's scores.
     format : {"csv", "parquet"}
         Parquet needs pyarrow (the extra ``tables``).
 
@@ -70,16 +68,15 @@ def write_tables(
     Raises
     ------
     GraphError
-        Unknown format, pyarrow is missing, a rank of another graph, a layer name with a null character or half of a surrogate
-        pair, NaN or Inf in the weights, a directory that does not exist, or a path of something that is not a file.
+        The format is unknown, pyarrow is missing, the rank is of another graph, a layer name holds a null character or half of
+        a surrogate pair, weights are NaN or Inf, the directory does not exist, or the path is not that of a file.
     OSError
         The disk is full, or the system refuses.
 
     Notes
     -----
-    CSV holds every float with enough digits to read it back exactly; Parquet holds weights as float32 if all blocks are
-    float32. The same graph gives the same bytes (Parquet: with the same pyarrow). Memory: the table of nodes, and a band of
-    edges. Cost of CSV: about a microsecond and 30 bytes an edge.
+    CSV holds all digits of floats; Parquet holds weights as float32 if all blocks are float32. The same graph gives the same
+    bytes (Parquet: with the same pyarrow). Memory: the table of nodes, and a band of edges.
 
     Examples
     --------
@@ -126,7 +123,6 @@ def _parts(graph: LayeredGraph | Subgraph) -> tuple[LayeredGraph, tuple[int, ...
 def _node_rows(
     graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArray, ...], scores: tuple[FloatArray, ...] | None
 ) -> Rows:
-    """Make all rows of the table of nodes; `layers` and `nodes` are the numbers that :func:`_parts` returns."""
     rows = {
         "layer": np.repeat(layers, graph.layer_sizes),
         "index": np.concatenate(nodes),
@@ -137,7 +133,6 @@ def _node_rows(
 
 
 def _edge_rows(graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArray, ...]) -> Iterator[Rows]:
-    """Yield the rows of the table of edges band by band; `layers` and `nodes` are the numbers that :func:`_parts` returns."""
     for position, block in enumerate(graph.blocks, start=1):
         for targets, csr in row_bands(block):
             check_finite_weights(csr.data, f"block {position}")
@@ -168,7 +163,7 @@ def _write_csv(path: Path, columns: Columns, chunks: Iterable[Rows]) -> None:
 
 
 def _quoted(text: str) -> str:
-    # Always quoted, because some readers of CSV would take a carriage return in an unquoted name for the end of a line.
+    # Some readers of CSV would take a carriage return in an unquoted name for the end of a line.
     return '"' + text.replace('"', '""') + '"'
 
 

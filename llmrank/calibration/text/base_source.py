@@ -1,4 +1,4 @@
-"""The base class of sources: where a text comes from, under a name that users write in place of a path."""
+"""The base class of sources of text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ __all__ = ["BaseSource"]
 class BaseSource:
     """Base class of sources of text. Override :meth:`read`, or :meth:`sequences` if the tokens do not come from a text.
 
-    Users write ``name``, or ``name:argument`` if :attr:`usage` is not empty. The first line of a subclass's docstring is its help
-    on the command line.
+    Users write ``name``, or ``name:argument`` if :attr:`usage` is not empty. The first line of the docstring is shown as help.
 
     Parameters
     ----------
@@ -36,7 +35,7 @@ class BaseSource:
 
     @classmethod
     def syntax(cls) -> str:
-        """Return how users write the source, such as ``dataset:NAME[,CONFIG[,SPLIT]]``."""
+        """Return how users write the source."""
         return f"{cls.name}:{cls.usage}" if cls.usage else cls.name
 
     @classmethod
@@ -49,7 +48,7 @@ class BaseSource:
         """Raise :class:`CalibrationError` for mistakes that can be found without a model and without a download."""
 
     def for_model(self, model: Any) -> BaseSource:  # noqa: ARG002 -- for sources that override this
-        """Return the source to use for a model; by default it is this one."""
+        """Return the source to use for a model: by default this one."""
         return self
 
     def read(self, role: Role) -> tuple[str | list[str], str]:

@@ -1,4 +1,4 @@
-"""The built-in text: the topics of Python's ``help()``, most of them from the language reference."""
+"""The built-in text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmrank.calibration.text.sequences import Role
 
 __all__ = ["BuiltInText", "builtin_texts"]
 
-# Every fourth topic of the built-in text is reserved for evaluation.
+# Every fourth topic is reserved for evaluation.
 EVALUATION_STRIDE = 4
 
 
@@ -27,8 +27,7 @@ class BuiltInText(BaseSource):
 def builtin_texts() -> tuple[str, str]:
     """Return the built-in text in two parts (calibration, evaluation) that share no paragraph.
 
-    The text is ``pydoc_data.topics``, which comes with CPython: the topics of ``help()``, most of them from the language
-    reference. Topics repeat paragraphs of other topics, so a paragraph is used only where it appears first.
+    The text is ``pydoc_data.topics``, the topics of Python's ``help()``. A paragraph is used only where it appears first.
     """
     from pydoc_data.topics import topics
 

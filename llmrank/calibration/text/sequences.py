@@ -1,4 +1,4 @@
-"""Token sequences of one length, requests for them, and the share of the passages of one text that occur in another."""
+"""Token sequences of one length, requests for them, and the share of passages that two texts have in common."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TokenSequences:
     Attributes
     ----------
     ids : (n, length) int64 tensor
-        Token ids. For a plain module that takes features: a float tensor of n rows of features instead.
+        Token ids; for a plain module that takes features, a float tensor of n rows of features.
     mask : (n, length) bool tensor
         False at padding. For features: (n,), all True.
     source : str
@@ -84,7 +84,7 @@ class TokenSequences:
         return head, tail if len(tail) else None
 
     def joined(self, other: TokenSequences | None) -> TokenSequences:
-        """Return these sequences, followed by others of the same length if there are any; the source remains that of these."""
+        """Return these sequences, followed by others of the same length if there are any."""
         if other is None:
             return self
         return TokenSequences.of(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), self.source)
@@ -113,9 +113,9 @@ class Request:
     ----------
     tokenizer : transformers tokenizer or None
     samples : int
-        Largest number of sequences; ignored if all of the text is used (a list of several texts).
+        Largest number of sequences; ignored for a list of several texts, which is used as a whole.
     length : int
-        Number of tokens in a sequence; in a list of several texts the largest number.
+        Number of tokens in a sequence, special tokens included; for a list of several texts the largest number.
     held_out : int
         Largest number of held-out sequences, which follow the others in the text.
     role : {"calibration", "evaluation"}
@@ -157,9 +157,8 @@ def n_held_out(samples: int) -> int:
 def shared_passages(first: TokenSequences, second: TokenSequences) -> float:
     """Compute the share of the distinct passages of `second` that occur in `first`, 0..1.
 
-    The passages of a sequence of `second` are consecutive windows of 32 tokens without overlap; the rest after the last window
-    does not count, and a shorter sequence is one passage. A passage may occur anywhere in a sequence of `first`. If all sequences
-    of `first` are shorter than 32 tokens, passages are as long as the longest of them. Padding does not count.
+    Passages are consecutive windows of 32 tokens without padding, or of the length of the longest sequence of `first` if that is
+    shorter; a sequence without such a window is one passage.
     """
     rows, other_rows = _rows_without_padding(first), _rows_without_padding(second)
     if not rows or not other_rows:
@@ -183,5 +182,5 @@ def _rows_without_padding(sequences: TokenSequences) -> list[npt.NDArray[np.int6
 
 
 def _windows(row: npt.NDArray[np.int64], length: int, step: int) -> Iterator[bytes]:
-    """Return an iterator over the full windows of a sequence, as bytes; each starts `step` tokens after the one before."""
+    """Return an iterator over the full windows of a sequence, as bytes, with starts `step` tokens apart."""
     return (row[start : start + length].tobytes() for start in range(0, len(row) - length + 1, step))

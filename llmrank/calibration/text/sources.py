@@ -56,9 +56,7 @@ def named_sources() -> dict[str, type[BaseSource]]:
 
 
 def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
-    """Return the source that a text names (the built-in text if `text` is None), or None if it names none.
-
-    A source object is returned as it is.
+    """Return the source that a text is or names (the built-in text if `text` is None), or None if it names none.
 
     Raises
     ------
@@ -84,7 +82,7 @@ def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
 
 
 def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
-    """Read the text that a user gives or names.
+    """Read the text (or list of texts) that a user gives or names, and describe it in words.
 
     Parameters
     ----------
@@ -93,17 +91,12 @@ def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
         space, and a path separator or the ending ``.txt``); else it is the text itself. Blank texts of a list are dropped.
     role : {"calibration", "evaluation"}
 
-    Returns
-    -------
-    text : str or list of str
-    description : str
-
     Raises
     ------
     CalibrationError
         A file is missing or not UTF-8, a text is empty, `source` has another type or role, or a dataset cannot be loaded.
     NotImplementedError
-        The source makes tokens without a text, as "generated" does; use :func:`make_sequences`.
+        The source makes tokens without a text.
     """
     named = find_source(source, role)
     if named is not None:
@@ -147,12 +140,7 @@ def _looks_like_path(source: str) -> bool:
 
 
 def check_text(source: Any, role: Role = "calibration") -> None:
-    """Check a text as far as that is possible without a model and without a download; a file is read.
-
-    Parameters
-    ----------
-    source, role
-        See :func:`read_text`.
+    """Check a text as far as possible without a model and without a download; a file is read.
 
     Raises
     ------
@@ -172,9 +160,8 @@ def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, Token
     Parameters
     ----------
     source : see :func:`read_text`; or (n, length) integer tensor, float tensor of features, or TokenSequences
-        A text (or a list of one text) is cut into consecutive sequences without padding. A list of several texts gives one
-        sequence for each text, truncated and padded. All rows of a tensor are used, at their full length. TokenSequences are
-        returned as they are.
+        A text (or a list of one text) is cut into consecutive sequences without padding. Each of several texts gives one
+        sequence, truncated and padded. All rows of a tensor are used, at their full length. TokenSequences are used as they are.
     request : Request
 
     Returns
@@ -186,8 +173,8 @@ def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, Token
     Raises
     ------
     CalibrationError
-        See :func:`read_text` and :func:`sequences_of_text`; or the source needs a model and the request has none, the model's
-        predictions are not finite, or the tensor has another shape or type.
+        See :func:`read_text` and :func:`sequences_of_text`; or the source needs a model and the request has none, predictions
+        of the model are not finite, or the tensor has another shape or type.
     UnsupportedModelError
         The model cannot write the text of the source "generated".
     """
@@ -219,11 +206,7 @@ def tokenise(
         See :func:`make_sequences`.
     tokenizer : transformers tokenizer or None
         Not needed for a tensor.
-    samples : int
-        Largest number of sequences, taken from the beginning of a text. All of a tensor or of a list of several texts is used.
-    sequence_length : int
-        Number of tokens in a sequence, with the special tokens that the tokenizer adds to a text (such as BOS, CLS and SEP):
-        every sequence has them. Texts of a list are truncated to this length; a tensor is not.
-    role : {"calibration", "evaluation"}
+    samples, sequence_length, role
+        See :class:`llmrank.calibration.text.sequences.Request`.
     """
     return tokenise_and_hold_out(source, tokenizer, samples, sequence_length, 0, role)[0]

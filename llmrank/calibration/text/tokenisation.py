@@ -18,22 +18,13 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 def sequences_of_text(
     text: str | list[str], description: str, request: Request
 ) -> tuple[TokenSequences, TokenSequences | None]:
-    """Cut a text into consecutive sequences, or make one sequence of each text in a list.
-
-    Parameters
-    ----------
-    text : str or list of str
-        A list of one text is cut like that text.
-    description : str
-        Source of the text in words, for reports and messages.
-    request : Request
+    """Cut a text (or a list of one text) into consecutive sequences, or make one sequence of each of several texts.
 
     Returns
     -------
     sequences : TokenSequences
     held_out : TokenSequences or None
-        The sequences that follow in the text; None if the request holds out none, the text is too short, or there are several
-        texts.
+        The next sequences of the text; None if the request holds out none, the text is too short, or there are several texts.
 
     Raises
     ------
@@ -56,7 +47,7 @@ def sequences_of_text(
         return _from_list(text, tokenizer, room, prefix, suffix, description), None
     single = text if isinstance(text, str) else text[0]
     wanted = request.samples + request.held_out
-    # The rest of a long text is not tokenised: tokens with more than 32 characters on average are not expected.
+    # Only the beginning of a long text is tokenised: 32 characters for each token.
     ids = plain_ids(tokenizer, single[: (wanted + 1) * length * 32])
     count = min(wanted, len(ids) // room)
     if count == 0:

@@ -19,20 +19,18 @@ class RepairedMap:
     Attributes
     ----------
     weight : (out, in) tensor or None
-        Zero in the columns of removed neurons; in float64 from :meth:`BaseRepair.solve`, then in the dtype of the map. None if
-        the model holds the weight already.
+        Zero in the columns of removed neurons. None if the model holds the weight already.
     bias : (out,) tensor or None
         None if the map has no bias.
     damping : float or None
         Damping of the least squares, relative to the mean square (with a bias, the variance) of each kept neuron; infinite where
         the kept weights do not change. None for other repairs.
     before, after : float or None
-        Mean square error of the map on held-out calibration tokens without and with the repair, as a share of the mean square of
-        ``W x``. The error is the output with all neurons minus the output with the kept ones; with target "stream", plus what
-        the residual stream lacks because of earlier FFNs. None if no token was held out.
+        Mean square error of the map on held-out tokens without and with the repair, as a share of the mean square of ``W x``.
+        The error is the output with all neurons minus that with the kept ones; with target "stream", plus what the residual
+        stream lacks because of earlier FFNs. None if no token was held out.
     target : {"output", "stream"}
-        Whether the map was fitted to its own outputs, or to what brings the residual stream behind it back to that of the dense
-        model.
+        Whether the map was fitted to its own outputs, or to those that give the residual stream of the dense model.
     """
 
     weight: torch.Tensor | None
@@ -51,8 +49,8 @@ class RepairedMap:
 class BaseRepair:
     """Base class of all repairs. Override :meth:`solve`.
 
-    A repair works on one output map at a time, y = W x + b, where x holds the activations of the hidden neurons. Some neurons
-    are kept (K), and the others removed (R). The repair uses the first and second moments of x over the calibration tokens.
+    A repair works on one output map at a time, y = W x + b, where x holds the activations of kept (K) and removed (R) neurons. It
+    uses the first and second moments of x over the calibration tokens.
 
     Attributes
     ----------
@@ -60,19 +58,19 @@ class BaseRepair:
         Whether the output map must have a bias. A map without one gets one if the model's configuration has an entry for it.
     """
 
-    # The name in the registries and on the command line. A class of this package without one is not registered.
+    # The name in the registries and on the command line, which leave out classes of this package without one.
     name: ClassVar[str]
 
     needs_bias = False
 
     @property
     def needs_dense_stream(self) -> bool:
-        """Whether the repair needs the residual stream of the dense model, to compare that of the pruned model with it."""
+        """Whether the repair needs the residual stream of the dense model."""
         return False
 
     @property
     def reselects(self) -> bool:
-        """Whether the neurons to keep, as many as planned, are chosen anew when the moments of a layer are known."""
+        """Whether the neurons to keep in a layer, as many as planned, are chosen anew from its moments."""
         return False
 
     def solve(
@@ -121,22 +119,9 @@ def repaired_map(
     held_out: Moments | None,
     damping: float | None,
 ) -> RepairedMap:
-    """Make the repaired map from the change of the kept columns.
+    """Make the repaired map in float64 from the change, (out, kept), of the kept columns of the weight.
 
-    Parameters
-    ----------
-    weight, bias, keep, fit, held_out
-        See :meth:`BaseRepair.solve`.
-    change : (out, kept) float64 tensor
-        Added to the kept columns of the weight.
-    damping : float or None
-        For the report.
-
-    Returns
-    -------
-    RepairedMap
-        A bias, if the map has one, makes up for the mean of what the output lacks after the change. The errors are None if no
-        token is held out.
+    A bias, if the map has one, makes up for the mean of what the output lacks after the change.
     """
     new_weight = torch.zeros_like(weight)
     new_weight[:, keep] = weight[:, keep] + change

@@ -28,14 +28,7 @@ class RepairsInPlace:
         self._replaced: list[tuple[nn.Parameter, int]] = []
 
     def write(self, output_map: LinearMap, repaired: RepairedMap) -> RepairedMap:
-        """Save the weight of an output map in the file, and write the repaired weight into the model.
-
-        Parameters
-        ----------
-        output_map : LinearMap
-        repaired : RepairedMap
-            If its weight is None, nothing is written. The bias is never written, because the map may have no bias until masks
-            are applied.
+        """Save the weight of an output map in the file, and write the repaired weight, but not the bias, into the model.
 
         Returns
         -------

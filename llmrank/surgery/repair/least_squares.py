@@ -19,9 +19,9 @@ __all__ = ["LeastSquaresRepair"]
 
 # Four dampings a decade, and the two ends: an undamped fit, and kept weights that do not change.
 DAMPINGS = (0.0, *(10.0 ** (quarter / 4) for quarter in range(-24, 17)), math.inf)
-# Used for "auto" if no tokens are held out to choose a damping by: the fit and the old weights count about the same.
+# For "auto" without held-out tokens: the fit and the old weights count about the same.
 CAUTIOUS_DAMPING = 1.0
-# With fewer tokens least squares gained clearly less, on the models that were measured.
+# With fewer tokens the measured gain was clearly smaller.
 TOKENS_PER_NEURON = 4
 TARGETS = ("stream", "output")
 
@@ -32,9 +32,8 @@ class LeastSquaresRepair(BaseRepair):
 
     The new weights are ``W_K + (W_R S_RK + C_K^T) (S_KK + damping * diag(S_KK))^-1``, where S are the second moments of x, and
     C those of x with what the residual stream lacks. If the map has a bias, both are centred, and the bias makes up for the
-    difference of the means. The ridge is proportional to the mean square of each kept neuron, because the activations of some
-    neurons are many times larger than those of others. The equations are solved in float64. If S_KK is singular and not
-    damped, the solution of least norm is taken, after each neuron is divided by its root mean square.
+    difference of the means. The equations are solved in float64. If S_KK is singular and not damped, the solution of least norm
+    is taken, after each neuron is divided by its root mean square.
 
     Parameters
     ----------
@@ -43,20 +42,17 @@ class LeastSquaresRepair(BaseRepair):
         leaves the kept weights unchanged (a bias still makes up for the means). Without held-out tokens it is 1.
     target : {"stream", "output"}
         "output" fits the map to its old outputs, for the inputs that it gets now (C = 0). "stream" fits it to what brings the
-        residual stream behind it back to that of the dense model, and so makes up for losses in earlier layers too. "stream"
-        costs one more forward pass, and is possible if a block adds the output of its FFN to the stream unchanged; otherwise, for
-        example with norms behind the FFN or in an encoder-decoder model, "output" is used instead.
+        residual stream behind it back to that of the dense model, and so makes up for losses in earlier layers too, at the cost
+        of one more forward pass. If the block does not add the output of its FFN to the stream unchanged, as with norms behind
+        the FFN, and in encoder-decoder models, "output" is used instead.
     reselect : bool
         Whether to choose anew which neurons are kept, as many in each layer as the pruner kept. They are ranked by the same
         scorer, but the norm of a neuron's activations is replaced by the part of them that the other neurons do not explain,
-        :meth:`Moments.unexplained`: it costs little to remove a neuron that the repaired others replace. With target "stream",
-        in a model that can be run block by block, the moments are those of the dense model for the first map that is repaired
-        in each block; otherwise those of the model as pruned so far.
+        :meth:`Moments.unexplained`: it costs little to remove a neuron that the repaired others replace.
 
     Notes
     -----
-    Cost: for "auto" with held-out tokens, one eigen-decomposition of the (kept, kept) matrix, after which every damping costs
-    only O(kept^2); otherwise a Cholesky factorisation, or an eigen-decomposition if that fails.
+    Cost: a Cholesky factorisation of the (kept, kept) matrix, or for "auto" with held-out tokens an eigen-decomposition.
 
     Examples
     --------
@@ -118,18 +114,10 @@ class LeastSquaresRepair(BaseRepair):
 
 @dataclass(frozen=True, eq=False)
 class _NormalEquations:
-    """The normal equations of one map: ``gram @ change.T = right``.
+    """The normal equations of one map: ``gram @ change.T = right``."""
 
-    Attributes
-    ----------
-    gram : (kept, kept) float64 tensor
-        S_KK.
-    right : (kept, out) float64 tensor
-        S_KR W_R^T + C_K: the moments of the kept neurons with what the output lacks.
-    """
-
-    gram: torch.Tensor
-    right: torch.Tensor
+    gram: torch.Tensor  # S_KK, (kept, kept)
+    right: torch.Tensor  # S_KR W_R^T + C_K, (kept, out): moments of the kept neurons with what the output lacks
 
     @classmethod
     def of(cls, weight: torch.Tensor, keep: torch.Tensor, moments: Moments, centre: Centre | None) -> _NormalEquations:
@@ -167,8 +155,7 @@ class _NormalEquations:
         """Return the damping with the smallest error on held-out tokens, and its change of the kept columns, (out, kept).
 
         In the basis of eigenvectors of the scaled S_KK the solution for a damping is a diagonal matrix times fixed
-        coefficients, and the held-out error is a quadratic function of that diagonal, so a damping costs O(kept^2). This
-        overwrites both systems of equations.
+        coefficients, and the held-out error is a quadratic function of that diagonal. Both systems of equations are overwritten.
         """
         scale = self.scale
         scaled, scaled_held_out = self.scaled(scale), held_out.scaled(scale)

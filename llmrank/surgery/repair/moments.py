@@ -13,7 +13,7 @@ from llmrank.calibration.forward import at_least_float32, unpadded_rows
 __all__ = ["Centre", "MissingOutput", "MomentSums", "Moments"]
 
 # The mean input of a map, (n,), and the mean of its missing output (see MissingOutput), (out,), or None if that is not known.
-# If the map has a bias, the bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
+# A bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
 Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 # How many columns of the second moments are updated at once.
 BAND = 256
@@ -103,7 +103,7 @@ class Moments:
         rows, columns : (n,) bool tensors
             Masks of the neurons i and of the neurons j.
         centre : Centre, optional
-            The centre of these or of other moments. By default nothing is subtracted.
+            By default nothing is subtracted.
 
         Returns
         -------
@@ -126,10 +126,7 @@ class Moments:
         return energy + float(shift @ (shift - 2.0 * mean))
 
     def missing_moments(self, centre: Centre | None = None) -> tuple[torch.Tensor | None, float]:
-        """Compute the mean of x e^T, (n, out), and the mean of ||e||^2, after a centre is subtracted from x and e.
-
-        The result is None and 0 if e is not known.
-        """
+        """Compute the mean of x e^T, (n, out), and of ||e||^2, after a centre is subtracted; None and 0 if e is not known."""
         if self.missing is None:
             return None, 0.0
         cross, square = self.missing.cross / self.count, self.missing.square / self.count
@@ -145,7 +142,7 @@ class Moments:
 
         For neuron j it is the square root of ``1 / ((S + lambda I)^-1)_jj``, where S is the mean of x x^T, and lambda is 1 % of
         the mean of the diagonal of S. With lambda = 0 it would be the root mean square error of the best linear prediction of
-        x_j from the other neurons. Optimal Brain Surgeon (Hassibi and Stork 1993) scores a neuron by this and by its weights.
+        x_j from the other neurons. Source: Optimal Brain Surgeon (Hassibi and Stork 1993).
 
         Examples
         --------
@@ -164,8 +161,6 @@ class Moments:
 
 
 class _Sums:
-    """Sums that grow batch by batch into moments."""
-
     def __init__(self, size: int, device: torch.device) -> None:
         self.count = 0
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
@@ -173,10 +168,7 @@ class _Sums:
         self._missing: MissingOutput | None = None
 
     def add(self, values: torch.Tensor, missing: torch.Tensor | None) -> None:
-        """Add inputs (tokens, n) and the missing output (tokens, out).
-
-        The products of a batch are computed in float32, or in float64 for float64 inputs; the batches are added up in float64.
-        """
+        """Add inputs (tokens, n) and the missing output (tokens, out); products are in float32 or wider, sums in float64."""
         inputs = at_least_float32(values)
         self.count += len(values)
         self._total += inputs.sum(0)
@@ -198,10 +190,7 @@ class _Sums:
             self._missing = replace(self._missing, square=self._missing.square + float(missing_float64.square().sum()))
 
     def moments(self) -> Moments:
-        """Return the moments of everything that was added.
-
-        The moments share the tensors of these sums, so nothing may be added afterwards.
-        """
+        """Return the moments, which share the tensors of these sums, so that nothing may be added afterwards."""
         for start in range(0, len(self._lower), BAND):
             stop = start + BAND
             corner = self._lower[start:stop, start:stop]
@@ -221,9 +210,9 @@ class MomentSums:
         Number of neurons.
     device : torch.device
     n_fitted : int, optional
-        Number of batches to fit to. They come first; later batches are held out. By default no batch is held out.
+        Number of batches to fit to; later batches are held out. By default none is held out.
     sum_held_out : bool
-        Whether to sum up the moments of the held-out batches; otherwise these batches are ignored.
+        Whether to sum up the moments of the held-out batches.
     """
 
     def __init__(
@@ -261,7 +250,7 @@ class MomentSums:
         self._added.clear()
 
     def moments(self) -> tuple[Moments, Moments | None]:
-        """Return the moments of the batches to fit to, and of the held-out batches or None. Nothing may be added afterwards."""
+        """Return the moments of the batches to fit to, and of the held-out batches if any; nothing may be added afterwards."""
         held_out = self._held_out
         return self._fit.moments(), held_out.moments() if held_out is not None and held_out.count else None
 

@@ -49,16 +49,16 @@ def repair_ffns(
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
     choose : callable, optional
-        Called if the method reselects: ``choose(layer, keep, unexplained)`` returns a keep mask of as many neurons as the planned
-        one, `keep`, which it replaces.
+        Called if the method reselects: ``choose(layer, keep, unexplained)`` returns a keep mask, of as many neurons, that
+        replaces `keep`.
     write : callable, optional
-        ``write(map, repaired)`` writes a repaired map into the model as soon as it is solved, and returns what is still to be
-        written of it; see :class:`llmrank.surgery.repair.in_place.RepairsInPlace`.
+        ``write(map, repaired)`` writes a map into the model as soon as it is solved, and returns what is still to be written; see
+        :class:`llmrank.surgery.repair.in_place.RepairsInPlace`.
 
     Returns
     -------
     Masks
-        The keep masks, which differ from `masks` in the layers whose kept neurons were chosen anew.
+        `masks`, or the keep masks that were chosen anew.
     dict from str to RepairedMap
         By the path of the output map's module, in its dtype; layers from which nothing is removed are left out.
 
@@ -67,13 +67,12 @@ def repair_ffns(
     OptionError
         FFNs are explicit, so that no output map is known; or the method needs a bias that the maps cannot have.
     CalibrationError
-        Activations are not finite, or no calibration token reached a map; the message names the map.
+        Activations are not finite, or no calibration token reached a map.
 
     Notes
     -----
-    Memory, besides the hidden states that the stream keeps: two (n, n) float64 matrices for the moments of one map, or three if
-    the method reselects; one to 3.5 more of them while the map is solved (more if fewer neurons are removed); and the repaired
-    maps, unless they are written into the model.
+    Memory, besides that of the stream: several (n, n) float64 matrices for one map at a time, and the repaired maps, unless they
+    are written into the model.
     """
     if ffns.explicit:
         raise OptionError(
@@ -108,7 +107,6 @@ def _repair_map(
     *,
     can_add_bias: bool,
 ) -> tuple[torch.Tensor, RepairedMap]:
-    """Return the keep mask of one layer and its repaired output map; no moments are kept."""
     (output_map,) = layer.output_maps
     device = output_map.weight.device
     sums = MomentSums(layer.size, device, stream.n_fitted_batches)
@@ -127,7 +125,7 @@ def _repair_map(
             "pruned; prune less, or load the model in float32"
         )
     if choose is not None and dense_sums is not None:
-        # The dense reader may have received nothing, see Stream.feed: then the inputs in the model as pruned so far count.
+        # The dense reader may have received nothing, see Stream.feed.
         unexplained = (dense_sums.moments()[0] if dense_sums.count else fit).unexplained()
         keep = choose(layer.name, keep, unexplained.cpu())
     del sums, dense_sums
