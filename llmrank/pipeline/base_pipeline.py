@@ -64,7 +64,7 @@ class BasePipeline(PipelineStages):
     repair : BaseRepair, optional
         How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.surgery.repair`; none by default,
         and refused with a `structure_dict`. The repair is kept if it brings the model closer to the dense one on held-out
-        sequences (see :meth:`CalibrationText.sequences`), or if nothing could be held out.
+        sequences (see :meth:`llmrank.pipeline.CalibrationText.sequences`), or if nothing could be held out.
     steps : int
         Number of steps to prune in, 1 to 1000, see :mod:`llmrank.prune.schedule`.
     evaluation : EvaluationText, a source as for :class:`EvaluationText`, or True; optional

@@ -96,7 +96,7 @@ class LayerRecord:
 
 
 def record_of_size(name: str, size: int) -> LayerRecord:
-    """Make a record from the size of a layer alone, for :meth:`BasePruner.check`.
+    """Make a record from the size of a layer alone, for :meth:`llmrank.prune.BasePruner.check`.
 
     >>> record_of_size("mlp", 4).out_features
     4
