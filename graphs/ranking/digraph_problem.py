@@ -97,9 +97,9 @@ class DigraphProblem:
         """Apply F, the right side of the equation, to the given state, with one product per block."""
         following = [vector * self.gamma for vector in self.apply_transition(state)]
         # Everything that did not come along edges teleports, the scores of dangling nodes included.
-        teleporting = 1.0 - total_scores(following)
-        _check_finite(teleporting)
-        return [vector + scale_columns(v, teleporting) for vector, v in zip(following, self.teleport, strict=True)]
+        teleport_mass = 1.0 - total_scores(following)
+        _check_finite(teleport_mass)
+        return [vector + scale_columns(v, teleport_mass) for vector, v in zip(following, self.teleport, strict=True)]
 
     def apply_transition(self, state: State) -> State:
         """Apply P, with one product per block; the scores of dangling nodes are lost."""
@@ -168,13 +168,13 @@ class DigraphProblem:
             return False
         return all(_is_acyclic(t.operator) for t in self._transitions if t.edges.within_layer)
 
-    def sweep(self, state: State, teleporting: Vector) -> SweptState:
-        """Take one Gauss-Seidel sweep over x = gamma P x + teleporting * v in layer order, with one product per block."""
+    def sweep(self, state: State, teleport_mass: Vector) -> SweptState:
+        """Take one Gauss-Seidel sweep over x = gamma P x + teleport_mass * v in layer order, with one product per block."""
         current = list(state)
         # Along edges that lead back, a sweep uses old scores. Only the changes of these scores keep x from solving the equation.
-        missing, signed = teleporting * 0.0, teleporting * 0.0
+        missing, signed = teleport_mass * 0.0, teleport_mass * 0.0
         for layer in self._layer_order:
-            total = scale_columns(self.teleport[layer], teleporting)
+            total = scale_columns(self.teleport[layer], teleport_mass)
             for transition in self._transitions_into[layer]:
                 if not transition.edges.within_layer:
                     total = total + transition(current[transition.edges.source]) * self.gamma
@@ -192,12 +192,12 @@ class DigraphProblem:
                 missing, signed = missing + column_sums(abs(change)), signed + column_sums(change)
         mass = total_scores(current)
         _check_finite(mass)
-        # e = gamma P x + teleporting * v - x has the sum gamma * signed, and an L1 norm of at most gamma * missing. For the
+        # e = gamma P x + teleport_mass * v - x has the sum gamma * signed, and an L1 norm of at most gamma * missing. For the
         # scaled state x / mass, F(x / mass) - x / mass is (e - sum(e) v) / mass.
         residual = float((self.gamma * (missing + abs(signed)) / mass).max())
-        return SweptState([scale_columns(vector, 1.0 / mass) for vector in current], teleporting / mass, residual)
+        return SweptState([scale_columns(vector, 1.0 / mass) for vector in current], teleport_mass / mass, residual)
 
-    def aggregate(self, state: State, teleporting: Vector) -> State:
+    def aggregate(self, state: State, teleport_mass: Vector) -> State:
         """Scale the layers of a state so that their sums solve the same equation with one node for each layer.
 
         The proportions within a layer remain. Cost: no product, because shares give the score that leaves a layer along a block.
@@ -211,7 +211,7 @@ class DigraphProblem:
             flow[:, target, source] += np.divide(
                 sent, layer_sums[source], out=np.zeros_like(sent), where=layer_sums[source] > 0
             )
-        teleported = np.stack([np.atleast_1d(to_numpy(column_sums(v) * teleporting)) for v in self.teleport])
+        teleported = np.stack([np.atleast_1d(to_numpy(column_sums(v) * teleport_mass)) for v in self.teleport])
         system = np.eye(self.n_layers) - self.gamma * flow
         solution = np.linalg.solve(system, teleported.T[:, :, None])[:, :, 0].T
         factors = np.divide(solution, layer_sums, out=np.ones_like(solution), where=layer_sums > 0)

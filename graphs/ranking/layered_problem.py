@@ -62,12 +62,12 @@ class LayeredProblem:
         """Apply F: compute every layer from the given state."""
         return [self._first(), *(self.step(layer, state[layer - 1]) for layer in range(1, self.n_layers))]
 
-    def sweep(self, state: State, teleporting: Vector) -> SweptState:
+    def sweep(self, state: State, teleport_mass: Vector) -> SweptState:
         """Compute every layer from the one before, which gives the fixed point."""
         layers = [self._first()]
         for layer in range(1, self.n_layers):
             layers.append(self.step(layer, layers[-1]))
-        return SweptState(layers, teleporting, 0.0)
+        return SweptState(layers, teleport_mass, 0.0)
 
     def residual(self, changes: Sequence[float]) -> float:
         """Return the largest of the changes, and not their sum, because the scores of every layer sum to 1."""

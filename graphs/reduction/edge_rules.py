@@ -57,8 +57,8 @@ def edge_rule(
     if top_k is not None:
         limit = check_count("top_k", top_k)
         return lambda weights, degrees: np.minimum(degrees, min(limit, weights.shape[1]))
-    # Quotients are compared, because products round badly: 55 / 100 is 0.55, but 0.55 * 100 is above 55. The last running sum
-    # is the strength, because it never grows when the lightest edges are dropped.
+    # Quotients are compared, because products round badly: 55 / 100 is 0.55, but 0.55 * 100 is above 55. The strength is
+    # the last of the running sums: unlike a sum in another order, it is never below one of them.
     if threshold is not None:
         lowest = check_share("threshold", threshold)
         return lambda weights, degrees: np.clip(

@@ -28,14 +28,14 @@ class SweptState:
     ----------
     state : State
         Scores of sum 1; in a layered rank, of sum 1 in every layer.
-    teleporting : Vector
+    teleport_mass : Vector
         Sum of the scores that teleport, of shape () or (k,); a layered rank does not use it.
     residual : float
         An upper bound on the L1 norm of F(state) - state.
     """
 
     state: State
-    teleporting: Vector
+    teleport_mass: Vector
     residual: float
 
 
@@ -76,10 +76,10 @@ class Problem(Protocol):
     def apply(self, state: State) -> State:
         """Apply F."""
 
-    def sweep(self, state: State, teleporting: Vector) -> SweptState:
+    def sweep(self, state: State, teleport_mass: Vector) -> SweptState:
         """Compute the layers in order, each from the newest scores of the others.
 
-        `teleporting` is the sum of the scores that teleport; if `acyclic`, any positive number will do.
+        `teleport_mass` is the sum of the scores that teleport; if `acyclic`, any positive number will do.
         """
 
     def residual(self, changes: Sequence[float]) -> float:
@@ -100,7 +100,7 @@ class Problem(Protocol):
 
 
 class LinearProblem(Problem, Protocol):
-    """A problem whose solution is that of the linear system x = gamma P x + teleporting * v, scaled to sum 1."""
+    """A problem whose solution is that of the linear system x = gamma P x + teleport_mass * v, scaled to sum 1."""
 
     @property
     def gamma(self) -> float:
@@ -113,7 +113,7 @@ class LinearProblem(Problem, Protocol):
     def apply_transition(self, state: State) -> State:
         """Apply P."""
 
-    def aggregate(self, state: State, teleporting: Vector) -> State:
+    def aggregate(self, state: State, teleport_mass: Vector) -> State:
         """Scale the layers of a state so that the layer sums solve the equation of a graph with one node for each layer."""
 
     def residual_bounds(self, residual: float) -> list[float]:

@@ -50,8 +50,8 @@ class RankResult:
         L1 residual of every step, 0 for a sweep: for layered ranks the largest over the layers, for ``pagerank`` the sum over
         them (for Gauss-Seidel, a bound on it).
     layer_residuals : (iterations, layers) float64 array
-        L1 distance, in every layer, by which the last application of the equation in a step moved the scores (for Gauss-Seidel,
-        by which the step moved them; 0 for a sweep).
+        L1 change of the scores of every layer by the last application of the equation in a step; for Gauss-Seidel by the whole
+        step, for a sweep 0.
     error_bounds : (iterations,) float64 array
         Proven bound on the L1 distance to the exact scores after every step, up to round-off (for layered ranks the
         largest over the layers); ``inf`` where no bound is known.

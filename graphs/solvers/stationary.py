@@ -75,8 +75,8 @@ class LayerSweep:
 class GaussSeidel:
     """Repeated sweeps in layer order. Few sweeps suffice if few edges lead back to earlier layers.
 
-    Let x be the outcome of a sweep before it is scaled to sum 1. The L1 norm of gamma P x + teleporting * v - x is at most gamma
-    times the change, by this sweep, of the scores that pass along edges that lead back. This gives the residual and the bound.
+    Let x be the outcome of a sweep before it is scaled to sum 1. The L1 norm of gamma P x + teleport_mass * v - x is at most
+    gamma times the change, by this sweep, of the scores that pass along edges that lead back. It gives residual and bound.
 
     Parameters
     ----------
@@ -97,11 +97,11 @@ class GaussSeidel:
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Sweep once. If the graph is not acyclic, aggregate first, unless aggregation is off or failed in the step before."""
-        state, teleporting, residual_before, aggregate = memory
+        state, teleport_mass, residual_before, aggregate = memory
         if problem.acyclic:
             return replace(LayerSweep().step(problem, state), memory=memory)
-        start = problem.aggregate(state, teleporting) if aggregate else state
-        swept = problem.sweep(start, teleporting)
+        start = problem.aggregate(state, teleport_mass) if aggregate else state
+        swept = problem.sweep(start, teleport_mass)
         # Aggregation is sure to converge only near the solution, so the residual has to fall as in power iteration.
         failed = aggregate and swept.residual > problem.gamma * residual_before
         return SolverStep(
@@ -110,7 +110,7 @@ class GaussSeidel:
             swept.residual,
             problem.residual_bounds(swept.residual),
             problem.n_blocks,
-            (swept.state, swept.teleporting, swept.residual, self.aggregation and not failed),
+            (swept.state, swept.teleport_mass, swept.residual, self.aggregation and not failed),
             is_image=False,
         )
 

@@ -187,7 +187,7 @@ def _output_map_last(module: nn.Module, linears: list[tuple[str, nn.Module]]) ->
         k = found[0]
         return [*linears[:k], *linears[k + 1 :], linears[k]]
     by_name = dict(linears)
-    return [(path, by_name[path]) for path in linear_chain(module, by_name, separate=False) or by_name]
+    return [(path, by_name[path]) for path in linear_chain(module, by_name, check_neurons=False) or by_name]
 
 
 def _ffn_by_shapes(name: str, module: nn.Module, linears: list[tuple[str, nn.Module]]) -> FFN | None:

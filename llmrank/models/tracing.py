@@ -19,7 +19,7 @@ ROWS = 16
 
 
 def linear_chain(
-    module: nn.Module, linears: Mapping[str, nn.Module], *, separate: bool = True
+    module: nn.Module, linears: Mapping[str, nn.Module], *, check_neurons: bool = True
 ) -> tuple[str, ...] | None:
     """Return the names of a module's linear maps in the order of the data, if the module is a plain chain of them.
 
@@ -32,13 +32,14 @@ def linear_chain(
         It runs on random features, and is left unchanged.
     linears : mapping from str to nn.Module
         All linear maps of the module, by name.
-    separate : bool
+    check_neurons : bool
         Whether to check how hidden layers are read. If not, only calls and sizes are checked.
 
     Returns
     -------
     tuple of str, or None
-        None if the module is no plain chain of two or more maps, fails to run, or (with `separate`) has maps on the meta device.
+        None if the module is no plain chain of two or more maps, fails to run, or has maps on the meta device when neurons are
+        checked.
 
     Notes
     -----
@@ -58,7 +59,7 @@ def linear_chain(
     ('body', 'head')
     """
     parameters = [parameter for linear in linears.values() for parameter in linear.parameters()]
-    if len(linears) < 2 or (separate and any(parameter.is_meta for parameter in parameters)):
+    if len(linears) < 2 or (check_neurons and any(parameter.is_meta for parameter in parameters)):
         return None
     # Which map is called first is not known yet, so the number of features of every map is tried.
     n_features = dict.fromkeys(in_features(linear) for linear in linears.values())
@@ -69,7 +70,7 @@ def linear_chain(
             try:
                 order = _call_order(module, linears, probe)
                 if order is not None and not (
-                    separate and not all(_reads_alone(module, a, b, probe, generator) for a, b in pairwise(order))
+                    check_neurons and not all(_reads_alone(module, a, b, probe, generator) for a, b in pairwise(order))
                 ):
                     names = {id(linear): name for name, linear in linears.items()}
                     return tuple(names[id(linear)] for linear in order)

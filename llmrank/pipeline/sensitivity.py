@@ -34,7 +34,7 @@ from llmrank.surgery.equivalence import silence_removed
 
 __all__ = ["layer_sensitivities"]
 
-# Rows of features that count as one sequence: TokenSequences.batches yields at least as many at once.
+# This many rows of features count as one sequence, because TokenSequences.batches puts that many into a batch.
 FEATURE_ROWS = 256
 # Number of tokens that are enough by default.
 DEFAULT_TOKENS = 2048

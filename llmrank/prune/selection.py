@@ -105,7 +105,7 @@ class Reselection:
 
     @property
     def reads_earlier_layers(self) -> bool:
-        """Whether the choice in a layer reads weights of earlier layers, which must not be replaced before it."""
+        """Whether the choice in a layer reads weights of earlier layers, so that these must be replaced after the choice."""
         return any(entry.follows or len(entry.prunable) > 1 for entry in self._graphs)
 
     def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:

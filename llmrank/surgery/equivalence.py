@@ -110,7 +110,7 @@ def silence_removed(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) 
     """Let the output map of a layer read zeros for the neurons that `keep`, (n,) bool, removes, until `hooks` closes."""
     for output_map in layer.output_maps:
         hook = _zeroing_hook(keep)
-        # The removal of the hook is registered first, and twice, so that the hook is removed after an interrupt at any point.
+        # Its removal is registered before the hook, and twice, in case an interrupt comes during the first removal.
         for _ in range(2):
             hooks.callback(_remove_hook, output_map.module, hook)
         output_map.module.register_forward_pre_hook(hook)

@@ -140,7 +140,8 @@ def _check_members(size: int, entries: list[zipfile.ZipInfo]) -> None:
         total += entry.file_size
         if entry.file_size != entry.compress_size or total > size:
             raise ValueError(
-                f"{entry.filename} claims {entry.file_size} bytes ({total} so far) and has {entry.compress_size}, the file {size}"
+                f"{entry.filename} claims {entry.file_size} bytes but takes {entry.compress_size}, or the arrays up to it claim "
+                f"{total} bytes in a file of {size}"
             )
 
 

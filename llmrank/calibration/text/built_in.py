@@ -14,7 +14,7 @@ EVALUATION_STRIDE = 4
 
 
 class BuiltInText(BaseSource):
-    """The language reference of Python."""
+    """The topics of Python's ``help()``: most of its language reference."""
 
     name: ClassVar[str] = "built-in"
 

@@ -482,7 +482,7 @@ def test_the_residual_of_a_pass_is_an_upper_bound(
 
 @given(problems(), st.integers(0, 10**6))
 def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphProblem, Array], seed: int) -> None:
-    # Plain Gauss-Seidel on x = gamma P x + teleporting * v in the order of the layers.
+    # Plain Gauss-Seidel on x = gamma P x + teleport_mass * v in the order of the layers.
     found, _ = drawn
     digraph = found.digraph
     if any(e.source == e.target for e in digraph.edge_blocks):
@@ -496,7 +496,7 @@ def test_a_pass_solves_every_layer_from_the_newest(drawn: tuple[DigraphProblem, 
         expected[rows] = found.gamma * transition[rows] @ expected + jump * teleport[rows]
     swept = found.sweep(found.split(state), jump)
     np.testing.assert_allclose(found.stack(swept.state), expected / expected.sum(), rtol=1e-12, atol=1e-16)
-    assert swept.teleporting == pytest.approx(jump / expected.sum())
+    assert swept.teleport_mass == pytest.approx(jump / expected.sum())
 
 
 @given(problems(), st.integers(0, 10**6))
