@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
 import numba
@@ -91,19 +92,31 @@ class ThreadPool:
 
         Every thread, the calling one included, takes the next range when it is free.
         """
-        ranges = iter([(start, stop, part) for part, (start, stop) in enumerate(pairwise(cuts))])
+        pairs = list(pairwise(cuts))
+        ranges = iter([(start, stop, part) for part, (start, stop) in enumerate(pairs)])
+        outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
 
         def work() -> None:
             for start, stop, part in ranges:  # the iterator of a list gives each range to one thread only
-                kernel(start, stop, part)
+                outcomes.put(_error_of(kernel, start, stop, part))
 
-        others = []
         with contextlib.suppress(RuntimeError):  # no thread can start: there are too many, or Python is about to end
-            others = [self._executor.submit(work) for _ in range(len(cuts) - 2)]
+            for _ in pairs[1:]:
+                self._executor.submit(work)
         work()
-        for other in others:
-            if not other.cancel():
-                other.result()
+        # Ranges are waited for, not tasks: a task may be queued though no thread could start for it.
+        for error in [outcomes.get() for _ in pairs]:
+            if error is not None:
+                raise error
+
+
+def _error_of(kernel: Callable[[int, int, int], None], *arguments: int) -> BaseException | None:
+    """Run a kernel, and return the error that it raises, to be raised again where the caller waits."""
+    try:
+        kernel(*arguments)
+    except BaseException as error:
+        return error
+    return None
 
 
 POOL = ThreadPool()

@@ -335,7 +335,7 @@ def as_real(values: Any) -> FloatArray:
     array([[1., 2.]])
     """
     given = as_numpy(values)
-    if given.dtype.kind not in "biuf":
+    if given.dtype.kind not in "biufO":
         raise TypeError(f"dtype {given.dtype}")
     return given.astype(np.float64)
 

@@ -286,7 +286,7 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
         dropped = max(dropped, float(shares.max()))
     after = int(counts.sum())
     if after == before:
-        unchanged = block if isinstance(block, SparseBlock) else SparseBlock(csc.tocsr())
+        unchanged = block if isinstance(block, SparseBlock) and not block.parallel else SparseBlock(csc.tocsr())
         return _SparsifiedBlock(unchanged, before, 0.0, 0.0, dangling)
     dtype = index_dtype(*csc.shape, after)
     indptr = np.concatenate(([0], np.cumsum(counts))).astype(dtype)

@@ -106,7 +106,7 @@ def find_ffns(model: nn.Module) -> FFNs:
         type_and_kind = (type(ffn.module), ffn.kind)
         if type_and_kind not in checked:
             checked.add(type_and_kind)
-            _check_neurons_separate(ffn)
+            _check_neurons_separate(ffn, getattr(getattr(model, "config", None), "hidden_size", None))
     return FFNs(ffns)
 
 
@@ -181,8 +181,12 @@ def _stack_path(name: str) -> str:
 def _output_map_last(module: nn.Module, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
     """Put the output map last: as the shapes show it, else as a trial run shows it, else as the maps are registered."""
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
-    # In a gated FFN two other maps have the shape of the output map reversed.
-    found = [k for k, (n_in, n_out) in enumerate(sizes) if sizes.count((n_out, n_in)) == 2 and n_in != n_out]
+    # In a gated FFN two other maps have the shape of the output map reversed, in a fused one a single map of twice the width.
+    found = [
+        k
+        for k, (n_in, n_out) in enumerate(sizes)
+        if (sizes.count((n_out, n_in)) == 2 and n_in != n_out) or sizes.count((n_out, 2 * n_in)) == 1
+    ]
     if len(found) == 1:
         k = found[0]
         return [*linears[:k], *linears[k + 1 :], linears[k]]
@@ -262,8 +266,11 @@ def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
     return True
 
 
-def _check_neurons_separate(ffn: FFN) -> None:
-    """Change one neuron after the input maps, and raise an error if another input of the next map changes too."""
+def _check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
+    """Change one neuron after the input maps, and raise an error if another input of the next map changes too.
+
+    `stream_size` is the size of the residual stream, if the configuration states it.
+    """
     input_maps, next_map = ffn.stages[0], ffn.stages[1][0].module
     weight = input_maps[0].weight
     if weight.is_meta:
@@ -288,7 +295,7 @@ def _check_neurons_separate(ffn: FFN) -> None:
             ffn.module(probe)
     # The FFN's module may be a transformer block, which needs other inputs; then the shapes must be enough.
     except Exception as error:
-        if ffn.kind == "plain" and ffn.sizes[1] < ffn.sizes[0]:
+        if ffn.kind == "plain" and ffn.sizes[1] < ffn.sizes[0] != stream_size:
             raise UnsupportedModelError(
                 f"{ffn.name} ({type(ffn.module).__name__}) does not run on a single tensor, and its linear maps "
                 f"{ffn.stages[0][0].name} and {ffn.stages[1][0].name} do not show by their shapes which is the output map; "

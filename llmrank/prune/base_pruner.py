@@ -28,7 +28,7 @@ class BasePruner:
         Share (float, [0, 1)) or number (int) of neurons to remove: from each layer (local pruning), or from all
         layers together (global pruning).
     min_keep : int
-        Smallest number of neurons that a layer keeps; a layer that has fewer keeps all of them.
+        Smallest number of neurons that a layer keeps, or all of a smaller layer. Local pruning refuses an amount that needs more.
     multiple_of : int
         The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`.
     protect : str, int, or sequence of them

@@ -446,10 +446,17 @@ def test_a_float64_rank_of_narrow_weights_is_exact_to_1e_14(
 # --- the threads
 
 
-def run_parts(pool: ThreadPool, n_parts: int = 3) -> list[tuple[int, int, int]]:
-    """The ranges that a kernel was called for."""
+def run_parts(pool: ThreadPool, seconds: float = 0.0) -> list[tuple[int, int, int]]:
+    """The ranges that a kernel had computed when the pool returned; other threads take longer than the calling one."""
     done: list[tuple[int, int, int]] = []
-    pool.run(lambda start, stop, part: done.append((start, stop, part)), [10 * k for k in range(n_parts + 1)])
+    caller = threading.get_ident()
+
+    def kernel(start: int, stop: int, part: int) -> None:
+        if seconds:
+            time.sleep(seconds if threading.get_ident() == caller else 4 * seconds)
+        done.append((start, stop, part))
+
+    pool.run(kernel, [0, 10, 20, 30])
     return sorted(done)
 
 
@@ -477,8 +484,9 @@ def test_the_calling_thread_computes_what_no_other_can(monkeypatch: pytest.Monke
         submit(executor, work)  # as when a thread cannot start: the task is in the queue all the same
         raise RuntimeError("can't start new thread")
 
+    assert run_parts(pool, 0.05) == EVERY_PART_ONCE  # a range that another thread has taken is waited for
     monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", refuse)
-    assert run_parts(pool) == EVERY_PART_ONCE
+    assert run_parts(pool, 0.05) == EVERY_PART_ONCE
 
 
 def test_threads_that_are_busy_are_not_waited_for() -> None:
@@ -519,9 +527,12 @@ def test_products_work_in_a_forked_process() -> None:
         import numpy as np
         from graphs.linalg import kernels
         matrix = np.ones((3000, 1000))
-        assert kernels.row_products((matrix,), np.ones(1000)).sum() == 3e6  # the threads have started
+        kernels.POOL.size = 2
+        assert kernels.row_products((matrix,), np.ones(1000)).sum() == 3e6
+        assert kernels.POOL._executor._threads
         child = os.fork()
         if child == 0:
+            kernels.POOL.size = 2
             os._exit(0 if kernels.row_products((matrix,), np.ones(1000)).sum() == 3e6 else 1)
         print(os.waitpid(child, 0)[1])
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -536,3 +537,34 @@ def test_an_output_map_that_is_registered_first_is_recognised_by_the_order_of_ca
 def test_an_ffn_that_the_order_of_registration_makes_narrow_raises_if_no_run_confirms_it() -> None:
     with pytest.raises(UnsupportedModelError, match=r"0\.down and 0\.up do not show .* which is the output map"):
         find_ffns(nn.ModuleList([OutputFirst(needs_scale=True)]))
+
+
+def test_a_narrow_ffn_of_a_block_is_found_if_the_configuration_states_the_size_of_the_stream() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 4), nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return x + scale * self.down(torch.relu(self.up(x)))
+
+    model: Any = nn.ModuleList([Narrow(), Narrow()])
+    with pytest.raises(UnsupportedModelError, match="which is the output map"):
+        find_ffns(model)
+    model.config = SimpleNamespace(hidden_size=6)
+    assert [ffn.sizes for ffn in find_ffns(model)] == [(6, 4, 6)] * 2
+
+
+class FusedOutputFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(10, 6), nn.Linear(6, 20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.up(x).chunk(2, -1)
+        return x + self.down(torch.sigmoid(gate) * up)
+
+
+def test_a_fused_ffn_whose_output_map_is_registered_first_is_found() -> None:
+    for ffn in find_ffns(nn.Sequential(FusedOutputFirst(), FusedOutputFirst())):
+        assert (ffn.kind, ffn.sizes) == ("fused", (6, 10, 6))
