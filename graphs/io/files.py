@@ -289,7 +289,7 @@ def read_tensors(
     meta : dict
         Without kind and version.
     tensors : dict from str to array
-        In the shapes and dtypes in which they were written.
+        In the shapes and dtypes in which they were written. Memory: the size of the file, even if its header claims more.
 
     Raises
     ------

@@ -33,7 +33,7 @@ ARRAY_FIELDS = ("residuals", "layer_residuals", "error_bounds", "step_products",
 
 
 def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
-    """Write a graph as safetensors; dense blocks are written in CSR form.
+    """Write a graph as safetensors; dense blocks are written in CSR form, and parallel edges of a block as one edge.
 
     Parameters
     ----------

@@ -20,7 +20,8 @@ class Extrapolation:
     """Power iteration that extrapolates the last iterates to their limit every `period` steps.
 
     Degree 1 assumes one slow mode (Aitken's method for vectors), degree 2 two slow modes (quadratic extrapolation: Kamvar,
-    Haveliwala, Manning and Golub, WWW 2003). An extrapolation that does not lower the residual is undone.
+    Haveliwala, Manning and Golub, WWW 2003). An extrapolation that does not lower the residual is undone, which costs
+    one application of F.
 
     Parameters
     ----------

@@ -134,7 +134,20 @@ def solve(
 ) -> Solution:
     """Run a solver until its scores are exact, within the tolerance or certified, or until the callback or `max_iter` stops it.
 
-    `to_scores` converts a state to numpy arrays.
+    Parameters
+    ----------
+    problem : Problem
+    solver : Solver
+    start : State
+        First iterate.
+    criteria : StoppingCriteria
+    to_scores : callable
+        Converts a state to numpy arrays.
+
+    Returns
+    -------
+    Solution
+        The state after the last step, the record of all steps, and why the loop stopped.
 
     Raises
     ------

@@ -83,7 +83,7 @@ class GaussSeidel:
     aggregation : bool
         Whether to correct the layer sums before a sweep: solve the equation of a graph with one node for each layer, whose
         edges are the flows of the current scores between layers, and scale the layers to the solution (iterative aggregation
-        and disaggregation: Takahashi 1975; Koury, McAllister and Stewart 1984).
+        and disaggregation: Takahashi 1975; Koury, McAllister and Stewart 1984). This costs no block product.
     """
 
     aggregation: bool = True

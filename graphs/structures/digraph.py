@@ -294,7 +294,7 @@ def edge_blocks(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
 
 
 def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
-    """Check a teleport vector and scale every column to sum 1; the result has the shape (nodes,) or (nodes, k).
+    """Check a teleport vector and scale every column to sum 1; the result is float64, (nodes,) or (nodes, k).
 
     Parameters
     ----------

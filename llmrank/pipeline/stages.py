@@ -105,7 +105,18 @@ class PipelineStages:
         return ffns
 
     def prepare(self) -> tuple[FFNs, ModelCosts]:
-        """Call :meth:`find` and :meth:`check`; the result is kept until ``run`` has used it."""
+        """Call :meth:`find` and :meth:`check`; the result is kept until ``run`` has used it.
+
+        Returns
+        -------
+        ffns : FFNs
+        costs : ModelCosts
+
+        Raises
+        ------
+        LLMRankError
+            The model has no FFNs that can be pruned, or the options do not fit it.
+        """
         if self._prepared is None:
             ffns = self.find()
             self._prepared = ffns, self.check(ffns)

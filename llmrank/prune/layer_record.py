@@ -86,7 +86,7 @@ class LayerRecord:
 
     @property
     def present_mask(self) -> torch.Tensor:
-        """The mask :attr:`present`, all True if that is None."""
+        """The mask :attr:`present`, all True if that is None: (out,), bool."""
         return torch.ones(self.out_features, dtype=torch.bool) if self.present is None else self.present
 
     @property

@@ -201,7 +201,8 @@ def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
 def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
     """Return the weights of the edges into a layer as a dense tensor (n_l, n_{l-1}), in float32 or wider.
 
-    Each call computes the tensor anew, on the device of the model's weights.
+    Each call computes the tensor anew, on the device of the model's weights. The graph does not keep it, but a loop over layers
+    holds the tensor of one layer while it computes the next. Memory: a few tensors of this size.
     """
     block = graph.blocks[layer - 1]
     if not isinstance(block, DenseBlock):

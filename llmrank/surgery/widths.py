@@ -129,7 +129,18 @@ def set_widths(
     widths: Mapping[str, int],
     fields: Mapping[str, Any],
 ) -> None:
-    """Write the widths (before: `sizes`) and the fields of :func:`compact_widths` into modules and configuration."""
+    """Write the new widths into the modules and the configuration.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place.
+    ffns : FFNs
+    sizes, widths : mapping from str to int
+        Width of every prunable layer before and after the change.
+    fields : mapping from str to value
+        Configuration fields, see :func:`compact_widths`.
+    """
     for module, name, width in module_widths(ffns, widths):
         set_attribute(module, name, width)
     config = text_config(model)
