@@ -93,6 +93,9 @@ class ThreadPool:
         Every thread, the calling one included, takes the next range when it is free.
         """
         pairs = list(pairwise(cuts))
+        if len(pairs) == 1:
+            kernel(*pairs[0], 0)
+            return
         ranges = iter([(start, stop, part) for part, (start, stop) in enumerate(pairs)])
         outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
 

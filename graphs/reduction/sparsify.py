@@ -187,7 +187,7 @@ def sparsify(
 
     Give exactly one of `top_k`, `threshold`, `weight_share` and `significance`. A source that has edges keeps at least the
     heaviest; among equal weights the edge to the lower target is kept first. The weights of kept edges do not change;
-    parallel edges of a block count as one edge, and become one in a block that is dense or loses edges.
+    parallel edges of a block become one edge.
 
     Cost: a sort of every column; for `significance` also one pass over the rows. Memory: the result, and about three times the
     CSR form of one block.
