@@ -106,7 +106,7 @@ def shapes(chains: dict[int, LayeredGraph], seeds: int) -> dict[str, list[dict[s
     density = []
     for kept in (1.0, 0.9, 0.7, 0.5, 0.2):
         thinned = middle if kept == 1.0 else sparsify(middle, weight_share=kept).graph
-        density += [{"mass": kept, "density": thinned.density, **row} for row in steps(thinned)]
+        density += [{"weight_share": kept, "density": thinned.density, **row} for row in steps(thinned)]
     controls = [{"weights": "real", **row} for row in steps(middle)]
     for seed in range(seeds):
         controls += [{"weights": "Gaussian", "seed": seed, **row} for row in steps(random_control(middle, seed))]
@@ -206,7 +206,7 @@ def thinning(chain: LayeredGraph, gamma: float = 0.5) -> list[dict[str, Any]]:
     full = keep.certificate(exact.scores, [0.0] * len(chain.layer_sizes)).keep
     widest = max(chain.layer_sizes)
     settings: list[dict[str, Any]] = [
-        *({"mass": m} for m in (0.999, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)),
+        *({"weight_share": share} for share in (0.999, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)),
         *(
             {"top_k": k}
             for k in sorted({max(1, widest * s // 1000) for s in (500, 200, 100, 50, 20, 5, 1)}, reverse=True)
@@ -306,7 +306,7 @@ def tables(results: dict[str, Any]) -> str:
     grouped: dict[tuple[str, str], dict[str, Any]] = {}
     for kind, label in (
         ("depth", lambda r: f"{r['ffns']} FFNs"),
-        ("density", lambda r: f"density {r['density']:.3f} (mass {r['mass']})"),
+        ("density", lambda r: f"density {r['density']:.3f} (weight share {r['weight_share']})"),
         ("controls", lambda r: f"{r['weights']} weights" + (f", seed {r['seed']}" if "seed" in r else "")),
     ):
         for row in results["shapes"][kind]:

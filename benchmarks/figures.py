@@ -132,7 +132,7 @@ def _shapes(results: dict[str, Any], path: Path) -> Path:
         ax.set(xscale="log", yscale="log", ylabel="block products to 1e-10")
         ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_xlabel("FFNs in the chain")
-    axes[1].set_xlabel("density of the blocks (thinned by mass)")
+    axes[1].set_xlabel("density of the blocks (sparsified by weight share)")
     groups = [(weights, graph) for weights in ("real", "Gaussian", "shuffled") for graph in styles]
     for solver in ("power", "gauss-seidel", "gmres"):
         heights = [
@@ -217,18 +217,18 @@ def _floors(results: dict[str, Any], path: Path) -> Path:
 
 def _thinning(results: dict[str, Any], path: Path) -> Path:
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2))
-    for by, colour in (("mass", "#0072B2"), ("top_k", "#D55E00"), ("threshold", "#009E73")):
+    for by, colour in (("weight_share", "#0072B2"), ("top_k", "#D55E00"), ("threshold", "#009E73")):
         rows = sorted((r for r in results["thinning"] if r["by"] == by), key=lambda r: r["kept"])
         kept = [100 * r["kept"] for r in rows]
         axes[0].loglog(kept, _shown(r["error"] for r in rows), "-o", ms=3, color=colour, label=f"{by}: true error")
         axes[0].loglog(kept, _shown(r["bound"] for r in rows), ":", color=colour, label="bound")
         axes[1].semilogx(kept, [100 * r["same_neurons_go"] for r in rows], "-o", ms=3, color=colour, label=by)
     axes[0].set(xlabel="edges kept, %", ylabel="L1 error, worst layer", ylim=(1e-5, 3))
-    axes[1].set(xlabel="edges kept, %", ylabel="neurons to go that do go, %", ylim=(0, 102))
+    axes[1].set(xlabel="edges kept, %", ylabel="removed neurons that are the same, %", ylim=(0, 102))
     axes[0].legend(fontsize=7)
     axes[1].legend(fontsize=7)
     figure.suptitle(
-        "Thinning the graph: layered weighted rank, $\\gamma$ = 0.5, 30 % of the hidden neurons to go", fontsize=9
+        "Sparsifying the graph: layered weighted rank, $\\gamma$ = 0.5, 30 % of the hidden neurons removed", fontsize=9
     )
     figure.tight_layout()
     return _save(figure, path)
