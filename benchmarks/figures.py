@@ -224,7 +224,7 @@ def _thinning(results: dict[str, Any], path: Path) -> Path:
         axes[0].loglog(kept, _shown(r["bound"] for r in rows), ":", color=colour, label="bound")
         axes[1].semilogx(kept, [100 * r["same_neurons_go"] for r in rows], "-o", ms=3, color=colour, label=by)
     axes[0].set(xlabel="edges kept, %", ylabel="L1 error, worst layer", ylim=(1e-5, 3))
-    axes[1].set(xlabel="edges kept, %", ylabel="removed neurons that are the same, %", ylim=(0, 102))
+    axes[1].set(xlabel="edges kept, %", ylabel="same removed neurons, %", ylim=(0, 102))
     axes[0].legend(fontsize=7)
     axes[1].legend(fontsize=7)
     figure.suptitle(
