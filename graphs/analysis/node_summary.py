@@ -123,9 +123,9 @@ def summarise_node(
 ) -> NodeSummary:
     """Summarise one node: its score, its position, and the edges that carry its score.
 
-    An in-edge carries ``P_ij r_j``, where r_j is the score of its source. For a modified PageRank it carries ``W_ij r_j``, and
-    `zero_lowest` sets the lowest r_j to zero. In a tie the lower index comes first. Cost: one read of the block into the
-    layer (two for theta < 1), and one row and one column of weights.
+    An in-edge carries ``P_ij r_j``, where r_j is the score of its source. For a modified PageRank it carries ``W_ij r_j``, where
+    the lowest r_j count as 0 if the rank was computed so. In a tie the lower index comes first. Cost: one read of the block into
+    the layer (two for theta < 1), and one row and one column of weights.
 
     Parameters
     ----------

@@ -172,7 +172,7 @@ def solve(
     certificate: Certificate | None = None
     reason: StopReason = "max_iter"
     while len(trace.residuals) < criteria.max_iter:
-        # Steps raise an error for NaN and Inf, so numpy need not warn of them.
+        # NaN and Inf raise an error, in the step or below, so numpy need not warn of them.
         with np.errstate(over="ignore", invalid="ignore"):
             step = solver.step(problem, memory)
         memory = step.memory

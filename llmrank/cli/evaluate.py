@@ -267,7 +267,7 @@ def run_families(_options: argparse.Namespace, console: Console) -> int:
     for heading in ("family", "model type", "FFN", "width in the configuration"):
         table.add_column(heading)
     for family in FAMILIES:
-        width = family.width_attribute or "none: llmrank.load, or --form padded (original width)"
+        width = family.width_attribute or "none; use llmrank.load, or --form padded"
         table.add_row(family.name, family.model_type, family.kind, width)
     console.print(table)
     console.print("Also nn.Sequential MLPs. Mixture-of-experts models and quantised weights are refused.")

@@ -98,7 +98,7 @@ def load_pretrained(
     source: str | os.PathLike[str],
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    subclass: Any = None,
+    choose_class: Any = None,
     *,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
@@ -112,7 +112,7 @@ def load_pretrained(
         By default that of the checkpoint (float32 for GGUF).
     device : str or torch.device, optional
         The CPU by default.
-    subclass : callable, optional
+    choose_class : callable, optional
         Returns the class to instantiate for (model class, configuration); needed for FFN widths that differ by layer.
     trust_remote_code : bool
         Whether to run the Python code in the checkpoint (``auto_map`` in its configuration) and use its classes.
@@ -152,8 +152,8 @@ def load_pretrained(
     try:
         config = transformers.AutoConfig.from_pretrained(name, **options)
         model_class = model_class_of(config, name, trust_remote_code=trust_remote_code)
-        if subclass is not None:
-            model_class = subclass(model_class, config)
+        if choose_class is not None:
+            model_class = choose_class(model_class, config)
         model, differences = read_model(model_class, name, config, dtype=torch_dtype, **options)
     except LLMRankError:
         raise
@@ -198,7 +198,7 @@ def _check_source(source: str) -> None:
 
 
 def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the tokenizer or None, and a warning; "" if one is loaded, or nothing shows that the checkpoint has one."""
+    """Return the tokenizer or None, and a warning. Without reason for a warning this is "": if nothing hints at a tokenizer."""
     try:
         return transformers.AutoTokenizer.from_pretrained(name, **options), ""
     except Exception as error:  # readers of damaged files raise nearly anything

@@ -28,7 +28,8 @@ class BasePruner:
         Share (float, [0, 1)) or number (int) of neurons to remove: from each layer (local pruning), or from all
         layers together (global pruning).
     min_keep : int
-        Smallest number of neurons that a layer keeps, or all of a smaller layer. Local pruning refuses an amount that needs more.
+        Smallest number of neurons that a layer keeps, or all of a smaller layer. Local pruning refuses an amount that would leave
+        fewer.
     multiple_of : int
         The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`.
     protect : str, int, or sequence of them
@@ -162,7 +163,7 @@ class BasePruner:
         return pruners
 
     def with_amount(self, amount: float | int) -> BasePruner:
-        """Return a copy of this pruner with another amount that does not round widths."""
+        """Return a copy of this pruner that has another amount and does not round widths."""
         pruner = copy.copy(self)
         pruner.amount, pruner.multiple_of = check_amount(amount), 1
         return pruner

@@ -88,8 +88,8 @@ class GlobalPruner(BasePruner):
         Returns
         -------
         list of (n,) int64 tensors
-            One for each layer, together a permutation of 0..N-1; the amount does not change them. Neurons that earlier steps
-            removed come first. The `min_keep` highest of every layer and all neurons of protected layers come last.
+            One for each layer, together a permutation of 0..N-1; the amount does not change them. All neurons of protected
+            layers and the `min_keep` highest of every other layer come last. Neurons that earlier steps removed come first.
 
         Raises
         ------

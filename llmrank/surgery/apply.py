@@ -108,8 +108,8 @@ def apply_masks(
 ) -> AppliedMasks:
     """Remove neurons from a model.
 
-    To remove a neuron is to remove its rows and biases in the input maps, and its column in the output map. With explicit FFNs
-    only rows and biases of the named Linears are removed.
+    To remove a neuron is to remove its rows and biases in the input maps, and its column in the output map. Of Linears that
+    a `structure_dict` names, only rows and biases are removed.
 
     Parameters
     ----------

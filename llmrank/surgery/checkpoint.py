@@ -160,7 +160,7 @@ def load(
     CheckpointError, UnsupportedModelError
         The configuration lists widths, and they are malformed or do not fit the model, or its FFNs cannot be found.
     """
-    return load_pretrained(source, dtype, device, subclass=_class_for_config, trust_remote_code=trust_remote_code)
+    return load_pretrained(source, dtype, device, choose_class=_class_for_config, trust_remote_code=trust_remote_code)
 
 
 def _class_for_config(base: Any, config: Any) -> Any:

@@ -16,7 +16,7 @@ from llmrank.errors import CalibrationError
 __all__ = ["Request", "Role", "TokenSequences", "n_held_out", "shared_passages"]
 
 Role: TypeAlias = Literal["calibration", "evaluation"]
-# Number of sequences for every one that is held out from a repair.
+# For this many calibration sequences, one more is held out from a repair.
 FITTED_PER_HELD_OUT = 8
 # Number of consecutive tokens that make a passage (fewer in shorter sequences).
 PASSAGE_LENGTH = 32
