@@ -126,7 +126,7 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
         lambda: flow(graph, rank, 1, theta=0.5),
         lambda: flow(graph, as_modified(rank), 1),
     ):
-        with pytest.raises(GraphError, match="not finite"):
+        with pytest.raises(GraphError, match="NaN or Inf"):
             ask()
 
 
@@ -134,5 +134,5 @@ def test_a_modified_flow_whose_sum_overflows_is_refused() -> None:
     # Every product is finite; over an infinite sum they would all be zero.
     graph = LayeredGraph.from_weights([np.full((3, 1), 1.7e308)], [1], [[1, 1, 1]])
     rank = as_modified(weighted_pagerank(LayeredGraph.from_weights([np.ones((3, 1))], [1], [[1, 1, 1]])))
-    with pytest.raises(GraphError, match=r"block 1: .*not finite"):
+    with pytest.raises(GraphError, match=r"block 1: .*NaN or Inf"):
         flow(graph, rank, 1)
