@@ -184,8 +184,8 @@ def last_word(
     encoded = _encode(tokenizer, passages, longest_input(model))
     if not encoded:
         raise CalibrationError(
-            f"no passage of {len(passages)} can be used: a token must begin at its last word, and it must fit the model; give a text "
-            f"of some thousand words, in paragraphs of more than {CONTEXT_WORDS} words"
+            f"no passage of {len(passages)} can be used: a token must begin at its last word, and it must fit the model; give a "
+            f"text of some thousand words, in paragraphs of more than {CONTEXT_WORDS} words"
         )
     can_leave_out_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     n_right = 0
