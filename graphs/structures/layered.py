@@ -12,8 +12,8 @@ from scipy import sparse
 
 from graphs.errors import GraphError
 from graphs.linalg.backends import TorchArithmetic
-from graphs.linalg.blocks import Block, FloatArray, SparseBlock, as_numpy, index_dtype
-from graphs.linalg.validation import as_block
+from graphs.linalg.blocks import Block, FloatArray, SparseBlock, index_dtype
+from graphs.linalg.validation import as_block, as_real
 
 if TYPE_CHECKING:
     import torch
@@ -291,10 +291,7 @@ def _check_activations(vector: Any, size: int, layer: int) -> FloatArray:
     """Check the activations of a layer and copy them to a read-only float64 array."""
     name = "inputs" if layer == 0 else f"activations of layer {layer}"
     try:
-        given = as_numpy(vector)
-        if given.dtype.kind == "c":
-            raise TypeError(f"dtype {given.dtype}")
-        array = np.array(given, dtype=np.float64)
+        array = as_real(vector)
     except (TypeError, ValueError) as error:
         raise GraphError(f"{name}: expected {size} real numbers, got {type(vector).__name__}: {error}") from error
     if array.shape != (size,):

@@ -69,8 +69,8 @@ def linear_chain(
             probe = torch.randn(ROWS, n, generator=generator).to(parameters[0])
             try:
                 order = _call_order(module, linears, probe)
-                if order is not None and not (
-                    check_neurons and not all(_reads_alone(module, a, b, probe, generator) for a, b in pairwise(order))
+                if order is not None and (
+                    not check_neurons or all(_reads_alone(module, a, b, probe, generator) for a, b in pairwise(order))
                 ):
                     names = {id(linear): name for name, linear in linears.items()}
                     return tuple(names[id(linear)] for linear in order)

@@ -116,7 +116,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         return self[name]
 
     def fields(self, name: str) -> tuple[Field, ...]:
-        """Return the options of a component: the parameters of its class, of a pipeline only those that others lack."""
+        """Return the options of a component: the parameters of its class, for pipelines without those that all of them share."""
         entry = self.find(name)
         skipped = set(inspect.signature(self.base).parameters) if self.base is BasePipeline else set()
         hints = get_type_hints(entry.__init__)
