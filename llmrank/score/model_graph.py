@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from graphs import LayeredGraph, RankResult
-from graphs.linalg.blocks import DenseBlock
-from llmrank.calibration.forward import at_least_float32
+from graphs.linalg.backends import TorchBufferMaker
 from llmrank.calibration.residual import block_path
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
 from llmrank.errors import OptionError, StructureError
@@ -202,14 +201,11 @@ def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
     """Return the weights of the edges into a layer as a dense tensor (n_l, n_{l-1}), in float32 or wider.
 
     Each call computes the tensor anew, on the device of the model's weights. The graph does not keep it, but a loop over layers
-    holds the tensor of one layer while it computes the next. Memory: a few tensors of this size.
+    holds the tensor of one layer while it computes the next. Memory: the tensor and two bands.
     """
     block = graph.blocks[layer - 1]
-    if not isinstance(block, DenseBlock):
-        return torch.from_numpy(block.to_csr().toarray())
-    tensors = (m if isinstance(m, torch.Tensor) else torch.from_numpy(np.asarray(m)) for m in block.matrices)
-    weights = (block.weight(at_least_float32(tensor)) for tensor in tensors)
-    total: torch.Tensor = next(weights)
-    for weight in weights:
-        total = total + weight.to(total.device)
-    return total
+    dtype = torch.float64 if block.csr_dtype == np.float64 else torch.float32
+    weights = torch.zeros(block.shape, dtype=dtype, device=block.device)
+    for band in block.bands(TorchBufferMaker(weights.device, dtype)):
+        weights[band.rows, band.columns] = band.matrix
+    return weights
