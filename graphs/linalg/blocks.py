@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
-
 # Some nodes of a layer: a slice, or ascending indices.
 Nodes: TypeAlias = slice | npt.NDArray[np.integer[Any]]
 
