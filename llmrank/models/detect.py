@@ -13,19 +13,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from llmrank.errors import UnsupportedModelError
 from llmrank.models.checks import (
-    check_no_experts,
+    check_experts_known,
     check_not_quantised,
     check_not_tied,
     check_not_wrapped,
     check_weights_finite,
 )
-from llmrank.models.ffn import FFN, FFNs, LinearMap
+from llmrank.models.experts import Mixture, find_mixtures
+from llmrank.models.families import text_config
+from llmrank.models.ffn import FFN, FFNKind, FFNs, LinearMap
 from llmrank.models.linear_map import in_features, is_linear_map, out_features
 from llmrank.models.tracing import linear_chain, trial_run
 
@@ -58,9 +62,9 @@ def find_ffns(model: nn.Module) -> FFNs:
     Raises
     ------
     UnsupportedModelError
-        The model is compiled, wrapped by adapters or a mixture of experts; its weights are quantised or not finite; an FFN
-        shares a weight with another module, its neurons cannot be separated, or its output map is unclear; or no FFN is found
-        (the message lists the linear maps).
+        The model is compiled or wrapped by adapters; its weights are quantised or not finite; it stores experts in an unknown
+        way; an FFN shares a weight with another module, its neurons cannot be separated, or its output map is unclear; or no FFN
+        is found (the message lists the linear maps).
 
     Examples
     --------
@@ -69,13 +73,15 @@ def find_ffns(model: nn.Module) -> FFNs:
     [('sequential', (4, 8, 6, 2), 2)]
     """
     check_not_wrapped(model)
-    check_no_experts(model)
+    mixtures = find_mixtures(model)
+    check_experts_known(model, mixtures)
     modules = dict(model.named_modules())
     linears = {name: module for name, module in modules.items() if is_linear(module)}
     check_not_quantised(model, linears)
     check_weights_finite(model)
     attention_prefixes = _attention_prefixes(modules, linears)
-    candidates = {name: module for name, module in linears.items() if not _prefix(name).startswith(attention_prefixes)}
+    not_ffn = (*attention_prefixes, *(_prefix(mixture.router_name) for mixture in mixtures.values()))
+    candidates = {name: module for name, module in linears.items() if not _prefix(name).startswith(not_ffn)}
     claimed: set[str] = set()
     found: dict[str, FFN] = {}
     # Deepest first, so that the FFN gets the name of the smallest module that holds all of it.
@@ -88,7 +94,8 @@ def find_ffns(model: nn.Module) -> FFNs:
         if ffn is not None:
             found[name] = ffn
             claimed.update(linear_map.name for stage in ffn.stages for linear_map in stage)
-    ffns = [found[name] for name in modules if name in found]
+    config = text_config(model)
+    ffns = [ffn for name in modules for ffn in _ffns_at(name, found, mixtures, config)]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
     # If FFNs lie in a repeating stack, modules outside it that have the shapes of an FFN (prediction heads) are not FFNs.
     ffns = _without_bottlenecks([ffn for ffn in (stacked or ffns) if _is_separable(ffn, attention_prefixes)])
@@ -103,7 +110,7 @@ def find_ffns(model: nn.Module) -> FFNs:
     check_not_tied(model, ffns)
     checked: set[tuple[type[nn.Module], str]] = set()
     for ffn in ffns:
-        type_and_kind = (type(ffn.module), ffn.kind)
+        type_and_kind = (type(ffn.stages[0][0].owner if ffn.is_routed else ffn.module), ffn.kind)
         if type_and_kind not in checked:
             checked.add(type_and_kind)
             _check_neurons_separate(ffn, getattr(getattr(model, "config", None), "hidden_size", None))
@@ -117,6 +124,31 @@ def is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     known = is_linear_map(module) or type(module).__name__.lower().startswith("linear")
     return known and isinstance(weight, torch.Tensor)
+
+
+def _ffns_at(name: str, found: Mapping[str, FFN], mixtures: Mapping[str, Mixture], config: Any) -> list[FFN]:
+    """Return the FFN of the module at a path, or the experts there; none if it holds neither."""
+    mixture = mixtures.get(name)
+    if mixture is not None:
+        return [_expert_ffn(mixture, position) for position in range(mixture.n_experts)]
+    ffn = found.get(name)
+    if ffn is None:
+        return []
+    beside = [m for m in mixtures.values() if name.startswith(_prefix(m.block)) and _block_path(m.block) != m.block]
+    if not beside:
+        return [ffn]
+    mixture, width = beside[0], ffn.sizes[1]
+    stated = {value for key, value in vars(config).items() if "shared" in key} if config is not None else set()
+    is_multiple = width % mixture.experts[0].n_hidden == 0
+    return [replace(ffn, mixture=mixture, tied=is_multiple and width not in stated)]
+
+
+def _expert_ffn(mixture: Mixture, position: int) -> FFN:
+    name, expert = f"{mixture.name}.{position}", mixture.experts[position]
+    maps = {part: LinearMap.whole(f"{name}.{part}_proj", expert_map) for part, expert_map in expert.maps.items()}
+    *inputs, output = maps.values()
+    kind: FFNKind = "gated" if len(inputs) == 2 else "plain"
+    return FFN(name, kind, (tuple(inputs), (output,)), _stack_path(mixture.name), expert, mixture, tied=True)
 
 
 def _prefix(path: str) -> str:
@@ -156,7 +188,7 @@ def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
     """Leave out FFNs narrower than the residual stream (adapters, low-rank terms), if their block has one that is not."""
 
     def is_narrow(ffn: FFN) -> bool:
-        return max(ffn.sizes[1:-1]) < ffn.sizes[0]
+        return max(ffn.sizes[1:-1]) < ffn.sizes[0] and ffn.mixture is None
 
     wide = {_block_path(ffn.name) for ffn in ffns if not is_narrow(ffn)}
     return [ffn for ffn in ffns if not (is_narrow(ffn) and _block_path(ffn.name) in wide)]
