@@ -58,6 +58,9 @@ class LayerStatistics:
     read_norm : (n,) float64 tensor
         Norm of the values that the next linear maps read. It equals `norm`, except in hidden layers of an explicit FFN (Linears
         named by a `structure_dict`): there `norm` is that of the output of the layer's Linear, before an activation function.
+    experts : tuple of (int, RoutingStatistics)
+        In the hidden layer of a mixture of experts: for each expert in turn its number of neurons and its routing, None for a
+        shared expert.
     """
 
     norm: torch.Tensor
@@ -65,6 +68,7 @@ class LayerStatistics:
     variance: torch.Tensor
     count: int
     read_norm: torch.Tensor
+    experts: tuple[tuple[int, RoutingStatistics | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class RoutingStatistics:
         Sum of ||f(t)||, the norm of the expert's output.
     weighted_output_norm : float
         Sum of p_t ||f(t)||.
+    output_variance : float
+        Variance of f(t) over the tokens, summed over its entries.
     weighted_norm : (n,) float64 tensor
         sqrt(sum of (p_t x_t)^2) for each hidden neuron x.
     """
@@ -130,6 +136,7 @@ class RoutingStatistics:
     weight: float
     output_norm: float
     weighted_output_norm: float
+    output_variance: float
     weighted_norm: torch.Tensor
 
 
@@ -210,9 +217,15 @@ class _RoutedSums:
         weights = self._routing.weights
         return weights if mask is None else weights[mask.to(weights.device)]
 
-    def finish(self) -> RoutingStatistics:
-        norm = self.weighted_squares.double().cpu().sqrt()
-        return RoutingStatistics(self.count, self.weight, self.output_norm, self.weighted_output_norm, norm)
+    def finish(self, outputs: LayerStatistics) -> RoutingStatistics:
+        return RoutingStatistics(
+            self.count,
+            self.weight,
+            self.output_norm,
+            self.weighted_output_norm,
+            float(outputs.variance.sum()),
+            self.weighted_squares.double().cpu().sqrt(),
+        )
 
 
 class _Outputs:
@@ -304,7 +317,7 @@ def collect_statistics(
             ffn_layers,
             skip_sums[block_path(ffn)].share() if skips else None,
             AttentionStatistics(attentions[ffn.name], attention_layers[ffn.name]) if ffn.name in attentions else None,
-            entry.finish_routing(),
+            entry.finish_routing(ffn_layers[-1]),
             None if ffn.mixture is None else mixtures[ffn.mixture.name],
         )
         for ffn, entry, ffn_layers in zip(ffns, sums, layers, strict=False)
@@ -362,8 +375,8 @@ class _FFNSums:
             return (inputs[0], *hidden, outputs[len(inputs)])
         return (*inputs, outputs[len(inputs)])
 
-    def finish_routing(self) -> RoutingStatistics | None:
-        return None if self._routed is None else self._routed.finish()
+    def finish_routing(self, outputs: LayerStatistics) -> RoutingStatistics | None:
+        return None if self._routed is None else self._routed.finish(outputs)
 
 
 class _MixtureSums:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from graphs import RankResult
-from llmrank.models import PrunableLayer
 from llmrank.models.costs import ModelCosts
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.masks import Masks
@@ -98,7 +97,7 @@ class _Records:
         scores = {name: s.where(self._present[name], -torch.inf) for name, s in entry.importance(rank).items()}
         places = {place.layer.name: place for place in entry.prunable}
         self._scores = scores
-        self._units = units_of(_with_neurons(layers, self._present), targets, expert_widths)
+        self._units = units_of(layers, targets, expert_widths)
         self.records = [
             self._record(units, entry, places, sensitivities.get(units.name), is_first=present is None)
             for units in self._units
@@ -143,11 +142,6 @@ class _Records:
 
 def _edge_weights(entry: ModelGraph, place: LayerNodes) -> torch.Tensor:
     return edge_weights(entry.graph, place.position)[place.nodes]
-
-
-def _with_neurons(layers: Sequence[PrunableLayer], present: Mapping[str, torch.Tensor]) -> list[PrunableLayer]:
-    """Leave out the experts that earlier steps have removed."""
-    return [layer for layer in layers if bool(present[layer.name].any())]
 
 
 class Reselection:

@@ -6,6 +6,7 @@ each layer in turn. The PageRank scorers pass a complete graph to ``graphs``, an
 
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.baselines import ActivationScorer, NormScorer, RandomScorer
+from llmrank.score.experts import EANScorer, ExpertScorer, FrequencyScorer, MoNEScorer, REAPScorer
 from llmrank.score.flap import FLAPScorer
 from llmrank.score.forward_backward import ForwardBackwardScorer
 from llmrank.score.pagerank import ModifiedPageRankScorer, WeightedPageRankScorer
@@ -14,10 +15,15 @@ from llmrank.score.wanda import WandaScorer, WandaSPScorer
 __all__ = [
     "ActivationScorer",
     "BaseScorer",
+    "EANScorer",
+    "ExpertScorer",
     "FLAPScorer",
     "ForwardBackwardScorer",
+    "FrequencyScorer",
+    "MoNEScorer",
     "ModifiedPageRankScorer",
     "NormScorer",
+    "REAPScorer",
     "RandomScorer",
     "WandaSPScorer",
     "WandaScorer",

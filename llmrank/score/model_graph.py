@@ -224,7 +224,10 @@ def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics], *, weigh_tokens:
         entries, mixture = [entry for _, entry in pairs], pairs[0][1].mixture
         if mixture is None:
             raise StructureError(f"the statistics of {key} are not those of a mixture; collect them for these FFNs")
-        hidden = _joined([_hidden(entry, mixture.inputs.count, weigh_tokens=weigh_tokens) for entry in entries])
+        hidden = replace(
+            _joined([_hidden(entry, mixture.inputs.count, weigh_tokens=weigh_tokens) for entry in entries]),
+            experts=tuple((ffn.sizes[1], entry.routing) for ffn, entry in pairs),
+        )
         layers = (mixture.inputs, hidden, mixture.outputs)
         n_tokens = max(mixture.inputs.count, 1)
         use = tuple(1.0 if entry.routing is None else entry.routing.weight / n_tokens for entry in entries)

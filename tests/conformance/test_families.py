@@ -174,7 +174,7 @@ def test_the_residual_stream_and_attentions_are_part_of_the_graph(family: Family
     attentions, ffns = run.model_graphs[::2], run.model_graphs[1::2]
     # There are four heads of size four, whether they share values or not.
     assert [entry.graph.layer_sizes for entry in attentions] == [(16, 16, 16)] * 2
-    assert [list(entry.prunable) for entry in (*attentions, *ffns)] == [[], [], [1], [1]]
+    assert [[place.position for place in entry.prunable] for entry in (*attentions, *ffns)] == [[], [], [1], [1]]
     assert [entry.follows for entry in run.model_graphs] == [False, True, True, True]
     assert all(0 < entry.skip < 1 for entry in run.model_graphs)
 

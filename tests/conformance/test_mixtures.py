@@ -1,0 +1,195 @@
+"""Every family of mixtures: neurons or experts are removed, the checkpoint loads in stock transformers and computes the same."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import llmrank
+from llmrank import Masks, prune_model
+from llmrank.calibration.text import TokenSequences
+from llmrank.errors import CheckpointError, MaskError, OptionError
+from llmrank.models import find_ffns
+from llmrank.pipeline import IsolatedFFNPipeline
+from llmrank.prune import GlobalPruner, LocalPruner
+from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.equivalence import masked_outputs
+from tests.llmrank.tiny_mixtures import MIXTURES, tiny_mixture
+from tests.llmrank.tiny_models import Snapshot
+
+IDS = torch.randint(3, 64, (6, 24), generator=torch.Generator().manual_seed(0))
+TARGETS = ("neurons", "experts")
+every_mixture = pytest.mark.parametrize("name", MIXTURES)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=IDS[:2], use_cache=False).logits
+    return found
+
+
+@contextlib.contextmanager
+def silenced_routers(model: Any, kept: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make the logits of removed experts minus infinity in every product with a router's weight, one router after the other."""
+    order = iter(kept * 2)
+    honest = nn.functional.linear
+
+    def linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        result = honest(values, weight, bias)
+        return result.masked_fill(~next(order), -torch.inf) if weight.shape == (8, 32) else result
+
+    corrections = [t for n, t in (*model.named_buffers(), *model.named_parameters()) if "correction" in n]
+    for tensor, keep in zip(corrections, kept, strict=False):
+        tensor.data.masked_fill_(~keep, -torch.inf)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.functional, "linear", linear)
+        yield
+
+
+def masked_by_hand(model: Any, masks: Masks, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Zero what the removed neurons write, with the model's own tensors, and let routers ignore removed experts."""
+    model = copy.deepcopy(model)
+    kept: dict[str, list[bool]] = {}
+    for name, keep in masks.items():
+        container, _, position = name.rpartition(".")
+        module: Any = model.get_submodule(container if container.endswith("experts") and position.isdigit() else name)
+        if isinstance(getattr(module, "down_proj", None), nn.Parameter):
+            down = module.down_proj.data[int(position)]
+            # Rows of a transposed matrix, which has as many as there are hidden neurons, else columns.
+            down[~keep if down.shape[0] == len(keep) else slice(None)] *= 0.0 if down.shape[0] == len(keep) else 1.0
+            if down.shape[0] != len(keep):
+                down[:, ~keep] = 0.0
+            kept.setdefault(container, []).append(bool(keep.any()))
+        else:
+            module.down_proj.weight.data[:, ~keep] = 0.0
+    with silenced_routers(model, [torch.tensor(flags) for flags in kept.values()], monkeypatch):
+        return logits(model)
+
+
+@every_mixture
+@pytest.mark.parametrize("amount", [0.25, 0.5])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_pruned_checkpoints_load_in_stock_transformers(
+    name: str, targets: str, amount: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_mixture(name)
+    dense = copy.deepcopy(model)
+    before = sum(p.numel() for p in model.parameters())
+    pruned = prune_model(model, None, amount, targets=targets, repair="none", calibration=IDS, sequence_length=24)
+    expected = masked_by_hand(dense, pruned.masks, monkeypatch)
+    assert not torch.allclose(expected, logits(dense), atol=1e-2)
+    torch.testing.assert_close(logits(model), expected, rtol=0.0, atol=1e-5)
+    pruned.save(tmp_path / "pruned")
+    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", output_loading_info=True)
+    assert not any(info.values())
+    torch.testing.assert_close(logits(loaded), expected, rtol=0.0, atol=1e-5)
+    removed = before - sum(p.numel() for p in loaded.parameters())
+    assert removed == pruned.report.reached["parameters"]["removed"] > 0
+    if targets == "experts":
+        (count,) = {m.n_experts for m in find_ffns(loaded).mixtures}
+        assert count == round(8 * (1 - amount))
+    # The checkpoint can be pruned again.
+    again = prune_model(loaded, None, 0.3, targets="neurons", repair="none", calibration=IDS, sequence_length=24)
+    assert again.report.neurons["removed"] > 0
+
+
+@every_mixture
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_undo_restores_every_bit(name: str, targets: str, form: Any) -> None:
+    model = tiny_mixture(name)
+    snapshot, dense = Snapshot(model), logits(model)
+    pipeline = IsolatedFFNPipeline(
+        model, None, pruner=LocalPruner(0.25), targets=targets, form=form, calibration=IDS[:, :16]
+    )
+    pipeline.run()
+    assert pipeline.masks is not None
+    cut = logits(model)
+    assert not torch.allclose(cut, dense, atol=1e-3)
+    pipeline.undo()
+    snapshot.assert_restored()
+    torch.testing.assert_close(logits(model), dense, rtol=0.0, atol=0.0)
+    sequences = TokenSequences.of(IDS[:2], torch.ones_like(IDS[:2], dtype=torch.bool), "ids")
+    masked = masked_outputs(model, find_ffns(model), pipeline.masks, sequences)
+    torch.testing.assert_close(masked.float(), cut, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text"])
+@pytest.mark.parametrize("topology", ["chained", "residual"])
+@pytest.mark.parametrize("pruner", ["global", "sensitivity"])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_every_budget_and_topology_gives_a_checkpoint_that_loads(
+    name: str, topology: str, pruner: str, targets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_mixture(name)
+    dense = copy.deepcopy(model)
+    options: dict[str, Any] = {"calibration": IDS, "sequence_length": 24, "repair": "none"}
+    pruned = prune_model(model, None, 0.25, targets=targets, pruner=pruner, pipeline=topology, **options)
+    expected = masked_by_hand(dense, pruned.masks, monkeypatch)
+    pruned.save(tmp_path / "pruned")
+    torch.testing.assert_close(logits(llmrank.load(tmp_path / "pruned").model), expected, rtol=0.0, atol=1e-5)
+
+
+@every_mixture
+@pytest.mark.parametrize("targets", TARGETS)
+def test_repair_brings_every_family_closer_or_is_dropped(name: str, targets: str, tmp_path: Path) -> None:
+    model = tiny_mixture(name)
+    pruned = prune_model(model, None, 0.25, targets=targets, repair="lstsq", calibration=IDS, sequence_length=24)
+    validation = pruned.report.validation
+    assert validation is not None
+    assert validation["repaired"] <= validation["cut"] or not pruned.report.repaired
+    pruned.save(tmp_path / "pruned")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0.0, atol=1e-5)
+
+
+def test_steps_remove_experts_one_after_the_other(tmp_path: Path) -> None:
+    model = tiny_mixture("mixtral")
+    options: dict[str, Any] = {"targets": "experts", "repair": "none", "calibration": IDS, "sequence_length": 24}
+    pruned = prune_model(model, None, 0.5, steps=2, **options)
+    pruned.save(tmp_path / "pruned")
+    assert {m.n_experts for m in find_ffns(llmrank.load(tmp_path / "pruned").model).mixtures} == {4}
+
+
+def test_a_router_keeps_as_many_experts_as_it_needs() -> None:
+    options: dict[str, Any] = {"targets": "experts", "repair": "none", "calibration": IDS, "sequence_length": 24}
+    with pytest.raises(OptionError, match=r"would keep 1 of 8 experts, fewer than the 2 that the router needs"):
+        prune_model(tiny_mixture("mixtral"), None, 7, **options)
+    with pytest.raises(OptionError, match="has no experts to remove"):
+        prune_model(tiny_mixture("jamba", num_experts=1, num_experts_per_tok=1), None, 0.25, **options)
+    model = tiny_mixture("deepseek_v3")
+    ffns = find_ffns(model)
+    masks = {name: torch.ones(size, dtype=torch.bool) for name, size in ffns.sizes.items()}
+    masks["model.layers.1.mlp.experts.0"][:] = False
+    with pytest.raises(MaskError, match=r"keep \[3, 4\] experts .* in each of its 2 groups of experts"):
+        apply_masks(model, ffns, Masks(masks))
+
+
+def test_experts_of_one_mixture_are_equally_wide_under_a_global_budget() -> None:
+    model = tiny_mixture("qwen2_moe", moe_intermediate_size=48)
+    pipeline = IsolatedFFNPipeline(model, None, pruner=GlobalPruner(0.4), calibration=IDS)
+    pipeline.run()
+    assert pipeline.masks is not None
+    ffns = find_ffns(tiny_mixture("qwen2_moe", moe_intermediate_size=48))
+    for experts in ffns.experts.values():
+        widths = {pipeline.masks.widths[name] for name in experts}
+        assert len(widths) == 1
+        assert widths.pop() % 8 == 0
+
+
+@pytest.mark.parametrize("form", ["zero", "mask"])
+def test_experts_that_are_only_silenced_cannot_be_saved(form: Any, tmp_path: Path) -> None:
+    model = tiny_mixture("mixtral")
+    options: dict[str, Any] = {"targets": "experts", "repair": "none", "calibration": IDS, "sequence_length": 24}
+    pruned = prune_model(model, None, 0.25, form=form, **options)
+    with pytest.raises(CheckpointError, match="apply the masks in the compact form"):
+        pruned.save(tmp_path / "pruned")
+    assert not (tmp_path / "pruned").exists()
