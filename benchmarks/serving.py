@@ -352,6 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     protocol = {
         "model": options.dense.name if options.dense else DEMO_NAME,
         "checkpoints": {label: path.name for label, path in checkpoints.items()},
+        "calibration": None if options.dense else f"built-in text, {SAMPLES} sequences of {SAMPLE_LENGTH} tokens",
         "text": "built-in, the part for evaluation",
         "sizes": asdict(sizes),
         "llama.cpp": llama_cpp.description(),
