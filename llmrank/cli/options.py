@@ -28,6 +28,7 @@ from llmrank.pipeline.registry import (
     make_scorer,
 )
 from llmrank.prune import BasePruner
+from llmrank.prune.records.units import parse_targets
 from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
 
@@ -108,6 +109,11 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
             "and flops the whole model (neurons)",
         )
         method.add_argument(
+            "--targets",
+            default="neurons",
+            help="what is removed: neurons, experts (of a mixture), or neurons,experts (%(default)s)",
+        )
+        method.add_argument(
             "--steps",
             type=int,
             default=1,
@@ -120,7 +126,7 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
             "(%(default)s)",
         )
     else:
-        command.set_defaults(repair="none", amount_of=None, steps=1, form="compact")
+        command.set_defaults(repair="none", amount_of=None, targets="neurons", steps=1, form="compact")
     data = command.add_argument_group("calibration and evaluation")
     data.add_argument(
         "--calibration",
@@ -187,6 +193,7 @@ def check_method(options: argparse.Namespace) -> BaseScorer:
     PIPELINES.options(options.pipeline)
     form, align = _form_and_alignment(options)
     check_options(None, scorer, pruner, form, align, make_repair(options.repair), options.steps)
+    parse_targets(options.targets)
     check_device_and_dtype(options)
     check_text(options.calibration)
     evaluation = getattr(options, "evaluate", None)
@@ -215,6 +222,7 @@ def make_pipeline(
         options.device,
         **pipeline_options,
         repair=make_repair(options.repair),
+        targets=options.targets,
         steps=options.steps,
         calibration=CalibrationText(
             options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed

@@ -110,7 +110,7 @@ def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable
     pipeline = make_pipeline(options, load(options), evaluation=options.evaluate, undoable=undoable)
     pruner, steps = pipeline.pruner, pipeline.steps
     ffns, costs = pipeline.prepare()
-    amount = describe_amount(pruner, ffns, costs)
+    amount = describe_amount(pruner, ffns, costs, pipeline.targets)
     may_mean_percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
     hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if may_mean_percent else ""
     console.print(f"--amount {pruner.amount}: {amount}{hint}.", markup=False, highlight=False)

@@ -66,7 +66,7 @@ class BasePipeline(PipelineStages):
         and refused with a `structure_dict`. The repair is kept if it brings the model closer to the dense one on held-out
         sequences (see :meth:`llmrank.pipeline.CalibrationText.sequences`), or if nothing could be held out.
     targets : str or sequence of str
-        What is removed: "neurons" (the default), in a mixture of experts from every expert, or "experts".
+        What is removed: "neurons" (the default), in a mixture of experts from every expert; "experts"; or "neurons,experts".
     steps : int
         Number of steps to prune in, 1 to 1000, see :mod:`llmrank.prune.schedule`.
     evaluation : EvaluationText, a source as for :class:`EvaluationText`, or True; optional

@@ -175,8 +175,9 @@ class PipelineStages:
             return {}
         pruner = self.pruner
         trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, amount_of=pruner.amount_of)
-        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs, targets=self.targets)
-        groups = {units.name: units.layers for units in units_of(ffns.layers.values(), self.targets)}
+        targets = self.targets if len(self.targets) == 1 else ("neurons",)
+        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs, targets=targets)
+        groups = {units.name: units.layers for units in units_of(ffns.layers.values(), targets)}
         return layer_sensitivities(
             self.model, ffns, masks, sequences, self.calibration.batch_size, progress=self.progress, groups=groups
         )

@@ -49,7 +49,9 @@ def check_budget(
 
 
 def _records(ffns: FFNs, targets: Sequence[Target]) -> list[LayerRecord]:
-    return [record_of_size(units.name, units.n_units, units) for units in units_of(ffns.layers.values(), targets)]
+    # Of both targets, neurons are always possible.
+    units = units_of(ffns.layers.values(), tuple(targets) if len(targets) == 1 else ("neurons",))
+    return [record_of_size(each.name, each.n_units, each) for each in units]
 
 
 def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: Sequence[Target] = ("neurons",)) -> str:

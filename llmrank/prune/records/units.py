@@ -127,8 +127,8 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
     (('neurons',), ('experts',))
     """
     given = tuple(targets.split(",")) if isinstance(targets, str) else tuple(targets)
-    if len(given) != 1 or given[0] not in TARGETS:
-        raise OptionError(f"unknown targets {','.join(map(str, given))!r}; expected {' or '.join(TARGETS)}")
+    if not given or len(set(given)) < len(given) or not set(given) <= set(TARGETS):
+        raise OptionError(f"unknown targets {','.join(map(str, given))!r}; expected {', '.join(TARGETS)} or both")
     return given  # type: ignore[return-value]
 
 

@@ -1,0 +1,223 @@
+"""Choose the keep masks of ranked graphs, under one budget or several."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from graphs import RankResult
+from llmrank.errors import OptionError
+from llmrank.models.costs import ModelCosts
+from llmrank.prune.base_pruner import BasePruner
+from llmrank.prune.local_pruner import LocalPruner
+from llmrank.prune.masks import Masks
+from llmrank.prune.records.layer_record import LayerRecord
+from llmrank.prune.records.units import Target, Units, units_of
+from llmrank.score.model_graph import LayerNodes, ModelGraph, Topology, edge_weights
+
+__all__ = ["choose_masks", "prunes_jointly"]
+
+
+def prunes_jointly(structure_dict: Mapping[str, Any] | None, topology: Topology) -> bool:
+    """Return whether one budget covers all layers; with a `structure_dict` and isolated graphs each graph has its own."""
+    return structure_dict is None or topology == "chained"
+
+
+def choose_masks(
+    pruner: BasePruner,
+    graphs: Sequence[ModelGraph],
+    ranks: Sequence[RankResult],
+    *,
+    jointly: bool,
+    sensitivities: Mapping[str, float] | None = None,
+    costs: ModelCosts | None = None,
+    present: Masks | None = None,
+    targets: tuple[Target, ...] = ("neurons",),
+) -> Masks:
+    """Choose the keep masks of ranked graphs.
+
+    Parameters
+    ----------
+    pruner : BasePruner
+    graphs : sequence of ModelGraph
+    ranks : sequence of RankResult
+        One for each graph.
+    jointly : bool
+        Whether one budget covers all graphs; otherwise each has its own.
+    sensitivities : mapping from str to float, optional
+        Sensitivity of each record by its name, see :class:`llmrank.prune.LayerRecord`.
+    costs : ModelCosts, optional
+        See :meth:`llmrank.prune.BasePruner.prune`.
+    present : Masks, optional
+        The neurons that earlier steps have kept.
+    targets : tuple of {"neurons", "experts"}
+        What is removed. With both, as many experts of every mixture are removed as loses the least importance, all neurons that
+        are removed taken together, and neurons for the rest of the amount.
+
+    Returns
+    -------
+    Masks
+        One mask for each prunable layer; an expert whose mask keeps no neuron is removed.
+    """
+    choice = _Choice(graphs, ranks, sensitivities or {}, costs, jointly=jointly)
+    if len(targets) == 1:
+        return choice.masks(pruner, targets[0], present)
+    return choice.of_both(pruner, present)
+
+
+class _Choice:
+    """The choice of keep masks for ranked graphs."""
+
+    def __init__(
+        self,
+        graphs: Sequence[ModelGraph],
+        ranks: Sequence[RankResult],
+        sensitivities: Mapping[str, float],
+        costs: ModelCosts | None,
+        *,
+        jointly: bool,
+    ) -> None:
+        self._ranked = list(zip(graphs, ranks, strict=True))
+        self._sensitivities, self._costs, self._jointly = sensitivities, costs, jointly
+        places = [place for entry in graphs for place in entry.prunable]
+        self._expert_widths = {place.layer.size for place in places if place.layer.mixture is not None}
+
+    def masks(
+        self,
+        pruner: BasePruner,
+        target: Target,
+        present: Masks | None,
+        only: Callable[[Units], bool] | None = None,
+    ) -> Masks:
+        """Choose masks of one kind of units; if `only` is given, the other layers keep what is present."""
+        groups = [
+            _Records(entry, rank, self._sensitivities, present, target, self._expert_widths, only)
+            for entry, rank in self._ranked
+        ]
+        records = [group.records for group in groups]
+        if self._jointly:
+            records = [[record for group in records for record in group]]
+        keep: dict[str, torch.Tensor] = {}
+        for group_pruner, group in zip(pruner.for_groups(records), records, strict=True):
+            keep.update(group_pruner.prune(group, self._costs))
+        return Masks({name: mask for group in groups for name, mask in group.masks(keep).items()})
+
+    def of_both(self, pruner: BasePruner, present: Masks | None) -> Masks:
+        """Remove experts and neurons: the number of experts that loses the least importance is found by trying all."""
+        if not isinstance(pruner.amount, float) or pruner.amount_of != "neurons":
+            raise OptionError(
+                "targets='neurons,experts' divide a share of the neurons among both; expected an amount such as 0.3 of neurons, "
+                f"got {pruner.amount!r} of {pruner.amount_of}"
+            )
+        found: list[tuple[float, Masks]] = []
+        refusal: OptionError | None = None
+        for count in range(max(len(entry.prunable) for entry, _ in self._ranked)):
+            try:
+                experts = self.masks(LocalPruner(count, protect=pruner.protect), "experts", present)
+                masks = self._with_neurons(pruner, experts)
+            except OptionError as error:  # more than can be removed
+                refusal = refusal or error
+                continue
+            if masks is None:
+                break
+            found.append((self._lost(masks), masks))
+        if not found:
+            raise refusal or OptionError("no number of experts leaves room for this amount; lower it")
+        return min(found, key=lambda pair: pair[0])[1]
+
+    def _with_neurons(self, pruner: BasePruner, experts: Masks) -> Masks | None:
+        """Remove neurons too, so that the amount is reached; None if the removed experts have more neurons than that."""
+
+        def remaining(names: Collection[str]) -> float:
+            """Return the share to remove from what is left of these layers."""
+            size, kept = sum(len(experts[name]) for name in names), sum(int(experts[name].sum()) for name in names)
+            return 1.0 - (1.0 - float(pruner.amount)) * size / kept
+
+        adjusted = copy.copy(pruner)
+        if not isinstance(pruner, LocalPruner):
+            adjusted.amount = remaining(list(experts))
+            return None if adjusted.amount < 0.0 else self.masks(adjusted, "neurons", experts)
+        # The same share of every layer, in which a mixture counts with its experts, is removed.
+        tied = [p.layer.name for entry, _ in self._ranked for p in entry.prunable if p.layer.tied is not None]
+        adjusted.amount = remaining(tied)
+        if adjusted.amount < 0.0:
+            return None
+        inside = self.masks(adjusted, "neurons", experts, lambda units: units.layers[0].tied is not None)
+        return self.masks(pruner, "neurons", inside, lambda units: units.layers[0].tied is None)
+
+    def _lost(self, masks: Masks) -> float:
+        scores = {name: s for entry, rank in self._ranked for name, s in entry.importance(rank).items()}
+        return float(sum(s[~masks[name]].sum() for name, s in scores.items()))
+
+
+class _Records:
+    """The records of one graph, and the masks of its layers that follow from those of the records."""
+
+    def __init__(
+        self,
+        entry: ModelGraph,
+        rank: RankResult,
+        sensitivities: Mapping[str, float],
+        present: Masks | None,
+        target: Target,
+        expert_widths: Collection[int],
+        only: Callable[[Units], bool] | None,
+    ) -> None:
+        layers = [place.layer for place in entry.prunable]
+        self._present = {
+            layer.name: torch.ones(layer.size, dtype=torch.bool) if present is None else present[layer.name]
+            for layer in layers
+        }
+        self._importance = entry.importance(rank)
+        self._scores = {name: s.where(self._present[name], -torch.inf) for name, s in self._importance.items()}
+        places = {place.layer.name: place for place in entry.prunable}
+        if target == "neurons":  # of the experts that are left
+            layers = [layer for layer in layers if bool(self._present[layer.name].any())]
+        self._units = [units for units in units_of(layers, (target,), expert_widths) if only is None or only(units)]
+        self.records = [
+            self._record(units, entry, places, sensitivities.get(units.name), is_first=present is None)
+            for units in self._units
+        ]
+
+    def _record(
+        self,
+        units: Units,
+        entry: ModelGraph,
+        places: Mapping[str, LayerNodes],
+        sensitivity: float | None,
+        *,
+        is_first: bool,
+    ) -> LayerRecord:
+        importance, present = units.importance(self._scores, self._importance), None
+        if not is_first:
+            present = units.all_in(self._scores, self._present)
+        if not units.are_neurons:
+            return LayerRecord(units.name, importance, sensitivity=sensitivity, present=present, units=units)
+        place = places[units.name]
+        return LayerRecord(
+            units.name,
+            importance,
+            in_activation=entry.statistics[place.position - 1].read_norm,
+            out_activation=entry.statistics[place.position].norm[place.nodes],
+            weight=partial(_edge_weights, entry, place),
+            explicit=not place.layer.output_maps,
+            sensitivity=sensitivity,
+            present=present,
+            units=units if units.multiple_of > 1 else None,
+        )
+
+    def masks(self, keep: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Translate the masks of records, by name, into masks of the graph's layers."""
+        masks = dict(self._present)
+        for units in self._units:
+            for name, mask in units.masks(keep[units.name], self._scores).items():
+                masks[name] = masks[name] & mask
+        return masks
+
+
+def _edge_weights(entry: ModelGraph, place: LayerNodes) -> torch.Tensor:
+    return edge_weights(entry.graph, place.position)[place.nodes]

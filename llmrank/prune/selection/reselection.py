@@ -1,0 +1,59 @@
+"""During a repair, choose the keep mask of one layer anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from llmrank.prune.masks import Masks
+from llmrank.prune.records.layer_record import keep_highest
+from llmrank.score.base_scorer import BaseScorer
+from llmrank.score.model_graph import ModelGraph
+from llmrank.score.rank_graphs import rank_graphs
+
+__all__ = ["Reselection"]
+
+
+class Reselection:
+    """Chooses the keep mask of a layer anew: ranks its graph with other activations, and keeps as many neurons as before.
+
+    Parameters
+    ----------
+    scorer : BaseScorer
+    graphs : sequence of ModelGraph
+        All graphs of the model, with the activations by which the neurons were chosen before.
+    present : Masks, optional
+        The neurons that earlier steps have kept; no other neuron is chosen.
+
+    Notes
+    -----
+    Cost: for every layer, one rank of the graph that holds it, and of each graph before that on the same residual stream.
+    """
+
+    def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph], present: Masks | None = None) -> None:
+        self._scorer = scorer
+        self._present = present
+        self._graphs = list(graphs)
+
+    @property
+    def reads_earlier_layers(self) -> bool:
+        """Whether the choice in a layer reads weights of earlier layers, so that these must be replaced after the choice."""
+        return any(entry.follows or len(entry.prunable) > 1 for entry in self._graphs)
+
+    def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
+        """Choose a mask of as many neurons as `keep`, from new activations, (n,) float64, which later calls use too."""
+        index, place = next(
+            (index, place)
+            for index, entry in enumerate(self._graphs)
+            for place in entry.prunable
+            if place.layer.name == layer
+        )
+        entry = self._graphs[index] = self._graphs[index].with_norms(place, activations)
+        start = index
+        while self._graphs[start].follows:
+            start -= 1
+        importance = entry.importance(rank_graphs(self._scorer, self._graphs[start : index + 1])[-1])[layer]
+        if self._present is not None:
+            importance = importance.where(self._present[layer], -torch.inf)
+        return keep_highest(importance, int(keep.sum()))
