@@ -34,6 +34,7 @@ from llmrank.prune.budget import describe_amount
 from llmrank.prune.schedule import describe_steps
 from llmrank.surgery import checkpoint
 from llmrank.surgery.files import check_output
+from llmrank.surgery.model_card import loading_code
 from llmrank.surgery.widths import WIDTHS_KEY
 
 __all__ = ["add_demo_options", "add_prune_options", "run_demo", "run_prune"]
@@ -165,7 +166,6 @@ def _say_written(written: Path, names: Sequence[str], console: Console) -> None:
 
 def _say_how_to_load(written: Path, model: Any, console: Console) -> None:
     widths = set((getattr(model.config.get_text_config(), WIDTHS_KEY, None) or {}).values())
-    loader = type(model).__name__
     if len(widths) > 1:
         advice = "Its layers differ in width: load it with llmrank.load, or prune with --form padded for stock loaders."
     elif widths:
@@ -173,9 +173,6 @@ def _say_how_to_load(written: Path, model: Any, console: Console) -> None:
             f"Its layers are all {widths.pop()} wide, which its configuration cannot say: load it with llmrank.load. "
             "(--form padded would fill it up to the original width, and save nothing.)"
         )
-    elif not type(model).__module__.startswith("transformers."):
-        advice = "Its class is code that comes with it: load it with llmrank.load(..., trust_remote_code=True)."
     else:
-        auto = "AutoModelForCausalLM" if "CausalLM" in loader or "LMHead" in loader else loader
-        advice = f'Load it with transformers.{auto}.from_pretrained("{written}").'
+        advice = f"Load it with {loading_code(model, str(written))}."
     console.print(advice, markup=False)

@@ -23,6 +23,7 @@ from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of,
 from llmrank.prune.masks import Masks
 from llmrank.surgery.files import atomic_directory, check_output
 from llmrank.surgery.forms import replace_tensor, set_sizes, tensor_masks
+from llmrank.surgery.model_card import write_model_card
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
 __all__ = ["load", "save"]
@@ -43,7 +44,8 @@ def save(
     """Write a checkpoint: model, tokenizer, masks and report.
 
     The directory appears completely or not at all, see :func:`llmrank.surgery.files.atomic_directory`. Before it appears, the
-    names and shapes of the written tensors are compared with the parameters of the model that a loader would build.
+    names and shapes of the written tensors are compared with the parameters of the model that a loader would build; and if there
+    is memory for a second model, it is loaded, and every tensor is compared with the model's.
 
     Parameters
     ----------
@@ -54,7 +56,8 @@ def save(
     masks : Masks, optional
         Written to ``masks.safetensors``.
     report : mapping, optional
-        Written to ``report.json``; strict JSON must be able to hold it.
+        Written to ``report.json``; strict JSON must be able to hold it. If it is what
+        :meth:`llmrank.pipeline.report.Report.to_dict` returns, a model card, ``README.md``, is made of it.
 
     Raises
     ------
@@ -91,6 +94,8 @@ def save(
             if report is not None:
                 text = json.dumps(report, indent=2, allow_nan=False) + "\n"
                 (partial / REPORT_FILE).write_text(text, encoding="utf-8")
+                if report.keys() >= {"model", "method", "neurons", "before", "after"}:
+                    write_model_card(partial, model, report)
             _check_written(partial, model)
     except (OSError, SafetensorError) as error:  # safetensors wraps errors of the system (disk full, say)
         raise CheckpointError(
@@ -116,9 +121,11 @@ def _check_written(directory: Path, model: Any) -> None:
             with safe_open(path, framework="pt") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
             written |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        _, differences = read_model(
-            _class_for_config(base, config), None, config, state_dict=written, device_map="meta"
-        )
+        model_class_to_load = _class_for_config(base, config)
+        _, differences = read_model(model_class_to_load, None, config, state_dict=written, device_map="meta")
+        if not differences and _fits_in_memory(model):
+            loaded, differences = read_model(model_class_to_load, os.fspath(directory), config, dtype="auto")
+            differences = differences or _changed_tensors(model, loaded)
     except Exception as error:  # whatever a loader may raise
         if is_out_of_memory(error):
             raise
@@ -129,6 +136,31 @@ def _check_written(directory: Path, model: Any) -> None:
             "expected a configuration that describes the tensors: check whether it was changed, or whether layers were pruned "
             "whose widths it cannot describe"
         ) from cause
+
+
+def _fits_in_memory(model: nn.Module) -> bool:
+    """Whether a second model of this size fits in memory beside this one, whose tensors are all here."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        return False
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, AttributeError, OSError):  # not known on this system
+        return False
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) < free
+
+
+def _changed_tensors(model: nn.Module, loaded: nn.Module) -> str:
+    """Return in words which tensors of the loaded model have other values than those of the model that was saved."""
+    state = _plain_state(model) or model.state_dict()
+    changed = [
+        name
+        for name, value in loaded.state_dict().items()
+        if name not in state or not torch.equal(state[name].detach().to(value), value)
+    ]
+    return (
+        f"other values after loading: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}" if changed else ""
+    )
 
 
 def _plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:

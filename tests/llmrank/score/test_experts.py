@@ -121,7 +121,9 @@ def test_edges_are_weighted_by_use(mixture: Any, weigh_tokens: bool) -> None:
     expected = 0.6 * passed + 0.4 * own / own.sum()
     np.testing.assert_allclose(result.scores[1], expected.numpy(), rtol=1e-5)
     importance = entry.importance(result)
-    assert list(importance) == [f"model.layers.1.mlp.experts.{e}" for e in range(8)] + ["model.layers.1.mlp.shared_expert"]
+    assert list(importance) == [f"model.layers.1.mlp.experts.{e}" for e in range(8)] + [
+        "model.layers.1.mlp.shared_expert"
+    ]
     np.testing.assert_allclose(importance["model.layers.1.mlp.experts.3"], expected.numpy()[72:96], rtol=1e-5)
 
 
@@ -148,7 +150,9 @@ def test_scores_of_experts_need_a_mixture() -> None:
     model = tiny_llama()
     ffns = find_ffns(model)
     entry = build_graphs(ffns, collect_statistics(model, ffns, SEQUENCES), "isolated")[0]
-    with pytest.raises(OptionError, match=r"model\.layers\.0\.mlp is no mixture of experts; expected targets='experts'"):
+    with pytest.raises(
+        OptionError, match=r"model\.layers\.0\.mlp is no mixture of experts; expected targets='experts'"
+    ):
         make_scorer("reap").rank(entry.graph, entry.statistics)
 
 

@@ -1,0 +1,127 @@
+"""The model card of a pruned checkpoint: a ``README.md`` with metadata for model hubs, and the license of the base model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+
+from llmrank.surgery.widths import WIDTHS_KEY
+
+__all__ = ["loading_code", "needs_own_loader", "write_model_card"]
+
+CARD_FILE = "README.md"
+# Files beside a model that say under which terms it may be used.
+TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+def needs_own_loader(model: Any) -> bool:
+    """Whether only :func:`llmrank.load` can load a model: its configuration lists widths, or its class is other code."""
+    lists_widths = getattr(model.config.get_text_config(), WIDTHS_KEY, None) is not None
+    return lists_widths or not type(model).__module__.startswith("transformers.")
+
+
+def loading_code(model: Any, directory: str) -> str:
+    """Return the line of Python that loads a checkpoint of a model."""
+    loader = type(model).__name__
+    if not type(model).__module__.startswith("transformers."):
+        return f'llmrank.load("{directory}", trust_remote_code=True)'
+    if needs_own_loader(model):
+        return f'llmrank.load("{directory}")'
+    auto = "AutoModelForCausalLM" if "CausalLM" in loader or "LMHead" in loader else loader
+    return f'transformers.{auto}.from_pretrained("{directory}")'
+
+
+def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> None:
+    """Write the card of a pruned model, and copy the files with the terms of its base model.
+
+    Parameters
+    ----------
+    directory : Path
+        Where the checkpoint is being written.
+    model : transformers.PreTrainedModel
+        The pruned model; ``name_or_path`` names its base model.
+    report : mapping
+        What :meth:`llmrank.pipeline.report.Report.to_dict` returns.
+    """
+    source = str(getattr(model, "name_or_path", "") or "")
+    terms = _terms_of(source)
+    is_hub_name = not Path(source).exists() and source.count("/") == 1
+    data = ModelCardData(
+        base_model=source if is_hub_name else None,
+        library_name="transformers",
+        tags=["pruned", "llmrank", f"{report['method']['scorer']['name']}"],
+        **{name: value for name, value in terms.items() if value},
+    )
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(model, report)}")
+    (directory / CARD_FILE).write_text(str(card.content), encoding="utf-8")
+    if Path(source).is_dir():
+        for pattern in TERMS:
+            for path in Path(source).glob(pattern):
+                if path.is_file():
+                    shutil.copy(path, directory / path.name)
+
+
+def _terms_of(source: str) -> dict[str, Any]:
+    """Return the license fields of the base model's card, if it lies beside the model or in the cache of the hub."""
+    card: Any = Path(source) / CARD_FILE if Path(source).is_dir() else None
+    if not Path(source).exists() and source.count("/") == 1:
+        card = try_to_load_from_cache(source, CARD_FILE)
+    if not card or not Path(str(card)).is_file():
+        return {}
+    try:
+        found = ModelCard.load(card).data.to_dict()
+    except (ValueError, OSError):  # a card without metadata that can be read says nothing about the license
+        return {}
+    return {name: found.get(name) for name in LICENSE_FIELDS}
+
+
+def _text(model: Any, report: Mapping[str, Any]) -> str:
+    method, neurons, size = report["method"], report["neurons"], (report["before"], report["after"])
+    name = report["model"]["source"]
+    rows = [
+        (neurons["unit"], neurons["before"], neurons["before"] - neurons["removed"]),
+        ("parameters", size[0]["parameters"], size[1]["parameters"]),
+        ("bytes", size[0]["bytes"], size[1]["bytes"]),
+    ]
+    table = [f"| {label} | {before:,} | {after:,} | {after / before - 1.0:+.1%} |" for label, before, after in rows]
+    evaluation = report.get("evaluation") or {}
+    before, after = evaluation.get("before"), evaluation.get("after")
+    if before and after:
+        a, b = before["value"], after["value"]
+        protocol = evaluation["protocol"]
+        table.append(f"| perplexity on {protocol['source']} | {a:,.2f} | {b:,.2f} | {b / a - 1.0:+.1%} |")
+    repair, calibration = method.get("repair"), report["calibration"]
+    steps = [
+        f"- ranked by {method['scorer']['name']} ({method['pipeline']} graphs), chosen by {method['pruner']['name']}",
+        f"- calibrated on {calibration['sequences']} x {calibration['sequence_length']} tokens ({calibration['source']})",
+    ]
+    if repair and report.get("repaired"):
+        steps.append(f"- repaired without training by {repair['name']}")
+    lines = [
+        f"# {name}, {neurons['share_reached']:.1%} of the {neurons['unit']} removed",
+        "",
+        f"This is a smaller {name}: its {neurons['unit']} were ranked, and the least important ones removed, by llmrank.",
+        "",
+        "```python",
+        f"import {'llmrank' if needs_own_loader(model) else 'transformers'}",
+        "",
+        f"model = {loading_code(model, 'PATH')}{'.model' if needs_own_loader(model) else ''}",
+        "```",
+        "",
+        "| | before | after | change |",
+        "| --- | ---: | ---: | ---: |",
+        *table,
+        "",
+        *steps,
+        "",
+        "`report.json` holds the whole protocol, and `masks.safetensors` which neurons are left.",
+    ]
+    warnings = report.get("warnings") or []
+    if warnings:
+        lines += ["", "## Warnings", "", *(f"- {sentence}" for sentence in warnings)]
+    return "\n".join(lines) + "\n"
