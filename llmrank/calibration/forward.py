@@ -14,6 +14,7 @@ from torch import nn
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs
 from llmrank.models.families import text_config
+from llmrank.models.tracing import trial_run
 
 __all__ = [
     "Accumulator",
@@ -31,6 +32,7 @@ __all__ = [
     "longest_input",
     "model_inputs",
     "progress_step",
+    "reached_by_tokens",
     "run_body",
     "run_sequences",
     "substitute_forward",
@@ -41,6 +43,8 @@ __all__ = [
 
 # ``progress(items, description)`` returns an iterable over the items.
 Progress = Callable[[Sequence[Any], str], Any]
+# Length of the sequence that shows which FFNs tokens reach.
+TRIAL_TOKENS = 8
 
 
 @contextmanager
@@ -243,6 +247,30 @@ def run_sequences(model: nn.Module, ffns: FFNs, batches: Iterable[tuple[torch.Te
     with torch.no_grad(), evaluation_mode(model):
         for ids, mask in batches:
             run_body(body, model_inputs(model, ids, mask)[0])
+
+
+def reached_by_tokens(model: nn.Module, ffns: FFNs) -> FFNs:
+    """Return the FFNs without those of stacks that no token reaches, such as the vision tower of a model that also reads images.
+
+    If the FFNs lie in several stacks, one short sequence of token ids is run. If that fails or reaches no FFN, all are returned;
+    calibration will say why the model does not run.
+    """
+    if len({ffn.stack for ffn in ffns}) < 2 or getattr(model, "config", None) is None:
+        return ffns
+    reached: set[str] = set()
+    with ExitStack() as hooks, trial_run(model):
+        for ffn in ffns:
+
+            def note(*_: Any, stack: str = ffn.stack) -> None:
+                reached.add(stack)
+
+            hooks.callback(ffn.stages[0][0].module.register_forward_pre_hook(note).remove)
+        ids = torch.arange(TRIAL_TOKENS)[None]
+        try:
+            run_body(body_of(model, ffns), model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))[0])
+        except Exception:  # models may raise anything for inputs that they do not expect
+            return ffns
+    return FFNs(ffn for ffn in ffns if ffn.stack in reached) or ffns
 
 
 def body_of(model: nn.Module, ffns: FFNs) -> nn.Module:
