@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from llmrank.errors import CheckpointError, is_out_of_memory
-from llmrank.models import find_ffns
+from llmrank.models import FFNs, find_ffns
 from llmrank.models.linear_map import size_attributes
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
@@ -188,8 +188,13 @@ def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
 
 
 def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
-    """Give every prunable layer its width, with uninitialised weights into which a checkpoint is loaded."""
-    ffns = find_ffns(model)
+    """Give every prunable layer its width, with uninitialised weights into which a checkpoint is loaded.
+
+    Stacks without any listed layer, such as the vision tower of a model whose text tower was pruned, are left as they are.
+    """
+    found = find_ffns(model)
+    stacks = {ffn.stack for ffn in found if any(layer.name in widths for layer in ffn.prunable.values())}
+    ffns = FFNs(ffn for ffn in found if ffn.stack in stacks)
     sizes = ffns.sizes
     misfits = [name for name, width in widths.items() if width > sizes.get(name, 0)]
     if misfits or set(sizes) - set(widths):
