@@ -128,7 +128,9 @@ def model_inputs(
             inputs["attention_mask"] = mask.long()
             if getattr(config, "use_cache", False):
                 inputs["use_cache"] = False
-            if not text_only and "cross_attention_states" in signature(model.forward).parameters:
+            # Other models (BLT) have this parameter without layers that attend to an image, and fail if it is given.
+            attends = getattr(text_config(model), "cross_attention_layers", None)
+            if not text_only and attends and "cross_attention_states" in signature(model.forward).parameters:
                 like = next(model.parameters())
                 size = text_config(model).hidden_size
                 inputs["cross_attention_states"] = torch.zeros(len(ids), 1, size, dtype=like.dtype, device=device)

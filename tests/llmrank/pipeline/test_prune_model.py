@@ -75,6 +75,18 @@ def test_a_model_that_does_not_run_on_a_few_tokens_keeps_all_its_ffns() -> None:
     assert pruned.report.notes == []
 
 
+def test_states_of_an_image_are_passed_to_models_with_layers_that_attend_to_them() -> None:
+    class Unused(transformers.LlamaForCausalLM):
+        """Its forward has the parameter, as BLT's, but passes it twice if it is given."""
+
+        def forward(self, input_ids: torch.Tensor, cross_attention_states: Any = None, **more: Any) -> Any:
+            if cross_attention_states is not None:
+                raise TypeError("got multiple values")
+            return super().forward(input_ids=input_ids, **more)
+
+    prune_model(Unused(tiny_llama().config), None, 0.3, repair="none", calibration=token_ids(4, 16), samples=4)
+
+
 def test_components_by_spec_and_by_object_are_the_same() -> None:
     by_spec = prune_model(
         tiny_llama(),
