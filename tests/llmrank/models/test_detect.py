@@ -130,6 +130,42 @@ def test_mlp_with_a_norm_on_as_many_hidden_neurons_as_inputs_raises() -> None:
         find_ffns(Separate(nn.LayerNorm(6), d=6, f=6))
 
 
+class Scaled(Separate):
+    """A scale of every neuron, as in Dory: nothing couples the neurons, but they have a parameter beside the maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(10))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(lambda: Separate(nn.LayerNorm(10)), "between.weight"), (Scaled, "scale")], ids=["norm", "scale"]
+)
+def test_the_error_names_the_parameter_that_acts_on_the_neurons(make: Callable[[], nn.Module], name: str) -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"mlp": make()}) for _ in range(2)])})
+    message = rf"layers\.0\.mlp .* plain FFN, but .* not separate: layers\.0\.mlp\.{name} is another parameter"
+    with pytest.raises(UnsupportedModelError, match=message):
+        find_ffns(model)
+
+
+def test_ffns_of_one_class_that_differ_by_a_setting_are_checked_one_by_one() -> None:
+    class Largest(nn.Module):
+        """Keeps the largest neurons of every token, as some FFNs of Gemma 3n do."""
+
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            self.share = share
+            self.up, self.down = nn.Linear(6, 10), nn.Linear(10, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.up(x)
+            return self.down(torch.relu(x - (x.std(-1, keepdim=True) if self.share else 0)))
+
+    assert len(find_ffns(nn.Sequential(Largest(0.0), Largest(0.0)))) == 2
+    with pytest.raises(UnsupportedModelError, match=r"^1 \(Largest\) .* hidden neurons 1 and \d+ are not separate"):
+        find_ffns(nn.Sequential(Largest(0.0), Largest(0.5)))
+
+
 def test_separable_mlp_is_found() -> None:
     (ffn,) = find_ffns(Separate(nn.Tanh()))
     assert (ffn.kind, ffn.sizes) == ("plain", (6, 10, 6))
@@ -264,6 +300,28 @@ def test_attentions_and_bottlenecks_are_recognised_by_their_maps(block: type[nn.
 def test_an_adapter_as_wide_as_the_stream_is_an_ffn() -> None:
     model = nn.ModuleDict({"layers": nn.ModuleList([Adapted(width=6)])})
     assert [ffn.name for ffn in find_ffns(model)] == ["layers.0.mlp", "layers.0.adapter"]
+
+
+class LowRank(nn.Module):
+    """Two maps with nothing between them, wider than the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.norm(self.down(self.up(x)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_linear_term_beside_an_ffn_is_none_however_wide(device: str) -> None:
+    with torch.device(device):
+        block = nn.ModuleDict({"term": LowRank(), "mlp": Separate()})
+        model = nn.ModuleDict({"layers": nn.ModuleList([block])})
+    assert [ffn.name for ffn in find_ffns(model)] == ["layers.0.mlp"]
+    # Alone in its block, it is what can be pruned.
+    assert len(find_ffns(nn.ModuleDict({"layers": nn.ModuleList([LowRank()])}))) == 1
 
 
 class Lora(nn.Module):
