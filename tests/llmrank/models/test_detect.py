@@ -14,6 +14,7 @@ from torch import nn
 from llmrank.calibration.attention import find_attentions
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import explicit_ffns, find_ffns
+from llmrank.models.families import bias_attribute
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from tests.llmrank.tiny_models import LLAMA, STRUCTURE, Snapshot, features, mlp, tiny_llama, tiny_t5, token_ids
@@ -534,6 +535,13 @@ def test_the_error_for_a_model_without_ffn_lists_its_linear_maps() -> None:
     assert "structure_dict=" in message
     with pytest.raises(UnsupportedModelError, match="no linear maps"):
         find_ffns(nn.Sequential(nn.ReLU()))
+
+
+def test_a_configuration_that_allows_no_bias_is_not_changed() -> None:
+    config = transformers.CONFIG_MAPPING["internlm3"](**LLAMA)
+    assert bias_attribute(transformers.AutoModelForCausalLM.from_config(config)) == ""
+    assert config.mlp_bias is False
+    assert bias_attribute(tiny_llama()) == "mlp_bias"
 
 
 def test_encoder_and_decoder_are_separate_chains() -> None:
