@@ -7,7 +7,7 @@ which the removed neurons are set to zero by this file, not by llmrank. The outc
 - stock: the checkpoint is exact in stock transformers;
 - llmrank.load: no field of the configuration states the widths, and llmrank alone loads the checkpoint, exactly;
 - refused: llmrank said why it does not prune the model, and wrote nothing;
-- wrong: logits differ, or nobody can load the checkpoint;
+- wrong: logits differ, or the pruned model cannot be saved, or nobody can load the checkpoint;
 - traceback: an error that is not one of llmrank's;
 - timeout;
 - cannot build: the tiny model is not made or does not run, so nothing is known about llmrank.
@@ -31,6 +31,7 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
+from textwrap import shorten
 from time import perf_counter
 from typing import Any
 
@@ -148,7 +149,10 @@ def measured(model_type: str) -> dict[str, Any]:
         row["effect"] = difference(expected, before)
         row["pruned"] = len(pruned.masks)
         with tempfile.TemporaryDirectory() as directory:
-            path = pruned.save(Path(directory) / "pruned")
+            try:
+                path = pruned.save(Path(directory) / "pruned")
+            except LLMRankError as error:
+                return row | {"outcome": "wrong", "reason": f"the pruned model is not saved: {error}"}
             return row | checked(path, model, expected)
     except (LLMRankError, GraphError) as error:
         return row | {"outcome": "refused", "reason": str(error)}
@@ -261,15 +265,18 @@ def run_all(model_types: Sequence[str], timeout: float, jobs: int = 1) -> Iterat
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the results in markdown: how many types have each outcome, and every type."""
+    """Return the results in markdown: how many types have each outcome, and every type; the JSON has the reasons in full."""
     rows = results["rows"]
     counts = Counter(row["outcome"] for row in rows.values())
     versions = results["provenance"]
-    subject = f"{len(rows)} model types of the causal language models in transformers {versions['transformers']}"
+    variants = len(rows.keys() & VARIANTS.keys())
+    models = (
+        f"{len(rows) - variants} model types of the causal language models in transformers {versions['transformers']}"
+    )
     lines = [
-        f"{subject}; {AMOUNT:.0%} of the neurons removed.",
+        f"{models}, and {variants} variants; {AMOUNT:.0%} of the neurons removed.",
         "",
-        "| outcome | model types |",
+        "| outcome | models |",
         "| --- | ---: |",
         *(f"| {outcome} | {counts[outcome]} |" for outcome in OUTCOMES if counts[outcome]),
         "",
@@ -279,7 +286,7 @@ def table(results: dict[str, Any]) -> str:
     for name in sorted(rows):
         row = rows[name]
         kinds = ", ".join(f"{count} {kind}" for kind, count in row.get("kinds", {}).items())
-        reason = row.get("reason", "").replace("|", "\\|").replace("\n", " ")
+        reason = shorten(row.get("reason", ""), 240, placeholder=" ...").replace("|", "\\|")
         lines.append(f"| {name} | {row['outcome']} | {kinds} | {row['seconds']:.1f} | {reason} |")
     return "\n".join(lines) + "\n"
 
