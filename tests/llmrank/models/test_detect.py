@@ -483,6 +483,16 @@ def test_weights_tied_between_ffns_raise() -> None:
         find_ffns(model)
 
 
+def test_the_error_for_weights_that_a_class_ties_on_loading_does_not_advise_to_untie_them() -> None:
+    model: Any = nn.ModuleList([Separate(), Separate()])
+    model[1].up.weight = model[0].up.weight
+    model.all_tied_weights_keys = {"1.up.weight": "0.up.weight"}  # of classes of transformers, such as Zamba's
+    with pytest.raises(
+        UnsupportedModelError, match=r"0\.up and 1\.up share .* ModuleList ties them whenever it is loaded"
+    ):
+        find_ffns(model)
+
+
 def test_a_weight_tied_to_a_module_outside_the_ffns_raises() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
