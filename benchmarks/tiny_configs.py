@@ -228,7 +228,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Further models: a name, and the type and the changes that make it.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "doge, experts": ("doge", {"is_moe": True, "num_experts": 16, "num_experts_per_tok": 2}),
     "gemma3n_text, dense": ("gemma3n_text", {"activation_sparsity_pattern": [0.0] * 4}),
+    "gemma4_text, experts": (
+        "gemma4_text",
+        {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
+    ),
+    "granitemoehybrid, dense": ("granitemoehybrid", {"num_local_experts": 0, "num_experts_per_tok": 0}),
     "jamba, dense": ("jamba", {"num_experts": 1, "num_experts_per_tok": 1}),
 }
 # Types whose class for causal language models takes a part of their configuration.

@@ -17,7 +17,7 @@ BIAS_ATTRIBUTES = ("mlp_bias",)
 # Configuration attributes that hold the number of hidden neurons.
 WIDTH_ATTRIBUTES = (
     *("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size"),
-    *("decoder_ffn_dim", "d_inner", "dff", "dim_ff", "feed_forward_size"),
+    *("decoder_ffn_dim", "d_inner", "dff", "dim_ff", "feed_forward_size", "shared_intermediate_size"),
 )
 
 

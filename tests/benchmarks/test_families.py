@@ -21,6 +21,7 @@ OUTCOMES = {
     "dory": "refused",
     "gemma3": "stock",
     "gemma3n_text, dense": "stock",
+    "granitemoehybrid, dense": "stock",
     "jamba, dense": "stock",
     "mamba": "refused",
     "mllama": "stock",
