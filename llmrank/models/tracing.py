@@ -146,13 +146,16 @@ def reads_unchanged(module: nn.Module, first: nn.Module, second: nn.Module) -> b
     seen: list[torch.Tensor] = []
     generator = torch.Generator().manual_seed(0)
     named = (*module.named_parameters(), *module.named_buffers())
-    state = {
-        name: torch.randn(value.shape, generator=generator).to(value.dtype) for name, value in named if value.is_meta
-    }
     weight: Any = first.weight
-    probe = torch.randn(1, ROWS, in_features(first), generator=generator)
-    probe = probe.to(weight.dtype) if weight.is_meta else probe.to(weight)
-    with ExitStack() as hooks, trial_run(module):
+    # Models that are being loaded are built where "meta" is the device of new tensors.
+    with ExitStack() as hooks, trial_run(module), torch.device("cpu" if weight.is_meta else weight.device):
+        state = {
+            name: torch.randn(value.shape, generator=generator, device="cpu").to(value.dtype)
+            for name, value in named
+            if value.is_meta
+        }
+        probe = torch.randn(1, ROWS, in_features(first), generator=generator, device="cpu")
+        probe = probe.to(weight.dtype) if weight.is_meta else probe.to(weight)
         hooks.callback(first.register_forward_hook(lambda _module, _inputs, output: seen.append(output)).remove)
         hooks.callback(second.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0])).remove)
         try:

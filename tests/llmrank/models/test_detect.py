@@ -320,7 +320,7 @@ def test_a_linear_term_beside_an_ffn_is_none_however_wide(device: str) -> None:
     with torch.device(device):
         block = nn.ModuleDict({"term": LowRank(), "mlp": Separate()})
         model = nn.ModuleDict({"layers": nn.ModuleList([block])})
-    assert [ffn.name for ffn in find_ffns(model)] == ["layers.0.mlp"]
+        assert [ffn.name for ffn in find_ffns(model)] == ["layers.0.mlp"]
     # Alone in its block, it is what can be pruned.
     assert len(find_ffns(nn.ModuleDict({"layers": nn.ModuleList([LowRank()])}))) == 1
 
