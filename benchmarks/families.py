@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -45,7 +46,7 @@ from benchmarks.provenance import opened, write
 from benchmarks.tiny_configs import FIRST_SPECIAL, VARIANTS, tiny_model
 from graphs.errors import GraphError
 from llmrank.errors import LLMRankError
-from llmrank.models import find_ffns
+from llmrank.models import FFNs, find_ffns
 
 RESULTS = Path(__file__).parent / "results"
 OUTCOMES = ("stock", "llmrank.load", "refused", "wrong", "traceback", "timeout", "cannot build")
@@ -83,8 +84,29 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
+@dataclass(frozen=True)
+class Reader:
+    """What reads the neurons of a layer: a module, or the entry of one expert in a tensor of a module of experts."""
+
+    module: str
+    tensor: str | None = None
+    expert: int = 0
+
+
+def readers_of(model: nn.Module, ffns: FFNs) -> dict[str, Reader]:
+    """Return what reads the neurons of every prunable layer."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found = {}
+    for name, layer in ffns.layers.items():
+        output_map = layer.output_maps[0]
+        path = paths[id(output_map.owner)]
+        part = getattr(output_map.module, "weight_part", None)
+        found[name] = Reader(path) if part is None else Reader(path, part.name, part.expert)
+    return found
+
+
 @contextmanager
-def neurons_set_to_zero(model: nn.Module, masks: llmrank.Masks, readers: dict[str, str]) -> Iterator[None]:
+def neurons_set_to_zero(model: nn.Module, masks: llmrank.Masks, readers: dict[str, Reader]) -> Iterator[None]:
     """Set the removed neurons to zero where the output maps read them.
 
     Parameters
@@ -92,8 +114,8 @@ def neurons_set_to_zero(model: nn.Module, masks: llmrank.Masks, readers: dict[st
     model : nn.Module
         The dense model.
     masks : Masks
-    readers : dict from str to str
-        Path of the output map that reads the neurons of a mask, for all that are not experts.
+    readers : dict from str to Reader
+        What reads the neurons of every mask.
     """
 
     def zero(keep: torch.Tensor) -> Any:
@@ -102,14 +124,22 @@ def neurons_set_to_zero(model: nn.Module, masks: llmrank.Masks, readers: dict[st
 
         return hook
 
-    with ExitStack() as hooks:
+    with ExitStack() as undo:
         for name, keep in masks.items():
-            if name not in readers:
-                # EXPERTS: the neurons of an expert are read inside a module that holds all experts. Zero the columns of its
-                # output map there, in `model`, which is a copy.
-                raise NotImplementedError(f"the benchmark cannot mask {name}, which no output map of its own reads")
-            handle = model.get_submodule(readers[name]).register_forward_pre_hook(zero(keep))
-            hooks.callback(handle.remove)
+            reader = readers[name]
+            module = model.get_submodule(reader.module)
+            if reader.tensor is None:
+                undo.callback(module.register_forward_pre_hook(zero(keep)).remove)
+                continue
+            # The neurons of an expert are read inside the module of all experts, so its weights for them are set to zero.
+            weight = getattr(module, reader.tensor).data[reader.expert]
+            axes = [axis for axis, size in enumerate(weight.shape) if size == len(keep)]
+            if len(axes) != 1 or not bool(keep.any()):
+                raise NotImplementedError(
+                    f"{name}: whole experts, and experts as wide as the stream, are not masked here"
+                )
+            undo.callback(weight.copy_, weight.clone())
+            weight.index_fill_(axes[0], (~keep).nonzero().flatten(), 0.0)
         yield
 
 
@@ -134,13 +164,7 @@ def measured(model_type: str) -> dict[str, Any]:
     try:
         ffns = find_ffns(model)
         row |= {"ffns": len(ffns), "kinds": dict(Counter(ffn.kind for ffn in ffns))}
-        paths = dict(model.named_modules())
-        readers = {
-            name: output_map.name
-            for name, layer in ffns.layers.items()
-            for output_map in layer.output_maps
-            if output_map.name in paths
-        }
+        readers = readers_of(model, ffns)
         pruned = llmrank.prune_model(
             model, None, AMOUNT, repair="none", calibration=token_ids(4, 32, seed=0), samples=4
         )

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from graphs.analysis.strengths import finite_strength, not_finite_error
 from graphs.linalg.backends import Backend
-from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBufferMaker, as_numpy
+from graphs.linalg.blocks import BAND_ELEMENTS, Block, FloatArray, NumpyBufferMaker, SparseBlock
 from graphs.structures.layered import LayeredGraph
 
 __all__ = [
@@ -150,11 +150,12 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
 
     Examples
     --------
+    >>> from graphs.linalg.blocks import DenseBlock
     >>> block = DenseBlock((np.array([[1.0, -2.0], [3.0, 0.0]]),))
     >>> [(edges.nodes.tolist(), edges.weights.tolist()) for edges in incident_edges(block, "source")]
     [([0, 1], [[1.0, 3.0], [2.0, 0.0]])]
     """
-    if isinstance(block, DenseBlock):
+    if not isinstance(block, SparseBlock):
         for band in block.bands(NumpyBufferMaker(np.float64)):
             rows, columns = (np.arange(part.start, part.stop) for part in (band.rows, band.columns))
             # Contiguous rows are faster to scan many times.
@@ -163,7 +164,7 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
             else:
                 yield IncidentEdges(columns, rows, np.ascontiguousarray(band.matrix.T))
         return
-    csr = block.to_csr()
+    csr = block.csr
     matrix = csr if side == "target" else csr.tocsc()
     for nodes, places, weights in padded_lines(matrix):
         yield IncidentEdges(nodes, matrix.indices[places].astype(np.int64), weights)
@@ -246,19 +247,15 @@ def target_weights(block: Block, target: int) -> FloatArray:
     Returns
     -------
     (n_sources,) float64 array
-        W_ij for every source j, not checked for NaN and Inf. Cost: one row of a dense block, or its edges in a CSR block.
+        W_ij for every source j, not checked for NaN and Inf. Cost: one row of dense weights, or its edges in CSR weights.
 
     Examples
     --------
+    >>> from graphs.linalg.blocks import DenseBlock
     >>> target_weights(DenseBlock((np.array([[1.0, -2.0], [3.0, 0.0]]),)), 0)
     array([1., 2.])
     """
-    if isinstance(block, DenseBlock):
-        return _sum_parallel(block, [matrix[target] for matrix in block.matrices])
-    csr = block.to_csr()
-    row = np.zeros(csr.shape[1])
-    edges = slice(csr.indptr[target], csr.indptr[target + 1])
-    row[csr.indices[edges]] = csr.data[edges]
+    row: FloatArray = block.submatrix(slice(target, target + 1), slice(None), np.float64)[0]
     return row
 
 
@@ -275,7 +272,7 @@ def source_weights(block: Block, source: int, layer: int) -> FloatArray:
     Returns
     -------
     (n_targets,) float64 array
-        W_ij for every target i. Cost: one column of a dense block, or a scan of the indices of a CSR block.
+        W_ij for every target i. Cost: one column of dense weights, or a scan of the indices of CSR weights.
 
     Raises
     ------
@@ -284,24 +281,13 @@ def source_weights(block: Block, source: int, layer: int) -> FloatArray:
 
     Examples
     --------
+    >>> from graphs.linalg.blocks import DenseBlock
     >>> source_weights(DenseBlock((np.array([[1.0, -2.0], [3.0, 0.0]]),)), 0, layer=1)
     array([1., 3.])
     """
-    if isinstance(block, DenseBlock):
-        column = _sum_parallel(block, [matrix[:, source] for matrix in block.matrices])
-    else:
-        csr = block.to_csr()
-        column = np.zeros(csr.shape[0])
-        edges = np.flatnonzero(csr.indices == source)
-        column[np.searchsorted(csr.indptr, edges, side="right") - 1] = csr.data[edges]
+    column = block.submatrix(slice(None), slice(source, source + 1), np.float64)[:, 0]
     with np.errstate(over="ignore"):  # an overflow raises an error below
         total = float(column.sum())
     if not np.isfinite(total):
         raise not_finite_error(layer)
     return column
-
-
-def _sum_parallel(block: DenseBlock, parts: list[Any]) -> FloatArray:
-    """Add the weights of parallel edges, given the same row or column of every matrix of the block."""
-    total: FloatArray = np.sum([block.weight(as_numpy(part).astype(np.float64)) for part in parts], axis=0)
-    return total

@@ -13,7 +13,7 @@ from graphs.draw.axes import new_axes, use_whole_ticks, wrap_to_axes
 from graphs.draw.colours import COLOUR_MAP, add_log_colour_bar, hatch_background, log_norm
 from graphs.draw.inputs import IntArray
 from graphs.draw.wording import short_names
-from graphs.linalg.blocks import BAND_ELEMENTS, Block, DenseBlock, FloatArray, NumpyBufferMaker
+from graphs.linalg.blocks import BAND_ELEMENTS, Block, FloatArray, NumpyBufferMaker, SparseBlock
 from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.indices import check_layer
@@ -111,15 +111,16 @@ def _bucket_of(scores: FloatArray, bounds: IntArray) -> IntArray:
 def _bucket_sums(block: Block, target_buckets: IntArray, source_buckets: IntArray) -> FloatArray:
     """Add up the weights between every target bucket (row) and every source bucket (column)."""
     total = np.zeros((int(target_buckets.max()) + 1, int(source_buckets.max()) + 1))
-    if isinstance(block, DenseBlock):
+    if not isinstance(block, SparseBlock):
         for band in block.bands(NumpyBufferMaker(np.float64)):
             # Reads along the contiguous axis are faster.
-            if block.column_major:
-                _add_sums(total.T, band.matrix.T, source_buckets[band.columns], target_buckets)
+            rows, columns = target_buckets[band.rows], source_buckets[band.columns]
+            if band.matrix.flags.c_contiguous:
+                _add_sums(total, band.matrix, rows, columns)
             else:
-                _add_sums(total, band.matrix, target_buckets[band.rows], source_buckets)
+                _add_sums(total.T, band.matrix.T, columns, rows)
         return total
-    csr = block.to_csr()
+    csr = block.csr
     start = 0
     while start < csr.shape[0]:
         stop = int(np.searchsorted(csr.indptr, int(csr.indptr[start]) + BAND_ELEMENTS, side="right")) - 1

@@ -6,9 +6,10 @@ A vector is a numpy array or a torch tensor, of shape (n,), or (n, k) for k vect
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
@@ -27,11 +28,21 @@ from graphs.linalg.operators import (
     Vector,
     torch_csr,
 )
+from graphs.linalg.stacking import StackedBlock, StackedOperator
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Arithmetic", "Backend", "BackendName", "NumpyArithmetic", "TorchArithmetic", "check_dtype", "make_backend"]
+__all__ = [
+    "Arithmetic",
+    "Backend",
+    "BackendName",
+    "NumpyArithmetic",
+    "TorchArithmetic",
+    "TorchBufferMaker",
+    "check_dtype",
+    "make_backend",
+]
 
 BackendName: TypeAlias = Literal["scipy", "torch", "dense", "auto"]
 
@@ -68,8 +79,8 @@ class Arithmetic(Protocol):
     def csr_operator(self, block: Block) -> BlockOperator:
         """Build the CSR operator of a block."""
 
-    def dense_operator(self, block: DenseBlock) -> BlockOperator:
-        """Build the dense operator of a block."""
+    def dense_operator(self, block: DenseBlock, n_entries: int | None = None) -> BlockOperator:
+        """Build the dense operator of a block, or of a part of a stacked block of `n_entries` entries."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +121,9 @@ class NumpyArithmetic:
         csr = block.to_csr().astype(self.dtype, copy=False)
         return CSRKernelOperator(csr) if self.compiled and csr.nnz >= KERNEL_ENTRIES else CSROperator(csr)
 
-    def dense_operator(self, block: DenseBlock) -> BlockOperator:
+    def dense_operator(self, block: DenseBlock, n_entries: int | None = None) -> BlockOperator:
         """Build an operator on numpy bands, or if `compiled`, on kernels for a large block that they can read."""
-        if self.compiled and block.shape[0] * block.shape[1] >= KERNEL_ENTRIES:
+        if self.compiled and (n_entries or math.prod(block.shape)) >= KERNEL_ENTRIES:
             matrices = _kernel_matrices(block)
             if matrices:
                 return KernelOperator(matrices, block, self.dtype)
@@ -167,12 +178,11 @@ class TorchArithmetic:
         """Build an operator on torch CSR on the device."""
         return TorchCSROperator(self.csr(block.to_csr()))
 
-    def dense_operator(self, block: DenseBlock) -> DenseOperator:
-        """Build an operator on bands in torch; only numpy matrices with negative strides are copied."""
-        matrices = tuple(matrix if is_torch(matrix) else _as_tensor(matrix) for matrix in block.matrices)
+    def dense_operator(self, block: DenseBlock, n_entries: int | None = None) -> DenseOperator:
+        """Build an operator on bands in torch."""
         buffer_maker = TorchBufferMaker(self.device, self.torch_dtype)
-        n_entries = BAND_ELEMENTS if self.device.type == "cpu" else GPU_BAND_ELEMENTS
-        return DenseOperator(replace(block, matrices=matrices), self._torch, buffer_maker, n_entries)
+        band_elements = BAND_ELEMENTS if self.device.type == "cpu" else GPU_BAND_ELEMENTS
+        return DenseOperator(block, self._torch, buffer_maker, band_elements)
 
     def csr(self, matrix: sparse.csr_array) -> torch.Tensor:
         """Build a torch CSR tensor from a scipy matrix, with the same index dtype."""
@@ -197,8 +207,8 @@ class TorchBufferMaker:
         return torch.empty((n_rows, n_columns), dtype=self.dtype, device=self.device)
 
     def write_absolute(self, source: Any, target: Any) -> None:
-        """Write |source| into `target`."""
-        target.copy_(source).abs_()
+        """Write |source| into `target`; a numpy array with negative strides is copied first."""
+        target.copy_(source if is_torch(source) else _as_tensor(source)).abs_()
 
 
 def _as_tensor(matrix: FloatArray) -> torch.Tensor:
@@ -253,17 +263,24 @@ class Backend:
     form: Literal["csr", "dense", "auto"]
     costs: Costs
 
-    def operator(self, block: Block, products: int) -> BlockOperator:
-        """Build the operator of a block that is to be multiplied about `products` times."""
+    def operator(self, block: Block, products: int, n_entries: int | None = None) -> BlockOperator:
+        """Build the operator of a block that is to be multiplied about `products` times.
+
+        `n_entries` is the number of entries of the stacked block that the block is a part of, if any.
+        """
+        n_entries = n_entries or math.prod(block.shape)
+        if isinstance(block, StackedBlock):
+            operators = [self.operator(part.block, products, n_entries) for part in block.placed]
+            return StackedOperator(block, operators, self.arithmetic.vector)
         dense = self.form == "dense" or (self.form == "auto" and self._dense_is_cheaper(block, products))
         if not dense:
             return self.arithmetic.csr_operator(block)
         if not isinstance(block, DenseBlock):
             block = DenseBlock((block.to_csr().toarray(),))
-        return self.arithmetic.dense_operator(block)
+        return self.arithmetic.dense_operator(block, n_entries)
 
     def _dense_is_cheaper(self, block: Block, products: int) -> bool:
-        costs, size = self.costs, block.shape[0] * block.shape[1]
+        costs, size = self.costs, math.prod(block.shape)
         if isinstance(block, DenseBlock):
             # At any density, so few products do not pay for the conversion: the edges need not be counted.
             if products <= costs.dense_to_csr:
@@ -299,7 +316,7 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
         "scipy" and "torch" multiply blocks in CSR form, "dense" in dense form, "auto" in the cheaper form of each block. On
         the CPU, "dense" and "auto" compute with numpy, scipy and compiled kernels; on other devices, with torch.
     device : str or torch.device, optional
-        By default the device of the first torch matrix of a dense block, else the CPU; always the CPU for "scipy".
+        By default the device of the first torch matrix of a block, else the CPU; always the CPU for "scipy".
     dtype : {"float64", "float32"}
         The dtype of the vectors.
     blocks : iterable of blocks
@@ -320,8 +337,7 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     if name == "scipy" and device is not None and not _is_cpu(device):
         raise GraphError(f"backend 'scipy' computes on the CPU only, got device {str(device)!r}; use backend='torch'")
     if device is None:
-        matrices = (matrix for block in blocks if isinstance(block, DenseBlock) for matrix in block.matrices)
-        device = next((matrix.device for matrix in matrices if is_torch(matrix)), "cpu")
+        device = next((block.device for block in blocks if block.device is not None), "cpu")
     needs_torch = name == "torch" or (name != "scipy" and not _is_cpu(device))
     if needs_torch and importlib.util.find_spec("torch") is None:
         cause = "backend 'torch'" if name == "torch" else f"device {str(device)!r}"

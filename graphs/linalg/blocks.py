@@ -2,6 +2,7 @@
 
 A block is a non-negative matrix of shape (n_targets, n_sources): row = target, column = source, entry = edge weight, zero = no
 edge. A :class:`SparseBlock` stores it as CSR. A :class:`DenseBlock` refers to matrices and computes weights when they are read.
+A :class:`graphs.linalg.stacking.StackedBlock` consists of blocks below or beside each other.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +26,7 @@ __all__ = [
     "BufferMaker",
     "DenseBlock",
     "FloatArray",
+    "Nodes",
     "NumpyBufferMaker",
     "SparseBlock",
     "as_numpy",
@@ -33,6 +36,8 @@ __all__ = [
 ]
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+# Some nodes of a layer: a slice, or ascending indices.
+Nodes: TypeAlias = slice | npt.NDArray[np.integer[Any]]
 
 INT32_MAX = np.iinfo(np.int32).max
 
@@ -80,30 +85,66 @@ def as_numpy(value: Any) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class Band:
-    """Consecutive rows or columns of a dense block: `matrix` holds the weights from sources `columns` to targets `rows`."""
+    """A part of a block: `matrix` holds the weights from sources `columns` to targets `rows`."""
 
     rows: slice
     columns: slice
     matrix: Any
 
 
-class Block(Protocol):
+class Block(ABC):
     """The edges from one layer to the next."""
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(n_targets, n_sources)."""
 
     @property
+    @abstractmethod
     def n_edges(self) -> int:
-        """Number of edges (non-zero entries); a dense block counts them in one pass at the first access."""
+        """Number of edges (non-zero entries); dense weights are counted in one pass at the first access."""
 
+    @property
+    def device(self) -> Any:
+        """The device of the block's first torch matrix; None if there is none."""
+        return None
+
+    @property
+    @abstractmethod
+    def csr_dtype(self) -> Any:
+        """Dtype of the CSR form: float32 or float64."""
+
+    @abstractmethod
     def to_csr(self) -> sparse.csr_array:
         """Return the canonical form: sorted CSR, no explicit zeros, int32 indices where they fit."""
 
+    @abstractmethod
+    def bands(self, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
+        """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
+
+        No two bands overlap, and where no band is there are no edges. Among the bands of a node, those of lower neighbours come
+        first. The matrix of a band is a buffer that the next band overwrites.
+
+        Parameters
+        ----------
+        buffer_maker : BufferMaker
+        n_entries : int
+            Entries of a band, rounded down to complete rows (or columns), but at least one row (or column).
+        """
+
+    @abstractmethod
+    def submatrix(self, rows: Nodes, columns: Nodes, dtype: Any = None) -> FloatArray:
+        """Compute the weights from the sources `columns` to the targets `rows` as a dense array; no others are read.
+
+        By default they are bit for bit those of :meth:`to_csr`; otherwise they are computed in `dtype`.
+        """
+
+    @abstractmethod
     def transposed(self) -> Block:
         """Return the reversed edges, (n_sources, n_targets)."""
 
+    @abstractmethod
     def squared(self) -> Block:
         """Return the edges with squared weights; every parallel edge is squared by itself."""
 
@@ -134,7 +175,7 @@ def narrow_indices(csr: sparse.csr_array) -> sparse.csr_array:
 
 
 @dataclass(frozen=True, eq=False)
-class SparseBlock:
+class SparseBlock(Block):
     """A block stored as CSR.
 
     Parameters
@@ -159,9 +200,26 @@ class SparseBlock:
         """Number of edges."""
         return int(self.csr.nnz)
 
+    @property
+    def csr_dtype(self) -> Any:
+        """Dtype of the stored matrix."""
+        return self.csr.dtype
+
     def to_csr(self) -> sparse.csr_array:
         """Return the stored matrix itself, not a copy."""
         return self.csr
+
+    def bands(self, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
+        """Yield dense rows, zeros included."""
+        for rows in _strips(*self.shape, n_entries):
+            matrix = buffer_maker.empty(rows.stop - rows.start, self.shape[1])
+            buffer_maker.write_absolute(self.csr[rows].toarray(), matrix)
+            yield Band(rows, slice(0, self.shape[1]), matrix)
+
+    def submatrix(self, rows: Nodes, columns: Nodes, dtype: Any = None) -> FloatArray:
+        """Compute some weights as a dense array. Cost: a scan of the edges into `rows`."""
+        weights: FloatArray = self.csr[rows][:, columns].toarray()
+        return weights if dtype is None else weights.astype(dtype, copy=False)
 
     def transposed(self) -> SparseBlock:
         """Return the reversed edges, whose CSR is a copy."""
@@ -182,7 +240,7 @@ class SparseBlock:
 
 
 @dataclass(frozen=True, eq=False)
-class DenseBlock:
+class DenseBlock(Block):
     """A block that refers to dense matrices and reads them in bands.
 
     Several matrices are parallel edges: their absolute values add up.
@@ -205,12 +263,16 @@ class DenseBlock:
         return int(n_targets), int(n_sources)
 
     @property
+    def device(self) -> Any:
+        """The device of the first torch matrix; None if there is none."""
+        return next((matrix.device for matrix in self.matrices if is_torch(matrix)), None)
+
+    @property
     def column_major(self) -> bool:
         """Whether the first matrix has a smaller stride between rows than between columns; then bands are columns, not rows."""
         matrix = self.matrices[0]
-        if is_torch(matrix):
-            return bool(matrix.stride(0) < matrix.stride(1))
-        return bool(matrix.strides[0] < matrix.strides[1])
+        strides = matrix.stride() if is_torch(matrix) else matrix.strides
+        return bool(strides[0] < strides[1])
 
     def transposed(self) -> DenseBlock:
         """Return views of the same matrices; nothing is copied."""
@@ -236,43 +298,32 @@ class DenseBlock:
         wide = self.n_squarings > 0 or any(str(matrix.dtype).endswith("float64") for matrix in self.matrices)
         return np.float64 if wide else np.float32
 
-    def weight(self, entries: Any) -> Any:
-        """Compute the weights of entries (array or tensor) of one matrix: absolute values, squared `n_squarings` times."""
-        weights = abs(entries)
-        for _ in range(self.n_squarings):
-            weights = weights * weights
-        return weights
-
     def bands(self, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
-        """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
-
-        The matrix of a band is a buffer that the next band overwrites.
-
-        Parameters
-        ----------
-        buffer_maker : BufferMaker
-        n_entries : int
-            Entries of a band, rounded down to complete rows (or columns), but at least one row (or column).
-        """
+        """Yield complete rows; complete columns if :attr:`column_major`."""
         matrices = [matrix.T for matrix in self.matrices] if self.column_major else self.matrices
         length, width = matrices[0].shape
-        height = min(length, max(1, n_entries // max(width, 1)))
-        total = buffer_maker.empty(height, width)
-        addend = buffer_maker.empty(height, width) if len(matrices) > 1 else total
-        for start in range(0, length, height):
-            stop = min(start + height, length)
-            band = total[: stop - start]
+        strips = _strips(length, width, n_entries)
+        total = buffer_maker.empty(strips[0].stop, width)
+        addend = buffer_maker.empty(strips[0].stop, width) if len(matrices) > 1 else total
+        for strip in strips:
+            band = total[: strip.stop - strip.start]
             for k, matrix in enumerate(matrices):
-                part = band if k == 0 else addend[: stop - start]
-                buffer_maker.write_absolute(matrix[start:stop], part)
+                part = band if k == 0 else addend[: len(band)]
+                buffer_maker.write_absolute(matrix[strip], part)
                 for _ in range(self.n_squarings):
                     part *= part
                 if k > 0:
                     band += part
             if self.column_major:
-                yield Band(slice(0, width), slice(start, stop), band.T)
+                yield Band(slice(0, width), strip, band.T)
             else:
-                yield Band(slice(start, stop), slice(0, width), band)
+                yield Band(strip, slice(0, width), band)
+
+    def submatrix(self, rows: Nodes, columns: Nodes, dtype: Any = None) -> FloatArray:
+        """Compute some weights as a dense array; no other entries are read."""
+        selected = replace(self, matrices=tuple(_select(matrix, rows, columns) for matrix in self.matrices))
+        weights: FloatArray = next(selected.bands(NumpyBufferMaker(dtype or self.csr_dtype), sys.maxsize)).matrix
+        return weights
 
     def to_csr(self) -> sparse.csr_array:
         """Build the CSR form in the :attr:`csr_dtype`. Cost: one pass over the weights. Memory: twice the result, and a band."""
@@ -299,6 +350,28 @@ class DenseBlock:
         dtype = index_dtype(n_sources, int(indptr[-1]))
         columns = np.concatenate(indices).astype(dtype, copy=False)
         return sparse.csr_array((np.concatenate(values), columns, indptr.astype(dtype)), shape=(n_targets, n_sources))
+
+
+def _strips(length: int, width: int, n_entries: int) -> list[slice]:
+    """Split rows of `width` entries into strips of at most `n_entries`, or one row; no strip is higher than the first."""
+    height = max(1, n_entries // max(width, 1))
+    return [slice(start, min(start + height, length)) for start in range(0, max(length, 1), height)]
+
+
+def _select(matrix: Any, rows: Nodes, columns: Nodes) -> Any:
+    """Return ``matrix[rows][:, columns]`` without an intermediate copy; a view if rows and columns are consecutive."""
+    row_index, column_index = _index(rows), _index(columns)
+    if not (isinstance(row_index, slice) or isinstance(column_index, slice)):
+        row_index = row_index[:, None]
+    return matrix[row_index, column_index]
+
+
+def _index(nodes: Nodes) -> Any:
+    """Return a slice if the nodes are consecutive, else int64 indices."""
+    if isinstance(nodes, slice):
+        return nodes
+    consecutive = len(nodes) > 0 and nodes[-1] - nodes[0] + 1 == len(nodes)
+    return slice(int(nodes[0]), int(nodes[-1]) + 1) if consecutive else nodes.astype(np.int64)
 
 
 class BufferMaker(Protocol):

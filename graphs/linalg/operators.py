@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from scipy import sparse
 
-from graphs.linalg.blocks import BAND_ELEMENTS, Band, BufferMaker, DenseBlock, FloatArray, NumpyBufferMaker
+from graphs.linalg.blocks import BAND_ELEMENTS, Band, Block, BufferMaker, DenseBlock, FloatArray, NumpyBufferMaker
 
 if TYPE_CHECKING:
     import torch
@@ -242,18 +242,18 @@ def _rows(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class DenseOperator:
-    """A dense block that is read band by band.
+    """A block that is read band by band.
 
     Parameters
     ----------
-    block : DenseBlock
+    block : Block
     xp : module
         numpy or torch: the library of the buffers.
     buffer_maker, n_entries
-        As in :meth:`DenseBlock.bands`.
+        As in :meth:`Block.bands`.
     """
 
-    def __init__(self, block: DenseBlock, xp: Any, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> None:
+    def __init__(self, block: Block, xp: Any, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> None:
         self.shape = block.shape
         self._block = block
         self._xp = xp

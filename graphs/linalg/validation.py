@@ -25,8 +25,8 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
 
     Parameters
     ----------
-    value : array-like, torch tensor (dense or sparse), scipy sparse matrix, or a tuple of these
-        Shape (n_targets, n_sources). A tuple holds parallel edges, whose absolute values add up.
+    value : array-like, torch tensor (dense or sparse), scipy sparse matrix, a tuple of these, or a Block
+        Shape (n_targets, n_sources). A tuple holds parallel edges, whose absolute values add up. A block is returned as it is.
     name : str, for error messages
     check_finite : bool
         Whether to read dense weights once, to find NaN and Inf; otherwise the first product finds them.
@@ -48,6 +48,8 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
         ...
     graphs.errors.GraphError: block 1: 1 weight(s) are not finite, the first at row 0, column 1 (nan); expected finite ...
     """
+    if isinstance(value, Block):
+        return value
     parts = value if isinstance(value, tuple) else (value,)
     if not parts:
         raise GraphError(f"{name}: expected at least one matrix in the tuple of parallel edges, got an empty tuple")

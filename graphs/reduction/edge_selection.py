@@ -11,16 +11,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from graphs.errors import GraphError
-from graphs.linalg.blocks import (
-    BAND_ELEMENTS,
-    Block,
-    DenseBlock,
-    FloatArray,
-    SparseBlock,
-    as_numpy,
-    index_dtype,
-    is_torch,
-)
+from graphs.linalg.blocks import BAND_ELEMENTS, Block, FloatArray, Nodes, SparseBlock, index_dtype
 
 __all__ = ["EdgeList", "check_finite_weights", "csr_of", "edges_at", "edges_by_flow", "row_bands"]
 
@@ -63,49 +54,26 @@ def row_bands(
 
     Examples
     --------
+    >>> from graphs.linalg.blocks import DenseBlock
     >>> block = DenseBlock((np.array([[1.0, -2.0, 0.0], [3.0, 0.0, 5.0]]),))
     >>> [(rows.tolist(), csr.toarray().tolist()) for rows, csr in row_bands(block, columns=np.array([0, 2]))]
     [([0, 1], [[1.0, 0.0], [3.0, 5.0]])]
     """
     n_targets, n_sources = block.shape
     rows = np.arange(n_targets) if rows is None else rows
-    if not isinstance(block, DenseBlock):
-        csr = block.to_csr()
+    if isinstance(block, SparseBlock):
+        csr = block.csr
         entries = np.cumsum(np.diff(csr.indptr)[rows], dtype=np.int64)
         for chunk in np.split(rows, np.flatnonzero(np.diff(entries // BAND_ELEMENTS)) + 1):
             part = csr[chunk] if columns is None else csr[chunk][:, columns]
             part.sort_indices()
             yield chunk, part
         return
-    columns = np.arange(n_sources) if columns is None else columns
-    height = max(1, BAND_ELEMENTS // max(1, len(columns)))
+    height = max(1, BAND_ELEMENTS // max(1, n_sources if columns is None else len(columns)))
+    among: Nodes = slice(None) if columns is None else columns
     for start in range(0, len(rows), height):
         chunk = rows[start : start + height]
-        # In the dtype and order of DenseBlock.to_csr, so that the sums are the same bit for bit.
-        total = np.zeros((len(chunk), len(columns)), dtype=block.csr_dtype)
-        for matrix in block.matrices:
-            total += block.weight(as_numpy(_select(matrix, chunk, columns)).astype(total.dtype, copy=False))
-        yield chunk, sparse.csr_array(total)
-
-
-def _select(matrix: Any, rows: IntArray, columns: IntArray) -> Any:
-    """Return ``matrix[rows][:, columns]`` without an intermediate copy; a view if rows and columns are consecutive."""
-    row_index, column_index = _index(rows), _index(columns)
-    if is_torch(matrix):
-        import torch
-
-        row_index, column_index = (
-            index if isinstance(index, slice) else torch.from_numpy(index) for index in (row_index, column_index)
-        )
-    if not isinstance(row_index, slice) and not isinstance(column_index, slice):
-        row_index = row_index[:, None]
-    return matrix[row_index, column_index]
-
-
-def _index(nodes: IntArray) -> Any:
-    """Return a slice if the nodes are consecutive, else int64 indices."""
-    consecutive = len(nodes) > 0 and nodes[-1] - nodes[0] + 1 == len(nodes)
-    return slice(int(nodes[0]), int(nodes[-1]) + 1) if consecutive else nodes.astype(np.int64)
+        yield chunk, sparse.csr_array(block.submatrix(chunk, among))
 
 
 def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = None) -> Iterator[EdgeList]:
@@ -123,22 +91,22 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     Yields
     ------
     EdgeList
-        The edges of some of `nodes`. Cost: one read of their rows (or columns); for out-edges of a block that is not dense, one
-        pass over the block.
+        The edges of some of `nodes`. Cost: one read of their rows (or columns); for out-edges of CSR weights, one pass over them.
 
     Examples
     --------
+    >>> from graphs.linalg.blocks import DenseBlock
     >>> block = DenseBlock((np.array([[1.0, 2.0, 2.0], [3.0, 0.0, 5.0]]),))
     >>> [(edges.sources.tolist(), edges.weights.tolist()) for edges in edges_at(block, np.array([0]), True, top=1)]
     [([1], [2.0])]
     """
     rows = nodes
     if not incoming:
-        if isinstance(block, DenseBlock):
-            block = block.transposed()
-        else:
-            block = SparseBlock(sparse.csr_array(block.to_csr()[:, nodes].T))
+        if isinstance(block, SparseBlock):
+            block = SparseBlock(sparse.csr_array(block.csr[:, nodes].T))
             rows = np.arange(len(nodes))
+        else:
+            block = block.transposed()
     for chunk, csr in row_bands(block, rows):
         owners = np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
         picks: IntArray = np.arange(csr.nnz)
@@ -173,6 +141,7 @@ def edges_by_flow(
 
     Examples
     --------
+    >>> from graphs.linalg.blocks import DenseBlock
     >>> block = DenseBlock((np.array([[1.0, 2.0], [3.0, 4.0]]),))
     >>> edges_by_flow(block, np.arange(2), np.arange(2), np.array([0.8, 0.2]), np.array([4.0, 6.0]), 2).toarray()
     array([[1., 0.],

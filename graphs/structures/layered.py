@@ -58,8 +58,8 @@ class LayeredGraph:
         ----------
         weights : sequence of L matrices, each (n_l, n_{l-1})
             Row = target, column = source, as in ``torch.nn.Linear.weight``. A matrix is an array, a torch tensor (any
-            device and floating dtype), a scipy or torch sparse matrix, or a tuple of these for parallel edges, whose
-            absolute values add up.
+            device and floating dtype), a scipy or torch sparse matrix, a tuple of these for parallel edges, whose
+            absolute values add up, or a block, such as a :class:`~graphs.linalg.stacking.StackedBlock`.
         inputs : (n_0,) array-like
             Activations of layer 0, non-negative.
         activations : sequence of L array-likes, each (n_l,)

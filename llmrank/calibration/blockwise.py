@@ -7,7 +7,7 @@ Otherwise the model runs from its start for every FFN.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, Protocol, TypeAlias
 
@@ -29,7 +29,7 @@ from llmrank.calibration.recording import Call, Recording
 from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFN, FFNs
 
-__all__ = ["BlockStream", "PassStream", "Reader", "Stream", "open_stream"]
+__all__ = ["BlockStream", "PassStream", "Reader", "Readers", "Stream", "open_stream"]
 
 # Token ids and the mask that is False at padding, (batch, length) each.
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -49,6 +49,10 @@ class Reader(Accumulator, Protocol):
         """
 
 
+# The readers of maps, by the module of the map.
+Readers: TypeAlias = Mapping[nn.Module, Reader]
+
+
 class Stream(Protocol):
     """Passes the calibration tokens to one FFN after the other.
 
@@ -60,18 +64,18 @@ class Stream(Protocol):
 
     n_fitted_batches: int
 
-    def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:
-        """Pass the inputs of a map for all tokens to a reader. Maps before it compute with their current weights.
+    def feed(self, ffn: FFN, readers: Readers, dense_readers: Readers | None = None) -> None:
+        """Pass the inputs of maps for all tokens to readers. Maps before them compute with their current weights.
 
         Parameters
         ----------
         ffn : FFN
             Successive calls follow the model's order.
-        module : nn.Module
-            An output map of the FFN, still unchanged. Each map is fed at most once.
-        reader : Reader
-        dense_reader : Reader, optional
-            Receives the inputs of the map in the dense model, if the stream follows the dense model and no map of the block was
+        readers : mapping from nn.Module to Reader
+            By the output map of the FFN that is read, still unchanged; or by those of several experts of its mixture. Each map is
+            fed at most once.
+        dense_readers : mapping from nn.Module to Reader, optional
+            Receive the inputs of the maps in the dense model, if the stream follows the dense model and no map of the block was
             fed before.
         """
 
@@ -106,11 +110,14 @@ class BlockStream:
         follow: bool = False,
     ) -> None:
         self.n_fitted_batches = n_fitted_batches
-        self._model = model
+        self._model, self._ffns = model, ffns
         self._blocks, self._calls = record.blocks, record.calls
+        position_of: dict[int, int] = {}
+        for position, block in enumerate(record.blocks):
+            for module in block.modules():
+                position_of.setdefault(id(module), position)
         self._positions = {
-            ffn.name: next(k for k, block in enumerate(record.blocks) if any(m is ffn.module for m in block.modules()))
-            for ffn in ffns
+            ffn.name: position_of[id(ffn.stages[0][0].owner if ffn.is_routed else ffn.module)] for ffn in ffns
         }
         self._masks = TokenMasks()
         self._batch_masks = masks
@@ -135,7 +142,7 @@ class BlockStream:
                 copies[k].copy_(state)
         return states, dense_states
 
-    def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:
+    def feed(self, ffn: FFN, readers: Readers, dense_readers: Readers | None = None) -> None:
         """See :meth:`Stream.feed`."""
         position = self._positions[ffn.name]
         if position < self._position or (self._pending_ffn is not None and position == self._position):
@@ -144,20 +151,23 @@ class BlockStream:
             self._advance(earlier, self._states)
         self._position = position
         if self._dense_states and self._dense_position <= position:
-            self._advance_dense(position, ffn, module, dense_reader)
+            self._advance_dense(position, ffn, dense_readers or {})
         is_added, ffn_suffices = False, False
-        if module is ffn.stages[-1][0].module:
-            is_added, ffn_suffices = self._try_addition(position, ffn, module)
+        if ffn.stages[-1][0].module in readers:
+            is_added, ffn_suffices = self._try_addition(position, ffn)
         knows_missing = bool(self._dense_states) and is_added
         # If only this map of the block is fed, the states become the block's output minus the FFN's output, which is added later.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
         calls: list[tuple[Call, Any]] = []
         with ExitStack() as hooks:
-            add_hook(hooks, self._model, ffn, module, reader, self._masks)
+            for module, reader in readers.items():
+                add_hook(hooks, self._model, ffn, module, reader, self._masks)
             if only_ffn:
                 _record_calls(hooks, ffn.module, calls)
             for k, output in self._outputs(position, self._states):
-                reader.end_batch(self._dense_states[k] - output if knows_missing else None)
+                missing = self._dense_states[k] - output if knows_missing else None
+                for reader in readers.values():
+                    reader.end_batch(missing)
                 if only_ffn:
                     call, returned = calls.pop()
                     self._pending_inputs = self._pending_inputs or _allocate_like(self._states)
@@ -165,32 +175,33 @@ class BlockStream:
                     _store(self._states, k, output - returned)
         self._pending_ffn = ffn.module if only_ffn else None
 
-    def _advance_dense(self, position: int, ffn: FFN, module: nn.Module, dense_reader: Reader | None) -> None:
+    def _advance_dense(self, position: int, ffn: FFN, readers: Readers) -> None:
         """Advance the dense model's states past a block, before anything in it is pruned."""
         # Blocks that were not fed are those of the dense model.
         for earlier in range(self._dense_position, position):
             self._advance(earlier, self._dense_states)
         self._dense_input = self._dense_states[0].clone()
         with ExitStack() as hooks:
-            if dense_reader is not None:
-                add_hook(hooks, self._model, ffn, module, dense_reader, self._masks)
+            for module, reader in readers.items():
+                add_hook(hooks, self._model, ffn, module, reader, self._masks)
             for k, output in self._outputs(position, self._dense_states):
-                if dense_reader is not None:
-                    dense_reader.end_batch(None)
+                for reader in readers.values():
+                    reader.end_batch(None)
                 _store(self._dense_states, k, output)
         self._dense_position = position + 1
 
-    def _try_addition(self, position: int, ffn: FFN, module: nn.Module) -> tuple[bool, bool]:
-        """Find out, on the first batch, what a tensor changes that is added to the output of a map.
+    def _try_addition(self, position: int, ffn: FFN) -> tuple[bool, bool]:
+        """Find out, on the first batch, what a tensor changes that is added to the output of the FFN's last map.
 
-        Returns whether the block's output changes by that tensor alone, and whether the FFN's module, called by itself,
-        returns what it returned in the block minus that tensor.
+        For an expert it is added to the output of all experts. Returns whether the block's output changes by that tensor alone,
+        and whether the FFN's module, called by itself, returns what it returned in the block minus that tensor.
         """
         if self._dense_input is not None:
             block_input, output = self._dense_input, self._dense_states[0]
         else:
             block_input = self._states[0]
             _, output = next(self._outputs(position, [block_input]))
+        module = ffn.mixture.experts if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][0].module
         # As large as the stream itself, and different from token to token.
         added = output.roll(1, dims=-1)
         fits: list[bool] = []
@@ -208,10 +219,15 @@ class BlockStream:
         if fits != [True] or float((changed - output - added).abs().max()) > rounding:
             return False, False
         # A tensor that is subtracted and added again is rounded twice, which matters in half precision.
-        if len(calls) != 1 or not _can_copy(calls[0][0]) or at_least_float32(output).dtype != output.dtype:
+        if (
+            ffn.is_routed
+            or len(calls) != 1
+            or not _can_copy(calls[0][0])
+            or at_least_float32(output).dtype != output.dtype
+        ):
             return True, False
         call, returned = calls[0]
-        with torch.no_grad(), evaluation_mode(self._model):
+        with torch.no_grad(), evaluation_mode(self._model, self._ffns):
             again = ffn.module(*call.args, **call.kwargs)
         like_stream = isinstance(again, torch.Tensor) and again.shape == added.shape
         return True, like_stream and torch.equal(again + added, returned)
@@ -219,7 +235,7 @@ class BlockStream:
     def _advance(self, position: int, states: list[torch.Tensor]) -> None:
         """Replace the hidden states in front of a block by those behind it."""
         if states is self._states and self._pending_ffn is not None:
-            with torch.no_grad(), evaluation_mode(self._model):
+            with torch.no_grad(), evaluation_mode(self._model, self._ffns):
                 for k, call in enumerate(self._pending_calls):
                     _store(states, k, states[k] + self._pending_ffn(*call.args, **call.kwargs))
             self._pending_calls.clear()
@@ -231,7 +247,7 @@ class BlockStream:
     def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         """Run a block on the states of each batch, and yield the batch's number and the hidden states behind the block."""
         block, calls = self._blocks[position], self._calls[position]
-        with torch.no_grad(), evaluation_mode(self._model):
+        with torch.no_grad(), evaluation_mode(self._model, self._ffns):
             for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
                 self._masks.replace(masks)
                 yield k, first_output(block(state, *call.args, **call.kwargs))
@@ -307,11 +323,11 @@ class PassStream:
 
     def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], n_fitted_batches: int) -> None:
         self.n_fitted_batches = n_fitted_batches
-        self._model = model
+        self._model, self._ffns = model, ffns
         self._body = body_of(model, ffns)
         self._batches = batches
 
-    def feed(self, ffn: FFN, module: nn.Module, reader: Reader, dense_reader: Reader | None = None) -> None:  # noqa: ARG002 -- the dense model is not followed
+    def feed(self, ffn: FFN, readers: Readers, dense_readers: Readers | None = None) -> None:  # noqa: ARG002 -- the dense model is not followed
         """See :meth:`Stream.feed`; if several blocks share the FFN, its last call ends the pass."""
         n_calls: list[int] = []
 
@@ -321,9 +337,11 @@ class PassStream:
                 raise _FFNPassed
 
         token_masks = TokenMasks()
-        with ExitStack() as hooks, torch.no_grad(), evaluation_mode(self._model):
-            add_hook(hooks, self._model, ffn, module, reader, token_masks)
-            hooks.callback(ffn.stages[-1][-1].module.register_forward_hook(count).remove)
+        with ExitStack() as hooks, torch.no_grad(), evaluation_mode(self._model, self._ffns):
+            for module, reader in readers.items():
+                add_hook(hooks, self._model, ffn, module, reader, token_masks)
+            last = ffn.mixture.experts if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][-1].module
+            hooks.callback(last.register_forward_hook(count).remove)
             for ids, mask in self._batches:
                 inputs, *masks = model_inputs(self._model, ids, mask)
                 token_masks.replace(TokenMasks(*masks))
@@ -331,7 +349,8 @@ class PassStream:
                 n_calls.append(0)
                 with suppress(_FFNPassed):
                     run_body(self._body, inputs)
-                reader.end_batch(None)
+                for reader in readers.values():
+                    reader.end_batch(None)
 
 
 def open_stream(

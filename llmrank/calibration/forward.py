@@ -13,6 +13,7 @@ from torch import nn
 
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs
+from llmrank.models.experts import ExpertMap, by_expert
 from llmrank.models.families import text_config
 from llmrank.models.tracing import trial_run
 
@@ -246,7 +247,7 @@ def run_body(body: nn.Module, inputs: dict[str, Any]) -> Any:
 def run_sequences(model: nn.Module, ffns: FFNs, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Run forward passes of batches (ids, mask) without gradients, for the effect of hooks alone."""
     body = body_of(model, ffns)
-    with torch.no_grad(), evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model, ffns):
         for ids, mask in batches:
             run_body(body, model_inputs(model, ids, mask)[0])
 
@@ -266,7 +267,7 @@ def reached_by_tokens(model: nn.Module, ffns: FFNs) -> FFNs:
             def note(*_: Any, stack: str = ffn.stack) -> None:
                 reached.add(stack)
 
-            hooks.callback(ffn.stages[0][0].module.register_forward_pre_hook(note).remove)
+            hooks.callback(ffn.stages[0][0].owner.register_forward_pre_hook(note).remove)
         ids = torch.arange(TRIAL_TOKENS)[None]
         try:
             run_body(body_of(model, ffns), model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))[0])
@@ -285,12 +286,16 @@ def body_of(model: nn.Module, ffns: FFNs) -> nn.Module:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set a model to evaluation mode (no dropout), and restore the mode of every module afterwards."""
+def evaluation_mode(model: nn.Module, ffns: FFNs | None = None) -> Iterator[None]:
+    """Set a model to evaluation mode (no dropout), and restore the mode of every module afterwards.
+
+    With `ffns`, hooks on the linear maps of experts are called in forward passes inside the context.
+    """
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        yield
+        with by_expert(ffns.mixtures if ffns is not None else ()):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -317,6 +322,8 @@ def add_hook(
 
     def add(values: torch.Tensor) -> None:
         mask: torch.Tensor | None = getattr(masks, side)
+        if mask is not None and isinstance(module, ExpertMap):
+            mask = mask.reshape(-1)[module.routing.tokens.to(mask.device)]
         if mask is not None and values.shape[:-1] != mask.shape:
             if values.shape[:-1] != (mask.numel(),):
                 raise CalibrationError(

@@ -29,8 +29,16 @@ from llmrank.calibration.residual import SkipSums, block_path, hidden_states
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, LLMRankError
 from llmrank.models import FFN, FFNs
+from llmrank.models.experts import ExpertMap, Mixture
 
-__all__ = ["AttentionStatistics", "FFNStatistics", "LayerStatistics", "collect_statistics"]
+__all__ = [
+    "AttentionStatistics",
+    "FFNStatistics",
+    "LayerStatistics",
+    "MixtureStatistics",
+    "RoutingStatistics",
+    "collect_statistics",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +79,17 @@ class FFNStatistics:
         Share of the residual stream that skips the FFN's block, if requested.
     attention : AttentionStatistics, optional
         Statistics of the attention in front of the FFN, if requested.
+    routing : RoutingStatistics, optional
+        If the FFN is an expert that a router sends tokens to. Its `layers` are those of these tokens; without any they are zero.
+    mixture : MixtureStatistics, optional
+        If the FFN is an expert, also a shared one: statistics of its mixture.
     """
 
     layers: tuple[LayerStatistics, ...]
     skip: float | None = None
     attention: AttentionStatistics | None = None
+    routing: RoutingStatistics | None = None
+    mixture: MixtureStatistics | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,45 @@ class AttentionStatistics:
     layers: tuple[LayerStatistics, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class RoutingStatistics:
+    """What a router sends to one expert, and what the expert returns; sums over the calibration tokens t that it gets.
+
+    Attributes
+    ----------
+    count : int
+        Number of these tokens.
+    weight : float
+        Sum of the routing weights p_t.
+    output_norm : float
+        Sum of ||f(t)||, the norm of the expert's output.
+    weighted_output_norm : float
+        Sum of p_t ||f(t)||.
+    weighted_norm : (n,) float64 tensor
+        sqrt(sum of (p_t x_t)^2) for each hidden neuron x.
+    """
+
+    count: int
+    weight: float
+    output_norm: float
+    weighted_output_norm: float
+    weighted_norm: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureStatistics:
+    """Statistics of a mixture of experts over all calibration tokens.
+
+    Attributes
+    ----------
+    inputs, outputs : LayerStatistics
+        Statistics of its input, and of its output, to which shared experts contribute.
+    """
+
+    inputs: LayerStatistics
+    outputs: LayerStatistics
+
+
 class _LayerSums:
     """Sums of a layer's activations and of their squares over tokens."""
 
@@ -110,8 +163,8 @@ class _LayerSums:
         self.squares += values.square().sum(0)
         self.count += len(values)
 
-    def finish(self, place: str) -> LayerStatistics:
-        if self.count == 0:
+    def finish(self, place: str, *, may_be_empty: bool = False) -> LayerStatistics:
+        if self.count == 0 and not may_be_empty:
             raise CalibrationError(
                 f"no calibration token passed through {place}: the module was never called in a forward pass; remove it "
                 "from the model, or name the Linears to prune with structure_dict="
@@ -123,9 +176,53 @@ class _LayerSums:
                 f"the activations of {place} are not finite, first at neuron {bad}: the weights hold NaN or Inf, or the "
                 "dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
             )
-        mean = total / self.count
+        count = max(self.count, 1)
+        mean = total / count
         norm = squares.sqrt()
-        return LayerStatistics(norm, mean, (squares / self.count - mean.square()).clamp_min(0), self.count, norm)
+        return LayerStatistics(norm, mean, (squares / count - mean.square()).clamp_min(0), self.count, norm)
+
+
+class _RoutedSums:
+    """Sums over the tokens of one expert, read at the output map that gets its hidden neurons."""
+
+    def __init__(self, size: int, output_map: ExpertMap) -> None:
+        device = output_map.weight.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.weighted_squares = torch.zeros(size, dtype=dtype, device=device)
+        self.count, self.weight, self.output_norm, self.weighted_output_norm = 0, 0.0, 0.0, 0.0
+        self._routing = output_map.routing
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Add hidden neurons (tokens, n)."""
+        weights = self._weights(mask).to(self.weighted_squares)
+        rows = unpadded_rows(values, mask).to(self.weighted_squares)
+        self.weighted_squares += (rows * weights[:, None]).square().sum(0)
+        self.count += len(weights)
+        self.weight += float(weights.sum())
+
+    def add_outputs(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Add outputs (tokens, out)."""
+        norms = unpadded_rows(values, mask).float().norm(dim=-1).to(self.weighted_squares)
+        self.output_norm += float(norms.sum())
+        self.weighted_output_norm += float((norms * self._weights(mask).to(norms)).sum())
+
+    def _weights(self, mask: torch.Tensor | None) -> torch.Tensor:
+        weights = self._routing.weights
+        return weights if mask is None else weights[mask.to(weights.device)]
+
+    def finish(self) -> RoutingStatistics:
+        norm = self.weighted_squares.double().cpu().sqrt()
+        return RoutingStatistics(self.count, self.weight, self.output_norm, self.weighted_output_norm, norm)
+
+
+class _Outputs:
+    """Passes outputs on to sums that also take inputs."""
+
+    def __init__(self, sums: _RoutedSums) -> None:
+        self._sums = sums
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        self._sums.add_outputs(values, mask)
 
 
 def collect_statistics(
@@ -177,8 +274,9 @@ def collect_statistics(
     ffns_and_attentions = FFNs((*ffns, *attentions.values()))
     body = body_of(model, ffns_and_attentions)
     skip_sums: dict[str, SkipSums] = {}
-    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
+    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model, ffns):
         sums = [_FFNSums(hooks, model, entry, masks) for entry in ffns_and_attentions]
+        mixture_sums = {mixture.name: _MixtureSums(hooks, mixture, masks) for mixture in ffns.mixtures}
         for ffn in ffns if skips else ():
             path = block_path(ffn)
             if path not in skip_sums:
@@ -199,14 +297,17 @@ def collect_statistics(
                     "for example), prune that part by itself"
                 ) from error
     layers = [entry.finish() for entry in sums]
+    mixtures = {name: entry.finish() for name, entry in mixture_sums.items()}
     attention_layers = dict(zip(attentions, layers[len(ffns) :], strict=True))
     return tuple(
         FFNStatistics(
             ffn_layers,
             skip_sums[block_path(ffn)].share() if skips else None,
             AttentionStatistics(attentions[ffn.name], attention_layers[ffn.name]) if ffn.name in attentions else None,
+            entry.finish_routing(),
+            None if ffn.mixture is None else mixtures[ffn.mixture.name],
         )
-        for ffn, ffn_layers in zip(ffns, layers[: len(ffns)], strict=True)
+        for ffn, entry, ffn_layers in zip(ffns, sums, layers, strict=False)
     )
 
 
@@ -233,6 +334,12 @@ class _FFNSums:
         self._ffn = ffn
         self._input_sums: list[_LayerSums] = []
         self._output_sums: dict[int, _LayerSums] = {}
+        self._routed: _RoutedSums | None = None
+        output_map = ffn.stages[-1][0].module
+        if isinstance(output_map, ExpertMap):
+            self._routed = _RoutedSums(ffn.sizes[-2], output_map)
+            add_hook(hooks, model, ffn, output_map, self._routed, masks)
+            add_hook(hooks, model, ffn, output_map, _Outputs(self._routed), masks, output=True)
         for layer, stage in enumerate(ffn.stages):
             self._input_sums.append(_LayerSums(stage[0].in_features, stage[0].weight.device))
             add_hook(hooks, model, ffn, stage[0].module, self._input_sums[-1], masks)
@@ -243,13 +350,46 @@ class _FFNSums:
     def finish(self) -> tuple[LayerStatistics, ...]:
         ffn = self._ffn
         inputs = [
-            sums.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})") for k, sums in enumerate(self._input_sums)
+            sums.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})", may_be_empty=ffn.is_routed)
+            for k, sums in enumerate(self._input_sums)
         ]
         outputs = {
-            layer: sums.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})")
+            layer: sums.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})", may_be_empty=ffn.is_routed)
             for layer, sums in self._output_sums.items()
         }
         if ffn.kind == "explicit":
             hidden = [replace(outputs[layer], read_norm=inputs[layer].norm) for layer in range(1, len(inputs))]
             return (inputs[0], *hidden, outputs[len(inputs)])
         return (*inputs, outputs[len(inputs)])
+
+    def finish_routing(self) -> RoutingStatistics | None:
+        return None if self._routed is None else self._routed.finish()
+
+
+class _MixtureSums:
+    """The sums of the input and the output of a mixture of experts; a hook adds to them until `hooks` closes."""
+
+    def __init__(self, hooks: ExitStack, mixture: Mixture, masks: TokenMasks) -> None:
+        self._name = mixture.name
+        self._masks = masks
+        self._sums: tuple[_LayerSums, _LayerSums] | None = None
+        hooks.callback(mixture.module.register_forward_hook(self._add, with_kwargs=True).remove)
+
+    def _add(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before, after = hidden_states(args, kwargs), first_output(output)
+        if self._sums is None:
+            self._sums = (_LayerSums(before.shape[-1], before.device), _LayerSums(after.shape[-1], after.device))
+        mask = self._masks.input
+        if mask is not None and before.shape[:-1] != mask.shape:
+            mask = mask.reshape(-1)
+        for sums, values in zip(self._sums, (before, after.reshape(before.shape)), strict=True):
+            sums.add(values, mask)
+
+    def finish(self) -> MixtureStatistics:
+        if self._sums is None:
+            raise CalibrationError(
+                f"no calibration token passed through {self._name}: the module was never called in a forward pass; remove it "
+                "from the model, or name the Linears to prune with structure_dict="
+            )
+        inputs, outputs = self._sums
+        return MixtureStatistics(inputs.finish(f"{self._name} (input)"), outputs.finish(f"{self._name} (output)"))

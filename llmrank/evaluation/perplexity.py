@@ -142,8 +142,8 @@ def unigram_perplexity(sequences: TokenSequences) -> float:
 
 
 def model_size(model: nn.Module, ffns: FFNs | None = None) -> ModelSize:
-    """Measure the size of a model and of its FFNs; without `ffns`, the numbers of the FFNs are 0."""
-    modules = ffns.modules if ffns else ()
+    """Measure the size of a model and of its FFNs, with the routers of experts; without `ffns`, the numbers of the FFNs are 0."""
+    modules = (*ffns.modules, *ffns.router_modules) if ffns else ()
     return ModelSize(*_size(model.parameters()), *_size(p for module in modules for p in module.parameters()))
 
 

@@ -98,9 +98,9 @@ class Inspection:
     def layer_positions(self) -> dict[str, tuple[int, int]]:
         """Return (index of the graph, layer of the graph) by the name of each prunable layer, in the order of the model."""
         return {
-            layer.name: (graph_index, node_layer)
+            place.layer.name: (graph_index, place.position)
             for graph_index, entry in enumerate(self.graphs)
-            for node_layer, layer in entry.prunable.items()
+            for place in entry.prunable
         }
 
     def layer_position(self, name: str) -> tuple[int, int]:

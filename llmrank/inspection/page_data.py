@@ -166,7 +166,7 @@ def _layers(inspection: Inspection) -> list[dict[str, Any]]:
 
 def _removal_positions(inspection: Inspection, result: ScorerResult) -> tuple[list[IntArray], list[IntArray]]:
     """Return the `removal_positions` of every layer under the local and under the global budget."""
-    prunable = [layer for entry in inspection.graphs for layer in entry.prunable.values()]
+    prunable = [place.layer for entry in inspection.graphs for place in entry.prunable]
     # These pruners read neither weights nor activations, so the graphs of the other topology are not needed.
     records = [
         LayerRecord(layer.name, torch.from_numpy(result.importance[layer.name]), explicit=not layer.output_maps)

@@ -143,10 +143,10 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
         inspection.layer_position(name)
     by_name: dict[str, LayerSummary] = {}
     for entry, rank in zip(inspection.graphs, inspection.main.ranks, strict=True):
-        if not any(layer.name in chosen for layer in entry.prunable.values()):
+        if not any(place.layer.name in chosen for place in entry.prunable):
             continue
         summaries = summarise_layers(entry.graph, rank)
-        by_name.update({layer.name: summaries[node_layer] for node_layer, layer in entry.prunable.items()})
+        by_name.update({place.layer.name: summaries[place.position] for place in entry.prunable})
     others = {name: result for name, result in inspection.results.items() if name != inspection.scorer}
     return InspectionSummary(
         layers={name: by_name[name] for name in chosen},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import nn
@@ -12,15 +12,12 @@ from llmrank.models.ffn import FFN
 from llmrank.models.linear_map import is_linear_map
 
 __all__ = [
-    "check_no_experts",
+    "check_experts_known",
     "check_not_quantised",
     "check_not_tied",
     "check_not_wrapped",
     "check_weights_finite",
 ]
-
-# Fields of configurations that hold the number of experts.
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def check_not_wrapped(model: nn.Module) -> None:
@@ -62,21 +59,16 @@ def check_weights_finite(model: nn.Module) -> None:
             )
 
 
-def check_no_experts(model: nn.Module) -> None:
-    """Raise an error if the model is a mixture of experts."""
-    config = getattr(model, "config", None)
-    count_fields = [name for name in EXPERT_COUNTS if (getattr(config, name, None) or 0) > 1]
-    expert_modules = [
-        f"{path} ({type(module).__name__})"
-        for path, module in model.named_modules()
-        if path.rsplit(".", 1)[-1] in ("experts", "block_sparse_moe") or "experts" in type(module).__name__.lower()
-    ]
-    if expert_modules or (count_fields and any("moe" in type(module).__name__.lower() for module in model.modules())):
-        evidence = expert_modules[0] if expert_modules else f"config.{count_fields[0]}"
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is a mixture-of-experts model ({evidence}); expert FFNs cannot be pruned yet: "
-            "choose a model without experts, or name Linears outside the experts with structure_dict="
-        )
+def check_experts_known(model: nn.Module, mixtures: Container[str]) -> None:
+    """Raise an error if the model holds experts in modules that are none of the `mixtures`, which are paths."""
+    for path, module in model.named_modules():
+        named = path.rsplit(".", 1)[-1] == "experts" or "experts" in type(module).__name__.lower()
+        if named and path not in mixtures and any(True for _ in module.parameters()):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is a mixture-of-experts model that stores its experts in a way that is not known "
+                f"({path} is a {type(module).__name__}); expected tensors gate_up_proj or up_proj, and down_proj, with one "
+                "matrix for each expert: choose another model, or name Linears outside the experts with structure_dict="
+            )
 
 
 def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
@@ -99,7 +91,7 @@ def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None
 
 def check_not_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
     """Raise an error if a linear map of an FFN shares a parameter with any other module of the model."""
-    ffn_maps = {id(p.module) for ffn in ffns for stage in ffn.stages for p in stage}
+    ffn_maps = {id(p.owner) for ffn in ffns for stage in ffn.stages for p in stage}
     tied_on_loading = getattr(model, "all_tied_weights_keys", None) or {}
     first_owner: dict[int, str] = {}
     ffn_parameters: set[int] = set()

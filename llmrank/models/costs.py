@@ -110,6 +110,27 @@ class _MapShape:
         return _matrix_cost(rows, columns, self.weight_bytes) + bias
 
 
+@dataclass(frozen=True)
+class _MixtureShape:
+    """The experts of a mixture, from whose widths their cost follows."""
+
+    experts: tuple[str, ...]  # names of their layers
+    per_neuron: Cost
+    per_expert: Cost  # the biases of its output map, and its entries in the tensors of the router
+    top_k: int  # experts that a token passes
+
+    def cost(self, widths: Mapping[str, int]) -> Cost:
+        kept = [widths[name] for name in self.experts if widths[name]]
+        n_neurons, active = sum(kept), min(self.top_k, len(kept))
+        each, own = self.per_neuron, self.per_expert
+        flops = each.flops * n_neurons * active // max(len(kept), 1) + own.flops * len(kept)
+        return Cost(
+            each.parameters * n_neurons + own.parameters * len(kept),
+            each.bytes * n_neurons + own.bytes * len(kept),
+            flops,
+        )
+
+
 class ModelCosts:
     """The cost of a model, and how it falls when neurons of its FFNs are removed.
 
@@ -119,7 +140,8 @@ class ModelCosts:
     ----------
     model : nn.Module
         A parameter that several modules share counts once, but its FLOPs count for each of these modules. An embedding costs no
-        FLOPs. A module that is called several times for a token counts once.
+        FLOPs. A module that is called several times for a token counts once. Of the experts of a mixture, FLOPs count for as
+        many as a token passes; their routers are part of the FFNs.
     ffns : FFNs
         FFNs of this model.
 
@@ -141,7 +163,7 @@ class ModelCosts:
 
     def __init__(self, model: nn.Module, ffns: FFNs) -> None:
         self.sizes = ffns.sizes
-        self._shapes = _map_shapes(ffns)
+        self._shapes: list[_MapShape | _MixtureShape] = [*_map_shapes(ffns), *_mixture_shapes(ffns)]
         self.ffns = self._ffn_cost(self.sizes)
         parameters = list(model.parameters())
         matrices = [
@@ -151,10 +173,16 @@ class ModelCosts:
             for _, p in module.named_parameters(recurse=False, remove_duplicate=False)
             if p.ndim == 2
         ]
+        stacked = [
+            2 * mixture.top_k * (p.numel() // mixture.n_experts)
+            for mixture in ffns.mixtures
+            for p in mixture.experts.owner.parameters(recurse=False)
+            if p.ndim == 3
+        ]
         self.model = Cost(
             sum(p.numel() for p in parameters),
             sum(p.numel() * p.element_size() for p in parameters),
-            2 * sum(p.numel() for p in matrices),
+            2 * sum(p.numel() for p in matrices) + sum(stacked),
         )
 
     def total(self, unit: Unit) -> int:
@@ -194,9 +222,13 @@ class ModelCosts:
 
 
 def _map_shapes(ffns: FFNs) -> list[_MapShape]:
-    """Return the shape of every linear map of the FFNs. No tensor is kept: surgery replaces them while costs are in use."""
-    layers = ffns.layers
-    rows_per_neuron: dict[int, Counter[str]] = {id(module): Counter() for module in ffns.modules}
+    """Return the shape of every linear map of the FFNs that are no experts.
+
+    No tensor is kept: surgery replaces them while costs are in use.
+    """
+    layers = {name: layer for name, layer in ffns.layers.items() if layer.mixture is None}
+    modules = {id(m.module): m.module for ffn in ffns if not ffn.is_routed for stage in ffn.stages for m in stage}
+    rows_per_neuron: dict[int, Counter[str]] = {key: Counter() for key in modules}
     column_layer: dict[int, str] = {}
     for name, layer in layers.items():
         for input_map in layer.input_maps:
@@ -204,18 +236,36 @@ def _map_shapes(ffns: FFNs) -> list[_MapShape]:
         for output_map in layer.output_maps:
             column_layer[id(output_map.module)] = name
     shapes = []
-    for module in ffns.modules:
-        rows, bias = rows_per_neuron[id(module)], bias_of(module)
+    for key, module in modules.items():
+        rows, bias = rows_per_neuron[key], bias_of(module)
         shapes.append(
             _MapShape(
                 rows,
                 out_features(module) - sum(count * layers[name].size for name, count in rows.items()),
-                column_layer.get(id(module)),
+                column_layer.get(key),
                 in_features(module),
                 matrix_of(module).element_size(),
                 None if bias is None else bias.element_size(),
             )
         )
+    return shapes
+
+
+def _mixture_shapes(ffns: FFNs) -> list[_MixtureShape]:
+    """Return the shape of every mixture of experts."""
+    shapes, layers = [], ffns.layers
+    for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
+        layer, own = layers[experts[0]], Cost()
+        for output_map in layer.output_maps:
+            bias = bias_of(output_map.module)
+            if bias is not None:
+                own += Cost(len(bias), len(bias) * bias.element_size())
+        for part in mixture.by_expert:
+            tensor = part.tensors[part.name]
+            if isinstance(tensor, nn.Parameter):
+                n = tensor.numel() // mixture.n_experts
+                own += Cost(n, n * tensor.element_size(), 2 * n if tensor.ndim == 2 and n > 1 else 0)
+        shapes.append(_MixtureShape(tuple(experts), neuron_cost(layer), own, mixture.top_k))
     return shapes
 
 

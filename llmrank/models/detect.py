@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from llmrank.errors import UnsupportedModelError
 from llmrank.models.checks import (
-    check_no_experts,
+    check_experts_known,
     check_not_quantised,
     check_not_tied,
     check_not_wrapped,
     check_weights_finite,
 )
-from llmrank.models.ffn import FFN, FFNs, LinearMap
+from llmrank.models.experts import Mixture, find_mixtures
+from llmrank.models.families import text_config
+from llmrank.models.ffn import FFN, FFNKind, FFNs, LinearMap
 from llmrank.models.linear_map import in_features, is_linear_map, out_features
 from llmrank.models.tracing import linear_chain, reads_unchanged, trial_run
 
@@ -58,9 +62,9 @@ def find_ffns(model: nn.Module) -> FFNs:
     Raises
     ------
     UnsupportedModelError
-        The model is compiled, wrapped by adapters or a mixture of experts; its weights are quantised or not finite; an FFN
-        shares a weight with another module, its neurons cannot be separated, or its output map is unclear; or no FFN is found
-        (the message lists the linear maps).
+        The model is compiled or wrapped by adapters; its weights are quantised or not finite; it stores experts in an unknown
+        way; an FFN shares a weight with another module, its neurons cannot be separated, or its output map is unclear; or no FFN
+        is found (the message lists the linear maps).
 
     Examples
     --------
@@ -69,13 +73,15 @@ def find_ffns(model: nn.Module) -> FFNs:
     [('sequential', (4, 8, 6, 2), 2)]
     """
     check_not_wrapped(model)
-    check_no_experts(model)
+    mixtures = find_mixtures(model)
+    check_experts_known(model, mixtures)
     modules = dict(model.named_modules())
     linears = {name: module for name, module in modules.items() if is_linear(module)}
     check_not_quantised(model, linears)
     check_weights_finite(model)
     attention_prefixes = _attention_prefixes(modules, linears)
-    candidates = {name: module for name, module in linears.items() if not _prefix(name).startswith(attention_prefixes)}
+    not_ffn = (*attention_prefixes, *(_prefix(mixture.router_name) for mixture in mixtures.values()))
+    candidates = {name: module for name, module in linears.items() if not _prefix(name).startswith(not_ffn)}
     claimed: set[str] = set()
     found: dict[str, FFN] = {}
     # Deepest first, so that the FFN gets the name of the smallest module that holds all of it.
@@ -88,14 +94,16 @@ def find_ffns(model: nn.Module) -> FFNs:
         if ffn is not None:
             found[name] = ffn
             claimed.update(linear_map.name for stage in ffn.stages for linear_map in stage)
-    ffns = [found[name] for name in modules if name in found]
+    config = text_config(model)
+    ffns = [ffn for name in modules for ffn in _ffns_at(name, found, mixtures, config)]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
     # If FFNs lie in a repeating stack, modules outside it that have the shapes of an FFN (prediction heads) are not FFNs.
-    scaled = {ffn.name: _parameter_of_neurons(ffn, attention_prefixes) for ffn in stacked or ffns}
-    ffns = _without_bottlenecks([ffn for ffn in (stacked or ffns) if not scaled[ffn.name]])
+    ffns = stacked or ffns
+    scaled = [(ffn, _parameter_of_neurons(ffn, attention_prefixes)) for ffn in ffns]
+    ffns = _without_bottlenecks([ffn for ffn, parameter in scaled if not parameter])
     ffns = ffns or _chain_ffns(modules, linears, candidates, attention_prefixes)
     if not ffns:
-        _check_no_parameter_of_neurons([found[name] for name in scaled], scaled)
+        _check_no_parameter_of_neurons(scaled)
         raise UnsupportedModelError(
             f"found no feed-forward network in {type(model).__name__}; expected linear maps d -> f and f -> d (plain), "
             f"two d -> f and f -> d (gated), d -> 2f and f -> d (fused) inside one module, an nn.Sequential of Linears, or "
@@ -106,8 +114,9 @@ def find_ffns(model: nn.Module) -> FFNs:
     checked: set[tuple[object, ...]] = set()
     for ffn in ffns:
         # FFNs of one class may differ by a setting: some of Gemma 3n's keep only the largest neurons of each token.
-        settings = (item for item in vars(ffn.module).items() if isinstance(item[1], (bool, int, float, str)))
-        alike = (type(ffn.module), ffn.kind, *settings)
+        module = ffn.stages[0][0].owner if ffn.is_routed else ffn.module
+        settings = (item for item in vars(module).items() if isinstance(item[1], (bool, int, float, str)))
+        alike = (type(module), ffn.kind, *settings)
         if alike not in checked:
             checked.add(alike)
             _check_neurons_separate(ffn, getattr(getattr(model, "config", None), "hidden_size", None))
@@ -121,6 +130,31 @@ def is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     known = is_linear_map(module) or type(module).__name__.lower().startswith("linear")
     return known and isinstance(weight, torch.Tensor)
+
+
+def _ffns_at(name: str, found: Mapping[str, FFN], mixtures: Mapping[str, Mixture], config: Any) -> list[FFN]:
+    """Return the FFN of the module at a path, or the experts there; none if it holds neither."""
+    mixture = mixtures.get(name)
+    if mixture is not None:
+        return [_expert_ffn(mixture, position) for position in range(mixture.n_experts)]
+    ffn = found.get(name)
+    if ffn is None:
+        return []
+    beside = [m for m in mixtures.values() if name.startswith(_prefix(m.block)) and _block_path(m.block) != m.block]
+    if not beside:
+        return [ffn]
+    mixture, width = beside[0], ffn.sizes[1]
+    stated = {value for key, value in vars(config).items() if "shared" in key} if config is not None else set()
+    is_multiple = width % mixture.experts[0].n_hidden == 0
+    return [replace(ffn, mixture=mixture, tied=is_multiple and width not in stated)]
+
+
+def _expert_ffn(mixture: Mixture, position: int) -> FFN:
+    name, expert = f"{mixture.name}.{position}", mixture.experts[position]
+    maps = {part: LinearMap.whole(f"{name}.{part}_proj", expert_map) for part, expert_map in expert.maps.items()}
+    *inputs, output = maps.values()
+    kind: FFNKind = "gated" if len(inputs) == 2 else "plain"
+    return FFN(name, kind, (tuple(inputs), (output,)), _stack_path(mixture.name), expert, mixture, tied=True)
 
 
 def _prefix(path: str) -> str:
@@ -160,11 +194,15 @@ def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
     """Leave out FFNs that are narrower than the residual stream (adapters), or linear, if their block has one that is neither."""
 
     def is_narrow(ffn: FFN) -> bool:
-        return max(ffn.sizes[1:-1]) < ffn.sizes[0]
+        return max(ffn.sizes[1:-1]) < ffn.sizes[0] and ffn.mixture is None
 
     def is_linear_term(ffn: FFN) -> bool:
         # Gemma 3n adds such a term to its attention.
-        return ffn.kind == "plain" and reads_unchanged(ffn.module, ffn.stages[0][0].module, ffn.stages[1][0].module)
+        return (
+            ffn.kind == "plain"
+            and not ffn.is_routed
+            and reads_unchanged(ffn.module, ffn.stages[0][0].module, ffn.stages[1][0].module)
+        )
 
     several = Counter(_block_path(ffn.name) for ffn in ffns)
     left_out = {
@@ -281,13 +319,13 @@ def _parameter_of_neurons(ffn: FFN, attention_prefixes: tuple[str, ...]) -> str:
     return ""
 
 
-def _check_no_parameter_of_neurons(ffns: list[FFN], scaled: Mapping[str, str]) -> None:
-    """Raise an error that names the first parameter that acts on the neurons of these FFNs, if there is one."""
-    for ffn in ffns:
-        if scaled[ffn.name]:
+def _check_no_parameter_of_neurons(scaled: Iterable[tuple[FFN, str]]) -> None:
+    """Raise an error that names the first parameter that acts on the neurons of an FFN, given each FFN with its or ""."""
+    for ffn, parameter in scaled:
+        if parameter:
             raise UnsupportedModelError(
                 f"{ffn.name} ({type(ffn.module).__name__}) has the shapes of a {ffn.kind} FFN, but its hidden neurons are not "
-                f"separate: {scaled[ffn.name]} is another parameter of their size, such as the weight of a norm between the "
+                f"separate: {parameter} is another parameter of their size, such as the weight of a norm between the "
                 "maps. It cannot be pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
             )
 

@@ -15,10 +15,7 @@ __all__ = ["BIAS_ATTRIBUTES", "FAMILIES", "WIDTH_ATTRIBUTES", "Family", "bias_at
 # Configuration attributes that say whether the maps of the FFNs have biases.
 BIAS_ATTRIBUTES = ("mlp_bias",)
 # Configuration attributes that hold the number of hidden neurons.
-WIDTH_ATTRIBUTES = (
-    *("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size"),
-    *("decoder_ffn_dim", "d_inner", "dff", "dim_ff", "feed_forward_size", "shared_intermediate_size"),
-)
+WIDTH_ATTRIBUTES = ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size")
 
 
 @dataclass(frozen=True)

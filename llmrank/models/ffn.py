@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from llmrank.models.experts import Expert, ExpertMap, Mixture
 from llmrank.models.linear_map import in_features, matrix_of, out_features
 
 __all__ = ["FFN", "FFNKind", "FFNs", "LinearMap", "PrunableLayer"]
@@ -22,8 +23,8 @@ class LinearMap:
     Attributes
     ----------
     name : str
-        Path of the module in the model.
-    module : nn.Linear or Conv1D
+        Path of the module in the model; for a map of an expert, the path that it would have as a module.
+    module : nn.Linear, Conv1D or ExpertMap
     start, size : int
         The first output and the number of outputs.
     """
@@ -48,6 +49,11 @@ class LinearMap:
         """The (size, in_features) weight: a detached view with one row for each output."""
         return matrix_of(self.module)[self.start : self.start + self.size]
 
+    @property
+    def owner(self) -> nn.Module:
+        """The module of the model that holds the weight: `module`, or for a map of an expert the module of all experts."""
+        return self.module.weight_part.owner if isinstance(self.module, ExpertMap) else self.module
+
 
 @dataclass(frozen=True)
 class PrunableLayer:
@@ -64,12 +70,20 @@ class PrunableLayer:
         Row j (and bias j) of each computes neuron j.
     output_maps : tuple of LinearMap
         Column j of each reads neuron j. Empty for explicit FFNs, of which only rows are removed.
+    mixture : Mixture or None
+        The mixture that routes tokens to these neurons; None for an FFN that gets every token. All neurons of such a layer can be
+        removed, and with them the expert.
+    tied : Mixture or None
+        The mixture whose experts have to keep as large a share of their neurons as this layer: that of an expert, and of a shared
+        expert whose width the same field of the configuration states.
     """
 
     name: str
     size: int
     input_maps: tuple[LinearMap, ...]
     output_maps: tuple[LinearMap, ...]
+    mixture: Mixture | None = None
+    tied: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,10 @@ class FFN:
         Path of the stack of transformer blocks that the FFN lies in; the FFN's own path if it lies in none.
     module : nn.Module
         The module that holds the FFN; for an attention, its output map.
+    mixture : Mixture or None
+        The mixture that the FFN is an expert of, or beside whose experts it gets every token (a shared expert).
+    tied : bool
+        Whether the experts of the mixture have to keep as large a share of their neurons as this FFN.
     """
 
     name: str
@@ -97,6 +115,13 @@ class FFN:
     stages: tuple[tuple[LinearMap, ...], ...]
     stack: str
     module: nn.Module
+    mixture: Mixture | None = None
+    tied: bool = False
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether a router decides which tokens the FFN gets."""
+        return isinstance(self.module, Expert)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -117,7 +142,9 @@ class FFN:
         for layer in range(1, len(self.stages)):
             input_maps, output_maps = self.stages[layer - 1], self.stages[layer]
             name = input_maps[0].name if self.kind == "sequential" else self.name
-            layers[layer] = PrunableLayer(name, input_maps[0].size, input_maps, output_maps)
+            mixture = self.mixture if self.is_routed else None
+            tied = self.mixture if self.tied else None
+            layers[layer] = PrunableLayer(name, input_maps[0].size, input_maps, output_maps, mixture, tied)
         return layers
 
 
@@ -151,8 +178,27 @@ class FFNs(tuple[FFN, ...]):
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The modules of the linear maps, each once."""
-        return list({id(linear_map.module): linear_map.module for linear_map in self.linear_maps}.values())
+        """The modules of the model that hold the weights of the linear maps, each once."""
+        return list({id(linear_map.owner): linear_map.owner for linear_map in self.linear_maps}.values())
+
+    @property
+    def mixtures(self) -> list[Mixture]:
+        """The mixtures of experts, each once."""
+        return list({id(ffn.mixture): ffn.mixture for ffn in self if ffn.mixture is not None}.values())
+
+    @property
+    def router_modules(self) -> list[nn.Module]:
+        """The modules that hold tensors with one entry for each expert, beside those of the experts themselves, each once."""
+        return list({id(part.owner): part.owner for mixture in self.mixtures for part in mixture.by_expert}.values())
+
+    @property
+    def experts(self) -> dict[str, list[str]]:
+        """The names of the experts' layers, by the name of their mixture."""
+        found: dict[str, list[str]] = {mixture.name: [] for mixture in self.mixtures}
+        for layer in self.layers.values():
+            if layer.mixture is not None:
+                found[layer.mixture.name].append(layer.name)
+        return found
 
     @property
     def output_maps(self) -> dict[str, LinearMap]:

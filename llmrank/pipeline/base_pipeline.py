@@ -65,6 +65,8 @@ class BasePipeline(PipelineStages):
         How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.surgery.repair`; none by default,
         and refused with a `structure_dict`. The repair is kept if it brings the model closer to the dense one on held-out
         sequences (see :meth:`llmrank.pipeline.CalibrationText.sequences`), or if nothing could be held out.
+    targets : str or sequence of str
+        What is removed: "neurons" (the default), in a mixture of experts from every expert, or "experts".
     steps : int
         Number of steps to prune in, 1 to 1000, see :mod:`llmrank.prune.schedule`.
     evaluation : EvaluationText, a source as for :class:`EvaluationText`, or True; optional

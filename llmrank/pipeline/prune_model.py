@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def prune_model(
     amount: float | int = 0.3,
     *,
     amount_of: Unit = "neurons",
+    targets: str | Sequence[str] = "neurons",
     pipeline: str | type[BasePipeline] = DEFAULTS["pipeline"],
     scorer: str | BaseScorer = DEFAULTS["scorer"],
     pruner: str | BasePruner = DEFAULTS["pruner"],
@@ -101,6 +103,8 @@ def prune_model(
     amount_of : str
         What the amount is a share or a number of: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes or flops.
         Ignored if `pruner` is an object.
+    targets : str or sequence of str
+        What is removed: "neurons", or the "experts" of a mixture.
     pipeline : str or class
         How the graphs of FFNs are joined: "isolated", "chained" or "residual", or a spec such as ``"residual:beta=0.5"``.
     scorer, pruner, repair : str or object
@@ -156,6 +160,7 @@ def prune_model(
         calibration=calibration,
         form=form,
         repair=make_repair(repair),
+        targets=targets,
         steps=steps,
         evaluation=evaluation,
         progress=progress,

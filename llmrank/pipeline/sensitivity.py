@@ -6,7 +6,7 @@ those behind it are run, on the outputs of the dense model's earlier blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,7 +30,7 @@ from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.fidelity import divergences
 from llmrank.models import FFNs, PrunableLayer
 from llmrank.prune.masks import Masks
-from llmrank.surgery.equivalence import silence_removed
+from llmrank.surgery.equivalence import silence_layers
 
 __all__ = ["layer_sensitivities"]
 
@@ -49,6 +49,7 @@ def layer_sensitivities(
     batch_size: int = 1,
     samples: int | None = None,
     progress: Progress | None = None,
+    groups: Mapping[str, Sequence[PrunableLayer]] | None = None,
 ) -> dict[str, float]:
     """Measure how much the model's output changes when each layer alone loses the neurons that its mask removes.
 
@@ -72,11 +73,13 @@ def layer_sensitivities(
         tokens (features: two), but at least two.
     progress : callable, optional
         See :func:`llmrank.calibration.statistics.collect_statistics`.
+    groups : mapping from str to sequence of PrunableLayer, optional
+        Layers that are pruned together, by a name for each group; by default every layer is a group of its own.
 
     Returns
     -------
     dict from str to float
-        By the name of the prunable layer; >= 0, and exactly 0 where the mask removes nothing.
+        By the name of the layer or group; >= 0, and exactly 0 where the mask removes nothing.
 
     Raises
     ------
@@ -117,27 +120,28 @@ def layer_sensitivities(
         raise OptionError(f"samples must be an integer >= 1, got {samples!r}")
     masks.check(ffns.layers)
     batches = list(_first_sequences(sequences, samples).batches(batch_size))
-    pruned = [layer for name, layer in ffns.layers.items() if not bool(masks[name].all())]
-    steps = [(batch, layer) for batch in batches for layer in pruned]
-    totals = dict.fromkeys(masks, 0.0)
+    groups = groups or {name: [layer] for name, layer in ffns.layers.items()}
+    pruned = [name for name, layers in groups.items() if not all(bool(masks[layer.name].all()) for layer in layers)]
+    steps = [(batch, name) for batch in batches for name in pruned]
+    totals = dict.fromkeys(groups, 0.0)
     count = 0
-    with evaluation_mode(model):
-        for batch, layer in progress(steps, "Measuring sensitivities") if progress else steps:
-            if layer is pruned[0]:
+    with evaluation_mode(model, ffns):
+        for batch, name in progress(steps, "Measuring sensitivities") if progress else steps:
+            if name is pruned[0]:
                 dense = _DenseBatch(model, ffns, *batch)
                 count += dense.count
-            totals[layer.name] += dense.change(layer, masks[layer.name])
-            if layer is pruned[-1]:
+            totals[name] += dense.change(groups[name], masks)
+            if name is pruned[-1]:
                 del dense  # before the next batch takes as much memory
-    for layer in pruned:
-        mean = torch.tensor(totals[layer.name], dtype=torch.float64) / count
+    for name in pruned:
+        mean = torch.tensor(totals[name], dtype=torch.float64) / count
         if not bool(torch.isfinite(mean)):
             raise CalibrationError(
-                f"the sensitivity of {layer.name} is not finite: the model's output is zero everywhere, or the weights hold "
+                f"the sensitivity of {name} is not finite: the model's output is zero everywhere, or the weights hold "
                 "NaN or Inf, or the dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
             )
         # Round-off can make a divergence negative.
-        totals[layer.name] = max(float(mean), 0.0)
+        totals[name] = max(float(mean), 0.0)
     return totals
 
 
@@ -169,11 +173,11 @@ class _DenseBatch:
             self._output = output
             self.count = int((output.square().sum(-1) != 0).sum())
 
-    def change(self, layer: PrunableLayer, keep: torch.Tensor) -> float:
-        """Return the change of the output, summed over tokens, when one layer alone is pruned."""
+    def change(self, layers: Sequence[PrunableLayer], masks: Masks) -> float:
+        """Return the change of the output, summed over tokens, when these layers of one block alone are pruned."""
         with ExitStack() as hooks:
-            silence_removed(hooks, layer, keep)
-            for block, returned in zip(self._blocks_before(layer), self._returned, strict=False):
+            silence_layers(hooks, layers, masks)
+            for block, returned in zip(self._blocks_before(layers[0]), self._returned, strict=False):
                 substitute_forward(hooks, block, lambda *_args, answer=returned, **_kwargs: answer)
             output, _ = self._run()
         if self._predicts:
@@ -221,7 +225,7 @@ class _DenseBatch:
 
     def _blocks_before(self, layer: PrunableLayer) -> list[nn.Module]:
         """Return the blocks in front of the layer's own block; none if no outputs of blocks are kept."""
-        output_maps = {id(output_map.module) for output_map in layer.output_maps}
+        output_maps = {id(output_map.owner) for output_map in layer.output_maps}
         for position, block in enumerate(self._blocks):
             if any(id(module) in output_maps for module in block.modules()):
                 return self._blocks[:position]

@@ -24,6 +24,7 @@ from llmrank.pipeline.validation import Validation, repair_where_it_helps
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.units import check_targets, parse_targets, units_of
 from llmrank.prune.schedule import ScheduleStep
 from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
 from llmrank.score import BaseScorer, WeightedPageRankScorer
@@ -55,6 +56,7 @@ class PipelineStages:
         form: Form | None = None,
         align: Align = "none",
         repair: BaseRepair | None = None,
+        targets: str | Sequence[str] = "neurons",
         steps: int = 1,
         evaluation: Any = None,
         progress: Progress | None = None,
@@ -71,6 +73,7 @@ class PipelineStages:
         self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
         self.align: Align = align
         self.repair = repair
+        self.targets = parse_targets(targets)
         self.steps = steps
         self.evaluation = EvaluationText.of(evaluation)
         self.progress = progress
@@ -127,8 +130,10 @@ class PipelineStages:
 
     def check(self, ffns: FFNs) -> ModelCosts:
         """Compute the costs of the model, and refuse an impossible amount or alignment before anything is measured."""
+        check_targets(self.targets, ffns)
         self.costs = ModelCosts(self.model, ffns)
-        check_budget(self.pruner, ffns, self.costs, jointly=prunes_jointly(self.structure_dict, self.topology))
+        jointly = prunes_jointly(self.structure_dict, self.topology)
+        check_budget(self.pruner, ffns, self.costs, jointly=jointly, targets=self.targets)
         if self.align == "pad":
             check_padding(ffns.sizes.values())
         return self.costs
@@ -173,9 +178,10 @@ class PipelineStages:
             return {}
         pruner = self.pruner
         trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, amount_of=pruner.amount_of)
-        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs)
+        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs, targets=self.targets)
+        groups = {units.name: units.layers for units in units_of(ffns.layers.values(), self.targets)}
         return layer_sensitivities(
-            self.model, ffns, masks, sequences, self.calibration.batch_size, progress=self.progress
+            self.model, ffns, masks, sequences, self.calibration.batch_size, progress=self.progress, groups=groups
         )
 
     def choose_masks(
@@ -198,6 +204,7 @@ class PipelineStages:
             sensitivities=self.sensitivities,
             costs=self.costs,
             present=present,
+            targets=self.targets,
         )
 
     def repair_output_maps(

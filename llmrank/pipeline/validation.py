@@ -126,7 +126,7 @@ class Validator:
     @torch.no_grad()
     def _outputs(self) -> Iterator[Any]:
         """Yield for each batch the first output or, if the model predicts tokens, a function that yields its predictions."""
-        with evaluation_mode(self._model):
+        with evaluation_mode(self._model, self._ffns):
             for ids, mask in self._batches:
                 if self._measure == "divergence":
                     yield self._predictor.hold(ids, mask)
@@ -141,7 +141,7 @@ class Validator:
         counts: list[int] = []
         measure: Callable[..., Distances] = _divergences if self._measure == "divergence" else _squared_errors
         for dense, output, (_, mask) in zip(self._dense, self._outputs(), self._batches, strict=True):
-            with evaluation_mode(self._model):
+            with evaluation_mode(self._model, self._ffns):
                 batch_distances, batch_counts = measure(dense, output, mask)
             distances += batch_distances
             counts += batch_counts

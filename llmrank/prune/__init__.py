@@ -3,8 +3,8 @@
 from llmrank.prune.amounts import check_amount, global_count, local_count, protected_names, round_width
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.global_pruner import GlobalPruner
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
 from llmrank.prune.local_pruner import LocalPruner
+from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
 from llmrank.prune.sensitivity_pruner import SensitivityPruner, sensitivity_counts
 
 __all__ = [

@@ -69,13 +69,14 @@ def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
     return min(rounded, total)
 
 
-def check_removable(count: int, sizes: Sequence[int], min_keep: int, protected: Sequence[bool]) -> None:
-    """Raise an OptionError if `count` neurons cannot be removed from layers of these sizes together."""
-    most = sum(max(n - min_keep, 0) for n, keeps_all in zip(sizes, protected, strict=True) if not keeps_all)
+def check_removable(count: int, sizes: Sequence[int], min_keep: Sequence[int], protected: Sequence[bool]) -> None:
+    """Raise an OptionError if `count` neurons cannot be removed from layers of these sizes that keep at least so many each."""
+    layers = zip(sizes, min_keep, protected, strict=True)
+    most = sum(max(n - fewest, 0) for n, fewest, keeps_all in layers if not keeps_all)
     if count > most:
         raise OptionError(
             f"{count} of {sum(sizes)} neurons cannot be removed: at most {most} can, because each layer keeps "
-            f"min_keep={min_keep}{' and the protected layers all of theirs' if any(protected) else ''}; lower the amount or "
+            f"min_keep={min(min_keep)}{' and the protected layers all of theirs' if any(protected) else ''}; lower the amount or "
             "min_keep"
         )
 

@@ -13,8 +13,8 @@ import torch
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.models.costs import UNITS, ModelCosts, Unit, unit_name
 from llmrank.prune.amounts import Protect, check_amount, check_protect, local_count, protected_names, round_width
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
 
 __all__ = ["BasePruner"]
 
@@ -139,9 +139,10 @@ class BasePruner:
         if self.amount_of == "neurons":
             return
         target, costs = self._cost_to_remove(costs)
-        smallest_widths = {
-            layer.name: min(self.min_keep, layer.out_features) for layer in layer_list if layer.name not in protected
-        }
+        smallest_widths: dict[str, int] = {}
+        for layer in layer_list:
+            if layer.name not in protected:
+                smallest_widths |= layer.widths(min(self.fewest(layer), layer.out_features))
         most = costs.removed_cost(smallest_widths, self.amount_of)
         if target > most:
             raise self._amount_error(most, costs)
@@ -149,7 +150,11 @@ class BasePruner:
     def _check_as(self, kind: type[BasePruner], layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> None:
         """Prune records of these sizes as a pruner of this kind does, so that an impossible amount raises."""
         pruner = kind(self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of)
-        pruner.prune([record_of_size(layer.name, layer.out_features) for layer in layer_list], costs)
+        pruner.prune([record_of_size(layer.name, layer.out_features, layer.units) for layer in layer_list], costs)
+
+    def fewest(self, layer: LayerRecord) -> int:
+        """Return how many neurons a layer keeps at least."""
+        return max(self.min_keep, layer.min_keep)
 
     def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
         """Return a pruner like this one for each group of layers; positions in `protect` count through all groups."""
@@ -175,14 +180,14 @@ class BasePruner:
         trial = self.with_amount(0.0)
         trial.amount_of = "neurons"
         # With amount 0 this call raises the errors that the amount does not cause, so the loop can blame the amount.
-        most = costs.removed_cost(trial._choose_masks(layer_list).widths, self.amount_of)
+        most = costs.removed_cost(_widths(layer_list, trial._choose_masks(layer_list)), self.amount_of)
         # A bisection: `low` neurons are too few, and `high` neurons are enough or more than can be removed.
         low, high, reached = -1 if most >= target else 0, n_neurons, False
         while high - low > 1:
             middle = (low + high) // 2
             trial.amount = _share_of_count(middle, n_neurons)
             try:
-                widths = trial._choose_masks(layer_list).widths
+                widths = _widths(layer_list, trial._choose_masks(layer_list))
             except OptionError:  # more neurons than can be removed
                 high = middle
                 continue
@@ -256,25 +261,37 @@ class BasePruner:
             scores = scores.where(present, -torch.inf)
             amount = check_amount(self.amount if layer.amount is None else layer.amount)
             keep = keep_highest(scores, max(n - max(local_count(amount, n), n_removed), 0))
-        kept = int(keep.sum())
-        if kept < min(self.min_keep, n - n_removed):
+        kept, fewest = int(keep.sum()), self.fewest(layer)
+        if kept < min(fewest, n - n_removed):
+            what = "neurons" if layer.units is None else layer.units.target
+            limit = f"min_keep={self.min_keep}" if fewest == self.min_keep else f"the {fewest} that the router needs"
             raise OptionError(
-                f"{layer.name} would keep {kept} of {n} neurons, fewer than min_keep={self.min_keep}; lower the amount (at most "
-                f"{max(n - self.min_keep, 0)} of them can be removed) or min_keep"
+                f"{layer.name} would keep {kept} of {n} {what}, fewer than {limit}; lower the amount (at most "
+                f"{max(n - fewest, 0)} of them can be removed){' or min_keep' if fewest == self.min_keep else ''}"
             )
-        if self.multiple_of > 1:
+        multiple = math.lcm(self.multiple_of, layer.multiple_of)
+        if multiple > 1:
             # Removed neurons come before kept ones, and scores order both groups.
             order = ascending_positions(scores) + n * keep.long()
-            keep = keep_highest(order, self._rounded_width(kept, n, n - n_removed))
+            keep = keep_highest(order, _rounded_width(kept, n, n - n_removed, multiple, fewest))
         return keep
 
-    def _rounded_width(self, kept: int, n: int, n_present: int) -> int:
-        """Round the number of neurons that a layer of `n` keeps, at most to the `n_present` that earlier steps have kept."""
-        width = round_width(kept, n, self.multiple_of, self.min_keep)
-        if width <= n_present:
-            return width
-        lower = n_present - n_present % self.multiple_of
-        return lower if lower >= self.min_keep else n_present
+
+def _rounded_width(kept: int, n: int, n_present: int, multiple: int, fewest: int) -> int:
+    """Round the number of neurons that a layer of `n` keeps, at most to the `n_present` that earlier steps have kept."""
+    width = round_width(kept, n, multiple, fewest)
+    if width <= n_present:
+        return width
+    lower = n_present - n_present % multiple
+    return lower if lower >= fewest else n_present
+
+
+def _widths(layer_list: Sequence[LayerRecord], masks: Masks) -> dict[str, int]:
+    """Return the widths of the model's layers under masks of records."""
+    widths: dict[str, int] = {}
+    for layer in layer_list:
+        widths |= layer.widths(int(masks[layer.name].sum()))
+    return widths
 
 
 def _share_of_count(count: int, n_neurons: int) -> float:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from llmrank.errors import OptionError
-from llmrank.models import FFN, FFNs
+from llmrank.models import FFNs, PrunableLayer
 from llmrank.models.costs import UNITS, ModelCosts, Unit, neuron_cost, unit_name
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.global_pruner import GlobalPruner
-from llmrank.prune.layer_record import LayerRecord, record_of_size
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.layer_record import LayerRecord, record_of_size
+from llmrank.prune.records.units import Target, units_of
 from llmrank.prune.sensitivity_pruner import SensitivityPruner
 
 __all__ = ["Reached", "budget_notes", "check_budget", "describe_amount", "reached_amounts"]
@@ -25,7 +26,9 @@ MAX_DIFFERENCE = 0.02
 MAX_COST_SHORTFALL = 0.001
 
 
-def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: bool) -> None:
+def check_budget(
+    pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: bool, targets: Sequence[Target] = ("neurons",)
+) -> None:
     """Raise if the options of a pruner are impossible for these FFNs, whatever the scores.
 
     If `jointly`, one budget covers all FFNs; otherwise each FFN has its own.
@@ -35,21 +38,21 @@ def check_budget(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, *, jointly: 
     OptionError
         See :meth:`llmrank.prune.BasePruner.check`; or all layers are protected.
     """
-    groups = [_records(ffn) for ffn in ffns]
-    together = [record for group in groups for record in group]
+    together = _records(ffns, targets)
     if len(protected_names(pruner.protect, [record.name for record in together])) == len(together):
         raise OptionError("every prunable layer is protected, so nothing can be removed; protect fewer")
-    if jointly:
-        groups = [together]
+    groups = [together]
+    if not jointly:
+        groups = [[record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
     for group_pruner, group in zip(pruner.for_groups(groups), groups, strict=True):
         group_pruner.check(group, costs)
 
 
-def _records(ffn: FFN) -> list[LayerRecord]:
-    return [record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()]
+def _records(ffns: FFNs, targets: Sequence[Target]) -> list[LayerRecord]:
+    return [record_of_size(units.name, units.n_units, units) for units in units_of(ffns.layers.values(), targets)]
 
 
-def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
+def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: Sequence[Target] = ("neurons",)) -> str:
     """Describe an amount in neurons, as a share and in parameters, before anything is measured.
 
     Parameters
@@ -74,43 +77,64 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts) -> str:
     >>> describe_amount(LocalPruner(0.25), find_ffns(mlp), ModelCosts(mlp, find_ffns(mlp)))
     '2 of 8 hidden neurons in 1 layer (25.0 %), 16 of 67 parameters'
     """
-    records = [record for ffn in ffns for record in _records(ffn)]
+    records = _records(ffns, targets)
     if not isinstance(pruner, (LocalPruner, GlobalPruner, SensitivityPruner)):
         return f"{type(pruner).__name__} decides how many neurons that is"
     local, unit = isinstance(pruner, LocalPruner), pruner.amount_of
     # Where scores decide how much each layer loses, only the total is known, and only before widths are rounded.
-    widths = (pruner if local else pruner.with_amount(pruner.amount)).prune(records, costs).widths
-    sizes = {record.name: record.out_features for record in records}
+    kept = (pruner if local else pruner.with_amount(pruner.amount)).prune(records, costs).widths
+    widths = {name: width for record in records for name, width in record.widths(kept[record.name]).items()}
+    counted = (
+        _describe_experts(records, kept) if "experts" in targets else _describe_neurons(records, widths, ffns, local)
+    )
+    about, parameters = "", costs.removed_cost(widths, "parameters")
+    prunable = [layer for record in records if not record.protected for layer in _layers(record, ffns)]
+    if not local and len({neuron_cost(layer) for layer in prunable}) > 1:
+        about = "about "
+        removed = sum(ffns.sizes[name] - width for name, width in widths.items())
+        prunable_parameters = sum(layer.size * neuron_cost(layer).parameters for layer in prunable)
+        parameters = round(removed * prunable_parameters / sum(layer.size for layer in prunable))
+    parts = [counted]
+    if unit != "neurons":
+        saved, cost = costs.removed_cost(widths, unit), costs.total(unit)
+        parts = [f"{saved:,} of {cost:,} {unit_name(unit)} ({100 * saved / cost:.1f} %)", f"with {about}{counted}"]
+    if unit != "parameters":
+        parts.append(f"{about}{_short(parameters)} of {_short(costs.model.parameters)} parameters")
+    if not local and pruner.multiple_of > 1:
+        parts.append(f"before widths are rounded to multiples of {pruner.multiple_of}")
+    return ", ".join(parts)
+
+
+def _layers(record: LayerRecord, ffns: FFNs) -> list[PrunableLayer]:
+    return [ffns.layers[name] for name in record.widths(record.out_features)]
+
+
+def _describe_neurons(records: Sequence[LayerRecord], widths: Mapping[str, int], ffns: FFNs, local: bool) -> str:
+    sizes = {name: ffns.sizes[name] for name in widths}
     total = sum(sizes.values())
     removed = total - sum(widths.values())
-    unprotected = [record.name for record in records if not record.protected]
+    unprotected = [layer.name for record in records if not record.protected for layer in _layers(record, ffns)]
     layers = f"{len(unprotected)} layer{'s' if len(unprotected) > 1 else ''}"
-    n_protected = len(records) - len(unprotected)
+    n_protected = len(sizes) - len(unprotected)
     plural, verb = ("s", "keep") if n_protected > 1 else ("", "keeps")
     protected = f"; {n_protected} protected layer{plural} {verb} all" if n_protected else ""
     share = f"{100 * removed / total:.1f} %{protected}"
     by_layer = {(sizes[name] - widths[name], sizes[name]) for name in unprotected}
     if local and len(by_layer) == 1 and len(unprotected) > 1:
         each, size = by_layer.pop()
-        neurons = f"{each:,} of {size:,} hidden neurons in each of {layers} ({removed:,} in total, {share})"
-    else:
-        together = "" if local or len(records) == 1 else " together"
-        neurons = f"{removed:,} of {total:,} hidden neurons in {layers}{together} ({share})"
-    about, parameters = "", costs.removed_cost(widths, "parameters")
-    prunable = [layer for name, layer in ffns.layers.items() if name in unprotected]
-    if not local and len({neuron_cost(layer) for layer in prunable}) > 1:
-        about = "about "
-        prunable_parameters = sum(layer.size * neuron_cost(layer).parameters for layer in prunable)
-        parameters = round(removed * prunable_parameters / sum(layer.size for layer in prunable))
-    parts = [neurons]
-    if unit != "neurons":
-        saved, cost = costs.removed_cost(widths, unit), costs.total(unit)
-        parts = [f"{saved:,} of {cost:,} {unit_name(unit)} ({100 * saved / cost:.1f} %)", f"with {about}{neurons}"]
-    if unit != "parameters":
-        parts.append(f"{about}{_short(parameters)} of {_short(costs.model.parameters)} parameters")
-    if not local and pruner.multiple_of > 1:
-        parts.append(f"before widths are rounded to multiples of {pruner.multiple_of}")
-    return ", ".join(parts)
+        return f"{each:,} of {size:,} hidden neurons in each of {layers} ({removed:,} in total, {share})"
+    together = "" if local or len(sizes) == 1 else " together"
+    return f"{removed:,} of {total:,} hidden neurons in {layers}{together} ({share})"
+
+
+def _describe_experts(records: Sequence[LayerRecord], kept: Mapping[str, int]) -> str:
+    counts = [
+        (record.out_features, kept[record.name], record.units.n_groups if record.units else 1) for record in records
+    ]
+    total = sum(size * groups for size, _, groups in counts)
+    removed = sum((size - left) * groups for size, left, groups in counts)
+    mixtures = f"{len(records)} mixture{'s' if len(records) > 1 else ''}"
+    return f"{removed:,} of {total:,} experts in {mixtures} ({100 * removed / total:.1f} %)"
 
 
 def _short(number: int) -> str:

@@ -11,7 +11,7 @@ from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
 from llmrank.prune.amounts import Protect, check_removable, global_count
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, importance_of
+from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, importance_of
 
 __all__ = ["GlobalPruner", "Normalize"]
 
@@ -63,13 +63,20 @@ class GlobalPruner(BasePruner):
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         """Order the neurons of all layers, and set a keep mask on every record."""
-        sizes, protected = [layer.out_features for layer in layer_list], [layer.protected for layer in layer_list]
-        count = global_count(self.amount, sum(sizes))
+        n_neurons = [layer.out_features * layer.neurons_per_unit for layer in layer_list]
+        protected = [layer.protected for layer in layer_list]
+        count = global_count(self.amount, sum(n_neurons))
         if not all(protected):
-            check_removable(count, sizes, self.min_keep, protected)
-        for layer, positions in zip(layer_list, self.removal_positions(layer_list), strict=True):
+            fewest = [self.fewest(layer) * layer.neurons_per_unit for layer in layer_list]
+            check_removable(count, n_neurons, fewest, protected)
+        positions = self.removal_positions(layer_list)
+        # In the order of removal: how many neurons go before each unit.
+        sizes = torch.cat([torch.full((layer.out_features,), layer.neurons_per_unit) for layer in layer_list])
+        in_order = sizes[torch.argsort(torch.cat(positions))]
+        removed_before = in_order.cumsum(0) - in_order
+        for layer, layer_positions in zip(layer_list, positions, strict=True):
             # If all layers are protected, the amount has not been checked, and may be too large for an int64 tensor.
-            layer.pruning_mask = positions >= min(count, sum(sizes))
+            layer.pruning_mask = removed_before[layer_positions] >= min(count, sum(n_neurons))
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`. It refuses every amount that is impossible for layers of these sizes."""
@@ -109,7 +116,7 @@ class GlobalPruner(BasePruner):
         )
         comes_last = torch.cat(
             [
-                torch.arange(len(p)) >= (0 if layer.protected else len(p) - self.min_keep)
+                torch.arange(len(p)) >= (0 if layer.protected else len(p) - self.fewest(layer))
                 for layer, p in zip(layer_list, in_layer, strict=True)
             ]
         )

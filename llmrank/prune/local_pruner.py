@@ -9,7 +9,7 @@ import torch
 
 from llmrank.models.costs import ModelCosts
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord, ascending_positions, importance_of
+from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, importance_of
 
 __all__ = ["LocalPruner"]
 

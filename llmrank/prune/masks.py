@@ -110,7 +110,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return f"Masks({len(self)} layers, {self.kept:,} of {self.size:,} neurons kept)"
 
     def check(self, layers: Mapping[str, PrunableLayer]) -> None:
-        """Check that the masks fit these prunable layers, and that each mask keeps a neuron.
+        """Check that the masks fit these prunable layers, and that each mask keeps a neuron, if the layer is not an expert's.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class Masks(Mapping[str, torch.Tensor]):
                     f"the mask of {name} has {len(self[name])} entries, the layer {layer.size} neurons: the masks are of "
                     "another model, or this one has been compacted already; pass the model that they were made for"
                 )
-            if not bool(self[name].any()):
+            if layer.mixture is None and not bool(self[name].any()):
                 raise MaskError(f"the mask of {name} keeps no neuron; keep at least one")
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@ from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
 from llmrank.prune.amounts import Protect, check_amount, check_removable
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.layer_record import LayerRecord
+from llmrank.prune.records.layer_record import LayerRecord
 
 __all__ = ["SensitivityPruner", "sensitivity_counts"]
 
@@ -82,7 +82,7 @@ class SensitivityPruner(BasePruner):
             [layer.out_features for layer in layer_list],
             [_sensitivity(layer) for layer in layer_list],
             self.amount,
-            self.min_keep,
+            [self.fewest(layer) for layer in layer_list],
             self.limit,
             protected=[layer.protected for layer in layer_list],
             removed=[layer.n_removed for layer in layer_list],
@@ -111,7 +111,7 @@ def sensitivity_counts(
     sizes: Sequence[int],
     sensitivities: Sequence[float],
     amount: float | int,
-    min_keep: int = 1,
+    min_keep: int | Sequence[int] = 1,
     limit: float = 2.0,
     *,
     protected: Sequence[bool] = (),
@@ -131,8 +131,8 @@ def sensitivity_counts(
         One for each layer, finite and >= 0.
     amount : float or int
         Share (float) of all neurons to remove, or number (int) to remove from each layer on average.
-    min_keep : int
-        Smallest number of neurons that a layer keeps.
+    min_keep : int or sequence of int
+        Smallest number of neurons that a layer keeps; one for all layers, or one for each.
     limit : float
         See :class:`SensitivityPruner`.
     protected : sequence of bool, optional
@@ -164,8 +164,9 @@ def sensitivity_counts(
     keeps_all = list(protected) or [False] * n_layers
     if all(keeps_all):
         return [0] * n_layers
-    check_removable(total, sizes, min_keep, keeps_all)
-    max_removed = [0 if kept else max(n - min_keep, 0) for n, kept in zip(sizes, keeps_all, strict=True)]
+    fewest = [min_keep] * n_layers if isinstance(min_keep, int) else list(min_keep)
+    check_removable(total, sizes, fewest, keeps_all)
+    max_removed = [0 if kept else max(n - least, 0) for n, least, kept in zip(sizes, fewest, keeps_all, strict=True)]
     exact = [Fraction(value) for value in sensitivities]
     threshold = Fraction(limit) * median(c for c, kept in zip(exact, keeps_all, strict=True) if not kept)
     even = [Fraction(amount) if isinstance(amount, int) else Fraction(repr(amount)) * n for n in sizes]

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from itertools import groupby
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 
 from graphs import LayeredGraph, RankResult
-from graphs.linalg.blocks import DenseBlock
-from llmrank.calibration.forward import at_least_float32
+from graphs.linalg.backends import TorchBufferMaker
+from graphs.linalg.stacking import StackedBlock
 from llmrank.calibration.residual import block_path
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
 from llmrank.errors import OptionError, StructureError
 from llmrank.models import FFN, FFNs, PrunableLayer
 
-__all__ = ["TOPOLOGIES", "ModelGraph", "Topology", "build_graphs", "check_beta", "edge_weights"]
+__all__ = ["TOPOLOGIES", "LayerNodes", "ModelGraph", "Topology", "build_graphs", "check_beta", "edge_weights"]
 
 Topology: TypeAlias = Literal["isolated", "chained", "residual"]
 TOPOLOGIES: tuple[Topology, ...] = get_args(Topology)
 
 
+@dataclass(frozen=True)
+class LayerNodes:
+    """Where the neurons of a prunable layer are among the nodes of a graph.
+
+    Attributes
+    ----------
+    layer : PrunableLayer
+    position : int
+        Layer of the graph.
+    start : int
+        The first node. In a mixture, one layer of the graph holds the neurons of all experts.
+    """
+
+    layer: PrunableLayer
+    position: int
+    start: int = 0
+
+    @property
+    def nodes(self) -> slice:
+        """The nodes of the neurons."""
+        return slice(self.start, self.start + self.layer.size)
+
+
 @dataclass(frozen=True, eq=False)
 class ModelGraph:
-    """A layered graph of one FFN (or attention) or of a chain of FFNs, with the mapping from its layers to prunable layers.
+    """A layered graph of one FFN, mixture or attention, or of a chain of FFNs, with its nodes that are prunable neurons.
 
     Attributes
     ----------
@@ -33,8 +58,7 @@ class ModelGraph:
         Its dense blocks are views of the model's weights; value maps of attentions may be copies.
     statistics : tuple of LayerStatistics
         One for each layer of the graph.
-    prunable : mapping from int to PrunableLayer
-        The prunable layers by their position in the graph.
+    prunable : tuple of LayerNodes
     follows : bool
         Whether the first layer is also the last layer of the graph before: both hold the nodes of one residual stream.
     skip : float
@@ -44,37 +68,49 @@ class ModelGraph:
 
     graph: LayeredGraph
     statistics: tuple[LayerStatistics, ...]
-    prunable: Mapping[int, PrunableLayer]
+    prunable: tuple[LayerNodes, ...]
     follows: bool = False
     skip: float = 0.0
 
     def importance(self, result: RankResult) -> dict[str, torch.Tensor]:
         """Return the scores of the neurons in a rank of this graph: one float64 tensor for each prunable layer, by name."""
         return {
-            layer.name: torch.from_numpy(result.scores[position].astype(np.float64))
-            for position, layer in self.prunable.items()
+            entry.layer.name: torch.from_numpy(result.scores[entry.position][entry.nodes].astype(np.float64))
+            for entry in self.prunable
         }
 
-    def with_norms(self, position: int, norms: torch.Tensor) -> ModelGraph:
-        """Return this graph with other activations (norms) of the nodes of one layer; its means and variances stay."""
-        layers = list(self.statistics)
-        layers[position] = replace(layers[position], norm=norms, read_norm=norms)
-        return replace(self, graph=self.graph.with_activations(position, norms), statistics=tuple(layers))
+    def with_norms(self, place: LayerNodes, norms: torch.Tensor) -> ModelGraph:
+        """Return this graph with other activations (norms) of the neurons of a layer; their means and variances stay."""
+        layers, position = list(self.statistics), place.position
+        changed = layers[position].norm.clone()
+        changed[place.nodes] = norms
+        layers[position] = replace(layers[position], norm=changed, read_norm=changed)
+        return replace(self, graph=self.graph.with_activations(position, changed), statistics=tuple(layers))
 
 
 def build_graphs(
-    ffns: FFNs, statistics: Sequence[FFNStatistics], topology: Topology, beta: float | None = None
+    ffns: FFNs,
+    statistics: Sequence[FFNStatistics],
+    topology: Topology,
+    beta: float | None = None,
+    *,
+    weigh_tokens: bool = True,
 ) -> tuple[ModelGraph, ...]:
     """Build the graphs of a model.
 
-    There is one graph for each FFN (isolated), one for each chain of consecutive FFNs of a stack (chained), or one for each FFN
-    with skip edges past it (residual). In a chain, the output layer of an FFN is the input layer of the next one; its activations
-    are the norms of the next FFN's input (for explicit FFNs, of the previous FFN's output). FFNs whose sizes differ there are not
-    chained.
+    There is one graph for each FFN or mixture of experts (isolated), one for each chain of consecutive FFNs of a stack (chained),
+    or one for each FFN with skip edges past it (residual). In a chain, the output layer of an FFN is the input layer of the next
+    one; its activations are the norms of the next FFN's input (for explicit FFNs, of the previous FFN's output). FFNs whose sizes
+    differ there are not chained.
 
     In the residual topology the layer between two FFNs ends one graph and starts the next. If the statistics include attentions,
     each attention has a graph in front of that of its FFN, without prunable layers: edges of weights ``|V|`` lead from the
     residual stream to the heads, and edges of weights ``|O|`` lead back to the stream.
+
+    In a mixture the hidden neurons of all experts are one layer. The edges into those of expert e have the weights
+    ``pi_e (|gate_e| + |up_e|)``, where pi_e is the mean of the routing weights p_te over all tokens t, 1 for a shared expert. The
+    activation of a neuron x is ``sqrt(sum_t (p_te x_t)^2)``, or the root mean square of x over the tokens that reach the expert,
+    times the root of the number of all tokens.
 
     Parameters
     ----------
@@ -85,6 +121,8 @@ def build_graphs(
     beta : float, optional
         For the residual topology: the share that skips a graph, 0..1. By default all graphs of a transformer block have the
         same share, and their product is the share that was measured for the block.
+    weigh_tokens : bool
+        Whether the activation of an expert's neuron counts tokens by their routing weights.
 
     Raises
     ------
@@ -99,23 +137,24 @@ def build_graphs(
     """
     if topology not in TOPOLOGIES:
         raise OptionError(f"unknown topology {topology!r}; expected 'isolated', 'chained' or 'residual'")
+    sublayers = _sublayers(ffns, statistics, weigh_tokens=weigh_tokens)
     if topology == "residual":
-        return _build_residual(ffns, statistics, beta)
+        return _build_residual(sublayers, beta)
     if beta is not None:
         raise OptionError(f"beta is the share of skip edges, and the {topology} topology has none; leave it out")
-    chains: list[list[tuple[FFN, FFNStatistics]]] = []
-    for ffn, entry in zip(ffns, statistics, strict=True):
-        previous = chains[-1][-1][0] if chains and topology == "chained" else None
-        if previous is not None and previous.stack == ffn.stack:
-            if previous.sizes[-1] == ffn.sizes[0]:
-                chains[-1].append((ffn, entry))
+    chains: list[list[_Sublayer]] = []
+    for sublayer in sublayers:
+        previous = chains[-1][-1] if chains and topology == "chained" else None
+        if previous is not None and previous.stack == sublayer.stack:
+            if previous.n_outputs == sublayer.n_inputs:
+                chains[-1].append(sublayer)
                 continue
-            if ffn.kind == "explicit":
+            if sublayer.ffns[0].kind == "explicit":
                 raise StructureError(
-                    f"structure_dict: {previous.name} ends in {previous.sizes[-1]} nodes but {ffn.name} starts with "
-                    f"{ffn.sizes[0]}, so they do not chain; use IsolatedFFNPipeline, or list all Linears of an FFN"
+                    f"structure_dict: {previous.name} ends in {previous.n_outputs} nodes but {sublayer.name} starts with "
+                    f"{sublayer.n_inputs}, so they do not chain; use IsolatedFFNPipeline, or list all Linears of an FFN"
                 )
-        chains.append([(ffn, entry)])
+        chains.append([sublayer])
     return tuple(_build_chain(chain) for chain in chains)
 
 
@@ -131,16 +170,107 @@ def check_beta(beta: object) -> float:
     return float(beta)  # type: ignore[arg-type]
 
 
-def _build_residual(ffns: FFNs, statistics: Sequence[FFNStatistics], beta: float | None) -> tuple[ModelGraph, ...]:
-    if any(ffn.kind == "explicit" for ffn in ffns):
+@dataclass(frozen=True)
+class _Sublayer:
+    """What becomes one graph: an FFN, an attention, or the experts of a mixture, with its statistics."""
+
+    ffns: tuple[FFN, ...]
+    layers: tuple[LayerStatistics, ...]
+    entry: FFNStatistics
+    use: tuple[float, ...] = (1.0,)  # pi of each expert
+
+    @property
+    def name(self) -> str:
+        mixture = self.ffns[0].mixture
+        return self.ffns[0].name if mixture is None else mixture.name
+
+    @property
+    def stack(self) -> str:
+        return self.ffns[0].stack
+
+    @property
+    def n_inputs(self) -> int:
+        return self.ffns[0].sizes[0]
+
+    @property
+    def n_outputs(self) -> int:
+        return self.ffns[0].sizes[-1]
+
+    def blocks(self, stage: int) -> Any:
+        """Return the weights of the edges of a stage, as :meth:`graphs.LayeredGraph.from_weights` takes them."""
+        weights = [tuple(linear_map.weight for linear_map in ffn.stages[stage]) for ffn in self.ffns]
+        if len(weights) == 1 and self.use == (1.0,):
+            return weights[0]
+        scales = self.use if stage == 0 else (1.0,) * len(weights)
+        return StackedBlock.from_weights(weights, scales, 0 if stage == 0 else 1, check_finite=False)
+
+    def prunable(self, layers_before: int) -> list[LayerNodes]:
+        """Return the nodes of the prunable layers, in a graph where so many layers come before."""
+        found, start = [], 0
+        for ffn in self.ffns:
+            found += [LayerNodes(layer, layers_before + k, start) for k, layer in ffn.prunable.items()]
+            start += ffn.sizes[1]
+        return found
+
+
+def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics], *, weigh_tokens: bool) -> list[_Sublayer]:
+    """Join the experts of each mixture, which follow one another in the model."""
+    found: list[_Sublayer] = []
+    for key, group in groupby(zip(ffns, statistics, strict=True), lambda pair: _mixture_name(pair[0])):
+        pairs = list(group)
+        if not key:
+            found += [_Sublayer((ffn,), entry.layers, entry) for ffn, entry in pairs]
+            continue
+        entries, mixture = [entry for _, entry in pairs], pairs[0][1].mixture
+        if mixture is None:
+            raise StructureError(f"the statistics of {key} are not those of a mixture; collect them for these FFNs")
+        hidden = _joined([_hidden(entry, mixture.inputs.count, weigh_tokens=weigh_tokens) for entry in entries])
+        layers = (mixture.inputs, hidden, mixture.outputs)
+        n_tokens = max(mixture.inputs.count, 1)
+        use = tuple(1.0 if entry.routing is None else entry.routing.weight / n_tokens for entry in entries)
+        found.append(_Sublayer(tuple(ffn for ffn, _ in pairs), layers, entries[0], use))
+    return found
+
+
+def _mixture_name(ffn: FFN) -> str:
+    return "" if ffn.mixture is None else ffn.mixture.name
+
+
+def _hidden(entry: FFNStatistics, n_tokens: int, *, weigh_tokens: bool) -> LayerStatistics:
+    """Return the statistics of the hidden neurons of an expert, with their activations in the graph of the mixture."""
+    layer, routing = entry.layers[1], entry.routing
+    if routing is None:
+        return layer
+    norm = routing.weighted_norm if weigh_tokens else layer.norm * math.sqrt(n_tokens / max(routing.count, 1))
+    return replace(layer, norm=norm)
+
+
+def _joined(layers: Sequence[LayerStatistics]) -> LayerStatistics:
+    def joined(name: str) -> torch.Tensor:
+        return torch.cat([getattr(layer, name) for layer in layers])
+
+    return LayerStatistics(
+        norm=joined("norm"),
+        mean=joined("mean"),
+        variance=joined("variance"),
+        count=max(layer.count for layer in layers),
+        read_norm=joined("read_norm"),
+    )
+
+
+def _build_residual(sublayers: Sequence[_Sublayer], beta: float | None) -> tuple[ModelGraph, ...]:
+    if any(sublayer.ffns[0].kind == "explicit" for sublayer in sublayers):
         raise StructureError(
             "structure_dict lists single Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or "
             "the isolated pipeline"
         )
-    blocks = [block_path(ffn) for ffn in ffns]
-    sublayers: list[tuple[FFN, tuple[LayerStatistics, ...], float]] = []
-    for ffn, entry, block in zip(ffns, statistics, blocks, strict=True):
-        n_graphs = sum(1 + (s.attention is not None) for s, b in zip(statistics, blocks, strict=True) if b == block)
+    blocks = [block_path(sublayer.ffns[0]) for sublayer in sublayers]
+    placed: list[tuple[_Sublayer, float]] = []
+    for sublayer, block in zip(sublayers, blocks, strict=True):
+        entry = sublayer.entry
+        n_graphs = sum(
+            1 + (s.entry.attention is not None) for s, b in zip(sublayers, blocks, strict=True) if b == block
+        )
         if beta is not None:
             skip = check_beta(beta)
         elif entry.skip is not None:
@@ -150,66 +280,63 @@ def _build_residual(ffns: FFNs, statistics: Sequence[FFNStatistics], beta: float
                 "the residual topology needs a beta; set beta, or collect statistics with skips=True, which measures it"
             )
         if entry.attention is not None:
-            sublayers.append((entry.attention.attention, entry.attention.layers, skip))
-        sublayers.append((ffn, entry.layers, skip))
+            attention = entry.attention
+            placed.append((_Sublayer((attention.attention,), attention.layers, entry), skip))
+        placed.append((sublayer, skip))
     graphs = []
-    for position, (sublayer, layers, skip) in enumerate(sublayers):
-        following = sublayers[position + 1] if position + 1 < len(sublayers) else None
-        if following is not None and _shares_stream(sublayer, following[0]):
+    for position, (sublayer, skip) in enumerate(placed):
+        following = placed[position + 1][0] if position + 1 < len(placed) else None
+        if following is not None and _shares_stream(sublayer, following):
             # The nodes of the last layer are those of the stream, with the activations that the next graph reads.
-            layers = (*layers[:-1], following[1][0])
-        graph = _build_chain([(sublayer, FFNStatistics(layers))])
-        follows = position > 0 and _shares_stream(sublayers[position - 1][0], sublayer)
+            sublayer = replace(sublayer, layers=(*sublayer.layers[:-1], following.layers[0]))
+        graph = _build_chain([sublayer])
+        follows = position > 0 and _shares_stream(placed[position - 1][0], sublayer)
         graphs.append(replace(graph, follows=follows, skip=skip))
     return tuple(graphs)
 
 
-def _shares_stream(before: FFN, after: FFN) -> bool:
-    return before.stack == after.stack and before.sizes[-1] == after.sizes[0] == before.sizes[0]
+def _shares_stream(before: _Sublayer, after: _Sublayer) -> bool:
+    return before.stack == after.stack and before.n_outputs == after.n_inputs == before.n_inputs
 
 
-def _build_chain(chain: Sequence[tuple[FFN, FFNStatistics]]) -> ModelGraph:
-    """Build one graph of FFNs that follow each other; an attention is a chain by itself."""
-    weights: list[tuple[torch.Tensor, ...]] = []
+def _build_chain(chain: Sequence[_Sublayer]) -> ModelGraph:
+    """Build one graph of sublayers that follow each other; an attention is a chain by itself."""
+    weights: list[Any] = []
     names: list[str] = []
     layers: list[LayerStatistics] = []
-    prunable: dict[int, PrunableLayer] = {}
-    for position, (ffn, entry) in enumerate(chain):
-        layers_before = len(weights)
+    prunable: list[LayerNodes] = []
+    for position, sublayer in enumerate(chain):
+        first = sublayer.ffns[0]
         if position == 0:
-            layers.append(entry.layers[0])
-            names.append(f"{ffn.name}:input")
-        elif ffn.kind == "explicit":
-            layers[-1] = replace(layers[-1], read_norm=entry.layers[0].norm)
+            layers.append(sublayer.layers[0])
+            names.append(f"{sublayer.name}:input")
+        elif first.kind == "explicit":
+            layers[-1] = replace(layers[-1], read_norm=sublayer.layers[0].norm)
         else:
-            layers[-1] = entry.layers[0]
-        layers += entry.layers[1:]
-        ffn_prunable = ffn.prunable
-        for layer, stage in enumerate(ffn.stages, start=1):
-            weights.append(tuple(linear_map.weight for linear_map in stage))
-            if layer in ffn_prunable:
-                names.append(ffn_prunable[layer].name)
-                prunable[layers_before + layer] = ffn_prunable[layer]
-            else:
-                names.append(f"{ffn.name}:{'output' if layer == len(ffn.stages) else 'heads'}")
+            layers[-1] = sublayer.layers[0]
+        layers += sublayer.layers[1:]
+        own = sublayer.prunable(len(weights))
+        hidden = {entry.position: sublayer.name if first.mixture else entry.layer.name for entry in own}
+        prunable += own
+        for layer in range(1, len(first.stages) + 1):
+            weights.append(sublayer.blocks(layer - 1))
+            last = "output" if layer == len(first.stages) else "heads"
+            names.append(hidden.get(len(weights), f"{sublayer.name}:{last}"))
     activations = [entry.norm for entry in layers]
     # Scorers that read weights raise an error for NaN themselves, so no extra pass over the model is needed.
     graph = LayeredGraph.from_weights(weights, activations[0], activations[1:], names, check_finite=False)
-    return ModelGraph(graph, tuple(layers), prunable)
+    return ModelGraph(graph, tuple(layers), tuple(prunable))
 
 
 def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
     """Return the weights of the edges into a layer as a dense tensor (n_l, n_{l-1}), in float32 or wider.
 
     Each call computes the tensor anew, on the device of the model's weights. The graph does not keep it, but a loop over layers
-    holds the tensor of one layer while it computes the next. Memory: a few tensors of this size.
+    holds the tensor of one layer while it computes the next. Memory: the tensor and two bands.
     """
     block = graph.blocks[layer - 1]
-    if not isinstance(block, DenseBlock):
-        return torch.from_numpy(block.to_csr().toarray())
-    tensors = (m if isinstance(m, torch.Tensor) else torch.from_numpy(np.asarray(m)) for m in block.matrices)
-    weights = (block.weight(at_least_float32(tensor)) for tensor in tensors)
-    total: torch.Tensor = next(weights)
-    for weight in weights:
-        total = total + weight.to(total.device)
-    return total
+    dtype = torch.float64 if block.csr_dtype == np.float64 else torch.float32
+    weights = torch.zeros(block.shape, dtype=dtype, device=block.device)
+    for band in block.bands(TorchBufferMaker(weights.device, dtype)):
+        weights[band.rows, band.columns] = band.matrix
+    return weights

@@ -7,31 +7,42 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from llmrank.errors import MaskError, OptionError
-from llmrank.models import FFNs
-from llmrank.models.families import BIAS_ATTRIBUTES, WIDTH_ATTRIBUTES, bias_attribute, text_config
-from llmrank.models.linear_map import bias_of, in_features, out_features, size_attributes
+from llmrank.models import FFNs, LinearMap
+from llmrank.models.experts import ExpertMap, Mixture, route_around
+from llmrank.models.families import WIDTH_ATTRIBUTES, bias_attribute, text_config
+from llmrank.models.linear_map import bias_of, in_features, is_linear_map, out_features
 from llmrank.prune.masks import Masks
 from llmrank.surgery.forms import (
     FORMS,
     Form,
-    compact_map,
-    linear_masks,
-    mask_map,
+    compact_tensor,
+    mask_tensor,
+    tensor_masks,
     write_repaired,
-    zero_map,
+    zero_tensor,
 )
 from llmrank.surgery.repair import RepairedMap
-from llmrank.surgery.widths import ALIGNMENTS, WIDTHS_KEY, Align, check_padding, compact_widths, set_widths
+from llmrank.surgery.widths import (
+    ALIGNMENTS,
+    EXPERT_WIDTHS,
+    Align,
+    check_padding,
+    compact_widths,
+    set_widths,
+)
 
 __all__ = ["AppliedMasks", "apply_masks", "check_writable", "temporarily_masked"]
 
 # Restores one module, or the configuration. It may be called again after an interrupt.
 Restore: TypeAlias = Callable[[], None]
 ABSENT = object()
+# Attributes in which linear maps state their sizes.
+SIZES = ("out_features", "in_features", "nf", "nx")
 
 
 @dataclass
@@ -141,33 +152,32 @@ def apply_masks(
     """
     repaired = repaired or {}
     _check(ffns, masks, form, align)
-    output_maps = {name: output_map.module for name, output_map in ffns.output_maps.items()}
+    output_maps = ffns.output_maps
     _check_repaired(output_maps, repaired)
     application = AppliedMasks(form, masks, {}, undoable)
-    repaired_by_module = {id(output_maps[name]): repair for name, repair in repaired.items()}
     if undoable:
         application._restores += _restores(model, ffns)
     try:
-        if any(repair.bias is not None and bias_of(output_maps[name]) is None for name, repair in repaired.items()):
+        if any(r.bias is not None and bias_of(output_maps[name].module) is None for name, r in repaired.items()):
             _add_biases(model, ffns)
+        write_repaired({output_maps[name]: repair for name, repair in repaired.items()})
         # Compact layers hold the kept neurons, and with padding some removed ones.
         held, fields = (masks, {}) if form != "compact" else compact_widths(model, ffns, masks, align)
         sizes = {name: len(mask) for name, mask in masks.items()}
         application.widths = held.widths if form == "compact" else sizes
-        for kept, stored in zip(linear_masks(ffns, masks), linear_masks(ffns, held), strict=True):
-            repair = repaired_by_module.get(id(kept.module))
-            if repair is not None:
-                # The model must not share memory with the repair. If a weight loses entries, their removal copies it, except
-                # with torch's masks.
-                write_repaired(kept.module, repair, copy=form == "mask" or kept.keeps_all)
-            if form == "mask":
-                mask_map(kept)
-            elif form == "zero" or align == "pad":
-                zero_map(kept)
-            if form == "compact":
-                compact_map(stored)
+        if form == "mask":
+            for kept in tensor_masks(ffns, masks, routers=False):
+                mask_tensor(kept)
+        elif form == "zero" or held != masks:
+            for kept in tensor_masks(ffns, masks, routers=False):
+                zero_tensor(kept)
         if form == "compact":
+            for stored in tensor_masks(ffns, held):
+                compact_tensor(stored)
             set_widths(model, ffns, sizes, application.widths, fields)
+        else:
+            for mixture, keep in _mixtures_that_lose_experts(ffns, masks):
+                route_around(mixture, keep)
         application._unchanged_checks += [_unchanged(module) for module in ffns.modules]
         return application
     except BaseException:
@@ -218,13 +228,35 @@ def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
     masks.check(ffns.layers)
     if align == "pad":
         check_padding(map(len, masks.values()))
+    for mixture, keep in _mixtures_that_lose_experts(ffns, masks):
+        _check_experts(mixture, keep, form)
     check_writable(ffns)
 
 
-def _check_repaired(output_maps: Mapping[str, nn.Module], repaired: Mapping[str, RepairedMap]) -> None:
+def _mixtures_that_lose_experts(ffns: FFNs, masks: Masks) -> Iterator[tuple[Mixture, torch.Tensor]]:
+    """Yield each mixture of which experts are removed, with the keep mask of its experts."""
+    for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
+        keep = torch.stack([masks[name].any() for name in experts])
+        if not bool(keep.all()):
+            yield mixture, keep
+
+
+def _check_experts(mixture: Mixture, keep: torch.Tensor, form: str) -> None:
+    """Raise a MaskError if too few experts are kept for the router, or groups keep different numbers of them."""
+    by_group = keep.view(mixture.n_groups, -1).sum(1).tolist()
+    if min(by_group) < mixture.min_kept or (form == "compact" and len(set(by_group)) > 1):
+        groups = f" in each of its {mixture.n_groups} groups of experts" if mixture.n_groups > 1 else ""
+        same = ", the same number in every group" if mixture.n_groups > 1 else ""
+        raise MaskError(
+            f"the masks keep {by_group if groups else by_group[0]} experts of {mixture.name}{groups}, and its router needs "
+            f"{mixture.min_kept}{groups}{same}; remove fewer experts"
+        )
+
+
+def _check_repaired(output_maps: Mapping[str, LinearMap], repaired: Mapping[str, RepairedMap]) -> None:
     for name, repair in repaired.items():
-        module = output_maps.get(name)
-        expected = None if module is None else (out_features(module), in_features(module))
+        output_map = output_maps.get(name)
+        expected = None if output_map is None else (output_map.size, output_map.in_features)
         shape = expected if repair.weight is None else tuple(repair.weight.shape)
         if shape is None or shape != expected:
             raise MaskError(
@@ -246,7 +278,8 @@ def check_writable(ffns: FFNs) -> None:
     for ffn in ffns:
         for n_inputs, stage in zip(ffn.sizes, ffn.stages, strict=False):
             for linear_map in stage:
-                if "weight" not in linear_map.module._parameters:
+                part = linear_map.module.weight_part if isinstance(linear_map.module, ExpertMap) else None
+                if (part.name if part else "weight") not in linear_map.owner._parameters:
                     raise OptionError(
                         f"{linear_map.name} has no weight of its own: it carries a torch.nn.utils.prune mask already, or "
                         "is reparametrised (weight norm); undo the earlier application, call prune.remove or "
@@ -258,7 +291,7 @@ def check_writable(ffns: FFNs) -> None:
                         f"{linear_map.name} has other shapes than when it was found: the model has been compacted since; "
                         "undo that, or find its FFNs and their masks again"
                     )
-                if linear_map.module.weight.is_meta:
+                if linear_map.weight.is_meta:
                     raise OptionError(
                         f"{linear_map.name} has no data here (offloaded or on the meta device); load the model completely into "
                         "memory"
@@ -267,7 +300,7 @@ def check_writable(ffns: FFNs) -> None:
 
 def _add_biases(model: nn.Module, ffns: FFNs) -> None:
     """Give every map of the FFNs that has no bias one of zeros, and state in the configuration that maps have biases."""
-    for module in ffns.modules:
+    for module in filter(is_linear_map, ffns.modules):
         if module._parameters.get("bias") is None:
             weight: Any = module.weight
             module._parameters["bias"] = nn.Parameter(weight.new_zeros(out_features(module)))
@@ -276,19 +309,51 @@ def _add_biases(model: nn.Module, ffns: FFNs) -> None:
 
 def _restores(model: nn.Module, ffns: FFNs) -> list[Restore]:
     """Return functions that restore the present state of everything that an application may change."""
-    restores = [_restore_linear(module) for module in ffns.modules]
-    restores += [_restore_attributes(ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns]
+    attributes: list[tuple[nn.Module, tuple[str, ...]]] = [
+        (ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns if not ffn.is_routed
+    ]
+    for mixture in ffns.mixtures:
+        attributes.append((mixture.experts.owner, EXPERT_WIDTHS))
+        attributes += [(module, (name,)) for module, name in mixture.counts]
+    restores = [_restore_module(module) for module in (*ffns.modules, *ffns.router_modules)]
+    restores += [_restore_attributes(module, names) for module, names in attributes]
+    restores += [_restore_forward(mixture.router) for mixture in ffns.mixtures]
     config = text_config(model)
     if config is not None:
-        restores.append(_restore_attributes(config, (*WIDTH_ATTRIBUTES, *BIAS_ATTRIBUTES, WIDTHS_KEY)))
+        restores.append(_restore_config(config))
     return restores
 
 
-def _restore_linear(module: nn.Module) -> Restore:
+def _restore_config(config: Any) -> Restore:
+    before = dict(vars(config))
+
+    def restore() -> None:
+        for name in vars(config).keys() - before.keys():
+            delattr(config, name)
+        for name, value in before.items():
+            if vars(config).get(name, ABSENT) is not value:
+                vars(config)[name] = value
+
+    return restore
+
+
+def _restore_forward(module: nn.Module) -> Restore:
+    before = vars(module).get("forward", ABSENT)
+
+    def restore() -> None:
+        if before is ABSENT:
+            vars(module).pop("forward", None)
+        else:
+            vars(module)["forward"] = before
+
+    return restore
+
+
+def _restore_module(module: nn.Module) -> Restore:
     parameters, buffers, hooks = dict(module._parameters), dict(module._buffers), dict(module._forward_pre_hooks)
     # The tensors are kept too, because an assignment to `data` gives the same Parameter another tensor.
     tensors = {name: parameter.data for name, parameter in parameters.items() if parameter is not None}
-    restore_sizes = _restore_attributes(module, tuple(size_attributes(module, 0, 0)))
+    restore_sizes = _restore_attributes(module, SIZES)
 
     def restore() -> None:
         target: Any = module
@@ -304,6 +369,9 @@ def _restore_linear(module: nn.Module) -> Restore:
         for key, hook in list(target._forward_pre_hooks.items()):
             if key not in hooks and isinstance(hook, torch_prune.BasePruningMethod):
                 target._forward_pre_hooks.pop(key, None)
+        target._buffers.update(
+            {name: value for name, value in buffers.items() if target._buffers.get(name) is not value}
+        )
         # The order of the parameters is restored too: optimisers and state dicts depend on it.
         if [(name, id(p)) for name, p in target._parameters.items()] != [
             (name, id(p)) for name, p in parameters.items()

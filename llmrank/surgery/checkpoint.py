@@ -18,11 +18,11 @@ from torch import nn
 
 from llmrank.errors import CheckpointError, is_out_of_memory
 from llmrank.models import FFNs, find_ffns
-from llmrank.models.linear_map import size_attributes
+from llmrank.models.experts import RouteAround
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
 from llmrank.surgery.files import atomic_directory, check_output
-from llmrank.surgery.forms import linear_masks, replace_parameter
+from llmrank.surgery.forms import replace_tensor, set_sizes, tensor_masks
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
 __all__ = ["load", "save"]
@@ -60,13 +60,19 @@ def save(
     ------
     CheckpointError
         The directory cannot be written, see :func:`llmrank.surgery.files.check_output`; the disk is full; the model is not a
-        transformers model or has no data; the written tensors do not fit the written configuration.
+        transformers model or has no data; experts were removed in another form than compact; the written tensors do not fit the
+        written configuration.
     """
     check_output(directory)
     if not isinstance(model, transformers.PreTrainedModel):
         raise CheckpointError(
             f"{type(model).__name__} is not a transformers model; save its state_dict with torch, and its masks with "
             "Masks.save"
+        )
+    if any(isinstance(vars(module).get("forward"), RouteAround) for module in model.modules()):
+        raise CheckpointError(
+            "no file can state that a router chooses among some of its experts only: experts were removed in the form zero or "
+            "mask; apply the masks in the compact form, and save that model"
         )
     absent = [name for name, value in model.state_dict().items() if value.is_meta]
     # With a device map transformers fetches offloaded tensors itself.
@@ -196,21 +202,21 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
     stacks = {ffn.stack for ffn in found if any(layer.name in widths for layer in ffn.prunable.values())}
     ffns = FFNs(ffn for ffn in found if ffn.stack in stacks)
     sizes = ffns.sizes
+    # Experts that are removed are not listed.
+    experts = {name for names in ffns.experts.values() for name in names}
     misfits = [name for name, width in widths.items() if width > sizes.get(name, 0)]
-    if misfits or set(sizes) - set(widths):
+    missing = set(sizes) - set(widths) - experts
+    if misfits or missing:
         raise CheckpointError(
             f"{WIDTHS_KEY} does not fit {type(model).__name__}: {len(misfits)} unknown or too wide, "
-            f"{len(set(sizes) - set(widths))} missing; the configuration belongs to another model"
+            f"{len(missing)} missing; the configuration belongs to another model"
         )
+    widths = {name: widths.get(name, 0) for name in sizes}
     with torch.device("cpu"):  # from_pretrained builds models on the meta device, where masks hold no values
         first_neurons = Masks({name: torch.arange(size) < widths[name] for name, size in sizes.items()})
-        linears = linear_masks(ffns, first_neurons)
-    for owner, name, width in module_widths(ffns, widths):
-        setattr(owner, name, width)
-    for linear in linears:
-        module: Any = linear.module
-        replace_parameter(module, "weight", module.weight.new_empty(linear.weight_shape))
-        if getattr(module, "bias", None) is not None:
-            replace_parameter(module, "bias", module.bias.new_empty(linear.n_kept_rows))
-        for name, size in size_attributes(module, linear.n_kept_rows, linear.n_kept_columns).items():
-            setattr(module, name, size)
+        masks = tensor_masks(ffns, first_neurons)
+        for owner, name, value in module_widths(ffns, widths):
+            setattr(owner, name, value)
+        for mask in masks:
+            replace_tensor(mask, mask.read().new_empty(mask.shape))
+            set_sizes(mask)

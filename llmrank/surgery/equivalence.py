@@ -6,7 +6,7 @@ masked and of the compact model, show such errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,10 +17,11 @@ from llmrank.calibration.forward import evaluation_mode, first_output, model_inp
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import UnsupportedModelError, is_out_of_memory
 from llmrank.models import FFNs, PrunableLayer
+from llmrank.models.experts import Mixture, by_expert, route_around
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair import RepairedMap, substitute
 
-__all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence_removed"]
+__all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence_layers"]
 
 # So few tokens are enough, because every neuron takes part in each.
 N_SEQUENCES, N_TOKENS = 2, 32
@@ -55,7 +56,7 @@ def masked_outputs(
     tensor
         The model's first output, float64 on the CPU.
     """
-    with as_masked(ffns, masks, repaired):
+    with as_masked(ffns, masks, repaired), by_expert(ffns.mixtures):
         return _outputs(model, sequences)
 
 
@@ -63,11 +64,10 @@ def masked_outputs(
 def as_masked(ffns: FFNs, masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Iterator[None]:
     """Let a model compute, within the context, what its compact form will compute; its weights are not written."""
     with ExitStack() as hooks:
-        for name, layer in ffns.layers.items():
-            silence_removed(hooks, layer, masks[name])
-            for output_map in layer.output_maps:
-                if repaired and output_map.name in repaired:
-                    substitute(hooks, output_map.module, repaired[output_map.name])
+        silence_layers(hooks, ffns.layers.values(), masks)
+        for name, output_map in ffns.output_maps.items():
+            if repaired and name in repaired:
+                substitute(hooks, output_map.module, repaired[name])
         yield
 
 
@@ -106,14 +106,22 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
         )
 
 
-def silence_removed(hooks: ExitStack, layer: PrunableLayer, keep: torch.Tensor) -> None:
-    """Let the output map of a layer read zeros for the neurons that `keep`, (n,) bool, removes, until `hooks` closes."""
-    for output_map in layer.output_maps:
-        hook = _zeroing_hook(keep)
-        # Its removal is registered before the hook, and twice, in case an interrupt comes during the first removal.
-        for _ in range(2):
-            hooks.callback(_remove_hook, output_map.module, hook)
-        output_map.module.register_forward_pre_hook(hook)
+def silence_layers(hooks: ExitStack, layers: Iterable[PrunableLayer], masks: Masks) -> None:
+    """Let removed neurons of layers count as zero, and routers choose among the experts that are kept, until `hooks` closes."""
+    experts: dict[Mixture, list[bool]] = {}
+    for layer in layers:
+        keep = masks[layer.name]
+        for output_map in layer.output_maps:
+            hook = _zeroing_hook(keep)
+            # Its removal is registered before the hook, and twice, in case an interrupt comes during the first removal.
+            for _ in range(2):
+                hooks.callback(_remove_hook, output_map.module, hook)
+            output_map.module.register_forward_pre_hook(hook)
+        if layer.mixture is not None:
+            experts.setdefault(layer.mixture, []).append(bool(keep.any()))
+    for mixture, kept in experts.items():
+        if not all(kept):
+            hooks.callback(route_around(mixture, torch.tensor(kept)))
 
 
 def _remove_hook(module: nn.Module, hook: Any) -> None:

@@ -1,30 +1,33 @@
-"""The forms of removal for one linear map: compact (smaller matrices), zero (zeros), mask (``torch.nn.utils.prune``)."""
+"""The forms of removal for one tensor: compact (smaller tensors), zero (zeros), mask (``torch.nn.utils.prune``)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
+from transformers.pytorch_utils import Conv1D
 
-from llmrank.models import FFNs
-from llmrank.models.linear_map import as_stored, bias_of, in_features, out_features, size_attributes
+from llmrank.models import FFNs, LinearMap
+from llmrank.models.experts import ExpertMap
+from llmrank.models.linear_map import as_stored, size_attributes
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair import RepairedMap
 
 __all__ = [
     "FORMS",
     "Form",
-    "LinearMask",
-    "compact_map",
-    "linear_masks",
-    "mask_map",
-    "replace_parameter",
+    "TensorMask",
+    "compact_tensor",
+    "mask_tensor",
+    "replace_tensor",
     "set_attribute",
+    "tensor_masks",
     "write_repaired",
-    "zero_map",
+    "zero_tensor",
 ]
 
 Form: TypeAlias = Literal["compact", "zero", "mask"]
@@ -32,126 +35,208 @@ FORMS: tuple[Form, ...] = ("compact", "zero", "mask")
 
 
 @dataclass
-class LinearMask:
-    """The rows (outputs) and columns (inputs) that one linear map keeps.
+class TensorMask:
+    """The entries of one parameter or buffer that are kept.
 
     Attributes
     ----------
+    owner : nn.Module
+        The module that holds the tensor.
     name : str
-        Path of the module in the model.
-    module : nn.Linear or Conv1D
-    rows, columns : (out,) and (in,) bool tensors
-        True = kept.
+    axes : tuple of bool tensors
+        For each axis of the tensor the positions that are kept: (n,). In a tensor of experts, whose first axis are the experts,
+        those of the other axes are (experts, n), because every expert keeps its own.
     """
 
+    owner: nn.Module
     name: str
-    module: nn.Module
-    rows: torch.Tensor
-    columns: torch.Tensor
+    axes: tuple[torch.Tensor, ...]
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether the other axes have positions of their own for every expert."""
+        return any(axis.ndim == 2 for axis in self.axes)
 
     @property
     def keeps_all(self) -> bool:
-        """Whether nothing is removed from the weight."""
-        return bool(self.rows.all() and self.columns.all())
+        """Whether nothing is removed."""
+        return all(bool(axis.all()) for axis in self.axes)
 
     @property
-    def n_kept_rows(self) -> int:
-        """Number of rows that are kept."""
-        return int(self.rows.sum())
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the compact tensor."""
+        first, *others = self.axes
+        if self.by_expert:
+            others = [axis[first][0] for axis in others]
+        return tuple(int(axis.sum()) for axis in (first, *others))
 
-    @property
-    def n_kept_columns(self) -> int:
-        """Number of columns that are kept."""
-        return int(self.columns.sum())
+    def entries(self) -> torch.Tensor:
+        """Return the mask of all entries, a bool tensor as large as the tensor."""
+        kept = torch.ones(1, dtype=torch.bool)
+        for position, axis in enumerate(self.axes):
+            shape = [1] * len(self.axes)
+            shape[position] = -1
+            if axis.ndim == 2:
+                shape[0] = len(axis)
+            kept = kept & axis.view(shape)
+        return kept
 
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        """Shape of the compact weight, in the module's own layout."""
-        stored = as_stored(self.module, torch.empty(self.n_kept_rows, self.n_kept_columns, device="meta"))
-        return (stored.shape[0], stored.shape[1])
+    def select(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the kept entries of a tensor as a smaller one, which owns its memory unless nothing is removed."""
+        if not self.by_expert:
+            return _selected(tensor, self.axes)
+        first, *others = self.axes
+        kept = [_selected(tensor[e], [axis[e] for axis in others]) for e in first.nonzero().flatten().tolist()]
+        return torch.stack(kept)
 
-    def weight_mask(self) -> torch.Tensor:
-        """Return the mask of the weight's entries: bool, in the module's own layout."""
-        return as_stored(self.module, self.rows[:, None] & self.columns[None, :])
-
-    def parameter_masks(self) -> dict[str, torch.Tensor]:
-        """Return a mask of the kept entries for each parameter ("weight", "bias") that loses entries."""
-        masks = {}
-        if not self.keeps_all:
-            masks["weight"] = self.weight_mask()
-        if bias_of(self.module) is not None and not bool(self.rows.all()):
-            masks["bias"] = self.rows
-        return masks
+    def read(self) -> Any:
+        """Return the tensor that the model holds now."""
+        owner = self.owner
+        return owner._parameters[self.name] if self.name in owner._parameters else owner._buffers[self.name]
 
 
-def linear_masks(ffns: FFNs, masks: Masks) -> list[LinearMask]:
-    """Translate the keep masks of neurons into the rows and columns that every linear map keeps.
+def _selected(tensor: torch.Tensor, axes: Sequence[torch.Tensor]) -> torch.Tensor:
+    for axis, mask in enumerate(axes):
+        # index_select copies, so the result owns its storage, which a checkpoint needs.
+        if not bool(mask.all()):
+            tensor = tensor.index_select(axis, mask.nonzero().flatten().to(tensor.device))
+    return tensor
 
-    There is one result for each module, even if the module holds two input maps or lies between two prunable layers.
+
+class _Masks:
+    """Collects the masks of tensors, one for each tensor, even if it holds several linear maps."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, str], TensorMask] = {}
+
+    def of(self, owner: nn.Module, name: str, *, by_expert: bool = False) -> TensorMask:
+        if (id(owner), name) not in self.found:
+            tensor = TensorMask(owner, name, ()).read()
+            first, *others = tensor.shape
+            own = [(first, n) if by_expert else (n,) for n in others]
+            axes = tuple(torch.ones(size, dtype=torch.bool) for size in [(first,), *own])
+            self.found[id(owner), name] = TensorMask(owner, name, axes)
+        return self.found[id(owner), name]
+
+    def remove_outputs(self, linear_map: LinearMap, keep: torch.Tensor) -> None:
+        module = linear_map.module
+        if isinstance(module, ExpertMap):
+            for part in filter(None, (module.weight_part, module.bias_part)):
+                axis = self.of(part.owner, part.name, by_expert=True).axes[2 if part.transposed else 1]
+                axis[part.expert, part.rows].logical_and_(keep)
+            return
+        rows = slice(linear_map.start, linear_map.start + linear_map.size)
+        self.of(module, "weight").axes[int(isinstance(module, Conv1D))][rows].logical_and_(keep)
+        if module._parameters.get("bias") is not None:
+            self.of(module, "bias").axes[0][rows].logical_and_(keep)
+
+    def remove_inputs(self, linear_map: LinearMap, keep: torch.Tensor) -> None:
+        module = linear_map.module
+        if isinstance(module, ExpertMap):
+            part = module.weight_part
+            mask = self.of(part.owner, part.name, by_expert=True)
+            mask.axes[1 if part.transposed else 2][part.expert].logical_and_(keep)
+        else:
+            self.of(module, "weight").axes[1 - int(isinstance(module, Conv1D))].logical_and_(keep)
+
+    def remove_expert(self, linear_map: LinearMap) -> None:
+        module: Any = linear_map.module
+        for part in filter(None, (module.weight_part, module.bias_part)):
+            self.of(part.owner, part.name, by_expert=True).axes[0][part.expert] = False
+
+
+def tensor_masks(ffns: FFNs, masks: Masks, *, routers: bool = True) -> list[TensorMask]:
+    """Translate the keep masks of neurons into the entries that every tensor keeps.
+
+    Parameters
+    ----------
+    ffns : FFNs
+    masks : Masks
+        An expert that keeps no neuron is removed, and with it its rows in the tensors of the router.
+    routers : bool
+        Whether to include the tensors of routers, which only the compact form changes.
     """
-    by_module: dict[int, LinearMask] = {}
-
-    def mask_of(name: str, module: nn.Module) -> LinearMask:
-        rows = torch.ones(out_features(module), dtype=torch.bool)
-        columns = torch.ones(in_features(module), dtype=torch.bool)
-        return by_module.setdefault(id(module), LinearMask(name, module, rows, columns))
-
+    collected = _Masks()
     for name, layer in ffns.layers.items():
-        for input_map in layer.input_maps:
-            rows = mask_of(input_map.name, input_map.module).rows
-            rows[input_map.start : input_map.start + input_map.size] &= masks[name]
-        for output_map in layer.output_maps:
-            mask_of(output_map.name, output_map.module).columns.logical_and_(masks[name])
-    return list(by_module.values())
+        removed = layer.mixture is not None and not bool(masks[name].any())
+        for linear_map in (*layer.input_maps, *layer.output_maps) if removed else ():
+            collected.remove_expert(linear_map)
+        for input_map in () if removed else layer.input_maps:
+            collected.remove_outputs(input_map, masks[name])
+        for output_map in () if removed else layer.output_maps:
+            collected.remove_inputs(output_map, masks[name])
+    for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True) if routers else ():
+        kept = torch.stack([masks[name].any() for name in experts])
+        if not bool(kept.all()):
+            for part in mixture.by_expert:
+                collected.of(part.owner, part.name).axes[part.axis].logical_and_(kept)
+    return list(collected.found.values())
 
 
-def write_repaired(module: Any, repaired: RepairedMap, *, copy: bool) -> None:
-    """Give a module its repaired weight and bias.
+def write_repaired(maps: Mapping[LinearMap, RepairedMap]) -> None:
+    """Give output maps their repaired weights and biases.
 
-    Without `copy` the module may share the repair's weight, so :func:`zero_map` or :func:`compact_map` must replace the weight.
+    The model shares no memory with the repair, and views of the old weights keep their values.
     """
-    # Not in place, so that views of the old weights in graphs keep their values.
-    if repaired.weight is not None:
-        module.weight.data = as_stored(module, repaired.weight).to(module.weight, copy=copy).contiguous()
-    if repaired.bias is not None:
-        module.bias.data = repaired.bias.to(module.bias, copy=True)
+    cloned: set[tuple[int, str]] = set()
+    for output_map, repaired in maps.items():
+        module: Any = output_map.module
+        if not isinstance(module, ExpertMap):
+            if repaired.weight is not None:
+                module.weight.data = as_stored(module, repaired.weight).to(module.weight, copy=True).contiguous()
+            if repaired.bias is not None:
+                module.bias.data = repaired.bias.to(module.bias, copy=True)
+            continue
+        for part, value in ((module.weight_part, repaired.weight), (module.bias_part, repaired.bias)):
+            if part is None or value is None:
+                continue
+            parameter: Any = part.owner._parameters[part.name]
+            if (id(part.owner), part.name) not in cloned:
+                parameter.data = parameter.data.clone()
+                cloned.add((id(part.owner), part.name))
+            part.read().copy_(value)
 
 
-def zero_map(linear: LinearMask) -> None:
-    """Set the removed entries of a map's weight and bias to zero."""
-    for name, mask in linear.parameter_masks().items():
-        parameter: Any = linear.module._parameters[name]
+def zero_tensor(mask: TensorMask) -> None:
+    """Set the removed entries of a parameter to zero."""
+    if not mask.keeps_all:
+        parameter = mask.read()
         old = parameter.data
-        # Not in place, for the same reason as in write_repaired.
-        parameter.data = torch.where(mask.to(old.device), old, torch.zeros_like(old))
+        # Not in place, so that views of the old weights in graphs keep their values.
+        parameter.data = torch.where(mask.entries().to(old.device), old, torch.zeros_like(old))
 
 
-def mask_map(linear: LinearMask) -> None:
-    """Put ``torch.nn.utils.prune`` masks on a map's weight and bias, if they lose entries."""
-    for name, mask in linear.parameter_masks().items():
-        parameter: Any = linear.module._parameters[name]
-        torch_prune.custom_from_mask(linear.module, name, mask.to(parameter.device))  # type: ignore[no-untyped-call]
+def mask_tensor(mask: TensorMask) -> None:
+    """Put a mask of ``torch.nn.utils.prune`` on a parameter, if it loses entries."""
+    if not mask.keeps_all:
+        entries = mask.entries().to(mask.read().device)
+        torch_prune.custom_from_mask(mask.owner, mask.name, entries)  # type: ignore[no-untyped-call]
 
 
-def compact_map(linear: LinearMask) -> None:
-    """Replace a map's weight and bias by tensors of the kept rows and columns, and update the module's sizes."""
-    module: Any = linear.module
-    for name in linear.parameter_masks():
-        value = module._parameters[name].data
-        axes = [linear.rows] if name == "bias" else [linear.rows, linear.columns]
-        value = value if name == "bias" else as_stored(module, value)
-        for axis, mask in enumerate(axes):
-            # index_select copies, so the result owns its storage, which a checkpoint needs.
-            if not bool(mask.all()):
-                value = value.index_select(axis, mask.nonzero().flatten().to(value.device))
-        replace_parameter(module, name, value if name == "bias" else as_stored(module, value).contiguous())
-    for name, size in size_attributes(module, linear.n_kept_rows, linear.n_kept_columns).items():
-        set_attribute(module, name, size)
+def compact_tensor(mask: TensorMask) -> None:
+    """Replace a tensor by the kept entries, and update the sizes that its module states, if it is a linear map."""
+    if mask.keeps_all:
+        return
+    replace_tensor(mask, mask.select(mask.read().data).contiguous())
+    set_sizes(mask)
 
 
-def replace_parameter(module: Any, name: str, value: torch.Tensor) -> None:
-    """Replace a parameter by one with another tensor, which requires a gradient if the old one does."""
-    module._parameters[name] = nn.Parameter(value, requires_grad=module._parameters[name].requires_grad)
+def set_sizes(mask: TensorMask) -> None:
+    """Update the sizes that a linear map states, from the mask of its weight."""
+    if mask.name == "weight" and len(mask.axes) == 2:
+        rows, columns = reversed(mask.shape) if isinstance(mask.owner, Conv1D) else mask.shape
+        for name, size in size_attributes(mask.owner, rows, columns).items():
+            if hasattr(mask.owner, name):
+                set_attribute(mask.owner, name, size)
+
+
+def replace_tensor(mask: TensorMask, value: torch.Tensor) -> None:
+    """Replace a parameter or buffer by another tensor; a parameter requires a gradient if the old one does."""
+    old, owner = mask.read(), mask.owner
+    if isinstance(old, nn.Parameter):
+        owner._parameters[mask.name] = nn.Parameter(value, requires_grad=old.requires_grad)
+    else:
+        owner._buffers[mask.name] = value
 
 
 def set_attribute(target: Any, name: str, value: Any) -> None:

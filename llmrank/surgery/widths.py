@@ -1,14 +1,15 @@
 """The widths of a compact model's layers, as its modules and its configuration state them.
 
-If one field, such as ``intermediate_size``, can describe the compact model, that field is written, and stock loaders read it.
-Otherwise, if a width has changed, all are listed under ``llmrank_widths``, which :func:`llmrank.surgery.checkpoint.load` reads.
+If fields of the configuration, such as ``intermediate_size`` and ``num_experts``, can describe the compact model, they are
+written, and stock loaders read them. Otherwise, if a width has changed, all are listed under ``llmrank_widths``, which
+:func:`llmrank.surgery.checkpoint.load` reads.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,16 +18,17 @@ from torch import nn
 from llmrank.errors import MaskError
 from llmrank.models import FFNs
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
-from llmrank.models.linear_map import bias_of
 from llmrank.prune.masks import Masks
-from llmrank.surgery.forms import LinearMask, linear_masks, set_attribute
+from llmrank.surgery.forms import TensorMask, set_attribute, tensor_masks
 
 __all__ = ["ALIGNMENTS", "WIDTHS_KEY", "Align", "check_padding", "compact_widths", "module_widths", "set_widths"]
 
 Align: TypeAlias = Literal["none", "pad"]
 ALIGNMENTS: tuple[Align, ...] = ("none", "pad")
 WIDTHS_KEY = "llmrank_widths"
-ABSENT = object()
+# Attributes of a module of experts that hold the number of hidden neurons of each.
+EXPERT_WIDTHS = (*WIDTH_ATTRIBUTES, "intermediate_dim", "expert_dim", "moe_intermediate_size")
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
 def check_padding(sizes: Iterable[int]) -> None:
@@ -55,59 +57,98 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
     Returns
     -------
     held : Masks
-        The neurons that the layers hold, padding included.
+        The neurons that the layers hold, padding included. Experts that share tensors hold as many neurons as the widest of them.
     fields : dict from str to value
         Configuration fields to write; empty if no field describes the compact model.
     """
+    held = masks
+    for experts in ffns.experts.values():
+        held = _padded(held, experts)
     if align == "none":
-        return masks, _config_fields(model, ffns, masks)
-    padded = _padded(masks, max(masks.widths.values()))
+        return held, _config_fields(model, ffns, held)
+    padded = _padded(held, list(held))
     fields = _config_fields(model, ffns, padded)
-    return (padded, fields) if fields else (_padded(masks, max(map(len, masks.values()))), {})
+    return (padded, fields) if fields else (_padded(masks, list(masks), max(map(len, masks.values()))), {})
 
 
-def _padded(masks: Masks, width: int) -> Masks:
-    """Return masks that keep `width` neurons of every layer: those that are kept, and the first of the removed ones."""
+def _padded(masks: Masks, names: Iterable[str], width: int | None = None) -> Masks:
+    """Return masks in which the named layers that keep neurons keep `width` of them, by default those of the widest.
+
+    They are those that are kept, and the first of the removed ones.
+    """
+    kept = {name: count for name, count in masks.widths.items() if count}
+    names = [name for name in names if name in kept]
     padded = dict(masks)
-    for mask in padded.values():
-        removed = (~mask).nonzero().flatten()
-        mask[removed[: width - int(mask.sum())]] = True
+    for name in names:
+        target = max(kept[other] for other in names) if width is None else width
+        removed = (~padded[name]).nonzero().flatten()
+        padded[name][removed[: target - kept[name]]] = True
     return Masks(padded)
 
 
 def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]:
-    """Find the configuration field that describes the compact model of these masks; empty if nothing is removed or none does.
+    """Find configuration fields that describe the compact model of these masks; empty if nothing is removed or none do.
 
-    A field such as ``intermediate_size`` may set the width of other modules too, which are not pruned. So a model is built on the
-    meta device from the configuration with the new value, and the shapes of all parameters are compared.
+    A field is taken if a model that is built with its new value on the meta device differs from the dense model only where the
+    compact model does, and in the same way. All fields together must give the shapes of the compact model.
     """
     config = getattr(model, "config", None)
-    if config is None or not masks.is_uniform or masks.kept == masks.size:
+    changed = [mask for mask in tensor_masks(ffns, masks) if not mask.keeps_all]
+    if config is None or not changed:
         return {}
-    (width,) = set(masks.widths.values())
-    compact_shapes = _compact_shapes(model, linear_masks(ffns, masks))
-    for name in WIDTH_ATTRIBUTES:
-        # GPT-2's n_inner is None while the width is four times the hidden size; Gemma 3n has a list, one width a layer.
-        old = getattr(text_config(model), name, ABSENT)
-        if old is not ABSENT:
-            fields = {name: [width] * len(old) if isinstance(old, list) else width}
-            if _configured_shapes(model, fields) == compact_shapes:
-                return fields
-    return {}
+    dense = _configured_shapes(model, {})
+    compact = _compact_shapes(model, changed)
+    if dense is None or dense.keys() != compact.keys():
+        return {}
+    fields: dict[str, Any] = {}
+    for name, value in _candidates(text_config(model), ffns, masks):
+        if name not in fields and _explains(_configured_shapes(model, {name: value}), dense, compact):
+            fields[name] = value
+    return fields if fields and _configured_shapes(model, fields) == compact else {}
 
 
-def _compact_shapes(model: nn.Module, linears: Sequence[LinearMask]) -> dict[str, tuple[int, ...]]:
-    changed: dict[int, tuple[int, ...]] = {}
-    for linear in linears:
-        module: Any = linear.module
-        changed[id(module.weight)] = linear.weight_shape
-        changed[id(bias_of(module))] = (linear.n_kept_rows,)
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: changed.get(id(parameter), tuple(parameter.shape)) for name, parameter in named}
+def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, Any]]:
+    """Yield configuration fields, with new values, that may hold a number of neurons or experts that changes."""
+    sizes = [(len(masks[name]), width) for name, width in masks.widths.items() if width]
+    sizes += [(len(experts), sum(bool(masks[name].any()) for name in experts)) for experts in ffns.experts.values()]
+    changes = dict.fromkeys((old, new) for old, new in sizes if old != new)
+    known = [name for name in WIDTH_ATTRIBUTES if hasattr(config, name)]
+    for name in (*known, *(name for name in vars(config) if name not in known)):
+        old = getattr(config, name)
+        for before, after in changes:
+            # Gemma 3n has a list, one width a layer; GPT-2's n_inner is None while the width is four times the hidden size; and
+            # the known fields do not hold the widths of a model that was loaded with other widths.
+            if isinstance(old, list) and before in old and all(type(value) is int for value in old):
+                yield name, [after if value == before else value for value in old]
+            elif (name in known and not isinstance(old, list)) or (type(old) is int and old == before):
+                yield name, after
 
 
-def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
-    """Return the parameter shapes of a model built from the configuration with these fields; None if it cannot be built."""
+def _explains(shapes: Shapes | None, dense: Shapes, compact: Shapes) -> bool:
+    """Whether shapes differ from those of the dense model, and only in sizes that they share with the compact model."""
+    if shapes is None or shapes == dense or shapes.keys() != dense.keys():
+        return False
+    return all(
+        len(shape) == len(dense[name])
+        and all(n in (d, c) for n, d, c in zip(shape, dense[name], compact[name], strict=True))
+        for name, shape in shapes.items()
+    )
+
+
+def _compact_shapes(model: nn.Module, masks: Sequence[TensorMask]) -> Shapes:
+    changed = {id(mask.read()): mask.shape for mask in masks}
+    return {name: changed.get(id(tensor), tuple(tensor.shape)) for name, tensor in _named_tensors(model)}
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a state dict by name, as the modules hold them."""
+    yield from model.named_parameters(remove_duplicate=False)
+    kept = model.state_dict(keep_vars=True)
+    yield from ((name, tensor) for name, tensor in model.named_buffers(remove_duplicate=False) if name in kept)
+
+
+def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> Shapes | None:
+    """Return the tensor shapes of a model built from the configuration with these fields; None if it cannot be built."""
     # Loaders do not find the subclass that llmrank.surgery.checkpoint makes for listed widths, so its base class is built.
     places = ((cls, sys.modules.get(cls.__module__)) for cls in type(model).__mro__)
     exported: Any = next(cls for cls, module in places if getattr(module, cls.__name__, None) is cls)
@@ -117,7 +158,7 @@ def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> dict[str,
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             built = exported(config)
-        return {name: tuple(parameter.shape) for name, parameter in built.named_parameters(remove_duplicate=False)}
+        return {name: tuple(tensor.shape) for name, tensor in _named_tensors(built)}
     except Exception:  # whatever a model raises for such a configuration, it could not be loaded with it
         return None
 
@@ -137,7 +178,7 @@ def set_widths(
         Changed in place.
     ffns : FFNs
     sizes, widths : mapping from str to int
-        Width of every prunable layer before and after the change.
+        Width of every prunable layer before and after the change; 0 for experts that are removed.
     fields : mapping from str to value
         Configuration fields, see :func:`compact_widths`.
     """
@@ -151,15 +192,36 @@ def set_widths(
     if fields and hasattr(config, WIDTHS_KEY):
         delattr(config, WIDTHS_KEY)
     elif not fields and (widths != sizes or hasattr(config, WIDTHS_KEY)):
-        setattr(config, WIDTHS_KEY, dict(widths))
+        setattr(config, WIDTHS_KEY, _numbered_anew(ffns, widths))
+
+
+def _numbered_anew(ffns: FFNs, widths: Mapping[str, int]) -> dict[str, int]:
+    """Return the widths of a compact model by the names that its layers have: its experts are numbered without gaps."""
+    listed = dict(widths)
+    for experts in ffns.experts.values():
+        kept = [listed.pop(name) for name in experts]
+        listed.update(zip(experts, filter(None, kept), strict=False))
+    return listed
 
 
 def module_widths(ffns: FFNs, widths: Mapping[str, int]) -> list[tuple[nn.Module, str, int]]:
-    """Return (module, attribute, new value) for every attribute of an FFN's module that repeats its width."""
-    return [
+    """Return (module, attribute, new value) for every attribute that repeats a width or a number of experts."""
+    found = [
         (ffn.module, name, widths[layer.name])
         for ffn in ffns
+        if not ffn.is_routed
         for layer in ffn.prunable.values()
         for name in WIDTH_ATTRIBUTES
-        if isinstance(getattr(ffn.module, name, None), int) and getattr(ffn.module, name) == layer.size
+        if _holds(ffn.module, name, layer.size)
     ]
+    layers = ffns.layers
+    for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
+        kept = [widths[name] for name in experts if widths[name]]
+        owner, size = mixture.experts.owner, layers[experts[0]].size
+        found += [(owner, name, kept[0]) for name in EXPERT_WIDTHS if _holds(owner, name, size)]
+        found += [(module, name, len(kept)) for module, name in mixture.counts]
+    return found
+
+
+def _holds(module: nn.Module, name: str, value: int) -> bool:
+    return isinstance(getattr(module, name, None), int) and getattr(module, name) == value

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.families import MODEL_TYPES, difference, main, measured, neurons_set_to_zero, run_all, table
+from benchmarks.families import MODEL_TYPES, Reader, difference, main, measured, neurons_set_to_zero, run_all, table
 from benchmarks.tiny_configs import FFN, layers_of_every_kind, tiny_config, tiny_model
 from llmrank import Masks
 
@@ -72,14 +72,21 @@ def test_masked_neurons_add_nothing() -> None:
     hidden = torch.relu(x @ model[0].weight.T + model[0].bias)
     expected = (hidden * keep) @ model[2].weight.T + model[2].bias
     before = model(x)
-    with neurons_set_to_zero(model, Masks({"0": keep}), {"0": "2"}):
+    with neurons_set_to_zero(model, Masks({"0": keep}), {"0": Reader("2")}):
         torch.testing.assert_close(model(x), expected)
     assert torch.equal(model(x), before)
-    with (
-        pytest.raises(NotImplementedError, match="cannot mask expert"),
-        neurons_set_to_zero(model, Masks({"expert": keep}), {}),
-    ):
-        pass
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_masked_neurons_of_an_expert_have_no_weights(transposed: bool) -> None:
+    model = nn.Module()
+    model.down = nn.Parameter(torch.ones(3, 6, 4) if transposed else torch.ones(3, 4, 6))
+    keep = torch.tensor([True, False, True, True, False, True])
+    with neurons_set_to_zero(model, Masks({"experts.1": keep}), {"experts.1": Reader("", "down", 1)}):
+        found = model.down[1].T if transposed else model.down[1]
+        assert torch.equal(found, keep.float().expand(4, 6))
+        assert bool((model.down[[0, 2]] == 1).all())
+    assert bool((model.down == 1).all())
 
 
 def test_difference_is_a_share_of_the_largest_number() -> None:

@@ -125,7 +125,7 @@ def removed_parameters(run: BasePipeline) -> int:
     assert run.masks is not None
     total = 0
     for entry in run.model_graphs:
-        for layer in entry.prunable.values():
+        for layer in (place.layer for place in entry.prunable):
             removed = len(run.masks.removed(layer.name))
             for producer in layer.input_maps:
                 bias = getattr(producer.module, "bias", None)

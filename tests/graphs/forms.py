@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,18 @@ import torch
 from scipy import sparse
 
 from graphs import LayeredGraph, RankResult
+from graphs.linalg.stacking import StackedBlock
 from tests.graphs.cases import Array, Case
+
+
+def stacked(weight: Array, axis: Literal[0, 1]) -> tuple[StackedBlock, Array]:
+    """Parts in up to three forms and with three scales."""
+    parts = [part for part in np.array_split(weight, 3, axis) if part.size]
+    makers = (np.asarray, sparse.csr_array, lambda w: torch.tensor(w).T.contiguous().T)[: len(parts)]
+    scales = (1.0, 0.5, 1.5)[: len(parts)]
+    block = StackedBlock.from_weights([make(w) for make, w in zip(makers, parts, strict=True)], scales, axis)
+    return block, np.concatenate([np.abs(w) * scale for w, scale in zip(parts, scales, strict=True)], axis)
+
 
 # The forms of weights that a user may pass: the object, and its weights.
 FORMS: dict[str, Callable[[Array], tuple[Any, Array]]] = {
@@ -30,6 +41,8 @@ FORMS: dict[str, Callable[[Array], tuple[Any, Array]]] = {
         (torch.tensor(w), torch.tensor(w[::-1].copy()), torch.tensor(w)),
         2 * np.abs(w) + np.abs(w[::-1]),
     ),
+    "stacked targets": lambda w: stacked(w, 0),
+    "stacked sources": lambda w: stacked(w, 1),
 }
 every_form = pytest.mark.parametrize("form", FORMS)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import IO
 
 import torch
-from torch import nn
 
 from llmrank.models import LinearMap
 from llmrank.surgery.repair.base_repair import RepairedMap
@@ -24,8 +23,8 @@ class RepairsInPlace:
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
-        # Parameters that were written over, and where their old bytes begin in the file.
-        self._replaced: list[tuple[nn.Parameter, int]] = []
+        # Views of the weights that were written over, and where their old bytes begin in the file.
+        self._replaced: list[tuple[torch.Tensor, int]] = []
 
     def write(self, output_map: LinearMap, repaired: RepairedMap) -> RepairedMap:
         """Save the weight of an output map in the file, and write the repaired weight, but not the bias, into the model.
@@ -44,28 +43,28 @@ class RepairsInPlace:
             return repaired
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close()
-        parameter: nn.Parameter = output_map.module.weight  # type: ignore[assignment]
+        weight = output_map.weight
         offset = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            self._file.write(weight.cpu().contiguous().view(torch.uint8).numpy().data)
             self._file.flush()
         except OSError as error:
             raise OSError(
                 f"cannot keep the weights that a repair replaces in the temporary directory {tempfile.gettempdir()} ({error}); "
                 "free space there, or set TMPDIR to another place"
             ) from error
-        self._replaced.append((parameter, offset))
-        output_map.weight.copy_(repaired.weight)
+        self._replaced.append((weight, offset))
+        weight.copy_(repaired.weight)
         return replace(repaired, weight=None)
 
     def restore(self) -> None:
         """Write the old weights back, bit for bit. After an interrupt, a second call restores the rest."""
         while self._replaced and self._file is not None:
-            parameter, offset = self._replaced[-1]
+            weight, offset = self._replaced[-1]
             self._file.seek(offset)
-            size = parameter.numel() * parameter.element_size()
-            values = torch.frombuffer(bytearray(self._file.read(size)), dtype=parameter.dtype)
-            parameter.data.copy_(values.view(parameter.shape))
+            size = weight.numel() * weight.element_size()
+            values = torch.frombuffer(bytearray(self._file.read(size)), dtype=weight.dtype)
+            weight.copy_(values.view(weight.shape))
             self._replaced.pop()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 
 from llmrank.calibration.forward import at_least_float32, unpadded_rows
+from llmrank.models.experts import Routing
 
 __all__ = ["Centre", "MissingOutput", "MomentSums", "Moments"]
 
@@ -49,8 +50,8 @@ class Moments:
 
     Attributes
     ----------
-    count : int
-        Number of tokens.
+    count : float
+        Number of tokens; for an expert the sum of their squared routing weights, by which all these sums are weighted.
     total : (n,) float64 tensor
         Sum of x.
     second : (n, n) float64 tensor
@@ -65,7 +66,7 @@ class Moments:
     (2, [2.0, 1.0], [[10.0, 2.0], [2.0, 4.0]])
     """
 
-    count: int
+    count: float
     total: torch.Tensor
     second: torch.Tensor
     missing: MissingOutput | None = None
@@ -162,22 +163,31 @@ class Moments:
 
 class _Sums:
     def __init__(self, size: int, device: torch.device) -> None:
-        self.count = 0
+        self.count = 0.0
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
         self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
         self._missing: MissingOutput | None = None
 
-    def add(self, values: torch.Tensor, missing: torch.Tensor | None) -> None:
-        """Add inputs (tokens, n) and the missing output (tokens, out); products are in float32 or wider, sums in float64."""
-        inputs = at_least_float32(values)
-        self.count += len(values)
-        self._total += inputs.sum(0)
+    def add(self, values: torch.Tensor, missing: torch.Tensor | None, weights: torch.Tensor | None = None) -> None:
+        """Add inputs (tokens, n) and the missing output (tokens, out); products are in float32 or wider, sums in float64.
+
+        With `weights`, (tokens,), every token counts by the square of its weight.
+        """
+        inputs, factor = at_least_float32(values), None
+        if weights is None:
+            self.count += len(values)
+            self._total += inputs.sum(0)
+        else:
+            factor = weights.to(inputs)[:, None]
+            inputs = inputs * factor
+            self.count += float(factor.double().square().sum())
+            self._total += (inputs * factor).sum(0)
         # The matrix is symmetric: only the lower triangle is computed, in bands of columns.
         for start in range(0, inputs.shape[1], BAND):
             band = slice(start, start + BAND)
             self._lower[start:, band] += inputs[:, start:].T @ inputs[:, band]
         if missing is not None:
-            missing = missing.to(inputs)
+            missing = missing.to(inputs) if factor is None else missing.to(inputs) * factor
             missing_float64 = missing.double()
             if self._missing is None:
                 self._missing = MissingOutput(
@@ -185,7 +195,7 @@ class _Sums:
                     missing_float64.new_zeros(inputs.shape[1], missing_float64.shape[1]),
                     0.0,
                 )
-            self._missing.total.add_(missing_float64.sum(0))
+            self._missing.total.add_((missing_float64 if factor is None else missing_float64 * factor).sum(0))
             self._missing.cross.add_(inputs.T @ missing)
             self._missing = replace(self._missing, square=self._missing.square + float(missing_float64.square().sum()))
 
@@ -213,10 +223,19 @@ class MomentSums:
         Number of batches to fit to; later batches are held out. By default none is held out.
     sum_held_out : bool
         Whether to sum up the moments of the held-out batches.
+    routing : Routing, optional
+        That of the expert whose map is read. Tokens then count by the squares of their routing weights, and what an output lacks
+        is divided among the experts of a token by these weights.
     """
 
     def __init__(
-        self, size: int, device: torch.device, n_fitted: int | None = None, *, sum_held_out: bool = True
+        self,
+        size: int,
+        device: torch.device,
+        n_fitted: int | None = None,
+        *,
+        sum_held_out: bool = True,
+        routing: Routing | None = None,
     ) -> None:
         # MPS has no float64.
         self._device = torch.device("cpu") if device.type == "mps" else device
@@ -226,11 +245,13 @@ class MomentSums:
         # None until the first held-out batch ends.
         self._held_out: _Sums | None = None
         self._n_ended = 0
-        self._added: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._routing = routing
+        self._added: list[tuple[torch.Tensor, torch.Tensor | None, Routing | None]] = []
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
         """See :class:`llmrank.calibration.forward.Accumulator`."""
-        self._added.append((values, mask))
+        routing = None if self._routing is None else replace(self._routing)
+        self._added.append((values, mask, routing))
 
     def end_batch(self, missing: torch.Tensor | None) -> None:
         """See :class:`llmrank.calibration.blockwise.Reader`."""
@@ -241,13 +262,28 @@ class MomentSums:
             sums = self._held_out
         self._n_ended += 1
         if sums is not None:
-            for values, mask in self._added:
+            for values, mask, routing in self._added:
+                inputs = unpadded_rows(values, mask).to(self._device)
+                if routing is not None:
+                    sums.add(inputs, *self._routed(missing, mask, routing))
+                    continue
                 rows = None
                 if missing is not None:
                     # Some blocks flatten the sequences of a batch before their FFN: (batch * length, n), not (batch, length, n).
                     rows = unpadded_rows(missing.reshape(*values.shape[:-1], missing.shape[-1]), mask).to(self._device)
-                sums.add(unpadded_rows(values, mask).to(self._device), rows)
+                sums.add(inputs, rows)
         self._added.clear()
+
+    def _routed(
+        self, missing: torch.Tensor | None, mask: torch.Tensor | None, routing: Routing
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return what the outputs of an expert lack, (tokens, out), and the routing weights of its tokens, (tokens,)."""
+        weights = routing.weights if mask is None else routing.weights[mask.to(routing.weights.device)]
+        rows = None
+        if missing is not None:
+            lacking = missing.detach().reshape(-1, missing.shape[-1])[routing.tokens] / routing.totals[:, None]
+            rows = unpadded_rows(lacking, mask).to(self._device)
+        return rows, weights.to(self._device)
 
     def moments(self) -> tuple[Moments, Moments | None]:
         """Return the moments of the batches to fit to, and of the held-out batches if any; nothing may be added afterwards."""
@@ -255,6 +291,6 @@ class MomentSums:
         return self._fit.moments(), held_out.moments() if held_out is not None and held_out.count else None
 
     @property
-    def count(self) -> int:
-        """Number of tokens to fit to, of the batches that have ended."""
+    def count(self) -> float:
+        """Number of tokens to fit to (see :class:`Moments`), of the batches that have ended."""
         return self._fit.count

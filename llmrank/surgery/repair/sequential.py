@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from llmrank.calibration.blockwise import Stream
 from llmrank.calibration.forward import substitute_forward
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs, LinearMap, PrunableLayer
+from llmrank.models.experts import ExpertMap, route_around
 from llmrank.models.families import bias_attribute
 from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks
@@ -20,6 +21,9 @@ from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap
 from llmrank.surgery.repair.moments import MomentSums
 
 __all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"]
+
+# Most memory that the second moments of the experts that are fitted together may take.
+MOMENT_BYTES = 1 << 30
 
 Reselect: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 WriteMap: TypeAlias = Callable[[LinearMap, RepairedMap], RepairedMap]
@@ -78,18 +82,25 @@ def repair_ffns(
         raise OptionError(
             "repair needs whole FFNs; with structure_dict no map is known that reads the removed rows; leave the repair out"
         )
-    can_add_bias = method.needs_bias and bool(bias_attribute(model))
+    fitting = _Fitting(method, stream, choose, can_add_bias=method.needs_bias and bool(bias_attribute(model)))
     repaired: dict[str, RepairedMap] = {}
     kept = dict(masks)
     with ExitStack() as substitutes:
-        for ffn in progress(ffns, "Repairing") if progress else ffns:
-            for layer in ffn.prunable.values():
-                if bool(masks[layer.name].all()):
-                    continue
+        for group in progress(_groups(ffns), "Repairing") if progress else _groups(ffns):
+            mixture = group[0][1].mixture
+            experts = [bool(masks[name].any()) for name in ffns.experts[mixture.name]] if mixture is not None else []
+            loses_experts = mixture is not None and not all(experts)
+            if loses_experts and mixture is not None:
+                substitutes.callback(route_around(mixture, torch.tensor(experts)))
+            # If experts are removed, the others can make up for them.
+            chosen = [
+                (ffn, layer)
+                for ffn, layer in group
+                if bool(masks[layer.name].any()) and (loses_experts or not bool(masks[layer.name].all()))
+            ]
+            for layer, keep, solved in fitting.repair(chosen, masks):
                 (output_map,) = layer.output_maps
-                kept[layer.name], solved = _repair_map(
-                    ffn, layer, masks[layer.name], method, stream, choose, can_add_bias=can_add_bias
-                )
+                kept[layer.name] = keep
                 if write is not None:
                     solved = write(output_map, solved)
                 repaired[output_map.name] = solved
@@ -97,42 +108,85 @@ def repair_ffns(
     return Masks(kept), repaired
 
 
-def _repair_map(
-    ffn: FFN,
-    layer: PrunableLayer,
-    keep: torch.Tensor,
-    method: BaseRepair,
-    stream: Stream,
-    choose: Reselect | None,
-    *,
-    can_add_bias: bool,
-) -> tuple[torch.Tensor, RepairedMap]:
-    (output_map,) = layer.output_maps
-    device = output_map.weight.device
-    sums = MomentSums(layer.size, device, stream.n_fitted_batches)
-    dense_sums = None
-    if choose is not None and method.reselects:
-        dense_sums = MomentSums(layer.size, device, stream.n_fitted_batches, sum_held_out=False)
-    stream.feed(ffn, output_map.module, sums, dense_sums)
-    fit, held_out = sums.moments()
-    if not fit.count:
-        raise CalibrationError(
-            f"no calibration token to fit the repair to reached {output_map.name}; give more and longer texts, or use no repair"
+def _groups(ffns: FFNs) -> list[list[tuple[FFN, PrunableLayer]]]:
+    """Return the layers in the model's order, experts of one mixture together, as many as memory allows."""
+    groups: list[list[tuple[FFN, PrunableLayer]]] = []
+    for ffn in ffns:
+        for layer in ffn.prunable.values():
+            last = groups[-1] if groups else []
+            size = sum(member.size**2 for _, member in last) + layer.size**2
+            together = last and layer.mixture is not None and last[-1][1].mixture is layer.mixture
+            if together and 8 * size <= MOMENT_BYTES:
+                last.append((ffn, layer))
+            else:
+                groups.append([(ffn, layer)])
+    return groups
+
+
+class _Fitting:
+    """Fits the output maps of layers with a method, on the tokens of a stream."""
+
+    def __init__(self, method: BaseRepair, stream: Stream, choose: Reselect | None, *, can_add_bias: bool) -> None:
+        self._method, self._stream, self._choose = method, stream, choose
+        self._can_add_bias = can_add_bias
+
+    def repair(
+        self, group: Sequence[tuple[FFN, PrunableLayer]], masks: Masks
+    ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
+        """Yield each layer of a group with its keep mask and its repaired map.
+
+        Experts that get no token to fit to are left out.
+        """
+        sums = {layer.name: self._sums(layer) for _, layer in group}
+        dense_sums = {}
+        if self._choose is not None and self._method.reselects:
+            dense_sums = {layer.name: self._sums(layer, sum_held_out=False) for _, layer in group}
+        if not group:
+            return
+        modules = {layer.name: layer.output_maps[0].module for _, layer in group}
+        self._stream.feed(
+            group[0][0],
+            {modules[name]: reader for name, reader in sums.items()},
+            {modules[name]: reader for name, reader in dense_sums.items()},
         )
-    if not fit.finite or (held_out is not None and not held_out.finite):
-        raise CalibrationError(
-            f"the inputs of {output_map.name}, or the residual stream behind it, are not finite once the FFNs before it are "
-            "pruned; prune less, or load the model in float32"
-        )
-    if choose is not None and dense_sums is not None:
-        # The dense reader may have received nothing, see Stream.feed.
-        unexplained = (dense_sums.moments()[0] if dense_sums.count else fit).unexplained()
-        keep = choose(layer.name, keep, unexplained.cpu())
-    del sums, dense_sums
-    weight = output_map.weight.to(fit.second)
-    bias = _bias(output_map.module, weight, can_add_bias=can_add_bias)
-    # Kept in float64, the maps of a half-precision model would take more memory than the model.
-    return keep, method.solve(weight, bias, keep.to(weight.device), fit, held_out).to(output_map.weight)
+        for _, layer in group:
+            found = self._solve(layer, masks[layer.name], sums.pop(layer.name), dense_sums.pop(layer.name, None))
+            if found is not None:
+                yield layer, *found
+
+    def _sums(self, layer: PrunableLayer, *, sum_held_out: bool = True) -> MomentSums:
+        (output_map,) = layer.output_maps
+        module = output_map.module
+        routing = module.routing if isinstance(module, ExpertMap) else None
+        device = output_map.weight.device
+        return MomentSums(layer.size, device, self._stream.n_fitted_batches, sum_held_out=sum_held_out, routing=routing)
+
+    def _solve(
+        self, layer: PrunableLayer, keep: torch.Tensor, sums: MomentSums, dense_sums: MomentSums | None
+    ) -> tuple[torch.Tensor, RepairedMap] | None:
+        (output_map,) = layer.output_maps
+        fit, held_out = sums.moments()
+        if not fit.count:
+            if layer.mixture is not None:
+                return None
+            raise CalibrationError(
+                f"no calibration token to fit the repair to reached {output_map.name}; give more and longer texts, or use no "
+                "repair"
+            )
+        if not fit.finite or (held_out is not None and not held_out.finite):
+            raise CalibrationError(
+                f"the inputs of {output_map.name}, or the residual stream behind it, are not finite once the FFNs before it are "
+                "pruned; prune less, or load the model in float32"
+            )
+        if self._choose is not None and dense_sums is not None:
+            # The dense reader may have received nothing, see Stream.feed.
+            unexplained = (dense_sums.moments()[0] if dense_sums.count else fit).unexplained()
+            keep = self._choose(layer.name, keep, unexplained.cpu())
+        weight = output_map.weight.to(fit.second)
+        bias = _bias(output_map.module, weight, can_add_bias=self._can_add_bias)
+        # Kept in float64, the maps of a half-precision model would take more memory than the model.
+        solved = self._method.solve(weight, bias, keep.to(weight.device), fit, held_out)
+        return keep, solved.to(output_map.weight)
 
 
 def _bias(module: nn.Module, weight: torch.Tensor, *, can_add_bias: bool) -> torch.Tensor | None:

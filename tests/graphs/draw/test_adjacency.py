@@ -17,6 +17,7 @@ from graphs.draw.adjacency import MAX_BUCKETS
 from graphs.linalg.blocks import BAND_ELEMENTS, DenseBlock, SparseBlock
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.draw.test_draw import legible, rank_of
+from tests.graphs.forms import stacked
 
 
 def plain_means(weight: Any, targets: Any, sources: Any, buckets: int) -> Any:
@@ -36,17 +37,21 @@ def shown(ax: Any) -> Any:
     return mesh.get_array().filled(0.0)
 
 
+FORMS: dict[str, Any] = {
+    "dense": lambda w: w,
+    "column-major": np.asfortranarray,
+    "sparse": sparse.csr_array,
+    "parallel": lambda w: (w, 2 * w),
+    "torch": lambda w: torch.from_numpy(w).bfloat16(),
+    "stacked targets": lambda w: stacked(w, 0)[0],
+    "stacked sources": lambda w: stacked(w, 1)[0],
+}
+
+
 @settings(deadline=None, max_examples=40)
-@given(cases(max_size=7), st.integers(1, 9), st.sampled_from(["dense", "column-major", "sparse", "parallel", "torch"]))
+@given(cases(max_size=7), st.integers(1, 9), st.sampled_from(list(FORMS)))
 def test_cells_are_means_by_buckets(case: Case, buckets: int, form: str) -> None:
-    forms: dict[str, Any] = {
-        "dense": lambda w: w,
-        "column-major": np.asfortranarray,
-        "sparse": sparse.csr_array,
-        "parallel": lambda w: (w, 2 * w),
-        "torch": lambda w: torch.from_numpy(w).bfloat16(),
-    }
-    graph = case.graph([forms[form](weight) for weight in case.weights])
+    graph = case.graph([FORMS[form](weight) for weight in case.weights])
     rank = modified_pagerank(graph)
     for layer in range(1, len(case.sizes)):
         weight = graph.block(layer).toarray().astype(np.float64)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs.linalg.blocks import Block, DenseBlock
+from graphs.linalg.stacking import StackedBlock
 from graphs.linalg.validation import as_block
 from graphs.reduction import edge_selection
 from graphs.reduction.edge_selection import edges_at, edges_by_flow, row_bands
@@ -33,6 +34,18 @@ FORMS: dict[str, Any] = {
     "parameter": torch.nn.Parameter(torch.from_numpy(WEIGHT)),
     "bfloat16": torch.from_numpy(WEIGHT).bfloat16(),
     "float8": torch.from_numpy(WEIGHT).to(torch.float8_e4m3fn),
+    "stacked": StackedBlock.from_weights(
+        [WEIGHT[:5], (WEIGHT[5:9].T.copy().T, WEIGHT[5:9] / 3), WEIGHT[9:]], [2.0, 0.3, 0.0]
+    ),
+    "stacked mixture": StackedBlock.from_weights(
+        [
+            torch.from_numpy(WEIGHT[:, :8]).bfloat16(),
+            sparse.csr_array(WEIGHT[:, 8:9]),
+            WEIGHT[:, 9:].astype(np.float32),
+        ],
+        [0.7, 1.0, 0.1],
+        axis=1,
+    ),
     "parallel bfloat16": (torch.from_numpy(WEIGHT).bfloat16(), torch.from_numpy(WEIGHT / 3).bfloat16()),
 }
 every_form = pytest.mark.parametrize("form", FORMS)

@@ -15,6 +15,7 @@ from scipy import sparse
 from graphs import GraphError, LayeredGraph, RankResult, pagerank, weighted_pagerank
 from graphs.io.convert import to_networkx
 from graphs.linalg.blocks import DenseBlock, SparseBlock
+from graphs.linalg.stacking import StackedBlock
 from graphs.reduction.subgraphs import Subgraph, between, ego, top_subgraph
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case
 
@@ -32,6 +33,8 @@ FORMS: dict[str, Any] = {
     "parallel": lambda weight: (weight / 2, -weight / 2),
     "torch": torch.from_numpy,
     "bfloat16": lambda weight: torch.from_numpy(weight).bfloat16(),
+    "stacked targets": lambda weight: StackedBlock.from_weights([2 * weight[:2], weight[2:]], [0.5, 1.0], 0),
+    "stacked sources": lambda weight: StackedBlock.from_weights([weight[:, :1], 4 * weight[:, 1:]], [1.0, 0.25], 1),
 }
 
 
@@ -283,6 +286,7 @@ def test_the_form_of_the_weights_does_not_matter(form: str, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         # A dense block is never converted to CSR completely.
         patch.setattr(DenseBlock, "to_csr", None)
+        patch.setattr(StackedBlock, "to_csr", None)
         found = [subgraph(graph, rank) for subgraph in SUBGRAPHS]
     for shown, subgraph in zip(found, SUBGRAPHS, strict=True):
         expected = subgraph(plain, rank)

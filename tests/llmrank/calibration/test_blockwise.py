@@ -14,7 +14,7 @@ from llmrank.calibration.forward import TokenMasks, first_output
 from llmrank.calibration.recording import Recording, recording
 from llmrank.calibration.statistics import collect_statistics
 from llmrank.calibration.text import TokenSequences, tokenise
-from llmrank.models import FAMILIES, Family, find_ffns
+from llmrank.models import FAMILIES, Family, FFNs, find_ffns
 from tests.llmrank.tiny_models import family_model, features, mlp, text, tiny_llama, token_ids, tokenizer
 
 
@@ -43,7 +43,7 @@ def feed_halved(model: nn.Module, stream: Stream) -> list[InputKeeper]:
     with ExitStack() as halved:
         for ffn in find_ffns(model):
             reader, module = InputKeeper(), ffn.stages[-1][0].module
-            stream.feed(ffn, module, reader)
+            stream.feed(ffn, {module: reader})
             found.append(reader)
             halved.callback(module.register_forward_hook(lambda _m, _i, output: output / 2).remove)
     return found
@@ -122,14 +122,14 @@ NOT_BY_FFN = {"Gemma 2", "Gemma 3 (text)", "OLMo 2", "OPT", "BLOOM", "BERT", "Ro
 def test_only_the_ffn_runs_again_if_the_block_adds_its_output(family: Family, follow: bool) -> None:
     model, sequences, batches = family_model(family), tokenise(token_ids(5, 20), None, 5, 20), 3
     first, second, *_ = find_ffns(model)
-    stream = open_stream(model, [first, second], sequences, 2, recorded(model, sequences), follow=follow)
+    stream = open_stream(model, FFNs((first, second)), sequences, 2, recorded(model, sequences), follow=follow)
     assert isinstance(stream, BlockStream)
     calls: list[int] = []
     with ExitStack() as hooks:
-        stream.feed(first, first.stages[-1][0].module, InputKeeper())
+        stream.feed(first, {first.stages[-1][0].module: InputKeeper()})
         block = recorded(model, sequences).blocks[0]
         hooks.callback(block.register_forward_pre_hook(lambda _block, _args: calls.append(1)).remove)
-        stream.feed(second, second.stages[-1][0].module, InputKeeper())
+        stream.feed(second, {second.stages[-1][0].module: InputKeeper()})
     assert len(calls) == (batches if family.name in NOT_BY_FFN else 0)
 
 
@@ -325,7 +325,7 @@ def test_a_block_that_is_called_twice_breaks_the_record() -> None:
     stream = open_stream(model, find_ffns(model), tokenise(features(300, 6), None, 1, 2), 1, record)
     assert isinstance(stream, PassStream)
     reader, ffn = InputKeeper(), find_ffns(model)[0]
-    stream.feed(ffn, ffn.stages[-1][0].module, reader)
+    stream.feed(ffn, {ffn.stages[-1][0].module: reader})
     # 300 rows of features are two batches, and each of them runs the block twice.
     assert [len(batch) for batch in reader.batches] == [256, 256, 44, 44]
     assert reader.lacks == [None, None]
@@ -373,18 +373,18 @@ def test_feeding_a_map_twice_raises() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
     ffn = find_ffns(model)[0]
-    stream.feed(ffn, ffn.stages[-1][0].module, InputKeeper())
+    stream.feed(ffn, {ffn.stages[-1][0].module: InputKeeper()})
     with pytest.raises(RuntimeError, match="was fed already"):
-        stream.feed(ffn, ffn.stages[-1][0].module, InputKeeper())
+        stream.feed(ffn, {ffn.stages[-1][0].module: InputKeeper()})
 
 
 def test_feeding_an_earlier_ffn_after_a_later_one_raises() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
     first, second = find_ffns(model)
-    stream.feed(second, second.stages[-1][0].module, InputKeeper())
+    stream.feed(second, {second.stages[-1][0].module: InputKeeper()})
     with pytest.raises(RuntimeError, match=r"layers\.0\.mlp or a later FFN was fed already"):
-        stream.feed(first, first.stages[-1][0].module, InputKeeper())
+        stream.feed(first, {first.stages[-1][0].module: InputKeeper()})
 
 
 class LeavesValues(nn.Module):

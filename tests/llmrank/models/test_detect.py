@@ -196,20 +196,6 @@ def test_finding_changes_no_modes_hooks_or_random_state() -> None:
     snapshot.assert_restored()
 
 
-@pytest.mark.parametrize(
-    ("name", "more"),
-    [
-        ("mixtral", {"num_local_experts": 2, "num_experts_per_tok": 1}),
-        ("qwen2_moe", {"num_experts": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}),
-    ],
-)
-def test_mixture_of_experts_raises(name: str, more: dict[str, Any]) -> None:
-    config = transformers.CONFIG_MAPPING[name](**{**LLAMA, **more})
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UnsupportedModelError, match="mixture-of-experts"):
-        find_ffns(model)
-
-
 class OwnAttention(nn.Module):
     """An attention with queries, keys and values of d -> d: by their shapes alone, they would be a gated FFN."""
 

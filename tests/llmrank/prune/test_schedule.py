@@ -14,8 +14,8 @@ from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, SensitivityPruner
-from llmrank.prune.layer_record import record_of_size
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.layer_record import record_of_size
 from llmrank.prune.schedule import amounts_after_steps, describe_steps
 from llmrank.prune.selection import Reselection
 from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
@@ -279,7 +279,7 @@ def test_the_repair_starts_from_the_dense_model() -> None:
 def test_reselection_chooses_among_the_remaining_neurons() -> None:
     run = ran(IsolatedFFNPipeline, model_of(), pruner=LocalPruner(0.25))
     first = run.model_graphs[0]
-    (name,) = (layer.name for layer in first.prunable.values())
+    (name,) = (place.layer.name for place in first.prunable)
     among = Masks({n: torch.arange(40) < 20 for n in masks_of(run)})
     choose = Reselection(run.scorer, run.model_graphs, among)
     keep = choose(name, torch.arange(40) < 10, torch.arange(40, dtype=torch.float64))

@@ -192,14 +192,14 @@ def test_the_residual_pipeline_prunes_reports_and_restores(pruner: Any, scorer: 
 
 def test_a_second_selection_depends_on_changes_upstream() -> None:
     pipeline = ranked(beta=0.5)
-    first, second = (entry.prunable[1].name for entry in pipeline.model_graphs[:2])
+    places = [entry.prunable[0] for entry in pipeline.model_graphs[:2]]
     again = Reselection(EXACT, pipeline.model_graphs)
     keep = torch.arange(40) < 25
     changed = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
-    again(first, keep, changed)
-    found = again(second, keep, changed.flip(0))
+    again(places[0].layer.name, keep, changed)
+    found = again(places[1].layer.name, keep, changed.flip(0))
     graphs = list(pipeline.model_graphs)
-    graphs[0], graphs[1] = graphs[0].with_norms(1, changed), graphs[1].with_norms(1, changed.flip(0))
+    graphs[0], graphs[1] = graphs[0].with_norms(places[0], changed), graphs[1].with_norms(places[1], changed.flip(0))
     scores = rank_graphs(EXACT, graphs)[1].scores[1]
     kept = sorted(range(40), key=lambda k: -scores[k])[:25]
     assert found.nonzero().flatten().tolist() == sorted(kept)

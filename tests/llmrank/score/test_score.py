@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph
 from graphs.analysis.flow import gamma_of
+from graphs.linalg.stacking import StackedBlock
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
@@ -496,6 +497,15 @@ def test_edge_weights_are_float32_or_wider_and_non_negative() -> None:
     assert weight.dtype == torch.float32
     assert weight.tolist() == [[2 * abs(w) for w in row] for row in FIRST]
     assert torch.equal(edge_weights(graph.with_csr(), 1).float(), weight)
+
+
+def test_edge_weights_of_a_stack_have_its_scales() -> None:
+    first = torch.tensor(FIRST, dtype=torch.bfloat16)
+    for axis in (0, 1):
+        block = StackedBlock.from_weights([(first, first), first, first.double()], [0.5, 0.0, 2.0], axis)
+        graph = LayeredGraph.from_weights([block], np.ones(block.shape[1]), [np.ones(block.shape[0])])
+        expected = torch.cat([first.abs().double(), 0.0 * first.double(), 2.0 * first.abs().double()], dim=axis)
+        assert torch.equal(edge_weights(graph, 1), expected)
 
 
 def test_an_unknown_topology_raises() -> None:

@@ -20,7 +20,7 @@ from llmrank.prune.masks import Masks
 from llmrank.surgery import apply, forms, widths
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.checkpoint import load, save
-from llmrank.surgery.forms import FORMS, linear_masks
+from llmrank.surgery.forms import FORMS, tensor_masks
 from tests.llmrank.tiny_models import (
     LLAMA,
     Snapshot,
@@ -104,14 +104,16 @@ class Interrupted(BaseException):
 
 
 @every_model
-@pytest.mark.parametrize(("form", "step"), [("mask", "mask_map"), ("zero", "zero_map"), ("compact", "compact_map")])
+@pytest.mark.parametrize(
+    ("form", "step"), [("mask", "mask_tensor"), ("zero", "zero_tensor"), ("compact", "compact_tensor")]
+)
 @pytest.mark.parametrize("failure", [RuntimeError, Interrupted, MemoryError])
 def test_failure_in_the_middle_restores_everything(
     make: Any, form: Any, step: str, failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
-    honest, n_maps = getattr(apply, step), len(linear_masks(ffns, masks))
+    honest, n_maps = getattr(apply, step), len(tensor_masks(ffns, masks))
     for last in range(n_maps + 1):
         done: list[Any] = []
 
@@ -136,7 +138,7 @@ def test_failure_in_the_middle_restores_everything(
 def test_failure_at_any_single_write_of_compact_restores_everything(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), some_masks(model)
-    honest = {name: getattr(forms, name) for name in ("replace_parameter", "set_attribute")}
+    honest = {name: getattr(forms, name) for name in ("replace_tensor", "set_attribute")}
     total = 0
     for allowed in range(1000):
         count = 0
@@ -151,7 +153,7 @@ def test_failure_at_any_single_write_of_compact_restores_everything(make: Any, m
 
             return write
 
-        for module, name in ((forms, "replace_parameter"), (forms, "set_attribute"), (widths, "set_attribute")):
+        for module, name in ((forms, "replace_tensor"), (forms, "set_attribute"), (widths, "set_attribute")):
             monkeypatch.setattr(module, name, writing(name))
         try:
             apply_masks(model, ffns, masks, "compact").undo()
@@ -352,7 +354,10 @@ def test_a_layer_that_keeps_all_neurons_is_not_touched(make: Any, form: Any) -> 
     first = next(iter(masks))
     masks[first] = torch.ones_like(masks[first])
     # In a sequential FFN the output map of the first layer is an input map of the second, which loses neurons.
-    whole = {linear.name: linear.module for linear in linear_masks(ffns, Masks(masks)) if linear.keeps_all}
+    losing = {id(mask.owner) for mask in tensor_masks(ffns, Masks(masks)) if not mask.keeps_all}
+    whole = {
+        linear_map.name: linear_map.module for linear_map in ffns.linear_maps if id(linear_map.module) not in losing
+    }
     assert whole
     before = {name: dict(vars(module)) for name, module in whole.items()}
     held = {name: [(n, p, p.data_ptr()) for n, p in module.named_parameters()] for name, module in whole.items()}

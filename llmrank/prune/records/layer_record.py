@@ -1,4 +1,7 @@
-"""Layer records: what pruners know of the prunable layers of a model."""
+"""Layer records: what pruners know of the prunable layers of a model.
+
+Where the neurons of a record are spoken of, each may be a unit of several neurons, see :mod:`llmrank.prune.records.units`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from llmrank.errors import LLMRankError
+from llmrank.prune.records.units import Units
 
 __all__ = ["LayerRecord", "ascending_positions", "importance_of", "keep_highest", "record_of_size"]
 
@@ -38,6 +42,8 @@ class LayerRecord:
         :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; None if the pruner does not need it.
     present : (out,) bool tensor or None
         True for neurons that earlier steps have kept; None if all are kept. The others stay removed and count in the amount.
+    units : Units or None
+        The units that the record's neurons stand for; None if each is one neuron.
     protected : bool
         Whether the layer keeps all neurons that are present, whatever `pruning_mask` says; set by
         :meth:`llmrank.prune.BasePruner.prune`.
@@ -59,6 +65,7 @@ class LayerRecord:
         explicit: bool = False,
         sensitivity: float | None = None,
         present: torch.Tensor | None = None,
+        units: Units | None = None,
     ) -> None:
         self.name = name
         self.importance = importance
@@ -73,6 +80,7 @@ class LayerRecord:
         self.explicit = explicit
         self.sensitivity = sensitivity
         self.present = present
+        self.units = units
         self.protected = False
         self.pruning_mask: torch.Tensor | None = None
         self.amount: float | int | None = None
@@ -90,18 +98,37 @@ class LayerRecord:
         return torch.ones(self.out_features, dtype=torch.bool) if self.present is None else self.present
 
     @property
+    def min_keep(self) -> int:
+        """Fewest neurons that can be kept, whatever the pruner allows."""
+        return 1 if self.units is None else self.units.min_keep
+
+    @property
+    def multiple_of(self) -> int:
+        """The number of kept neurons must be a multiple of this, or all."""
+        return 1 if self.units is None else self.units.multiple_of
+
+    @property
+    def neurons_per_unit(self) -> int:
+        """Number of neurons that one neuron of the record stands for."""
+        return 1 if self.units is None else self.units.n_neurons
+
+    def widths(self, n_kept: int) -> dict[str, int]:
+        """Return the widths of the model's layers, by name, if the record keeps so many of its neurons."""
+        return {self.name: n_kept} if self.units is None else self.units.widths(n_kept)
+
+    @property
     def n_removed(self) -> int:
         """Number of neurons that earlier steps have removed."""
         return self.out_features - int(self.present_mask.sum())
 
 
-def record_of_size(name: str, size: int) -> LayerRecord:
+def record_of_size(name: str, size: int, units: Units | None = None) -> LayerRecord:
     """Make a record from the size of a layer alone, for :meth:`llmrank.prune.BasePruner.check`.
 
     >>> record_of_size("mlp", 4).out_features
     4
     """
-    return LayerRecord(name, torch.ones(size, dtype=torch.float64), sensitivity=0.0)
+    return LayerRecord(name, torch.ones(size, dtype=torch.float64), sensitivity=0.0, units=units)
 
 
 def importance_of(layer: LayerRecord) -> torch.Tensor:

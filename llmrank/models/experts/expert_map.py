@@ -1,0 +1,161 @@
+"""One expert of a mixture as a module: its linear maps are parts of the tensors that all experts share.
+
+Such a module belongs to no model and holds no parameter. It reads the model's tensors whenever it computes, and hooks can be
+registered on it as on any other module, see :func:`llmrank.models.experts.by_expert`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.models.experts.layout import Layout
+
+__all__ = ["Expert", "ExpertMap", "Routing", "TensorPart"]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorPart:
+    """The part of a tensor that belongs to one linear map of one expert.
+
+    Attributes
+    ----------
+    owner : nn.Module
+        Module of the model that holds the tensor.
+    name : str
+        Name of the parameter of `owner`: (experts, rows, columns), or (experts, rows) for a bias.
+    expert : int
+        Position of the expert.
+    rows : slice
+        The rows of the map among those of the expert, such as every second one where gate and up are interleaved.
+    transposed : bool
+        Whether the tensor is stored as (experts, columns, rows).
+    """
+
+    owner: nn.Module
+    name: str
+    expert: int
+    rows: slice
+    transposed: bool = False
+
+    def read(self) -> torch.Tensor:
+        """Return the part as the model holds it now: a detached view, (rows, columns) or (rows,)."""
+        stored: torch.Tensor = self.owner._parameters[self.name].detach()[self.expert]  # type: ignore[union-attr]
+        return (stored.T if self.transposed else stored)[self.rows]
+
+
+@dataclass
+class Routing:
+    """The tokens that an expert gets in the present call.
+
+    Attributes
+    ----------
+    tokens : (n,) int64 tensor
+        Their positions among all tokens of the call.
+    weights : (n,) tensor
+        The weight that the router gives to the expert's output for each of them.
+    totals : (n,) tensor
+        The sum of the weights of all experts that each of them is sent to.
+    """
+
+    tokens: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    totals: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class ExpertMap(nn.Module):
+    """A linear map of one expert.
+
+    Parameters
+    ----------
+    weight : TensorPart
+    bias : TensorPart or None
+    routing : Routing
+        The one that all maps of the expert share.
+    """
+
+    def __init__(self, weight: TensorPart, bias: TensorPart | None, routing: Routing) -> None:
+        super().__init__()
+        self.weight_part, self.bias_part = weight, bias
+        self.routing = routing
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The (out, in) weight, a detached view of the model's tensor."""
+        return self.weight_part.read()
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The (out,) bias, a detached view of the model's tensor; None if the map has none."""
+        return None if self.bias_part is None else self.bias_part.read()
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Multiply the values (tokens, in) by the weight, and add the bias."""
+        return nn.functional.linear(values, self.weight, self.bias)
+
+
+class Expert(nn.Module):
+    """One expert of a mixture.
+
+    Parameters
+    ----------
+    owner : nn.Module
+        The module of all experts, which knows how gate and up are joined.
+    maps : dict from str to ExpertMap
+        ``gate`` (if the experts are gated), ``up`` and ``down``.
+    interleaved : bool
+        Whether the rows of gate and up alternate in the model's tensor.
+    routing : Routing
+    """
+
+    def __init__(self, owner: nn.Module, maps: dict[str, ExpertMap], routing: Routing, *, interleaved: bool) -> None:
+        super().__init__()
+        for name, expert_map in maps.items():
+            self.add_module(name, expert_map)
+        self.routing = routing
+        self._interleaved = interleaved
+        self._owner = (owner,)  # in a tuple, so that it does not become a submodule
+
+    @property
+    def owner(self) -> Any:
+        """The module of all experts."""
+        return self._owner[0]
+
+    @classmethod
+    def of(cls, owner: nn.Module, layout: Layout, position: int) -> Expert:
+        """Make the expert at a position of a module of experts."""
+        routing = Routing()
+        maps = {}
+        for name, place in layout.maps.items():
+            bias = None if place.bias is None else TensorPart(owner, place.bias, position, place.rows)
+            weight = TensorPart(owner, place.weight, position, place.rows, layout.transposed)
+            maps[name] = ExpertMap(weight, bias, routing)
+        return cls(owner, maps, routing, interleaved=layout.interleaved)
+
+    @property
+    def maps(self) -> dict[str, ExpertMap]:
+        """The linear maps: ``gate`` (if the experts are gated), ``up`` and ``down``."""
+        return dict(self.named_children())  # type: ignore[arg-type]
+
+    @property
+    def n_hidden(self) -> int:
+        """Number of hidden neurons."""
+        return self.maps["down"].weight.shape[1]
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Compute the expert's outputs (tokens, out) for its tokens (tokens, in)."""
+        owner, maps = self.owner, self.maps
+        if "gate" not in maps:
+            hidden = owner.act_fn(maps["up"](values))
+        else:
+            gate, up = maps["gate"](values), maps["up"](values)
+            if hasattr(owner, "_apply_gate"):
+                joined = torch.stack([gate, up], -1).flatten(-2) if self._interleaved else torch.cat([gate, up], -1)
+                hidden = owner._apply_gate(joined)
+            else:
+                hidden = owner.act_fn(gate) * up
+        output: torch.Tensor = maps["down"](hidden)
+        return owner.post_expert_norm(output) if getattr(owner, "has_post_expert_norm", False) else output

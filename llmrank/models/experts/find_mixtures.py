@@ -1,0 +1,121 @@
+"""Find the mixtures of experts in a model, and the router of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.errors import UnsupportedModelError
+from llmrank.models.experts.layout import Layout, read_layout
+from llmrank.models.experts.mixture import ExpertTensor, Mixture, RoutedExperts
+
+__all__ = ["find_mixtures"]
+
+# Attributes that hold the number of experts of a token, of groups of experts, and of groups that a token may use.
+TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_k", "moe_topk")
+GROUPS = ("num_group", "n_group", "num_expert_group")
+CHOSEN_GROUPS = ("topk_group",)
+# A router adds up so many scores of each group to choose among groups.
+SCORES_OF_GROUP = 2
+EXPERTS = re.compile(r"expert", re.IGNORECASE)
+PER_TOKEN = re.compile(r"per_tok|top_?k|shared", re.IGNORECASE)
+
+
+def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
+    """Find the mixtures of experts of a model whose experts share tensors.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    dict from str to Mixture
+        By the path of the module that holds the experts, in the order of the model's modules.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The router of a mixture is not found.
+    """
+    modules = dict(model.named_modules())
+    found = {}
+    for path, module in modules.items():
+        layout = read_layout(module)
+        if layout is not None:
+            block = path.rpartition(".")[0]
+            router, router_path = _router(path, modules[block], layout)
+            top_k = _stated(TOP_K, router, modules[block], module) or 1
+            n_groups = _stated(GROUPS, router, modules[block]) or 1
+            chosen_groups = _stated(CHOSEN_GROUPS, router, modules[block]) or n_groups
+            min_kept = top_k if n_groups == 1 else max(-(-top_k // chosen_groups), SCORES_OF_GROUP)
+            tensors = tuple(_tensors_by_expert(modules[block], router, layout))
+            experts = RoutedExperts.of(module)
+            is_transformer_block = block.rpartition(".")[2].isdigit()
+            outer = experts if is_transformer_block else modules[block]
+            around = [modules[".".join(path.split(".")[:k])] for k in range(path.count(".") + 2)]
+            counts = tuple(_counts((*around, *router.modules()), layout.n_experts))
+            found[path] = Mixture(
+                path, block, experts, outer, router, router_path, tensors, counts, top_k, n_groups, min_kept
+            )
+    return found
+
+
+def _router(path: str, block: nn.Module, layout: Layout) -> tuple[nn.Module, str]:
+    """Return the router of the experts at `path`: the module beside them with one row for each expert."""
+    beside = [
+        (name, child)
+        for name, child in block.named_children()
+        if name != path.rpartition(".")[2] and len(_router_weights(child, layout.n_experts)) == 1
+    ]
+    if len(beside) != 1:
+        raise UnsupportedModelError(
+            f"{path} holds {layout.n_experts} experts, and their router was not found: expected one module beside them "
+            f"with one row for each expert, found {[name for name, _ in beside] or 'none'}; its experts cannot be pruned: "
+            "name Linears outside the experts with structure_dict="
+        )
+    name, router = beside[0]
+    return router, f"{path.rpartition('.')[0]}.{name}".lstrip(".")
+
+
+def _router_weights(module: nn.Module, n_experts: int) -> list[nn.Parameter]:
+    """Return the matrices of a module with one row for each expert, if it holds no other matrix."""
+    # A correction bias may be stored as (1, experts).
+    matrices = [p for p in module.parameters() if p.ndim == 2 and p.shape[0] > 1]
+    return matrices if all(p.shape[0] == n_experts for p in matrices) else []
+
+
+def _tensors_by_expert(block: nn.Module, router: nn.Module, layout: Layout) -> Iterator[ExpertTensor]:
+    """Yield the tensors of the router, and those that the block itself holds, that have one entry for each expert."""
+    for owner in (*router.modules(), block):
+        named: Mapping[str, torch.Tensor | None] = {**owner._parameters, **owner._buffers}
+        for name, tensor in named.items():
+            if tensor is None or layout.n_experts not in tensor.shape:
+                continue
+            if tensor.ndim == 1 and layout.n_experts == layout.n_inputs and name in ("scale", "weight"):
+                continue  # as long as the residual stream is wide: a norm or a scale of it
+            yield ExpertTensor(owner, name, tensor.shape.index(layout.n_experts))
+
+
+def _counts(modules: Iterable[nn.Module], n_experts: int) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the attributes of modules that hold the number of experts, and no number of experts of a token."""
+    for module in modules:
+        for name, value in vars(module).items():
+            counts = EXPERTS.search(name) and not PER_TOKEN.search(name)
+            if type(value) is int and value == n_experts and (counts or name == "out_features"):
+                yield module, name
+
+
+def _stated(names: tuple[str, ...], *modules: nn.Module) -> int | None:
+    """Return the first positive integer among attributes of the modules, or of their configurations."""
+    for module in modules:
+        for holder in (module, getattr(module, "config", None)):
+            for name in names:
+                value: Any = getattr(holder, name, None)
+                if isinstance(value, int) and value > 0:
+                    return value
+    return None

@@ -1,0 +1,277 @@
+"""A mixture of experts: its experts, its router, and how to run it expert by expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from llmrank.models.experts.expert_map import Expert
+from llmrank.models.experts.layout import is_dispatched, read_layout
+
+__all__ = ["ExpertTensor", "Mixture", "RouteAround", "RoutedExperts", "by_expert", "route_around"]
+
+_names = count()
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertTensor:
+    """A tensor with one entry for each expert, such as the router's weight or a correction bias.
+
+    Attributes
+    ----------
+    owner : nn.Module
+        Module that holds it, as a parameter or a buffer.
+    name : str
+    axis : int
+        The axis of the experts.
+    """
+
+    owner: nn.Module
+    name: str
+    axis: int
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """The parameters or buffers of the owner, whichever the tensor is among."""
+        owner = self.owner
+        return owner._parameters if self.name in owner._parameters else owner._buffers
+
+
+class RoutedExperts(nn.Module):
+    """All experts of a mixture, run one by one on the tokens that the router sends them.
+
+    Parameters
+    ----------
+    owner : nn.Module
+        The module of the model that it computes in place of.
+    experts : list of Expert
+    presorted : bool
+        Whether the model passes every token to every expert, one expert after the other and multiplied by its routing weight
+        (Llama 4). Otherwise it passes tokens, positions of experts, and weights.
+    """
+
+    def __init__(self, owner: nn.Module, experts: list[Expert], *, presorted: bool) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
+        self.presorted = presorted
+        self._owner = (owner,)
+
+    @classmethod
+    def of(cls, owner: nn.Module) -> RoutedExperts:
+        """Make the experts of a module whose tensors :func:`llmrank.models.experts.layout.read_layout` can read."""
+        layout = read_layout(owner)
+        if layout is None:
+            raise TypeError(f"{type(owner).__name__} holds no tensors of experts in a layout that is known")
+        experts = [Expert.of(owner, layout, position) for position in range(layout.n_experts)]
+        return cls(owner, experts, presorted=layout.presorted)
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module of the model."""
+        return self._owner[0]
+
+    def __getitem__(self, position: int) -> Expert:
+        expert: Any = self.experts[position]
+        return expert  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    def forward(self, values: torch.Tensor, *routing: torch.Tensor) -> torch.Tensor:
+        """Compute what the model's module computes, from its own arguments."""
+        if self.presorted:
+            return self._forward_presorted(values)
+        chosen, weights = routing
+        inputs = values.reshape(-1, values.shape[-1])
+        chosen, weights = chosen.reshape(len(inputs), -1), weights.reshape(len(inputs), -1)
+        totals = weights.sum(-1)
+        outputs = torch.zeros(
+            inputs.shape, dtype=torch.promote_types(values.dtype, weights.dtype), device=values.device
+        )
+        for position, expert in enumerate(self.experts):
+            tokens, place = torch.where(chosen == position)
+            weight = weights[tokens, place]
+            output = self._run(expert, inputs, tokens, weight, totals[tokens])
+            outputs.index_add_(0, tokens, (output * weight[:, None]).to(outputs.dtype))
+        return outputs.to(values.dtype).view(values.shape)
+
+    def _forward_presorted(self, values: torch.Tensor) -> torch.Tensor:
+        by_expert = values.view(len(self.experts), -1, values.shape[-1])
+        outputs = torch.zeros_like(by_expert)
+        routed = by_expert.any(-1)
+        n_experts = routed.sum(0)
+        for position, expert in enumerate(self.experts):
+            tokens = routed[position].nonzero().flatten()
+            # The tokens come multiplied by their routing weights already.
+            ones = values.new_ones(len(tokens))
+            outputs[position, tokens] = self._run(expert, by_expert[position], tokens, ones, n_experts[tokens].to(ones))
+        return outputs.view(values.shape)
+
+    @staticmethod
+    def _run(
+        expert: nn.Module, values: torch.Tensor, tokens: torch.Tensor, weights: torch.Tensor, totals: torch.Tensor
+    ) -> torch.Tensor:
+        routing: Any = expert.routing
+        routing.tokens, routing.weights, routing.totals = tokens, weights, totals
+        output: torch.Tensor = expert(values[tokens])
+        return output
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of experts in a model.
+
+    Attributes
+    ----------
+    name : str
+        Path of the module of the experts.
+    block : str
+        Path of the module that holds the experts and their router.
+    experts : RoutedExperts
+    module : nn.Module
+        The module whose input every expert may read, and whose output all of them add up to: that of `block`, or `experts` if the
+        block is a transformer block.
+    router : nn.Module
+        The module that chooses the experts of each token.
+    router_name : str
+        Its path.
+    by_expert : tuple of ExpertTensor
+        Tensors beside those of the experts that have one entry for each expert.
+    counts : tuple of (nn.Module, str)
+        Attributes of modules that hold the number of experts.
+    top_k : int
+        Number of experts that each token gets.
+    n_groups : int
+        Number of groups of consecutive experts, of which the router chooses some first; 1 without groups.
+    min_kept : int
+        Fewest experts of each group that the router needs.
+    """
+
+    name: str
+    block: str
+    experts: RoutedExperts
+    module: nn.Module
+    router: nn.Module
+    router_name: str
+    by_expert: tuple[ExpertTensor, ...]
+    counts: tuple[tuple[nn.Module, str], ...]
+    top_k: int
+    n_groups: int = 1
+    min_kept: int = 1
+
+    @property
+    def n_experts(self) -> int:
+        """Number of experts."""
+        return len(self.experts)
+
+
+@contextmanager
+def by_expert(mixtures: Iterable[Mixture]) -> Iterator[None]:
+    """Let a model compute its mixtures expert by expert within the context, so that hooks on the maps of experts are called.
+
+    Cost: mixtures take as long as with the eager implementation of transformers.
+    """
+    routed = {id(mixture.experts.owner): mixture.experts for mixture in mixtures}
+    if not routed:
+        yield
+        return
+    name = f"llmrank-{next(_names)}"
+
+    def compute(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # Experts that are not listed may share the configuration by which transformers finds this function.
+        experts = routed.setdefault(id(owner), RoutedExperts.of(owner))
+        return experts(*args, *kwargs.values())
+
+    with ExitStack() as cleanup:
+        ALL_EXPERTS_FUNCTIONS[name] = compute
+        cleanup.callback(ALL_EXPERTS_FUNCTIONS.pop, name)
+        configs = {}
+        for experts in routed.values():
+            owner: Any = experts.owner
+            if is_dispatched(owner):
+                configs[id(owner.config)] = owner.config
+            else:
+                forward = vars(owner).get("forward")
+                cleanup.callback(_set_forward, owner, forward)
+                owner.forward = experts.__call__
+        for config in configs.values():
+            cleanup.callback(setattr, config, "_experts_implementation_internal", config._experts_implementation)
+            config._experts_implementation_internal = name
+        yield
+
+
+class _Silence(TorchFunctionMode):
+    """Makes the logits of experts minus infinity where a linear map has one output for each expert."""
+
+    def __init__(self, removed: torch.Tensor) -> None:
+        super().__init__()
+        self._removed = removed
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.nn.functional.linear, torch.matmul) and result.shape[-1] == len(self._removed):
+            return result.masked_fill(self._removed.to(result.device), -torch.inf)
+        return result
+
+
+class RouteAround:
+    """The forward function of a router that chooses among the kept experts only.
+
+    Parameters
+    ----------
+    forward : callable
+        The router's own forward function.
+    keep : (experts,) bool tensor
+    """
+
+    def __init__(self, forward: Callable[..., Any], keep: torch.Tensor) -> None:
+        self._forward, self._keep = forward, keep
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the router."""
+        with _Silence(~self._keep):
+            return self._forward(*args, **kwargs)
+
+
+def route_around(mixture: Mixture, keep: torch.Tensor) -> Callable[[], None]:
+    """Let the router of a mixture choose among the kept experts only; return a function that restores it.
+
+    Parameters
+    ----------
+    mixture : Mixture
+    keep : (experts,) bool tensor
+    """
+    router = mixture.router
+    own_forward = vars(router).get("forward")
+    # The bias that corrects scores, if there is one, could make the router choose an expert with a score of 0.
+    corrections = [part for part in mixture.by_expert if "bias" in part.name and "correction" in part.name]
+    before = [(part, part.tensors[part.name]) for part in corrections]
+
+    def restore() -> None:
+        _set_forward(router, own_forward)
+        for part, tensor in before:
+            part.tensors[part.name] = tensor
+
+    for part, tensor in before:
+        shape = [-1 if axis == part.axis else 1 for axis in range(tensor.ndim)]
+        silenced = tensor.detach().masked_fill(~keep.to(tensor.device).view(shape), -torch.inf)
+        part.tensors[part.name] = (
+            nn.Parameter(silenced, requires_grad=False) if isinstance(tensor, nn.Parameter) else silenced
+        )
+    vars(router)["forward"] = RouteAround(router.forward, keep)
+    return restore
+
+
+def _set_forward(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        vars(module).pop("forward", None)
+    else:
+        vars(module)["forward"] = forward
