@@ -234,6 +234,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma4_text",
         {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
     ),
+    "gemma4_text, wide": (
+        "gemma4_text",
+        {
+            "use_double_wide_mlp": True,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
     "granitemoehybrid, dense": ("granitemoehybrid", {"num_local_experts": 0, "num_experts_per_tok": 0}),
     "jamba, dense": ("jamba", {"num_experts": 1, "num_experts_per_tok": 1}),
 }
