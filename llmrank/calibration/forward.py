@@ -15,6 +15,7 @@ from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs
 from llmrank.models.experts import ExpertMap, by_expert
 from llmrank.models.families import text_config
+from llmrank.models.tracing import trial_run
 
 __all__ = [
     "Accumulator",
@@ -32,6 +33,7 @@ __all__ = [
     "longest_input",
     "model_inputs",
     "progress_step",
+    "reached_by_tokens",
     "run_body",
     "run_sequences",
     "substitute_forward",
@@ -42,6 +44,8 @@ __all__ = [
 
 # ``progress(items, description)`` returns an iterable over the items.
 Progress = Callable[[Sequence[Any], str], Any]
+# Length of the sequence that shows which FFNs tokens reach.
+TRIAL_TOKENS = 8
 
 
 @contextmanager
@@ -125,7 +129,9 @@ def model_inputs(
             inputs["attention_mask"] = mask.long()
             if getattr(config, "use_cache", False):
                 inputs["use_cache"] = False
-            if not text_only and "cross_attention_states" in signature(model.forward).parameters:
+            # Other models (BLT) have this parameter without layers that attend to an image, and fail if it is given.
+            attends = getattr(text_config(model), "cross_attention_layers", None)
+            if not text_only and attends and "cross_attention_states" in signature(model.forward).parameters:
                 like = next(model.parameters())
                 size = text_config(model).hidden_size
                 inputs["cross_attention_states"] = torch.zeros(len(ids), 1, size, dtype=like.dtype, device=device)
@@ -244,6 +250,30 @@ def run_sequences(model: nn.Module, ffns: FFNs, batches: Iterable[tuple[torch.Te
     with torch.no_grad(), evaluation_mode(model, ffns):
         for ids, mask in batches:
             run_body(body, model_inputs(model, ids, mask)[0])
+
+
+def reached_by_tokens(model: nn.Module, ffns: FFNs) -> FFNs:
+    """Return the FFNs without those of stacks that no token reaches, such as the vision tower of a model that also reads images.
+
+    If the FFNs lie in several stacks, one short sequence of token ids is run. If that fails or reaches no FFN, all are returned;
+    calibration will say why the model does not run.
+    """
+    if len({ffn.stack for ffn in ffns}) < 2 or getattr(model, "config", None) is None:
+        return ffns
+    reached: set[str] = set()
+    with ExitStack() as hooks, trial_run(model):
+        for ffn in ffns:
+
+            def note(*_: Any, stack: str = ffn.stack) -> None:
+                reached.add(stack)
+
+            hooks.callback(ffn.stages[0][0].owner.register_forward_pre_hook(note).remove)
+        ids = torch.arange(TRIAL_TOKENS)[None]
+        try:
+            run_body(body_of(model, ffns), model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))[0])
+        except Exception:  # models may raise anything for inputs that they do not expect
+            return ffns
+    return FFNs(ffn for ffn in ffns if ffn.stack in reached) or ffns
 
 
 def body_of(model: nn.Module, ffns: FFNs) -> nn.Module:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -37,8 +38,9 @@ class Recording:
         For every block, one call for each batch, if the recording is unbroken.
     unbroken : bool
         Whether the blocks were called in order, each on the very tensor that the block before returned, and did not write to
-        that tensor. Calls that are missing at the end of the last batch count once :func:`recording` has closed. False without
-        blocks.
+        that tensor or to a list or mapping among their arguments. Blocks whose first parameter is not the hidden states have a
+        second stream (Reformer), and break the recording. Calls that are missing at the end of the last batch count once
+        :func:`recording` has closed. False without blocks.
     keeps_first_states : bool
         Whether :attr:`first_states` are kept after :meth:`take_first_states`.
     """
@@ -52,6 +54,7 @@ class Recording:
         self._next_position = 0
         self._last_output: torch.Tensor | None = None
         self._input: tuple[torch.Tensor, int | None] | None = None
+        self._contents: list[tuple[Any, list[int]]] = []
 
     def take_first_states(self) -> list[torch.Tensor]:
         """Return the hidden states in front of the first block, and forget them unless they are kept."""
@@ -64,11 +67,15 @@ class Recording:
         """Record the arguments of a block, before it runs."""
         hidden = args[0] if args else kwargs.get("hidden_states")
         follows = position == self._next_position and (position == 0 or hidden is self._last_output)
+        if not args:
+            follows = follows and next(iter(signature(self.blocks[position].forward).parameters)) == "hidden_states"
         self.unbroken = self.unbroken and follows and isinstance(hidden, torch.Tensor)
         if not self.unbroken or hidden is None:
             self.first_states.clear()
             return
         self._input = hidden, write_count(hidden)
+        containers = [value for value in (*args, *kwargs.values()) if isinstance(value, (MutableMapping, list))]
+        self._contents = [(value, _contents(value)) for value in containers]
         if position == 0:
             self.first_states.append(hidden.detach())
         other_kwargs = {key: value for key, value in kwargs.items() if key != "hidden_states"}
@@ -80,6 +87,8 @@ class Recording:
             hidden, count_before = self._input
             # If the block wrote to its input, the recorded states are not those that it got.
             self.unbroken = self.unbroken and write_count(hidden) == count_before
+            # Such as the keys that a block leaves for later ones (Gemma 3n): later calls would find those of another batch.
+            self.unbroken = self.unbroken and all(_contents(value) == before for value, before in self._contents)
             self._input = None
         self._last_output = first_output(output)
         self._next_position = (position + 1) % len(self.blocks)
@@ -87,6 +96,11 @@ class Recording:
     def end(self) -> None:
         """Note whether the last batch has passed all blocks."""
         self.unbroken = self.unbroken and self._next_position == 0
+
+
+def _contents(container: Any) -> list[int]:
+    """Identify the objects in a list or mapping."""
+    return list(map(id, container.values() if isinstance(container, MutableMapping) else container))
 
 
 @contextmanager

@@ -92,15 +92,21 @@ def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None
 def check_not_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
     """Raise an error if a linear map of an FFN shares a parameter with any other module of the model."""
     ffn_maps = {id(p.owner) for ffn in ffns for stage in ffn.stages for p in stage}
+    tied_on_loading = getattr(model, "all_tied_weights_keys", None) or {}
     first_owner: dict[int, str] = {}
     ffn_parameters: set[int] = set()
     for name, module in model.named_modules():
-        for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        for own_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             key = id(parameter)
             if key in first_owner and (id(module) in ffn_maps or key in ffn_parameters):
+                again = f"{name}.{own_name}" in tied_on_loading
+                advice = (
+                    f"{type(model).__name__} ties them whenever it is loaded, so copies would be lost: choose another model, or "
+                    "name Linears that are not tied with structure_dict="
+                )
                 raise UnsupportedModelError(
-                    f"{first_owner[key]} and {name} share one parameter; pruning one would change the other: untie them (copy "
-                    "the parameter) first"
+                    f"{first_owner[key]} and {name} share one parameter; pruning one would change the other: "
+                    f"{advice if again else 'untie them (copy the parameter) first'}"
                 )
             first_owner.setdefault(key, name)
             if id(module) in ffn_maps:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from llmrank.models.experts import Mixture, find_mixtures
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFN, FFNKind, FFNs, LinearMap
 from llmrank.models.linear_map import in_features, is_linear_map, out_features
-from llmrank.models.tracing import linear_chain, trial_run
+from llmrank.models.tracing import linear_chain, reads_unchanged, trial_run
 
 __all__ = ["find_ffns", "is_linear"]
 
@@ -98,9 +98,12 @@ def find_ffns(model: nn.Module) -> FFNs:
     ffns = [ffn for name in modules for ffn in _ffns_at(name, found, mixtures, config)]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
     # If FFNs lie in a repeating stack, modules outside it that have the shapes of an FFN (prediction heads) are not FFNs.
-    ffns = _without_bottlenecks([ffn for ffn in (stacked or ffns) if _is_separable(ffn, attention_prefixes)])
+    ffns = stacked or ffns
+    scaled = [(ffn, _parameter_of_neurons(ffn, attention_prefixes)) for ffn in ffns]
+    ffns = _without_bottlenecks([ffn for ffn, parameter in scaled if not parameter])
     ffns = ffns or _chain_ffns(modules, linears, candidates, attention_prefixes)
     if not ffns:
+        _check_no_parameter_of_neurons(scaled)
         raise UnsupportedModelError(
             f"found no feed-forward network in {type(model).__name__}; expected linear maps d -> f and f -> d (plain), "
             f"two d -> f and f -> d (gated), d -> 2f and f -> d (fused) inside one module, an nn.Sequential of Linears, or "
@@ -108,11 +111,14 @@ def find_ffns(model: nn.Module) -> FFNs:
             f"size of the hidden neurons. {_inventory(linears)} Name the Linears explicitly with structure_dict="
         )
     check_not_tied(model, ffns)
-    checked: set[tuple[type[nn.Module], str]] = set()
+    checked: set[tuple[object, ...]] = set()
     for ffn in ffns:
-        type_and_kind = (type(ffn.stages[0][0].owner if ffn.is_routed else ffn.module), ffn.kind)
-        if type_and_kind not in checked:
-            checked.add(type_and_kind)
+        # FFNs of one class may differ by a setting: some of Gemma 3n's keep only the largest neurons of each token.
+        module = ffn.stages[0][0].owner if ffn.is_routed else ffn.module
+        settings = (item for item in vars(module).items() if isinstance(item[1], (bool, int, float, str)))
+        alike = (type(module), ffn.kind, *settings)
+        if alike not in checked:
+            checked.add(alike)
             _check_neurons_separate(ffn, getattr(getattr(model, "config", None), "hidden_size", None))
     return FFNs(ffns)
 
@@ -185,13 +191,25 @@ def _attention_prefixes(modules: Mapping[str, nn.Module], linears: Mapping[str, 
 
 
 def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
-    """Leave out FFNs narrower than the residual stream (adapters, low-rank terms), if their block has one that is not."""
+    """Leave out FFNs that are narrower than the residual stream (adapters), or linear, if their block has one that is neither."""
 
     def is_narrow(ffn: FFN) -> bool:
         return max(ffn.sizes[1:-1]) < ffn.sizes[0] and ffn.mixture is None
 
-    wide = {_block_path(ffn.name) for ffn in ffns if not is_narrow(ffn)}
-    return [ffn for ffn in ffns if not (is_narrow(ffn) and _block_path(ffn.name) in wide)]
+    def is_linear_term(ffn: FFN) -> bool:
+        # Gemma 3n adds such a term to its attention.
+        return (
+            ffn.kind == "plain"
+            and not ffn.is_routed
+            and reads_unchanged(ffn.module, ffn.stages[0][0].module, ffn.stages[1][0].module)
+        )
+
+    several = Counter(_block_path(ffn.name) for ffn in ffns)
+    left_out = {
+        ffn.name for ffn in ffns if several[_block_path(ffn.name)] > 1 and (is_narrow(ffn) or is_linear_term(ffn))
+    }
+    others = {_block_path(ffn.name) for ffn in ffns if ffn.name not in left_out}
+    return [ffn for ffn in ffns if not (ffn.name in left_out and _block_path(ffn.name) in others)]
 
 
 def _block_path(name: str) -> str:
@@ -277,25 +295,39 @@ def _chain_ffns(
         if order is not None:
             stages = tuple((LinearMap.whole(path, linears[path]),) for path in order)
             ffn = FFN(name, "sequential", stages, _stack_path(name), module)
-            if _is_separable(ffn, attention_prefixes):
+            if not _parameter_of_neurons(ffn, attention_prefixes):
                 found.append(ffn)
     return found
 
 
-def _is_separable(ffn: FFN, attention_prefixes: tuple[str, ...]) -> bool:
-    """Whether no other parameter, such as a norm between the maps, acts on the hidden neurons, judging by its size."""
+def _parameter_of_neurons(ffn: FFN, attention_prefixes: tuple[str, ...]) -> str:
+    """Return the path of a parameter that acts on the hidden neurons, such as a norm between the maps, judging by its size.
+
+    It is "" if there is none.
+    """
     own = {id(p) for stage in ffn.stages for linear_map in stage for p in linear_map.module.parameters()}
     hidden = set(ffn.sizes[1:-1])
     for path, module in ffn.module.named_modules(prefix=ffn.name):
         if _prefix(path).startswith(attention_prefixes):
             continue
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             # A vector or linear map as wide as the residual stream may act on the stream, as a norm does.
             may_be_on_stream = parameter.ndim < 2 or is_linear(module)
             suspicious = hidden - {ffn.sizes[0], ffn.sizes[-1]} if may_be_on_stream else hidden
             if id(parameter) not in own and suspicious & set(parameter.shape):
-                return False
-    return True
+                return f"{_prefix(path)}{name}"
+    return ""
+
+
+def _check_no_parameter_of_neurons(scaled: Iterable[tuple[FFN, str]]) -> None:
+    """Raise an error that names the first parameter that acts on the neurons of an FFN, given each FFN with its or ""."""
+    for ffn, parameter in scaled:
+        if parameter:
+            raise UnsupportedModelError(
+                f"{ffn.name} ({type(ffn.module).__name__}) has the shapes of a {ffn.kind} FFN, but its hidden neurons are not "
+                f"separate: {parameter} is another parameter of their size, such as the weight of a norm between the "
+                "maps. It cannot be pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
+            )
 
 
 def _check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
@@ -345,8 +377,8 @@ def _check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
         other = int(changed.nonzero()[0])
         raise UnsupportedModelError(
             f"{ffn.name} ({type(ffn.module).__name__}) has the shapes of a {ffn.kind} FFN, but its hidden neurons "
-            f"{neuron} and {other} are not separate (a norm or an interleaved layout between the maps): it cannot be "
-            "pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
+            f"{neuron} and {other} are not separate (a norm, a choice of the largest or an interleaved layout between the maps): "
+            "it cannot be pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,19 @@ def text_config(model: nn.Module) -> Any:
 
 
 def bias_attribute(model: nn.Module) -> str:
-    """Return the first of BIAS_ATTRIBUTES that is False in the model's configuration; "" if none is."""
+    """Return the first of BIAS_ATTRIBUTES that is False in the model's configuration and may be True; "" if none is."""
     config = text_config(model)
-    return next((name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False), "")
+    return next(
+        (name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False and _may_be_true(config, name)), ""
+    )
+
+
+def _may_be_true(config: Any, name: str) -> bool:
+    """Whether a configuration is valid with an attribute set to True (InternLM3 has biases everywhere or nowhere)."""
+    changed = copy.deepcopy(config)
+    setattr(changed, name, True)
+    try:
+        getattr(changed, "validate", lambda: None)()
+    except Exception:  # whatever a configuration raises, it could not be saved
+        return False
+    return True

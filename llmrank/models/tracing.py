@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from llmrank.models.linear_map import in_features, out_features
 
-__all__ = ["linear_chain", "trial_run"]
+__all__ = ["linear_chain", "reads_unchanged", "trial_run"]
 
 # Number of rows of a trial run; a module that swaps two neurons is overlooked with probability 2 ** -ROWS.
 ROWS = 16
@@ -119,6 +120,49 @@ def _reads_alone(
         return False
     is_separate = torch.equal(read[2], torch.where(from_one, read[0], read[1]))
     return is_separate and torch.equal(outputs[0], outputs[3])
+
+
+def reads_unchanged(module: nn.Module, first: nn.Module, second: nn.Module) -> bool:
+    """Whether one linear map reads what another computes, unchanged: both together are a linear map of low rank.
+
+    Parameters
+    ----------
+    module : nn.Module
+        It runs on random features, and is left unchanged. Tensors on the meta device are replaced by random ones for the run.
+    first, second : nn.Linear or Conv1D
+        Maps inside the module.
+
+    Returns
+    -------
+    bool
+        False if the module fails to run on features alone.
+
+    Examples
+    --------
+    >>> low_rank = nn.Sequential(nn.Linear(4, 2), nn.Identity(), nn.Linear(2, 4))
+    >>> reads_unchanged(low_rank, low_rank[0], low_rank[2])
+    True
+    """
+    seen: list[torch.Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+    named = (*module.named_parameters(), *module.named_buffers())
+    weight: Any = first.weight
+    # Models that are being loaded are built where "meta" is the device of new tensors.
+    with ExitStack() as hooks, trial_run(module), torch.device("cpu" if weight.is_meta else weight.device):
+        state = {
+            name: torch.randn(value.shape, generator=generator, device="cpu").to(value.dtype)
+            for name, value in named
+            if value.is_meta
+        }
+        probe = torch.randn(1, ROWS, in_features(first), generator=generator, device="cpu")
+        probe = probe.to(weight.dtype) if weight.is_meta else probe.to(weight)
+        hooks.callback(first.register_forward_hook(lambda _module, _inputs, output: seen.append(output)).remove)
+        hooks.callback(second.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0])).remove)
+        try:
+            functional_call(module, state, (probe,))
+        except Exception:  # a module may raise any error for an input that it does not expect
+            return False
+    return len(seen) == 2 and torch.equal(*seen)
 
 
 @contextmanager

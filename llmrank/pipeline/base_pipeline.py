@@ -249,6 +249,7 @@ class BasePipeline(PipelineStages):
         reached = reached_amounts(masks, costs)
         fitted, unfitted = (sequences, held_out) if held_out is not None else sequences.parts
         notes = [
+            *(f"no token reaches {stack}: its FFNs were left as they are" for stack in sorted(self._not_reached)),
             *budget_notes(self.pruner, reached),
             *repair_notes(self.repair, self.validation, self.token_warning(ffns, fitted.n_tokens)),
             *(f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate),

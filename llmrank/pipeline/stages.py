@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from graphs import LayeredGraph, RankResult
-from llmrank.calibration.forward import Progress, fitting_length
+from llmrank.calibration.forward import Progress, fitting_length, reached_by_tokens
 from llmrank.calibration.recording import Recording
 from llmrank.calibration.statistics import FFNStatistics, collect_statistics
 from llmrank.calibration.text import TokenSequences
@@ -89,11 +89,12 @@ class PipelineStages:
         self.costs: ModelCosts | None = None
         self.step_results: list[ScheduleStep] = []
         self._prepared: tuple[FFNs, ModelCosts] | None = None
+        self._not_reached: set[str] = set()
         self._changed_for_good = False
         self._seconds: dict[str, float] = {}
 
     def find(self) -> FFNs:
-        """Return the FFNs of the model, and move the model to the device if one is set."""
+        """Return the FFNs of the model that text reaches, and move the model to the device if one is set."""
         structure = self.structure_dict
         ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
         check_writable(ffns)  # now, because an error after hours of calibration would come too late
@@ -105,7 +106,9 @@ class PipelineStages:
                     "offloaded; leave device out: the model is run where its parts are"
                 )
             self.model.to(self.device)
-        return ffns
+        reached = reached_by_tokens(self.model, ffns)
+        self._not_reached = {ffn.stack for ffn in ffns} - {ffn.stack for ffn in reached}
+        return reached
 
     def prepare(self) -> tuple[FFNs, ModelCosts]:
         """Call :meth:`find` and :meth:`check`; the result is kept until ``run`` has used it.

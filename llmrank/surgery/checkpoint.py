@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from llmrank.errors import CheckpointError, is_out_of_memory
-from llmrank.models import find_ffns
+from llmrank.models import FFNs, find_ffns
 from llmrank.models.experts import RouteAround
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
@@ -226,8 +226,13 @@ def _with_widths(base: Any, widths: Mapping[str, int]) -> Any:
 
 
 def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
-    """Give every prunable layer its width, with uninitialised weights into which a checkpoint is loaded."""
-    ffns = find_ffns(model)
+    """Give every prunable layer its width, with uninitialised weights into which a checkpoint is loaded.
+
+    Stacks without any listed layer, such as the vision tower of a model whose text tower was pruned, are left as they are.
+    """
+    found = find_ffns(model)
+    stacks = {ffn.stack for ffn in found if any(layer.name in widths for layer in ffn.prunable.values())}
+    ffns = FFNs(ffn for ffn in found if ffn.stack in stacks)
     sizes = ffns.sizes
     # Experts that are removed are not listed.
     experts = {name for names in ffns.experts.values() for name in names}

@@ -112,9 +112,11 @@ def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, An
     sizes = [(len(masks[name]), width) for name, width in masks.widths.items() if width]
     sizes += [(len(experts), sum(bool(masks[name].any()) for name in experts)) for experts in ffns.experts.values()]
     changes = dict.fromkeys((old, new) for old, new in sizes if old != new)
-    known = [name for name in WIDTH_ATTRIBUTES if hasattr(config, name)]
-    for name in (*known, *(name for name in vars(config) if name not in known)):
-        old = getattr(config, name)
+    # Read from vars(), because configurations with settings by layer (Gemma 4) raise if such a setting is read for all layers.
+    names = {getattr(config, "attribute_map", {}).get(name, name): name for name in WIDTH_ATTRIBUTES}
+    known = [name for stored, name in names.items() if stored in vars(config)]
+    for stored, old in sorted(vars(config).items(), key=lambda item: item[0] not in names):
+        name = names.get(stored, stored)
         for before, after in changes:
             # Gemma 3n has a list, one width a layer; GPT-2's n_inner is None while the width is four times the hidden size; and
             # the known fields do not hold the widths of a model that was loaded with other widths.

@@ -387,6 +387,56 @@ def test_feeding_an_earlier_ffn_after_a_later_one_raises() -> None:
         stream.feed(first, {first.stages[-1][0].module: InputKeeper()})
 
 
+class LeavesValues(nn.Module):
+    """A block that adds what the block before left for it in a mapping, as in Gemma 3n, and leaves its own output."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.mlp = mlp(6, 12, 6, seed=seed)
+
+    def forward(self, hidden_states: torch.Tensor, left: dict[str, torch.Tensor]) -> torch.Tensor:
+        left["values"] = self.mlp(hidden_states) + left.get("values", 0.0)
+        return hidden_states + left["values"]
+
+
+class Reversible(nn.Module):
+    """A block with two streams, of which the hidden states are the second, as in Reformer."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.mlp = mlp(6, 12, 6, seed=seed)
+
+    def forward(self, other: torch.Tensor, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        other = other + hidden_states
+        return hidden_states + self.mlp(other), other
+
+
+class TwoWays(nn.Module):
+    def __init__(self, block: type[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block(seed) for seed in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        other, left = x, {}
+        for block in self.blocks:
+            if isinstance(block, Reversible):
+                x, other = block(hidden_states=x, other=other)
+            else:
+                x = block(x, left=left)
+        return x
+
+
+@pytest.mark.parametrize("block", [LeavesValues, Reversible])
+def test_blocks_that_pass_on_more_than_the_hidden_states_do_not_run_by_themselves(block: type[nn.Module]) -> None:
+    model = TwoWays(block)
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1))
+    assert isinstance(stream, PassStream)
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_blocks_out_of_order_break_the_record() -> None:
     record = Recording([nn.Identity(), nn.Identity()])
     hidden: Any = torch.ones(1, 2)

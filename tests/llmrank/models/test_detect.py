@@ -14,6 +14,7 @@ from torch import nn
 from llmrank.calibration.attention import find_attentions
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import explicit_ffns, find_ffns
+from llmrank.models.families import bias_attribute
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from tests.llmrank.tiny_models import LLAMA, STRUCTURE, Snapshot, features, mlp, tiny_llama, tiny_t5, token_ids
@@ -128,6 +129,42 @@ def test_mlp_with_a_norm_on_as_many_hidden_neurons_as_inputs_raises() -> None:
     # By its shape alone, this norm could be one of the residual stream.
     with pytest.raises(UnsupportedModelError, match="not separate"):
         find_ffns(Separate(nn.LayerNorm(6), d=6, f=6))
+
+
+class Scaled(Separate):
+    """A scale of every neuron, as in Dory: nothing couples the neurons, but they have a parameter beside the maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(10))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(lambda: Separate(nn.LayerNorm(10)), "between.weight"), (Scaled, "scale")], ids=["norm", "scale"]
+)
+def test_the_error_names_the_parameter_that_acts_on_the_neurons(make: Callable[[], nn.Module], name: str) -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"mlp": make()}) for _ in range(2)])})
+    message = rf"layers\.0\.mlp .* plain FFN, but .* not separate: layers\.0\.mlp\.{name} is another parameter"
+    with pytest.raises(UnsupportedModelError, match=message):
+        find_ffns(model)
+
+
+def test_ffns_of_one_class_that_differ_by_a_setting_are_checked_one_by_one() -> None:
+    class Largest(nn.Module):
+        """Keeps the largest neurons of every token, as some FFNs of Gemma 3n do."""
+
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            self.share = share
+            self.up, self.down = nn.Linear(6, 10), nn.Linear(10, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.up(x)
+            return self.down(torch.relu(x - (x.std(-1, keepdim=True) if self.share else 0)))
+
+    assert len(find_ffns(nn.Sequential(Largest(0.0), Largest(0.0)))) == 2
+    with pytest.raises(UnsupportedModelError, match=r"^1 \(Largest\) .* hidden neurons 1 and \d+ are not separate"):
+        find_ffns(nn.Sequential(Largest(0.0), Largest(0.5)))
 
 
 def test_separable_mlp_is_found() -> None:
@@ -250,6 +287,28 @@ def test_attentions_and_bottlenecks_are_recognised_by_their_maps(block: type[nn.
 def test_an_adapter_as_wide_as_the_stream_is_an_ffn() -> None:
     model = nn.ModuleDict({"layers": nn.ModuleList([Adapted(width=6)])})
     assert [ffn.name for ffn in find_ffns(model)] == ["layers.0.mlp", "layers.0.adapter"]
+
+
+class LowRank(nn.Module):
+    """Two maps with nothing between them, wider than the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.norm(self.down(self.up(x)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_linear_term_beside_an_ffn_is_none_however_wide(device: str) -> None:
+    with torch.device(device):
+        block = nn.ModuleDict({"term": LowRank(), "mlp": Separate()})
+        model = nn.ModuleDict({"layers": nn.ModuleList([block])})
+        assert [ffn.name for ffn in find_ffns(model)] == ["layers.0.mlp"]
+    # Alone in its block, it is what can be pruned.
+    assert len(find_ffns(nn.ModuleDict({"layers": nn.ModuleList([LowRank()])}))) == 1
 
 
 class Lora(nn.Module):
@@ -410,6 +469,16 @@ def test_weights_tied_between_ffns_raise() -> None:
         find_ffns(model)
 
 
+def test_the_error_for_weights_that_a_class_ties_on_loading_does_not_advise_to_untie_them() -> None:
+    model: Any = nn.ModuleList([Separate(), Separate()])
+    model[1].up.weight = model[0].up.weight
+    model.all_tied_weights_keys = {"1.up.weight": "0.up.weight"}  # of classes of transformers, such as Zamba's
+    with pytest.raises(
+        UnsupportedModelError, match=r"0\.up and 1\.up share .* ModuleList ties them whenever it is loaded"
+    ):
+        find_ffns(model)
+
+
 def test_a_weight_tied_to_a_module_outside_the_ffns_raises() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -462,6 +531,13 @@ def test_the_error_for_a_model_without_ffn_lists_its_linear_maps() -> None:
     assert "structure_dict=" in message
     with pytest.raises(UnsupportedModelError, match="no linear maps"):
         find_ffns(nn.Sequential(nn.ReLU()))
+
+
+def test_a_configuration_that_allows_no_bias_is_not_changed() -> None:
+    config = transformers.CONFIG_MAPPING["internlm3"](**LLAMA)
+    assert bias_attribute(transformers.AutoModelForCausalLM.from_config(config)) == ""
+    assert config.mlp_bias is False
+    assert bias_attribute(tiny_llama()) == "mlp_bias"
 
 
 def test_encoder_and_decoder_are_separate_chains() -> None:

@@ -16,10 +16,75 @@ from llmrank.pipeline import CalibrationText, ChainedFFNPipeline
 from llmrank.prune import GlobalPruner
 from llmrank.score import NormScorer
 from llmrank.surgery.repair import LeastSquaresRepair
-from tests.llmrank.tiny_models import LLAMA, Snapshot, logits, text, tiny_llama, token_ids, tokenizer
+from tests.llmrank.tiny_models import LLAMA, Snapshot, logits, text, tiny_llama, tiny_t5, token_ids, tokenizer
 
 WIDTH = LLAMA["intermediate_size"]
 SHORT: dict[str, Any] = {"calibration": text(200), "samples": 4, "sequence_length": 16}
+
+
+VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def seeing_model() -> Any:
+    """Make a Gemma 3, which has a vision tower beside its text tower."""
+    torch.manual_seed(0)
+    pixels = {"image_size": 8, "patch_size": 4}
+    config = transformers.Gemma3Config(
+        text_config=LLAMA | {"model_type": "gemma3_text"},
+        vision_config=VISION | pixels | {"model_type": "siglip_vision_model"},
+        mm_tokens_per_image=4,
+        **dict.fromkeys(("boi_token_index", "eoi_token_index", "image_token_index"), LLAMA["vocab_size"] - 1),
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        model.model.language_model.layers[0].mlp.up_proj.weight[:6] *= (
+            8.0  # so that a global budget gives unequal widths
+        )
+    return model
+
+
+@pytest.mark.parametrize("pruner", ["local", "global:normalize=none"])
+def test_a_tower_that_no_token_reaches_is_left_alone(pruner: str, tmp_path: Path) -> None:
+    model = seeing_model()
+    tower = {name: value.clone() for name, value in model.state_dict().items() if "vision" in name}
+    pruned = prune_model(model, None, 0.3, pruner=pruner, repair="none", calibration=token_ids(4, 16), samples=4)
+    assert set(pruned.masks) == {f"model.language_model.layers.{k}.mlp" for k in range(2)}
+    assert pruned.report.notes == ["no token reaches model.vision_tower.encoder.layers: its FFNs were left as they are"]
+    assert len(tower) > 4
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in tower.items())
+    wanted = logits(model, token_ids(2, 12))
+    saved = pruned.save(tmp_path / "out")
+    if pruner == "local":
+        stock = transformers.AutoModelForImageTextToText.from_pretrained(saved)
+        torch.testing.assert_close(logits(stock, token_ids(2, 12)), wanted)
+    else:
+        assert not pruned.masks.is_uniform
+    torch.testing.assert_close(logits(llmrank.load(saved).model, token_ids(2, 12)), wanted)
+
+
+def test_a_model_that_does_not_run_on_a_few_tokens_keeps_all_its_ffns() -> None:
+    class Long(transformers.T5ForConditionalGeneration):
+        def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+            if input_ids.shape[1] < 8:
+                raise ValueError("too short")
+            return super().forward(input_ids=input_ids, **more)
+
+    model = Long(tiny_t5().config)
+    pruned = prune_model(model, None, 0.3, repair="none", calibration=token_ids(4, 16), samples=4)
+    assert len(pruned.masks) == 4
+    assert pruned.report.notes == []
+
+
+def test_states_of_an_image_are_passed_to_models_with_layers_that_attend_to_them() -> None:
+    class Unused(transformers.LlamaForCausalLM):
+        """Its forward has the parameter, as BLT's, but passes it twice if it is given."""
+
+        def forward(self, input_ids: torch.Tensor, cross_attention_states: Any = None, **more: Any) -> Any:
+            if cross_attention_states is not None:
+                raise TypeError("got multiple values")
+            return super().forward(input_ids=input_ids, **more)
+
+    prune_model(Unused(tiny_llama().config), None, 0.3, repair="none", calibration=token_ids(4, 16), samples=4)
 
 
 def test_components_by_spec_and_by_object_are_the_same() -> None:

@@ -426,6 +426,17 @@ def test_a_field_with_other_users_is_not_written(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load(tmp_path / "out").model, ids), logits(model, ids), rtol=0, atol=0)
 
 
+def test_the_width_is_stated_in_a_configuration_with_settings_by_layer() -> None:
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 8}
+    sizes = {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 64}
+    config = transformers.CONFIG_MAPPING["gemma4_text"](**LLAMA, **layers, **sizes)
+    with pytest.raises(RuntimeError, match="per-layer attribute"):
+        _ = config.head_dim
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    apply_masks(model, find_ffns(model), kept_first(model, 30), "compact")
+    assert config.intermediate_size == 30
+
+
 def test_a_model_loaded_with_widths_by_layer_can_become_a_stock_one_again(tmp_path: Path) -> None:
     model, ids = tiny_llama(), token_ids(2, 8)
     apply_masks(model, find_ffns(model), some_masks(model), "compact")
